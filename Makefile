@@ -1,0 +1,64 @@
+# `make quickstart` and `make test` do everything on a fresh machine; both are idempotent.
+# Another Python: `make PYTHON=python3.12 test`. pip's own settings (PIP_INDEX_URL, ...) are honoured, e.g. to take a CPU build of torch.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+PIP := $(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt
+SOURCES := fairseq_ext graph vision_language tests $(wildcard examples benchmarks)
+
+# One line that says what is wrong with this machine, or nothing. Python 2 can run it too.
+NEEDS := fairseq-ext needs Python 3.11 or 3.12 on Linux x86_64
+CHECK := import platform, sys; \
+  found = "Python %s (%s) on %s %s" % (platform.python_version(), sys.executable, platform.system(), platform.machine()); \
+  good = sys.version_info[:2] in ((3, 11), (3, 12)) and (platform.system(), platform.machine()) == ("Linux", "x86_64"); \
+  sys.stdout.write("" if good else "$(NEEDS), found " + found + ": try `make PYTHON=python3.12 ...`")
+PROBLEM = $(shell $(PYTHON) -c '$(CHECK)' 2>/dev/null || echo '$(NEEDS), but `$(PYTHON)` does not run: try `make PYTHON=python3.12 ...`')
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint results benchmarks clean
+
+help:
+	@echo "make quickstart   install, then train and translate on the embedded corpus (examples/quickstart)"
+	@echo "make test         install with the test extra, then lint, type check and run every test"
+	@echo "make lint         linter, formatter check and type checker only"
+	@echo "make results      regenerate docs/RESULTS.md"
+	@echo "make benchmarks   measure speed and memory, print every ratio"
+	@echo "make clean        remove the environment and every cache"
+
+quickstart: $(VENV)/.installed
+	$(RUN) -m examples.quickstart
+
+test: lint
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal
+
+lint: $(VENV)/.installed-test
+	$(RUN) -m ruff check $(SOURCES)
+	$(RUN) -m ruff format --check $(SOURCES)
+	$(RUN) -m mypy
+
+results: $(VENV)/.installed
+	$(RUN) -m examples.results
+
+benchmarks: $(VENV)/.installed
+	$(RUN) -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The order matters: ve-fairseq asks for any torch, so the tested one is installed before it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(if $(strip $(PROBLEM)),$(error $(PROBLEM)))
+	@echo "Setting up $(VENV): a few minutes the first time"
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch==2.13.0
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@$(PIP) -e '.[test]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Worked examples: each folder is one command to run and one README to copy from."""

@@ -1,0 +1,54 @@
+"""Bits per character from the log of fairseq-eval-lm.
+
+    fairseq-eval-lm DATA --path MODEL ... 2>&1 | tee eval.log
+    python -m examples.language_modeling.bpc eval.log --data DATA
+
+fairseq-eval-lm prints the mean loss of a *symbol* in base 2. Bits per character is that loss times symbols per
+character; the two counts come from the preparation, and the evaluation must have covered every symbol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+
+def bits_per_character(log: str, tokens: int, characters: int) -> float:
+    """``loss_base_2 * tokens / characters``.
+
+    Raises:
+        ValueError: the log holds no result, or not one over all ``tokens`` symbols.
+    """
+    loss = re.findall(r"Loss \(base 2\): ([\d.]+)", log)
+    evaluated = re.findall(r"Evaluated ([\d,]+) tokens", log)
+    if not loss or not evaluated:
+        raise ValueError("the log holds no 'Loss (base 2)': is it the output of fairseq-eval-lm?")
+    seen = int(evaluated[-1].replace(",", ""))
+    if seen != tokens:
+        raise ValueError(f"the evaluation covered {seen:,} of {tokens:,} symbols; add --required-batch-size-multiple 1")
+    return float(loss[-1]) * tokens / characters
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.language_modeling.bpc", description="Bits per character from a log of fairseq-eval-lm."
+    )
+    parser.add_argument("log", type=Path, help="what fairseq-eval-lm printed (stdout and stderr)")
+    parser.add_argument("--data", type=Path, required=True, help="folder made by examples.language_modeling.prepare")
+    parser.add_argument("--subset", choices=("train", "valid", "test"), default="test", help="default: test")
+    args = parser.parse_args(argv)
+    try:
+        split = json.loads((args.data / "prepare.json").read_text())["splits"][args.subset]
+        value = bits_per_character(args.log.read_text(), **split)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.subset}: {value:.4f} bits per character ({split['characters']:,} characters)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

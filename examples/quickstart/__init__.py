@@ -1,0 +1,1 @@
+"""From nothing to a BLEU score in one command: `python -m examples.quickstart`."""

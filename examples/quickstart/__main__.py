@@ -1,0 +1,115 @@
+"""Command line of the quickstart; see README.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from .corpus import CorpusError, parse_locale
+from .pipeline import Pipeline, PipelineError, Settings, write_json
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.quickstart",
+        description="Make a small corpus, train a model with every method combined, translate, score and plot.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    default = Settings()
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/quickstart"), help="folder for everything that is written"
+    )
+    parser.add_argument("--source", default=default.source, help="source language, a CLDR locale such as en or pt_BR")
+    parser.add_argument("--target", default=default.target, help="target language, a CLDR locale")
+    parser.add_argument("--baseline", action="store_true", help="also train the plain Transformer on the same budget")
+    parser.add_argument("--pairs", type=int, default=default.pairs, help="sentence pairs, valid and test included")
+    parser.add_argument(
+        "--vocab", type=int, default=default.vocab, help="SentencePiece pieces, both languages together"
+    )
+    parser.add_argument("--updates", type=int, default=default.updates, help="training updates")
+    parser.add_argument("--seed", type=int, default=default.seed, help="seed of the corpus and of the training")
+    return parser.parse_args(arguments)
+
+
+@contextmanager
+def output_folder(out: Path):
+    """Make `out` and hold its lock; a foreign folder, an unwritable one and one in use are refused."""
+    lock = out / "quickstart.lock"
+    if out.is_dir() and any(out.iterdir()) and not lock.exists():
+        raise PipelineError(
+            f"--out: {out} holds other files (allowed: a new, an empty or an earlier quickstart folder)"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("a")
+    except OSError as error:
+        raise PipelineError(f"--out: cannot write to {out}: {error.strerror}") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PipelineError(f"--out: another quickstart is running in {out}") from None
+        yield
+
+
+def run(options: argparse.Namespace) -> None:
+    start = time.perf_counter()
+    for option in ("source", "target"):
+        parse_locale(getattr(options, option), f"--{option}")
+    for option in ("updates", "vocab"):
+        if getattr(options, option) < 1:
+            raise PipelineError(f"--{option}: {getattr(options, option)} (allowed: 1 or more)")
+    systems = ["combined", "plain"] if options.baseline else ["combined"]
+    settings = Settings(**{field: getattr(options, field) for field in Settings.__dataclass_fields__})
+    with output_folder(options.out):
+        pipeline = Pipeline(options.out, settings)
+        pipeline.prepare()
+        pipeline.binarize()
+        for system in systems:
+            pipeline.train(system)
+            pipeline.evaluate(system)
+        summary = pipeline.summary(systems)
+        write_json(options.out / "results.json", summary)
+        print("[plot]")
+        from .plot import plot
+
+        plot(pipeline, systems, options.out / "quickstart.png")
+
+    print(f"\n{'system':<10}{'BLEU':>7}{'exact match':>14}{'parameters':>13}{'training':>11}")
+    for system, row in summary["systems"].items():
+        print(
+            f"{system:<10}{row['bleu']:>7.2f}{row['exact_match_percent']:>12.1f} %"
+            f"{row['parameters']:>13,}{row['train_seconds']:>9.0f} s"
+        )
+    print(f"sacreBLEU {summary['systems']['combined']['signature']}\n")
+    for sample in summary["systems"]["combined"]["samples"]:
+        print(f"  {settings.source}  {sample['source']}")
+        print(f"  {'->':<{len(settings.source)}}  {sample['hypothesis']}")
+        print(f"  {'=':<{len(settings.source)}}  {sample['reference']}\n")
+    print(f"picture {options.out / 'quickstart.png'}, results {options.out / 'results.json'}")
+    print(f"{time.perf_counter() - start:.0f} s in all")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    sys.stdout.reconfigure(line_buffering=True)
+    try:
+        run(options)
+    except (CorpusError, PipelineError) as error:
+        print(f"quickstart: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"quickstart: {error.filename or options.out}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nquickstart: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

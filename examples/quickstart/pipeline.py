@@ -1,0 +1,342 @@
+"""The steps from text to BLEU. Each runs the command that a user would type, once: a finished step is skipped."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .corpus import build_corpus
+
+SPLITS = ("train", "valid", "test")
+
+# Everything this package adds, switched on together; and fairseq's own Transformer and loss, for comparison.
+SYSTEMS: dict[str, list[str]] = {
+    "combined": (
+        "--block muse --muse-kernels 3,15 --attention-topk 8 --norm adanorm --cross-view gca "
+        "--criterion label_smoothed_encouraging_loss --log-end 0.75"
+    ).split(),
+    "plain": "--criterion label_smoothed_cross_entropy".split(),
+}
+ARCHITECTURE = (
+    "--arch transformer_ext --encoder-layers 2 --decoder-layers 2 --encoder-embed-dim 128 --decoder-embed-dim 128 "
+    "--encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512 --encoder-attention-heads 4 --decoder-attention-heads 4 "
+    "--share-all-embeddings --dropout 0.1"
+).split()
+OPTIMISATION = (
+    "--label-smoothing 0.1 --optimizer adam --adam-betas (0.9,0.98) --clip-norm 1.0 --lr 3e-3 "
+    "--lr-scheduler inverse_sqrt --warmup-updates 200 --max-tokens 3072"
+).split()
+BEAM, LENPEN = 5, 1.0
+# sacreBLEU's default tokeniser splits at spaces; these languages are written without them.
+_BLEU_TOKENIZERS = {"zh": "zh", "yue": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char"}
+
+
+class PipelineError(RuntimeError):
+    """A step failed; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chooses. Every field that a step depends on decides whether that step has to run again."""
+
+    source: str = "en"
+    target: str = "de"
+    pairs: int = 20_000
+    vocab: int = 3000
+    updates: int = 1200
+    seed: int = 1
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write through a temporary file, so that a kill leaves the old file or the new one and never half of one."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class Pipeline:
+    """Runs the steps inside one output folder.
+
+    A step owns a sub-folder. Its settings are written there first (`settings.json`) and its outcome last (`done.json`).
+    The same settings with an outcome: skipped. The same settings without: killed half-way, so it is cleared and run
+    again, except training, which fairseq resumes from its last checkpoint. Other settings: cleared and run again.
+    """
+
+    def __init__(self, out: Path, settings: Settings) -> None:
+        self.out, self.settings = out, settings
+        self.corpus_dir, self.data_dir = out / "corpus", out / "data-bin"
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> dict[str, Any]:
+        """Corpus, SentencePiece model, SentencePiece-encoded text: all in `corpus/`."""
+        s = self.settings
+        depends = {key: getattr(s, key) for key in ("source", "target", "pairs", "vocab", "seed")}
+        return self._step("corpus", self.corpus_dir, {**depends, "babel": version("babel")}, self._prepare)
+
+    def _prepare(self) -> dict[str, Any]:
+        import sentencepiece as spm
+
+        s = self.settings
+        corpus = build_corpus(s.source, s.target, s.pairs, s.seed)
+        corpus.write(self.corpus_dir, s.source, s.target)
+        model = io.BytesIO()
+        try:
+            spm.SentencePieceTrainer.train(
+                sentence_iterator=iter([text for pair in corpus.train for text in pair]),
+                model_writer=model,
+                vocab_size=s.vocab,
+                character_coverage=1.0,
+                # Digits one by one: a number is copied digit by digit. Identity: the default rule would rewrite m² as m2.
+                split_digits=True,
+                normalization_rule_name="identity",
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].split("] ")[-1]
+            raise PipelineError(f"--vocab: {s.vocab} pieces do not fit {s.pairs} pairs of text: {reason}") from None
+        (self.corpus_dir / "spm.model").write_bytes(model.getvalue())
+        processor = spm.SentencePieceProcessor(model_proto=model.getvalue())
+        # fairseq adds its own <s> <pad> </s> <unk>; the other pieces keep SentencePiece's order.
+        pieces = [processor.id_to_piece(i) for i in range(len(processor)) if not processor.is_unknown(i)]
+        pieces = [piece for piece in pieces if piece not in ("<s>", "</s>")]
+        (self.corpus_dir / "dict.txt").write_text("".join(f"{p} 1\n" for p in pieces), encoding="utf-8")
+        tokens = 0
+        for split in SPLITS:
+            for language in (s.source, s.target):
+                lines = (self.corpus_dir / f"{split}.{language}").read_text(encoding="utf-8").splitlines()
+                encoded = processor.encode(lines, out_type=str)
+                tokens += sum(map(len, encoded)) if split == "train" else 0
+                text = "".join(" ".join(line) + "\n" for line in encoded)
+                (self.corpus_dir / f"{split}.spm.{language}").write_text(text, encoding="utf-8")
+        return {**{split: len(getattr(corpus, split)) for split in SPLITS}, "train_tokens": tokens}
+
+    def binarize(self) -> dict[str, Any]:
+        """`fairseq-preprocess` with one dictionary for both sides."""
+        s = self.settings
+        prefixes = [arg for split in SPLITS for arg in (f"--{split}pref", str(self.corpus_dir / f"{split}.spm"))]
+        arguments = ["--source-lang", s.source, "--target-lang", s.target, "--destdir", str(self.data_dir)]
+        arguments += ["--srcdict", str(self.corpus_dir / "dict.txt"), "--joined-dictionary", *prefixes]
+        return self._step(
+            "preprocess",
+            self.data_dir,
+            self._settings_of(self.corpus_dir),
+            lambda: self._fairseq("preprocess", arguments, self.data_dir) or {},
+        )
+
+    def train(self, system: str) -> dict[str, Any]:
+        """`fairseq-train`: a fixed number of updates, the best checkpoint chosen by validation likelihood."""
+        s, folder = self.settings, self.out / system
+        report = max(1, s.updates // 20)
+        arguments = [str(self.data_dir), *_device(), "--user-dir", user_dir(), "--seed", str(s.seed)]
+        arguments += [*ARCHITECTURE, *SYSTEMS[system], *OPTIMISATION, "--max-update", str(s.updates)]
+        validate = str(max(1, s.updates // 8))
+        arguments += ["--validate-interval-updates", validate, "--save-interval-updates", validate]
+        arguments += ["--keep-interval-updates", "1", "--no-epoch-checkpoints", "--save-dir", str(folder)]
+        # The likelihood, not the training loss: it means the same for every criterion.
+        arguments += ["--best-checkpoint-metric", "nll_loss", "--log-format", "json"]
+        arguments += ["--log-interval", str(report), "--log-file", str(folder / "train.log"), "--no-progress-bar"]
+
+        def show(line: str) -> None:
+            for record in log_records([line]):
+                if record["kind"] == "train_inner":
+                    print(
+                        f"  update {record['num_updates']:>5}/{s.updates}  train loss {record['nll_loss']} bits/token"
+                    )
+                elif record["kind"] == "valid":
+                    print(f"  {'':>5}validation         loss {record['valid_nll_loss']} bits/token")
+
+        def run() -> dict[str, Any]:
+            self._fairseq("train", arguments, folder, show)
+            return {"parameters": _parameters(folder / "fairseq-train.log"), "command": ["fairseq-train", *arguments]}
+
+        depends = {**self._settings_of(self.data_dir), "updates": s.updates, "arguments": arguments}
+        return self._step(f"train {system}", folder, depends, run, resumable=True)
+
+    def evaluate(self, system: str) -> dict[str, Any]:
+        """`fairseq-generate` on the test set, then sacreBLEU against the untouched reference text."""
+        s, folder = self.settings, self.out / system / "test"
+        checkpoint = self.out / system / "checkpoint_best.pt"
+        arguments = [str(self.data_dir), *_device(), "--user-dir", user_dir(), "--gen-subset", "test"]
+        arguments += ["--path", str(checkpoint), "--beam", str(BEAM), "--lenpen", str(LENPEN)]
+        arguments += ["--remove-bpe", "sentencepiece", "--max-tokens", "8000", "--no-progress-bar"]
+
+        def run() -> dict[str, Any]:
+            import sacrebleu
+
+            hypotheses: dict[int, str] = {}
+
+            def collect(line: str) -> None:
+                if line.startswith("H-"):
+                    index, _, text = line.rstrip("\n").split("\t")
+                    hypotheses[int(index[2:])] = text
+
+            self._fairseq("generate", arguments, folder, collect)
+            sources, references = (
+                (self.corpus_dir / f"test.{language}").read_text(encoding="utf-8").splitlines()
+                for language in (s.source, s.target)
+            )
+            if sorted(hypotheses) != list(range(len(references))):
+                raise PipelineError(
+                    f"fairseq-generate: {len(hypotheses)} of {len(references)} test sentences translated"
+                )
+            ordered = [hypotheses[i] for i in range(len(references))]
+            (folder / f"hypotheses.{s.target}").write_text("".join(f"{h}\n" for h in ordered), encoding="utf-8")
+            metric = sacrebleu.BLEU(tokenize=_BLEU_TOKENIZERS.get(s.target.split("_")[0], "13a"))
+            bleu = metric.corpus_score(ordered, [references]).score
+            chosen = _samples(sources)
+            return {
+                "bleu": round(bleu, 2),
+                "signature": str(metric.get_signature()),
+                "exact_match_percent": round(100 * sum(map(str.__eq__, ordered, references)) / len(ordered), 1),
+                "sentences": len(ordered),
+                "samples": [
+                    {"source": sources[i], "hypothesis": ordered[i], "reference": references[i]} for i in chosen
+                ],
+                "command": ["fairseq-generate", *arguments],
+            }
+
+        return self._step(f"translate {system}", folder, self._settings_of(self.out / system), run)
+
+    def summary(self, systems: list[str]) -> dict[str, Any]:
+        """What `results.json` holds: the outcomes of all steps, the settings and the versions that made them."""
+        names = ("ve-fairseq", "torch", "numpy", "babel", "sacrebleu", "sentencepiece")
+        rows = {}
+        for system in systems:
+            training, test = (read_json(self.out / part / "done.json") for part in (system, f"{system}/test"))
+            rows[system] = {
+                **{key: test[key] for key in ("bleu", "signature", "exact_match_percent", "sentences")},
+                "parameters": training["parameters"],
+                "train_seconds": training["seconds"],
+                "generate_seconds": test["seconds"],
+                "samples": test["samples"],
+                "commands": [training["command"], test["command"]],
+            }
+        return {
+            "settings": asdict(self.settings),
+            "corpus": read_json(self.corpus_dir / "done.json"),
+            "systems": rows,
+            "versions": {"python": sys.version.split()[0], **{name: version(name) for name in names}},
+        }
+
+    # -- machinery -----------------------------------------------------------------------------------------------
+
+    def _step(
+        self,
+        title: str,
+        folder: Path,
+        settings: dict[str, Any],
+        run: Callable[[], dict[str, Any]],
+        resumable: bool = False,
+    ) -> dict[str, Any]:
+        done, wanted = folder / "done.json", folder / "settings.json"
+        same = wanted.is_file() and read_json(wanted) == settings
+        if same and done.is_file():
+            print(f"[{title}] already done")
+            return read_json(done)
+        resuming = resumable and same
+        print(f"[{title}]" + (" resuming" if resuming else ""))
+        if not resuming:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            write_json(wanted, settings)
+        start = time.perf_counter()
+        outcome = run()
+        outcome["seconds"] = round(time.perf_counter() - start, 1)
+        write_json(done, outcome)
+        print(f"  {outcome['seconds']} s")
+        return outcome
+
+    @staticmethod
+    def _settings_of(folder: Path) -> dict[str, Any]:
+        """The settings of the step before and when it ended: a step that ran again makes the later ones run again."""
+        return {**read_json(folder / "settings.json"), "after": (folder / "done.json").stat().st_mtime_ns}
+
+    @staticmethod
+    def _fairseq(tool: str, arguments: list[str], folder: Path, follow: Callable[[str], None] | None = None) -> None:
+        """Run one of fairseq's commands; keep all it prints in `folder`, and hand each line to `follow`."""
+        log = folder / f"fairseq-{tool}.log"
+        command = [sys.executable, "-m", f"fairseq_cli.{tool}", *arguments]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        last = ""
+        with (
+            log.open("w", encoding="utf-8") as file,
+            subprocess.Popen(
+                command,
+                env=environment,
+                text=True,
+                encoding="utf-8",
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_die_with_parent,
+            ) as process,
+        ):
+            for line in process.stdout or ():
+                file.write(line)
+                last = line.strip() or last
+                if follow:
+                    follow(line)
+        if process.returncode:
+            raise PipelineError(f"fairseq-{tool}: exit code {process.returncode}: {last} (all of it: {log})")
+
+
+def user_dir() -> str:
+    """The folder that `--user-dir` wants, found without importing the plugin (which would import fairseq)."""
+    spec = importlib.util.find_spec("fairseq_ext")
+    if spec is None or spec.origin is None:
+        raise PipelineError(
+            "fairseq_ext: not installed (run `make install`, or start from the repository's top folder)"
+        )
+    return str(Path(spec.origin).parent)
+
+
+def log_records(lines: list[str] | Any) -> list[dict[str, Any]]:
+    """The JSON records of a `--log-format json` log, each with its `kind`: train_inner, train or valid."""
+    records = []
+    for line in lines:
+        head, brace, body = line.partition("{")
+        kind = head.split("|")[-2].strip() if head.count("|") >= 2 else ""
+        if brace and kind in ("train_inner", "train", "valid"):
+            records.append({"kind": kind, **json.loads(brace + body)})
+    return records
+
+
+def _device() -> list[str]:
+    import torch
+
+    return [] if torch.cuda.is_available() else ["--cpu"]
+
+
+def _parameters(log: Path) -> int:
+    for line in log.read_text(encoding="utf-8").splitlines():
+        if "num. shared model params: " in line:
+            return int(line.split("num. shared model params: ")[1].split()[0].replace(",", ""))
+    raise PipelineError(f"fairseq-train: no parameter count in {log}")
+
+
+def _samples(sources: list[str], count: int = 5) -> list[int]:
+    """Indices of test sentences of growing length, from short to long: the same ones for every system."""
+    by_length = sorted(range(len(sources)), key=lambda i: (len(sources[i]), i))
+    return [by_length[(2 * j + 1) * len(by_length) // (2 * count)] for j in range(count)]
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this command when the pipeline is killed, so that no stray training writes into the folder."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG

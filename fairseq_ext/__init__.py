@@ -1,0 +1,44 @@
+"""A fairseq plugin (``--user-dir``) of sequence-to-sequence methods, and the torch blocks that they are made of.
+
+Imported after fairseq, as ``--user-dir`` does, this package repairs fairseq (:mod:`fairseq_ext.compat`) and registers
+its models and criterions. Imported alone it stays light, so that ``fairseq_ext.modules`` and ``fairseq_ext.losses``
+serve users who have no fairseq.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "register"]
+
+
+def register() -> None:
+    """Repair fairseq and register our models and criterions with it; calling it again changes nothing.
+
+    Only a program that imports ``fairseq_ext`` *before* fairseq has to call it: otherwise the import does.
+
+    Example:
+        >>> from fairseq_ext.losses import encouraging_loss  # light, fairseq is not loaded
+        >>> import fairseq_ext
+        >>> fairseq_ext.register()  # now ``transformer_ext`` is in fairseq's registries
+    """
+    import fairseq
+
+    from . import compat
+
+    # In a normal install `--user-dir fairseq_ext` is found by fairseq as `<fairseq>/../fairseq_ext`; unless our path
+    # has that spelling too, fairseq takes a package that is already imported for a foreign one of the same name, and
+    # refuses it.
+    alias = os.path.join(os.path.dirname(fairseq.__file__), "..", __name__)
+    if os.path.isdir(alias) and alias not in __path__:
+        __path__.append(alias)
+    compat.apply()
+    for binding in ("models", "criterions"):
+        importlib.import_module(f"{__name__}.{binding}")
+
+
+if "fairseq" in sys.modules:
+    register()

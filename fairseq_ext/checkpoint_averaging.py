@@ -1,0 +1,198 @@
+"""Average the weights of several checkpoints of one training run, or take its exponential moving average out.
+
+The command line is ``fairseq-ext average``. The mean of the last checkpoints is what most published translation
+scores were measured with. Sums run in float64 and the result takes back the type that each tensor had. fairseq itself
+is not imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .compat import allow_checkpoint_types
+
+__all__ = ["CheckpointError", "average_checkpoints", "last_checkpoints", "load_checkpoint", "save_atomically"]
+
+_NAMES = {
+    "epoch": (re.compile(r"checkpoint(\d+)\.pt"), "checkpoint<epoch>.pt"),
+    "update": (re.compile(r"checkpoint_\d+_(\d+)\.pt"), "checkpoint_<epoch>_<update>.pt"),
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line for the user."""
+
+
+def last_checkpoints(folder: str | Path, last: int, by: str = "epoch", upper: int | None = None) -> list[Path]:
+    """The newest checkpoints of a save directory, newest first.
+
+    Args:
+        folder: a ``--save-dir`` of fairseq.
+        last: how many checkpoints.
+        by: ``"epoch"`` takes ``checkpoint<epoch>.pt``, ``"update"`` takes ``checkpoint_<epoch>_<update>.pt``.
+        upper: the largest epoch (or update) to take; the newest when omitted.
+
+    Raises:
+        CheckpointError: where the folder holds fewer of them than ``last``.
+    """
+    if last < 1:
+        raise CheckpointError(f"--last must be at least 1, got {last}")
+    pattern, form = _NAMES[by]
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {error.strerror}") from error
+    found = sorted(((int(match[1]), name) for name in names if (match := pattern.fullmatch(name))), reverse=True)
+    found = [(number, name) for number, name in found if upper is None or number <= upper]
+    if len(found) < last:
+        bound = "" if upper is None else f" up to {by} {upper}"
+        raise CheckpointError(f"--last {last}: {folder} holds {len(found)} files named {form}{bound}")
+    return [Path(folder, name) for _, name in found[:last]]
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a fairseq checkpoint onto the CPU with torch's safe loader.
+
+    Raises:
+        CheckpointError: where the file is missing, truncated, unsafe, or no fairseq checkpoint.
+    """
+    allow_checkpoint_types()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        # torch's message runs over many lines of advice; the one that names the refused object is what the user needs.
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {refused[1]}, which could run code" if refused else "it is damaged, or no checkpoint"
+        raise CheckpointError(f"{path}: refused by torch's safe loader: {reason}") from error
+    except (
+        Exception
+    ) as error:  # the zip and pickle readers raise RuntimeError, EOFError, ValueError, KeyError, ... on damaged files
+        raise CheckpointError(f"{path}: truncated, or no checkpoint ({type(error).__name__})") from error
+    if not isinstance(state, dict) or not isinstance(state.get("model"), Mapping):
+        raise CheckpointError(f"{path}: not a fairseq checkpoint (it has no 'model')")
+    return state
+
+
+def average_checkpoints(paths: Sequence[str | Path], ema: bool = False) -> dict[str, Any]:
+    r"""The checkpoint whose parameters are the mean :math:`\frac1n \sum_i \theta_i`, accumulated in float64.
+
+    Configuration and task state are those of the first file; so are integer tensors, which count things and have no
+    mean. The optimizer state and the moving average stay behind: neither belongs to the new weights.
+
+    Args:
+        paths: checkpoints of one architecture.
+        ema: read the moving average that ``--store-ema`` keeps (in float32 where ``--ema-fp32`` does) instead of the
+            trained weights.
+
+    Raises:
+        CheckpointError: where a file cannot be read, or differs from the first in architecture, parameter names or
+            shapes.
+    """
+    if not paths:
+        raise CheckpointError("no checkpoint to average")
+    result = load_checkpoint(paths[0])
+    reference = _parameters(result, paths[0], ema)
+    architecture = _architecture(result)
+    sums = {name: value.double() for name, value in reference.items() if value.is_floating_point()}
+    for path in paths[1:]:
+        state = load_checkpoint(path)
+        parameters = _parameters(state, path, ema)
+        _check_same(paths[0], architecture, reference, path, _architecture(state), parameters)
+        for name, total in sums.items():
+            total += parameters[name]
+
+    # Tied weights (embedding and output projection) share storage in the file; averaging keeps that, so that the file
+    # does not grow.
+    averaged: dict[str, Tensor] = {}
+    tied: dict[tuple[Any, ...], Tensor] = {}
+    for name, value in reference.items():
+        place = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype)
+        if place not in tied or value.numel() == 0:
+            tied[place] = (sums[name] / len(paths)).to(value.dtype) if name in sums else value
+        averaged[name] = tied[place]
+
+    result["model"] = averaged
+    result.pop("last_optimizer_state", None)
+    for stale in ("ema", "ema_fp32_params"):
+        (result.get("extra_state") or {}).pop(stale, None)
+    return result
+
+
+def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:
+    """Write a checkpoint so that ``path`` holds either the whole new file or what it held before.
+
+    Raises:
+        CheckpointError: where the folder is missing or not writable, or the disk is full.
+    """
+    partial = f"{path}.tmp"
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(0, "is a directory")
+        with open(partial, "wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+        if isinstance(error, RuntimeError):  # what torch's file writer makes of a full disk
+            raise CheckpointError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+        raise
+
+
+def _parameters(state: Mapping[str, Any], path: str | Path, ema: bool) -> dict[str, Tensor]:
+    if not ema:
+        return dict(state["model"])
+    extra = state.get("extra_state") or {}
+    if not extra.get("ema"):
+        raise CheckpointError(f"--ema: {path} holds no moving average (was it trained with --store-ema?)")
+    return {**extra["ema"], **extra.get("ema_fp32_params", {})}
+
+
+def _architecture(state: Mapping[str, Any]) -> str | None:
+    """The registered name of the model: in ``cfg.model`` today, in ``args.arch`` for old checkpoints."""
+    config = state.get("cfg") or {}
+    model = config.get("model") if hasattr(config, "get") else None
+    for holder in (model, state.get("args")):
+        fields: Any = holder if isinstance(holder, Mapping) else getattr(holder, "__dict__", {})
+        if hasattr(holder, "_name") and not fields.get("_name"):
+            return holder._name  # type: ignore[union-attr]
+        for field in ("_name", "arch"):
+            if fields.get(field):
+                return str(fields[field])
+    return None
+
+
+def _check_same(
+    first: str | Path,
+    architecture: str | None,
+    reference: Mapping[str, Tensor],
+    path: str | Path,
+    other: str | None,
+    parameters: Mapping[str, Tensor],
+) -> None:
+    def refuse(difference: str) -> None:
+        raise CheckpointError(f"cannot average different architectures: {difference}")
+
+    if architecture != other:
+        refuse(f"{first} is {architecture}, {path} is {other}")
+    if unshared := sorted(reference.keys() ^ parameters.keys()):
+        owner = first if unshared[0] in reference else path
+        refuse(f"{unshared[0]} is only in {owner} ({len(unshared)} parameters are not shared)")
+    for name, value in reference.items():
+        if value.shape != parameters[name].shape:
+            refuse(f"{name} is {tuple(value.shape)} in {first} and {tuple(parameters[name].shape)} in {path}")

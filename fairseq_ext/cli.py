@@ -1,0 +1,231 @@
+"""The ``fairseq-ext`` command: where the plugin is, what it registers, whether it works; checkpoint averaging."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import logging
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+from typing import Any
+
+from . import __version__, register
+
+__all__ = ["main"]
+
+USER_DIR = Path(__file__).resolve().parent
+
+# (distribution, first version that works, first that does not): the bounds of pyproject.toml.
+SUPPORTED = [
+    ("ve-fairseq", "0.12.3", "0.12.4"),
+    ("hydra-core", "1.3.2", "1.4"),
+    ("omegaconf", "2.3", "2.4"),
+    ("torch", "2.6", None),
+    ("numpy", "1.24", None),
+]
+NO_FAIRSEQ = (
+    "fairseq is not installed (pip install ve-fairseq==0.12.3; Linux x86_64, Python 3.11 or 3.12 only); "
+    "fairseq_ext.modules and fairseq_ext.losses work without it"
+)
+
+
+class _Failure(Exception):
+    """Ends the command with one line on stderr."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 1 where ``doctor`` finds a problem, 2 for bad input.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        with _quiet():
+            return args.run(args)
+    except (_Failure, ValueError) as error:
+        print(f"fairseq-ext {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `fairseq-ext list | head`
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fairseq-ext", description="Companion of the fairseq_ext plugin.")
+    parser.add_argument("--version", action="version", version=f"fairseq-ext {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], summary: str, **options: Any
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary, **options)
+        sub.set_defaults(run=run)
+        return sub
+
+    command("user-dir", _user_dir, 'Print the path for fairseq: --user-dir "$(fairseq-ext user-dir)".')
+    command("doctor", _doctor, "Print versions and repairs; exit code 1 if this installation has a problem.")
+    command("list", _list, "Print every architecture with its presets, and every criterion.")
+
+    average = command(
+        "average",
+        _average,
+        "Average checkpoints of one training run, in float64.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  fairseq-ext average --inputs checkpoints --last 5 --output checkpoints/average.pt\n"
+        "  fairseq-ext average --inputs checkpoints --last 10 --by update --upper 50000 --output average.pt\n"
+        "  fairseq-ext average --inputs a.pt b.pt --output average.pt\n"
+        "  fairseq-ext average --inputs checkpoints/checkpoint_best.pt --ema --output ema.pt",
+    )
+    add = average.add_argument
+    add("--inputs", nargs="+", required=True, metavar="PATH", type=Path, help="files, or one directory (with --last)")
+    add("--output", required=True, metavar="FILE", type=Path, help="the new checkpoint; an older one is replaced whole")
+    add("--last", type=int, metavar="N", help="take the N newest checkpoints of the directory")
+    forms = "epoch: checkpoint<epoch>.pt (default); update: checkpoint_<epoch>_<update>.pt"
+    add("--by", choices=["epoch", "update"], help=f"which checkpoints --last counts. {forms}")
+    add("--upper", type=int, metavar="BOUND", help="with --last: no epoch (or update) beyond this one (default: any)")
+    add("--ema", action="store_true", help="use the moving average of --store-ema; with one file, extract it")
+    return parser
+
+
+def _user_dir(args: argparse.Namespace) -> int:
+    print(USER_DIR)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    problems = []
+
+    def report(name: str, value: str) -> None:
+        print(f"{name:<12} {value}")
+
+    report("python", f"{platform.python_version()} ({sys.executable})")
+    report("platform", f"{platform.system()} {platform.machine()}")
+    report("fairseq-ext", f"{__version__} ({USER_DIR})")
+    if sys.version_info[:2] not in ((3, 11), (3, 12)):
+        problems.append(f"Python {platform.python_version()} is not supported: fairseq needs 3.11 or 3.12")
+    for name, lowest, beyond in SUPPORTED:
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            report(name, "not installed")
+            problems.append(NO_FAIRSEQ if name == "ve-fairseq" else f"{name} is not installed: pip install {name}")
+            continue
+        report(name, found)
+        if _number(found) < _number(lowest) or (beyond and _number(found) >= _number(beyond)):
+            bound = f">={lowest}" + (f",<{beyond}" if beyond else "")
+            problems.append(f"{name} {found} does not work with this plugin: pip install '{name}{bound}'")
+    for name in sorted({dist.name for dist in distributions()} & {"fairseq", "fairseq-fixed", "fairseq-built"}):
+        problems.append(f"{name} shares its files with ve-fairseq: uninstall both, then pip install ve-fairseq==0.12.3")
+
+    if importlib.util.find_spec("fairseq") is not None:
+        try:
+            import fairseq
+
+            from . import compat
+
+            repairs = compat.apply()
+            report("fairseq", f"{fairseq.__version__} ({Path(fairseq.__file__).parent})")
+            report("repaired", ", ".join(repairs) or "nothing")
+            if not repairs:
+                problems.append(f"the repairs of fairseq are turned off: unset {compat.OFF_SWITCH}")
+        except Exception as error:
+            problems.append(f"fairseq cannot be imported: {_one_line(error)}")
+
+    for problem in problems:
+        print(f"problem: {problem}")
+    print(f"{len(problems)} problem{'s' * (len(problems) != 1)} found" if problems else "no problem found")
+    return 1 if problems else 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("fairseq") is None:
+        raise _Failure(NO_FAIRSEQ)
+    from fairseq.criterions import CRITERION_REGISTRY
+    from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_INV_REGISTRY, MODEL_REGISTRY
+
+    register()
+
+    def ours(thing: object) -> bool:
+        return getattr(thing, "__module__", "").partition(".")[0] == __package__
+
+    models = {name: model for name, model in MODEL_REGISTRY.items() if ours(model)}
+    criterions = {name: criterion for name, criterion in CRITERION_REGISTRY.items() if ours(criterion)}
+    presets = {
+        name: [arch for arch in ARCH_MODEL_INV_REGISTRY.get(name, []) if ours(ARCH_CONFIG_REGISTRY[arch])]
+        for name in models
+    }
+    width = 2 + max((len(name) for names in (models, criterions, *presets.values()) for name in names), default=0)
+
+    print("architectures (--arch)")
+    for name, model in models.items():
+        print(f"  {name:<{width}}  {_summary(model)}")
+        for arch in presets[name]:
+            print(f"    {arch:<{width - 2}}  {_summary(ARCH_CONFIG_REGISTRY[arch])}")
+    print("criterions (--criterion)")
+    for name, criterion in criterions.items():
+        print(f"  {name:<{width}}  {_summary(criterion)}")
+    return 0
+
+
+def _average(args: argparse.Namespace) -> int:
+    from .checkpoint_averaging import average_checkpoints, last_checkpoints, save_atomically
+
+    folders = [path for path in args.inputs if path.is_dir()]
+    if folders and len(args.inputs) > 1:
+        raise _Failure("--inputs takes either files or one directory")
+    if folders and args.last is None:
+        raise _Failure(f"--inputs {folders[0]} is a directory: say how many checkpoints with --last N")
+    if not folders and not (args.last is None and args.by is None and args.upper is None):
+        raise _Failure("--last, --by and --upper choose from a directory, but --inputs are files")
+    if not args.output.absolute().parent.is_dir():
+        raise _Failure(f"--output: the directory {args.output.absolute().parent} does not exist")
+
+    paths = last_checkpoints(folders[0], args.last, args.by or "epoch", args.upper) if folders else args.inputs
+    for path in paths:
+        print(path, file=sys.stderr)
+    save_atomically(average_checkpoints(paths, ema=args.ema), args.output)
+    what = "moving average" if args.ema else "weights"
+    print(f"{args.output}: {what} of {len(paths)} checkpoint{'s' * (len(paths) != 1)}", file=sys.stderr)
+    return 0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """fairseq and what it imports log and warn a lot; our own lines say what matters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _number(text: str) -> tuple[int, ...]:
+    """The release numbers of a version; a pre-release counts as its release, as 1.4.0rc1 breaks what 1.4.0 breaks."""
+    match = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def _summary(thing: object) -> str:
+    lines = (getattr(thing, "__doc__", None) or "").strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

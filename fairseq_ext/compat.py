@@ -1,0 +1,179 @@
+"""Four repairs that fairseq 0.12.3 needs on current PyTorch and NumPy.
+
+``import fairseq_ext`` applies them when fairseq is loaded; no installed file is edited. ``FAIRSEQ_EXT_NO_COMPAT=1``
+turns them all off.
+
+=================  =================================================================================================
+Repair             Without it
+=================  =================================================================================================
+safe checkpoints   ``torch.load`` (safe by default since 2.6) refuses checkpoints of legacy architectures, checkpoints
+                   made with ``--eval-bleu``, and the broadcast with which several processes resume. Only inert types
+                   are allowed: a hostile pickle is still refused.
+last batch         up to ``required_batch_size_multiple - 1`` (7) sentences of every validation and test set are
+                   dropped without a word, the longest ones; a set of fewer than 8 sentences yields no batch at all.
+numpy.compat       ``--sample-break-mode eos`` uses ``numpy.compat.long``, which NumPy 2 removed.
+whole checkpoints  a full disk, or a kill, during the copy to ``checkpoint_last.pt`` destroys the previous one.
+=================  =================================================================================================
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import functools
+import logging
+import os
+import shutil
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+__all__ = ["OFF_SWITCH", "allow_checkpoint_types", "apply", "patched"]
+
+OFF_SWITCH = "FAIRSEQ_EXT_NO_COMPAT"
+
+logger = logging.getLogger(__name__)
+_patched: list[str] = []
+
+
+def apply() -> list[str]:
+    """Apply every repair that is missing; calling it again changes nothing.
+
+    Returns:
+        The names of all repairs now in place, as :func:`patched`.
+    """
+    if os.environ.get(OFF_SWITCH, "0") not in ("", "0"):
+        return patched()
+    news = [name for name, repair in _REPAIRS.items() if name not in _patched and repair()]
+    if news:
+        _patched.extend(news)
+        logger.info("fairseq repaired: %s (%s=1 turns this off)", ", ".join(news), OFF_SWITCH)
+    return patched()
+
+
+def patched() -> list[str]:
+    """The names of the repairs in place in this process."""
+    return list(_patched)
+
+
+def allow_checkpoint_types() -> bool:
+    """Let ``torch.load(weights_only=True)`` read what fairseq's checkpoints hold: configurations and counters.
+
+    Needs no fairseq; where it is loaded, the broadcast between its processes is allowed as well.
+    """
+    import torch
+
+    if not hasattr(torch.serialization, "add_safe_globals"):
+        return False
+    from omegaconf import DictConfig, ListConfig
+    from omegaconf.base import ContainerMetadata, Metadata
+    from omegaconf.nodes import AnyNode
+
+    allowed: list[Any] = [
+        argparse.Namespace,
+        collections.defaultdict,
+        DictConfig,
+        ListConfig,
+        AnyNode,
+        Metadata,
+        ContainerMetadata,
+    ]
+    allowed += [(kind, f"builtins.{kind.__name__}") for kind in (dict, list, int)]
+    allowed.append((typing.Any, "typing.Any"))
+
+    allowed += [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "?")}]
+    # Pickles name these functions by where NumPy kept them at the time: `core` before version 2, `_core` since.
+    multiarray = sys.modules[
+        "numpy._core.multiarray" if "numpy._core.multiarray" in sys.modules else "numpy.core.multiarray"
+    ]
+    for home in ("numpy._core.multiarray", "numpy.core.multiarray"):
+        allowed += [(getattr(multiarray, name), f"{home}.{name}") for name in ("_reconstruct", "scalar")]
+
+    distributed = sys.modules.get("fairseq.distributed.utils")
+    if distributed is not None:
+        allowed.append(distributed._TensorPlaceholder)
+    torch.serialization.add_safe_globals(allowed)
+    return True
+
+
+def _keep_last_batch() -> bool:
+    """Give back the indices that fairseq's ``batch_by_size`` cuts off the end; no index makes no batch."""
+    from fairseq.data import data_utils
+
+    upstream = data_utils.batch_by_size
+
+    @functools.wraps(upstream)
+    def batch_by_size(indices: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        if not isinstance(indices, np.ndarray):
+            indices = np.fromiter(indices, dtype=np.int64, count=-1)
+        if len(indices) == 0:
+            return []
+        batches = list(upstream(indices, *args, **kwargs))
+        fixed_shapes = kwargs.get("fixed_shapes", args[5] if len(args) > 5 else None)
+        covered = sum(len(batch) for batch in batches)
+        # The batches follow the order of the indices, so what is missing is the end. Fixed shapes leave sentences out
+        # on purpose.
+        if fixed_shapes is None and covered < len(indices):
+            batches.append(indices[covered:])
+        return batches
+
+    data_utils.batch_by_size = batch_by_size
+    return True
+
+
+def _restore_numpy_compat() -> bool:
+    """``numpy.compat.long`` was Python's ``int``."""
+    if hasattr(np, "compat") and hasattr(np.compat, "long"):
+        return False
+    shim = types.ModuleType("numpy.compat", "Gone from NumPy 2; fairseq reads `long` from it.")
+    shim.long = int  # type: ignore[attr-defined]
+    np.compat = shim  # type: ignore[attr-defined]
+    return True
+
+
+def _write_whole_checkpoints() -> bool:
+    """Copy checkpoints through a temporary file, and leave no partial file behind when the disk is full."""
+    from fairseq import checkpoint_utils
+    from fairseq.file_io import PathManager
+
+    copy, save = PathManager.copy, checkpoint_utils.torch_persistent_save
+
+    @functools.wraps(copy)
+    def atomic_copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        if PathManager.path_requires_pathmanager(src_path) or PathManager.path_requires_pathmanager(dst_path):
+            return copy(src_path, dst_path, overwrite=overwrite)
+        partial = f"{dst_path}.tmp"
+        try:
+            shutil.copyfile(src_path, partial)
+            os.replace(partial, dst_path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(partial)
+            raise
+        return True
+
+    @functools.wraps(save)
+    def clean_save(obj: Any, filename: str, async_write: bool = False) -> None:
+        try:
+            save(obj, filename, async_write=async_write)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(f"{filename}.tmp")
+            raise
+
+    PathManager.copy = staticmethod(atomic_copy)
+    checkpoint_utils.torch_persistent_save = clean_save
+    return True
+
+
+_REPAIRS: dict[str, Callable[[], bool]] = {
+    "safe checkpoints": allow_checkpoint_types,
+    "last batch": _keep_last_batch,
+    "numpy.compat": _restore_numpy_compat,
+    "whole checkpoints": _write_whole_checkpoints,
+}

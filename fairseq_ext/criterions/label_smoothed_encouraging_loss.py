@@ -1,0 +1,153 @@
+"""``--criterion label_smoothed_encouraging_loss``: label-smoothed cross-entropy with the encouraging bonus.
+
+Zhao et al., "Well-classified Examples are Underestimated in Classification with Deep Neural Networks",
+arXiv:2110.06537. The mathematics is in :mod:`fairseq_ext.losses.encouraging`.
+"""
+
+# No `from __future__ import annotations` here: fairseq reads the field types of the dataclass.
+import math
+from dataclasses import dataclass, field
+
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+from fairseq.dataclass import ChoiceEnum
+from fairseq.logging import metrics
+
+from fairseq_ext.losses.encouraging import SMOOTHING_FORMS, encouraging_loss_terms
+
+SMOOTHING_FORM_CHOICES = ChoiceEnum(SMOOTHING_FORMS)
+
+
+@dataclass
+class LabelSmoothedEncouragingLossCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    log_end: float = field(
+        default=0.5,
+        metadata={
+            "help": "probability in [0, 1] up to which the bonus is log(1 - p), and linear beyond; 1 = logarithm"
+            " everywhere (published translation: 0.5; best for easy tasks: 0.75)",
+            "argparse_alias": "--log_end",
+        },
+    )
+    bonus_weight: float = field(
+        default=1.0,
+        metadata={"help": "weight of the bonus; 0 = label-smoothed cross-entropy (published: 1)"},
+    )
+    bonus_clamp: float = field(
+        default=1e-5,
+        metadata={
+            "help": "least 1 - p inside the logarithm, only reached with --log-end 1; 0 = exact (published: 1e-5)"
+        },
+    )
+    smoothing_form: SMOOTHING_FORM_CHOICES = field(
+        default="uniform",
+        metadata={
+            "help": "what label smoothing gives to a class: uniform = eps/V to each (published), off-target ="
+            " eps/(V-1) to each but the target, as fairseq's label_smoothed_cross_entropy"
+        },
+    )
+    bonus_at_validation: bool = field(
+        default=False,
+        metadata={
+            "help": "keep the bonus in the validation loss (published); it is then not comparable between losses"
+        },
+    )
+
+
+@register_criterion("label_smoothed_encouraging_loss", dataclass=LabelSmoothedEncouragingLossCriterionConfig)
+class LabelSmoothedEncouragingLossCriterion(LabelSmoothedCrossEntropyCriterion):
+    """Label-smoothed cross-entropy plus the bonus of every token that is not padding.
+
+    Logs what fairseq's criterion logs, and ``bonus``: in training ``loss`` is the smoothed cross-entropy plus
+    ``bonus``, in validation the smoothed cross-entropy alone (unless ``bonus_at_validation``), so that runs with and
+    without the bonus compare. ``nll_loss`` and ``ppl`` never contain it.
+
+    Args:
+        task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy: as fairseq's criterion.
+        log_end: where the logarithm ends. Default 0.5, as the released criterion's flag and the published translation
+            runs.
+        bonus_weight: weight of the bonus.
+        bonus_clamp: least ``1 - p`` inside the logarithm.
+        smoothing_form: ``"uniform"`` or ``"off-target"``. Default ``"uniform"``, as the released code; fairseq itself
+            has smoothed off-target since 0.10.1.
+        bonus_at_validation: keep the bonus in the validation loss, as the released code.
+
+    Raises:
+        ValueError: ``log_end`` or ``bonus_clamp`` out of range.
+    """
+
+    def __init__(
+        self,
+        task,
+        sentence_avg,
+        label_smoothing,
+        ignore_prefix_size=0,
+        report_accuracy=False,
+        log_end=0.5,
+        bonus_weight=1.0,
+        bonus_clamp=1e-5,
+        smoothing_form="uniform",
+        bonus_at_validation=False,
+    ):
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        if not 0 <= log_end <= 1:
+            raise ValueError(f"--log-end must be in [0, 1], got {log_end}")
+        if not 0 <= bonus_clamp < 0.5:
+            raise ValueError(f"--bonus-clamp must be in [0, 0.5), got {bonus_clamp}")
+        self.log_end = log_end
+        self.bonus_weight = bonus_weight
+        self.bonus_clamp = bonus_clamp
+        self.smoothing_form = str(smoothing_form)
+        self.bonus_at_validation = bonus_at_validation
+
+    def forward(self, model, sample, reduce=True):
+        """Compute the loss of a batch: ``(loss, sample_size, logging_output)``, the loss summed over tokens."""
+        net_output = model(**sample["net_input"])
+        loss, nll_loss, bonus = self.compute_terms(model, net_output, sample, reduce=reduce)
+        sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
+        logging_output = {
+            "loss": loss.data,
+            "nll_loss": nll_loss.data,
+            "bonus": bonus.data,
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["target"].size(0),
+            "sample_size": sample_size,
+        }
+        if self.report_accuracy:
+            n_correct, total = self.compute_accuracy(model, net_output, sample)
+            logging_output["n_correct"] = n_correct.data
+            logging_output["total"] = total.data
+        return loss, sample_size, logging_output
+
+    def compute_loss(self, model, net_output, sample, reduce=True):
+        """``(loss, nll_loss)``, the hook that other criterions call."""
+        return self.compute_terms(model, net_output, sample, reduce=reduce)[:2]
+
+    def compute_terms(self, model, net_output, sample, reduce=True):
+        """``(loss, nll_loss, weighted bonus)``: sums over tokens, or ``(N, 1)`` each if not ``reduce``."""
+        lprobs, target = self.get_lprobs_and_target(model, net_output, sample)
+        cross_entropy, bonus = encouraging_loss_terms(
+            lprobs,
+            target,
+            ignore_index=self.padding_idx,
+            label_smoothing=self.eps,
+            log_end=self.log_end,
+            smoothing_form=self.smoothing_form,
+            bonus_clamp=self.bonus_clamp,
+        )
+        ignored = target.eq(self.padding_idx)
+        nll_loss = -lprobs.gather(1, target.masked_fill(ignored, 0)[:, None]).squeeze(1).masked_fill(ignored, 0.0)
+        bonus = self.bonus_weight * bonus
+        loss = cross_entropy + bonus if self.training or self.bonus_at_validation else cross_entropy
+        terms = loss, nll_loss, bonus
+        return tuple(term.sum() if reduce else term[:, None] for term in terms)
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs) -> None:
+        """Aggregate logging outputs over workers and updates; ``bonus`` in bits, per sample as ``loss``."""
+        super().reduce_metrics(logging_outputs)
+        bonus = sum(log.get("bonus", 0) for log in logging_outputs)
+        sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
+        metrics.log_scalar("bonus", bonus / sample_size / math.log(2), sample_size, round=3)

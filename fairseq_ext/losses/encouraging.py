@@ -1,0 +1,566 @@
+"""Encouraging loss: cross-entropy plus a bonus for examples that are already well classified.
+
+    L = -log p_y + B(p_y),   B(p) = log(1 - p)                          p <= log_end
+                             B(p) = log(1 - LE) - (p - LE) / (1 - LE)   p >  log_end = LE (the tangent at LE)
+
+Guangxiang Zhao, Wenkai Yang, Xuancheng Ren, Lei Li, Yunfang Wu, Xu Sun,
+"Well-classified Examples are Underestimated in Classification with Deep Neural Networks", arXiv:2110.06537.
+
+Cross-entropy pulls on the target logit with force ``1 - p_y``, so a well-classified example stops teaching. The bonus
+cancels that factor up to ``log_end``: there the pull is 1 whatever ``p_y``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+BONUSES = ("log", "power", "cosine")
+SCHEDULES = ("none", "linear", "exp", "cos")
+SMOOTHING_FORMS = ("uniform", "off-target")
+REDUCTIONS = ("none", "mean", "sum")
+
+
+class _LogBonusCrossEntropy(torch.autograd.Function):
+    """Per-row cross-entropy and log bonus of ``(N, V)`` logits, in closed form, a block of rows at a time.
+
+    With smoothed targets ``a_c = t [c = y] + o`` and ``b_c`` likewise for the bonus, ``G_c = b_c B'(p_c) p_c``:
+
+        d ce / dz_j = p_j - a_j        d bonus / dz_j = G_j - p_j sum_c G_c
+
+    Only ``m = argmax z`` can have ``p > 1/2``, so it alone needs care in ``1 - p``: its complement is summed from the
+    other logits, ``1 - p_m = sigmoid(logsumexp_{j != m} z_j - z_m)``, and with ``u_j = softmax`` over those others
+    ``p_j = (1 - p_m) u_j``. Written in ``u`` no term of the gradient divides by ``1 - p_m``.
+
+    The backward pass rebuilds ``u`` from the input and three numbers a row; the gradient itself is the only
+    ``N x V`` tensor that is allocated.
+    """
+
+    @staticmethod
+    def forward(ctx, input, target, off, off_bonus, log_end, bonus_clamp):
+        rows, classes = input.shape
+        dtype = _compute_dtype(input)
+        top = torch.empty_like(target)
+        z_top, log_rest, ce, bonus = (torch.empty(rows, dtype=dtype, device=input.device) for _ in range(4))
+        on, on_bonus = 1.0 - classes * off, 1.0 - classes * off_bonus
+        for block in _row_blocks(input):
+            z, y = input[block].to(dtype), target[block]
+            zt, t = z.max(1)
+            others = z.scatter(1, t[:, None], torch.finfo(dtype).min)
+            peak = others.amax(1)
+            p_rest = others.sub_(peak[:, None]).exp_()
+            total = p_rest.sum(1)
+            rest = peak + total.log()
+            top[block], z_top[block], log_rest[block] = t, zt, rest
+            log_p_top = F.logsigmoid(zt - rest)
+            lse = zt - log_p_top
+            hit = y == t
+            log_p_y = torch.where(hit, log_p_top, z.gather(1, y[:, None]).squeeze(1) - lse)
+
+            bonus_top, _ = _top_bonus(zt - rest, log_end, bonus_clamp)
+            # The other branch of the `where` sees p_y <= 1/2 only.
+            p_y = log_p_y.exp().masked_fill_(hit, 0.0)
+            row_ce = -on * log_p_y
+            row_bonus = on_bonus * torch.where(hit, bonus_top, _bonus_below_half(p_y, log_end))
+            if off:
+                row_ce -= off * (z.sum(1) - classes * lse)
+            if off_bonus:
+                p_rest *= ((rest - zt).sigmoid() / total)[:, None]
+                row_bonus += off_bonus * (_bonus_below_half(p_rest, log_end, inplace=True).sum(1) + bonus_top)
+            ce[block], bonus[block] = row_ce, row_bonus
+        ctx.save_for_backward(input, target, top, z_top, log_rest)
+        ctx.constants = off, off_bonus, log_end, bonus_clamp
+        return ce, bonus
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_ce, grad_bonus):
+        input, target, top, z_top, log_rest = ctx.saved_tensors
+        off, off_bonus, log_end, bonus_clamp = ctx.constants
+        classes = input.size(1)
+        on, on_bonus = 1.0 - classes * off, 1.0 - classes * off_bonus
+        grad = torch.empty_like(input, memory_format=torch.contiguous_format)
+        for block in _row_blocks(input):
+            y, t, rest = target[block, None], top[block, None], log_rest[block, None]
+            odds, hit = z_top[block, None] - rest, y == t
+            g_ce, g_bonus = grad_ce[block, None], grad_bonus[block, None]
+            p_top, q_top = odds.sigmoid(), (-odds).sigmoid()
+            _, slope_top = _top_bonus(odds, log_end, bonus_clamp)
+            z = input[block].to(log_rest.dtype)
+            p_y = (z.gather(1, y) - rest + F.logsigmoid(-odds)).exp().masked_fill_(hit, 0.0)
+
+            direct = grad[block] if grad.dtype == z.dtype else None
+            u = torch.sub(z, rest, out=direct).exp_().scatter_(1, t, 0.0)
+            slope_y = -on_bonus * p_y / (1.0 - p_y.clamp(max=log_end))
+            slope_sum = slope_y
+            slope_top = slope_top * (off_bonus + on_bonus * hit.to(u.dtype))
+            if off_bonus:
+                slope_rest = u * q_top
+                slope_rest /= 1.0 - (slope_rest.clamp(max=log_end) if log_end < 0.5 else slope_rest)
+                slope_sum = slope_sum - off_bonus * slope_rest.sum(1, keepdim=True)
+            u *= g_ce * q_top - g_bonus * (q_top * slope_sum + slope_top)
+            if off:
+                u -= g_ce * off
+            if off_bonus:
+                u -= slope_rest.mul_(g_bonus * off_bonus)
+            u.scatter_add_(1, y, g_bonus * slope_y - g_ce * on)
+            # p_m - a_m without the cancellation of 1 - p_m
+            ce_top = torch.where(hit, (classes - 1) * off - q_top, p_top - off)
+            u.scatter_(1, t, g_ce * ce_top + g_bonus * (slope_top - p_top * slope_sum))
+            if direct is None:
+                grad[block] = u
+        return grad, None, None, None, None, None
+
+
+def _compute_dtype(input: Tensor) -> torch.dtype:
+    # 1 - p is lost near 1 in half precision, where the bonus matters most.
+    return torch.promote_types(input.dtype, torch.float32)
+
+
+def _row_blocks(input: Tensor):
+    # Small enough for the cache of a core; on an accelerator large enough to hide the launches.
+    elements = 2**18 if input.device.type == "cpu" else 2**26
+    rows = max(1, elements // max(1, input.size(1)))
+    return [slice(start, start + rows) for start in range(0, input.size(0), rows)]
+
+
+def _top_bonus(odds: Tensor, log_end: float, bonus_clamp: float) -> tuple[Tensor, Tensor]:
+    """``B(p)`` and ``(1 - p) p B'(p)`` for ``p = sigmoid(odds)``, exact however close ``p`` is to 1."""
+    p, log_q = odds.sigmoid(), F.logsigmoid(-odds)
+    value, slope = log_q, -p
+    if bonus_clamp > 0:
+        clamped = log_q < math.log(bonus_clamp)
+        value, slope = value.masked_fill(clamped, math.log(bonus_clamp)), slope.masked_fill(clamped, 0.0)
+    if log_end < 1:
+        linear = p > log_end
+        value = torch.where(linear, math.log1p(-log_end) - (p - log_end) / (1 - log_end), value)
+        slope = torch.where(linear, -p * log_q.exp() / (1 - log_end), slope)
+    return value, slope
+
+
+def _bonus_below_half(p: Tensor, log_end: float, inplace: bool = False) -> Tensor:
+    """``B(p)`` for ``p <= 1/2``; overwrites ``p`` where asked to."""
+    if log_end >= 0.5:
+        return p.neg_().log1p_() if inplace else torch.log1p(-p)
+    return torch.log1p(-p.clamp(max=log_end)) - (p - log_end).clamp_(min=0.0) / (1 - log_end)
+
+
+def _dense_bonus(
+    log_p: Tensor,
+    bonus: str,
+    log_end: float,
+    bonus_power: float,
+    bonus_start: float,
+    bonus_end: float | None,
+    subsample: float,
+    bonus_clamp: float,
+) -> Tensor:
+    """``B(p_c)`` of every class for every variant, in plain autograd operations."""
+    p = log_p.exp()
+    if bonus == "power":
+        value, at_start = -p.pow(bonus_power), -(bonus_start**bonus_power)
+    elif bonus == "cosine":
+        value, at_start = (math.pi * p).cos() - 1, math.cos(math.pi * bonus_start) - 1
+    else:
+        x = subsample * p
+        if subsample < 1:
+            value = torch.log1p(-x)
+        else:
+            is_top = torch.zeros_like(p, dtype=torch.bool).scatter_(-1, p.argmax(-1, keepdim=True), True)
+            others = log_p.masked_fill(is_top, torch.finfo(log_p.dtype).min)
+            value = torch.where(is_top, others.logsumexp(-1, keepdim=True), torch.log1p(-p.masked_fill(is_top, 0.0)))
+        if bonus_clamp > 0:
+            value = value.clamp(min=math.log(bonus_clamp))
+        start = subsample * bonus_start
+        at_start = math.log1p(-min(start, log_end)) if bonus_start > 0 else 0.0
+        if log_end < 1:
+            value = torch.where(x > log_end, math.log1p(-log_end) - (x - log_end) / (1 - log_end), value)
+            at_start -= max(start - log_end, 0.0) / (1 - log_end)
+    if bonus_start > 0:
+        value = (value - at_start).masked_fill(p < bonus_start, 0.0)
+    if bonus_end is not None:
+        value = value.masked_fill(p > bonus_end, 0.0)
+    return value
+
+
+def _check_options(
+    log_end, label_smoothing, bonus_smoothing, smoothing_form, bonus, bonus_start, subsample, bonus_clamp
+):
+    for name, value, allowed, ok in (
+        ("log_end", log_end, "in [0, 1]", 0 <= log_end <= 1),
+        ("label_smoothing", label_smoothing, "in [0, 1]", 0 <= label_smoothing <= 1),
+        ("bonus_smoothing", bonus_smoothing, "in [0, 1]", 0 <= bonus_smoothing <= 1),
+        ("smoothing_form", smoothing_form, f"one of {SMOOTHING_FORMS}", smoothing_form in SMOOTHING_FORMS),
+        ("bonus", bonus, f"one of {BONUSES}", bonus in BONUSES),
+        ("bonus_start", bonus_start, "in [0, 1)", 0 <= bonus_start < 1),
+        ("subsample", subsample, "in (0, 1]", 0 < subsample <= 1),
+        ("bonus_clamp", bonus_clamp, "in [0, 0.5)", 0 <= bonus_clamp < 0.5),
+    ):
+        if not ok:
+            raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def encouraging_loss_terms(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    log_end: float = 0.75,
+    *,
+    bonus: str = "log",
+    bonus_smoothing: float | None = None,
+    bonus_power: float = 1.0,
+    bonus_start: float = 0.0,
+    bonus_end: float | None = None,
+    subsample: float = 1.0,
+    smoothing_form: str = "uniform",
+    bonus_clamp: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """The cross-entropy and the bonus of every example, apart.
+
+    For losses that weigh or mask the two differently, such as a class-weighted bonus on a plain cross-entropy::
+
+        cross_entropy, bonus = encouraging_loss_terms(logits, target)
+        loss = (cross_entropy + class_weight[target] * bonus).mean()
+
+    Args and shapes are those of :func:`encouraging_loss`.
+
+    Returns:
+        ``(cross_entropy, bonus)``, each of the shape that ``reduction="none"`` gives, 0 at ignored targets, in
+        float32 for half-precision input. ``bonus`` is never positive.
+    """
+    if bonus_smoothing is None:
+        bonus_smoothing = label_smoothing
+    _check_options(
+        log_end, label_smoothing, bonus_smoothing, smoothing_form, bonus, bonus_start, subsample, bonus_clamp
+    )
+    if input.dim() == 0:
+        raise ValueError("input must have a class dimension, got a scalar")
+    class_dim = 1 if input.dim() > 1 else 0
+    classes = input.size(class_dim)
+    if classes < 2:
+        raise ValueError(f"input must have at least 2 classes, got shape {tuple(input.shape)}")
+    rows_shape = input.shape[:class_dim] + input.shape[class_dim + 1 :]
+    soft = target.is_floating_point()
+    if target.shape != (input.shape if soft else rows_shape):
+        raise ValueError(
+            f"target must have shape {tuple(rows_shape)} (class indices) or {tuple(input.shape)} (probabilities)"
+            f" for input of shape {tuple(input.shape)}, got {tuple(target.shape)}"
+        )
+    logits = input.movedim(class_dim, -1).reshape(-1, classes)
+    spread = classes if smoothing_form == "uniform" else classes - 1
+    off, off_bonus = label_smoothing / spread, bonus_smoothing / spread
+    plain_log = bonus == "log" and bonus_start == 0 and bonus_end is None and subsample == 1
+
+    if soft:
+        ignored = None
+        probabilities = target.movedim(class_dim, -1).reshape(-1, classes).to(_compute_dtype(logits))
+    else:
+        ignored = target.reshape(-1) == ignore_index
+        indices = target.reshape(-1).masked_fill(ignored, 0)
+        if plain_log and weight is None:
+            terms = _LogBonusCrossEntropy.apply(logits, indices, off, off_bonus, log_end, bonus_clamp)
+            return tuple(term.masked_fill(ignored, 0.0).view(rows_shape) for term in terms)
+        probabilities = F.one_hot(indices, classes).to(_compute_dtype(logits))
+
+    log_p = F.log_softmax(logits, -1, dtype=_compute_dtype(logits))
+    value = _dense_bonus(log_p, bonus, log_end, bonus_power, bonus_start, bonus_end, subsample, bonus_clamp)
+    terms = []
+    for per_class, amount in ((-log_p, off), (value, off_bonus)):
+        q = probabilities * (1 - classes * amount) + amount
+        if weight is not None:
+            q = q * weight.to(q.dtype)
+        # 0 * log 0 = 0
+        term = (q * per_class.masked_fill(q == 0, 0.0)).sum(-1)
+        terms.append((term if ignored is None else term.masked_fill(ignored, 0.0)).view(rows_shape))
+    return terms[0], terms[1]
+
+
+def encouraging_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    log_end: float = 0.75,
+    *,
+    bonus: str = "log",
+    bonus_weight: float = 1.0,
+    bonus_smoothing: float | None = None,
+    bonus_power: float = 1.0,
+    bonus_start: float = 0.0,
+    bonus_end: float | None = None,
+    subsample: float = 1.0,
+    smoothing_form: str = "uniform",
+    bonus_clamp: float = 1e-5,
+) -> Tensor:
+    r"""Encouraging loss with the interface of :func:`torch.nn.functional.cross_entropy`.
+
+    .. math::
+        L = \sum_c a_c (-\log p_c) + \lambda \sum_c b_c B(p_c), \qquad a_c = (1 - \epsilon) [c = y] + \epsilon / V
+
+    with :math:`B(p) = \log(1 - p)` up to ``log_end`` and its tangent beyond ("conservative bonus"), and :math:`b_c`
+    smoothed like :math:`a_c`. From Zhao et al., "Well-classified Examples are Underestimated in Classification with
+    Deep Neural Networks", arXiv:2110.06537. The loss is negative for well-classified examples and bounded below by
+    :math:`\log(1 - LE) - 1` for ``log_end < 1``. Log-probabilities are valid logits.
+
+    Args:
+        input: logits ``(C)``, ``(N, C)`` or ``(N, C, d_1, ...)``. Half precision is computed in float32.
+        target: class indices without the class dimension, or class probabilities of the shape of ``input``.
+        weight: class weights ``(C)``; they scale both terms, and ``reduction="mean"`` divides by their sum.
+        ignore_index: the class index that adds neither loss nor gradient.
+        reduction: ``"none"``, ``"mean"`` (over the targets that are not ignored) or ``"sum"``.
+        label_smoothing: :math:`\epsilon` of the cross-entropy, and of the bonus unless ``bonus_smoothing`` says else.
+        log_end: where the logarithm ends, in [0, 1]. 0 is the bonus ``-p``, 1 the full logarithm ("normal bonus").
+            Default 0.75, as the released image code; translation was published with 0.5. With 1, halve the learning
+            rate.
+        bonus: ``"log"``; ``"power"``, :math:`B = -p^\gamma`; or ``"cosine"``, :math:`B = \cos(\pi p) - 1`. The last
+            two do not use ``log_end``.
+        bonus_weight: :math:`\lambda`; 0 is the cross-entropy.
+        bonus_smoothing: :math:`\epsilon` of the bonus alone. Default: ``label_smoothing``.
+        bonus_power: :math:`\gamma` of the power bonus.
+        bonus_start: s of the "aggressive" bonus, :math:`B(p) - B(s)` for :math:`p \ge s` and 0 below. The paper uses
+            ``bonus_start=0.5, log_end=1.0``. Continuous at s for every ``log_end`` (our choice).
+        bonus_end: no bonus for :math:`p` above this value. Default: none.
+        subsample: :math:`\rho` in :math:`B(\rho p)`, the bonus as if a share of the probability did not count.
+        smoothing_form: ``"uniform"`` gives every class :math:`\epsilon / V`, as the released code and
+            ``F.cross_entropy``; ``"off-target"`` gives :math:`\epsilon / (V - 1)` to all but the target, as fairseq
+            0.12.
+        bonus_clamp: least value of ``1 - p`` inside the logarithm; beyond it the bonus is constant. Default 1e-5, as
+            the released code. Only ``log_end=1`` gets there, and with smoothed targets the clamp is what keeps that
+            loss bounded below. 0 is the exact loss, stable for any margin.
+
+    Returns:
+        A scalar, or with ``reduction="none"`` a tensor of the shape of the class indices; float32 for
+        half-precision input.
+
+    Raises:
+        ValueError: an option out of its range, or ``target`` of neither shape.
+
+    Example:
+        >>> logits, target = torch.randn(3, 5, requires_grad=True), torch.tensor([1, 0, 4])
+        >>> encouraging_loss(logits, target, label_smoothing=0.1).backward()
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    cross_entropy, bonus_term = encouraging_loss_terms(
+        input,
+        target,
+        weight,
+        ignore_index,
+        label_smoothing,
+        log_end,
+        bonus=bonus,
+        bonus_smoothing=bonus_smoothing,
+        bonus_power=bonus_power,
+        bonus_start=bonus_start,
+        bonus_end=bonus_end,
+        subsample=subsample,
+        smoothing_form=smoothing_form,
+        bonus_clamp=bonus_clamp,
+    )
+    loss = cross_entropy + bonus_weight * bonus_term if bonus_weight else cross_entropy
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if target.is_floating_point():
+        return loss.mean()
+    kept = target != ignore_index
+    total = kept.sum() if weight is None else weight[target[kept]].sum()
+    return loss.sum() / total
+
+
+def bonus_schedule(epoch: int, max_epoch: int, schedule: str = "linear", ratio: float = 5.0) -> float:
+    """Share of the bonus at ``epoch``, with ``t = epoch / max_epoch`` and at most 1.
+
+    ``"linear"``: t. ``"exp"``: exp((t - 1) ratio) for a positive ratio, a late start; 1 - exp(t ratio) for a negative
+    one, an early start. ``"cos"``: (1 + cos(pi (1 + t))) / 2. ``"none"``: 1.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
+    if schedule == "none":
+        return 1.0
+    t = min(epoch / max_epoch, 1.0)
+    if schedule == "linear":
+        return t
+    if schedule == "cos":
+        return (1 + math.cos(math.pi * (1 + t))) / 2
+    return math.exp((t - 1) * ratio) if ratio > 0 else 1 - math.exp(t * ratio)
+
+
+class EncouragingLoss(nn.Module):
+    """Module form of :func:`encouraging_loss`, with a bonus that may start late or grow over the epochs.
+
+    Args:
+        weight, ignore_index, reduction, label_smoothing, log_end: as :func:`encouraging_loss`.
+        defer_start: no bonus up to and including this epoch, as :meth:`set_epoch` counts them. Default 0.
+        schedule: ``"none"``, ``"linear"``, ``"exp"`` or ``"cos"``; see :func:`bonus_schedule`.
+        schedule_of: what grows: ``"bonus_weight"`` or ``"log_end"``.
+        schedule_ratio: steepness of ``"exp"``.
+        max_epoch: the epoch at which a schedule reaches its end; every schedule needs it.
+        **options: the keyword-only options of :func:`encouraging_loss`.
+
+    Without a call of :meth:`set_epoch` the bonus is at its full strength.
+
+    Example:
+        >>> criterion = EncouragingLoss(log_end=0.5, defer_start=25)
+        >>> criterion.set_epoch(26)
+        >>> loss = criterion(torch.randn(3, 5), torch.tensor([1, 0, 4]))
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        log_end: float = 0.75,
+        *,
+        defer_start: int = 0,
+        schedule: str = "none",
+        schedule_of: str = "bonus_weight",
+        schedule_ratio: float = 5.0,
+        max_epoch: int | None = None,
+        **options,
+    ) -> None:
+        super().__init__()
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
+        if schedule != "none" and not max_epoch:
+            raise ValueError(f"max_epoch must be a positive number with schedule={schedule!r}, got {max_epoch!r}")
+        if schedule_of not in ("bonus_weight", "log_end"):
+            raise ValueError(f"schedule_of must be 'bonus_weight' or 'log_end', got {schedule_of!r}")
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+        self.log_end = log_end
+        self.defer_start = defer_start
+        self.schedule = schedule
+        self.schedule_of = schedule_of
+        self.schedule_ratio = schedule_ratio
+        self.max_epoch = max_epoch
+        self.options = options
+        self.epoch: int | None = None
+        # A wrong option is an error here, not at the first batch.
+        dummy = torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)
+        encouraging_loss(*dummy, None, ignore_index, reduction, label_smoothing, log_end, **options)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the loss which epoch runs."""
+        self.epoch = epoch
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        current = {"bonus_weight": self.options.get("bonus_weight", 1.0), "log_end": self.log_end}
+        if self.epoch is not None:
+            if self.defer_start and self.epoch <= self.defer_start:
+                current["bonus_weight"] = 0.0
+            if self.schedule != "none":
+                share = bonus_schedule(self.epoch, self.max_epoch, self.schedule, self.schedule_ratio)
+                current[self.schedule_of] *= share
+        return encouraging_loss(
+            input,
+            target,
+            self.weight,
+            self.ignore_index,
+            self.reduction,
+            self.label_smoothing,
+            **{**self.options, **current},
+        )
+
+    def extra_repr(self) -> str:
+        names = ["reduction", "label_smoothing", "log_end"]
+        if self.defer_start:
+            names.append("defer_start")
+        if self.schedule != "none":
+            names += ["schedule", "schedule_of", "max_epoch"]
+        shown = {name: getattr(self, name) for name in names} | self.options
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    return loss if reduction == "none" else getattr(loss, reduction)()
+
+
+def mirror_bonus_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    *,
+    base: str = "mse",
+    activation: str = "softmax",
+    bonus_power: float = 2.0,
+    bonus_weight: float = 1.0,
+) -> Tensor:
+    r"""Squared or absolute error of class probabilities with its mirror image as the bonus (arXiv:2110.06537).
+
+    .. math::
+        L = y (1 - q)^e + (1 - y) q^e - \lambda \left( y q^b + (1 - y) (1 - q)^b \right)
+
+    with y the one-hot target and e = 2 (``"mse"``) or 1 (``"mae"``).
+
+    Args:
+        input: logits ``(N, C)``.
+        target: class indices ``(N)``.
+        reduction: ``"mean"`` over all ``N x C`` entries, ``"sum"``, or ``"none"`` for ``(N, C)``.
+        base: ``"mse"`` or ``"mae"``.
+        activation: how logits become q: ``"softmax"`` or ``"sigmoid"``.
+        bonus_power: b; the paper's mirror of the squared error has 2.
+        bonus_weight: :math:`\lambda`; 0 is the base loss.
+    """
+    if base not in ("mse", "mae"):
+        raise ValueError(f"base must be 'mse' or 'mae', got {base!r}")
+    if activation not in ("softmax", "sigmoid"):
+        raise ValueError(f"activation must be 'softmax' or 'sigmoid', got {activation!r}")
+    logits = input.to(_compute_dtype(input))
+    q = logits.softmax(-1) if activation == "softmax" else logits.sigmoid()
+    right = torch.where(F.one_hot(target, input.size(-1)).bool(), q, 1 - q)
+    return _reduce((1 - right) ** (2 if base == "mse" else 1) - bonus_weight * right**bonus_power, reduction)
+
+
+def halted_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    *,
+    alpha: float = 0.5,
+    gamma: float = 1.0,
+    halt: str = "correct",
+) -> Tensor:
+    r"""Focal loss that stops fading once an example is well classified (arXiv:2110.06537).
+
+    .. math::
+        L = \alpha_t (1 - p_t)^\gamma (-\log p_t), \qquad
+        L_{halted} = \alpha_t (-\log p_t) - \alpha_t (1 - 2^{-\gamma}) \log 2
+
+    The two meet at :math:`p_t = 1/2`.
+
+    Args:
+        input: logits of any shape, each an own binary problem.
+        target: 0 or 1, of the same shape.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        alpha: weight of the positives; negatives have ``1 - alpha``. The published detector uses 0.5.
+        gamma: focusing exponent; the published detector uses 1.
+        halt: ``"correct"`` takes the halted branch where :math:`p_t > 1/2`, the paper's definition. ``"positive"``
+            takes it where ``input > 0`` whatever the target, as the code behind the published detector: its negatives
+            get plain cross-entropy when they are wrong.
+    """
+    if halt not in ("correct", "positive"):
+        raise ValueError(f"halt must be 'correct' or 'positive', got {halt!r}")
+    logits = input.to(_compute_dtype(input))
+    target = target.to(logits.dtype)
+    error = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    p_t = torch.where(target == 1, logits.sigmoid(), (-logits).sigmoid())
+    alpha_t = alpha * target + (1 - alpha) * (1 - target)
+    halted = (logits > 0) if halt == "positive" else torch.where(target == 1, logits > 0, logits < 0)
+    loss = torch.where(halted, error - math.log(2) * (1 - 0.5**gamma), (1 - p_t) ** gamma * error)
+    return _reduce(alpha_t * loss, reduction)

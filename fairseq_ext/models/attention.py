@@ -1,0 +1,243 @@
+"""fairseq's multi-head attention with the suite's selections, the MUSE convolution and several views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fairseq.modules import MultiheadAttention
+from torch import Tensor, nn
+
+from fairseq_ext.modules.cross_view import CrossViewFusion
+from fairseq_ext.modules.muse import MultiScaleConv
+from fairseq_ext.modules.sparse_attention import attention_weights
+
+IncrementalState = dict[str, dict[str, Tensor | None]]
+
+
+class SelectiveAttention(MultiheadAttention):
+    """:class:`fairseq.modules.MultiheadAttention` whose softmax may select keys.
+
+    With every option off it *is* the parent, fused path and all. Otherwise the parent computes masked scores and
+    values (``before_softmax=True``) and only what follows is replaced: selection therefore happens after both masks,
+    which fairseq's own ``apply_sparse_mask`` hook does not give.
+
+    Args:
+        normalizer, topk, topk_ratio, topk_min: see :func:`fairseq_ext.modules.attention_weights`.
+        *args, **kwargs: the parent's.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        normalizer: str = "softmax",
+        topk: int = 0,
+        topk_ratio: float = 0.0,
+        topk_min: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.normalizer = normalizer
+        self.topk, self.topk_ratio, self.topk_min = topk, topk_ratio, topk_min
+        # the flag that keeps the parent off torch's fused attention, which ignores before_softmax
+        self.skip_embed_dim_check = not self.is_dense
+
+    @property
+    def is_dense(self) -> bool:
+        return self.normalizer == "softmax" and not self.topk and not self.topk_ratio
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: IncrementalState | None = None,
+        need_weights: bool = True,
+        static_kv: bool = False,
+        attn_mask: Tensor | None = None,
+        before_softmax: bool = False,
+        need_head_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Shapes and arguments as in the parent: ``query`` (T, B, C), weights (B, T, S) or, by head, (H, B, T, S)."""
+        select = not self.is_dense and not before_softmax
+        output, weights = super().forward(
+            query,
+            key,
+            value,
+            key_padding_mask=key_padding_mask,
+            incremental_state=incremental_state,
+            need_weights=need_weights,
+            static_kv=static_kv,
+            attn_mask=attn_mask,
+            before_softmax=before_softmax or select,
+            need_head_weights=need_head_weights,
+        )
+        if not select:
+            return output, weights
+        context, weights = self.attend(output, weights, query.size(1))
+        if not (need_weights or need_head_weights):
+            return self.out_proj(context), None
+        return self.out_proj(context), weights if need_head_weights else weights.mean(dim=0)
+
+    def attend(self, scores: Tensor, value: Tensor, bsz: int) -> tuple[Tensor, Tensor]:
+        """Masked scores (B*H, T, S) and values (B'*H, S, D) to contexts (T, B, C) and weights (H, B, T, S)."""
+        weights = attention_weights(
+            scores, normalizer=self.normalizer, k=self.topk, ratio=self.topk_ratio, minimum=self.topk_min
+        )
+        probs = self.dropout_module(weights)
+        if value.size(0) == probs.size(0):
+            context = torch.bmm(probs, value)
+        else:  # while decoding, the hypotheses of a beam share one copy of the encoder's values
+            shared = value.unflatten(0, (-1, 1, self.num_heads))
+            context = torch.matmul(probs.unflatten(0, (shared.size(0), -1, self.num_heads)), shared).flatten(0, 2)
+        context = context.transpose(0, 1).reshape(-1, bsz, self.embed_dim)
+        return context, weights.unflatten(0, (bsz, self.num_heads)).transpose(0, 1)
+
+
+class MuseSelfAttention(SelectiveAttention):
+    """Self-attention and dynamic convolutions that share the value projection, joined by one output projection.
+
+    Zhao et al., *MUSE: Parallel Multi-Scale Attention for Sequence to Sequence Learning*, arXiv 1911.09483:
+    ``out_proj([attention ; conv(v)])``.
+
+    Args:
+        conv: the convolutions, causal in a decoder.
+        mask_padding: zero the values at padding before the convolutions. ``False`` is what the released models do.
+        *args, **kwargs: of :class:`SelectiveAttention`.
+    """
+
+    def __init__(self, *args: Any, conv: MultiScaleConv, mask_padding: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conv = conv
+        self.mask_padding = mask_padding
+        self.out_proj = nn.Linear(self.embed_dim + conv.out_dim, self.embed_dim)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+        self.skip_embed_dim_check = True
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: IncrementalState | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
+        return self.out_proj(self.branches(query, key_padding_mask, incremental_state, attn_mask)), None
+
+    def branches(
+        self,
+        query: Tensor,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: IncrementalState | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """``[attention ; conv]`` before the output projection, (T, B, C + conv.out_dim)."""
+        tgt_len, bsz, _ = query.size()
+        scores, cached_values = super().forward(
+            query, query, query, key_padding_mask, incremental_state, attn_mask=attn_mask, before_softmax=True
+        )
+        context, _ = self.attend(scores, cached_values, bsz)
+        values = cached_values[:, -tgt_len:].transpose(0, 1).reshape(tgt_len, bsz, self.embed_dim)
+        return torch.cat([context, self.convolve(values, key_padding_mask, incremental_state)], dim=-1)
+
+    def convolve(
+        self, values: Tensor, key_padding_mask: Tensor | None, incremental_state: IncrementalState | None
+    ) -> Tensor:
+        if incremental_state is None:
+            return self.conv(values, key_padding_mask if self.mask_padding else None)
+        saved = self.get_incremental_state(incremental_state, "conv_state") or {}
+        state = [saved[str(index)] for index in range(len(saved))] or None
+        output, state = self.conv.step(values, state)
+        self.set_incremental_state(
+            incremental_state, "conv_state", {str(index): buffer for index, buffer in enumerate(state)}
+        )
+        return output
+
+    def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> Any:
+        saved = self.get_incremental_state(incremental_state, "conv_state")
+        if saved is not None:
+            reordered = {name: buffer.index_select(0, new_order) for name, buffer in saved.items()}
+            self.set_incremental_state(incremental_state, "conv_state", reordered)
+        return super().reorder_incremental_state(incremental_state, new_order)
+
+
+class CrossViewAttention(SelectiveAttention):
+    """Cross-attention of one decoder layer to several encoder layers (arXiv 2005.08081).
+
+    ``key`` carries all encoder layers side by side on the channel axis, (S, B, Ne * C): that is one tensor for
+    fairseq's beam search to reorder. Each view keeps a cache of keys and values of its own: with a shared one, static
+    keys mean that the second view would silently be answered with the first one's.
+
+    Args:
+        fusion: which views this layer reads and how it joins them.
+        *args, **kwargs: of :class:`SelectiveAttention`.
+    """
+
+    def __init__(self, *args: Any, fusion: CrossViewFusion, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fusion = fusion
+        separate = fusion.fusion == "separate" and len(fusion.views) > 1
+        self.aux = SelectiveAttention(*args, **kwargs) if separate else None
+        self._slot = 0
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: IncrementalState | None = None,
+        need_weights: bool = True,
+        static_kv: bool = False,
+        attn_mask: Tensor | None = None,
+        before_softmax: bool = False,
+        need_head_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        del value, attn_mask, before_softmax  # keys and values are the same views; cross-attention has no causal mask
+        need_weights = need_weights or need_head_weights
+
+        def attend(query: Tensor, memory: Tensor, mask: Tensor | None, slot: int) -> tuple[Tensor, Tensor | None]:
+            return self.attend_view(query, memory, mask, slot, incremental_state, need_weights)
+
+        context, weights = self.fusion(attend, query, self.fusion.select(key), key_padding_mask)
+        if weights is not None and not need_head_weights:
+            weights = weights.mean(dim=0)
+        return context, weights
+
+    def attend_view(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        key_padding_mask: Tensor | None,
+        slot: int,
+        incremental_state: IncrementalState | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends to one view; weights by head, (H, B, T, S)."""
+        self._slot = slot
+        attention = super().forward if self.aux is None or slot == 0 else self.aux
+        return attention(
+            query,
+            memory,
+            memory,
+            key_padding_mask=key_padding_mask,
+            incremental_state=incremental_state,
+            need_weights=need_weights,
+            static_kv=True,
+            need_head_weights=need_weights,
+        )
+
+    def _get_input_buffer(self, incremental_state: IncrementalState | None) -> dict[str, Tensor | None]:
+        return self.get_incremental_state(incremental_state, f"attn_state.{self._slot}") or {}
+
+    def _set_input_buffer(self, incremental_state: IncrementalState, buffer: dict[str, Tensor | None]) -> Any:
+        return self.set_incremental_state(incremental_state, f"attn_state.{self._slot}", buffer)
+
+    def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> Any:
+        for self._slot in range(len(self.fusion.views)):
+            incremental_state = super().reorder_incremental_state(incremental_state, new_order) or incremental_state
+        return incremental_state

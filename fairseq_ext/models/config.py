@@ -1,0 +1,211 @@
+"""The options of ``transformer_ext`` and ``transformer_lm_ext``: one flat dataclass, checked in one place.
+
+Flat, because fairseq then stores a plain dict in its checkpoints, which torch's safe loader accepts; the field names
+avoid the prefixes ``encoder_``, ``decoder_`` and ``quant_noise_``, which fairseq routes into its nested configs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models.transformer.transformer_config import (
+    DecoderConfig,
+    EncDecBaseConfig,
+    QuantNoiseConfig,
+    TransformerConfig,
+)
+from fairseq.models.transformer_lm import TransformerLanguageModelConfig
+
+from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES, check_cross_view
+from fairseq_ext.modules.muse import INIT_LAWS, parse_kernels
+from fairseq_ext.modules.normalization import NORMS
+from fairseq_ext.modules.sparse_attention import NORMALIZERS, effective_k
+
+BLOCKS = ("transformer", "muse", "muse-simple")
+NORM_SCOPES = ("all", "final")
+NORM_CONVENTIONS = ("released", "paper")
+DETACHED = ("both", "mean", "std")
+VIEW_NORMS = ("shared", "separate", "none")
+ATTENTIONS = ("encoder-self", "decoder-self", "cross")
+INITS = ("fairseq", *INIT_LAWS)
+
+
+class OptionError(SystemExit, ValueError):
+    """A refused option. Ends a command line with one line and exit code 1; in a program it is a ``ValueError``."""
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ExtOptions(FairseqDataclass):
+    """What this suite adds to fairseq's Transformer; with every default it adds nothing."""
+
+    block: str = _option("transformer", f"layer topology: {', '.join(BLOCKS)} (MUSE, arXiv 1911.09483)")
+    muse_kernels: str = _option(
+        "3,15", "kernel sizes of the convolution beside the self-attention; '3/3/7,15' gives each layer its own"
+    )
+    muse_no_gate: bool = _option(False, "concatenate the kernels' outputs instead of a learned convex combination")
+    muse_input_dropout: float = _option(0.0, "dropout on the input of the attention and convolution branch")
+    muse_weight_dropout: float = _option(0.1, "dropout on the normalised convolution kernels (released code: 0.1)")
+    muse_no_padding_mask: bool = _option(
+        False, "let encoder convolutions read padding, as the released models do: results then depend on the batch"
+    )
+    muse_no_fuse: bool = _option(False, "do not merge the matrices of a MUSE layer for generation")
+    attention_topk: int = _option(0, "keys that each query keeps, 0 keeps all (arXiv 1912.11637; authors' De-En: 8)")
+    attention_topk_ratio: float = _option(0.0, "keep ceil(keys / ratio) instead of a fixed number")
+    attention_topk_min: int = _option(0, "lower bound on the keys kept with --attention-topk-ratio")
+    attention_topk_in: str = _option(",".join(ATTENTIONS), "comma-separated attentions in which top-k selects")
+    attention_normalizer: str = _option("softmax", f"scores to weights: {', '.join(NORMALIZERS)}")
+    norm: str = _option("layernorm", f"normalisation: {', '.join(NORMS)} (AdaNorm, arXiv 1911.07013)")
+    norm_scope: str = _option("all", "replace all LayerNorms (paper) or the two after the stacks (released code)")
+    norm_convention: str = _option("released", "released: unbiased std, eps outside the root; paper: biased std")
+    norm_detach: str = _option("both", f"what --norm detachnorm detaches: {', '.join(DETACHED)}")
+    adanorm_scale: float = _option(1.0, "C of AdaNorm (authors' De-En sweep: 0.8, 1, 1.5, 2)")
+    adanorm_k: float = _option(0.1, "k of AdaNorm (paper: 0.1)")
+    cross_view: str = _option("none", f"encoder layers that decoder layers read: {', '.join(STRATEGIES)}")
+    cross_view_fusion: str = _option("mean", f"how views are combined: {', '.join(FUSIONS)} (our choice)")
+    cross_view_norm: str = _option("shared", f"encoder's final norm on the views: {', '.join(VIEW_NORMS)} (our choice)")
+    cross_view_no_global: bool = _option(False, "read only the second view (ablation)")
+    init: str = _option("fairseq", f"initial weights: {', '.join(INITS)}; MUSE presets use km (authors' default)")
+
+
+def _flat_transformer_fields() -> list[tuple[str, Any, Any]]:
+    """``TransformerConfig`` with its nested parts spelt out (``encoder_layers``, ...), as fairseq's command line does."""
+    nested = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
+    left_out = {"_name", "input_dim", "output_dim", "layers_to_keep", "xformers_att_config"}
+    flat = []
+    for outer in dataclasses.fields(TransformerConfig):
+        inner = dataclasses.fields(nested[outer.name]) if outer.name in nested else [outer]
+        prefix = f"{outer.name}_" if outer.name in nested else ""
+        for item in inner:
+            if item.name not in left_out:
+                copied = field(default=item.default, metadata=dict(item.metadata))
+                flat.append((prefix + item.name, item.type, copied))
+    return flat
+
+
+_FlatTransformerConfig = dataclasses.make_dataclass(
+    "_FlatTransformerConfig", _flat_transformer_fields(), bases=(FairseqDataclass,), namespace={"__module__": __name__}
+)
+
+
+@dataclass
+class TransformerExtConfig(ExtOptions, _FlatTransformerConfig):  # type: ignore[misc, valid-type]
+    """fairseq's Transformer options, flat, and :class:`ExtOptions`."""
+
+
+@dataclass
+class TransformerLanguageModelExtConfig(ExtOptions, TransformerLanguageModelConfig):
+    """fairseq's Transformer language-model options and :class:`ExtOptions`."""
+
+
+def nested_config(flat: Any) -> TransformerConfig:
+    """The nested config that fairseq's encoder, decoder and layers read, carrying the :class:`ExtOptions` as well.
+
+    Any flat holder of options serves: this module's dataclasses, their OmegaConf form, or an argparse namespace.
+    """
+    values = {item.name: getattr(flat, item.name) for item in dataclasses.fields(ExtOptions) if item.name != "_name"}
+    config = TransformerConfig.from_namespace(flat)
+    config.decoder.input_dim = config.decoder.output_dim = config.decoder.embed_dim
+    # fairseq's parser turns these two into what the modules expect
+    for name, value in values.items():
+        setattr(config, name, value)
+    return config
+
+
+def _choose(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise OptionError(f"--{option}: {value!r} is not one of {', '.join(allowed)}{hint}")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise OptionError(message)
+
+
+def check_options(cfg: Any, *, encoder: types.SimpleNamespace | Any | None, decoder: Any, cross_attention: bool) -> None:
+    """Refuses by name what cannot work, before anything is built.
+
+    Args:
+        cfg: holder of the :class:`ExtOptions`.
+        encoder: nested encoder options, or ``None`` for a language model.
+        decoder: nested decoder options.
+        cross_attention: whether decoder layers attend to an encoder.
+
+    Raises:
+        OptionError: one line that names the option, what was found and what is allowed.
+    """
+    _choose("block", cfg.block, BLOCKS)
+    _choose("norm", cfg.norm, NORMS)
+    _choose("norm-scope", cfg.norm_scope, NORM_SCOPES)
+    _choose("norm-convention", cfg.norm_convention, NORM_CONVENTIONS)
+    _choose("norm-detach", cfg.norm_detach, DETACHED)
+    _choose("cross-view", cfg.cross_view, STRATEGIES)
+    _choose("cross-view-fusion", cfg.cross_view_fusion, FUSIONS)
+    _choose("cross-view-norm", cfg.cross_view_norm, VIEW_NORMS)
+    _choose("attention-normalizer", cfg.attention_normalizer, NORMALIZERS)
+    _choose("init", cfg.init, INITS)
+    for name in str(cfg.attention_topk_in).split(","):
+        _choose("attention-topk-in", name.strip(), ATTENTIONS)
+
+    _require(cfg.attention_topk >= 0, f"--attention-topk: must be 0 (off) or more, got {cfg.attention_topk}")
+    ratio = cfg.attention_topk_ratio
+    _require(ratio == 0 or ratio >= 1, f"--attention-topk-ratio: must be 0 (off) or at least 1, got {ratio}")
+    _require(cfg.attention_topk_min >= 0, f"--attention-topk-min: must be 0 or more, got {cfg.attention_topk_min}")
+    _require(not (cfg.attention_topk and ratio), "--attention-topk and --attention-topk-ratio exclude each other")
+    selects = bool(cfg.attention_topk or ratio)
+    _require(
+        cfg.attention_normalizer == "softmax" or not selects,
+        f"--attention-normalizer {cfg.attention_normalizer}: chooses keys itself and excludes --attention-topk",
+    )
+    effective_k(1, cfg.attention_topk, ratio, cfg.attention_topk_min)
+
+    for side, part in (("encoder", encoder), ("decoder", decoder)):
+        if part is not None:
+            _require(
+                part.embed_dim % part.attention_heads == 0,
+                f"--{side}-embed-dim: {part.embed_dim} is not divisible by --{side}-attention-heads {part.attention_heads}",
+            )
+    if cfg.block == "muse":
+        try:
+            if encoder is not None:
+                for kernels in parse_kernels(cfg.muse_kernels, encoder.layers):
+                    even = [kernel for kernel in kernels if kernel % 2 == 0]
+                    _require(not even, f"--muse-kernels: encoder kernels must be odd, got {even}")
+            parse_kernels(cfg.muse_kernels, decoder.layers)
+        except ValueError as error:
+            raise OptionError(str(error)) from None
+    if cfg.block != "transformer":
+        _require(not getattr(cfg, "cross_self_attention", False), f"--block {cfg.block}: no --cross-self-attention")
+        for name in ("scale_fc", "scale_attn", "scale_heads", "scale_resids"):
+            _require(not getattr(cfg, name, False), f"--block {cfg.block}: excludes --{name.replace('_', '-')}")
+
+    if cfg.cross_view != "none":
+        _require(cross_attention, f"--cross-view {cfg.cross_view}: needs cross-attention to an encoder, there is none")
+        _require(not cfg.cross_self_attention, f"--cross-view {cfg.cross_view}: excludes --cross-self-attention")
+        _require(
+            encoder.layerdrop == 0,
+            f"--cross-view {cfg.cross_view}: excludes --encoder-layerdrop, which changes the number of views",
+        )
+        _require(
+            encoder.embed_dim == decoder.embed_dim,
+            f"--cross-view {cfg.cross_view}: needs --encoder-embed-dim {encoder.embed_dim} equal to "
+            f"--decoder-embed-dim {decoder.embed_dim}",
+        )
+        _require(
+            cfg.block == "transformer" or cfg.cross_view_fusion != "sequential",
+            f"--cross-view-fusion sequential: has no meaning in the parallel branches of --block {cfg.block}",
+        )
+    try:
+        check_cross_view(cfg.cross_view, cfg.cross_view_fusion, use_global=not cfg.cross_view_no_global)
+    except ValueError as error:
+        raise OptionError(f"--cross-view-fusion: {error}") from None

@@ -1,0 +1,38 @@
+"""``transformer_lm_ext``: fairseq's Transformer language model with the suite's options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model
+from fairseq.models.transformer_lm import TransformerLanguageModel
+
+from fairseq_ext.models.config import OptionError, TransformerLanguageModelExtConfig, check_options, nested_config
+from fairseq_ext.models.transformer import TransformerExtDecoder, replace_norms, warn_about_ratio
+
+
+@register_model("transformer_lm_ext", dataclass=TransformerLanguageModelExtConfig)
+class TransformerLanguageModelExt(TransformerLanguageModel):
+    """Decoder-only Transformer with ``--block``, ``--attention-*`` and ``--norm``; it has no views to cross.
+
+    Adaptive input, character embeddings and adaptive softmax are fairseq's business and are refused here.
+    """
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        gen_parser_from_dataclass(parser, TransformerLanguageModelExtConfig(), delete_default=True)
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> TransformerLanguageModelExt:
+        for name in ("adaptive_input", "character_embeddings", "adaptive_softmax_cutoff", "decoder_layers_to_keep"):
+            if getattr(args, name):
+                raise OptionError(f"--{name.replace('_', '-')}: not supported by transformer_lm_ext")
+        nested = nested_config(args)
+        nested.max_target_positions = args.max_target_positions or args.tokens_per_sample
+        check_options(nested, encoder=None, decoder=nested.decoder, cross_attention=False)
+        warn_about_ratio(nested)
+        embed_tokens = cls.build_embedding(args, task.source_dictionary, args.decoder_embed_dim)
+        model = cls(TransformerExtDecoder(nested, task.target_dictionary, embed_tokens, no_encoder_attn=True))
+        replace_norms(model, nested)
+        return model

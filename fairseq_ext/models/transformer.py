@@ -1,0 +1,183 @@
+"""``transformer_ext``: fairseq's Transformer with the suite's options; with all of them off it is fairseq's."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.distributed import fsdp_wrap
+from fairseq.models import register_model
+from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase, TransformerModelBase
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from torch import Tensor, nn
+
+from fairseq_ext.models.config import TransformerExtConfig, check_options, nested_config
+from fairseq_ext.models.layers import (
+    DecoderLayer,
+    EncoderLayer,
+    MuseDecoderLayer,
+    MuseEncoderLayer,
+    SequentialViewsDecoderLayer,
+)
+from fairseq_ext.modules.cross_view import CrossViewFusion, view_schedule
+from fairseq_ext.modules.normalization import create_norm
+
+logger = logging.getLogger(__name__)
+
+
+def _wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
+    """fairseq's wrapping of a layer for activation checkpointing and FSDP."""
+    if cfg.checkpoint_activations:
+        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+    return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+
+
+def replace_norms(model: nn.Module, cfg: Any) -> None:
+    """Replaces the LayerNorms of ``model`` by ``--norm``; the norm of the embeddings stays.
+
+    fairseq's layers construct their norms by a module-level name, so they are replaced afterwards: doing it by
+    patching that name would reach every other model in the process.
+    """
+    if cfg.norm == "layernorm":
+        return
+    for path, module in list(model.named_modules()):
+        name = path.rpartition(".")[2]
+        final = path in ("encoder.layer_norm", "decoder.layer_norm")
+        if not isinstance(module, nn.LayerNorm) or not (name.endswith("_layer_norm") or name == "layer_norm"):
+            continue
+        if cfg.norm_scope == "final" and not final:
+            continue
+        parent = model.get_submodule(path.rpartition(".")[0])
+        norm = create_norm(
+            cfg.norm,
+            module.normalized_shape,
+            adanorm_scale=cfg.adanorm_scale,
+            adanorm_k=cfg.adanorm_k,
+            detach=cfg.norm_detach,
+            unbiased=cfg.norm_convention == "released",
+        )
+        setattr(parent, name, norm)
+
+
+def warn_about_ratio(cfg: Any) -> None:
+    if cfg.attention_topk_ratio and "decoder-self" in cfg.attention_topk_in:
+        logger.warning(
+            "--attention-topk-ratio in decoder self-attention: k follows the number of keys, which is the whole target "
+            "in training and the prefix in decoding, so the two differ; --attention-topk does not have this problem"
+        )
+
+
+class TransformerExtEncoder(TransformerEncoderBase):
+    """fairseq's encoder; with ``--cross-view`` its output carries every layer.
+
+    ``encoder_out`` is then (S, B, Ne * C), layer 1 first and the usual output last, after the view norm: a single
+    tensor, which fairseq's beam search reorders like any other.
+    """
+
+    def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding, return_fc: bool = False) -> None:
+        self._built = 0
+        super().__init__(cfg, dictionary, embed_tokens, return_fc=return_fc)
+        normed = self.layer_norm is not None and cfg.cross_view_norm == "separate" and cfg.cross_view != "none"
+        if normed:
+            norms = [nn.LayerNorm(cfg.encoder.embed_dim) for _ in range(cfg.encoder.layers - 1)]
+            self.view_layer_norm = nn.ModuleList(norms)
+
+    def build_encoder_layer(self, cfg: Any) -> nn.Module:
+        self._built += 1
+        if cfg.block == "transformer":
+            return _wrap_layer(EncoderLayer(cfg, self._built, return_fc=self.return_fc), cfg)
+        return _wrap_layer(MuseEncoderLayer(cfg, self._built), cfg)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        return_all_hiddens: bool = False,
+        token_embeddings: Tensor | None = None,
+    ) -> dict[str, list[Tensor]]:
+        """Arguments and result as in fairseq's ``TransformerEncoderBase.forward``, but for ``encoder_out``."""
+        views = self.cfg.cross_view != "none"
+        # generation asks for no hidden states, so views have to be asked for here
+        out = super().forward(src_tokens, src_lengths, return_all_hiddens or views, token_embeddings)
+        if views:
+            lower = [self.normalize_view(state, index) for index, state in enumerate(out["encoder_states"][1:-1])]
+            out["encoder_out"] = [torch.cat([*lower, out["encoder_out"][0]], dim=-1)]
+            if not return_all_hiddens:
+                out["encoder_states"] = []
+        return out
+
+    def normalize_view(self, state: Tensor, index: int) -> Tensor:
+        if self.layer_norm is None or self.cfg.cross_view_norm == "none":
+            return state
+        return self.view_layer_norm[index](state) if self.cfg.cross_view_norm == "separate" else self.layer_norm(state)
+
+
+class TransformerExtDecoder(TransformerDecoderBase):
+    """fairseq's decoder around this suite's layers."""
+
+    def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding, no_encoder_attn: bool = False) -> None:
+        self._built = 0
+        self._ama_proj: list[nn.Linear] = []
+        super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=no_encoder_attn)
+
+    def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
+        self._built += 1
+        fusion = None if cfg.cross_view == "none" else self.build_fusion(cfg, self._built)
+        if cfg.block != "transformer":
+            layer = MuseDecoderLayer(cfg, self._built, no_encoder_attn, fusion)
+        elif fusion is not None and cfg.cross_view_fusion == "sequential":
+            layer = SequentialViewsDecoderLayer(cfg, self._built, fusion)
+        else:
+            layer = DecoderLayer(cfg, self._built, no_encoder_attn, fusion)
+        return _wrap_layer(layer, cfg)
+
+    def build_fusion(self, cfg: Any, index: int) -> CrossViewFusion:
+        views = view_schedule(
+            cfg.cross_view, cfg.encoder.layers, cfg.decoder.layers, use_global=not cfg.cross_view_no_global
+        )
+        if cfg.cross_view == "ama" and not self._ama_proj:  # one projection, shared by all layers
+            projection = nn.Linear(cfg.decoder.embed_dim, cfg.decoder.embed_dim, bias=False)
+            nn.init.xavier_uniform_(projection.weight)
+            self._ama_proj.append(projection)
+        shared = self._ama_proj[0] if self._ama_proj else None
+        return CrossViewFusion(
+            cfg.decoder.embed_dim, views[index - 1], cfg.cross_view, cfg.cross_view_fusion, ama_proj=shared
+        )
+
+
+@register_model("transformer_ext", dataclass=TransformerExtConfig)
+class TransformerExtModel(TransformerModelBase):
+    """Encoder-decoder Transformer whose attention, norms, layer topology and views are options.
+
+    With every option at its default, parameters, state-dict keys and outputs are those of fairseq's ``transformer``,
+    so that either loads the other's weights.
+    """
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        # without their defaults, so that a preset can tell what the user left open
+        gen_parser_from_dataclass(parser, TransformerExtConfig(), delete_default=True)
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> TransformerExtModel:
+        nested = nested_config(cfg)
+        check_options(
+            nested,
+            encoder=nested.encoder,
+            decoder=nested.decoder,
+            cross_attention=not nested.no_cross_attention,
+        )
+        warn_about_ratio(nested)
+        model = super().build_model(nested, task)
+        replace_norms(model, nested)
+        return model
+
+    @classmethod
+    def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: nn.Embedding) -> TransformerExtEncoder:
+        return TransformerExtEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> TransformerExtDecoder:
+        return TransformerExtDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)

@@ -1,0 +1,30 @@
+"""Building blocks in plain torch, with torch's own signatures; none of them knows fairseq."""
+
+from fairseq_ext.modules.adaptive_span import AdaptiveSpan, AdaptiveSpanAttention
+from fairseq_ext.modules.cross_view import CrossViewFusion, view_schedule
+from fairseq_ext.modules.muse import DynamicConv, KernelGate, MultiScaleConv
+from fairseq_ext.modules.normalization import AdaNorm, DetachNorm, LayerNormSimple, create_norm
+from fairseq_ext.modules.sparse_attention import (
+    attention_weights,
+    out_of_window_softmax,
+    topk_attention,
+    topk_softmax,
+)
+
+__all__ = [
+    "AdaNorm",
+    "AdaptiveSpan",
+    "AdaptiveSpanAttention",
+    "CrossViewFusion",
+    "DetachNorm",
+    "DynamicConv",
+    "KernelGate",
+    "LayerNormSimple",
+    "MultiScaleConv",
+    "attention_weights",
+    "create_norm",
+    "out_of_window_softmax",
+    "topk_attention",
+    "topk_softmax",
+    "view_schedule",
+]

@@ -1,0 +1,233 @@
+r"""Adaptive attention span, and its combination with top-k selection.
+
+Every head learns how far back it looks (Sukhbaatar, Grave, Bojanowski & Joulin, "Adaptive Attention Span in
+Transformers", arXiv 1905.07799). Of the :math:`L` positions before a query, slot :math:`L - 1` being the previous one,
+head :math:`h` with span parameter :math:`z_h \in [0, 1]` and ramp :math:`R` keeps
+
+.. math::
+    m_{hl} = \text{clamp}\Big(\frac{l + 1 - L + z_h L}{R} + 1,\; 0,\; 1\Big), \qquad
+    b_{hl} = a_{hl}\, m_{hl}, \qquad
+    a'_{hl} = \frac{[b_{hl} \ge t]\, b_{hl}}{\sum_j [b_{hj} \ge t]\, b_{hj} + 10^{-8}}
+
+with :math:`t` the :math:`k`-th largest of the row: the top-k step of the Explicit Sparse Transformer (arXiv
+1912.11637), here on probabilities *after* the span mask. Because of the renormalisation this is top-k before the
+softmax, up to the span mask.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_ext.modules.sparse_attention import effective_k
+
+_TRIM_UNIT = 64  # spans are trimmed in steps of this many slots, so that shapes change rarely
+
+
+class AdaptiveSpan(nn.Module):
+    r"""Soft span mask, top-k selection and renormalisation for attention weights over the last ``max_span`` positions.
+
+    Add :meth:`span_loss` to the training loss, call :meth:`clamp_` after every optimiser step, and drop the first
+    :meth:`trim_length` keys before computing the scores.
+
+    Args:
+        num_heads: heads ``H``.
+        max_span: slots ``L`` (8192 in the released enwik8 run).
+        ramp: width ``R`` of the soft edge (default and released runs: 32).
+        init: initial ``z`` of every head, in ``[0, 1]``; 0 starts with a span of only the ramp.
+        k, ratio, minimum: top-k budget, see :func:`~fairseq_ext.modules.sparse_attention.effective_k`; a ratio refers
+            to the trimmed length. All zero is dense. The released runs use ``k`` of 32 and 8.
+        loss_coeff: factor of :meth:`span_loss` (released enwik8 run: 5e-7).
+
+    Shape:
+        - attn: ``(B * H, T, L')`` with ``L' <= L`` (the last ``L'`` slots), heads fastest; the output has the same
+          shape.
+
+    Raises:
+        ValueError: an argument is out of its range, or ``attn`` does not fit ``num_heads`` and ``max_span``.
+    """
+
+    _slots: Tensor
+
+    def __init__(
+        self,
+        num_heads: int,
+        max_span: int,
+        *,
+        ramp: int = 32,
+        init: float = 0.0,
+        k: int = 0,
+        ratio: float = 0.0,
+        minimum: int = 0,
+        loss_coeff: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, number in (("num_heads", num_heads), ("max_span", max_span), ("ramp", ramp)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        if not 0 <= init <= 1:
+            raise ValueError(f"init must be between 0 and 1, got {init}")
+        if loss_coeff < 0:
+            raise ValueError(f"loss_coeff must be 0 or positive, got {loss_coeff}")
+        effective_k(max_span, k, ratio, minimum)  # raises on a bad budget
+        self.num_heads = num_heads
+        self.max_span = max_span
+        self.ramp = ramp
+        self.init = init
+        self.k, self.ratio, self.minimum = k, ratio, minimum
+        self.loss_coeff = loss_coeff
+        self.current_val = nn.Parameter(torch.empty(num_heads, 1, 1))
+        self.register_buffer("_slots", torch.arange(1 - max_span, 1), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.current_val, self.init)
+
+    def mask(self, length: int | None = None) -> Tensor:
+        """The soft mask ``m`` of the last ``length`` slots (default: all), shape ``(H, 1, length)``."""
+        slots = self._slots if length is None else self._slots[self.max_span - length :]
+        return ((slots + self.current_val * self.max_span) / self.ramp + 1).clamp(0, 1)
+
+    def forward(self, attn: Tensor, normalize: bool = True) -> Tensor:
+        """Mask, select and renormalise ``attn``, probabilities over the slots.
+
+        ``normalize=False`` leaves out the last step, for a caller that normalises jointly with persistent memory slots.
+        """
+        rows, queries, length = attn.shape
+        if rows % self.num_heads:
+            raise ValueError(f"attn must have batch * {self.num_heads} rows (num_heads), got {rows}")
+        if length > self.max_span:
+            raise ValueError(f"attn must have at most max_span={self.max_span} slots, got {length}")
+        attn = (attn.view(-1, self.num_heads, queries, length) * self.mask(length)).view(rows, queries, length)
+        k = effective_k(length, self.k, self.ratio, self.minimum)
+        if 0 < k < length:
+            threshold = attn.detach().topk(k, -1, sorted=False).values.amin(-1, keepdim=True)
+            attn = attn.masked_fill(attn < threshold, 0.0)
+        if normalize:
+            attn = attn / (attn.sum(-1, keepdim=True) + 1e-8)
+        return attn
+
+    def span_loss(self) -> Tensor:
+        """``loss_coeff * L * mean_h(z_h)``; summed over the layers and added to the training loss."""
+        return self.loss_coeff * self.max_span * self.current_val.mean()
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Bring ``z`` back into ``[0, 1]``, after an optimiser step."""
+        self.current_val.clamp_(0, 1)
+
+    def current_max_span(self) -> int:
+        """Length of the longest head's span, ramp included: ``clamp(ceil(max_h z_h * L) + R, 0, L)``."""
+        return self._span(self.current_val.max().item())
+
+    def current_avg_span(self) -> int:
+        """The same for the mean of ``z``."""
+        return self._span(self.current_val.mean().item())
+
+    def _span(self, z: float) -> int:
+        return max(0, min(math.ceil(z * self.max_span) + self.ramp, self.max_span))
+
+    def trim_length(self) -> int:
+        """Leading slots that no head looks at, rounded down to a multiple of 64; at least one slot is always left."""
+        return min(self.max_span - 1, self.max_span - self.current_max_span()) // _TRIM_UNIT * _TRIM_UNIT
+
+    def cache_size(self) -> int:
+        """Past states worth keeping: the span, plus 64 so that it can grow before the next states arrive."""
+        return min(self.max_span, self.max_span - self.trim_length() + _TRIM_UNIT)
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_heads={self.num_heads}, max_span={self.max_span}, ramp={self.ramp}, init={self.init}, k={self.k}, "
+            f"ratio={self.ratio}, minimum={self.minimum}, loss_coeff={self.loss_coeff}"
+        )
+
+
+class AdaptiveSpanAttention(nn.Module):
+    r"""Multi-head attention of each position to the ``max_span`` positions before it, itself excluded.
+
+    .. math::
+        s_{il} = \frac{q_i \cdot (k_{i + l} + e_l)}{\sqrt{d_h}}, \quad l = 0, \dots, L - 1, \qquad
+        a_i = \text{span}(\text{softmax}(s_i)), \qquad o_i = \sum_l a_{il}\, v_{i + l}
+
+    with :math:`k_j, v_j` the projections of a memory of :math:`L` earlier states followed by the block itself, and
+    :math:`e_l` a relative position embedding shared by heads and, usually, by layers. There are no biases.
+    (Sukhbaatar et al., arXiv 1905.07799; top-k on top of it: Zhao et al., arXiv 1912.11637.) Cost and memory are
+    :math:`T (T + L)` scores a head, less what :class:`AdaptiveSpan` trims.
+
+    Args:
+        embed_dim: model width ``E``.
+        num_heads: heads ``H``; must divide ``embed_dim``.
+        max_span: slots ``L``.
+        dropout: dropout on the weights (released enwik8 run: 0.3).
+        ramp, init, k, ratio, minimum, loss_coeff: see :class:`AdaptiveSpan`, here as ``self.span``.
+
+    Shape:
+        - query: ``(B, T, E)``; memory: ``(B, L + T, E)``, its last ``T`` states those of ``query``'s positions;
+          position: ``(1, E / H, L)``; output: ``(B, T, E)``.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        max_span: int,
+        *,
+        dropout: float = 0.0,
+        ramp: int = 32,
+        init: float = 0.0,
+        k: int = 0,
+        ratio: float = 0.0,
+        minimum: int = 0,
+        loss_coeff: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(f"num_heads must divide embed_dim={embed_dim}, got {num_heads}")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.span = AdaptiveSpan(
+            num_heads, max_span, ramp=ramp, init=init, k=k, ratio=ratio, minimum=minimum, loss_coeff=loss_coeff
+        )
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.k_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.v_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+
+    def forward(self, query: Tensor, memory: Tensor, position: Tensor) -> Tensor:
+        batch, queries, _ = query.shape
+        max_span = self.span.max_span
+        if memory.size(1) != max_span + queries:
+            raise ValueError(f"memory must have max_span + T = {max_span + queries} states, got {memory.size(1)}")
+        if position.size(-1) != max_span:
+            raise ValueError(f"position must have max_span = {max_span} slots, got {position.size(-1)}")
+        trim = self.span.trim_length()
+        memory, position = memory[:, trim:], position[..., trim:]
+
+        q, k, v = (self._split_heads(x) for x in (self.q_proj(query), self.k_proj(memory), self.v_proj(memory)))
+        scores = _band(q @ k.transpose(1, 2)) + q @ position
+        attn = self.span(F.softmax(scores / math.sqrt(q.size(-1)), dim=-1))
+        attn = F.dropout(attn, self.dropout, self.training)
+        out = _unband(attn) @ v
+        return self.out_proj(out.view(batch, self.num_heads, queries, -1).transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, dropout={self.dropout}"
+
+
+def _band(scores: Tensor) -> Tensor:
+    """Of ``scores`` (N, T, T + L), row ``i`` keeps the columns ``i .. i + L - 1``: (N, T, L)."""
+    rows, queries, keys = scores.shape
+    # Cutting the flattened matrix into rows of keys + 1 entries starts each row one column further right.
+    return F.pad(scores.flatten(1), (0, queries)).view(rows, queries, keys + 1)[..., : keys - queries]
+
+
+def _unband(attn: Tensor) -> Tensor:
+    """The inverse of :func:`_band`: (N, T, L) back to (N, T, T + L), zero outside the band."""
+    rows, queries, length = attn.shape
+    return F.pad(attn, (0, queries + 1)).flatten(1)[:, :-queries].view(rows, queries, length + queries)

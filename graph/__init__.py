@@ -1,0 +1,1 @@
+"""Trainers for graphs on torch-geometric: ReNode, label graphs, graph classification (planned)."""

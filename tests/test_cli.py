@@ -1,0 +1,367 @@
+"""The ``fairseq-ext`` command: its four subcommands, and one clear line for each kind of bad input."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import subprocess
+import sys
+import types
+from collections import OrderedDict
+from importlib import metadata
+
+import pytest
+import torch
+
+from fairseq_ext import checkpoint_averaging, cli
+from tests.helpers import ROOT
+
+
+def checkpoint(seed: int, architecture: str = "transformer_ext", width: int = 4) -> dict:
+    """What fairseq writes, in small: tied embeddings, a half precision tensor, a counter, an optimizer, an average."""
+    generator = torch.Generator().manual_seed(seed)
+    embedding = torch.randn(7, width, generator=generator)
+    model = OrderedDict(
+        {
+            "encoder.embed_tokens.weight": embedding,
+            "decoder.output_projection.weight": embedding,
+            "encoder.norm.weight": torch.randn(width, generator=generator).half(),
+            "encoder.updates": torch.tensor(seed),
+        }
+    )
+    ema = {name: (value + 1 if value.is_floating_point() else value) for name, value in model.items()}
+    return {
+        "args": None,
+        "cfg": {"_name": None, "model": {"_name": architecture, "dropout": 0.1}, "task": {"_name": "translation"}},
+        "model": model,
+        "optimizer_history": [{"num_updates": seed}],
+        "last_optimizer_state": {"exp_avg": torch.ones(1000)},
+        "extra_state": {"epoch": seed, "ema": ema, "train_iterator": {"epoch": seed}},
+    }
+
+
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    """Run a command inside a save directory with epochs 1 to 4 and two updates; returns (exit code, stdout, stderr)."""
+    for seed in range(1, 5):
+        torch.save(checkpoint(seed), tmp_path / f"checkpoint{seed}.pt")
+    torch.save(checkpoint(5), tmp_path / "checkpoint_1_100.pt")
+    torch.save(checkpoint(6), tmp_path / "checkpoint_2_90.pt")
+    torch.save(checkpoint(7), tmp_path / "checkpoint_best.pt")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = cli.main(arguments)
+        except SystemExit as error:  # argparse
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def mean(*seeds: int, name: str = "encoder.embed_tokens.weight") -> torch.Tensor:
+    values = [checkpoint(seed)["model"][name] for seed in seeds]
+    return (torch.stack([value.double() for value in values]).sum(0) / len(seeds)).to(values[0].dtype)
+
+
+# --- average ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "seeds"),
+    [
+        (["--inputs", "checkpoint1.pt", "checkpoint3.pt"], [1, 3]),
+        (["--inputs", "checkpoint_best.pt"], [7]),
+        (["--inputs", ".", "--last", "2"], [4, 3]),
+        (["--inputs", ".", "--last", "2", "--by", "epoch", "--upper", "3"], [3, 2]),
+        (["--inputs", ".", "--last", "2", "--by", "update"], [5, 6]),
+        (["--inputs", ".", "--last", "1", "--by", "update", "--upper", "99"], [6]),
+    ],
+)
+def test_average_is_the_mean(run, options, seeds):
+    code, out, _ = run("average", *options, "--output", "average.pt")
+    assert (code, out) == (0, "")
+    state = torch.load("average.pt", weights_only=True)
+    for name, value in state["model"].items():
+        if value.is_floating_point():
+            assert value.dtype == checkpoint(1)["model"][name].dtype
+            torch.testing.assert_close(value, mean(*seeds, name=name), rtol=0, atol=0)
+    assert state["model"]["encoder.updates"] == seeds[0]
+    assert list(state["model"]) == list(checkpoint(1)["model"])
+    assert state["cfg"] == checkpoint(1)["cfg"]
+    assert not [name for name in os.listdir() if name.endswith(".tmp")]
+
+
+def test_average_keeps_ties_and_drops_what_does_not_belong(run):
+    run("average", "--inputs", ".", "--last", "3", "--output", "average.pt")
+    state = torch.load("average.pt", weights_only=True)
+    embedding, projection = (
+        state["model"][n] for n in ("encoder.embed_tokens.weight", "decoder.output_projection.weight")
+    )
+    assert embedding.data_ptr() == projection.data_ptr()
+    assert "last_optimizer_state" not in state
+    assert "ema" not in state["extra_state"]
+    assert state["extra_state"]["train_iterator"] == {"epoch": 4}
+
+
+def test_sums_run_in_float64():
+    """In float32 the small weights vanish beside the large one, and 1e8 + 1 - 1e8 is 0."""
+    states = [checkpoint(1) for _ in range(3)]
+    for state, value in zip(states, (1e8, 1.0, -1e8), strict=True):
+        state["model"] = {"w": torch.full((2,), value)}
+    paths = {f"{i}.pt": state for i, state in enumerate(states)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_averaging, "load_checkpoint", lambda path: copy.deepcopy(paths[path]))
+        averaged = checkpoint_averaging.average_checkpoints(list(paths))
+    torch.testing.assert_close(averaged["model"]["w"], torch.full((2,), 1 / 3))
+
+
+def test_ema_is_extracted_and_averaged(run):
+    assert run("average", "--inputs", "checkpoint2.pt", "--ema", "--output", "ema.pt")[0] == 0
+    weight = torch.load("ema.pt", weights_only=True)["model"]["encoder.embed_tokens.weight"]
+    torch.testing.assert_close(
+        weight, checkpoint(2)["extra_state"]["ema"]["encoder.embed_tokens.weight"], rtol=0, atol=0
+    )
+    assert run("average", "--inputs", ".", "--last", "2", "--ema", "--output", "ema.pt")[0] == 0
+    weight = torch.load("ema.pt", weights_only=True)["model"]["encoder.embed_tokens.weight"]
+    torch.testing.assert_close(weight, mean(3, 4) + 1)
+
+
+def test_ema_prefers_its_float32_copy(run):
+    state = checkpoint(1)
+    state["extra_state"]["ema_fp32_params"] = {"encoder.norm.weight": torch.full((4,), 1 / 3)}
+    torch.save(state, "fp32.pt")
+    run("average", "--inputs", "fp32.pt", "--ema", "--output", "ema.pt")
+    torch.testing.assert_close(
+        torch.load("ema.pt", weights_only=True)["model"]["encoder.norm.weight"], torch.full((4,), 1 / 3), rtol=0, atol=0
+    )
+
+
+def legacy(architecture: str) -> dict:
+    return {**checkpoint(1), "cfg": None, "args": argparse.Namespace(arch=architecture)}
+
+
+def namespace(architecture: str) -> dict:
+    return {**checkpoint(1), "cfg": {"model": argparse.Namespace(_name=architecture, arch=architecture)}}
+
+
+@pytest.mark.parametrize("form", [legacy, namespace, lambda architecture: checkpoint(1, architecture)])
+def test_mixed_architectures_are_refused_by_name(run, form):
+    torch.save(form("transformer"), "other.pt")
+    code, _, err = run("average", "--inputs", "checkpoint1.pt", "other.pt", "--output", "average.pt")
+    assert code == 2
+    assert "checkpoint1.pt is transformer_ext, other.pt is transformer" in err
+    torch.save(form("transformer_ext"), "same.pt")
+    assert run("average", "--inputs", "checkpoint1.pt", "same.pt", "--output", "average.pt")[0] == 0
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def damaged(kind: str) -> None:
+    state = checkpoint(1)
+    if kind == "missing key":
+        del state["model"]["encoder.norm.weight"]
+    elif kind == "other shape":
+        state["model"]["encoder.norm.weight"] = torch.zeros(5)
+    elif kind == "no model":
+        state = {"state_dict": {}}
+    elif kind == "tensor":
+        state = torch.zeros(2)
+    elif kind == "hostile":
+        state["cfg"] = Hostile()
+    elif kind == "no ema":
+        del state["extra_state"]["ema"]
+    torch.save(state, "bad.pt")
+    if kind == "truncated":
+        data = open("bad.pt", "rb").read()
+        open("bad.pt", "wb").write(data[: len(data) // 2])
+    elif kind == "empty":
+        open("bad.pt", "wb").close()
+    elif kind == "text":
+        open("bad.pt", "w").write("<html>404</html>")
+    elif kind == "not there":
+        os.remove("bad.pt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing key", "encoder.norm.weight is only in checkpoint1.pt"),
+        ("other shape", "encoder.norm.weight is (4,) in checkpoint1.pt and (5,) in bad.pt"),
+        ("no model", "bad.pt: not a fairseq checkpoint"),
+        ("tensor", "bad.pt: not a fairseq checkpoint"),
+        ("hostile", "mkdir"),
+        ("truncated", "bad.pt: truncated"),
+        ("empty", "bad.pt: truncated"),
+        ("text", "bad.pt: "),
+        ("not there", "bad.pt: No such file or directory"),
+        ("no ema", "bad.pt holds no moving average"),
+    ],
+)
+def test_bad_checkpoints_are_one_line(run, kind, message):
+    damaged(kind)
+    open("average.pt", "w").write("previous")
+    options = ["--ema"] if kind == "no ema" else []
+    code, out, err = run("average", "--inputs", "checkpoint1.pt", "bad.pt", "--output", "average.pt", *options)
+    assert (code, out) == (2, "")
+    errors = [line for line in err.splitlines() if "error" in line]
+    assert len(errors) == 1 and message in errors[0]
+    assert err.splitlines()[-1] == errors[0] and "Traceback" not in err
+    assert open("average.pt").read() == "previous"
+    assert not os.path.exists("owned")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--inputs", "."], "--last N"),
+        (["--inputs", ".", "--last", "9"], "--last 9: . holds 4 files named checkpoint<epoch>.pt"),
+        (["--inputs", ".", "--last", "2", "--upper", "1"], "holds 1 files named checkpoint<epoch>.pt up to epoch 1"),
+        (["--inputs", ".", "--last", "0"], "--last must be at least 1, got 0"),
+        (["--inputs", ".", "--last", "many"], "invalid int value: 'many'"),
+        (["--inputs", ".", "--last", "1", "--by", "hour"], "invalid choice: 'hour'"),
+        (["--inputs", ".", "checkpoint1.pt", "--last", "1"], "either files or one directory"),
+        (["--inputs", "checkpoint1.pt", "--last", "1"], "choose from a directory"),
+        (["--inputs", "checkpoint1.pt", "--upper", "1"], "choose from a directory"),
+        (["--inputs", "nowhere", "--last", "1"], "choose from a directory"),
+        (["--inputs", "checkpoint1.pt", "--output", "nowhere/average.pt"], "nowhere does not exist"),
+        (["--inputs", "checkpoint1.pt", "--output", "."], "cannot write"),
+        ([], "--inputs"),
+    ],
+)
+def test_bad_options_are_one_line(run, arguments, message):
+    output = [] if "--output" in arguments else ["--output", "average.pt"]
+    code, out, err = run("average", *arguments, *output)
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert not os.path.exists("average.pt")
+
+
+def test_a_full_disk_spares_the_previous_file(run, monkeypatch):
+    open("average.pt", "w").write("previous")
+
+    def full(obj, file):
+        file.write(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(checkpoint_averaging.torch, "save", full)
+    code, _, err = run("average", "--inputs", "checkpoint1.pt", "--output", "average.pt")
+    assert code == 2 and "cannot write average.pt" in err.splitlines()[-1]
+    assert open("average.pt").read() == "previous"
+    assert not os.path.exists("average.pt.tmp")
+
+
+# --- user-dir, list, doctor -------------------------------------------------------------------------------------------
+
+
+def test_user_dir_is_the_only_line(run):
+    assert run("user-dir") == (0, f"{ROOT / 'fairseq_ext'}\n", "")
+
+
+def test_user_dir_and_average_do_not_wait_for_fairseq(run):
+    script = (
+        "import sys; from fairseq_ext import cli; "
+        "cli.main(['user-dir']); assert 'torch' not in sys.modules; "
+        "assert cli.main(['average', '--inputs', 'checkpoint1.pt', '--output', 'x.pt']) == 0; assert 'fairseq' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
+def test_list_names_everything_we_register(run):
+    from fairseq.criterions import CRITERION_REGISTRY
+    from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_REGISTRY
+
+    code, out, err = run("list")
+    assert (code, err) == (0, "")
+    lines = {line.split()[0]: line.split(maxsplit=1)[1:] for line in out.splitlines() if line.startswith("  ")}
+    ours = {
+        name
+        for registry in (CRITERION_REGISTRY, ARCH_CONFIG_REGISTRY, MODEL_REGISTRY)
+        for name, thing in registry.items()
+        if thing.__module__.startswith("fairseq_ext.")
+    }
+    assert lines.keys() == ours
+    assert {"transformer_ext", "label_smoothed_encouraging_loss"} <= ours
+    undocumented = [name for name, summary in lines.items() if not summary]
+    assert not undocumented, "each needs a first docstring line"
+    assert "transformer_iwslt_de_en" not in lines
+
+
+def test_doctor_approves_this_installation(run):
+    code, out, err = run("doctor")
+    assert (code, err) == (0, "")
+    for name in ("python", "ve-fairseq", "hydra-core", "omegaconf", "torch", "numpy", "fairseq-ext"):
+        assert [line for line in out.splitlines() if line.startswith(f"{name} ")], name
+    assert "repaired     safe checkpoints, last batch, numpy.compat, whole checkpoints" in out
+    assert out.splitlines()[-1] == "no problem found"
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "message"),
+    [
+        ("hydra-core", "1.4.0rc3", "hydra-core 1.4.0rc3 does not work"),
+        ("hydra-core", "1.3.1", "pip install 'hydra-core>=1.3.2,<1.4'"),
+        ("omegaconf", "2.4.1", "omegaconf 2.4.1 does not work"),
+        ("torch", "2.5.1+cu121", "pip install 'torch>=2.6'"),
+        ("ve-fairseq", None, "fairseq is not installed"),
+        ("numpy", None, "numpy is not installed"),
+    ],
+)
+def test_doctor_names_a_problem(run, monkeypatch, name, found, message):
+    def version(asked):
+        if asked != name:
+            return metadata.version(asked)
+        if found is None:
+            raise metadata.PackageNotFoundError(asked)
+        return found
+
+    monkeypatch.setattr(cli, "version", version)
+    code, out, _ = run("doctor")
+    assert code == 1
+    problems = [line for line in out.splitlines() if line.startswith("problem: ")]
+    assert len(problems) == 1 and message in problems[0]
+    assert out.splitlines()[-1] == "1 problem found"
+
+
+def test_doctor_sees_a_second_fairseq_and_the_off_switch(run, monkeypatch):
+    monkeypatch.setattr(cli, "distributions", lambda: [types.SimpleNamespace(name="fairseq")])
+    from fairseq_ext import compat
+
+    monkeypatch.setattr(compat, "apply", lambda: [])
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "problem: fairseq shares its files with ve-fairseq" in out
+    assert f"unset {compat.OFF_SWITCH}" in out
+
+
+@pytest.mark.parametrize(("command", "code"), [("doctor", 1), ("list", 2), ("user-dir", 0)])
+def test_without_fairseq_the_command_stays_friendly(run, monkeypatch, command, code):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+
+    def version(asked):
+        if asked == "ve-fairseq":
+            raise metadata.PackageNotFoundError(asked)
+        return metadata.version(asked)
+
+    monkeypatch.setattr(cli, "version", version)
+    result, out, err = run(command)
+    assert result == code
+    assert "Traceback" not in out + err
+    if command != "user-dir":
+        assert "fairseq is not installed (pip install ve-fairseq==0.12.3" in out + err
+
+
+def test_help_and_version(run):
+    assert run("--version")[:2] == (0, "fairseq-ext 0.1.0\n")
+    code, out, _ = run("average", "--help")
+    assert code == 0
+    assert all(option in out for option in ("--inputs", "--output", "--last", "--by", "--upper", "--ema"))
+    assert run()[0] == 2
+    assert run("unknown")[0] == 2

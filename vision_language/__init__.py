@@ -1,0 +1,1 @@
+"""Trainers for images with text on transformers: IAIS and MUKA (planned)."""
