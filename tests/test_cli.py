@@ -268,7 +268,8 @@ def test_user_dir_and_average_do_not_wait_for_fairseq(run):
     script = (
         "import sys; from fairseq_ext import cli; "
         "cli.main(['user-dir']); assert 'torch' not in sys.modules; "
-        "assert cli.main(['average', '--inputs', 'checkpoint1.pt', '--output', 'x.pt']) == 0; assert 'fairseq' not in sys.modules"
+        "assert cli.main(['average', '--inputs', 'checkpoint1.pt', '--output', 'x.pt']) == 0; "
+        "assert 'fairseq' not in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)

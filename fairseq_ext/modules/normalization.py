@@ -86,11 +86,12 @@ class _Normalize(torch.autograd.Function):
         detach_std: bool,
     ) -> Tensor:
         # The CPU kernel is vectorised only with a gain and a bias: half the time for the same result.
-        affine = (x.new_ones(normalized_shape), x.new_zeros(normalized_shape)) if x.is_cpu else (None, None)
+        gain = x.new_ones(normalized_shape) if x.is_cpu else None
+        bias = x.new_zeros(normalized_shape) if x.is_cpu else None
         if unbiased:
             # The smallest normal number for epsilon: invisible beside any variance, and it keeps constant rows at
             # y = 0 with a finite 1 / std, so that no division below needs a guard.
-            y, _, rstd = torch.native_layer_norm(x, normalized_shape, *affine, torch.finfo(x.dtype).tiny)
+            y, _, rstd = torch.native_layer_norm(x, normalized_shape, gain, bias, torch.finfo(x.dtype).tiny)
             size = math.prod(normalized_shape)
             bessel = math.sqrt(size / (size - 1))
             std = bessel / rstd
@@ -98,7 +99,7 @@ class _Normalize(torch.autograd.Function):
             y *= inv_s / rstd
             stretch = bessel * (std * inv_s).rsqrt()
         else:
-            y, _, inv_s = torch.native_layer_norm(x, normalized_shape, *affine, eps)
+            y, _, inv_s = torch.native_layer_norm(x, normalized_shape, gain, bias, eps)
             stretch = torch.ones_like(inv_s)
         ctx.save_for_backward(y, inv_s, stretch)
         ctx.constants = normalized_shape, scale, k, detach_mean, detach_std
@@ -246,8 +247,8 @@ class AdaNorm(_Norm):
 
     AdaNorm of Xu et al., "Understanding and Improving Layer Normalization" (arXiv:1911.07013). The mean of
     :math:`\phi` is exactly :math:`C`. The output is not centred: its mean is :math:`-kC\,\overline{y^2}`. It peaks at
-    :math:`y = 1/(2k)` and is negative beyond :math:`y = 1/k`: a strong positive outlier changes its sign. At most a share
-    :math:`k^2` of a row can lie there (Chebyshev).
+    :math:`y = 1/(2k)` and is negative beyond :math:`y = 1/k`: a strong positive outlier changes its sign. At most
+    a share :math:`k^2` of a row can lie there (Chebyshev).
 
     Args:
         normalized_shape: size(s) of the last dimension(s), as for :class:`torch.nn.LayerNorm`.

@@ -343,7 +343,8 @@ class TestConstruction:
         )
 
     @pytest.mark.parametrize(
-        ("kind", "nearest"), [("adanrom", "adanorm"), ("LayerNorm", "layernorm"), ("simple", "layernorm-simple")]
+        ("kind", "nearest"),
+        [("adanrom", "adanorm"), ("LayerNorm", "layernorm"), ("ADANORM", "adanorm"), ("simple", "layernorm-simple")],
     )
     def test_unknown_kind(self, kind: str, nearest: str) -> None:
         with pytest.raises(
