@@ -169,7 +169,7 @@ def _list(args: argparse.Namespace) -> int:
     print("architectures (--arch)")
     for name, model in models.items():
         print(f"  {name:<{width}}  {_summary(model)}")
-        for arch in presets[name]:
+        for arch in sorted(set(presets[name]) - {name}):
             print(f"    {arch:<{width - 2}}  {_summary(ARCH_CONFIG_REGISTRY[arch])}")
     print("criterions (--criterion)")
     for name, criterion in criterions.items():
@@ -191,11 +191,9 @@ def _average(args: argparse.Namespace) -> int:
         raise _Failure(f"--output: the directory {args.output.absolute().parent} does not exist")
 
     paths = last_checkpoints(folders[0], args.last, args.by or "epoch", args.upper) if folders else args.inputs
-    for path in paths:
-        print(path, file=sys.stderr)
     save_atomically(average_checkpoints(paths, ema=args.ema), args.output)
     what = "moving average" if args.ema else "weights"
-    print(f"{args.output}: {what} of {len(paths)} checkpoint{'s' * (len(paths) != 1)}", file=sys.stderr)
+    print(f"{args.output}: {what} of {', '.join(map(str, paths))}", file=sys.stderr)
     return 0
 
 

@@ -88,10 +88,9 @@ def allow_checkpoint_types() -> bool:
 
     allowed += [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "?")}]
     # Pickles name these functions by where NumPy kept them at the time: `core` before version 2, `_core` since.
-    multiarray = sys.modules[
-        "numpy._core.multiarray" if "numpy._core.multiarray" in sys.modules else "numpy.core.multiarray"
-    ]
-    for home in ("numpy._core.multiarray", "numpy.core.multiarray"):
+    homes = ("numpy._core.multiarray", "numpy.core.multiarray")
+    multiarray = next(sys.modules[home] for home in homes if home in sys.modules)
+    for home in homes:
         allowed += [(getattr(multiarray, name), f"{home}.{name}") for name in ("_reconstruct", "scalar")]
 
     distributed = sys.modules.get("fairseq.distributed.utils")
@@ -114,11 +113,9 @@ def _keep_last_batch() -> bool:
         if len(indices) == 0:
             return []
         batches = list(upstream(indices, *args, **kwargs))
-        fixed_shapes = kwargs.get("fixed_shapes", args[5] if len(args) > 5 else None)
         covered = sum(len(batch) for batch in batches)
-        # The batches follow the order of the indices, so what is missing is the end. Fixed shapes leave sentences out
-        # on purpose.
-        if fixed_shapes is None and covered < len(indices):
+        # The batches follow the order of the indices, so what is missing is the end.
+        if covered < len(indices):
             batches.append(indices[covered:])
         return batches
 

@@ -10,5 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
-settings.register_profile("suite", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile(
+    "suite", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
 settings.load_profile("suite")

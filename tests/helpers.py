@@ -14,7 +14,7 @@ DATA = Path(os.environ.get("FAIRSEQ_EXT_DATA", ROOT.parent / "shared" / "data"))
 
 
 def golden_names(method: str, prefix: str = "") -> list[str]:
-    """The fixtures of ``method`` whose file name starts with ``prefix``; never empty, so that a typo cannot skip a test."""
+    """The fixtures of ``method`` whose name starts with ``prefix``; never empty, so that a typo cannot skip a test."""
     names = sorted(path.stem for path in (GOLDEN / method).glob(f"{prefix}*.npz"))
     assert names, f"no fixture matches tests/golden/{method}/{prefix}*.npz"
     return names

@@ -37,7 +37,7 @@ ARCHITECTURE = (
 ).split()
 OPTIMISATION = (
     "--label-smoothing 0.1 --optimizer adam --adam-betas (0.9,0.98) --clip-norm 1.0 --lr 3e-3 "
-    "--lr-scheduler inverse_sqrt --warmup-updates 200 --max-tokens 3072"
+    "--lr-scheduler inverse_sqrt --warmup-updates 150 --max-tokens 2048"
 ).split()
 BEAM, LENPEN = 5, 1.0
 # sacreBLEU's default tokeniser splits at spaces; these languages are written without them.
@@ -55,8 +55,8 @@ class Settings:
     source: str = "en"
     target: str = "de"
     pairs: int = 20_000
-    vocab: int = 3000
-    updates: int = 1200
+    vocab: int = 2000
+    updates: int = 700
     seed: int = 1
 
 
@@ -104,7 +104,7 @@ class Pipeline:
                 model_writer=model,
                 vocab_size=s.vocab,
                 character_coverage=1.0,
-                # Digits one by one: a number is copied digit by digit. Identity: the default rule would rewrite m² as m2.
+                # Digits one by one, so that any number can be copied; identity, or m² would be rewritten as m2.
                 split_digits=True,
                 normalization_rule_name="identity",
                 minloglevel=2,
@@ -152,7 +152,7 @@ class Pipeline:
         arguments += ["--keep-interval-updates", "1", "--no-epoch-checkpoints", "--save-dir", str(folder)]
         # The likelihood, not the training loss: it means the same for every criterion.
         arguments += ["--best-checkpoint-metric", "nll_loss", "--log-format", "json"]
-        arguments += ["--log-interval", str(report), "--log-file", str(folder / "train.log"), "--no-progress-bar"]
+        arguments += ["--log-interval", str(report), "--no-progress-bar"]
 
         def show(line: str) -> None:
             for record in log_records([line]):
@@ -271,13 +271,13 @@ class Pipeline:
 
     @staticmethod
     def _fairseq(tool: str, arguments: list[str], folder: Path, follow: Callable[[str], None] | None = None) -> None:
-        """Run one of fairseq's commands; keep all it prints in `folder`, and hand each line to `follow`."""
+        """Run one of fairseq's commands; append all it prints to a log in `folder`, and hand each line to `follow`."""
         log = folder / f"fairseq-{tool}.log"
         command = [sys.executable, "-m", f"fairseq_cli.{tool}", *arguments]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         last = ""
         with (
-            log.open("w", encoding="utf-8") as file,
+            log.open("a", encoding="utf-8", buffering=1) as file,
             subprocess.Popen(
                 command,
                 env=environment,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def choose_sentence(pipeline: Pipeline, shortest: int = 16, longest: int = 22) -
 
 def plot(pipeline: Pipeline, systems: list[str], path: Path) -> None:
     """Write the picture of the finished run to `path`."""
+    # Importing fairseq opens the root logger: without this, matplotlib's font search would fill the screen.
+    logging.disable(logging.INFO)
     index = choose_sentence(pipeline)
     dense, target, source = cross_attention(pipeline, index, topk=0)
     selected, _, _ = cross_attention(pipeline, index, topk=None)
@@ -70,7 +73,7 @@ def plot(pipeline: Pipeline, systems: list[str], path: Path) -> None:
         1, 3, figsize=(17, 6), width_ratios=(1.05, 1, 1), layout="constrained", dpi=110
     )
     for system in systems:
-        log, colour = pipeline.out / system / "train.log", _COLOURS[system]
+        log, colour = pipeline.out / system / "fairseq-train.log", _COLOURS[system]
         label = _LABELS[system]
         left.plot(
             *curve(log, "train_inner", "nll_loss", "num_updates"), color=colour, alpha=0.45, label=f"{label}: train"
@@ -86,7 +89,9 @@ def plot(pipeline: Pipeline, systems: list[str], path: Path) -> None:
     titles = ("Cross-attention over all keys", f"Cross-attention over the selected keys (at most {most})")
     for axis, weights, title in zip((middle, right), (dense, selected), titles, strict=True):
         # A key that was not selected has weight exactly zero: it is left white, unlike a small weight.
-        image = axis.imshow(weights.masked_fill(weights == 0, float("nan")), cmap="YlGnBu", vmin=-0.12 * top, vmax=top)
+        image = axis.imshow(
+            weights.masked_fill(weights == 0, float("nan")), cmap="YlGnBu", vmin=-0.12 * top, vmax=top, aspect="auto"
+        )
         axis.set_title(title)
         axis.set_xticks(range(len(source)), [p.replace("▁", "_") for p in source], rotation=90, fontsize=8)
         axis.set_yticks(range(len(target)), [p.replace("▁", "_") for p in target], fontsize=8)

@@ -70,7 +70,7 @@ class _LogBonusCrossEntropy(torch.autograd.Function):
                 row_ce -= off * (z.sum(1) - classes * lse)
             if off_bonus:
                 p_rest *= ((rest - zt).sigmoid() / total)[:, None]
-                row_bonus += off_bonus * (_bonus_below_half(p_rest, log_end, inplace=True).sum(1) + bonus_top)
+                row_bonus += off_bonus * (_bonus_sum_below_half(p_rest, log_end) + bonus_top)
             ce[block], bonus[block] = row_ce, row_bonus
         ctx.save_for_backward(input, target, top, z_top, log_rest)
         ctx.constants = off, off_bonus, log_end, bonus_clamp
@@ -102,11 +102,9 @@ class _LogBonusCrossEntropy(torch.autograd.Function):
                 slope_rest = u * q_top
                 slope_rest /= 1.0 - (slope_rest.clamp(max=log_end) if log_end < 0.5 else slope_rest)
                 slope_sum = slope_sum - off_bonus * slope_rest.sum(1, keepdim=True)
-            u *= g_ce * q_top - g_bonus * (q_top * slope_sum + slope_top)
-            if off:
-                u -= g_ce * off
+            torch.addcmul(-off * g_ce, u, g_ce * q_top - g_bonus * (q_top * slope_sum + slope_top), out=u)
             if off_bonus:
-                u -= slope_rest.mul_(g_bonus * off_bonus)
+                u.addcmul_(slope_rest, g_bonus, value=-off_bonus)
             u.scatter_add_(1, y, g_bonus * slope_y - g_ce * on)
             # p_m - a_m without the cancellation of 1 - p_m
             ce_top = torch.where(hit, (classes - 1) * off - q_top, p_top - off)
@@ -142,11 +140,21 @@ def _top_bonus(odds: Tensor, log_end: float, bonus_clamp: float) -> tuple[Tensor
     return value, slope
 
 
-def _bonus_below_half(p: Tensor, log_end: float, inplace: bool = False) -> Tensor:
-    """``B(p)`` for ``p <= 1/2``; overwrites ``p`` where asked to."""
+def _bonus_below_half(p: Tensor, log_end: float) -> Tensor:
+    """``B(p)`` for ``p <= 1/2``."""
     if log_end >= 0.5:
-        return p.neg_().log1p_() if inplace else torch.log1p(-p)
+        return torch.log1p(-p)
     return torch.log1p(-p.clamp(max=log_end)) - (p - log_end).clamp_(min=0.0) / (1 - log_end)
+
+
+def _bonus_sum_below_half(p: Tensor, log_end: float) -> Tensor:
+    """``B(p)`` summed over all classes but the most probable one; overwrites ``p``."""
+    linear: Tensor | float = 0.0
+    if log_end < 0.5:
+        clipped = p.clamp(max=log_end)
+        linear, p = (p.sum(1) - clipped.sum(1)) / (1 - log_end), clipped
+    # One logarithm a row. Every p <= 1/2 and their sum is at most 1, so the product stays above 1/4.
+    return p.neg_().add_(1.0).prod(1).log() - linear
 
 
 def _dense_bonus(
@@ -437,6 +445,7 @@ class EncouragingLoss(nn.Module):
             raise ValueError(f"max_epoch must be a positive number with schedule={schedule!r}, got {max_epoch!r}")
         if schedule_of not in ("bonus_weight", "log_end"):
             raise ValueError(f"schedule_of must be 'bonus_weight' or 'log_end', got {schedule_of!r}")
+        self.weight: Tensor | None
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
         self.reduction = reduction
@@ -462,7 +471,7 @@ class EncouragingLoss(nn.Module):
         if self.epoch is not None:
             if self.defer_start and self.epoch <= self.defer_start:
                 current["bonus_weight"] = 0.0
-            if self.schedule != "none":
+            if self.max_epoch and self.schedule != "none":
                 share = bonus_schedule(self.epoch, self.max_epoch, self.schedule, self.schedule_ratio)
                 current[self.schedule_of] *= share
         return encouraging_loss(

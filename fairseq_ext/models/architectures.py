@@ -75,7 +75,7 @@ _TRANSLATION: dict[str, tuple[str, dict[str, Any]]] = {
         {**IWSLT, "attention_topk": 8, "dropout": 0.4},
     ),
     "explicit_sparse_transformer_iwslt_en_vi": (
-        "Top-k attention, IWSLT15 En-Vi: k = 6 in self-attention only, pre-norm, all dropouts 0.1 (authors' T2T script).",
+        "Top-k attention, IWSLT15 En-Vi: k = 6 in self-attention only, pre-norm, dropouts 0.1 (authors' T2T script).",
         {
             **BASE,
             **PRE_NORM,

@@ -238,6 +238,7 @@ class CrossViewAttention(SelectiveAttention):
         return self.set_incremental_state(incremental_state, f"attn_state.{self._slot}", buffer)
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> Any:
-        for self._slot in range(len(self.fusion.views)):
+        for slot in range(len(self.fusion.views)):
+            self._slot = slot
             incremental_state = super().reorder_incremental_state(incremental_state, new_order) or incremental_state
         return incremental_state

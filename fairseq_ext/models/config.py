@@ -4,11 +4,8 @@ Flat, because fairseq then stores a plain dict in its checkpoints, which torch's
 avoid the prefixes ``encoder_``, ``decoder_`` and ``quant_noise_``, which fairseq routes into its nested configs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
-import types
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +74,7 @@ class ExtOptions(FairseqDataclass):
 
 
 def _flat_transformer_fields() -> list[tuple[str, Any, Any]]:
-    """``TransformerConfig`` with its nested parts spelt out (``encoder_layers``, ...), as fairseq's command line does."""
+    """``TransformerConfig`` with its nested parts spelt out (``encoder_layers``, ...), as on fairseq's command line."""
     nested = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
     left_out = {"_name", "input_dim", "output_dim", "layers_to_keep", "xformers_att_config"}
     flat = []
@@ -132,7 +129,7 @@ def _require(holds: bool, message: str) -> None:
         raise OptionError(message)
 
 
-def check_options(cfg: Any, *, encoder: types.SimpleNamespace | Any | None, decoder: Any, cross_attention: bool) -> None:
+def check_options(cfg: Any, *, encoder: Any, decoder: Any, cross_attention: bool) -> None:
     """Refuses by name what cannot work, before anything is built.
 
     Args:
@@ -173,7 +170,8 @@ def check_options(cfg: Any, *, encoder: types.SimpleNamespace | Any | None, deco
         if part is not None:
             _require(
                 part.embed_dim % part.attention_heads == 0,
-                f"--{side}-embed-dim: {part.embed_dim} is not divisible by --{side}-attention-heads {part.attention_heads}",
+                f"--{side}-embed-dim: {part.embed_dim} is not divisible by "
+                f"--{side}-attention-heads {part.attention_heads}",
             )
     if cfg.block == "muse":
         try:

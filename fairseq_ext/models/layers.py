@@ -208,9 +208,7 @@ class MuseEncoderLayer(EncoderLayer):
         self.final_layer_norm = None  # an unused norm would break DistributedDataParallel
         self.input_dropout_module = FairseqDropout(cfg.muse_input_dropout, module_name=type(self).__name__)
 
-    def forward(
-        self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None) -> Tensor:
         """``x`` (S, B, C), ``encoder_padding_mask`` (B, S), ``attn_mask`` (S, S) true where attention is forbidden."""
         if attn_mask is not None:
             attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask.bool(), float("-inf"))

@@ -14,6 +14,7 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
 from fairseq_ext.models.config import TransformerExtConfig, check_options, nested_config
+from fairseq_ext.models.fused import fuse_for_inference
 from fairseq_ext.models.layers import (
     DecoderLayer,
     EncoderLayer,
@@ -113,6 +114,10 @@ class TransformerExtEncoder(TransformerEncoderBase):
             return state
         return self.view_layer_norm[index](state) if self.cfg.cross_view_norm == "separate" else self.layer_norm(state)
 
+    def make_generation_fast_(self, retain_dropout: bool = False, **kwargs: Any) -> None:
+        if not (self.cfg.muse_no_fuse or retain_dropout):  # fused layers have no dropout to retain
+            fuse_for_inference(self)
+
 
 class TransformerExtDecoder(TransformerDecoderBase):
     """fairseq's decoder around this suite's layers."""
@@ -145,6 +150,10 @@ class TransformerExtDecoder(TransformerDecoderBase):
         return CrossViewFusion(
             cfg.decoder.embed_dim, views[index - 1], cfg.cross_view, cfg.cross_view_fusion, ama_proj=shared
         )
+
+    def make_generation_fast_(self, retain_dropout: bool = False, **kwargs: Any) -> None:
+        if not (self.cfg.muse_no_fuse or retain_dropout):  # fused layers have no dropout to retain
+            fuse_for_inference(self)
 
 
 @register_model("transformer_ext", dataclass=TransformerExtConfig)

@@ -93,7 +93,7 @@ def view_schedule(
         # integer form of floor(x + 1/2): no rounding of halves to even
         return 1 + (2 * (last - 1) * steps + num_decoder_layers - 1) // (2 * (num_decoder_layers - 1))
 
-    schedule = []
+    schedule: list[tuple[int, ...]] = []
     for layer in range(1, num_decoder_layers + 1):
         view = {"gca": spread(num_decoder_layers - layer), "gpa": spread(layer - 1), "fga": 1}[strategy]
         if not use_global:
@@ -180,7 +180,9 @@ class CrossViewFusion(nn.Module):
         if self.fusion == "concat":
             return self._joint_softmax(attend, query, views, key_padding_mask)
 
-        contexts, maps = zip(*[attend(query, view, key_padding_mask, slot) for slot, view in enumerate(views)], strict=True)
+        contexts, maps = zip(
+            *[attend(query, view, key_padding_mask, slot) for slot, view in enumerate(views)], strict=True
+        )
         if self.ama_proj is not None:
             return self._adaptive(self.ama_proj, query, contexts, maps)
         returned_map = maps[-1] if self.strategy == "fma" else maps[0]
@@ -209,9 +211,12 @@ class CrossViewFusion(nn.Module):
         scores = torch.einsum("tbd,tbdm->tbm", ama_proj(query), stacked) / math.sqrt(query.size(-1))
         alpha = scores.softmax(dim=-1)
         context = torch.einsum("tbm,tbdm->tbd", alpha, stacked)
-        if maps[0] is None:
+        present = [weights for weights in maps if weights is not None]
+        if not present:
             return context, None
-        return context, torch.einsum("tbm,hbtsm->hbts", alpha, torch.stack(list(maps), dim=-1))
+        stacked_maps = torch.stack(present, dim=-1)
+        # fairseq's maps are float32 whatever the model computes in
+        return context, torch.einsum("tbm,hbtsm->hbts", alpha.to(stacked_maps), stacked_maps)
 
     def extra_repr(self) -> str:
         return f"views={self.views}, strategy={self.strategy}, fusion={self.fusion}"

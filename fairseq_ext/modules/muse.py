@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -202,7 +203,7 @@ class KernelGate(nn.Module):
         if len(branches) != self.weight.numel():
             raise ValueError(f"branches must be {self.weight.numel()} tensors, one per kernel, got {len(branches)}")
         shares = self.weight.softmax(dim=0).unbind()
-        return sum(share * branch for share, branch in zip(shares, branches, strict=True))
+        return reduce(torch.add, (share * branch for share, branch in zip(shares, branches, strict=True)))
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}"
@@ -243,7 +244,7 @@ class MultiScaleConv(nn.Module):
         super().__init__()
         if not kernel_sizes:
             raise ValueError("kernel_sizes must name at least one kernel size, got none")
-        self.convs = nn.ModuleList(
+        self.convs: Sequence[DynamicConv] = nn.ModuleList(  # type: ignore[assignment]
             DynamicConv(embed_dim, num_heads, size, causal, weight_dropout) for size in kernel_sizes
         )
         self.gate = KernelGate(len(kernel_sizes)) if gate else None

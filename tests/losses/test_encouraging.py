@@ -1,4 +1,4 @@
-"""Encouraging loss: fixtures of the released code, closed-form gradients, limits, and the manners of F.cross_entropy."""
+"""Encouraging loss: fixtures of the released code, gradients, limits, and the manners of F.cross_entropy."""
 
 from __future__ import annotations
 

@@ -393,6 +393,13 @@ def test_normalizers(normalizer: str, dtype: torch.dtype, case: tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_normalizers_compute_half_precision_in_float32(normalizer: str) -> None:
+    scores = torch.randn(20, 30, generator=torch.Generator().manual_seed(0)).half()
+    expected = attention_weights(scores.float(), normalizer=normalizer).half()
+    assert torch.equal(attention_weights(scores, normalizer=normalizer), expected)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_fully_masked_row(normalizer: str) -> None:
     scores = torch.tensor([[NEG_INF] * 4, [1.0, NEG_INF, 0.5, 0.0]], requires_grad=True)
     weights = attention_weights(scores, normalizer=normalizer, k=2 if normalizer == "softmax" else 0)
@@ -528,6 +535,10 @@ def test_ensemble_head_without_kept_keys_is_uniform() -> None:
     weights = ensemble_topk_softmax(scores, 2)
     torch.testing.assert_close(weights[0, 0, 0], scores[0, 0, 0].softmax(-1))
     torch.testing.assert_close(weights[0, 1, 0], torch.tensor([1, 1, 1, 0], dtype=torch.float64) / 3)
+    # Its logits still learn: the gradient is that of a softmax whose logits are all equal.
+    free = scores.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(ensemble_topk_softmax(free, 2)[0, 1, 0, 0], free)
+    torch.testing.assert_close(grad[0, 1, 0], torch.tensor([2, -1, -1, 0], dtype=torch.float64) / 9)
 
 
 @given(masked_scores())

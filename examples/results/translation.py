@@ -1,0 +1,153 @@
+"""Multi30k German-English: every method with the same size, data, budget and tuning."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMOOTHED = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
+
+
+def _encouraging(log_end: str) -> list[str]:
+    return ["--criterion", "label_smoothed_encouraging_loss", "--label-smoothing", "0.1", "--log-end", log_end]
+
+
+# What each row adds to the plain Transformer; MUSE runs with the initial weights its authors call essential.
+SYSTEMS: dict[str, list[str]] = {
+    "Transformer": SMOOTHED,
+    "top-k (k = 8)": ["--attention-topk", "8", *SMOOTHED],
+    "AdaNorm": ["--norm", "adanorm", *SMOOTHED],
+    "LayerNorm-simple": ["--norm", "layernorm-simple", *SMOOTHED],
+    "MUSE-simple": ["--block", "muse-simple", "--init", "km", *SMOOTHED],
+    "MUSE": ["--block", "muse", "--init", "km", *SMOOTHED],
+    "GCA, mean": ["--cross-view", "gca", *SMOOTHED],
+    "GCA, gate": ["--cross-view", "gca", "--cross-view-fusion", "gate", *SMOOTHED],
+    "GCA, concat": ["--cross-view", "gca", "--cross-view-fusion", "concat", *SMOOTHED],
+    "GCA, sequential": ["--cross-view", "gca", "--cross-view-fusion", "sequential", *SMOOTHED],
+    "encouraging loss, log_end 0.5": _encouraging("0.5"),
+    "encouraging loss, log_end 0.75": _encouraging("0.75"),
+    "all combined": [
+        *("--block", "muse", "--init", "km", "--attention-topk", "8", "--norm", "adanorm", "--cross-view", "gca"),
+        *_encouraging("0.75"),
+    ],
+}
+
+# width, FFN, heads, layers of each side, updates, dropout
+SIZES: dict[str, tuple[int, int, int, int, int, float]] = {
+    "small": (128, 256, 4, 3, 2000, 0.1),
+    "iwslt": (512, 1024, 4, 6, 12000, 0.3),
+}
+
+
+def _run(command: list[str], log: Path) -> None:
+    with log.open("w", encoding="utf-8") as output:
+        done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f"error: {command[0]} ended with code {done.returncode}; its output is in {log}")
+
+
+def prepare(text: Path, out: Path) -> Path:
+    """SentencePiece and fairseq-preprocess, once: 6,000 joint pieces on the training text."""
+    data_bin = out / "data-bin"
+    if not data_bin.is_dir():
+        prefixes = {"--train": "train", "--valid": "val", "--test": "test_2016_flickr"}
+        files = [part for option, prefix in prefixes.items() for part in (option, str(text / prefix))]
+        options = ["--source", "de", "--target", "en", "--out", str(data_bin), "--joined-dictionary"]
+        _run(
+            ["examples.translation.prepare", *files, *options, "--bpe", "sentencepiece", "--vocab-size", "6000"],
+            out / "prepare.log",
+        )
+    return data_bin
+
+
+def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, updates: int | None = None) -> dict:
+    """One row: trains (resuming a killed training), translates test 2016 with the best checkpoint, scores.
+
+    Returns the row, also kept in ``result.json`` so that a finished row is not run again.
+    """
+    slug = "".join(letter if letter.isalnum() else "_" for letter in name)
+    folder = out / f"{size}-seed{seed}" / slug
+    result = folder / "result.json"
+    if result.exists():
+        return json.loads(result.read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    width, ffn, heads, layers, planned, dropout = SIZES[size]
+    updates = updates or planned
+    device = ["--fp16"] if torch.cuda.is_available() else ["--cpu"]
+    shape = []
+    for side in ("encoder", "decoder"):
+        shape += [f"--{side}-embed-dim", str(width), f"--{side}-ffn-embed-dim", str(ffn)]
+        shape += [f"--{side}-attention-heads", str(heads), f"--{side}-layers", str(layers)]
+    start = time.perf_counter()
+    _run(
+        [
+            *("fairseq_cli.train", str(data_bin), "--user-dir", str(ROOT / "fairseq_ext"), "--arch", "transformer_ext"),
+            *(
+                *shape,
+                "--share-all-embeddings",
+                "--dropout",
+                str(dropout),
+                *SYSTEMS[name],
+                *device,
+                "--seed",
+                str(seed),
+            ),
+            *("--encoder-normalize-before", "--decoder-normalize-before"),
+            *("--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--weight-decay", "1e-4", "--lr", "2e-3"),
+            *("--lr-scheduler", "inverse_sqrt", "--warmup-updates", str(updates // 5), "--warmup-init-lr", "1e-7"),
+            *(
+                "--max-tokens",
+                "4096",
+                "--max-update",
+                str(updates),
+                "--save-dir",
+                str(folder),
+                "--no-epoch-checkpoints",
+            ),
+            *("--best-checkpoint-metric", "nll_loss", "--log-format", "json", "--log-interval", "100"),
+        ],
+        folder / "train.log",
+    )
+    seconds = time.perf_counter() - start
+    _run(
+        [
+            *("fairseq_cli.generate", str(data_bin), "--user-dir", str(ROOT / "fairseq_ext"), "--beam", "5"),
+            *("--path", str(folder / "checkpoint_best.pt"), "--remove-bpe", "sentencepiece", "--batch-size", "100"),
+            *(["--cpu"] if "--cpu" in device else []),
+        ],
+        folder / "generate.txt",
+    )
+    _run(
+        [
+            *("examples.translation.score", str(folder / "generate.txt"), "--json", str(folder / "score.json")),
+            *("--reference", str(data_bin / "text" / "test.en")),
+        ],
+        folder / "score.log",
+    )
+    score = json.loads((folder / "score.json").read_text(encoding="utf-8"))
+    row = {"system": name, "size": size, "seed": seed, "updates": updates, "seconds": round(seconds), **score}
+    row["curve"] = validation_curve(folder / "train.log")
+    temporary = result.with_suffix(".tmp")
+    temporary.write_text(json.dumps(row, indent=1), encoding="utf-8")
+    temporary.replace(result)
+    for checkpoint in folder.glob("checkpoint_*.pt"):
+        checkpoint.unlink()
+    return row
+
+
+def validation_curve(log: Path) -> list[tuple[int, float]]:
+    """(update, validation nll in bits per token) from fairseq's JSON log."""
+    points = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        start = line.find('{"epoch"')
+        if start >= 0 and "valid_nll_loss" in line:
+            entry = json.loads(line[start:])
+            points.append((int(entry["valid_num_updates"]), float(entry["valid_nll_loss"])))
+    return points

@@ -1,0 +1,135 @@
+"""The quickstart: what its corpus promises, the whole pipeline on a tiny budget, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.quickstart.__main__ import main
+from examples.quickstart.corpus import CorpusError, build_corpus
+from examples.quickstart.pipeline import log_records
+from examples.quickstart.plot import curve
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def english_german():
+    return build_corpus("en", "de")
+
+
+def test_corpus_is_large_and_disjoint_on_both_sides(english_german):
+    splits = [english_german.train, english_german.valid, english_german.test]
+    assert [len(split) for split in splits] == [19_000, 500, 500]
+    for side in (0, 1):
+        texts = [pair[side] for split in splits for pair in split]
+        assert len(set(texts)) == len(texts) >= 15_000
+
+
+def test_corpus_lines_are_plain_text(english_german):
+    for pair in english_german.train:
+        for text in pair:
+            assert text and text == " ".join(text.split()) and "\u200e" not in text
+
+
+def test_corpus_really_is_in_two_languages(english_german):
+    differ = sum(source != target for source, target in english_german.train)
+    assert differ > 0.9 * len(english_german.train)
+
+
+def test_corpus_depends_on_nothing_but_its_arguments():
+    first, again, other = (build_corpus(pairs=1000, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(("source", "target"), [("fr", "ja"), ("pt_BR", "zh_Hant"), ("en", "ar")])
+def test_other_locales(source, target):
+    corpus = build_corpus(source, target, pairs=2000)
+    assert (len(corpus.train), len(corpus.valid), len(corpus.test)) == (1600, 200, 200)
+
+
+def test_written_files_are_parallel(tmp_path):
+    corpus = build_corpus(pairs=300)
+    corpus.write(tmp_path, "en", "de")
+    sides = [(tmp_path / f"valid.{side}").read_text(encoding="utf-8").splitlines() for side in ("en", "de")]
+    assert list(zip(*sides, strict=True)) == corpus.valid
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--target", "dee"], ["--target", "'dee'", "nearest: ", "allowed"]),
+        (["--target", "en"], ["--target", "'en'", "source"]),
+        (["--pairs", "7"], ["--pairs", "7", "allowed"]),
+        (["--updates", "0"], ["--updates", "0", "allowed"]),
+        (["--pairs", "200", "--vocab", "30000"], ["--vocab", "30000", "200 pairs"]),
+    ],
+)
+def test_bad_options_end_in_one_line(arguments, parts, tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "out"), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(part in error for part in parts), error
+    assert not list((tmp_path / "out").rglob("done.json"))
+
+
+def test_too_few_distinct_pairs():
+    with pytest.raises(CorpusError, match="--source/--target"):
+        build_corpus("yo", "ff", pairs=500)
+
+
+def test_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["--out", str(tmp_path / "file" / "out")]) == 1
+    assert "--out: cannot write" in capsys.readouterr().err
+
+
+def test_foreign_folder_is_left_alone(tmp_path, capsys):
+    kept = tmp_path / "corpus" / "mine.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    assert main(["--out", str(tmp_path)]) == 1
+    assert "--out" in capsys.readouterr().err and kept.read_text() == "mine"
+
+
+def test_curve_of_a_resumed_run_counts_the_later_record(tmp_path):
+    log = tmp_path / "train.log"
+    line = '2026-01-01 00:00:00 | INFO | train_inner | {{"nll_loss": "{}", "num_updates": "{}"}}\n'
+    log.write_text(line.format(9, 10) + "noise | {\n" + line.format(5, 20) + line.format(8, 10))
+    assert len(log_records(log.read_text().splitlines())) == 3
+    assert curve(log, "train_inner", "nll_loss", "num_updates") == ([10, 20], [8.0, 5.0])
+
+
+def test_whole_pipeline_and_second_run(tmp_path):
+    def quickstart() -> str:
+        command = [sys.executable, "-m", "examples.quickstart", "--out", str(tmp_path / "out")]
+        command += ["--pairs", "600", "--vocab", "300", "--updates", "8"]
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    first = quickstart()
+    assert "already done" not in first
+    out = tmp_path / "out"
+    assert (out / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+    row = json.loads((out / "results.json").read_text(encoding="utf-8"))["systems"]["combined"]
+    assert row["sentences"] == 60 and len(row["samples"]) == 5 and "tok:13a" in row["signature"]
+    log = out / "combined" / "fairseq-train.log"
+    assert curve(log, "train_inner", "nll_loss", "num_updates")[0] == list(range(1, 9))
+    assert curve(log, "valid", "valid_nll_loss", "valid_num_updates")[0][-1] == 8
+    checkpoint = out / "combined" / "checkpoint_best.pt"
+    written = checkpoint.stat().st_mtime_ns
+
+    (out / "combined" / "test" / "done.json").unlink()  # as if killed while translating
+    second = quickstart()
+    assert second.count("already done") == 3
+    assert checkpoint.stat().st_mtime_ns == written
+    assert json.loads((out / "results.json").read_text(encoding="utf-8"))["systems"]["combined"]["bleu"] == row["bleu"]

@@ -1,0 +1,102 @@
+"""Every named preset builds what it says, and an option given by the user wins over it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fairseq import options
+from fairseq.models import ARCH_MODEL_REGISTRY
+from torch import nn
+
+from fairseq_ext.models import TransformerExtModel, TransformerLanguageModelExt
+from fairseq_ext.models.architectures import PRESETS
+from fairseq_ext.models.config import TransformerExtConfig, TransformerLanguageModelExtConfig
+from tests.models.tiny import dictionary, task
+
+CONFIGS = {
+    TransformerExtModel: TransformerExtConfig,
+    TransformerLanguageModelExt: TransformerLanguageModelExtConfig,
+}
+
+
+def arguments(name: str, **given: Any) -> argparse.Namespace:
+    """What fairseq's parser hands over for ``--arch name`` and the ``given`` options."""
+    args = argparse.Namespace(**given)
+    PRESETS[name](args)
+    defaults = CONFIGS[ARCH_MODEL_REGISTRY[name]]()
+    for field in dataclasses.fields(defaults):
+        if not hasattr(args, field.name):
+            setattr(args, field.name, getattr(defaults, field.name))
+    if ARCH_MODEL_REGISTRY[name] is TransformerLanguageModelExt:
+        args.tokens_per_sample = args.max_target_positions = 16
+    return args
+
+
+def build(name: str, task: SimpleNamespace, **given: Any) -> nn.Module:
+    with torch.device("meta"):  # the structure is the matter here, not the weights
+        return ARCH_MODEL_REGISTRY[name].build_model(arguments(name, **given), task)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_a_summary_and_only_known_options(name: str) -> None:
+    preset = PRESETS[name]
+    assert preset.__name__ == name
+    assert preset.__doc__.strip().endswith(".") and "\n" not in preset.__doc__
+    known = {field.name for field in dataclasses.fields(CONFIGS[ARCH_MODEL_REGISTRY[name]])}
+    assert set(preset.defaults) <= known
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds(name: str) -> None:
+    """At full depth, with the width of a toy."""
+    sides = ("decoder",) if ARCH_MODEL_REGISTRY[name] is TransformerLanguageModelExt else ("encoder", "decoder")
+    small = {f"{side}_{what}": size for side in sides for what, size in (("embed_dim", 32), ("ffn_embed_dim", 16))}
+    model = ARCH_MODEL_REGISTRY[name].build_model(arguments(name, **small), task())
+    for side in sides:
+        stack = getattr(model, side)
+        assert len(stack.layers) == PRESETS[name].defaults[f"{side}_layers"]
+        assert stack.layers[0].self_attn.num_heads == PRESETS[name].defaults[f"{side}_attention_heads"]
+    tokens = torch.tensor([[5, 6, 7, 2]])
+    with torch.no_grad():
+        inputs = (tokens,) if len(sides) == 1 else (tokens, None, tokens)
+        assert model.eval()(*inputs)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("muse_iwslt_de_en", 48_184_368), ("muse_simple_iwslt_de_en", 43_981_824)]
+)
+def test_sizes_of_muse(name: str, parameters: int) -> None:
+    """With dictionaries of 8848 and 6632 entries and no norm that a layer does not use."""
+    words = SimpleNamespace(source_dictionary=dictionary(8848 - 4), target_dictionary=dictionary(6632 - 4))
+    assert len(words.source_dictionary) == 8848 and len(words.target_dictionary) == 6632
+    assert sum(parameter.numel() for parameter in build(name, words).parameters()) == parameters
+
+
+def test_cross_view_presets_have_no_parameters_of_their_own() -> None:
+    def size(model: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    for suffix in ("iwslt_de_en", "wmt_en_de"):
+        assert size(build(f"gca_transformer_{suffix}", task())) == size(build(f"transformer_ext_{suffix}", task()))
+
+
+def test_an_option_given_by_the_user_wins(tmp_path: Any) -> None:
+    parser = options.get_training_parser("translation")
+    line = [str(tmp_path), "--arch", "muse_iwslt_de_en", "--dropout", "0.25", "--muse-kernels", "5"]
+    args = options.parse_args_and_arch(parser, line)
+    assert (args.dropout, args.muse_kernels) == (0.25, "5")
+    assert (args.encoder_embed_dim, args.decoder_layers, args.block) == (384, 12, "muse")
+
+
+def test_a_preset_is_a_choice_of_fairseqs_command_line(tmp_path: Any) -> None:
+    for name in PRESETS:
+        task_name = "language_modeling" if ARCH_MODEL_REGISTRY[name] is TransformerLanguageModelExt else "translation"
+        parser = options.get_training_parser(task_name)
+        args = options.parse_args_and_arch(parser, [str(tmp_path), "--task", task_name, "--arch", name])
+        for option, value in PRESETS[name].defaults.items():
+            assert getattr(args, option) == value, (name, option)
