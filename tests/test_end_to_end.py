@@ -218,23 +218,30 @@ def test_from_pretrained_in_a_fresh_process(trained, data_bin, tmp_path):
 
 def test_hydra_preset_with_eval_bleu_resumes(data_bin, tmp_path):
     """BLEU counts are NumPy arrays in the checkpoint, which torch's safe loader refuses without our repair."""
-    sizes = [f"model.{side}_{name}" for side in ("encoder", "decoder") for name in ("embed_dim=16", "ffn_embed_dim=16")]
-    sizes += [f"model.{side}_{name}" for side in ("encoder", "decoder") for name in ("layers=1", "attention_heads=2")]
+    sizes = [
+        f"++model.{side}_{name}" for side in ("encoder", "decoder") for name in ("embed_dim=16", "ffn_embed_dim=16")
+    ]
+    sizes += [f"++model.{side}_{name}" for side in ("encoder", "decoder") for name in ("layers=1", "attention_heads=2")]
     command = [
-        *("--config-dir", USER_DIR / "conf", "--config-name", "muse_iwslt_de_en", f"common.user_dir={USER_DIR}"),
-        *("common.cpu=true", f"task.data={data_bin}", "task.eval_bleu=true", 'task.eval_bleu_args="{\\"beam\\":2}"'),
-        *("model.muse_kernels='3'", *sizes, "dataset.batch_size=8", "dataset.num_workers=0"),
+        *("--config-dir", USER_DIR / "conf", "--config-name", "muse_iwslt_de_en", f"++common.user_dir={USER_DIR}"),
         *(
-            "optimization.update_freq=[1]",
-            f"checkpoint.save_dir={tmp_path / 'save'}",
-            "checkpoint.no_epoch_checkpoints=true",
+            "++common.cpu=true",
+            f"++task.data={data_bin}",
+            "++task.eval_bleu=true",
+            '++task.eval_bleu_args="{\\"beam\\":2}"',
+        ),
+        *("++model.muse_kernels='3'", *sizes, "++dataset.batch_size=8", "++dataset.num_workers=0"),
+        *(
+            "++optimization.update_freq=[1]",
+            f"++checkpoint.save_dir={tmp_path / 'save'}",
+            "++checkpoint.no_epoch_checkpoints=true",
         ),
     ]
-    log = run("fairseq_cli.hydra_train", *command, "optimization.max_update=5", cwd=tmp_path)
+    log = run("fairseq_cli.hydra_train", *command, "++optimization.max_update=5", cwd=tmp_path)
     assert "valid_bleu" in log
     last = tmp_path / "save" / "checkpoint_last.pt"
     assert updates(last) == 5
-    log = run("fairseq_cli.hydra_train", *command, "optimization.max_update=8", cwd=tmp_path)
+    log = run("fairseq_cli.hydra_train", *command, "++optimization.max_update=8", cwd=tmp_path)
     assert "@ 5 updates" in log
     assert updates(last) == 8
 

@@ -1,12 +1,12 @@
-"""MUSE layers merged into two matrices for generation.
+r"""MUSE layers merged into two matrices for generation.
 
 The branches of a MUSE layer read one input and are summed, so their input projections are one matrix of stacked rows
 and their output projections one matrix of stacked columns (Zhao et al., arXiv 1911.09483, who report 31% more tokens
 per second than a Transformer):
 
 .. math::
-    [\\, q \\,;\\, k \\,;\\, v \\,;\\, q' \\,;\\, f \\,] = W_{in} h + b_{in}, \\qquad
-    y = x + W_{out} \\, [\\, \\mathrm{att}(q, k, v) \\,;\\, D(v) \\,;\\, \\mathrm{att}(q', k', v') \\,;\\, \\sigma(f) \\,] + b_{out}
+    [q ; k ; v ; q' ; f] &= W_{in} h + b_{in} \\
+    y &= x + W_{out} \, [\mathrm{att}(q, k, v) ; D(v) ; \mathrm{att}(q', k', v') ; \sigma(f)] + b_{out}
 
 with :math:`b_{out}` the sum of the branches' biases and :math:`k', v'` the encoder's, computed once a sentence. It is
 a conversion of trained layers: the results are those of the original up to rounding, the matrices are copies.
@@ -14,11 +14,11 @@ a conversion of trained layers: the results are those of the original up to roun
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from fairseq.incremental_decoding_utils import with_incremental_state
+from fairseq.incremental_decoding_utils import FairseqIncrementalState
 from torch import Tensor, nn
 
 from fairseq_ext.models.attention import IncrementalState, MuseSelfAttention, SelectiveAttention
@@ -59,7 +59,7 @@ class _Attention:
     def __init__(self, attention: SelectiveAttention) -> None:
         self.is_dense = attention.is_dense
         self.scaling = attention.scaling
-        self.selection = {
+        self.selection: dict[str, Any] = {
             "normalizer": attention.normalizer,
             "k": attention.topk,
             "ratio": attention.topk_ratio,
@@ -92,7 +92,7 @@ class _FusedLayer(nn.Module):
         self.conv = attention.conv if isinstance(attention, MuseSelfAttention) else None
         self.mask_padding = self.conv is not None and attention.mask_padding
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> Self:
         if mode:
             raise RuntimeError("a fused layer has no dropout and no gradients: train the model it was made from")
         return super().train(mode)
@@ -176,8 +176,7 @@ class _StepConv(nn.Module):
         return (kernels[..., -taps:] @ values[:, :, -taps:]).transpose(1, 2).flatten(1)
 
 
-@with_incremental_state
-class FusedMuseDecoderLayer(_FusedLayer):
+class FusedMuseDecoderLayer(FairseqIncrementalState, _FusedLayer):
     """A :class:`~fairseq_ext.models.layers.MuseDecoderLayer` with one input and one output matrix.
 
     The queries and the output projection of the cross-attention are merged as well, unless it reads several views:
@@ -284,12 +283,14 @@ class FusedMuseDecoderLayer(_FusedLayer):
         return blocks
 
     def memory(
-        self, encoder_out: Tensor, key_padding_mask: Tensor | None, incremental_state: IncrementalState | None
+        self, encoder_out: Tensor | None, key_padding_mask: Tensor | None, incremental_state: IncrementalState | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys, values (B', H, S, D) and mask of the encoder's output, B' being B, or B / beam when shared by beams."""
         saved = self.get_incremental_state(incremental_state, "memory")
         if saved is not None:
             return saved["key"], saved["value"], saved["mask"]
+        if encoder_out is None:
+            raise ValueError("encoder_out must be given to a layer with merged cross-attention, got None")
         if incremental_state is not None and self.beam_size > 1:
             encoder_out = encoder_out[:, :: self.beam_size]
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[:: self.beam_size]
@@ -347,7 +348,10 @@ def fuse_for_inference(module: nn.Module) -> nn.Module:
     Args:
         module: a model, an encoder or a decoder.
     """
-    fused_forms = {MuseEncoderLayer: FusedMuseEncoderLayer, MuseDecoderLayer: FusedMuseDecoderLayer}
+    fused_forms: dict[type[nn.Module], Any] = {
+        MuseEncoderLayer: FusedMuseEncoderLayer,
+        MuseDecoderLayer: FusedMuseDecoderLayer,
+    }
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) in fused_forms:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
-from fairseq_ext.models.fused import FusedMuseDecoderLayer, FusedMuseEncoderLayer, fuse_for_inference
-from fairseq_ext.models.layers import MuseDecoderLayer, MuseEncoderLayer
 from torch import Tensor, nn
 
+from fairseq_ext.models.fused import FusedMuseDecoderLayer, FusedMuseEncoderLayer, fuse_for_inference
+from fairseq_ext.models.layers import MuseDecoderLayer, MuseEncoderLayer
 from tests.models.tiny import EOS, PAD, decode_by_step, dictionary, language_model, translation_model
 
 SOURCE = torch.tensor([[PAD, PAD, 4, 5, 6, EOS], [7, 8, 9, 10, 11, EOS], [PAD, 4, 9, 4, 13, EOS]])
@@ -51,7 +51,7 @@ def options(block: str, extra: str, norm: str) -> dict[str, Any]:
 
 def pair(dtype: torch.dtype = torch.float64, **chosen: Any) -> tuple[nn.Module, nn.Module]:
     """A model with every parameter random, and its fused twin."""
-    models = [translation_model(**chosen).to(dtype).eval() for _ in range(2)]
+    models = [translation_model(layers=2, **chosen).to(dtype).eval() for _ in range(2)]
     torch.manual_seed(1)
     for parameter in models[0].parameters():
         nn.init.normal_(parameter, std=0.4)
@@ -165,7 +165,7 @@ def test_hypotheses_share_keys_and_values(extra: str) -> None:
 def test_attention_maps(extra: str, need_attn: bool, asked: dict[str, bool]) -> None:
     models = pair(**options("muse", extra, "post"))
     layers = [model.decoder.layers[0] for model in models]
-    views = 3 if extra == "gca" else 1
+    views = 2 if extra == "gca" else 1
     x, memory = torch.randn(4, 2, 8, dtype=torch.float64), torch.randn(5, 2, 8 * views, dtype=torch.float64)
     maps = []
     for layer in layers:

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fairseq.data import Dictionary
+from torch import Tensor, nn
+
 from fairseq_ext.models.config import TransformerExtConfig, nested_config
 from fairseq_ext.models.fused import FusedMuseDecoderLayer, FusedMuseEncoderLayer, fuse_for_inference
 from fairseq_ext.models.layers import MuseDecoderLayer, MuseEncoderLayer
 from fairseq_ext.models.transformer import TransformerExtModel
-from torch import Tensor, nn
-
 from tests.helpers import GOLDEN, golden_names, load_golden
 
 MANIFEST = json.loads((GOLDEN / "muse" / "manifest.json").read_text())

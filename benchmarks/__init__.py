@@ -1,0 +1,1 @@
+"""Side-by-side measurements of speed and memory, one file a claim: ``python -m benchmarks``."""

@@ -1,0 +1,87 @@
+import importlib
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks.__main__ import NAMES, main
+from benchmarks.loss import LOG_END, SMOOTHING, plain_encouraging_loss
+from benchmarks.models import build, equal_size_options, parameters
+from benchmarks.timing import Row, memory_row, peak_bytes, rate_row, time_row
+from fairseq_ext.losses import encouraging_loss
+
+
+def test_quick_run_prints_every_ratio_and_writes_json(tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    rows = main(["loss", "norm", "cross_view", "loss", "--quick", "--json", str(file)])
+    content = json.loads(file.read_text())
+    assert list(dict.fromkeys(row.claim for row in rows)) == ["loss", "norm", "cross_view"]
+    assert all(math.isfinite(row.ratio) and row.ratio > 0 and row.ours > 0 and row.reference > 0 for row in rows)
+    assert len({(row.case, row.unit) for row in rows}) == len(rows) == len(content["rows"])
+    assert content["environment"]["torch"] == torch.__version__
+    printed = capsys.readouterr().out
+    assert torch.__version__ in printed
+    assert all(f"{row.ratio:.2f}x" in printed and row.case in printed for row in rows)
+    # a tiny size says nothing about a target
+    assert all(row["target"] is None and row["met"] is None for row in content["rows"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_can_be_imported(name):
+    assert callable(importlib.import_module(f"benchmarks.{name}").run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["los"], "'los', did you mean 'loss'"),
+        (["norm", "crossview"], "'crossview', did you mean 'cross_view'"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--json", "/no/such/folder/rows.json"], "--json /no/such/folder/rows.json"),
+    ],
+)
+def test_bad_arguments_end_with_one_line(arguments, message):
+    with pytest.raises(SystemExit) as error:
+        main([*arguments, "--quick"])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_ratio_is_ours_over_reference_in_every_unit():
+    def work(size):
+        return lambda: torch.ones(size).cumsum(0)
+
+    heavy, light = work(400_000), work(4_000)
+    assert time_row("c", "x", heavy, light, pairs=3).ratio > 4
+    assert rate_row("c", "x", heavy, light, items=10, unit="tokens/s", pairs=3).ratio < 0.25
+    assert memory_row("c", "x", heavy, light).ratio == pytest.approx(100, rel=0.02)
+
+
+def test_peak_bytes_counts_what_is_alive_at_once():
+    def chain():
+        first = torch.ones(1000)
+        second = first + 1
+        del first
+        return second + 1
+
+    assert peak_bytes(chain) == pytest.approx(2 * 4000, abs=64)  # and a few wrapped numbers
+
+
+def test_target_bounds_times_from_above_and_rates_from_below():
+    assert Row("c", "x", 1.0, 1.0, "ms", 1.2, 1.1).met is False
+    assert Row("c", "x", 1.0, 1.0, "tokens/s", 1.2, 1.1).met is True
+    assert Row("c", "x", 1.0, 1.0, "ms", 1.2).met is None
+
+
+def test_plain_formula_is_the_same_loss():
+    torch.manual_seed(0)
+    logits, target = 6 * torch.randn(50, 20, dtype=torch.float64), torch.randint(20, (50,))
+    ours = encouraging_loss(logits, target, label_smoothing=SMOOTHING, log_end=LOG_END)
+    torch.testing.assert_close(plain_encouraging_loss(logits, target), ours)
+
+
+def test_muse_is_sized_like_the_transformer():
+    with torch.device("meta"):
+        transformer = parameters(build(False))
+        for options in ({"block": "muse-simple"}, equal_size_options(False, block="muse", muse_kernels="3,15")):
+            assert parameters(build(False, **options)) == pytest.approx(transformer, rel=0.01)
