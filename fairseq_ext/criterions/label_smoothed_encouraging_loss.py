@@ -16,6 +16,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 
+from fairseq_ext.errors import OptionError
 from fairseq_ext.losses.encouraging import SMOOTHING_FORMS, encouraging_loss_terms
 
 SMOOTHING_FORM_CHOICES = ChoiceEnum(SMOOTHING_FORMS)
@@ -75,7 +76,7 @@ class LabelSmoothedEncouragingLossCriterion(LabelSmoothedCrossEntropyCriterion):
         bonus_at_validation: keep the bonus in the validation loss, as the released code.
 
     Raises:
-        ValueError: ``log_end`` or ``bonus_clamp`` out of range.
+        OptionError: ``log_end`` or ``bonus_clamp`` out of range.
     """
 
     def __init__(
@@ -93,9 +94,9 @@ class LabelSmoothedEncouragingLossCriterion(LabelSmoothedCrossEntropyCriterion):
     ):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         if not 0 <= log_end <= 1:
-            raise ValueError(f"--log-end must be in [0, 1], got {log_end}")
+            raise OptionError(f"--log-end must be in [0, 1], got {log_end}")
         if not 0 <= bonus_clamp < 0.5:
-            raise ValueError(f"--bonus-clamp must be in [0, 0.5), got {bonus_clamp}")
+            raise OptionError(f"--bonus-clamp must be in [0, 0.5), got {bonus_clamp}")
         self.log_end = log_end
         self.bonus_weight = bonus_weight
         self.bonus_clamp = bonus_clamp

@@ -18,6 +18,7 @@ from fairseq.models.transformer.transformer_config import (
 )
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 
+from fairseq_ext.errors import OptionError
 from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES, check_cross_view
 from fairseq_ext.modules.muse import INIT_LAWS, parse_kernels
 from fairseq_ext.modules.normalization import NORMS
@@ -30,10 +31,6 @@ DETACHED = ("both", "mean", "std")
 VIEW_NORMS = ("shared", "separate", "none")
 ATTENTIONS = ("encoder-self", "decoder-self", "cross")
 INITS = ("fairseq", *INIT_LAWS)
-
-
-class OptionError(SystemExit, ValueError):
-    """A refused option. Ends a command line with one line and exit code 1; in a program it is a ``ValueError``."""
 
 
 def _option(default: Any, help: str) -> Any:

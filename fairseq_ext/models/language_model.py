@@ -8,7 +8,8 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 from fairseq.models.transformer_lm import TransformerLanguageModel
 
-from fairseq_ext.models.config import OptionError, TransformerLanguageModelExtConfig, check_options, nested_config
+from fairseq_ext.errors import OptionError
+from fairseq_ext.models.config import TransformerLanguageModelExtConfig, check_options, nested_config
 from fairseq_ext.models.transformer import TransformerExtDecoder, replace_norms, warn_about_ratio
 
 
@@ -28,6 +29,9 @@ class TransformerLanguageModelExt(TransformerLanguageModel):
         for name in ("adaptive_input", "character_embeddings", "adaptive_softmax_cutoff", "decoder_layers_to_keep"):
             if getattr(args, name):
                 raise OptionError(f"--{name.replace('_', '-')}: not supported by transformer_lm_ext")
+        for name in ("decoder_input_dim", "decoder_output_dim"):  # 512 is fairseq's default, whatever the width
+            if getattr(args, name) not in (512, args.decoder_embed_dim):
+                raise OptionError(f"--{name.replace('_', '-')}: transformer_lm_ext uses --decoder-embed-dim throughout")
         nested = nested_config(args)
         nested.max_target_positions = args.max_target_positions or args.tokens_per_sample
         check_options(nested, encoder=None, decoder=nested.decoder, cross_attention=False)
