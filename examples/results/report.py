@@ -28,7 +28,7 @@ that the command can be stopped and started again.
 TEXT = """## Multi30k German to English, test 2016
 
 All systems: the same data ({pieces} joint SentencePiece pieces), size ({size}: width {width}, FFN {ffn}, {heads} heads,
-{layers} + {layers} pre-norm layers, shared embeddings), dropout {dropout}, {updates} updates of at most 4,096
+{layers} + {layers} pre-norm layers, shared embeddings), dropout {dropout}, {updates} updates of at most {tokens:,}
 tokens, Adam (0.9, 0.98) with learning rate 2e-3 inverse_sqrt, {warmup} warm-up updates, label smoothing 0.1; the
 checkpoint with the best validation likelihood; beam 5, length penalty 1. Settings are our choice and were not tuned
 for any row. Seeds {seeds}; {hardware}; torch {torch}, fairseq {fairseq}, sacreBLEU {sacrebleu}.
@@ -63,9 +63,8 @@ def write_report(out: Path) -> None:
     for size, rows in measured.items():
         parts.append(_table(size, rows))
         _plot(rows, ROOT / "docs" / "results" / "multi30k.png")
-        data = [{name: value for name, value in row.items()} for row in rows]
         (ROOT / "docs" / "results" / f"multi30k_{size}.json").write_text(
-            json.dumps(data, indent=1) + "\n", encoding="utf-8"
+            json.dumps(rows, indent=1) + "\n", encoding="utf-8"
         )
     (ROOT / "docs" / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
 
@@ -82,7 +81,6 @@ def _table(size: str, rows: list[dict]) -> str:
         bits = statistics.mean(min(value for _, value in row["curve"]) for row in found)
         seconds = statistics.mean(row["seconds"] for row in found)
         lines.append(f"| {name} | {means[name]:.2f}{spread} | {delta} | {bits:.3f} | {seconds:.0f} |")
-    width, ffn, heads, layers, _, dropout = SIZES[size]
     seeds = sorted({row["seed"] for row in rows})
     updates = rows[0]["updates"]
     hardware = (
@@ -93,12 +91,7 @@ def _table(size: str, rows: list[dict]) -> str:
     return TEXT.format(
         pieces="6,000",
         size=size,
-        width=width,
-        ffn=ffn,
-        heads=heads,
-        layers=layers,
-        dropout=dropout,
-        updates=f"{updates:,}",
+        **{**SIZES[size]._asdict(), "updates": f"{updates:,}"},
         warmup=updates // 5,
         seeds=", ".join(map(str, seeds)),
         hardware=hardware,

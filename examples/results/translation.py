@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -39,10 +40,22 @@ SYSTEMS: dict[str, list[str]] = {
     ],
 }
 
-# width, FFN, heads, layers of each side, updates, dropout
-SIZES: dict[str, tuple[int, int, int, int, int, float]] = {
-    "small": (128, 256, 4, 3, 2000, 0.1),
-    "iwslt": (512, 1024, 4, 6, 12000, 0.3),
+
+class Size(NamedTuple):
+    """A model size and its training budget; layers count one side."""
+
+    width: int
+    ffn: int
+    heads: int
+    layers: int
+    dropout: float
+    updates: int
+    tokens: int
+
+
+SIZES = {
+    "small": Size(width=128, ffn=256, heads=4, layers=3, dropout=0.1, updates=1800, tokens=2048),
+    "iwslt": Size(width=512, ffn=1024, heads=4, layers=6, dropout=0.3, updates=12000, tokens=4096),
 }
 
 
@@ -78,13 +91,13 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
     if result.exists():
         return json.loads(result.read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
-    width, ffn, heads, layers, planned, dropout = SIZES[size]
-    updates = updates or planned
+    model = SIZES[size]
+    updates = updates or model.updates
     device = ["--fp16"] if torch.cuda.is_available() else ["--cpu"]
     shape = []
     for side in ("encoder", "decoder"):
-        shape += [f"--{side}-embed-dim", str(width), f"--{side}-ffn-embed-dim", str(ffn)]
-        shape += [f"--{side}-attention-heads", str(heads), f"--{side}-layers", str(layers)]
+        shape += [f"--{side}-embed-dim", str(model.width), f"--{side}-ffn-embed-dim", str(model.ffn)]
+        shape += [f"--{side}-attention-heads", str(model.heads), f"--{side}-layers", str(model.layers)]
     start = time.perf_counter()
     _run(
         [
