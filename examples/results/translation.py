@@ -94,54 +94,33 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
     model = SIZES[size]
     updates = updates or model.updates
     device = ["--fp16"] if torch.cuda.is_available() else ["--cpu"]
-    shape = []
-    for side in ("encoder", "decoder"):
-        shape += [f"--{side}-embed-dim", str(model.width), f"--{side}-ffn-embed-dim", str(model.ffn)]
-        shape += [f"--{side}-attention-heads", str(model.heads), f"--{side}-layers", str(model.layers)]
+    plugin = ["--user-dir", str(ROOT / "fairseq_ext"), "--seed", str(seed), *device]
+    shape = " ".join(
+        f"--{side}-embed-dim {model.width} --{side}-ffn-embed-dim {model.ffn} --{side}-layers {model.layers} "
+        f"--{side}-attention-heads {model.heads} --{side}-normalize-before"
+        for side in ("encoder", "decoder")
+    )
+    optimisation = (
+        f"--max-tokens {model.tokens} --max-update {updates} --optimizer adam --weight-decay 1e-4 --lr 2e-3 "
+        f"--lr-scheduler inverse_sqrt --warmup-updates {updates // 5} --warmup-init-lr 1e-7 "
+        f"--share-all-embeddings --dropout {model.dropout}"
+    )
+    logging = "--no-epoch-checkpoints --best-checkpoint-metric nll_loss --log-format json --log-interval 100"
+    options = [*f"{shape} {optimisation} {logging}".split(), "--adam-betas", "(0.9, 0.98)", *SYSTEMS[name]]
     start = time.perf_counter()
     _run(
-        [
-            *("fairseq_cli.train", str(data_bin), "--user-dir", str(ROOT / "fairseq_ext"), "--arch", "transformer_ext"),
-            *(
-                *shape,
-                "--share-all-embeddings",
-                "--dropout",
-                str(dropout),
-                *SYSTEMS[name],
-                *device,
-                "--seed",
-                str(seed),
-            ),
-            *("--encoder-normalize-before", "--decoder-normalize-before"),
-            *("--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--weight-decay", "1e-4", "--lr", "2e-3"),
-            *("--lr-scheduler", "inverse_sqrt", "--warmup-updates", str(updates // 5), "--warmup-init-lr", "1e-7"),
-            *(
-                "--max-tokens",
-                "4096",
-                "--max-update",
-                str(updates),
-                "--save-dir",
-                str(folder),
-                "--no-epoch-checkpoints",
-            ),
-            *("--best-checkpoint-metric", "nll_loss", "--log-format", "json", "--log-interval", "100"),
-        ],
+        ["fairseq_cli.train", str(data_bin), *plugin, "--arch", "transformer_ext", "--save-dir", str(folder), *options],
         folder / "train.log",
     )
     seconds = time.perf_counter() - start
+    decoding = "--beam 5 --remove-bpe sentencepiece --batch-size 100".split()
     _run(
-        [
-            *("fairseq_cli.generate", str(data_bin), "--user-dir", str(ROOT / "fairseq_ext"), "--beam", "5"),
-            *("--path", str(folder / "checkpoint_best.pt"), "--remove-bpe", "sentencepiece", "--batch-size", "100"),
-            *(["--cpu"] if "--cpu" in device else []),
-        ],
+        ["fairseq_cli.generate", str(data_bin), *plugin, "--path", str(folder / "checkpoint_best.pt"), *decoding],
         folder / "generate.txt",
     )
+    reference, scores = str(data_bin / "text" / "test.en"), str(folder / "score.json")
     _run(
-        [
-            *("examples.translation.score", str(folder / "generate.txt"), "--json", str(folder / "score.json")),
-            *("--reference", str(data_bin / "text" / "test.en")),
-        ],
+        ["examples.translation.score", str(folder / "generate.txt"), "--reference", reference, "--json", scores],
         folder / "score.log",
     )
     score = json.loads((folder / "score.json").read_text(encoding="utf-8"))
