@@ -7,29 +7,24 @@ is not imported.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .compat import allow_checkpoint_types
+from .errors import CheckpointError
+from .files import load_safely
 
-__all__ = ["CheckpointError", "average_checkpoints", "last_checkpoints", "load_checkpoint", "save_atomically"]
+__all__ = ["average_checkpoints", "last_checkpoints", "load_checkpoint"]
 
 _NAMES = {
     "epoch": (re.compile(r"checkpoint(\d+)\.pt"), "checkpoint<epoch>.pt"),
     "update": (re.compile(r"checkpoint_\d+_(\d+)\.pt"), "checkpoint_<epoch>_<update>.pt"),
 }
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is one line for the user."""
 
 
 def last_checkpoints(folder: str | Path, last: int, by: str = "epoch", upper: int | None = None) -> list[Path]:
@@ -66,19 +61,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: where the file is missing, truncated, unsafe, or no fairseq checkpoint.
     """
     allow_checkpoint_types()
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        # torch's message runs over many lines of advice; the one that names the refused object is what the user needs.
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds {refused[1]}, which could run code" if refused else "it is damaged, or no checkpoint"
-        raise CheckpointError(f"{path}: refused by torch's safe loader: {reason}") from error
-    except (
-        Exception
-    ) as error:  # the zip and pickle readers raise RuntimeError, EOFError, ValueError, KeyError, ... on damaged files
-        raise CheckpointError(f"{path}: truncated, or no checkpoint ({type(error).__name__})") from error
+    state = load_safely(path)
     if not isinstance(state, dict) or not isinstance(state.get("model"), Mapping):
         raise CheckpointError(f"{path}: not a fairseq checkpoint (it has no 'model')")
     return state
@@ -127,31 +110,6 @@ def average_checkpoints(paths: Sequence[str | Path], ema: bool = False) -> dict[
     for stale in ("ema", "ema_fp32_params"):
         (result.get("extra_state") or {}).pop(stale, None)
     return result
-
-
-def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:
-    """Write a checkpoint so that ``path`` holds either the whole new file or what it held before.
-
-    Raises:
-        CheckpointError: where the folder is missing or not writable, or the disk is full.
-    """
-    partial = f"{path}.tmp"
-    try:
-        if os.path.isdir(path):
-            raise IsADirectoryError(0, "is a directory")
-        with open(partial, "wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(partial)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
-        if isinstance(error, RuntimeError):  # what torch's file writer makes of a full disk
-            raise CheckpointError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
-        raise
 
 
 def _parameters(state: Mapping[str, Any], path: str | Path, ema: bool) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, register
+from .errors import OptionError
 
 __all__ = ["main"]
 
@@ -35,10 +36,6 @@ NO_FAIRSEQ = (
 )
 
 
-class _Failure(Exception):
-    """Ends the command with one line on stderr."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -49,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _quiet():
             return args.run(args)
-    except (_Failure, ValueError) as error:
+    except ValueError as error:
         print(f"fairseq-ext {args.command}: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `fairseq-ext list | head`
@@ -149,7 +146,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("fairseq") is None:
-        raise _Failure(NO_FAIRSEQ)
+        raise OptionError(NO_FAIRSEQ)
     from fairseq.criterions import CRITERION_REGISTRY
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_INV_REGISTRY, MODEL_REGISTRY
 
@@ -178,17 +175,18 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _average(args: argparse.Namespace) -> int:
-    from .checkpoint_averaging import average_checkpoints, last_checkpoints, save_atomically
+    from .checkpoint_averaging import average_checkpoints, last_checkpoints
+    from .files import save_atomically
 
     folders = [path for path in args.inputs if path.is_dir()]
     if folders and len(args.inputs) > 1:
-        raise _Failure("--inputs takes either files or one directory")
+        raise OptionError("--inputs takes either files or one directory")
     if folders and args.last is None:
-        raise _Failure(f"--inputs {folders[0]} is a directory: say how many checkpoints with --last N")
+        raise OptionError(f"--inputs {folders[0]} is a directory: say how many checkpoints with --last N")
     if not folders and not (args.last is None and args.by is None and args.upper is None):
-        raise _Failure("--last, --by and --upper choose from a directory, but --inputs are files")
+        raise OptionError("--last, --by and --upper choose from a directory, but --inputs are files")
     if not args.output.absolute().parent.is_dir():
-        raise _Failure(f"--output: the directory {args.output.absolute().parent} does not exist")
+        raise OptionError(f"--output: the directory {args.output.absolute().parent} does not exist")
 
     paths = last_checkpoints(folders[0], args.last, args.by or "epoch", args.upper) if folders else args.inputs
     save_atomically(average_checkpoints(paths, ema=args.ema), args.output)

@@ -1,4 +1,4 @@
-"""Four repairs that fairseq 0.12.3 needs on current PyTorch and NumPy.
+"""Five repairs that fairseq 0.12.3 needs on current PyTorch and NumPy.
 
 ``import fairseq_ext`` applies them when fairseq is loaded; no installed file is edited. ``FAIRSEQ_EXT_NO_COMPAT=1``
 turns them all off.
@@ -13,6 +13,7 @@ last batch         up to ``required_batch_size_multiple - 1`` (7) sentences of e
                    dropped without a word, the longest ones; a set of fewer than 8 sentences yields no batch at all.
 numpy.compat       ``--sample-break-mode eos`` uses ``numpy.compat.long``, which NumPy 2 removed.
 whole checkpoints  a full disk, or a kill, during the copy to ``checkpoint_last.pt`` destroys the previous one.
+damaged files      a truncated or refused checkpoint ends in a traceback that does not name the file.
 =================  =================================================================================================
 """
 
@@ -168,9 +169,31 @@ def _write_whole_checkpoints() -> bool:
     return True
 
 
+def _name_damaged_checkpoints() -> bool:
+    """Let the error of a checkpoint that cannot be read name the file, in one line."""
+    from fairseq import checkpoint_utils
+
+    from .files import load_safely
+
+    load = checkpoint_utils.load_checkpoint_to_cpu
+
+    @functools.wraps(load)
+    def named_load(path: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(path, *args, **kwargs)
+        except Exception:
+            if os.path.isfile(path):
+                load_safely(path)  # its errors say what is wrong; where it can read the file, fairseq's own stands
+            raise
+
+    checkpoint_utils.load_checkpoint_to_cpu = named_load
+    return True
+
+
 _REPAIRS: dict[str, Callable[[], bool]] = {
     "safe checkpoints": allow_checkpoint_types,
     "last batch": _keep_last_batch,
     "numpy.compat": _restore_numpy_compat,
     "whole checkpoints": _write_whole_checkpoints,
+    "damaged files": _name_damaged_checkpoints,
 }

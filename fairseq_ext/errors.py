@@ -1,9 +1,38 @@
-"""How a refused option ends a program."""
+"""How bad input ends a program: one line that names the option or file, what was found and what is allowed."""
 
 from __future__ import annotations
 
-__all__ = ["OptionError"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["CheckpointError", "DataError", "InputError", "OptionError", "choose"]
 
 
-class OptionError(SystemExit, ValueError):
-    """A refused option. Ends a command line with one line and exit code 1; in a program it is a ``ValueError``."""
+class InputError(SystemExit, ValueError):
+    """Bad input. Ends a command line with one line and exit code 1; in a program it is a ``ValueError``."""
+
+
+class OptionError(InputError):
+    """An option that is refused."""
+
+
+class DataError(InputError):
+    """A data file or data set that cannot be used."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be read, used or written."""
+
+
+def choose(option: str, value: str, allowed: Iterable[str]) -> str:
+    """``value``, where it is one of ``allowed``.
+
+    Raises:
+        OptionError: otherwise; the message names the nearest of the allowed values.
+    """
+    allowed = list(allowed)
+    if value in allowed:
+        return value
+    near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.3)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise OptionError(f"{option}: {value!r} is not one of {', '.join(allowed)}{hint}")

@@ -152,7 +152,8 @@ def test_source_and_target_of_different_length(workshop, tmp_path):
     shutil.copytree(workshop.data_bin, tmp_path / "uneven")
     for kind in ("bin", "idx"):
         shutil.copy(workshop.data_bin / f"valid.de-en.en.{kind}", tmp_path / "uneven" / f"train.de-en.en.{kind}")
-    refused(workshop.train("--save-dir", tmp_path / "save", data=tmp_path / "uneven"), "AssertionError")
+    outcome = workshop.train("--save-dir", tmp_path / "save", data=tmp_path / "uneven")
+    refused(outcome, "Source and target must contain the same number of examples")
     assert not list(tmp_path.rglob("*.pt*"))
 
 
@@ -163,9 +164,7 @@ def test_a_truncated_checkpoint(workshop, tmp_path):
         workshop.train("--save-dir", tmp_path / "save", "--restore-file", broken),
         workshop.run("fairseq_cli.generate", workshop.data_bin, "--user-dir", USER_DIR, "--cpu", "--path", broken),
     ):
-        assert outcome.code != 0
-        assert str(broken) in outcome.stderr
-        assert "Error" in outcome.last_line
+        refused(outcome, broken, "truncated, or no checkpoint")
     assert sorted(tmp_path.rglob("*.pt*")) == [broken]
 
 
@@ -193,9 +192,7 @@ def test_a_hostile_checkpoint_runs_no_code(workshop, tmp_path):
         workshop.train("--save-dir", tmp_path / "save", "--restore-file", hostile),
         workshop.run("fairseq_cli.generate", workshop.data_bin, "--user-dir", USER_DIR, "--cpu", "--path", hostile),
     ):
-        assert outcome.code != 0
-        assert "UnpicklingError: Weights only load failed" in outcome.stderr
-        assert "mkdir" in outcome.stderr
+        refused(outcome, hostile, "refused by torch's safe loader", "mkdir")
         assert not payload.exists()
     torch.load(hostile, weights_only=False)
     assert payload.exists(), "the payload works, so it was the safe loader that stopped it"

@@ -249,7 +249,7 @@ def test_a_full_disk_spares_the_previous_file(run, monkeypatch):
         file.write(b"half")
         raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file")
 
-    monkeypatch.setattr(checkpoint_averaging.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     code, _, err = run("average", "--inputs", "checkpoint1.pt", "--output", "average.pt")
     assert code == 2 and "cannot write average.pt" in err.splitlines()[-1]
     assert open("average.pt").read() == "previous"
@@ -299,7 +299,7 @@ def test_doctor_approves_this_installation(run):
     assert (code, err) == (0, "")
     for name in ("python", "ve-fairseq", "hydra-core", "omegaconf", "torch", "numpy", "fairseq-ext"):
         assert [line for line in out.splitlines() if line.startswith(f"{name} ")], name
-    assert "repaired     safe checkpoints, last batch, numpy.compat, whole checkpoints" in out
+    assert "repaired     safe checkpoints, last batch, numpy.compat, whole checkpoints, damaged files" in out
     assert out.splitlines()[-1] == "no problem found"
 
 

@@ -8,7 +8,6 @@ import collections
 import inspect
 import logging
 import os
-import pickle
 import subprocess
 import sys
 import typing
@@ -23,9 +22,10 @@ from fairseq.file_io import PathManager
 from omegaconf import OmegaConf
 
 from fairseq_ext import compat
+from fairseq_ext.errors import CheckpointError
 from tests.helpers import ROOT
 
-NAMES = ["safe checkpoints", "last batch", "numpy.compat", "whole checkpoints"]
+NAMES = ["safe checkpoints", "last batch", "numpy.compat", "whole checkpoints", "damaged files"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -97,7 +97,9 @@ def test_hostile_pickle_is_refused(function, tmp_path):
     argument = str(target) if function is os.mkdir else f"__import__('os').mkdir({str(target)!r})"
     path = tmp_path / "hostile.pt"
     torch.save({"model": {}, "cfg": Hostile(function, argument)}, path)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(
+        CheckpointError, match=rf"{path}: refused by torch's safe loader: it holds .*{function.__name__}"
+    ):
         checkpoint_utils.load_checkpoint_to_cpu(str(path))
     assert not target.exists()
 

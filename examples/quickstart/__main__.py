@@ -9,8 +9,10 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from fairseq_ext.files import write_json
+
 from .corpus import CorpusError, parse_locale
-from .pipeline import Pipeline, PipelineError, Settings, write_json
+from .pipeline import Pipeline, PipelineError, Settings
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fairseq_ext.files import read_json, write_json
+
 from .corpus import build_corpus
 
 SPLITS = ("train", "valid", "test")
@@ -58,17 +60,6 @@ class Settings:
     vocab: int = 2000
     updates: int = 700
     seed: int = 1
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write through a temporary file, so that a kill leaves the old file or the new one and never half of one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class Pipeline:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -18,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from examples.results.translation import ROOT, SIZES, SYSTEMS
+from fairseq_ext.files import read_json, write_json
 
 HEAD = """# Measured results
 
@@ -54,7 +54,7 @@ def write_report(out: Path) -> None:
     """Writes the report of every size and seed found below ``out``."""
     measured: dict[str, list[dict]] = defaultdict(list)
     for file in sorted(out.glob("*-seed*/*/result.json")):
-        row = json.loads(file.read_text(encoding="utf-8"))
+        row = read_json(file)
         measured[row["size"]].append(row)
     if not measured:
         raise SystemExit(f"error: no finished run below {out}")
@@ -63,9 +63,7 @@ def write_report(out: Path) -> None:
     for size, rows in measured.items():
         parts.append(_table(size, rows))
         _plot(rows, ROOT / "docs" / "results" / "multi30k.png")
-        (ROOT / "docs" / "results" / f"multi30k_{size}.json").write_text(
-            json.dumps(rows, indent=1) + "\n", encoding="utf-8"
-        )
+        write_json(ROOT / "docs" / "results" / f"multi30k_{size}.json", rows)
     (ROOT / "docs" / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8")
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from fairseq_ext.files import read_json, write_json
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SMOOTHED = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
@@ -89,7 +91,7 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
     folder = out / f"{size}-seed{seed}" / slug
     result = folder / "result.json"
     if result.exists():
-        return json.loads(result.read_text(encoding="utf-8"))
+        return read_json(result)
     folder.mkdir(parents=True, exist_ok=True)
     model = SIZES[size]
     updates = updates or model.updates
@@ -123,12 +125,10 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
         ["examples.translation.score", str(folder / "generate.txt"), "--reference", reference, "--json", scores],
         folder / "score.log",
     )
-    score = json.loads((folder / "score.json").read_text(encoding="utf-8"))
+    score = read_json(scores)
     row = {"system": name, "size": size, "seed": seed, "updates": updates, "seconds": round(seconds), **score}
     row["curve"] = validation_curve(folder / "train.log")
-    temporary = result.with_suffix(".tmp")
-    temporary.write_text(json.dumps(row, indent=1), encoding="utf-8")
-    temporary.replace(result)
+    write_json(result, row)
     for checkpoint in folder.glob("checkpoint_*.pt"):
         checkpoint.unlink()
     return row

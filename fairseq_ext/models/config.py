@@ -5,7 +5,6 @@ avoid the prefixes ``encoder_``, ``decoder_`` and ``quant_noise_``, which fairse
 """
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ from fairseq.models.transformer.transformer_config import (
 )
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.errors import OptionError, choose
 from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES, check_cross_view
 from fairseq_ext.modules.muse import INIT_LAWS, parse_kernels
 from fairseq_ext.modules.normalization import NORMS
@@ -114,13 +113,6 @@ def nested_config(flat: Any) -> TransformerConfig:
     return config
 
 
-def _choose(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"--{option}: {value!r} is not one of {', '.join(allowed)}{hint}")
-
-
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise OptionError(message)
@@ -138,18 +130,18 @@ def check_options(cfg: Any, *, encoder: Any, decoder: Any, cross_attention: bool
     Raises:
         OptionError: one line that names the option, what was found and what is allowed.
     """
-    _choose("block", cfg.block, BLOCKS)
-    _choose("norm", cfg.norm, NORMS)
-    _choose("norm-scope", cfg.norm_scope, NORM_SCOPES)
-    _choose("norm-convention", cfg.norm_convention, NORM_CONVENTIONS)
-    _choose("norm-detach", cfg.norm_detach, DETACHED)
-    _choose("cross-view", cfg.cross_view, STRATEGIES)
-    _choose("cross-view-fusion", cfg.cross_view_fusion, FUSIONS)
-    _choose("cross-view-norm", cfg.cross_view_norm, VIEW_NORMS)
-    _choose("attention-normalizer", cfg.attention_normalizer, NORMALIZERS)
-    _choose("init", cfg.init, INITS)
+    choose("--block", cfg.block, BLOCKS)
+    choose("--norm", cfg.norm, NORMS)
+    choose("--norm-scope", cfg.norm_scope, NORM_SCOPES)
+    choose("--norm-convention", cfg.norm_convention, NORM_CONVENTIONS)
+    choose("--norm-detach", cfg.norm_detach, DETACHED)
+    choose("--cross-view", cfg.cross_view, STRATEGIES)
+    choose("--cross-view-fusion", cfg.cross_view_fusion, FUSIONS)
+    choose("--cross-view-norm", cfg.cross_view_norm, VIEW_NORMS)
+    choose("--attention-normalizer", cfg.attention_normalizer, NORMALIZERS)
+    choose("--init", cfg.init, INITS)
     for name in str(cfg.attention_topk_in).split(","):
-        _choose("attention-topk-in", name.strip(), ATTENTIONS)
+        choose("--attention-topk-in", name.strip(), ATTENTIONS)
 
     _require(cfg.attention_topk >= 0, f"--attention-topk: must be 0 (off) or more, got {cfg.attention_topk}")
     ratio = cfg.attention_topk_ratio

@@ -11,12 +11,16 @@ import pytest
 import torch
 from fairseq import options
 from fairseq.models import ARCH_MODEL_REGISTRY
+from omegaconf import OmegaConf
 from torch import nn
 
 from fairseq_ext.models import TransformerExtModel, TransformerLanguageModelExt
 from fairseq_ext.models.architectures import PRESETS
 from fairseq_ext.models.config import TransformerExtConfig, TransformerLanguageModelExtConfig
+from tests.helpers import ROOT
 from tests.models.tiny import dictionary, task
+
+CONF = ROOT / "fairseq_ext" / "conf"
 
 CONFIGS = {
     TransformerExtModel: TransformerExtConfig,
@@ -100,3 +104,14 @@ def test_a_preset_is_a_choice_of_fairseqs_command_line(tmp_path: Any) -> None:
         args = options.parse_args_and_arch(parser, [str(tmp_path), "--task", task_name, "--arch", name])
         for option, value in PRESETS[name].defaults.items():
             assert getattr(args, option) == value, (name, option)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_hydra_gets_the_same_model(name: str) -> None:
+    model = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml").model)
+    assert model.pop("_name") == ("transformer_lm_ext" if "_lm_" in name else "transformer_ext")
+    assert model == PRESETS[name].defaults
+
+
+def test_every_hydra_config_is_a_preset() -> None:
+    assert {file.stem for file in CONF.iterdir()} == set(PRESETS)

@@ -1,0 +1,83 @@
+"""Files that are whole or absent, and checkpoints that cannot run code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import CheckpointError
+
+__all__ = ["load_safely", "read_json", "replacing", "save_atomically", "write_json"]
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path to write to; it takes the place of ``path`` at the end, and is removed after an error."""
+    partial = Path(f"{path}.tmp")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a UTF-8 JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON so that a kill leaves the old file or the new one."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_safely(path: str | Path) -> Any:
+    """``torch.load(path, map_location="cpu", weights_only=True)`` with errors of one line.
+
+    Raises:
+        CheckpointError: where the file is missing, truncated, or holds anything that could run code.
+    """
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    try:
+        with file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's message runs over many lines of advice; the one that names the refused object is what the user needs.
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {refused[1]}, which could run code" if refused else "it is damaged, or no checkpoint"
+        raise CheckpointError(f"{path}: refused by torch's safe loader: {reason}") from error
+    except Exception as error:  # damaged files make the zip and pickle readers raise many types
+        raise CheckpointError(f"{path}: truncated, or no checkpoint ({type(error).__name__})") from error
+
+
+def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:
+    """``torch.save`` so that ``path`` holds either the whole new file or what it held before.
+
+    Raises:
+        CheckpointError: where the folder is missing or not writable, or the disk is full.
+    """
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(0, "is a directory")
+        with replacing(path) as partial, open(partial, "wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+    except RuntimeError as error:  # what torch's file writer makes of a full disk
+        raise CheckpointError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
