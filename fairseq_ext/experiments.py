@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import os
 import platform
 import statistics
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .errors import OptionError
 from .files import read_json, write_json
 
-__all__ = ["Experiment"]
+__all__ = ["Experiment", "environment"]
+
+
+def environment(*packages: str) -> dict[str, str | int]:
+    """What measured figures depend on beside the code: hardware, threads, and the versions of ``packages``."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {
+        "processor": models[0] if models else platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        **gpu,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", *packages)},
+    }
 
 
 class Experiment:
     """Finished runs of equal settings, each under a name of its own.
 
-    Every :meth:`add` rewrites ``results.json`` atomically: the settings, the versions of the libraries, each run and,
-    over all runs, mean and population standard deviation of every number.
+    Every :meth:`add` rewrites ``results.json`` atomically: the settings, the :func:`environment`, each run and, over
+    all runs, mean and population standard deviation of every number.
 
     Args:
         folder: holds ``results.json``; made where absent.
         settings: whatever changes the outcome of a run, as JSON.
-        packages: distributions whose versions are recorded.
+        packages: distributions whose versions are recorded beside torch's.
 
     Raises:
         OptionError: ``--out`` where the folder holds runs of other settings, or cannot be written.
@@ -38,14 +57,13 @@ class Experiment:
         >>> experiment.summary()["accuracy"]["mean"]
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any], packages: tuple[str, ...] = ("torch",)) -> None:
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any], packages: tuple[str, ...] = ()) -> None:
         self.file = Path(folder) / "results.json"
         self.settings = {
             name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
             for name, value in settings.items()
         }
-        self.versions = {"python": platform.python_version()}
-        self.versions |= {name: importlib.metadata.version(name) for name in packages}
+        self.environment = environment(*packages)
         self.runs: dict[str, dict[str, Any]] = {}
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +88,7 @@ class Experiment:
         self.runs[name] = dict(run)
         content = {
             "settings": self.settings,
-            "versions": self.versions,
+            "environment": self.environment,
             "runs": self.runs,
             "summary": self.summary(),
         }

@@ -1,43 +1,43 @@
-"""``python -m examples.results``: measure what is not measured yet, then write docs/RESULTS.md and its picture."""
+"""``python -m examples.results [PART ...]``: measure what is not measured yet, then write docs/RESULTS.md."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
-from examples.results.report import write_report
-from examples.results.translation import ROOT, SIZES, SYSTEMS, prepare, train_and_score
+from examples.results.report import PARTS, RESULTS, ROOT, part, write_report
+from fairseq_ext.files import write_json
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m examples.results",
-        description="Train every method on Multi30k under one budget and write docs/RESULTS.md.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Measure, then write docs/RESULTS.md. Without a part: all parts, each with its defaults.",
     )
-    data = ROOT.parent / "shared" / "data" / "multi30k_de_en"
-    parser.add_argument("--data", type=Path, default=data, help="folder of {train,val,test_2016_flickr}.{de,en}.gz")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/results"), help="folder of the runs; finished ones are kept"
-    )
-    parser.add_argument(
-        "--size", choices=sorted(SIZES), default="small", help="small for two CPU cores, iwslt for a GPU"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one run of every system for each seed")
-    parser.add_argument("--systems", nargs="+", choices=sorted(SYSTEMS), default=list(SYSTEMS), help="rows to run")
-    parser.add_argument("--updates", type=int, help="training updates, instead of the size's own")
-    parser.add_argument("--report-only", action="store_true", help="write the report from what is already measured")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
+    shared.add_argument("--out", type=Path, default=Path("runs/results"), help="folder of the runs; finished ones stay")
+    commands = parser.add_subparsers(dest="part", metavar="PART")
+    commands.add_parser("report", help="only write the report, from docs/results/*.json")
+    own = {}
+    for name in PARTS:
+        help = (part(name).__doc__ or "").splitlines()[0]
+        form = argparse.ArgumentDefaultsHelpFormatter
+        own[name] = commands.add_parser(name, parents=[shared], help=help, description=help, formatter_class=form)
+        part(name).add_arguments(own[name])
     options = parser.parse_args()
-    if not options.report_only:
-        if not options.data.is_dir():
-            parser.error(f"--data: {options.data} is not a folder")
-        options.out.mkdir(parents=True, exist_ok=True)
-        data_bin = prepare(options.data, options.out)
-        for seed in options.seeds:
-            for name in options.systems:
-                row = train_and_score(name, options.size, seed, data_bin, options.out, options.updates)
-                print(f"{name}, seed {seed}: BLEU {row['sacrebleu']:.2f}, {row['seconds']} s", flush=True)
-    write_report(options.out)
+    chosen = {options.part: options} if options.part in own else {}
+    if options.part is None:
+        chosen = {name: form.parse_args([]) for name, form in own.items()}
+    for name, values in chosen.items():
+        values.out.mkdir(parents=True, exist_ok=True)
+        content = part(name).measure(values)
+        words = sys.argv[1:] or [name]
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        write_json(RESULTS / f"{content['name']}.json", {"part": name, "command": shlex.join(words), **content})
+    write_report()
 
 
 if __name__ == "__main__":

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import matplotlib
 import torch
 
-from fairseq_ext.files import read_json, write_json
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).resolve().parents[2]
+from examples.results.report import RESULTS, ROOT, describe
+from fairseq_ext.errors import DataError
+from fairseq_ext.experiments import environment
+from fairseq_ext.files import read_json, write_json
 
 SMOOTHED = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
 
@@ -55,6 +62,7 @@ class Size(NamedTuple):
     tokens: int
 
 
+PIECES = 6000
 SIZES = {
     "small": Size(width=128, ffn=256, heads=4, layers=3, dropout=0.1, updates=1800, tokens=2048),
     "iwslt": Size(width=512, ffn=1024, heads=4, layers=6, dropout=0.3, updates=12000, tokens=4096),
@@ -69,14 +77,14 @@ def _run(command: list[str], log: Path) -> None:
 
 
 def prepare(text: Path, out: Path) -> Path:
-    """SentencePiece and fairseq-preprocess, once: 6,000 joint pieces on the training text."""
+    """SentencePiece and fairseq-preprocess, once: joint pieces learned on the training text."""
     data_bin = out / "data-bin"
     if not data_bin.is_dir():
         prefixes = {"--train": "train", "--valid": "val", "--test": "test_2016_flickr"}
         files = [part for option, prefix in prefixes.items() for part in (option, str(text / prefix))]
         options = ["--source", "de", "--target", "en", "--out", str(data_bin), "--joined-dictionary"]
         _run(
-            ["examples.translation.prepare", *files, *options, "--bpe", "sentencepiece", "--vocab-size", "6000"],
+            ["examples.translation.prepare", *files, *options, "--bpe", "sentencepiece", "--vocab-size", str(PIECES)],
             out / "prepare.log",
         )
     return data_bin
@@ -143,3 +151,104 @@ def validation_curve(log: Path) -> list[tuple[int, float]]:
             entry = json.loads(line[start:])
             points.append((int(entry["valid_num_updates"]), float(entry["valid_nll_loss"])))
     return points
+
+
+TEXT = """## Multi30k German to English, test 2016, size {size}
+
+All systems: the same data ({pieces:,} joint SentencePiece pieces), size (width {width}, FFN {ffn}, {heads} heads,
+{layers} + {layers} pre-norm layers, shared embeddings), dropout {dropout}, {updates:,} updates of at most {tokens:,}
+tokens, Adam (0.9, 0.98) with learning rate 2e-3 inverse_sqrt, {warmup} warm-up updates, label smoothing 0.1; the
+checkpoint with the best validation likelihood; beam 5, length penalty 1. Settings are our choice and were not tuned
+for any row. Seeds {seeds}; {environment}.
+
+    python -m examples.results {command}
+
+| system | BLEU | difference to the Transformer | validation bits per token |
+|---|---|---|---|
+{rows}
+
+sacreBLEU signature: `{signature}`, {sentences} of 1,000 sentences scored. {spread}
+
+![Validation curves](results/{name}.png)
+"""
+
+ONE_SEED = """One seed: the spread between seeds was not measured, and differences of a point or less at this size
+should not be read as differences between methods. The budget is far from convergence, so the table says how fast a
+method learns, not how good it can get."""
+MANY_SEEDS = "Means over the seeds, with the standard deviation; differences inside it are no differences."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="small for a CPU, iwslt for a GPU")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one run of every system for each seed")
+    parser.add_argument("--systems", nargs="+", choices=sorted(SYSTEMS), default=list(SYSTEMS), help="rows to run")
+    parser.add_argument("--updates", type=int, help="training updates, instead of the size's own")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Every system and seed, each trained, translated and scored once."""
+    text = options.data / "multi30k_de_en"
+    if not text.is_dir():
+        raise DataError(f"--data: {text} is not a folder with {{train,val,test_2016_flickr}}.{{de,en}}.gz")
+    data_bin = prepare(text, options.out)
+    rows = []
+    for seed in options.seeds:
+        for name in options.systems:
+            rows.append(train_and_score(name, options.size, seed, data_bin, options.out, options.updates))
+            print(f"{name}, seed {seed}: BLEU {rows[-1]['sacrebleu']:.2f}, {rows[-1]['seconds']} s", flush=True)
+    return {
+        "name": f"multi30k_{options.size}",
+        "size": options.size,
+        "environment": environment("ve-fairseq", "sacrebleu", "sentencepiece"),
+        "rows": rows,
+    }
+
+
+def section(content: dict[str, Any]) -> str:
+    """The table of one size; draws its learning curves."""
+    rows = content["rows"]
+    by_system = {name: [row for row in rows if row["system"] == name] for name in SYSTEMS}
+    by_system = {name: found for name, found in by_system.items() if found}
+    means = {name: statistics.mean(row["sacrebleu"] for row in found) for name, found in by_system.items()}
+    baseline = means.get("Transformer")
+    lines = []
+    for name, found in by_system.items():
+        spread = f" ± {statistics.stdev(row['sacrebleu'] for row in found):.2f}" if len(found) > 1 else ""
+        delta = "" if baseline is None or name == "Transformer" else f"{means[name] - baseline:+.2f}"
+        bits = statistics.mean(min(value for _, value in row["curve"]) for row in found)
+        lines.append(f"| {name} | {means[name]:.2f}{spread} | {delta} | {bits:.3f} |")
+    _plot(by_system, RESULTS / f"{content['name']}.png")
+    seeds = sorted({row["seed"] for row in rows})
+    updates = rows[0]["updates"]
+    return TEXT.format(
+        **{**SIZES[content["size"]]._asdict(), "updates": updates},
+        size=content["size"],
+        name=content["name"],
+        pieces=PIECES,
+        warmup=updates // 5,
+        seeds=", ".join(map(str, seeds)),
+        environment=describe(content["environment"]),
+        command=content["command"],
+        rows="\n".join(lines),
+        signature=rows[0]["signature"],
+        sentences=rows[0]["sentences"],
+        spread=MANY_SEEDS if len(seeds) > 1 else ONE_SEED,
+    )
+
+
+def _plot(by_system: dict[str, list[dict]], file: Path) -> None:
+    figure, axes = plt.subplots(figsize=(9, 5.5))
+    colours = plt.get_cmap("tab20")
+    for index, (name, found) in enumerate(by_system.items()):
+        curves = [row["curve"] for row in found]
+        steps = [update for update, _ in min(curves, key=len)]
+        values = [statistics.mean(value for _, value in points) for points in zip(*curves, strict=False)]
+        axes.plot(steps, values, label=name, color=colours(index), linewidth=1.6)
+    axes.set_xlabel("updates")
+    axes.set_ylabel("validation negative log-likelihood (bits per token)")
+    axes.set_title("Multi30k German to English, equal budget")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
