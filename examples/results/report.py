@@ -11,7 +11,7 @@ from fairseq_ext.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-PARTS = ("translation",)
+PARTS = ("translation", "benchmarks")
 
 HEAD = """# Measured results
 

@@ -1,0 +1,69 @@
+"""Speed and memory of every method beside what it replaces (`python -m benchmarks`)."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.__main__ import main as run_benchmarks
+from examples.results.report import describe
+from fairseq_ext.files import read_json
+
+TEXT = """## Speed and memory
+
+Ratio: ours / reference. Less is better for ms and MiB, more for the units per second. Calls alternate and the ratio is
+the median over neighbouring pairs; [benchmarks/](../benchmarks/README.md) says how each row is measured.
+{environment}.{note}
+
+    python -m examples.results {command}
+
+{met} of {targets} targets are met.
+{missed}
+
+| ratio | ours | reference | unit | case | target |
+|---|---|---|---|---|---|
+{rows}
+"""
+
+# Why a target is missed, by claim.
+REASONS = {
+    "norm": """AdaNorm and LayerNorm-simple run on torch's fused layer-norm kernels, but their closed forms need further
+passes over the rows in eager PyTorch, which one fused kernel would not; in a whole model the train step shows none of
+it.""",
+    "muse": """Matrix products take most of a decoding step, and models of equal size multiply by equally many weights;
+merging a layer's matrices saves only calls.""",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs all benchmarks."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "benchmarks.json")
+        run_benchmarks(["--threads", str(options.threads), "--json", str(file)])
+        return {"name": "benchmarks", **read_json(file)}
+
+
+def section(content: dict[str, Any]) -> str:
+    rows = content["rows"]
+    targets = [row for row in rows if row["target"] is not None]
+    missed = sorted({row["claim"] for row in targets if not row["met"]})
+    lines = []
+    for row in rows:
+        target = "" if row["target"] is None else f"{row['target']:g}: {'met' if row['met'] else '**missed**'}"
+        figures = f"{row['ratio']:.2f} | {row['ours']:.3f} | {row['reference']:.3f}"
+        lines.append(f"| {figures} | {row['unit']} | {row['case']} | {target} |")
+    return TEXT.format(
+        environment=describe({key: value for key, value in content["environment"].items() if key != "quick"}),
+        note=f" {content['note']}" if "note" in content else "",
+        command=content["command"],
+        met=sum(row["met"] for row in targets),
+        targets=len(targets),
+        missed=" ".join(f"Missed in `{claim}`. {REASONS.get(claim, '')}".rstrip() for claim in missed),
+        rows="\n".join(lines),
+    )
