@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +16,24 @@ GOLDEN = ROOT / "tests" / "golden"
 DATA = Path(os.environ.get("FAIRSEQ_EXT_DATA", ROOT.parent / "shared" / "data"))
 
 
+@functools.cache
+def golden_files(method: str) -> dict[str, bytes]:
+    """Every file of ``tests/golden/<method>.tar.xz``: arrays compress far better together than one file at a time."""
+    with tarfile.open(GOLDEN / f"{method}.tar.xz") as archive:
+        return {member.name: archive.extractfile(member).read() for member in archive}
+
+
 def golden_names(method: str, prefix: str = "") -> list[str]:
     """The fixtures of ``method`` whose name starts with ``prefix``; never empty, so that a typo cannot skip a test."""
-    names = sorted(path.stem for path in (GOLDEN / method).glob(f"{prefix}*.npz"))
-    assert names, f"no fixture matches tests/golden/{method}/{prefix}*.npz"
+    files = [Path(name) for name in golden_files(method) if name.startswith(prefix)]
+    names = sorted(file.stem for file in files if file.suffix == ".npz")
+    assert names, f"no fixture matches {prefix}*.npz in tests/golden/{method}.tar.xz"
     return names
 
 
 def load_golden(method: str, name: str) -> dict[str, np.ndarray]:
     """Every array of one fixture (``allow_pickle`` stays off)."""
-    with np.load(GOLDEN / method / f"{name}.npz") as archive:
+    with np.load(io.BytesIO(golden_files(method)[f"{name}.npz"])) as archive:
         return {key: archive[key] for key in archive.files}
 
 

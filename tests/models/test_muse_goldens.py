@@ -16,9 +16,9 @@ from fairseq_ext.models.config import TransformerExtConfig, nested_config
 from fairseq_ext.models.fused import FusedMuseDecoderLayer, FusedMuseEncoderLayer, fuse_for_inference
 from fairseq_ext.models.layers import MuseDecoderLayer, MuseEncoderLayer
 from fairseq_ext.models.transformer import TransformerExtModel
-from tests.helpers import GOLDEN, golden_names, load_golden
+from tests.helpers import golden_files, golden_names, load_golden
 
-MANIFEST = json.loads((GOLDEN / "muse" / "manifest.json").read_text())
+MANIFEST = {name: entry["config"] for name, entry in json.loads(golden_files("muse")["manifest.json"]).items()}
 # the fixtures were made with a float32 softmax inside a float64 computation
 TOLERANCE = {"atol": 3e-6, "rtol": 1e-5}
 

@@ -23,11 +23,11 @@ from fairseq_ext.modules.muse import (
     init_ffn_,
     parse_kernels,
 )
-from tests.helpers import GOLDEN, golden_names, load_golden
+from tests.helpers import golden_files, golden_names, load_golden
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
-CONFIGS = json.loads((GOLDEN / "muse" / "manifest.json").read_text())
+CONFIGS = {name: entry["config"] for name, entry in json.loads(golden_files("muse")["manifest.json"]).items()}
 
 
 def fixture(name: str) -> dict[str, Tensor]:
