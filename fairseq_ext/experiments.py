@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .errors import OptionError
+from .errors import DataError, OptionError
 from .files import read_json, write_json
 
 __all__ = ["Experiment", "environment"]
@@ -47,6 +48,7 @@ class Experiment:
 
     Raises:
         OptionError: ``--out`` where the folder holds runs of other settings, or cannot be written.
+        DataError: a damaged ``results.json``.
 
     Example:
         >>> experiment = Experiment(out, vars(options))
@@ -59,20 +61,23 @@ class Experiment:
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], packages: tuple[str, ...] = ()) -> None:
         self.file = Path(folder) / "results.json"
-        self.settings = {
-            name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-            for name, value in settings.items()
-        }
+        self.settings = json.loads(json.dumps(dict(settings), default=str))  # as they will be read back
         self.environment = environment(*packages)
         self.runs: dict[str, dict[str, Any]] = {}
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OptionError(f"--out: cannot write to {folder}: {error.strerror}") from error
         if self.file.exists():
-            found = read_json(self.file)
+            found = self._read()
             self._refuse_other(found["settings"])
             self.runs = found["runs"]
+        self._write()  # a folder that cannot be written must not cost a run first
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = read_json(self.file)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.file}: not JSON ({type(error).__name__}); delete it to start anew") from error
+        if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in ("settings", "runs")):
+            raise DataError(f"{self.file}: not the results of an experiment; delete it to start anew")
+        return found
 
     def _refuse_other(self, found: Mapping[str, Any]) -> None:
         for name in sorted({*found, *self.settings}):
@@ -86,20 +91,26 @@ class Experiment:
     def add(self, name: str, run: Mapping[str, Any]) -> None:
         """Keep a finished run."""
         self.runs[name] = dict(run)
+        self._write()
+
+    def _write(self) -> None:
         content = {
             "settings": self.settings,
             "environment": self.environment,
             "runs": self.runs,
             "summary": self.summary(),
         }
-        write_json(self.file, content)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.file, content)
+        except OSError as error:
+            raise OptionError(f"--out: cannot write {self.file}: {error.strerror}") from error
 
     def summary(self) -> dict[str, dict[str, float]]:
         """``{metric: {"mean", "std", "runs"}}`` of every number that all runs hold."""
         runs = list(self.runs.values())
-        shared = [
-            key for key in (runs[0] if runs else {}) if all(isinstance(run.get(key), (int, float)) for run in runs)
-        ]
+        names = runs[0] if runs else {}
+        shared = [name for name in names if all(_is_number(run.get(name)) for run in runs)]
         return {
             name: {
                 "mean": statistics.fmean(run[name] for run in runs),
@@ -108,3 +119,7 @@ class Experiment:
             }
             for name in shared
         }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,161 @@
+r"""Losses for classes of unequal size: re-weighted cross-entropy, focal loss, class-balanced softmax.
+
+Each takes the number n_c of training examples of every class, and a weight for each example beside it:
+
+    J = 1/N Σ_v w_v l_v
+
+The quantity weights inside l_v and the weights w_v multiply. With ReNode's weights (Deli Chen, Yankai Lin, Guangxiang
+Zhao, Xuancheng Ren, Peng Li, Jie Zhou, Xu Sun, "Topology-Imbalance Learning for Semi-Supervised Node Classification",
+arXiv:2110.04099) J is that paper's objective. The mean is over the examples: unlike ``F.cross_entropy`` with class
+weights it does not divide by the sum of the weights, so that a weight means the same in every batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["class_balanced_softmax_loss", "focal_loss", "reduce_weighted", "reweighted_cross_entropy"]
+
+
+def reduce_weighted(loss: Tensor, sample_weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    """``loss`` times a weight for each example, reduced; ``"mean"`` divides by the number of examples.
+
+    Args:
+        loss: ``(N)``.
+        sample_weight: ``(N)``, a constant. Default: ones.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+
+    Raises:
+        ValueError: ``sample_weight`` of another shape than ``loss``, or an unknown reduction.
+    """
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    if sample_weight is not None:
+        if sample_weight.shape != loss.shape:
+            shapes = f"{tuple(loss.shape)}, got {tuple(sample_weight.shape)}"
+            raise ValueError(f"sample_weight must hold one weight for each example, shape {shapes}")
+        loss = loss * sample_weight
+    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+def reweighted_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    class_counts: Tensor,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Cross-entropy weighted by the inverse class frequency.
+
+    .. math::
+        l = -\frac{\bar n}{n_y} \log p_y, \qquad \bar n = \frac{1}{C} \sum_c n_c
+
+    Args:
+        input: logits ``(N, C)``.
+        target: class indices ``(N)``.
+        class_counts: n, ``(C)``, all positive.
+        sample_weight: w, ``(N)``. Default: ones.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+
+    Raises:
+        ValueError: an argument of a wrong shape, or a class without examples.
+    """
+    counts = _check(input, target, class_counts)
+    loss = F.cross_entropy(input.to(counts.dtype), target, reduction="none")
+    return reduce_weighted((counts.mean() / counts)[target] * loss, sample_weight, reduction)
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    class_counts: Tensor,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+    *,
+    gamma: float = 2.0,
+) -> Tensor:
+    r"""Sigmoid focal loss, one binary problem a class, weighted by the inverse class frequency.
+
+    .. math::
+        l = \frac{\bar n}{n_y} \sum_c (1 - q_c)^\gamma (-\log q_c), \qquad
+        q_c = \sigma(z_c) \text{ for } c = y, \quad \sigma(-z_c) \text{ otherwise}
+
+    Tsung-Yi Lin, Priya Goyal, Ross Girshick, Kaiming He, Piotr Dollár, "Focal Loss for Dense Object Detection",
+    arXiv:1708.02002. The class weight in front is that of ReNode's released code, as is the sum over the classes.
+
+    Args:
+        input, target, class_counts, sample_weight, reduction: as :func:`reweighted_cross_entropy`.
+        gamma: focusing exponent. Default 2, as the paper; 0 is the sum of the binary cross-entropies.
+
+    Raises:
+        ValueError: as :func:`reweighted_cross_entropy`, or a negative gamma.
+    """
+    if gamma < 0:
+        raise ValueError(f"gamma must be at least 0, got {gamma}")
+    counts = _check(input, target, class_counts)
+    wrong = input.to(counts.dtype) * (1 - 2 * F.one_hot(target, input.size(1)).to(counts.dtype))
+    # The power is taken of the logarithm: a gradient of pow(0, gamma) is infinite for gamma < 1.
+    loss = ((gamma * F.logsigmoid(wrong)).exp() * F.softplus(wrong)).sum(1)
+    return reduce_weighted((counts.mean() / counts)[target] * loss, sample_weight, reduction)
+
+
+def class_balanced_softmax_loss(
+    input: Tensor,
+    target: Tensor,
+    class_counts: Tensor,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+    *,
+    beta: float = 0.9999,
+) -> Tensor:
+    r"""Binary cross-entropy of the softmax probabilities, weighted by the effective number of examples.
+
+    .. math::
+        l = \frac{\omega_y}{C} \left( -\log p_y - \sum_{c \ne y} \log(1 - p_c) \right), \qquad
+        \omega_c \propto \frac{1 - \beta}{1 - \beta^{n_c}}, \quad \sum_c \omega_c = C
+
+    Yin Cui, Menglin Jia, Tsung-Yi Lin, Yang Song, Serge Belongie, "Class-Balanced Loss Based on Effective Number of
+    Samples", arXiv:1901.05555. The mean over the classes is that of ReNode's released code, which forms ``1 - p`` in
+    float32: beyond p = 1 - 6e-8 that is 0, its logarithm is cut at -100, and the gradient is lost. Here
+    :math:`\log(1 - p_c)` is a difference of two log-sum-exps, finite and with a gradient for any logits.
+
+    Args:
+        input, target, class_counts, sample_weight, reduction: as :func:`reweighted_cross_entropy`.
+        beta: 0 weights all classes alike; towards 1 the weights become the inverse frequencies. Default 0.9999.
+
+    Raises:
+        ValueError: as :func:`reweighted_cross_entropy`, a beta outside [0, 1), or less than two classes.
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta must be in [0, 1), got {beta}")
+    if input.size(1) < 2:
+        raise ValueError("input must have at least 2 classes: 1 - p of the only class is 0")
+    counts = _check(input, target, class_counts)
+    weight = -1 / torch.expm1(counts.double() * torch.tensor(beta, dtype=torch.double).log())
+    weight = (weight * (len(weight) / weight.sum())).to(counts.dtype)
+
+    logits = input.to(counts.dtype)
+    log_p = logits.log_softmax(1)
+    # Only the most probable class can have p > 1/2, where log1p(-p) would lose its digits.
+    top = F.one_hot(logits.argmax(1), logits.size(1)).bool()
+    log_rest = torch.logsumexp(logits.masked_fill(top, -torch.inf), 1) - torch.logsumexp(logits, 1)
+    log_not = torch.where(top, log_rest[:, None], torch.log1p(-log_p.exp().masked_fill(top, 0)))
+    loss = -torch.where(F.one_hot(target, logits.size(1)).bool(), log_p, log_not).mean(1)
+    return reduce_weighted(weight[target] * loss, sample_weight, reduction)
+
+
+def _check(input: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
+    """``class_counts`` in the dtype of the computation: float32 for half-precision input."""
+    if input.dim() != 2 or target.shape != input.shape[:1]:
+        raise ValueError(
+            f"input must be (N, C) and target (N), got input {tuple(input.shape)} and target {tuple(target.shape)}"
+        )
+    if class_counts.shape != input.shape[1:]:
+        raise ValueError(
+            f"class_counts must hold one number for each of {input.size(1)} classes, got {tuple(class_counts.shape)}"
+        )
+    if not bool((class_counts > 0).all()):
+        raise ValueError(f"class_counts: class {int((class_counts <= 0).nonzero()[0])} has no example")
+    return class_counts.to(input.device, torch.promote_types(input.dtype, torch.float32))

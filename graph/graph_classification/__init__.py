@@ -1,0 +1,1 @@
+"""Encouraging loss on TU graph classification data sets: ``python -m graph.graph_classification --help``."""

@@ -1,0 +1,108 @@
+"""``python -m graph.graph_classification train|compare``: encouraging loss on TU data sets."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from fairseq_ext.errors import OptionError, choose
+from fairseq_ext.experiments import Experiment
+
+from .data import load_dataset, random_splits, stratified_folds
+from .train import DEFER_START, Settings, compare, spread_of_repeats, train_all
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(prog="python -m graph.graph_classification", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="train on every split; a killed command goes on where it was")
+    train.set_defaults(run=train_command)
+    train.add_argument("--dataset", required=True, help="name of a TU data set: PROTEINS, NCI1, MUTAG, ...")
+    train.add_argument("--root", type=Path, default=Path("data/TUDataset"), help="its folder (default: %(default)s)")
+    train.add_argument("--out", type=Path, help="results (default: runs/graph_classification/DATASET-LOSS)")
+    train.add_argument("--use-node-attr", action="store_true", help="node attributes as features too (default: labels)")
+    protocol = train.add_mutually_exclusive_group()
+    protocol.add_argument("--runs", type=int, default=10, help="random 80/10/10 splits (default: 10; paper: 50)")
+    protocol.add_argument("--folds", type=int, help="stratified cross-validation instead of random splits")
+    train.add_argument("--repeats", type=int, default=1, help="of all runs or folds (default: 1; paper: 5)")
+    train.add_argument("--seed", type=int, default=0, help="of the first run; others count on (default: 0)")
+    train.add_argument("--device", help="default: cuda where there is one, else cpu")
+    for option in fields(Settings):
+        default = None if option.name == "defer_start" else option.default
+        flag = f"--{option.name.replace('_', '-')}"
+        train.add_argument(flag, type=type(option.default), default=default, help=option.metadata["help"])
+
+    pairs = commands.add_parser("compare", help="paired differences of two result folders, second minus first")
+    pairs.set_defaults(run=compare_command)
+    pairs.add_argument("first", type=Path)
+    pairs.add_argument("second", type=Path)
+    return parser.parse_args(argv)
+
+
+def train_command(options: argparse.Namespace) -> None:
+    """Check everything, then train."""
+    if options.defer_start is None:
+        options.defer_start = DEFER_START.get(options.dataset, Settings.defer_start)
+    settings = Settings(**{option.name: getattr(options, option.name) for option in fields(Settings)})
+    for name in ("runs", "repeats"):
+        if getattr(options, name) < 1:
+            raise OptionError(f"--{name}: {getattr(options, name)}, must be at least 1")
+    device = choose_device(options.device)
+    dataset = load_dataset(options.root, options.dataset, options.use_node_attr)
+    make_splits, runs = (random_splits, options.runs) if options.folds is None else (stratified_folds, options.folds)
+    splits = make_splits(dataset.y, runs, options.repeats, options.seed)
+
+    out = options.out or Path("runs/graph_classification") / f"{options.dataset}-{options.loss}"
+    shown = {
+        name: value for name, value in vars(options).items() if name not in ("command", "run", "root", "out", "device")
+    }
+    experiment = Experiment(out, shown, packages=("torch-geometric",))
+    train_all(dataset, splits, settings, experiment, device)
+
+    found = experiment.summary()
+    spread = f", ± {100 * spread_of_repeats(experiment.runs):.2f} of the repeats' means" if options.repeats > 1 else ""
+    print(
+        f"{options.dataset}, {options.loss}: test accuracy {100 * found['test_accuracy']['mean']:.2f}"
+        f" ± {100 * found['test_accuracy']['std']:.2f} over {len(experiment.runs)} runs{spread};"
+        f" {found['epochs']['mean']:.0f} epochs a run, {found['bonus_epochs']['mean']:.0f} with the bonus"
+    )
+    print(f"results: {experiment.file}")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name, or the GPU where there is one."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    choose("--device", name.split(":")[0], ["cpu", "cuda"])
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise OptionError(f"--device: {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def compare_command(options: argparse.Namespace) -> None:
+    """Print the comparison."""
+    found = compare(options.first, options.second)
+    print(
+        f"{found['runs']} pairs: {100 * found['first']:.2f} -> {100 * found['second']:.2f},"
+        f" difference {100 * found['difference']:+.2f} ± {100 * found['std']:.2f}"
+        f" (better {found['better']}, equal {found['equal']}, worse {found['worse']})"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command."""
+    options = parse(argv)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""Training with cross-entropy or encouraging loss: one run, all runs of an experiment, and two experiments compared."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric import seed_everything
+from torch_geometric.data import Data, Dataset
+from torch_geometric.loader import DataLoader
+from tqdm import tqdm
+
+from fairseq_ext.errors import CheckpointError, DataError, OptionError, choose
+from fairseq_ext.experiments import Experiment
+from fairseq_ext.files import load_safely, read_json, save_atomically
+from fairseq_ext.losses import EncouragingLoss
+
+from .data import Split
+from .model import SAGPoolClassifier
+
+__all__ = ["DEFER_START", "LOSSES", "Settings", "accuracy", "compare", "make_loss", "train_all", "train_run"]
+
+LOSSES = ("encouraging", "cross-entropy")
+# The published last epochs, counted from 0, without the bonus.
+DEFER_START = {"PROTEINS": 25, "NCI1": 130}
+# What two experiments must share for their runs to be pairs.
+PAIRED_BY = ("dataset", "use_node_attr", "folds", "runs", "repeats", "seed")
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run depends on beside its split; each field is an option of the command line.
+
+    Raises:
+        OptionError: a value out of its range; the message names the option.
+    """
+
+    loss: str = _option("encouraging", f"{' or '.join(LOSSES)} (default: encouraging)")
+    log_end: float = _option(0.5, "probability at which the bonus turns linear (default and paper: 0.5)")
+    defer_start: int = _option(
+        25, "last epoch without bonus, counted from 0; -1: none (default: 130 for NCI1, else 25; paper: the same)"
+    )
+    hidden_channels: int = _option(128, "width of the GCN layers (default and paper: 128)")
+    num_layers: int = _option(3, "GCN layers, each with its pooling (default and paper: 3)")
+    ratio: float = _option(0.5, "share of the nodes that a pooling keeps (default and paper: 0.5)")
+    dropout: float = _option(0.5, "dropout in the MLP (default and paper: 0.5)")
+    learning_rate: float = _option(5e-4, "of Adam (default and paper: 0.0005)")
+    weight_decay: float = _option(1e-4, "of Adam (default and paper: 0.0001)")
+    batch_size: int = _option(128, "graphs in a step (default and paper: 128)")
+    patience: int = _option(50, "stop after this many epochs without a better validation accuracy (default, paper: 50)")
+    max_epochs: int = _option(1000, "stop here at the latest (default: 1000)")
+
+    def __post_init__(self) -> None:
+        choose("--loss", self.loss, LOSSES)
+        for name, allowed, fits in (
+            ("log_end", "in [0, 1]", 0 <= self.log_end <= 1),
+            ("defer_start", "at least -1", self.defer_start >= -1),
+            ("hidden_channels", "at least 2", self.hidden_channels >= 2),
+            ("num_layers", "at least 1", self.num_layers >= 1),
+            ("ratio", "in (0, 1]", 0 < self.ratio <= 1),
+            ("dropout", "in [0, 1)", 0 <= self.dropout < 1),
+            ("learning_rate", "positive", 0 < self.learning_rate < math.inf),
+            ("weight_decay", "at least 0", 0 <= self.weight_decay < math.inf),
+            ("batch_size", "at least 1", self.batch_size >= 1),
+            ("patience", "at least 1", self.patience >= 1),
+            ("max_epochs", "at least 1", self.max_epochs >= 1),
+        ):
+            if not fits:
+                raise OptionError(f"--{name.replace('_', '-')}: {getattr(self, name)}, must be {allowed}")
+
+
+def make_loss(settings: Settings) -> EncouragingLoss:
+    """The loss; ``set_epoch`` takes epochs counted from 1.
+
+    Cross-entropy is encouraging loss with a bonus of weight 0, so that two runs of one seed are equal to the bit until
+    the bonus starts.
+    """
+    bonus_weight = 1.0 if settings.loss == "encouraging" else 0.0
+    return EncouragingLoss(log_end=settings.log_end, defer_start=settings.defer_start + 1, bonus_weight=bonus_weight)
+
+
+def logits_of(model: nn.Module, data: Data) -> Tensor:
+    """Logits of a batch of graphs."""
+    return model(data.x, data.edge_index, data.batch, data.num_graphs)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable[Data]) -> float:
+    """Share of the graphs whose class has the largest logit."""
+    model.eval()
+    right = [logits_of(model, data).argmax(-1) == data.y for data in batches]
+    return torch.cat(right).double().mean().item()
+
+
+def train_epoch(
+    model: nn.Module, batches: Iterable[Data], criterion: nn.Module, optimizer: torch.optim.Optimizer
+) -> float:
+    """One pass over ``batches``; returns the mean loss of its steps."""
+    model.train()
+    device = next(model.parameters()).device
+    losses = []
+    for data in batches:
+        data = data.to(device)
+        optimizer.zero_grad()
+        loss = criterion(logits_of(model, data), data.y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses).mean().item()
+
+
+def train_run(
+    dataset: Dataset,
+    split: Split,
+    settings: Settings,
+    *,
+    device: str | torch.device = "cpu",
+    checkpoint: str | Path | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> tuple[SAGPoolClassifier, dict[str, float]]:
+    """Train on one split, and test the weights of the first epoch with the best validation accuracy.
+
+    Args:
+        dataset: graphs with features ``x`` and one class ``y`` each.
+        split: the graphs of each part, and the seed of the run.
+        settings: everything else.
+        device: where to train.
+        checkpoint: a file that every epoch replaces. Where it holds this run, training goes on from it and ends, to the
+            bit, where it would have ended without a break; where it holds another run, it is ignored.
+        on_epoch: called with the epoch, counted from 0, and its validation accuracy.
+
+    Returns:
+        The model of the best epoch, and ``test_accuracy``, ``valid_accuracy``, ``best_epoch`` (counted from 0),
+        ``epochs`` and, of these, ``bonus_epochs``.
+
+    Raises:
+        CheckpointError: a checkpoint that is damaged or cannot be written.
+        OptionError: a loss that is not finite.
+    """
+    device = torch.device(device)
+    seed_everything(split.seed)
+    model = SAGPoolClassifier(
+        dataset.num_features,
+        dataset.num_classes,
+        settings.hidden_channels,
+        settings.num_layers,
+        settings.ratio,
+        settings.dropout,
+    ).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    criterion = make_loss(settings)
+    train = DataLoader(dataset[split.train], settings.batch_size, shuffle=True)
+    valid, test = (
+        [data.to(device) for data in DataLoader(dataset[part], settings.batch_size)]
+        for part in (split.valid, split.test)
+    )
+
+    run = {
+        "data": [repr(dataset), dataset.num_features, dataset.num_classes],
+        "split": [split.name, split.seed, *(part.tolist() for part in (split.train, split.valid, split.test))],
+        "settings": asdict(settings),
+    }
+    epoch, best_epoch, best_accuracy, best_weights = -1, -1, -1.0, model.state_dict()
+    state = load_safely(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else {}
+    try:
+        if state.get("run") == run:
+            epoch, best_epoch, best_accuracy, best_weights = state["progress"]
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            _set_rng(state["rng"], device)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint}: not a checkpoint of graph_classification; delete it") from error
+
+    while epoch + 1 < settings.max_epochs and epoch - best_epoch < settings.patience:
+        epoch += 1
+        criterion.set_epoch(epoch + 1)
+        loss = train_epoch(model, train, criterion, optimizer)
+        if not math.isfinite(loss):
+            raise OptionError(f"--learning-rate: {settings.learning_rate}: the loss is {loss} in epoch {epoch}")
+        found = accuracy(model, valid)
+        if found > best_accuracy:
+            best_epoch, best_accuracy, best_weights = epoch, found, copy.deepcopy(model.state_dict())
+        if checkpoint is not None:
+            state = {
+                "run": run,
+                "progress": (epoch, best_epoch, best_accuracy, best_weights),
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "rng": _get_rng(device),
+            }
+            save_atomically(state, checkpoint)
+        if on_epoch:
+            on_epoch(epoch, found)
+
+    model.load_state_dict(best_weights)
+    bonus_epochs = max(epoch - settings.defer_start, 0) if settings.loss == "encouraging" else 0
+    return model, {
+        "test_accuracy": accuracy(model, test),
+        "valid_accuracy": best_accuracy,
+        "best_epoch": best_epoch,
+        "epochs": epoch + 1,
+        "bonus_epochs": bonus_epochs,
+    }
+
+
+def _get_rng(device: torch.device) -> list[Tensor]:
+    # The order of the graphs comes from the CPU's generator, dropout from the device's.
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_rng(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def train_all(
+    dataset: Dataset,
+    splits: Iterable[Split],
+    settings: Settings,
+    experiment: Experiment,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Train on every split that ``experiment`` does not hold yet, with a progress bar on a terminal."""
+    checkpoint = experiment.file.with_name("run.pt")
+    bar = tqdm([split for split in splits if split.name not in experiment.runs], unit="run", disable=None)
+
+    def show(epoch: int, valid_accuracy: float) -> None:
+        bar.set_postfix(epoch=epoch, valid=f"{valid_accuracy:.3f}")
+
+    for split in bar:
+        _, result = train_run(dataset, split, settings, device=device, checkpoint=checkpoint, on_epoch=show)
+        experiment.add(split.name, result)
+        checkpoint.unlink(missing_ok=True)
+
+
+def spread_of_repeats(runs: dict[str, dict[str, float]]) -> float:
+    """Standard deviation of the repeats' mean test accuracies: what follows the published accuracies' ``±``."""
+    repeats: dict[str, list[float]] = {}
+    for name, run in runs.items():
+        repeats.setdefault(name.split("/")[0], []).append(run["test_accuracy"])
+    return statistics.pstdev(statistics.fmean(accuracies) for accuracies in repeats.values())
+
+
+def compare(first: str | Path, second: str | Path) -> dict[str, float]:
+    """Paired differences, ``second - first``, of the test accuracies of two experiment folders.
+
+    Returns:
+        ``runs`` that both hold, ``first`` and ``second`` (their means), ``difference`` and its ``std`` over the runs,
+        and how often the second was ``better``, ``equal`` and ``worse``.
+
+    Raises:
+        OptionError: folders without results, or with other data or splits.
+    """
+    experiments = []
+    for folder in (first, second):
+        try:
+            experiments.append(read_json(Path(folder) / "results.json"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder}: no results.json of finished runs ({type(error).__name__})") from error
+    settings = [experiment["settings"] for experiment in experiments]
+    for name in PAIRED_BY:
+        values = [found.get(name) for found in settings]
+        if values[0] != values[1]:
+            raise OptionError(f"compare: {name} is {values[0]} in {first} and {values[1]} in {second}: no pairs")
+    accuracies = [
+        {name: run["test_accuracy"] for name, run in experiment["runs"].items()} for experiment in experiments
+    ]
+    shared = [name for name in accuracies[0] if name in accuracies[1]]
+    if not shared:
+        raise OptionError(f"compare: {first} and {second} share no finished run")
+    differences = [accuracies[1][name] - accuracies[0][name] for name in shared]
+    return {
+        "runs": len(shared),
+        "first": statistics.fmean(accuracies[0][name] for name in shared),
+        "second": statistics.fmean(accuracies[1][name] for name in shared),
+        "difference": statistics.fmean(differences),
+        "std": statistics.pstdev(differences),
+        "better": sum(difference > 0 for difference in differences),
+        "equal": sum(difference == 0 for difference in differences),
+        "worse": sum(difference < 0 for difference in differences),
+    }

@@ -1,0 +1,292 @@
+"""Training: the deferred bonus, paired runs, what a kill leaves behind, the command line."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_ext.errors import CheckpointError, OptionError
+from fairseq_ext.files import load_safely, read_json, write_json
+from fairseq_ext.losses import encouraging_loss
+from graph.graph_classification.__main__ import main
+from graph.graph_classification.data import load_dataset, random_splits
+from graph.graph_classification.train import DEFER_START, Settings, compare, make_loss, spread_of_repeats, train_run
+from tests.helpers import ROOT, require_data
+
+SMALL = {"hidden_channels": 16, "num_layers": 1, "batch_size": 16, "learning_rate": 0.01, "patience": 100}
+SMALL_OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@pytest.fixture
+def dataset(rings):
+    return load_dataset(rings, "RINGS")
+
+
+def run(dataset, settings, **options):
+    return train_run(dataset, random_splits(dataset.y, 1)[0], settings, **options)
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("defer_start", [-1, 0, 25])
+def test_the_loss_is_cross_entropy_up_to_the_deferred_start(defer_start):
+    logits, target = torch.randn(5, 3), torch.tensor([0, 2, 1, 0, 2])
+    criterion = make_loss(Settings(defer_start=defer_start))
+    for epoch in range(defer_start + 1):
+        criterion.set_epoch(epoch + 1)
+        torch.testing.assert_close(criterion(logits, target), F.cross_entropy(logits, target))
+    criterion.set_epoch(defer_start + 2)
+    torch.testing.assert_close(criterion(logits, target), encouraging_loss(logits, target, log_end=0.5))
+    assert criterion(logits, target) < F.cross_entropy(logits, target)
+
+
+def test_cross_entropy_never_gets_a_bonus():
+    logits, target = torch.randn(5, 3), torch.tensor([0, 2, 1, 0, 2])
+    criterion = make_loss(Settings(loss="cross-entropy", defer_start=-1))
+    criterion.set_epoch(1000)
+    torch.testing.assert_close(criterion(logits, target), F.cross_entropy(logits, target))
+
+
+def test_published_settings():
+    assert DEFER_START == {"PROTEINS": 25, "NCI1": 130}
+    settings = Settings()
+    assert (settings.learning_rate, settings.weight_decay, settings.batch_size) == (5e-4, 1e-4, 128)
+    assert (settings.patience, settings.dropout, settings.log_end) == (50, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(("max_epochs", "equal"), [(3, True), (4, False)])
+def test_pairs_are_equal_to_the_bit_until_the_bonus_starts(dataset, max_epochs, equal):
+    models = []
+    for loss in ("cross-entropy", "encouraging"):
+        seen = []
+        settings = Settings(loss, defer_start=2, max_epochs=max_epochs, **SMALL)
+        run(
+            dataset,
+            settings,
+            checkpoint=dataset.root + "/run.pt",
+            on_epoch=lambda *epoch, seen=seen: seen.append(epoch),
+        )
+        assert len(seen) == max_epochs
+        models.append(load_safely(dataset.root + "/run.pt")["model"])
+    assert same(*models) == equal
+
+
+def test_learns_and_tests_the_best_epoch(dataset):
+    seen = []
+    _, result = run(
+        dataset, Settings(max_epochs=30, defer_start=5, **SMALL), on_epoch=lambda *epoch: seen.append(epoch)
+    )
+    assert result["test_accuracy"] == 1
+    assert (result["epochs"], result["bonus_epochs"]) == (30, 24)
+    best = max(accuracy for _, accuracy in seen)
+    assert result["valid_accuracy"] == best
+    assert result["best_epoch"] == next(epoch for epoch, accuracy in seen if accuracy == best)
+
+
+def test_stops_after_patience_epochs_without_a_better_one(dataset):
+    _, result = run(dataset, Settings(**{**SMALL, "patience": 3}))
+    assert result["epochs"] - 1 - result["best_epoch"] == 3
+    assert result["bonus_epochs"] == 0
+
+
+@pytest.mark.parametrize("stop", [0, 4])
+def test_a_run_goes_on_where_it_was_stopped(dataset, tmp_path, stop):
+    settings, checkpoint = Settings(max_epochs=7, defer_start=3, **SMALL), tmp_path / "run.pt"
+    straight, expected = run(dataset, settings, checkpoint=tmp_path / "straight.pt")
+
+    def interrupt(epoch, _):
+        if epoch == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, settings, checkpoint=checkpoint, on_epoch=interrupt)
+    seen = []
+    resumed, result = run(dataset, settings, checkpoint=checkpoint, on_epoch=lambda epoch, _: seen.append(epoch))
+    assert seen == list(range(stop + 1, 7))
+    assert result == expected
+    assert same(straight.state_dict(), resumed.state_dict())
+    assert same(*(load_safely(path)["model"] for path in (tmp_path / "straight.pt", checkpoint)))
+
+
+def test_a_checkpoint_of_other_settings_or_splits_is_not_used(dataset, tmp_path):
+    settings, checkpoint = Settings(max_epochs=2, **SMALL), tmp_path / "run.pt"
+    run(dataset, settings, checkpoint=checkpoint)
+    for other, split in (
+        (Settings(max_epochs=2, **{**SMALL, "dropout": 0.1}), random_splits(dataset.y, 1)[0]),
+        (settings, random_splits(dataset.y, 2)[1]._replace(name="0/0", seed=0)),
+    ):
+        kept, seen = shutil.copy(checkpoint, tmp_path / "copy.pt"), []
+        train_run(dataset, split, other, checkpoint=kept, on_epoch=lambda epoch, _, seen=seen: seen.append(epoch))
+        assert seen == [0, 1]
+
+
+def test_a_damaged_checkpoint_is_refused(dataset, tmp_path):
+    settings, checkpoint = Settings(max_epochs=2, **SMALL), tmp_path / "run.pt"
+    run(dataset, settings, checkpoint=checkpoint)
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"run.pt: truncated"):
+        run(dataset, settings, checkpoint=checkpoint)
+    torch.save([1, 2], checkpoint)
+    with pytest.raises(CheckpointError, match=r"run.pt: not a checkpoint of graph_classification"):
+        run(dataset, settings, checkpoint=checkpoint)
+
+
+def train(root, out, *options):
+    arguments = ["--dataset", "RINGS", "--root", str(root), "--out", str(out), *SMALL_OPTIONS]
+    return ["train", *arguments, "--device", "cpu", *options]
+
+
+def test_command_line_and_comparison(rings, tmp_path, capsys):
+    folders = [tmp_path / "ce", tmp_path / "el"]
+    for folder, loss in zip(folders, ("cross-entropy", "encouraging"), strict=True):
+        options = ["--folds", "3", "--repeats", "2", "--max-epochs", "3", "--defer-start", "0", "--loss", loss]
+        main(train(rings, folder, *options))
+        assert "over 6 runs" in capsys.readouterr().out
+        assert {path.name for path in folder.iterdir()} == {"results.json"}
+    results = [read_json(folder / "results.json") for folder in folders]
+    assert results[1]["settings"]["defer_start"] == 0
+    assert list(results[1]["runs"]) == [f"{repeat}/{fold}" for repeat in range(2) for fold in range(3)]
+    assert [results[i]["runs"]["0/0"]["bonus_epochs"] for i in range(2)] == [0, 2]
+
+    main(["compare", *map(str, folders)])
+    assert capsys.readouterr().out.startswith("6 pairs: ")
+    found = compare(*folders)
+    means = [result["summary"]["test_accuracy"]["mean"] for result in results]
+    assert (found["first"], found["second"]) == pytest.approx(means)
+    assert found["difference"] == pytest.approx(means[1] - means[0])
+    assert found["better"] + found["equal"] + found["worse"] == 6
+
+
+def test_the_published_start_is_the_default_of_its_data_set(rings, tmp_path):
+    (rings / "RINGS").rename(rings / "NCI1")
+    for file in (rings / "NCI1" / "raw").iterdir():
+        file.rename(file.with_name(file.name.replace("RINGS", "NCI1")))
+    main([*train(rings, tmp_path / "out", "--runs", "1", "--max-epochs", "1"), "--dataset", "NCI1"])
+    assert read_json(tmp_path / "out" / "results.json")["settings"]["defer_start"] == 130
+
+
+def test_a_killed_command_ends_like_a_straight_one(rings, tmp_path):
+    options = ["--runs", "2", "--max-epochs", "10", "--defer-start", "3"]
+    main(train(rings, tmp_path / "straight", *options))
+    # A fork, because a new interpreter spends seconds on imports.
+    process = multiprocessing.get_context("fork").Process(
+        target=main, args=(train(rings, tmp_path / "killed", *options),)
+    )
+    process.start()
+    while not (tmp_path / "killed" / "run.pt").exists() and process.is_alive():
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    main(train(rings, tmp_path / "killed", *options))
+    straight, killed = (read_json(tmp_path / name / "results.json") for name in ("straight", "killed"))
+    assert killed["runs"] == straight["runs"]
+
+
+def test_finished_runs_are_never_run_again(rings, tmp_path, monkeypatch):
+    options = train(rings, tmp_path / "out", "--runs", "2", "--max-epochs", "1")
+    main(options)
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    monkeypatch.setattr("graph.graph_classification.train.train_run", None)
+    main(options)
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "MUTAGG"], "--dataset: 'MUTAGG' .*did you mean 'MUTAG'"),
+        (["--loss", "cross_entropy"], "--loss: 'cross_entropy' .*did you mean 'cross-entropy'"),
+        (["--folds", "1"], "--folds: 1, must be at least 3"),
+        (["--folds", "21"], "--folds: 21, but the smallest class has 20 graphs"),
+        (["--runs", "0"], "--runs: 0, must be at least 1"),
+        (["--repeats", "-1"], "--repeats: -1, must be at least 1"),
+        (["--log-end", "1.5"], r"--log-end: 1.5, must be in \[0, 1\]"),
+        (["--log-end", "nan"], "--log-end: nan"),
+        (["--defer-start", "-2"], "--defer-start: -2, must be at least -1"),
+        (["--hidden-channels", "1"], "--hidden-channels: 1"),
+        (["--num-layers", "0"], "--num-layers: 0"),
+        (["--ratio", "0"], "--ratio: 0.0"),
+        (["--dropout", "1"], "--dropout: 1.0"),
+        (["--learning-rate", "0"], "--learning-rate: 0.0, must be positive"),
+        (["--learning-rate", "1e30"], "--learning-rate: 1e.30: the loss is (nan|inf) in epoch 0"),
+        (["--weight-decay", "-1"], "--weight-decay: -1.0"),
+        (["--batch-size", "0"], "--batch-size: 0"),
+        (["--patience", "0"], "--patience: 0"),
+        (["--max-epochs", "0"], "--max-epochs: 0"),
+        (["--device", "tpu"], "--device: 'tpu'"),
+        (["--device", "cuda:99"], "--device: cuda:99: "),
+    ],
+    ids=" ".join,
+)
+def test_bad_options_end_in_one_line(rings, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message) as refusal:
+        main([*train(rings, tmp_path / "out"), *options])
+    assert "\n" not in str(refusal.value)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_other_settings_need_another_folder(rings, tmp_path):
+    main(train(rings, tmp_path / "out", "--runs", "1", "--max-epochs", "1"))
+    with pytest.raises(OptionError, match=r"--out: .*max_epochs = 1, now max_epochs = 2"):
+        main(train(rings, tmp_path / "out", "--runs", "1", "--max-epochs", "2"))
+
+
+def results(folder, accuracies, **settings):
+    folder.mkdir()
+    runs = {name: {"test_accuracy": accuracy} for name, accuracy in accuracies.items()}
+    write_json(folder / "results.json", {"settings": {"dataset": "NCI1", "seed": 0, **settings}, "runs": runs})
+    return folder
+
+
+def test_compare_pairs_runs_by_name(tmp_path):
+    first = results(tmp_path / "a", {"0/0": 0.5, "0/1": 0.75, "0/2": 0.5, "1/0": 0.1}, loss="cross-entropy")
+    second = results(tmp_path / "b", {"0/2": 0.5, "0/1": 0.5, "0/0": 1.0}, loss="encouraging")
+    found = compare(first, second)
+    assert (found["runs"], found["better"], found["equal"], found["worse"]) == (3, 1, 1, 1)
+    assert found["difference"] == pytest.approx(0.25 / 3)
+
+
+def test_compare_refuses_what_cannot_be_paired(tmp_path):
+    first = results(tmp_path / "a", {"0/0": 0.5})
+    with pytest.raises(OptionError, match=r"compare: seed is 0 in .* and 1 in "):
+        compare(first, results(tmp_path / "b", {"0/0": 0.5}, seed=1))
+    with pytest.raises(OptionError, match=r"share no finished run"):
+        compare(first, results(tmp_path / "c", {"0/1": 0.5}))
+    with pytest.raises(SystemExit, match=r"nowhere: no results.json"):
+        main(["compare", str(first), str(tmp_path / "nowhere")])
+
+
+def test_spread_of_repeats_is_that_of_their_means():
+    runs = {"0/0": 0.5, "0/1": 0.7, "1/0": 0.8, "1/1": 0.8}
+    found = spread_of_repeats({name: {"test_accuracy": accuracy} for name, accuracy in runs.items()})
+    assert found == pytest.approx(0.1)
+
+
+def test_importing_the_package_is_light():
+    script = (
+        "import graph.graph_classification, sys; sys.exit('torch_geometric' in sys.modules or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+def test_mutag_end_to_end(tmp_path, capsys):
+    shutil.copytree(require_data("pyg") / "TUDataset" / "MUTAG" / "raw", tmp_path / "MUTAG" / "raw")
+    options = ["--dataset", "MUTAG", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    main(["train", *options, "--runs", "1", "--max-epochs", "2"])
+    assert "MUTAG, encouraging: test accuracy" in capsys.readouterr().out
+    result = read_json(tmp_path / "out" / "results.json")
+    assert result["settings"]["defer_start"] == 25
+    assert result["runs"]["0/0"]["epochs"] == 2

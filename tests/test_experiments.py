@@ -1,0 +1,167 @@
+"""``results.json``: what it holds, how an experiment goes on after a kill, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import statistics
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.experiments import Experiment, environment
+from fairseq_ext.files import read_json
+
+SETTINGS = {"dataset": "PROTEINS", "folds": 10, "rate": 5e-4, "root": Path("data"), "sizes": (128, 64), "tag": None}
+
+
+def test_results_hold_settings_environment_runs_and_summary(tmp_path):
+    experiment = Experiment(tmp_path / "deep" / "out", SETTINGS, packages=("numpy",))
+    experiment.add("0", {"accuracy": 0.5, "epochs": 10})
+    experiment.add("1", {"accuracy": 1.0, "epochs": 13})
+    results = read_json(tmp_path / "deep" / "out" / "results.json")
+    assert results["settings"] == {**SETTINGS, "root": "data", "sizes": [128, 64]}
+    assert results["runs"] == {"0": {"accuracy": 0.5, "epochs": 10}, "1": {"accuracy": 1.0, "epochs": 13}}
+    assert results["summary"] == {
+        "accuracy": {"mean": 0.75, "std": 0.25, "runs": 2},
+        "epochs": {"mean": 11.5, "std": 1.5, "runs": 2},
+    }
+    assert results["summary"] == experiment.summary()
+    assert results["environment"] == environment("numpy")
+
+
+def test_the_environment_has_what_figures_depend_on():
+    found = environment("numpy")
+    assert (found["torch"], found["numpy"]) == (torch.__version__, version("numpy"))
+    assert (found["threads"], found["cores"]) == (torch.get_num_threads(), os.cpu_count())
+    assert found["processor"] and found["python"]
+    json.dumps(found)
+
+
+def test_settings_are_kept_before_the_first_run_is_finished(tmp_path):
+    assert Experiment(tmp_path, SETTINGS).summary() == {}
+    with pytest.raises(OptionError, match="extra = None, now extra = 1"):
+        Experiment(tmp_path, {**SETTINGS, "extra": 1})
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": 1, "runs": {}}', '{"settings": {}}'])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(DataError, match=r"results\.json: not .*; delete it to start anew$"):
+        Experiment(tmp_path, SETTINGS)
+    assert (tmp_path / "results.json").read_text() == content
+
+
+def test_settings_resume_as_they_are_read_back(tmp_path):
+    settings = {"shape": [(1, 2)], "folder": Path("out"), "size": (3,)}
+    Experiment(tmp_path, settings).add("a", {"score": 1.0, "converged": True})
+    assert list(Experiment(tmp_path, settings).summary()) == ["score"]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8))
+def test_summary_is_mean_and_population_deviation(tmp_path_factory, values):
+    experiment = Experiment(tmp_path_factory.mktemp("out"), {})
+    for number, value in enumerate(values):
+        experiment.add(str(number), {"score": value})
+    found = experiment.summary()["score"]
+    assert found["runs"] == len(values)
+    assert found["mean"] == pytest.approx(sum(values) / len(values), abs=1e-6)
+    assert found["std"] == pytest.approx(statistics.pstdev(values), abs=1e-6)
+
+
+def test_summary_is_of_the_numbers_that_every_run_has(tmp_path):
+    experiment = Experiment(tmp_path, {})
+    experiment.add("0", {"f1": 1, "note": "text", "curve": [1, 2], "only": 3})
+    experiment.add("1", {"f1": 2, "note": "text", "curve": [1, 2], "late": 3})
+    assert list(experiment.summary()) == ["f1"]
+
+
+def test_an_experiment_goes_on_where_it_was(tmp_path):
+    Experiment(tmp_path, SETTINGS).add("0", {"accuracy": 0.5})
+    experiment = Experiment(tmp_path, SETTINGS)
+    assert experiment.runs == {"0": {"accuracy": 0.5}}
+    experiment.add("1", {"accuracy": 1.0})
+    assert Experiment(tmp_path, SETTINGS).summary()["accuracy"] == {"mean": 0.75, "std": 0.25, "runs": 2}
+
+
+def test_order_of_the_settings_does_not_matter(tmp_path):
+    Experiment(tmp_path, SETTINGS).add("0", {"accuracy": 0.5})
+    assert "0" in Experiment(tmp_path, dict(reversed(SETTINGS.items()))).runs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"folds": 5}, "folds = 10, now folds = 5"),
+        ({"rate": 1e-3}, "rate = 0.0005, now rate = 0.001"),
+        ({"root": Path("other")}, "root = data, now root = other"),
+        ({"sizes": (128,)}, r"sizes = \[128, 64\], now sizes = \[128\]"),
+        ({"new": 1}, "new = None, now new = 1"),
+        ({"tag": ""}, "tag = None, now tag = "),
+    ],
+    ids=["number", "float", "path", "tuple", "added", "none"],
+)
+def test_other_settings_are_refused_by_name(tmp_path, change, message):
+    Experiment(tmp_path, SETTINGS).add("0", {"accuracy": 0.5})
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(
+        OptionError, match=rf"^--out: .*results.json holds runs with {message}: choose another"
+    ) as refusal:
+        Experiment(tmp_path, {**SETTINGS, **change})
+    assert "\n" not in str(refusal.value)
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_a_setting_that_is_gone_is_refused(tmp_path):
+    Experiment(tmp_path, SETTINGS).add("0", {"accuracy": 0.5})
+    with pytest.raises(OptionError, match="holds runs with folds = 10, now folds = None"):
+        Experiment(tmp_path, {name: value for name, value in SETTINGS.items() if name != "folds"})
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(OptionError, match=r"^--out: cannot write .*file"):
+            Experiment(folder, {})
+
+
+def test_a_run_that_is_no_json_keeps_the_finished_ones(tmp_path):
+    experiment = Experiment(tmp_path, {})
+    experiment.add("0", {"accuracy": 0.5})
+    with pytest.raises(TypeError):
+        experiment.add("1", {"accuracy": torch.tensor(0.5)})
+    assert read_json(tmp_path / "results.json")["runs"] == {"0": {"accuracy": 0.5}}
+
+
+def _add_forever(folder: Path) -> None:
+    experiment = Experiment(folder, {})
+    for number in range(1_000_000):
+        experiment.add(str(number % 500), {"accuracy": 0.5, "number": number})
+
+
+def test_a_kill_at_any_time_leaves_whole_results(tmp_path):
+    for _ in range(5):
+        process = multiprocessing.get_context("fork").Process(target=_add_forever, args=(tmp_path,))
+        process.start()
+        while process.is_alive() and not (tmp_path / "results.json").exists():
+            pass
+        process.join(timeout=0.05)
+        process.kill()
+        process.join()
+        results = read_json(tmp_path / "results.json")
+        assert results["summary"]["accuracy"]["mean"] == 0.5
+        assert len(results["runs"]) == results["summary"]["accuracy"]["runs"]
+
+
+def test_a_run_keeps_its_own_numbers(tmp_path):
+    experiment, run = Experiment(tmp_path, {}), {"accuracy": 0.5}
+    experiment.add("0", run)
+    run["accuracy"] = math.nan
+    assert experiment.summary()["accuracy"]["mean"] == 0.5
