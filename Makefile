@@ -40,10 +40,10 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff format --check $(SOURCES)
 	$(RUN) -m mypy
 
-results: $(VENV)/.installed
+results: $(VENV)/.installed-test
 	$(RUN) -m examples.results
 
-benchmarks: $(VENV)/.installed
+benchmarks: $(VENV)/.installed-test
 	$(RUN) -m benchmarks
 
 clean:

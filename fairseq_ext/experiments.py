@@ -66,7 +66,8 @@ class Experiment:
         self.runs: dict[str, dict[str, Any]] = {}
         if self.file.exists():
             found = self._read()
-            self._refuse_other(found["settings"])
+            if found["runs"]:
+                self._refuse_other(found["settings"])
             self.runs = found["runs"]
         self._write()  # a folder that cannot be written must not cost a run first
 

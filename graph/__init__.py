@@ -1,1 +1,1 @@
-"""Trainers for graphs on torch-geometric: ReNode, label graphs, graph classification (planned)."""
+"""Trainers for graphs on torch-geometric: ReNode, label graphs, graph classification."""

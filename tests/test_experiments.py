@@ -45,10 +45,11 @@ def test_the_environment_has_what_figures_depend_on():
     json.dumps(found)
 
 
-def test_settings_are_kept_before_the_first_run_is_finished(tmp_path):
+def test_an_experiment_without_a_finished_run_may_change_its_settings(tmp_path):
     assert Experiment(tmp_path, SETTINGS).summary() == {}
-    with pytest.raises(OptionError, match="extra = None, now extra = 1"):
-        Experiment(tmp_path, {**SETTINGS, "extra": 1})
+    Experiment(tmp_path, {**SETTINGS, "folds": 5}).add("a", {"score": 1.0})
+    with pytest.raises(OptionError, match="folds = 5, now folds = 10"):
+        Experiment(tmp_path, SETTINGS)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": 1, "runs": {}}', '{"settings": {}}'])

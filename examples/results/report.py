@@ -11,7 +11,7 @@ from fairseq_ext.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-PARTS = ("translation", "benchmarks")
+PARTS = ("translation", "renode", "label_graph", "graph_classification", "benchmarks")
 
 HEAD = """# Measured results
 

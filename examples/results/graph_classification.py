@@ -1,0 +1,74 @@
+"""Graph classification: cross-entropy and encouraging loss on the same folds and initial weights."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from typing import Any
+
+from examples.results.report import describe
+from fairseq_ext.errors import DataError
+from fairseq_ext.experiments import environment
+from fairseq_ext.files import read_json
+from graph.graph_classification.__main__ import main as train
+from graph.graph_classification.train import LOSSES, compare
+
+TEXT = """## Encouraging loss on graphs
+
+Test accuracy (%), {protocol}. *Difference*: encouraging loss minus cross-entropy, paired by fold, seed and initial
+weights, ± its standard deviation over the pairs. {environment}.
+
+    python -m examples.results {command}
+
+| data set | pairs | cross-entropy | encouraging loss | difference | better / equal / worse |
+|---|---|---|---|---|---|
+{rows}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--datasets", nargs="+", default=["PROTEINS", "NCI1"], help="TU data sets")
+    parser.add_argument("--folds", type=int, default=10, help="folds of the cross-validation")
+    parser.add_argument("--repeats", type=int, default=3, help="cross-validations")
+    parser.add_argument("--max-epochs", type=int, default=1000, help="longest training")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Both losses on every fold of every data set."""
+    rows = []
+    for dataset in options.datasets:
+        source, root = options.data / "pyg" / "TUDataset" / dataset, options.out / "TUDataset"
+        if not (root / dataset).is_dir():
+            if not source.is_dir():
+                raise DataError(f"--data: {source} is not a folder with the raw files of {dataset}")
+            shutil.copytree(source, root / dataset)
+        folders = {loss: options.out / "graph_classification" / f"{dataset}-{loss}" for loss in LOSSES}
+        for loss, folder in folders.items():
+            counts = ["--folds", options.folds, "--repeats", options.repeats, "--max-epochs", options.max_epochs]
+            arguments = ["--dataset", dataset, "--root", root, "--loss", loss, "--out", folder, *counts]
+            train(["train", *map(str, arguments)])
+        rows.append(
+            {
+                "dataset": dataset,
+                **compare(folders["cross-entropy"], folders["encouraging"]),
+                "runs_of": {loss: read_json(folder / "results.json")["runs"] for loss, folder in folders.items()},
+            }
+        )
+    protocol = f"{options.repeats} x {options.folds}-fold cross-validation, at most {options.max_epochs} epochs"
+    name, packages = "graph_classification", ("torch-geometric", "scikit-learn")
+    return {"name": name, "protocol": protocol, "environment": environment(*packages), "rows": rows}
+
+
+def section(content: dict[str, Any]) -> str:
+    """One table."""
+    rows = [
+        f"| {row['dataset']} | {row['runs']} | {100 * row['first']:.2f} | {100 * row['second']:.2f} | "
+        f"{100 * row['difference']:+.2f} ± {100 * row['std']:.2f} | {row['better']} / {row['equal']} / {row['worse']} |"
+        for row in content["rows"]
+    ]
+    return TEXT.format(
+        protocol=content["protocol"],
+        environment=describe(content["environment"]),
+        command=content["command"],
+        rows="\n".join(rows),
+    )

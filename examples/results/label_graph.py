@@ -1,0 +1,110 @@
+"""Multi-label text classification: attention network, label graph, soft training."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import LinearSVC
+
+from examples.results.report import describe
+from fairseq_ext.errors import DataError
+from fairseq_ext.experiments import environment
+from graph.label_graph.data import label_matrix, label_names, read_splits
+from graph.label_graph.metrics import multilabel_metrics, tune_threshold
+from graph.label_graph.options import Options
+from graph.label_graph.train import run
+
+DATASETS = ("mams_acsa", "netflix_genres")
+ARMS = {"han": "attention network", "graph": "+ label graph", "soft": "+ soft training"}
+METRICS = {"one_error": "one-error", "hamming_loss": "Hamming loss", "micro_f1": "micro F1", "macro_f1": "macro F1"}
+SVM = "linear SVM, TF-IDF"
+# Small sets of single sentences; all of it is our choice, and the same for every arm.
+SETTINGS = {
+    "embedding": "learned",
+    "max_words": 40,
+    "hidden_size": 64,
+    "batch_size": 32,
+    "start_eval": 1,
+    "threshold": "tuned",
+}
+
+TEXT = """## Label graph: {dataset}
+
+Test set, mean ± population standard deviation over {runs} seeds; one-error and Hamming loss: less is better.
+{settings}. {environment}.
+
+    python -m examples.results {command}
+
+| system | {metrics} |
+|---|---|---|---|---|
+{rows}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="data sets")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training set")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Every arm on every data set, and the linear SVM."""
+    rows = []
+    for dataset in options.datasets:
+        data = options.data / "multilabel" / dataset
+        if not data.is_dir():
+            raise DataError(f"--data: {data} is not a folder with {{train,valid,test}}.tsv.gz")
+        rows.append({"dataset": dataset, "system": SVM, "runs": {"": linear_svm(data)}})
+        for arm, name in ARMS.items():
+            settings = Options(data=str(data), arm=arm, **SETTINGS, epochs=options.epochs)
+            experiment = run(settings, options.out / "label_graph" / f"{dataset}-{arm}", seed=1, runs=options.seeds)
+            scores = {seed: {key: found[key] for key in METRICS} for seed, found in experiment.runs.items()}
+            rows.append({"dataset": dataset, "system": name, "runs": scores})
+            print(dataset, name, _cells(rows[-1]), flush=True)
+    settings = ", ".join(f"{name} {value}" for name, value in (*SETTINGS.items(), ("epochs", options.epochs)))
+    packages = ("gensim", "scikit-learn")
+    return {"name": "label_graph", "settings": settings, "environment": environment(*packages), "rows": rows}
+
+
+def linear_svm(data: Path) -> dict[str, float]:
+    """One linear SVM a label on TF-IDF of words; the threshold on the margin is tuned as that of the networks."""
+    splits = read_splits(data)
+    names = label_names(splits["train"])
+    text = {split: [" ".join(sample.reviews) for sample in samples] for split, samples in splits.items()}
+    gold = {split: label_matrix(samples, names).numpy() for split, samples in splits.items()}
+    model = make_pipeline(TfidfVectorizer(), OneVsRestClassifier(LinearSVC())).fit(text["train"], gold["train"])
+    threshold = tune_threshold(model.decision_function(text["valid"]), gold["valid"])
+    return multilabel_metrics(model.decision_function(text["test"]), gold["test"], threshold)
+
+
+def _cells(row: dict[str, Any]) -> str:
+    columns = [[run[metric] for run in row["runs"].values()] for metric in METRICS]
+    return " | ".join(
+        f"{statistics.fmean(values):.3f}" + (f" ± {statistics.pstdev(values):.3f}" if len(values) > 1 else "")
+        for values in columns
+    )
+
+
+def section(content: dict[str, Any]) -> str:
+    """A table for each data set."""
+    parts = []
+    for dataset in dict.fromkeys(row["dataset"] for row in content["rows"]):
+        rows = [row for row in content["rows"] if row["dataset"] == dataset]
+        parts.append(
+            TEXT.format(
+                dataset=dataset,
+                runs=max(len(row["runs"]) for row in rows),
+                settings=content["settings"],
+                environment=describe(content["environment"]),
+                command=content["command"],
+                metrics=" | ".join(METRICS.values()),
+                rows="\n".join(f"| {row['system']} | {_cells(row)} |" for row in rows),
+            )
+        )
+    return "\n".join(parts)

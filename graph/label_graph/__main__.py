@@ -1,0 +1,129 @@
+"""Multi-label text classification with a label graph and soft training: python -m graph.label_graph COMMAND."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.files import write_json
+from graph.label_graph.classifier import Classifier
+from graph.label_graph.data import label_matrix, read_file, read_splits
+from graph.label_graph.metrics import METRICS
+from graph.label_graph.options import add_options, parsed_options
+from graph.label_graph.plot import draw_label_graph, format_pairs, strongest_pairs
+from graph.label_graph.synthetic import HIDDEN, synthesize
+from graph.label_graph.train import run, score
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    if arguments.runs < 1:
+        raise OptionError(f"--runs must be at least 1, got {arguments.runs}")
+    options = parsed_options(arguments)
+    experiment = run(options, arguments.out, arguments.seed, arguments.runs, _device(arguments.device))
+    summary = experiment.summary()
+    thresholds = {run["threshold_source"] for run in experiment.runs.values()}
+    for name in METRICS:
+        print(f"test {name} {summary[name]['mean']:.4f} +- {summary[name]['std']:.4f}")
+    print(f"{len(experiment.runs)} runs, threshold {options.threshold} ({', '.join(thresholds)}): {experiment.file}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    classifier = Classifier.load(arguments.model)
+    samples = read_splits(arguments.data or classifier.options.data, classifier.options.pieces)[arguments.split]
+    known = set(classifier.labels)
+    for sample in samples:
+        if not known.issuperset(sample.labels):
+            raise DataError(f"{sample.origin}: a label is not among the {len(known)} labels of {arguments.model}")
+    metrics = score(classifier, classifier.encode(samples), label_matrix(samples, classifier.labels))
+    print(json.dumps({**metrics, "threshold": classifier.threshold, "samples": len(samples)}, indent=2))
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    classifier = Classifier.load(arguments.model)
+    samples = read_file(arguments.file, classifier.options.pieces, need_labels=False)
+    for row in classifier.probabilities(classifier.encode(samples)).tolist():
+        ranked = sorted(zip(classifier.labels, row, strict=True), key=lambda pair: -pair[1])
+        labels = [label for label, probability in ranked if probability > classifier.threshold]
+        rounded = {label: round(probability, 4) for label, probability in ranked}
+        print(json.dumps({"labels": labels, "probabilities": rounded}, ensure_ascii=False))
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    classifier = Classifier.load(arguments.model)
+    if classifier.network.label_graph is None:
+        raise OptionError(f"--model {arguments.model} has no label graph (it was trained with --arm han)")
+    folder = Path(arguments.out or Path(arguments.model).parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = classifier.network.label_graph.weight
+    pairs = strongest_pairs(graph, classifier.labels, arguments.pairs)
+    draw_label_graph(graph, classifier.labels, folder / "label_graph.png")
+    write_json(folder / "label_pairs.json", pairs)
+    print(f"{format_pairs(pairs)}\n{folder / 'label_graph.png'}, {folder / 'label_pairs.json'}")
+
+
+def _synthesize(arguments: argparse.Namespace) -> None:
+    hidden = [style for style in arguments.hidden.split(",") if style]
+    synthesize(arguments.out, arguments.albums, seed=arguments.seed, hidden=hidden, reviews=arguments.reviews)
+    print(f"{arguments.albums} albums in {arguments.out}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m graph.label_graph", description=__doc__)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name, function, help):
+        made = commands.add_parser(name, help=help, description=help)
+        made.set_defaults(function=function)
+        return made
+
+    train = command("train", _train, "train with one or more seeds, choose the epoch by validation, score on test")
+    train.add_argument("--out", default="runs/label_graph", help="folder of results and models [runs/label_graph]")
+    train.add_argument("--seed", type=int, default=1, help="first seed [1] (paper's code: 1)")
+    train.add_argument("--runs", type=int, default=1, help="number of seeds [1]")
+    train.add_argument("--device", default="auto", help="auto, cpu, cuda, ... [auto]")
+    add_options(train)
+
+    evaluate = command("evaluate", _evaluate, "metrics of a trained model at its threshold, as JSON")
+    evaluate.add_argument("--data", help="folder in any form that train reads [that of the training]")
+    evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"), help="[test]")
+    predict = command("predict", _predict, "labels and probabilities of new texts, one JSON line each")
+    predict.add_argument("file", help="a .txt with a text a line, or any data file that train reads")
+    plot = command("plot", _plot, "heat map of the learned label graph, and its strongest pairs")
+    plot.add_argument("--pairs", type=int, default=20, help="number of pairs [20]")
+    plot.add_argument("--out", help="folder of label_graph.png and label_pairs.json [that of the model]")
+    for made in (evaluate, predict, plot):
+        made.add_argument("--model", default="runs/label_graph/seed1/model.pt", help="[%(default)s]")
+
+    make = command("synthesize", _synthesize, "write made-up albums with the style counts of the music data")
+    make.add_argument("--out", default="runs/label_graph_data", help="folder [%(default)s]")
+    make.add_argument("--albums", type=int, default=1000, help="number of albums [%(default)s] (music data: 7172)")
+    make.add_argument("--reviews", type=int, default=10, help="reviews of an album [%(default)s] (music data: 40)")
+    make.add_argument("--hidden", default=",".join(HIDDEN), help="styles that no review tells [%(default)s]")
+    make.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    options.function(options)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,117 @@
+"""A trained network with everything it needs to read text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fairseq_ext.errors import CheckpointError
+from fairseq_ext.files import load_safely, save_atomically
+from graph.label_graph.data import Sample
+from graph.label_graph.label_graph import LabelGraph
+from graph.label_graph.model import HierarchicalAttentionNetwork
+from graph.label_graph.options import Options
+from graph.label_graph.text import Vocabulary, tokenizer
+
+__all__ = ["Classifier", "build_network", "tokenized"]
+
+
+def tokenized(samples: Sequence[Sample], name: str, max_reviews: int) -> list[list[list[str]]]:
+    """The words of the first ``max_reviews`` reviews with any."""
+    tokenize = tokenizer(name)
+    kept = []
+    for sample in samples:
+        reviews = (words for review in sample.reviews if (words := tokenize(review)))
+        kept.append([words for words, _ in zip(reviews, range(max_reviews), strict=False)])
+    return kept
+
+
+def build_network(
+    options: Options, num_words: int, num_labels: int, vectors: Tensor | None = None
+) -> HierarchicalAttentionNetwork:
+    """The untrained network of ``options``."""
+    graph = None
+    if options.arm != "han":
+        graph = LabelGraph(num_labels, options.graph_position, options.graph_noise)
+    return HierarchicalAttentionNetwork(
+        num_words,
+        num_labels,
+        options.embedding_dim,
+        options.hidden_size,
+        options.attention_size,
+        options.cell,
+        options.dropout,
+        masked=not options.unmasked_attention,
+        vectors=vectors,
+        freeze_vectors=options.embedding == "word2vec",
+        label_graph=graph,
+    )
+
+
+@dataclass
+class Classifier:
+    """From texts to probabilities of labels.
+
+    Args:
+        network: gives logits of word ids.
+        vocabulary: its words.
+        labels: the names of its outputs.
+        options: how it was trained, and so how text is cut.
+        threshold: a label is predicted where its probability is greater.
+
+    Example:
+        >>> classifier = Classifier.load("runs/label_graph/seed1/model.pt")
+        >>> samples = read_file("album.json", need_labels=False)
+        >>> classifier.probabilities(classifier.encode(samples))
+    """
+
+    network: HierarchicalAttentionNetwork
+    vocabulary: Vocabulary
+    labels: list[str]
+    options: Options
+    threshold: float
+
+    def encode(self, samples: Sequence[Sample]) -> Tensor:
+        """Word ids ``(samples, max_reviews, max_words)``."""
+        reviews = tokenized(samples, self.options.tokenizer, self.options.max_reviews)
+        return self.vocabulary.encode(reviews, self.options.max_reviews, self.options.max_words)
+
+    @torch.no_grad()
+    def probabilities(self, ids: Tensor) -> Tensor:
+        """Probabilities ``(samples, labels)``, on the CPU."""
+        self.network.eval()
+        device = self.network.output.weight.device
+        batches = ids.split(self.options.batch_size)
+        return torch.cat([self.network(batch.to(device)).sigmoid().cpu() for batch in batches])
+
+    def save(self, path: str | Path) -> None:
+        """Write one file that holds plain data and tensors only."""
+        state = {
+            "network": self.network.state_dict(),
+            "words": list(self.vocabulary.words),
+            "labels": self.labels,
+            "options": self.options.as_dict(),
+            "threshold": self.threshold,
+        }
+        save_atomically(state, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Classifier:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: no such file, or another one.
+        """
+        state = load_safely(path)
+        try:
+            options = Options(**state["options"])
+            vocabulary = Vocabulary(tuple(state["words"]))
+            network = build_network(options, len(vocabulary), len(state["labels"]))
+            network.load_state_dict(state["network"])
+            return cls(network, vocabulary, state["labels"], options, state["threshold"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: not a model of graph.label_graph ({type(error).__name__})") from error

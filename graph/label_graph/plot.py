@@ -1,0 +1,72 @@
+"""The learned label graph as a heat map, and its strongest pairs as a list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["draw_label_graph", "format_pairs", "strongest_pairs"]
+
+ANNOTATED = 12
+"""Up to so many labels every cell shows its number."""
+
+
+def strongest_pairs(graph: Tensor, labels: Sequence[str], count: int = 20) -> list[dict[str, Any]]:
+    """The label pairs with the largest mean weight of both directions, by absolute value.
+
+    ``forward`` is the weight with which the score of the first label adds to the second, ``backward`` the reverse.
+    """
+    weights = graph.detach().cpu().double()
+    first, second = np.triu_indices(len(labels), 1)
+    pairs: list[dict[str, Any]] = [
+        {
+            "labels": [labels[i], labels[j]],
+            "weight": float(weights[i, j] + weights[j, i]) / 2,
+            "forward": float(weights[i, j]),
+            "backward": float(weights[j, i]),
+        }
+        for i, j in zip(first.tolist(), second.tolist(), strict=True)
+    ]
+    return sorted(pairs, key=lambda pair: -abs(pair["weight"]))[:count]
+
+
+def format_pairs(pairs: Sequence[dict[str, Any]]) -> str:
+    """One line a pair."""
+    return "\n".join(
+        f"{pair['weight']:+.3f}  {' - '.join(pair['labels'])}  ({pair['forward']:+.3f} / {pair['backward']:+.3f})"
+        for pair in pairs
+    )
+
+
+def draw_label_graph(
+    graph: Tensor, labels: Sequence[str], path: str | Path, title: str = "Learned label graph"
+) -> None:
+    """Heat map of G with label names. The diagonal, which starts at 1, is left out of the colour scale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    weights = graph.detach().cpu().double().numpy()
+    size = len(labels)
+    off_diagonal = np.ma.masked_array(weights, np.eye(size, dtype=bool))
+    limit = max(float(np.abs(off_diagonal).max()) if size > 1 else 0.0, 1e-3)
+    side = max(4.5, 0.32 * size + 2.5)
+    figure, axes = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
+    axes.set_facecolor("0.88")  # shows through the diagonal
+    image = axes.imshow(off_diagonal, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes.set_xticks(range(size), labels, rotation=90)
+    axes.set_yticks(range(size), labels)
+    axes.set_xlabel("adds to the score of")
+    axes.set_ylabel("score of")
+    axes.set_title(title)
+    for i, j in np.ndindex(size, size) if size <= ANNOTATED else ():
+        dark = i != j and abs(weights[i, j]) > 0.6 * limit
+        axes.text(j, i, f"{weights[i, j]:z.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "0.2")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="weight (the grey diagonal is not to scale)")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,98 @@
+"""Made-up albums with the style counts of the music data, and styles that no review tells: for tests and demos."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fairseq_ext.errors import OptionError, choose
+from fairseq_ext.files import write_json
+
+__all__ = ["HIDDEN", "RELATIONS", "STYLE_COUNTS", "make_albums", "synthesize"]
+
+# How many of the 5,020 training albums of the music data carry each style.
+STYLE_COUNTS = {
+    "indie": 1511, "rock": 1502, "pop": 1352, "folk": 1103, "electronic": 698, "r&b": 590, "ost": 554,
+    "alternative": 505, "jpop": 462, "britpop": 433, "piano": 343, "newage": 309, "punk": 285, "jazz": 226,
+    "soul": 219, "classical": 199, "postrock": 185, "metal": 172, "hiphop": 156, "country": 128, "postpunk": 120,
+    "darkwave": 63,
+}  # fmt: skip
+
+# Which styles share albums is our choice.
+RELATIONS = (
+    ("punk", "postpunk"), ("r&b", "soul"), ("rock", "alternative"), ("rock", "britpop"), ("rock", "metal"),
+    ("rock", "punk"), ("rock", "indie"), ("indie", "folk"), ("indie", "postrock"), ("indie", "electronic"),
+    ("pop", "r&b"), ("pop", "jpop"), ("pop", "electronic"), ("pop", "indie"), ("folk", "country"), ("ost", "piano"),
+    ("ost", "newage"), ("ost", "jpop"), ("piano", "classical"), ("piano", "newage"), ("jazz", "soul"),
+    ("jazz", "classical"), ("r&b", "hiphop"), ("electronic", "darkwave"), ("britpop", "alternative"),
+)  # fmt: skip
+
+HIDDEN = ("soul", "newage", "britpop", "country")
+LABELS_OF_AN_ALBUM = {2: 0.83, 3: 0.13, 4: 0.03, 5: 0.01}  # 2 to 5, 2.2 on average, as the music data
+
+
+def _styles(first: str, rng: random.Random) -> list[str]:
+    """A first style, then related ones by their counts."""
+    chosen = [first]
+    (size,) = rng.choices(list(LABELS_OF_AN_ALBUM), list(LABELS_OF_AN_ALBUM.values()))
+    while len(chosen) < size:
+        near = {b for pair in RELATIONS for a, b in (pair, pair[::-1]) if a in chosen} - set(chosen)
+        candidates = sorted(near)
+        if not candidates:
+            break
+        chosen += rng.choices(candidates, [STYLE_COUNTS[style] for style in candidates])
+    return chosen
+
+
+def _review(styles: Sequence[str], rng: random.Random, length: int, own: float) -> str:
+    """Words of one style of the album among words that say nothing; both with a Zipf-like fall."""
+    style = rng.choice(styles).replace("&", "") if styles else None
+    words = []
+    for _ in range(length):
+        rank = int(rng.paretovariate(1.0))
+        words.append(f"{style}{rank % 30}" if style and rng.random() < own else f"word{rank % 500}")
+    return " ".join(words)
+
+
+def make_albums(
+    count: int, seed: int = 0, hidden: Sequence[str] = HIDDEN, reviews: int = 10, words: int = 12, own: float = 0.6
+) -> list[dict[str, Any]]:
+    """Albums in the form of the music data (``tags``, ``all_short_comments``).
+
+    Args:
+        count: number of albums.
+        seed: same seed, same albums.
+        hidden: styles whose own words no review uses: only the other styles of an album betray them.
+        reviews: reviews of an album (the music data has 40).
+        words: words of a review (12.4 on average in the music data).
+        own: share of words that come from a style.
+    """
+    for style in hidden:
+        choose("--hidden", style, STYLE_COUNTS)
+    rng = random.Random(seed)
+    # Each style comes first once, so that a small training set knows them all; then by count.
+    firsts = [*STYLE_COUNTS, *rng.choices(list(STYLE_COUNTS), list(STYLE_COUNTS.values()), k=count)][:count]
+    albums = []
+    for number, first in enumerate(firsts):
+        styles = _styles(first, rng)
+        told = [style for style in styles if style not in hidden]
+        comments = [{"comment": _review(told, rng, words, own)} for _ in range(reviews)]
+        albums.append({"title": f"album {number}", "tags": sorted(styles), "all_short_comments": comments})
+    return albums
+
+
+def synthesize(folder: str | Path, albums: int = 1000, **options: Any) -> None:
+    """Write 70, 9 and 21% of :func:`make_albums` as ``rmsc.data.{train,valid,test}.json``."""
+    if albums < 50:
+        raise OptionError(f"--albums must be at least 50, got {albums}")
+    made = make_albums(albums, **options)
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--out: cannot write to {folder}: {error.strerror}") from error
+    train, valid = int(0.7 * albums), int(0.79 * albums)
+    for split, part in (("train", made[:train]), ("valid", made[train:valid]), ("test", made[valid:])):
+        write_json(folder / f"rmsc.data.{split}.json", part)

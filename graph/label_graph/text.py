@@ -1,0 +1,101 @@
+"""Text to word ids: pieces of a text, words of a piece, vocabulary, word vectors."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairseq_ext.errors import OptionError, choose
+
+PADDING, UNKNOWN = 0, 1
+SPECIAL = 2
+PIECES = ("whole", "sentences", "clauses")
+TOKENIZERS = ("words", "jieba")
+
+# The end of a sentence needs no space behind it in Chinese, and does in languages with spaces ("3.5", "U.S.A.").
+_SENTENCE_END = r"(?<=[。！？…])|(?<=[.!?])\s+"
+_CLAUSE_END = _SENTENCE_END + r"|(?<=[，；：])|(?<=[,;:])\s+"
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+
+
+def split_text(text: str, pieces: str = "whole") -> list[str]:
+    """A text as reviews: the whole, its sentences, or its clauses (also cut behind commas, colons and semicolons)."""
+    choose("--pieces", pieces, PIECES)
+    if pieces == "whole":
+        return [text]
+    parts = re.split(_SENTENCE_END if pieces == "sentences" else _CLAUSE_END, text)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def tokenizer(name: str) -> Callable[[str], list[str]]:
+    """``"words"``: runs of letters and digits in lower case, for languages with spaces. ``"jieba"``: Chinese words.
+
+    Raises:
+        OptionError: jieba is not installed.
+    """
+    if choose("--tokenizer", name, TOKENIZERS) == "words":
+        return lambda text: _WORD.findall(text.lower())
+    try:
+        import jieba
+    except ImportError as error:
+        raise OptionError(
+            "--tokenizer jieba: the package jieba is not installed: pip install 'fairseq-ext[chinese]'"
+        ) from error
+    jieba.setLogLevel(logging.WARNING)
+    return lambda text: [word for word in jieba.lcut(text.lower()) if not word.isspace()]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words and their ids: 0 is padding, 1 any unknown word, the rest by descending frequency."""
+
+    words: tuple[str, ...]
+
+    @classmethod
+    def build(cls, sentences: Iterable[Sequence[str]], min_count: int = 1) -> Vocabulary:
+        counts = Counter(word for sentence in sentences for word in sentence)
+        return cls(tuple(word for word, count in counts.most_common() if count >= min_count))
+
+    def __post_init__(self) -> None:
+        ids = {word: number for number, word in enumerate(self.words, SPECIAL)}
+        object.__setattr__(self, "_ids", ids)
+
+    def __len__(self) -> int:
+        return len(self.words) + SPECIAL
+
+    def encode(self, reviews: Sequence[Sequence[Sequence[str]]], max_reviews: int, max_words: int) -> Tensor:
+        """Word ids ``(samples, max_reviews, max_words)``, int32: the first reviews, the first words of each.
+
+        Ids take 4 bytes a word where a dense array of 100-dimensional vectors takes 800.
+        """
+        ids = np.full((len(reviews), max_reviews, max_words), PADDING, dtype=np.int32)
+        known = self._ids  # type: ignore[attr-defined]
+        for row, sample in zip(ids, reviews, strict=True):
+            for line, review in zip(row, sample, strict=False):
+                kept = review[:max_words]
+                line[: len(kept)] = [known.get(word, UNKNOWN) for word in kept]
+        return torch.from_numpy(ids)
+
+
+def train_vectors(
+    sentences: Sequence[Sequence[str]], vocabulary: Vocabulary, dim: int = 100, epochs: int = 5, seed: int = 1
+) -> Tensor:
+    """Word2Vec of gensim with its defaults (CBOW, window 5), ``(len(vocabulary), dim)``; padding and unknown are zero.
+
+    One worker, so that a seed gives the same vectors again.
+    """
+    from gensim.models import Word2Vec
+
+    known = set(vocabulary.words)
+    kept = [[word for word in sentence if word in known] for sentence in sentences]
+    vectors = Word2Vec(kept, vector_size=dim, min_count=1, epochs=epochs, seed=seed, workers=1).wv
+    table = np.zeros((len(vocabulary), dim), dtype=np.float32)
+    table[SPECIAL:] = vectors[list(vocabulary.words)]
+    return torch.from_numpy(table)

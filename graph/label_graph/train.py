@@ -1,0 +1,185 @@
+"""Training: several seeds, the best epoch by validation, resumed bit for bit after a kill."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fairseq_ext.errors import InputError, OptionError
+from fairseq_ext.experiments import Experiment
+from fairseq_ext.files import load_safely, save_atomically
+from graph.label_graph.classifier import Classifier, build_network, tokenized
+from graph.label_graph.data import SPLITS, label_matrix, label_names, read_splits
+from graph.label_graph.label_graph import label_graph_loss
+from graph.label_graph.metrics import multilabel_metrics, tune_threshold
+from graph.label_graph.options import TUNED, Options
+from graph.label_graph.text import Vocabulary, train_vectors
+
+__all__ = ["Corpus", "prepare", "run", "score", "train"]
+
+LOWER_IS_BETTER = ("one_error", "hamming_loss")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Ids and gold labels of every split, and the texts that word vectors are trained on."""
+
+    ids: dict[str, Tensor]
+    gold: dict[str, Tensor]
+    labels: list[str]
+    vocabulary: Vocabulary
+    sentences: list[list[str]]
+
+
+def prepare(options: Options) -> Corpus:
+    """Read, tokenise and number the data of ``options``."""
+    splits = read_splits(options.data, options.pieces)
+    reviews = {split: tokenized(splits[split], options.tokenizer, options.max_reviews) for split in SPLITS}
+    learned_from = SPLITS if options.transductive else ("train",)
+    sentences = [review for split in learned_from for sample in reviews[split] for review in sample]
+    if not sentences:
+        raise OptionError(f"--tokenizer {options.tokenizer} finds no word in {options.data}")
+    vocabulary = Vocabulary.build(sentences, options.min_count)
+    labels = label_names(splits["train"])
+    return Corpus(
+        {split: vocabulary.encode(reviews[split], options.max_reviews, options.max_words) for split in SPLITS},
+        {split: label_matrix(splits[split], labels) for split in SPLITS},
+        labels,
+        vocabulary,
+        sentences,
+    )
+
+
+def score(classifier: Classifier, ids: Tensor, gold: Tensor, tune: bool = False) -> dict[str, float]:
+    """Metrics at the classifier's threshold; with ``tune`` this is first set to the best for these samples."""
+    probabilities = classifier.probabilities(ids)
+    if tune:
+        classifier.threshold = tune_threshold(probabilities, gold)
+    return multilabel_metrics(probabilities, gold, classifier.threshold)
+
+
+def _train_epoch(classifier: Classifier, optimizer: torch.optim.Optimizer, ids: Tensor, gold: Tensor) -> float:
+    """One pass in random order; the mean loss."""
+    network, options = classifier.network.train(), classifier.options
+    device = network.output.weight.device
+    graph = network.label_graph.weight if network.label_graph else torch.eye(gold.size(1), device=device)
+    total = torch.zeros((), device=device)
+    for batch in torch.randperm(len(ids)).split(options.batch_size):
+        loss = label_graph_loss(
+            network(ids[batch].to(device)),
+            gold[batch].to(device),
+            graph,
+            ratio1=options.ratio1 if options.arm == "soft" else 0.0,
+            ratio2=options.ratio2,
+            temperature=options.temperature,
+            stop_gradient=not options.no_stop_gradient,
+            soft_target_clip=not options.no_soft_target_clip,
+            loss=options.loss,
+            log_end=options.log_end,
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.detach() * len(batch)
+    return float(total) / len(ids)
+
+
+def _random_state() -> dict[str, Any]:
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def train(options: Options, corpus: Corpus, seed: int, folder: str | Path, device: str = "cpu") -> dict[str, Any]:
+    """Train with one seed; ``folder`` gets ``model.pt`` (of the best epoch) and ``checkpoint.pt`` (of the last).
+
+    A ``checkpoint.pt`` that is there already is gone on from, and the end is that of an uninterrupted run, bit for
+    bit on a CPU.
+
+    Returns:
+        Test metrics at the best epoch, that epoch, its validation metric, the threshold and where it comes from.
+
+    Raises:
+        OptionError: the checkpoint in ``folder`` was trained with other options.
+        InputError: the loss is not finite.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    vectors = None
+    checkpoint = folder / "checkpoint.pt"
+    resume = load_safely(checkpoint) if checkpoint.exists() else None
+    if resume and resume["options"] != options.as_dict():
+        raise OptionError(f"--out: {checkpoint} was trained with other options: choose another folder, or delete it")
+    if options.embedding != "learned" and not resume:
+        vectors = train_vectors(corpus.sentences, corpus.vocabulary, options.embedding_dim, seed=seed)
+    network = build_network(options, len(corpus.vocabulary), len(corpus.labels), vectors).to(device)
+    tuned = options.threshold == TUNED
+    classifier = Classifier(
+        network, corpus.vocabulary, corpus.labels, options, 0.0 if tuned else float(options.threshold)
+    )
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=options.lr)
+
+    progress: dict[str, Any] = {"epoch": 0, "seconds": 0.0, "best": -math.inf, "best_epoch": 0, "history": []}
+    if resume:
+        network.load_state_dict(resume["network"])
+        optimizer.load_state_dict(resume["optimizer"])
+        _set_random_state(resume["random"])
+        progress = resume["progress"]
+
+    sign = -1 if options.select in LOWER_IS_BETTER else 1
+    epochs = range(progress["epoch"] + 1, options.epochs + 1)
+    bar = tqdm(epochs, f"seed {seed}", disable=None, initial=progress["epoch"], total=options.epochs, unit="epoch")
+    for epoch in bar:
+        start = time.perf_counter()
+        loss = _train_epoch(classifier, optimizer, corpus.ids["train"], corpus.gold["train"])
+        progress["seconds"] += time.perf_counter() - start
+        if not math.isfinite(loss):
+            raise InputError(
+                f"epoch {epoch}: the loss is {loss}; lower --lr or --ratio2, or leave out --no-soft-target-clip"
+            )
+        entry: dict[str, Any] = {"epoch": epoch, "loss": loss}
+        if epoch >= min(options.start_eval, options.epochs):
+            entry |= score(classifier, corpus.ids["valid"], corpus.gold["valid"], tune=tuned)
+            if sign * entry[options.select] > progress["best"]:
+                progress |= {"best": sign * entry[options.select], "best_epoch": epoch}
+                classifier.save(folder / "model.pt")
+            bar.set_postfix(loss=f"{loss:.3f}", **{options.select: f"{entry[options.select]:.3f}"})
+        progress["epoch"] = epoch
+        progress["history"].append(entry)
+        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "random": _random_state()}
+        save_atomically(state | {"options": options.as_dict(), "progress": progress}, checkpoint)
+
+    best = Classifier.load(folder / "model.pt")
+    best.network.to(device)
+    return {
+        **score(best, corpus.ids["test"], corpus.gold["test"]),
+        f"valid_{options.select}": sign * progress["best"],
+        "best_epoch": progress["best_epoch"],
+        "threshold": best.threshold,
+        "threshold_source": "tuned on validation" if tuned else "fixed",
+        "seconds_per_epoch": progress["seconds"] / options.epochs,
+        "history": progress["history"],
+    }
+
+
+def run(options: Options, out: str | Path, seed: int = 1, runs: int = 1, device: str = "cpu") -> Experiment:
+    """Train with the seeds ``seed``, ``seed + 1``, ...; finished ones in ``out`` are not run again."""
+    corpus = prepare(options)  # bad data must not leave a results.json
+    experiment = Experiment(out, options.as_dict(), ("gensim", "scikit-learn"))
+    for number in range(seed, seed + runs):
+        name = f"seed{number}"
+        if name not in experiment.runs:
+            experiment.add(name, train(options, corpus, number, Path(out) / name, device))
+    return experiment

@@ -1,0 +1,323 @@
+"""The command line from end to end: results, resume after a kill, prediction, pictures, one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fairseq_ext.errors import InputError, OptionError
+from fairseq_ext.files import load_safely
+from graph.label_graph import multilabel_metrics
+from graph.label_graph import train as training
+from graph.label_graph.__main__ import main
+from graph.label_graph.classifier import Classifier
+from graph.label_graph.data import label_matrix, read_file
+from graph.label_graph.options import Options
+from graph.label_graph.plot import format_pairs, strongest_pairs
+from tests.helpers import ROOT
+
+TOPICS = {"food": "soup bread tasty meal", "staff": "waiter friendly rude served", "place": "cosy room music garden"}
+SMALL = ["--hidden-size", "8", "--attention-size", "8", "--embedding-dim", "8", "--batch-size", "8", "--lr", "0.02"]
+SMALL += ["--embedding", "learned", "--start-eval", "1", "--epochs", "6", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Sentences of two topics, whose words tell them."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = torch.Generator().manual_seed(0)
+    names = sorted(TOPICS)
+    for split, size in (("train", 60), ("valid", 12), ("test", 12)):
+        lines = []
+        for _ in range(size):
+            first, second = (names[i] for i in torch.randperm(3, generator=generator)[:2])
+            words = [
+                TOPICS[topic].split()[i]
+                for topic in (first, second)
+                for i in torch.randperm(4, generator=generator)[:2]
+            ]
+            lines.append(f"{first}|{second}\tThe {words[0]}, {words[1]}. And {words[2]} {words[3]}!")
+        (folder / f"{split}.tsv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    main(
+        [
+            "train",
+            "--data",
+            str(data),
+            "--out",
+            str(out),
+            "--pieces",
+            "clauses",
+            "--runs",
+            "2",
+            "--threshold",
+            "tuned",
+            *SMALL,
+        ]
+    )
+    return out
+
+
+def without_time(run):
+    return {key: value for key, value in run.items() if key != "seconds_per_epoch"}
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_results(trained, data):
+    content = results(trained)
+    assert list(content["runs"]) == ["seed1", "seed2"]
+    assert content["settings"]["pieces"] == "clauses" and content["summary"]["micro_f1"]["runs"] == 2
+    assert content["summary"]["micro_f1"]["mean"] > 0.9
+    run = content["runs"]["seed1"]
+    assert run["threshold_source"] == "tuned on validation" and [entry["epoch"] for entry in run["history"]] == [
+        *range(1, 7)
+    ]
+    best = max(run["history"], key=lambda entry: entry["micro_f1"])
+    assert run["best_epoch"] == best["epoch"] and run["valid_micro_f1"] == best["micro_f1"]
+    # the model that is kept is the best epoch's, and gives the published numbers
+    classifier = Classifier.load(trained / "seed1" / "model.pt")
+    assert classifier.threshold == run["threshold"]
+    for split, wanted in (("valid", best), ("test", run)):
+        samples = read_file(data / f"{split}.tsv", "clauses")
+        gold = label_matrix(samples, classifier.labels)
+        metrics = multilabel_metrics(classifier.probabilities(classifier.encode(samples)), gold, classifier.threshold)
+        assert metrics == pytest.approx({key: wanted[key] for key in metrics})
+
+
+def test_finished_runs_are_kept(trained, data, monkeypatch):
+    before = (trained / "results.json").read_bytes()
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    main(
+        [
+            "train",
+            "--data",
+            str(data),
+            "--out",
+            str(trained),
+            "--pieces",
+            "clauses",
+            "--runs",
+            "2",
+            "--threshold",
+            "tuned",
+            *SMALL,
+        ]
+    )
+    assert (trained / "results.json").read_bytes() == before
+    with pytest.raises(OptionError, match=r"--out: .* holds runs with .*threshold = tuned, now threshold = 0.2"):
+        main(["train", "--data", str(data), "--out", str(trained), "--pieces", "clauses", *SMALL])
+
+
+@pytest.mark.parametrize("killed_after", ["model", "checkpoint"])
+def test_killed_run_ends_where_a_straight_one_ends(data, tmp_path, monkeypatch, killed_after):
+    arguments = ["train", "--data", str(data), *SMALL, "--embedding", "word2vec-tuned", "--dropout", "0.2"]
+    main([*arguments, "--out", str(tmp_path / "straight")])
+
+    def killed(save, at):
+        calls = []
+
+        def saving(*arguments):
+            save(*arguments)
+            calls.append(arguments)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+
+        return saving
+
+    with monkeypatch.context() as patch:
+        if killed_after == "model":  # the best model is written, its epoch's checkpoint is not
+            patch.setattr(Classifier, "save", killed(Classifier.save, 2))
+        else:
+            patch.setattr(training, "save_atomically", killed(training.save_atomically, 3))
+        with pytest.raises(KeyboardInterrupt):
+            main([*arguments, "--out", str(tmp_path / "killed")])
+    assert not results(tmp_path / "killed")["runs"]
+    other = Options(**results(tmp_path / "killed")["settings"] | {"lr": 0.5})
+    with pytest.raises(OptionError, match=r"--out: .*checkpoint.pt was trained with other options"):
+        training.train(other, training.prepare(other), 1, tmp_path / "killed" / "seed1")
+    main([*arguments, "--out", str(tmp_path / "killed")])
+
+    straight, resumed = (results(tmp_path / name)["runs"]["seed1"] for name in ("straight", "killed"))
+    assert without_time(straight) == without_time(resumed)
+    for file in ("model.pt", "checkpoint.pt"):
+        a, b = (load_safely(tmp_path / name / "seed1" / file)["network"] for name in ("straight", "killed"))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(("select", "best"), [("micro_f1", 2), ("hamming_loss", 3)])
+def test_the_first_best_epoch_is_kept(data, tmp_path, monkeypatch, select, best):
+    values = iter(
+        [{"micro_f1": f1, "hamming_loss": loss} for f1, loss in ((0.1, 0.4), (0.3, 0.5), (0.3, 0.2), (0.2, 0.2))]
+    )
+    monkeypatch.setattr(training, "score", lambda *_, **__: next(values, {"micro_f1": 0.0, "hamming_loss": 0.0}))
+    options = Options(data=str(data), embedding="learned", hidden_size=4, epochs=4, start_eval=1, select=select)
+    result = training.train(options, training.prepare(options), 1, tmp_path)
+    assert result["best_epoch"] == best
+    assert result[f"valid_{select}"] == {"micro_f1": 0.3, "hamming_loss": 0.2}[select]
+
+
+def test_validation_starts_late_but_never_after_the_end(data, tmp_path):
+    options = Options(data=str(data), embedding="learned", hidden_size=4, epochs=3, start_eval=2)
+    corpus = training.prepare(options)
+    for number, (start, epochs) in enumerate(((2, 3), (20, 3))):
+        options = Options(**options.as_dict() | {"start_eval": start, "epochs": epochs})
+        history = training.train(options, corpus, 1, tmp_path / str(number))["history"]
+        assert ["micro_f1" in entry for entry in history] == [epoch >= min(start, epochs) for epoch in (1, 2, 3)]
+
+
+def test_evaluate_repeats_the_test_metrics(trained, capsys):
+    main(["evaluate", "--model", str(trained / "seed2" / "model.pt")])
+    printed = json.loads(capsys.readouterr().out)
+    run = results(trained)["runs"]["seed2"]
+    assert {key: printed[key] for key in ("micro_f1", "one_error", "threshold")} == {
+        key: run[key] for key in ("micro_f1", "one_error", "threshold")
+    }
+    assert printed["samples"] == 12
+
+
+def test_evaluate_refuses_labels_that_the_model_lacks(trained, tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.tsv").write_text("food\tsoup\nwine\tred\n")
+    with pytest.raises(InputError, match=r"test.tsv:2: a label is not among the 3 labels"):
+        main(["evaluate", "--model", str(trained / "seed1" / "model.pt"), "--data", str(tmp_path)])
+
+
+def test_predict(trained, tmp_path, capsys):
+    texts = tmp_path / "new.txt"
+    texts.write_text("tasty soup, friendly waiter\n...\n")
+    album = tmp_path / "album.json"
+    album.write_text(json.dumps({"all_short_comments": [{"comment": "cosy garden"}, {"comment": "rude waiter"}]}))
+    model = str(trained / "seed1" / "model.pt")
+    main(["predict", "--model", model, str(texts)])
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["labels"] and set(first["labels"]) == {"food", "staff"}
+    assert sorted(second["probabilities"]) == ["food", "place", "staff"]  # no word at all: the bias speaks
+    main(["predict", "--model", model, str(album)])
+    assert set(json.loads(capsys.readouterr().out)["labels"]) == {"place", "staff"}
+
+
+def test_plot(trained, tmp_path, capsys):
+    main(["plot", "--model", str(trained / "seed1" / "model.pt"), "--out", str(tmp_path / "new"), "--pairs", "2"])
+    pairs = json.loads((tmp_path / "new" / "label_pairs.json").read_text())
+    assert len(pairs) == 2 and set(pairs[0]) == {"labels", "weight", "forward", "backward"}
+    assert capsys.readouterr().out.startswith(format_pairs(pairs))
+    assert (tmp_path / "new" / "label_graph.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_strongest_pairs():
+    graph = torch.tensor([[1.0, 0.5, 0.0], [0.1, 1.0, -0.8], [0.0, -0.6, 1.0]])
+    pairs = strongest_pairs(graph, ["a", "b", "c"], 2)
+    assert [pair["labels"] for pair in pairs] == [["b", "c"], ["a", "b"]]
+    assert [pairs[1][key] for key in ("weight", "forward", "backward")] == pytest.approx([0.3, 0.5, 0.1])
+
+
+def test_no_graph_no_picture(data, tmp_path):
+    main(["train", "--data", str(data), "--out", str(tmp_path), *SMALL, "--arm", "han", "--epochs", "1"])
+    with pytest.raises(OptionError, match=r"--model .* has no label graph"):
+        main(["plot", "--model", str(tmp_path / "seed1" / "model.pt")])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--arm", "graph", "--graph-position", "probabilities", "--graph-noise", "0.01"],
+        ["--temperature", "2", "--no-stop-gradient", "--cell", "gru", "--unmasked-attention"],
+        ["--no-soft-target-clip", "--ratio1", "0.5", "--ratio2", "0.001", "--loss", "encouraging", "--log-end", "0.5"],
+        ["--loss", "halted-focal", "--select", "one_error", "--embedding", "word2vec", "--transductive"],
+    ],
+    ids=lambda options: options[0].strip("-"),
+)
+def test_every_switch_trains(data, tmp_path, options):
+    main(["train", "--data", str(data), "--out", str(tmp_path), *SMALL, "--epochs", "2", *options])
+    assert results(tmp_path)["runs"]["seed1"]["threshold_source"] == "fixed"
+
+
+def test_switches_change_the_training(data, tmp_path):
+    base = Options(
+        data=str(data), embedding="learned", embedding_dim=4, hidden_size=4, attention_size=4, epochs=2, lr=0.1
+    )
+    corpus = training.prepare(base)
+    changes = [
+        {},
+        {"arm": "han"},
+        {"arm": "graph"},
+        {"graph_position": "probabilities"},
+        {"graph_noise": 0.1},
+        {"temperature": 2.0},
+        {"ratio1": 0.5},
+        {"ratio2": 0.1},
+        {"no_stop_gradient": True},
+        {"no_soft_target_clip": True},
+        {"loss": "encouraging"},
+        {"loss": "encouraging", "log_end": 0.5},
+        {"loss": "halted-focal"},
+        {"cell": "gru"},
+        {"dropout": 0.5},
+        {"unmasked_attention": True},
+    ]
+    losses = set()
+    for number, change in enumerate(changes):
+        options = Options(**base.as_dict() | change)
+        losses.add(training.train(options, corpus, 1, tmp_path / str(number))["history"][-1]["loss"])
+    assert len(losses) == len(changes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--arm", "hann"], "--arm: 'hann' is not one of soft, graph, han; did you mean 'han'?"),
+        (["--threshold", "1.5"], "--threshold must be 'tuned' or a number in [0, 1), got '1.5'"),
+        (["--threshold", "best"], "--threshold must be 'tuned' or a number in [0, 1), got 'best'"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--temperature", "-1"], "--temperature must be at least 0, got -1.0"),
+        (["--lr", "nan"], "--lr must be at least 0, got nan"),
+        (["--dropout", "1.5"], "--dropout must be at most 1, got 1.5"),
+        (["--runs", "0"], "--runs must be at least 1, got 0"),
+        (["--device", "gpu"], "--device gpu: "),
+        (["--data", "/no/such/folder"], "--data: /no/such/folder is not a folder"),
+        (["--lr", "1e30", "--epochs", "3"], "the loss is"),
+    ],
+)
+def test_bad_options_end_with_one_line(data, tmp_path, options, message):
+    out = tmp_path / "out"
+    with pytest.raises(InputError) as error:
+        main(["train", "--data", str(data), "--out", str(out), *SMALL, *options])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (out / "results.json").exists() or not results(out)["runs"]
+
+
+def test_text_without_words(tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.tsv").write_text("food\t!!!\n")
+    with pytest.raises(InputError, match="--tokenizer words finds no word in"):
+        main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def test_models_that_are_none(tmp_path):
+    torch.save({"network": {}}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match=r"other.pt: not a model of graph.label_graph"):
+        Classifier.load(tmp_path / "other.pt")
+    with pytest.raises(InputError, match=r"absent.pt: No such file"):
+        main(["predict", "--model", str(tmp_path / "absent.pt"), "x.txt"])
+
+
+def test_module_runs_and_imports_stay_light(tmp_path):
+    heavy = "('fairseq', 'torch_geometric', 'gensim', 'sklearn', 'matplotlib')"
+    script = f"import sys, graph.label_graph; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == "[]"
+    command = [sys.executable, "-m", "graph.label_graph", "synthesize", "--out", str(tmp_path), "--albums", "9"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 1 and result.stderr == "--albums must be at least 50, got 9\n"

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graph.label_graph import multilabel_metrics, tune_threshold
+from graph.label_graph.metrics import METRICS
+from tests.helpers import golden_names, load_golden
+
+
+@pytest.mark.parametrize("name", golden_names("rmsc", "metrics_"))
+def test_fixture(name):
+    data = load_golden("rmsc", name)
+    metrics = multilabel_metrics(data["scores"], data["gold"], float(data["threshold"]))
+    assert metrics == pytest.approx({key: float(data[key]) for key in METRICS}, abs=1e-12)
+
+
+def test_by_hand():
+    scores = torch.tensor([[0.9, 0.3, 0.1], [0.6, 0.6, 0.2]])
+    gold = torch.tensor([[1, 0, 0], [0, 1, 0]])
+    # The first label wins the tie of the second sample; 0.2 is not above 0.2; no one has or gets the third label.
+    assert multilabel_metrics(scores, gold, 0.25) == pytest.approx(
+        {"one_error": 1 / 2, "hamming_loss": 2 / 6, "macro_f1": (2 / 3 + 2 / 3 + 0) / 3, "micro_f1": 2 / 3}
+    )
+    assert multilabel_metrics([[0.2]], [[1]])["micro_f1"] == 0
+    assert multilabel_metrics(torch.tensor([[0.25]]), [[1]], 0.25)["micro_f1"] == 0
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_tuned_threshold_is_the_best(seed, ties):
+    rng = np.random.default_rng(seed)
+    scores = rng.random((5, 4), dtype=np.float32)
+    scores = scores.round(1) if ties else scores
+    gold = rng.random((5, 4)) < 0.4
+
+    def micro_f1(threshold):
+        predicted = scores > threshold
+        return 2 * (predicted & gold).sum() / max(predicted.sum() + gold.sum(), 1)
+
+    best = max(micro_f1(threshold) for threshold in (-1.0, *np.unique(scores)))
+    assert micro_f1(tune_threshold(scores, gold)) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_threshold_between_neighbouring_floats(steps):
+    # The mean of two neighbours is rounded to the lower or the upper one.
+    low, high = np.float32(1) + np.array([steps - 1, steps], dtype=np.float32) * np.finfo(np.float32).eps
+    scores, gold = np.array([[high, low]]), np.array([[1, 0]])
+    assert multilabel_metrics(scores, gold, tune_threshold(scores, gold))["micro_f1"] == 1
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match=r"scores and gold .* \(2, 3\) and \(3, 2\)"):
+        multilabel_metrics(np.zeros((2, 3)), np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="scores and gold"):
+        tune_threshold(np.zeros((0, 3)), np.zeros((0, 3)))
