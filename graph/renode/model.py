@@ -1,0 +1,251 @@
+"""Backbones for node classification by name: torch_geometric's layers, stacked as in ReNode's released code."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch_geometric.nn.models
+from torch import Tensor, nn
+from torch_geometric.nn import APPNP, MLP, ChebConv, GATConv, GCNConv, MessagePassing, SAGEConv, SGConv
+from torch_geometric.utils import degree, to_torch_csr_tensor
+
+from fairseq_ext.errors import OptionError, choose
+from graph.renode.pagerank import PageRank, check_alpha
+
+__all__ = ["MODELS", "ConvStack", "ExactPageRank", "Propagated", "build_model", "fixed_propagation"]
+
+PACKAGE = "torch_geometric.nn.models."
+# PPNP's dense matrix: 0.9 GB for this many nodes, and twice that while it is computed.
+PPNP_NODES = 15_000
+
+
+class _FixedProduct(torch.autograd.Function):
+    """``A x`` with a constant sparse A whose transpose is at hand: autograd's own product transposes A every time."""
+
+    @staticmethod
+    def forward(ctx, matrix, transpose, x):
+        ctx.transpose = transpose
+        return matrix @ x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None, ctx.transpose @ grad
+
+
+def fixed_propagation(conv: MessagePassing) -> MessagePassing:
+    """Let a linear ``conv`` propagate over one graph only, as one sparse product, like ``cached=True`` of some layers.
+
+    The first call of ``conv.propagate`` turns the edges, with the weights that the layer itself computed, into a
+    matrix. An input without gradient is propagated once: in full-batch training the raw features are the same at every
+    step, and for most graphs they are the widest thing that is ever propagated.
+    """
+    matrices: list[Tensor] = []
+    last: list[Tensor] = []
+
+    def propagate(edge_index: Tensor, x: Tensor | tuple, size=None, *, edge_weight=None, norm=None) -> Tensor:
+        x = x[0] if isinstance(x, tuple) else x
+        if last and last[0] is x:
+            return last[1]
+        if not matrices:
+            source, target = edge_index
+            weight = next((w for w in (edge_weight, norm) if w is not None), x.new_ones(len(source)))
+            if conv.aggr == "mean":
+                weight = weight / degree(target, len(x), x.dtype)[target]
+            with warnings.catch_warnings():
+                # torch warns that sparse CSR is in beta, and that it leaves the indices unchecked.
+                warnings.filterwarnings("ignore", "Sparse")
+                for pair in ((target, source), (source, target)):
+                    matrices.append(to_torch_csr_tensor(torch.stack(pair), weight, size=(len(x), len(x))))
+        out = _FixedProduct.apply(*matrices, x)
+        if not x.requires_grad:
+            last[:] = x, out
+        return out
+
+    conv.propagate = propagate
+    return conv
+
+
+class ConvStack(nn.Module):
+    """Convolutions with ReLU and dropout between them; none on the input, on attention, or on the logits.
+
+    Args:
+        conv: makes a layer from ``(in_channels, out_channels)``; given ``last=True`` the one that ends in logits.
+        in_channels, hidden_channels, out_channels: sizes.
+        num_layers: convolutions.
+        dropout: on each hidden activation.
+
+    Shape:
+        - x: (n, in_channels)
+        - edge_index: (2, E)
+        - output: (n, out_channels)
+    """
+
+    def __init__(
+        self,
+        conv: Callable[..., MessagePassing],
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        num_layers: int = 2,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
+        self.convs = nn.ModuleList(
+            conv(before, after, last=depth == num_layers)
+            for depth, (before, after) in enumerate(itertools.pairwise(sizes), start=1)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def reset_parameters(self) -> None:
+        for conv in self.convs:
+            conv.reset_parameters()
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        for conv in self.convs[:-1]:
+            x = self.dropout(conv(x, edge_index).relu())
+        return self.convs[-1](x, edge_index)
+
+
+class Propagated(nn.Module):
+    """A perceptron whose outputs are propagated, as PPNP and APPNP do.
+
+    Johannes Klicpera, Aleksandar Bojchevski, Stephan Günnemann, "Predict then Propagate: Graph Neural Networks meet
+    Personalized PageRank", arXiv:1810.05997.
+    """
+
+    def __init__(self, mlp: nn.Module, propagation: nn.Module) -> None:
+        super().__init__()
+        self.mlp, self.propagation = mlp, propagation
+
+    def reset_parameters(self) -> None:
+        self.mlp.reset_parameters()
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.propagation(self.mlp(x), edge_index)
+
+
+class ExactPageRank(nn.Module):
+    """The propagation of PPNP: a product with the dense matrix of :class:`graph.renode.PageRank`."""
+
+    def __init__(self, alpha: float = 0.15) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return _dense_pagerank(edge_index, len(x), self.alpha).to(x) @ x
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}"
+
+
+# Tensors hash by identity: all models that train on one graph share its matrix.
+@functools.lru_cache(maxsize=1)
+def _dense_pagerank(edge_index: Tensor, num_nodes: int, alpha: float) -> Tensor:
+    if num_nodes > PPNP_NODES:
+        raise OptionError(f"--model: ppnp takes at most {PPNP_NODES} nodes, the graph has {num_nodes}; choose appnp")
+    rows = PageRank(edge_index, num_nodes, alpha, tol=1e-8).rows(torch.arange(num_nodes))
+    return rows.to(edge_index.device, torch.float32)
+
+
+def _gcn(before: int, after: int, last: bool = False) -> MessagePassing:
+    return fixed_propagation(GCNConv(before, after, cached=True))
+
+
+def _sage(before: int, after: int, last: bool = False) -> MessagePassing:
+    return fixed_propagation(SAGEConv(before, after))
+
+
+def _cheb(before: int, after: int, last: bool = False) -> MessagePassing:
+    return fixed_propagation(ChebConv(before, after, K=2))
+
+
+def _gat(before: int, after: int, last: bool = False) -> MessagePassing:
+    return GATConv(before, after) if last else GATConv(before, after // 4, heads=4)
+
+
+STACKS = {"gcn": _gcn, "gat": _gat, "sage": _sage, "cheb": _cheb}
+MODELS = (*STACKS, "sgc", "appnp", "ppnp")
+
+
+def build_model(
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    hidden_channels: int = 32,
+    num_layers: int = 2,
+    dropout: float = 0.5,
+    alpha: float = 0.15,
+    hops: int = 10,
+) -> nn.Module:
+    """A backbone; call it with ``(x, edge_index)``.
+
+    All but ``gat`` and the dotted names keep what they derive from the graph of their first call: one model, one graph.
+
+    Args:
+        name: one of ``MODELS``, or the dotted name of a class of ``torch_geometric.nn.models``.
+
+            - ``gcn`` (arXiv:1609.02907), ``sage`` (arXiv:1706.02216; mean), ``cheb`` (arXiv:1606.09375; K = 2), and
+              ``gat`` (arXiv:1710.10903; 4 heads, the last layer 1): :class:`ConvStack`.
+            - ``sgc`` (arXiv:1902.07153): a linear map of the features propagated ``num_layers`` times.
+            - ``appnp``, ``ppnp`` (arXiv:1810.05997): a perceptron of ``num_layers`` and ``hops`` steps of PageRank, or
+              its exact limit through a dense matrix.
+        in_channels, out_channels: features and classes.
+        hidden_channels: 32, as released.
+        num_layers: 2, as released.
+        dropout: 0.5, as released; on hidden activations only.
+        alpha: restart probability of ``appnp`` and ``ppnp``: 0.15, as released for ``ppnp``.
+        hops: 10, as the paper of ``appnp``.
+
+    Raises:
+        OptionError: an unknown model, or an option out of its range.
+    """
+    if min(num_layers, hidden_channels, hops) < 1 or not 0 <= dropout < 1:
+        raise OptionError(
+            "--layers, --hidden and --hops must be at least 1 and --dropout in [0, 1), "
+            f"got {num_layers}, {hidden_channels}, {hops} and {dropout}"
+        )
+    if name.startswith(PACKAGE):
+        return _build_dotted(name, in_channels, out_channels, hidden_channels, num_layers, dropout)
+    choose("--model", name, MODELS)
+    if name == "gat" and hidden_channels % 4:
+        raise OptionError(f"--hidden must be a multiple of gat's 4 heads, got {hidden_channels}")
+    if name in STACKS:
+        return ConvStack(STACKS[name], in_channels, hidden_channels, out_channels, num_layers, dropout)
+    if name == "sgc":
+        return fixed_propagation(SGConv(in_channels, out_channels, K=num_layers, cached=True))
+    check_alpha(alpha)
+    sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
+    mlp = MLP(sizes, dropout=dropout, norm=None)
+    steps = ExactPageRank(alpha) if name == "ppnp" else fixed_propagation(APPNP(hops, alpha, cached=True))
+    return Propagated(mlp, steps)
+
+
+def _build_dotted(
+    name: str, in_channels: int, out_channels: int, hidden_channels: int, num_layers: int, dropout: float
+) -> nn.Module:
+    # A table look-up, never an import: only what torch_geometric.nn.models exports can be named.
+    bare = choose(f"--model {name}", name.removeprefix(PACKAGE), torch_geometric.nn.models.classes)
+    factory = getattr(torch_geometric.nn.models, bare)
+    options = {
+        "in_channels": in_channels,
+        "hidden_channels": hidden_channels,
+        "num_layers": num_layers,
+        "out_channels": out_channels,
+        "dropout": dropout,
+    }
+    known = inspect.signature(factory).parameters
+    try:
+        model = factory(**{key: value for key, value in options.items() if key in known})
+        call = inspect.signature(model.forward)
+        call.bind("x", "edge_index")
+        if list(call.parameters)[:2] != ["x", "edge_index"] or not {"in_channels", "out_channels"} <= set(known):
+            raise TypeError("other arguments")
+    except (TypeError, AttributeError) as error:
+        raise OptionError(f"--model: {name} does not make logits from x, edge_index and its sizes ({error})") from error
+    return model

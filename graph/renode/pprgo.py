@@ -1,0 +1,214 @@
+"""PPRGo: node classification in which a node's prediction mixes the features of its personalised-PageRank neighbours.
+
+    H = MLP(X)            z_v = Σ_j π_vj H_j
+
+π_v is a sparse row of personalised PageRank, which push computes without looking at the rest of the graph, so a step of
+training costs what its rows hold, whatever the size of the graph. Aleksandar Bojchevski, Johannes Klicpera, Bryan
+Perozzi, Amol Kapoor, Martin Blais, Benedek Rózemberczki, Michal Lukasik, Stephan Günnemann: "Scaling Graph Neural
+Networks with Approximate PageRank", KDD 2020, arXiv 2007.01570.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import sparse
+from torch import Tensor, nn
+
+from fairseq_ext.errors import OptionError, choose
+
+__all__ = ["Batch", "PPRGo", "RowBatches", "predict", "to_torch"]
+
+
+class PPRGo(nn.Module):
+    """The multi-layer perceptron without biases and the sparse mixture on top of it.
+
+    Args:
+        in_channels: features of a node.
+        hidden_channels: width (default 32, as released).
+        out_channels: classes.
+        num_layers: matrices in the perceptron (default 2, as released).
+        dropout: on the input and on each hidden activation (default 0.1, as released). On sparse input it drops
+            stored values, which is the same.
+
+    Every matrix starts uniform within 1/sqrt(fan-in). That is torch's law for linear layers, and the released one too
+    (it keeps the first matrix transposed and initialises it by its other side).
+
+    Shape:
+        - x: (m, in_channels), strided or sparse CSR.
+        - ppr: (rows, m), sparse CSR or strided; left out, the perceptron's own output is returned.
+        - output: (rows, out_channels), or (m, out_channels) without ``ppr``.
+
+    Raises:
+        OptionError: num_layers below 1 or dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden_channels: int = 32,
+        num_layers: int = 2,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise OptionError(f"num_layers must be at least 1, got {num_layers}")
+        if not 0 <= dropout < 1:
+            raise OptionError(f"dropout must be in [0, 1), got {dropout}")
+        sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
+        self.layers = nn.ModuleList(nn.Linear(*pair, bias=False) for pair in itertools.pairwise(sizes))
+        self.dropout = dropout
+
+    def reset_parameters(self) -> None:
+        for layer in self.layers:
+            layer.reset_parameters()  # type: ignore[operator]
+
+    def forward(self, x: Tensor, ppr: Tensor | None = None) -> Tensor:
+        for depth, layer in enumerate(self.layers):
+            x = layer(self._drop(x.relu() if depth else x))
+        return x if ppr is None else ppr @ x
+
+    def _drop(self, x: Tensor) -> Tensor:
+        if x.layout != torch.sparse_csr or not self.training:
+            return F.dropout(x, self.dropout, self.training)
+        values = F.dropout(x.values(), self.dropout)
+        return torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), values, x.shape, check_invariants=False)
+
+    def extra_repr(self) -> str:
+        return f"dropout={self.dropout}"
+
+
+def to_torch(matrix: np.ndarray | sparse.csr_array, device: torch.device | str = "cpu") -> Tensor:
+    """A float32 tensor, sparse CSR where the matrix is sparse."""
+    if isinstance(matrix, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(matrix, np.float32)).to(device)
+    indptr, indices = torch.from_numpy(matrix.indptr), torch.from_numpy(matrix.indices)
+    values = torch.from_numpy(matrix.data.astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+        return torch.sparse_csr_tensor(indptr, indices, values, matrix.shape, check_invariants=False).to(device)
+
+
+class Batch(NamedTuple):
+    """Some labelled nodes with everything that their loss needs.
+
+    ``x`` holds each neighbour once, however many of the rows share it, and the columns of ``ppr`` follow ``x``.
+    """
+
+    x: Tensor
+    ppr: Tensor
+    y: Tensor
+    weight: Tensor
+    size: int  # of the whole batch, over all processes
+
+
+class RowBatches:
+    """Mini-batches of personalised-PageRank rows.
+
+    Args:
+        ppr: (L, n) CSR matrix, a row for each node.
+        x: (n, F) features: array, memory map or CSR matrix. Only the neighbours' rows are ever read.
+        y: (L,) classes of the rows' nodes.
+        weight: (L,) weights of their losses; ones where left out.
+        batch_size: rows a step, over all processes.
+        rank, world: this process takes the rows ``rank, rank + world, ...`` of each batch.
+        device: of the tensors in a batch.
+    """
+
+    def __init__(
+        self,
+        ppr: sparse.csr_array,
+        x: np.ndarray | sparse.csr_array,
+        y: np.ndarray,
+        weight: np.ndarray | None = None,
+        batch_size: int = 4200,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.ppr, self.x, self.y = ppr, x, y
+        self.weight = np.ones(len(y), np.float32) if weight is None else weight.astype(np.float32)
+        self.batch_size, self.rank, self.world, self.device = batch_size, rank, world, device
+        self._place = np.empty(ppr.shape[1], np.int64)
+        self._only: Batch | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rows in their own order."""
+        return self.epoch(np.arange(len(self.y)))
+
+    def epoch(self, order: np.ndarray) -> Iterator[Batch]:
+        """The rows in the given order. Where one batch holds them all, order is moot and it is built only once."""
+        if len(self.y) <= self.batch_size:
+            self._only = self._only or self.batch(np.arange(len(self.y)))
+            yield self._only
+            return
+        for start in range(0, len(order), self.batch_size):
+            yield self.batch(order[start : start + self.batch_size])
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """This process's share of the given rows."""
+        own = rows[self.rank :: self.world]
+        ppr = self.ppr[own]
+        # Marking beats sorting: np.unique over all neighbours costs more than the step of training that it serves.
+        present = np.zeros(ppr.shape[1], bool)
+        present[ppr.indices] = True
+        neighbours = np.flatnonzero(present)
+        self._place[neighbours] = np.arange(len(neighbours))
+        shape = (len(own), len(neighbours))
+        local = sparse.csr_array((ppr.data, self._place[ppr.indices].astype(np.int32), ppr.indptr), shape=shape)
+        return Batch(
+            to_torch(self.x[neighbours], self.device),
+            to_torch(local, self.device),
+            torch.from_numpy(self.y[own]).to(self.device),
+            torch.from_numpy(self.weight[own]).to(self.device),
+            len(rows),
+        )
+
+
+@torch.no_grad()
+def predict(
+    model: PPRGo,
+    x: np.ndarray | sparse.csr_array,
+    adjacency: sparse.csr_array,
+    *,
+    alpha: float = 0.15,
+    steps: int = 2,
+    normalization: str = "sym",
+    chunk: int = 8192,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """The class of every node, by a few steps of the power iteration that the rows approximate.
+
+        Z ← (1 - α) S Z + α H        from Z = H = MLP(X)
+
+    Args:
+        adjacency: (n, n) CSR of ones.
+        alpha: teleport probability, that of the rows (default 0.15, as released).
+        steps: 2, as released.
+        normalization: S is D^-½ A D^-½ ("sym"), D^-1 A ("row") or A D^-1 ("col"). A node without neighbours keeps the
+            α H of the formula, whose largest entry is that of H.
+        chunk: nodes a pass through the perceptron.
+
+    Returns:
+        (n,) int64.
+    """
+    choose("normalization", normalization, ("sym", "row", "col"))
+    model.eval()
+    starts = range(0, adjacency.shape[0], chunk)
+    local = np.concatenate([model(to_torch(x[start : start + chunk], device)).cpu().numpy() for start in starts])
+    degree = np.maximum(np.diff(adjacency.indptr), 1).astype(np.float32)[:, None]
+    left, right = {"sym": (degree**-0.5, degree**-0.5), "row": (1 / degree, 1.0), "col": (1.0, 1 / degree)}[
+        normalization
+    ]
+    z = local
+    for _ in range(steps):
+        z = (1 - alpha) * left * (adjacency @ (right * z)) + alpha * local
+    return z.argmax(1)

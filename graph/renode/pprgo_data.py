@@ -1,0 +1,170 @@
+"""Graphs too large for one pass over all nodes: features that stay sparse or on disk, and inductive splits."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+from torch_geometric.data import Data
+
+from fairseq_ext.errors import DataError, OptionError, choose
+from graph.renode.pagerank import binary_adjacency
+
+__all__ = ["IMBALANCES", "InductiveSplit", "LargeGraph", "inductive_split", "read_large_graph"]
+
+
+@dataclass(frozen=True)
+class LargeGraph:
+    """Edges, features and classes.
+
+    Args:
+        edge_index: (2, E) edges; duplicates count once, and neither directions nor self-loops are added.
+        x: (n, F) features: an array, a memory map (only the rows in use are read) or a scipy CSR array.
+        y: (n,) classes, int64.
+
+    Raises:
+        DataError: where they do not fit one another, a label is negative, or a feature is NaN or infinite.
+    """
+
+    edge_index: Tensor
+    x: np.ndarray | sparse.csr_array
+    y: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 2 or self.x.shape[0] != len(self.y):
+            raise DataError(f"features: found shape {self.x.shape} for {len(self.y)} labels")
+        if not len(self.y) or self.y.min() < 0:
+            raise DataError("labels: every node needs a class, and classes are numbered from 0")
+        values = self.x.data if sparse.issparse(self.x) else self.x
+        # Blocks, so that a memory map is never held as a whole.
+        if not all(np.isfinite(values[start : start + 65536]).all() for start in range(0, len(values), 65536)):
+            raise DataError("features: NaN or infinite values")
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.y.max()) + 1
+
+    @cached_property
+    def adjacency(self) -> sparse.csr_array:
+        """(n, n) float32 ones.
+
+        Raises:
+            DataError: where an edge names a node that does not exist.
+        """
+        return binary_adjacency(self.edge_index, len(self.y)).astype(np.float32)
+
+    @classmethod
+    def from_data(cls, data: Data) -> LargeGraph:
+        """The same graph as torch_geometric holds it."""
+        return cls(data.edge_index, data.x.numpy(), data.y.numpy())
+
+
+IMBALANCES = ("tinl", "qinl")
+_CSR_PARTS = ("data", "indices", "indptr", "shape")
+
+
+def _csr(arrays: np.lib.npyio.NpzFile, name: str, path: Path) -> sparse.csr_array:
+    keys = [f"{name}_{part}" if f"{name}_{part}" in arrays else f"{name}.{part}" for part in _CSR_PARTS]
+    missing = [key for key in keys if key not in arrays]
+    if missing:
+        raise DataError(f"{path}: no array {missing[0]!r}; expected adj_* and attr_* (data, indices, indptr, shape)")
+    data, indices, indptr, shape = (arrays[key] for key in keys)
+    matrix = sparse.csr_array((data.astype(np.float32, copy=False), indices, indptr), shape=tuple(shape))
+    matrix.check_format(full_check=True)  # torch's sparse products would read beyond the end
+    return matrix
+
+
+def read_large_graph(path: str | Path, features: str | Path | None = None) -> LargeGraph:
+    """A graph from PPRGo's .npz layout, which is also that of torch_geometric's ``Amazon`` data sets.
+
+    Arrays ``adj_data, adj_indices, adj_indptr, adj_shape`` (CSR), ``labels``, and either ``attr_data, ...`` (CSR) or a
+    dense ``attr_matrix``; a dot may stand for the underscore. Like torch_geometric's reader of this layout, edges are
+    made undirected, and self-loops and weights are dropped. Nothing is ever unpickled.
+
+    Args:
+        features: an ``.npy`` file of an (n, F) array instead of the ``attr`` arrays. It is memory-mapped.
+
+    Raises:
+        DataError: where a file or array is missing, or they do not fit one another.
+    """
+    path = Path(path)
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: {'not an .npz file' if path.exists() else 'no such file'}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            directed = _csr(arrays, "adj", path)
+            y = arrays["labels"].astype(np.int64)
+            if features is not None:
+                x = np.load(features, mmap_mode="r", allow_pickle=False)
+            else:
+                x = arrays["attr_matrix"] if "attr_matrix" in arrays else _csr(arrays, "attr", path)
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: {error.strerror or 'cannot be read'}") from error
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: {str(error).splitlines()[0]}") from error
+    edges = directed.tocoo()
+    if edges.shape != (len(y), len(y)):
+        raise DataError(f"{path}: found adj_shape {edges.shape} for {len(y)} labels")
+    ends = torch.from_numpy(np.stack([edges.row, edges.col])).long()
+    ends = ends[:, ends[0] != ends[1]]
+    return LargeGraph(torch.cat([ends, ends.flip(0)], 1), x, y)
+
+
+class InductiveSplit(NamedTuple):
+    """Sorted node ids."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+
+def inductive_split(y: np.ndarray, train_each: int = 50, imbalance: str = "tinl", seed: int = 0) -> InductiveSplit:
+    """The inductive splits of the released ReNode code, seeds included.
+
+    ``tinl`` (topology imbalance only): walking a random permutation, ``train_each`` nodes of each class train;
+    the 1.5 times as many nodes of each class that come first *by id* among the rest validate. ``qinl`` (quantity
+    imbalance too): the first ``classes * train_each`` nodes of the permutation train, the next 1.5 times as many
+    validate. Everything left is for testing.
+
+    Args:
+        y: (n,) classes.
+        train_each: 50, which is the released default (its grid: 20, 50, 100).
+
+    Raises:
+        OptionError: where a class has too few nodes, or training would see no node of a class.
+    """
+    choose("--imbalance", imbalance, IMBALANCES)
+    if train_each < 1:
+        raise OptionError(f"--train-each must be at least 1, got {train_each}")
+    classes, valid_each = int(y.max()) + 1, int(1.5 * train_each)
+    order = np.random.RandomState(seed).permutation(len(y))
+    if imbalance == "qinl":
+        borders = [classes * train_each, classes * (train_each + valid_each)]
+        train, valid, test = np.split(order, borders)
+        absent = np.setdiff1d(np.arange(classes), y[train])
+        if len(absent):
+            raise OptionError(f"--train-each {train_each} leaves class {absent[0]} without training nodes")
+    else:
+        train = _first_of_each_class(order, y, train_each, classes)
+        valid = _first_of_each_class(np.setdiff1d(order, train), y, valid_each, classes)
+        test = np.setdiff1d(order, np.concatenate([train, valid]))
+    if not len(test):
+        raise OptionError(f"--train-each {train_each} leaves none of {len(y)} nodes for testing")
+    return InductiveSplit(np.sort(train), np.sort(valid), np.sort(test))
+
+
+def _first_of_each_class(order: np.ndarray, y: np.ndarray, quota: int, classes: int) -> np.ndarray:
+    chosen = [order[y[order] == label][:quota] for label in range(classes)]
+    for label, ids in enumerate(chosen):
+        if len(ids) < quota:
+            raise OptionError(f"--train-each: class {label} has {len(ids)} of the {quota} nodes that it needs")
+    return np.concatenate(chosen)

@@ -1,0 +1,97 @@
+"""Totoro scores and ReNode weights of a graph's labelled nodes, as files; nothing is trained."""
+
+from __future__ import annotations
+
+import copy
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.utils import index_to_mask
+
+from fairseq_ext.errors import OptionError
+from fairseq_ext.files import replacing, write_json
+from graph.renode.data import labelled_nodes, load_graph
+from graph.renode.totoro import dataset_totoro
+from graph.renode.transform import ReNode
+
+__all__ = ["renode_transform", "run", "score_table", "scored", "scored_graph", "split_options", "write_scores"]
+
+
+def split_options(options: Namespace) -> dict[str, Any]:
+    """The arguments of :func:`graph.renode.data.make_split` beside its kind and seed."""
+    names = ("valid_each", "imbalance", "train_each", "labeling_ratio", "imbalance_ratio", "head_classes")
+    return {name: getattr(options, name) for name in names}
+
+
+def scored(data: Data, nodes: Tensor, transform: ReNode) -> Data:
+    """A shallow copy of ``data`` with ``nodes`` labelled, and what ``transform`` writes."""
+    data = copy.copy(data)
+    data.train_mask = index_to_mask(nodes, len(data.y))
+    return transform(data)
+
+
+def renode_transform(options: Namespace) -> ReNode:
+    """The transform that a command line describes."""
+    return ReNode(options.w_min, options.w_max, options.alpha, options.ties, options.tol, options.max_iter)
+
+
+def scored_graph(options: Namespace) -> Data:
+    """The graph of a command line, with one split's scores."""
+    transform = renode_transform(options)
+    data = load_graph(options.dataset, options.root, to_undirected=options.to_undirected)
+    nodes = labelled_nodes(data, options.split, options.split_seed, **split_options(options))
+    return scored(data, nodes, transform)
+
+
+def score_table(data: Data) -> dict[str, np.ndarray]:
+    """Columns ``node``, ``label``, ``totoro``, ``rank`` (0: least conflict) and ``weight`` of labelled nodes."""
+    nodes = data.train_mask.nonzero().squeeze(1)
+    scores = data.totoro[nodes]
+    rank = torch.empty(len(nodes), dtype=torch.long)
+    rank[scores.argsort(stable=True)] = torch.arange(len(nodes))
+    columns = {
+        "node": nodes,
+        "label": data.y[nodes],
+        "totoro": scores,
+        "rank": rank,
+        "weight": data.renode_weight[nodes],
+    }
+    return {name: column.numpy() for name, column in columns.items()}
+
+
+def write_scores(data: Data, folder: str | Path) -> dict[str, Any]:
+    """``scores.tsv``, ``scores.npz`` and a summary in ``scores.json``, which is returned."""
+    folder, table = Path(folder), score_table(data)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "scores.tsv") as partial, open(partial, "w", encoding="utf-8") as file:
+            file.write("\t".join(table) + "\n")
+            for node, label, score, rank, weight in zip(*table.values(), strict=True):
+                file.write(f"{node}\t{label}\t{score:.8g}\t{rank}\t{weight:.6f}\n")
+        with replacing(folder / "scores.npz") as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **table)
+        summary = {
+            "nodes": data.num_nodes,
+            "edges": data.num_edges,
+            "labelled": len(table["node"]),
+            "totoro": dataset_totoro(data.totoro),
+            "classes": {
+                int(label): {"labelled": int(of.sum()), "mean_totoro": float(table["totoro"][of].mean())}
+                for label in np.unique(table["label"])
+                for of in [table["label"] == label]
+            },
+        }
+        write_json(folder / "scores.json", summary)
+    except OSError as error:
+        raise OptionError(f"--out: cannot write to {folder}: {error.strerror}") from error
+    return summary
+
+
+def run(options: Namespace) -> dict[str, Any]:
+    """``python -m graph.renode score``."""
+    return write_scores(scored_graph(options), options.out)

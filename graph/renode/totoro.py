@@ -1,0 +1,234 @@
+"""Totoro: how strongly other classes reach a labelled node; and ReNode: training weights by its rank."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+from torch_geometric.utils import coalesce, remove_self_loops, scatter
+
+from fairseq_ext.errors import DataError, OptionError, choose
+from graph.renode.pagerank import PageRank, node_ids
+
+__all__ = [
+    "class_influence",
+    "dataset_totoro",
+    "neighbor_conflict",
+    "renode_weights",
+    "totoro",
+    "totoro_from_rows",
+]
+
+
+def totoro(
+    edge_index: Tensor,
+    y: Tensor,
+    train_mask: Tensor,
+    num_nodes: int | None = None,
+    alpha: float = 0.15,
+    tol: float = 1e-12,
+    max_iter: int = 1000,
+    method: str = "auto",
+    empty_classes: str = "error",
+) -> Tensor:
+    r"""The Totoro score of each labelled node: how far its personalised PageRank overlaps that of other classes.
+
+    .. math::
+        T_v = \sum_x \Pi_{vx} \sum_{c \ne y_v} g_c(x),\qquad g_c(x) = \frac{1}{|C_c|} \sum_{i \in C_c} \Pi_{ix}
+
+    with :math:`\Pi` of :class:`~graph.renode.PageRank` and :math:`C_c` the labelled nodes of class :math:`c`. A node
+    near the border of its class scores high; one in whose component no other class is labelled scores exactly 0.
+    Chen et al., `Topology-Imbalance Learning for Semi-Supervised Node Classification` (NeurIPS 2021, arXiv:2110.04099).
+
+    The scores are exact and need neither :math:`\Pi` nor its labelled rows. With the :math:`(n, C)` matrix
+    :math:`M_{ic} = [i \in C_c] / |C_c|`, :math:`G = \Pi^\top M` holds the :math:`g_c` and
+    :math:`T_v = \sum_{c \ne y_v} (\Pi G)_{vc}`: two sparse solves of :math:`C` columns each.
+
+    Args:
+        edge_index, num_nodes, alpha, tol, max_iter, method: The graph and the solver, as in
+            :class:`~graph.renode.PageRank`; ``num_nodes`` is the length of ``y`` by default.
+        y: Labels of all nodes. Those of unlabelled nodes only tell which classes there are.
+        train_mask: Mask of the labelled nodes, or their ids.
+        empty_classes: What to do about a class below the largest label of ``y`` that has no labelled node: ``"error"``
+            refuses it, since no training could learn it; ``"skip"`` lets it add nothing, since it has no influence.
+            Default: ``"error"`` (the released code divides by zero).
+
+    Shape:
+        - edge_index: :math:`(2, E)`
+        - y: :math:`(n)`
+        - train_mask: :math:`(n)`, or :math:`(L)` for ids
+        - output: :math:`(L)`, float64, in the order of the ids (ascending for a mask)
+
+    Raises:
+        DataError: there is no labelled node, one has a negative label, a class has none, or ``edge_index`` or
+            ``train_mask`` does not fit the graph.
+        OptionError: an option is out of range, or the solver did not converge.
+    """
+    size = len(y) if num_nodes is None else num_nodes
+    nodes, labels = _labelled(y, train_mask, size, empty_classes)
+    pagerank = PageRank(edge_index, size, alpha, tol, max_iter, method)
+    influence = pagerank.matmul(_class_means(nodes, labels, size), transpose=True)
+    return _of_other_classes(pagerank.matmul(influence)[nodes], labels)
+
+
+def class_influence(
+    edge_index: Tensor,
+    y: Tensor,
+    train_mask: Tensor,
+    num_nodes: int | None = None,
+    empty_classes: str = "error",
+    **solver: Any,
+) -> Tensor:
+    r"""The influence :math:`g_c(x)` of each class on each node; see :func:`totoro` for the formula and the arguments.
+
+    Its largest column is the label that propagation with restart, balanced by the sizes of the classes, would give.
+
+    Args:
+        **solver: Options of :class:`~graph.renode.PageRank`.
+
+    Shape:
+        - output: :math:`(n, C)`, float64, where :math:`C` is one more than the largest label of a labelled node
+    """
+    size = len(y) if num_nodes is None else num_nodes
+    nodes, labels = _labelled(y, train_mask, size, empty_classes)
+    return PageRank(edge_index, size, **solver).matmul(_class_means(nodes, labels, size), transpose=True)
+
+
+def totoro_from_rows(rows: sparse.sparray, y: Tensor, softmax: bool = True) -> Tensor:
+    r"""Totoro scores from given rows of PageRank, such as those of :func:`~graph.renode.push_pagerank`.
+
+    The formula is that of :func:`totoro`, with the given rows :math:`P` for the labelled rows of :math:`\Pi`. The
+    released code for large graphs first takes a softmax over the stored entries of each row. Since they lie in
+    :math:`[0, 1]`, that makes them nearly equal: the score then measures how far supports overlap rather than how much
+    mass they share. The rows stay sparse, where the released code makes them dense.
+
+    Args:
+        rows: Rows of the labelled nodes. Stored zeros count as absent.
+        y: Labels of these nodes. A class that none of them has adds nothing.
+        softmax: Whether to take the softmax. Default: ``True`` (as the released code).
+
+    Shape:
+        - rows: :math:`(L, n)`
+        - y: :math:`(L)`
+        - output: :math:`(L)`, float64
+
+    Raises:
+        DataError: there is no row, a label is negative, or ``rows`` and ``y`` differ in length.
+    """
+    if rows.shape[0] != len(y):
+        raise DataError(f"y: found {len(y)} labels for {rows.shape[0]} rows")
+    nodes, labels = _labelled(y, torch.arange(len(y)), len(y), "skip")
+    rows = sparse.csr_array(rows, dtype=np.float64, copy=True)
+    rows.eliminate_zeros()
+    if softmax:
+        np.exp(rows.data, out=rows.data)
+        rows.data /= np.repeat(rows.sum(axis=1), np.diff(rows.indptr))
+    means = sparse.csr_array(_class_means(nodes, labels, len(y)).numpy())
+    influence = means.T @ rows
+    return _of_other_classes(torch.from_numpy((rows @ influence.T).toarray()), labels)
+
+
+def dataset_totoro(totoro: Tensor) -> float:
+    """Topology imbalance of a whole data set: the sum of its labelled nodes' scores. Higher means more conflict.
+
+    Args:
+        totoro: Scores of :func:`totoro`, or the attribute that :class:`~graph.renode.ReNode` writes.
+    """
+    return float(totoro.sum())
+
+
+def renode_weights(totoro: Tensor, w_min: float = 0.5, w_max: float = 1.5, ties: str = "index") -> Tensor:
+    r"""Training weights of labelled nodes: a cosine over the rank of their Totoro scores.
+
+    .. math::
+        w_v = w_{\min} + \tfrac12\,(w_{\max} - w_{\min})\,\bigl(1 + \cos(\pi\,r_v / (L - 1))\bigr)
+
+    where :math:`r_v \in \{0, \dots, L-1\}` is the ascending rank of :math:`T_v`. The node with the least conflict
+    weighs :math:`w_{\max}`, the one with the most :math:`w_{\min}`; the mean is :math:`(w_{\min} + w_{\max}) / 2`.
+    Chen et al., `Topology-Imbalance Learning for Semi-Supervised Node Classification` (NeurIPS 2021, arXiv:2110.04099).
+
+    Args:
+        totoro: Scores of the labelled nodes.
+        w_min: Smallest weight. Default: 0.5 (the released code: the same).
+        w_max: Largest weight. Default: 1.5 (the released code: the same).
+        ties: How nodes of equal score share their ranks. ``"index"``: the earlier node comes first, as in the released
+            code. ``"average"``: each gets the mean of their weights (our choice), which treats alike the nodes of
+            components with one labelled class, all of score 0. Default: ``"index"``.
+
+    Shape:
+        - totoro: :math:`(L)`
+        - output: :math:`(L)`, of the type of ``totoro``. A single node weighs ``w_max`` (our choice: the formula has
+          no value there).
+
+    Raises:
+        DataError: there is no score.
+        OptionError: not ``0 <= w_min <= w_max``, or ``ties`` is unknown.
+    """
+    check_weights(w_min, w_max, ties)
+    if not len(totoro):
+        raise DataError("totoro: there is no labelled node")
+    steps = torch.arange(len(totoro), dtype=torch.float64, device=totoro.device) / max(len(totoro) - 1, 1)
+    by_rank = w_min + 0.5 * (w_max - w_min) * (1 + torch.cos(math.pi * steps))
+    weights = torch.empty_like(by_rank)
+    weights[totoro.argsort(stable=True)] = by_rank
+    if ties == "average":
+        group = totoro.unique(return_inverse=True)[1]
+        weights = scatter(weights, group, reduce="mean")[group]
+    return weights.to(totoro.dtype)
+
+
+def check_weights(w_min: float, w_max: float, ties: str) -> None:
+    """Refuses options of :func:`renode_weights` that are out of range."""
+    if not 0 <= w_min <= w_max < math.inf:
+        raise OptionError(f"w_min, w_max: wanted 0 <= w_min <= w_max, found {w_min} and {w_max}")
+    choose("ties", ties, ("index", "average"))
+
+
+def neighbor_conflict(edge_index: Tensor, y: Tensor) -> Tensor:
+    """Share of a node's neighbours that have another label: what Totoro looks like one step away.
+
+    Neighbours are the targets of a node's edges; duplicates count once and self-loops not at all.
+
+    Shape:
+        - edge_index: :math:`(2, E)`
+        - y: :math:`(n)`
+        - output: :math:`(n)`, float32; NaN where a node has no neighbour
+    """
+    source, target = coalesce(remove_self_loops(edge_index)[0].long(), num_nodes=len(y))
+    other = scatter((y[source] != y[target]).float(), source, dim_size=len(y))
+    return other / scatter(torch.ones_like(source), source, dim_size=len(y))
+
+
+def _labelled(y: Tensor, train_mask: Tensor, num_nodes: int, empty_classes: str) -> tuple[Tensor, Tensor]:
+    """Ids and labels of the labelled nodes, checked."""
+    choose("empty_classes", empty_classes, ("error", "skip"))
+    if y.shape != (num_nodes,) or y.is_floating_point():
+        raise DataError(f"y: wanted integers of shape ({num_nodes},), found {y.dtype} of shape {tuple(y.shape)}")
+    nodes = node_ids(train_mask, num_nodes, "train_mask")
+    if not len(nodes):
+        raise DataError("train_mask: there is no labelled node")
+    labels = y[nodes].long()
+    if labels.min() < 0:
+        raise DataError(f"y: a labelled node has label {labels.min()}, wanted 0 and above")
+    empty = (labels.bincount(minlength=int(y.max()) + 1) == 0).nonzero().view(-1).tolist()
+    if empty and empty_classes == "error":
+        classes = ", ".join(map(str, empty))
+        raise DataError(f"train_mask: no labelled node of class {classes}; empty_classes='skip' scores without it")
+    return nodes, labels
+
+
+def _class_means(nodes: Tensor, labels: Tensor, num_nodes: int) -> Tensor:
+    """The matrix that averages over the labelled nodes of each class, (n, C); a class without any has zeros."""
+    means = torch.zeros(num_nodes, int(labels.max()) + 1, dtype=torch.float64, device=labels.device)
+    means[nodes, labels] = 1 / labels.bincount()[labels].double()
+    return means
+
+
+def _of_other_classes(influence: Tensor, labels: Tensor) -> Tensor:
+    """Sums each row but the entry of the row's own class."""
+    # Zeroed, not subtracted: the own class has most of the sum, whose rounding would swamp the rest.
+    return influence.scatter(1, labels[:, None], 0).sum(1)

@@ -1,0 +1,130 @@
+"""The command line: each command end to end, one-line errors, real Cora where it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from torch_geometric.datasets import KarateClub
+
+from fairseq_ext.errors import InputError
+from graph.renode.__main__ import main
+from tests.helpers import ROOT, load_golden, require_data
+
+PICTURES = ["totoro_by_class.png", "rank_to_weight.png", "layout.png", "totoro_by_neighbors.png"]
+
+
+@pytest.fixture(scope="module")
+def cora_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    shutil.copytree(require_data("pyg") / "Planetoid" / "Cora", root / "Cora")
+    return str(root)
+
+
+def test_score(tmp_path, capsys):
+    main(["score", "--dataset", "KarateClub", "--split", "public", "--out", str(tmp_path)])
+    assert "KarateClub: 4 labelled nodes" in capsys.readouterr().out
+    rows = [line.split("\t") for line in (tmp_path / "scores.tsv").read_text().splitlines()]
+    arrays, summary = np.load(tmp_path / "scores.npz"), json.loads((tmp_path / "scores.json").read_text())
+    assert rows[0] == ["node", "label", "totoro", "rank", "weight"] == arrays.files
+    values = [[float(cell) for cell in row] for row in rows[1:]]
+    np.testing.assert_allclose(values, np.stack([*arrays.values()], 1), 1e-5)
+    assert sorted(arrays["rank"]) == [0, 1, 2, 3]
+    np.testing.assert_allclose(arrays["weight"][arrays["totoro"].argsort()], [1.5, 1.25, 0.75, 0.5], atol=1e-6)
+    assert summary["totoro"] == pytest.approx(arrays["totoro"].sum())
+    assert summary["classes"]["0"]["labelled"] == 1
+
+
+def test_score_of_cora_is_the_released_one(tmp_path, cora_root):
+    main(["score", "--root", cora_root, "--out", str(tmp_path)])
+    golden, arrays = load_golden("renode", "cora_none_seed0"), np.load(tmp_path / "scores.npz")
+    np.testing.assert_array_equal(arrays["node"], golden["labelled"])
+    np.testing.assert_allclose(arrays["totoro"], golden["totoro"], atol=1e-6)
+    np.testing.assert_allclose(arrays["weight"], golden["weight_0.5_1.0"], atol=0.02)
+    assert json.loads((tmp_path / "scores.json").read_text())["totoro"] == pytest.approx(float(golden["totoro_sum"]))
+
+
+def test_train_on_cora(tmp_path, cora_root, capsys):
+    command = ["train", "--root", cora_root, "--splits", "1", "--inits", "1", "--out", str(tmp_path)]
+    main(command)
+    assert "Cora, gcn, ce, ReNode on: weighted F1" in capsys.readouterr().out
+    before = (tmp_path / "results.json").read_text()
+    assert 0.76 < json.loads(before)["runs"]["split0-init0"]["weighted_f1"] < 0.84
+    main(command)
+    assert (tmp_path / "results.json").read_text() == before
+
+
+def test_train_survives_a_kill(tmp_path):
+    graph = tmp_path / "graph.pt"
+    torch.save(KarateClub()[0], graph)
+    few = "--train-each 2 --valid-each 1 --hidden 4 --splits 3 --inits 4 --epochs 15"
+    command = [sys.executable, "-m", "graph.renode", "train", "--dataset", str(graph), *few.split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def runs(out):
+        found = json.loads((tmp_path / out / "results.json").read_text())["runs"]
+        return {name: {key: run[key] for key in run if key != "seconds"} for name, run in found.items()}
+
+    killed = [*command, "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(killed, env=environment, stderr=subprocess.DEVNULL)
+    results = tmp_path / "killed" / "results.json"
+    while process.poll() is None and not (results.exists() and "split0-init0" in results.read_text()):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = runs("killed")
+    assert 0 < len(kept) < 12
+    main(killed[3:])
+    main([*command[3:], "--out", str(tmp_path / "straight")])
+    assert kept.items() <= runs("killed").items() and runs("killed") == runs("straight")
+
+
+def test_plot(tmp_path):
+    main(["plot", "--dataset", "KarateClub", "--split", "public", "--out", str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(PICTURES)
+    for name in PICTURES:
+        picture = imread(tmp_path / name)[..., :3]
+        assert picture.shape[1] > 800 and 0.002 < (picture < 0.9).any(-1).mean() < 0.6
+
+
+def test_plot_of_a_part(tmp_path, cora_root):
+    main(["plot", "--root", cora_root, "--layout-nodes", "60", "--out", str(tmp_path)])
+    assert (tmp_path / "layout.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("score --dataset KarateClub --split public --alpha 0", "alpha: 0.0 is not between 0 and 1"),
+        ("score --dataset KarateClub --split public --w-min 2", "w_min"),
+        ("score --dataset KarateKlub", "did you mean 'KarateClub'"),
+        ("train --dataset KarateClub --split public", "the graph has no val_mask"),
+        ("train --dataset KarateClub --train-each 2 --valid-each 1 --out setup.py", "--out: cannot write"),
+        ("score --dataset KarateClub --split public --out setup.py", "--out: cannot write"),
+        ("plot --dataset KarateClub --split public --out setup.py", "--out: cannot write"),
+        ("plot --dataset KarateClub --split public --layout-nodes 0", "--layout-nodes must be at least 1"),
+    ],
+)
+def test_one_line_errors(command, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=message) as refusal:
+        main(command.split())
+    # A SystemExit with a text: the interpreter prints it and exits with 1, without a traceback.
+    assert isinstance(refusal.value, SystemExit) and isinstance(refusal.value.code, str)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("command", ["train", "score", "plot", "train-large"])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0 and "--dataset" in capsys.readouterr().out

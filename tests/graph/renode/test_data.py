@@ -1,0 +1,246 @@
+"""Graphs and splits: the released splits, other kinds, files, and what is refused in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch_geometric.data import Data
+
+from fairseq_ext.errors import CheckpointError, DataError, OptionError
+from graph.renode.data import check_graph, count_splits, labelled_nodes, load_graph, make_split, quotas
+from tests.helpers import load_golden, require_data
+
+
+def toy(nodes=60, classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    edge_index = torch.randint(nodes, (2, 4 * nodes), generator=generator)
+    return Data(x=torch.rand(nodes, 5, generator=generator), edge_index=edge_index, y=torch.arange(nodes) % classes)
+
+
+def released_options(golden):
+    options = dict(train_each=int(golden.get("opt_train_each", 20)), valid_each=int(golden.get("opt_valid_each", 30)))
+    return options | dict(
+        imbalance="step" if golden["opt_step"] else "none",
+        labeling_ratio=float(golden["opt_labeling_ratio"]),
+        imbalance_ratio=float(golden["opt_imb_ratio"]),
+        head_classes=golden["opt_head_list"].tolist(),
+    )
+
+
+@pytest.mark.parametrize("name", ["small_a", "small_b", "small_c_iso", "small_d_step", "small_e_alpha"])
+def test_released_splits(name):
+    golden = load_golden("renode", name)
+    data, seed = Data(y=torch.tensor(golden["y"])), int(golden["shuffle_seed"])
+    split = make_split(data, "compat", seed, **released_options(golden))
+    assert split.train.tolist() == golden["train_idx"].tolist()
+    assert split.valid.tolist() == golden["valid_mask"].nonzero()[0].tolist()
+    assert split.test.tolist() == golden["test_mask"].nonzero()[0].tolist()
+
+
+@pytest.fixture(scope="module")
+def planetoid_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("planetoid")
+    for name in ("Cora", "CiteSeer"):
+        shutil.copytree(require_data("pyg") / "Planetoid" / name, root / name)
+    return root
+
+
+CITATION = ["cora_none_seed0", "cora_none_seed1", "cora_step_r5_seed0", "cora_step_r10_seed0", "citeseer_none_seed0"]
+
+
+@pytest.mark.parametrize("name", CITATION)
+def test_released_splits_of_citation_graphs(name, planetoid_root):
+    golden = load_golden("renode", name)
+    data = load_graph("CiteSeer" if name.startswith("citeseer") else "Cora", planetoid_root)
+    assert data.num_edges == golden["num_edges"]
+    split = make_split(data, "compat", int(golden["shuffle_seed"]), **released_options(golden))
+    assert split.train.tolist() == golden["train_idx"].tolist()
+    assert split.valid.tolist() == golden["valid_idx"].tolist()
+    assert hashlib.sha256(split.test.numpy().astype("<i8").tobytes()).hexdigest() == str(golden["test_idx_sha256"])
+
+
+@given(seed=st.integers(0, 1000), kind=st.sampled_from(["compat", "random"]))
+def test_splits_partition_the_nodes(seed, kind):
+    data = toy()
+    split = make_split(data, kind, seed, train_each=4, valid_each=3)
+    assert sorted(torch.cat([split.train, split.valid, split.test]).tolist()) == list(range(60))
+    assert torch.bincount(data.y[split.train]).tolist() == [4] * 3
+    assert torch.bincount(data.y[split.valid]).tolist() == [3] * 3
+
+
+def test_random_validation_is_random_and_compat_is_not():
+    def lowest(kind):
+        splits = [make_split(toy(3000), kind, seed, valid_each=10) for seed in range(5)]
+        return max(split.valid.max().item() for split in splits)
+
+    assert lowest("compat") < 60 < 1000 < lowest("random")
+    compat, random = (make_split(toy(), kind, 3, train_each=4, valid_each=3) for kind in ("compat", "random"))
+    assert compat.train.tolist() == random.train.tolist()
+
+
+def test_step_quotas():
+    y = torch.arange(2708) % 7
+    assert quotas(y, "step", labeling_ratio=0.05, imbalance_ratio=5) == [35] * 3 + [7] * 4
+    assert quotas(y, "step", labeling_ratio=0.05, imbalance_ratio=10, head_classes=[6]) == [8] * 6 + [80]
+    assert quotas(y, train_each=12) == [12] * 7
+
+
+def test_public_splits():
+    data = load_graph("KarateClub")
+    assert labelled_nodes(data, "public").tolist() == data.train_mask.nonzero().squeeze(1).tolist()
+    data = toy()
+    masks = torch.zeros(60, 2, dtype=torch.bool)
+    masks[:3, 0] = masks[3:9, 1] = True
+    data.train_mask, data.val_mask, data.test_mask = masks, masks[:, 0].roll(20), masks[:, 0].roll(30)
+    assert [make_split(data, "public", seed).train.tolist() for seed in (0, 1, 2)] == [
+        [0, 1, 2], [3, 4, 5, 6, 7, 8], [0, 1, 2],
+    ]  # fmt: skip
+    assert make_split(data, "public").valid.tolist() == [20, 21, 22]
+    assert [count_splits(data, kind, 5) for kind in ("public", "compat")] == [2, 5]
+    data.train_mask = masks[:, 0]
+    assert count_splits(data, "public", 5) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("compt", {}, "--split: 'compt' is not one of .* did you mean 'compat'"),
+        ("compat", dict(imbalance="stepp"), "--imbalance: 'stepp' .* did you mean 'step'"),
+        ("compat", dict(train_each=25), "--train-each.*class 0 has only 20 of 25 nodes"),
+        ("compat", dict(train_each=15, valid_each=6), "--valid-each: class 0 has only 5 of 6 nodes"),
+        ("compat", dict(train_each=10, valid_each=10), "none of the 60 nodes is left for testing"),
+        ("compat", dict(train_each=0), "--train-each must be at least 1, got 0"),
+        ("random", dict(valid_each=0), "--valid-each must be at least 1, got 0"),
+        ("compat", dict(imbalance="step", head_classes=[0, 3]), "--head-classes: .* among the classes 0 to 2"),
+        ("compat", dict(imbalance="step", labeling_ratio=0.01), "leaves a class without labelled nodes"),
+        ("compat", dict(imbalance="step", labeling_ratio=1.5), "--labeling-ratio must be in"),
+        ("public", {}, "--split public: the graph has no train_mask"),
+    ],
+)
+def test_split_refusals(kind, options, message):
+    with pytest.raises((OptionError, DataError), match=message):
+        make_split(toy(), kind, **options)
+
+
+def test_public_split_refusals():
+    data = toy()
+    data.train_mask = data.val_mask = data.test_mask = torch.zeros(60, dtype=torch.bool)
+    with pytest.raises(DataError, match="train_mask must mark some of the 60 nodes"):
+        labelled_nodes(data, "public")
+    data.train_mask = data.val_mask = data.test_mask = data.y < 2
+    with pytest.raises(DataError, match="class 2 has no labelled node"):
+        make_split(data, "public")
+
+
+def changed(**parts):
+    data = toy()
+    for name, value in parts.items():
+        data[name] = value(data[name])
+    return data
+
+
+def put(index, value):
+    def change(tensor):
+        tensor = tensor.clone()
+        tensor[index] = value
+        return tensor
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (dict(x=lambda x: None), "the graph has no x"),
+        (dict(x=put((7, 2), torch.nan)), "features of node 7 are NaN or infinite"),
+        (dict(x=put((8, 0), torch.inf)), "features of node 8 are NaN or infinite"),
+        (dict(y=put(5, -1)), "label -1 of node 5 is out of range"),
+        (dict(y=lambda y: y[:-1]), "one label for each of 60 nodes"),
+        (dict(y=lambda y: torch.nn.functional.one_hot(y)), "one label for each of 60 nodes"),
+        (dict(y=lambda y: y + 0.5), "class numbers from 0"),
+        (dict(edge_index=put((1, 3), 60)), "edge_index names node 60, the graph has nodes 0 to 59"),
+        (dict(edge_index=put((0, 0), -2)), "edge_index names node -2"),
+        (dict(edge_index=lambda e: e.T), "edge_index must be integers of shape"),
+    ],
+)
+def test_graph_refusals(parts, message):
+    with pytest.raises(DataError, match=message):
+        check_graph(changed(**parts), "toy")
+
+
+def test_column_labels_and_other_types_are_taken():
+    data = toy()
+    odd = Data(x=data.x.double(), edge_index=data.edge_index.int(), y=data.y.float().unsqueeze(1))
+    checked = check_graph(odd)
+    assert checked.y.equal(data.y) and checked.x.dtype == torch.float32 and checked.edge_index.dtype == torch.long
+    assert odd.y.shape == (60, 1)
+
+
+def test_saved_graphs(tmp_path):
+    data = toy()
+    torch.save(data, tmp_path / "data.pt")
+    torch.save(data.to_dict(), tmp_path / "dict.pt")
+    for name in ("data.pt", "dict.pt"):
+        loaded = load_graph(str(tmp_path / name))
+        assert loaded.x.equal(data.x) and loaded.y.equal(data.y) and loaded.edge_index.equal(data.edge_index)
+    directed = load_graph(str(tmp_path / "data.pt"), to_undirected=True, normalize_features=True)
+    assert directed.is_undirected() and directed.x.sum(1).allclose(torch.ones(60))
+
+
+class Hostile:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_hostile_and_damaged_files(tmp_path, capsys):
+    torch.save({"x": Hostile()}, tmp_path / "hostile.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Hostile(), protocol=2))
+    np.savez(tmp_path / "pickle.npz", labels=np.array([Hostile()], dtype=object))
+    (tmp_path / "text.npz").write_text("no zip")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name, message in [
+        ("hostile.pt", "could run code"),
+        ("pickle.pt", "refused|no checkpoint"),
+        ("pickle.npz", "not an .npz in the layout"),
+        ("text.npz", "not an .npz in the layout"),
+        ("list.pt", "holds a list, not a torch_geometric Data"),
+        ("absent.pt", "No such file"),
+        ("absent.npz", "No such file"),
+    ]:
+        with pytest.raises((DataError, CheckpointError), match=message):
+            load_graph(str(tmp_path / name))
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Coraa", "--dataset: 'Coraa' is not one of .*did you mean 'Cora'"),
+        ("CitationFul:DBLP", "did you mean 'CitationFull'"),
+        ("ogbn-arxiw", "did you mean 'ogbn-arxiv'"),
+        ("CitationFull", "CitationFull holds several graphs; name one"),
+        ("StochasticBlockModelDataset", "not available under --root"),
+    ],
+)
+def test_unknown_data_sets(name, message, tmp_path):
+    with pytest.raises((OptionError, DataError), match=message) as refusal:
+        load_graph(name, tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_ogb_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ogb", None)
+    with pytest.raises(DataError, match="needs the package ogb: pip install ogb"):
+        load_graph("ogbn-arxiv", tmp_path)
+
+
+def test_npz_in_amazons_layout():
+    data = load_graph(str(require_data("pyg") / "Amazon/Photo/raw/amazon_electronics_photo.npz"))
+    assert (data.num_nodes, data.num_edges, data.num_features) == (7650, 238162, 745)

@@ -1,0 +1,190 @@
+"""Training: the released loop, the losses by name, resume, and that ReNode's weights arrive."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch_geometric.data import Data
+
+from fairseq_ext.errors import OptionError
+from graph.renode import train
+from graph.renode.__main__ import parse
+from graph.renode.data import Split
+from graph.renode.model import build_model
+from graph.renode.train import LOSSES, Recipe, f1, fit, make_loss
+from tests.helpers import load_golden
+
+
+@pytest.mark.parametrize("name", ["train_gcn_ce_off", "train_gcn_ce_on"])
+def test_released_training(name):
+    golden = load_golden("renode", name)
+    arrays = {key: torch.tensor(golden[key]) for key in ("x", "edge_index", "y", "rn_weight", "train_size_per_class")}
+    data = Data(x=arrays["x"], edge_index=arrays["edge_index"], y=arrays["y"])
+    masks = (torch.tensor(golden[f"{part}_mask"]) for part in ("train", "valid", "test"))
+    split = Split(*(mask.nonzero().squeeze(1) for mask in masks))
+    model = build_model("gcn", data.num_features, 4, 16, dropout=0.0)
+    released = {"convs.0": "init.conv1", "convs.1": "init.conv2"}
+    names = {name: released[name[:7]] + name[7:] for name in model.state_dict()}
+    model.load_state_dict({name: torch.tensor(golden[key]) for name, key in names.items()})
+    recipe = Recipe(
+        weight_decay=float(golden["weight_decay"]),
+        least_epochs=int(golden["least_epoch"]),
+        patience=int(golden["early_stop"]),
+        epochs=int(golden["max_epoch"]),
+    )
+    cross_entropy, losses = make_loss("ce", arrays["train_size_per_class"]), []
+
+    def recorded(logits, target, weight):
+        losses.append(cross_entropy(logits, target, weight))
+        return losses[-1]
+
+    best = fit(model, data, split, recorded, arrays["rn_weight"][split.train] if golden["renode"] else None, recipe)
+    assert (best.best_epoch, best.epochs) == (golden["best_epoch"], golden["epochs_run"])
+    torch.testing.assert_close(best.logits, torch.tensor(golden["logits_best"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.stack(losses).double(), torch.tensor(golden["log_loss"]), rtol=0, atol=6e-5)
+    assert best.valid_f1 == pytest.approx(golden["log_val_wf1"].max(), abs=6e-5)
+    assert f1(best.logits, data.y, split.test) == pytest.approx(float(golden["test_wf1"]))
+    assert f1(best.logits, data.y, split.test, "macro") == pytest.approx(float(golden["test_mf1"]))
+    with torch.no_grad():  # the model itself is left at its best epoch
+        torch.testing.assert_close(model.eval()(data.x, data.edge_index), best.logits)
+
+
+def test_learning_rate():
+    recipe = Recipe()
+    rates = [recipe.lr * recipe.lr_factor(epoch - 1) for epoch in (1, 20, 21, 30, 200)]
+    assert rates == pytest.approx([0.0075, 0.0075, 0.0075 * 0.95, 0.0075 * 0.95**10, 1e-4])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_by_name_take_weights(name):
+    torch.manual_seed(0)
+    logits, y, weight = torch.randn(6, 3), torch.randint(3, (6,)), torch.rand(6)
+    loss = make_loss(name, torch.tensor([4, 1, 2]))
+    each = torch.stack([loss(logits[i : i + 1], y[i : i + 1], None) for i in range(6)])
+    torch.testing.assert_close(loss(logits, y, weight), (weight * each).mean())
+    torch.testing.assert_close(loss(logits, y, None), each.mean())
+    if name == "ce":
+        torch.testing.assert_close(loss(logits, y, None), F.cross_entropy(logits, y))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cbsoftmax", {}, "--loss: 'cbsoftmax' is not one of .*did you mean 'cb-softmax'"),
+        ("focal", dict(gamma=-1.0), "--loss focal: gamma must be at least 0"),
+        ("cb-softmax", dict(beta=1.0), "--loss cb-softmax: beta must be in"),
+        ("encouraging", dict(log_end=3.0), "--loss encouraging: log_end"),
+    ],
+)
+def test_loss_refusals(name, options, message):
+    with pytest.raises(OptionError, match=message):
+        make_loss(name, torch.tensor([4, 1, 2]), **options)
+
+
+@pytest.fixture
+def graph_file(tmp_path):
+    """Three communities whose features tell the class only in part."""
+    torch.manual_seed(0)
+    y = torch.arange(150) % 3
+    same = torch.rand(150, 150) < torch.where(y[:, None] == y, 0.05, 0.01)
+    edge_index = torch.triu(same, 1).nonzero().T
+    x = 2 * F.one_hot(y, 3) + torch.randn(150, 3)
+    torch.save(Data(x=x, edge_index=torch.cat([edge_index, edge_index.flip(0)], 1), y=y), tmp_path / "graph.pt")
+    return tmp_path / "graph.pt"
+
+
+def options(graph_file, *more: str) -> Namespace:
+    few = "--train-each 6 --valid-each 6 --splits 2 --inits 2 --epochs 12 --hidden 8"
+    command = ["train", "--dataset", str(graph_file), "--out", str(graph_file.parent / "out"), *few.split(), *more]
+    return parse(command)
+
+
+def results(graph_file, folder="out"):
+    return json.loads((graph_file.parent / folder / "results.json").read_text())
+
+
+def outcomes(runs):
+    return {name: {key: value for key, value in run.items() if key != "seconds"} for name, run in runs.items()}
+
+
+def test_run_and_resume(graph_file, monkeypatch):
+    train.run(options(graph_file))
+    straight = results(graph_file)
+    assert sorted(straight["runs"]) == [f"split{s}-init{i}" for s in (0, 1) for i in (0, 1)]
+    assert straight["summary"]["weighted_f1"]["runs"] == 4 and straight["summary"]["weighted_f1"]["mean"] > 0.4
+    assert {"torch", "torch-geometric", "scikit-learn"} <= set(straight["environment"])
+
+    once, calls = train.train_once, []
+
+    def dies_in_the_third(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return once(*arguments)
+
+    monkeypatch.setattr(train, "train_once", dies_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(options(graph_file, "--out", str(graph_file.parent / "killed")))
+    assert len(results(graph_file, "killed")["runs"]) == 2
+    resumed = train.run(options(graph_file, "--out", str(graph_file.parent / "killed")))
+    assert len(calls) == 5  # 2 + the one that died + the 2 that were left
+    assert outcomes(resumed.runs) == outcomes(straight["runs"])
+    # More splits extend the same folder; another setting does not fit into it.
+    train.run(options(graph_file, "--out", str(graph_file.parent / "killed"), "--splits", "3"))
+    assert len(calls) == 7
+    with pytest.raises(OptionError, match=r"--out.*runs with loss = ce, now loss = focal"):
+        train.run(options(graph_file, "--out", str(graph_file.parent / "killed"), "--loss", "focal"))
+
+
+def test_renode_weights_reach_the_loss(graph_file, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "fit", lambda *a: seen.append(a) or fit(*a))
+    experiment = train.run(options(graph_file, "--splits", "1", "--inits", "1", "--w-min", "0.25", "--w-max", "1.75"))
+    _, _, split, _, weight, _ = seen[0]
+    assert weight.min() == 0.25 and weight.max() == 1.75 and weight.mean().item() == pytest.approx(1.0)
+    assert experiment.runs["split0-init0"]["totoro"] > 0
+    # The weights follow the order in which nodes were drawn, not the order of their ids.
+    from graph.renode import ReNode
+    from graph.renode.data import load_graph
+
+    graph = load_graph(str(graph_file))
+    graph.train_mask = torch.zeros(150, dtype=torch.bool).index_fill(0, split.train, True)
+    assert weight.equal(ReNode(w_min=0.25, w_max=1.75)(graph).renode_weight[split.train])
+    assert not split.train.equal(split.train.sort()[0])
+
+    train.run(options(graph_file, "--renode", "off", "--out", str(graph_file.parent / "off")))
+    assert seen[-1][4] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--alpha", "1.2"], "alpha: 1.2 is not between 0 and 1"),
+        (["--model", "gccn"], "--model: 'gccn' is not one of .*did you mean 'gcn'"),
+        (["--loss", "focl"], "--loss: 'focl' is not one of .*did you mean 'focal'"),
+        (["--splits", "0"], "--splits and --inits must be at least 1"),
+        (["--epochs", "0"], "--epochs must be positive"),
+        (["--lr", "nan"], "--lr must be positive"),
+        (["--ties", "avg"], "ties: 'avg' is not one of"),
+        (["--device", "cuda:99"], "--device cuda:99: not available"),
+        (["--train-each", "60"], "--train-each"),
+    ],
+)
+def test_refused_before_anything_is_written(graph_file, more, message):
+    with pytest.raises(OptionError, match=message):
+        train.run(options(graph_file, *more))
+    assert not (graph_file.parent / "out" / "results.json").exists()
+
+
+def test_a_model_of_whole_graphs_is_refused(graph_file):
+    with pytest.raises(OptionError, match=r"--model: gives \(1, 3\), not a row of logits for each of 150 nodes"):
+        train.run(options(graph_file, "--model", "torch_geometric.nn.models.NeuralFingerprint"))
+
+
+def test_a_diverging_loss_is_named(graph_file):
+    with pytest.raises(OptionError, match=r"--lr 1e\+30: the loss is (nan|inf) at epoch"):
+        train.run(options(graph_file, "--lr", "1e30"))
