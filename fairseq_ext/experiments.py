@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import platform
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,10 @@ class Experiment:
             if found["runs"]:
                 self._refuse_other(found["settings"])
             self.runs = found["runs"]
-        self._write()  # a folder that cannot be written must not cost a run first
+        with self._writing():  # a folder that cannot be written must not cost a run first
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.file.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -92,18 +97,19 @@ class Experiment:
     def add(self, name: str, run: Mapping[str, Any]) -> None:
         """Keep a finished run."""
         self.runs[name] = dict(run)
-        self._write()
-
-    def _write(self) -> None:
         content = {
             "settings": self.settings,
             "environment": self.environment,
             "runs": self.runs,
             "summary": self.summary(),
         }
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self._writing():
             write_json(self.file, content)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise OptionError(f"--out: cannot write {self.file}: {error.strerror}") from error
 
