@@ -104,7 +104,7 @@ class ConvStack(nn.Module):
 
     def reset_parameters(self) -> None:
         for conv in self.convs:
-            conv.reset_parameters()
+            conv.reset_parameters()  # type: ignore[operator]
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         for conv in self.convs[:-1]:
@@ -119,7 +119,7 @@ class Propagated(nn.Module):
     Personalized PageRank", arXiv:1810.05997.
     """
 
-    def __init__(self, mlp: nn.Module, propagation: nn.Module) -> None:
+    def __init__(self, mlp: MLP, propagation: nn.Module) -> None:
         super().__init__()
         self.mlp, self.propagation = mlp, propagation
 

@@ -74,7 +74,7 @@ def write_scores(data: Data, folder: str | Path) -> dict[str, Any]:
             for node, label, score, rank, weight in zip(*table.values(), strict=True):
                 file.write(f"{node}\t{label}\t{score:.8g}\t{rank}\t{weight:.6f}\n")
         with replacing(folder / "scores.npz") as partial, open(partial, "wb") as file:
-            np.savez_compressed(file, **table)
+            np.savez_compressed(file, **table)  # type: ignore[arg-type]
         summary = {
             "nodes": data.num_nodes,
             "edges": data.num_edges,
