@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import io
 import json
 import os
@@ -18,11 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import fairseq_ext
 from fairseq_ext.files import read_json, write_json
 
 from .corpus import build_corpus
 
 SPLITS = ("train", "valid", "test")
+USER_DIR = str(Path(fairseq_ext.__file__).parent)
 
 # Everything this package adds, switched on together; and fairseq's own Transformer and loss, for comparison.
 SYSTEMS: dict[str, list[str]] = {
@@ -136,7 +137,7 @@ class Pipeline:
         """`fairseq-train`: a fixed number of updates, the best checkpoint chosen by validation likelihood."""
         s, folder = self.settings, self.out / system
         report = max(1, s.updates // 20)
-        arguments = [str(self.data_dir), *_device(), "--user-dir", user_dir(), "--seed", str(s.seed)]
+        arguments = [str(self.data_dir), *_device(), "--user-dir", USER_DIR, "--seed", str(s.seed)]
         arguments += [*ARCHITECTURE, *SYSTEMS[system], *OPTIMISATION, "--max-update", str(s.updates)]
         validate = str(max(1, s.updates // 8))
         arguments += ["--validate-interval-updates", validate, "--save-interval-updates", validate]
@@ -165,7 +166,7 @@ class Pipeline:
         """`fairseq-generate` on the test set, then sacreBLEU against the untouched reference text."""
         s, folder = self.settings, self.out / system / "test"
         checkpoint = self.out / system / "checkpoint_best.pt"
-        arguments = [str(self.data_dir), *_device(), "--user-dir", user_dir(), "--gen-subset", "test"]
+        arguments = [str(self.data_dir), *_device(), "--user-dir", USER_DIR, "--gen-subset", "test"]
         arguments += ["--path", str(checkpoint), "--beam", str(BEAM), "--lenpen", str(LENPEN)]
         arguments += ["--remove-bpe", "sentencepiece", "--max-tokens", "8000", "--no-progress-bar"]
 
@@ -286,16 +287,6 @@ class Pipeline:
                     follow(line)
         if process.returncode:
             raise PipelineError(f"fairseq-{tool}: exit code {process.returncode}: {last} (all of it: {log})")
-
-
-def user_dir() -> str:
-    """The folder that `--user-dir` wants, found without importing the plugin (which would import fairseq)."""
-    spec = importlib.util.find_spec("fairseq_ext")
-    if spec is None or spec.origin is None:
-        raise PipelineError(
-            "fairseq_ext: not installed (run `make install`, or start from the repository's top folder)"
-        )
-    return str(Path(spec.origin).parent)
 
 
 def log_records(lines: list[str] | Any) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from .pipeline import Pipeline, log_records, user_dir
+import fairseq_ext
+
+from .pipeline import Pipeline, log_records
 
 _COLOURS = {"combined": "#0b6e99", "plain": "#c0562b"}
 _LABELS = {"combined": "all methods combined", "plain": "plain Transformer"}
@@ -34,9 +35,9 @@ def cross_attention(pipeline: Pipeline, index: int, topk: int | None) -> tuple[T
 
     `topk=None` is the model as trained; another value replaces its number of selected keys, 0 meaning all.
     """
-    from fairseq import checkpoint_utils, utils
+    from fairseq import checkpoint_utils
 
-    utils.import_user_module(Namespace(user_dir=user_dir()))
+    fairseq_ext.register()
     overrides: dict[str, Any] = {"data": str(pipeline.data_dir)}
     if topk is not None:
         overrides["attention_topk"] = topk

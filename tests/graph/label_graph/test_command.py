@@ -143,8 +143,8 @@ def test_killed_run_ends_where_a_straight_one_ends(data, tmp_path, monkeypatch, 
             patch.setattr(training, "save_atomically", killed(training.save_atomically, 3))
         with pytest.raises(KeyboardInterrupt):
             main([*arguments, "--out", str(tmp_path / "killed")])
-    assert not results(tmp_path / "killed")["runs"]
-    other = Options(**results(tmp_path / "killed")["settings"] | {"lr": 0.5})
+    assert not (tmp_path / "killed" / "results.json").exists()
+    other = Options(**results(tmp_path / "straight")["settings"] | {"lr": 0.5})
     with pytest.raises(OptionError, match=r"--out: .*checkpoint.pt was trained with other options"):
         training.train(other, training.prepare(other), 1, tmp_path / "killed" / "seed1")
     main([*arguments, "--out", str(tmp_path / "killed")])
