@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -135,11 +136,17 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
     )
     score = read_json(scores)
     row = {"system": name, "size": size, "seed": seed, "updates": updates, "seconds": round(seconds), **score}
-    row["curve"] = validation_curve(folder / "train.log")
+    row |= {"parameters": parameters(folder / "train.log"), "curve": validation_curve(folder / "train.log")}
     write_json(result, row)
     for checkpoint in folder.glob("checkpoint_*.pt"):
         checkpoint.unlink()
     return row
+
+
+def parameters(log: Path) -> int:
+    """The size of the model, from fairseq's log."""
+    found = re.search(r"num\. shared model params: ([\d,]+)", log.read_text(encoding="utf-8"))
+    return int(found[1].replace(",", "")) if found else 0
 
 
 def validation_curve(log: Path) -> list[tuple[int, float]]:
@@ -163,8 +170,8 @@ for any row. Seeds {seeds}; {environment}.
 
     python -m examples.results {command}
 
-| system | BLEU | difference to the Transformer | validation bits per token |
-|---|---|---|---|
+| system | parameters | BLEU | difference to the Transformer | validation bits per token |
+|---|---|---|---|---|
 {rows}
 
 sacreBLEU signature: `{signature}`, {sentences} of 1,000 sentences scored. {spread}
@@ -216,7 +223,7 @@ def section(content: dict[str, Any]) -> str:
         spread = f" ± {statistics.stdev(row['sacrebleu'] for row in found):.2f}" if len(found) > 1 else ""
         delta = "" if baseline is None or name == "Transformer" else f"{means[name] - baseline:+.2f}"
         bits = statistics.mean(min(value for _, value in row["curve"]) for row in found)
-        lines.append(f"| {name} | {means[name]:.2f}{spread} | {delta} | {bits:.3f} |")
+        lines.append(f"| {name} | {found[0]['parameters']:,} | {means[name]:.2f}{spread} | {delta} | {bits:.3f} |")
     _plot(by_system, RESULTS / f"{content['name']}.png")
     seeds = sorted({row["seed"] for row in rows})
     updates = rows[0]["updates"]

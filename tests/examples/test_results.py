@@ -14,7 +14,8 @@ from fairseq_ext.files import write_json
 def row(system: str, seed: int, bleu: float, bits: float) -> dict:
     curve = [[100, bits + 1], [200, bits], [300, bits + 0.5]]
     signature = "nrefs:1|case:mixed"
-    return dict(system=system, seed=seed, updates=300, sacrebleu=bleu, sentences=1000, signature=signature, curve=curve)
+    scores = {"sacrebleu": bleu, "sentences": 1000, "signature": signature}
+    return {"system": system, "seed": seed, "updates": 300, "parameters": 1234, "curve": curve, **scores}
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def test_means_spread_and_differences(results, tmp_path):
     write(results, [row("Transformer", 1, 30.0, 3.0), row("Transformer", 2, 32.0, 3.2), row("MUSE", 1, 33.5, 2.5)])
     report.write_report()
     text = (tmp_path / "docs" / "RESULTS.md").read_text()
-    assert "| Transformer | 31.00 ± 1.41 |  | 3.100 |" in text
-    assert "| MUSE | 33.50 | +2.50 | 2.500 |" in text
+    assert "| Transformer | 1,234 | 31.00 ± 1.41 |  | 3.100 |" in text
+    assert "| MUSE | 1,234 | 33.50 | +2.50 | 2.500 |" in text
     assert "python -m examples.results translation --seeds 1 2" in text
     assert "Means over the seeds" in text and "P, 1 thread(s); python 3, torch 2" in text
     assert (results / "multi30k_small.png").stat().st_size > 10_000
@@ -49,7 +50,7 @@ def test_one_seed_is_said_to_be_one(results, tmp_path):
     write(results, [row("AdaNorm", 1, 30.0, 3.0)])
     report.write_report()
     text = (tmp_path / "docs" / "RESULTS.md").read_text()
-    assert "| AdaNorm | 30.00 |  | 3.000 |" in text and "the spread between seeds was not measured" in text
+    assert "| AdaNorm | 1,234 | 30.00 |  | 3.000 |" in text and "the spread between seeds was not measured" in text
 
 
 def test_nothing_measured_writes_nothing(results, tmp_path):
