@@ -1,4 +1,4 @@
-"""The runs of one experiment (splits x seeds, folds, ...) in one ``results.json``, so that a killed one goes on."""
+"""What every trainer needs: the runs of an experiment in one ``results.json``, the device, the random state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from .errors import DataError, OptionError
 from .files import read_json, write_json
 
-__all__ = ["Experiment", "environment"]
+__all__ = ["Experiment", "environment", "random_state", "set_random_state", "torch_device"]
 
 
 def environment(*packages: str) -> dict[str, str | int]:
@@ -35,6 +35,32 @@ def environment(*packages: str) -> dict[str, str | int]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", *packages)},
     }
+
+
+def torch_device(name: str = "auto") -> torch.device:
+    """The device of ``--device``; ``auto`` is the GPU where there is one.
+
+    Raises:
+        OptionError: a name that torch does not know, or a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        raise OptionError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def random_state() -> dict[str, Any]:
+    """State of torch's generators, for a checkpoint."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Go on from a :func:`random_state`; that of the GPUs only where there are as many as then."""
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 class Experiment:

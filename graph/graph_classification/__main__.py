@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-
-from fairseq_ext.errors import OptionError, choose
-from fairseq_ext.experiments import Experiment
+from fairseq_ext.errors import OptionError
+from fairseq_ext.experiments import Experiment, torch_device
 
 from .data import load_dataset, random_splits, stratified_folds
 from .train import DEFER_START, Settings, compare, spread_of_repeats, train_all
@@ -32,7 +30,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     protocol.add_argument("--folds", type=int, help="stratified cross-validation instead of random splits")
     train.add_argument("--repeats", type=int, default=1, help="of all runs or folds (default: 1; paper: 5)")
     train.add_argument("--seed", type=int, default=0, help="of the first run; others count on (default: 0)")
-    train.add_argument("--device", help="default: cuda where there is one, else cpu")
+    train.add_argument(
+        "--device", default="auto", help="cpu, cuda, ...; auto: the GPU where there is one (default: auto)"
+    )
     for option in fields(Settings):
         default = None if option.name == "defer_start" else option.default
         flag = f"--{option.name.replace('_', '-')}"
@@ -53,7 +53,7 @@ def train_command(options: argparse.Namespace) -> None:
     for name in ("runs", "repeats"):
         if getattr(options, name) < 1:
             raise OptionError(f"--{name}: {getattr(options, name)}, must be at least 1")
-    device = choose_device(options.device)
+    device = torch_device(options.device)
     dataset = load_dataset(options.root, options.dataset, options.use_node_attr)
     make_splits, runs = (random_splits, options.runs) if options.folds is None else (stratified_folds, options.folds)
     splits = make_splits(dataset.y, runs, options.repeats, options.seed)
@@ -73,19 +73,6 @@ def train_command(options: argparse.Namespace) -> None:
         f" {found['epochs']['mean']:.0f} epochs a run, {found['bonus_epochs']['mean']:.0f} with the bonus"
     )
     print(f"results: {experiment.file}")
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name, or the GPU where there is one."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    choose("--device", name.split(":")[0], ["cpu", "cuda"])
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise OptionError(f"--device: {name}: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def compare_command(options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
 from fairseq_ext.errors import CheckpointError, DataError, OptionError, choose
-from fairseq_ext.experiments import Experiment
+from fairseq_ext.experiments import Experiment, random_state, set_random_state
 from fairseq_ext.files import load_safely, read_json, save_atomically
 from fairseq_ext.losses import EncouragingLoss
 
@@ -178,7 +178,7 @@ def train_run(
             epoch, best_epoch, best_accuracy, best_weights = state["progress"]
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            _set_rng(state["rng"], device)
+            set_random_state(state["random"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint}: not a checkpoint of graph_classification; delete it") from error
 
@@ -197,7 +197,7 @@ def train_run(
                 "progress": (epoch, best_epoch, best_accuracy, best_weights),
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "rng": _get_rng(device),
+                "random": random_state(),
             }
             save_atomically(state, checkpoint)
         if on_epoch:
@@ -212,17 +212,6 @@ def train_run(
         "epochs": epoch + 1,
         "bonus_epochs": bonus_epochs,
     }
-
-
-def _get_rng(device: torch.device) -> list[Tensor]:
-    # The order of the graphs comes from the CPU's generator, dropout from the device's.
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def _set_rng(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
 
 
 def train_all(

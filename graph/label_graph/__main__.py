@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.experiments import torch_device
 from fairseq_ext.files import write_json
 from graph.label_graph.classifier import Classifier
 from graph.label_graph.data import label_matrix, read_file, read_splits
@@ -21,21 +20,11 @@ from graph.label_graph.synthetic import HIDDEN, synthesize
 from graph.label_graph.train import run, score
 
 
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return name
-
-
 def _train(arguments: argparse.Namespace) -> None:
     if arguments.runs < 1:
         raise OptionError(f"--runs must be at least 1, got {arguments.runs}")
     options = parsed_options(arguments)
-    experiment = run(options, arguments.out, arguments.seed, arguments.runs, _device(arguments.device))
+    experiment = run(options, arguments.out, arguments.seed, arguments.runs, torch_device(arguments.device))
     summary = experiment.summary()
     thresholds = {run["threshold_source"] for run in experiment.runs.values()}
     for name in METRICS:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fairseq_ext.errors import InputError, OptionError
-from fairseq_ext.experiments import Experiment
+from fairseq_ext.experiments import Experiment, random_state, set_random_state
 from fairseq_ext.files import load_safely, save_atomically
 from graph.label_graph.classifier import Classifier, build_network, tokenized
 from graph.label_graph.data import SPLITS, label_matrix, label_names, read_splits
@@ -91,17 +91,9 @@ def _train_epoch(classifier: Classifier, optimizer: torch.optim.Optimizer, ids: 
     return float(total) / len(ids)
 
 
-def _random_state() -> dict[str, Any]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def train(options: Options, corpus: Corpus, seed: int, folder: str | Path, device: str = "cpu") -> dict[str, Any]:
+def train(
+    options: Options, corpus: Corpus, seed: int, folder: str | Path, device: str | torch.device = "cpu"
+) -> dict[str, Any]:
     """Train with one seed; ``folder`` gets ``model.pt`` (of the best epoch) and ``checkpoint.pt`` (of the last).
 
     A ``checkpoint.pt`` that is there already is gone on from, and the end is that of an uninterrupted run, bit for
@@ -135,7 +127,7 @@ def train(options: Options, corpus: Corpus, seed: int, folder: str | Path, devic
     if resume:
         network.load_state_dict(resume["network"])
         optimizer.load_state_dict(resume["optimizer"])
-        _set_random_state(resume["random"])
+        set_random_state(resume["random"])
         progress = resume["progress"]
 
     sign = -1 if options.select in LOWER_IS_BETTER else 1
@@ -158,7 +150,7 @@ def train(options: Options, corpus: Corpus, seed: int, folder: str | Path, devic
             bar.set_postfix(loss=f"{loss:.3f}", **{options.select: f"{entry[options.select]:.3f}"})
         progress["epoch"] = epoch
         progress["history"].append(entry)
-        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "random": _random_state()}
+        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "random": random_state()}
         save_atomically(state | {"options": options.as_dict(), "progress": progress}, checkpoint)
 
     best = Classifier.load(folder / "model.pt")
@@ -174,7 +166,9 @@ def train(options: Options, corpus: Corpus, seed: int, folder: str | Path, devic
     }
 
 
-def run(options: Options, out: str | Path, seed: int = 1, runs: int = 1, device: str = "cpu") -> Experiment:
+def run(
+    options: Options, out: str | Path, seed: int = 1, runs: int = 1, device: str | torch.device = "cpu"
+) -> Experiment:
     """Train with the seeds ``seed``, ``seed + 1``, ...; finished ones in ``out`` are not run again."""
     corpus = prepare(options)  # bad data must not leave a results.json
     experiment = Experiment(out, options.as_dict(), ("gensim", "scikit-learn"))

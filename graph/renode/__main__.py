@@ -127,7 +127,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         default=3,
         help="seeds 0, 1, ... of initialisation and dropout, for each split. Default: 3 (as released)",
     )
-    add("--device", default="cpu", help="as torch names it. Default: cpu")
+    add("--device", default="auto", help="as torch names it; auto: the GPU where there is one. Default: auto")
     add(
         "--out",
         type=Path,

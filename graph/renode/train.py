@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from fairseq_ext.errors import OptionError, choose
-from fairseq_ext.experiments import Experiment
+from fairseq_ext.experiments import Experiment, torch_device
 from fairseq_ext.losses import (
     class_balanced_softmax_loss,
     encouraging_loss,
@@ -185,7 +185,7 @@ def run(options: Namespace) -> Experiment:
         normalize_features=options.normalize_features,
         to_undirected=options.to_undirected,
     )
-    on_device = copy.copy(data).to(_device(options.device))
+    on_device = copy.copy(data).to(torch_device(options.device))
     count = count_splits(data, options.split, options.splits)
     splits = [make_split(data, options.split, seed, **split_options(options)) for seed in range(count)]
     # Made to refuse wrong options before anything is written.
@@ -247,12 +247,3 @@ def _model(data: Data, options: Namespace) -> nn.Module:
 def _loss(data: Data, split: Split, options: Namespace) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     counts = torch.bincount(data.y[split.train], minlength=int(data.y.max()) + 1)
     return make_loss(options.loss, counts, gamma=options.gamma, beta=options.beta, log_end=options.log_end)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
-        raise OptionError(f"--device {name}: not available ({str(error).splitlines()[0]})") from error
-    return device

@@ -226,8 +226,8 @@ def test_finished_runs_are_never_run_again(rings, tmp_path, monkeypatch):
         (["--batch-size", "0"], "--batch-size: 0"),
         (["--patience", "0"], "--patience: 0"),
         (["--max-epochs", "0"], "--max-epochs: 0"),
-        (["--device", "tpu"], "--device: 'tpu'"),
-        (["--device", "cuda:99"], "--device: cuda:99: "),
+        (["--device", "tpu"], "--device tpu: "),
+        (["--device", "cuda:99"], "--device cuda:99: "),
     ],
     ids=" ".join,
 )

@@ -1,0 +1,107 @@
+"""Divergences between distributions: soft targets, distillation, and pairs of row-stochastic matrices."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["distillation_kl", "matrix_kl", "soft_target_cross_entropy", "soft_target_kl"]
+
+
+def _reduce(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    if weight is not None:
+        loss = loss * weight
+    if reduction == "none":
+        return loss
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be none, mean or sum, got {reduction!r}")
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def soft_target_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Cross-entropy with a distribution as target.
+
+    .. math:: \ell_i = -\sum_l q_{il} \log p_{il}, \qquad p_i = \mathrm{softmax}(z_i / T)
+
+    Args:
+        input: logits :math:`z`, ``(*, C)``.
+        target: probabilities :math:`q`, ``(*, C)``.
+        temperature: :math:`T`.
+        weight: of each example, ``(*)``; the mean is over examples, not over their weights.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+    return _reduce(-(target * F.log_softmax(input / temperature, dim=-1)).sum(-1), weight, reduction)
+
+
+def soft_target_kl(
+    input: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Kullback-Leibler divergence of a softmax from a target distribution.
+
+    .. math:: \ell_i = \sum_l q_{il} (\log q_{il} - \log p_{il}), \qquad p_i = \mathrm{softmax}(z_i / T)
+
+    with :math:`0 \log 0 = 0`; :func:`soft_target_cross_entropy` less the entropy of the target, so the gradient with
+    respect to :math:`z` is the same. Not multiplied by :math:`T^2`.
+
+    Args:
+        input: logits :math:`z`, ``(*, C)``.
+        target: probabilities :math:`q`, ``(*, C)``; zeros are allowed.
+        temperature: :math:`T`.
+        weight: of each example, ``(*)``; the mean is over examples, not over their weights.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+    log_p = F.log_softmax(input / temperature, dim=-1)
+    return _reduce((torch.xlogy(target, target) - target * log_p).sum(-1), weight, reduction)
+
+
+def distillation_kl(input: Tensor, teacher: Tensor, temperature: float = 1.0, reduction: str = "mean") -> Tensor:
+    r"""Knowledge distillation: :math:`T^2\, \mathrm{KL}(\mathrm{softmax}(t/T)\,\|\,\mathrm{softmax}(z/T))`.
+
+    Distilling the Knowledge in a Neural Network (https://arxiv.org/abs/1503.02531). :math:`T^2` keeps the size of the
+    gradient independent of the temperature.
+
+    Args:
+        input: logits :math:`z` of the student, ``(*, C)``.
+        teacher: logits :math:`t` of the teacher, ``(*, C)``; no gradient flows into them.
+        temperature: :math:`T`.
+        reduction: ``"mean"`` over examples, ``"sum"`` or ``"none"``.
+    """
+    target = F.softmax(teacher.detach() / temperature, dim=-1)
+    return temperature**2 * soft_target_kl(input, target, temperature, reduction=reduction)
+
+
+def matrix_kl(p: Tensor, q: Tensor, rows: Tensor | None = None, eps: float = 0.0, tiny: float = 1e-12) -> Tensor:
+    r"""Symmetric divergence of two row-stochastic matrices, the "m-KL" of IAIS (https://arxiv.org/abs/2105.13868).
+
+    .. math:: \frac1n \sum_{ij} \big[ p_{ij} (\log p_{ij} - \log(q_{ij} + \epsilon))
+              + q_{ij} (\log q_{ij} - \log(p_{ij} + \epsilon)) \big]
+
+    Gradients flow into both.
+
+    Args:
+        p: ``(*, N, M)``; padding is 0 in both and adds nothing.
+        q: ``(*, N, M)``.
+        rows: number :math:`n` of real rows of each matrix, ``(*)``. Default: all N.
+        eps: :math:`\epsilon`, added where the other side is the target (0, or 1e-6 for distributed alignment).
+        tiny: smallest argument of a logarithm, so that a probability of exactly 0 gives finite values and gradients.
+
+    Returns:
+        ``(*)``, a value a matrix; 0 for one without rows.
+    """
+
+    def log(value: Tensor) -> Tensor:
+        return value.clamp_min(tiny).log()
+
+    total = (p * (log(p) - log(q + eps)) + q * (log(q) - log(p + eps))).sum((-2, -1))
+    return total / (p.size(-2) if rows is None else rows.clamp_min(1))
