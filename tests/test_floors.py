@@ -40,7 +40,7 @@ def starts_with(name: str, *packages: str) -> bool:
         ("import fairseq_ext.modules", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric"]),
         ("import graph", ["fairseq", "vision_language", "transformers", "torch_geometric"]),
         ("import graph.renode.train", ["fairseq", "hydra", "vision_language", "transformers"]),
-        ("import graph.renode.pprgo_train", ["fairseq", "hydra", "vision_language"]),
+        ("import graph.renode.large", ["fairseq", "hydra", "vision_language"]),
         ("import graph.label_graph.train", ["fairseq", "hydra", "vision_language", "transformers"]),
         ("import graph.graph_classification.train", ["fairseq", "hydra", "vision_language", "transformers"]),
         ("import vision_language", ["fairseq", "graph", "torch_geometric"]),

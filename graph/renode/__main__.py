@@ -152,7 +152,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     training = commands.add_parser("train", help="train on the whole graph: splits x initialisations")
     scores = commands.add_parser("score", help="Totoro score and ReNode weight of each labelled node; no training")
     pictures = commands.add_parser("plot", help="pictures of the scores and weights")
-    large = commands.add_parser("train-large", help="train on a graph too large for that: PPRGo, in mini-batches")
+    train_large = commands.add_parser("train-large", help="train on a graph too large for that: PPRGo, in mini-batches")
     for parts in (training, scores, pictures):
         _add_graph(parts)
         _add_split(parts)
@@ -164,9 +164,9 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         "--layout-nodes", type=int, default=400, help="at most this many nodes in the layout. Default: 400"
     )
     if command == "train-large":  # its libraries take seconds to load
-        from graph.renode import pprgo_train
+        from graph.renode import large
 
-        pprgo_train.add_arguments(large)
+        large.add_arguments(train_large)
     return parser
 
 
@@ -198,9 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in plot.run(options):
             print(path)
     else:
-        from graph.renode import pprgo_train
+        from graph.renode import large
 
-        pprgo_train.run(options)
+        large.run(options)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch_geometric import seed_everything
@@ -117,9 +118,9 @@ class Fit:
     epochs: int
 
 
-def f1(logits: Tensor, y: Tensor, nodes: Tensor, average: str = "weighted") -> float:
-    """F1 of the predictions for ``nodes``: the mean over the classes, weighted by their sizes or (``macro``) not."""
-    return float(f1_score(y[nodes].cpu(), logits[nodes].argmax(1).cpu(), average=average))
+def f1(truth: ArrayLike, predicted: ArrayLike, average: str = "weighted") -> float:
+    """F1 as the mean over the classes, weighted by their sizes or (``macro``) not."""
+    return float(f1_score(truth, predicted, average=average, zero_division=0))
 
 
 def fit(
@@ -141,6 +142,7 @@ def fit(
         OptionError: the model does not give a row of logits for each node, or the loss is not finite.
     """
     recipe = recipe or Recipe()
+    truth = data.y[split.valid].cpu()
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
     best, best_state = Fit(data.x, -1.0, 0, 0), {}
@@ -162,7 +164,7 @@ def fit(
         model.eval()
         with torch.no_grad():
             logits = model(data.x, data.edge_index)
-        score = f1(logits, data.y, split.valid)
+        score = f1(truth, logits[split.valid].argmax(1).cpu())
         if score > best.valid_f1:
             best = Fit(logits, score, epoch, epoch)
             best_state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -221,9 +223,10 @@ def train_once(
     seed_everything(seed)
     model = _model(data, options).to(data.y.device)
     best = fit(model, data, split, _loss(data, split, options), weight, recipe)
+    truth, predicted = data.y[split.test].cpu(), best.logits[split.test].argmax(1).cpu()
     return {
-        "weighted_f1": f1(best.logits, data.y, split.test),
-        "macro_f1": f1(best.logits, data.y, split.test, "macro"),
+        "weighted_f1": f1(truth, predicted),
+        "macro_f1": f1(truth, predicted, "macro"),
         "valid_f1": best.valid_f1,
         "best_epoch": best.best_epoch,
         "epochs": best.epochs,
