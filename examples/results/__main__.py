@@ -33,10 +33,10 @@ def main() -> None:
         chosen = {name: form.parse_args([]) for name, form in own.items()}
     for name, values in chosen.items():
         values.out.mkdir(parents=True, exist_ok=True)
-        content = part(name).measure(values)
-        words = sys.argv[1:] or [name]
         RESULTS.mkdir(parents=True, exist_ok=True)
-        write_json(RESULTS / f"{content['name']}.json", {"part": name, "command": shlex.join(words), **content})
+        command = shlex.join(sys.argv[1:] or [name])
+        for content in part(name).measure(values):
+            write_json(RESULTS / f"{content['name']}.json", {"part": name, "command": command, **content})
     write_report()
 
 

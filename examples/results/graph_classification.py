@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
-from examples.results.report import describe
+from examples.results.report import describe, distinct
 from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
 from fairseq_ext.files import read_json
@@ -15,12 +16,12 @@ from graph.graph_classification.train import LOSSES, compare
 
 TEXT = """## Encouraging loss on graphs
 
-Test accuracy (%), {protocol}. *Difference*: encouraging loss minus cross-entropy, paired by fold, seed and initial
-weights, ± its standard deviation over the pairs. {environment}.
+Test accuracy (%). *Difference*: encouraging loss minus cross-entropy, paired by fold, seed and initial weights, ± its
+standard deviation over the pairs. {environments}.
 
-    python -m examples.results {command}
+{commands}
 
-| data set | pairs | cross-entropy | encouraging loss | difference | better / equal / worse |
+| data set | protocol | cross-entropy | encouraging loss | difference | better / equal / worse |
 |---|---|---|---|---|---|
 {rows}
 """
@@ -33,9 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-epochs", type=int, default=1000, help="longest training")
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Both losses on every fold of every data set."""
-    rows = []
     for dataset in options.datasets:
         source, root = options.data / "pyg" / "TUDataset" / dataset, options.out / "TUDataset"
         if not (root / dataset).is_dir():
@@ -47,28 +47,25 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             counts = ["--folds", options.folds, "--repeats", options.repeats, "--max-epochs", options.max_epochs]
             arguments = ["--dataset", dataset, "--root", root, "--loss", loss, "--out", folder, *counts]
             train(["train", *map(str, arguments)])
-        rows.append(
-            {
-                "dataset": dataset,
-                **compare(folders["cross-entropy"], folders["encouraging"]),
-                "runs_of": {loss: read_json(folder / "results.json")["runs"] for loss, folder in folders.items()},
-            }
-        )
-    protocol = f"{options.repeats} x {options.folds}-fold cross-validation, at most {options.max_epochs} epochs"
-    name, packages = "graph_classification", ("torch-geometric", "scikit-learn")
-    return {"name": name, "protocol": protocol, "environment": environment(*packages), "rows": rows}
+        yield {
+            "name": f"graph_classification_{dataset}",
+            "dataset": dataset,
+            "protocol": f"{options.repeats} x {options.folds} folds, at most {options.max_epochs} epochs",
+            "environment": environment("torch-geometric", "scikit-learn"),
+            **compare(folders["cross-entropy"], folders["encouraging"]),
+            "runs_of": {loss: read_json(folder / "results.json")["runs"] for loss, folder in folders.items()},
+        }
 
 
-def section(content: dict[str, Any]) -> str:
+def section(contents: list[dict[str, Any]]) -> str:
     """One table."""
     rows = [
-        f"| {row['dataset']} | {row['runs']} | {100 * row['first']:.2f} | {100 * row['second']:.2f} | "
+        f"| {row['dataset']} | {row['protocol']} | {100 * row['first']:.2f} | {100 * row['second']:.2f} | "
         f"{100 * row['difference']:+.2f} ± {100 * row['std']:.2f} | {row['better']} / {row['equal']} / {row['worse']} |"
-        for row in content["rows"]
+        for row in contents
     ]
     return TEXT.format(
-        protocol=content["protocol"],
-        environment=describe(content["environment"]),
-        command=content["command"],
+        environments=distinct(contents, lambda content: describe(content["environment"]), "; "),
+        commands=distinct(contents, lambda content: f"    python -m examples.results {content['command']}", "\n"),
         rows="\n".join(rows),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,23 +54,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training set")
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every arm on every data set, and the linear SVM."""
-    rows = []
+    settings = ", ".join(f"{name} {value}" for name, value in (*SETTINGS.items(), ("epochs", options.epochs)))
+    packages = ("gensim", "scikit-learn")
     for dataset in options.datasets:
         data = options.data / "multilabel" / dataset
         if not data.is_dir():
             raise DataError(f"--data: {data} is not a folder with {{train,valid,test}}.tsv.gz")
-        rows.append({"dataset": dataset, "system": SVM, "runs": {"": linear_svm(data)}})
+        rows: list[dict[str, Any]] = [{"dataset": dataset, "system": SVM, "runs": {"": linear_svm(data)}}]
         for arm, name in ARMS.items():
-            settings = Options(data=str(data), arm=arm, **SETTINGS, epochs=options.epochs)
-            experiment = run(settings, options.out / "label_graph" / f"{dataset}-{arm}", seed=1, runs=options.seeds)
+            choice = Options(data=str(data), arm=arm, **SETTINGS, epochs=options.epochs)
+            experiment = run(choice, options.out / "label_graph" / f"{dataset}-{arm}", seed=1, runs=options.seeds)
             scores = {seed: {key: found[key] for key in METRICS} for seed, found in experiment.runs.items()}
             rows.append({"dataset": dataset, "system": name, "runs": scores})
             print(dataset, name, _cells(rows[-1]), flush=True)
-    settings = ", ".join(f"{name} {value}" for name, value in (*SETTINGS.items(), ("epochs", options.epochs)))
-    packages = ("gensim", "scikit-learn")
-    return {"name": "label_graph", "settings": settings, "environment": environment(*packages), "rows": rows}
+        content = {"name": f"label_graph_{dataset}", "settings": settings, "environment": environment(*packages)}
+        yield {**content, "rows": rows}
 
 
 def linear_svm(data: Path) -> dict[str, float]:
@@ -91,14 +92,14 @@ def _cells(row: dict[str, Any]) -> str:
     )
 
 
-def section(content: dict[str, Any]) -> str:
+def section(contents: list[dict[str, Any]]) -> str:
     """A table for each data set."""
     parts = []
-    for dataset in dict.fromkeys(row["dataset"] for row in content["rows"]):
-        rows = [row for row in content["rows"] if row["dataset"] == dataset]
+    for content in contents:
+        rows = content["rows"]
         parts.append(
             TEXT.format(
-                dataset=dataset,
+                dataset=rows[0]["dataset"],
                 runs=max(len(row["runs"]) for row in rows),
                 settings=content["settings"],
                 environment=describe(content["environment"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,11 @@ library versions. Nothing here is copied from a paper. The command goes on where
 
 
 def part(name: str) -> ModuleType:
-    """The module of a part: ``add_arguments(parser)``, ``measure(options)`` and ``section(content)``."""
+    """The module of a part.
+
+    ``add_arguments(parser)``; ``measure(options)``, which yields contents, each for a file of its own; and
+    ``section(contents)``, their text.
+    """
     return importlib.import_module(f"examples.results.{name}")
 
 
@@ -32,12 +37,17 @@ def describe(environment: dict[str, Any]) -> str:
     return f"{hardware}; " + ", ".join(f"{key} {value}" for key, value in environment.items() if key not in skipped)
 
 
+def distinct(contents: Iterable[dict[str, Any]], of: Callable[[dict[str, Any]], str], between: str) -> str:
+    """What ``of`` says about each content, without repetitions."""
+    return between.join(dict.fromkeys(map(of, contents)))
+
+
 def write_report() -> None:
     """Writes the sections in the order of ``PARTS``."""
     contents = [read_json(file) for file in sorted(RESULTS.glob("*.json"))]
-    contents = [content for content in contents if content.get("part") in PARTS]
-    contents.sort(key=lambda content: PARTS.index(content["part"]))
-    if not contents:
+    measured = {name: [content for content in contents if content.get("part") == name] for name in PARTS}
+    sections = [part(name).section(found) for name, found in measured.items() if found]
+    if not sections:
         raise SystemExit(f"error: no measurement in {RESULTS}")
-    text = "\n".join([HEAD, *(part(content["part"]).section(content) for content in contents)])
+    text = "\n".join([HEAD, *sections])
     (ROOT / "docs" / "RESULTS.md").write_text(text, encoding="utf-8")

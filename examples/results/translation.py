@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,7 +193,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--updates", type=int, help="training updates, instead of the size's own")
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every system and seed, each trained, translated and scored once."""
     text = options.data / "multi30k_de_en"
     if not text.is_dir():
@@ -203,7 +204,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for name in options.systems:
             rows.append(train_and_score(name, options.size, seed, data_bin, options.out, options.updates))
             print(f"{name}, seed {seed}: BLEU {rows[-1]['sacrebleu']:.2f}, {rows[-1]['seconds']} s", flush=True)
-    return {
+    yield {
         "name": f"multi30k_{options.size}",
         "size": options.size,
         "environment": environment("ve-fairseq", "sacrebleu", "sentencepiece"),
@@ -211,7 +212,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def section(content: dict[str, Any]) -> str:
+def section(contents: list[dict[str, Any]]) -> str:
+    """A table for each size."""
+    return "\n".join(map(_table, contents))
+
+
+def _table(content: dict[str, Any]) -> str:
     """The table of one size; draws its learning curves."""
     rows = content["rows"]
     by_system = {name: [row for row in rows if row["system"] == name] for name in SYSTEMS}

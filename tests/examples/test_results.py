@@ -75,12 +75,14 @@ ENVIRONMENT = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch
 
 def test_renode_pairs_runs_by_name():
     def runs(*scores: float) -> dict:
-        return {f"split{n}": {"weighted_f1": score, "macro_f1": score / 2} for n, score in enumerate(scores)}
+        return {
+            f"split{n}": {"weighted_f1": score, "macro_f1": score / 2, "totoro": 0.25} for n, score in enumerate(scores)
+        }
 
     cell = {"dataset": "Cora", "model": "gcn", "loss": "ce", "split": "balanced"}
     rows = [{**cell, "off": runs(0.5, 0.7), "on": runs(0.54, 0.7)}]
-    text = renode.section({"environment": ENVIRONMENT, "command": "renode", "rows": rows})
-    expected = "60.0 ± 10.0 | 62.0 ± 8.0 | +2.00 ± 2.00 | 1/2 | 30.0 ± 5.0 | 31.0 ± 4.0 | +1.00 ± 1.00 |"
+    text = renode.section([{"environment": ENVIRONMENT, "command": "renode", "rows": rows}])
+    expected = "60.0 ± 10.0 | 62.0 ± 8.0 | +2.00 ± 2.00 | 1/2 | 30.0 ± 5.0 | 31.0 ± 4.0 | +1.00 ± 1.00 | 0.2500 |"
     assert f"| gcn | ce | balanced | {expected}" in text and "## ReNode: node classification, Cora" in text
 
 
@@ -92,7 +94,7 @@ def test_label_graph_has_a_row_a_system():
         {"dataset": "d", "system": "SVM", "runs": {"": run(0.5)}},
         {"dataset": "d", "system": "+ label graph", "runs": {"seed1": run(0.4), "seed2": run(0.6)}},
     ]
-    text = label_graph.section({"environment": ENVIRONMENT, "command": "c", "settings": "s", "rows": rows})
+    text = label_graph.section([{"environment": ENVIRONMENT, "command": "c", "settings": "s", "rows": rows}])
     assert "| SVM | 0.500 | 0.500 | 0.500 | 0.500 |" in text and "over 2 seeds" in text
     assert "| + label graph | 0.500 ± 0.100 |" in text
 
@@ -108,13 +110,17 @@ def test_the_svm_reads_what_the_networks_read(tmp_path):
 def test_graph_classification_reports_equal_pairs():
     row = {"dataset": "MUTAG", "runs": 3, "first": 0.5, "second": 0.52, "difference": 0.02, "std": 0.01}
     content = {"protocol": "p", "command": "c", "environment": ENVIRONMENT}
-    text = graph_classification.section({**content, "rows": [{**row, "better": 1, "equal": 2, "worse": 0}]})
-    assert "| MUTAG | 3 | 50.00 | 52.00 | +2.00 ± 1.00 | 1 / 2 / 0 |" in text
+    text = graph_classification.section([{**content, **row, "better": 1, "equal": 2, "worse": 0}])
+    assert "| MUTAG | p | 50.00 | 52.00 | +2.00 ± 1.00 | 1 / 2 / 0 |" in text
 
 
 def test_benchmarks_say_which_targets_are_missed():
     row = {"claim": "norm", "case": "x / y", "ours": 2.0, "reference": 1.0, "unit": "ms", "ratio": 2.0}
-    rows = [{**row, "target": 1.1, "met": False}, {**row, "claim": "loss", "target": 3.0, "met": True}]
-    text = benchmarks.section({"environment": {**ENVIRONMENT, "quick": False}, "command": "benchmarks", "rows": rows})
+    shared = {"environment": {**ENVIRONMENT, "quick": False}, "command": "benchmarks"}
+    norm = {**shared, "claim": "norm", "busy": True, "rows": [{**row, "target": 1.1, "met": False}]}
+    loss = {**shared, "claim": "loss", "busy": False, "rows": [{**row, "claim": "loss", "target": 3.0, "met": True}]}
+    text = benchmarks.section([norm, loss])
+    assert "loss: P, 1 thread(s); python 3, torch 2. norm: P" in text and text.count("other programs") == 1
+    assert text.count("python -m examples.results benchmarks") == 1
     assert "1 of 2 targets are met" in text and "Missed in `norm`" in text and "`loss`" not in text
     assert "| 2.00 | 2.000 | 1.000 | ms | x / y | 1.1: **missed** |" in text
