@@ -37,8 +37,8 @@ passes over the rows in eager PyTorch, which one fused kernel would not; in a wh
 it.""",
     "muse": """Matrix products take most of a decoding step, and models of equal size multiply by equally many weights;
 merging a layer's matrices saves only calls.""",
-    "totoro": """On a graph of Cora's size a call takes about 20 ms, most of it in scipy's sparse products; the gain over
-the dense inverse grows with the graph.""",
+    "totoro": """On a graph of Cora's size a call takes about 20 ms, most of it in scipy's sparse products; the gain
+over the dense inverse grows with the graph.""",
 }
 
 
