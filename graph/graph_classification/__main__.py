@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from fairseq_ext.errors import OptionError
@@ -33,10 +32,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     train.add_argument(
         "--device", default="auto", help="cpu, cuda, ...; auto: the GPU where there is one (default: auto)"
     )
-    for option in fields(Settings):
-        default = None if option.name == "defer_start" else option.default
-        flag = f"--{option.name.replace('_', '-')}"
-        train.add_argument(flag, type=type(option.default), default=default, help=option.metadata["help"])
+    Settings.add_to(train)
+    train.set_defaults(defer_start=None)
 
     pairs = commands.add_parser("compare", help="paired differences of two result folders, second minus first")
     pairs.set_defaults(run=compare_command)
@@ -49,10 +46,10 @@ def train_command(options: argparse.Namespace) -> None:
     """Check everything, then train."""
     if options.defer_start is None:
         options.defer_start = DEFER_START.get(options.dataset, Settings.defer_start)
-    settings = Settings(**{option.name: getattr(options, option.name) for option in fields(Settings)})
+    settings = Settings.of(options)
     for name in ("runs", "repeats"):
         if getattr(options, name) < 1:
-            raise OptionError(f"--{name}: {getattr(options, name)}, must be at least 1")
+            raise OptionError(f"--{name} must be at least 1, got {getattr(options, name)}")
     device = torch_device(options.device)
     dataset = load_dataset(options.root, options.dataset, options.use_node_attr)
     make_splits, runs = (random_splits, options.runs) if options.folds is None else (stratified_folds, options.folds)

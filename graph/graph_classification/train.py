@@ -6,9 +6,8 @@ import copy
 import math
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,11 @@ from torch_geometric.data import Data, Dataset
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
-from fairseq_ext.errors import CheckpointError, DataError, OptionError, choose
+from fairseq_ext.errors import CheckpointError, DataError, OptionError
 from fairseq_ext.experiments import Experiment, random_state, set_random_state
 from fairseq_ext.files import load_safely, read_json, save_atomically
 from fairseq_ext.losses import EncouragingLoss
+from fairseq_ext.options import OptionSet, option
 
 from .data import Split
 from .model import SAGPoolClassifier
@@ -34,50 +34,28 @@ DEFER_START = {"PROTEINS": 25, "NCI1": 130}
 PAIRED_BY = ("dataset", "use_node_attr", "folds", "runs", "repeats", "seed")
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(OptionSet):
     """What a run depends on beside its split; each field is an option of the command line.
 
     Raises:
         OptionError: a value out of its range; the message names the option.
     """
 
-    loss: str = _option("encouraging", f"{' or '.join(LOSSES)} (default: encouraging)")
-    log_end: float = _option(0.5, "probability at which the bonus turns linear (default and paper: 0.5)")
-    defer_start: int = _option(
-        25, "last epoch without bonus, counted from 0; -1: none (default: 130 for NCI1, else 25; paper: the same)"
+    loss: str = option("encouraging", "training loss", LOSSES)
+    log_end: float = option(0.5, "probability at which the bonus turns linear (paper: 0.5)", least=0, most=1)
+    defer_start: int = option(
+        25, "last epoch without bonus, counted from 0; -1: none; 130 for NCI1 by default (paper: the same)", least=-1
     )
-    hidden_channels: int = _option(128, "width of the GCN layers (default and paper: 128)")
-    num_layers: int = _option(3, "GCN layers, each with its pooling (default and paper: 3)")
-    ratio: float = _option(0.5, "share of the nodes that a pooling keeps (default and paper: 0.5)")
-    dropout: float = _option(0.5, "dropout in the MLP (default and paper: 0.5)")
-    learning_rate: float = _option(5e-4, "of Adam (default and paper: 0.0005)")
-    weight_decay: float = _option(1e-4, "of Adam (default and paper: 0.0001)")
-    batch_size: int = _option(128, "graphs in a step (default and paper: 128)")
-    patience: int = _option(50, "stop after this many epochs without a better validation accuracy (default, paper: 50)")
-    max_epochs: int = _option(1000, "stop here at the latest (default: 1000)")
-
-    def __post_init__(self) -> None:
-        choose("--loss", self.loss, LOSSES)
-        for name, allowed, fits in (
-            ("log_end", "in [0, 1]", 0 <= self.log_end <= 1),
-            ("defer_start", "at least -1", self.defer_start >= -1),
-            ("hidden_channels", "at least 2", self.hidden_channels >= 2),
-            ("num_layers", "at least 1", self.num_layers >= 1),
-            ("ratio", "in (0, 1]", 0 < self.ratio <= 1),
-            ("dropout", "in [0, 1)", 0 <= self.dropout < 1),
-            ("learning_rate", "positive", 0 < self.learning_rate < math.inf),
-            ("weight_decay", "at least 0", 0 <= self.weight_decay < math.inf),
-            ("batch_size", "at least 1", self.batch_size >= 1),
-            ("patience", "at least 1", self.patience >= 1),
-            ("max_epochs", "at least 1", self.max_epochs >= 1),
-        ):
-            if not fits:
-                raise OptionError(f"--{name.replace('_', '-')}: {getattr(self, name)}, must be {allowed}")
+    hidden_channels: int = option(128, "width of the GCN layers (paper: 128)", least=2)
+    num_layers: int = option(3, "GCN layers, each with its pooling (paper: 3)", least=1)
+    ratio: float = option(0.5, "share of the nodes that a pooling keeps (paper: 0.5)", above=0, most=1)
+    dropout: float = option(0.5, "dropout in the MLP (paper: 0.5)", least=0, below=1)
+    learning_rate: float = option(5e-4, "of Adam (paper: 0.0005)", above=0)
+    weight_decay: float = option(1e-4, "of Adam (paper: 0.0001)", least=0)
+    batch_size: int = option(128, "graphs in a step (paper: 128)", least=1)
+    patience: int = option(50, "stop after this many epochs without a better validation accuracy (paper: 50)", least=1)
+    max_epochs: int = option(1000, "stop here at the latest", least=1)
 
 
 def make_loss(settings: Settings) -> EncouragingLoss:
@@ -169,7 +147,7 @@ def train_run(
     run = {
         "data": [repr(dataset), dataset.num_features, dataset.num_classes],
         "split": [split.name, split.seed, *(part.tolist() for part in (split.train, split.valid, split.test))],
-        "settings": asdict(settings),
+        "settings": settings.as_dict(),
     }
     epoch, best_epoch, best_accuracy, best_weights = -1, -1, -1.0, model.state_dict()
     state = load_safely(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else {}

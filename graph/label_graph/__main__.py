@@ -14,7 +14,7 @@ from fairseq_ext.files import write_json
 from graph.label_graph.classifier import Classifier
 from graph.label_graph.data import label_matrix, read_file, read_splits
 from graph.label_graph.metrics import METRICS
-from graph.label_graph.options import add_options, parsed_options
+from graph.label_graph.options import Options
 from graph.label_graph.plot import draw_label_graph, format_pairs, strongest_pairs
 from graph.label_graph.synthetic import HIDDEN, synthesize
 from graph.label_graph.train import run, score
@@ -23,7 +23,7 @@ from graph.label_graph.train import run, score
 def _train(arguments: argparse.Namespace) -> None:
     if arguments.runs < 1:
         raise OptionError(f"--runs must be at least 1, got {arguments.runs}")
-    options = parsed_options(arguments)
+    options = Options.of(arguments)
     experiment = run(options, arguments.out, arguments.seed, arguments.runs, torch_device(arguments.device))
     summary = experiment.summary()
     thresholds = {run["threshold_source"] for run in experiment.runs.values()}
@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=1, help="first seed [1] (paper's code: 1)")
     train.add_argument("--runs", type=int, default=1, help="number of seeds [1]")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda, ... [auto]")
-    add_options(train)
+    Options.add_to(train)
 
     evaluate = command("evaluate", _evaluate, "metrics of a trained model at its threshold, as JSON")
     evaluate.add_argument("--data", help="folder in any form that train reads [that of the training]")

@@ -1,0 +1,104 @@
+"""A program's options as the fields of a dataclass: one place for default, meaning and limits of each."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Self, get_type_hints
+
+from .errors import OptionError, choose
+
+__all__ = ["OptionSet", "flag", "option"]
+
+LIMITS = {"least": "at least", "above": "greater than", "most": "at most", "below": "less than"}
+
+
+def option(
+    default: Any = MISSING,
+    help: str = "",
+    choices: tuple[str, ...] = (),
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field of an :class:`OptionSet`.
+
+    Args:
+        default: without it the option is required.
+        help: what it means, with the paper's value.
+        choices: the only values allowed.
+        least, above, most, below: limits of a number.
+    """
+    limits = {"least": least, "above": above, "most": most, "below": below}
+    return field(default=default, metadata={"help": help, "choices": choices, **limits})
+
+
+def flag(name: str) -> str:
+    """The option's name on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionSet:
+    """Base of option classes, whose fields are ``str``, ``int``, ``float``, ``bool`` or ``tuple[str, ...]``.
+
+    Values are checked when an object is made, so that a program gets the same messages as the command line.
+
+    Raises:
+        OptionError: a value that is not allowed.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Options(OptionSet):
+        ...     lr: float = option(1e-3, "step size of Adam (paper: 1e-3)", above=0)
+        >>> Options.add_to(parser)
+        >>> options = Options.of(parser.parse_args())
+    """
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            name, value, metadata = flag(item.name), getattr(self, item.name), item.metadata
+            if metadata["choices"]:
+                choose(name, value, metadata["choices"])
+            if isinstance(value, float) and not math.isfinite(value):
+                raise OptionError(f"{name} must be finite, got {value}")
+            limits = {key: metadata[key] for key in LIMITS if metadata[key] is not None}
+            fits = {
+                "least": lambda limit, value=value: value >= limit,
+                "above": lambda limit, value=value: value > limit,
+                "most": lambda limit, value=value: value <= limit,
+                "below": lambda limit, value=value: value < limit,
+            }
+            if not all(fits[key](limit) for key, limit in limits.items()):
+                allowed = " and ".join(f"{LIMITS[key]} {limit}" for key, limit in limits.items())
+                raise OptionError(f"{name} must be {allowed}, got {value}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Names and values."""
+        return asdict(self)
+
+    @classmethod
+    def add_to(cls, parser: argparse.ArgumentParser) -> None:
+        """Give ``parser`` a flag for every field; those that are on by default get a ``--no-`` form."""
+        types = get_type_hints(cls)
+        for item in fields(cls):
+            choices = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
+            shown = "" if item.default in (MISSING, "", ()) or types[item.name] is bool else f" [{item.default}]"
+            settings: dict[str, Any] = {"help": f"{item.metadata['help']}{choices}{shown}".replace("%", "%%")}
+            if types[item.name] is bool:
+                settings["action"] = argparse.BooleanOptionalAction if item.default else "store_true"
+            elif types[item.name] in (str, int, float):
+                settings |= {"type": types[item.name], "metavar": item.name.upper()}
+            else:
+                settings |= {"nargs": "+", "metavar": item.name.upper()}
+            settings |= {"required": True} if item.default is MISSING else {"default": item.default}
+            parser.add_argument(flag(item.name), **settings)
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Self:
+        """The options among parsed arguments."""
+        values = {item.name: getattr(arguments, item.name) for item in fields(cls)}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -1,0 +1,76 @@
+"""Options as the fields of a dataclass: the command line they make, and what they refuse."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import pytest
+
+from fairseq_ext.errors import OptionError
+from fairseq_ext.options import OptionSet, flag, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(OptionSet):
+    data: str = option(help="folder")
+    lr_decay: float = option(0.5, "of 100 %", above=0, most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Base):
+    steps: int = option(3, "count", least=1)
+    kind: str = option("soft", "which", ("soft", "hard"))
+    margin: bool = option(True, "weigh")
+    deep: bool = option(False, "all layers")
+    names: tuple[str, ...] = option((), "labels")
+
+
+def parse(*arguments: str) -> Options:
+    parser = argparse.ArgumentParser()
+    Options.add_to(parser)
+    return Options.of(parser.parse_args(["--data", "d", *arguments]))
+
+
+def test_the_command_line_is_that_of_the_fields():
+    assert parse() == Options(data="d")
+    arguments = ["--lr-decay", "1", "--steps", "7", "--kind", "hard", "--no-margin", "--deep", "--names", "a", "b"]
+    chosen = {"lr_decay": 1.0, "steps": 7, "kind": "hard", "margin": False, "deep": True, "names": ("a", "b")}
+    assert parse(*arguments) == Options(data="d", **chosen)
+    assert parse(*arguments).as_dict() == {"data": "d", **chosen}
+    assert flag("lr_decay") == "--lr-decay"
+
+
+def test_help_tells_default_and_choices(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "of 100 % [0.5]" in text and "which (soft, hard) [soft]" in text and "--no-margin" in text
+    assert "[()]" not in text and "MISSING" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--lr-decay", "0"], "--lr-decay must be greater than 0 and at most 1, got 0.0"),
+        (["--lr-decay", "1.5"], "--lr-decay must be greater than 0 and at most 1, got 1.5"),
+        (["--lr-decay", "inf"], "--lr-decay must be finite, got inf"),
+        (["--kind", "sof"], "did you mean 'soft'"),
+    ],
+)
+def test_limits_hold_on_the_command_line_and_in_programs(arguments, message):
+    with pytest.raises(OptionError, match=message):
+        parse(*arguments)
+    name = arguments[0].removeprefix("--").replace("-", "_")
+    value = type(getattr(parse(), name))(arguments[1])
+    with pytest.raises(OptionError, match=message):
+        Options(data="d", **{name: value})
+
+
+def test_a_required_option_is_required(capsys):
+    parser = argparse.ArgumentParser()
+    Options.add_to(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args([])
+    assert "--data" in capsys.readouterr().err
