@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import pickle
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .errors import CheckpointError
+from .errors import CheckpointError, DataError
 
-__all__ = ["load_safely", "read_json", "replacing", "save_atomically", "write_json"]
+__all__ = ["MAX_LINE", "load_safely", "read_json", "read_lines", "replacing", "save_atomically", "write_json"]
+
+MAX_LINE = 2**22
+"""Longest line of a text that is read, in characters: a file without line breaks must not fill the memory."""
 
 
 @contextlib.contextmanager
@@ -29,6 +34,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """The lines of a UTF-8 text, plain or ``.gz``, that are not blank, each with its ``FILE:LINE`` for messages.
+
+    Raises:
+        DataError: where the file cannot be read, or holds a line of more than ``MAX_LINE`` characters.
+    """
+    path = Path(path)
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+            number = 0
+            while line := file.readline(MAX_LINE + 1):
+                number += 1
+                if len(line) > MAX_LINE:
+                    raise DataError(f"{path}:{number}: a line has at most {MAX_LINE} characters, this one has more")
+                if line.strip():
+                    yield line.rstrip("\r\n"), f"{path}:{number}"
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
 def read_json(path: str | Path) -> Any:

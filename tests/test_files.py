@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import pickle
@@ -15,7 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError, choose
-from fairseq_ext.files import load_safely, read_json, replacing, save_atomically, write_json
+from fairseq_ext.files import (
+    MAX_LINE,
+    load_safely,
+    read_json,
+    read_lines,
+    replacing,
+    save_atomically,
+    write_json,
+)
 from tests.helpers import ROOT
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "epoch": 3, "best": 0.5, "names": ["a", "b"], "rest": None}
@@ -227,3 +236,24 @@ def test_the_errors_do_not_load_torch():
     script = "import fairseq_ext.errors, json, sys; print(json.dumps(sorted(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert not {"torch", "fairseq"} & set(json.loads(result.stdout))
+
+
+def test_lines_are_numbered_and_stripped_of_what_is_not_text(tmp_path):
+    text = "\ufeffone\r\n\n  \ntwo\rhalf\n three \n"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
+        file.write(text.encode())
+    for name in ("a.txt", "a.txt.gz"):
+        path = tmp_path / name
+        expected = [("one", f"{path}:1"), ("two\rhalf", f"{path}:4"), (" three ", f"{path}:5")]
+        assert list(read_lines(path)) == expected
+
+
+def test_lines_that_cannot_be_read_are_refused(tmp_path):
+    (tmp_path / "latin").write_bytes(b"caf\xe9\n")
+    (tmp_path / "long").write_bytes(b"fine\n" + b"x" * (MAX_LINE + 1))
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"some text\n" * 100)[:20])
+    messages = {"latin": "cannot be read as UTF-8", "long": ":2: a line has at most", "cut.gz": "cannot be read"}
+    for name, message in {**messages, "none": "No such file"}.items():
+        with pytest.raises(DataError, match=message):
+            list(read_lines(tmp_path / name))

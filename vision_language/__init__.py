@@ -1,1 +1,1 @@
-"""Trainers for images with text on transformers: IAIS and MUKA (planned)."""
+"""Trainers for images with text and for language models on transformers: IAIS and MUKA."""

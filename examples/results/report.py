@@ -12,7 +12,7 @@ from fairseq_ext.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-PARTS = ("translation", "renode", "label_graph", "graph_classification", "benchmarks")
+PARTS = ("translation", "renode", "label_graph", "graph_classification", "iais", "muka", "benchmarks")
 
 HEAD = """# Measured results
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ast
-import gzip
 import json
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +12,13 @@ import torch
 from torch import Tensor
 
 from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.files import read_lines
 from graph.label_graph.text import split_text
 
 __all__ = ["Sample", "label_matrix", "label_names", "read_file", "read_splits"]
 
 SPLITS = ("train", "valid", "test")
 FORMS = "{train,valid,test}.{tsv,tsv.gz,txt,json}, rmsc.data.{train,valid,test}.json, or one .json file an album"
-MAX_LINE = 2**20
-"""Longest line that is read, in characters; an album of 40 reviews has a few thousand."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +28,6 @@ class Sample:
     reviews: tuple[str, ...]
     labels: tuple[str, ...]
     origin: str
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines that are not blank, each with its ``file:number``."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            number = 0
-            while line := file.readline(MAX_LINE + 1):
-                number += 1
-                if len(line) > MAX_LINE:
-                    raise DataError(f"{path}:{number}: a line has at most {MAX_LINE} characters, this one has more")
-                if line.strip():
-                    yield f"{path}:{number}", line.rstrip("\r\n")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
 def _sample(reviews: list[str], labels: list[str], origin: str, need_labels: bool) -> Sample:
@@ -122,13 +102,13 @@ def read_file(path: str | Path, pieces: str = "whole", need_labels: bool = True)
         )
         samples = [_album(album, origin, need_labels) for album, origin in zip(albums, origins, strict=True)]
     elif name.endswith(".tsv"):
-        samples = [_tsv_sample(line, origin, pieces) for origin, line in _lines(path)]
+        samples = [_tsv_sample(line, origin, pieces) for line, origin in read_lines(path)]
     elif name.endswith(".txt"):
         samples = [
             _album(_literal(line, origin), origin, need_labels)
             if need_labels or line.lstrip().startswith("{")
             else _sample(split_text(line, pieces), [], origin, need_labels)
-            for origin, line in _lines(path)
+            for line, origin in read_lines(path)
         ]
     else:
         raise DataError(f"{path}: the name must end in .tsv, .txt or .json (.tsv and .txt also with .gz)")

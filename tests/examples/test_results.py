@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from examples.results import benchmarks, graph_classification, label_graph, renode, report, translation
+from examples.results import benchmarks, graph_classification, iais, label_graph, muka, renode, report, translation
 from fairseq_ext.files import write_json
 
 
@@ -112,6 +112,33 @@ def test_graph_classification_reports_equal_pairs():
     content = {"protocol": "p", "command": "c", "environment": ENVIRONMENT}
     text = graph_classification.section([{**content, **row, "better": 1, "equal": 2, "worse": 0}])
     assert "| MUTAG | p | 50.00 | 52.00 | +2.00 ± 1.00 | 1 / 2 / 0 |" in text
+
+
+def test_iais_has_a_row_an_arm_and_one_without_learning():
+    def run(scale: float) -> dict:
+        return {metric: scale for metric in iais.METRICS}
+
+    rows = [
+        {"system": iais.BASELINE, "runs": {"": {"ir_r1": 0.2}}},
+        {"system": "+ IAIS, singular", "runs": {"seed1": run(0.25), "seed2": run(0.75)}},
+    ]
+    content = {"dataset": "d", "images": 5, "captions": 25, "settings": "s", "command": "iais"}
+    text = iais.section([{**content, "environment": ENVIRONMENT, "rows": rows}])
+    assert f"| {iais.BASELINE} | 20.0 |  |" in text and "over 2 seeds" in text
+    assert "| + IAIS, singular | 50.0 ± 25.0 |" in text and "| 0.500 ± 0.250 |" in text
+
+
+def test_muka_differences_are_paired_by_seed():
+    rows = [
+        {"system": "vanilla KD", "runs": {"seed1": 0.5, "seed2": 0.7}},
+        {"system": "MUKA, soft", "runs": {"seed1": 0.52, "seed2": 0.76}},
+    ]
+    settings = {"seeds": 2, "layers": 3, "epochs": 1, "batch_size": 32, "lr": 1e-4, "max_length": 64, "passes": 16}
+    found = {"selection_accuracy": 0.875, "kl_to_supervised": {"soft": 0.25, "hard": 0.5, "ensemble": 1.0}}
+    content = {"setting": "google_snippets", "settings": settings, "environment": ENVIRONMENT, "command": "muka"}
+    text = muka.section([{**content, "rows": rows, "diagnostics": [found]}])
+    assert "| vanilla KD | 60.00 ± 10.00 |  |" in text and "| MUKA, soft | 64.00 ± 12.00 | +4.00 ± 2.00 |" in text
+    assert "87.5 % of the test texts" in text and "hard 0.500" in text and "step size 0.0001" in text
 
 
 def test_benchmarks_say_which_targets_are_missed():

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from fairseq_ext.errors import DataError, InputError, OptionError
+from fairseq_ext.files import MAX_LINE
 from graph.label_graph.classifier import tokenized
-from graph.label_graph.data import MAX_LINE, Sample, label_matrix, label_names, read_file, read_splits
+from graph.label_graph.data import Sample, label_matrix, label_names, read_file, read_splits
 from graph.label_graph.text import Vocabulary, split_text, tokenizer, train_vectors
 from tests.helpers import require_data
 

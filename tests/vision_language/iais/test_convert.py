@@ -1,0 +1,273 @@
+"""Published forms of captions, boxes and features become folders that training reads; bad ones are named."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from fairseq_ext.errors import DataError, OptionError
+from vision_language.iais.__main__ import main
+from vision_language.iais.convert import convert
+from vision_language.iais.data import read_splits
+from vision_language.iais.sources import image_key, read_captions, read_feature_tsv, read_karpathy, read_npz
+
+IDS = (1, 22, 333, 4444)
+SPLIT_OF = dict(zip(IDS, ("train", "restval", "val", "test"), strict=True))
+BOXES = np.array([[7, 7, 7, 9], [0, 0, 50, 40], [10, 5, 120, 90]], dtype=np.float32)
+"""The first has no size; the third reaches out of an image of 100 x 80."""
+FEATURES = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def dump(path, value):
+    path.write_text(json.dumps(value))
+    return path
+
+
+@pytest.fixture
+def karpathy(tmp_path):
+    images = [
+        {
+            "cocoid": number,
+            "filename": f"COCO_val2014_{number:012}.jpg",
+            "split": split,
+            "sentences": [{"raw": f"A dog {number}."}, {"raw": " ... "}],
+        }
+        for number, split in SPLIT_OF.items()
+    ]
+    return dump(tmp_path / "dataset_coco.json", {"images": images})
+
+
+@pytest.fixture
+def coco_captions(tmp_path):
+    annotations = [{"image_id": n, "caption": f"{word} {n}\n"} for n in IDS for word in ("cat", "dog")]
+    return dump(tmp_path / "captions.json", {"annotations": annotations})
+
+
+@pytest.fixture
+def instances(tmp_path):
+    sides = BOXES.copy()
+    sides[:, 2:] -= sides[:, :2]
+    annotations = [
+        {"image_id": n, "bbox": box, "category_id": category}
+        for n in IDS
+        for box, category in zip(sides.tolist(), (3, 90, 3), strict=True)
+    ]
+    annotations.append({"image_id": 1, "bbox": [0, 0, 9, 9], "category_id": 3, "iscrowd": 1})
+    return dump(
+        tmp_path / "instances.json",
+        {
+            "images": [{"id": n, "width": 100, "height": 80} for n in (*IDS, 55555)],
+            "annotations": annotations,
+            "categories": [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}],
+        },
+    )
+
+
+def encoded(array):
+    return base64.b64encode(np.asarray(array, dtype="<f4").tobytes()).decode()
+
+
+def tsv(path, ids=IDS, confidence=None):
+    rows = []
+    for number in ids:
+        row = [str(number), "100", "80", "3", encoded(BOXES), encoded(FEATURES + number)]
+        if confidence is not None:
+            objects = encoded(np.zeros(3))
+            row = [row[0], "80", "100", objects, encoded(confidence), objects, objects, *row[3:]]
+        rows.append("\t".join(row))
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def uniter_folder(folder, ids=IDS):
+    folder.mkdir()
+    fractions = np.concatenate([BOXES / [100, 80, 100, 80], np.zeros((3, 2))], 1).astype(np.float16)
+    for number in ids:
+        np.savez(
+            folder / f"flickr30k_{number:012}.npz",
+            features=(FEATURES + number).astype(np.float16),
+            norm_bb=fractions,
+            conf=np.array([[0.5], [0.3], [0.9]], dtype=np.float16),
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [391895, "391895", "COCO_val2014_000000391895.jpg", "coco_val2014_000000391895.npz", "a/b/391895.JPG", "x\\391895"],
+)
+def test_image_keys(name):
+    assert image_key(name) == "391895"
+    assert image_key("a/cat.png") == "cat"
+
+
+class TestConvert:
+    def test_coco(self, tmp_path, karpathy, coco_captions, instances):
+        counts = convert(tmp_path / "out", captions=[coco_captions], instances=[instances], splits=karpathy)
+        assert counts == {"train": 2, "valid": 1, "test": 1, "left_out": 1}
+        splits = read_splits(tmp_path / "out")
+        assert splits["train"].labels == ["car", "toothbrush"]
+        assert [(image.image_id, len(image.boxes)) for image in splits["train"].images] == [(1, 2), (22, 2)]
+        assert splits["test"].captions == ["cat 4444", "dog 4444"]
+        image = splits["valid"].images[0]
+        assert image.boxes.tolist() == [[0, 0, 50, 40], [10, 5, 100, 80]] and image.labels.tolist() == [1, 0]
+
+    def test_captions_of_the_splits_alone(self, tmp_path, karpathy, instances):
+        convert(tmp_path / "out", instances=[instances], splits=karpathy)
+        assert read_splits(tmp_path / "out")["train"].captions == ["A dog 1.", "A dog 22."]
+
+    @pytest.mark.parametrize("confidence", [None, [0.5, 0.3, 0.9]])
+    def test_bottom_up_tsv(self, tmp_path, karpathy, confidence):
+        source = tsv(tmp_path / "a.tsv", confidence=confidence)
+        convert(tmp_path / "out", features=[source], splits=karpathy)
+        data = read_splits(tmp_path / "out", min_regions=1, confidence_threshold=0.0)["train"]
+        assert data.labels is None and data.feature_size == 4
+        order = [0, 1] if confidence is None else [1, 0]
+        image = data.images[1]
+        assert image.boxes.tolist() == np.array([[0, 0, 50, 40], [10, 5, 100, 80]])[order].tolist()
+        assert image.features().tolist() == (FEATURES + 22)[1:][order].tolist()
+
+    def test_uniter_archives(self, tmp_path, karpathy):
+        convert(tmp_path / "out", features=[uniter_folder(tmp_path / "npz")], splits=karpathy)
+        image = read_splits(tmp_path / "out")["valid"].images[0]
+        assert image.geometry[1].tolist() == pytest.approx([0, 0, 0.5, 0.5, 0.5, 0.5, 0.25], abs=1e-3)
+        assert image.features().tolist() == (FEATURES + 333)[[2, 1]].tolist()
+
+    def test_drawn_splits(self, tmp_path, coco_captions, instances):
+        def drawn(name, **options):
+            convert(tmp_path / name, captions=[coco_captions], instances=[instances], valid=1, test=1, **options)
+            return [[image.image_id for image in data.images] for data in read_splits(tmp_path / name).values()]
+
+        first = drawn("a")
+        assert sorted(first[0] + first[1] + first[2]) == list(IDS) and [len(part) for part in first] == [2, 1, 1]
+        assert drawn("b") == first != drawn("c", seed=1)
+        with pytest.raises(OptionError, match=r"--valid and --test must be at least 1 .* of the 4 images, got 2 and 2"):
+            convert(tmp_path / "d", captions=[coco_captions], instances=[instances], valid=2, test=2)
+
+    def test_a_killed_conversion_goes_on(self, tmp_path, karpathy):
+        out = tmp_path / "out"
+        lines = tsv(tmp_path / "a.tsv").read_text().splitlines()
+        (tmp_path / "a.tsv").write_text("\n".join([*lines[:2], "damaged"]))
+        with pytest.raises(DataError, match=r"a.tsv:3: 1 columns"):
+            convert(out, features=[tmp_path / "a.tsv"], splits=karpathy)
+        assert sorted(path.name for path in out.rglob("*.*")) == ["1.npy", "22.npy"]
+        written = (out / "features" / "1.npy").stat().st_mtime_ns
+        convert(out, features=[tsv(tmp_path / "a.tsv")], splits=karpathy)
+        assert (out / "features" / "1.npy").stat().st_mtime_ns == written
+        assert len(read_splits(out)["train"].images) == 2
+        with pytest.raises(OptionError, match=r"--out: .* already holds train.jsonl"):
+            convert(out, features=[tmp_path / "a.tsv"], splits=karpathy)
+
+    def test_refused(self, tmp_path, karpathy, coco_captions, instances):
+        out = tmp_path / "out"
+        with pytest.raises(OptionError, match="either --instances or --features"):
+            convert(out, captions=[coco_captions])
+        with pytest.raises(OptionError, match="captions come from --captions or from --splits"):
+            convert(out, instances=[instances])
+        with pytest.raises(DataError, match="image 1 is in two of the files"):
+            convert(out, instances=[instances, instances], splits=karpathy)
+        with pytest.raises(DataError, match="a split would be empty"):
+            convert(out, features=[tsv(tmp_path / "b.tsv", ids=IDS[:3])], splits=karpathy)
+        other = json.loads(instances.read_text()) | {"categories": [{"id": 3, "name": "van"}, {"id": 90, "name": "x"}]}
+        with pytest.raises(DataError, match=r"other.json: its categories are not those of .*instances.json"):
+            convert(out, instances=[instances, dump(tmp_path / "other.json", other)], splits=karpathy)
+        with pytest.raises(DataError, match=r"empty: no npz file in it"):
+            (tmp_path / "empty").mkdir()
+            convert(out, features=[tmp_path / "empty"], splits=karpathy)
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OptionError, match="--out: cannot write"):
+            convert(tmp_path / "file" / "out", instances=[instances], splits=karpathy)
+        assert not list(out.glob("*.jsonl"))
+
+
+class TestCommand:
+    def test_converts(self, tmp_path, karpathy, instances, capsys):
+        main(["convert", "--out", str(tmp_path / "out"), "--instances", str(instances), "--splits", str(karpathy)])
+        assert capsys.readouterr().out
+        assert len(read_splits(tmp_path / "out")["test"].images) == 1
+
+    def test_bad_input_is_one_line(self, tmp_path, instances, capsys):
+        with pytest.raises(SystemExit) as error:
+            main(["convert", "--out", str(tmp_path / "out"), "--instances", str(instances), "--captions", "nowhere"])
+        assert str(error.value).startswith("nowhere: cannot be read") and "\n" not in str(error.value)
+        assert not (tmp_path / "out").exists()
+
+
+class TestCaptionFiles:
+    def test_coco(self, coco_captions):
+        assert read_captions(coco_captions)["22"] == ["cat 22", "dog 22"]
+
+    def test_flickr_tokens(self, tmp_path):
+        path = tmp_path / "results.token"
+        path.write_text("100.jpg#0\tA dog .\n100.jpg#1\tTwo dogs .\n7.jpg#0\tA cat .\n")
+        assert read_captions(path) == {"100": ["A dog .", "Two dogs ."], "7": ["A cat ."]}
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            'image,caption\n100.jpg,A dog .\n100.jpg,"Two, or more"\n',
+            "image_name| comment_number| comment\n100.jpg| 0| A dog .\n100.jpg| 1| Two, or more\n",
+        ],
+    )
+    def test_csv(self, tmp_path, text):
+        path = tmp_path / "captions.csv"
+        path.write_text(text)
+        assert read_captions(path) == {"100": ["A dog .", "Two, or more"]}
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("a.json", "{", "a.json: not a JSON file"),
+            ("a.json", "[]", "a.json: no list 'annotations'"),
+            ("a.json", '{"annotations": [{"image_id": 1}]}', "a.json: annotation 0: no 'caption'"),
+            ("a.token", "1.jpg#0\tA dog\n1.jpg A cat\n", "a.token:2: a line is IMAGE.jpg#NUMBER TAB caption"),
+            ("a.csv", "picture,caption\n1.jpg,A dog\n", "a.csv:1: neither IMAGE.jpg#0 TAB caption nor a csv header"),
+            ("a.csv", "image|caption\n1.jpg\n", "a.csv:2: 1 columns, the header has 2"),
+            ("a.csv", "", "a.csv: neither"),
+        ],
+    )
+    def test_refused(self, tmp_path, name, text, message):
+        path = tmp_path / name
+        path.write_text(text)
+        with pytest.raises(DataError) as error:
+            read_captions(path)
+        assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_karpathy_of_flickr(tmp_path):
+    image = {"filename": "100.jpg", "split": "val", "sentences": [{"raw": "A dog."}]}
+    assert read_karpathy(dump(tmp_path / "a.json", {"images": [image]})) == ({"100": "valid"}, {"100": ["A dog."]})
+    with pytest.raises(DataError, match=r"a.json: image 0: split 'dev' is not one of train, restval, val, test"):
+        read_karpathy(dump(tmp_path / "a.json", {"images": [image | {"split": "dev"}]}))
+    with pytest.raises(DataError, match=r"a.json: image 0: sentence: no 'raw'"):
+        read_karpathy(dump(tmp_path / "a.json", {"images": [image | {"sentences": [3]}]}))
+
+
+@pytest.mark.parametrize("column", [3, 4, 5])
+def test_a_damaged_tsv(tmp_path, column):
+    path = tsv(tmp_path / "a.tsv")
+    row = path.read_text().splitlines()[0].split("\t")
+    row[column] = row[column][:-5] + "x"
+    path.write_text("\t".join(row))
+    with pytest.raises(DataError, match=r"a.tsv:1: cannot be decoded") as error:
+        list(read_feature_tsv(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm_bb": np.zeros((2, 6))}, "no array 'norm_bb' with a row for each region"),
+        ({"features": np.zeros(3)}, "no array 'features' with a row for each region"),
+        ({"norm_bb": np.zeros((3, 3))}, "norm_bb must have four columns or more"),
+        ({"conf": np.zeros(2)}, "conf a number for each region"),
+    ],
+)
+def test_a_bad_archive(tmp_path, change, message):
+    arrays = {"features": FEATURES, "norm_bb": np.zeros((3, 6)), "conf": np.zeros(3)} | change
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        read_npz(tmp_path / "a.npz")

@@ -1,0 +1,355 @@
+"""Sampling, schedules, the objective, resume after a kill, and what training starts from."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import BertConfig, BertModel
+
+from fairseq_ext.errors import DataError, InputError, OptionError
+from fairseq_ext.files import load_safely, read_json
+from tests.helpers import load_golden
+from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
+from vision_language.iais.batches import PairBatches, hardest
+from vision_language.iais.data import Collator, RegionData, read_splits
+from vision_language.iais.encoder import build, learn_tokenizer, load, save
+from vision_language.iais.losses import annealing, iais_loss
+from vision_language.iais.maps import IAISHook
+from vision_language.iais.negatives import IMAGE, TEXT, AnchorSampler
+from vision_language.iais.objective import TrainingStep
+from vision_language.iais.options import Options
+from vision_language.iais.train import Trainer, learning_rate, parameter_groups, run
+from vision_language.iais.validate import first_images, metrics
+
+# A forked process needs no second import of everything.
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_regions(tmp_path_factory.mktemp("regions"))
+
+
+@pytest.fixture(scope="module")
+def data(folder) -> dict[str, RegionData]:
+    return read_splits(folder)
+
+
+def small(folder: Path, **changes) -> Options:
+    sizes = {"hidden_size": 16, "num_heads": 2, "intermediate_size": 32, "num_layers": 2, "dropout": 0.1}
+    steps = {"num_steps": 6, "warmup_steps": 2, "valid_steps": 3, "save_steps": 2, "lr": 1e-2}
+    candidates = {"negative_size": 7, "hard_negatives": 3, "batch_size": 4, "anchors_per_forward": 2}
+    return Options(data=str(folder), **{**sizes, **steps, **candidates, **changes})
+
+
+def accelerator() -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=True)
+
+
+def trainer(options: Options, data, out: Path, seed: int = 1) -> Trainer:
+    return Trainer(options, data, seed, out, accelerator())
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def test_learning_rate_of_the_released_schedule():
+    golden = load_golden("iais", "schedules")
+    peak, warmup, total = (golden[name].item() for name in ("lr_base", "warmup", "total"))
+    rates = [learning_rate(step, peak, warmup, total) for step in golden["steps"].tolist()]
+    np.testing.assert_allclose(rates, golden["lr"], rtol=1e-9)
+    assert learning_rate(1, 1.0, 0, 1) == 1e-8 and learning_rate(1, 1.0, 0, 4) == 0.75
+
+
+def test_decay_follows_the_released_rules():
+    model = tiny_model()
+    names = {id(value): name for name, value in model.named_parameters()}
+    decayed, plain = ([names[id(value)] for value in group["params"]] for group in parameter_groups(model, 0.01))
+    assert "img_embeddings.img_layer_norm.weight" in decayed and "img_embeddings.LayerNorm.weight" in plain
+    assert all("bias" not in name and "LayerNorm.weight" not in name for name in decayed)
+    assert len(decayed) + len(plain) == len(names)
+
+
+@given(
+    counts=st.lists(st.integers(1, 5), min_size=4, max_size=9),
+    source=st.sampled_from(["sampled", "in-batch"]),
+    step=st.integers(0, 40),
+    seed=st.integers(0, 3),
+    shuffled=st.booleans(),
+)
+def test_anchors(counts, source, step, seed, shuffled):
+    text_to_image = np.repeat(np.arange(len(counts)), counts)
+    if shuffled:
+        text_to_image = np.random.default_rng(seed).permutation(text_to_image)
+    sampler = AnchorSampler(text_to_image, 3, source, 3 if source == "sampled" else 99, seed)
+    for kind in (IMAGE, TEXT):
+        anchors = sampler.draw(step, kind)
+        assert anchors.texts.shape == anchors.images.shape == (3, 4 if source == "sampled" else 3)
+        matched = text_to_image[anchors.texts] == anchors.images
+        assert matched[:, 0].all() and not matched[:, 1:].any()
+        fixed, free = (anchors.texts, anchors.images) if kind == TEXT else (anchors.images, anchors.texts)
+        assert (fixed == fixed[:, :1]).all()
+        assert all(len(set(row)) == len(row) for row in free.tolist())
+        again = AnchorSampler(text_to_image, 3, source, 3 if source == "sampled" else 99, seed).draw(step, kind)
+        assert (again.texts == anchors.texts).all() and (again.images == anchors.images).all()
+
+
+def test_an_epoch_meets_every_caption_and_image_once(data):
+    owners = data["train"].text_to_image.numpy()
+    sampler = AnchorSampler(owners, 8, negative_size=5)
+    texts = np.concatenate([sampler.draw(step, TEXT).texts[:, 0] for step in range(len(owners) // 8)])
+    images = np.concatenate([sampler.draw(step, IMAGE).images[:, 0] for step in range(40 // 8)])
+    assert sorted(texts) == list(range(len(owners))) and sorted(images) == list(range(40))
+    assert (texts[:40] != np.concatenate([sampler.draw(step, TEXT).texts[:, 0] for step in range(10, 15)])).any()
+
+
+@pytest.mark.parametrize("kind", [IMAGE, TEXT])
+def test_hardest_are_those_that_the_model_scores_highest(data, kind):
+    torch.manual_seed(0)
+    model, batches = tiny_model().train(), PairBatches(data["train"], Collator(tiny_tokenizer()))
+    anchors = AnchorSampler(data["train"].text_to_image.numpy(), 3, negative_size=9).draw(5, kind)
+    hard = hardest(model, batches, anchors, 4, batch_size=2)
+    assert model.training
+    with torch.no_grad():
+        scores = model.eval()(**batches.pairs(anchors.texts.ravel(), anchors.images.ravel())).scores.view(3, 10)
+    columns = scores[:, 1:].topk(4).indices.numpy() + 1
+    for found, drawn in ((hard.texts, anchors.texts), (hard.images, anchors.images)):
+        assert (found[:, 0] == drawn[:, 0]).all()
+        assert (found[:, 1:] == np.take_along_axis(drawn, columns, 1)).all()
+    assert hardest(model, batches, anchors, 9) is anchors
+
+
+def plain_gradient(stage: Trainer, step: int) -> dict[str, torch.Tensor]:
+    """The gradient of a step, one anchor after the other."""
+    options, model, gradient = stage.options, stage.model, stage.gradient
+    model.zero_grad()
+    factor = options.batch_size if options.iais_scale == "sum" else 1
+    weight = factor * options.iais_weight * annealing(step / options.num_steps, options.iais_schedule)
+    for kind, modality in ((IMAGE, "V"), (TEXT, "L")):
+        anchors = gradient.sampler.draw(step, kind)
+        if step < options.random_steps:
+            anchors = anchors.first(options.hard_negatives)
+        anchors = hardest(model, gradient.batches, anchors, options.hard_negatives)
+        model.train()
+        for texts, images in zip(anchors.texts, anchors.images, strict=True):
+            with IAISHook(model) as hook:
+                batch = gradient.batches.pairs(texts, images)
+                scores = model(**batch).scores.sigmoid()
+                loss = F.relu(options.margin + scores[1:] - scores[0]).mean()
+                if options.iais != "none":
+                    masks = (batch["attention_mask"], batch["region_mask"])
+                    places = (model.text_positions(*masks), model.region_positions(*masks))
+                    blocks = hook.blocks(*places, keep_scores=True, rows=slice(0, 1))
+                    loss = loss + weight * iais_loss(blocks, options.iais, modality, options.pseudo_norm)
+            (loss / options.batch_size).backward()
+    found = {name: value.grad.clone() for name, value in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"iais": "singular", "anchors_per_forward": 3},
+        {"iais": "distributed", "iais_schedule": "const", "iais_scale": "sum"},
+        {"iais": "singular", "pseudo_norm": "softmax_scores", "iais_schedule": "linear", "iais_weight": 3.0},
+        {"iais": "singular", "pseudo_norm": "renorm", "negatives": "in-batch", "margin": 0.7},
+        {"iais": "singular", "gradient_checkpointing": True, "iais_schedule": "const"},
+        {"iais": "none", "negative_size": 3},
+        {"iais": "none", "random_steps": 5},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_gradient_is_that_of_the_formula(folder, data, tmp_path, changes):
+    stage = trainer(small(folder, dropout=0.0, **changes), data, tmp_path)
+    wanted = plain_gradient(stage, 4)
+    stage.parallel.train()
+    stage.gradient.accumulate(4)
+    for name, value in stage.model.named_parameters():
+        torch.testing.assert_close(
+            value.grad, wanted[name], rtol=1e-3, atol=1e-6, msg=lambda text, n=name: f"{n} {text}"
+        )
+
+
+def test_options_change_the_training(folder, data, tmp_path):
+    changes = [{}, {"iais": "none"}, {"iais": "distributed"}, {"iais_weight": 2.0}, {"iais_schedule": "const"}]
+    changes += [{"iais_scale": "sum"}, {"pseudo_norm": "renorm"}, {"negatives": "in-batch"}, {"negative_size": 9}]
+    changes += [
+        {"hard_negatives": 4},
+        {"random_steps": 1},
+        {"margin": 0.3},
+        {"lr": 0.02},
+        {"warmup_steps": 1},
+        {"weight_decay": 0.5},
+    ]
+    changes += [{"clip_norm": 0.01}, {"dropout": 0.5}, {"num_layers": 1}, {"max_text_length": 4}, {"vocab_size": 40}]
+    ends = set()
+    for number, change in enumerate(changes):
+        out = tmp_path / str(number)
+        out.mkdir()
+        stage = trainer(small(folder, **change), data, out)
+        for step in range(2):
+            stage.optimise(step)
+        ends.add(float(sum(value.detach().double().abs().sum() for value in stage.model.parameters())))
+    assert len(ends) == len(changes)
+
+
+def test_trained_model_ranks_better_than_chance(tmp_path):
+    folder = write_regions(tmp_path / "data", {"train": 150, "valid": 12, "test": 20})
+    data = read_splits(folder)
+    sizes = {"hidden_size": 32, "batch_size": 8, "anchors_per_forward": 8, "hard_negatives": 7}
+    steps = {"num_steps": 100, "warmup_steps": 10, "valid_steps": 50, "lr": 3e-3}
+    options = small(folder, dropout=0.0, iais_weight=0.1, **sizes, **steps)
+    experiment = run(options, tmp_path, 1, 1, accelerator())
+    found = experiment.runs["seed1"]
+    assert found["history"][-1]["rank_loss"] < 0.17 < found["history"][0]["rank_loss"]
+    assert found["ir_mean_rank"] < 8.5 and found["isd"] > 0  # by chance 9.5
+    best = max(found["history"], key=lambda entry: entry["rsum"])
+    assert (found["best_step"], found["valid_rsum"]) == (best["step"], best["rsum"])
+    assert read_json(tmp_path / "seed1" / "history.json") == found["history"]
+    assert list((tmp_path / "seed1" / "tensorboard").iterdir())
+    # the model that is kept is the best step's, and gives the published numbers
+    model, tokenizer = load(tmp_path / "seed1" / "model")
+    for split, wanted in (("valid", best), ("test", found)):
+        again = metrics(model, data[split], Collator(tokenizer, None), options.score_batch, accelerator())
+        assert again == pytest.approx({name: wanted[name] for name in again}, rel=1e-4)
+    assert run(options, tmp_path, 1, 1, accelerator()).runs == experiment.runs
+    with pytest.raises(OptionError, match=r"--out: .* holds runs with lr = 0.003, now lr = 0.5"):
+        run(replace(options, lr=0.5), tmp_path, 1, 1, accelerator())
+
+
+def train_forked(options: Options, out: Path) -> None:
+    torch.set_num_threads(1)
+    run(options, out, 1, 1, accelerator())
+
+
+def test_killed_run_ends_where_a_straight_one_ends(folder, tmp_path):
+    options = small(folder, num_steps=14, save_steps=2, valid_steps=7)
+    straight = run(options, tmp_path / "straight", 1, 1, accelerator()).runs["seed1"]
+    process = FORK.Process(target=train_forked, args=(options, tmp_path / "killed"))
+    process.start()
+    checkpoint = tmp_path / "killed" / "seed1" / "checkpoint.pt"
+    while not checkpoint.exists() and process.is_alive():
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not read_results(tmp_path / "killed")
+    with pytest.raises(OptionError, match=r"--out: .*checkpoint.pt was trained with other options"):
+        trainer(replace(options, lr=0.5), read_splits(folder), checkpoint.parent)
+    resumed = run(options, tmp_path / "killed", 1, 1, accelerator()).runs["seed1"]
+    for found in (straight, resumed):
+        found.pop("seconds_per_step")
+    assert straight == resumed
+    first, second = (load_safely(tmp_path / name / "seed1" / "checkpoint.pt") for name in ("straight", "killed"))
+    assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
+    models = [load(tmp_path / name / "seed1" / "model")[0] for name in ("straight", "killed")]
+    assert all(torch.equal(*pair) for pair in zip(*(weights(model).values() for model in models), strict=True))
+
+
+def read_results(out: Path) -> dict:
+    return read_json(out / "results.json")["runs"] if (out / "results.json").exists() else {}
+
+
+def test_bfloat16(folder, data, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    stage = Trainer(small(folder), data, 1, tmp_path, Accelerator(cpu=True, mixed_precision="bf16"))
+    before = weights(stage.model)
+    assert np.isfinite(list(stage.optimise(0).values())).all()
+    assert all(value.dtype == torch.float32 for value in stage.model.parameters())
+    assert any(not torch.equal(before[name], value) for name, value in stage.model.named_parameters())
+
+
+def test_features_instead_of_labels(tmp_path):
+    folder = write_regions(tmp_path / "data", {"train": 12, "valid": 4, "test": 4}, feature_size=6)
+    found = run(small(folder, num_steps=2), tmp_path / "out", 1, 1, accelerator()).runs["seed1"]
+    assert 0 <= found["ir_r1"] <= 1
+    assert load(tmp_path / "out" / "seed1" / "model")[0].config.region_feature_size == 6
+
+
+def test_learned_tokenizer():
+    tokenizer = learn_tokenizer(["A dog, a Dog.", "the cat"], 60)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("the Dog!")["input_ids"]) == [
+        "[CLS]",
+        "the",
+        "dog",
+        "[UNK]",
+        "[SEP]",
+    ]
+    assert tokenizer.tokenize("dot") == ["d", "##o", "##t"]
+    assert len(learn_tokenizer(["a dog a cat"], 1)) == 5 + 2 * len(set("adogct"))
+    assert tokenizer.get_vocab() == learn_tokenizer(["the cat", "A dog, a Dog."], 60).get_vocab()
+
+
+def test_encoder_folder(folder, data, tmp_path):
+    source = learn_tokenizer(data["train"].captions, 100)
+    model, _ = build(small(folder), data["train"])
+    encoder = model.config
+    sizes = {name: getattr(encoder, name) for name in ("vocab_size", "hidden_size", "intermediate_size")}
+    config = BertConfig(**sizes, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=30)
+    bert = BertModel(config)
+    bert.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"no tokenizer: none of tokenizer.json, vocab.txt is there"):
+        build(small(folder, encoder=str(tmp_path), max_text_length=20), data["train"])
+    source.save_pretrained(tmp_path)
+    options = small(folder, encoder=str(tmp_path), max_text_length=20, num_layers=1, dropout=0.3)
+    model, tokenizer = build(options, data["train"])
+    assert torch.equal(model.encoder.layer[0].output.dense.weight, bert.encoder.layer[0].output.dense.weight)
+    assert len(model.encoder.layer) == 1 and tokenizer.model_max_length == 22
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
+    save(model, tokenizer, tmp_path / "saved")
+    assert load(tmp_path / "saved")[0].config.attention_probs_dropout_prob == 0.3
+    with pytest.raises(OptionError, match="--max-text-length must be at most 28"):
+        build(replace(options, max_text_length=29), data["train"])
+
+
+def test_saving_keeps_a_whole_model(folder, data, tmp_path, monkeypatch):
+    model, tokenizer = build(small(folder), data["train"])
+    save(model, tokenizer, tmp_path / "model")
+    before = weights(load(tmp_path / "model")[0])
+    with torch.no_grad():
+        model.rank_output.weight += 1
+    monkeypatch.setattr(type(model), "save_pretrained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save(model, tokenizer, tmp_path / "model")
+    after = weights(load(tmp_path / "model")[0])
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_first_images(data):
+    part = first_images(data["train"], 3)
+    assert len(part.images) == 3 and part.labels == data["train"].labels
+    assert part.captions == data["train"].captions[: len(part)]
+    assert first_images(data["train"], 0) is data["train"]
+
+
+def test_regions_without_features_or_labels(folder, data):
+    bare = RegionData(data["train"].images)
+    with pytest.raises(DataError, match="regions have neither features nor labels"):
+        build(small(folder), bare)
+
+
+def test_loss_that_is_not_finite(folder, data, tmp_path):
+    stage = trainer(small(folder, lr=1e30, warmup_steps=0), data, tmp_path)
+    with pytest.raises(InputError, match=r"step \d+: the loss is nan; lower --lr"):
+        for step in range(4):
+            stage.optimise(step)
+
+
+def test_step_counts_processes(folder, data, tmp_path):
+    stage = trainer(small(folder, iais_scale="sum", iais_weight=0.5, iais_schedule="const"), data, tmp_path)
+    assert isinstance(stage.gradient, TrainingStep) and stage.gradient.iais_weight(0) == 0.5 * 4

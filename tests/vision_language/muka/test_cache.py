@@ -1,0 +1,190 @@
+"""Logits and scores of teachers: the values, when they are computed, and files that do not match or are damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from fairseq_ext.errors import OptionError
+from tests.vision_language.muka.texts import write_classifier
+from vision_language.muka import cache as caching
+from vision_language.muka.cache import TeacherCache, predict_logits, single_pass_scores
+from vision_language.muka.data import Texts, read_file
+from vision_language.muka.models import load_classifier
+from vision_language.muka.tokens import Tokens
+from vision_language.muka.uncertainty import SCORES, mc_dropout_probabilities, teacher_scores
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture(scope="module")
+def texts(world):
+    return read_file(world.data / "test.tsv")[range(15)]
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return load_classifier(write_classifier(tmp_path / "teacher", ["music", "sport", "travel"]))
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """What was computed since the test began."""
+    calls = []
+    for name in ("predict_logits", "mc_dropout_probabilities"):
+        function = getattr(caching, name)
+        monkeypatch.setattr(
+            caching, name, lambda *a, _name=name, _function=function, **k: (calls.append(_name), _function(*a, **k))[1]
+        )
+    return calls
+
+
+def store(tmp_path, accelerator, **settings):
+    return TeacherCache(tmp_path / "cache", accelerator, **{"max_length": 16, "batch_size": 4} | settings)
+
+
+def test_logits_are_in_the_order_of_the_texts(teacher, texts, accelerator, tmp_path):
+    found = store(tmp_path, accelerator).logits(teacher, texts, "test")
+    with torch.no_grad():
+        alone = [
+            teacher.model(**teacher.tokenizer(text, truncation=True, max_length=16, return_tensors="pt")).logits[0]
+            for text in texts.texts
+        ]
+    torch.testing.assert_close(found, torch.stack(alone))
+
+
+def test_the_model_is_left_without_dropout(teacher, texts, accelerator):
+    tokens = Tokens(texts.texts, teacher.tokenizer, 16)
+    teacher.model.train()
+    assert torch.equal(*(predict_logits(teacher.model, tokens, 4, accelerator) for _ in range(2)))
+
+
+def test_scores_are_those_of_the_passes(teacher, texts, accelerator, tmp_path):
+    few = texts[[0, 1, 2]]
+    found = store(tmp_path, accelerator).scores(teacher, few, "few", passes=5, seed=7)
+    tokens = Tokens(few.texts, teacher.tokenizer, 16)
+    (rows,) = tokens.in_order(4)
+    seed = int(np.random.SeedSequence([7, 0]).generate_state(1)[0])
+    probabilities = mc_dropout_probabilities(teacher.model, tokens.batch(rows), 5, seed=seed)
+    for kind in SCORES:
+        torch.testing.assert_close(found[kind][torch.from_numpy(rows)], teacher_scores(probabilities, kind))
+
+
+def test_nothing_is_computed_twice(teacher, texts, accelerator, tmp_path, computed):
+    first = [store(tmp_path, accelerator).all_scores([teacher], texts, "x", kind, passes=3) for kind in SCORES]
+    assert computed == ["mc_dropout_probabilities"] * 4  # of four batches, for all kinds together
+    logits = store(tmp_path, accelerator).all_logits([teacher], texts, "x")
+    del computed[:]
+    again = [store(tmp_path, accelerator).all_scores([teacher], texts, "x", kind, passes=3) for kind in SCORES]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert torch.equal(store(tmp_path, accelerator).all_logits([teacher], texts, "x")[0], logits[0])
+    assert not computed
+
+
+def test_teachers_of_one_name_do_not_share_a_file(teacher, texts, accelerator, tmp_path, computed):
+    other = load_classifier(write_classifier(tmp_path / "other" / "teacher", ["a", "b"], seed=1))
+    for _ in range(2):
+        sizes = [logits.size(1) for logits in store(tmp_path, accelerator).all_logits([teacher, other], texts, "x")]
+        assert sizes == [3, 2] and len(computed) == 2
+
+
+CHANGES = {
+    "weights": lambda c: c["teacher"].model.classifier.weight.data.add_(1),
+    "dropout": lambda c: c["teacher"].model.config.update({"attention_probs_dropout_prob": 0.3}),
+    "tokenizer": lambda c: c["teacher"].tokenizer.add_tokens(["zig"]),
+    "texts": lambda c: c.update(texts=c["texts"][[1, 0, *range(2, 15)]]),
+    "length": lambda c: c.update(max_length=12),
+    "batches": lambda c: c.update(batch_size=5),
+    "passes": lambda c: c.update(passes=4),
+    "seed": lambda c: c.update(seed=2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changed_is_computed_again_and_this_is_said(
+    change, teacher, texts, accelerator, tmp_path, computed, capsys
+):
+    case = {"teacher": teacher, "texts": texts, "max_length": 16, "batch_size": 4, "passes": 3, "seed": 1}
+
+    def scores():
+        loaded = load_classifier(teacher.folder)
+        made = store(tmp_path, accelerator, max_length=case["max_length"], batch_size=case["batch_size"])
+        return made.scores(loaded, case["texts"], "x", case["passes"], case["seed"])["entropy"]
+
+    before = scores()
+    assert computed and not capsys.readouterr().out
+    del computed[:]
+    CHANGES[change](case)
+    if change in ("weights", "dropout"):
+        teacher.model.save_pretrained(teacher.folder)
+    if change == "tokenizer":
+        edited = json.loads((teacher.folder / "tokenizer.json").read_text())
+        edited["normalizer"]["lowercase"] = False
+        (teacher.folder / "tokenizer.json").write_text(json.dumps(edited))
+    after = scores()
+    assert computed and "x-scores.npz: of other teachers, texts or settings; computed again" in capsys.readouterr().out
+    if change not in ("tokenizer", "length"):  # these texts have no capitals, and few are so long
+        assert not torch.equal(before, after)
+    del computed[:]
+    assert torch.equal(scores(), after) and not computed
+
+
+def test_labels_do_not_matter(teacher, texts, accelerator, tmp_path, computed):
+    store(tmp_path, accelerator).logits(teacher, texts, "x")
+    store(tmp_path, accelerator).logits(teacher, Texts(texts.texts, None, "elsewhere"), "x")
+    assert len(computed) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "pickle", "foreign"])
+def test_damaged_files_are_replaced(damage, teacher, texts, accelerator, tmp_path, capsys):
+    logits = store(tmp_path, accelerator).logits(teacher, texts, "x")
+    path = tmp_path / "cache" / "x-logits.npz"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-30])
+    elif damage == "text":
+        path.write_text("nothing")
+    elif damage == "pickle":
+        np.savez(path, key=np.array({"run": print}, dtype=object))
+    else:
+        np.savez(path, logits=np.zeros(3))
+    assert torch.equal(store(tmp_path, accelerator).logits(teacher, texts, "x"), logits)
+    said = capsys.readouterr().out
+    assert f"{path}: {'of other' if damage == 'foreign' else 'damaged'}" in said and said.count("\n") == 1
+    store(tmp_path, accelerator).logits(teacher, texts, "x")
+    assert not capsys.readouterr().out
+
+
+def test_single_pass_scores():
+    logits = [torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0, 1.0]])]
+    for temperature in (1.0, 3.0):
+        expected = [float(teacher_scores((z / temperature).softmax(-1)[None])) for z in logits]
+        assert single_pass_scores(logits, temperature=temperature)[0].tolist() == pytest.approx(expected)
+
+
+def test_a_teacher_without_dropout_is_named(teacher, texts, accelerator, tmp_path):
+    teacher.model.config.update({"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0})
+    teacher.model.save_pretrained(teacher.folder)
+    with pytest.raises(OptionError, match=r"teacher: 16 Monte-Carlo passes: the model has no dropout"):
+        store(tmp_path, accelerator).scores(load_classifier(teacher.folder), texts, "x")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_written(teacher, texts, accelerator, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(OptionError, match="--cache: cannot write"):
+        store(tmp_path, accelerator).logits(teacher, texts, "x")
+
+
+def test_texts_may_be_too_long(teacher, texts, accelerator, tmp_path):
+    with pytest.raises(OptionError, match=r"--max-length: .* reads at most 32 tokens, got 33"):
+        store(tmp_path, accelerator, max_length=33).logits(teacher, texts, "x")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    assert len(store(tmp_path, accelerator, max_length=None).logits(teacher, texts, "x")) == len(texts)

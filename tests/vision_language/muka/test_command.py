@@ -1,0 +1,255 @@
+"""The command line from end to end, with one and with two processes, killed and resumed; one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fairseq_ext.errors import InputError
+from fairseq_ext.files import load_safely
+from tests.helpers import ROOT
+from tests.vision_language.muka.texts import write_encoder
+from vision_language.muka.__main__ import main
+from vision_language.muka.data import read_file
+from vision_language.muka.models import load_classifier
+
+QUICK = ["--batch-size", "10", "--lr", "0.01", "--max-length", "16", "--cpu"]
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.fixture(scope="module")
+def command(world):
+    """Arguments of a short amalgamation."""
+    folders = ["--data", str(world.data), "--student", str(world.encoder)]
+    return ["amalgamate", *folders, "--teachers", str(world.first), str(world.second), *QUICK, "--epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def student(command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student")
+    main([*command, "--no-margin", "--epochs", "12", "--out", str(folder / "model"), "--cache", str(folder / "cache")])
+    return folder / "model"
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_train_teacher(world, tmp_path, capsys):
+    arguments = ["--data", str(world.data), "--model", str(world.encoder), "--out", str(tmp_path / "out"), *QUICK]
+    main(["train-teacher", *arguments, "--classes", "sport", "music", "--loss", "encouraging", "--epochs", "1"])
+    said = capsys.readouterr().out
+    assert said.startswith("test_accuracy ") and said.endswith(f"{tmp_path / 'out'}: model and results.json\n")
+    assert load_classifier(tmp_path / "out").labels == ("sport", "music")
+    assert results(tmp_path / "out")["settings"]["loss"] == "encouraging"
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    main(["train-teacher", *arguments, "--classes", "sport", "music", "--loss", "encouraging", "--epochs", "1"])
+    assert capsys.readouterr().out == said and (tmp_path / "out" / "results.json").read_bytes() == before
+
+
+def test_evaluate_repeats_the_test_accuracy(student, world, capsys):
+    record = results(student)["runs"]["seed1"]
+    assert record["seconds_teachers"] > 0
+    main(["evaluate", "--model", str(student), "--data", str(world.data), "--cpu", "--max-length", "16"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["accuracy"] == pytest.approx(record["test_accuracy"]) and report["texts"] == 25
+    by_class = report["accuracy_by_class"]
+    assert sum(by_class.values()) / 5 == pytest.approx(report["accuracy"])  # five texts of each class
+    first, second = record["test_accuracy_by_teacher"]
+    assert [first, second] == pytest.approx(
+        [np.mean(list(by_class.values())[:2]), np.mean(list(by_class.values())[2:])]
+    )
+
+
+def test_evaluate_an_ensemble(world, capsys):
+    teachers = [str(world.first), str(world.second)]
+    main(["evaluate", "--ensemble", *teachers, "--data", str(world.data / "test.tsv"), "--cpu"])
+    report = json.loads(capsys.readouterr().out)
+    assert [teacher["model"] for teacher in report["teachers"]] == teachers
+    for teacher, folder in zip(report["teachers"], (world.first, world.second), strict=True):
+        record = results(folder)["runs"]["seed1"]
+        assert teacher["accuracy_on_its_classes"] == pytest.approx(record["test_accuracy"], abs=0.11)  # more tokens
+    texts = read_file(world.data / "test.tsv")
+    right = []
+    for text, label in zip(texts.texts, texts.labels, strict=True):
+        found = [load_classifier(folder) for folder in teachers]
+        logits = torch.cat([c.model(**c.tokenizer(text, return_tensors="pt")).logits[0] for c in found])
+        right.append((*found[0].labels, *found[1].labels)[logits.argmax()] == label)
+    assert report["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_diagnose(student, world, tmp_path, capsys):
+    common = ["--teachers", str(world.first), str(world.second), "--data", str(world.data), "--cpu"]
+    out = tmp_path / "out"
+    main(["diagnose", *common, "--student", str(student), "--supervised", str(student), "--out", str(out)])
+    report = json.loads((out / "diagnostics.json").read_text())
+    assert 0 < report["selection_accuracy"] <= 1 and report["chance_selection_accuracy"] == 0.5
+    assert set(report["kl_to_supervised"]) == {"soft", "hard", "ensemble"} and report["calibration_error"] >= 0
+    assert report["supervised_accuracy"] == report["accuracy"]
+    assert (out / "scores.png").read_bytes()[:4] == b"\x89PNG" and len(list((out / "cache").iterdir())) == 4
+    capsys.readouterr()
+    main(["diagnose", *common, "--no-mc", "--score", "margin", "--out", str(tmp_path / "other")])
+    assert json.loads((tmp_path / "other" / "diagnostics.json").read_text())["score"] == "margin"
+    with pytest.raises(InputError, match="its classes are not those of the teachers together"):
+        main(["diagnose", *common, "--student", str(world.first), "--out", str(tmp_path / "third")])
+
+
+def test_predict(student, world, tmp_path, capsys):
+    (tmp_path / "new.txt").write_text("the goal of the race team\nsome rain and a rose\n")
+    main(["predict", str(tmp_path / "new.txt"), "--model", str(student), "--top", "9", "--cpu"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == ["the goal of the race team", "some rain and a rose"]
+    for row in rows:
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-3) and len(row["probabilities"]) == 5
+        assert row["label"] == next(iter(row["probabilities"]))
+    main(["predict", str(world.data / "test.tsv"), "--model", str(student), "--top", "2", "--cpu"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    right = [row["label"] == label for row, label in zip(rows, read_file(world.data / "test.tsv").gold(), strict=True)]
+    assert np.mean(right) == pytest.approx(results(student)["runs"]["seed1"]["test_accuracy"], abs=0.1)
+    assert {len(row["probabilities"]) for row in rows} == {2}
+
+
+def test_a_killed_command_goes_on(command, tmp_path):
+    """SIGKILL within training, then the same command; the weights are those of a straight run, bit for bit."""
+    cache = ["--cache", str(tmp_path / "cache")]
+    command = [*command, "--epochs", "8", "--save-every", "1", *cache]
+    main([*command, "--out", str(tmp_path / "straight")])
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vision_language.muka", *command, "--out", str(out)],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (out / "checkpoint.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert load_safely(out / "checkpoint.pt")["progress"]["step"] < 96 and not (out / "results.json").exists()
+    main([*command, "--out", str(out)])
+    straight, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "killed"))
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+    records = [results(tmp_path / name)["runs"]["seed1"] for name in ("straight", "killed")]
+    assert records[0]["history"] == records[1]["history"]
+
+
+def test_two_processes_equal_one(command, tmp_path):
+    """Equal scores, whose dropout masks do not depend on the processes, and equal weights of a student without."""
+    encoder = write_encoder(tmp_path / "encoder", dropout=0.0)
+    # 10 texts a step, 3 in the last one of an epoch of 113: the shares differ.
+    data = ["--data", str(tmp_path / "data")]
+    (tmp_path / "data").mkdir()
+    source = command[command.index("--data") + 1]
+    for split, size in (("train", 113), ("valid", 25), ("test", 25)):
+        lines = open(f"{source}/{split}.tsv", encoding="utf-8").readlines()[:size]
+        (tmp_path / "data" / f"{split}.tsv").write_text("".join(lines))
+    command = [*command, *data, "--student", str(encoder), "--passes", "4"]
+    main([*command, "--out", str(tmp_path / "one")])
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    subprocess.run(
+        [*launch, "-m", "vision_language.muka", *command, "--out", str(tmp_path / "two")],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        check=True,
+        capture_output=True,
+    )
+    for path in sorted((tmp_path / "one" / "cache").iterdir()):
+        with np.load(path) as one, np.load(tmp_path / "two" / "cache" / path.name) as two:
+            assert all(np.allclose(one[name], two[name], atol=1e-6) for name in one.files if name != "key")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], atol=1e-5, rtol=1e-4)
+    records = [results(tmp_path / name)["runs"]["seed1"] for name in ("one", "two")]
+    assert records[0]["test_accuracy"] == records[1]["test_accuracy"]
+    assert records[0]["valid_loss"] == pytest.approx(records[1]["valid_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "muka"], "--method: 'muka' is not one of muka-soft, muka-hard, vkd"),
+        (["--passes", "0"], "--passes must be at least 1, got 0"),
+        (["--score", "entropie"], "did you mean 'entropy'?"),
+        (["--lr", "0"], "--lr must be greater than 0, got 0.0"),
+        (["--lr", "nan"], "--lr must be finite, got nan"),
+        (["--temperature", "inf"], "--temperature must be finite, got inf"),
+        (["--warmup", "2"], "--warmup must be at least 0 and at most 1, got 2.0"),
+        (["--max-length", "33"], "reads at most 32 tokens, got 33"),
+        (["--layers", "3"], "has 2 layers, got 3"),
+        (["--student", "/no/model"], "/no/model is not a folder; a model is a folder with config.json"),
+        (["--data", "/no/data"], "--data: /no/data does not exist"),
+        (["--method", "vkd", "--no-margin"], "--no-margin: has no effect with --method vkd"),
+        (["--method", "uhc", "--score", "margin"], "--score margin: has no effect with --method uhc"),
+        (["--method", "muka-hard", "--score-temperature", "1"], "--score-temperature 1.0: has no effect with"),
+        (["--no-mc", "--passes", "4"], "--passes 4: has no effect with --no-mc"),
+        (["--no-mc", "--score", "variance"], "--score variance: needs several passes, not --no-mc"),
+        (["--amalgam-lr", "1"], "--amalgam-lr 1.0: has no effect with --method muka-soft"),
+        (["--method", "supervised"], "--teachers: none with --method supervised"),
+        (["--mixed-precision", "fp8"], "--mixed-precision: 'fp8' is not one of no, fp16, bf16"),
+        (["--select", "f1"], "--select: 'f1' is not one of loss, accuracy"),
+    ],
+)
+def test_bad_options_end_with_one_line(command, tmp_path, options, message):
+    with pytest.raises(InputError) as error:
+        main([*command, *options, "--out", str(tmp_path / "out")])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["amalgamate", "--teachers", "ONE"], "--teachers: at least two are needed, got 1"),
+        (["amalgamate", "--teachers", "ONE", "ENCODER"], "its config.json has no id2label"),
+        (["amalgamate", "--teachers", "ONE", "EMPTY"], "no config.json in it, so it is no model"),
+        (["train-teacher", "--model", "EMPTY"], "no config.json in it, so it is no model"),
+        (["train-teacher", "--model", "ENCODER", "--part", "2"], "--part must be I/T with 1 <= I <= T"),
+        (["train-teacher", "--model", "ENCODER", "--part", "3/2"], "such as 1/2, got '3/2'"),
+        (["train-teacher", "--model", "ENCODER", "--part", "1/2", "--classes", "a"], "not together with --classes"),
+        (["train-teacher", "--model", "ENCODER", "--log-end", "0.5"], "--log-end 0.5: has no effect with --loss cross"),
+        (["evaluate", "--model", "ONE"], "the label 'music' is not among the 2 known: cooking, garden"),
+        (["evaluate", "--model", "ONE", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["diagnose", "--teachers", "ONE", "ONE", "--score", "entropie"], "did you mean 'entropy'?"),
+        (["diagnose", "--teachers", "ONE"], "--teachers: at least two are needed, got 1"),
+        (["predict", "EMPTY.txt", "--model", "ONE"], "empty.txt: no text in it"),
+    ],
+)
+def test_bad_input_ends_with_one_line(world, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_text("\n")
+    places = {
+        "ONE": world.first,
+        "ENCODER": world.encoder,
+        "EMPTY": tmp_path / "empty",
+        "EMPTY.txt": tmp_path / "empty.txt",
+    }
+    arguments = [str(places.get(argument, argument)) for argument in arguments]
+    if arguments[0] != "predict":
+        arguments += ["--data", str(world.data)]
+    if arguments[0] == "amalgamate":
+        arguments += ["--student", str(world.encoder)]
+    if arguments[0] in ("amalgamate", "train-teacher"):
+        arguments += ["--out", str(tmp_path / "out"), "--max-length", "16"]
+    with pytest.raises(InputError) as error:
+        main([*arguments, "--cpu"])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()

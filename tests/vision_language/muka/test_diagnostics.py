@@ -1,0 +1,140 @@
+"""Diagnostics against hand counts and scikit-learn, and a picture that is written whole."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.image import imread
+
+from vision_language.muka.baselines import ensemble_probabilities
+from vision_language.muka.diagnostics import (
+    accuracy_by_teacher,
+    diagnose,
+    kl_to_supervised,
+    reliability,
+    score_auroc,
+    selected_right,
+    specialty,
+)
+from vision_language.muka.plot import draw_scores
+from vision_language.muka.targets import LabelUnion, amalgamation_targets, union_of_labels
+
+OVERLAPPING = union_of_labels([["a", "b"], ["b", "c", "d"]])
+SEEDS = st.integers(0, 10**6)
+
+
+def test_specialty_and_selection_by_hand():
+    labels = torch.tensor([0, 1, 2, 3])
+    assert specialty(labels, OVERLAPPING).tolist() == [[True, False], [True, True], [False, True], [False, True]]
+    scores = torch.tensor([[0.2, 0.9], [0.1, 0.3], [0.9, 0.1], [0.5, 0.6]])
+    # the shared class b is right with either teacher
+    assert selected_right(scores, labels, OVERLAPPING).tolist() == [False, True, False, True]
+
+
+def test_accuracy_by_teacher_counts_a_shared_class_for_both():
+    labels, predictions = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 3, 2, 0])
+    assert accuracy_by_teacher(predictions, labels, OVERLAPPING) == [1 / 2, 1 / 3]
+    assert accuracy_by_teacher(labels[2:], labels[2:], OVERLAPPING) == [None, 1]
+
+
+def test_auroc_is_the_share_of_ordered_pairs():
+    union, labels = LabelUnion.disjoint([1, 1]), torch.tensor([0, 0, 1, 1])
+    scores = torch.tensor([[0.9, 0.5], [0.4, 0.5], [0.6, 0.5], [0.1, 0.5]])
+    assert score_auroc(scores, labels, union) == [3 / 4, 1 / 2]
+    assert score_auroc(scores[:2], labels[:2], union) == [None, None]
+
+
+@given(SEEDS, st.integers(2, 30))
+def test_auroc_agrees_with_scikit_learn(seed, size):
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = torch.Generator().manual_seed(seed)
+    union = LabelUnion.disjoint([1, 1])
+    labels = torch.randint(2, (size,), generator=generator)
+    labels[:2] = torch.tensor([0, 1])
+    scores = torch.randint(5, (size, 2), generator=generator) / 4  # with ties
+    expected = [metrics.roc_auc_score(labels == teacher, scores[:, teacher]) for teacher in range(2)]
+    assert score_auroc(scores, labels, union) == pytest.approx(expected)
+
+
+def test_kl_is_0_for_the_supervised_teacher_itself_and_finite_for_hard_targets():
+    logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert kl_to_supervised(logits.softmax(-1), logits) == pytest.approx(0, abs=1e-12)
+    parts = [logits[:, :2], logits[:, 2:]]
+    scores = torch.rand(5, 2, dtype=torch.float64)
+    assert 0 < kl_to_supervised(amalgamation_targets(parts, scores, hard=True), logits) < math.inf
+    assert kl_to_supervised(ensemble_probabilities(parts), logits) == pytest.approx(0, abs=1e-12)
+
+
+def test_reliability_by_hand():
+    table = reliability(torch.tensor([0.1, 0.2, 0.25, 0.9, 1.0]), torch.tensor([0, 1, 0, 1, 1]), bins=4)
+    assert table.examples.tolist() == [3, 0, 0, 2]  # 0.25 is the upper edge of the first
+    np.testing.assert_allclose(table.accuracy, [1 / 3, np.nan, np.nan, 1])
+    np.testing.assert_allclose(table.confidence, [0.55 / 3, np.nan, np.nan, 0.95], rtol=1e-6)
+    assert table.calibration_error == pytest.approx((3 * 0.15 + 2 * 0.05) / 5, rel=1e-6)
+
+
+@given(SEEDS, st.integers(1, 40), st.integers(1, 15))
+def test_reliability_keeps_every_example_and_a_calibrated_one_has_no_error(seed, size, bins):
+    generator = torch.Generator().manual_seed(seed)
+    confidence, right = torch.rand(size, generator=generator), torch.rand(size, generator=generator) < 0.5
+    table = reliability(confidence, right, bins)
+    assert table.examples.sum() == size and 0 <= table.calibration_error <= 1
+    filled = table.examples > 0
+    assert (table.examples * table.accuracy)[filled].sum() == pytest.approx(float(right.sum()))
+    assert ((table.edges[:-1] <= table.confidence) & (table.confidence <= table.edges[1:]))[filled].all()
+    assert reliability(right.float(), right, bins).calibration_error == 0
+
+
+@pytest.mark.parametrize("confidence", [[], [0.5, 1.5], [0.5, float("nan")], [-0.1]])
+def test_confidence_outside_0_and_1_is_refused(confidence):
+    with pytest.raises(ValueError, match="confidence must be one or more values from 0 to 1"):
+        reliability(torch.tensor(confidence), torch.ones(len(confidence)))
+
+
+def example(teachers, size=200, overlap=False):
+    """Teachers of two classes each whose score is high on their own, with noise."""
+    generator = torch.Generator().manual_seed(0)
+    union = OVERLAPPING if overlap else LabelUnion.disjoint([2] * teachers)
+    labels = torch.randint(len(union), (size,), generator=generator)
+    noise = 0.25 * torch.randn(size, len(union.index), generator=generator)
+    scores = (0.35 + 0.4 * specialty(labels, union) + noise).clamp(0, 1)
+    logits = [
+        torch.randn(size, len(index), generator=generator) + 4.0 * (labels[:, None] == torch.tensor(index))
+        for index in union.index
+    ]
+    return scores, labels, union, logits
+
+
+def test_diagnose_gathers_everything():
+    scores, labels, union, logits = example(3)
+    student = torch.cat(logits, -1)
+    found = json.loads(json.dumps(diagnose(scores, labels, union, logits, student), allow_nan=False))
+    assert found["chance_selection_accuracy"] == pytest.approx(1 / 3)
+    assert 0.5 < found["selection_accuracy"] < 1 and all(0.7 < value < 1 for value in found["score_auroc"])
+    assert all(value > 0.9 for value in found["teacher_accuracy"]) and 0 <= found["calibration_error"] < 0.2
+    assert found["accuracy"] == pytest.approx(np.mean(student.argmax(-1).numpy() == labels.numpy()))
+    shares = specialty(labels, union).double().mean(0).numpy()
+    assert found["accuracy"] == pytest.approx(float(np.dot(shares, found["accuracy_by_teacher"])))
+    assert set(diagnose(scores, labels, union)) == {"selection_accuracy", "chance_selection_accuracy", "score_auroc"}
+    assert diagnose(scores[:1], labels[:1], union)["score_auroc"] == [None, None, None]
+
+
+@pytest.mark.parametrize(("teachers", "overlap"), [(2, True), (4, False)])
+def test_picture(tmp_path, teachers, overlap):
+    scores, labels, union, _ = example(teachers, overlap=overlap)
+    draw_scores(scores, labels, union, tmp_path / "scores.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.png"]
+    picture = imread(tmp_path / "scores.png")
+    assert min(picture.shape[:2]) > 400 and picture[..., :3].std() > 0.05
+
+
+def test_picture_of_one_example_and_of_scores_below_0(tmp_path):
+    union = LabelUnion.disjoint([2, 2])
+    draw_scores(torch.tensor([[-0.3, -0.1]]), torch.tensor([3]), union, tmp_path / "scores.pdf", ["first", "second"])
+    assert (tmp_path / "scores.pdf").read_bytes().startswith(b"%PDF")

@@ -1,0 +1,180 @@
+"""Folders of classifiers: what is loaded, built and saved, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from fairseq_ext.errors import CheckpointError, InputError, OptionError
+from tests.vision_language.muka.texts import tiny_tokenizer, write_classifier, write_encoder
+from vision_language.muka.models import build_classifier, fingerprint, load_classifier, save_classifier
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_classifier(tmp_path / "model", ["music", "sport", "travel"])
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+def test_load(folder):
+    found = load_classifier(folder)
+    assert found.labels == ("music", "sport", "travel") and not found.model.training
+    assert found.model.dtype == torch.float32 and found.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+
+
+def test_saved_models_are_read_by_transformers(folder, tmp_path):
+    torch.manual_seed(0)
+    made = build_classifier(folder, ["b", "a"])
+    save_classifier(made, tmp_path / "new")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "new", local_files_only=True)
+    assert plain.config.id2label == {0: "b", 1: "a"} and plain.config.label2id == {"b": 0, "a": 1}
+    found = load_classifier(tmp_path / "new")
+    assert found.labels == ("b", "a")
+    assert all(torch.equal(value, found.model.state_dict()[name]) for name, value in made.model.state_dict().items())
+    assert not (tmp_path / "new" / "saving").exists()
+
+
+def test_other_architectures(tmp_path):
+    tokenizer = tiny_tokenizer()
+    config = DistilBertConfig(vocab_size=len(tokenizer), dim=16, n_layers=2, n_heads=2, hidden_dim=32)
+    config.id2label = {0: "x", 1: "y"}
+    DistilBertForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_classifier(tmp_path).labels == ("x", "y")
+    cut = build_classifier(tmp_path, ["a", "b", "c"], layers=1)
+    assert len(cut.model.distilbert.transformer.layer) == 1
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "no config.json in it, so it is no model"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json: no model_type"),
+        (lambda f: edit_config(f, model_type="nothing"), "cannot be loaded"),
+        (lambda f: edit_config(f, id2label=None), "has no id2label, so its classes have no names"),
+        (lambda f: edit_config(f, id2label={"0": "LABEL_0", "1": "LABEL_1"}), "no names but LABEL_0"),
+        (lambda f: edit_config(f, id2label={"0": "a", "1": "b", "2": "a"}), "id2label has 'a' twice"),
+        (lambda f: edit_config(f, id2label={"0": "a", "2": "b"}), "id2label has no class '1' among its 2"),
+        (lambda f: edit_config(f, id2label={"0": "a"}), "has 1 class, at least two are needed"),
+        (lambda f: edit_config(f, id2label={"0": "a", "1": "b"}), "cannot be loaded"),
+        (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors in it"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100), "cannot be loaded"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be loaded"),
+        (lambda f: [(f / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")], "no tokenizer in it"),
+        (lambda f: tiny_tokenizer(("more", "tokens")).save_pretrained(f), "its model only"),
+    ],
+)
+def test_refused_folders(folder, break_it, message):
+    break_it(folder)
+    with pytest.raises(CheckpointError) as error:
+        load_classifier(folder)
+    assert message in str(error.value) and str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+    with pytest.raises(
+        CheckpointError, match=r"pytorch_model\.bin could run code when loaded; only model\.safetensors"
+    ):
+        load_classifier(folder)
+
+
+def test_code_in_a_folder_is_not_run(folder, tmp_path):
+    (folder / "modeling.py").write_text(f"open({str(tmp_path / 'hacked')!r}, 'w')\nclass M: pass\nclass C: pass\n")
+    auto = {"AutoConfig": "modeling.C", "AutoModelForSequenceClassification": "modeling.M"}
+    edit_config(folder, auto_map=auto, model_type="unknown")
+    with pytest.raises(InputError):
+        load_classifier(folder)
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_an_encoder_is_no_teacher(tmp_path):
+    write_encoder(tmp_path)
+    edit_config(tmp_path, id2label={"0": "a", "1": "b"})
+    with pytest.raises(CheckpointError, match=r"not a trained classifier: its weights lack classifier\."):
+        load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize("load", [load_classifier, lambda folder: build_classifier(folder, ["a", "b"])])
+def test_missing_folder(tmp_path, load):
+    with pytest.raises(OptionError, match="missing is not a folder; a model is a folder with"):
+        load(tmp_path / "missing")
+
+
+def test_first_layers(tmp_path):
+    write_encoder(tmp_path, layers=3)
+    whole, cut = build_classifier(tmp_path, ["a", "b"]), build_classifier(tmp_path, ["a", "b"], layers=2)
+    assert cut.model.config.num_hidden_layers == 2
+    kept = cut.model.bert.state_dict()
+    assert len(kept) < len(whole.model.bert.state_dict())
+    assert all(torch.equal(value, whole.model.bert.state_dict()[name]) for name, value in kept.items())
+    with pytest.raises(OptionError, match=r"--layers: .* has 3 layers, got 4"):
+        build_classifier(tmp_path, ["a", "b"], layers=4)
+
+
+def test_from_scratch(tmp_path):
+    write_encoder(tmp_path)
+    trained = build_classifier(tmp_path, ["a", "b"])
+    (tmp_path / "model.safetensors").unlink()
+    torch.manual_seed(3)
+    made = build_classifier(tmp_path, ["a", "b"], layers=4, from_scratch=True)
+    assert made.model.config.num_hidden_layers == 4
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert not torch.equal(made.model.state_dict()[name], trained.model.state_dict()[name])
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+        build_classifier(tmp_path, ["a", "b"])
+
+
+def test_seed_of_the_new_layer(folder):
+    def classifier(seed):
+        torch.manual_seed(seed)
+        return build_classifier(folder, ["a", "b"]).model.classifier.weight
+
+    assert torch.equal(classifier(1), classifier(1)) and not torch.equal(classifier(1), classifier(2))
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    tokenizer = tiny_tokenizer()
+    RobertaModel(
+        RobertaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(tmp_path / "roberta")
+    write_encoder(tmp_path / "bert", hidden=24)
+    (tmp_path / "roberta" / "model.safetensors").rename(tmp_path / "bert" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"its weights lack bert\.embeddings.* of the encoder"):
+        build_classifier(tmp_path / "bert", ["a", "b"])
+
+
+def test_length(folder):
+    found = load_classifier(folder)
+    assert found.length() == 32 and found.length(20) == 20
+    with pytest.raises(OptionError, match=r"--max-length: .*model reads at most 32 tokens, got 33"):
+        found.length(33)
+
+
+def test_fingerprint(folder):
+    before = fingerprint(folder)
+    (folder / "results.json").write_text("{}")
+    (folder / "README.md").write_text("about")
+    assert fingerprint(folder) == before
+    for name, text in (("config.json", " "), ("tokenizer.json", " "), ("vocab.txt", "a")):
+        with open(folder / name, "a", encoding="utf-8") as file:
+            file.write(text)
+        assert fingerprint(folder) != before
+        before = fingerprint(folder)

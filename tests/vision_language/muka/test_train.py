@@ -1,0 +1,404 @@
+"""Training of teachers and students: what they learn, what moves, what picks the checkpoint, resume after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError
+from fairseq_ext.files import load_safely
+from fairseq_ext.losses import encouraging_loss
+from tests.vision_language.muka.conftest import QUICK
+from tests.vision_language.muka.texts import WORDS, write_encoder, write_texts
+from vision_language.muka import loop, run
+from vision_language.muka.baselines import ensemble_probabilities
+from vision_language.muka.data import gold_ids, read_splits
+from vision_language.muka.loop import parameter_groups
+from vision_language.muka.models import build_classifier, load_classifier
+from vision_language.muka.objectives import amalgamation_objective, teacher_signals
+from vision_language.muka.options import METHODS, AmalgamationOptions, TeacherOptions
+from vision_language.muka.targets import (
+    amalgamation_loss,
+    amalgamation_targets,
+    margin_weights,
+    union_of_labels,
+)
+from vision_language.muka.train import amalgamate, make_accelerator, teacher_loss, train_teacher
+
+FEATURES = ("dfa", "cfl")
+
+
+def student_options(world, method="muka-soft", **changes):
+    teachers = (world.first, world.third if method in FEATURES else world.second)
+    folders = () if method == "supervised" else tuple(map(str, teachers))
+    settings = {"data": (str(world.data),), "student": str(world.encoder), "teachers": folders, "method": method}
+    return AmalgamationOptions(**settings | QUICK | {"epochs": 2} | changes)
+
+
+def teacher_options(world, **changes):
+    return TeacherOptions(**{"data": (str(world.data),), "model": str(world.encoder), "epochs": 2} | QUICK | changes)
+
+
+@pytest.fixture(scope="module")
+def merge(world, tmp_path_factory):
+    """Trains a student; teachers are asked once in all tests."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def merge(options, out):
+        return amalgamate(options, out, cache, Accelerator(cpu=True)).runs[f"seed{options.seed}"]
+
+    return merge
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def without_time(record):
+    return {name: value for name, value in record.items() if "seconds" not in name}
+
+
+def test_teachers_know_their_classes(world):
+    for folder, labels in ((world.first, ("cooking", "garden")), (world.second, ("music", "sport", "travel"))):
+        assert load_classifier(folder).labels == labels
+        content = json.loads((folder / "results.json").read_text())
+        assert content["summary"]["test_accuracy"]["mean"] > 0.8 and content["settings"]["epochs"] == 8
+        assert set(content["environment"]) >= {"torch", "transformers", "accelerate"}
+        best = max(content["runs"]["seed1"]["history"], key=lambda entry: entry["accuracy"])
+        assert content["runs"]["seed1"]["best_step"] == best["step"]
+        assert content["runs"]["seed1"]["valid_accuracy"] == best["accuracy"]
+
+
+def test_the_student_knows_all_classes(world, merge, tmp_path):
+    record = merge(student_options(world, epochs=12, margin=False), tmp_path / "out")
+    assert record["classes"] == 5 and record["test_accuracy"] > 0.6
+    assert min(record["test_accuracy_by_teacher"]) > 0.3  # each teacher is right on none of the other's
+    found = load_classifier(tmp_path / "out")
+    assert found.labels == ("cooking", "garden", "music", "sport", "travel")
+    splits = read_splits(world.data)
+    gold = gold_ids(splits["test"], found.labels)
+    batch = found.tokenizer(
+        list(splits["test"].texts), padding=True, return_tensors="pt", max_length=16, truncation=True
+    )
+    accuracy = (found.model(**batch).logits.argmax(-1) == gold).double().mean()
+    assert float(accuracy) == pytest.approx(record["test_accuracy"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "results.json",
+        "tensorboard",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(world, merge, tmp_path, method):
+    record = merge(student_options(world, method, epochs=3), tmp_path)
+    losses = [entry["loss"] for entry in record["history"]]
+    assert min(losses[1:]) < losses[0] and record["steps"] == 36
+    assert ("test_accuracy_by_teacher" in record) == (method != "supervised")
+
+
+def test_labels_are_not_used(world, merge, tmp_path):
+    """Shuffled labels of training and validation change the measured accuracy and nothing else."""
+    merge(student_options(world), tmp_path / "right")
+    data = write_texts(tmp_path / "data")
+    for split in ("train", "valid"):
+        lines = [line.split("\t") for line in (data / f"{split}.tsv").read_text().splitlines()]
+        labels = [label for label, _ in lines]
+        random.Random(1).shuffle(labels)
+        pairs = zip(labels, lines, strict=True)
+        (data / f"{split}.tsv").write_text("".join(f"{label}\t{text}\n" for label, (_, text) in pairs))
+    merge(student_options(world, data=(str(data),)), tmp_path / "wrong")
+    assert equal(weights(tmp_path / "right"), weights(tmp_path / "wrong"))
+
+
+def test_texts_alone_are_enough(world, merge, tmp_path):
+    data = tmp_path / "texts.txt"
+    data.write_text("".join(line.split("\t")[1] for line in (world.data / "train.tsv").open()))
+    record = merge(student_options(world, data=(str(data),), valid_fraction=0.1), tmp_path / "out")
+    assert "valid_loss" in record and not [name for name in record if "accuracy" in name]
+    with pytest.raises(DataError, match=r"texts\.txt: no labels"):
+        merge(student_options(world, data=(str(data),), select="accuracy"), tmp_path / "selected")
+    with pytest.raises(DataError, match=r"texts\.txt: no labels"):
+        merge(student_options(world, "supervised", data=(str(data),)), tmp_path / "supervised")
+
+
+def test_several_data_folders_are_joined(world, merge, tmp_path):
+    more = write_texts(tmp_path / "more", train=20, valid=5, test=10, seed=5)
+    record = merge(student_options(world, data=(str(world.data), str(more)), epochs=1), tmp_path / "out")
+    assert record["train_texts"] == 140
+
+
+def test_overlapping_teachers(world, merge, tmp_path):
+    """A class that two teachers know is one class of the student."""
+    options = teacher_options(world, classes=("sport", "garden"), epochs=1)
+    train_teacher(options, tmp_path / "overlap")
+    teachers = tuple(map(str, (world.first, world.second, tmp_path / "overlap")))
+    for method in ("muka-soft", "vkd", "uhc"):
+        record = merge(student_options(world, method, teachers=teachers, epochs=1), tmp_path / method)
+        assert record["classes"] == 5 and len(record["test_accuracy_by_teacher"]) == 3
+    assert load_classifier(tmp_path / "uhc").labels == ("cooking", "garden", "music", "sport", "travel")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"margin": False},
+        {"no_mc": True},
+        {"score": "mutual_info"},
+        {"passes": 4},
+        {"temperature": 2.0},
+        {"score_temperature": 0.5},
+        {"method": "muka-hard"},
+        {"weight_decay": 1.0},
+        {"max_grad_norm": 0.01},
+        {"warmup": 0.9},
+        {"seed": 2},
+        {"max_length": 5},
+        {"layers": 1},
+        {"from_scratch": True},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_option_changes_the_training(world, merge, tmp_path, tmp_path_factory, changes):
+    base = tmp_path_factory.getbasetemp() / "unchanged"
+    if not (base / "model.safetensors").exists():
+        merge(student_options(world, epochs=1), base)
+    merge(student_options(world, epochs=1, **changes), tmp_path)
+    assert not equal(weights(base), weights(tmp_path))
+
+
+def test_the_loss_of_teachers(world):
+    logits, gold = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, 1, 0])
+    for loss, expected in (
+        ({}, F.cross_entropy(logits, gold)),
+        ({"loss": "encouraging"}, encouraging_loss(logits, gold, log_end=0.75)),
+        ({"loss": "encouraging", "log_end": 0.5}, encouraging_loss(logits, gold, log_end=0.5)),
+    ):
+        assert torch.equal(teacher_loss(teacher_options(world, **loss))(logits, gold), expected)
+
+
+@pytest.mark.parametrize("method", METHODS[:-1])
+def test_the_loss_of_each_method(world, method):
+    """What the objective gives for a batch is the method's loss of that batch's teachers."""
+    options = student_options(world, method, temperature=2.0)
+    teachers = [load_classifier(folder) for folder in options.teachers]
+    union = union_of_labels([teacher.labels for teacher in teachers])
+    student = build_classifier(world.encoder, union.names)
+    objective = amalgamation_objective(options, student, union, teachers).eval()
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(7, len(teacher.labels), generator=generator) for teacher in teachers]
+    scores = torch.rand(7, 2, generator=generator) if method.startswith("muka") else None
+    signals = teacher_signals(options, union, logits, scores)
+    rows = [4, 2, 6]
+    texts = [text for text, *_ in zip(read_splits(world.data)["train"].texts, range(3), strict=False)]
+    batch = dict(student.tokenizer(texts, padding=True, return_tensors="pt"))
+    loss = objective(batch, [signal[rows] for signal in signals])
+    found, known = student.model(**batch).logits, [z[rows] for z in logits]
+    if scores is not None:
+        target = amalgamation_targets(known, scores[rows], union, hard=method == "muka-hard", temperature=2.0)
+        expected = amalgamation_loss(found, target, 2.0, margin_weights(scores[rows]))
+    elif method == "uhc":
+        expected = 4 * sum(
+            F.kl_div((found[:, part] / 2).log_softmax(-1), (z / 2).softmax(-1), reduction="batchmean")
+            for part, z in zip(([0, 1], [2, 3, 4]), known, strict=True)
+        )
+    else:
+        target = ensemble_probabilities(known, union, 2.0)
+        expected = 4 * F.kl_div((found / 2).log_softmax(-1), target, reduction="batchmean")
+    if method in FEATURES:
+        states = [model(**batch, output_hidden_states=True).hidden_states[1:] for model in objective.teachers]
+        own = student.model(**batch, output_hidden_states=True).hidden_states[1:]
+        expected = expected + sum(objective.blocks(own, states, batch["attention_mask"]))
+        assert len(objective.blocks.blocks) == {"dfa": 2, "cfl": 1}[method]
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("method", FEATURES)
+def test_blocks_are_trained_and_teachers_are_not(world, merge, tmp_path, monkeypatch, method):
+    options, seen = student_options(world, method, epochs=1), []
+    fit = run.fit
+
+    def watched(objective, *arguments, **settings):
+        before = {name: value.clone() for name, value in objective.state_dict().items()}
+        known = [{name: value.clone() for name, value in t.state_dict().items()} for t in objective.teachers]
+        record = fit(objective, *arguments, **settings)
+        after = objective.state_dict()
+        seen.extend(name for name in after if name.startswith("blocks") and torch.equal(before[name], after[name]))
+        assert all(equal(old, t.state_dict()) for old, t in zip(known, objective.teachers, strict=True))
+        assert not any(t.training or any(p.grad is not None for p in t.parameters()) for t in objective.teachers)
+        assert not [name for name in after if "teachers." in name]
+        groups = parameter_groups(objective, options, options.amalgam_lr)
+        assert [group.get("lr") for group in groups] == [None, None, 1e-3]
+        assert sum(len(group["params"]) for group in groups) == len(list(objective.parameters()))
+        return record
+
+    monkeypatch.setattr(run, "fit", watched)
+    merge(options, tmp_path)
+    assert not seen  # no block parameter stayed where it was
+
+
+def test_hidden_states_need_one_tokenizer(world, merge, tmp_path):
+    options = student_options(world, "dfa", teachers=(str(world.first), str(world.second)))
+    with pytest.raises(OptionError, match=r"--method dfa: compares hidden states token by token, but .*second and"):
+        merge(options, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_picks_the_checkpoint(world, merge, tmp_path, monkeypatch):
+    """The first best is kept, of the loss or of the accuracy, and its weights are those that are saved."""
+    for select, best in (("loss", 24), ("accuracy", 12)):
+        values = iter([(0.5, 0.9), (0.2, 0.7), (0.2, 0.9), (0.3, 0.1)])
+        states = []
+
+        def fit(objective, tokens, signals, validate, *arguments, _values=values, _states=states, **settings):
+            def scripted():
+                _states.append({name: value.clone() for name, value in objective.model.state_dict().items()})
+                return dict(zip(("loss", "accuracy"), next(_values), strict=True))
+
+            return loop.fit(objective, tokens, signals, scripted, *arguments, **settings)
+
+        monkeypatch.setattr(run, "fit", fit)
+        record = merge(student_options(world, select=select, epochs=4), tmp_path / select)
+        assert record["best_step"] == best
+        assert equal(weights(tmp_path / select), states[best // 12 - 1])
+        assert record["valid_loss"] == {"loss": 0.2, "accuracy": 0.5}[select]
+
+
+def interrupted(function, at):
+    calls = []
+
+    def wrapped(*arguments):
+        function(*arguments)
+        calls.append(arguments)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+
+    return wrapped
+
+
+@pytest.mark.parametrize(("method", "at"), [("muka-soft", 2), ("muka-soft", 3), ("dfa", 5)])
+def test_a_killed_run_ends_where_a_straight_one_ends(world, merge, tmp_path, monkeypatch, method, at):
+    """Killed after the best weights are written but not the checkpoint, and after a checkpoint within an epoch."""
+    options = student_options(world, method, save_every=4, eval_every=5)
+    straight = merge(options, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_atomically", interrupted(loop.save_atomically, at))
+        with pytest.raises(KeyboardInterrupt):
+            merge(options, tmp_path / "killed")
+    state = load_safely(tmp_path / "killed" / "checkpoint.pt")
+    assert 0 < state["progress"]["step"] < 24 and not (tmp_path / "killed" / "results.json").exists()
+    with pytest.raises(OptionError, match=r"checkpoint\.pt was trained with other lr: choose another folder"):
+        merge(replace(options, lr=0.5), tmp_path / "killed")
+    resumed = merge(options, tmp_path / "killed")
+    assert without_time(straight) == without_time(resumed)
+    assert equal(weights(tmp_path / "straight"), weights(tmp_path / "killed"))
+
+
+def test_a_run_killed_at_the_end_is_finished(world, merge, tmp_path, monkeypatch):
+    options = student_options(world, epochs=1)
+    merge(options, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "save_classifier", interrupted(run.save_classifier, 1))
+        with pytest.raises(KeyboardInterrupt):
+            merge(options, tmp_path / "killed")
+    merge(options, tmp_path / "killed")
+    assert equal(weights(tmp_path / "straight"), weights(tmp_path / "killed"))
+
+
+def test_finished_runs_are_kept(world, merge, tmp_path, monkeypatch):
+    options = student_options(world, epochs=1)
+    first = merge(options, tmp_path / "out")
+    monkeypatch.setattr(run, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert merge(options, tmp_path / "out") == first
+    with pytest.raises(OptionError, match=r"--out: .* holds runs with method = muka-soft, now method = vkd"):
+        merge(student_options(world, "vkd", epochs=1), tmp_path / "out")
+
+
+def test_changed_inputs_are_not_mixed(world, merge, tmp_path):
+    data = write_texts(tmp_path / "data")
+    options = student_options(world, data=(str(data),), epochs=1)
+    merge(options, tmp_path / "out")
+    with open(data / "train.tsv", "a", encoding="utf-8") as file:
+        file.write("sport\tanother goal\n")
+    with pytest.raises(OptionError, match=r"--out: .* holds runs with inputs"):
+        merge(options, tmp_path / "out")
+
+
+def test_another_model_is_not_overwritten(world, merge, tmp_path):
+    write_encoder(tmp_path / "mine")
+    before = (tmp_path / "mine" / "config.json").read_bytes()
+    with pytest.raises(OptionError, match=r"--out: .*mine holds another model"):
+        merge(student_options(world), tmp_path / "mine")
+    assert (tmp_path / "mine" / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision(world, tmp_path, precision):
+    AcceleratorState._reset_state(True)  # one process knows one number format
+    try:
+        options = student_options(world, epochs=4, mixed_precision=precision, margin=False)
+        record = amalgamate(options, tmp_path, None, make_accelerator(precision, cpu=True)).runs["seed1"]
+        losses = [entry["loss"] for entry in record["history"]]
+        assert min(losses[1:]) < losses[0] and all(value.dtype == torch.float32 for value in weights(tmp_path).values())
+    finally:
+        AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, None])
+def test_damaged_checkpoints(world, merge, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    if content is None:
+        (tmp_path / "out" / "checkpoint.pt").write_bytes(b"nothing")
+    else:
+        torch.save(content, tmp_path / "out" / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt"):
+        merge(student_options(world), tmp_path / "out")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("vision_language.muka.train.teacher_loss", lambda options: lambda z, y: z.sum() * math.nan)
+    with pytest.raises(OptionError, match=r"--lr 0\.01: the loss is nan at step 12"):
+        train_teacher(teacher_options(world), tmp_path)
+    assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ("sport", "golf")}, "no train text of the classes golf"),
+        ({"classes": ("sport",)}, "--classes: at least two different ones are needed, got sport"),
+        ({"classes": ("sport", "sport")}, "--classes: at least two different ones are needed"),
+        ({"part": "3/3"}, "3 parts of 5 classes: each part needs at least two classes"),
+        ({"max_length": 64}, "reads at most 32 tokens, got 64"),
+        ({"layers": 3}, "--layers: "),
+    ],
+)
+def test_refused_teachers(world, tmp_path, changes, message):
+    with pytest.raises(InputError) as error:
+        train_teacher(teacher_options(world, **changes), tmp_path / "out")
+    assert message in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_labels_that_no_teacher_knows(world, merge, tmp_path):
+    data = write_texts(tmp_path / "data")
+    with open(data / "test.tsv", "a", encoding="utf-8") as file:
+        file.write("golf\ta hole\n")
+    with pytest.raises(DataError, match=r"test\.tsv: the label 'golf' is not among the 5 known: cooking, garden"):
+        merge(student_options(world, data=(str(data),)), tmp_path / "out")
+    assert not (tmp_path / "out").exists() and "golf" not in WORDS

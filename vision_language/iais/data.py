@@ -1,0 +1,262 @@
+"""Images given as regions, with captions, and batches of them for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from fairseq_ext.errors import DataError, OptionError
+from vision_language.iais.region_files import FeatureFiles, category_names, read_array, read_records
+
+__all__ = ["Collator", "Image", "RegionData", "box_geometry", "read_regions", "read_splits"]
+
+SPLITS = ("train", "valid", "test")
+
+
+def box_geometry(boxes: Tensor, width: float, height: float) -> Tensor:
+    """UNITER's seven numbers of a box: ``[x1/W, y1/H, x2/W, y2/H, w/W, h/H, (w/W)(h/H)]``.
+
+    Shape: boxes ``(..., 4)`` as x1, y1, x2, y2 in the unit of width and height. Returns ``(..., 7)``.
+    """
+    corners = boxes / boxes.new_tensor([width, height, width, height])
+    size = corners[..., 2:] - corners[..., :2]
+    return torch.cat((corners, size, size.prod(-1, keepdim=True)), -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """The V regions of an image that the model sees, and its captions.
+
+    Attributes:
+        boxes: ``(V, 4)`` in pixels.
+        geometry: ``(V, 7)``, see :func:`box_geometry`.
+        labels: ``(V,)`` class numbers, where the data has them.
+        origin: file and line, for messages.
+        rows: places of the V regions in the file.
+        stored_features: the features of all regions in the file, or where they lie.
+    """
+
+    image_id: int | str
+    width: float
+    height: float
+    captions: tuple[str, ...]
+    boxes: Tensor
+    geometry: Tensor
+    labels: Tensor | None
+    origin: str
+    rows: np.ndarray
+    stored_features: Path | np.ndarray | None = None
+
+    def features(self) -> Tensor:
+        """``(V, D)`` float32, read anew at every call where each image has its file."""
+        if isinstance(self.stored_features, Path):
+            stored = read_array(self.stored_features)
+        elif self.stored_features is not None:
+            stored = self.stored_features
+        else:
+            raise DataError(f"{self.origin}: image {self.image_id} has no features")
+        features = torch.from_numpy(np.asarray(stored[self.rows], dtype=np.float32))
+        if not features.isfinite().all():
+            raise DataError(f"{self.origin}: a feature of image {self.image_id} is not a finite number")
+        return features
+
+
+class RegionData(torch.utils.data.Dataset):
+    """Images and their captions; item t is the matched pair of caption t, ``(caption, Image)``.
+
+    Attributes:
+        images: the images.
+        captions: the captions of all images, image by image.
+        text_to_image: ``(captions,)``, the number of each caption's image.
+        labels: class names, where regions have labels.
+        feature_size: D, where regions have features, else 0.
+    """
+
+    def __init__(self, images: Sequence[Image], labels: Sequence[str] | None = None, feature_size: int = 0) -> None:
+        self.images = list(images)
+        self.captions = [caption for image in self.images for caption in image.captions]
+        counts = torch.tensor([len(image.captions) for image in self.images], dtype=torch.long)
+        self.text_to_image = torch.arange(len(self.images)).repeat_interleave(counts)
+        self.first_text = (counts.cumsum(0) - counts).tolist()
+        self.labels = None if labels is None else list(labels)
+        self.feature_size = feature_size
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, text: int) -> tuple[str, Image]:
+        return self.captions[text], self.images[int(self.text_to_image[text])]
+
+    def texts_of(self, image: int) -> range:
+        """The numbers of an image's captions."""
+        return range(self.first_text[image], self.first_text[image] + len(self.images[image].captions))
+
+    def pairs(self, indices: Sequence[tuple[int, int]]) -> list[tuple[str, Image]]:
+        """Items for the collator of pairs ``(caption number, image number)``, matched or not."""
+        return [(self.captions[text], self.images[image]) for text, image in indices]
+
+    def check_model(self, config: Any) -> None:
+        """Refuse a model (its config) that was made for other regions.
+
+        Raises:
+            DataError: class names or feature size differ.
+        """
+        origin = Path(self.images[0].origin.rpartition(":")[0])
+        if config.region_labels:
+            if self.labels is None:
+                raise DataError(f"{origin}: no categories.txt beside it; the model reads region labels")
+            if self.labels != list(config.region_labels):
+                raise DataError(f"{origin.parent / 'categories.txt'}: not the {len(config.region_labels)} of the model")
+        elif self.feature_size != config.region_feature_size:
+            found = f"features have {self.feature_size} numbers" if self.feature_size else "regions have no features"
+            raise DataError(f"{origin}: {found}; the model reads {config.region_feature_size}")
+
+
+class Collator:
+    """Captions and images to the keyword arguments of :class:`~vision_language.iais.model.RegionRetriever`.
+
+    Args:
+        tokenizer: a fast or slow Hugging Face tokenizer that frames a text by [CLS] and [SEP].
+        max_text_length: longer captions are cut to this many word pieces; none: to what the tokenizer's model can
+            read. Default 60 (UNITER leaves longer captions out in training and cuts none in evaluation).
+
+    Example:
+        >>> loader = DataLoader(data, batch_size=32, collate_fn=Collator(tokenizer))
+    """
+
+    def __init__(self, tokenizer: Any, max_text_length: int | None = 60) -> None:
+        if max_text_length is not None and max_text_length < 1:
+            raise OptionError(f"max_text_length must be at least 1, got {max_text_length}")
+        if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None or tokenizer.pad_token_id is None:
+            raise OptionError("the tokenizer must have the tokens [CLS], [SEP] and [PAD] of BERT")
+        self.tokenizer = tokenizer
+        longest = tokenizer.model_max_length
+        self.max_length = longest if max_text_length is None else min(max_text_length + 2, longest)
+        self.pieces: dict[str, Tensor] = {}
+
+    def __call__(self, items: Sequence[tuple[str, Image]]) -> dict[str, Tensor]:
+        captions, images = zip(*items, strict=True)
+        return {**self.texts(captions), **self.regions(images)}
+
+    def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """``input_ids`` and ``attention_mask`` ``(B, T)``."""
+        ids = pad_sequence(
+            [self._encode(caption) for caption in captions],
+            batch_first=True,
+            padding_value=self.tokenizer.pad_token_id,
+        )
+        lengths = torch.tensor([len(self.pieces[caption]) for caption in captions])
+        return {"input_ids": ids, "attention_mask": torch.arange(ids.size(1)) < lengths[:, None]}
+
+    def _encode(self, caption: str) -> Tensor:
+        if caption not in self.pieces:  # training meets each caption hundreds of times, most often as a negative
+            encoded = self.tokenizer(caption, truncation=True, max_length=self.max_length)["input_ids"]
+            self.pieces[caption] = torch.tensor(encoded)
+        return self.pieces[caption]
+
+    def regions(self, images: Sequence[Image]) -> dict[str, Tensor]:
+        """``region_boxes (B, V, 7)``, ``region_mask (B, V)``, and ``region_features`` or ``region_labels``."""
+        boxes = pad_sequence([image.geometry for image in images], batch_first=True)
+        lengths = torch.tensor([len(image.geometry) for image in images])
+        batch = {"region_boxes": boxes, "region_mask": torch.arange(boxes.size(1)) < lengths[:, None]}
+        if images[0].stored_features is not None:
+            batch["region_features"] = pad_sequence([image.features() for image in images], batch_first=True)
+        if images[0].labels is not None:
+            labels = [image.labels for image in images if image.labels is not None]
+            batch["region_labels"] = pad_sequence(labels, batch_first=True)
+        return batch
+
+
+def read_splits(folder: str | Path, **options: Any) -> dict[str, RegionData]:
+    """``train``, ``valid`` and ``test`` of a folder with ``{train,valid,test}.jsonl`` or ``.jsonl.gz``.
+
+    Args:
+        folder: the folder.
+        **options: of :func:`read_regions`.
+
+    Raises:
+        OptionError: no such folder.
+        DataError: a missing or bad file, or an image that is in two of them.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise OptionError(f"--data: {folder} is not a folder")
+    splits = {split: read_regions(_split_file(folder, split), **options) for split in SPLITS}
+    seen: dict[str, str] = {}
+    for data in splits.values():
+        for image in data.images:
+            before = seen.setdefault(str(image.image_id), image.origin)
+            if before != image.origin:
+                raise DataError(f"{image.origin}: image_id {image.image_id} is also at {before}")
+    sizes = {split: data.feature_size for split, data in splits.items()}
+    if len(set(sizes.values())) > 1:
+        raise DataError(f"{folder}: the splits have features of different sizes: {sizes}")
+    return splits
+
+
+def _split_file(folder: Path, split: str) -> Path:
+    found = [path for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz") if path.is_file()]
+    if len(found) != 1:
+        raise DataError(f"{folder}: expected one of {split}.jsonl and {split}.jsonl.gz, found {len(found)}")
+    return found[0]
+
+
+def read_regions(
+    path: str | Path,
+    min_regions: int = 10,
+    max_regions: int = 100,
+    confidence_threshold: float = 0.2,
+    need_captions: bool = True,
+) -> RegionData:
+    """The images of one file.
+
+    Where boxes have a confidence, the most confident come first, and those above the threshold are kept, but at least
+    ``min_regions`` (of those there are) and at most ``max_regions``. Else the first ``max_regions`` are. All three
+    defaults are UNITER's.
+
+    Args:
+        path: ``.jsonl`` or ``.jsonl.gz``.
+        min_regions, max_regions, confidence_threshold: which regions of an image are kept.
+        need_captions: refuse images without captions.
+
+    Raises:
+        DataError: names the file and the line.
+    """
+    path = Path(path)
+    if not 1 <= min_regions <= max_regions:
+        raise OptionError(f"expected 1 <= min_regions <= max_regions, got {min_regions} and {max_regions}")
+    labels = category_names(path.parent)
+    files = FeatureFiles(path.parent)
+    images = []
+    for record in read_records(path, None if labels is None else len(labels), need_captions):
+        rows = np.arange(len(record.boxes))
+        count = len(rows)
+        if record.confidence is not None:
+            rows = np.argsort(-record.confidence, kind="stable")
+            count = max(int((record.confidence > confidence_threshold).sum()), min_regions)
+        rows = rows[: min(count, max_regions)]
+        boxes = torch.from_numpy(record.boxes[rows])
+        images.append(
+            Image(
+                record.image_id,
+                record.width,
+                record.height,
+                record.captions,
+                boxes.float(),
+                box_geometry(boxes, record.width, record.height).float(),
+                None if record.labels is None else torch.from_numpy(record.labels[rows]),
+                record.origin,
+                rows,
+                files.find(record),
+            )
+        )
+    if not images:
+        raise DataError(f"{path}: no image in it")
+    return RegionData(images, labels, files.size)

@@ -1,0 +1,150 @@
+"""The retriever and tokenizer that training starts from, and their folder on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from fairseq_ext.errors import CheckpointError, DataError, OptionError
+from vision_language.iais.data import RegionData
+from vision_language.iais.model import RegionRetriever, RegionRetrieverConfig
+from vision_language.iais.options import SCRATCH, Options
+
+__all__ = ["build", "learn_tokenizer", "load", "load_tokenizer", "save"]
+
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+# Else reading a tokenizer from a retriever's folder warns of an unknown model.
+AutoConfig.register(RegionRetrieverConfig.model_type, RegionRetrieverConfig, exist_ok=True)
+
+
+def learn_tokenizer(captions: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A lower-cased WordPiece tokenizer of the most frequent words, with every character to spell the others.
+
+    The same captions always give the same vocabulary.
+    """
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in captions for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    letters = sorted({letter for word in words for letter in word})
+    pieces = [*SPECIAL.values(), *letters, *(f"##{letter}" for letter in letters)]
+    ranked = sorted(words, key=lambda word: (-words[word], word))
+    pieces += [word for word in ranked if len(word) > 1][: max(vocab_size - len(pieces), 0)]
+    numbers = {piece: number for number, piece in enumerate(pieces)}
+    backend = Tokenizer(models.WordPiece(numbers, unk_token=SPECIAL["unk_token"]))
+    backend.normalizer, backend.pre_tokenizer = normalizer, splitter
+    frame = [(SPECIAL[name], numbers[SPECIAL[name]]) for name in ("sep_token", "cls_token")]
+    backend.post_processor = processors.BertProcessing(*frame)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a local folder.
+
+    Raises:
+        CheckpointError: where there is none.
+    """
+    if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+        raise CheckpointError(f"{folder}: no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: no tokenizer that can be loaded ({type(error).__name__})") from error
+
+
+def build(options: Options, data: RegionData) -> tuple[RegionRetriever, PreTrainedTokenizerBase]:
+    """The untrained retriever of ``options``, drawn from torch's generator, and its tokenizer.
+
+    Args:
+        data: the training split. Its captions make the vocabulary of an encoder from scratch. Its regions are read
+            through their features where they have any, else through their class labels.
+
+    Raises:
+        OptionError: an encoder that is no folder, or has too few layers or positions.
+        DataError: regions with neither features nor labels.
+    """
+    labels = None if data.feature_size else data.labels
+    if not data.feature_size and not labels:
+        raise DataError(f"--data {options.data}: regions have neither features nor labels with a categories.txt")
+    source: str | BertConfig = options.encoder
+    tokenizer: PreTrainedTokenizerBase
+    if options.encoder == SCRATCH:
+        tokenizer = learn_tokenizer(data.captions, options.vocab_size)
+        source = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=options.hidden_size,
+            num_hidden_layers=options.num_layers or 2,
+            num_attention_heads=options.num_heads,
+            intermediate_size=options.intermediate_size,
+            max_position_embeddings=options.max_text_length + 2,
+            # BERT's 0.02 suits its 768 units: narrow layers then pass on so little that training does not start.
+            initializer_range=options.hidden_size**-0.5,
+        )
+    elif not Path(options.encoder).is_dir():
+        raise OptionError(f"--encoder: {options.encoder} is neither {SCRATCH!r} nor a folder")
+    else:
+        tokenizer = load_tokenizer(options.encoder)
+    model = RegionRetriever.from_encoder(
+        source,
+        region_feature_size=data.feature_size,
+        region_labels=labels,
+        num_hidden_layers=options.num_layers or None,
+    )
+    positions = model.config.max_position_embeddings
+    if options.max_text_length + 2 > positions:
+        raise OptionError(
+            f"--max-text-length must be at most {positions - 2}, as {options.encoder} has {positions} positions "
+            f"for [CLS] and [SEP] too, got {options.max_text_length}"
+        )
+    if labels:
+        model.init_labels(tokenizer)
+    model.config.update(
+        {
+            "hidden_dropout_prob": options.dropout,
+            "attention_probs_dropout_prob": options.dropout,
+            "max_regions": options.max_regions,
+        }
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = options.dropout
+    tokenizer.model_max_length = options.max_text_length + 2
+    return model, tokenizer
+
+
+def save(model: RegionRetriever, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write a folder that :func:`load` reads. Each file in it is replaced as a whole; the weights come last."""
+    folder = Path(folder)
+    partial = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    tokenizer.save_pretrained(partial)
+    model.save_pretrained(partial)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(partial.iterdir(), key=lambda file: file.suffix == ".safetensors"):
+        os.replace(file, folder / file.name)
+    partial.rmdir()
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> tuple[RegionRetriever, PreTrainedTokenizerBase]:
+    """A trained retriever in evaluation mode, and its tokenizer.
+
+    Raises:
+        CheckpointError: a folder that is none.
+    """
+    return RegionRetriever.from_pretrained(folder).eval().to(device), load_tokenizer(folder)

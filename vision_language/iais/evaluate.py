@@ -1,0 +1,155 @@
+"""Retrieval in both directions over every pair of a split, and ISD over its matched pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vision_language.iais.data import Collator, RegionData
+from vision_language.iais.isd import isd
+from vision_language.iais.maps import IAISHook
+from vision_language.iais.model import RegionRetriever
+
+__all__ = ["mean_isd", "recall_at_k", "released_image_recall", "score_matrix"]
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def score_matrix(
+    model: RegionRetriever,
+    data: RegionData,
+    collator: Collator,
+    chunk: int = 400,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """The scores of every caption with every image, ``(captions, images)``, float32 on the CPU.
+
+    Captions of like length and images with like numbers of regions go through the model together, so that hardly any
+    of its work is spent on padding.
+
+    Args:
+        model: on ``device``.
+        data: a split.
+        collator: makes its batches.
+        chunk: pairs in a forward pass. Default 400, as UNITER's.
+        device: default: the model's.
+        progress: show a bar.
+
+    Raises:
+        DataError: the model was made for other regions.
+    """
+    data.check_model(model.config)
+    device = model.device if device is None else device
+    texts = {name: value.to(device) for name, value in collator.texts(data.captions).items()}
+    lengths = texts["attention_mask"].sum(1)
+    text_blocks = lengths.argsort(stable=True).split(chunk)
+    by_regions = torch.tensor([len(image.boxes) for image in data.images]).argsort(stable=True)
+    image_blocks = by_regions.split(max(1, chunk // len(data)))
+    scores = torch.empty(len(data), len(data.images))
+    with _evaluating(model), tqdm(total=scores.numel(), unit=" pairs", unit_scale=True, disable=not progress) as bar:
+        cut = [{name: value[block, : lengths[block[-1]]] for name, value in texts.items()} for block in text_blocks]
+        for images in image_blocks:
+            regions = collator.regions([data.images[image] for image in images.tolist()])
+            regions = {name: value.to(device) for name, value in regions.items()}
+            for block, batch in zip(text_blocks, cut, strict=True):
+                scores[block.cpu()[:, None], images] = model.score_pairs(batch, regions).float().cpu()
+                bar.update(len(block) * len(images))
+    return scores
+
+
+def recall_at_k(scores: Tensor, text_to_image: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Recall and mean rank of image retrieval (a caption asks) and text retrieval (an image asks).
+
+    A rank is the number of wrong answers with a higher score than the right one, of several right captions the best.
+    A wrong answer with an equal score counts one half, so that a model that scores all alike gains nothing.
+
+    Args:
+        scores: ``(texts, images)``, higher for better matches.
+        text_to_image: ``(texts,)``, the image that each caption describes.
+        ks: answers that are looked at.
+
+    Returns:
+        ``ir_r{k}`` and ``tr_r{k}``, fractions of queries with a rank below k; ``ir_mean_rank`` and ``tr_mean_rank``
+        from 0; ``rsum`` and ``r_mean``, sum and mean of all recalls. Images without a caption ask for none.
+
+    Raises:
+        ValueError: a score is not a number.
+
+    Example:
+        >>> recall_at_k(score_matrix(model, data, collator), data.text_to_image)["ir_r1"]
+    """
+    image_ranks, text_ranks = _ranks(scores, text_to_image)
+    recalls = {
+        f"{direction}_r{k}": (ranks < k).double().mean().item()
+        for direction, ranks in (("ir", image_ranks), ("tr", text_ranks))
+        for k in ks
+    }
+    return {
+        **recalls,
+        "ir_mean_rank": image_ranks.mean().item(),
+        "tr_mean_rank": text_ranks.mean().item(),
+        "rsum": sum(recalls.values()),
+        "r_mean": sum(recalls.values()) / len(recalls),
+    }
+
+
+def released_image_recall(scores: Tensor, text_to_image: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """``ir_r{k}`` as the released code of UNITER and IAIS counts it, for comparison with figures made by it.
+
+    It also counts the numbers of the first captions as ranks: caption t < k with its image among the first ``max(ks)``
+    is one more hit, which inflates the recall by up to k / texts, beyond 1 even. Text retrieval is not touched.
+    """
+    ranks, _ = _ranks(scores, text_to_image)
+    found = ranks < max(ks)
+    return {f"ir_r{k}": ((ranks < k).sum() + found[:k].sum()).item() / len(ranks) for k in ks}
+
+
+def _ranks(scores: Tensor, text_to_image: Tensor) -> tuple[Tensor, Tensor]:
+    """The rank of each caption's image, and of the best caption of each image that has one; float64, from 0."""
+    if scores.isnan().any():
+        raise ValueError(f"{int(scores.isnan().sum())} of {scores.numel()} scores are not a number")
+    right = scores.gather(1, text_to_image[:, None])
+    image_ranks = (scores > right).sum(1) + 0.5 * ((scores == right).sum(1) - 1).double()
+    wrong = text_to_image[:, None] != torch.arange(scores.size(1), device=scores.device)
+    best = scores.masked_fill(wrong, -torch.inf).amax(0)
+    text_ranks = (scores > best).sum(0) + 0.5 * ((scores == best) & wrong).sum(0).double()
+    return image_ranks, text_ranks[~wrong.all(0)]
+
+
+def mean_isd(
+    model: RegionRetriever,
+    data: RegionData,
+    collator: Collator,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+) -> float:
+    """Mean over all captions of :func:`~vision_language.iais.isd.isd` with their images; lower is more consistent.
+
+    Args: as of :func:`score_matrix`, and pairs in a forward pass.
+    """
+    data.check_model(model.config)
+    device = model.device if device is None else device
+    order = sorted(range(len(data)), key=lambda text: len(data.captions[text]))
+    total = 0.0
+    with _evaluating(model), IAISHook(model) as hook:
+        for start in range(0, len(order), batch_size):
+            items = [data[text] for text in order[start : start + batch_size]]
+            batch = {name: value.to(device) for name, value in collator(items).items()}
+            model(**batch)
+            masks = batch["attention_mask"], batch["region_mask"]
+            total += isd(hook.blocks(model.text_positions(*masks), model.region_positions(*masks))).sum().item()
+    return total / len(data)

@@ -1,0 +1,162 @@
+r"""Inter-modal alignment of intra-modal self-attentions: pull each map towards its mirror in the other modality.
+
+For a matched pair, whose words L and regions V should relate to each other alike,
+
+    singular     P_LL[i, i'] = S_VV[a_i, a_i'],  a_i = argmax_j S_LV[i, j],  then softmax over rows
+    distributed  P_LL = S_LV S_VL
+    loss_L = mKL(S_LL, P_LL)
+
+and the same for regions with L and V in each other's place. The total loss is the ranking loss plus λ loss, where λ is
+annealed from about 0 to 1 over the training.
+
+Shuhuai Ren, Junyang Lin, Guangxiang Zhao, Rui Men, An Yang, Jingren Zhou, Xu Sun, Hongxia Yang, "Learning Relation
+Alignment for Calibrated Cross-modal Retrieval", ACL-IJCNLP 2021, arXiv:2105.13868.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_ext.losses import matrix_kl
+from vision_language.iais.maps import AttentionBlocks, block_softmax
+
+__all__ = ["annealing", "iais_loss", "mirrored_maps"]
+
+KINDS = ("singular", "distributed", "soft")
+MODALITIES = ("L", "V", "both")
+PSEUDO_NORMS = ("softmax", "renorm", "softmax_scores")
+SCHEDULES = ("linear", "exp", "log", "const")
+DISTRIBUTED_EPS = 1e-6
+TINY = 1e-12
+
+
+def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _is_word(blocks: AttentionBlocks) -> Tensor:
+    return torch.arange(blocks.ll.size(1), device=blocks.ll.device) < blocks.words[:, None]
+
+
+def _mirror(blocks: AttentionBlocks, kind: str, pseudo_norm: str) -> Tensor:
+    """P_LL, ``(B, L, L)``, 0 at padding."""
+    if kind == "distributed":
+        return blocks.lv @ blocks.vl
+    carrier, source = blocks.lv.detach(), blocks.vv
+    if kind == "singular":
+        # One-hot rows pick entries exactly, and the gradient of a product is deterministic on GPUs, a gather's is not.
+        carrier = F.one_hot(carrier.argmax(-1), carrier.size(-1)).to(carrier.dtype)
+    words = _is_word(blocks)
+    if pseudo_norm == "softmax_scores":
+        assert blocks.scores is not None
+        carrier, source = carrier[:, None].to(blocks.scores[1].dtype), blocks.scores[1]
+        return block_softmax(carrier @ source @ carrier.mT, words[:, None], words[:, None]).mean(1)
+    carried = carrier @ source @ carrier.mT
+    if pseudo_norm == "softmax":
+        return block_softmax(carried, words, words)
+    carried = carried * (words[:, :, None] & words[:, None, :])
+    return carried / carried.sum(-1, keepdim=True).clamp_min(TINY)
+
+
+def _loss(blocks: AttentionBlocks, kind: str, pseudo_norm: str) -> Tensor:
+    """loss_L of each pair, ``(B,)``."""
+    own, mirror = blocks.ll, _mirror(blocks, kind, pseudo_norm)
+    if kind == "soft":
+        own = block_softmax(own, _is_word(blocks), _is_word(blocks))
+    loss = matrix_kl(own, mirror, blocks.words, eps=DISTRIBUTED_EPS if kind == "distributed" else 0.0, tiny=TINY)
+    return loss.where((blocks.words > 0) & (blocks.regions > 0), 0.0)
+
+
+def _check_mirror(blocks: AttentionBlocks, kind: str, pseudo_norm: str) -> None:
+    _check("kind", kind, KINDS)
+    _check("pseudo_norm", pseudo_norm, PSEUDO_NORMS)
+    if kind != "singular" and pseudo_norm != "softmax":
+        raise ValueError(f"pseudo_norm {pseudo_norm!r} is for kind 'singular' alone, got {kind!r}")
+    if pseudo_norm == "softmax_scores" and blocks.scores is None:
+        raise ValueError("pseudo_norm 'softmax_scores' needs blocks with keep_scores=True")
+
+
+def iais_loss(
+    blocks: AttentionBlocks,
+    kind: str = "singular",
+    modality: str = "both",
+    pseudo_norm: str = "softmax",
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Distance of the intra-modal maps of matched pairs from their mirrors in the other modality (arXiv:2105.13868).
+
+    .. math:: \ell_L = \mathrm{mKL}(S_{LL}, P_{LL}), \qquad \ell_V = \mathrm{mKL}(S_{VV}, P_{VV})
+
+    where mKL is :func:`~fairseq_ext.losses.matrix_kl`. Nothing but the choice of anchors is detached: gradients flow
+    through both sides of it.
+
+    Args:
+        blocks: the maps of matched pairs only.
+        kind: how the mirror is made.
+
+            * ``"singular"``: each word takes the region that it attends to most, :math:`a_i`, and
+              :math:`P_{LL}[i, i'] = S_{VV}[a_i, a_{i'}]`, normalised over rows; several words may share a region.
+            * ``"distributed"``: :math:`P_{LL} = S_{LV} S_{VL}`, whose rows sum to 1. The map of the other modality is
+              not used. Logarithms of the input side of the divergence take :math:`\epsilon = 10^{-6}`.
+            * ``"soft"``: :math:`P_{LL} = \mathrm{softmax}(S_{LV} S_{VV} S_{LV}^\top)` with :math:`S_{LV}` detached,
+              against :math:`\mathrm{softmax}(S_{LL})`; the variant of a follow-up, CACR, not of this paper.
+        modality: ``"L"``, ``"V"``, or ``"both"``, their sum. The paper's training alternates: V for image-anchored
+            samples, L for text-anchored ones.
+        pseudo_norm: how a singular mirror is normalised. ``"softmax"``, the default as in the released code, is a
+            second softmax over probabilities, so entries of a row differ by a factor of e at most. ``"renorm"`` divides
+            by the row sum; ``"softmax_scores"`` picks from the scores of each head, then takes one softmax and averages
+            the heads. The last two are our choice.
+        reduction: ``"mean"`` over pairs, ``"sum"`` or ``"none"``.
+
+    Returns:
+        A scalar, or ``(B,)`` without reduction. A side with a single word or region is 0 (up to ε), and so is a pair
+        without any.
+
+    Raises:
+        ValueError: for unknown options, or ``"softmax_scores"`` without scores.
+    """
+    _check_mirror(blocks, kind, pseudo_norm)
+    _check("modality", modality, MODALITIES)
+    _check("reduction", reduction, ("mean", "sum", "none"))
+    sides = {"L": [blocks], "V": [blocks.swapped()], "both": [blocks, blocks.swapped()]}[modality]
+    # bfloat16 products of two maps would be coarser than their differences.
+    with torch.autocast(blocks.ll.device.type, enabled=False):
+        loss = torch.stack([_loss(side, kind, pseudo_norm) for side in sides]).sum(0)
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def mirrored_maps(
+    blocks: AttentionBlocks, kind: str = "singular", pseudo_norm: str = "softmax"
+) -> tuple[Tensor, Tensor]:
+    """The mirrors P_LL, ``(B, L, L)``, and P_VV, ``(B, V, V)``, that :func:`iais_loss` compares with S_LL and S_VV."""
+    _check_mirror(blocks, kind, pseudo_norm)
+    with torch.autocast(blocks.ll.device.type, enabled=False):
+        return _mirror(blocks, kind, pseudo_norm), _mirror(blocks.swapped(), kind, pseudo_norm)
+
+
+def annealing(progress: float, schedule: str = "exp") -> float:
+    r"""Weight λ of :func:`iais_loss` in the total loss.
+
+    Args:
+        progress: u = t / T, optimiser steps done over all steps, in [0, 1].
+        schedule: ``"exp"``, the paper's, :math:`e^{5(u-1)}`, from 0.0067 to 1; ``"linear"``, u; ``"log"``,
+            :math:`1 - e^{-5u}`; ``"const"``, 1.
+
+    Raises:
+        ValueError: for an unknown schedule or a progress outside [0, 1].
+    """
+    _check("schedule", schedule, SCHEDULES)
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress must be in [0, 1], got {progress}")
+    if schedule == "linear":
+        return float(progress)
+    if schedule == "const":
+        return 1.0
+    return math.exp(5 * (progress - 1)) if schedule == "exp" else -math.expm1(-5 * progress)

@@ -1,0 +1,277 @@
+"""A UNITER-like image-text retriever on a Hugging Face text encoder.
+
+Yen-Chun Chen, Linjie Li, Licheng Yu, Ahmed El Kholy, Faisal Ahmed, Zhe Gan, Yu Cheng, Jingjing Liu, "UNITER: UNiversal
+Image-TExt Representation Learning", ECCV 2020, https://arxiv.org/abs/1909.11740.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
+
+from fairseq_ext.errors import CheckpointError, OptionError
+from vision_language.iais.embeddings import REGION_TYPE, RegionEmbeddings, RegionRetrieverConfig
+
+__all__ = ["RegionRetriever", "RegionRetrieverConfig", "RegionRetrieverOutput"]
+
+
+@dataclass
+class RegionRetrieverOutput(ModelOutput):
+    """``scores (B,)``, higher for better matches, and ``last_hidden_state (B, T + V, H)``."""
+
+    scores: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+
+class RegionRetriever(BertPreTrainedModel):
+    """Scores how well a text describes an image given as regions: one BERT over ``[CLS] text [SEP]``, then regions.
+
+    The score is ``w . tanh(W_p h + b_p) + b`` of the last hidden state h at [CLS]. Build one with :meth:`from_encoder`,
+    load a saved one with :meth:`from_pretrained`. Everything of UNITER has UNITER's parameter names.
+
+    Shape:
+        ``input_ids``, ``attention_mask`` ``(B, T)``, padded on the right; ``region_boxes (B, V, 7)``,
+        ``region_mask (B, V)``, True where a region is; ``region_features (B, V, D)`` or ``region_labels (B, V)``. A
+        side with B = 1 is shared by all rows of the other: one text with B images, or B texts with one image.
+
+    Example:
+        >>> model = RegionRetriever.from_encoder(folder, region_labels=["person", "dog"])
+        >>> model(**collator(pairs)).scores  # (B,)
+    """
+
+    config_class = RegionRetrieverConfig  # type: ignore[assignment]
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+
+    def __init__(self, config: RegionRetrieverConfig) -> None:
+        super().__init__(config)
+        if config.type_vocab_size <= REGION_TYPE:
+            raise OptionError(f"type_vocab_size is {config.type_vocab_size}; text and regions need 2 token types")
+        self.embeddings = BertEmbeddings(config)
+        self.img_embeddings = RegionEmbeddings(config)
+        self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config)
+        self.rank_output = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        region_boxes: Tensor,
+        region_mask: Tensor,
+        region_features: Tensor | None = None,
+        region_labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> RegionRetrieverOutput:
+        rows = max(len(input_ids), len(region_boxes))
+        if self.training:  # expanded before the embedding, so that every row draws a dropout of its own
+            input_ids, region_boxes = input_ids.expand(rows, -1), region_boxes.expand(rows, -1, -1)
+        text = self.embeddings(input_ids=input_ids, position_ids=position_ids)
+        regions = self._embed_regions(region_boxes, region_features, region_labels)
+        hidden = torch.cat((text.expand(rows, -1, -1), regions.expand(rows, -1, -1)), 1)
+        mask = torch.cat((attention_mask.bool().expand(rows, -1), region_mask.bool().expand(rows, -1)), 1)
+        hidden = self.encoder(hidden, attention_mask=_additive(mask, hidden.dtype)).last_hidden_state
+        return RegionRetrieverOutput(self.rank_output(self.pooler(hidden)).squeeze(-1), hidden)
+
+    def score_pairs(self, texts: Mapping[str, Tensor], regions: Mapping[str, Tensor]) -> Tensor:
+        """The scores of every text with every image, ``(texts, images)``; for evaluation mode, without dropout.
+
+        What :meth:`forward` computes, but each side is embedded once and the last layer runs at [CLS] alone, which is
+        all that the score sees.
+
+        Args:
+            texts: ``input_ids`` and ``attention_mask`` ``(texts, T)``.
+            regions: ``region_boxes``, ``region_mask`` and ``region_features`` or ``region_labels`` ``(images, V, *)``.
+        """
+        text = self.embeddings(input_ids=texts["input_ids"])
+        region = self._embed_regions(
+            regions["region_boxes"], regions.get("region_features"), regions.get("region_labels")
+        )
+        pairs = (len(text), len(region))
+        hidden = torch.cat((text[:, None].expand(*pairs, -1, -1), region[None].expand(*pairs, -1, -1)), 2).flatten(0, 1)
+        text_mask, region_mask = texts["attention_mask"].bool(), regions["region_mask"].bool()
+        mask = torch.cat((text_mask[:, None].expand(*pairs, -1), region_mask[None].expand(*pairs, -1)), 2).flatten(0, 1)
+        additive = None if mask.all() else _additive(mask, hidden.dtype)
+        for layer in self.encoder.layer[:-1]:
+            output = layer(hidden, attention_mask=additive)
+            hidden = output[0] if isinstance(output, tuple) else output  # transformers 4 gives a tuple
+        cls = self._last_layer_at_cls(hidden, additive)
+        return self.rank_output(self.pooler(cls)).view(pairs)
+
+    def _last_layer_at_cls(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        layer: Any = self.encoder.layer[-1]
+        attention, cls = layer.attention.self, hidden[:, :1]
+        heads = (attention.num_attention_heads, attention.attention_head_size)
+        query = attention.query(cls).unflatten(-1, heads).transpose(1, 2)
+        key = attention.key(hidden).unflatten(-1, heads).transpose(1, 2)
+        value = attention.value(hidden).unflatten(-1, heads).transpose(1, 2)
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = layer.attention.output(context.transpose(1, 2).flatten(2), cls)
+        return layer.output(layer.intermediate(attended), attended)
+
+    def _embed_regions(self, boxes: Tensor, features: Tensor | None, labels: Tensor | None) -> Tensor:
+        contents, name = (labels, "region_labels") if self.config.region_labels else (features, "region_features")
+        if contents is None:
+            raise ValueError(f"this model reads {name}")
+        return self.img_embeddings(boxes, contents, self.embeddings.token_type_embeddings.weight[REGION_TYPE])
+
+    @property
+    def last_self_attention(self) -> nn.Module:
+        """The self-attention whose maps IAIS aligns."""
+        layer: Any = self.encoder.layer[-1]
+        return layer.attention.self
+
+    @staticmethod
+    def text_positions(attention_mask: Tensor, region_mask: Tensor) -> Tensor:
+        """Where the word pieces stand in the joint sequence, without [CLS] and [SEP]: ``(B, T + V)`` booleans."""
+        position = torch.arange(attention_mask.size(1), device=attention_mask.device)
+        last = attention_mask.long().sum(1, keepdim=True) - 1
+        words = (position > 0) & (position < last)
+        return F.pad(words, (0, region_mask.size(1))).expand(max(len(attention_mask), len(region_mask)), -1)
+
+    @staticmethod
+    def region_positions(attention_mask: Tensor, region_mask: Tensor) -> Tensor:
+        """Where the regions stand in the joint sequence: ``(B, T + V)`` booleans."""
+        regions = F.pad(region_mask.bool(), (attention_mask.size(1), 0))
+        return regions.expand(max(len(attention_mask), len(region_mask)), -1)
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: str | Path | BertConfig,
+        *,
+        region_feature_size: int = 0,
+        region_labels: Sequence[str] | None = None,
+        num_hidden_layers: int | None = None,
+    ) -> RegionRetriever:
+        """A retriever on a text encoder; what the encoder does not have is drawn from N(0, 0.02).
+
+        Args:
+            encoder: folder of a BERT with safetensors weights, or a :class:`~transformers.BertConfig` to start from
+                nothing.
+            region_feature_size: D, for regions with feature vectors.
+            region_labels: class names, for regions with class labels.
+            num_hidden_layers: keep only the first layers.
+
+        Raises:
+            CheckpointError: a folder that is not a BERT model, or that holds pickled weights only.
+            OptionError: more layers than there are, or not exactly one of region features and labels.
+        """
+        if isinstance(encoder, BertConfig):
+            source, config = None, encoder
+        else:
+            _check_folder(encoder, "bert")
+            source = _loaded(BertModel, encoder)
+            config = source.config
+        layers = config.num_hidden_layers if num_hidden_layers is None else num_hidden_layers
+        if not 1 <= layers <= config.num_hidden_layers:
+            raise OptionError(
+                f"num_hidden_layers: the encoder has {config.num_hidden_layers} layers, asked for {layers}"
+            )
+        values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
+        values |= {
+            "num_hidden_layers": layers,
+            "region_feature_size": region_feature_size,
+            "region_labels": None if region_labels is None else list(region_labels),
+        }
+        model = cls(RegionRetrieverConfig(**values))
+        if source is not None:
+            shared = model.state_dict().keys() & source.state_dict().keys()
+            model.load_state_dict({key: source.state_dict()[key] for key in shared}, strict=False)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> RegionRetriever:  # type: ignore[override]
+        """A saved retriever, from a local folder and safetensors only.
+
+        Raises:
+            CheckpointError: a folder that is no saved retriever, lacks a weight, or holds pickled weights only.
+        """
+        _check_folder(folder, cls.config_class.model_type)
+        model, found = _loaded(super(), folder, *args, output_loading_info=True, **kwargs)
+        if found["missing_keys"]:
+            raise CheckpointError(f"{folder}: model.safetensors lacks {_listed(sorted(found['missing_keys']))}")
+        return model
+
+    def load_uniter(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Take over the weights of a UNITER checkpoint, pre-trained or fine-tuned for retrieval.
+
+        Without a ranking head the row "match" of its image-text matching head becomes one, as UNITER does. The class
+        vectors of a model with region labels stay as they are: UNITER has none.
+
+        Raises:
+            CheckpointError: names the weights that are missing or have another shape.
+        """
+        found = {key.removeprefix("uniter."): value for key, value in state_dict.items()}
+        for part in ("weight", "bias"):
+            if f"rank_output.{part}" not in found and f"itm_output.{part}" in found:
+                found[f"rank_output.{part}"] = found[f"itm_output.{part}"][1:2]
+        own = {key: value for key, value in self.state_dict().items() if not key.endswith("label_embeddings.weight")}
+        missing = [key for key in own if key not in found]
+        if missing:
+            raise CheckpointError(f"no UNITER checkpoint of this size: it lacks {_listed(missing)}")
+        other = [
+            f"{key} {tuple(found[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in own
+            if found[key].shape != own[key].shape
+        ]
+        if other:
+            raise CheckpointError(f"a UNITER checkpoint of another size: it has {_listed(other)}")
+        self.load_state_dict({key: found[key] for key in own}, strict=False)
+
+    @torch.no_grad()
+    def init_labels(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Start the vector of each region class from the mean word embedding of its name (our choice)."""
+        if not self.config.region_labels:
+            raise OptionError("init_labels: this model reads region features")
+        for row, name in zip(self.img_embeddings.label_embeddings.weight, self.config.region_labels, strict=True):
+            pieces = tokenizer(name, add_special_tokens=False, return_tensors="pt").input_ids[0].long()
+            if len(pieces):
+                row.copy_(self.embeddings.word_embeddings.weight[pieces].mean(0))
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(B, 1, 1, S)``: 0 where there is a token, else the least number of ``dtype``."""
+    additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return additive.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _check_folder(folder: str | Path, model_type: str) -> None:
+    path = Path(folder)
+    try:
+        found = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a folder of a model: config.json: {error}") from error
+    if found != model_type:
+        raise CheckpointError(f"{path}: model_type is {found!r}, it must be {model_type!r}")
+    if not any(path.glob("model*.safetensors")):
+        raise CheckpointError(f"{path}: no model.safetensors; pickled weights can run code and are not read")
+
+
+def _loaded(model_class: Any, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return model_class.from_pretrained(folder, *args, local_files_only=True, use_safetensors=True, **kwargs)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from error

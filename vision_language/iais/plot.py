@@ -1,0 +1,194 @@
+"""Pictures of relation alignment: which word meets which region, two maps that should agree, and ISD beside recall."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from fairseq_ext.files import replacing
+
+__all__ = ["distinct_names", "draw_alignment", "draw_history", "draw_self_attention"]
+
+CROWDED = 12
+"""With more columns than this, cells show no numbers, and boxes a number in place of a name."""
+
+
+def _array(values: Tensor | ArrayLike) -> np.ndarray:
+    return np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, dtype=float)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with replacing(path) as partial:
+        figure.savefig(partial, format=Path(path).suffix[1:] or "png", dpi=150)
+
+
+def _literal(text: str) -> str:
+    """Text in which matplotlib sees no formula: captions speak of dollars."""
+    return text.replace("$", r"\$")
+
+
+def _colors(count: int) -> list[tuple[float, float, float]]:
+    """A colour for each region, strong enough for text on white."""
+    palette = [to_rgb(color) for color in matplotlib.color_sequences["tab10"]]
+    return [palette[number % len(palette)] for number in range(count)]
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names that are told apart: person 1, person 2, dog; or, where there are many, 1 person, 2 person, 3 dog."""
+    if len(names) > CROWDED:
+        return [f"{number} {name}" for number, name in enumerate(names, 1)]
+    seen: dict[str, int] = {}
+    distinct = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        distinct.append(f"{name} {seen[name]}" if list(names).count(name) > 1 else name)
+    return distinct
+
+
+def _heat_map(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """A map on its own colour scale, with its numbers where they are few."""
+    low, high = float(values.min()), float(values.max())
+    image = axes.imshow(values, cmap="Blues", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
+    axes.set_xticks(range(len(columns)), map(_literal, columns), rotation=90 if len(columns) > 4 else 45)
+    axes.set_yticks(range(len(rows)), map(_literal, rows))
+    axes.figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
+    for i, j in np.ndindex(values.shape) if len(columns) <= CROWDED else ():
+        color = "white" if values[i, j] > 0.4 * low + 0.6 * high else "0.2"
+        axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=7, color=color)
+
+
+def _boxes(axes: Axes, size: tuple[float, float], boxes: np.ndarray, names: Sequence[str]) -> None:
+    """Regions as labelled boxes on an empty canvas of the image's size, the largest first so that none is hidden."""
+    width, height = size
+    colors = _colors(len(names))
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    for number in np.argsort(-area):
+        x1, y1, x2, y2 = boxes[number]
+        color, crowded = colors[number], len(names) > CROWDED
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor=(*color, 0.08), edgecolor=color, linewidth=1.6))
+        inside = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
+        label = str(number + 1) if crowded else _literal(names[number])
+        axes.text(
+            min(x1 + 0.006 * width, (0.97 if crowded else 0.85) * width),
+            min(y1 + 0.01 * height, 0.95 * height),
+            label,
+            va="top",
+            fontsize=6 if crowded else 8,
+            color=color,
+            bbox=inside,
+        )
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=[], yticks=[])
+    axes.set_title(f"regions in the image ({width:g} x {height:g})")
+
+
+def draw_alignment(
+    words: Sequence[str],
+    region_names: Sequence[str],
+    lv: Tensor | ArrayLike,
+    path: str | Path,
+    *,
+    size: tuple[float, float] | None = None,
+    boxes: Tensor | ArrayLike | None = None,
+    title: str = "",
+) -> None:
+    """Word by region map S_LV of one pair, and beside it the regions as labelled boxes.
+
+    Args:
+        words: the word pieces, n_L of them.
+        region_names: n_V names; equal ones are numbered.
+        lv: attention from words to regions, ``(n_L, n_V)``.
+        path: the picture; its suffix tells the format.
+        size: width and height of the image in pixels. Without it there are no boxes.
+        boxes: x1, y1, x2, y2 in pixels, ``(n_V, 4)``.
+        title: above both, such as the caption.
+    """
+    names, values = distinct_names(region_names), _array(lv)
+    high = max(4.5, 0.3 * len(words) + 2)
+    wide = max(5, (0.25 if len(names) > CROWDED else 0.5) * len(names) + 2.5)
+    if size is None or boxes is None:
+        figure = Figure(figsize=(wide, high), layout="constrained")
+        left = figure.subplots()
+    else:
+        beside = float(np.clip(0.85 * high * size[0] / size[1], 4, 9))
+        figure = Figure(figsize=(wide + beside, high), layout="constrained")
+        left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [wide, beside]})
+        _boxes(right, size, _array(boxes), names)
+    _heat_map(left, values, words, names)
+    left.set_title("attention from words to regions")
+    for label, color in zip(left.get_xticklabels(), _colors(len(names)), strict=True):
+        label.set_color(color)
+    figure.suptitle(_literal(title), wrap=True)
+    _save(figure, path)
+
+
+def draw_self_attention(
+    before: tuple[Tensor | ArrayLike, Tensor | ArrayLike],
+    after: tuple[Tensor | ArrayLike, Tensor | ArrayLike],
+    names: Sequence[str],
+    path: str | Path,
+    *,
+    labels: tuple[str, str] = ("before training", "after training"),
+    title: str = "",
+) -> None:
+    """A self-attention map above its mirror in the other modality, with two models side by side.
+
+    Args:
+        before: the map and its mirror, such as S_LL and P_LL of
+            :func:`~vision_language.iais.losses.mirrored_maps`, ``(n, n)`` each.
+        after: the same pair of maps by another model.
+        names: the n words, or the n regions, which :func:`distinct_names` tells apart.
+        path: the picture; its suffix tells the format.
+        labels: names of the two models.
+        title: above all, such as the caption.
+
+    Each map has its own colour scale: a mirror that went through two softmaxes is nearly uniform.
+    """
+    side = max(3.6, 0.34 * len(names) + 2)
+    figure = Figure(figsize=(2 * side + 1, 2 * side), layout="constrained")
+    grid = figure.subplots(2, 2)
+    for column, (label, maps) in enumerate(zip(labels, (before, after), strict=True)):
+        for row, (kind, values) in enumerate(zip(("self-attention", "mirror"), maps, strict=True)):
+            _heat_map(grid[row, column], _array(values), names, names)
+            grid[row, column].set_title(f"{kind}, {label}")
+    figure.suptitle(_literal(title), wrap=True)
+    _save(figure, path)
+
+
+def draw_history(
+    history: Sequence[Mapping[str, Any]], path: str | Path, *, metric: str = "rsum", metric_label: str | None = None
+) -> None:
+    """ISD and recall over training, and one against the other.
+
+    Args:
+        history: a record for each validation, with ``step``, ``isd`` and ``metric``.
+        path: the picture; its suffix tells the format.
+        metric: the key of the recall.
+        metric_label: what the picture calls it. Default: ``metric``.
+    """
+    step, isd, recall = (np.array([float(record[key]) for record in history]) for key in ("step", "isd", metric))
+    label = metric_label or metric
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(step, recall, "o-", color="tab:blue", markersize=4)
+    left.set(xlabel="optimiser step", title="Over training")
+    left.set_ylabel(label, color="tab:blue")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    twin = left.twinx()
+    twin.plot(step, isd, "s-", color="tab:orange", markersize=4)
+    twin.set_ylabel("ISD (lower: relations agree more)", color="tab:orange")
+    right.plot(isd, recall, color="0.8", linewidth=1, zorder=0)
+    points = right.scatter(isd, recall, c=step, cmap="viridis", s=28)
+    right.set(xlabel="ISD", ylabel=label, title="One against the other")
+    figure.colorbar(points, ax=right, label="optimiser step")
+    _save(figure, path)

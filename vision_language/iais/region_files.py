@@ -1,0 +1,250 @@
+"""The region format: a JSON line an image, checked in full; and where the feature vectors of the regions lie.
+
+::
+
+    {"image_id": 139, "width": 640, "height": 426, "captions": ["A room", ...],
+     "boxes": [[236, 142, 261, 212, 58], ...], "confidence": [0.98, ...]}
+
+``boxes`` are ``[x1, y1, x2, y2]`` in pixels, or ``[x1, y1, x2, y2, label]`` with the number of a line of
+``categories.txt`` beside the file, counted from 0. ``confidence``, optional, is a detector's number for each box.
+Feature vectors, optional, lie beside the file, a row for each box: ``features/IMAGE_ID.npy``,
+``features/IMAGE_ID.npz`` (its array ``features``) or, for small sets, one ``features.npz`` with an array for each image
+id. Other keys are ignored.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairseq_ext.errors import DataError
+
+__all__ = ["FeatureFiles", "Record", "category_names", "load_npz", "read_array", "read_lines", "read_records"]
+
+MAX_LINE = 2**22
+"""Longest line that is read, in characters; 100 boxes with confidences and five captions have about 10,000."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the region format."""
+
+    image_id: int | str
+    width: float
+    height: float
+    boxes: np.ndarray
+    """(V, 4) float64, pixels."""
+    labels: np.ndarray | None
+    """(V,) int64."""
+    confidence: np.ndarray | None
+    """(V,) float64."""
+    captions: tuple[str, ...]
+    origin: str
+    """File and line, for messages."""
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """The lines of a plain or gzipped text that are not blank, each with its ``FILE:LINE``."""
+    path = Path(path)
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            number = 0
+            while line := file.readline(MAX_LINE + 1):
+                number += 1
+                if len(line) > MAX_LINE:
+                    raise DataError(f"{path}:{number}: a line has at most {MAX_LINE} characters, this one has more")
+                if line.strip():
+                    yield line.rstrip("\r\n"), f"{path}:{number}"
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def category_names(folder: Path) -> list[str] | None:
+    """The class names in ``categories.txt``, or None where there is no such file."""
+    path = folder / "categories.txt"
+    if not path.is_file():
+        return None
+    names = [line.strip() for line, _ in read_lines(path)]
+    if not names or len(set(names)) != len(names):
+        raise DataError(f"{path}: expected different class names, one a line")
+    return names
+
+
+def read_records(path: Path, num_labels: int | None, need_captions: bool) -> Iterator[Record]:
+    """The checked images of one file.
+
+    Args:
+        path: ``.jsonl`` or ``.jsonl.gz``.
+        num_labels: number of region classes, where boxes must have a label.
+        need_captions: refuse images without captions.
+
+    Raises:
+        DataError: names the file and the line.
+    """
+    seen: dict[str, str] = {}
+    for line, origin in read_lines(path):
+        value = _mapping(line, origin)
+        boxes, labels = _boxes(value, origin, num_labels)
+        record = Record(
+            value["image_id"],
+            value["width"],
+            value["height"],
+            boxes,
+            labels,
+            _confidence(value, origin),
+            _captions(value, origin, need_captions),
+            origin,
+        )
+        before = seen.setdefault(str(record.image_id), origin)
+        if before != origin:
+            raise DataError(f"{origin}: image_id {record.image_id} is also at {before}")
+        yield record
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _mapping(line: str, origin: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{origin}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{origin}: an image is a mapping, found {type(value).__name__}")
+    for key in ("image_id", "width", "height", "boxes"):
+        if key not in value:
+            raise DataError(f"{origin}: no {key!r}")
+    name = value["image_id"]
+    if isinstance(name, bool) or not isinstance(name, (int, str)) or name == "":
+        raise DataError(f"{origin}: image_id must be a whole number or a string, found {name!r}")
+    for key in ("width", "height"):
+        if not _is_number(value[key]) or value[key] <= 0:
+            raise DataError(f"{origin}: {key} must be a number above 0, found {value[key]!r}")
+    return value
+
+
+def _boxes(value: Mapping[str, Any], origin: str, num_labels: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+    rows, width, height = value["boxes"], value["width"], value["height"]
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f"{origin}: an image without regions; boxes must be a list with at least one box")
+    for box in rows:
+        if not isinstance(box, list) or len(box) not in (4, 5) or not all(map(_is_number, box)):
+            raise DataError(f"{origin}: a box is [x1, y1, x2, y2] or [x1, y1, x2, y2, label], found {box!r}")
+        if num_labels is None and len(box) == 5:
+            raise DataError(f"{origin}: box {box!r} has a label, but there is no categories.txt beside the file")
+        if num_labels is not None and len(box) == 4:
+            raise DataError(f"{origin}: box {box!r} has no label, but there is a categories.txt beside the file")
+        x1, y1, x2, y2 = box[:4]
+        if x1 >= x2 or y1 >= y2:
+            raise DataError(f"{origin}: box {box[:4]!r} has no size; expected x1 < x2 and y1 < y2")
+        if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+            raise DataError(f"{origin}: box {box[:4]!r} is not inside its image of {width} x {height}")
+        if num_labels is not None and box[4] not in range(num_labels):
+            raise DataError(f"{origin}: label {box[4]!r} is not one of the {num_labels} in categories.txt, from 0")
+    table = np.array(rows, dtype=np.float64)
+    return table[:, :4], None if num_labels is None else table[:, 4].astype(np.int64)
+
+
+def _captions(value: Mapping[str, Any], origin: str, needed: bool) -> tuple[str, ...]:
+    captions = value.get("captions", [])
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise DataError(f"{origin}: captions must be a list of strings")
+    if needed and not captions:
+        raise DataError(f"{origin}: image {value['image_id']} has no captions")
+    for caption in captions:
+        if not any(map(str.isalnum, caption)):
+            raise DataError(f"{origin}: a caption without words: {caption!r}")
+    return tuple(captions)
+
+
+def _confidence(value: Mapping[str, Any], origin: str) -> np.ndarray | None:
+    confidence = value.get("confidence")
+    if confidence is None:
+        return None
+    if not isinstance(confidence, list) or len(confidence) != len(value["boxes"]):
+        raise DataError(f"{origin}: confidence must be a list with a number for each of {len(value['boxes'])} boxes")
+    if not all(_is_number(number) and 0 <= number <= 1 for number in confidence):
+        raise DataError(f"{origin}: a confidence is a number from 0 to 1")
+    return np.array(confidence, dtype=np.float64)
+
+
+class FeatureFiles:
+    """Where the feature vectors of the images in ``folder`` lie; of an image at a time, or all in ``features.npz``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "features"
+        self.archive = folder / "features.npz"
+        self.one_by_one = self.folder.is_dir()
+        self.arrays = load_npz(self.archive) if self.archive.is_file() and not self.one_by_one else None
+        self.size = 0
+
+    def find(self, record: Record) -> Path | np.ndarray | None:
+        """The features of an image, or their file, after a check of their form; None in a folder without features.
+
+        Raises:
+            DataError: missing, not a row of finite size for each box, or not of the size of the images before.
+        """
+        found = self._find(record)
+        if found is None:
+            return None
+        array = read_array(found, header_only=True) if isinstance(found, Path) else found
+        rows = len(record.boxes)
+        if array.dtype.kind != "f" or array.ndim != 2 or array.shape[0] != rows or array.shape[1] == 0:
+            wanted = f"{rows} rows of floating-point numbers, one for each box"
+            raise DataError(
+                f"{record.origin}: features of image {record.image_id} are {array.dtype} {array.shape}, not {wanted}"
+            )
+        if self.size and array.shape[1] != self.size:
+            raise DataError(
+                f"{record.origin}: features of image {record.image_id} have {array.shape[1]} numbers, "
+                f"those before have {self.size}"
+            )
+        self.size = array.shape[1]
+        return found
+
+    def _find(self, record: Record) -> Path | np.ndarray | None:
+        name = str(record.image_id)
+        if self.arrays is not None:
+            if name not in self.arrays:
+                raise DataError(f"{record.origin}: {self.archive} has no array {name!r}")
+            return self.arrays[name]
+        if not self.one_by_one:
+            return None
+        if Path(name).name != name:
+            raise DataError(f"{record.origin}: image_id {name!r} cannot name a feature file")
+        for ending in (".npy", ".npz"):
+            if (path := self.folder / f"{name}{ending}").is_file():
+                return path
+        raise DataError(f"{record.origin}: missing feature file {self.folder / name}.npy or .npz")
+
+
+def read_array(path: Path, header_only: bool = False) -> np.ndarray:
+    """The features in an npy, or in the array ``features`` of an npz; ``header_only`` does not read those of an npy."""
+    if path.suffix == ".npz":
+        arrays = load_npz(path)
+        if "features" not in arrays:
+            raise DataError(f"{path}: no array 'features' in it")
+        return arrays["features"]
+    try:
+        return np.load(path, allow_pickle=False, mmap_mode="r" if header_only else None)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: not an npy of numbers: {error}") from error
+
+
+def load_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: not an npz of number arrays: {error}") from error

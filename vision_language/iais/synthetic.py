@@ -1,0 +1,68 @@
+"""Made-up scenes in the region format, for a try without data: things at places, and captions that name some."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fairseq_ext.errors import OptionError
+from fairseq_ext.files import replacing
+from vision_language.iais.data import SPLITS
+
+__all__ = ["THINGS", "synthesize"]
+
+THINGS = (
+    "dog cat horse cow sheep bird person child car bus train bicycle boat bench tree house table chair sofa lamp "
+    "cup plate book clock phone umbrella ball kite apple cake"
+).split()
+WIDTH, HEIGHT, COLUMNS = 600, 400, 3
+SIDES = ("on the left", "in the middle", "on the right")
+
+
+def synthesize(out: str | Path, images: int = 1000, captions: int = 3, seed: int = 0) -> None:
+    """Write a folder with splits of 80, 10 and 10 in 100.
+
+    An image holds three to eight things, each in the left, middle or right third. A caption names two or three of
+    them, one with its place.
+
+    Args:
+        out: the folder.
+        images: of all splits together, at least 30.
+        captions: of each image.
+        seed: equal arguments give equal files.
+
+    Raises:
+        OptionError: too few images or captions.
+    """
+    for name, value, least in (("--images", images, 30), ("--captions", captions, 1)):
+        if value < least:
+            raise OptionError(f"{name} must be at least {least}, got {value}")
+    generator = np.random.default_rng(seed)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [_scene(number, captions, generator) for number in range(1, images + 1)]
+    (out / "categories.txt").write_text("\n".join(THINGS) + "\n", encoding="utf-8")
+    held_out = images // 10
+    cuts = (0, images - 2 * held_out, images - held_out, images)
+    for split, begin, end in zip(SPLITS, cuts, cuts[1:], strict=False):
+        with replacing(out / f"{split}.jsonl") as partial:
+            partial.write_text("".join(lines[begin:end]), encoding="utf-8")
+
+
+def _scene(number: int, captions: int, generator: np.random.Generator) -> str:
+    things = generator.choice(len(THINGS), generator.integers(3, 9), replace=False)
+    columns = generator.integers(COLUMNS, size=len(things))
+    sizes = generator.integers(40, 160, size=(len(things), 2))
+    corners = generator.integers(0, (WIDTH // COLUMNS - sizes[:, 0], HEIGHT - sizes[:, 1]), size=(2, len(things))).T
+    corners[:, 0] += columns * (WIDTH // COLUMNS)
+    boxes = np.column_stack([corners, corners + sizes, things]).tolist()
+    texts = []
+    for _ in range(captions):
+        named = generator.choice(len(things), generator.integers(2, 4), replace=False)
+        words = [f"a {THINGS[things[index]]}" for index in named]
+        words[0] += f" {SIDES[columns[named[0]]]}"
+        texts.append(" and ".join(generator.permutation(words)).capitalize() + ".")
+    scene = {"image_id": number, "width": WIDTH, "height": HEIGHT, "boxes": boxes, "captions": texts}
+    return json.dumps(scene) + "\n"

@@ -1,0 +1,257 @@
+"""Training with several seeds, the best step by validation, resumed bit for bit after a kill."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tensorboardX import SummaryWriter
+from torch import nn
+from tqdm import tqdm
+
+from fairseq_ext.errors import InputError, OptionError
+from fairseq_ext.experiments import Experiment
+from fairseq_ext.files import load_safely, save_atomically, write_json
+from vision_language.iais.batches import PairBatches
+from vision_language.iais.data import Collator, RegionData, read_splits
+from vision_language.iais.encoder import build, load, save
+from vision_language.iais.negatives import AnchorSampler
+from vision_language.iais.objective import TrainingStep
+from vision_language.iais.options import Options
+from vision_language.iais.validate import first_images, metrics
+
+__all__ = ["Trainer", "learning_rate", "make_accelerator", "parameter_groups", "read_data", "run", "train"]
+
+LEAST_RATE = 1e-8
+UNDECAYED = ("bias", "LayerNorm.weight")
+
+
+def learning_rate(step: int, peak: float, warmup_steps: int, num_steps: int) -> float:
+    """Step size of optimiser step 1, 2, ...: up to ``peak`` linearly, then down to 1e-8, as UNITER."""
+    if step < warmup_steps:
+        rate = peak * step / warmup_steps
+    else:
+        rate = peak * (num_steps - step) / max(num_steps - warmup_steps, 1)
+    return rate if rate > 0 else LEAST_RATE
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for AdamW: no decay for names with ``bias`` or ``LayerNorm.weight``, as UNITER.
+
+    So the weights of ``img_layer_norm`` and ``pos_layer_norm`` are decayed.
+    """
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        groups[any(part in name for part in UNDECAYED)].append(parameter)
+    return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
+
+
+def make_accelerator(mixed_precision: str = "no", cpu: bool = False) -> Accelerator:
+    """Devices and processes as ``accelerate launch`` or ``accelerate config`` says; a single device without either.
+
+    Raises:
+        OptionError: a number format that the device does not have.
+    """
+    try:
+        return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+    except ValueError as error:
+        raise OptionError(f"--mixed-precision {mixed_precision}: {str(error).splitlines()[0]}") from error
+
+
+class Trainer:
+    """One seed's model, optimiser and progress; see :func:`train`."""
+
+    def __init__(
+        self, options: Options, data: Mapping[str, RegionData], seed: int, folder: Path, accelerator: Accelerator
+    ) -> None:
+        self.options, self.seed, self.folder, self.accelerator = options, seed, folder, accelerator
+        self.checkpoint = folder / "checkpoint.pt"
+        found = load_safely(self.checkpoint) if self.checkpoint.exists() else None
+        if found and found["options"] != options.as_dict():
+            raise OptionError(
+                f"--out: {self.checkpoint} was trained with other options: choose another folder, or delete it"
+            )
+        torch.manual_seed(seed)
+        self.model, self.tokenizer = build(options, data["train"])
+        if options.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.to(accelerator.device)
+        groups = parameter_groups(self.model, options.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
+        self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": -math.inf, "best_step": 0, "history": []}
+        self.sums = np.zeros(3)
+        if found:
+            self.model.load_state_dict(found["model"])
+            optimizer.load_state_dict(found["optimizer"])
+            self.progress, self.sums = found["progress"], np.array(found["sums"])
+        elif accelerator.is_main_process:
+            save(self.model, self.tokenizer, folder / "initial")
+        self.parallel, self.optimizer = accelerator.prepare(self.model, optimizer)
+        if found and found["scaler"]:
+            accelerator.scaler.load_state_dict(found["scaler"])
+        accelerator.wait_for_everyone()  # nobody replaces the checkpoint before all have read it
+
+        self.collator = Collator(self.tokenizer, options.max_text_length)
+        batches = PairBatches(data["train"], self.collator, accelerator.device)
+        sampler = make_sampler(options, data["train"], seed)
+        self.gradient = TrainingStep(self.parallel, batches, sampler, options, accelerator)
+        self.valid = first_images(data["valid"], options.valid_images)
+
+    def train(self) -> None:
+        """From where the progress stands to the last step."""
+        options, progress, main = self.options, self.progress, self.accelerator.is_main_process
+        begin, end = progress["step"], options.num_steps
+        hidden = None if main else True
+        bar = tqdm(range(begin, end), f"seed {self.seed}", initial=begin, total=end, unit="step", disable=hidden)
+        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=begin + 1) if main else None
+        for step in bar:
+            values = self.optimise(step)
+            progress["step"] = step + 1
+            validated = (step + 1) % options.valid_steps == 0 or step + 1 == end
+            if validated:
+                values |= self.validate()
+                bar.set_postfix(loss=f"{values['rank_loss']:.3f}", **{options.select: f"{values[options.select]:.3f}"})
+            if writer:
+                for name, value in values.items():
+                    writer.add_scalar(name, value, step + 1)
+            if validated or (step + 1) % options.save_steps == 0:
+                self.save()
+        if writer:
+            writer.close()
+
+    def optimise(self, step: int) -> dict[str, float]:
+        """One optimiser step."""
+        start = time.perf_counter()
+        options, accelerator = self.options, self.accelerator
+        state = np.random.SeedSequence([self.seed, step, accelerator.process_index]).generate_state(1)
+        torch.manual_seed(int(state[0]))
+        self.parallel.train()
+        rank_loss, iais = self.gradient.accumulate(step)
+        if not math.isfinite(rank_loss + iais):
+            raise InputError(f"step {step + 1}: the loss is {rank_loss + iais}; lower --lr or --iais-weight")
+        if options.clip_norm:
+            accelerator.clip_grad_norm_(self.parallel.parameters(), options.clip_norm)
+        rate = learning_rate(step + 1, options.lr, options.warmup_steps, options.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.sums += (rank_loss, iais, 1)
+        self.progress["seconds"] += time.perf_counter() - start
+        return {"rank_loss": rank_loss, "iais_loss": iais, "iais_weight": self.gradient.iais_weight(step), "lr": rate}
+
+    def validate(self) -> dict[str, float]:
+        """Metrics of the validation images; the model is kept where it is the best so far."""
+        options, progress = self.options, self.progress
+        found = metrics(self.model, self.valid, self.collator, options.score_batch, self.accelerator)
+        if found[options.select] > progress["best"]:
+            progress |= {"best": found[options.select], "best_step": progress["step"]}
+            if self.accelerator.is_main_process:
+                save(self.model, self.tokenizer, self.folder / "model")
+        rank_loss, iais, steps = self.sums.tolist()
+        entry = {"step": progress["step"], "rank_loss": rank_loss / steps, "iais_loss": iais / steps, **found}
+        progress["history"].append(entry)
+        self.sums = np.zeros(3)
+        if self.accelerator.is_main_process:
+            write_json(self.folder / "history.json", progress["history"])
+        return found
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        accelerator = self.accelerator
+        if accelerator.is_main_process:
+            state = {
+                "options": self.options.as_dict(),
+                "progress": self.progress,
+                "sums": self.sums.tolist(),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+            }
+            save_atomically(state, self.checkpoint)
+
+
+def train(
+    options: Options,
+    data: Mapping[str, RegionData],
+    seed: int,
+    folder: str | Path,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Any]:
+    """Train with one seed.
+
+    ``folder`` gets ``initial`` and ``model`` (as :func:`~vision_language.iais.encoder.load` reads them: before the
+    first step, and best in validation), ``checkpoint.pt``, ``history.json`` and ``tensorboard``. A ``checkpoint.pt``
+    that is there already is gone on from, and the end is that of an uninterrupted run, bit for bit on a CPU. Order,
+    candidates and dropout come from (seed, step), so no generator's state is kept; of these only dropout depends on
+    the number of processes.
+
+    Args:
+        data: the three splits.
+        accelerator: devices, processes and precision. Default: one of ``options.mixed_precision``.
+
+    Returns:
+        Recalls and ISD of the kept model on the test split, its step and validation metric, seconds a step, history.
+
+    Raises:
+        OptionError: the checkpoint in ``folder`` was trained with other options; options that the data refuses.
+        InputError: the loss is not finite.
+    """
+    accelerator = accelerator or make_accelerator(options.mixed_precision)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(options, data, seed, folder, accelerator)
+    trainer.train()
+    accelerator.wait_for_everyone()  # the main process has written the model
+    model, _ = load(folder / "model", accelerator.device)
+    test = first_images(data["test"], options.test_images)
+    progress = trainer.progress
+    return {
+        **metrics(model, test, trainer.collator, options.score_batch, accelerator),
+        f"valid_{options.select}": progress["best"],
+        "best_step": progress["best_step"],
+        "seconds_per_step": progress["seconds"] / options.num_steps,
+        "history": progress["history"],
+    }
+
+
+def make_sampler(options: Options, data: RegionData, seed: int) -> AnchorSampler:
+    """The sampler of ``options``, which checks them against the size of the training split."""
+    return AnchorSampler(data.text_to_image.numpy(), options.batch_size, options.negatives, options.negative_size, seed)
+
+
+def read_data(options: Options) -> dict[str, RegionData]:
+    """The splits of ``options``, cut as it says."""
+    most = options.max_regions
+    return read_splits(options.data, min_regions=min(10, most), max_regions=most)
+
+
+def run(
+    options: Options, out: str | Path, seed: int = 1, runs: int = 1, accelerator: Accelerator | None = None
+) -> Experiment:
+    """Train with the seeds ``seed``, ``seed + 1``, ...; finished ones in ``out`` are not run again."""
+    accelerator = accelerator or make_accelerator(options.mixed_precision)
+    if options.batch_size % accelerator.num_processes:
+        raise OptionError(
+            f"--batch-size must be a multiple of the {accelerator.num_processes} processes, got {options.batch_size}"
+        )
+    data = read_data(options)
+    make_sampler(options, data["train"], seed)  # bad options must not leave a results.json
+    experiment = Experiment(out, options.as_dict(), ("transformers", "accelerate"))
+    accelerator.wait_for_everyone()  # all have read which runs are finished
+    for number in range(seed, seed + runs):
+        name = f"seed{number}"
+        if name not in experiment.runs:
+            found = train(options, data, number, Path(out) / name, accelerator)
+            accelerator.free_memory()
+            if accelerator.is_main_process:
+                experiment.add(name, found)
+            else:
+                experiment.runs[name] = found
+    return experiment

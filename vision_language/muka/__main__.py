@@ -1,0 +1,140 @@
+"""Merge fine-tuned classifiers into one, from unlabelled texts: python -m vision_language.muka COMMAND."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fairseq_ext.errors import OptionError, choose
+from fairseq_ext.experiments import Experiment
+from fairseq_ext.files import write_json
+from fairseq_ext.options import flag
+from vision_language.muka.cache import TeacherCache
+from vision_language.muka.data import read_file
+from vision_language.muka.evaluate import diagnose_teachers, evaluate, predict, read_texts
+from vision_language.muka.options import AmalgamationOptions, TeacherOptions
+from vision_language.muka.train import amalgamate, make_accelerator, train_teacher
+from vision_language.muka.uncertainty import SCORES
+
+LEAST = {"max_length": 2, "batch_size": 1, "top": 1, "passes": 1, "seed": 0}
+
+
+def _report(experiment: Experiment, seed: int) -> None:
+    record = experiment.runs[f"seed{seed}"]
+    shown = ("test_accuracy", "valid_accuracy", "valid_loss", "best_step", "seconds_per_epoch")
+    figures = ", ".join(f"{name} {record[name]:.4g}" for name in shown if name in record)
+    print(f"{figures}\n{experiment.file.parent}: model and results.json")
+
+
+def _train_teacher(arguments: argparse.Namespace) -> None:
+    options = TeacherOptions.of(arguments)
+    accelerator = make_accelerator(options.mixed_precision, arguments.cpu)
+    experiment = train_teacher(options, arguments.out, accelerator)
+    if accelerator.is_main_process:
+        _report(experiment, options.seed)
+
+
+def _amalgamate(arguments: argparse.Namespace) -> None:
+    options = AmalgamationOptions.of(arguments)
+    accelerator = make_accelerator(options.mixed_precision, arguments.cpu)
+    experiment = amalgamate(options, arguments.out, arguments.cache, accelerator)
+    if accelerator.is_main_process:
+        _report(experiment, options.seed)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    texts = read_texts(arguments.data, arguments.split)
+    accelerator = make_accelerator(cpu=arguments.cpu)
+    folders = arguments.ensemble or [arguments.model]
+    report = evaluate(folders, texts, accelerator, arguments.max_length, arguments.batch_size)
+    if accelerator.is_main_process:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+
+
+def _diagnose(arguments: argparse.Namespace) -> None:
+    if len(arguments.teachers) < 2:
+        raise OptionError(f"--teachers: at least two are needed, got {len(arguments.teachers)}")
+    choose("--score", arguments.score, SCORES)
+    texts = read_texts(arguments.data, arguments.split)
+    accelerator, out = make_accelerator(cpu=arguments.cpu), Path(arguments.out)
+    store = TeacherCache(arguments.cache or out / "cache", accelerator, arguments.max_length, arguments.batch_size)
+    names = ("score", "passes", "no_mc", "seed", "student", "supervised")
+    chosen = {name: getattr(arguments, name) for name in names}
+    report = diagnose_teachers(arguments.teachers, texts, store, arguments.split, **chosen, picture=out / "scores.png")
+    if accelerator.is_main_process:
+        write_json(out / "diagnostics.json", {**chosen, **report})
+        print(json.dumps(report, indent=2))
+        print(f"{out / 'diagnostics.json'}, {out / 'scores.png'}")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    texts = read_file(arguments.file)
+    accelerator = make_accelerator(cpu=arguments.cpu)
+    rows = predict(arguments.model, texts, accelerator, arguments.max_length, arguments.batch_size, arguments.top)
+    for row in rows if accelerator.is_main_process else ():
+        print(json.dumps(row, ensure_ascii=False))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m vision_language.muka", description=__doc__)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name, function, help):
+        made = commands.add_parser(name, help=help, description=help)
+        made.set_defaults(function=function)
+        made.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+        return made
+
+    train = command("train-teacher", _train_teacher, "fine-tune a classifier on the texts of its classes")
+    train.add_argument("--out", default="runs/muka/teacher", help="folder of the model and results [%(default)s]")
+    TeacherOptions.add_to(train)
+
+    merge = command("amalgamate", _amalgamate, "train a student that knows the classes of all teachers")
+    merge.add_argument("--out", default="runs/muka/student", help="folder of the model and results [%(default)s]")
+    merge.add_argument("--cache", help="folder of the teachers' logits and scores, to share between runs [OUT/cache]")
+    AmalgamationOptions.add_to(merge)
+
+    measure = command("evaluate", _evaluate, "accuracy of a classifier, or of an ensemble of teachers, as JSON")
+    which = measure.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", help="folder of the classifier")
+    which.add_argument("--ensemble", nargs="+", metavar="MODEL", help="folders of teachers: their joined logits")
+
+    look = command("diagnose", _diagnose, "do the teachers' scores choose the right teacher? Needs labels; draws them")
+    look.add_argument("--teachers", nargs="+", required=True, metavar="MODEL", help="folders of the teachers")
+    look.add_argument("--student", metavar="MODEL", help="a merged classifier: its accuracy and calibration")
+    look.add_argument("--supervised", metavar="MODEL", help="trained on all classes: distance of the targets from it")
+    look.add_argument("--score", default="entropy", help=f"certainty of a teacher: {', '.join(SCORES)} [entropy]")
+    look.add_argument("--passes", type=int, default=16, help="Monte-Carlo dropout passes K [16]")
+    look.add_argument("--no-mc", action="store_true", help="scores from one pass without dropout")
+    look.add_argument("--seed", type=int, default=1, help="of the dropout [1]")
+    look.add_argument("--out", default="runs/muka/diagnostics", help="folder of the figures and picture [%(default)s]")
+    look.add_argument("--cache", help="folder of the teachers' logits and scores [OUT/cache]")
+    for made in (measure, look):
+        made.add_argument("--data", required=True, help="folder with splits, or a file of label TAB text")
+        made.add_argument("--split", default="test", choices=("train", "valid", "test"), help="of the folder [test]")
+
+    new = command("predict", _predict, "label and probabilities of new texts, one JSON line each")
+    new.add_argument("file", help="a .txt with a text a line, or any data file; labels in it are not looked at")
+    new.add_argument("--model", default="runs/muka/student", help="folder of the classifier [%(default)s]")
+    new.add_argument("--top", type=int, default=3, help="labels shown of each text [3]")
+    for made in (measure, look, new):
+        made.add_argument("--max-length", type=int, help="tokens of a text [128, or fewer]")
+        made.add_argument("--batch-size", type=int, default=64, help="texts of a step [64]")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    for name, least in LEAST.items():
+        value = getattr(options, name, None)
+        if value is not None and value < least:
+            raise OptionError(f"{flag(name)} must be at least {least}, got {value}")
+    options.function(options)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

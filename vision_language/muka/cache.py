@@ -1,0 +1,218 @@
+"""What the teachers say about every text: computed once, and kept on disk with a key of all it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fairseq_ext.errors import OptionError
+from fairseq_ext.files import replacing
+from vision_language.muka.data import Texts
+from vision_language.muka.models import Classifier, fingerprint
+from vision_language.muka.tokens import Tokens
+from vision_language.muka.uncertainty import SCORES, mc_dropout_probabilities, teacher_scores
+
+__all__ = ["TeacherCache", "cached_arrays", "predict_logits", "row_values", "single_pass_scores"]
+
+
+def row_values(
+    tokens: Tokens,
+    values_of: Callable[[dict[str, Tensor], int], Tensor],
+    batch_size: int,
+    accelerator: Accelerator,
+    description: str = "",
+) -> Tensor:
+    """Values of every text, ``(n, *)`` on the CPU, computed in batches that the processes share.
+
+    Args:
+        tokens: n texts.
+        values_of: called with the model's arguments for B texts and the number of the batch; gives ``(B, *)``.
+        batch_size: B.
+        description: of the progress bar; none without it.
+    """
+    batches = list(enumerate(tokens.in_order(batch_size)))
+    hidden = None if description and accelerator.is_main_process else True
+    values = None
+    for step in tqdm(range(0, len(batches), accelerator.num_processes), description, disable=hidden, leave=False):
+        # Towards the end a process may be without a batch; it repeats the last, so that all know the shape.
+        number, rows = batches[min(step + accelerator.process_index, len(batches) - 1)]
+        found = values_of(tokens.batch(rows, accelerator.device), number).float()
+        if values is None:
+            values = found.new_zeros(len(tokens), *found.shape[1:])
+        if step + accelerator.process_index < len(batches):
+            values[torch.from_numpy(rows)] = found
+    assert values is not None, "no text"
+    return accelerator.reduce(values, "sum").cpu()
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module, tokens: Tokens, batch_size: int, accelerator: Accelerator, description: str = ""
+) -> Tensor:
+    """Logits of every text without dropout, ``(n, C)`` on the CPU; the model is left in evaluation mode."""
+    model.eval()
+
+    def logits(batch: dict[str, Tensor], number: int) -> Tensor:
+        with accelerator.autocast():
+            return model(**batch).logits
+
+    return row_values(tokens, logits, batch_size, accelerator, description)
+
+
+def cached_arrays(
+    path: Path,
+    depends_on: Mapping[str, Any],
+    compute: Callable[[], dict[str, np.ndarray]],
+    accelerator: Accelerator,
+) -> dict[str, np.ndarray]:
+    """Arrays from ``path``, or from ``compute`` where the file is missing, damaged or of another key; then written.
+
+    Args:
+        path: an ``.npz`` file. Its key is the SHA-256 of ``depends_on``.
+        depends_on: everything that changes the arrays, as JSON.
+        compute: called by all processes or by none.
+    """
+    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+    found, reason = _read(path, key)
+    hits = accelerator.reduce(torch.tensor(found is not None, device=accelerator.device).long(), "sum")
+    if found is not None and int(hits) == accelerator.num_processes:
+        return found
+    if reason and accelerator.is_main_process:
+        tqdm.write(f"{path}: {reason}; computed again")
+    arrays = compute()
+    if accelerator.is_main_process:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial, open(partial, "wb") as file:
+                np.savez(file, key=np.array(key), **arrays)  # type: ignore[arg-type]
+        except OSError as error:
+            raise OptionError(f"--cache: cannot write {path}: {error.strerror}") from error
+    return arrays
+
+
+def _read(path: Path, key: str) -> tuple[dict[str, np.ndarray] | None, str]:
+    """The arrays of a file with this key; or None, and why."""
+    if not path.exists():
+        return None, ""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # a damaged archive makes the zip and array readers raise many types
+        return None, f"damaged ({type(error).__name__})"
+    if str(arrays.pop("key", None)) != key:
+        return None, "of other teachers, texts or settings"
+    return arrays, ""
+
+
+class TeacherCache:
+    """Logits and scores of teachers for texts, from disk where they are there already.
+
+    A file's key covers weights, configuration (with the dropout), tokenizer, texts, length, batches, number format
+    and, for scores, passes and seed. Scores of every kind are kept, so that another ``--score`` computes nothing.
+
+    Args:
+        folder: of the ``.npz`` files; runs with the same teachers may share it.
+        max_length: tokens of a text. Default: 128, or what the teacher can.
+        batch_size: texts of a batch.
+    """
+
+    def __init__(
+        self, folder: str | Path, accelerator: Accelerator, max_length: int | None = None, batch_size: int = 64
+    ) -> None:
+        self.folder = Path(folder)
+        self.accelerator = accelerator
+        self.max_length = max_length
+        self.batch_size = batch_size
+
+    def _cached(
+        self,
+        teacher: Classifier,
+        texts: Texts,
+        name: str,
+        compute: Callable[[Tokens], dict[str, Tensor]],
+        **depends_on: Any,
+    ) -> dict[str, Tensor]:
+        depends_on |= {
+            "model": fingerprint(teacher.folder),
+            "texts": texts.without_labels().digest(),
+            "max_length": teacher.length(self.max_length),
+            "batch_size": self.batch_size,
+            "mixed_precision": self.accelerator.mixed_precision,
+        }
+
+        def arrays() -> dict[str, np.ndarray]:
+            tokens = Tokens(texts.texts, teacher.tokenizer, teacher.length(self.max_length))
+            teacher.model.to(self.accelerator.device)
+            values = compute(tokens)
+            teacher.model.cpu()  # teachers need not fit on the device together
+            return {name: value.numpy() for name, value in values.items()}
+
+        found = cached_arrays(self.folder / f"{name}.npz", depends_on, arrays, self.accelerator)
+        return {name: torch.from_numpy(value) for name, value in found.items()}
+
+    def logits(self, teacher: Classifier, texts: Texts, name: str) -> Tensor:
+        """Logits of one pass without dropout, ``(n, C_t)``; ``name`` is that of the teacher and split."""
+
+        def compute(tokens: Tokens) -> dict[str, Tensor]:
+            found = predict_logits(teacher.model, tokens, self.batch_size, self.accelerator, f"{name} logits")
+            return {"logits": found}
+
+        return self._cached(teacher, texts, f"{name}-logits", compute)["logits"]
+
+    def scores(
+        self, teacher: Classifier, texts: Texts, name: str, passes: int = 16, seed: int = 1
+    ) -> dict[str, Tensor]:
+        """Scores of Monte-Carlo dropout by kind, ``(n)`` each."""
+
+        def compute(tokens: Tokens) -> dict[str, Tensor]:
+            def scores(batch: dict[str, Tensor], number: int) -> Tensor:
+                # A seed for each batch, so that the masks do not depend on the number of processes.
+                mask_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+                try:
+                    with self.accelerator.autocast():
+                        probabilities = mc_dropout_probabilities(teacher.model, batch, passes, seed=mask_seed)
+                except OptionError as error:
+                    raise OptionError(f"{teacher.folder}: {error}") from error
+                return torch.stack([teacher_scores(probabilities, kind) for kind in SCORES], -1)
+
+            description = f"{name} {passes} passes"
+            values = row_values(tokens, scores, self.batch_size, self.accelerator, description)
+            return dict(zip(SCORES, values.unbind(-1), strict=True))
+
+        return self._cached(teacher, texts, f"{name}-scores", compute, passes=passes, seed=seed)
+
+    def all_logits(self, teachers: Sequence[Classifier], texts: Texts, split: str) -> list[Tensor]:
+        """:meth:`logits` of every teacher."""
+        return [self.logits(teacher, texts, name) for teacher, name in _named(teachers, split)]
+
+    def all_scores(
+        self,
+        teachers: Sequence[Classifier],
+        texts: Texts,
+        split: str,
+        kind: str = "entropy",
+        passes: int = 16,
+        seed: int = 1,
+    ) -> Tensor:
+        """:meth:`scores` of every teacher, of one kind, ``(n, T)``."""
+        scores = [self.scores(teacher, texts, name, passes, seed) for teacher, name in _named(teachers, split)]
+        return torch.stack([found[kind] for found in scores], -1)
+
+
+def _named(teachers: Sequence[Classifier], split: str) -> list[tuple[Classifier, str]]:
+    # Folders may have one name.
+    return [(teacher, f"{split}-teacher{t}-{teacher.folder.name}") for t, teacher in enumerate(teachers, 1)]
+
+
+def single_pass_scores(logits: Sequence[Tensor], kind: str = "entropy", temperature: float = 1.0) -> Tensor:
+    """Scores ``(n, T)`` from one pass without dropout, the ablation of the paper's code."""
+    return torch.stack([teacher_scores((z / temperature).softmax(-1)[None], kind) for z in logits], -1)

@@ -1,0 +1,207 @@
+"""Texts with or without a label: files, folders with splits, the classes of each teacher."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.files import read_lines
+
+__all__ = ["Texts", "gold_ids", "read_file", "read_splits", "split_labels"]
+
+SPLITS = ("train", "valid", "test")
+ENDINGS = (".tsv", ".tsv.gz", ".txt", ".txt.gz")
+TEXT_COLUMNS = ("text", "sentence")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of one split, with their label names where there are any, and where they come from, for messages."""
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, rows: Sequence[int]) -> Texts:
+        labels = None if self.labels is None else tuple(self.labels[row] for row in rows)
+        return Texts(tuple(self.texts[row] for row in rows), labels, self.origin)
+
+    def gold(self) -> tuple[str, ...]:
+        """The labels.
+
+        Raises:
+            DataError: there are none.
+        """
+        if self.labels is None:
+            raise DataError(f"{self.origin}: no labels; lines of label TAB text are needed")
+        return self.labels
+
+    def of_classes(self, classes: Iterable[str]) -> Texts:
+        """The texts whose label is one of ``classes``."""
+        kept = set(classes)
+        return self[[row for row, label in enumerate(self.gold()) if label in kept]]
+
+    def without_labels(self) -> Texts:
+        return Texts(self.texts, None, self.origin)
+
+    def digest(self) -> str:
+        """SHA-256 of the texts and labels, in order."""
+        sha = hashlib.sha256()
+        for text in (*self.texts, *(("\0labels", *self.labels) if self.labels is not None else ())):
+            raw = text.encode()
+            sha.update(len(raw).to_bytes(8, "little") + raw)
+        return sha.hexdigest()
+
+    @staticmethod
+    def joined(parts: Sequence[Texts]) -> Texts:
+        """All texts of ``parts`` in order; labelled where all of them are."""
+        labelled = all(part.labels is not None for part in parts)
+        labels = tuple(label for part in parts for label in part.labels or ()) if labelled else None
+        return Texts(tuple(text for part in parts for text in part.texts), labels, ", ".join(p.origin for p in parts))
+
+
+def _dataset(path: Path) -> Texts:
+    """One split saved by ``Dataset.save_to_disk``: a column of texts, and ``label`` where it has labels."""
+    try:
+        from datasets import load_from_disk
+    except ImportError as error:
+        raise OptionError(
+            f"{path} was saved by the package datasets, which is not installed: pip install datasets"
+        ) from error
+    try:
+        data = load_from_disk(str(path))
+        columns = data.column_names
+    except Exception as error:  # arrow's readers raise many types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: not a saved data set: {reason}") from error
+    column = next((name for name in TEXT_COLUMNS if name in columns), None)
+    if column is None:
+        raise DataError(f"{path}: no column {' or '.join(TEXT_COLUMNS)}, found {', '.join(map(str, columns))}")
+    labels = None
+    if "label" in columns:
+        feature = data.features["label"]
+        name_of = feature.int2str if hasattr(feature, "int2str") else str
+        labels = tuple(name_of(label) for label in data["label"])
+    return Texts(tuple(map(str, data[column])), labels, str(path))
+
+
+def read_file(path: str | Path) -> Texts:
+    """The texts of one file, its form by its name.
+
+    ``.tsv``: lines of ``label TAB text``. ``.txt``: a text a line, no labels. Both also with ``.gz``. A folder: what
+    ``datasets.Dataset.save_to_disk`` wrote (columns ``text`` or ``sentence``, and ``label``), where that package is
+    installed. Blank lines are skipped.
+
+    Raises:
+        DataError: names the file and the line.
+        OptionError: a saved data set without the package that reads it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _dataset(path)
+    if not path.name.endswith(ENDINGS):
+        raise DataError(f"{path}: the name must end in {', '.join(ENDINGS)}")
+    labelled = ".tsv" in path.suffixes[-2:]
+    texts, labels = [], []
+    for line, origin in read_lines(path):
+        if not labelled:
+            texts.append(line.strip())
+            continue
+        label, tab, text = line.partition("\t")
+        if not tab:
+            raise DataError(f"{origin}: no tab; a line is label TAB text")
+        if not label.strip() or not text.strip():
+            raise DataError(f"{origin}: the {'text' if label.strip() else 'label'} is empty")
+        labels.append(label.strip())
+        texts.append(text.strip())
+    if not texts:
+        raise DataError(f"{path}: no text in it")
+    return Texts(tuple(texts), tuple(labels) if labelled else None, str(path))
+
+
+def _split_file(folder: Path, split: str) -> Path | None:
+    names = ("valid", "dev") if split == "valid" else (split,)
+    candidates = [folder / f"{name}{ending}" for name in names for ending in ENDINGS]
+    found = [path for path in candidates if path.is_file()]
+    found += [
+        folder / name for name in (*names, *(("validation",) if split == "valid" else ())) if _is_saved(folder, name)
+    ]
+    if len(found) > 1:
+        raise DataError(f"{folder}: both {found[0].name} and {found[1].name} could be the {split} set")
+    return found[0] if found else None
+
+
+def _is_saved(folder: Path, name: str) -> bool:
+    return (folder / name / "dataset_info.json").is_file()
+
+
+def read_splits(path: str | Path, valid_fraction: float = 0.05, seed: int = 1) -> dict[str, Texts]:
+    """Training and validation texts, and test texts where there are any.
+
+    Args:
+        path: a folder with ``{train,valid,test}`` in a form of :func:`read_file` (``dev`` works for ``valid``), or one
+            file of training texts.
+        valid_fraction: share of the training texts that is held out where there is no validation set; the paper's
+            code holds out 0.05 (0.1 of 5AbstractsGroup).
+        seed: of the hold-out.
+
+    Raises:
+        OptionError: no such folder.
+        DataError: no training set, or files that cannot be used.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise OptionError(f"--data: {path} does not exist")
+    if path.is_file():
+        files = {"train": path}
+    else:
+        files = {split: file for split in SPLITS if (file := _split_file(path, split))}
+        if "train" not in files:
+            raise DataError(f"{path}: no train{{{','.join(ENDINGS)}}} and no saved data set train/ in it")
+    splits = {split: read_file(file) for split, file in files.items()}
+    if "valid" not in splits:
+        train = splits["train"]
+        size = max(1, round(valid_fraction * len(train)))
+        if size >= len(train):
+            raise DataError(f"{path}: {len(train)} training texts are too few to hold out a validation set")
+        order = np.random.default_rng(seed).permutation(len(train))
+        splits["valid"], splits["train"] = train[sorted(order[:size])], train[sorted(order[size:])]
+    return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def split_labels(labels: Iterable[str], parts: int) -> list[list[str]]:
+    """The classes of each of ``parts`` teachers: sorted, N // T each, the last takes the rest, as the paper's code.
+
+    Raises:
+        OptionError: fewer than two classes for a teacher.
+    """
+    names = sorted(set(labels))
+    size = len(names) // parts if parts > 0 else 0
+    if size < 2:
+        raise OptionError(f"{parts} parts of {len(names)} classes: each part needs at least two classes")
+    starts = range(0, size * parts, size)
+    return [names[start : start + size] if start < starts[-1] else names[start:] for start in starts]
+
+
+def gold_ids(texts: Texts, labels: Sequence[str]) -> Tensor:
+    """The place of each text's label in ``labels``, ``(n)``.
+
+    Raises:
+        DataError: texts without labels, or a label that is not among ``labels``.
+    """
+    place = {label: number for number, label in enumerate(labels)}
+    unknown = next((label for label in texts.gold() if label not in place), None)
+    if unknown is not None:
+        known = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
+        raise DataError(f"{texts.origin}: the label {unknown!r} is not among the {len(labels)} known: {known}")
+    return torch.tensor([place[label] for label in texts.gold()])

@@ -1,0 +1,169 @@
+"""Do the scores find the right teacher, and does the student know all classes? Analyses that need gold labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairseq_ext.losses import soft_target_kl
+from vision_language.muka.targets import LabelUnion
+
+__all__ = [
+    "Reliability",
+    "accuracy_by_teacher",
+    "diagnose",
+    "kl_to_supervised",
+    "reliability",
+    "score_auroc",
+    "selected_right",
+    "specialty",
+]
+
+
+def specialty(labels: Tensor, union: LabelUnion) -> Tensor:
+    """Whether a teacher knows the gold class of an example: its specialty, ``(B, T)``.
+
+    Args:
+        labels: gold classes as numbers of the union, ``(B)``.
+        union: the classes of the teachers.
+    """
+    return union.membership(labels.device)[:, labels].T
+
+
+def selected_right(scores: Tensor, labels: Tensor, union: LabelUnion) -> Tensor:
+    """Whether the teacher of the highest score knows the gold class, ``(B)``; its mean is the selection accuracy.
+
+    Args:
+        scores: ``(B, T)``.
+        labels: gold classes as numbers of the union, ``(B)``.
+        union: the classes of the teachers.
+    """
+    return specialty(labels, union).gather(1, scores.argmax(-1, keepdim=True)).squeeze(1)
+
+
+def score_auroc(scores: Tensor, labels: Tensor, union: LabelUnion) -> list[float | None]:
+    """For each teacher, how often an example of its classes has a higher score than one of the others, ties half.
+
+    The area under the ROC curve of its score; 0.5 is chance. ``None`` where all examples are of one side.
+    """
+
+    def share(values: Tensor, known: Tensor) -> float | None:
+        inside, outside = values[known], values[~known].sort().values
+        if not len(inside) or not len(outside):
+            return None
+        below = torch.searchsorted(outside, inside) + torch.searchsorted(outside, inside, right=True)
+        return float(below.double().mean()) / (2 * len(outside))
+
+    known = specialty(labels, union)
+    return [share(scores[:, teacher].contiguous(), known[:, teacher]) for teacher in range(scores.size(-1))]
+
+
+def accuracy_by_teacher(predictions: Tensor, labels: Tensor, union: LabelUnion) -> list[float | None]:
+    """Accuracy of the student on the examples of each teacher's classes; ``None`` where there are none.
+
+    Args:
+        predictions: classes as numbers of the union, ``(B)``.
+        labels: gold classes, ``(B)``.
+        union: the classes of the teachers.
+    """
+    right = predictions == labels
+    return [float(right[inside].double().mean()) if inside.any() else None for inside in specialty(labels, union).T]
+
+
+def kl_to_supervised(target: Tensor, supervised_logits: Tensor) -> float:
+    r"""Mean :math:`\mathrm{KL}(q \,\|\, p)` of a target from a teacher that was trained on all classes with labels.
+
+    In this direction it is finite for targets that are 0 on most classes, such as the hard ones.
+
+    Args:
+        target: :math:`q`, ``(B, N)``, see :func:`~vision_language.muka.targets.amalgamation_targets` and
+            :func:`~vision_language.muka.baselines.ensemble_probabilities`.
+        supervised_logits: of the supervised teacher, ``(B, N)``, in the order of the union.
+    """
+    return float(soft_target_kl(supervised_logits, target))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Bins of equal width with so many ``examples``; ``confidence`` and ``accuracy`` are means, NaN in an empty bin."""
+
+    edges: np.ndarray
+    examples: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error: mean distance of accuracy and confidence, bins weighted by their examples."""
+        filled = self.examples > 0
+        gap = np.abs(self.accuracy[filled] - self.confidence[filled])
+        return float(np.average(gap, weights=self.examples[filled]))
+
+
+def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> Reliability:
+    """Accuracy by confidence (reliability diagram; Guo et al., arXiv:1706.04599).
+
+    Args:
+        confidence: in [0, 1], ``(B)``.
+        right: whether the prediction was right, ``(B)``.
+        bins: of equal width over [0, 1]; a bin holds its upper edge. Default 10, our choice.
+
+    Raises:
+        ValueError: no example, or a confidence outside [0, 1].
+    """
+    value, hit = confidence.detach().cpu().double().numpy(), right.detach().cpu().double().numpy()
+    if not value.size or not (value > -1e-6).all() or not (value < 1 + 1e-6).all():
+        raise ValueError("confidence must be one or more values from 0 to 1")
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.digitize(value.clip(0, 1), edges[1:-1], right=True)
+    examples = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        confidences = np.bincount(place, value, bins) / examples
+        accuracy = np.bincount(place, hit, bins) / examples
+    return Reliability(edges, examples, confidences, accuracy)
+
+
+def diagnose(
+    scores: Tensor,
+    labels: Tensor,
+    union: LabelUnion,
+    teacher_logits: Sequence[Tensor] = (),
+    student_logits: Tensor | None = None,
+) -> dict[str, Any]:
+    """All of the above that the arguments allow, as fractions, ready for JSON.
+
+    Args:
+        scores: ``(B, T)``.
+        labels: gold classes as numbers of the union, ``(B)``.
+        union: the classes of the teachers.
+        teacher_logits: ``(B, C_t)`` each: how good each teacher is where it knows the class.
+        student_logits: ``(B, N)``: its accuracy, overall and by teacher, and its calibration error.
+
+    Returns:
+        ``selection_accuracy``, ``chance_selection_accuracy`` (the share that a teacher knows, mean over the teachers)
+        and ``score_auroc``; ``teacher_accuracy``; ``accuracy``, ``accuracy_by_teacher`` and ``calibration_error``.
+    """
+    inside = specialty(labels, union)
+    results: dict[str, Any] = {
+        "selection_accuracy": float(selected_right(scores, labels, union).double().mean()),
+        "chance_selection_accuracy": float(inside.double().mean()),
+        "score_auroc": score_auroc(scores, labels, union),
+    }
+    if teacher_logits:
+        union.check(teacher_logits)
+        results["teacher_accuracy"] = [
+            accuracy_by_teacher(union.columns(teacher, labels.device)[logits.argmax(-1)], labels, union)[teacher]
+            for teacher, logits in enumerate(teacher_logits)
+        ]
+    if student_logits is not None:
+        confidence, predictions = student_logits.softmax(-1).max(-1)
+        right = predictions == labels
+        results["accuracy"] = float(right.double().mean())
+        results["accuracy_by_teacher"] = accuracy_by_teacher(predictions, labels, union)
+        results["calibration_error"] = reliability(confidence, right).calibration_error
+    return results

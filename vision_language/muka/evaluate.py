@@ -1,0 +1,174 @@
+"""Accuracy of a classifier or of an ensemble, diagnostics of the teachers' scores, predictions for new texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from fairseq_ext.errors import OptionError
+from vision_language.muka.baselines import ensemble_probabilities
+from vision_language.muka.cache import TeacherCache, predict_logits, single_pass_scores
+from vision_language.muka.data import Texts, gold_ids, read_file, read_splits
+from vision_language.muka.diagnostics import accuracy_by_teacher, diagnose, kl_to_supervised
+from vision_language.muka.models import Classifier, load_classifier
+from vision_language.muka.plot import draw_scores
+from vision_language.muka.run import accuracy
+from vision_language.muka.targets import LabelUnion, amalgamation_targets, union_of_labels
+from vision_language.muka.tokens import Tokens
+
+__all__ = ["diagnose_teachers", "evaluate", "predict", "read_texts"]
+
+
+def read_texts(data: str | Path, split: str) -> Texts:
+    """One split of a folder, or a file.
+
+    Raises:
+        OptionError: a folder without this split.
+    """
+    if Path(data).is_file():
+        return read_file(data)
+    splits = read_splits(data)
+    if split not in splits:
+        raise OptionError(f"--split {split}: {data} has only {', '.join(splits)}")
+    return splits[split]
+
+
+def logits_of(
+    classifier: Classifier, texts: Texts, accelerator: Accelerator, max_length: int | None = None, batch_size: int = 64
+) -> Tensor:
+    """Logits of all texts, ``(n, C)``; the model does not stay on the device."""
+    tokens = Tokens(texts.texts, classifier.tokenizer, classifier.length(max_length))
+    classifier.model.to(accelerator.device)
+    logits = predict_logits(classifier.model, tokens, batch_size, accelerator, classifier.folder.name)
+    classifier.model.cpu()
+    return logits
+
+
+def evaluate(
+    folders: Sequence[str | Path],
+    texts: Texts,
+    accelerator: Accelerator,
+    max_length: int | None = None,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Accuracy of one classifier; or of the ensemble of several, which is their concatenated logits.
+
+    Args:
+        folders: of the classifiers.
+        texts: with labels of the union of their classes.
+        max_length: tokens of a text. Default: 128, or what the model can.
+        batch_size: texts of a step.
+
+    Returns:
+        ``accuracy``, ``texts``, ``accuracy_by_class``; of an ensemble also ``teachers``, each with its accuracy on the
+        texts of its own classes.
+
+    Raises:
+        InputError: texts without labels or with unknown ones, folders that are no classifiers.
+    """
+    classifiers = [load_classifier(folder) for folder in folders]
+    union = union_of_labels([classifier.labels for classifier in classifiers])
+    gold = gold_ids(texts, union.names)
+    logits = [logits_of(classifier, texts, accelerator, max_length, batch_size) for classifier in classifiers]
+    right = (ensemble_probabilities(logits, union).argmax(-1) == gold).double()
+    classes = [(name, gold == number) for number, name in enumerate(union.names)]
+    report: dict[str, Any] = {
+        "accuracy": float(right.mean()),
+        "texts": len(texts),
+        "accuracy_by_class": {name: float(right[rows].mean()) for name, rows in classes if rows.any()},
+    }
+    if len(folders) > 1:
+        own = [
+            accuracy_by_teacher(union.columns(teacher)[found.argmax(-1)], gold, union)[teacher]
+            for teacher, found in enumerate(logits)
+        ]
+        report["teachers"] = [
+            {"model": str(folder), "accuracy_on_its_classes": value} for folder, value in zip(folders, own, strict=True)
+        ]
+    return report
+
+
+def in_union_order(logits: Tensor, classifier: Classifier, union: LabelUnion) -> Tensor:
+    """Logits of a classifier of all classes, its columns in the order of the union.
+
+    Raises:
+        OptionError: a classifier of other classes.
+    """
+    if set(classifier.labels) != set(union.names):
+        raise OptionError(f"{classifier.folder}: its classes are not those of the teachers together")
+    return logits[:, [classifier.labels.index(name) for name in union.names]]
+
+
+def diagnose_teachers(
+    teachers: Sequence[str | Path],
+    texts: Texts,
+    store: TeacherCache,
+    split: str,
+    *,
+    score: str = "entropy",
+    passes: int = 16,
+    no_mc: bool = False,
+    seed: int = 1,
+    student: str | Path | None = None,
+    supervised: str | Path | None = None,
+    picture: str | Path | None = None,
+) -> dict[str, Any]:
+    """How well the scores choose teachers, by gold labels.
+
+    Args:
+        teachers: folders, two or more.
+        texts: with labels.
+        store: keeps logits and scores.
+        split: names them there.
+        score, passes, no_mc, seed: as :class:`~vision_language.muka.options.AmalgamationOptions`.
+        student: folder of a merged classifier, for its accuracy and calibration.
+        supervised: folder of a classifier trained on all classes with labels; adds ``kl_to_supervised`` of the soft,
+            hard and ensemble targets.
+        picture: file to draw the scores to.
+
+    Returns:
+        as :func:`~vision_language.muka.diagnostics.diagnose`.
+    """
+    models = [load_classifier(folder) for folder in teachers]
+    union = union_of_labels([model.labels for model in models])
+    gold = gold_ids(texts, union.names)
+    logits = store.all_logits(models, texts, split)
+    scores = single_pass_scores(logits, score) if no_mc else store.all_scores(models, texts, split, score, passes, seed)
+
+    def whole(folder: str | Path) -> Tensor:
+        model = load_classifier(folder)
+        found = logits_of(model, texts, store.accelerator, store.max_length, store.batch_size)
+        return in_union_order(found, model, union)
+
+    report = diagnose(scores, gold, union, logits, whole(student) if student else None)
+    if supervised:
+        truth = whole(supervised)
+        targets = {kind: amalgamation_targets(logits, scores, union, hard=kind == "hard") for kind in ("soft", "hard")}
+        targets["ensemble"] = ensemble_probabilities(logits, union)
+        report["supervised_accuracy"] = accuracy(truth, gold)
+        report["kl_to_supervised"] = {name: kl_to_supervised(target, truth) for name, target in targets.items()}
+    if picture and store.accelerator.is_main_process:
+        Path(picture).parent.mkdir(parents=True, exist_ok=True)
+        draw_scores(scores, gold, union, picture, [model.folder.name for model in models])
+    return report
+
+
+def predict(
+    folder: str | Path,
+    texts: Texts,
+    accelerator: Accelerator,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    top: int = 3,
+) -> Iterator[dict[str, Any]]:
+    """For each text its most probable label, and the probabilities of the ``top`` most probable ones."""
+    classifier = load_classifier(folder)
+    probabilities = logits_of(classifier, texts, accelerator, max_length, batch_size).softmax(-1)
+    values, places = probabilities.topk(min(top, len(classifier.labels)), dim=-1)
+    for text, row, names in zip(texts.texts, values.tolist(), places.tolist(), strict=True):
+        ranked = {classifier.labels[name]: round(value, 4) for name, value in zip(names, row, strict=True)}
+        yield {"text": text, "label": classifier.labels[names[0]], "probabilities": ranked}

@@ -1,0 +1,246 @@
+"""Classifiers as folders: loaded without running foreign code, built from a checkpoint, saved with class names."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from fairseq_ext.errors import CheckpointError, OptionError
+from fairseq_ext.files import read_json
+
+__all__ = ["Classifier", "build_classifier", "fingerprint", "load_classifier", "save_classifier"]
+
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+DEFAULT_LENGTH = 128
+HASHED = (".safetensors", ".json", ".txt", ".model")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A sequence classifier of Hugging Face, its tokenizer, and its class names in the order of its logits."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    labels: tuple[str, ...]
+    folder: Path
+
+    def length(self, asked: int | None = None) -> int:
+        """The tokens of a text to read: ``asked``, by default 128 or what the model can.
+
+        Raises:
+            OptionError: more than the model has positions for.
+        """
+        limits = (getattr(self.model.config, "max_position_embeddings", None), self.tokenizer.model_max_length)
+        limit = min(limit for limit in limits if limit)
+        if asked is not None and asked > limit:
+            raise OptionError(f"--max-length: {self.folder} reads at most {limit} tokens, got {asked}")
+        return asked or min(DEFAULT_LENGTH, limit)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, and its table of new and unused weights."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """transformers' long errors as one line."""
+    try:
+        with _quiet():
+            yield
+    except (CheckpointError, OptionError):
+        raise
+    except Exception as error:  # every reader of a part has errors of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder}: cannot be loaded: {reason}") from error
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise OptionError(f"{folder} is not a folder; a model is a folder with config.json, weights and a tokenizer")
+    try:
+        config = read_json(folder / "config.json")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no config.json in it, so it is no model") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: not JSON ({type(error).__name__})") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise CheckpointError(f"{folder / 'config.json'}: no model_type in it, so it is no model of transformers")
+    return config
+
+
+def _check_weights(folder: Path) -> None:
+    if any((folder / name).is_file() for name in WEIGHTS):
+        return
+    pickled = next(
+        (path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in sorted(folder.glob(pattern))), None
+    )
+    if pickled:
+        raise CheckpointError(f"{folder}: {pickled} could run code when loaded; only {WEIGHTS[0]} is read")
+    raise CheckpointError(f"{folder}: no {WEIGHTS[0]} in it")
+
+
+def _tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    with _loading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where the files are missing
+        raise CheckpointError(f"{folder}: no tokenizer in it")
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(f"{folder}: its tokenizer has no padding token")
+    if len(tokenizer) > vocab_size:
+        raise CheckpointError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its model only {vocab_size}")
+    return tokenizer
+
+
+def _label_names(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    names = config.get("id2label")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{folder}: its config.json has no id2label, so its classes have no names")
+    try:
+        labels = tuple(str(names[str(number)]) for number in range(len(names)))
+    except KeyError as error:
+        raise CheckpointError(f"{folder}: id2label has no class {error} among its {len(names)}") from error
+    if len(labels) < 2:
+        raise CheckpointError(f"{folder}: has {len(labels)} class, at least two are needed")
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise CheckpointError(f"{folder}: id2label has {twice!r} twice")
+    if all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
+        raise CheckpointError(
+            f"{folder}: id2label has no names but {labels[0]}, ...; classes are matched by their names"
+        )
+    return labels
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """A trained classifier of any architecture, in evaluation mode.
+
+    Nothing is downloaded, no code of the folder is run, and only safetensors are read.
+
+    Args:
+        folder: written by ``save_pretrained`` of an ``AutoModelForSequenceClassification`` and of its tokenizer, with
+            class names in ``id2label``.
+
+    Raises:
+        OptionError: no such folder.
+        CheckpointError: no model, no classifier, no class names, pickled weights only, or damaged files.
+    """
+    folder = Path(folder)
+    config = _config(folder)
+    _check_weights(folder)
+    labels = _label_names(folder, config)
+    with _loading(folder):
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **LOCAL
+        )
+        if found["missing_keys"]:
+            missing = ", ".join(sorted(found["missing_keys"])[:3])
+            raise CheckpointError(f"{folder}: not a trained classifier: its weights lack {missing}")
+    return Classifier(model.eval(), _tokenizer(folder, model.config.vocab_size), labels, folder)
+
+
+def build_classifier(
+    checkpoint: str | Path, labels: Sequence[str], layers: int | None = None, from_scratch: bool = False
+) -> Classifier:
+    """A classifier to train: a new output layer on a pre-trained encoder, or on random weights.
+
+    Args:
+        checkpoint: folder with ``config.json``, a tokenizer and, unless ``from_scratch``, weights.
+        labels: names of its classes.
+        layers: keep only the first so many layers (from scratch: have so many). Default: all.
+        from_scratch: random weights of the configuration's shape.
+
+    Raises:
+        OptionError: no such folder, or fewer layers than asked for.
+        CheckpointError: as :func:`load_classifier`; also where weights of the encoder are missing.
+    """
+    folder = Path(checkpoint)
+    _config(folder)
+    if not from_scratch:
+        _check_weights(folder)
+    names = dict(enumerate(labels))
+    ids = {label: number for number, label in names.items()}
+    with _loading(folder):
+        config = AutoConfig.from_pretrained(folder, num_labels=len(names), **LOCAL)
+        config.id2label, config.label2id, config.problem_type = names, ids, "single_label_classification"
+        if layers is not None:
+            if not from_scratch and layers > config.num_hidden_layers:
+                raise OptionError(f"--layers: {folder} has {config.num_hidden_layers} layers, got {layers}")
+            config.num_hidden_layers = layers
+        if from_scratch:
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False, dtype=torch.float32)
+        else:
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # a classifier of other classes may be the start
+                dtype=torch.float32,
+                **LOCAL,
+            )
+            _refuse_new_encoder(folder, model, [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
+    return Classifier(model, _tokenizer(folder, config.vocab_size), tuple(labels), folder)
+
+
+def _refuse_new_encoder(folder: Path, model: nn.Module, new: Sequence[str]) -> None:
+    """Weights that the checkpoint does not have may be those of the output layer and of the pooling before it only."""
+    prefix = f"{model.base_model_prefix}."
+    missing = [key for key in new if key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")]
+    if missing:
+        raise CheckpointError(f"{folder}: its weights lack {', '.join(sorted(missing)[:3])} of the encoder")
+
+
+def save_classifier(classifier: Classifier, folder: str | Path) -> None:
+    """Write a folder that ``from_pretrained`` reads; the weights, which make it a model, come last."""
+    folder = Path(folder)
+    partial = folder / "saving"
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with _quiet():
+            classifier.tokenizer.save_pretrained(partial)
+            classifier.model.save_pretrained(partial)
+        for path in sorted(partial.iterdir(), key=lambda path: ".safetensors" in path.name):
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def fingerprint(folder: str | Path) -> str:
+    """SHA-256 of a model folder: weights, configuration and tokenizer."""
+    sha = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix in HASHED and path.is_file() and path.name != "results.json":
+            with open(path, "rb") as file:
+                sha.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()

@@ -1,0 +1,126 @@
+"""What each method minimises: modules that hold the model in training, and give its loss for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fairseq_ext.errors import OptionError
+from vision_language.muka.baselines import uhc_loss, vanilla_kd_loss
+from vision_language.muka.feature_amalgamation import CommonFeatureLearning, LayerwiseAmalgamation
+from vision_language.muka.models import Classifier
+from vision_language.muka.options import AmalgamationOptions
+from vision_language.muka.targets import LabelUnion, amalgamation_loss, amalgamation_targets, margin_weights
+
+__all__ = ["FeatureObjective", "Objective", "amalgamation_objective", "teacher_signals"]
+
+
+class Objective(nn.Module):
+    """A classifier and its loss in one module, so that DistributedDataParallel and autocast see both.
+
+    Args:
+        model: in training.
+        logit_loss: called with logits ``(B, N)`` and the signals of B texts; gives the mean loss.
+    """
+
+    def __init__(self, model: PreTrainedModel, logit_loss: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.logit_loss = logit_loss
+
+    def added_parameters(self) -> list[nn.Parameter]:
+        """Parameters beside the model's."""
+        own = set(self.model.parameters())
+        return [parameter for parameter in self.parameters() if parameter not in own]
+
+    def forward(self, batch: dict[str, Tensor], signals: Sequence[Tensor]) -> Tensor:
+        return self.logit_loss(self.model(**batch).logits.float(), *signals)
+
+
+class FeatureObjective(Objective):
+    """DFA or CFL: ``logit_loss`` on the logits, and ``blocks`` between the hidden states of student and teachers.
+
+    Args:
+        teachers: on the model's device, in evaluation mode; they read what the student reads.
+        blocks: trained with the student.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        logit_loss: Callable[..., Tensor],
+        teachers: Sequence[PreTrainedModel],
+        blocks: nn.Module,
+    ) -> None:
+        super().__init__(model, logit_loss)
+        self.blocks = blocks
+        self.teachers = tuple(teachers)  # in a tuple torch does not see them: not trained, not saved, no dropout
+
+    def forward(self, batch: dict[str, Tensor], signals: Sequence[Tensor]) -> Tensor:
+        with torch.no_grad():
+            known = [teacher(**batch, output_hidden_states=True).hidden_states[1:] for teacher in self.teachers]
+        output = self.model(**batch, output_hidden_states=True)
+        terms = self.blocks(output.hidden_states[1:], known, batch["attention_mask"])
+        return self.logit_loss(output.logits.float(), *signals) + terms.alignment + terms.reconstruction
+
+
+def teacher_signals(
+    options: AmalgamationOptions, union: LabelUnion, logits: Sequence[Tensor], scores: Tensor | None = None
+) -> list[Tensor]:
+    """What the loss of ``options.method`` needs of the teachers for each text, made once.
+
+    Args:
+        logits: of each teacher, ``(n, C_t)``.
+        scores: ``(n, T)``, for the methods that weigh teachers.
+
+    Returns:
+        targets ``(n, N)`` and weights ``(n)`` of ``muka-soft`` and ``muka-hard``, else the logits.
+    """
+    if scores is None:
+        return list(logits)
+    hard = options.method == "muka-hard"
+    temperatures = {"temperature": options.temperature, "score_temperature": options.score_temperature}
+    targets = amalgamation_targets(logits, scores, union, hard=hard, **temperatures)
+    return [targets, margin_weights(scores) if options.margin else torch.ones(len(scores))]
+
+
+def amalgamation_objective(
+    options: AmalgamationOptions, student: Classifier, union: LabelUnion, teachers: Sequence[Classifier]
+) -> Objective:
+    """The objective of ``options.method``; its signals are those of :func:`teacher_signals`.
+
+    Raises:
+        OptionError: dfa or cfl with teachers that read other tokens than the student.
+    """
+
+    def muka(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        return amalgamation_loss(logits, target, options.temperature, weight)
+
+    def distillation(logits: Tensor, *teacher_logits: Tensor, loss: Callable[..., Tensor]) -> Tensor:
+        return loss(logits, teacher_logits, union, options.temperature)
+
+    if options.method.startswith("muka"):
+        return Objective(student.model, muka)
+    if options.method in ("vkd", "uhc"):
+        loss = vanilla_kd_loss if options.method == "vkd" else uhc_loss
+        return Objective(student.model, partial(distillation, loss=loss))
+    vocabulary = student.tokenizer.get_vocab()
+    for teacher in teachers:
+        if teacher.tokenizer.get_vocab() != vocabulary:
+            raise OptionError(
+                f"--method {options.method}: compares hidden states token by token, but {teacher.folder} and "
+                f"{student.folder} have different tokenizers"
+            )
+    sizes = [teacher.model.config.hidden_size for teacher in teachers]
+    depth = min(model.config.num_hidden_layers for model in (student.model, *(t.model for t in teachers)))
+    blocks = (
+        LayerwiseAmalgamation(student.model.config.hidden_size, sizes, depth)
+        if options.method == "dfa"
+        else CommonFeatureLearning(student.model.config.hidden_size, sizes)
+    )
+    loss = partial(distillation, loss=vanilla_kd_loss)
+    return FeatureObjective(student.model, loss, [teacher.model for teacher in teachers], blocks)
