@@ -47,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     # fairseq's attention passes torch two kinds of mask, which torch deprecates
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
 
-    header = {**environment("ve-fairseq", "entmax", "scipy", "torch-geometric", "transformers", "fairseq-ext"), "quick": options.quick}
+    header = {
+        **environment("ve-fairseq", "entmax", "scipy", "torch-geometric", "transformers", "fairseq-ext"),
+        "quick": options.quick,
+    }
     print(", ".join(f"{name} {value}" for name, value in header.items()))
     print("ratio: ours / reference; less is better for ms and MiB, more is better for tokens/s")
     rows: list[Row] = []

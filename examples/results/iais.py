@@ -34,11 +34,15 @@ BASELINE = "class names, TF-IDF"
 SETTINGS = {
     "hidden_size": 128,
     "num_layers": 2,
+    "dropout": 0.0,
+    "max_regions": 20,
     "negative_size": 31,
     "hard_negatives": 7,
-    "batch_size": 16,
-    "lr": 1e-3,
-    "warmup_steps": 200,
+    "random_steps": 500,
+    "batch_size": 32,
+    "anchors_per_forward": 16,
+    "lr": 3e-4,
+    "warmup_steps": 100,
     "valid_steps": 500,
     "save_steps": 250,
 }

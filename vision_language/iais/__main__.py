@@ -16,7 +16,7 @@ from vision_language.iais import convert as conversion
 from vision_language.iais.data import SPLITS, Collator
 from vision_language.iais.encoder import load
 from vision_language.iais.losses import mirrored_maps
-from vision_language.iais.options import MIRRORS, add_options, parsed_options
+from vision_language.iais.options import MIRRORS, Options
 from vision_language.iais.plot import draw_alignment, draw_history, draw_self_attention
 from vision_language.iais.search import find_image, maps_of, read_split, region_names, search
 from vision_language.iais.synthetic import synthesize
@@ -29,7 +29,7 @@ SHOWN = ("ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10", "rsum", "isd")
 def _train(arguments: argparse.Namespace) -> None:
     if arguments.runs < 1:
         raise OptionError(f"--runs must be at least 1, got {arguments.runs}")
-    options = parsed_options(arguments)
+    options = Options.of(arguments)
     accelerator = make_accelerator(options.mixed_precision, arguments.cpu)
     experiment = run(options, arguments.out, arguments.seed, arguments.runs, accelerator)
     if not accelerator.is_main_process:
@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--out", default="runs/iais", help="folder of results and models [%(default)s]")
     train.add_argument("--seed", type=int, default=1, help="first seed [%(default)s] (paper's code: 42)")
     train.add_argument("--runs", type=int, default=1, help="number of seeds [%(default)s]")
-    add_options(train)
+    Options.add_to(train)
 
     evaluate = command("evaluate", _evaluate, "recall both ways, mean ranks and ISD of a trained model, as JSON")
     evaluate.add_argument("--images", type=int, default=0, help="only the first so many images; 0: all [%(default)s]")

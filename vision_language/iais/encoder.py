@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +9,15 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fairseq_ext.errors import CheckpointError, DataError, OptionError
+from fairseq_ext.errors import DataError, OptionError
 from vision_language.iais.data import RegionData
 from vision_language.iais.model import RegionRetriever, RegionRetrieverConfig
 from vision_language.iais.options import SCRATCH, Options
+from vision_language.pretrained import load_tokenizer, read_config
 
-__all__ = ["build", "learn_tokenizer", "load", "load_tokenizer", "save"]
+__all__ = ["build", "learn_tokenizer", "load"]
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -27,9 +26,6 @@ SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-
-
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 # Else reading a tokenizer from a retriever's folder warns of an unknown model.
 AutoConfig.register(RegionRetrieverConfig.model_type, RegionRetrieverConfig, exist_ok=True)
@@ -52,20 +48,6 @@ def learn_tokenizer(captions: Sequence[str], vocab_size: int) -> PreTrainedToken
     frame = [(SPECIAL[name], numbers[SPECIAL[name]]) for name in ("sep_token", "cls_token")]
     backend.post_processor = processors.BertProcessing(*frame)
     return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
-
-
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a local folder.
-
-    Raises:
-        CheckpointError: where there is none.
-    """
-    if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
-        raise CheckpointError(f"{folder}: no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: no tokenizer that can be loaded ({type(error).__name__})") from error
 
 
 def build(options: Options, data: RegionData) -> tuple[RegionRetriever, PreTrainedTokenizerBase]:
@@ -99,7 +81,7 @@ def build(options: Options, data: RegionData) -> tuple[RegionRetriever, PreTrain
     elif not Path(options.encoder).is_dir():
         raise OptionError(f"--encoder: {options.encoder} is neither {SCRATCH!r} nor a folder")
     else:
-        tokenizer = load_tokenizer(options.encoder)
+        tokenizer = load_tokenizer(options.encoder, read_config(options.encoder)["vocab_size"])
     model = RegionRetriever.from_encoder(
         source,
         region_feature_size=data.feature_size,
@@ -128,23 +110,11 @@ def build(options: Options, data: RegionData) -> tuple[RegionRetriever, PreTrain
     return model, tokenizer
 
 
-def save(model: RegionRetriever, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write a folder that :func:`load` reads. Each file in it is replaced as a whole; the weights come last."""
-    folder = Path(folder)
-    partial = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    tokenizer.save_pretrained(partial)
-    model.save_pretrained(partial)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(partial.iterdir(), key=lambda file: file.suffix == ".safetensors"):
-        os.replace(file, folder / file.name)
-    partial.rmdir()
-
-
 def load(folder: str | Path, device: str | torch.device = "cpu") -> tuple[RegionRetriever, PreTrainedTokenizerBase]:
     """A trained retriever in evaluation mode, and its tokenizer.
 
     Raises:
         CheckpointError: a folder that is none.
     """
-    return RegionRetriever.from_pretrained(folder).eval().to(device), load_tokenizer(folder)
+    model = RegionRetriever.from_pretrained(folder).eval().to(device)
+    return model, load_tokenizer(folder, model.config.vocab_size)

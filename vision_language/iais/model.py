@@ -6,15 +6,13 @@ Image-TExt Representation Learning", ECCV 2020, https://arxiv.org/abs/1909.11740
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
@@ -22,6 +20,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 
 from fairseq_ext.errors import CheckpointError, OptionError
 from vision_language.iais.embeddings import REGION_TYPE, RegionEmbeddings, RegionRetrieverConfig
+from vision_language.pretrained import LOCAL, check_weights, loading, read_config
 
 __all__ = ["RegionRetriever", "RegionRetrieverConfig", "RegionRetrieverOutput"]
 
@@ -179,8 +178,9 @@ class RegionRetriever(BertPreTrainedModel):
             source, config = None, encoder
         else:
             _check_folder(encoder, "bert")
-            source = _loaded(BertModel, encoder)
-            config = source.config
+            with loading(encoder):
+                source = BertModel.from_pretrained(encoder, use_safetensors=True, **LOCAL)
+            config = cast(BertConfig, source.config)
         layers = config.num_hidden_layers if num_hidden_layers is None else num_hidden_layers
         if not 1 <= layers <= config.num_hidden_layers:
             raise OptionError(
@@ -206,7 +206,10 @@ class RegionRetriever(BertPreTrainedModel):
             CheckpointError: a folder that is no saved retriever, lacks a weight, or holds pickled weights only.
         """
         _check_folder(folder, cls.config_class.model_type)
-        model, found = _loaded(super(), folder, *args, output_loading_info=True, **kwargs)
+        with loading(folder):
+            kwargs |= {"output_loading_info": True, "use_safetensors": True, **LOCAL}
+            loaded: Any = super().from_pretrained(folder, *args, **kwargs)
+        model, found = loaded
         if found["missing_keys"]:
             raise CheckpointError(f"{folder}: model.safetensors lacks {_listed(sorted(found['missing_keys']))}")
         return model
@@ -259,19 +262,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _check_folder(folder: str | Path, model_type: str) -> None:
-    path = Path(folder)
-    try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a folder of a model: config.json: {error}") from error
+    found = read_config(folder)["model_type"]
     if found != model_type:
-        raise CheckpointError(f"{path}: model_type is {found!r}, it must be {model_type!r}")
-    if not any(path.glob("model*.safetensors")):
-        raise CheckpointError(f"{path}: no model.safetensors; pickled weights can run code and are not read")
-
-
-def _loaded(model_class: Any, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
-    try:
-        return model_class.from_pretrained(folder, *args, local_files_only=True, use_safetensors=True, **kwargs)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{folder}: model_type is {found!r}, it must be {model_type!r}")
+    check_weights(folder)

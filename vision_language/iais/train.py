@@ -20,11 +20,12 @@ from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import load_safely, save_atomically, write_json
 from vision_language.iais.batches import PairBatches
 from vision_language.iais.data import Collator, RegionData, read_splits
-from vision_language.iais.encoder import build, load, save
+from vision_language.iais.encoder import build, load
 from vision_language.iais.negatives import AnchorSampler
 from vision_language.iais.objective import TrainingStep
 from vision_language.iais.options import Options
 from vision_language.iais.validate import first_images, metrics
+from vision_language.pretrained import save_folder
 
 __all__ = ["Trainer", "learning_rate", "make_accelerator", "parameter_groups", "read_data", "run", "train"]
 
@@ -91,7 +92,7 @@ class Trainer:
             optimizer.load_state_dict(found["optimizer"])
             self.progress, self.sums = found["progress"], np.array(found["sums"])
         elif accelerator.is_main_process:
-            save(self.model, self.tokenizer, folder / "initial")
+            save_folder(self.model, self.tokenizer, folder / "initial")
         self.parallel, self.optimizer = accelerator.prepare(self.model, optimizer)
         if found and found["scaler"]:
             accelerator.scaler.load_state_dict(found["scaler"])
@@ -153,7 +154,7 @@ class Trainer:
         if found[options.select] > progress["best"]:
             progress |= {"best": found[options.select], "best_step": progress["step"]}
             if self.accelerator.is_main_process:
-                save(self.model, self.tokenizer, self.folder / "model")
+                save_folder(self.model, self.tokenizer, self.folder / "model")
         rank_loss, iais, steps = self.sums.tolist()
         entry = {"step": progress["step"], "rank_loss": rank_loss / steps, "iais_loss": iais / steps, **found}
         progress["history"].append(entry)

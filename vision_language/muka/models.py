@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +14,15 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from fairseq_ext.errors import CheckpointError, OptionError
-from fairseq_ext.files import read_json
+from vision_language.pretrained import LOCAL, check_weights, load_tokenizer, loading, read_config, save_folder
 
 __all__ = ["Classifier", "build_classifier", "fingerprint", "load_classifier", "save_classifier"]
 
-LOCAL = {"local_files_only": True, "trust_remote_code": False}
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 DEFAULT_LENGTH = 128
 HASHED = (".safetensors", ".json", ".txt", ".model")
 
@@ -54,70 +47,6 @@ class Classifier:
         if asked is not None and asked > limit:
             raise OptionError(f"--max-length: {self.folder} reads at most {limit} tokens, got {asked}")
         return asked or min(DEFAULT_LENGTH, limit)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars, and its table of new and unused weights."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """transformers' long errors as one line."""
-    try:
-        with _quiet():
-            yield
-    except (CheckpointError, OptionError):
-        raise
-    except Exception as error:  # every reader of a part has errors of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{folder}: cannot be loaded: {reason}") from error
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise OptionError(f"{folder} is not a folder; a model is a folder with config.json, weights and a tokenizer")
-    try:
-        config = read_json(folder / "config.json")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no config.json in it, so it is no model") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: not JSON ({type(error).__name__})") from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise CheckpointError(f"{folder / 'config.json'}: no model_type in it, so it is no model of transformers")
-    return config
-
-
-def _check_weights(folder: Path) -> None:
-    if any((folder / name).is_file() for name in WEIGHTS):
-        return
-    pickled = next(
-        (path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in sorted(folder.glob(pattern))), None
-    )
-    if pickled:
-        raise CheckpointError(f"{folder}: {pickled} could run code when loaded; only {WEIGHTS[0]} is read")
-    raise CheckpointError(f"{folder}: no {WEIGHTS[0]} in it")
-
-
-def _tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerBase:
-    with _loading(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where the files are missing
-        raise CheckpointError(f"{folder}: no tokenizer in it")
-    if tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{folder}: its tokenizer has no padding token")
-    if len(tokenizer) > vocab_size:
-        raise CheckpointError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its model only {vocab_size}")
-    return tokenizer
 
 
 def _label_names(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
@@ -154,17 +83,17 @@ def load_classifier(folder: str | Path) -> Classifier:
         CheckpointError: no model, no classifier, no class names, pickled weights only, or damaged files.
     """
     folder = Path(folder)
-    config = _config(folder)
-    _check_weights(folder)
+    config = read_config(folder)
+    check_weights(folder)
     labels = _label_names(folder, config)
-    with _loading(folder):
+    with loading(folder):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **LOCAL
         )
         if found["missing_keys"]:
             missing = ", ".join(sorted(found["missing_keys"])[:3])
             raise CheckpointError(f"{folder}: not a trained classifier: its weights lack {missing}")
-    return Classifier(model.eval(), _tokenizer(folder, model.config.vocab_size), labels, folder)
+    return Classifier(model.eval(), load_tokenizer(folder, model.config.vocab_size), labels, folder)
 
 
 def build_classifier(
@@ -183,12 +112,12 @@ def build_classifier(
         CheckpointError: as :func:`load_classifier`; also where weights of the encoder are missing.
     """
     folder = Path(checkpoint)
-    _config(folder)
+    read_config(folder)
     if not from_scratch:
-        _check_weights(folder)
+        check_weights(folder)
     names = dict(enumerate(labels))
     ids = {label: number for number, label in names.items()}
-    with _loading(folder):
+    with loading(folder):
         config = AutoConfig.from_pretrained(folder, num_labels=len(names), **LOCAL)
         config.id2label, config.label2id, config.problem_type = names, ids, "single_label_classification"
         if layers is not None:
@@ -208,7 +137,7 @@ def build_classifier(
                 **LOCAL,
             )
             _refuse_new_encoder(folder, model, [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
-    return Classifier(model, _tokenizer(folder, config.vocab_size), tuple(labels), folder)
+    return Classifier(model, load_tokenizer(folder, config.vocab_size), tuple(labels), folder)
 
 
 def _refuse_new_encoder(folder: Path, model: nn.Module, new: Sequence[str]) -> None:
@@ -220,20 +149,8 @@ def _refuse_new_encoder(folder: Path, model: nn.Module, new: Sequence[str]) -> N
 
 
 def save_classifier(classifier: Classifier, folder: str | Path) -> None:
-    """Write a folder that ``from_pretrained`` reads; the weights, which make it a model, come last."""
-    folder = Path(folder)
-    partial = folder / "saving"
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        with _quiet():
-            classifier.tokenizer.save_pretrained(partial)
-            classifier.model.save_pretrained(partial)
-        for path in sorted(partial.iterdir(), key=lambda path: ".safetensors" in path.name):
-            os.replace(path, folder / path.name)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    """Write a folder that :func:`load_classifier` and ``from_pretrained`` read."""
+    save_folder(classifier.model, classifier.tokenizer, folder)
 
 
 def fingerprint(folder: str | Path) -> str:

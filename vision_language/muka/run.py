@@ -100,7 +100,8 @@ class Run:
             record = {"test_accuracy": accuracy(found, gold["test"])} | record
             if known is not None:
                 record["test_accuracy_by_teacher"] = accuracy_by_teacher(found.argmax(-1), gold["test"], known)
-        record |= {"classes": len(classifier.labels), "train_texts": len(tokens["train"]), **(extra or {})}
+        counts = {"train_texts": len(tokens["train"]), "processes": accelerator.num_processes}
+        record |= {"classes": len(classifier.labels), **counts, **(extra or {})}
         if accelerator.is_main_process:
             save_classifier(classifier, self.out)
             self.experiment.add(self.name, record | {"seconds": time.perf_counter() - start})

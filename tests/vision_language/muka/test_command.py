@@ -145,26 +145,19 @@ def test_a_killed_command_goes_on(command, tmp_path):
 def test_two_processes_equal_one(command, tmp_path):
     """Equal scores, whose dropout masks do not depend on the processes, and equal weights of a student without."""
     encoder = write_encoder(tmp_path / "encoder", dropout=0.0)
-    # 10 texts a step, 3 in the last one of an epoch of 113: the shares differ.
+    # Shares of 2 texts and 1. Some gradients are clipped, so that their size matters to Adam too.
     data = ["--data", str(tmp_path / "data")]
     (tmp_path / "data").mkdir()
     source = command[command.index("--data") + 1]
     for split, size in (("train", 113), ("valid", 25), ("test", 25)):
         lines = open(f"{source}/{split}.tsv", encoding="utf-8").readlines()[:size]
         (tmp_path / "data" / f"{split}.tsv").write_text("".join(lines))
-    command = [*command, *data, "--student", str(encoder), "--passes", "4"]
+    command = [*command, *data, "--student", str(encoder), "--passes", "4", "--no-margin"]
+    command += ["--batch-size", "3", "--max-grad-norm", "2"]
     main([*command, "--out", str(tmp_path / "one")])
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    # accelerate's own --cpu would start one process only; ours keeps the two of --multi_gpu on the CPU.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     subprocess.run(
         [*launch, "-m", "vision_language.muka", *command, "--out", str(tmp_path / "two")],
         cwd=ROOT,
@@ -177,10 +170,13 @@ def test_two_processes_equal_one(command, tmp_path):
             assert all(np.allclose(one[name], two[name], atol=1e-6) for name in one.files if name != "key")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
-        torch.testing.assert_close(value, two[name], atol=1e-5, rtol=1e-4)
+        if not name.endswith("key.bias"):  # its gradient is 0 but for rounding, which Adam makes steps of
+            torch.testing.assert_close(value, two[name], atol=1e-5, rtol=1e-4)
     records = [results(tmp_path / name)["runs"]["seed1"] for name in ("one", "two")]
+    assert [record["processes"] for record in records] == [1, 2]
     assert records[0]["test_accuracy"] == records[1]["test_accuracy"]
-    assert records[0]["valid_loss"] == pytest.approx(records[1]["valid_loss"], abs=1e-5)
+    for figure in ("train_loss", "loss"):
+        assert records[0]["history"][0][figure] == pytest.approx(records[1]["history"][0][figure], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""Folders of Hugging Face models: read without a network and without running their code, and written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from fairseq_ext.errors import CheckpointError, InputError, OptionError
+from fairseq_ext.files import read_json
+
+__all__ = ["LOCAL", "check_weights", "load_tokenizer", "loading", "read_config", "save_folder"]
+
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Arguments of every ``from_pretrained``; models also get ``use_safetensors=True``."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars, and its table of new and unused weights."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def loading(folder: str | Path) -> Iterator[None]:
+    """transformers' long errors as one line.
+
+    Raises:
+        CheckpointError: for whatever goes wrong inside.
+    """
+    try:
+        with quiet():
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # every reader of a part has errors of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder}: cannot be loaded: {reason}") from error
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """``config.json`` of a model.
+
+    Raises:
+        OptionError: no such folder.
+        CheckpointError: no model in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise OptionError(f"{folder} is not a folder; a model is a folder with config.json, weights and a tokenizer")
+    try:
+        config = read_json(folder / "config.json")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no config.json in it, so it is no model") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: not JSON ({type(error).__name__})") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise CheckpointError(f"{folder / 'config.json'}: no model_type in it, so it is no model of transformers")
+    return config
+
+
+def check_weights(folder: str | Path) -> None:
+    """Refuse a folder without safetensors.
+
+    Raises:
+        CheckpointError: no weights in it, or pickled ones only.
+    """
+    folder = Path(folder)
+    if any((folder / name).is_file() for name in WEIGHTS):
+        return
+    pickled = [path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in sorted(folder.glob(pattern))]
+    if pickled:
+        raise CheckpointError(f"{folder}: {pickled[0]} could run code when loaded; only {WEIGHTS[0]} is read")
+    raise CheckpointError(f"{folder}: no {WEIGHTS[0]} in it")
+
+
+def load_tokenizer(folder: str | Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, for a model of ``vocab_size`` tokens.
+
+    Raises:
+        CheckpointError: none in it, or one that does not fit.
+    """
+    with loading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where the files are missing
+        raise CheckpointError(f"{folder}: no tokenizer in it")
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(f"{folder}: its tokenizer has no padding token")
+    if len(tokenizer) > vocab_size:
+        raise CheckpointError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its model only {vocab_size}")
+    return tokenizer
+
+
+def save_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write a folder that ``from_pretrained`` reads; the weights, which make it a model, come last.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    partial = folder / "saving"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        with quiet():
+            tokenizer.save_pretrained(partial)
+            model.save_pretrained(partial)
+        for path in sorted(partial.iterdir(), key=lambda path: ".safetensors" in path.name):
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
