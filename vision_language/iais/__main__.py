@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.files import read_json
+from vision_language.accelerator import make_accelerator
 from vision_language.iais import convert as conversion
 from vision_language.iais.data import SPLITS, Collator
 from vision_language.iais.encoder import load
@@ -20,7 +21,7 @@ from vision_language.iais.options import MIRRORS, Options
 from vision_language.iais.plot import draw_alignment, draw_history, draw_self_attention
 from vision_language.iais.search import find_image, maps_of, read_split, region_names, search
 from vision_language.iais.synthetic import synthesize
-from vision_language.iais.train import make_accelerator, run
+from vision_language.iais.train import run
 from vision_language.iais.validate import first_images, metrics
 
 SHOWN = ("ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10", "rsum", "isd")

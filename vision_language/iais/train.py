@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fairseq_ext.errors import InputError, OptionError
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import load_safely, save_atomically, write_json
+from vision_language.accelerator import make_accelerator
 from vision_language.iais.batches import PairBatches
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.encoder import build, load
@@ -27,7 +28,7 @@ from vision_language.iais.options import Options
 from vision_language.iais.validate import first_images, metrics
 from vision_language.pretrained import save_folder
 
-__all__ = ["Trainer", "learning_rate", "make_accelerator", "parameter_groups", "read_data", "run", "train"]
+__all__ = ["Trainer", "learning_rate", "parameter_groups", "read_data", "run", "train"]
 
 LEAST_RATE = 1e-8
 UNDECAYED = ("bias", "LayerNorm.weight")
@@ -51,18 +52,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     for name, parameter in model.named_parameters():
         groups[any(part in name for part in UNDECAYED)].append(parameter)
     return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
-
-
-def make_accelerator(mixed_precision: str = "no", cpu: bool = False) -> Accelerator:
-    """Devices and processes as ``accelerate launch`` or ``accelerate config`` says; a single device without either.
-
-    Raises:
-        OptionError: a number format that the device does not have.
-    """
-    try:
-        return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
-    except ValueError as error:
-        raise OptionError(f"--mixed-precision {mixed_precision}: {str(error).splitlines()[0]}") from error
 
 
 class Trainer:

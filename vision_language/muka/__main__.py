@@ -12,11 +12,12 @@ from fairseq_ext.errors import OptionError, choose
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import write_json
 from fairseq_ext.options import flag
+from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import read_file
 from vision_language.muka.evaluate import diagnose_teachers, evaluate, predict, read_texts
 from vision_language.muka.options import AmalgamationOptions, TeacherOptions
-from vision_language.muka.train import amalgamate, make_accelerator, train_teacher
+from vision_language.muka.train import amalgamate, train_teacher
 from vision_language.muka.uncertainty import SCORES
 
 LEAST = {"max_length": 2, "batch_size": 1, "top": 1, "passes": 1, "seed": 0}

@@ -152,7 +152,7 @@ def fit(
         known = [signal[torch.from_numpy(share)].to(accelerator.device) for signal in signals]
         loss = parallel(tokens.batch(share, accelerator.device), known) * (len(rows[rank::world]) / len(rows))
         optimizer.zero_grad()
-        accelerator.backward(loss)  # gradients are averaged over the processes
+        accelerator.backward(loss * world)  # gradients are averaged over the processes
         accelerator.clip_grad_norm_(objective.parameters(), options.max_grad_norm)
         optimizer.step()
         if not accelerator.optimizer_step_was_skipped:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.losses import encouraging_loss
+from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache, single_pass_scores
 from vision_language.muka.data import SPLITS, Texts, gold_ids, read_splits, split_labels
 from vision_language.muka.models import Classifier, build_classifier, load_classifier
@@ -24,19 +25,7 @@ from vision_language.muka.options import AmalgamationOptions, TeacherOptions, Tr
 from vision_language.muka.run import Run
 from vision_language.muka.targets import LabelUnion, union_of_labels
 
-__all__ = ["amalgamate", "make_accelerator", "read_data", "train_teacher"]
-
-
-def make_accelerator(mixed_precision: str = "no", cpu: bool = False) -> Accelerator:
-    """Devices and processes as ``accelerate launch`` or ``accelerate config`` says; a single device without either.
-
-    Raises:
-        OptionError: a number format that the device does not have.
-    """
-    try:
-        return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
-    except ValueError as error:
-        raise OptionError(f"--mixed-precision {mixed_precision}: {str(error).splitlines()[0]}") from error
+__all__ = ["amalgamate", "read_data", "train_teacher"]
 
 
 def read_data(options: TrainingOptions) -> dict[str, Texts]:

@@ -19,6 +19,7 @@ from fairseq_ext.files import load_safely
 from fairseq_ext.losses import encouraging_loss
 from tests.vision_language.muka.conftest import QUICK
 from tests.vision_language.muka.texts import WORDS, write_encoder, write_texts
+from vision_language.accelerator import make_accelerator
 from vision_language.muka import loop, run
 from vision_language.muka.baselines import ensemble_probabilities
 from vision_language.muka.data import gold_ids, read_splits
@@ -32,7 +33,7 @@ from vision_language.muka.targets import (
     margin_weights,
     union_of_labels,
 )
-from vision_language.muka.train import amalgamate, make_accelerator, teacher_loss, train_teacher
+from vision_language.muka.train import amalgamate, teacher_loss, train_teacher
 
 FEATURES = ("dfa", "cfl")
 
