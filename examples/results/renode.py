@@ -29,7 +29,7 @@ TEXT = """## ReNode: node classification, {dataset}
 
 F1 (x 100) on the test nodes, mean ± population standard deviation over {runs} runs ({protocol}).
 *Difference*: on minus off, paired by split and initial weights, ± its standard deviation over the pairs; *better*:
-pairs that gained; *Totoro*: of the data set, mean over the runs. {environment}.
+pairs that gained; *Totoro*: of the data set, mean over the runs. With equal classes re-weight is ce. {environment}.
 
     python -m examples.results {command}
 
