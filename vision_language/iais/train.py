@@ -206,6 +206,7 @@ def train(
         **metrics(model, test, trainer.collator, options.score_batch, accelerator),
         f"valid_{options.select}": progress["best"],
         "best_step": progress["best_step"],
+        "processes": accelerator.num_processes,
         "seconds_per_step": progress["seconds"] / options.num_steps,
         "history": progress["history"],
     }

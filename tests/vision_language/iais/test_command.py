@@ -198,17 +198,9 @@ def test_models_and_queries_that_are_none(trained, data, tmp_path):
 
 def test_two_processes_train_as_one(data, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    # accelerate's own --cpu would start one process only; ours keeps the two of --multi_gpu on the CPU.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = ["train", "--data", str(data), *SMALL, "--dropout", "0"]
     result = subprocess.run(
         [*launch, "-m", "vision_language.iais", *command, "--out", str(tmp_path / "two")],
@@ -222,8 +214,10 @@ def test_two_processes_train_as_one(data, tmp_path):
     main([*command, "--out", str(tmp_path / "one")])
     one, two = (load_safely(tmp_path / name / "seed1" / "checkpoint.pt")["model"] for name in ("one", "two"))
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+        if not name.endswith("key.bias"):  # its gradient is 0 but for rounding, which Adam makes steps of
+            torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
     one, two = (read_json(tmp_path / name / "results.json")["runs"]["seed1"] for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
     for name in ("ir_r1", "tr_r10", "isd", "valid_rsum", "best_step"):
         assert one[name] == pytest.approx(two[name], rel=1e-3)
 
