@@ -18,7 +18,7 @@ from vision_language.iais.data import SPLITS, Collator
 from vision_language.iais.encoder import load
 from vision_language.iais.losses import mirrored_maps
 from vision_language.iais.options import MIRRORS, Options
-from vision_language.iais.plot import draw_alignment, draw_history, draw_self_attention
+from vision_language.iais.plot import distinct_names, draw_alignment, draw_history, draw_self_attention
 from vision_language.iais.search import find_image, maps_of, read_split, region_names, search
 from vision_language.iais.synthetic import synthesize
 from vision_language.iais.train import run
@@ -86,7 +86,7 @@ def _plot(arguments: argparse.Namespace) -> None:
         [(own[0], other[0]) for own, other in zip((maps.ll, maps.vv), mirrored_maps(maps, mirror), strict=True)]
         for maps in (untrained, blocks)
     ]
-    for side, (labels, path) in enumerate(((words, drawn[1]), (names, drawn[2]))):
+    for side, (labels, path) in enumerate(((words, drawn[1]), (distinct_names(names), drawn[2]))):
         draw_self_attention(sides[0][side], sides[1][side], labels, path, title=caption)
     if (folder.parent / "history.json").is_file():
         drawn.append(out / "history.png")
