@@ -6,7 +6,9 @@ from accelerate import Accelerator
 
 from fairseq_ext.errors import OptionError
 
-__all__ = ["make_accelerator"]
+__all__ = ["PRECISIONS", "make_accelerator"]
+
+PRECISIONS = ("no", "fp16", "bf16")
 
 
 def make_accelerator(mixed_precision: str = "no", cpu: bool = False) -> Accelerator:

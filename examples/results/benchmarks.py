@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.__main__ import NAMES
 from benchmarks.__main__ import main as run_benchmarks
-from examples.results.report import describe, distinct
+from examples.results.report import commands, describe
 from fairseq_ext.files import read_json
 
 TEXT = """## Speed and memory
@@ -78,7 +78,7 @@ def section(contents: list[dict[str, Any]]) -> str:
         lines.append(f"| {figures} | {row['unit']} | {row['case']} | {target} |")
     return TEXT.format(
         environments=" ".join(f"{', '.join(claims)}: {text}" for text, claims in environments.items()),
-        commands=distinct(contents, lambda content: f"    python -m examples.results {content['command']}", "\n"),
+        commands=commands(contents),
         met=sum(row["met"] for row in targets),
         targets=len(targets),
         missed=" ".join(f"Missed in `{claim}`. {REASONS.get(claim, '')}".rstrip() for claim in missed),

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from examples.results.report import describe, distinct
+from examples.results.report import commands, describe, distinct
 from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
 from fairseq_ext.files import read_json
@@ -66,6 +66,6 @@ def section(contents: list[dict[str, Any]]) -> str:
     ]
     return TEXT.format(
         environments=distinct(contents, lambda content: describe(content["environment"]), "; "),
-        commands=distinct(contents, lambda content: f"    python -m examples.results {content['command']}", "\n"),
+        commands=commands(contents),
         rows="\n".join(rows),
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from examples.results.report import describe
+from examples.results.report import describe, mean_spread
 from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
 from vision_language.iais.data import RegionData
@@ -114,9 +113,7 @@ def _cells(row: dict[str, Any]) -> str:
     cells = []
     for metric in METRICS:
         values = [(1 if metric == "isd" else 100) * run[metric] for run in row["runs"].values() if metric in run]
-        digits = 3 if metric == "isd" else 1
-        spread = f" ± {statistics.pstdev(values):.{digits}f}" if len(values) > 1 else ""
-        cells.append(f"{statistics.fmean(values):.{digits}f}{spread}" if values else "")
+        cells.append(mean_spread(values, 3 if metric == "isd" else 1) if values else "")
     return " | ".join(cells)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from examples.results.report import describe
+from examples.results.report import describe, mean_spread
 from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
 from graph.label_graph.data import label_matrix, label_names, read_splits
@@ -86,10 +85,7 @@ def linear_svm(data: Path) -> dict[str, float]:
 
 def _cells(row: dict[str, Any]) -> str:
     columns = [[run[metric] for run in row["runs"].values()] for metric in METRICS]
-    return " | ".join(
-        f"{statistics.fmean(values):.3f}" + (f" ± {statistics.pstdev(values):.3f}" if len(values) > 1 else "")
-        for values in columns
-    )
+    return " | ".join(mean_spread(values, 3) for values in columns)
 
 
 def section(contents: list[dict[str, Any]]) -> str:

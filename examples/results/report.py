@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,6 +41,17 @@ def describe(environment: dict[str, Any]) -> str:
 def distinct(contents: Iterable[dict[str, Any]], of: Callable[[dict[str, Any]], str], between: str) -> str:
     """What ``of`` says about each content, without repetitions."""
     return between.join(dict.fromkeys(map(of, contents)))
+
+
+def commands(contents: Iterable[dict[str, Any]]) -> str:
+    """The commands that measured them."""
+    return distinct(contents, lambda content: f"    python -m examples.results {content['command']}", "\n")
+
+
+def mean_spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± population standard deviation; of one value, the value alone."""
+    spread = f" ± {statistics.pstdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 def write_report() -> None:

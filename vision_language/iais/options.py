@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.options import OptionSet, option
+from vision_language.accelerator import PRECISIONS
+from vision_language.iais.losses import PSEUDO_NORMS, SCHEDULES
 
 __all__ = ["MIRRORS", "SCRATCH", "Options"]
 
 SCRATCH = "scratch"
 MIRRORS = ("singular", "distributed")
 KINDS = (*MIRRORS, "none")
-PSEUDO_NORMS = ("softmax", "renorm", "softmax_scores")
-SCHEDULES = ("exp", "linear", "log", "const")
 SCALES = ("mean", "sum")
 SOURCES = ("sampled", "in-batch")
-PRECISIONS = ("no", "bf16", "fp16")
 METRICS = ("rsum", "ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10")
 
 

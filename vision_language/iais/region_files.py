@@ -14,7 +14,6 @@ id. Other keys are ignored.
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import zipfile
@@ -27,11 +26,9 @@ from typing import Any
 import numpy as np
 
 from fairseq_ext.errors import DataError
+from fairseq_ext.files import read_lines
 
-__all__ = ["FeatureFiles", "Record", "category_names", "load_npz", "read_array", "read_lines", "read_records"]
-
-MAX_LINE = 2**22
-"""Longest line that is read, in characters; 100 boxes with confidences and five captions have about 10,000."""
+__all__ = ["FeatureFiles", "Record", "category_names", "load_npz", "read_array", "read_records"]
 
 
 @dataclass(frozen=True)
@@ -50,23 +47,6 @@ class Record:
     captions: tuple[str, ...]
     origin: str
     """File and line, for messages."""
-
-
-def read_lines(path: str | Path) -> Iterator[tuple[str, str]]:
-    """The lines of a plain or gzipped text that are not blank, each with its ``FILE:LINE``."""
-    path = Path(path)
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            number = 0
-            while line := file.readline(MAX_LINE + 1):
-                number += 1
-                if len(line) > MAX_LINE:
-                    raise DataError(f"{path}:{number}: a line has at most {MAX_LINE} characters, this one has more")
-                if line.strip():
-                    yield line.rstrip("\r\n"), f"{path}:{number}"
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
 def category_names(folder: Path) -> list[str] | None:

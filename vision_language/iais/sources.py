@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from fairseq_ext.errors import DataError
-from vision_language.iais.region_files import load_npz, read_lines
+from fairseq_ext.files import read_lines
+from vision_language.iais.region_files import load_npz
 
 __all__ = ["Regions", "image_key", "read_captions", "read_feature_tsv", "read_instances", "read_karpathy", "read_npz"]
 

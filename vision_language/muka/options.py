@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.options import OptionSet, flag, option
+from vision_language.accelerator import PRECISIONS
 from vision_language.muka.uncertainty import SCORES
 
 METHODS = ("muka-soft", "muka-hard", "vkd", "uhc", "dfa", "cfl", "supervised")
 TEACHER_LOSSES = ("cross-entropy", "encouraging")
-PRECISIONS = ("no", "fp16", "bf16")
 SELECTIONS = ("loss", "accuracy")
 OF_MUKA = ("margin", "no_mc", "score", "passes", "score_temperature")
 """Options that the other methods would ignore."""

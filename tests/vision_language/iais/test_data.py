@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.files import MAX_LINE
 from tests.helpers import golden_names, load_golden, require_data
 from tests.vision_language.iais.regions import THINGS, WORDS, tiny_model, tiny_tokenizer, write_regions
 from vision_language.iais.data import Collator, box_geometry, read_regions, read_splits
-from vision_language.iais.region_files import MAX_LINE
 
 IMAGE = {
     "image_id": 7,
