@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Self, get_type_hints
+from typing import Any, Self, get_args, get_type_hints
 
 from .errors import OptionError, choose
 
-__all__ = ["OptionSet", "flag", "option"]
+__all__ = ["OptionSet", "at_least", "flag", "option"]
 
 LIMITS = {"least": "at least", "above": "greater than", "most": "at most", "below": "less than"}
 
@@ -41,9 +41,21 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def at_least(arguments: argparse.Namespace, **least: int) -> None:
+    """Refuse numbers of a command line that are too small; one that is absent, or None, is passed over.
+
+    Raises:
+        OptionError: names the option, the limit and what was found.
+    """
+    for name, limit in least.items():
+        value = getattr(arguments, name, None)
+        if value is not None and value < limit:
+            raise OptionError(f"{flag(name)} must be at least {limit}, got {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptionSet:
-    """Base of option classes, whose fields are ``str``, ``int``, ``float``, ``bool`` or ``tuple[str, ...]``.
+    """Base of option classes, whose fields are ``str``, ``int``, ``float``, ``bool``, or tuples of one such type.
 
     Values are checked when an object is made, so that a program gets the same messages as the command line.
 
@@ -81,19 +93,20 @@ class OptionSet:
         return asdict(self)
 
     @classmethod
-    def add_to(cls, parser: argparse.ArgumentParser) -> None:
-        """Give ``parser`` a flag for every field; those that are on by default get a ``--no-`` form."""
+    def add_to(cls, parser: argparse._ActionsContainer) -> None:
+        """Give ``parser``, or a group of one, a flag for every field, and ``--no-`` forms of those that are on."""
         types = get_type_hints(cls)
         for item in fields(cls):
             choices = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
-            shown = "" if item.default in (MISSING, "", ()) or types[item.name] is bool else f" [{item.default}]"
+            value = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
+            shown = "" if value in (MISSING, "") or types[item.name] is bool else f" [{value}]"
             settings: dict[str, Any] = {"help": f"{item.metadata['help']}{choices}{shown}".replace("%", "%%")}
             if types[item.name] is bool:
                 settings["action"] = argparse.BooleanOptionalAction if item.default else "store_true"
             elif types[item.name] in (str, int, float):
                 settings |= {"type": types[item.name], "metavar": item.name.upper()}
             else:
-                settings |= {"nargs": "+", "metavar": item.name.upper()}
+                settings |= {"nargs": "+", "type": get_args(types[item.name])[0], "metavar": item.name.upper()}
             settings |= {"required": True} if item.default is MISSING else {"default": item.default}
             parser.add_argument(flag(item.name), **settings)
 

@@ -11,19 +11,19 @@ from typing import Any
 from examples.results.report import describe
 from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
-from graph.renode.__main__ import parse
+from graph.renode.options import TrainOptions
 from graph.renode.train import run
 
 BACKBONES = ("gcn", "gat", "sage", "sgc", "cheb", "ppnp")
 LOSSES = ("ce", "re-weight", "focal", "cb-softmax")
-IMBALANCES = {
-    "balanced": [],
-    "step 5": ["--imbalance", "step", "--imbalance-ratio", "5"],
-    "step 10": ["--imbalance", "step", "--imbalance-ratio", "10"],
+IMBALANCES: dict[str, dict[str, Any]] = {
+    "balanced": {},
+    "step 5": {"imbalance": "step", "imbalance_ratio": 5.0},
+    "step 10": {"imbalance": "step", "imbalance_ratio": 10.0},
 }
 GRID = {"Cora": BACKBONES, "CiteSeer": ("gcn", "gat"), "Photo": ("gcn", "sage"), "Computers": ("gcn", "sage")}
 # 58 classes, the smallest of 15 nodes: a small quota, and random validation nodes.
-DEBIAN = ["--split", "random", "--train-each", "5", "--valid-each", "5"]
+DEBIAN: dict[str, Any] = {"split": "random", "train_each": 5, "valid_each": 5}
 
 TEXT = """## ReNode: node classification, {dataset}
 
@@ -68,18 +68,17 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def _runs(options: argparse.Namespace, dataset: str, model: str, loss: str, split: str, renode: str, **_: Any) -> dict:
     """Test scores of each run, by its name; with ReNode the Totoro of its split, too."""
     slug = "-".join((dataset, model, loss, split.replace(" ", ""), renode))
-    own = DEBIAN if dataset == "debian_deps" else IMBALANCES[split]
-    arguments = ["--dataset", *_source(dataset, options), "--model", model, "--loss", loss, "--renode", renode, *own]
-    counts = ["--splits", str(options.splits), "--inits", str(options.inits)]
-    experiment = run(parse(["train", *arguments, *counts, "--out", str(options.out / "renode" / slug)]))
+    own = _source(dataset, options) | (DEBIAN if dataset == "debian_deps" else IMBALANCES[split])
+    chosen = TrainOptions(model=model, loss=loss, renode=renode, **own)
+    experiment = run(chosen, options.out / "renode" / slug, options.splits, options.inits)
     kept = ("weighted_f1", "macro_f1", "totoro")
     return {name: {key: found[key] for key in kept if key in found} for name, found in experiment.runs.items()}
 
 
-def _source(dataset: str, options: argparse.Namespace) -> list[str]:
+def _source(dataset: str, options: argparse.Namespace) -> dict[str, Any]:
     """The data set's name and root; torch_geometric writes beside the raw files, so they are copied first."""
     if dataset == "debian_deps":
-        return [str(options.data / "graph_npz" / "debian_deps.npz")]
+        return {"dataset": str(options.data / "graph_npz" / "debian_deps.npz")}
     family = "Planetoid" if dataset in ("Cora", "CiteSeer") else "Amazon"
     source, root = options.data / "pyg" / family / dataset, options.out / "pyg"
     target = root / dataset
@@ -87,7 +86,7 @@ def _source(dataset: str, options: argparse.Namespace) -> list[str]:
         if not source.is_dir():
             raise DataError(f"--data: {source} is not a folder with the raw files of {dataset}")
         shutil.copytree(source, target)
-    return [dataset, "--root", str(root)]
+    return {"dataset": dataset, "root": str(root)}
 
 
 def _cells(row: dict[str, Any]) -> str:

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.experiments import Experiment, torch_device
+from fairseq_ext.options import at_least
 
 from .data import load_dataset, random_splits, stratified_folds
 from .train import DEFER_START, Settings, compare, spread_of_repeats, train_all
@@ -47,9 +47,7 @@ def train_command(options: argparse.Namespace) -> None:
     if options.defer_start is None:
         options.defer_start = DEFER_START.get(options.dataset, Settings.defer_start)
     settings = Settings.of(options)
-    for name in ("runs", "repeats"):
-        if getattr(options, name) < 1:
-            raise OptionError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    at_least(options, runs=1, repeats=1)
     device = torch_device(options.device)
     dataset = load_dataset(options.root, options.dataset, options.use_node_attr)
     make_splits, runs = (random_splits, options.runs) if options.folds is None else (stratified_folds, options.folds)

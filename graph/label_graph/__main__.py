@@ -11,6 +11,7 @@ from pathlib import Path
 from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.experiments import torch_device
 from fairseq_ext.files import write_json
+from fairseq_ext.options import at_least
 from graph.label_graph.classifier import Classifier
 from graph.label_graph.data import label_matrix, read_file, read_splits
 from graph.label_graph.metrics import METRICS
@@ -21,8 +22,7 @@ from graph.label_graph.train import run, score
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    if arguments.runs < 1:
-        raise OptionError(f"--runs must be at least 1, got {arguments.runs}")
+    at_least(arguments, runs=1)
     options = Options.of(arguments)
     experiment = run(options, arguments.out, arguments.seed, arguments.runs, torch_device(arguments.device))
     summary = experiment.summary()

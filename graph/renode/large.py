@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,141 +15,126 @@ from accelerate import Accelerator
 from scipy import sparse
 from tqdm import tqdm
 
-from fairseq_ext.errors import OptionError, choose
+from fairseq_ext.errors import OptionError
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import save_atomically
+from fairseq_ext.options import OptionSet, at_least, option
 from graph.renode.data import load_graph
-from graph.renode.pagerank import push_pagerank
+from graph.renode.losses import LOSSES, make_loss
+from graph.renode.options import SWITCH
+from graph.renode.pagerank import NORMALIZATIONS, push_pagerank
 from graph.renode.pprgo import PPRGo, RowBatches, predict
 from graph.renode.pprgo_data import IMBALANCES, InductiveSplit, LargeGraph, inductive_split, read_large_graph
 from graph.renode.pprgo_train import REDUCTIONS, SCORES, labelled_weights, train
-from graph.renode.train import LOSSES, f1, make_loss
+from graph.renode.totoro import TIES
+from graph.renode.train import f1
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["LargeOptions", "add_arguments", "run", "train_large"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeOptions(OptionSet):
+    """Settings of :func:`run`; defaults are the released code's where the help says so.
+
+    Raises:
+        OptionError: a value that is not allowed.
+    """
+
+    dataset: str = option("Cora", "an .npz file, or what `train` takes")
+    root: str = option("data", "data sets by name live in ROOT/NAME")
+    to_undirected: bool = option(False, "add the reverse of every edge; always so for an .npz file")
+    features: str = option("", ".npy with the features of an .npz graph, left on disk (default: those in it)")
+    imbalance: str = option("tinl", "tinl: equal classes; qinl: classes as drawn", IMBALANCES)
+    train_each: int = option(50, "labelled nodes a class (released: 20, 50, 100)", least=1)
+
+    alpha: float = option(0.15, "restart probability (released: 0.15)", above=0, below=1)
+    eps: float = option(1e-4, "threshold of a push (released: 1e-4)", above=0)
+    topk: int = option(0, "largest entries kept of a row; 0: all (released: 0)", least=0)
+    normalization: str = option("sym", "of the rows (released: sym)", tuple(NORMALIZATIONS))
+    renode: str = option("on", "weight the losses", SWITCH)
+    totoro: str = option("exact", "scores behind the weights (released: push-softmax)", SCORES)
+    w_min: float = option(0.75, "weight of the most contested node (released: 0.75)", least=0)
+    w_max: float = option(1.25, "weight of the least contested node (released: 1.25)", least=0)
+    ties: str = option("index", "how equal scores rank (released: index)", TIES)
+
+    layers: int = option(2, "of the perceptron (released: 2)", least=1)
+    hidden: int = option(32, "width (released: 32)", least=1)
+    dropout: float = option(0.1, "on input and hidden activations (released: 0.1)", least=0, below=1)
+    loss: str = option("ce", "training loss (released: ce)", LOSSES)
+    gamma: float = option(2.0, "of focal", least=0)
+    beta: float = option(0.9999, "of cb-softmax", least=0, below=1)
+    log_end: float = option(0.75, "of encouraging", least=0, most=1)
+    reduction: str = option("sum", "of a batch's losses (released: sum)", REDUCTIONS)
+    lr: float = option(5e-3, "of Adam (released: 0.005)", above=0)
+    weight_decay: float = option(1e-4, "of Adam (released: 1e-4)", least=0)
+    batch_size: int = option(4200, "rows, over all processes (released: 4200)", least=1)
+    epochs: int = option(800, "at most (released: 800)", least=1)
+    patience: int = option(
+        100,
+        "epochs without a better validation F1; 0: no validation, the last one counts (released: 0)",
+        least=0,
+    )
+    interval: int = option(1, "epochs between validations and checkpoints", least=1)
+    steps: int = option(2, "of power iteration at inference (released: 2)", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.features and Path(self.dataset).suffix != ".npz":
+            raise OptionError(f"--features goes with an .npz graph, got --dataset {self.dataset}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of :func:`run`."""
-    add = parser.add_argument_group("graph and split").add_argument
-    add("--dataset", default="Cora", metavar="NAME", help="an .npz file, or what `train` takes. Default: Cora")
-    add("--root", default="data", metavar="FOLDER", help="data sets by name live in FOLDER/NAME. Default: data")
-    add("--to-undirected", action="store_true", help="add the reverse of every edge; always so for an .npz file")
-    add(
-        "--features", metavar="FILE", help=".npy with the features of an .npz graph, left on disk. Default: those in it"
-    )
-    add("--imbalance", default="tinl", help=f"{', '.join(IMBALANCES)}: equal classes, or drawn. Default: tinl")
-    add("--train-each", type=int, default=50, help="labelled nodes a class. Default: 50 (released: 20, 50, 100)")
-
-    add = parser.add_argument_group("PageRank and ReNode").add_argument
-    add("--alpha", type=float, default=0.15, help="restart probability. Default: 0.15 (released: the same)")
-    add("--eps", type=float, default=1e-4, help="threshold of a push. Default: 1e-4 (released: the same)")
-    add("--topk", type=int, default=0, help="largest entries kept of a row. Default: 0, all (released: the same)")
-    add("--normalization", default="sym", help="sym, row or col. Default: sym (released: the same)")
-    add("--renode", choices=("off", "on"), default="on", help="weight the losses. Default: on")
-    add("--totoro", default="exact", help=f"{', '.join(SCORES)}. Default: exact (released: push-softmax)")
-    add(
-        "--w-min",
-        type=float,
-        default=0.75,
-        help="weight of the most contested node. Default: 0.75 (released: the same)",
-    )
-    add("--w-max", type=float, default=1.25, help="of the least contested. Default: 1.25 (released: the same)")
-    add("--ties", default="index", help="of equal scores: index or average. Default: index (released: the same)")
-
-    add = parser.add_argument_group("training").add_argument
-    add("--layers", type=int, default=2, help="Default: 2 (released: the same)")
-    add("--hidden", type=int, default=32, help="width. Default: 32 (released: the same)")
-    add("--dropout", type=float, default=0.1, help="on input and hidden. Default: 0.1 (released: the same)")
-    add("--loss", default="ce", metavar="NAME", help=f"{', '.join(LOSSES)}. Default: ce (released: the same)")
-    add("--gamma", type=float, default=2.0, help="of focal. Default: 2")
-    add("--beta", type=float, default=0.9999, help="of cb-softmax. Default: 0.9999")
-    add("--log-end", type=float, default=0.75, help="of encouraging. Default: 0.75")
-    add("--reduction", default="sum", help="of a batch's losses: sum or mean. Default: sum (released: the same)")
-    add("--lr", type=float, default=5e-3, help="of Adam. Default: 0.005 (released: the same)")
-    add("--weight-decay", type=float, default=1e-4, help="of Adam. Default: 1e-4 (released: the same)")
-    add("--batch-size", type=int, default=4200, help="rows, over all processes. Default: 4200 (released: the same)")
-    add("--epochs", type=int, default=800, help="at most. Default: 800 (released: the same)")
-    add(
-        "--patience",
-        type=int,
-        default=100,
-        help="epochs without a better validation F1; 0: no validation, the last one counts. Default: 100 (released: 0)",
-    )
-    add("--interval", type=int, default=1, help="epochs between validations and checkpoints. Default: 1")
-    add("--steps", type=int, default=2, help="of power iteration at inference. Default: 2 (released: the same)")
-
-    add = parser.add_argument_group("runs").add_argument
-    add("--splits", type=int, default=1, help="split seeds 0, 1, ... Default: 1 (released: the same)")
-    add("--inits", type=int, default=1, help="seeds 0, 1, ... of each split. Default: 1 (released: the same)")
-    add("--cpu", action="store_true", help="leave the GPU alone")
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/renode-large"),
-        metavar="FOLDER",
-        help="of results.json and models; finished runs in it are not run again. Default: runs/renode-large",
-    )
+    """The command line of :func:`train_large`."""
+    LargeOptions.add_to(parser)
+    parser.add_argument("--splits", type=int, default=1, help="split seeds 0, 1, ... [%(default)s] (released: 1)")
+    parser.add_argument("--inits", type=int, default=1, help="seeds of each split [%(default)s] (released: 1)")
+    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+    parser.add_argument("--out", default="runs/renode-large", help="folder of results and models [%(default)s]")
 
 
-# Which runs there are and where they happen: nothing that changes the outcome of one of them.
-NOT_SETTINGS = ("command", "splits", "inits", "out", "root", "cpu")
-AT_LEAST = {
-    "hidden": 1,
-    "batch_size": 1,
-    "epochs": 1,
-    "patience": 0,
-    "interval": 1,
-    "steps": 0,
-    "splits": 1,
-    "inits": 1,
-}
+def train_large(arguments: argparse.Namespace) -> None:
+    """``python -m graph.renode train-large``."""
+    at_least(arguments, splits=1, inits=1)
+    accelerator = Accelerator(cpu=arguments.cpu, mixed_precision="no")
+    options = LargeOptions.of(arguments)
+    experiment = run(options, arguments.out, arguments.splits, arguments.inits, accelerator)
+    if accelerator.is_main_process:
+        for name in ("weighted_f1", "macro_f1"):
+            found = experiment.summary()[name]
+            print(f"{name}: {100 * found['mean']:.1f} +- {100 * found['std']:.1f} over {found['runs']} runs")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Trains on each split from each initialisation that ``results.json`` does not hold yet."""
-    _check(options)
-    accelerator = Accelerator(cpu=options.cpu, mixed_precision="no")
-    settings = {name: value for name, value in vars(options).items() if name not in NOT_SETTINGS}
-    experiment = Experiment(options.out, settings, ("torch", "scipy", "accelerate"))
+def run(
+    options: LargeOptions, out: str | Path, splits: int = 1, inits: int = 1, accelerator: Accelerator | None = None
+) -> Experiment:
+    """Train on each split from each initialisation that ``results.json`` in ``out`` does not hold yet."""
+    accelerator = accelerator or Accelerator(mixed_precision="no")
+    # Where the data lies changes no outcome.
+    settings = {name: value for name, value in options.as_dict().items() if name != "root"}
+    experiment = Experiment(out, settings, ("torch", "scipy", "accelerate"))
     if Path(options.dataset).suffix == ".npz":
-        graph = read_large_graph(options.dataset, options.features)
+        graph = read_large_graph(options.dataset, options.features or None)
     else:
         graph = LargeGraph.from_data(load_graph(options.dataset, options.root, to_undirected=options.to_undirected))
-    for split_seed in range(options.splits):
-        names = {f"split{split_seed}_init{seed}": seed for seed in range(options.inits)}
+    for split_seed in range(splits):
+        names = {f"split{split_seed}_init{seed}": seed for seed in range(inits)}
         names = {name: seed for name, seed in names.items() if name not in experiment.runs}
         if not names:
             continue
         split = inductive_split(graph.y, options.train_each, options.imbalance, split_seed)
         batches, valid = _batches(graph, split, options, accelerator)
         for name, seed in names.items():
-            record = _one_run(graph, split, batches, valid, options, accelerator, name, seed, settings)
+            file = Path(out) / name
+            record = _one_run(graph, split, batches, valid, options, accelerator, file, seed, settings)
             if accelerator.is_main_process:
                 experiment.add(name, record)
                 tqdm.write(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in record.items()))
-                (options.out / f"{name}.checkpoint.pt").unlink(missing_ok=True)
-    if accelerator.is_main_process:
-        for key, value in experiment.summary().items():
-            if key in ("weighted_f1", "macro_f1"):
-                tqdm.write(f"{key}: {100 * value['mean']:.1f} +- {100 * value['std']:.1f} over {value['runs']} runs")
-
-
-def _check(options: argparse.Namespace) -> None:
-    for name, least in AT_LEAST.items():
-        if getattr(options, name) < least:
-            raise OptionError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
-    if options.lr <= 0 or options.weight_decay < 0:
-        raise OptionError(
-            f"--lr must be positive, --weight-decay not negative, got {options.lr} and {options.weight_decay}"
-        )
-    choose("--reduction", options.reduction, REDUCTIONS)
-    choose("--totoro", options.totoro, SCORES)
-    if options.features is not None and Path(options.dataset).suffix != ".npz":
-        raise OptionError(f"--features goes with an .npz graph, got --dataset {options.dataset}")
+                Path(f"{file}.checkpoint.pt").unlink(missing_ok=True)
+    return experiment
 
 
 def _batches(
-    graph: LargeGraph, split: InductiveSplit, options: argparse.Namespace, accelerator: Accelerator
+    graph: LargeGraph, split: InductiveSplit, options: LargeOptions, accelerator: Accelerator
 ) -> tuple[RowBatches, RowBatches | None]:
     """Training rows with their weights, and validation rows where they are wanted."""
 
@@ -165,7 +151,7 @@ def _batches(
     train_rows = rows(split.train)
     weight = None
     if options.renode == "on":
-        bounds = {"w_min": options.w_min, "w_max": options.w_max, "ties": options.ties}
+        bounds: dict[str, Any] = {"w_min": options.w_min, "w_max": options.w_max, "ties": options.ties}
         weight = labelled_weights(graph, split.train, train_rows, alpha=options.alpha, score=options.totoro, **bounds)
     valid = batches(split.valid, rows(split.valid)) if options.patience else None
     return batches(split.train, train_rows, weight), valid
@@ -176,9 +162,9 @@ def _one_run(
     split: InductiveSplit,
     batches: RowBatches,
     valid: RowBatches | None,
-    options: argparse.Namespace,
+    options: LargeOptions,
     accelerator: Accelerator,
-    name: str,
+    file: Path,
     seed: int,
     settings: Mapping[str, Any],
 ) -> dict[str, int | float]:
@@ -199,13 +185,13 @@ def _one_run(
         interval=options.interval,
         reduction=options.reduction,
         seed=seed,
-        checkpoint=options.out / f"{name}.checkpoint.pt",
+        checkpoint=f"{file}.checkpoint.pt",
         settings=settings,
     )
     if not accelerator.is_main_process:
         return record
     record["seconds"] = time.perf_counter() - start
-    save_atomically(model.state_dict(), options.out / f"{name}.pt")
+    save_atomically(model.state_dict(), f"{file}.pt")
     predicted = predict(
         model,
         graph.x,

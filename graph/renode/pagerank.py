@@ -11,11 +11,13 @@ from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 from fairseq_ext.errors import DataError, OptionError, choose
 
-__all__ = ["PageRank", "binary_adjacency", "node_ids", "personalized_pagerank", "push_pagerank"]
+__all__ = ["NORMALIZATIONS", "PageRank", "binary_adjacency", "node_ids", "personalized_pagerank", "push_pagerank"]
 
 # Rows solved at once. Measured on Cora's size and on 100,000 nodes: wider blocks fall out of the cache, narrower ones
 # read the matrix too often.
 BLOCK = 16
+# Powers of the ratio of two degrees by which push_pagerank scales an entry.
+NORMALIZATIONS = {"row": 0.0, "sym": 0.5, "col": 1.0}
 
 
 class PageRank:
@@ -193,8 +195,7 @@ def push_pagerank(
         raise OptionError(f"eps: {eps} is not between 0 and 1")
     if topk < 0:
         raise OptionError(f"topk: {topk} is negative")
-    power = {"row": 0.0, "sym": 0.5, "col": 1.0}
-    choose("normalization", normalization, power)
+    choose("normalization", normalization, NORMALIZATIONS)
 
     adjacency = binary_adjacency(edge_index, num_nodes)
     size = adjacency.shape[0]
@@ -220,7 +221,7 @@ def push_pagerank(
     indptr, indices = np.cumsum([0, *lengths]), np.concatenate([np.empty(0, np.int64), *columns])
     degree = np.maximum(np.diff(adjacency.indptr), 1)
     ratio = np.repeat(degree[sources], lengths) / degree[indices]
-    data = np.concatenate([np.empty(0, np.float32), *values]) * ratio ** power[normalization]
+    data = np.concatenate([np.empty(0, np.float32), *values]) * ratio ** NORMALIZATIONS[normalization]
     return sparse.csr_array((data.astype(np.float32), indices, indptr), shape=(len(sources), size))
 
 

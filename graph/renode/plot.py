@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch_geometric.utils import k_hop_subgraph, subgraph
 
 from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.files import replacing
+from graph.renode.options import ScoreOptions
 from graph.renode.score import score_table, scored_graph
 from graph.renode.totoro import neighbor_conflict
 
@@ -123,26 +123,24 @@ def _contested_region(data: Data, max_nodes: int) -> torch.Tensor:
     return torch.tensor(sorted(region))[:max_nodes]
 
 
-def run(options: Namespace) -> list[Path]:
+def run(options: ScoreOptions, out: str | Path, split_seed: int = 0, layout_nodes: int = 400) -> list[Path]:
     """``python -m graph.renode plot``: the paths of the pictures."""
-    if options.layout_nodes < 1:
-        raise OptionError(f"--layout-nodes must be at least 1, got {options.layout_nodes}")
-    data = scored_graph(options)
+    out, data = Path(out), scored_graph(options, split_seed)
     pictures: dict[str, Callable[[Data, Axes], None]] = {
         "totoro_by_class.png": plot_classes,
         "rank_to_weight.png": plot_weights,
-        "layout.png": lambda data, axes: plot_layout(data, axes, options.layout_nodes),
+        "layout.png": lambda data, axes: plot_layout(data, axes, layout_nodes),
         "totoro_by_neighbors.png": plot_neighbors,
     }
     paths = []
     for name, draw in pictures.items():
         figure = Figure(figsize=(8, 7) if name == "layout.png" else (7, 4.5), layout="constrained")
         draw(data, figure.subplots())
-        paths.append(options.out / name)
+        paths.append(out / name)
         try:
-            options.out.mkdir(parents=True, exist_ok=True)
+            out.mkdir(parents=True, exist_ok=True)
             with replacing(paths[-1]) as partial:
                 figure.savefig(partial, format="png", dpi=150)
         except OSError as error:
-            raise OptionError(f"--out: cannot write to {options.out}: {error.strerror}") from error
+            raise OptionError(f"--out: cannot write to {out}: {error.strerror}") from error
     return paths

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from argparse import Namespace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,16 @@ from torch_geometric.utils import index_to_mask
 from fairseq_ext.errors import OptionError
 from fairseq_ext.files import replacing, write_json
 from graph.renode.data import labelled_nodes, load_graph
+from graph.renode.options import ScoreOptions, SplitOptions, WeightOptions
 from graph.renode.totoro import dataset_totoro
 from graph.renode.transform import ReNode
 
 __all__ = ["renode_transform", "run", "score_table", "scored", "scored_graph", "split_options", "write_scores"]
 
 
-def split_options(options: Namespace) -> dict[str, Any]:
+def split_options(options: SplitOptions) -> dict[str, Any]:
     """The arguments of :func:`graph.renode.data.make_split` beside its kind and seed."""
-    names = ("valid_each", "imbalance", "train_each", "labeling_ratio", "imbalance_ratio", "head_classes")
-    return {name: getattr(options, name) for name in names}
+    return {item.name: getattr(options, item.name) for item in fields(SplitOptions) if item.name != "split"}
 
 
 def scored(data: Data, nodes: Tensor, transform: ReNode) -> Data:
@@ -35,16 +35,16 @@ def scored(data: Data, nodes: Tensor, transform: ReNode) -> Data:
     return transform(data)
 
 
-def renode_transform(options: Namespace) -> ReNode:
-    """The transform that a command line describes."""
+def renode_transform(options: WeightOptions) -> ReNode:
+    """The transform that the options describe."""
     return ReNode(options.w_min, options.w_max, options.alpha, options.ties, options.tol, options.max_iter)
 
 
-def scored_graph(options: Namespace) -> Data:
-    """The graph of a command line, with one split's scores."""
+def scored_graph(options: ScoreOptions, split_seed: int = 0) -> Data:
+    """The graph of the options, with one split's scores."""
     transform = renode_transform(options)
     data = load_graph(options.dataset, options.root, to_undirected=options.to_undirected)
-    nodes = labelled_nodes(data, options.split, options.split_seed, **split_options(options))
+    nodes = labelled_nodes(data, options.split, split_seed, **split_options(options))
     return scored(data, nodes, transform)
 
 
@@ -92,6 +92,6 @@ def write_scores(data: Data, folder: str | Path) -> dict[str, Any]:
     return summary
 
 
-def run(options: Namespace) -> dict[str, Any]:
+def run(options: ScoreOptions, out: str | Path, split_seed: int = 0) -> dict[str, Any]:
     """``python -m graph.renode score``."""
-    return write_scores(scored_graph(options), options.out)
+    return write_scores(scored_graph(options, split_seed), out)

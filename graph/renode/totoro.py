@@ -15,6 +15,7 @@ from fairseq_ext.errors import DataError, OptionError, choose
 from graph.renode.pagerank import PageRank, node_ids
 
 __all__ = [
+    "TIES",
     "class_influence",
     "dataset_totoro",
     "neighbor_conflict",
@@ -22,6 +23,8 @@ __all__ = [
     "totoro",
     "totoro_from_rows",
 ]
+
+TIES = ("index", "average")
 
 
 def totoro(
@@ -185,7 +188,7 @@ def check_weights(w_min: float, w_max: float, ties: str) -> None:
     """Refuses options of :func:`renode_weights` that are out of range."""
     if not 0 <= w_min <= w_max < math.inf:
         raise OptionError(f"w_min, w_max: wanted 0 <= w_min <= w_max, found {w_min} and {w_max}")
-    choose("ties", ties, ("index", "average"))
+    choose("ties", ties, TIES)
 
 
 def neighbor_conflict(edge_index: Tensor, y: Tensor) -> Tensor:

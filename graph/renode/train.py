@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import time
-from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
@@ -18,94 +17,16 @@ from torch_geometric import seed_everything
 from torch_geometric.data import Data
 from tqdm import tqdm
 
-from fairseq_ext.errors import OptionError, choose
+from fairseq_ext.errors import OptionError
 from fairseq_ext.experiments import Experiment, torch_device
-from fairseq_ext.losses import (
-    class_balanced_softmax_loss,
-    encouraging_loss,
-    focal_loss,
-    reduce_weighted,
-    reweighted_cross_entropy,
-)
 from graph.renode.data import Split, count_splits, load_graph, make_split
+from graph.renode.losses import make_loss
 from graph.renode.model import build_model
+from graph.renode.options import Recipe, TrainOptions
 from graph.renode.score import renode_transform, scored, split_options
 from graph.renode.totoro import dataset_totoro
 
-__all__ = ["LOSSES", "Fit", "Recipe", "f1", "fit", "make_loss", "run", "train_once"]
-
-LOSSES = ("ce", "re-weight", "focal", "cb-softmax", "encouraging")
-# Which runs there are and where they happen: nothing that changes the outcome of one of them.
-NOT_SETTINGS = ("command", "splits", "inits", "out", "root", "device")
-
-
-def make_loss(
-    name: str, class_counts: Tensor, *, gamma: float = 2.0, beta: float = 0.9999, log_end: float = 0.75
-) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """A loss ``(logits, target, sample_weight) -> mean of w l``.
-
-    Args:
-        name: one of ``LOSSES``.
-        class_counts: labelled nodes of each class, for ``re-weight``, ``focal`` and ``cb-softmax``.
-        gamma: of ``focal``.
-        beta: of ``cb-softmax``.
-        log_end: of ``encouraging``.
-
-    Raises:
-        OptionError: an unknown loss, or an option out of its range.
-    """
-
-    def plain(loss: Callable[..., Tensor], **options: float) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        return lambda logits, y, weight: reduce_weighted(loss(logits, y, reduction="none", **options), weight)
-
-    def balanced(loss: Callable[..., Tensor], **options: float) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        return lambda logits, y, weight: loss(logits, y, class_counts, weight, **options)
-
-    losses = {
-        "ce": plain(F.cross_entropy),
-        "re-weight": balanced(reweighted_cross_entropy),
-        "focal": balanced(focal_loss, gamma=gamma),
-        "cb-softmax": balanced(class_balanced_softmax_loss, beta=beta),
-        "encouraging": plain(encouraging_loss, log_end=log_end),
-    }
-    loss = losses[choose("--loss", name, LOSSES)]
-    try:  # a wrong option is an error here, not at the first step
-        device = class_counts.device
-        loss(torch.zeros(1, len(class_counts), device=device), torch.zeros(1, dtype=torch.long, device=device), None)
-    except ValueError as error:
-        raise OptionError(f"--loss {name}: {error}") from error
-    return loss
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; every default is that of the released code.
-
-    Args:
-        lr: of Adam, up to ``lr_decay_epoch``; then times ``lr_decay`` at every epoch, down to ``min_lr``.
-        weight_decay: of Adam.
-        epochs: at most.
-        least_epochs, patience: stop after ``least_epochs`` once ``patience`` epochs brought no better validation F1.
-    """
-
-    lr: float = 0.0075
-    lr_decay: float = 0.95
-    lr_decay_epoch: int = 20
-    min_lr: float = 1e-4
-    weight_decay: float = 0.0
-    epochs: int = 200
-    least_epochs: int = 40
-    patience: int = 20
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "lr_decay", "epochs", "patience"):
-            if not getattr(self, name) > 0:
-                raise OptionError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
-
-    def lr_factor(self, steps: int) -> float:
-        """What ``lr`` is multiplied by after ``steps`` epochs."""
-        late = steps + 1 - self.lr_decay_epoch
-        return max(self.lr_decay**late, self.min_lr / self.lr) if late > 0 else 1.0
+__all__ = ["Fit", "f1", "fit", "run", "train_once"]
 
 
 @dataclass
@@ -175,30 +96,43 @@ def fit(
     return best
 
 
-def run(options: Namespace) -> Experiment:
-    """``python -m graph.renode train``: every split with every initialisation that ``--out`` does not hold yet."""
-    if options.splits < 1 or options.inits < 1:
-        raise OptionError(f"--splits and --inits must be at least 1, got {options.splits} and {options.inits}")
+def run(options: TrainOptions, out: str | Path, splits: int = 5, inits: int = 3, device: str = "auto") -> Experiment:
+    """Train on every split with every initialisation that ``out`` does not hold yet.
+
+    Args:
+        out: folder of ``results.json``.
+        splits: split seeds 0, 1, ... Default: 5, as released; of public splits at most as many as there are.
+        inits: seeds 0, 1, ... of initialisation and dropout, for each split. Default: 3, as released.
+        device: as ``--device``.
+
+    Returns:
+        For each run F1 on the test nodes, the best epoch, seconds, and with ReNode the Totoro of its split.
+
+    Raises:
+        InputError: options or data that cannot be used, before anything is written.
+    """
     transform = renode_transform(options)
-    recipe = Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)})
     data = load_graph(
         options.dataset,
         options.root,
         normalize_features=options.normalize_features,
         to_undirected=options.to_undirected,
     )
-    on_device = copy.copy(data).to(torch_device(options.device))
-    count = count_splits(data, options.split, options.splits)
-    splits = [make_split(data, options.split, seed, **split_options(options)) for seed in range(count)]
+    on_device = copy.copy(data).to(torch_device(device))
+    drawn = [
+        make_split(data, options.split, seed, **split_options(options))
+        for seed in range(count_splits(data, options.split, splits))
+    ]
     # Made to refuse wrong options before anything is written.
-    _model(data, options), _loss(data, splits[0], options)
+    _model(data, options), _loss(data, drawn[0], options)
 
-    settings = {name: value for name, value in vars(options).items() if name not in NOT_SETTINGS}
-    experiment = Experiment(options.out, settings, ("torch-geometric", "scikit-learn"))
-    names = [[f"split{s}-init{i}" for i in range(options.inits)] for s in range(count)]
+    # Where the data lies changes no outcome.
+    settings = {name: value for name, value in options.as_dict().items() if name != "root"}
+    experiment = Experiment(out, settings, ("torch-geometric", "scikit-learn"))
+    names = [[f"split{number}-init{seed}" for seed in range(inits)] for number in range(len(drawn))]
     left = sum(name not in experiment.runs for names_of_split in names for name in names_of_split)
     with tqdm(total=left, desc=f"{options.dataset} {options.model}", unit="run", disable=None) as progress:
-        for split, names_of_split in zip(splits, names, strict=True):
+        for split, names_of_split in zip(drawn, names, strict=True):
             if experiment.runs.keys() >= set(names_of_split):
                 continue
             weight, conflict = None, {}
@@ -208,21 +142,19 @@ def run(options: Namespace) -> Experiment:
                 conflict = {"totoro": dataset_totoro(contested.totoro)}
             for seed, name in enumerate(names_of_split):
                 if name not in experiment.runs:
-                    result = train_once(on_device, split, weight, seed, recipe, options)
+                    result = train_once(on_device, split, weight, seed, options)
                     experiment.add(name, result | conflict)
                     progress.set_postfix_str(f"weighted F1 {100 * result['weighted_f1']:.1f}")
                     progress.update()
     return experiment
 
 
-def train_once(
-    data: Data, split: Split, weight: Tensor | None, seed: int, recipe: Recipe, options: Namespace
-) -> dict[str, float]:
+def train_once(data: Data, split: Split, weight: Tensor | None, seed: int, options: TrainOptions) -> dict[str, float]:
     """One initialisation on one split: its F1 on the test nodes, and how the training went."""
     start = time.perf_counter()
     seed_everything(seed)
     model = _model(data, options).to(data.y.device)
-    best = fit(model, data, split, _loss(data, split, options), weight, recipe)
+    best = fit(model, data, split, _loss(data, split, options), weight, options)
     truth, predicted = data.y[split.test].cpu(), best.logits[split.test].argmax(1).cpu()
     return {
         "weighted_f1": f1(truth, predicted),
@@ -234,7 +166,7 @@ def train_once(
     }
 
 
-def _model(data: Data, options: Namespace) -> nn.Module:
+def _model(data: Data, options: TrainOptions) -> nn.Module:
     return build_model(
         options.model,
         data.num_features,
@@ -247,6 +179,6 @@ def _model(data: Data, options: Namespace) -> nn.Module:
     )
 
 
-def _loss(data: Data, split: Split, options: Namespace) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+def _loss(data: Data, split: Split, options: TrainOptions) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     counts = torch.bincount(data.y[split.train], minlength=int(data.y.max()) + 1)
     return make_loss(options.loss, counts, gamma=options.gamma, beta=options.beta, log_end=options.log_end)

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.files import read_json
+from fairseq_ext.options import at_least
 from vision_language.accelerator import make_accelerator
 from vision_language.iais import convert as conversion
 from vision_language.iais.data import SPLITS, Collator
@@ -28,8 +29,7 @@ SHOWN = ("ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10", "rsum", "isd")
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    if arguments.runs < 1:
-        raise OptionError(f"--runs must be at least 1, got {arguments.runs}")
+    at_least(arguments, runs=1)
     options = Options.of(arguments)
     accelerator = make_accelerator(options.mixed_precision, arguments.cpu)
     experiment = run(options, arguments.out, arguments.seed, arguments.runs, accelerator)
@@ -155,9 +155,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     logging.disable_progress_bar()
-    for name in ("top", "score_batch"):
-        if getattr(options, name, 1) < 1:
-            raise OptionError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    at_least(options, top=1, score_batch=1)
     options.function(options)
 
 

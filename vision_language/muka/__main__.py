@@ -11,7 +11,7 @@ from pathlib import Path
 from fairseq_ext.errors import OptionError, choose
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import write_json
-from fairseq_ext.options import flag
+from fairseq_ext.options import at_least
 from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import read_file
@@ -19,8 +19,6 @@ from vision_language.muka.evaluate import diagnose_teachers, evaluate, predict, 
 from vision_language.muka.options import AmalgamationOptions, TeacherOptions
 from vision_language.muka.train import amalgamate, train_teacher
 from vision_language.muka.uncertainty import SCORES
-
-LEAST = {"max_length": 2, "batch_size": 1, "top": 1, "passes": 1, "seed": 0}
 
 
 def _report(experiment: Experiment, seed: int) -> None:
@@ -130,10 +128,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    for name, least in LEAST.items():
-        value = getattr(options, name, None)
-        if value is not None and value < least:
-            raise OptionError(f"{flag(name)} must be at least {least}, got {value}")
+    at_least(options, max_length=2, batch_size=1, top=1, passes=1, seed=0)
     options.function(options)
 
 

@@ -104,10 +104,15 @@ def test_plot_of_a_part(tmp_path, cora_root):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("score --dataset KarateClub --split public --alpha 0", "alpha: 0.0 is not between 0 and 1"),
+        (
+            "score --dataset KarateClub --split public --alpha 0",
+            "--alpha must be greater than 0 and less than 1, got 0.0",
+        ),
         ("score --dataset KarateClub --split public --w-min 2", "w_min"),
         ("score --dataset KarateKlub", "did you mean 'KarateClub'"),
         ("train --dataset KarateClub --split public", "the graph has no val_mask"),
+        ("train --splits 0", "--splits must be at least 1, got 0"),
+        ("train --inits 0", "--inits must be at least 1, got 0"),
         ("train --dataset KarateClub --train-each 2 --valid-each 1 --out setup.py", "--out: cannot write"),
         ("score --dataset KarateClub --split public --out setup.py", "--out: cannot write"),
         ("plot --dataset KarateClub --split public --out setup.py", "--out: cannot write"),

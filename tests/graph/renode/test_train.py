@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+import math
 
 import pytest
 import torch
@@ -12,10 +12,11 @@ from torch_geometric.data import Data
 
 from fairseq_ext.errors import OptionError
 from graph.renode import train
-from graph.renode.__main__ import parse
 from graph.renode.data import Split
+from graph.renode.losses import LOSSES, make_loss
 from graph.renode.model import build_model
-from graph.renode.train import LOSSES, Recipe, f1, fit, make_loss
+from graph.renode.options import Recipe, TrainOptions
+from graph.renode.train import f1, fit
 from tests.helpers import load_golden
 
 
@@ -98,10 +99,10 @@ def graph_file(tmp_path):
     return tmp_path / "graph.pt"
 
 
-def options(graph_file, *more: str) -> Namespace:
-    few = "--train-each 6 --valid-each 6 --splits 2 --inits 2 --epochs 12 --hidden 8"
-    command = ["train", "--dataset", str(graph_file), "--out", str(graph_file.parent / "out"), *few.split(), *more]
-    return parse(command)
+def run(graph_file, *, out="out", splits=2, inits=2, device="auto", **more):
+    few = {"train_each": 6, "valid_each": 6, "epochs": 12, "hidden": 8}
+    options = TrainOptions(dataset=str(graph_file), **few | more)
+    return train.run(options, graph_file.parent / out, splits, inits, device)
 
 
 def results(graph_file, folder="out"):
@@ -113,7 +114,7 @@ def outcomes(runs):
 
 
 def test_run_and_resume(graph_file, monkeypatch):
-    train.run(options(graph_file))
+    run(graph_file)
     straight = results(graph_file)
     assert sorted(straight["runs"]) == [f"split{s}-init{i}" for s in (0, 1) for i in (0, 1)]
     assert straight["summary"]["weighted_f1"]["runs"] == 4 and straight["summary"]["weighted_f1"]["mean"] > 0.4
@@ -129,22 +130,22 @@ def test_run_and_resume(graph_file, monkeypatch):
 
     monkeypatch.setattr(train, "train_once", dies_in_the_third)
     with pytest.raises(KeyboardInterrupt):
-        train.run(options(graph_file, "--out", str(graph_file.parent / "killed")))
+        run(graph_file, out="killed")
     assert len(results(graph_file, "killed")["runs"]) == 2
-    resumed = train.run(options(graph_file, "--out", str(graph_file.parent / "killed")))
+    resumed = run(graph_file, out="killed")
     assert len(calls) == 5  # 2 + the one that died + the 2 that were left
     assert outcomes(resumed.runs) == outcomes(straight["runs"])
     # More splits extend the same folder; another setting does not fit into it.
-    train.run(options(graph_file, "--out", str(graph_file.parent / "killed"), "--splits", "3"))
+    run(graph_file, out="killed", splits=3)
     assert len(calls) == 7
     with pytest.raises(OptionError, match=r"--out.*runs with loss = ce, now loss = focal"):
-        train.run(options(graph_file, "--out", str(graph_file.parent / "killed"), "--loss", "focal"))
+        run(graph_file, out="killed", loss="focal")
 
 
 def test_renode_weights_reach_the_loss(graph_file, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "fit", lambda *a: seen.append(a) or fit(*a))
-    experiment = train.run(options(graph_file, "--splits", "1", "--inits", "1", "--w-min", "0.25", "--w-max", "1.75"))
+    experiment = run(graph_file, splits=1, inits=1, w_min=0.25, w_max=1.75)
     _, _, split, _, weight, _ = seen[0]
     assert weight.min() == 0.25 and weight.max() == 1.75 and weight.mean().item() == pytest.approx(1.0)
     assert experiment.runs["split0-init0"]["totoro"] > 0
@@ -157,35 +158,36 @@ def test_renode_weights_reach_the_loss(graph_file, monkeypatch):
     assert weight.equal(ReNode(w_min=0.25, w_max=1.75)(graph).renode_weight[split.train])
     assert not split.train.equal(split.train.sort()[0])
 
-    train.run(options(graph_file, "--renode", "off", "--out", str(graph_file.parent / "off")))
+    run(graph_file, renode="off", out="off")
     assert seen[-1][4] is None
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--alpha", "1.2"], "alpha: 1.2 is not between 0 and 1"),
-        (["--model", "gccn"], "--model: 'gccn' is not one of .*did you mean 'gcn'"),
-        (["--loss", "focl"], "--loss: 'focl' is not one of .*did you mean 'focal'"),
-        (["--splits", "0"], "--splits and --inits must be at least 1"),
-        (["--epochs", "0"], "--epochs must be positive"),
-        (["--lr", "nan"], "--lr must be positive"),
-        (["--ties", "avg"], "ties: 'avg' is not one of"),
-        (["--device", "cuda:99"], "--device cuda:99: "),
-        (["--train-each", "60"], "--train-each"),
+        ({"alpha": 1.2}, "--alpha must be greater than 0 and less than 1, got 1.2"),
+        ({"w_min": 2.0}, "wanted 0 <= w_min <= w_max"),
+        ({"model": "gccn"}, "--model: 'gccn' is not one of .*did you mean 'gcn'"),
+        ({"loss": "focl"}, "--loss: 'focl' is not one of .*did you mean 'focal'"),
+        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"lr": math.nan}, "--lr must be finite, got nan"),
+        ({"ties": "avg"}, "--ties: 'avg' is not one of"),
+        ({"device": "cuda:99"}, "--device cuda:99: "),
+        ({"train_each": 60}, "--train-each"),
+        ({"head_classes": (0, 7), "imbalance": "step"}, "--head-classes"),
     ],
 )
 def test_refused_before_anything_is_written(graph_file, more, message):
     with pytest.raises(OptionError, match=message):
-        train.run(options(graph_file, *more))
+        run(graph_file, **more)
     assert not (graph_file.parent / "out" / "results.json").exists()
 
 
 def test_a_model_of_whole_graphs_is_refused(graph_file):
     with pytest.raises(OptionError, match=r"--model: gives \(1, 3\), not a row of logits for each of 150 nodes"):
-        train.run(options(graph_file, "--model", "torch_geometric.nn.models.NeuralFingerprint"))
+        run(graph_file, model="torch_geometric.nn.models.NeuralFingerprint")
 
 
 def test_a_diverging_loss_is_named(graph_file):
     with pytest.raises(OptionError, match=r"--lr 1e\+30: the loss is (nan|inf) at epoch"):
-        train.run(options(graph_file, "--lr", "1e30"))
+        run(graph_file, lr=1e30)
