@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from examples.results.report import describe
+from examples.results.report import describe, mean_spread
 from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
 from graph.renode.options import TrainOptions
@@ -95,7 +95,7 @@ def _cells(row: dict[str, Any]) -> str:
         names = [name for name in row["off"] if name in row["on"]]
         off, on = ([100 * row[side][name][score] for name in names] for side in ("off", "on"))
         gain = [b - a for a, b in zip(off, on, strict=True)]
-        parts += [f"{statistics.fmean(side):.1f} ± {statistics.pstdev(side):.1f}" for side in (off, on)]
+        parts += [mean_spread(side, 1) for side in (off, on)]
         parts.append(f"{statistics.fmean(gain):+.2f} ± {statistics.pstdev(gain):.2f}")
         if score == "weighted_f1":
             parts.append(f"{sum(value > 0 for value in gain)}/{len(gain)}")
