@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import json
 import os
@@ -15,9 +16,18 @@ from typing import Any
 
 import torch
 
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, DataError, OptionError
 
-__all__ = ["MAX_LINE", "load_safely", "read_json", "read_lines", "replacing", "save_atomically", "write_json"]
+__all__ = [
+    "MAX_LINE",
+    "load_safely",
+    "output_folder",
+    "read_json",
+    "read_lines",
+    "replacing",
+    "save_atomically",
+    "write_json",
+]
 
 MAX_LINE = 2**22
 """Longest line of a text that is read, in characters: a file without line breaks must not fill the memory."""
@@ -34,6 +44,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def output_folder(path: str | Path, option: str = "--out") -> Path:
+    """The folder that ``option`` names, made where it is absent.
+
+    Raises:
+        OptionError: it cannot be made, or written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OptionError(f"{option}: cannot write to {folder}: {error.strerror}") from error
+    return folder
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[str, str]]:

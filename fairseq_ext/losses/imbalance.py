@@ -60,7 +60,7 @@ def reweighted_cross_entropy(
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Raises:
-        ValueError: an argument of a wrong shape, or a class without examples.
+        ValueError: an argument of a wrong shape, a target that is no class, or a class without examples.
     """
     counts = _check(input, target, class_counts)
     loss = F.cross_entropy(input.to(counts.dtype), target, reduction="none")
@@ -130,9 +130,9 @@ def class_balanced_softmax_loss(
     """
     if not 0 <= beta < 1:
         raise ValueError(f"beta must be in [0, 1), got {beta}")
+    counts = _check(input, target, class_counts)
     if input.size(1) < 2:
         raise ValueError("input must have at least 2 classes: 1 - p of the only class is 0")
-    counts = _check(input, target, class_counts)
     weight = -1 / torch.expm1(counts.double() * torch.tensor(beta, dtype=torch.double).log())
     weight = (weight * (len(weight) / weight.sum())).to(counts.dtype)
 
@@ -151,6 +151,10 @@ def _check(input: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
     if input.dim() != 2 or target.shape != input.shape[:1]:
         raise ValueError(
             f"input must be (N, C) and target (N), got input {tuple(input.shape)} and target {tuple(target.shape)}"
+        )
+    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < input.size(1):
+        raise ValueError(
+            f"target must be classes from 0 to {input.size(1) - 1}, got {int(target.min())} to {int(target.max())}"
         )
     if class_counts.shape != input.shape[1:]:
         raise ValueError(

@@ -47,7 +47,7 @@ def train_command(options: argparse.Namespace) -> None:
     if options.defer_start is None:
         options.defer_start = DEFER_START.get(options.dataset, Settings.defer_start)
     settings = Settings.of(options)
-    at_least(options, runs=1, repeats=1)
+    at_least(options, runs=1, repeats=1, seed=0)
     device = torch_device(options.device)
     dataset = load_dataset(options.root, options.dataset, options.use_node_attr)
     make_splits, runs = (random_splits, options.runs) if options.folds is None else (stratified_folds, options.folds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +19,13 @@ from fairseq_ext.errors import DataError, OptionError, choose
 
 __all__ = ["CappedDegree", "Split", "load_dataset", "random_splits", "stratified_folds"]
 
-# Classification data sets of https://chrsmrrs.github.io/datasets: a name outside this list and outside --root is taken
-# for a typing error before anything is downloaded.
+# Some of the classification data sets of https://chrsmrrs.github.io/datasets: a name that differs from one of them, or
+# of those in --root, by a letter or two is taken for a typing error before anything is downloaded.
 TU_NAMES = (
     *("AIDS", "BZR", "COLLAB", "COX2", "DBLP_v1", "DD", "DHFR", "ENZYMES", "FRANKENSTEIN", "github_stargazers"),
     *("IMDB-BINARY", "IMDB-MULTI", "KKI", "MSRC_9", "MSRC_21", "MUTAG", "Mutagenicity", "NCI1", "NCI109", "OHSU"),
     *("PROTEINS", "PROTEINS_full", "PTC_FM", "PTC_FR", "PTC_MM", "PTC_MR", "REDDIT-BINARY", "REDDIT-MULTI-5K"),
-    *("REDDIT-MULTI-12K", "SYNTHETIC", "Synthie", "TRIANGLES", "Tox21_AhR_training", "twitch_egos", "YEAST"),
+    *("REDDIT-MULTI-12K", "SYNTHETIC", "Synthie", "TRIANGLES", "Tox21_AhR_training", "twitch_egos", "Yeast"),
 )
 
 
@@ -47,12 +48,14 @@ def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TU
     :class:`CappedDegree` (our choice).
 
     Raises:
-        OptionError: an unknown name; the message has the nearest one.
+        OptionError: a name that looks mistyped; the message has the nearest one.
         DataError: files that are absent and cannot be downloaded, cannot be read, or do not fit together.
     """
     root = Path(root)
     present = {path.parent.parent.name for path in root.glob("*/raw/*_A.txt")}
-    choose("--dataset", name, sorted(present.union(TU_NAMES)))
+    known = sorted(present.union(TU_NAMES))
+    if difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+        choose("--dataset", name, known)
     try:
         dataset = TUDataset(str(root), name, use_node_attr=use_node_attr)
     except Exception as error:  # downloads, and files that do not fit together, fail in many places and types

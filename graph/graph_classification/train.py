@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -220,6 +221,15 @@ def spread_of_repeats(runs: dict[str, dict[str, float]]) -> float:
     return statistics.pstdev(statistics.fmean(accuracies) for accuracies in repeats.values())
 
 
+def _finished(folder: str | Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """The settings of an experiment, and the test accuracy of each of its runs."""
+    try:
+        found = read_json(Path(folder) / "results.json")
+        return found["settings"], {name: run["test_accuracy"] for name, run in found["runs"].items()}
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise DataError(f"{folder}: no results.json of graph_classification ({type(error).__name__})") from error
+
+
 def compare(first: str | Path, second: str | Path) -> dict[str, float]:
     """Paired differences, ``second - first``, of the test accuracies of two experiment folders.
 
@@ -228,22 +238,14 @@ def compare(first: str | Path, second: str | Path) -> dict[str, float]:
         and how often the second was ``better``, ``equal`` and ``worse``.
 
     Raises:
-        OptionError: folders without results, or with other data or splits.
+        DataError: a folder without results.
+        OptionError: other data or splits.
     """
-    experiments = []
-    for folder in (first, second):
-        try:
-            experiments.append(read_json(Path(folder) / "results.json"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder}: no results.json of finished runs ({type(error).__name__})") from error
-    settings = [experiment["settings"] for experiment in experiments]
+    settings, accuracies = zip(*map(_finished, (first, second)), strict=True)
     for name in PAIRED_BY:
         values = [found.get(name) for found in settings]
         if values[0] != values[1]:
             raise OptionError(f"compare: {name} is {values[0]} in {first} and {values[1]} in {second}: no pairs")
-    accuracies = [
-        {name: run["test_accuracy"] for name, run in experiment["runs"].items()} for experiment in experiments
-    ]
     shared = [name for name in accuracies[0] if name in accuracies[1]]
     if not shared:
         raise OptionError(f"compare: {first} and {second} share no finished run")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.experiments import torch_device
-from fairseq_ext.files import write_json
+from fairseq_ext.files import output_folder, write_json
 from fairseq_ext.options import at_least
 from graph.label_graph.classifier import Classifier
 from graph.label_graph.data import label_matrix, read_file, read_splits
@@ -22,7 +22,7 @@ from graph.label_graph.train import run, score
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    at_least(arguments, runs=1)
+    at_least(arguments, runs=1, seed=0)
     options = Options.of(arguments)
     experiment = run(options, arguments.out, arguments.seed, arguments.runs, torch_device(arguments.device))
     summary = experiment.summary()
@@ -54,11 +54,11 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _plot(arguments: argparse.Namespace) -> None:
+    at_least(arguments, pairs=1)
     classifier = Classifier.load(arguments.model)
     if classifier.network.label_graph is None:
         raise OptionError(f"--model {arguments.model} has no label graph (it was trained with --arm han)")
-    folder = Path(arguments.out or Path(arguments.model).parent)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(arguments.out or Path(arguments.model).parent)
     graph = classifier.network.label_graph.weight
     pairs = strongest_pairs(graph, classifier.labels, arguments.pairs)
     draw_label_graph(graph, classifier.labels, folder / "label_graph.png")
@@ -67,6 +67,7 @@ def _plot(arguments: argparse.Namespace) -> None:
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
+    at_least(arguments, reviews=1, seed=0)
     hidden = [style for style in arguments.hidden.split(",") if style]
     synthesize(arguments.out, arguments.albums, seed=arguments.seed, hidden=hidden, reviews=arguments.reviews)
     print(f"{arguments.albums} albums in {arguments.out}")

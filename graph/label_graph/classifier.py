@@ -37,7 +37,7 @@ def build_network(
     graph = None
     if options.arm != "han":
         graph = LabelGraph(num_labels, options.graph_position, options.graph_noise)
-    return HierarchicalAttentionNetwork(
+    network = HierarchicalAttentionNetwork(
         num_words,
         num_labels,
         options.embedding_dim,
@@ -47,9 +47,11 @@ def build_network(
         options.dropout,
         masked=not options.unmasked_attention,
         vectors=vectors,
-        freeze_vectors=options.embedding == "word2vec",
         label_graph=graph,
     )
+    # Constant also where the vectors come later, from a file: an optimiser is made for the parameters that are trained.
+    network.embedding.weight.requires_grad_(options.embedding != "word2vec")
+    return network
 
 
 @dataclass
@@ -106,7 +108,8 @@ class Classifier:
         Raises:
             CheckpointError: no such file, or another one.
         """
-        state = load_safely(path)
+        found = load_safely(path)
+        state = found if isinstance(found, dict) else {}
         try:
             options = Options(**state["options"])
             vocabulary = Vocabulary(tuple(state["words"]))

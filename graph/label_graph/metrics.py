@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -36,11 +38,13 @@ def multilabel_metrics(scores: ArrayLike, gold: ArrayLike, threshold: float = 0.
     scores, gold = _checked(scores, gold)
     predicted = scores > threshold
     best = gold[np.arange(len(gold)), scores.argmax(1)]
+    # Of a single column scikit-learn would count its absence as a second class.
+    f1 = functools.partial(f1_score, gold, predicted, labels=[1] if gold.shape[1] == 1 else None, zero_division=0)
     return {
         "one_error": float(1 - best.mean()),
         "hamming_loss": float(hamming_loss(gold, predicted)),
-        "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0)),
-        "micro_f1": float(f1_score(gold, predicted, average="micro", zero_division=0)),
+        "macro_f1": float(f1(average="macro")),
+        "micro_f1": float(f1(average="micro")),
     }
 
 

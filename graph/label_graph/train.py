@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -12,9 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_ext.errors import InputError, OptionError
+from fairseq_ext.errors import CheckpointError, InputError, OptionError
 from fairseq_ext.experiments import Experiment, random_state, set_random_state
-from fairseq_ext.files import load_safely, save_atomically
+from fairseq_ext.files import load_safely, output_folder, save_atomically
 from graph.label_graph.classifier import Classifier, build_network, tokenized
 from graph.label_graph.data import SPLITS, label_matrix, label_names, read_splits
 from graph.label_graph.label_graph import label_graph_loss
@@ -37,6 +39,13 @@ class Corpus:
     vocabulary: Vocabulary
     sentences: list[list[str]]
 
+    def digest(self) -> str:
+        """SHA-256 of everything that is trained and scored on."""
+        sha = hashlib.sha256(json.dumps([self.vocabulary.words, self.labels, self.sentences]).encode())
+        for split in SPLITS:
+            sha.update(self.ids[split].numpy().tobytes() + self.gold[split].numpy().tobytes())
+        return sha.hexdigest()
+
 
 def prepare(options: Options) -> Corpus:
     """Read, tokenise and number the data of ``options``."""
@@ -55,6 +64,11 @@ def prepare(options: Options) -> Corpus:
         vocabulary,
         sentences,
     )
+
+
+def settings_of(options: Options, corpus: Corpus) -> dict[str, Any]:
+    """What results and checkpoints belong to: the options, and the data by its content."""
+    return options.as_dict() | {"digest": corpus.digest()}
 
 
 def score(classifier: Classifier, ids: Tensor, gold: Tensor, tune: bool = False) -> dict[str, float]:
@@ -103,17 +117,19 @@ def train(
         Test metrics at the best epoch, that epoch, its validation metric, the threshold and where it comes from.
 
     Raises:
-        OptionError: the checkpoint in ``folder`` was trained with other options.
+        OptionError: the checkpoint in ``folder`` was trained with other options or data.
+        CheckpointError: it is none.
         InputError: the loss is not finite.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(folder)
     torch.manual_seed(seed)
     vectors = None
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint, settings = folder / "checkpoint.pt", settings_of(options, corpus)
     resume = load_safely(checkpoint) if checkpoint.exists() else None
-    if resume and resume["options"] != options.as_dict():
-        raise OptionError(f"--out: {checkpoint} was trained with other options: choose another folder, or delete it")
+    if resume and (not isinstance(resume, dict) or resume.get("settings") != settings):
+        raise OptionError(
+            f"--out: {checkpoint} was trained with other options or data: choose another folder, or delete it"
+        )
     if options.embedding != "learned" and not resume:
         vectors = train_vectors(corpus.sentences, corpus.vocabulary, options.embedding_dim, seed=seed)
     network = build_network(options, len(corpus.vocabulary), len(corpus.labels), vectors).to(device)
@@ -125,10 +141,13 @@ def train(
 
     progress: dict[str, Any] = {"epoch": 0, "seconds": 0.0, "best": -math.inf, "best_epoch": 0, "history": []}
     if resume:
-        network.load_state_dict(resume["network"])
-        optimizer.load_state_dict(resume["optimizer"])
-        set_random_state(resume["random"])
-        progress = resume["progress"]
+        try:
+            network.load_state_dict(resume["network"])
+            optimizer.load_state_dict(resume["optimizer"])
+            set_random_state(resume["random"])
+            progress = resume["progress"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{checkpoint}: not a checkpoint of label_graph; delete it") from error
 
     sign = -1 if options.select in LOWER_IS_BETTER else 1
     epochs = range(progress["epoch"] + 1, options.epochs + 1)
@@ -151,7 +170,7 @@ def train(
         progress["epoch"] = epoch
         progress["history"].append(entry)
         state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "random": random_state()}
-        save_atomically(state | {"options": options.as_dict(), "progress": progress}, checkpoint)
+        save_atomically(state | {"settings": settings, "progress": progress}, checkpoint)
 
     best = Classifier.load(folder / "model.pt")
     best.network.to(device)
@@ -171,7 +190,7 @@ def run(
 ) -> Experiment:
     """Train with the seeds ``seed``, ``seed + 1``, ...; finished ones in ``out`` are not run again."""
     corpus = prepare(options)  # bad data must not leave a results.json
-    experiment = Experiment(out, options.as_dict(), ("gensim", "scikit-learn"))
+    experiment = Experiment(out, settings_of(options, corpus), ("gensim", "scikit-learn"))
     for number in range(seed, seed + runs):
         name = f"seed{number}"
         if name not in experiment.runs:

@@ -7,7 +7,7 @@ import difflib
 import importlib
 import inspect
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ from typing import Any
 import torch
 import torch_geometric.datasets
 import torch_geometric.transforms as T
+from scipy import sparse
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import GlobalStorage
-from torch_geometric.io import read_npz
+from torch_geometric.utils import index_to_mask
 
 from fairseq_ext.errors import DataError, OptionError, choose
 from fairseq_ext.files import load_safely
+from graph.renode.pprgo_data import read_large_graph
 
 __all__ = [
     "DATASETS",
@@ -47,10 +49,17 @@ DATASETS = {
 }
 SPLITS = ("compat", "random", "public")
 IMBALANCES = ("none", "step")
+GRAPH_TYPES = [DataEdgeAttr, DataTensorAttr, GlobalStorage, Data]
+"""What a saved graph is made of beside tensors."""
 
 
 def load_graph(
-    name: str, root: str | Path = "data", *, normalize_features: bool = False, to_undirected: bool = False
+    name: str,
+    root: str | Path = "data",
+    *,
+    normalize_features: bool = False,
+    to_undirected: bool = False,
+    need_features: bool = True,
 ) -> Data:
     """A checked graph with ``x``, ``edge_index`` and ``y``.
 
@@ -61,39 +70,55 @@ def load_graph(
         root: data sets by name live in ``root/<name>``; those of torch_geometric download themselves to it.
         normalize_features: let the features of each node sum to 1. Default: raw, as the released code.
         to_undirected: add the reverse of every edge. Default: the edges as they are.
+        need_features: False leaves the features of an ``.npz`` unread, and takes a graph without any.
 
     Raises:
         OptionError: no such data set.
         DataError: the data set cannot be had, or :func:`check_graph` refuses it.
     """
-    suffix = Path(name).suffix
-    data = _read_file(Path(name)) if suffix in (".npz", ".pt") else _load_dataset(name, Path(root))
-    data = check_graph(data, name)
+    path = Path(name)
+    if path.suffix == ".pt":
+        data = _read_pt(path)
+    elif path.suffix == ".npz":
+        data = _read_npz(path, need_features)
+    else:
+        data = _load_dataset(name, Path(root))
+    data = check_graph(data, name, need_features)
     if to_undirected:
         data = T.ToUndirected()(data)
     return T.NormalizeFeatures()(data) if normalize_features else data
 
 
-def _read_file(path: Path) -> Data:
-    if path.suffix == ".pt":
-        with torch.serialization.safe_globals([DataEdgeAttr, DataTensorAttr, GlobalStorage]):
-            content = load_safely(path)
-        data = Data.from_dict(content) if isinstance(content, dict) else content
-        if not isinstance(data, Data):
-            raise DataError(f"{path}: holds a {type(data).__name__}, not a torch_geometric Data")
-        return data
-    try:
-        return read_npz(str(path))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or 'no .npz file'}") from error
-    except Exception as error:  # numpy, zip and scipy raise many types for a damaged file
-        raise DataError(f"{path}: not an .npz in the layout of Amazon's ({_first_line(error)})") from error
+def _read_pt(path: Path) -> Data:
+    with torch.serialization.safe_globals(GRAPH_TYPES):
+        content = load_safely(path)
+    if isinstance(content, dict) and all(isinstance(key, str) for key in content):
+        content = Data.from_dict(content)
+    if not isinstance(content, Data):
+        raise DataError(f"{path}: holds a {type(content).__name__}, not a torch_geometric Data")
+    return content
+
+
+def _read_npz(path: Path, need_features: bool) -> Data:
+    # torch_geometric's reader would turn every feature above 0 into 1.
+    graph = read_large_graph(path)
+    data = Data(edge_index=graph.edge_index, y=torch.from_numpy(graph.y), num_nodes=len(graph.y))
+    if need_features:
+        data.x = torch.from_numpy(graph.x.toarray() if isinstance(graph.x, sparse.csr_array) else graph.x)
+    return data
 
 
 def _load_dataset(name: str, root: Path) -> Data:
-    if name.startswith("ogbn-"):
-        choose("--dataset", name, DATASETS)
-        return _load_ogb(name, root)
+    load = _ogb_loader(name, root) if name.startswith("ogbn-") else _pyg_loader(name, root)
+    try:
+        # Their own files are read by torch's safe loader too, which knows no graphs.
+        with torch.serialization.safe_globals(GRAPH_TYPES):
+            return load()
+    except Exception as error:  # whatever a constructor, a download or a damaged raw file raises
+        raise DataError(f"--dataset {name}: not available under --root {root} ({_first_line(error)})") from error
+
+
+def _pyg_loader(name: str, root: Path) -> Callable[[], Data]:
     class_name, _, variant = DATASETS.get(name, name).partition(":")
     classes = {key for key, value in vars(torch_geometric.datasets).items() if inspect.isclass(value)}
     if class_name not in classes:
@@ -102,47 +127,50 @@ def _load_dataset(name: str, root: Path) -> Data:
     factory = getattr(torch_geometric.datasets, class_name)
     known = inspect.signature(factory).parameters
     options: dict[str, Any] = {}
-    if "name" in known:
-        if not variant:
-            raise OptionError(f"--dataset: {class_name} holds several graphs; name one, as {class_name}:NAME")
+    if bool(variant) != ("name" in known):
+        several = f"holds several graphs; name one, as {class_name}:NAME"
+        raise OptionError(f"--dataset: {class_name} {'is one graph, without names' if variant else several}")
+    if variant:
         options["name"] = variant
     if "root" in known:
         # Where the class makes a folder for each name itself, the root is the one given.
         options["root"] = str(root if variant else root / class_name)
-    try:
-        return factory(**options)[0]
-    except Exception as error:  # whatever a constructor, a download or a damaged raw file raises
-        raise DataError(f"--dataset {name}: not available under --root {root} ({_first_line(error)})") from error
+    return lambda: factory(**options)[0]
 
 
-def _load_ogb(name: str, root: Path) -> Data:
+def _ogb_loader(name: str, root: Path) -> Callable[[], Data]:
+    choose("--dataset", name, DATASETS)
     try:
         ogb = importlib.import_module("ogb.nodeproppred")
     except ImportError as error:
         raise DataError(f"--dataset {name} needs the package ogb: pip install ogb") from error
-    dataset = ogb.PygNodePropPredDataset(name, root=str(root))
-    data = dataset[0]
-    for split, ids in dataset.get_idx_split().items():
-        mask = torch.zeros(data.num_nodes, dtype=torch.bool)
-        mask[ids] = True
-        data[{"valid": "val_mask"}.get(split, f"{split}_mask")] = mask
-    return data
+
+    def load() -> Data:
+        dataset = ogb.PygNodePropPredDataset(name, root=str(root))
+        data = dataset[0]
+        for split, ids in dataset.get_idx_split().items():
+            data[{"valid": "val_mask"}.get(split, f"{split}_mask")] = index_to_mask(ids, data.num_nodes)
+        return data
+
+    return load
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def check_graph(data: Data, name: str = "graph") -> Data:
-    """``data`` with labels as a vector of int64, where it is a graph that can be trained on.
+def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> Data:
+    """``data`` with labels as a vector of int64, where it is a graph that can be trained on, or scored.
 
     Raises:
         DataError: absent parts, labels or edges out of range, several labels a node, NaN or infinite features.
     """
-    for part in ("x", "edge_index", "y"):
+    for part in ("x", "edge_index", "y")[not need_features :]:
         if not isinstance(data.get(part), Tensor):
             raise DataError(f"{name}: the graph has no {part}")
-    n, y = data.x.size(0), data.y
+    if need_features and data.x.dim() != 2:
+        raise DataError(f"{name}: x must be (nodes, features), found shape {tuple(data.x.shape)}")
+    n, y = len(data.x if need_features else data.y), data.y
     if y.dim() == 2 and y.size(1) == 1:
         y = y.squeeze(1)
     if y.shape != (n,):
@@ -158,12 +186,13 @@ def check_graph(data: Data, name: str = "graph") -> Data:
     if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < n:
         bad = int(edges.min()) if edges.min() < 0 else int(edges.max())
         raise DataError(f"{name}: edge_index names node {bad}, the graph has nodes 0 to {n - 1}")
-    x = data.x.to_dense() if data.x.is_sparse else data.x
-    finite = x.isfinite().all(1)
-    if not finite.all():
-        raise DataError(f"{name}: the features of node {int((~finite).nonzero()[0])} are NaN or infinite")
     data = copy.copy(data)
-    data.x, data.y, data.edge_index = x.float(), y, edges.long()
+    data.y, data.edge_index, data.num_nodes = y, edges.long(), n
+    if need_features:
+        data.x = (data.x if data.x.layout == torch.strided else data.x.to_dense()).float()
+        finite = data.x.isfinite().all(1)
+        if not finite.all():
+            raise DataError(f"{name}: the features of node {int((~finite).nonzero()[0])} are NaN or infinite")
     return data
 
 
@@ -274,8 +303,9 @@ def _public_mask(data: Data, name: str, seed: int) -> Tensor:
     mask = data.get(name)
     if mask is None:
         raise DataError(f"--split public: the graph has no {name}")
-    mask = mask if mask.dim() == 1 else mask[:, seed % mask.size(1)]
-    if mask.shape != data.y.shape or mask.dtype != torch.bool or not mask.any():
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        mask = mask[:, seed % mask.size(1)]
+    if not isinstance(mask, Tensor) or mask.shape != data.y.shape or mask.dtype != torch.bool or not mask.any():
         raise DataError(f"--split public: {name} must mark some of the {len(data.y)} nodes")
     return mask
 

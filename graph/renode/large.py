@@ -48,7 +48,7 @@ class LargeOptions(OptionSet):
     train_each: int = option(50, "labelled nodes a class (released: 20, 50, 100)", least=1)
 
     alpha: float = option(0.15, "restart probability (released: 0.15)", above=0, below=1)
-    eps: float = option(1e-4, "threshold of a push (released: 1e-4)", above=0)
+    eps: float = option(1e-4, "threshold of a push (released: 1e-4)", above=0, below=1)
     topk: int = option(0, "largest entries kept of a row; 0: all (released: 0)", least=0)
     normalization: str = option("sym", "of the rows (released: sym)", tuple(NORMALIZATIONS))
     renode: str = option("on", "weight the losses", SWITCH)

@@ -110,7 +110,7 @@ class Recipe(OptionSet):
     def lr_factor(self, steps: int) -> float:
         """What ``lr`` is multiplied by after ``steps`` epochs."""
         late = steps + 1 - self.lr_decay_epoch
-        return max(self.lr_decay**late, self.min_lr / self.lr) if late > 0 else 1.0
+        return max(self.lr_decay**late, min(self.min_lr / self.lr, 1.0)) if late > 0 else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

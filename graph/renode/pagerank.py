@@ -193,6 +193,8 @@ def push_pagerank(
     check_alpha(alpha)
     if not 0 < eps < 1:
         raise OptionError(f"eps: {eps} is not between 0 and 1")
+    if not np.float32(alpha) * np.float32(eps) > 0:
+        raise OptionError(f"eps: {eps} times alpha is 0 in single precision, a push would never end")
     if topk < 0:
         raise OptionError(f"topk: {topk} is negative")
     choose("normalization", normalization, NORMALIZATIONS)

@@ -17,8 +17,8 @@ from scipy.stats import spearmanr
 from torch_geometric.data import Data
 from torch_geometric.utils import k_hop_subgraph, subgraph
 
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import replacing
+from fairseq_ext.errors import DataError
+from fairseq_ext.files import output_folder, replacing
 from graph.renode.options import ScoreOptions
 from graph.renode.score import score_table, scored_graph
 from graph.renode.totoro import neighbor_conflict
@@ -125,7 +125,7 @@ def _contested_region(data: Data, max_nodes: int) -> torch.Tensor:
 
 def run(options: ScoreOptions, out: str | Path, split_seed: int = 0, layout_nodes: int = 400) -> list[Path]:
     """``python -m graph.renode plot``: the paths of the pictures."""
-    out, data = Path(out), scored_graph(options, split_seed)
+    data, out = scored_graph(options, split_seed), output_folder(out)
     pictures: dict[str, Callable[[Data, Axes], None]] = {
         "totoro_by_class.png": plot_classes,
         "rank_to_weight.png": plot_weights,
@@ -137,10 +137,6 @@ def run(options: ScoreOptions, out: str | Path, split_seed: int = 0, layout_node
         figure = Figure(figsize=(8, 7) if name == "layout.png" else (7, 4.5), layout="constrained")
         draw(data, figure.subplots())
         paths.append(out / name)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            with replacing(paths[-1]) as partial:
-                figure.savefig(partial, format="png", dpi=150)
-        except OSError as error:
-            raise OptionError(f"--out: cannot write to {out}: {error.strerror}") from error
+        with replacing(paths[-1]) as partial:
+            figure.savefig(partial, format="png", dpi=150)
     return paths

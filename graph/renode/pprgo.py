@@ -117,7 +117,7 @@ class RowBatches:
         x: (n, F) features: array, memory map or CSR matrix. Only the neighbours' rows are ever read.
         y: (L,) classes of the rows' nodes.
         weight: (L,) weights of their losses; ones where left out.
-        batch_size: rows a step, over all processes.
+        batch_size: rows a step, over all processes. Default 4200, as released: all labelled nodes in one.
         rank, world: this process takes the rows ``rank, rank + world, ...`` of each batch.
         device: of the tensors in a batch.
     """

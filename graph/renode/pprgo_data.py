@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 from torch_geometric.data import Data
+from torch_geometric.utils import remove_self_loops, to_undirected
 
 from fairseq_ext.errors import DataError, OptionError, choose
 from graph.renode.pagerank import binary_adjacency
@@ -38,8 +41,12 @@ class LargeGraph:
     y: np.ndarray
 
     def __post_init__(self) -> None:
+        if self.y.ndim != 1 or not np.issubdtype(self.y.dtype, np.integer):
+            raise DataError(f"labels: a whole number for each node, found {self.y.dtype} of shape {self.y.shape}")
         if self.x.ndim != 2 or self.x.shape[0] != len(self.y):
             raise DataError(f"features: found shape {self.x.shape} for {len(self.y)} labels")
+        if not (np.issubdtype(self.x.dtype, np.number) or self.x.dtype == np.bool_):
+            raise DataError(f"features: numbers are needed, found {self.x.dtype}")
         if not len(self.y) or self.y.min() < 0:
             raise DataError("labels: every node needs a class, and classes are numbered from 0")
         values = self.x.data if sparse.issparse(self.x) else self.x
@@ -71,7 +78,8 @@ _CSR_PARTS = ("data", "indices", "indptr", "shape")
 
 
 def _csr(arrays: np.lib.npyio.NpzFile, name: str, path: Path) -> sparse.csr_array:
-    keys = [f"{name}_{part}" if f"{name}_{part}" in arrays else f"{name}.{part}" for part in _CSR_PARTS]
+    joint = "." if f"{name}.data" in arrays else "_"
+    keys = [f"{name}{joint}{part}" for part in _CSR_PARTS]
     missing = [key for key in keys if key not in arrays]
     if missing:
         raise DataError(f"{path}: no array {missing[0]!r}; expected adj_* and attr_* (data, indices, indptr, shape)")
@@ -81,12 +89,24 @@ def _csr(arrays: np.lib.npyio.NpzFile, name: str, path: Path) -> sparse.csr_arra
     return matrix
 
 
+@contextlib.contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Errors within become one line that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or 'cannot be read'}") from error
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: {str(error).removeprefix(f'{path}: ').splitlines()[0]}") from error
+
+
 def read_large_graph(path: str | Path, features: str | Path | None = None) -> LargeGraph:
     """A graph from PPRGo's .npz layout, which is also that of torch_geometric's ``Amazon`` data sets.
 
     Arrays ``adj_data, adj_indices, adj_indptr, adj_shape`` (CSR), ``labels``, and either ``attr_data, ...`` (CSR) or a
     dense ``attr_matrix``; a dot may stand for the underscore. Like torch_geometric's reader of this layout, edges are
-    made undirected, and self-loops and weights are dropped. Nothing is ever unpickled.
+    made undirected, and self-loops and weights are dropped; unlike there, features are not made binary. Nothing is
+    ever unpickled.
 
     Args:
         features: an ``.npy`` file of an (n, F) array instead of the ``attr`` arrays. It is memory-mapped.
@@ -97,26 +117,21 @@ def read_large_graph(path: str | Path, features: str | Path | None = None) -> La
     path = Path(path)
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: {'not an .npz file' if path.exists() else 'no such file'}")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            directed = _csr(arrays, "adj", path)
-            y = arrays["labels"].astype(np.int64)
-            if features is not None:
-                x = np.load(features, mmap_mode="r", allow_pickle=False)
-            else:
-                x = arrays["attr_matrix"] if "attr_matrix" in arrays else _csr(arrays, "attr", path)
-    except DataError:
-        raise
-    except OSError as error:
-        raise DataError(f"{error.filename or path}: {error.strerror or 'cannot be read'}") from error
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: {str(error).splitlines()[0]}") from error
-    edges = directed.tocoo()
-    if edges.shape != (len(y), len(y)):
-        raise DataError(f"{path}: found adj_shape {edges.shape} for {len(y)} labels")
-    ends = torch.from_numpy(np.stack([edges.row, edges.col])).long()
-    ends = ends[:, ends[0] != ends[1]]
-    return LargeGraph(torch.cat([ends, ends.flip(0)], 1), x, y)
+    with _reading(path), np.load(path, allow_pickle=False) as arrays:
+        adjacency, y = _csr(arrays, "adj", path), arrays["labels"]
+        if features is None:
+            x = arrays["attr_matrix"] if "attr_matrix" in arrays else _csr(arrays, "attr", path)
+    if features is not None:
+        with _reading(features):
+            x = np.load(features, mmap_mode="r", allow_pickle=False)
+        if not isinstance(x, np.ndarray):
+            raise DataError(f"{features}: holds several arrays; an .npy file holds one")
+    if adjacency.shape != (y.size, y.size):
+        raise DataError(f"{path}: found adj_shape {adjacency.shape} for {y.size} labels")
+    edges = adjacency.tocoo()
+    edge_index, _ = remove_self_loops(torch.from_numpy(np.stack([edges.row, edges.col])).long())
+    with _reading(path if features is None else features):
+        return LargeGraph(to_undirected(edge_index, num_nodes=y.size), x, y)
 
 
 class InductiveSplit(NamedTuple):

@@ -44,8 +44,10 @@ def labelled_weights(
     Args:
         nodes: (L,) their ids.
         rows: (L, n) their pushed rows, which only ``score="push-softmax"`` looks at.
+        alpha: restart probability. Default 0.15, as released.
         w_min, w_max: 0.75 and 1.25, the released defaults for large graphs. Equal bounds weigh all nodes alike.
-        score: ``"exact"``: :func:`~graph.renode.totoro`, by sparse solves (our choice); or ``"push-softmax"``:
+        ties: how equal scores rank; default ``"index"``, as released. See :func:`~graph.renode.renode_weights`.
+        score: ``"exact"``, the default: :func:`~graph.renode.totoro`, by sparse solves (our choice); or ``"push-softmax"``:
             :func:`~graph.renode.totoro_from_rows`, as released.
 
     Returns:
@@ -93,9 +95,11 @@ def train(
         valid: rows whose weighted F1 picks the epoch; without them it is the last one, as released.
         loss: called with logits, classes and weights; the mean of w · loss. Default: cross-entropy, as released.
         lr, weight_decay, epochs: 0.005, 1e-4 and 800, as released.
-        patience: epochs without a better F1 that end the training, at least 1 (our choice, like validation itself).
-        interval: epochs between validations and checkpoints.
-        reduction: ``"sum"`` over the batch, as released, or ``"mean"``.
+        patience: epochs without a better F1 that end the training, at least 1. Default 100; our choice, like
+            validation itself.
+        interval: epochs between validations and checkpoints. Default 1.
+        reduction: ``"sum"`` over the batch, the default, as released; or ``"mean"``.
+        seed: of order and dropout. Default 0.
         checkpoint: file to go on from and to save to.
         settings: a checkpoint of other settings is refused.
 
@@ -124,7 +128,13 @@ def train(
 
     hidden = None if accelerator.is_main_process else True
     bar = tqdm(total=epochs, initial=state["epoch"], disable=hidden, unit="epoch")
-    while state["epoch"] < epochs and (valid is None or state["epoch"] - state["best_epoch"] < patience):
+
+    def patient() -> bool:
+        """Epochs without a validation, all of them where there is none, end nothing."""
+        unknown = valid is None or state["epoch"] % interval
+        return bool(unknown) or state["epoch"] - state["best_epoch"] < patience
+
+    while state["epoch"] < epochs and patient():
         state["epoch"] += 1
         generator = np.random.default_rng([seed, state["epoch"]])
         torch.manual_seed(int(generator.integers(2**32)) + accelerator.process_index)

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import index_to_mask
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.files import replacing, write_json
+from fairseq_ext.files import output_folder, replacing, write_json
 from graph.renode.data import labelled_nodes, load_graph
 from graph.renode.options import ScoreOptions, SplitOptions, WeightOptions
 from graph.renode.totoro import dataset_totoro
@@ -43,7 +42,7 @@ def renode_transform(options: WeightOptions) -> ReNode:
 def scored_graph(options: ScoreOptions, split_seed: int = 0) -> Data:
     """The graph of the options, with one split's scores."""
     transform = renode_transform(options)
-    data = load_graph(options.dataset, options.root, to_undirected=options.to_undirected)
+    data = load_graph(options.dataset, options.root, to_undirected=options.to_undirected, need_features=False)
     nodes = labelled_nodes(data, options.split, split_seed, **split_options(options))
     return scored(data, nodes, transform)
 
@@ -66,29 +65,25 @@ def score_table(data: Data) -> dict[str, np.ndarray]:
 
 def write_scores(data: Data, folder: str | Path) -> dict[str, Any]:
     """``scores.tsv``, ``scores.npz`` and a summary in ``scores.json``, which is returned."""
-    folder, table = Path(folder), score_table(data)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "scores.tsv") as partial, open(partial, "w", encoding="utf-8") as file:
-            file.write("\t".join(table) + "\n")
-            for node, label, score, rank, weight in zip(*table.values(), strict=True):
-                file.write(f"{node}\t{label}\t{score:.8g}\t{rank}\t{weight:.6f}\n")
-        with replacing(folder / "scores.npz") as partial, open(partial, "wb") as file:
-            np.savez_compressed(file, **table)  # type: ignore[arg-type]
-        summary = {
-            "nodes": data.num_nodes,
-            "edges": data.num_edges,
-            "labelled": len(table["node"]),
-            "totoro": dataset_totoro(data.totoro),
-            "classes": {
-                int(label): {"labelled": int(of.sum()), "mean_totoro": float(table["totoro"][of].mean())}
-                for label in np.unique(table["label"])
-                for of in [table["label"] == label]
-            },
-        }
-        write_json(folder / "scores.json", summary)
-    except OSError as error:
-        raise OptionError(f"--out: cannot write to {folder}: {error.strerror}") from error
+    folder, table = output_folder(folder), score_table(data)
+    with replacing(folder / "scores.tsv") as partial, open(partial, "w", encoding="utf-8") as file:
+        file.write("\t".join(table) + "\n")
+        for node, label, score, rank, weight in zip(*table.values(), strict=True):
+            file.write(f"{node}\t{label}\t{score:.8g}\t{rank}\t{weight:.6f}\n")
+    with replacing(folder / "scores.npz") as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **table)  # type: ignore[arg-type]
+    summary = {
+        "nodes": data.num_nodes,
+        "edges": data.num_edges,
+        "labelled": len(table["node"]),
+        "totoro": dataset_totoro(data.totoro),
+        "classes": {
+            int(label): {"labelled": int(of.sum()), "mean_totoro": float(table["totoro"][of].mean())}
+            for label in np.unique(table["label"])
+            for of in [table["label"] == label]
+        },
+    }
+    write_json(folder / "scores.json", summary)
     return summary
 
 

@@ -130,7 +130,7 @@ def totoro_from_rows(rows: sparse.sparray, y: Tensor, softmax: bool = True) -> T
     if softmax:
         np.exp(rows.data, out=rows.data)
         rows.data /= np.repeat(rows.sum(axis=1), np.diff(rows.indptr))
-    means = sparse.csr_array(_class_means(nodes, labels, len(y)).numpy())
+    means = sparse.csr_array(_class_means(nodes, labels, len(y)).cpu().numpy())
     influence = means.T @ rows
     return _of_other_classes(torch.from_numpy((rows @ influence.T).toarray()), labels)
 

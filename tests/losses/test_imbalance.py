@@ -137,6 +137,9 @@ def test_half_precision_computes_in_float32(loss):
     ("change", "message"),
     [
         (dict(target=torch.zeros(3, dtype=torch.long)), "input must be"),
+        (dict(input=torch.zeros(5)), "input must be"),
+        (dict(target=torch.tensor([0, 1, 4, 2, 3])), "target must be classes from 0 to 3, got 0 to 4"),
+        (dict(target=torch.tensor([0, 1, -100, 2, 3])), "target must be classes from 0 to 3, got -100 to 3"),
         (dict(class_counts=torch.ones(3)), "class_counts must hold one number for each of 4 classes"),
         (dict(class_counts=torch.tensor([1, 2, 0, 3])), "class_counts: class 2 has no example"),
         (dict(sample_weight=torch.ones(5, 1)), "sample_weight must hold one weight"),

@@ -114,6 +114,15 @@ def test_unknown_name_gets_the_nearest(rings):
         load_dataset(rings, "RING")
 
 
+def test_a_name_that_is_like_no_other_is_left_to_torch_geometric(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch_geometric.datasets.TUDataset.download", lambda self: asked.append(self.name))
+    for name in ("Fingerprint", "COX2_MD", "NCI-H23"):
+        with pytest.raises(DataError, match=f"--dataset {name}: "):
+            load_dataset(tmp_path, name)
+    assert asked == ["Fingerprint", "COX2_MD", "NCI-H23"]
+
+
 def test_a_known_data_set_that_cannot_be_downloaded(tmp_path, monkeypatch):
     def refuse(self):
         raise ConnectionError("no network")

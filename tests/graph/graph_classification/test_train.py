@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.errors import CheckpointError, OptionError
+from fairseq_ext.errors import CheckpointError, DataError, OptionError
 from fairseq_ext.files import load_safely, read_json, write_json
 from fairseq_ext.losses import encouraging_loss
 from graph.graph_classification.__main__ import main
@@ -267,6 +267,16 @@ def test_compare_refuses_what_cannot_be_paired(tmp_path):
         compare(first, results(tmp_path / "c", {"0/1": 0.5}))
     with pytest.raises(SystemExit, match=r"nowhere: no results.json"):
         main(["compare", str(first), str(tmp_path / "nowhere")])
+    for number, content in enumerate(({"runs": {}}, {"settings": {}, "runs": {"0/0": {"accuracy": 1.0}}}, [])):
+        (tmp_path / f"other{number}").mkdir()
+        write_json(tmp_path / f"other{number}" / "results.json", content)
+        with pytest.raises(DataError, match=f"other{number}: no results.json of graph_classification"):
+            compare(first, tmp_path / f"other{number}")
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(OptionError, match="--seed must be at least 0, got -1"):
+        main(["train", "--dataset", "MUTAG", "--seed", "-1"])
 
 
 def test_spread_of_repeats_is_that_of_their_means():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -120,9 +122,12 @@ def test_finished_runs_are_kept(trained, data, monkeypatch):
         main(["train", "--data", str(data), "--out", str(trained), "--pieces", "clauses", *SMALL])
 
 
-@pytest.mark.parametrize("killed_after", ["model", "checkpoint"])
-def test_killed_run_ends_where_a_straight_one_ends(data, tmp_path, monkeypatch, killed_after):
-    arguments = ["train", "--data", str(data), *SMALL, "--embedding", "word2vec-tuned", "--dropout", "0.2"]
+@pytest.mark.parametrize(
+    ("killed_after", "embedding"),
+    [("model", "word2vec-tuned"), ("checkpoint", "word2vec-tuned"), ("checkpoint", "word2vec"), ("model", "learned")],
+)
+def test_killed_run_ends_where_a_straight_one_ends(data, tmp_path, monkeypatch, killed_after, embedding):
+    arguments = ["train", "--data", str(data), *SMALL, "--embedding", embedding, "--dropout", "0.2"]
     main([*arguments, "--out", str(tmp_path / "straight")])
 
     def killed(save, at):
@@ -144,9 +149,13 @@ def test_killed_run_ends_where_a_straight_one_ends(data, tmp_path, monkeypatch, 
         with pytest.raises(KeyboardInterrupt):
             main([*arguments, "--out", str(tmp_path / "killed")])
     assert not (tmp_path / "killed" / "results.json").exists()
-    other = Options(**results(tmp_path / "straight")["settings"] | {"lr": 0.5})
-    with pytest.raises(OptionError, match=r"--out: .*checkpoint.pt was trained with other options"):
-        training.train(other, training.prepare(other), 1, tmp_path / "killed" / "seed1")
+    settings = results(tmp_path / "straight")["settings"]
+    same = Options(**{name: value for name, value in settings.items() if name != "digest"})
+    corpus = training.prepare(same)
+    changed = dataclasses.replace(corpus, gold=corpus.gold | {"valid": 1 - corpus.gold["valid"]})
+    for options, data_now in ((dataclasses.replace(same, lr=0.5), corpus), (same, changed)):
+        with pytest.raises(OptionError, match=r"--out: .*checkpoint.pt was trained with other options or data"):
+            training.train(options, data_now, 1, tmp_path / "killed" / "seed1")
     main([*arguments, "--out", str(tmp_path / "killed")])
 
     straight, resumed = (results(tmp_path / name)["runs"]["seed1"] for name in ("straight", "killed"))
@@ -298,6 +307,26 @@ def test_bad_options_end_with_one_line(data, tmp_path, options, message):
     assert not (out / "results.json").exists() or not results(out)["runs"]
 
 
+def test_transductive_words_are_those_of_all_splits(tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.tsv").write_text(f"food\tsoup {split}\n")
+    words = {
+        chosen: set(training.prepare(Options(data=str(tmp_path), transductive=chosen)).vocabulary.words)
+        for chosen in (False, True)
+    }
+    assert words[True] - words[False] == {"valid", "test"} and words[False] < words[True]
+
+
+def test_changed_data_is_not_the_same_experiment(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    command = ["train", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), *SMALL, "--epochs", "1"]
+    main(command)
+    with open(tmp_path / "data" / "train.tsv", "a") as file:
+        file.write("\nfood\ttasty soup")
+    with pytest.raises(OptionError, match=r"--out: .* holds runs with digest"):
+        main(command)
+
+
 def test_text_without_words(tmp_path):
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.tsv").write_text("food\t!!!\n")
@@ -306,9 +335,37 @@ def test_text_without_words(tmp_path):
 
 
 def test_models_that_are_none(tmp_path):
-    torch.save({"network": {}}, tmp_path / "other.pt")
-    with pytest.raises(InputError, match=r"other.pt: not a model of graph.label_graph"):
-        Classifier.load(tmp_path / "other.pt")
+    for content in ({"network": {}}, [1, 2], torch.ones(3)):
+        torch.save(content, tmp_path / "other.pt")
+        with pytest.raises(InputError, match=r"other.pt: not a model of graph.label_graph"):
+            Classifier.load(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("plot --pairs 0", "--pairs must be at least 1, got 0"),
+        ("synthesize --reviews 0", "--reviews must be at least 1, got 0"),
+        ("synthesize --out FILE", "--out: cannot write to"),
+        ("train --data DATA --seed -1", "--seed must be at least 0, got -1"),
+    ],
+)
+def test_small_numbers_and_files_for_folders(data, tmp_path, command, message):
+    (tmp_path / "file").write_text("")
+    words = [{"FILE": str(tmp_path / "file"), "DATA": str(data)}.get(word, word) for word in command.split()]
+    with pytest.raises(OptionError, match=message):
+        main(words)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2]])
+def test_foreign_checkpoint(data, tmp_path, content):
+    (tmp_path / "seed1").mkdir()
+    torch.save(content, tmp_path / "seed1" / "checkpoint.pt")
+    with pytest.raises(OptionError, match=r"checkpoint.pt was trained with other options or data"):
+        main(["train", "--data", str(data), "--out", str(tmp_path), *SMALL])
+
+
+def test_absent_model(tmp_path):
     with pytest.raises(InputError, match=r"absent.pt: No such file"):
         main(["predict", "--model", str(tmp_path / "absent.pt"), "x.txt"])
 

@@ -26,6 +26,16 @@ def test_by_hand():
         {"one_error": 1 / 2, "hamming_loss": 2 / 6, "macro_f1": (2 / 3 + 2 / 3 + 0) / 3, "micro_f1": 2 / 3}
     )
     assert multilabel_metrics([[0.2]], [[1]])["micro_f1"] == 0
+
+
+def test_one_label():
+    found = multilabel_metrics([[0.9], [0.1], [0.8]], [[1], [1], [0]])
+    assert (found["micro_f1"], found["macro_f1"], found["hamming_loss"]) == pytest.approx((1 / 2, 1 / 2, 2 / 3))
+    none = multilabel_metrics([[0.9], [0.1]], [[0], [0]])  # its absence is no second label
+    assert (none["micro_f1"], none["macro_f1"]) == (0, 0)
+
+
+def test_threshold_is_no_prediction():
     assert multilabel_metrics(torch.tensor([[0.25]]), [[1]], 0.25)["micro_f1"] == 0
 
 

@@ -18,6 +18,7 @@ from torch_geometric.datasets import KarateClub
 
 from fairseq_ext.errors import InputError
 from graph.renode.__main__ import main
+from graph.renode.data import labelled_nodes
 from tests.helpers import ROOT, load_golden, require_data
 
 PICTURES = ["totoro_by_class.png", "rank_to_weight.png", "layout.png", "totoro_by_neighbors.png"]
@@ -42,6 +43,23 @@ def test_score(tmp_path, capsys):
     np.testing.assert_allclose(arrays["weight"][arrays["totoro"].argsort()], [1.5, 1.25, 0.75, 0.5], atol=1e-6)
     assert summary["totoro"] == pytest.approx(arrays["totoro"].sum())
     assert summary["classes"]["0"]["labelled"] == 1
+
+
+def test_score_of_another_split_and_without_features(tmp_path):
+    graph = KarateClub()[0]
+    graph.x = None
+    torch.save(graph, tmp_path / "graph.pt")
+    found = []
+    for seed in (0, 1):
+        command = f"score --dataset {tmp_path / 'graph.pt'} --train-each 3 --valid-each 1 --split-seed {seed}"
+        main([*command.split(), "--out", str(tmp_path / "out")])
+        found.append(np.load(tmp_path / "out" / "scores.npz")["node"].tolist())
+    assert [sorted(nodes) for nodes in found] == [sorted(labelled(graph, seed)) for seed in (0, 1)]
+    assert found[0] != found[1]
+
+
+def labelled(graph, seed):
+    return labelled_nodes(graph, "compat", seed, train_each=3, valid_each=1).tolist()
 
 
 def test_score_of_cora_is_the_released_one(tmp_path, cora_root):
@@ -98,7 +116,9 @@ def test_plot(tmp_path):
 
 def test_plot_of_a_part(tmp_path, cora_root):
     main(["plot", "--root", cora_root, "--layout-nodes", "60", "--out", str(tmp_path)])
-    assert (tmp_path / "layout.png").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(PICTURES)
+    picture = imread(tmp_path / "layout.png")[..., :3]
+    assert 0.002 < (picture < 0.9).any(-1).mean() < 0.6
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import pickle
 import shutil
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 from torch_geometric.data import Data
+from torch_geometric.io import read_npz
 
 from fairseq_ext.errors import CheckpointError, DataError, OptionError
 from graph.renode.data import check_graph, count_splits, labelled_nodes, load_graph, make_split, quotas
@@ -159,6 +163,8 @@ def put(index, value):
     ("parts", "message"),
     [
         (dict(x=lambda x: None), "the graph has no x"),
+        (dict(x=lambda x: x[:, 0]), r"x must be \(nodes, features\), found shape \(60,\)"),
+        (dict(x=lambda x: x[..., None]), r"x must be \(nodes, features\), found shape \(60, 5, 1\)"),
         (dict(x=put((7, 2), torch.nan)), "features of node 7 are NaN or infinite"),
         (dict(x=put((8, 0), torch.inf)), "features of node 8 are NaN or infinite"),
         (dict(y=put(5, -1)), "label -1 of node 5 is out of range"),
@@ -173,6 +179,30 @@ def put(index, value):
 def test_graph_refusals(parts, message):
     with pytest.raises(DataError, match=message):
         check_graph(changed(**parts), "toy")
+
+
+@pytest.mark.parametrize("mask", [[True] * 60, torch.tensor(True), torch.ones(60)])
+def test_masks_of_another_kind(mask):
+    data = toy()
+    data.train_mask = mask
+    with pytest.raises(DataError, match="train_mask must mark some of the 60 nodes"):
+        labelled_nodes(data, "public")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_sparse_features_are_taken():
+    data = toy()
+    for x in (data.x.to_sparse_coo(), data.x.to_sparse_csr()):
+        assert check_graph(Data(x=x, edge_index=data.edge_index, y=data.y)).x.equal(data.x)
+
+
+def test_features_are_needed_for_training_alone():
+    data = toy()
+    data.x = None
+    assert check_graph(data, need_features=False).y.equal(data.y)
+    data.edge_index = data.edge_index + 1
+    with pytest.raises(DataError, match="edge_index names node 60, the graph has nodes 0 to 59"):
+        check_graph(data, need_features=False)
 
 
 def test_column_labels_and_other_types_are_taken():
@@ -205,14 +235,16 @@ def test_hostile_and_damaged_files(tmp_path, capsys):
     np.savez(tmp_path / "pickle.npz", labels=np.array([Hostile()], dtype=object))
     (tmp_path / "text.npz").write_text("no zip")
     torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({1: torch.ones(2)}, tmp_path / "keys.pt")
     for name, message in [
         ("hostile.pt", "could run code"),
         ("pickle.pt", "refused|no checkpoint"),
-        ("pickle.npz", "not an .npz in the layout"),
-        ("text.npz", "not an .npz in the layout"),
+        ("pickle.npz", "no array 'adj_data'; expected"),
+        ("text.npz", "not an .npz file"),
         ("list.pt", "holds a list, not a torch_geometric Data"),
+        ("keys.pt", "holds a dict, not a torch_geometric Data"),
         ("absent.pt", "No such file"),
-        ("absent.npz", "No such file"),
+        ("absent.npz", "no such file"),
     ]:
         with pytest.raises((DataError, CheckpointError), match=message):
             load_graph(str(tmp_path / name))
@@ -226,6 +258,7 @@ def test_hostile_and_damaged_files(tmp_path, capsys):
         ("CitationFul:DBLP", "did you mean 'CitationFull'"),
         ("ogbn-arxiw", "did you mean 'ogbn-arxiv'"),
         ("CitationFull", "CitationFull holds several graphs; name one"),
+        ("KarateClub:foo", "KarateClub is one graph, without names"),
         ("StochasticBlockModelDataset", "not available under --root"),
     ],
 )
@@ -241,6 +274,49 @@ def test_ogb_is_asked_for(tmp_path, monkeypatch):
         load_graph("ogbn-arxiv", tmp_path)
 
 
+def test_ogb_graphs_are_read_by_the_safe_loader(tmp_path, monkeypatch):
+    """The package reads its processed graph with a bare ``torch.load``."""
+    data, ids = toy(), {"train": torch.arange(9), "valid": torch.arange(9, 20), "test": torch.arange(20, 60)}
+    torch.save((data, None), tmp_path / "processed.pt")
+
+    class Stub:
+        def __init__(self, name, root):
+            if name == "ogbn-products":
+                raise EOFError("This will download 1.38GB. Will you proceed? (y/N)")
+            self.graph, _ = torch.load(f"{root}/processed.pt")
+
+        def __getitem__(self, index):
+            return self.graph
+
+        def get_idx_split(self):
+            return ids
+
+    monkeypatch.setitem(sys.modules, "ogb", ModuleType("ogb"))
+    monkeypatch.setitem(sys.modules, "ogb.nodeproppred", SimpleNamespace(PygNodePropPredDataset=Stub))
+    split = make_split(load_graph("ogbn-arxiv", tmp_path), "public")
+    assert [part.tolist() for part in (split.train, split.valid, split.test)] == [ids[name].tolist() for name in ids]
+    with pytest.raises(DataError, match=r"--dataset ogbn-products: not available under --root .*Will you proceed"):
+        load_graph("ogbn-products", tmp_path)
+
+
+def npz(path, features, edges=((0, 1), (1, 0), (1, 2), (2, 2))):
+    adjacency = sparse.csr_array((np.ones(len(edges)), np.transpose(edges)), shape=(3, 3))
+    arrays = {f"adj_{part}": getattr(adjacency, part) for part in ("data", "indices", "indptr", "shape")}
+    np.savez(path, labels=np.array([0, 1, 1]), attr_matrix=features, **arrays)
+    return str(path)
+
+
+def test_npz_features_stay_as_they_are(tmp_path):
+    features = np.array([[0.64, 0.25], [-1.0, 0.0], [0.0, 3.0]])
+    data = load_graph(npz(tmp_path / "graph.npz", features))
+    np.testing.assert_array_equal(data.x, features.astype(np.float32))
+    # Undirected, each edge once, without self-loops: what torch_geometric makes of the file.
+    assert data.edge_index.tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
+    assert load_graph(npz(tmp_path / "graph.npz", features), need_features=False).x is None
+
+
 def test_npz_in_amazons_layout():
-    data = load_graph(str(require_data("pyg") / "Amazon/Photo/raw/amazon_electronics_photo.npz"))
+    path = require_data("pyg") / "Amazon/Photo/raw/amazon_electronics_photo.npz"
+    data, other = load_graph(str(path)), read_npz(str(path))
     assert (data.num_nodes, data.num_edges, data.num_features) == (7650, 238162, 745)
+    assert all(data[name].equal(other[name]) for name in ("x", "y", "edge_index"))

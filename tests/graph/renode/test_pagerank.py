@@ -219,6 +219,7 @@ class TestInput:
         [
             ({"alpha": 1.5}, "alpha: 1.5"),
             ({"eps": 0.0}, "eps: 0.0"),
+            ({"eps": 1e-46}, "eps: 1e-46 times alpha is 0 in single precision"),
             ({"topk": -1}, "topk: -1"),
             ({"normalization": "rows"}, "normalization: 'rows' .* did you mean 'row'"),
             ({"num_nodes": 1}, "edge_index: .* the graph has 1"),

@@ -276,6 +276,26 @@ def test_early_stopping_keeps_the_best_epoch():
     assert same(model, shorter)
 
 
+def test_patience_counts_from_one_validation_to_the_next():
+    graph = a_graph()
+    split = inductive_split(graph.y, 10)
+    batches, valid = batches_of(graph, split.train), batches_of(graph, split.valid)
+    record = train(PPRGo(24, 3), batches, valid, epochs=12, patience=1, interval=5, lr=0.02)
+    assert record["epochs"] % 5 == 0 or record["epochs"] == 12
+    assert record["best_epoch"] in (5, 10, 12) and record["best_valid_weighted_f1"] > 0
+
+
+def test_a_mean_is_a_sum_of_smaller_steps():
+    """Adam alone hardly tells 1/n of a gradient from the whole; beside weight decay it does."""
+    graph = a_graph()
+    models = {}
+    for reduction in ("sum", "mean"):
+        torch.manual_seed(0)
+        models[reduction] = PPRGo(24, 3, dropout=0)
+        train(models[reduction], batches_of(graph, np.arange(30)), epochs=1, weight_decay=10.0, reduction=reduction)
+    assert not same(*models.values())
+
+
 def test_a_loss_that_is_not_finite_ends_the_training():
     graph = a_graph()
     with pytest.raises(OptionError, match=r"--lr 1e\+30: the loss is (nan|inf) in epoch 2"):
@@ -411,12 +431,15 @@ def broken_files(folder: Path):
     yield folder / "absent.npz", "no such file"
     yield folder / "text.npz", "not an .npz file"
     for name, change, message in (
-        ("part", {"adj_indptr": None}, "no array 'adj.indptr'"),
+        ("part", {"adj_indptr": None}, "no array 'adj_indptr'"),
         ("labels", {"labels": None}, "labels"),
         ("pickle", {"labels": np.array([{}] * 20)}, "allow_pickle=False"),
         ("fewer", {"labels": whole["labels"][:-1]}, r"adj_shape \(20, 20\) for 19 labels"),
         ("negative", {"labels": whole["labels"] - 1}, "classes are numbered from 0"),
         ("nan", {"attr_data": whole["attr_data"] * np.nan}, "features: NaN or infinite"),
+        ("column", {"labels": whole["labels"][:, None]}, r"labels: a whole number for each node, .*\(20, 1\)"),
+        ("half", {"labels": whole["labels"] + 0.5}, "labels: a whole number for each node, found float64"),
+        ("words", {"attr_matrix": np.array([["a"]] * 20)}, "features: numbers are needed"),
         ("range", {"attr_indices": whole["attr_indices"] + 9}, "ind"),
     ):
         arrays = {key: value for key, value in (whole | change).items() if value is not None}
@@ -429,6 +452,21 @@ def test_broken_files_are_refused_in_one_line(tmp_path):
         with pytest.raises(DataError, match=message) as error:
             read_large_graph(path)
         assert "\n" not in str(error.value), path
+
+
+def test_broken_features_are_named(tmp_path):
+    path = write_npz(a_graph(20), tmp_path / "graph.npz")
+    (tmp_path / "text.npy").write_text("no array")
+    np.save(tmp_path / "short.npy", np.ones((19, 4)))
+    for name, message in (
+        ("absent.npy", "No such file"),
+        ("text.npy", "pickle"),
+        ("graph.npz", "holds several arrays"),
+        ("short.npy", r"features: found shape \(19, 4\) for 20 labels"),
+    ):
+        with pytest.raises(DataError, match=message) as error:
+            read_large_graph(path, tmp_path / name)
+        assert str(error.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(error.value)
 
 
 def test_edges_out_of_range():

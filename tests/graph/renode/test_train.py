@@ -61,6 +61,10 @@ def test_learning_rate():
     assert rates == pytest.approx([0.0075, 0.0075, 0.0075 * 0.95, 0.0075 * 0.95**10, 1e-4])
 
 
+def test_a_rate_below_the_least_one_does_not_rise():
+    assert [Recipe(lr=5e-5).lr_factor(step) for step in (0, 30, 100)] == [1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_by_name_take_weights(name):
     torch.manual_seed(0)

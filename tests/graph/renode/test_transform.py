@@ -102,9 +102,8 @@ def test_a_single_labelled_node():
     assert data.renode_weight.tolist() == [0, 0, 0, 1.5, 0, 0, 0]
 
 
-def test_functional_name_and_repr():
+def test_repr():
     assert repr(ReNode(w_min=0.25)) == "ReNode(w_min=0.25, w_max=1.5, alpha=0.15, ties='index')"
-    assert ReNode.__name__ == "ReNode" and issubclass(ReNode, T.BaseTransform)
 
 
 @pytest.mark.parametrize(
