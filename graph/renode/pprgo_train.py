@@ -47,8 +47,8 @@ def labelled_weights(
         alpha: restart probability. Default 0.15, as released.
         w_min, w_max: 0.75 and 1.25, the released defaults for large graphs. Equal bounds weigh all nodes alike.
         ties: how equal scores rank; default ``"index"``, as released. See :func:`~graph.renode.renode_weights`.
-        score: ``"exact"``, the default: :func:`~graph.renode.totoro`, by sparse solves (our choice); or ``"push-softmax"``:
-            :func:`~graph.renode.totoro_from_rows`, as released.
+        score: ``"exact"``, the default and our choice: :func:`~graph.renode.totoro`, by sparse solves; or
+            ``"push-softmax"``: :func:`~graph.renode.totoro_from_rows`, as released.
 
     Returns:
         (L,) float32.
