@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ from transformers.utils import logging
 from fairseq_ext.errors import CheckpointError, InputError, OptionError
 from fairseq_ext.files import read_json
 
-__all__ = ["LOCAL", "check_weights", "load_tokenizer", "loading", "read_config", "save_folder"]
+__all__ = ["LOCAL", "check_weights", "fingerprint", "load_tokenizer", "loading", "read_config", "save_folder"]
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Arguments of every ``from_pretrained``; models also get ``use_safetensors=True``."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+HASHED = (".safetensors", ".json", ".txt", ".model")
 
 
 @contextlib.contextmanager
@@ -87,6 +89,16 @@ def check_weights(folder: str | Path) -> None:
     if pickled:
         raise CheckpointError(f"{folder}: {pickled[0]} could run code when loaded; only {WEIGHTS[0]} is read")
     raise CheckpointError(f"{folder}: no {WEIGHTS[0]} in it")
+
+
+def fingerprint(folder: str | Path) -> str:
+    """SHA-256 of a model folder: weights, configuration and tokenizer."""
+    sha = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix in HASHED and path.is_file() and path.name != "results.json":
+            with open(path, "rb") as file:
+                sha.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()
 
 
 def load_tokenizer(folder: str | Path, vocab_size: int) -> PreTrainedTokenizerBase:

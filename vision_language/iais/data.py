@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from vision_language.iais.region_files import FeatureFiles, category_names, read
 __all__ = ["Collator", "Image", "RegionData", "box_geometry", "read_regions", "read_splits"]
 
 SPLITS = ("train", "valid", "test")
+DIGESTED = 4096
+"""Bytes of a feature file that its digest covers: what another detector writes differs from the first box on."""
 
 
 def box_geometry(boxes: Tensor, width: float, height: float) -> Tensor:
@@ -101,6 +104,21 @@ class RegionData(torch.utils.data.Dataset):
     def pairs(self, indices: Sequence[tuple[int, int]]) -> list[tuple[str, Image]]:
         """Items for the collator of pairs ``(caption number, image number)``, matched or not."""
         return [(self.captions[text], self.images[image]) for text, image in indices]
+
+    def digest(self) -> str:
+        """SHA-256 of all that a model sees of the split; of a feature file only the size and the beginning."""
+        sha = hashlib.sha256(repr((self.labels, self.feature_size)).encode())
+        for image in self.images:
+            sha.update(repr((str(image.image_id), image.captions, len(image.boxes))).encode())
+            for array in (image.geometry, image.labels, image.rows):
+                sha.update(b"" if array is None else np.asarray(array).tobytes())
+            stored = image.stored_features
+            if isinstance(stored, Path):  # the features of a large set have hundreds of GB
+                with open(stored, "rb") as file:
+                    sha.update(repr(stored.stat().st_size).encode() + file.read(DIGESTED))
+            elif stored is not None:
+                sha.update(stored.tobytes())
+        return sha.hexdigest()
 
     def check_model(self, config: Any) -> None:
         """Refuse a model (its config) that was made for other regions.

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from fairseq_ext.errors import OptionError
 from fairseq_ext.files import replacing
 from vision_language.muka.data import Texts
-from vision_language.muka.models import Classifier, fingerprint
+from vision_language.muka.models import Classifier
 from vision_language.muka.tokens import Tokens
 from vision_language.muka.uncertainty import SCORES, mc_dropout_probabilities, teacher_scores
+from vision_language.pretrained import fingerprint
 
 __all__ = ["TeacherCache", "cached_arrays", "predict_logits", "row_values", "single_pass_scores"]
 

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from tensorboardX import SummaryWriter
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from fairseq_ext.errors import CheckpointError, OptionError
+from fairseq_ext.errors import OptionError
 from fairseq_ext.files import load_safely, save_atomically
+from vision_language.checkpoint import Checkpoint
 from vision_language.muka.objectives import Objective
 from vision_language.muka.options import TrainingOptions
 from vision_language.muka.tokens import Tokens
@@ -37,40 +38,6 @@ def parameter_groups(objective: Objective, options: TrainingOptions, added_lr: f
         {"params": objective.added_parameters(), "weight_decay": 0.0, "lr": added_lr},
     ]
     return [group for group in groups if group["params"]]
-
-
-class _State:
-    """Everything that a checkpoint holds."""
-
-    def __init__(
-        self, objective: nn.Module, optimizer: Any, schedule: Any, scaler: Any, settings: Mapping[str, Any]
-    ) -> None:
-        self.parts = {"objective": objective, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-        self.parts = {name: part for name, part in self.parts.items() if part is not None}
-        self.settings = dict(settings)
-        self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": math.inf, "best_step": 0}
-        self.progress |= {"losses": [], "history": []}  # losses: means since the last validation, and of how many steps
-
-    def save(self, path: Path) -> None:
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
-        save_atomically({"settings": self.settings, "progress": self.progress} | parts, path)
-
-    def restore(self, path: Path) -> None:
-        found = load_safely(path)
-        if not isinstance(found, dict) or not {"settings", "progress", *self.parts} <= found.keys():
-            raise CheckpointError(f"{path}: not a checkpoint of this training; delete it to start anew")
-        if found["settings"] != self.settings:
-            before = found["settings"]
-            names = sorted(name for name in {*before, *self.settings} if before.get(name) != self.settings.get(name))
-            raise OptionError(
-                f"--out: {path} was trained with other {', '.join(names)}: choose another folder, or delete it"
-            )
-        self.progress = found["progress"]
-        try:
-            for name, part in self.parts.items():
-                part.load_state_dict(found[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: does not fit its model; delete it to start anew") from error
 
 
 def _seed_of(*numbers: int) -> int:
@@ -137,11 +104,18 @@ def fit(
     fused = accelerator.device.type in ("cpu", "cuda")
     optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, lr=options.lr, fused=fused))
     schedule = get_linear_schedule_with_warmup(optimizer.optimizer, math.ceil(options.warmup * total), total)
-    state = _State(objective, optimizer, schedule, accelerator.scaler, settings)
-    checkpoint, best = folder / "checkpoint.pt", folder / "best.pt"
-    if checkpoint.exists():
-        state.restore(checkpoint)
-    progress = state.progress
+    # losses: means since the last validation, and of how many steps
+    progress: dict[str, Any] = {
+        "step": 0,
+        "seconds": 0.0,
+        "best": math.inf,
+        "best_step": 0,
+        "losses": [],
+        "history": [],
+    }
+    parts = {"objective": objective, "optimizer": optimizer, "schedule": schedule, "scaler": accelerator.scaler}
+    checkpoint, best = Checkpoint(folder / "checkpoint.pt", settings, progress, **parts), folder / "best.pt"
+    checkpoint.restore()
     parallel = accelerator.prepare_model(objective)
     rank, world = accelerator.process_index, accelerator.num_processes
 
@@ -204,7 +178,7 @@ def fit(
                     if accelerator.is_main_process:
                         save_atomically(objective.model.state_dict(), best)
             if saves and accelerator.is_main_process:
-                state.save(checkpoint)
+                checkpoint.save()
 
     accelerator.wait_for_everyone()
     objective.model.load_state_dict(load_safely(best))

@@ -248,6 +248,46 @@ class TestFeatures:
             read_regions(path).images[0].features()
 
 
+class TestDigest:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"captions": ["a dog", "two bats"]},
+            {"captions": ["two cats", "a dog"]},
+            {"image_id": 8},
+            {"width": 101},
+            {"boxes": [[0, 0, 50, 25, 1], [25.5, 10, 100, 50, 2]]},
+            {"boxes": [IMAGE["boxes"][0]]},
+        ],
+        ids=str,
+    )
+    def test_what_a_model_sees_changes_it(self, tmp_path, change):
+        before, same, after = (
+            read_regions(write(tmp_path / f"{name}.jsonl", image)).digest()
+            for name, image in (("a", IMAGE), ("b", IMAGE), ("c", IMAGE | change))
+        )
+        assert before == same != after
+
+    def test_categories_change_it(self, tmp_path):
+        digests = [
+            read_regions(write(tmp_path / "a.jsonl", IMAGE, categories=names)).digest() for names in (THINGS, WORDS)
+        ]
+        assert digests[0] != digests[1]
+
+    @pytest.mark.parametrize("archive", [False, True])
+    def test_features_change_it(self, tmp_path, archive):
+        path = write(tmp_path / "a.jsonl", unlabelled(), categories=None)
+        digests = []
+        for number in (0, 0, 1):
+            features = np.full((2, 3), number, dtype=np.float32)
+            if archive:
+                np.savez(tmp_path / "features.npz", **{"7": features})
+            else:
+                np.save(_folder(tmp_path / "features") / "7.npy", features)
+            digests.append(read_regions(path).digest())
+        assert digests[0] == digests[1] != digests[2]
+
+
 class TestSplits:
     def test_folder(self, tmp_path):
         splits = read_splits(write_regions(tmp_path), max_regions=10)

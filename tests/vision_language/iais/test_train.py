@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -18,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
-from fairseq_ext.errors import DataError, InputError, OptionError
+from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError
 from fairseq_ext.files import load_safely, read_json
 from tests.helpers import load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
@@ -250,7 +252,7 @@ def test_killed_run_ends_where_a_straight_one_ends(folder, tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not read_results(tmp_path / "killed")
-    with pytest.raises(OptionError, match=r"--out: .*checkpoint.pt was trained with other options"):
+    with pytest.raises(OptionError, match=r"--out: .*checkpoint.pt was trained with other lr: choose another folder"):
         trainer(replace(options, lr=0.5), read_splits(folder), checkpoint.parent)
     resumed = run(options, tmp_path / "killed", 1, 1, accelerator()).runs["seed1"]
     for found in (straight, resumed):
@@ -260,6 +262,35 @@ def test_killed_run_ends_where_a_straight_one_ends(folder, tmp_path):
     assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
     models = [load(tmp_path / name / "seed1" / "model")[0] for name in ("straight", "killed")]
     assert all(torch.equal(*pair) for pair in zip(*(weights(model).values() for model in models), strict=True))
+
+
+def test_changed_captions_and_encoders_are_not_mixed(folder, data, tmp_path):
+    """Neither finished runs nor a checkpoint are those of other data, or of another encoder, at the same place."""
+    encoder = tmp_path / "encoder"
+    save_encoder(encoder, data["train"], seed=0)
+    shutil.copytree(folder, tmp_path / "data")
+    options = small(tmp_path / "data", encoder=str(encoder), max_text_length=20, num_steps=2)
+    run(options, tmp_path / "out", 1, 1, accelerator())
+    lines = (tmp_path / "data" / "test.jsonl").read_text().splitlines()
+    image = json.loads(lines[0])
+    changed = json.dumps(image | {"captions": ["the dog", *image["captions"][1:]]})
+    (tmp_path / "data" / "test.jsonl").write_text("\n".join([changed, *lines[1:]]) + "\n")
+    with pytest.raises(OptionError, match=r"--out: .* holds runs with inputs = .*, now inputs = "):
+        run(options, tmp_path / "out", 1, 1, accelerator())
+    seed = tmp_path / "out" / "seed1"
+    with pytest.raises(OptionError, match=r"was trained with other inputs\.test: choose another folder"):
+        trainer(options, read_splits(tmp_path / "data"), seed)
+    save_encoder(encoder, data["train"], seed=1)
+    with pytest.raises(OptionError, match=r"was trained with other inputs\.encoder: choose another folder"):
+        trainer(options, data, seed)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], {"settings": [], "progress": {}, "model": 0, "optimizer": 0}])
+def test_foreign_checkpoints(folder, data, tmp_path, content):
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: not a checkpoint of this training; delete it"):
+        trainer(small(folder), data, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def read_results(out: Path) -> dict:
@@ -294,6 +325,15 @@ def test_learned_tokenizer():
     assert tokenizer.tokenize("dot") == ["d", "##o", "##t"]
     assert len(learn_tokenizer(["a dog a cat"], 1)) == 5 + 2 * len(set("adogct"))
     assert tokenizer.get_vocab() == learn_tokenizer(["the cat", "A dog, a Dog."], 60).get_vocab()
+
+
+def save_encoder(folder: Path, data: RegionData, seed: int) -> None:
+    """A tiny BERT with a tokenizer of the captions."""
+    tokenizer = learn_tokenizer(data.captions, 100)
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=30, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def test_encoder_folder(folder, data, tmp_path):

@@ -17,7 +17,8 @@ from transformers import (
 
 from fairseq_ext.errors import CheckpointError, InputError, OptionError
 from tests.vision_language.muka.texts import tiny_tokenizer, write_classifier, write_encoder
-from vision_language.muka.models import build_classifier, fingerprint, load_classifier, save_classifier
+from vision_language.muka.models import build_classifier, load_classifier, save_classifier
+from vision_language.pretrained import fingerprint
 
 
 @pytest.fixture
