@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.errors import CheckpointError, DataError, OptionError
 from vision_language.iais.data import RegionData
 from vision_language.iais.model import RegionRetriever, RegionRetrieverConfig
 from vision_language.iais.options import SCRATCH, Options
-from vision_language.pretrained import load_tokenizer, read_config
+from vision_language.pretrained import load_tokenizer, read_config, read_weights
 
 __all__ = ["build", "learn_tokenizer", "load"]
 
@@ -59,6 +59,7 @@ def build(options: Options, data: RegionData) -> tuple[RegionRetriever, PreTrain
 
     Raises:
         OptionError: an encoder that is no folder, or has too few layers or positions.
+        CheckpointError: an encoder or UNITER checkpoint that cannot be used.
         DataError: regions with neither features nor labels.
     """
     labels = None if data.feature_size else data.labels
@@ -94,6 +95,8 @@ def build(options: Options, data: RegionData) -> tuple[RegionRetriever, PreTrain
             f"--max-text-length must be at most {positions - 2}, as {options.encoder} has {positions} positions "
             f"for [CLS] and [SEP] too, got {options.max_text_length}"
         )
+    if options.uniter:
+        lay_over(model, options.uniter)
     if labels:
         model.init_labels(tokenizer)
     model.config.update(
@@ -108,6 +111,19 @@ def build(options: Options, data: RegionData) -> tuple[RegionRetriever, PreTrain
             module.p = options.dropout
     tokenizer.model_max_length = options.max_text_length + 2
     return model, tokenizer
+
+
+def lay_over(model: RegionRetriever, path: str | Path) -> None:
+    """The weights of a UNITER checkpoint in the place of the model's.
+
+    Raises:
+        CheckpointError: a file that cannot be read safely, is no UNITER, or is one of another size.
+    """
+    weights = read_weights(path)
+    try:
+        model.load_uniter(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"--uniter {path}: {error}") from error
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> tuple[RegionRetriever, PreTrainedTokenizerBase]:

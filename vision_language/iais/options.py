@@ -28,8 +28,9 @@ class Options(OptionSet):
     """
 
     data: str = option(help="folder with train, valid and test in the region format")
-    encoder: str = option(
-        SCRATCH, f"folder of a Hugging Face BERT encoder with its tokenizer, or {SCRATCH} (paper: UNITER's, cased)"
+    encoder: str = option(SCRATCH, f"folder of a Hugging Face BERT encoder with its tokenizer, or {SCRATCH}")
+    uniter: str = option(
+        "", "UNITER checkpoint (.pt or .safetensors) laid over an --encoder of its size: BERT, cased (paper: UNITER's)"
     )
     num_layers: int = option(0, "layers kept or made; 0: all of the encoder's, 2 from scratch (paper: 12, 24)", least=0)
     hidden_size: int = option(128, "of an encoder from scratch (paper: 768, 1024)", least=1)
@@ -86,6 +87,10 @@ class Options(OptionSet):
         )
         if self.hard_negatives > candidates:
             raise OptionError(f"--hard-negatives must be at most {name} = {candidates}, got {self.hard_negatives}")
+        if self.uniter and self.encoder == SCRATCH:
+            raise OptionError(
+                f"--uniter {self.uniter}: needs the folder of a BERT of its size, for the tokenizer, as --encoder"
+            )
         if self.encoder == SCRATCH and self.hidden_size % self.num_heads:
             raise OptionError(
                 f"--hidden-size must be a multiple of --num-heads = {self.num_heads}, got {self.hidden_size}"

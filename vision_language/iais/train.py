@@ -198,6 +198,8 @@ def settings_of(options: Options, data: Mapping[str, RegionData]) -> dict[str, A
     inputs = {split: part.digest() for split, part in data.items()}
     if options.encoder != SCRATCH and Path(options.encoder).is_dir():
         inputs["encoder"] = fingerprint(options.encoder)
+    if Path(options.uniter).is_file():
+        inputs["uniter"] = fingerprint(options.uniter)
     return options.as_dict() | {"inputs": inputs}
 
 

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
 from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError
@@ -29,6 +30,7 @@ from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.encoder import build, learn_tokenizer, load
 from vision_language.iais.losses import annealing, iais_loss
 from vision_language.iais.maps import IAISHook
+from vision_language.iais.model import RegionRetriever
 from vision_language.iais.negatives import IMAGE, TEXT, AnchorSampler
 from vision_language.iais.objective import TrainingStep
 from vision_language.iais.options import Options
@@ -356,6 +358,65 @@ def test_encoder_folder(folder, data, tmp_path):
     assert load(tmp_path / "saved")[0].config.attention_probs_dropout_prob == 0.3
     with pytest.raises(OptionError, match="--max-text-length must be at most 28"):
         build(replace(options, max_text_length=29), data["train"])
+
+
+@pytest.fixture(scope="module")
+def uniter(tmp_path_factory):
+    """Data with features, an encoder, and a UNITER checkpoint of that size with more layers than are kept."""
+    folder = tmp_path_factory.mktemp("uniter")
+    data = read_splits(write_regions(folder / "data", {"train": 12, "valid": 4, "test": 4}, feature_size=6))
+    save_encoder(folder / "encoder", data["train"], seed=0)
+    torch.manual_seed(7)
+    source = RegionRetriever.from_encoder(folder / "encoder", region_feature_size=6)
+    for value in source.state_dict().values():
+        value.normal_()
+    weights = {f"uniter.{name}": value for name, value in source.state_dict().items() if "rank_output" not in name}
+    weights |= {"itm_output.weight": torch.randn(2, 16), "itm_output.bias": torch.randn(2)}
+    torch.save(weights, folder / "uniter.pt")
+    save_file(weights, folder / "uniter.safetensors")
+    return folder, data, weights
+
+
+@pytest.mark.parametrize("name", ["uniter.pt", "uniter.safetensors"])
+def test_training_starts_from_uniter(uniter, tmp_path, name):
+    folder, data, weights = uniter
+    places = {"encoder": str(folder / "encoder"), "uniter": str(folder / name)}
+    stage = trainer(small(folder / "data", max_text_length=20, num_layers=1, **places), data, tmp_path)
+    found = load(tmp_path / "initial")[0].state_dict()
+    assert torch.equal(found.pop("rank_output.weight"), weights["itm_output.weight"][1:])
+    assert torch.equal(found.pop("rank_output.bias"), weights["itm_output.bias"][1:])
+    assert all(torch.equal(value, weights[f"uniter.{key}"]) for key, value in found.items())
+    assert stage.checkpoint.settings["inputs"].keys() == {"train", "valid", "test", "encoder", "uniter"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"uniter.pooler.dense.bias": torch.zeros(3)}, "no UNITER checkpoint of this size: it lacks embeddings."),
+        ({"pooler.dense.bias": torch.zeros(3)}, "another size: it has pooler.dense.bias (3,) instead of (16,)"),
+        ([1, 2], "expected named tensors, such as a model's state_dict"),
+        ({"model": {"a": 1}}, "expected named tensors, such as a model's state_dict"),
+        (b"nothing", "refused by torch's safe loader"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_files_that_are_no_uniter_of_this_size(uniter, tmp_path, content, message):
+    folder, data, weights = uniter
+    path = tmp_path / "other.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        whole = {name.removeprefix("uniter."): value for name, value in weights.items()} if "another" in message else {}
+        torch.save(whole | content if whole else content, path)
+    options = small(folder / "data", encoder=str(folder / "encoder"), max_text_length=20, uniter=str(path))
+    with pytest.raises(CheckpointError) as error:
+        build(options, data["train"])
+    assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_uniter_needs_an_encoder(folder):
+    with pytest.raises(OptionError, match=r"--uniter u\.pt: needs the folder of a BERT of its size"):
+        small(folder, uniter="u.pt")
 
 
 def test_saving_keeps_a_whole_model(folder, data, tmp_path, monkeypatch):
