@@ -87,6 +87,11 @@ class Options(OptionSet):
         )
         if self.hard_negatives > candidates:
             raise OptionError(f"--hard-negatives must be at most {name} = {candidates}, got {self.hard_negatives}")
+        if self.warmup_steps > self.num_steps:
+            raise OptionError(
+                f"--warmup-steps must be at most --num-steps = {self.num_steps}, got {self.warmup_steps}: "
+                "the step size would never reach --lr"
+            )
         if self.uniter and self.encoder == SCRATCH:
             raise OptionError(
                 f"--uniter {self.uniter}: needs the folder of a BERT of its size, for the tokenizer, as --encoder"

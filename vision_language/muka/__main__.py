@@ -17,6 +17,7 @@ from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import read_file
 from vision_language.muka.evaluate import diagnose_teachers, evaluate, predict, read_texts
 from vision_language.muka.options import AmalgamationOptions, TeacherOptions
+from vision_language.muka.synthetic import synthesize
 from vision_language.muka.train import amalgamate, train_teacher
 from vision_language.muka.uncertainty import SCORES
 
@@ -77,6 +78,11 @@ def _predict(arguments: argparse.Namespace) -> None:
         print(json.dumps(row, ensure_ascii=False))
 
 
+def _synthesize(arguments: argparse.Namespace) -> None:
+    synthesize(arguments.out, arguments.texts, arguments.seed)
+    print(f"{arguments.texts} texts in {arguments.out}")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="python -m vision_language.muka", description=__doc__)
@@ -85,7 +91,6 @@ def parser() -> argparse.ArgumentParser:
     def command(name, function, help):
         made = commands.add_parser(name, help=help, description=help)
         made.set_defaults(function=function)
-        made.add_argument("--cpu", action="store_true", help="leave the GPU alone")
         return made
 
     train = command("train-teacher", _train_teacher, "fine-tune a classifier on the texts of its classes")
@@ -123,6 +128,13 @@ def parser() -> argparse.ArgumentParser:
     for made in (measure, look, new):
         made.add_argument("--max-length", type=int, help="tokens of a text [128, or fewer]")
         made.add_argument("--batch-size", type=int, default=64, help="texts of a step [64]")
+    for made in (train, merge, measure, look, new):
+        made.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+
+    make = command("synthesize", _synthesize, "write made-up texts of four classes, for a try without data")
+    make.add_argument("--out", default="runs/muka/texts", help="folder [%(default)s]")
+    make.add_argument("--texts", type=int, default=1000, help="texts of all splits together [%(default)s]")
+    make.add_argument("--seed", type=int, default=0, help="[%(default)s]")
     return top
 
 

@@ -121,6 +121,7 @@ def test_synthesize(tmp_path, capsys):
             "--iais: 'singulr' is not one of singular, distributed, none; did you mean 'singular'?",
         ),
         (["--num-steps", "0"], "--num-steps must be at least 1, got 0"),
+        (["--num-steps", "20", "--warmup-steps", "21"], "--warmup-steps must be at most --num-steps = 20, got 21: the"),
         (["--lr", "nan"], "--lr must be finite, got nan"),
         (["--margin", "1.5"], "--margin must be at least 0 and at most 1, got 1.5"),
         (["--hard-negatives", "8"], "--hard-negatives must be at most --negative-size = 7, got 8"),

@@ -19,8 +19,9 @@ from fairseq_ext.files import load_safely
 from tests.helpers import ROOT
 from tests.vision_language.muka.texts import write_encoder
 from vision_language.muka.__main__ import main
-from vision_language.muka.data import read_file
+from vision_language.muka.data import read_file, read_splits
 from vision_language.muka.models import load_classifier
+from vision_language.muka.synthetic import WORDS, synthesize
 
 QUICK = ["--batch-size", "10", "--lr", "0.01", "--max-length", "16", "--cpu"]
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -42,6 +43,26 @@ def student(command, tmp_path_factory):
 
 def results(folder):
     return json.loads((folder / "results.json").read_text())
+
+
+def test_synthesize(tmp_path, capsys):
+    main(["synthesize", "--out", str(tmp_path / "a"), "--texts", "60"])
+    assert capsys.readouterr().out == f"60 texts in {tmp_path / 'a'}\n"
+    synthesize(tmp_path / "b", texts=60)
+    synthesize(tmp_path / "c", texts=60, seed=1)
+    for split, size in (("train", 48), ("valid", 6), ("test", 6)):
+        content = (tmp_path / "a" / f"{split}.tsv").read_bytes()
+        assert content == (tmp_path / "b" / f"{split}.tsv").read_bytes()
+        assert content != (tmp_path / "c" / f"{split}.tsv").read_bytes()
+        texts = read_splits(tmp_path / "a")[split]
+        assert len(texts) == size and set(texts.gold()) == set(WORDS)
+        for text, label in zip(texts.texts, texts.gold(), strict=True):
+            assert {name for name, words in WORDS.items() if set(words) & set(text.split())} == {label}
+            assert 5 <= len(text.split()) <= 11
+    with pytest.raises(InputError, match="--texts must be at least 40, got 39"):
+        main(["synthesize", "--out", str(tmp_path), "--texts", "39"])
+    with pytest.raises(InputError, match=r"--out: cannot write .*train\.tsv: "):
+        main(["synthesize", "--out", str(tmp_path / "a" / "train.tsv")])
 
 
 def test_train_teacher(world, tmp_path, capsys):
