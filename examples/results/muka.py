@@ -19,7 +19,7 @@ from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import Texts
 from vision_language.muka.evaluate import diagnose_teachers, evaluate, read_texts
-from vision_language.muka.options import AmalgamationOptions, TeacherOptions
+from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions, TeacherOptions
 from vision_language.muka.train import amalgamate, train_teacher
 
 
@@ -149,10 +149,10 @@ def _one_seed(
         experiment = amalgamate(chosen, out, cache)
         yield system, experiment.runs[f"seed{seed}"]["test_accuracy"]
     store = TeacherCache(cache, accelerator, options.max_length, 64)
-    found = diagnose_teachers(
-        teachers, test, store, "test", passes=options.passes, seed=seed, supervised=folder / "supervised"
+    looked = DiagnosisOptions(
+        teachers=tuple(teachers), passes=options.passes, seed=seed, supervised=str(folder / "supervised")
     )
-    diagnostics.append(found)
+    diagnostics.append(diagnose_teachers(looked, test, store, "test"))
 
 
 def _source(options: argparse.Namespace, dataset: str, prefix: bool) -> Path:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairseq_ext.errors import OptionError, choose
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import write_json
 from fairseq_ext.options import at_least
@@ -16,10 +15,9 @@ from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import read_file
 from vision_language.muka.evaluate import diagnose_teachers, evaluate, predict, read_texts
-from vision_language.muka.options import AmalgamationOptions, TeacherOptions
+from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions, TeacherOptions
 from vision_language.muka.synthetic import synthesize
 from vision_language.muka.train import amalgamate, train_teacher
-from vision_language.muka.uncertainty import SCORES
 
 
 def _report(experiment: Experiment, seed: int) -> None:
@@ -55,17 +53,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _diagnose(arguments: argparse.Namespace) -> None:
-    if len(arguments.teachers) < 2:
-        raise OptionError(f"--teachers: at least two are needed, got {len(arguments.teachers)}")
-    choose("--score", arguments.score, SCORES)
+    options = DiagnosisOptions.of(arguments)
     texts = read_texts(arguments.data, arguments.split)
     accelerator, out = make_accelerator(cpu=arguments.cpu), Path(arguments.out)
     store = TeacherCache(arguments.cache or out / "cache", accelerator, arguments.max_length, arguments.batch_size)
-    names = ("score", "passes", "no_mc", "seed", "student", "supervised")
-    chosen = {name: getattr(arguments, name) for name in names}
-    report = diagnose_teachers(arguments.teachers, texts, store, arguments.split, **chosen, picture=out / "scores.png")
+    report = diagnose_teachers(options, texts, store, arguments.split, out / "scores.png")
     if accelerator.is_main_process:
-        write_json(out / "diagnostics.json", {**chosen, **report})
+        write_json(out / "diagnostics.json", options.as_dict() | report)
         print(json.dumps(report, indent=2))
         print(f"{out / 'diagnostics.json'}, {out / 'scores.png'}")
 
@@ -108,13 +102,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--ensemble", nargs="+", metavar="MODEL", help="folders of teachers: their joined logits")
 
     look = command("diagnose", _diagnose, "do the teachers' scores choose the right teacher? Needs labels; draws them")
-    look.add_argument("--teachers", nargs="+", required=True, metavar="MODEL", help="folders of the teachers")
-    look.add_argument("--student", metavar="MODEL", help="a merged classifier: its accuracy and calibration")
-    look.add_argument("--supervised", metavar="MODEL", help="trained on all classes: distance of the targets from it")
-    look.add_argument("--score", default="entropy", help=f"certainty of a teacher: {', '.join(SCORES)} [entropy]")
-    look.add_argument("--passes", type=int, default=16, help="Monte-Carlo dropout passes K [16]")
-    look.add_argument("--no-mc", action="store_true", help="scores from one pass without dropout")
-    look.add_argument("--seed", type=int, default=1, help="of the dropout [1]")
+    DiagnosisOptions.add_to(look)
     look.add_argument("--out", default="runs/muka/diagnostics", help="folder of the figures and picture [%(default)s]")
     look.add_argument("--cache", help="folder of the teachers' logits and scores [OUT/cache]")
     for made in (measure, look):

@@ -18,11 +18,19 @@ from fairseq_ext.errors import OptionError
 from fairseq_ext.files import replacing
 from vision_language.muka.data import Texts
 from vision_language.muka.models import Classifier
+from vision_language.muka.options import ScoreOptions
 from vision_language.muka.tokens import Tokens
 from vision_language.muka.uncertainty import SCORES, mc_dropout_probabilities, teacher_scores
 from vision_language.pretrained import fingerprint
 
-__all__ = ["TeacherCache", "cached_arrays", "predict_logits", "row_values", "single_pass_scores"]
+__all__ = [
+    "TeacherCache",
+    "cached_arrays",
+    "predict_logits",
+    "row_values",
+    "single_pass_scores",
+    "teacher_scores_of",
+]
 
 
 def row_values(
@@ -212,6 +220,21 @@ class TeacherCache:
 def _named(teachers: Sequence[Classifier], split: str) -> list[tuple[Classifier, str]]:
     # Folders may have one name.
     return [(teacher, f"{split}-teacher{t}-{teacher.folder.name}") for t, teacher in enumerate(teachers, 1)]
+
+
+def teacher_scores_of(
+    options: ScoreOptions,
+    seed: int,
+    teachers: Sequence[Classifier],
+    logits: Sequence[Tensor],
+    texts: Texts,
+    split: str,
+    store: TeacherCache,
+) -> Tensor:
+    """The scores ``(n, T)`` that ``options`` ask for, from the store or from the ``logits`` of each teacher."""
+    if options.no_mc:
+        return single_pass_scores(logits, options.score, options.temperature)
+    return store.all_scores(teachers, texts, split, options.score, options.passes, seed)
 
 
 def single_pass_scores(logits: Sequence[Tensor], kind: str = "entropy", temperature: float = 1.0) -> Tensor:

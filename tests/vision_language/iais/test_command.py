@@ -24,6 +24,8 @@ from vision_language.iais.synthetic import THINGS, synthesize
 SMALL = ["--hidden-size", "16", "--num-heads", "2", "--intermediate-size", "32", "--num-steps", "4", "--cpu"]
 SMALL += ["--negative-size", "7", "--hard-negatives", "3", "--batch-size", "4", "--lr", "0.01", "--warmup-steps", "1"]
 SMALL += ["--valid-steps", "2", "--save-steps", "2"]
+UNSIZED = ["--hidden-size", "128", "--num-heads", "4", "--intermediate-size", "512"]
+"""Takes back the sizes of SMALL, which an encoder's folder decides."""
 
 
 @pytest.fixture(autouse=True)
@@ -131,11 +133,22 @@ def test_synthesize(tmp_path, capsys):
         ),
         (["--num-heads", "3"], "--hidden-size must be a multiple of --num-heads = 3, got 16"),
         (["--negative-size", "40"], "--negative-size must be at most 39, which the 40 training images and 80 captions"),
-        (["--negatives", "in-batch", "--batch-size", "41"], "--batch-size must be at most the 40 training images"),
+        (
+            ["--negatives", "in-batch", "--batch-size", "41", "--negative-size", "399"],
+            "--batch-size must be at most the 40 training images",
+        ),
         (["--runs", "0"], "--runs must be at least 1, got 0"),
         (["--data", "/no/such/folder"], "--data: /no/such/folder is not a folder"),
-        (["--encoder", "/no/such/folder"], "--encoder: /no/such/folder is neither 'scratch' nor a folder"),
-        (["--encoder", str(ROOT)], "no config.json in it, so it is no model"),
+        (["--encoder", "/no/such/folder", *UNSIZED], "--encoder: /no/such/folder is neither 'scratch' nor a folder"),
+        (["--encoder", str(ROOT), *UNSIZED], "no config.json in it, so it is no model"),
+        (["--encoder", "/a"], "--hidden-size 16: has no effect with --encoder /a"),
+        (["--encoder", "/a", *UNSIZED, "--vocab-size", "9"], "--vocab-size 9: has no effect with --encoder /a"),
+        (["--iais", "distributed", "--pseudo-norm", "renorm"], "--pseudo-norm renorm: has no effect with --iais dist"),
+        (["--iais", "none", "--pseudo-norm", "renorm"], "--pseudo-norm renorm: has no effect with --iais none"),
+        (["--iais", "none", "--iais-weight", "2"], "--iais-weight 2.0: has no effect with --iais none"),
+        (["--iais", "none", "--iais-scale", "sum"], "--iais-scale sum: has no effect with --iais none"),
+        (["--iais", "none", "--iais-schedule", "log"], "--iais-schedule log: has no effect with --iais none"),
+        (["--negatives", "in-batch"], "--negative-size 7: has no effect with --negatives in-batch"),
         (["--lr", "1e30"], "the loss is"),
     ],
 )

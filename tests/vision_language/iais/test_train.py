@@ -56,7 +56,10 @@ def small(folder: Path, **changes) -> Options:
     sizes = {"hidden_size": 16, "num_heads": 2, "intermediate_size": 32, "num_layers": 2, "dropout": 0.1}
     steps = {"num_steps": 6, "warmup_steps": 2, "valid_steps": 3, "save_steps": 2, "lr": 1e-2}
     candidates = {"negative_size": 7, "hard_negatives": 3, "batch_size": 4, "anchors_per_forward": 2}
-    return Options(data=str(folder), **{**sizes, **steps, **candidates, **changes})
+    idle = ("hidden_size", "num_heads", "intermediate_size") if "encoder" in changes else ()
+    idle += ("negative_size",) if changes.get("negatives") == "in-batch" else ()
+    chosen = {name: value for name, value in {**sizes, **steps, **candidates}.items() if name not in idle}
+    return Options(data=str(folder), **chosen | changes)
 
 
 def accelerator() -> Accelerator:
