@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import platform
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from .errors import DataError, OptionError
-from .files import read_json, write_json
+from .files import read_json, write_json, writing
 
 __all__ = ["Experiment", "environment", "random_state", "set_random_state", "torch_device"]
 
@@ -97,7 +96,7 @@ class Experiment:
             if found["runs"]:
                 self._refuse_other(found["settings"])
             self.runs = found["runs"]
-        with self._writing():  # a folder that cannot be written must not cost a run first
+        with writing("--out", self.file):  # a folder that cannot be written must not cost a run first
             self.file.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(self.file.parent, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -129,15 +128,8 @@ class Experiment:
             "runs": self.runs,
             "summary": self.summary(),
         }
-        with self._writing():
+        with writing("--out", self.file):
             write_json(self.file, content)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OptionError(f"--out: cannot write {self.file}: {error.strerror}") from error
 
     def summary(self) -> dict[str, dict[str, float]]:
         """``{metric: {"mean", "std", "runs"}}`` of every number that all runs hold."""

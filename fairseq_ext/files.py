@@ -15,9 +15,18 @@ from typing import Any
 
 import torch
 
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, DataError, OptionError
 
-__all__ = ["MAX_LINE", "load_safely", "read_json", "read_lines", "replacing", "save_atomically", "write_json"]
+__all__ = [
+    "MAX_LINE",
+    "load_safely",
+    "read_json",
+    "read_lines",
+    "replacing",
+    "save_atomically",
+    "write_json",
+    "writing",
+]
 
 MAX_LINE = 2**22
 """Longest line of a text that is read, in characters: a file without line breaks must not fill the memory."""
@@ -34,6 +43,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+@contextlib.contextmanager
+def writing(option: str, path: str | Path) -> Iterator[None]:
+    """What the file system refuses within, as one line.
+
+    Raises:
+        OptionError: names the option and the path, such as a folder where there is a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OptionError(f"{option}: cannot write {path}: {error.strerror}") from error
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[str, str]]:

@@ -49,17 +49,22 @@ def score_matrix(
         device: default: the model's.
         progress: show a bar.
 
+    Returns:
+        No rows where the split has no caption.
+
     Raises:
         DataError: the model was made for other regions.
     """
     data.check_model(model.config)
     device = model.device if device is None else device
+    scores = torch.empty(len(data), len(data.images))
+    if not len(data):
+        return scores
     texts = {name: value.to(device) for name, value in collator.texts(data.captions).items()}
     lengths = texts["attention_mask"].sum(1)
     text_blocks = lengths.argsort(stable=True).split(chunk)
     by_regions = torch.tensor([len(image.boxes) for image in data.images]).argsort(stable=True)
     image_blocks = by_regions.split(max(1, chunk // len(data)))
-    scores = torch.empty(len(data), len(data.images))
     with _evaluating(model), tqdm(total=scores.numel(), unit=" pairs", unit_scale=True, disable=not progress) as bar:
         cut = [{name: value[block, : lengths[block[-1]]] for name, value in texts.items()} for block in text_blocks]
         for images in image_blocks:

@@ -14,7 +14,7 @@ from vision_language.iais.evaluate import score_matrix
 from vision_language.iais.maps import AttentionBlocks, IAISHook
 from vision_language.iais.model import RegionRetriever
 
-__all__ = ["find_image", "maps_of", "read_split", "region_names", "search"]
+__all__ = ["caption_of", "find_image", "maps_of", "read_split", "region_names", "search"]
 
 
 def read_split(path: str | Path, split: str, max_regions: int = 100) -> RegionData:
@@ -25,6 +25,12 @@ def read_split(path: str | Path, split: str, max_regions: int = 100) -> RegionDa
     return read_splits(path, min_regions=least, max_regions=max_regions)[split]
 
 
+def check_query(query: str) -> None:
+    """Refuse a text without words."""
+    if not any(map(str.isalnum, query)):
+        raise OptionError(f"--query: no word in {query!r}")
+
+
 def search(
     model: RegionRetriever, data: RegionData, collator: Collator, query: str, count: int = 5, batch_size: int = 64
 ) -> list[tuple[float, Image]]:
@@ -33,8 +39,7 @@ def search(
     Raises:
         OptionError: a query without words.
     """
-    if not any(map(str.isalnum, query)):
-        raise OptionError(f"--query: no word in {query!r}")
+    check_query(query)
     images = [replace(image, captions=() if number else (query,)) for number, image in enumerate(data.images)]
     asked = RegionData(images, data.labels, data.feature_size)
     scores, order = score_matrix(model, asked, collator, batch_size, progress=False)[0].sort(
@@ -54,6 +59,20 @@ def find_image(data: RegionData, image_id: str | None) -> Image:
         if image_id is None or str(image.image_id) == image_id:
             return image
     raise OptionError(f"--image: none of the {len(data.images)} images has the id {image_id}")
+
+
+def caption_of(image: Image, query: str | None) -> str:
+    """The text of a pair with ``image``: the query, or where it is None the first caption.
+
+    Raises:
+        OptionError: neither, or a query without words.
+    """
+    if query is not None:
+        check_query(query)
+        return query
+    if not image.captions:
+        raise OptionError(f"--query: image {image.image_id} has no caption to draw; give one")
+    return image.captions[0]
 
 
 def region_names(data: RegionData, image: Image) -> list[str]:

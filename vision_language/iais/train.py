@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from fairseq_ext.errors import InputError, OptionError
 from fairseq_ext.experiments import Experiment
-from fairseq_ext.files import write_json
+from fairseq_ext.files import write_json, writing
 from vision_language.accelerator import make_accelerator
 from vision_language.checkpoint import Checkpoint
 from vision_language.iais.batches import PairBatches
@@ -176,7 +176,8 @@ def train(
     """
     accelerator = accelerator or make_accelerator(options.mixed_precision)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing("--out", folder):
+        folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(options, data, seed, folder, accelerator)
     trainer.train()
     accelerator.wait_for_everyone()  # the main process has written the model

@@ -30,7 +30,8 @@ def scores(
         image if number % processes == rank else replace(image, captions=()) for number, image in enumerate(data.images)
     ]
     numbers = torch.tensor(
-        [text for number in range(rank, len(data.images), processes) for text in data.texts_of(number)]
+        [text for number in range(rank, len(data.images), processes) for text in data.texts_of(number)],
+        dtype=torch.long,  # of none too
     )
     share = RegionData(images, data.labels, data.feature_size)
     part = score_matrix(model, share, collator, batch_size, accelerator.device, progress=False)

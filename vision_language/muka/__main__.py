@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq_ext.experiments import Experiment
-from fairseq_ext.files import write_json
+from fairseq_ext.files import write_json, writing
 from fairseq_ext.options import at_least
 from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache
@@ -56,6 +56,8 @@ def _diagnose(arguments: argparse.Namespace) -> None:
     options = DiagnosisOptions.of(arguments)
     texts = read_texts(arguments.data, arguments.split)
     accelerator, out = make_accelerator(cpu=arguments.cpu), Path(arguments.out)
+    with writing("--out", out):  # before the teachers are asked
+        out.mkdir(parents=True, exist_ok=True)
     store = TeacherCache(arguments.cache or out / "cache", accelerator, arguments.max_length, arguments.batch_size)
     report = diagnose_teachers(options, texts, store, arguments.split, out / "scores.png")
     if accelerator.is_main_process:

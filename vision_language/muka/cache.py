@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fairseq_ext.errors import OptionError
-from fairseq_ext.files import replacing
+from fairseq_ext.files import replacing, writing
 from vision_language.muka.data import Texts
 from vision_language.muka.models import Classifier
 from vision_language.muka.options import ScoreOptions
@@ -99,12 +99,10 @@ def cached_arrays(
         tqdm.write(f"{path}: {reason}; computed again")
     arrays = compute()
     if accelerator.is_main_process:
-        try:
+        with writing("--cache", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial, open(partial, "wb") as file:
                 np.savez(file, key=np.array(key), **arrays)  # type: ignore[arg-type]
-        except OSError as error:
-            raise OptionError(f"--cache: cannot write {path}: {error.strerror}") from error
     return arrays
 
 

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from fairseq_ext.errors import OptionError
-from fairseq_ext.files import replacing
+from fairseq_ext.files import replacing, writing
 from vision_language.muka.data import SPLITS
 
 __all__ = ["WORDS", "synthesize"]
@@ -41,13 +41,11 @@ def synthesize(out: str | Path, texts: int = 1000, seed: int = 0) -> None:
     held_out = texts // 10
     cuts = (0, texts - 2 * held_out, texts - held_out, texts)
     out = Path(out)
-    try:
+    with writing("--out", out):
         out.mkdir(parents=True, exist_ok=True)
         for split, begin, end in zip(SPLITS, cuts, cuts[1:], strict=False):
             with replacing(out / f"{split}.tsv") as partial:
                 partial.write_text("".join(lines[begin:end]), encoding="utf-8")
-    except OSError as error:
-        raise OptionError(f"--out: cannot write {out}: {error.strerror}") from error
 
 
 def _line(label: str, generator: random.Random) -> str:

@@ -24,6 +24,10 @@ from vision_language.iais.synthetic import THINGS, synthesize
 SMALL = ["--hidden-size", "16", "--num-heads", "2", "--intermediate-size", "32", "--num-steps", "4", "--cpu"]
 SMALL += ["--negative-size", "7", "--hard-negatives", "3", "--batch-size", "4", "--lr", "0.01", "--warmup-steps", "1"]
 SMALL += ["--valid-steps", "2", "--save-steps", "2"]
+# accelerate's own --cpu would start one process only; ours keeps the two of --multi_gpu on the CPU.
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 UNSIZED = ["--hidden-size", "128", "--num-heads", "4", "--intermediate-size", "512"]
 """Takes back the sizes of SMALL, which an encoder's folder decides."""
 
@@ -113,6 +117,8 @@ def test_synthesize(tmp_path, capsys):
             assert 2 <= len(named) <= 3 and named <= present
     with pytest.raises(InputError, match="--images must be at least 30, got 3"):
         main(["synthesize", "--out", str(tmp_path), "--images", "3"])
+    with pytest.raises(InputError, match="--seed must be at least 0, got -1"):
+        synthesize(tmp_path, seed=-1)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +164,34 @@ def test_bad_options_end_with_one_line(data, tmp_path, options, message):
         main(["train", "--data", str(data), "--out", str(out), *SMALL, *options])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (out / "results.json").exists() or not read_json(out / "results.json")["runs"]
+
+
+def test_paths_that_are_files_and_counts_below_zero(trained, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "seed1").write_text("")
+    model, places = trained / "seed1" / "model", ["--data", str(data), "--cpu"]
+    copy = tmp_path / "copy"
+    shutil.copytree(trained / "seed1", copy)
+    plot = ["plot", "--model", str(copy / "model"), *places]
+    file, seed = str(tmp_path / "file"), tmp_path / "seed1"
+    history = str(copy / "history.json")
+    for content, arguments, message in (
+        ("", ["synthesize", "--out", file], f"--out: cannot write {file}: "),
+        ("", ["synthesize", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        ("", ["train", *places, *SMALL, "--out", str(tmp_path)], f"--out: cannot write {seed}: "),
+        ("", ["train", *places, *SMALL, "--seed", "-1"], "--seed must be at least 0, got -1"),
+        ("", ["evaluate", "--model", str(model), *places, "--images", "-3"], "--images must be at least 0, got -3"),
+        ("[]", plot, f"{history}: not the history of a training"),
+        ('[{"step": 1', plot, f"{history}: not the history of a training"),
+        ('[{"step": 1, "isd": "x", "rsum": 1}]', plot, f"{history}: not the history of a training"),
+        ('[{"step": 1, "isd": 1, "rsum": 1}]', [*plot, "--out", file], f"--out: cannot write {file}: "),
+        ("", [*plot, "--query", "..."], "--query: no word in '...'"),
+        ("", [*plot, "--query", ""], "--query: no word in ''"),
+    ):
+        (copy / "history.json").write_text(content)
+        with pytest.raises(InputError) as error:
+            main(arguments)
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 def broken(folder: Path, **changes) -> Path:
@@ -210,18 +244,25 @@ def test_models_and_queries_that_are_none(trained, data, tmp_path):
         main(["evaluate", *model, "--data", str(other), "--cpu"])
 
 
+def test_two_processes_evaluate_one_image(trained, data, tmp_path):
+    """The second process has no caption to score."""
+    command = ["evaluate", "--model", str(trained / "seed1" / "model"), "--data", str(data), "--cpu", "--images", "1"]
+    result = subprocess.run(
+        [*LAUNCH, "-m", "vision_language.iais", *command], capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD
+    )
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert (printed["captions"], printed["images"], printed["ir_r1"]) == (2, 1, 1.0)
+
+
 def test_two_processes_train_as_one(data, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    # accelerate's own --cpu would start one process only; ours keeps the two of --multi_gpu on the CPU.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = ["train", "--data", str(data), *SMALL, "--dropout", "0"]
     result = subprocess.run(
-        [*launch, "-m", "vision_language.iais", *command, "--out", str(tmp_path / "two")],
+        [*LAUNCH, "-m", "vision_language.iais", *command, "--out", str(tmp_path / "two")],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=environment,
+        env=ONE_THREAD,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("runs, IAIS singular") == 1

@@ -123,6 +123,11 @@ class TestScoreMatrix:
         torch.testing.assert_close(score_matrix(model, query, collator, progress=False)[:1], expected)
         assert score_matrix(model, RegionData(images, data.labels, data.feature_size), collator).shape == (24, 12)
 
+    def test_no_captions_have_no_rows(self, made):
+        model, data, collator = made
+        bare = RegionData([replace(image, captions=()) for image in data.images], data.labels, data.feature_size)
+        assert score_matrix(model, bare, collator).shape == (0, 12)
+
     def test_progress_counts_pairs(self, made, capsys):
         model, data, collator = made
         score_matrix(model, data, collator)

@@ -422,6 +422,13 @@ def test_uniter_needs_an_encoder(folder):
         small(folder, uniter="u.pt")
 
 
+def test_encoders_that_are_no_bert(folder, data, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 16}))
+    with pytest.raises(CheckpointError) as error:
+        build(small(folder, encoder=str(tmp_path)), data["train"])
+    assert str(error.value) == f"{tmp_path}: model_type is 'vit', it must be 'bert'"
+
+
 def test_saving_keeps_a_whole_model(folder, data, tmp_path, monkeypatch):
     model, tokenizer = build(small(folder), data["train"])
     save_folder(model, tokenizer, tmp_path / "model")

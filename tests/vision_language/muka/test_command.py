@@ -166,6 +166,15 @@ def test_predict(student, world, tmp_path, capsys):
     assert {len(row["probabilities"]) for row in rows} == {2}
 
 
+def test_an_output_folder_that_is_a_file(world, tmp_path):
+    (tmp_path / "file").write_text("")
+    command = ["diagnose", "--teachers", str(world.first), str(world.second), "--data", str(world.data), "--cpu"]
+    with pytest.raises(InputError) as error:
+        main([*command, "--out", str(tmp_path / "file"), "--cache", str(tmp_path / "cache")])
+    assert str(error.value) == f"--out: cannot write {tmp_path / 'file'}: File exists"
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_killed_command_goes_on(command, tmp_path):
     """SIGKILL within training, then the same command; the weights are those of a straight run, bit for bit."""
     cache = ["--cache", str(tmp_path / "cache")]
