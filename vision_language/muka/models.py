@@ -40,11 +40,19 @@ class Classifier:
         Raises:
             OptionError: more than the model has positions for.
         """
-        limits = (getattr(self.model.config, "max_position_embeddings", None), self.tokenizer.model_max_length)
-        limit = min(limit for limit in limits if limit)
+        limit = min(limit for limit in (_positions(self.model), self.tokenizer.model_max_length) if limit)
         if asked is not None and asked > limit:
             raise OptionError(f"--max-length: {self.folder} reads at most {limit} tokens, got {asked}")
         return asked or min(DEFAULT_LENGTH, limit)
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """The longest sequence that a model has positions for; None where there is no limit."""
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from behind the padding index.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.num_embeddings - module.padding_idx - 1)
+    return getattr(model.config, "max_position_embeddings", None)
 
 
 def _label_names(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
