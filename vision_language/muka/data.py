@@ -90,10 +90,11 @@ def _saved_rows(path: Path) -> Iterator[Row]:
     column = next((name for name in TEXT_COLUMNS if name in columns), None)
     if column is None:
         raise DataError(f"{path}: no column {' or '.join(TEXT_COLUMNS)}, found {', '.join(map(str, columns))}")
-    labels = _label_names(data, path) if "label" in columns else None
     texts = ["" if text is None else str(text) for text in data[column]]
-    rows = zip(labels or [None] * len(texts), texts, strict=True)
-    return ((label, text, f"{path}: row {number}") for number, (label, text) in enumerate(rows, 1))
+    names = _label_names(data, path) if "label" in columns else None
+    labels: Sequence[str | None] = names or [None] * len(texts)
+    rows = enumerate(zip(labels, texts, strict=True), 1)
+    return ((label, text, f"{path}: row {number}") for number, (label, text) in rows)
 
 
 def _label_names(data: Any, path: Path) -> list[str] | None:
