@@ -13,7 +13,7 @@ from fairseq_ext.errors import OptionError
 from vision_language.muka.baselines import ensemble_probabilities
 from vision_language.muka.cache import TeacherCache, predict_logits, teacher_scores_of
 from vision_language.muka.data import Texts, gold_ids, read_file, read_splits
-from vision_language.muka.diagnostics import accuracy_by_teacher, diagnose, kl_to_supervised
+from vision_language.muka.diagnostics import diagnose, kl_to_supervised, teacher_accuracy, teachers_right
 from vision_language.muka.models import Classifier, load_classifier
 from vision_language.muka.options import DiagnosisOptions
 from vision_language.muka.plot import draw_scores
@@ -83,10 +83,7 @@ def evaluate(
         "accuracy_by_class": {name: float(right[rows].mean()) for name, rows in classes if rows.any()},
     }
     if len(folders) > 1:
-        own = [
-            accuracy_by_teacher(union.columns(teacher)[found.argmax(-1)], gold, union)[teacher]
-            for teacher, found in enumerate(logits)
-        ]
+        own = teacher_accuracy(logits, gold, union)
         report["teachers"] = [
             {"model": str(folder), "accuracy_on_its_classes": value} for folder, value in zip(folders, own, strict=True)
         ]
@@ -152,7 +149,8 @@ def diagnose_teachers(
         }
     if picture and store.accelerator.is_main_process:
         Path(picture).parent.mkdir(parents=True, exist_ok=True)
-        draw_scores(scores, gold, union, picture, [model.folder.name for model in models])
+        names = [model.folder.name for model in models]
+        draw_scores(scores, teachers_right(logits, gold, union), gold, union, picture, names)
     return report
 
 
