@@ -67,8 +67,9 @@ TEXT = """## MUKA: {title}
 Test accuracy (%), mean ± population standard deviation over {seeds} seeds, each with teachers of its own. All models
 start from MiniLM ({layers}); students see the training texts without labels, {epochs} epochs, batches of {batch_size},
 step size {lr:g}, {max_length} tokens, K = {passes} dropout passes; the checkpoint is that of the smallest loss against
-the teachers, without labels. The settings are our choice and the same for every row. MUKI is MUKA with weights by the
-margin of the scores. {environment}.
+the teachers, without labels. The row `supervised` alone has no teachers and learns from the labels: its targets, and
+the validation loss that picks its checkpoint. All other settings are our choice and the same for every row. MUKI is
+MUKA with weights by the margin of the scores. {environment}.
 
     python -m examples.results {command}
 

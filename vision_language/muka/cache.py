@@ -123,8 +123,9 @@ def _read(path: Path, key: str) -> tuple[dict[str, np.ndarray] | None, str]:
 class TeacherCache:
     """Logits and scores of teachers for texts, from disk where they are there already.
 
-    A file's key covers weights, configuration (with the dropout), tokenizer, texts, length, batches, number format
-    and, for scores, passes and seed. Scores of every kind are kept, so that another ``--score`` computes nothing.
+    A file's key covers weights, configuration (with the dropout), tokenizer, texts, length, batches, number format,
+    kind of device and, for scores, passes and seed. Scores of every kind are kept, so that another ``--score`` computes
+    nothing.
 
     Args:
         folder: of the ``.npz`` files; runs with the same teachers may share it.
@@ -154,6 +155,7 @@ class TeacherCache:
             "max_length": teacher.length(self.max_length),
             "batch_size": self.batch_size,
             "mixed_precision": self.accelerator.mixed_precision,
+            "device": self.accelerator.device.type,  # whose generator draws the dropout masks
         }
 
         def arrays() -> dict[str, np.ndarray]:
