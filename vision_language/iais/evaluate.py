@@ -15,7 +15,7 @@ from vision_language.iais.isd import isd
 from vision_language.iais.maps import IAISHook
 from vision_language.iais.model import RegionRetriever
 
-__all__ = ["mean_isd", "recall_at_k", "released_image_recall", "score_matrix"]
+__all__ = ["pair_isd", "recall_at_k", "released_image_recall", "score_matrix"]
 
 
 @contextmanager
@@ -171,26 +171,26 @@ def _standings(scores: Tensor, text_to_image: Tensor) -> tuple[_Standing, _Stand
     return standing(scores, wrong), standing(scores.T[asked], wrong.T[asked])
 
 
-def mean_isd(
+def pair_isd(
     model: RegionRetriever,
     data: RegionData,
     collator: Collator,
     batch_size: int = 64,
     device: torch.device | str | None = None,
-) -> float:
-    """Mean over all captions of :func:`~vision_language.iais.isd.isd` with their images; lower is more consistent.
+) -> Tensor:
+    """:func:`~vision_language.iais.isd.isd` of every caption with its image, ``(captions,)``, float32 on the CPU.
 
     Args: as of :func:`score_matrix`, and pairs in a forward pass.
     """
     data.check_model(model.config)
     device = model.device if device is None else device
     order = sorted(range(len(data)), key=lambda text: len(data.captions[text]))
-    total = 0.0
+    values = torch.empty(len(data))
     with _evaluating(model), IAISHook(model) as hook:
         for start in range(0, len(order), batch_size):
-            items = [data[text] for text in order[start : start + batch_size]]
-            batch = {name: value.to(device) for name, value in collator(items).items()}
+            texts = order[start : start + batch_size]
+            batch = {name: value.to(device) for name, value in collator([data[text] for text in texts]).items()}
             model(**batch)
-            masks = batch["attention_mask"], batch["region_mask"]
-            total += isd(hook.blocks(model.text_positions(*masks), model.region_positions(*masks))).sum().item()
-    return total / len(data)
+            places = model.positions(batch["attention_mask"], batch["region_mask"])
+            values[texts] = isd(hook.blocks(*places)).float().cpu()
+    return values

@@ -19,10 +19,9 @@ __all__ = ["caption_of", "find_image", "maps_of", "read_split", "region_names", 
 
 def read_split(path: str | Path, split: str, max_regions: int = 100) -> RegionData:
     """A split of a folder, or a file alone, whose images need no captions then."""
-    least = min(10, max_regions)
     if Path(path).is_file():
-        return read_regions(path, least, max_regions, need_captions=False)
-    return read_splits(path, min_regions=least, max_regions=max_regions)[split]
+        return read_regions(path, max_regions=max_regions, need_captions=False)
+    return read_splits(path, max_regions=max_regions)[split]
 
 
 def check_query(query: str) -> None:
@@ -88,8 +87,7 @@ def maps_of(
 ) -> tuple[list[str], AttentionBlocks]:
     """The word pieces of a caption and the maps of its pair with an image; the model is in evaluation mode."""
     batch = {name: value.to(model.device) for name, value in collator([(caption, image)]).items()}
-    masks = (batch["attention_mask"], batch["region_mask"])
     with IAISHook(model) as hook:
         model(**batch)
-        blocks = hook.blocks(model.text_positions(*masks), model.region_positions(*masks))
+        blocks = hook.blocks(*model.positions(batch["attention_mask"], batch["region_mask"]))
     return list(tokenizer.convert_ids_to_tokens(batch["input_ids"][0, 1:-1].tolist())), blocks

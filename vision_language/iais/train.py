@@ -211,8 +211,7 @@ def make_sampler(options: Options, data: RegionData, seed: int) -> AnchorSampler
 
 def read_data(options: Options) -> dict[str, RegionData]:
     """The splits of ``options``, cut as it says."""
-    most = options.max_regions
-    return read_splits(options.data, min_regions=min(10, most), max_regions=most)
+    return read_splits(options.data, max_regions=options.max_regions)
 
 
 def run(

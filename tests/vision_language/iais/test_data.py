@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import pickle
@@ -18,7 +19,9 @@ from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.files import MAX_LINE
 from tests.helpers import golden_names, load_golden, require_data
 from tests.vision_language.iais.regions import THINGS, WORDS, tiny_model, tiny_tokenizer, write_regions
+from vision_language.iais import data
 from vision_language.iais.data import Collator, box_geometry, read_regions, read_splits
+from vision_language.iais.region_files import read_array
 
 IMAGE = {
     "image_id": 7,
@@ -97,7 +100,7 @@ class TestReading:
         assert kept(min_regions=1, max_regions=2) == [1, 4]
         assert kept(min_regions=1, confidence_threshold=0.5) == [1, 4]
         write(path, {key: value for key, value in image.items() if key != "confidence"}, categories=None)
-        assert kept(min_regions=1, max_regions=2) == [0, 1]
+        assert kept(min_regions=1, max_regions=2) == kept(max_regions=2) == [0, 1]
         path = write(_folder(tmp_path / "labels") / "a.jsonl", IMAGE | {"confidence": [0.3, 0.4]})
         image = read_regions(path, max_regions=1, min_regions=1).images[0]
         assert image.labels.tolist() == [0] and image.boxes.tolist() == [IMAGE["boxes"][1][:4]]
@@ -240,6 +243,20 @@ class TestFeatures:
         path = write(tmp_path / "a.jsonl", unlabelled(image_id="../secret"), categories=None)
         with pytest.raises(DataError, match=r"a.jsonl:1: image_id '../secret' cannot name a feature file"):
             read_regions(path)
+
+    def test_files_that_were_read_lately_are_kept(self, tmp_path, monkeypatch):
+        lines = [unlabelled(image_id=number) for number in range(4)]
+        path = write(tmp_path / "a.jsonl", *lines, categories=None)
+        for number in range(4):
+            np.save(_folder(tmp_path / "features") / f"{number}.npy", np.full((2, 3), number, dtype=np.float32))
+        images, read = read_regions(path).images, []
+        monkeypatch.setattr(data, "read_array", lambda path: read.append(path.stem) or read_array(path))
+        monkeypatch.setattr(data, "_cached_array", functools.lru_cache(2)(data._cached_array.__wrapped__))
+        for number in (0, 1, 0, 1, 2, 0):
+            assert images[number].features().tolist() == [[number] * 3] * 2
+        assert read == ["0", "1", "2", "0"]
+        images[0].features().add_(1)
+        assert images[0].features().tolist() == [[0] * 3] * 2 and data._cached_array.cache_info().maxsize == 2
 
     def test_a_number_that_is_not_finite(self, tmp_path):
         path = write(tmp_path / "a.jsonl", unlabelled(), categories=None)

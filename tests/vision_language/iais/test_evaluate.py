@@ -1,4 +1,4 @@
-"""Recall of the released code's fixtures, ranks with ties, the score matrix and mean ISD against plain loops."""
+"""Recall of the released code's fixtures, ranks with ties, the score matrix and ISD against plain loops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fairseq_ext.errors import DataError
 from tests.helpers import golden_names, load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
 from vision_language.iais.data import Collator, RegionData, read_splits
-from vision_language.iais.evaluate import mean_isd, recall_at_k, released_image_recall, score_matrix
+from vision_language.iais.evaluate import pair_isd, recall_at_k, released_image_recall, score_matrix
 from vision_language.iais.isd import isd
 from vision_language.iais.maps import IAISHook
 
@@ -168,7 +168,7 @@ class TestScoreMatrix:
             score_matrix(tiny_model(5), data, collator)
 
 
-def test_mean_isd_is_a_plain_loop(made):
+def test_isd_of_pairs_is_a_plain_loop(made):
     model, data, collator = made
     model.eval()
     values = []
@@ -176,9 +176,9 @@ def test_mean_isd_is_a_plain_loop(made):
         for text in range(len(data)):
             batch = collator([data[text]])
             model(**batch)
-            masks = batch["attention_mask"], batch["region_mask"]
-            values.append(isd(hook.blocks(model.text_positions(*masks), model.region_positions(*masks))).item())
+            places = model.positions(batch["attention_mask"], batch["region_mask"])
+            values.append(isd(hook.blocks(*places)).item())
     model.train()
-    assert mean_isd(model, data, collator, batch_size=5) == pytest.approx(np.mean(values), rel=1e-4)
+    assert pair_isd(model, data, collator, batch_size=5).tolist() == pytest.approx(values, rel=1e-4)
     assert np.mean(values) > 1e-4 and model.training
     assert not model._forward_pre_hooks

@@ -9,6 +9,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionErr
 from fairseq_ext.files import load_safely, read_json
 from tests.helpers import load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
+from vision_language.iais import validate
 from vision_language.iais.batches import PairBatches, hardest
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.encoder import build, learn_tokenizer, load
@@ -159,8 +161,7 @@ def plain_gradient(stage: Trainer, step: int) -> dict[str, torch.Tensor]:
                 scores = model(**batch).scores.sigmoid()
                 loss = F.relu(options.margin + scores[1:] - scores[0]).mean()
                 if options.iais != "none":
-                    masks = (batch["attention_mask"], batch["region_mask"])
-                    places = (model.text_positions(*masks), model.region_positions(*masks))
+                    places = model.positions(batch["attention_mask"], batch["region_mask"])
                     blocks = hook.blocks(*places, keep_scores=True, rows=slice(0, 1))
                     loss = loss + weight * iais_loss(blocks, options.iais, modality, options.pseudo_norm)
             (loss / options.batch_size).backward()
@@ -447,6 +448,16 @@ def test_first_images(data):
     assert len(part.images) == 3 and part.labels == data["train"].labels
     assert part.captions == data["train"].captions[: len(part)]
     assert first_images(data["train"], 0) is data["train"]
+
+
+def test_processes_share_out_the_captions(data):
+    part = first_images(data["test"], 3)
+    shares = [validate._share(part, SimpleNamespace(process_index=rank, num_processes=4)) for rank in range(4)]
+    assert sorted(torch.cat([numbers for numbers, _ in shares]).tolist()) == list(range(len(part)))
+    for numbers, share in shares:
+        assert share.captions == [part.captions[number] for number in numbers] and len(share.images) == 3
+        assert torch.equal(share.text_to_image, part.text_to_image[numbers])
+    assert not len(shares[3][1])
 
 
 def test_regions_without_features_or_labels(folder, data):
