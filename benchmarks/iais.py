@@ -55,8 +55,7 @@ def train_step(quick: bool, kind: str, anchors: int, rows: int) -> Callable[[], 
     """Forward over ``anchors`` pairs and their negatives, ranking loss, alignment of the pairs, backward, AdamW."""
     model = retriever(quick, region_feature_size=FEATURES).train()
     batch = pairs(anchors * rows)
-    masks = batch["attention_mask"], batch["region_mask"]
-    text, regions = model.text_positions(*masks), model.region_positions(*masks)
+    text, regions = model.positions(batch["attention_mask"], batch["region_mask"])
     hook = None if kind == "none" else IAISHook(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
@@ -104,8 +103,7 @@ def loss_alone(kind: str, *parts: Tensor) -> Tensor:
 def batched_and_loop(quick: bool) -> list[Row]:
     model = retriever(quick, region_feature_size=FEATURES)
     attention, batch = model.last_self_attention, pairs(BATCH)
-    masks = batch["attention_mask"], batch["region_mask"]
-    text, regions = model.text_positions(*masks), model.region_positions(*masks)
+    text, regions = model.positions(batch["attention_mask"], batch["region_mask"])
     hidden = torch.randn(*text.shape, model.config.hidden_size)
     with torch.no_grad():
         blocks = attention_blocks(hidden, attention, text, regions)

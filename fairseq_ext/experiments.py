@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .errors import DataError, OptionError
-from .files import output_folder, read_json, write_json
+from .files import output_folder, read_json, write_json, writing_to
 
 __all__ = ["Experiment", "environment", "random_state", "set_random_state", "torch_device"]
 
@@ -124,10 +124,8 @@ class Experiment:
             "runs": self.runs,
             "summary": self.summary(),
         }
-        try:
+        with writing_to(self.file.parent):
             write_json(self.file, content)
-        except OSError as error:
-            raise OptionError(f"--out: cannot write {self.file}: {error.strerror}") from error
 
     def summary(self) -> dict[str, dict[str, float]]:
         """``{metric: {"mean", "std", "runs"}}`` of every number that all runs hold."""

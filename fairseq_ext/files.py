@@ -27,6 +27,7 @@ __all__ = [
     "replacing",
     "save_atomically",
     "write_json",
+    "writing_to",
 ]
 
 MAX_LINE = 2**22
@@ -46,20 +47,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def output_folder(path: str | Path, option: str = "--out") -> Path:
-    """The folder that ``option`` names, made where it is absent.
+@contextlib.contextmanager
+def writing_to(folder: str | Path, option: str = "--out") -> Iterator[Path]:
+    """The folder that ``option`` names, made where it is absent; what the file system refuses within is one line.
 
     Raises:
-        OptionError: it cannot be made, or written to.
+        OptionError: names the option and the folder, such as one that is a file.
     """
-    folder = Path(path)
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        yield folder
     except OSError as error:
         raise OptionError(f"{option}: cannot write to {folder}: {error.strerror}") from error
-    return folder
+
+
+def output_folder(folder: str | Path, option: str = "--out") -> Path:
+    """:func:`writing_to` for a folder that is filled later: it is refused before the work."""
+    with writing_to(folder, option) as made:
+        return made
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[str, str]]:

@@ -88,6 +88,23 @@ class OptionSet:
                 allowed = " and ".join(f"{LIMITS[key]} {limit}" for key, limit in limits.items())
                 raise OptionError(f"{name} must be {allowed}, got {value}")
 
+    def refuse_idle(self, reason: str, *names: str) -> None:
+        """Refuse those of ``names`` that differ from their default, as they would do nothing.
+
+        Args:
+            reason: why, such as ``"with --loss cross-entropy"``.
+
+        Raises:
+            OptionError: the first of them.
+        """
+        defaults = {item.name: item.default for item in fields(self)}
+        for name in names:
+            value = getattr(self, name)
+            if value != defaults[name]:
+                shown = flag(f"no_{name}") if value is False else flag(name)
+                given = "" if isinstance(value, bool) else f" {value}"
+                raise OptionError(f"{shown}{given}: has no effect {reason}")
+
     def as_dict(self) -> dict[str, Any]:
         """Names and values."""
         return asdict(self)

@@ -68,6 +68,23 @@ def test_limits_hold_on_the_command_line_and_in_programs(arguments, message):
         Options(data="d", **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"steps": 1, "margin": False}, "--steps 1: has no effect with --kind soft"),
+        ({"margin": False}, "--no-margin: has no effect with --kind soft"),
+        ({"deep": True}, "--deep: has no effect with --kind soft"),
+    ],
+)
+def test_options_that_do_nothing_are_refused_by_name(chosen, message):
+    names = ("steps", "margin", "deep")
+    Options(data="d").refuse_idle("with --kind soft", *names)
+    Options(data="d", lr_decay=1.0).refuse_idle("with --kind soft", *names)
+    with pytest.raises(OptionError) as error:
+        Options(data="d", **chosen).refuse_idle("with --kind soft", *names)
+    assert str(error.value) == message
+
+
 def test_a_required_option_is_required(capsys):
     parser = argparse.ArgumentParser()
     Options.add_to(parser)

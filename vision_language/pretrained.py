@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from fairseq_ext.errors import CheckpointError, InputError, OptionError
-from fairseq_ext.files import read_json
+from fairseq_ext.files import load_safely, read_json
 
-__all__ = ["LOCAL", "check_weights", "load_tokenizer", "loading", "read_config", "save_folder"]
+__all__ = [
+    "LOCAL",
+    "check_weights",
+    "fingerprint",
+    "load_tokenizer",
+    "loading",
+    "read_config",
+    "read_weights",
+    "save_folder",
+]
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Arguments of every ``from_pretrained``; models also get ``use_safetensors=True``."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+HASHED = (".safetensors", ".json", ".txt", ".model")
 
 
 @contextlib.contextmanager
@@ -87,6 +100,33 @@ def check_weights(folder: str | Path) -> None:
     if pickled:
         raise CheckpointError(f"{folder}: {pickled[0]} could run code when loaded; only {WEIGHTS[0]} is read")
     raise CheckpointError(f"{folder}: no {WEIGHTS[0]} in it")
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of a file, or of a model folder: weights, configuration and tokenizer."""
+    path = Path(path)
+    parts = [path] if path.is_file() else [part for part in sorted(path.iterdir()) if part.suffix in HASHED]
+    sha = hashlib.sha256()
+    for part in parts:
+        if part.is_file() and part.name != "results.json":
+            with open(part, "rb") as file:
+                sha.update(part.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` file, or of a checkpoint of torch, on the CPU.
+
+    Raises:
+        CheckpointError: missing or damaged, code in it, or something else than named tensors.
+    """
+    if Path(path).suffix == ".safetensors":
+        with loading(path):
+            return load_file(path)
+    found = load_safely(path)
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path}: expected named tensors, such as a model's state_dict")
+    return found
 
 
 def load_tokenizer(folder: str | Path, vocab_size: int) -> PreTrainedTokenizerBase:

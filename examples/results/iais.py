@@ -49,9 +49,9 @@ SETTINGS = {
 TEXT = """## IAIS: retrieval on {dataset}
 
 Test split ({images} images, {captions} captions), recall of the whole score matrix in %, mean ± population standard
-deviation over {seeds} seeds; ISD (less is closer) by anchors, of the matched pairs. Regions are labelled boxes of
-people, without pixels: their features are the class and the box. {settings}; the step with the largest validation
-sum of recalls. {environment}.
+deviation over {seeds} seeds; ISD (less is closer) by anchors, of the matched pairs. Regions are boxes drawn and
+labelled by people, without pixels: their features are the class and the box. {settings}; the step with the largest
+validation sum of recalls. {environment}.
 
     python -m examples.results {command}
 

@@ -19,7 +19,7 @@ from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import Texts
 from vision_language.muka.evaluate import diagnose_teachers, evaluate, read_texts
-from vision_language.muka.options import AmalgamationOptions, TeacherOptions
+from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions, TeacherOptions
 from vision_language.muka.train import amalgamate, train_teacher
 
 
@@ -67,8 +67,9 @@ TEXT = """## MUKA: {title}
 Test accuracy (%), mean ± population standard deviation over {seeds} seeds, each with teachers of its own. All models
 start from MiniLM ({layers}); students see the training texts without labels, {epochs} epochs, batches of {batch_size},
 step size {lr:g}, {max_length} tokens, K = {passes} dropout passes; the checkpoint is that of the smallest loss against
-the teachers, without labels. The settings are our choice and the same for every row. MUKI is MUKA with weights by the
-margin of the scores. {environment}.
+the teachers, without labels. The row `supervised` alone has no teachers and learns from the labels: its targets, and
+the validation loss that picks its checkpoint. All other settings are our choice and the same for every row. MUKI is
+MUKA with weights by the margin of the scores. {environment}.
 
     python -m examples.results {command}
 
@@ -149,10 +150,10 @@ def _one_seed(
         experiment = amalgamate(chosen, out, cache)
         yield system, experiment.runs[f"seed{seed}"]["test_accuracy"]
     store = TeacherCache(cache, accelerator, options.max_length, 64)
-    found = diagnose_teachers(
-        teachers, test, store, "test", passes=options.passes, seed=seed, supervised=folder / "supervised"
+    looked = DiagnosisOptions(
+        teachers=tuple(teachers), passes=options.passes, seed=seed, supervised=str(folder / "supervised")
     )
-    diagnostics.append(found)
+    diagnostics.append(diagnose_teachers(looked, test, store, "test"))
 
 
 def _source(options: argparse.Namespace, dataset: str, prefix: bool) -> Path:

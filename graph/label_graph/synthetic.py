@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_ext.errors import OptionError, choose
-from fairseq_ext.files import output_folder, write_json
+from fairseq_ext.files import write_json, writing_to
 
 __all__ = ["HIDDEN", "RELATIONS", "STYLE_COUNTS", "make_albums", "synthesize"]
 
@@ -88,7 +88,7 @@ def synthesize(folder: str | Path, albums: int = 1000, **options: Any) -> None:
     if albums < 50:
         raise OptionError(f"--albums must be at least 50, got {albums}")
     made = make_albums(albums, **options)
-    folder = output_folder(folder)
     train, valid = int(0.7 * albums), int(0.79 * albums)
-    for split, part in (("train", made[:train]), ("valid", made[train:valid]), ("test", made[valid:])):
-        write_json(folder / f"rmsc.data.{split}.json", part)
+    with writing_to(folder) as folder:
+        for split, part in (("train", made[:train]), ("valid", made[train:valid]), ("test", made[valid:])):
+            write_json(folder / f"rmsc.data.{split}.json", part)

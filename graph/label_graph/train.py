@@ -68,7 +68,7 @@ def prepare(options: Options) -> Corpus:
 
 def settings_of(options: Options, corpus: Corpus) -> dict[str, Any]:
     """What results and checkpoints belong to: the options, and the data by its content."""
-    return options.as_dict() | {"digest": corpus.digest()}
+    return options.as_dict() | {"inputs": corpus.digest()}
 
 
 def score(classifier: Classifier, ids: Tensor, gold: Tensor, tune: bool = False) -> dict[str, float]:

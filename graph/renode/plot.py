@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import k_hop_subgraph, subgraph
 
 from fairseq_ext.errors import DataError
-from fairseq_ext.files import output_folder, replacing
+from fairseq_ext.files import output_folder, replacing, writing_to
 from graph.renode.options import ScoreOptions
 from graph.renode.score import score_table, scored_graph
 from graph.renode.totoro import neighbor_conflict
@@ -125,7 +125,7 @@ def _contested_region(data: Data, max_nodes: int) -> torch.Tensor:
 
 def run(options: ScoreOptions, out: str | Path, split_seed: int = 0, layout_nodes: int = 400) -> list[Path]:
     """``python -m graph.renode plot``: the paths of the pictures."""
-    data, out = scored_graph(options, split_seed), output_folder(out)
+    out, data = output_folder(out), scored_graph(options, split_seed)
     pictures: dict[str, Callable[[Data, Axes], None]] = {
         "totoro_by_class.png": plot_classes,
         "rank_to_weight.png": plot_weights,
@@ -137,6 +137,6 @@ def run(options: ScoreOptions, out: str | Path, split_seed: int = 0, layout_node
         figure = Figure(figsize=(8, 7) if name == "layout.png" else (7, 4.5), layout="constrained")
         draw(data, figure.subplots())
         paths.append(out / name)
-        with replacing(paths[-1]) as partial:
+        with writing_to(out), replacing(paths[-1]) as partial:
             figure.savefig(partial, format="png", dpi=150)
     return paths

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import index_to_mask
 
-from fairseq_ext.files import output_folder, replacing, write_json
+from fairseq_ext.files import replacing, write_json, writing_to
 from graph.renode.data import labelled_nodes, load_graph
 from graph.renode.options import ScoreOptions, SplitOptions, WeightOptions
 from graph.renode.totoro import dataset_totoro
@@ -65,13 +65,7 @@ def score_table(data: Data) -> dict[str, np.ndarray]:
 
 def write_scores(data: Data, folder: str | Path) -> dict[str, Any]:
     """``scores.tsv``, ``scores.npz`` and a summary in ``scores.json``, which is returned."""
-    folder, table = output_folder(folder), score_table(data)
-    with replacing(folder / "scores.tsv") as partial, open(partial, "w", encoding="utf-8") as file:
-        file.write("\t".join(table) + "\n")
-        for node, label, score, rank, weight in zip(*table.values(), strict=True):
-            file.write(f"{node}\t{label}\t{score:.8g}\t{rank}\t{weight:.6f}\n")
-    with replacing(folder / "scores.npz") as partial, open(partial, "wb") as file:
-        np.savez_compressed(file, **table)  # type: ignore[arg-type]
+    table = score_table(data)
     summary = {
         "nodes": data.num_nodes,
         "edges": data.num_edges,
@@ -83,7 +77,14 @@ def write_scores(data: Data, folder: str | Path) -> dict[str, Any]:
             for of in [table["label"] == label]
         },
     }
-    write_json(folder / "scores.json", summary)
+    with writing_to(folder) as folder:
+        with replacing(folder / "scores.tsv") as partial, open(partial, "w", encoding="utf-8") as file:
+            file.write("\t".join(table) + "\n")
+            for node, label, score, rank, weight in zip(*table.values(), strict=True):
+                file.write(f"{node}\t{label}\t{score:.8g}\t{rank}\t{weight:.6f}\n")
+        with replacing(folder / "scores.npz") as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **table)  # type: ignore[arg-type]
+        write_json(folder / "scores.json", summary)
     return summary
 
 

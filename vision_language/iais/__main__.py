@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from fairseq_ext.errors import OptionError
-from fairseq_ext.files import read_json
+from fairseq_ext.files import writing_to
 from fairseq_ext.options import at_least
 from vision_language.accelerator import make_accelerator
 from vision_language.iais import convert as conversion
@@ -19,8 +19,8 @@ from vision_language.iais.data import SPLITS, Collator
 from vision_language.iais.encoder import load
 from vision_language.iais.losses import mirrored_maps
 from vision_language.iais.options import MIRRORS, Options
-from vision_language.iais.plot import distinct_names, draw_alignment, draw_history, draw_self_attention
-from vision_language.iais.search import find_image, maps_of, read_split, region_names, search
+from vision_language.iais.plot import distinct_names, draw_alignment, draw_history, draw_self_attention, read_history
+from vision_language.iais.search import caption_of, find_image, maps_of, read_split, region_names, search
 from vision_language.iais.synthetic import synthesize
 from vision_language.iais.train import run
 from vision_language.iais.validate import first_images, metrics
@@ -29,7 +29,6 @@ SHOWN = ("ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10", "rsum", "isd")
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    at_least(arguments, runs=1)
     options = Options.of(arguments)
     accelerator = make_accelerator(options.mixed_precision, arguments.cpu)
     experiment = run(options, arguments.out, arguments.seed, arguments.runs, accelerator)
@@ -70,27 +69,25 @@ def _plot(arguments: argparse.Namespace) -> None:
     data = read_split(arguments.data, arguments.split, model.config.max_regions)
     data.check_model(model.config)
     image = find_image(data, arguments.image)
-    caption = arguments.query or (image.captions[0] if image.captions else "")
-    if not any(map(str.isalnum, caption)):
-        raise OptionError(f"--query: image {image.image_id} has no caption to draw; give one")
+    caption, history = caption_of(image, arguments.query), folder.parent / "history.json"
+    records = read_history(history) if history.is_file() else []
     out = Path(arguments.out or folder.parent)
-    out.mkdir(parents=True, exist_ok=True)
     collator, names = Collator(tokenizer, None), region_names(data, image)
     words, blocks = maps_of(model, tokenizer, collator, caption, image)
     _, untrained = maps_of(before, tokenizer, collator, caption, image)
-    drawn = [out / f"{name}.png" for name in ("alignment", "words", "regions")]
-    size = (image.width, image.height)
-    draw_alignment(words, names, blocks.lv[0], drawn[0], size=size, boxes=image.boxes, title=caption)
     mirror = arguments.mirror
     sides = [
         [(own[0], other[0]) for own, other in zip((maps.ll, maps.vv), mirrored_maps(maps, mirror), strict=True)]
         for maps in (untrained, blocks)
     ]
-    for side, (labels, path) in enumerate(((words, drawn[1]), (distinct_names(names), drawn[2]))):
-        draw_self_attention(sides[0][side], sides[1][side], labels, path, title=caption)
-    if (folder.parent / "history.json").is_file():
-        drawn.append(out / "history.png")
-        draw_history(read_json(folder.parent / "history.json"), drawn[-1], metric_label="sum of recalls")
+    drawn = [out / f"{name}.png" for name in ("alignment", "words", "regions", *(["history"] if records else []))]
+    with writing_to(out):
+        size = (image.width, image.height)
+        draw_alignment(words, names, blocks.lv[0], drawn[0], size=size, boxes=image.boxes, title=caption)
+        for side, (labels, path) in enumerate(((words, drawn[1]), (distinct_names(names), drawn[2]))):
+            draw_self_attention(sides[0][side], sides[1][side], labels, path, title=caption)
+        if records:
+            draw_history(records, drawn[3], metric_label="sum of recalls")
     print("\n".join(map(str, drawn)))
 
 
@@ -155,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     logging.disable_progress_bar()
-    at_least(options, top=1, score_batch=1)
+    at_least(options, top=1, score_batch=1, runs=1, seed=0, images=0)
     options.function(options)
 
 

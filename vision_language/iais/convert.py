@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import replacing
+from fairseq_ext.files import replacing, writing_to
 from vision_language.iais.data import SPLITS
 from vision_language.iais.region_files import read_array
 from vision_language.iais.sources import (
@@ -98,8 +98,9 @@ def convert(
     texts = {key: [text for text in found if any(map(str.isalnum, text))] for key, found in texts.items()}
     names, sources = _label_sources(instances) if instances else (None, _feature_sources(features))
 
-    try:
-        (out / "features" if features else out).mkdir(parents=True, exist_ok=True)
+    with writing_to(out):
+        if features:
+            (out / "features").mkdir(exist_ok=True)
         lines: dict[str, str] = {}
         left_out = 0
         for regions in tqdm(sources, unit=" images"):
@@ -117,8 +118,6 @@ def convert(
             _write(out / "categories.txt", names)
         for split in SPLITS:
             _write(out / f"{split}.jsonl", (line for key, line in lines.items() if chosen[key] == split))
-    except OSError as error:
-        raise OptionError(f"--out: cannot write {error.filename or out}: {error.strerror}") from error
     return {**counts, "left_out": left_out}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,11 @@ from vision_language.iais.region_files import FeatureFiles, category_names, read
 __all__ = ["Collator", "Image", "RegionData", "box_geometry", "read_regions", "read_splits"]
 
 SPLITS = ("train", "valid", "test")
+MIN_REGIONS = 10
+CACHED = 512
+"""Feature files in memory, 0.8 MB each at 100 regions of 2048 numbers: a step reads its hardest candidates twice."""
+DIGESTED = 4096
+"""Bytes of a feature file that its digest covers: what another detector writes differs from the first box on."""
 
 
 def box_geometry(boxes: Tensor, width: float, height: float) -> Tensor:
@@ -28,6 +35,11 @@ def box_geometry(boxes: Tensor, width: float, height: float) -> Tensor:
     corners = boxes / boxes.new_tensor([width, height, width, height])
     size = corners[..., 2:] - corners[..., :2]
     return torch.cat((corners, size, size.prod(-1, keepdim=True)), -1)
+
+
+@functools.lru_cache(CACHED)
+def _cached_array(path: Path) -> np.ndarray:
+    return read_array(path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +67,9 @@ class Image:
     stored_features: Path | np.ndarray | None = None
 
     def features(self) -> Tensor:
-        """``(V, D)`` float32, read anew at every call where each image has its file."""
+        """``(V, D)`` float32; where each image has its file, from that, or from memory if it was read lately."""
         if isinstance(self.stored_features, Path):
-            stored = read_array(self.stored_features)
+            stored = _cached_array(self.stored_features)
         elif self.stored_features is not None:
             stored = self.stored_features
         else:
@@ -101,6 +113,21 @@ class RegionData(torch.utils.data.Dataset):
     def pairs(self, indices: Sequence[tuple[int, int]]) -> list[tuple[str, Image]]:
         """Items for the collator of pairs ``(caption number, image number)``, matched or not."""
         return [(self.captions[text], self.images[image]) for text, image in indices]
+
+    def digest(self) -> str:
+        """SHA-256 of all that a model sees of the split; of a feature file only the size and the beginning."""
+        sha = hashlib.sha256(repr((self.labels, self.feature_size)).encode())
+        for image in self.images:
+            sha.update(repr((str(image.image_id), image.captions, len(image.boxes))).encode())
+            for array in (image.geometry, image.labels, image.rows):
+                sha.update(b"" if array is None else np.asarray(array).tobytes())
+            stored = image.stored_features
+            if isinstance(stored, Path):  # the features of a large set have hundreds of GB
+                with open(stored, "rb") as file:
+                    sha.update(repr(stored.stat().st_size).encode() + file.read(DIGESTED))
+            elif stored is not None:
+                sha.update(stored.tobytes())
+        return sha.hexdigest()
 
     def check_model(self, config: Any) -> None:
         """Refuse a model (its config) that was made for other regions.
@@ -210,7 +237,7 @@ def _split_file(folder: Path, split: str) -> Path:
 
 def read_regions(
     path: str | Path,
-    min_regions: int = 10,
+    min_regions: int | None = None,
     max_regions: int = 100,
     confidence_threshold: float = 0.2,
     need_captions: bool = True,
@@ -218,18 +245,20 @@ def read_regions(
     """The images of one file.
 
     Where boxes have a confidence, the most confident come first, and those above the threshold are kept, but at least
-    ``min_regions`` (of those there are) and at most ``max_regions``. Else the first ``max_regions`` are. All three
-    defaults are UNITER's.
+    ``min_regions`` (of those there are) and at most ``max_regions``. Else the first ``max_regions`` are. All defaults
+    are UNITER's.
 
     Args:
         path: ``.jsonl`` or ``.jsonl.gz``.
-        min_regions, max_regions, confidence_threshold: which regions of an image are kept.
+        min_regions: default 10, or ``max_regions`` where that is less.
+        max_regions, confidence_threshold: which regions of an image are kept.
         need_captions: refuse images without captions.
 
     Raises:
         DataError: names the file and the line.
     """
     path = Path(path)
+    min_regions = min(MIN_REGIONS, max_regions) if min_regions is None else min_regions
     if not 1 <= min_regions <= max_regions:
         raise OptionError(f"expected 1 <= min_regions <= max_regions, got {min_regions} and {max_regions}")
     labels = category_names(path.parent)

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.errors import CheckpointError, DataError, OptionError
 from vision_language.iais.data import RegionData
 from vision_language.iais.model import RegionRetriever, RegionRetrieverConfig
 from vision_language.iais.options import SCRATCH, Options
-from vision_language.pretrained import load_tokenizer, read_config
+from vision_language.pretrained import load_tokenizer, read_weights
 
 __all__ = ["build", "learn_tokenizer", "load"]
 
@@ -59,41 +59,34 @@ def build(options: Options, data: RegionData) -> tuple[RegionRetriever, PreTrain
 
     Raises:
         OptionError: an encoder that is no folder, or has too few layers or positions.
+        CheckpointError: an encoder or UNITER checkpoint that cannot be used.
         DataError: regions with neither features nor labels.
     """
     labels = None if data.feature_size else data.labels
     if not data.feature_size and not labels:
         raise DataError(f"--data {options.data}: regions have neither features nor labels with a categories.txt")
-    source: str | BertConfig = options.encoder
+    scratch = options.encoder == SCRATCH
     tokenizer: PreTrainedTokenizerBase
-    if options.encoder == SCRATCH:
+    if scratch:
         tokenizer = learn_tokenizer(data.captions, options.vocab_size)
-        source = BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=options.hidden_size,
-            num_hidden_layers=options.num_layers or 2,
-            num_attention_heads=options.num_heads,
-            intermediate_size=options.intermediate_size,
-            max_position_embeddings=options.max_text_length + 2,
-            # BERT's 0.02 suits its 768 units: narrow layers then pass on so little that training does not start.
-            initializer_range=options.hidden_size**-0.5,
-        )
     elif not Path(options.encoder).is_dir():
         raise OptionError(f"--encoder: {options.encoder} is neither {SCRATCH!r} nor a folder")
-    else:
-        tokenizer = load_tokenizer(options.encoder, read_config(options.encoder)["vocab_size"])
     model = RegionRetriever.from_encoder(
-        source,
+        _scratch_config(options, len(tokenizer)) if scratch else options.encoder,
         region_feature_size=data.feature_size,
         region_labels=labels,
         num_hidden_layers=options.num_layers or None,
     )
+    if not scratch:
+        tokenizer = load_tokenizer(options.encoder, model.config.vocab_size)
     positions = model.config.max_position_embeddings
     if options.max_text_length + 2 > positions:
         raise OptionError(
             f"--max-text-length must be at most {positions - 2}, as {options.encoder} has {positions} positions "
             f"for [CLS] and [SEP] too, got {options.max_text_length}"
         )
+    if options.uniter:
+        lay_over(model, options.uniter)
     if labels:
         model.init_labels(tokenizer)
     model.config.update(
@@ -108,6 +101,32 @@ def build(options: Options, data: RegionData) -> tuple[RegionRetriever, PreTrain
             module.p = options.dropout
     tokenizer.model_max_length = options.max_text_length + 2
     return model, tokenizer
+
+
+def _scratch_config(options: Options, vocab_size: int) -> BertConfig:
+    return BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=options.hidden_size,
+        num_hidden_layers=options.num_layers or 2,
+        num_attention_heads=options.num_heads,
+        intermediate_size=options.intermediate_size,
+        max_position_embeddings=options.max_text_length + 2,
+        # BERT's 0.02 suits its 768 units: narrow layers then pass on so little that training does not start.
+        initializer_range=options.hidden_size**-0.5,
+    )
+
+
+def lay_over(model: RegionRetriever, path: str | Path) -> None:
+    """The weights of a UNITER checkpoint in the place of the model's.
+
+    Raises:
+        CheckpointError: a file that cannot be read safely, is no UNITER, or is one of another size.
+    """
+    weights = read_weights(path)
+    try:
+        model.load_uniter(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"--uniter {path}: {error}") from error
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> tuple[RegionRetriever, PreTrainedTokenizerBase]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from vision_language.iais.isd import isd
 from vision_language.iais.maps import IAISHook
 from vision_language.iais.model import RegionRetriever
 
-__all__ = ["mean_isd", "recall_at_k", "released_image_recall", "score_matrix"]
+__all__ = ["pair_isd", "recall_at_k", "released_image_recall", "score_matrix"]
 
 
 @contextmanager
@@ -49,17 +50,22 @@ def score_matrix(
         device: default: the model's.
         progress: show a bar.
 
+    Returns:
+        No rows where the split has no caption.
+
     Raises:
         DataError: the model was made for other regions.
     """
     data.check_model(model.config)
     device = model.device if device is None else device
+    scores = torch.empty(len(data), len(data.images))
+    if not len(data):
+        return scores
     texts = {name: value.to(device) for name, value in collator.texts(data.captions).items()}
     lengths = texts["attention_mask"].sum(1)
     text_blocks = lengths.argsort(stable=True).split(chunk)
     by_regions = torch.tensor([len(image.boxes) for image in data.images]).argsort(stable=True)
     image_blocks = by_regions.split(max(1, chunk // len(data)))
-    scores = torch.empty(len(data), len(data.images))
     with _evaluating(model), tqdm(total=scores.numel(), unit=" pairs", unit_scale=True, disable=not progress) as bar:
         cut = [{name: value[block, : lengths[block[-1]]] for name, value in texts.items()} for block in text_blocks]
         for images in image_blocks:
@@ -75,7 +81,8 @@ def recall_at_k(scores: Tensor, text_to_image: Tensor, ks: Sequence[int] = (1, 5
     """Recall and mean rank of image retrieval (a caption asks) and text retrieval (an image asks).
 
     A rank is the number of wrong answers with a higher score than the right one, of several right captions the best.
-    A wrong answer with an equal score counts one half, so that a model that scores all alike gains nothing.
+    Answers with equal scores stand in random order: recalls and ranks are the means over all such orders, so that a
+    model that scores all alike is at the level of chance.
 
     Args:
         scores: ``(texts, images)``, higher for better matches.
@@ -83,8 +90,9 @@ def recall_at_k(scores: Tensor, text_to_image: Tensor, ks: Sequence[int] = (1, 5
         ks: answers that are looked at.
 
     Returns:
-        ``ir_r{k}`` and ``tr_r{k}``, fractions of queries with a rank below k; ``ir_mean_rank`` and ``tr_mean_rank``
-        from 0; ``rsum`` and ``r_mean``, sum and mean of all recalls. Images without a caption ask for none.
+        ``ir_r{k}`` and ``tr_r{k}``, shares of queries with a right answer among the first k; ``ir_mean_rank`` and
+        ``tr_mean_rank`` from 0; ``rsum`` and ``r_mean``, sum and mean of all recalls. Images without a caption ask for
+        none.
 
     Raises:
         ValueError: a score is not a number.
@@ -92,16 +100,16 @@ def recall_at_k(scores: Tensor, text_to_image: Tensor, ks: Sequence[int] = (1, 5
     Example:
         >>> recall_at_k(score_matrix(model, data, collator), data.text_to_image)["ir_r1"]
     """
-    image_ranks, text_ranks = _ranks(scores, text_to_image)
+    images, texts = _standings(scores, text_to_image)
     recalls = {
-        f"{direction}_r{k}": (ranks < k).double().mean().item()
-        for direction, ranks in (("ir", image_ranks), ("tr", text_ranks))
+        f"{direction}_r{k}": standing.hits(k).mean().item()
+        for direction, standing in (("ir", images), ("tr", texts))
         for k in ks
     }
     return {
         **recalls,
-        "ir_mean_rank": image_ranks.mean().item(),
-        "tr_mean_rank": text_ranks.mean().item(),
+        "ir_mean_rank": images.ranks().mean().item(),
+        "tr_mean_rank": texts.ranks().mean().item(),
         "rsum": sum(recalls.values()),
         "r_mean": sum(recalls.values()) / len(recalls),
     }
@@ -113,43 +121,76 @@ def released_image_recall(scores: Tensor, text_to_image: Tensor, ks: Sequence[in
     It also counts the numbers of the first captions as ranks: caption t < k with its image among the first ``max(ks)``
     is one more hit, which inflates the recall by up to k / texts, beyond 1 even. Text retrieval is not touched.
     """
-    ranks, _ = _ranks(scores, text_to_image)
-    found = ranks < max(ks)
-    return {f"ir_r{k}": ((ranks < k).sum() + found[:k].sum()).item() / len(ranks) for k in ks}
+    images, _ = _standings(scores, text_to_image)
+    found = images.hits(max(ks))
+    return {f"ir_r{k}": (images.hits(k).sum() + found[:k].sum()).item() / len(found) for k in ks}
 
 
-def _ranks(scores: Tensor, text_to_image: Tensor) -> tuple[Tensor, Tensor]:
-    """The rank of each caption's image, and of the best caption of each image that has one; float64, from 0."""
+class _Standing(NamedTuple):
+    """Where the best right answer of each query stands, float64 ``(queries,)`` each."""
+
+    better: Tensor
+    """Wrong answers with a higher score."""
+    ties: Tensor
+    """Wrong answers with the same score."""
+    right: Tensor
+    """Right answers with this score."""
+
+    def ranks(self) -> Tensor:
+        """The expected number of wrong answers before the first right one, equal scores in random order."""
+        return self.better + self.ties / (self.right + 1)
+
+    def hits(self, k: int) -> Tensor:
+        r"""The probability of a right answer among the first k, equal scores in random order.
+
+        .. math:: 1 - \binom{t}{m} / \binom{t + r}{m}, \qquad m = \max(k - b, 0)
+
+        for b better, t tied and r right answers: :math:`m / (t + 1)` for one right answer, 0 or 1 without ties.
+        """
+        drawn = (k - self.better).clamp(min=0)
+        missing = (self.ties - drawn).clamp(min=0)
+        logarithms = [
+            torch.lgamma(count + 1) for count in (self.ties, missing + self.right, missing, self.ties + self.right)
+        ]
+        missed = (logarithms[0] + logarithms[1] - logarithms[2] - logarithms[3]).exp()
+        return 1 - missed.where(drawn <= self.ties, 0)
+
+
+def _standings(scores: Tensor, text_to_image: Tensor) -> tuple[_Standing, _Standing]:
+    """The image of each caption, and the best caption of each image that has one."""
     if scores.isnan().any():
         raise ValueError(f"{int(scores.isnan().sum())} of {scores.numel()} scores are not a number")
-    right = scores.gather(1, text_to_image[:, None])
-    image_ranks = (scores > right).sum(1) + 0.5 * ((scores == right).sum(1) - 1).double()
     wrong = text_to_image[:, None] != torch.arange(scores.size(1), device=scores.device)
-    best = scores.masked_fill(wrong, -torch.inf).amax(0)
-    text_ranks = (scores > best).sum(0) + 0.5 * ((scores == best) & wrong).sum(0).double()
-    return image_ranks, text_ranks[~wrong.all(0)]
+    asked = ~wrong.all(0)
+
+    def standing(scores: Tensor, wrong: Tensor) -> _Standing:
+        best = scores.masked_fill(wrong, -torch.inf).amax(1, keepdim=True)
+        counts = ((scores > best), (scores == best) & wrong, (scores == best) & ~wrong)
+        return _Standing(*(count.sum(1).double() for count in counts))
+
+    return standing(scores, wrong), standing(scores.T[asked], wrong.T[asked])
 
 
-def mean_isd(
+def pair_isd(
     model: RegionRetriever,
     data: RegionData,
     collator: Collator,
     batch_size: int = 64,
     device: torch.device | str | None = None,
-) -> float:
-    """Mean over all captions of :func:`~vision_language.iais.isd.isd` with their images; lower is more consistent.
+) -> Tensor:
+    """:func:`~vision_language.iais.isd.isd` of every caption with its image, ``(captions,)``, float32 on the CPU.
 
     Args: as of :func:`score_matrix`, and pairs in a forward pass.
     """
     data.check_model(model.config)
     device = model.device if device is None else device
     order = sorted(range(len(data)), key=lambda text: len(data.captions[text]))
-    total = 0.0
+    values = torch.empty(len(data))
     with _evaluating(model), IAISHook(model) as hook:
         for start in range(0, len(order), batch_size):
-            items = [data[text] for text in order[start : start + batch_size]]
-            batch = {name: value.to(device) for name, value in collator(items).items()}
+            texts = order[start : start + batch_size]
+            batch = {name: value.to(device) for name, value in collator([data[text] for text in texts]).items()}
             model(**batch)
-            masks = batch["attention_mask"], batch["region_mask"]
-            total += isd(hook.blocks(model.text_positions(*masks), model.region_positions(*masks))).sum().item()
-    return total / len(data)
+            places = model.positions(batch["attention_mask"], batch["region_mask"])
+            values[texts] = isd(hook.blocks(*places)).float().cpu()
+    return values

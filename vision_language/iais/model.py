@@ -139,18 +139,17 @@ class RegionRetriever(BertPreTrainedModel):
         return layer.attention.self
 
     @staticmethod
-    def text_positions(attention_mask: Tensor, region_mask: Tensor) -> Tensor:
-        """Where the word pieces stand in the joint sequence, without [CLS] and [SEP]: ``(B, T + V)`` booleans."""
+    def positions(attention_mask: Tensor, region_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the word pieces, without [CLS] and [SEP], and the regions stand in the joint sequence.
+
+        What :meth:`IAISHook.blocks <vision_language.iais.maps.IAISHook.blocks>` asks for: ``(B, T + V)`` booleans each.
+        """
         position = torch.arange(attention_mask.size(1), device=attention_mask.device)
         last = attention_mask.long().sum(1, keepdim=True) - 1
-        words = (position > 0) & (position < last)
-        return F.pad(words, (0, region_mask.size(1))).expand(max(len(attention_mask), len(region_mask)), -1)
-
-    @staticmethod
-    def region_positions(attention_mask: Tensor, region_mask: Tensor) -> Tensor:
-        """Where the regions stand in the joint sequence: ``(B, T + V)`` booleans."""
+        words = F.pad((position > 0) & (position < last), (0, region_mask.size(1)))
         regions = F.pad(region_mask.bool(), (attention_mask.size(1), 0))
-        return regions.expand(max(len(attention_mask), len(region_mask)), -1)
+        rows = max(len(attention_mask), len(region_mask))
+        return words.expand(rows, -1), regions.expand(rows, -1)
 
     @classmethod
     def from_encoder(

@@ -83,11 +83,9 @@ class TrainingStep:
         rank = F.margin_ranking_loss(scores[:, :1], scores[:, 1:], scores.new_ones(1, 1), self.options.margin)
         if self.hook is None:
             return torch.stack([rank, rank.new_zeros(())])
-        masks = (batch["attention_mask"], batch["region_mask"])
         with self.accelerator.autocast():
             blocks = self.hook.blocks(
-                self.model.text_positions(*masks),
-                self.model.region_positions(*masks),
+                *self.model.positions(batch["attention_mask"], batch["region_mask"]),
                 keep_scores=self.options.pseudo_norm == "softmax_scores",
                 rows=slice(None, None, rows),
             )

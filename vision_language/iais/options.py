@@ -13,9 +13,13 @@ __all__ = ["MIRRORS", "SCRATCH", "Options"]
 
 SCRATCH = "scratch"
 MIRRORS = ("singular", "distributed")
-KINDS = (*MIRRORS, "none")
+ALIGNMENTS = (*MIRRORS, "none")
 SCALES = ("mean", "sum")
 SOURCES = ("sampled", "in-batch")
+OF_SCRATCH = ("hidden_size", "num_heads", "intermediate_size", "vocab_size")
+"""Options that a folder of an encoder decides."""
+OF_IAIS = ("iais_weight", "iais_schedule", "iais_scale")
+"""Options of the alignment loss, whatever its kind."""
 METRICS = ("rsum", "ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10")
 
 
@@ -28,8 +32,9 @@ class Options(OptionSet):
     """
 
     data: str = option(help="folder with train, valid and test in the region format")
-    encoder: str = option(
-        SCRATCH, f"folder of a Hugging Face BERT encoder with its tokenizer, or {SCRATCH} (paper: UNITER's, cased)"
+    encoder: str = option(SCRATCH, f"folder of a Hugging Face BERT encoder with its tokenizer, or {SCRATCH}")
+    uniter: str = option(
+        "", "UNITER checkpoint (.pt or .safetensors) laid over an --encoder of its size: BERT, cased (paper: UNITER's)"
     )
     num_layers: int = option(0, "layers kept or made; 0: all of the encoder's, 2 from scratch (paper: 12, 24)", least=0)
     hidden_size: int = option(128, "of an encoder from scratch (paper: 768, 1024)", least=1)
@@ -40,7 +45,7 @@ class Options(OptionSet):
     max_text_length: int = option(60, "word pieces of a caption that are read (paper: 60)", least=3)
     max_regions: int = option(100, "regions of an image that are read (paper: 100)", least=1)
 
-    iais: str = option("singular", "alignment loss of the matched pairs", KINDS)
+    iais: str = option("singular", "alignment loss of the matched pairs", ALIGNMENTS)
     iais_weight: float = option(1.0, "factor of the alignment loss beside its schedule (paper: 1)", least=0)
     iais_schedule: str = option("exp", "how the alignment loss grows over the training (paper: exp)", SCHEDULES)
     iais_scale: str = option(
@@ -79,14 +84,34 @@ class Options(OptionSet):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        sampled = self.negatives == "sampled"
         candidates, name = (
-            (self.negative_size, "--negative-size")
-            if self.negatives == "sampled"
-            else (self.batch_size - 1, "--batch-size less one")
+            (self.negative_size, "--negative-size") if sampled else (self.batch_size - 1, "--batch-size less one")
         )
         if self.hard_negatives > candidates:
             raise OptionError(f"--hard-negatives must be at most {name} = {candidates}, got {self.hard_negatives}")
-        if self.encoder == SCRATCH and self.hidden_size % self.num_heads:
+        if self.warmup_steps > self.num_steps:
+            raise OptionError(
+                f"--warmup-steps must be at most --num-steps = {self.num_steps}, got {self.warmup_steps}: "
+                "the step size would never reach --lr"
+            )
+        if self.encoder == SCRATCH:
+            self._check_scratch()
+        else:
+            self.refuse_idle(f"with --encoder {self.encoder}", *OF_SCRATCH)
+        if self.iais != "singular":
+            self.refuse_idle(f"with --iais {self.iais}", "pseudo_norm")
+        if self.iais == "none":
+            self.refuse_idle("with --iais none", *OF_IAIS)
+        if not sampled:
+            self.refuse_idle(f"with --negatives {self.negatives}", "negative_size")
+
+    def _check_scratch(self) -> None:
+        if self.uniter:
+            raise OptionError(
+                f"--uniter {self.uniter}: needs the folder of a BERT of its size, for the tokenizer, as --encoder"
+            )
+        if self.hidden_size % self.num_heads:
             raise OptionError(
                 f"--hidden-size must be a multiple of --num-heads = {self.num_heads}, got {self.hidden_size}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fairseq_ext.files import replacing
+from fairseq_ext.errors import DataError
+from fairseq_ext.files import read_json, replacing
 
-__all__ = ["distinct_names", "draw_alignment", "draw_history", "draw_self_attention"]
+__all__ = ["distinct_names", "draw_alignment", "draw_history", "draw_self_attention", "read_history"]
 
 CROWDED = 12
 """With more columns than this, cells show no numbers, and boxes a number in place of a name."""
@@ -163,6 +165,21 @@ def draw_self_attention(
             grid[row, column].set_title(f"{kind}, {label}")
     figure.suptitle(_literal(title), wrap=True)
     _save(figure, path)
+
+
+def read_history(path: str | Path) -> list[dict[str, Any]]:
+    """The validations of a training, for :func:`draw_history`.
+
+    Raises:
+        DataError: a file that is not what training wrote.
+    """
+    try:
+        history = read_json(path)
+        if not history or not all(math.isfinite(record[key]) for record in history for key in ("step", "isd", "rsum")):
+            raise ValueError
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{path}: not the history of a training ({type(error).__name__}); delete it") from error
+    return history
 
 
 def draw_history(

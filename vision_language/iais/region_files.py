@@ -223,6 +223,11 @@ def read_array(path: Path, header_only: bool = False) -> np.ndarray:
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz by name.
+
+    Raises:
+        DataError: no npz, a damaged one, or one with objects, whose reader would run code.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)

@@ -14,15 +14,20 @@ from vision_language.iais.evaluate import score_matrix
 from vision_language.iais.maps import AttentionBlocks, IAISHook
 from vision_language.iais.model import RegionRetriever
 
-__all__ = ["find_image", "maps_of", "read_split", "region_names", "search"]
+__all__ = ["caption_of", "find_image", "maps_of", "read_split", "region_names", "search"]
 
 
 def read_split(path: str | Path, split: str, max_regions: int = 100) -> RegionData:
     """A split of a folder, or a file alone, whose images need no captions then."""
-    least = min(10, max_regions)
     if Path(path).is_file():
-        return read_regions(path, least, max_regions, need_captions=False)
-    return read_splits(path, min_regions=least, max_regions=max_regions)[split]
+        return read_regions(path, max_regions=max_regions, need_captions=False)
+    return read_splits(path, max_regions=max_regions)[split]
+
+
+def check_query(query: str) -> None:
+    """Refuse a text without words."""
+    if not any(map(str.isalnum, query)):
+        raise OptionError(f"--query: no word in {query!r}")
 
 
 def search(
@@ -33,8 +38,7 @@ def search(
     Raises:
         OptionError: a query without words.
     """
-    if not any(map(str.isalnum, query)):
-        raise OptionError(f"--query: no word in {query!r}")
+    check_query(query)
     images = [replace(image, captions=() if number else (query,)) for number, image in enumerate(data.images)]
     asked = RegionData(images, data.labels, data.feature_size)
     scores, order = score_matrix(model, asked, collator, batch_size, progress=False)[0].sort(
@@ -56,6 +60,20 @@ def find_image(data: RegionData, image_id: str | None) -> Image:
     raise OptionError(f"--image: none of the {len(data.images)} images has the id {image_id}")
 
 
+def caption_of(image: Image, query: str | None) -> str:
+    """The text of a pair with ``image``: the query, or where it is None the first caption.
+
+    Raises:
+        OptionError: neither, or a query without words.
+    """
+    if query is not None:
+        check_query(query)
+        return query
+    if not image.captions:
+        raise OptionError(f"--query: image {image.image_id} has no caption to draw; give one")
+    return image.captions[0]
+
+
 def region_names(data: RegionData, image: Image) -> list[str]:
     """The class of every region; a number where regions have features alone."""
     if data.labels is None or image.labels is None:
@@ -69,8 +87,7 @@ def maps_of(
 ) -> tuple[list[str], AttentionBlocks]:
     """The word pieces of a caption and the maps of its pair with an image; the model is in evaluation mode."""
     batch = {name: value.to(model.device) for name, value in collator([(caption, image)]).items()}
-    masks = (batch["attention_mask"], batch["region_mask"])
     with IAISHook(model) as hook:
         model(**batch)
-        blocks = hook.blocks(model.text_positions(*masks), model.region_positions(*masks))
+        blocks = hook.blocks(*model.positions(batch["attention_mask"], batch["region_mask"]))
     return list(tokenizer.convert_ids_to_tokens(batch["input_ids"][0, 1:-1].tolist())), blocks

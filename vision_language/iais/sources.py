@@ -1,6 +1,6 @@
 """What others publish captions, boxes and region features in: COCO, Flickr30k, Karpathy's splits, bottom-up attention.
 
-Images are matched across files by :func:`image_key`, the number at the end of their name.
+Images are matched across files by :func:`image_key`, the number that COCO and UNITER pad and prefix, else their name.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = ["Regions", "image_key", "read_captions", "read_feature_tsv", "read_in
 
 SPLIT_NAMES = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
 """Karpathy's splits; ``restval`` is the part of COCO's validation images that is trained on."""
+NUMBERED = re.compile(r"(?:(?:COCO_(?:train|val|test)\d{4}|flickr30k)_)?(\d+)", re.IGNORECASE)
 TSV_COLUMNS = {
     6: ("image_id", "width", "height", "num_boxes", "boxes", "features"),
     10: ("image_id", "height", "width", "", "confidence", "", "", "num_boxes", "boxes", "features"),
@@ -47,14 +48,14 @@ class Regions:
 
 
 def image_key(name: str | int) -> str:
-    """``"391895"`` of 391895, ``COCO_val2014_000000391895.jpg`` and ``coco_val2014_000000391895``.
+    """``"391895"`` of 391895, ``COCO_val2014_000000391895.jpg`` and ``flickr30k_000000391895.npz``.
 
-    A name without a number at its end is its own key, without the folder and the ending.
+    Any other name, such as Flickr8k's ``1001773457_577c3a7d70.jpg``, is its own key, without the folder and the ending.
     """
     stem = str(name).replace("\\", "/").rpartition("/")[2]
     stem = re.sub(r"\.(jpe?g|png|npz)$", "", stem, flags=re.IGNORECASE)
-    number = re.search(r"\d+$", stem)
-    return str(int(number[0])) if number else stem
+    number = NUMBERED.fullmatch(stem)
+    return str(int(number[1])) if number else stem
 
 
 def _json(path: Path, *keys: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fairseq_ext.errors import OptionError
-from fairseq_ext.files import replacing
+from fairseq_ext.files import replacing, writing_to
 from vision_language.iais.data import SPLITS
 
 __all__ = ["THINGS", "synthesize"]
@@ -31,24 +31,23 @@ def synthesize(out: str | Path, images: int = 1000, captions: int = 3, seed: int
         out: the folder.
         images: of all splits together, at least 30.
         captions: of each image.
-        seed: equal arguments give equal files.
+        seed: equal arguments give equal files; at least 0.
 
     Raises:
-        OptionError: too few images or captions.
+        OptionError: too few images or captions, a seed below 0, or a folder that cannot be written.
     """
-    for name, value, least in (("--images", images, 30), ("--captions", captions, 1)):
+    for name, value, least in (("--images", images, 30), ("--captions", captions, 1), ("--seed", seed, 0)):
         if value < least:
             raise OptionError(f"{name} must be at least {least}, got {value}")
     generator = np.random.default_rng(seed)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     lines = [_scene(number, captions, generator) for number in range(1, images + 1)]
-    (out / "categories.txt").write_text("\n".join(THINGS) + "\n", encoding="utf-8")
     held_out = images // 10
     cuts = (0, images - 2 * held_out, images - held_out, images)
-    for split, begin, end in zip(SPLITS, cuts, cuts[1:], strict=False):
-        with replacing(out / f"{split}.jsonl") as partial:
-            partial.write_text("".join(lines[begin:end]), encoding="utf-8")
+    with writing_to(out) as out:
+        (out / "categories.txt").write_text("\n".join(THINGS) + "\n", encoding="utf-8")
+        for split, begin, end in zip(SPLITS, cuts, cuts[1:], strict=False):
+            with replacing(out / f"{split}.jsonl") as partial:
+                partial.write_text("".join(lines[begin:end]), encoding="utf-8")
 
 
 def _scene(number: int, captions: int, generator: np.random.Generator) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from tqdm import tqdm
 
 from fairseq_ext.errors import InputError, OptionError
 from fairseq_ext.experiments import Experiment
-from fairseq_ext.files import load_safely, save_atomically, write_json
+from fairseq_ext.files import output_folder, write_json
 from vision_language.accelerator import make_accelerator
+from vision_language.checkpoint import Checkpoint
 from vision_language.iais.batches import PairBatches
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.encoder import build, load
 from vision_language.iais.negatives import AnchorSampler
 from vision_language.iais.objective import TrainingStep
-from vision_language.iais.options import Options
+from vision_language.iais.options import SCRATCH, Options
 from vision_language.iais.validate import first_images, metrics
-from vision_language.pretrained import save_folder
+from vision_language.pretrained import fingerprint, save_folder
 
 __all__ = ["Trainer", "learning_rate", "parameter_groups", "read_data", "run", "train"]
 
@@ -61,12 +63,6 @@ class Trainer:
         self, options: Options, data: Mapping[str, RegionData], seed: int, folder: Path, accelerator: Accelerator
     ) -> None:
         self.options, self.seed, self.folder, self.accelerator = options, seed, folder, accelerator
-        self.checkpoint = folder / "checkpoint.pt"
-        found = load_safely(self.checkpoint) if self.checkpoint.exists() else None
-        if found and found["options"] != options.as_dict():
-            raise OptionError(
-                f"--out: {self.checkpoint} was trained with other options: choose another folder, or delete it"
-            )
         torch.manual_seed(seed)
         self.model, self.tokenizer = build(options, data["train"])
         if options.gradient_checkpointing:
@@ -74,17 +70,14 @@ class Trainer:
         self.model.to(accelerator.device)
         groups = parameter_groups(self.model, options.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
-        self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": -math.inf, "best_step": 0, "history": []}
-        self.sums = np.zeros(3)
-        if found:
-            self.model.load_state_dict(found["model"])
-            optimizer.load_state_dict(found["optimizer"])
-            self.progress, self.sums = found["progress"], np.array(found["sums"])
-        elif accelerator.is_main_process:
-            save_folder(self.model, self.tokenizer, folder / "initial")
         self.parallel, self.optimizer = accelerator.prepare(self.model, optimizer)
-        if found and found["scaler"]:
-            accelerator.scaler.load_state_dict(found["scaler"])
+        # losses: sums since the last validation, and of how many steps
+        self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": -math.inf, "best_step": 0}
+        self.progress |= {"losses": [0.0, 0.0, 0], "history": []}
+        parts = {"model": self.model, "optimizer": self.optimizer, "scaler": accelerator.scaler}
+        self.checkpoint = Checkpoint(folder / "checkpoint.pt", settings_of(options, data), self.progress, **parts)
+        if not self.checkpoint.restore() and accelerator.is_main_process:
+            save_folder(self.model, self.tokenizer, folder / "initial")
         accelerator.wait_for_everyone()  # nobody replaces the checkpoint before all have read it
 
         self.collator = Collator(self.tokenizer, options.max_text_length)
@@ -110,8 +103,8 @@ class Trainer:
             if writer:
                 for name, value in values.items():
                     writer.add_scalar(name, value, step + 1)
-            if validated or (step + 1) % options.save_steps == 0:
-                self.save()
+            if main and (validated or (step + 1) % options.save_steps == 0):
+                self.checkpoint.save()
         if writer:
             writer.close()
 
@@ -132,7 +125,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.sums += (rank_loss, iais, 1)
+        self.progress["losses"] = [*map(add, self.progress["losses"], (rank_loss, iais, 1))]
         self.progress["seconds"] += time.perf_counter() - start
         return {"rank_loss": rank_loss, "iais_loss": iais, "iais_weight": self.gradient.iais_weight(step), "lr": rate}
 
@@ -144,27 +137,13 @@ class Trainer:
             progress |= {"best": found[options.select], "best_step": progress["step"]}
             if self.accelerator.is_main_process:
                 save_folder(self.model, self.tokenizer, self.folder / "model")
-        rank_loss, iais, steps = self.sums.tolist()
+        rank_loss, iais, steps = progress["losses"]
         entry = {"step": progress["step"], "rank_loss": rank_loss / steps, "iais_loss": iais / steps, **found}
         progress["history"].append(entry)
-        self.sums = np.zeros(3)
+        progress["losses"] = [0.0, 0.0, 0]
         if self.accelerator.is_main_process:
             write_json(self.folder / "history.json", progress["history"])
         return found
-
-    def save(self) -> None:
-        """Write the checkpoint."""
-        accelerator = self.accelerator
-        if accelerator.is_main_process:
-            state = {
-                "options": self.options.as_dict(),
-                "progress": self.progress,
-                "sums": self.sums.tolist(),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-            }
-            save_atomically(state, self.checkpoint)
 
 
 def train(
@@ -190,12 +169,13 @@ def train(
         Recalls and ISD of the kept model on the test split, its step and validation metric, seconds a step, history.
 
     Raises:
-        OptionError: the checkpoint in ``folder`` was trained with other options; options that the data refuses.
+        OptionError: the checkpoint in ``folder`` was trained with other options, data or encoder; options that the data
+            refuses.
+        CheckpointError: a damaged checkpoint.
         InputError: the loss is not finite.
     """
     accelerator = accelerator or make_accelerator(options.mixed_precision)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(folder)
     trainer = Trainer(options, data, seed, folder, accelerator)
     trainer.train()
     accelerator.wait_for_everyone()  # the main process has written the model
@@ -212,6 +192,16 @@ def train(
     }
 
 
+def settings_of(options: Options, data: Mapping[str, RegionData]) -> dict[str, Any]:
+    """The options and digests of what they name: a run is not mixed with one of other captions or another encoder."""
+    inputs = {split: part.digest() for split, part in data.items()}
+    if options.encoder != SCRATCH and Path(options.encoder).is_dir():
+        inputs["encoder"] = fingerprint(options.encoder)
+    if Path(options.uniter).is_file():
+        inputs["uniter"] = fingerprint(options.uniter)
+    return options.as_dict() | {"inputs": inputs}
+
+
 def make_sampler(options: Options, data: RegionData, seed: int) -> AnchorSampler:
     """The sampler of ``options``, which checks them against the size of the training split."""
     return AnchorSampler(data.text_to_image.numpy(), options.batch_size, options.negatives, options.negative_size, seed)
@@ -219,8 +209,7 @@ def make_sampler(options: Options, data: RegionData, seed: int) -> AnchorSampler
 
 def read_data(options: Options) -> dict[str, RegionData]:
     """The splits of ``options``, cut as it says."""
-    most = options.max_regions
-    return read_splits(options.data, min_regions=min(10, most), max_regions=most)
+    return read_splits(options.data, max_regions=options.max_regions)
 
 
 def run(
@@ -234,7 +223,7 @@ def run(
         )
     data = read_data(options)
     make_sampler(options, data["train"], seed)  # bad options must not leave a results.json
-    experiment = Experiment(out, options.as_dict(), ("transformers", "accelerate"))
+    experiment = Experiment(out, settings_of(options, data), ("transformers", "accelerate"))
     accelerator.wait_for_everyone()  # all have read which runs are finished
     for number in range(seed, seed + runs):
         name = f"seed{number}"

@@ -10,10 +10,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from vision_language.iais.data import Collator, RegionData
-from vision_language.iais.evaluate import mean_isd, recall_at_k, released_image_recall, score_matrix
+from vision_language.iais.evaluate import pair_isd, recall_at_k, released_image_recall, score_matrix
 from vision_language.iais.model import RegionRetriever
 
-__all__ = ["first_images", "metrics", "scores"]
+__all__ = ["first_images", "metrics"]
 
 
 def first_images(data: RegionData, count: int) -> RegionData:
@@ -21,24 +21,14 @@ def first_images(data: RegionData, count: int) -> RegionData:
     return RegionData(data.images[:count], data.labels, data.feature_size) if count else data
 
 
-def scores(
-    model: RegionRetriever, data: RegionData, collator: Collator, batch_size: int, accelerator: Accelerator
-) -> Tensor:
-    """Every caption with every image, ``(captions, images)``; each process scores the captions of its images."""
+def _share(data: RegionData, accelerator: Accelerator) -> tuple[Tensor, RegionData]:
+    """This process's captions, those of every n-th image: their numbers, and the split without the others."""
     rank, processes = accelerator.process_index, accelerator.num_processes
     images = [
         image if number % processes == rank else replace(image, captions=()) for number, image in enumerate(data.images)
     ]
-    numbers = torch.tensor(
-        [text for number in range(rank, len(data.images), processes) for text in data.texts_of(number)]
-    )
-    share = RegionData(images, data.labels, data.feature_size)
-    part = score_matrix(model, share, collator, batch_size, accelerator.device, progress=False)
-    found = gather_object([(numbers, part)])
-    matrix = torch.empty(len(data.captions), len(data.images))
-    for where, rows in found:
-        matrix[where] = rows
-    return matrix
+    numbers = [text for number in range(rank, len(data.images), processes) for text in data.texts_of(number)]
+    return torch.tensor(numbers, dtype=torch.long), RegionData(images, data.labels, data.feature_size)
 
 
 def metrics(
@@ -55,9 +45,14 @@ def metrics(
         batch_size: pairs in a forward pass.
         released: add image recall as the released code counts it, as ``released_ir_r1`` and so on.
     """
+    numbers, share = _share(data, accelerator)
     with accelerator.autocast():
-        matrix = scores(model, data, collator, batch_size, accelerator)
-        found = {**recall_at_k(matrix, data.text_to_image), "isd": mean_isd(model, data, collator, batch_size)}
+        rows = score_matrix(model, share, collator, batch_size, progress=False)
+        part = (numbers, rows, pair_isd(model, share, collator, batch_size))
+    matrix, isd = torch.empty(len(data), len(data.images)), torch.empty(len(data))
+    for texts, scores, values in gather_object([part]):
+        matrix[texts], isd[texts] = scores, values
+    found = {**recall_at_k(matrix, data.text_to_image), "isd": isd.mean().item()}
     if released:
         recall = released_image_recall(matrix, data.text_to_image)
         found |= {f"released_{name}": value for name, value in recall.items()}

@@ -6,19 +6,17 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from fairseq_ext.errors import OptionError, choose
 from fairseq_ext.experiments import Experiment
-from fairseq_ext.files import write_json
+from fairseq_ext.files import output_folder, write_json
 from fairseq_ext.options import at_least
 from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import read_file
 from vision_language.muka.evaluate import diagnose_teachers, evaluate, predict, read_texts
-from vision_language.muka.options import AmalgamationOptions, TeacherOptions
+from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions, TeacherOptions
+from vision_language.muka.synthetic import synthesize
 from vision_language.muka.train import amalgamate, train_teacher
-from vision_language.muka.uncertainty import SCORES
 
 
 def _report(experiment: Experiment, seed: int) -> None:
@@ -54,17 +52,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _diagnose(arguments: argparse.Namespace) -> None:
-    if len(arguments.teachers) < 2:
-        raise OptionError(f"--teachers: at least two are needed, got {len(arguments.teachers)}")
-    choose("--score", arguments.score, SCORES)
+    options = DiagnosisOptions.of(arguments)
     texts = read_texts(arguments.data, arguments.split)
-    accelerator, out = make_accelerator(cpu=arguments.cpu), Path(arguments.out)
+    accelerator, out = make_accelerator(cpu=arguments.cpu), output_folder(arguments.out)
     store = TeacherCache(arguments.cache or out / "cache", accelerator, arguments.max_length, arguments.batch_size)
-    names = ("score", "passes", "no_mc", "seed", "student", "supervised")
-    chosen = {name: getattr(arguments, name) for name in names}
-    report = diagnose_teachers(arguments.teachers, texts, store, arguments.split, **chosen, picture=out / "scores.png")
+    report = diagnose_teachers(options, texts, store, arguments.split, out / "scores.png")
     if accelerator.is_main_process:
-        write_json(out / "diagnostics.json", {**chosen, **report})
+        write_json(out / "diagnostics.json", options.as_dict() | report)
         print(json.dumps(report, indent=2))
         print(f"{out / 'diagnostics.json'}, {out / 'scores.png'}")
 
@@ -77,6 +71,11 @@ def _predict(arguments: argparse.Namespace) -> None:
         print(json.dumps(row, ensure_ascii=False))
 
 
+def _synthesize(arguments: argparse.Namespace) -> None:
+    synthesize(arguments.out, arguments.texts, arguments.seed)
+    print(f"{arguments.texts} texts in {arguments.out}")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="python -m vision_language.muka", description=__doc__)
@@ -85,7 +84,6 @@ def parser() -> argparse.ArgumentParser:
     def command(name, function, help):
         made = commands.add_parser(name, help=help, description=help)
         made.set_defaults(function=function)
-        made.add_argument("--cpu", action="store_true", help="leave the GPU alone")
         return made
 
     train = command("train-teacher", _train_teacher, "fine-tune a classifier on the texts of its classes")
@@ -103,13 +101,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--ensemble", nargs="+", metavar="MODEL", help="folders of teachers: their joined logits")
 
     look = command("diagnose", _diagnose, "do the teachers' scores choose the right teacher? Needs labels; draws them")
-    look.add_argument("--teachers", nargs="+", required=True, metavar="MODEL", help="folders of the teachers")
-    look.add_argument("--student", metavar="MODEL", help="a merged classifier: its accuracy and calibration")
-    look.add_argument("--supervised", metavar="MODEL", help="trained on all classes: distance of the targets from it")
-    look.add_argument("--score", default="entropy", help=f"certainty of a teacher: {', '.join(SCORES)} [entropy]")
-    look.add_argument("--passes", type=int, default=16, help="Monte-Carlo dropout passes K [16]")
-    look.add_argument("--no-mc", action="store_true", help="scores from one pass without dropout")
-    look.add_argument("--seed", type=int, default=1, help="of the dropout [1]")
+    DiagnosisOptions.add_to(look)
     look.add_argument("--out", default="runs/muka/diagnostics", help="folder of the figures and picture [%(default)s]")
     look.add_argument("--cache", help="folder of the teachers' logits and scores [OUT/cache]")
     for made in (measure, look):
@@ -123,6 +115,13 @@ def parser() -> argparse.ArgumentParser:
     for made in (measure, look, new):
         made.add_argument("--max-length", type=int, help="tokens of a text [128, or fewer]")
         made.add_argument("--batch-size", type=int, default=64, help="texts of a step [64]")
+    for made in (train, merge, measure, look, new):
+        made.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+
+    make = command("synthesize", _synthesize, "write made-up texts of four classes, for a try without data")
+    make.add_argument("--out", default="runs/muka/texts", help="folder [%(default)s]")
+    make.add_argument("--texts", type=int, default=1000, help="texts of all splits together [%(default)s]")
+    make.add_argument("--seed", type=int, default=0, help="[%(default)s]")
     return top
 
 

@@ -15,13 +15,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fairseq_ext.errors import OptionError
-from fairseq_ext.files import replacing
+from fairseq_ext.files import replacing, writing_to
 from vision_language.muka.data import Texts
-from vision_language.muka.models import Classifier, fingerprint
+from vision_language.muka.models import Classifier
+from vision_language.muka.options import ScoreOptions
 from vision_language.muka.tokens import Tokens
 from vision_language.muka.uncertainty import SCORES, mc_dropout_probabilities, teacher_scores
+from vision_language.pretrained import fingerprint
 
-__all__ = ["TeacherCache", "cached_arrays", "predict_logits", "row_values", "single_pass_scores"]
+__all__ = [
+    "TeacherCache",
+    "cached_arrays",
+    "predict_logits",
+    "row_values",
+    "single_pass_scores",
+    "teacher_scores_of",
+]
 
 
 def row_values(
@@ -90,12 +99,8 @@ def cached_arrays(
         tqdm.write(f"{path}: {reason}; computed again")
     arrays = compute()
     if accelerator.is_main_process:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial, open(partial, "wb") as file:
-                np.savez(file, key=np.array(key), **arrays)  # type: ignore[arg-type]
-        except OSError as error:
-            raise OptionError(f"--cache: cannot write {path}: {error.strerror}") from error
+        with writing_to(path.parent, "--cache"), replacing(path) as partial, open(partial, "wb") as file:
+            np.savez(file, key=np.array(key), **arrays)  # type: ignore[arg-type]
     return arrays
 
 
@@ -116,8 +121,9 @@ def _read(path: Path, key: str) -> tuple[dict[str, np.ndarray] | None, str]:
 class TeacherCache:
     """Logits and scores of teachers for texts, from disk where they are there already.
 
-    A file's key covers weights, configuration (with the dropout), tokenizer, texts, length, batches, number format
-    and, for scores, passes and seed. Scores of every kind are kept, so that another ``--score`` computes nothing.
+    A file's key covers weights, configuration (with the dropout), tokenizer, texts, length, batches, number format,
+    kind of device and, for scores, passes and seed. Scores of every kind are kept, so that another ``--score`` computes
+    nothing.
 
     Args:
         folder: of the ``.npz`` files; runs with the same teachers may share it.
@@ -147,6 +153,7 @@ class TeacherCache:
             "max_length": teacher.length(self.max_length),
             "batch_size": self.batch_size,
             "mixed_precision": self.accelerator.mixed_precision,
+            "device": self.accelerator.device.type,  # whose generator draws the dropout masks
         }
 
         def arrays() -> dict[str, np.ndarray]:
@@ -211,6 +218,21 @@ class TeacherCache:
 def _named(teachers: Sequence[Classifier], split: str) -> list[tuple[Classifier, str]]:
     # Folders may have one name.
     return [(teacher, f"{split}-teacher{t}-{teacher.folder.name}") for t, teacher in enumerate(teachers, 1)]
+
+
+def teacher_scores_of(
+    options: ScoreOptions,
+    seed: int,
+    teachers: Sequence[Classifier],
+    logits: Sequence[Tensor],
+    texts: Texts,
+    split: str,
+    store: TeacherCache,
+) -> Tensor:
+    """The scores ``(n, T)`` that ``options`` ask for, from the store or from the ``logits`` of each teacher."""
+    if options.no_mc:
+        return single_pass_scores(logits, options.score, options.temperature)
+    return store.all_scores(teachers, texts, split, options.score, options.passes, seed)
 
 
 def single_pass_scores(logits: Sequence[Tensor], kind: str = "entropy", temperature: float = 1.0) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ __all__ = ["Texts", "gold_ids", "read_file", "read_splits", "split_labels"]
 SPLITS = ("train", "valid", "test")
 ENDINGS = (".tsv", ".tsv.gz", ".txt", ".txt.gz")
 TEXT_COLUMNS = ("text", "sentence")
+Row: TypeAlias = tuple[str | None, str, str]
+"""Label, or None where there are none, text, and its place for messages."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class Texts:
         return Texts(tuple(text for part in parts for text in part.texts), labels, ", ".join(p.origin for p in parts))
 
 
-def _dataset(path: Path) -> Texts:
-    """One split saved by ``Dataset.save_to_disk``: a column of texts, and ``label`` where it has labels."""
+def _saved_rows(path: Path) -> Iterator[Row]:
+    """The rows of a split saved by ``Dataset.save_to_disk``: a column of texts, and ``label`` where it has labels."""
     try:
         from datasets import load_from_disk
     except ImportError as error:
@@ -87,46 +90,60 @@ def _dataset(path: Path) -> Texts:
     column = next((name for name in TEXT_COLUMNS if name in columns), None)
     if column is None:
         raise DataError(f"{path}: no column {' or '.join(TEXT_COLUMNS)}, found {', '.join(map(str, columns))}")
-    labels = None
-    if "label" in columns:
-        feature = data.features["label"]
-        name_of = feature.int2str if hasattr(feature, "int2str") else str
-        labels = tuple(name_of(label) for label in data["label"])
-    return Texts(tuple(map(str, data[column])), labels, str(path))
+    texts = ["" if text is None else str(text) for text in data[column]]
+    names = _label_names(data, path) if "label" in columns else None
+    labels: Sequence[str | None] = names or [None] * len(texts)
+    rows = enumerate(zip(labels, texts, strict=True), 1)
+    return ((label, text, f"{path}: row {number}") for number, (label, text) in rows)
+
+
+def _label_names(data: Any, path: Path) -> list[str] | None:
+    """The label of each row by its name; None where no row has one, as in published test sets, which hold -1."""
+    labels, feature = list(data["label"]), data.features["label"]
+    absent = [label is None or label == -1 for label in labels]
+    if all(absent):
+        return None
+    if any(absent):
+        raise DataError(f"{path}: row {absent.index(True) + 1} has no label, others have one")
+    try:
+        return [feature.int2str(label) if hasattr(feature, "int2str") else str(label) for label in labels]
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path}: a label that is none of its classes: {error}") from error
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    """The rows of a text file."""
+    if not path.name.endswith(ENDINGS):
+        raise DataError(f"{path}: the name must end in {', '.join(ENDINGS)}")
+    labelled = ".tsv" in path.suffixes[-2:]
+    for line, origin in read_lines(path):
+        label, tab, text = line.partition("\t") if labelled else (None, "", line)
+        if labelled and not tab:
+            raise DataError(f"{origin}: no tab; a line is label TAB text")
+        yield label, text, origin
 
 
 def read_file(path: str | Path) -> Texts:
     """The texts of one file, its form by its name.
 
     ``.tsv``: lines of ``label TAB text``. ``.txt``: a text a line, no labels. Both also with ``.gz``. A folder: what
-    ``datasets.Dataset.save_to_disk`` wrote (columns ``text`` or ``sentence``, and ``label``), where that package is
-    installed. Blank lines are skipped.
+    ``datasets.Dataset.save_to_disk`` wrote (columns ``text`` or ``sentence``, and ``label``, -1 where there is none),
+    where that package is installed. Blank lines are skipped.
 
     Raises:
-        DataError: names the file and the line.
+        DataError: names the file and the line, such as one whose text is empty.
         OptionError: a saved data set without the package that reads it.
     """
     path = Path(path)
-    if path.is_dir():
-        return _dataset(path)
-    if not path.name.endswith(ENDINGS):
-        raise DataError(f"{path}: the name must end in {', '.join(ENDINGS)}")
-    labelled = ".tsv" in path.suffixes[-2:]
     texts, labels = [], []
-    for line, origin in read_lines(path):
-        if not labelled:
-            texts.append(line.strip())
-            continue
-        label, tab, text = line.partition("\t")
-        if not tab:
-            raise DataError(f"{origin}: no tab; a line is label TAB text")
-        if not label.strip() or not text.strip():
-            raise DataError(f"{origin}: the {'text' if label.strip() else 'label'} is empty")
-        labels.append(label.strip())
+    for label, text, origin in _saved_rows(path) if path.is_dir() else _lines(path):
+        if not text.strip() or (label is not None and not label.strip()):
+            raise DataError(f"{origin}: the {'label' if text.strip() else 'text'} is empty")
         texts.append(text.strip())
+        labels += [] if label is None else [label.strip()]
     if not texts:
         raise DataError(f"{path}: no text in it")
-    return Texts(tuple(texts), tuple(labels) if labelled else None, str(path))
+    return Texts(tuple(texts), tuple(labels) or None, str(path))
 
 
 def _split_file(folder: Path, split: str) -> Path | None:

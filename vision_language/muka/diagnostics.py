@@ -22,6 +22,8 @@ __all__ = [
     "score_auroc",
     "selected_right",
     "specialty",
+    "teacher_accuracy",
+    "teachers_right",
 ]
 
 
@@ -44,6 +46,29 @@ def selected_right(scores: Tensor, labels: Tensor, union: LabelUnion) -> Tensor:
         union: the classes of the teachers.
     """
     return specialty(labels, union).gather(1, scores.argmax(-1, keepdim=True)).squeeze(1)
+
+
+def teachers_right(teacher_logits: Sequence[Tensor], labels: Tensor, union: LabelUnion) -> Tensor:
+    """Whether each teacher predicts the gold class, ``(B, T)``; it never does outside of its specialty.
+
+    Args:
+        teacher_logits: ``(B, C_t)`` each.
+        labels: gold classes as numbers of the union, ``(B)``.
+        union: the classes of the teachers.
+    """
+    union.check(teacher_logits)
+    columns = [union.columns(teacher, labels.device) for teacher in range(len(teacher_logits))]
+    found = [column[logits.argmax(-1)] for column, logits in zip(columns, teacher_logits, strict=True)]
+    return torch.stack(found, -1) == labels[:, None]
+
+
+def teacher_accuracy(teacher_logits: Sequence[Tensor], labels: Tensor, union: LabelUnion) -> list[float | None]:
+    """Accuracy of each teacher on the examples of its classes; ``None`` where there are none."""
+    right, known = teachers_right(teacher_logits, labels, union), specialty(labels, union)
+    return [
+        float(hits[inside].double().mean()) if inside.any() else None
+        for hits, inside in zip(right.T, known.T, strict=True)
+    ]
 
 
 def score_auroc(scores: Tensor, labels: Tensor, union: LabelUnion) -> list[float | None]:
@@ -155,11 +180,7 @@ def diagnose(
         "score_auroc": score_auroc(scores, labels, union),
     }
     if teacher_logits:
-        union.check(teacher_logits)
-        results["teacher_accuracy"] = [
-            accuracy_by_teacher(union.columns(teacher, labels.device)[logits.argmax(-1)], labels, union)[teacher]
-            for teacher, logits in enumerate(teacher_logits)
-        ]
+        results["teacher_accuracy"] = teacher_accuracy(teacher_logits, labels, union)
     if student_logits is not None:
         confidence, predictions = student_logits.softmax(-1).max(-1)
         right = predictions == labels

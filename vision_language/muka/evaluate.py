@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fairseq_ext.errors import OptionError
 from vision_language.muka.baselines import ensemble_probabilities
-from vision_language.muka.cache import TeacherCache, predict_logits, single_pass_scores
+from vision_language.muka.cache import TeacherCache, predict_logits, teacher_scores_of
 from vision_language.muka.data import Texts, gold_ids, read_file, read_splits
-from vision_language.muka.diagnostics import accuracy_by_teacher, diagnose, kl_to_supervised
+from vision_language.muka.diagnostics import diagnose, kl_to_supervised, teacher_accuracy, teachers_right
 from vision_language.muka.models import Classifier, load_classifier
+from vision_language.muka.options import DiagnosisOptions
 from vision_language.muka.plot import draw_scores
 from vision_language.muka.run import accuracy
 from vision_language.muka.targets import LabelUnion, amalgamation_targets, union_of_labels
@@ -82,10 +83,7 @@ def evaluate(
         "accuracy_by_class": {name: float(right[rows].mean()) for name, rows in classes if rows.any()},
     }
     if len(folders) > 1:
-        own = [
-            accuracy_by_teacher(union.columns(teacher)[found.argmax(-1)], gold, union)[teacher]
-            for teacher, found in enumerate(logits)
-        ]
+        own = teacher_accuracy(logits, gold, union)
         report["teachers"] = [
             {"model": str(folder), "accuracy_on_its_classes": value} for folder, value in zip(folders, own, strict=True)
         ]
@@ -104,56 +102,54 @@ def in_union_order(logits: Tensor, classifier: Classifier, union: LabelUnion) ->
 
 
 def diagnose_teachers(
-    teachers: Sequence[str | Path],
-    texts: Texts,
-    store: TeacherCache,
-    split: str,
-    *,
-    score: str = "entropy",
-    passes: int = 16,
-    no_mc: bool = False,
-    seed: int = 1,
-    student: str | Path | None = None,
-    supervised: str | Path | None = None,
-    picture: str | Path | None = None,
+    options: DiagnosisOptions, texts: Texts, store: TeacherCache, split: str, picture: str | Path | None = None
 ) -> dict[str, Any]:
     """How well the scores choose teachers, by gold labels.
 
     Args:
-        teachers: folders, two or more.
+        options: the teachers, their scores, and the classifiers to compare with.
         texts: with labels.
         store: keeps logits and scores.
         split: names them there.
-        score, passes, no_mc, seed: as :class:`~vision_language.muka.options.AmalgamationOptions`.
-        student: folder of a merged classifier, for its accuracy and calibration.
-        supervised: folder of a classifier trained on all classes with labels; adds ``kl_to_supervised`` of the soft,
-            hard and ensemble targets.
         picture: file to draw the scores to.
 
     Returns:
-        as :func:`~vision_language.muka.diagnostics.diagnose`.
+        as :func:`~vision_language.muka.diagnostics.diagnose`; with a supervised classifier also its accuracy, and
+        ``kl_to_supervised`` of the soft, hard and ensemble targets, both sides at the same temperature.
     """
-    models = [load_classifier(folder) for folder in teachers]
+    models = [load_classifier(folder) for folder in options.teachers]
     union = union_of_labels([model.labels for model in models])
     gold = gold_ids(texts, union.names)
     logits = store.all_logits(models, texts, split)
-    scores = single_pass_scores(logits, score) if no_mc else store.all_scores(models, texts, split, score, passes, seed)
+    scores = teacher_scores_of(options, options.seed, models, logits, texts, split, store)
 
     def whole(folder: str | Path) -> Tensor:
         model = load_classifier(folder)
         found = logits_of(model, texts, store.accelerator, store.max_length, store.batch_size)
         return in_union_order(found, model, union)
 
-    report = diagnose(scores, gold, union, logits, whole(student) if student else None)
-    if supervised:
-        truth = whole(supervised)
-        targets = {kind: amalgamation_targets(logits, scores, union, hard=kind == "hard") for kind in ("soft", "hard")}
-        targets["ensemble"] = ensemble_probabilities(logits, union)
+    report = diagnose(scores, gold, union, logits, whole(options.student) if options.student else None)
+    if options.supervised:
+        truth, temperature = whole(options.supervised), options.temperature
+        targets = {
+            kind: amalgamation_targets(
+                logits,
+                scores,
+                union,
+                hard=kind == "hard",
+                temperature=temperature,
+                score_temperature=options.score_temperature,
+            )
+            for kind in ("soft", "hard")
+        }
+        targets["ensemble"] = ensemble_probabilities(logits, union, temperature)
         report["supervised_accuracy"] = accuracy(truth, gold)
-        report["kl_to_supervised"] = {name: kl_to_supervised(target, truth) for name, target in targets.items()}
+        report["kl_to_supervised"] = {
+            name: kl_to_supervised(target, truth / temperature) for name, target in targets.items()
+        }
     if picture and store.accelerator.is_main_process:
-        Path(picture).parent.mkdir(parents=True, exist_ok=True)
-        draw_scores(scores, gold, union, picture, [model.folder.name for model in models])
+        names = [model.folder.name for model in models]
+        draw_scores(scores, teachers_right(logits, gold, union), gold, union, picture, names)
     return report
 
 

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from tensorboardX import SummaryWriter
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from fairseq_ext.errors import CheckpointError, OptionError
+from fairseq_ext.errors import OptionError
 from fairseq_ext.files import load_safely, save_atomically
+from vision_language.checkpoint import Checkpoint
 from vision_language.muka.objectives import Objective
 from vision_language.muka.options import TrainingOptions
 from vision_language.muka.tokens import Tokens
 
-__all__ = ["fit"]
+__all__ = ["Trainer", "fit"]
 
 LOG_EVERY = 20
 
@@ -37,40 +38,6 @@ def parameter_groups(objective: Objective, options: TrainingOptions, added_lr: f
         {"params": objective.added_parameters(), "weight_decay": 0.0, "lr": added_lr},
     ]
     return [group for group in groups if group["params"]]
-
-
-class _State:
-    """Everything that a checkpoint holds."""
-
-    def __init__(
-        self, objective: nn.Module, optimizer: Any, schedule: Any, scaler: Any, settings: Mapping[str, Any]
-    ) -> None:
-        self.parts = {"objective": objective, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-        self.parts = {name: part for name, part in self.parts.items() if part is not None}
-        self.settings = dict(settings)
-        self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": math.inf, "best_step": 0}
-        self.progress |= {"losses": [], "history": []}  # losses: means since the last validation, and of how many steps
-
-    def save(self, path: Path) -> None:
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
-        save_atomically({"settings": self.settings, "progress": self.progress} | parts, path)
-
-    def restore(self, path: Path) -> None:
-        found = load_safely(path)
-        if not isinstance(found, dict) or not {"settings", "progress", *self.parts} <= found.keys():
-            raise CheckpointError(f"{path}: not a checkpoint of this training; delete it to start anew")
-        if found["settings"] != self.settings:
-            before = found["settings"]
-            names = sorted(name for name in {*before, *self.settings} if before.get(name) != self.settings.get(name))
-            raise OptionError(
-                f"--out: {path} was trained with other {', '.join(names)}: choose another folder, or delete it"
-            )
-        self.progress = found["progress"]
-        try:
-            for name, part in self.parts.items():
-                part.load_state_dict(found[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: does not fit its model; delete it to start anew") from error
 
 
 def _seed_of(*numbers: int) -> int:
@@ -90,6 +57,132 @@ def _board(folder: Path, step: int, accelerator: Accelerator) -> Iterator[Callab
                 writer.add_scalar(name, value, step)
 
         yield write
+
+
+class Trainer:
+    """One training with its optimiser and progress; see :func:`fit`."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        tokens: Tokens,
+        signals: Sequence[Tensor],
+        validation: Callable[[], dict[str, float]],
+        options: TrainingOptions,
+        accelerator: Accelerator,
+        folder: Path,
+        *,
+        select: str,
+        added_lr: float,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.objective, self.tokens, self.signals, self.validation = objective, tokens, signals, validation
+        self.options, self.accelerator, self.folder, self.select = options, accelerator, folder, select
+        self.best = folder / "best.pt"
+        self.per_epoch = math.ceil(len(tokens) / options.batch_size)
+        self.total = self.per_epoch * options.epochs
+
+        objective.to(accelerator.device)
+        groups = parameter_groups(objective, options, added_lr)
+        # Seven times as fast as the default on a CPU, where a small model's step is half of the time of a small batch.
+        fused = accelerator.device.type in ("cpu", "cuda")
+        self.optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, lr=options.lr, fused=fused))
+        warmup = math.ceil(options.warmup * self.total)
+        self.schedule = get_linear_schedule_with_warmup(self.optimizer.optimizer, warmup, self.total)
+        # losses: means since the last validation, and of how many steps
+        self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": math.inf, "best_step": 0}
+        self.progress |= {"losses": [], "history": []}
+        self.recent: list[Tensor] = []
+        parts = {"objective": objective, "optimizer": self.optimizer, "schedule": self.schedule}
+        path = folder / "checkpoint.pt"
+        self.checkpoint = Checkpoint(path, settings, self.progress, **parts, scaler=accelerator.scaler)
+        self.checkpoint.restore()
+        self.parallel = accelerator.prepare_model(objective)
+
+    def train(self) -> None:
+        """From where the progress stands to the last step."""
+        options, progress, main = self.options, self.progress, self.accelerator.is_main_process
+        batches: list[np.ndarray] = []
+        hidden = None if main else True
+        with (
+            tqdm(total=self.total, initial=progress["step"], unit="step", desc=self.folder.name, disable=hidden) as bar,
+            _board(self.folder, progress["step"], self.accelerator) as write,
+        ):
+            while progress["step"] < self.total:
+                epoch, position = divmod(progress["step"], self.per_epoch)
+                if not batches or position == 0:
+                    batches = self.tokens.shuffled(options.batch_size, options.seed, epoch)
+                self.optimise(batches[position])
+                bar.update()
+                step = progress["step"]
+                validates = step == self.total or step % (options.eval_every or self.per_epoch) == 0
+                saves = validates or (options.save_every > 0 and step % options.save_every == 0)
+                if saves or len(self.recent) == LOG_EVERY:
+                    loss = self.mean_loss()
+                    write(step, {"train/loss": loss, "train/lr": self.schedule.get_last_lr()[0]})
+                    bar.set_postfix(loss=f"{loss:.4f}")
+                if validates:
+                    write(step, {f"valid/{name}": value for name, value in self.validate().items()})
+                if saves and main:
+                    self.checkpoint.save()
+        self.accelerator.wait_for_everyone()
+
+    def optimise(self, rows: np.ndarray) -> None:
+        """One optimiser step on the texts ``rows``, of which this process takes its share."""
+        start, accelerator, progress = time.perf_counter(), self.accelerator, self.progress
+        rank, world = accelerator.process_index, accelerator.num_processes
+        torch.manual_seed(_seed_of(self.options.seed, progress["step"], rank))
+        self.objective.train()
+        # A process without rows still takes part in the exchange of gradients, with zeros.
+        share = rows[rank::world] if len(rows[rank::world]) else rows[:1]
+        known = [signal[torch.from_numpy(share)].to(accelerator.device) for signal in self.signals]
+        loss = self.parallel(self.tokens.batch(share, accelerator.device), known)
+        loss = loss * (len(rows[rank::world]) / len(rows))
+        self.optimizer.zero_grad()
+        accelerator.backward(loss * world)  # gradients are averaged over the processes
+        accelerator.clip_grad_norm_(self.objective.parameters(), self.options.max_grad_norm)
+        self.optimizer.step()
+        if not accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+        self.recent.append(loss.detach())
+        progress["step"] += 1
+        progress["seconds"] += time.perf_counter() - start
+
+    def mean_loss(self) -> float:
+        """The mean over the steps since the last call, and over all processes; kept for the next validation."""
+        mean = float(self.accelerator.reduce(torch.stack(self.recent).mean(), "sum"))
+        if not math.isfinite(mean):
+            raise OptionError(f"--lr {self.options.lr}: the loss is {mean} at step {self.progress['step']}; lower it")
+        self.progress["losses"].append((mean, len(self.recent)))
+        self.recent = []
+        return mean
+
+    def validate(self) -> dict[str, float]:
+        """The figures of the validation texts; the weights are kept where they are the best so far."""
+        progress, entry = self.progress, self.validation()
+        means, counts = zip(*progress["losses"], strict=True)
+        train_loss = float(np.average(means, weights=counts))
+        progress["history"].append({"step": progress["step"], "train_loss": train_loss, **entry})
+        progress["losses"] = []
+        value = entry[self.select] if self.select == "loss" else -entry[self.select]
+        if value < progress["best"]:
+            progress |= {"best": value, "best_step": progress["step"]}
+            if self.accelerator.is_main_process:
+                save_atomically(self.objective.model.state_dict(), self.best)
+        return entry
+
+    def record(self) -> dict[str, Any]:
+        """What :func:`fit` returns; the best weights are put into the model."""
+        progress = self.progress
+        self.objective.model.load_state_dict(load_safely(self.best))
+        chosen = next(entry for entry in progress["history"] if entry["step"] == progress["best_step"])
+        return {
+            "best_step": progress["best_step"],
+            **{f"valid_{name}": value for name, value in chosen.items() if name not in ("step", "train_loss")},
+            "steps": self.total,
+            "seconds_per_epoch": progress["seconds"] / self.options.epochs,
+            "history": progress["history"],
+        }
 
 
 def fit(
@@ -129,90 +222,7 @@ def fit(
         OptionError: a checkpoint of other settings; a loss that is not finite.
         CheckpointError: a damaged checkpoint.
     """
-    objective.to(accelerator.device)
-    per_epoch = math.ceil(len(tokens) / options.batch_size)
-    total = per_epoch * options.epochs
-    groups = parameter_groups(objective, options, added_lr)
-    # Seven times as fast as the default on a CPU, where a small model's step is half of the time of a small batch.
-    fused = accelerator.device.type in ("cpu", "cuda")
-    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, lr=options.lr, fused=fused))
-    schedule = get_linear_schedule_with_warmup(optimizer.optimizer, math.ceil(options.warmup * total), total)
-    state = _State(objective, optimizer, schedule, accelerator.scaler, settings)
-    checkpoint, best = folder / "checkpoint.pt", folder / "best.pt"
-    if checkpoint.exists():
-        state.restore(checkpoint)
-    progress = state.progress
-    parallel = accelerator.prepare_model(objective)
-    rank, world = accelerator.process_index, accelerator.num_processes
-
-    def step_on(rows: np.ndarray) -> Tensor:
-        torch.manual_seed(_seed_of(options.seed, progress["step"], rank))
-        # A process without rows still takes part in the exchange of gradients, with zeros.
-        share = rows[rank::world] if len(rows[rank::world]) else rows[:1]
-        known = [signal[torch.from_numpy(share)].to(accelerator.device) for signal in signals]
-        loss = parallel(tokens.batch(share, accelerator.device), known) * (len(rows[rank::world]) / len(rows))
-        optimizer.zero_grad()
-        accelerator.backward(loss * world)  # gradients are averaged over the processes
-        accelerator.clip_grad_norm_(objective.parameters(), options.max_grad_norm)
-        optimizer.step()
-        if not accelerator.optimizer_step_was_skipped:
-            schedule.step()
-        return loss.detach()
-
-    def mean_loss(losses: list[Tensor]) -> float:
-        mean = float(accelerator.reduce(torch.stack(losses).mean(), "sum"))
-        if not math.isfinite(mean):
-            raise OptionError(f"--lr {options.lr}: the loss is {mean} at step {progress['step']}; lower it")
-        progress["losses"].append((mean, len(losses)))
-        return mean
-
-    sign = 1 if select == "loss" else -1
-    batches: list[np.ndarray] = []
-    recent: list[Tensor] = []
-    hidden = None if accelerator.is_main_process else True
-    with (
-        tqdm(total=total, initial=progress["step"], unit="step", desc=folder.name, disable=hidden) as bar,
-        _board(folder, progress["step"], accelerator) as write,
-    ):
-        while progress["step"] < total:
-            epoch, position = divmod(progress["step"], per_epoch)
-            if not batches or position == 0:
-                batches = tokens.shuffled(options.batch_size, options.seed, epoch)
-            start = time.perf_counter()
-            objective.train()
-            recent.append(step_on(batches[position]))
-            progress["step"] = step = progress["step"] + 1
-            progress["seconds"] += time.perf_counter() - start
-            bar.update()
-
-            ends = position + 1 == per_epoch
-            validates = step == total or (step % options.eval_every == 0 if options.eval_every else ends)
-            saves = validates or (options.save_every > 0 and step % options.save_every == 0)
-            if saves or len(recent) == LOG_EVERY:
-                loss, recent = mean_loss(recent), []
-                write(step, {"train/loss": loss, "train/lr": schedule.get_last_lr()[0]})
-                bar.set_postfix(loss=f"{loss:.4f}")
-            if validates:
-                entry = validate()
-                means, counts = zip(*progress["losses"], strict=True)
-                train_loss = float(np.average(means, weights=counts))
-                progress["history"].append({"step": step, "train_loss": train_loss, **entry})
-                progress["losses"] = []
-                write(step, {f"valid/{name}": value for name, value in entry.items()})
-                if sign * entry[select] < progress["best"]:
-                    progress |= {"best": sign * entry[select], "best_step": step}
-                    if accelerator.is_main_process:
-                        save_atomically(objective.model.state_dict(), best)
-            if saves and accelerator.is_main_process:
-                state.save(checkpoint)
-
-    accelerator.wait_for_everyone()
-    objective.model.load_state_dict(load_safely(best))
-    chosen = next(entry for entry in progress["history"] if entry["step"] == progress["best_step"])
-    return {
-        "best_step": progress["best_step"],
-        **{f"valid_{name}": value for name, value in chosen.items() if name not in ("step", "train_loss")},
-        "steps": total,
-        "seconds_per_epoch": progress["seconds"] / options.epochs,
-        "history": progress["history"],
-    }
+    choice: dict[str, Any] = {"select": select, "added_lr": added_lr, "settings": settings}
+    trainer = Trainer(objective, tokens, signals, validate, options, accelerator, folder, **choice)
+    trainer.train()
+    return trainer.record()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +20,9 @@ from transformers import (
 from fairseq_ext.errors import CheckpointError, OptionError
 from vision_language.pretrained import LOCAL, check_weights, load_tokenizer, loading, read_config, save_folder
 
-__all__ = ["Classifier", "build_classifier", "fingerprint", "load_classifier", "save_classifier"]
+__all__ = ["Classifier", "build_classifier", "load_classifier", "save_classifier"]
 
 DEFAULT_LENGTH = 128
-HASHED = (".safetensors", ".json", ".txt", ".model")
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,19 @@ class Classifier:
         Raises:
             OptionError: more than the model has positions for.
         """
-        limits = (getattr(self.model.config, "max_position_embeddings", None), self.tokenizer.model_max_length)
-        limit = min(limit for limit in limits if limit)
+        limit = min(limit for limit in (_positions(self.model), self.tokenizer.model_max_length) if limit)
         if asked is not None and asked > limit:
             raise OptionError(f"--max-length: {self.folder} reads at most {limit} tokens, got {asked}")
         return asked or min(DEFAULT_LENGTH, limit)
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """The longest sequence that a model has positions for; None where there is no limit."""
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from behind the padding index.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.num_embeddings - module.padding_idx - 1)
+    return getattr(model.config, "max_position_embeddings", None)
 
 
 def _label_names(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
@@ -151,13 +157,3 @@ def _refuse_new_encoder(folder: Path, model: nn.Module, new: Sequence[str]) -> N
 def save_classifier(classifier: Classifier, folder: str | Path) -> None:
     """Write a folder that :func:`load_classifier` and ``from_pretrained`` read."""
     save_folder(classifier.model, classifier.tokenizer, folder)
-
-
-def fingerprint(folder: str | Path) -> str:
-    """SHA-256 of a model folder: weights, configuration and tokenizer."""
-    sha = hashlib.sha256()
-    for path in sorted(Path(folder).iterdir()):
-        if path.suffix in HASHED and path.is_file() and path.name != "results.json":
-            with open(path, "rb") as file:
-                sha.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-    return sha.hexdigest()

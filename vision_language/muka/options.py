@@ -1,11 +1,11 @@
-"""Every option of the two kinds of training; the command line is made from these classes."""
+"""Every option of the two kinds of training and of the diagnosis; the command lines are made from these classes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from fairseq_ext.errors import OptionError
-from fairseq_ext.options import OptionSet, flag, option
+from fairseq_ext.options import OptionSet, option
 from vision_language.accelerator import PRECISIONS
 from vision_language.muka.uncertainty import SCORES
 
@@ -69,8 +69,8 @@ class TeacherOptions(TrainingOptions):
             raise OptionError(f"--part {self.part}: not together with --classes")
         if self.part:
             self.part_numbers()
-        if self.loss != "encouraging" and self.log_end != 0.75:
-            raise OptionError(f"--log-end {self.log_end}: has no effect with --loss {self.loss}")
+        if self.loss != "encouraging":
+            self.refuse_idle(f"with --loss {self.loss}", "log_end")
 
     def part_numbers(self) -> tuple[int, int]:
         """I and T of ``part``."""
@@ -81,23 +81,47 @@ class TeacherOptions(TrainingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AmalgamationOptions(TrainingOptions):
-    """Settings of :func:`~vision_language.muka.train.amalgamate`."""
+class ScoreOptions(OptionSet):
+    """The teachers, and what their certainty is measured by.
 
-    teachers: tuple[str, ...] = option((), "folders of two or more trained classifiers (none with --method supervised)")
-    student: str = option(help="folder of the pre-trained model that the student starts from")
-    layers: int = option(0, "keep only its first so many layers, 0: all", least=0)
-    from_scratch: bool = option(False, "take only the shape and the tokenizer of --student, with random weights")
-    method: str = option("muka-soft", "how the teachers are merged; supervised learns from the labels", METHODS)
-    batch_size: int = option(16, "texts of a step, over all processes (released: 16; baselines 32)", least=1)
-    margin: bool = option(
-        True, "weigh each text by the lead of the most certain teacher (MUKA without, MUKI with) [--margin]"
-    )
+    Raises:
+        OptionError: a value that is not allowed.
+    """
+
+    teachers: tuple[str, ...] = option((), "folders of two or more trained classifiers")
     no_mc: bool = option(False, "scores from one pass without dropout")
     score: str = option("entropy", "certainty of a teacher (paper: entropy)", SCORES)
     passes: int = option(16, "Monte-Carlo dropout passes K (released: 16)", least=1)
     temperature: float = option(1.0, "softmax temperature of teachers and student (released: 1)", above=0)
     score_temperature: float = option(0.2, "softmax temperature of the scores, muka-soft (released: 0.2)", above=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.no_mc:
+            self.refuse_idle("with --no-mc", "passes")
+        if self.no_mc and self.score in ("variance", "mutual_info"):
+            raise OptionError(f"--score {self.score}: needs several passes, not --no-mc")
+
+    def check_teachers(self) -> None:
+        """Refuse fewer than two teachers."""
+        if len(self.teachers) < 2:
+            raise OptionError(f"--teachers: at least two are needed, got {len(self.teachers)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmalgamationOptions(ScoreOptions, TrainingOptions):
+    """Settings of :func:`~vision_language.muka.train.amalgamate`."""
+
+    student: str = option(help="folder of the pre-trained model that the student starts from")
+    layers: int = option(0, "keep only its first so many layers, 0: all", least=0)
+    from_scratch: bool = option(False, "take only the shape and the tokenizer of --student, with random weights")
+    method: str = option(
+        "muka-soft", "how the teachers are merged; supervised learns from the labels, without any", METHODS
+    )
+    batch_size: int = option(16, "texts of a step, over all processes (released: 16; baselines 32)", least=1)
+    margin: bool = option(
+        True, "weigh each text by the lead of the most certain teacher (MUKA without, MUKI with) [--margin]"
+    )
     amalgam_lr: float = option(
         1e-3, "step size of the layers that dfa and cfl add (meant by the released code: 1e-3)", above=0
     )
@@ -110,20 +134,33 @@ class AmalgamationOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        supervised, defaults = self.method == "supervised", {item.name: item.default for item in fields(self)}
-        if len(self.teachers) < 2 and not supervised:
-            raise OptionError(f"--teachers: at least two are needed, got {len(self.teachers)}")
-        if supervised and self.teachers:
+        method, supervised = f"with --method {self.method}", self.method == "supervised"
+        if not supervised:
+            self.check_teachers()
+        elif self.teachers:
             raise OptionError("--teachers: none with --method supervised, which learns from the labels")
-        idle = [] if self.method.startswith("muka") else list(OF_MUKA)
-        idle += ["score_temperature"] if self.method == "muka-hard" else []
-        idle += ["passes"] if self.no_mc else []
-        idle += ["temperature"] if supervised else []
-        idle += [] if self.method in ("dfa", "cfl") else ["amalgam_lr"]
-        for name in idle:
-            if getattr(self, name) != defaults[name]:
-                how = "--no-mc" if name == "passes" and self.no_mc else f"--method {self.method}"
-                shown = "--no-margin" if name == "margin" else f"{flag(name)} {getattr(self, name)}"
-                raise OptionError(f"{shown}: has no effect with {how}")
-        if self.no_mc and self.score in ("variance", "mutual_info"):
-            raise OptionError(f"--score {self.score}: needs several passes, not --no-mc")
+        if not self.method.startswith("muka"):
+            self.refuse_idle(method, *OF_MUKA)
+        if self.method == "muka-hard":
+            self.refuse_idle(method, "score_temperature")
+        if supervised:
+            self.refuse_idle(method, "temperature")
+        if self.method not in ("dfa", "cfl"):
+            self.refuse_idle(method, "amalgam_lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosisOptions(ScoreOptions):
+    """Settings of :func:`~vision_language.muka.evaluate.diagnose_teachers`."""
+
+    student: str = option("", "folder of a merged classifier: its accuracy and calibration")
+    supervised: str = option("", "folder of a classifier trained on all classes: distance of the targets from it")
+    seed: int = option(1, "of the dropout", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_teachers()
+        if not self.supervised:
+            self.refuse_idle("without --supervised", "score_temperature")
+        if not self.supervised and not self.no_mc:
+            self.refuse_idle("without --supervised or --no-mc", "temperature")

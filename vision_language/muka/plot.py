@@ -1,22 +1,20 @@
-"""Pictures of the teachers' scores: do they choose the right teacher, and tell what one knows from what it does not?"""
+"""Pictures of the teachers' scores: do they choose the right teacher, and tell when it is right?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from fairseq_ext.files import replacing
-from vision_language.muka.diagnostics import selected_right, specialty
+from vision_language.muka.diagnostics import reliability, selected_right, specialty
 from vision_language.muka.targets import LabelUnion
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = ["draw_scores", "plot_confidence", "plot_selection"]
+__all__ = ["draw_scores", "plot_confidence", "plot_reliability", "plot_selection"]
 
 INSIDE, OUTSIDE = "tab:blue", "tab:orange"
 
@@ -67,44 +65,66 @@ def plot_confidence(scores: Tensor, inside: Tensor, axes: Axes, title: str, bins
     axes.legend(fontsize=8)
 
 
+def plot_reliability(scores: Tensor, right: Tensor, axes: Axes, title: str) -> None:
+    """Reliability diagram: how often a teacher is right by its score; a score that is a probability is on the diagonal.
+
+    Args:
+        scores: ``(B)``; where any is below 0, as of the variance and the mutual information, 1 is added to all.
+        right: whether the teacher was right, ``(B)``.
+        axes: to draw on.
+        title: of the diagram.
+    """
+    below = float(scores.min()) < -1e-6  # not by rounding alone
+    table = reliability(scores + 1 if below else scores, right)
+    middle, width = (table.edges[:-1] + table.edges[1:]) / 2, np.diff(table.edges)
+    filled = table.examples > 0
+    label = f"accuracy, number of examples (calibration error {table.calibration_error:.2f})"
+    axes.bar(middle[filled], table.accuracy[filled], 0.94 * width[filled], color=INSIDE, alpha=0.55, label=label)
+    axes.plot([0, 1], [0, 1], color="0.5", linestyle="--", label="score = accuracy")
+    for place, height, count in zip(middle[filled], table.accuracy[filled], table.examples[filled], strict=True):
+        axes.annotate(str(count), (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+    axes.set(xlabel="1 + score" if below else "score", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.25))
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.legend(fontsize=8, loc="upper left")
+
+
 def draw_scores(
     scores: Tensor,
+    right: Tensor,
     labels: Tensor,
     union: LabelUnion,
     path: str | Path,
     names: Sequence[str] | None = None,
     title: str = "Scores of the teachers",
 ) -> None:
-    """One picture: :func:`plot_selection`, and :func:`plot_confidence` of each teacher.
+    """One picture: :func:`plot_selection`; :func:`plot_confidence` and :func:`plot_reliability` of each teacher.
+
+    A row for each teacher; beside them the selection, by its margin and by the score of the teacher that is selected.
 
     Args:
         scores: ``(B, T)``, two teachers or more.
+        right: whether each teacher is right, ``(B, T)``, see
+            :func:`~vision_language.muka.diagnostics.teachers_right`.
         labels: gold classes as numbers of the union, ``(B)``.
         union: the classes of the teachers.
         path: of the picture; its ending gives the format.
         names: of the teachers. Default: their numbers.
         title: of the picture.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     path, teachers = Path(path), scores.size(-1)
     inside = specialty(labels, union)
     names = names or [f"teacher {teacher}" for teacher in range(teachers)]
-    columns = min(teachers + 1, 3)
-    rows = -(-(teachers + 1) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.6 * rows), layout="constrained", squeeze=False)
-    first, *others = grid.flat
-    plot_selection(scores, labels, union, first)
-    for teacher, axes in enumerate(others):
-        if teacher < teachers:
-            known = f"{names[teacher]}: {len(union.index[teacher])} of {len(union)} classes"
-            plot_confidence(scores[:, teacher], inside[:, teacher], axes, known)
-        else:
-            axes.set_axis_off()
+    figure = Figure(figsize=(13.8, 3.6 * teachers), layout="constrained")
+    grid = figure.subplots(teachers, 3)
+    plot_selection(scores, labels, union, grid[0, 0])
+    best, chosen = scores.max(-1, keepdim=True)
+    plot_reliability(best[:, 0], right.gather(1, chosen)[:, 0], grid[1, 0], "The best-scored teacher is right")
+    for axes in grid[2:, 0]:
+        axes.set_axis_off()
+    for teacher, (name, (histogram, diagram)) in enumerate(zip(names, grid[:, 1:], strict=True)):
+        known = f"{name}: {len(union.index[teacher])} of {len(union)} classes"
+        plot_confidence(scores[:, teacher], inside[:, teacher], histogram, known)
+        plot_reliability(scores[:, teacher], right[:, teacher], diagram, f"{name} is right")
     figure.suptitle(title)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=150, format=path.suffix[1:] or "png")
-    plt.close(figure)

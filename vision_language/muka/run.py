@@ -16,11 +16,12 @@ from vision_language.muka.cache import predict_logits
 from vision_language.muka.data import Texts, gold_ids
 from vision_language.muka.diagnostics import accuracy_by_teacher
 from vision_language.muka.loop import fit
-from vision_language.muka.models import Classifier, fingerprint, save_classifier
+from vision_language.muka.models import Classifier, save_classifier
 from vision_language.muka.objectives import Objective
 from vision_language.muka.options import TrainingOptions
 from vision_language.muka.targets import LabelUnion
 from vision_language.muka.tokens import Tokens
+from vision_language.pretrained import fingerprint
 
 __all__ = ["Run", "accuracy"]
 

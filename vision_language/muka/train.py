@@ -17,7 +17,7 @@ from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.losses import encouraging_loss
 from vision_language.accelerator import make_accelerator
-from vision_language.muka.cache import TeacherCache, single_pass_scores
+from vision_language.muka.cache import TeacherCache, teacher_scores_of
 from vision_language.muka.data import SPLITS, Texts, gold_ids, read_splits, split_labels
 from vision_language.muka.models import Classifier, build_classifier, load_classifier
 from vision_language.muka.objectives import Objective, amalgamation_objective, teacher_signals
@@ -159,8 +159,5 @@ def _told(
     logits = store.all_logits(teachers, texts, split)
     if not options.method.startswith("muka"):
         return teacher_signals(options, union, logits)
-    if options.no_mc:
-        scores = single_pass_scores(logits, options.score, options.temperature)
-    else:
-        scores = store.all_scores(teachers, texts, split, options.score, options.passes, options.seed)
+    scores = teacher_scores_of(options, options.seed, teachers, logits, texts, split, store)
     return teacher_signals(options, union, logits, scores)

@@ -150,7 +150,7 @@ def test_killed_run_ends_where_a_straight_one_ends(data, tmp_path, monkeypatch, 
             main([*arguments, "--out", str(tmp_path / "killed")])
     assert not (tmp_path / "killed" / "results.json").exists()
     settings = results(tmp_path / "straight")["settings"]
-    same = Options(**{name: value for name, value in settings.items() if name != "digest"})
+    same = Options(**{name: value for name, value in settings.items() if name != "inputs"})
     corpus = training.prepare(same)
     changed = dataclasses.replace(corpus, gold=corpus.gold | {"valid": 1 - corpus.gold["valid"]})
     for options, data_now in ((dataclasses.replace(same, lr=0.5), corpus), (same, changed)):
@@ -323,7 +323,7 @@ def test_changed_data_is_not_the_same_experiment(data, tmp_path):
     main(command)
     with open(tmp_path / "data" / "train.tsv", "a") as file:
         file.write("\nfood\ttasty soup")
-    with pytest.raises(OptionError, match=r"--out: .* holds runs with digest"):
+    with pytest.raises(OptionError, match=r"--out: .* holds runs with inputs"):
         main(command)
 
 

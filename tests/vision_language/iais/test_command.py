@@ -24,6 +24,12 @@ from vision_language.iais.synthetic import THINGS, synthesize
 SMALL = ["--hidden-size", "16", "--num-heads", "2", "--intermediate-size", "32", "--num-steps", "4", "--cpu"]
 SMALL += ["--negative-size", "7", "--hard-negatives", "3", "--batch-size", "4", "--lr", "0.01", "--warmup-steps", "1"]
 SMALL += ["--valid-steps", "2", "--save-steps", "2"]
+# accelerate's own --cpu would start one process only; ours keeps the two of --multi_gpu on the CPU.
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+UNSIZED = ["--hidden-size", "128", "--num-heads", "4", "--intermediate-size", "512"]
+"""Takes back the sizes of SMALL, which an encoder's folder decides."""
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +117,8 @@ def test_synthesize(tmp_path, capsys):
             assert 2 <= len(named) <= 3 and named <= present
     with pytest.raises(InputError, match="--images must be at least 30, got 3"):
         main(["synthesize", "--out", str(tmp_path), "--images", "3"])
+    with pytest.raises(InputError, match="--seed must be at least 0, got -1"):
+        synthesize(tmp_path, seed=-1)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +129,7 @@ def test_synthesize(tmp_path, capsys):
             "--iais: 'singulr' is not one of singular, distributed, none; did you mean 'singular'?",
         ),
         (["--num-steps", "0"], "--num-steps must be at least 1, got 0"),
+        (["--num-steps", "20", "--warmup-steps", "21"], "--warmup-steps must be at most --num-steps = 20, got 21: the"),
         (["--lr", "nan"], "--lr must be finite, got nan"),
         (["--margin", "1.5"], "--margin must be at least 0 and at most 1, got 1.5"),
         (["--hard-negatives", "8"], "--hard-negatives must be at most --negative-size = 7, got 8"),
@@ -130,11 +139,22 @@ def test_synthesize(tmp_path, capsys):
         ),
         (["--num-heads", "3"], "--hidden-size must be a multiple of --num-heads = 3, got 16"),
         (["--negative-size", "40"], "--negative-size must be at most 39, which the 40 training images and 80 captions"),
-        (["--negatives", "in-batch", "--batch-size", "41"], "--batch-size must be at most the 40 training images"),
+        (
+            ["--negatives", "in-batch", "--batch-size", "41", "--negative-size", "399"],
+            "--batch-size must be at most the 40 training images",
+        ),
         (["--runs", "0"], "--runs must be at least 1, got 0"),
         (["--data", "/no/such/folder"], "--data: /no/such/folder is not a folder"),
-        (["--encoder", "/no/such/folder"], "--encoder: /no/such/folder is neither 'scratch' nor a folder"),
-        (["--encoder", str(ROOT)], "no config.json in it, so it is no model"),
+        (["--encoder", "/no/such/folder", *UNSIZED], "--encoder: /no/such/folder is neither 'scratch' nor a folder"),
+        (["--encoder", str(ROOT), *UNSIZED], "no config.json in it, so it is no model"),
+        (["--encoder", "/a"], "--hidden-size 16: has no effect with --encoder /a"),
+        (["--encoder", "/a", *UNSIZED, "--vocab-size", "9"], "--vocab-size 9: has no effect with --encoder /a"),
+        (["--iais", "distributed", "--pseudo-norm", "renorm"], "--pseudo-norm renorm: has no effect with --iais dist"),
+        (["--iais", "none", "--pseudo-norm", "renorm"], "--pseudo-norm renorm: has no effect with --iais none"),
+        (["--iais", "none", "--iais-weight", "2"], "--iais-weight 2.0: has no effect with --iais none"),
+        (["--iais", "none", "--iais-scale", "sum"], "--iais-scale sum: has no effect with --iais none"),
+        (["--iais", "none", "--iais-schedule", "log"], "--iais-schedule log: has no effect with --iais none"),
+        (["--negatives", "in-batch"], "--negative-size 7: has no effect with --negatives in-batch"),
         (["--lr", "1e30"], "the loss is"),
     ],
 )
@@ -144,6 +164,34 @@ def test_bad_options_end_with_one_line(data, tmp_path, options, message):
         main(["train", "--data", str(data), "--out", str(out), *SMALL, *options])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (out / "results.json").exists() or not read_json(out / "results.json")["runs"]
+
+
+def test_paths_that_are_files_and_counts_below_zero(trained, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "seed1").write_text("")
+    model, places = trained / "seed1" / "model", ["--data", str(data), "--cpu"]
+    copy = tmp_path / "copy"
+    shutil.copytree(trained / "seed1", copy)
+    plot = ["plot", "--model", str(copy / "model"), *places]
+    file, seed = str(tmp_path / "file"), tmp_path / "seed1"
+    history = str(copy / "history.json")
+    for content, arguments, message in (
+        ("", ["synthesize", "--out", file], f"--out: cannot write to {file}: "),
+        ("", ["synthesize", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        ("", ["train", *places, *SMALL, "--out", str(tmp_path)], f"--out: cannot write to {seed}: "),
+        ("", ["train", *places, *SMALL, "--seed", "-1"], "--seed must be at least 0, got -1"),
+        ("", ["evaluate", "--model", str(model), *places, "--images", "-3"], "--images must be at least 0, got -3"),
+        ("[]", plot, f"{history}: not the history of a training"),
+        ('[{"step": 1', plot, f"{history}: not the history of a training"),
+        ('[{"step": 1, "isd": "x", "rsum": 1}]', plot, f"{history}: not the history of a training"),
+        ('[{"step": 1, "isd": 1, "rsum": 1}]', [*plot, "--out", file], f"--out: cannot write to {file}: "),
+        ("", [*plot, "--query", "..."], "--query: no word in '...'"),
+        ("", [*plot, "--query", ""], "--query: no word in ''"),
+    ):
+        (copy / "history.json").write_text(content)
+        with pytest.raises(InputError) as error:
+            main(arguments)
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 def broken(folder: Path, **changes) -> Path:
@@ -196,18 +244,25 @@ def test_models_and_queries_that_are_none(trained, data, tmp_path):
         main(["evaluate", *model, "--data", str(other), "--cpu"])
 
 
+def test_two_processes_evaluate_one_image(trained, data, tmp_path):
+    """The second process has no caption to score."""
+    command = ["evaluate", "--model", str(trained / "seed1" / "model"), "--data", str(data), "--cpu", "--images", "1"]
+    result = subprocess.run(
+        [*LAUNCH, "-m", "vision_language.iais", *command], capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD
+    )
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert (printed["captions"], printed["images"], printed["ir_r1"]) == (2, 1, 1.0)
+
+
 def test_two_processes_train_as_one(data, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    # accelerate's own --cpu would start one process only; ours keeps the two of --multi_gpu on the CPU.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = ["train", "--data", str(data), *SMALL, "--dropout", "0"]
     result = subprocess.run(
-        [*launch, "-m", "vision_language.iais", *command, "--out", str(tmp_path / "two")],
+        [*LAUNCH, "-m", "vision_language.iais", *command, "--out", str(tmp_path / "two")],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=environment,
+        env=ONE_THREAD,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("runs, IAIS singular") == 1

@@ -97,11 +97,26 @@ def uniter_folder(folder, ids=IDS):
 
 @pytest.mark.parametrize(
     "name",
-    [391895, "391895", "COCO_val2014_000000391895.jpg", "coco_val2014_000000391895.npz", "a/b/391895.JPG", "x\\391895"],
+    [
+        391895,
+        "391895",
+        "COCO_val2014_000000391895.jpg",
+        "coco_val2014_000000391895.npz",
+        "flickr30k_000000391895.npz",
+        "a/b/391895.JPG",
+        "x\\391895",
+    ],
 )
 def test_image_keys(name):
     assert image_key(name) == "391895"
     assert image_key("a/cat.png") == "cat"
+
+
+def test_names_that_end_in_equal_digits_are_different_images(tmp_path):
+    names = ["1001773457_577c3a7d70.jpg", "1012212859_01547e3f70.jpg", "cat_1.jpg", "dog_1.jpg", "1.jpg"]
+    path = tmp_path / "Flickr8k.token.txt"
+    path.write_text("".join(f"{name}#0\tcaption of {name}\n" for name in names))
+    assert read_captions(path) == {name.removesuffix(".jpg"): [f"caption of {name}"] for name in names}
 
 
 class TestConvert:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import pickle
@@ -18,7 +19,9 @@ from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.files import MAX_LINE
 from tests.helpers import golden_names, load_golden, require_data
 from tests.vision_language.iais.regions import THINGS, WORDS, tiny_model, tiny_tokenizer, write_regions
+from vision_language.iais import data
 from vision_language.iais.data import Collator, box_geometry, read_regions, read_splits
+from vision_language.iais.region_files import read_array
 
 IMAGE = {
     "image_id": 7,
@@ -97,7 +100,7 @@ class TestReading:
         assert kept(min_regions=1, max_regions=2) == [1, 4]
         assert kept(min_regions=1, confidence_threshold=0.5) == [1, 4]
         write(path, {key: value for key, value in image.items() if key != "confidence"}, categories=None)
-        assert kept(min_regions=1, max_regions=2) == [0, 1]
+        assert kept(min_regions=1, max_regions=2) == kept(max_regions=2) == [0, 1]
         path = write(_folder(tmp_path / "labels") / "a.jsonl", IMAGE | {"confidence": [0.3, 0.4]})
         image = read_regions(path, max_regions=1, min_regions=1).images[0]
         assert image.labels.tolist() == [0] and image.boxes.tolist() == [IMAGE["boxes"][1][:4]]
@@ -241,11 +244,65 @@ class TestFeatures:
         with pytest.raises(DataError, match=r"a.jsonl:1: image_id '../secret' cannot name a feature file"):
             read_regions(path)
 
+    def test_files_that_were_read_lately_are_kept(self, tmp_path, monkeypatch):
+        lines = [unlabelled(image_id=number) for number in range(4)]
+        path = write(tmp_path / "a.jsonl", *lines, categories=None)
+        for number in range(4):
+            np.save(_folder(tmp_path / "features") / f"{number}.npy", np.full((2, 3), number, dtype=np.float32))
+        images, read = read_regions(path).images, []
+        monkeypatch.setattr(data, "read_array", lambda path: read.append(path.stem) or read_array(path))
+        monkeypatch.setattr(data, "_cached_array", functools.lru_cache(2)(data._cached_array.__wrapped__))
+        for number in (0, 1, 0, 1, 2, 0):
+            assert images[number].features().tolist() == [[number] * 3] * 2
+        assert read == ["0", "1", "2", "0"]
+        images[0].features().add_(1)
+        assert images[0].features().tolist() == [[0] * 3] * 2 and data._cached_array.cache_info().maxsize == 2
+
     def test_a_number_that_is_not_finite(self, tmp_path):
         path = write(tmp_path / "a.jsonl", unlabelled(), categories=None)
         np.save(_folder(tmp_path / "features") / "7.npy", np.full((2, 3), np.inf))
         with pytest.raises(DataError, match=r"a.jsonl:1: a feature of image 7 is not a finite number"):
             read_regions(path).images[0].features()
+
+
+class TestDigest:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"captions": ["a dog", "two bats"]},
+            {"captions": ["two cats", "a dog"]},
+            {"image_id": 8},
+            {"width": 101},
+            {"boxes": [[0, 0, 50, 25, 1], [25.5, 10, 100, 50, 2]]},
+            {"boxes": [IMAGE["boxes"][0]]},
+        ],
+        ids=str,
+    )
+    def test_what_a_model_sees_changes_it(self, tmp_path, change):
+        before, same, after = (
+            read_regions(write(tmp_path / f"{name}.jsonl", image)).digest()
+            for name, image in (("a", IMAGE), ("b", IMAGE), ("c", IMAGE | change))
+        )
+        assert before == same != after
+
+    def test_categories_change_it(self, tmp_path):
+        digests = [
+            read_regions(write(tmp_path / "a.jsonl", IMAGE, categories=names)).digest() for names in (THINGS, WORDS)
+        ]
+        assert digests[0] != digests[1]
+
+    @pytest.mark.parametrize("archive", [False, True])
+    def test_features_change_it(self, tmp_path, archive):
+        path = write(tmp_path / "a.jsonl", unlabelled(), categories=None)
+        digests = []
+        for number in (0, 0, 1):
+            features = np.full((2, 3), number, dtype=np.float32)
+            if archive:
+                np.savez(tmp_path / "features.npz", **{"7": features})
+            else:
+                np.save(_folder(tmp_path / "features") / "7.npy", features)
+            digests.append(read_regions(path).digest())
+        assert digests[0] == digests[1] != digests[2]
 
 
 class TestSplits:

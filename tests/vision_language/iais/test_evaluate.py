@@ -1,7 +1,9 @@
-"""Recall of the released code's fixtures, ranks with ties, the score matrix and mean ISD against plain loops."""
+"""Recall of the released code's fixtures, ranks with ties, the score matrix and ISD against plain loops."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,7 @@ from fairseq_ext.errors import DataError
 from tests.helpers import golden_names, load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
 from vision_language.iais.data import Collator, RegionData, read_splits
-from vision_language.iais.evaluate import mean_isd, recall_at_k, released_image_recall, score_matrix
+from vision_language.iais.evaluate import pair_isd, recall_at_k, released_image_recall, score_matrix
 from vision_language.iais.isd import isd
 from vision_language.iais.maps import IAISHook
 
@@ -47,30 +49,57 @@ def test_recall_is_what_sorting_gives(seed, images, most, ties):
     scores = generator.normal(size=(len(text_to_image), images))
     if ties:
         scores = scores.round()
-    image_ranks = [
-        (row > row[image]).sum() + ((row == row[image]).sum() - 1) / 2
-        for row, image in zip(scores, text_to_image, strict=True)
-    ]
-    text_ranks = []
-    for image, column in enumerate(scores.T):
-        best, wrong = column[text_to_image == image].max(), column[text_to_image != image]
-        text_ranks.append((wrong > best).sum() + (wrong == best).sum() / 2)
-    found = recall_at_k(torch.from_numpy(scores), torch.from_numpy(text_to_image), ks=(1, 2))
-    expected = {
-        **{f"ir_r{k}": np.mean(np.array(image_ranks) < k) for k in (1, 2)},
-        **{f"tr_r{k}": np.mean(np.array(text_ranks) < k) for k in (1, 2)},
-        "ir_mean_rank": np.mean(image_ranks),
-        "tr_mean_rank": np.mean(text_ranks),
+    queries = {
+        "ir": [(row, np.arange(images) == image) for row, image in zip(scores, text_to_image, strict=True)],
+        "tr": [(column, text_to_image == image) for image, column in enumerate(scores.T)],
     }
+    expected = {}
+    for direction, answers in queries.items():
+        ranks, hits = [], {1: [], 2: []}
+        for values, right in answers:
+            best = values[right].max()
+            better, ties, equal = ((values[~right] > best).sum(), *((values[r] == best).sum() for r in (~right, right)))
+            ranks.append(better + ties / (equal + 1))
+            for k in hits:
+                places = max(k - better, 0)
+                missed = math.comb(ties, places) / math.comb(ties + equal, places) if places <= ties else 0
+                hits[k].append(1 - missed)
+        expected |= {f"{direction}_r{k}": np.mean(found) for k, found in hits.items()}
+        expected[f"{direction}_mean_rank"] = np.mean(ranks)
+    found = recall_at_k(torch.from_numpy(scores), torch.from_numpy(text_to_image), ks=(1, 2))
     expected["rsum"] = sum(value for key, value in expected.items() if "_r1" in key or "_r2" in key)
     expected["r_mean"] = expected["rsum"] / 4
     assert found == pytest.approx(expected)
 
 
-def test_equal_scores_gain_nothing():
-    found = recall_at_k(torch.zeros(40, 20), torch.arange(20).repeat_interleave(2))
-    assert found["ir_r1"] == found["ir_r5"] == found["tr_r10"] == 0
-    assert found["ir_mean_rank"] == 9.5 and found["tr_mean_rank"] == 19
+def test_equal_scores_are_chance():
+    one = recall_at_k(torch.zeros(10, 10), torch.arange(10))
+    for k in (1, 5, 10):
+        assert one[f"ir_r{k}"] == one[f"tr_r{k}"] == pytest.approx(k / 10)
+    assert recall_at_k(torch.zeros(2, 2), torch.arange(2), ks=(1,))["ir_r1"] == pytest.approx(0.5)
+    owners = torch.arange(20).repeat_interleave(2)
+    two = recall_at_k(torch.zeros(40, 20), owners)
+    for k in (1, 5, 10):
+        assert two[f"ir_r{k}"] == pytest.approx(k / 20)
+        missed = math.comb(38, k) / math.comb(40, k)  # neither of an image's two captions
+        assert two[f"tr_r{k}"] == pytest.approx(1 - missed)
+    assert two["ir_mean_rank"] == 9.5 and two["tr_mean_rank"] == pytest.approx(38 / 3)
+    released = released_image_recall(torch.zeros(40, 20), owners)
+    assert released["ir_r10"] == pytest.approx(0.5 + 10 * 0.5 / 40)
+
+
+def test_ties_are_the_mean_over_all_orders():
+    scores = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    owners = torch.tensor([0, 0, 1, 1])
+    orders = [torch.tensor(order) for order in itertools.permutations(range(4))]
+    broken = [
+        recall_at_k(scores + 1e-3 * torch.stack(pair, 1), owners, ks=(1, 2, 3))
+        # equal numbers on both sides would leave ties between the images of a caption
+        for pair in itertools.product(orders, [order + 0.5 for order in orders])
+    ]
+    found = recall_at_k(scores, owners, ks=(1, 2, 3))
+    for name in ("tr_r1", "tr_r2", "tr_r3", "tr_mean_rank"):
+        assert found[name] == pytest.approx(np.mean([recall[name] for recall in broken]))
 
 
 def test_images_without_captions_ask_for_none():
@@ -123,6 +152,11 @@ class TestScoreMatrix:
         torch.testing.assert_close(score_matrix(model, query, collator, progress=False)[:1], expected)
         assert score_matrix(model, RegionData(images, data.labels, data.feature_size), collator).shape == (24, 12)
 
+    def test_no_captions_have_no_rows(self, made):
+        model, data, collator = made
+        bare = RegionData([replace(image, captions=()) for image in data.images], data.labels, data.feature_size)
+        assert score_matrix(model, bare, collator).shape == (0, 12)
+
     def test_progress_counts_pairs(self, made, capsys):
         model, data, collator = made
         score_matrix(model, data, collator)
@@ -134,7 +168,7 @@ class TestScoreMatrix:
             score_matrix(tiny_model(5), data, collator)
 
 
-def test_mean_isd_is_a_plain_loop(made):
+def test_isd_of_pairs_is_a_plain_loop(made):
     model, data, collator = made
     model.eval()
     values = []
@@ -142,9 +176,9 @@ def test_mean_isd_is_a_plain_loop(made):
         for text in range(len(data)):
             batch = collator([data[text]])
             model(**batch)
-            masks = batch["attention_mask"], batch["region_mask"]
-            values.append(isd(hook.blocks(model.text_positions(*masks), model.region_positions(*masks))).item())
+            places = model.positions(batch["attention_mask"], batch["region_mask"])
+            values.append(isd(hook.blocks(*places)).item())
     model.train()
-    assert mean_isd(model, data, collator, batch_size=5) == pytest.approx(np.mean(values), rel=1e-4)
+    assert pair_isd(model, data, collator, batch_size=5).tolist() == pytest.approx(values, rel=1e-4)
     assert np.mean(values) > 1e-4 and model.training
     assert not model._forward_pre_hooks

@@ -93,7 +93,7 @@ class TestReleasedModel:
         with IAISHook(model) as hook:
             scores = model(**texts, **regions).scores.sigmoid()
             masks = texts["attention_mask"], regions["region_mask"]
-            blocks = hook.blocks(model.text_positions(*masks), model.region_positions(*masks), rows=slice(1))
+            blocks = hook.blocks(*model.positions(*masks), rows=slice(1))
         rank_loss = (golden["margin"] + scores[1:] - scores[0]).clamp_min(0)
         torch.testing.assert_close(rank_loss.sort().values, golden[f"rank_loss_sorted_{kind}"], **TOLERANCE)
         alignment = iais_loss(blocks, kind, "L" if by_text else "V")
@@ -126,7 +126,7 @@ class TestReleasedModel:
         mask = golden["full_mask"].bool()
         masks = mask.split([int(golden["max_tl"]), mask.size(1) - int(golden["max_tl"])], 1)
         rows = torch.arange(0, len(x), int(golden["pairs_num"]))
-        text, region = model.text_positions(*masks), model.region_positions(*masks)
+        text, region = model.positions(*masks)
         assert torch.equal(text[rows], golden["txt_mask"].bool())
         assert torch.equal(region[rows], golden["img_mask"].bool())
         with IAISHook(model.encoder) as hook:
@@ -272,9 +272,8 @@ class TestScores:
 def test_positions():
     attention_mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
     region_mask = torch.tensor([[True, True, False]])
-    text = RegionRetriever.text_positions(attention_mask, region_mask)
+    text, region = RegionRetriever.positions(attention_mask, region_mask)
     assert text.int().tolist() == [[0, 1, 1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0]]
-    region = RegionRetriever.region_positions(attention_mask, region_mask)
     assert region.int().tolist() == [[0, 0, 0, 0, 0, 1, 1, 0]] * 2
 
 

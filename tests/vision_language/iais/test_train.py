@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import shutil
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,17 +19,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
-from fairseq_ext.errors import DataError, InputError, OptionError
+from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError
 from fairseq_ext.files import load_safely, read_json
 from tests.helpers import load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
+from vision_language.iais import validate
 from vision_language.iais.batches import PairBatches, hardest
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.encoder import build, learn_tokenizer, load
 from vision_language.iais.losses import annealing, iais_loss
 from vision_language.iais.maps import IAISHook
+from vision_language.iais.model import RegionRetriever
 from vision_language.iais.negatives import IMAGE, TEXT, AnchorSampler
 from vision_language.iais.objective import TrainingStep
 from vision_language.iais.options import Options
@@ -52,7 +58,10 @@ def small(folder: Path, **changes) -> Options:
     sizes = {"hidden_size": 16, "num_heads": 2, "intermediate_size": 32, "num_layers": 2, "dropout": 0.1}
     steps = {"num_steps": 6, "warmup_steps": 2, "valid_steps": 3, "save_steps": 2, "lr": 1e-2}
     candidates = {"negative_size": 7, "hard_negatives": 3, "batch_size": 4, "anchors_per_forward": 2}
-    return Options(data=str(folder), **{**sizes, **steps, **candidates, **changes})
+    idle = ("hidden_size", "num_heads", "intermediate_size") if "encoder" in changes else ()
+    idle += ("negative_size",) if changes.get("negatives") == "in-batch" else ()
+    chosen = {name: value for name, value in {**sizes, **steps, **candidates}.items() if name not in idle}
+    return Options(data=str(folder), **chosen | changes)
 
 
 def accelerator() -> Accelerator:
@@ -152,8 +161,7 @@ def plain_gradient(stage: Trainer, step: int) -> dict[str, torch.Tensor]:
                 scores = model(**batch).scores.sigmoid()
                 loss = F.relu(options.margin + scores[1:] - scores[0]).mean()
                 if options.iais != "none":
-                    masks = (batch["attention_mask"], batch["region_mask"])
-                    places = (model.text_positions(*masks), model.region_positions(*masks))
+                    places = model.positions(batch["attention_mask"], batch["region_mask"])
                     blocks = hook.blocks(*places, keep_scores=True, rows=slice(0, 1))
                     loss = loss + weight * iais_loss(blocks, options.iais, modality, options.pseudo_norm)
             (loss / options.batch_size).backward()
@@ -250,7 +258,7 @@ def test_killed_run_ends_where_a_straight_one_ends(folder, tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not read_results(tmp_path / "killed")
-    with pytest.raises(OptionError, match=r"--out: .*checkpoint.pt was trained with other options"):
+    with pytest.raises(OptionError, match=r"--out: .*checkpoint.pt was trained with other lr: choose another folder"):
         trainer(replace(options, lr=0.5), read_splits(folder), checkpoint.parent)
     resumed = run(options, tmp_path / "killed", 1, 1, accelerator()).runs["seed1"]
     for found in (straight, resumed):
@@ -260,6 +268,35 @@ def test_killed_run_ends_where_a_straight_one_ends(folder, tmp_path):
     assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
     models = [load(tmp_path / name / "seed1" / "model")[0] for name in ("straight", "killed")]
     assert all(torch.equal(*pair) for pair in zip(*(weights(model).values() for model in models), strict=True))
+
+
+def test_changed_captions_and_encoders_are_not_mixed(folder, data, tmp_path):
+    """Neither finished runs nor a checkpoint are those of other data, or of another encoder, at the same place."""
+    encoder = tmp_path / "encoder"
+    save_encoder(encoder, data["train"], seed=0)
+    shutil.copytree(folder, tmp_path / "data")
+    options = small(tmp_path / "data", encoder=str(encoder), max_text_length=20, num_steps=2)
+    run(options, tmp_path / "out", 1, 1, accelerator())
+    lines = (tmp_path / "data" / "test.jsonl").read_text().splitlines()
+    image = json.loads(lines[0])
+    changed = json.dumps(image | {"captions": ["the dog", *image["captions"][1:]]})
+    (tmp_path / "data" / "test.jsonl").write_text("\n".join([changed, *lines[1:]]) + "\n")
+    with pytest.raises(OptionError, match=r"--out: .* holds runs with inputs = .*, now inputs = "):
+        run(options, tmp_path / "out", 1, 1, accelerator())
+    seed = tmp_path / "out" / "seed1"
+    with pytest.raises(OptionError, match=r"was trained with other inputs\.test: choose another folder"):
+        trainer(options, read_splits(tmp_path / "data"), seed)
+    save_encoder(encoder, data["train"], seed=1)
+    with pytest.raises(OptionError, match=r"was trained with other inputs\.encoder: choose another folder"):
+        trainer(options, data, seed)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], {"settings": [], "progress": {}, "model": 0, "optimizer": 0}])
+def test_foreign_checkpoints(folder, data, tmp_path, content):
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: not a checkpoint of this training; delete it"):
+        trainer(small(folder), data, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def read_results(out: Path) -> dict:
@@ -296,6 +333,15 @@ def test_learned_tokenizer():
     assert tokenizer.get_vocab() == learn_tokenizer(["the cat", "A dog, a Dog."], 60).get_vocab()
 
 
+def save_encoder(folder: Path, data: RegionData, seed: int) -> None:
+    """A tiny BERT with a tokenizer of the captions."""
+    tokenizer = learn_tokenizer(data.captions, 100)
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=30, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def test_encoder_folder(folder, data, tmp_path):
     source = learn_tokenizer(data["train"].captions, 100)
     model, _ = build(small(folder), data["train"])
@@ -318,6 +364,72 @@ def test_encoder_folder(folder, data, tmp_path):
         build(replace(options, max_text_length=29), data["train"])
 
 
+@pytest.fixture(scope="module")
+def uniter(tmp_path_factory):
+    """Data with features, an encoder, and a UNITER checkpoint of that size with more layers than are kept."""
+    folder = tmp_path_factory.mktemp("uniter")
+    data = read_splits(write_regions(folder / "data", {"train": 12, "valid": 4, "test": 4}, feature_size=6))
+    save_encoder(folder / "encoder", data["train"], seed=0)
+    torch.manual_seed(7)
+    source = RegionRetriever.from_encoder(folder / "encoder", region_feature_size=6)
+    for value in source.state_dict().values():
+        value.normal_()
+    weights = {f"uniter.{name}": value for name, value in source.state_dict().items() if "rank_output" not in name}
+    weights |= {"itm_output.weight": torch.randn(2, 16), "itm_output.bias": torch.randn(2)}
+    torch.save(weights, folder / "uniter.pt")
+    save_file(weights, folder / "uniter.safetensors")
+    return folder, data, weights
+
+
+@pytest.mark.parametrize("name", ["uniter.pt", "uniter.safetensors"])
+def test_training_starts_from_uniter(uniter, tmp_path, name):
+    folder, data, weights = uniter
+    places = {"encoder": str(folder / "encoder"), "uniter": str(folder / name)}
+    stage = trainer(small(folder / "data", max_text_length=20, num_layers=1, **places), data, tmp_path)
+    found = load(tmp_path / "initial")[0].state_dict()
+    assert torch.equal(found.pop("rank_output.weight"), weights["itm_output.weight"][1:])
+    assert torch.equal(found.pop("rank_output.bias"), weights["itm_output.bias"][1:])
+    assert all(torch.equal(value, weights[f"uniter.{key}"]) for key, value in found.items())
+    assert stage.checkpoint.settings["inputs"].keys() == {"train", "valid", "test", "encoder", "uniter"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"uniter.pooler.dense.bias": torch.zeros(3)}, "no UNITER checkpoint of this size: it lacks embeddings."),
+        ({"pooler.dense.bias": torch.zeros(3)}, "another size: it has pooler.dense.bias (3,) instead of (16,)"),
+        ([1, 2], "expected named tensors, such as a model's state_dict"),
+        ({"model": {"a": 1}}, "expected named tensors, such as a model's state_dict"),
+        (b"nothing", "refused by torch's safe loader"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_files_that_are_no_uniter_of_this_size(uniter, tmp_path, content, message):
+    folder, data, weights = uniter
+    path = tmp_path / "other.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        whole = {name.removeprefix("uniter."): value for name, value in weights.items()} if "another" in message else {}
+        torch.save(whole | content if whole else content, path)
+    options = small(folder / "data", encoder=str(folder / "encoder"), max_text_length=20, uniter=str(path))
+    with pytest.raises(CheckpointError) as error:
+        build(options, data["train"])
+    assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_uniter_needs_an_encoder(folder):
+    with pytest.raises(OptionError, match=r"--uniter u\.pt: needs the folder of a BERT of its size"):
+        small(folder, uniter="u.pt")
+
+
+def test_encoders_that_are_no_bert(folder, data, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 16}))
+    with pytest.raises(CheckpointError) as error:
+        build(small(folder, encoder=str(tmp_path)), data["train"])
+    assert str(error.value) == f"{tmp_path}: model_type is 'vit', it must be 'bert'"
+
+
 def test_saving_keeps_a_whole_model(folder, data, tmp_path, monkeypatch):
     model, tokenizer = build(small(folder), data["train"])
     save_folder(model, tokenizer, tmp_path / "model")
@@ -336,6 +448,16 @@ def test_first_images(data):
     assert len(part.images) == 3 and part.labels == data["train"].labels
     assert part.captions == data["train"].captions[: len(part)]
     assert first_images(data["train"], 0) is data["train"]
+
+
+def test_processes_share_out_the_captions(data):
+    part = first_images(data["test"], 3)
+    shares = [validate._share(part, SimpleNamespace(process_index=rank, num_processes=4)) for rank in range(4)]
+    assert sorted(torch.cat([numbers for numbers, _ in shares]).tolist()) == list(range(len(part)))
+    for numbers, share in shares:
+        assert share.captions == [part.captions[number] for number in numbers] and len(share.images) == 3
+        assert torch.equal(share.text_to_image, part.text_to_image[numbers])
+    assert not len(shares[3][1])
 
 
 def test_regions_without_features_or_labels(folder, data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +136,15 @@ def test_what_changed_is_computed_again_and_this_is_said(
         assert not torch.equal(before, after)
     del computed[:]
     assert torch.equal(scores(), after) and not computed
+
+
+def test_another_kind_of_device_is_another_key(teacher, texts, accelerator, tmp_path, monkeypatch):
+    keys = []
+    monkeypatch.setattr(caching, "cached_arrays", lambda path, depends_on, *_: keys.append(depends_on) or {})
+    for kind in ("cpu", "cuda"):
+        made = SimpleNamespace(device=torch.device(kind), mixed_precision="no")
+        store(tmp_path, made).scores(teacher, texts, "x")
+    assert keys[0] == keys[1] | {"device": "cpu"} and keys[1]["device"] == "cuda"
 
 
 def test_labels_do_not_matter(teacher, texts, accelerator, tmp_path, computed):

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from fairseq_ext.errors import InputError
@@ -19,10 +20,15 @@ from fairseq_ext.files import load_safely
 from tests.helpers import ROOT
 from tests.vision_language.muka.texts import write_encoder
 from vision_language.muka.__main__ import main
-from vision_language.muka.data import read_file
+from vision_language.muka.baselines import ensemble_probabilities
+from vision_language.muka.cache import single_pass_scores
+from vision_language.muka.data import read_file, read_splits
 from vision_language.muka.models import load_classifier
+from vision_language.muka.synthetic import WORDS, synthesize
+from vision_language.muka.targets import amalgamation_targets, union_of_labels
 
 QUICK = ["--batch-size", "10", "--lr", "0.01", "--max-length", "16", "--cpu"]
+TWO = ["--teachers", "ONE", "ONE"]
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -42,6 +48,25 @@ def student(command, tmp_path_factory):
 
 def results(folder):
     return json.loads((folder / "results.json").read_text())
+
+
+def test_synthesize(tmp_path, capsys):
+    main(["synthesize", "--out", str(tmp_path / "a"), "--texts", "60"])
+    assert capsys.readouterr().out == f"60 texts in {tmp_path / 'a'}\n"
+    synthesize(tmp_path / "b", texts=60)
+    synthesize(tmp_path / "c", texts=60, seed=1)
+    for split, size in (("train", 48), ("valid", 6), ("test", 6)):
+        content = (tmp_path / "a" / f"{split}.tsv").read_bytes()
+        assert content == (tmp_path / "b" / f"{split}.tsv").read_bytes()
+        assert content != (tmp_path / "c" / f"{split}.tsv").read_bytes()
+        texts = read_splits(tmp_path / "a")[split]
+        assert len(texts) == size and set(texts.gold()) == set(WORDS)
+        for text, label in zip(texts.texts, texts.gold(), strict=True):
+            assert set(text.split()) <= set(WORDS[label]) and 3 <= len(text.split()) <= 6
+    with pytest.raises(InputError, match="--texts must be at least 40, got 39"):
+        main(["synthesize", "--out", str(tmp_path), "--texts", "39"])
+    with pytest.raises(InputError, match=r"--out: cannot write .*train\.tsv: "):
+        main(["synthesize", "--out", str(tmp_path / "a" / "train.tsv")])
 
 
 def test_train_teacher(world, tmp_path, capsys):
@@ -103,6 +128,28 @@ def test_diagnose(student, world, tmp_path, capsys):
         main(["diagnose", *common, "--student", str(world.first), "--out", str(tmp_path / "third")])
 
 
+def test_diagnosed_targets_are_those_of_the_temperatures(student, world, tmp_path):
+    command = ["diagnose", "--teachers", str(world.first), str(world.second), "--data", str(world.data), "--cpu"]
+    command += ["--no-mc", "--supervised", str(student)]
+    temperatures = {"temperature": 3.0, "score_temperature": 0.7}
+    given = ["--temperature", "3", "--score-temperature", "0.7"]
+    main([*command, *given, "--out", str(tmp_path)])
+    report = json.loads((tmp_path / "diagnostics.json").read_text())
+    texts = read_splits(world.data)["test"]
+    models = [load_classifier(folder) for folder in (world.first, world.second, student)]
+    batches = [m.tokenizer(list(texts.texts), padding=True, return_tensors="pt") for m in models]
+    with torch.no_grad():
+        *logits, truth = (m.model(**batch).logits for m, batch in zip(models, batches, strict=True))
+    union = union_of_labels([model.labels for model in models[:2]])
+    scores = single_pass_scores(logits, temperature=3.0)
+    for kind in ("soft", "hard"):
+        target = amalgamation_targets(logits, scores, union, hard=kind == "hard", **temperatures)
+        expected = F.kl_div((truth / 3).log_softmax(-1), target, reduction="batchmean")
+        assert report["kl_to_supervised"][kind] == pytest.approx(float(expected), rel=1e-4)
+    expected = F.kl_div((truth / 3).log_softmax(-1), ensemble_probabilities(logits, union, 3.0), reduction="batchmean")
+    assert report["kl_to_supervised"]["ensemble"] == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_predict(student, world, tmp_path, capsys):
     (tmp_path / "new.txt").write_text("the goal of the race team\nsome rain and a rose\n")
     main(["predict", str(tmp_path / "new.txt"), "--model", str(student), "--top", "9", "--cpu"])
@@ -116,6 +163,15 @@ def test_predict(student, world, tmp_path, capsys):
     right = [row["label"] == label for row, label in zip(rows, read_file(world.data / "test.tsv").gold(), strict=True)]
     assert np.mean(right) == pytest.approx(results(student)["runs"]["seed1"]["test_accuracy"], abs=0.1)
     assert {len(row["probabilities"]) for row in rows} == {2}
+
+
+def test_an_output_folder_that_is_a_file(world, tmp_path):
+    (tmp_path / "file").write_text("")
+    command = ["diagnose", "--teachers", str(world.first), str(world.second), "--data", str(world.data), "--cpu"]
+    with pytest.raises(InputError) as error:
+        main([*command, "--out", str(tmp_path / "file"), "--cache", str(tmp_path / "cache")])
+    assert str(error.value) == f"--out: cannot write to {tmp_path / 'file'}: File exists"
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_killed_command_goes_on(command, tmp_path):
@@ -199,6 +255,7 @@ def test_two_processes_equal_one(command, tmp_path):
         (["--no-mc", "--passes", "4"], "--passes 4: has no effect with --no-mc"),
         (["--no-mc", "--score", "variance"], "--score variance: needs several passes, not --no-mc"),
         (["--amalgam-lr", "1"], "--amalgam-lr 1.0: has no effect with --method muka-soft"),
+        (["--method", "vkd", "--no-mc"], "--no-mc: has no effect with --method vkd"),
         (["--method", "supervised"], "--teachers: none with --method supervised"),
         (["--mixed-precision", "fp8"], "--mixed-precision: 'fp8' is not one of no, fp16, bf16"),
         (["--select", "f1"], "--select: 'f1' is not one of loss, accuracy"),
@@ -224,8 +281,13 @@ def test_bad_options_end_with_one_line(command, tmp_path, options, message):
         (["train-teacher", "--model", "ENCODER", "--log-end", "0.5"], "--log-end 0.5: has no effect with --loss cross"),
         (["evaluate", "--model", "ONE"], "the label 'music' is not among the 2 known: cooking, garden"),
         (["evaluate", "--model", "ONE", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-        (["diagnose", "--teachers", "ONE", "ONE", "--score", "entropie"], "did you mean 'entropy'?"),
+        (["diagnose", *TWO, "--score", "entropie"], "did you mean 'entropy'?"),
         (["diagnose", "--teachers", "ONE"], "--teachers: at least two are needed, got 1"),
+        (["diagnose", *TWO, "--no-mc", "--score", "variance"], "--score variance: needs several passes, not --no-mc"),
+        (["diagnose", *TWO, "--no-mc", "--passes", "3"], "--passes 3: has no effect with --no-mc"),
+        (["diagnose", *TWO, "--score-temperature", "1"], "--score-temperature 1.0: has no effect without --supervised"),
+        (["diagnose", *TWO, "--temperature", "2"], "--temperature 2.0: has no effect without --supervised or --no-mc"),
+        (["diagnose", *TWO, "--temperature", "0"], "--temperature must be greater than 0, got 0.0"),
         (["predict", "EMPTY.txt", "--model", "ONE"], "empty.txt: no text in it"),
     ],
 )

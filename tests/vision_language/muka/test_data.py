@@ -175,6 +175,56 @@ def test_saved_data_sets(tmp_path, monkeypatch):
         read_splits(tmp_path)
 
 
+def saved(monkeypatch, folder, texts, labels=None, int2str=("sport", "music").__getitem__):
+    """A split whose data set, as the package reads it, holds these columns."""
+    columns = {"text": texts} | ({} if labels is None else {"label": labels})
+    feature = types.SimpleNamespace(int2str=int2str) if int2str else types.SimpleNamespace()
+
+    class Saved(dict):
+        column_names, features = tuple(columns), {"label": feature}
+
+    module = types.SimpleNamespace(load_from_disk=lambda path: Saved(columns))
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return saved_split(folder)
+
+
+@pytest.mark.parametrize(
+    ("labels", "int2str", "expected"),
+    [
+        ([1, 0], ("sport", "music").__getitem__, ("music", "sport")),
+        (["x", " y "], None, ("x", "y")),
+        ([-1, -1], None, None),
+        ([None, None], None, None),
+        (None, None, None),
+    ],
+)
+def test_labels_of_saved_data_sets(tmp_path, monkeypatch, labels, int2str, expected):
+    found = read_file(saved(monkeypatch, tmp_path / "test", [" goal ", "song"], labels, int2str))
+    assert found.texts == ("goal", "song") and found.labels == expected
+
+
+def refuse(number):
+    raise ValueError(f"Invalid integer class label {number}")
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "int2str", "message"),
+    [
+        ([], [], None, ": no text in it"),
+        (["goal", " "], [0, 1], ("a", "b").__getitem__, ": row 2: the text is empty"),
+        (["goal", None], None, None, ": row 2: the text is empty"),
+        (["goal", "song"], ["x", ""], None, ": row 2: the label is empty"),
+        (["goal", "song"], [0, -1], None, ": row 2 has no label, others have one"),
+        (["goal", "song"], [0, 7], refuse, ": a label that is none of its classes: Invalid integer class label 0"),
+    ],
+)
+def test_refused_saved_data_sets(tmp_path, monkeypatch, texts, labels, int2str, message):
+    folder = saved(monkeypatch, tmp_path / "test", texts, labels, int2str)
+    with pytest.raises(DataError) as error:
+        read_file(folder)
+    assert str(error.value) == f"{folder}{message}"
+
+
 def test_saved_data_sets_need_their_package(tmp_path, monkeypatch):
     saved_split(tmp_path / "train")
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from vision_language.muka.baselines import ensemble_probabilities
@@ -21,8 +22,10 @@ from vision_language.muka.diagnostics import (
     score_auroc,
     selected_right,
     specialty,
+    teacher_accuracy,
+    teachers_right,
 )
-from vision_language.muka.plot import draw_scores
+from vision_language.muka.plot import draw_scores, plot_reliability
 from vision_language.muka.targets import LabelUnion, amalgamation_targets, union_of_labels
 
 OVERLAPPING = union_of_labels([["a", "b"], ["b", "c", "d"]])
@@ -125,10 +128,38 @@ def test_diagnose_gathers_everything():
     assert diagnose(scores[:1], labels[:1], union)["score_auroc"] == [None, None, None]
 
 
+def test_teachers_are_right_within_their_classes_alone():
+    labels = torch.tensor([0, 1, 1, 2])
+    logits = [torch.tensor([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]), torch.eye(3)[[2, 0, 0, 1]]]
+    assert teachers_right(logits, labels, OVERLAPPING).tolist() == [
+        [True, False],
+        [True, True],
+        [False, True],
+        [False, True],
+    ]
+    assert teacher_accuracy(logits, labels, OVERLAPPING) == [2 / 3, 1]
+    assert teacher_accuracy([logits[0][3:], logits[1][3:]], labels[3:], OVERLAPPING) == [None, 1]
+
+
+@pytest.mark.parametrize("shift", [0, -1])
+def test_reliability_diagram(shift):
+    """Bars are the accuracies of the bins; scores below 0, as of the variance, are shown 1 higher."""
+    scores = torch.tensor([0.03, 0.05, 0.95, 0.97, 0.99]) + shift
+    axes = Figure().subplots()
+    plot_reliability(scores, torch.tensor([False, True, True, True, False]), axes, "first is right")
+    bars = {round(bar.get_x() + bar.get_width() / 2, 2): bar.get_height() for bar in axes.patches}
+    assert bars == pytest.approx({0.05: 1 / 2, 0.95: 2 / 3})
+    assert [text.get_text() for text in axes.texts] == ["2", "3"]
+    assert axes.get_xlabel() == ("1 + score" if shift else "score") and axes.get_title() == "first is right"
+    assert axes.lines[0].get_xydata().tolist() == [[0, 0], [1, 1]]
+    assert axes.get_legend().get_texts()[0].get_text() == "score = accuracy"
+    assert "calibration error 0.37" in axes.get_legend().get_texts()[1].get_text()  # (2 x 0.46 + 3 x 0.303) / 5
+
+
 @pytest.mark.parametrize(("teachers", "overlap"), [(2, True), (4, False)])
 def test_picture(tmp_path, teachers, overlap):
-    scores, labels, union, _ = example(teachers, overlap=overlap)
-    draw_scores(scores, labels, union, tmp_path / "scores.png")
+    scores, labels, union, logits = example(teachers, overlap=overlap)
+    draw_scores(scores, teachers_right(logits, labels, union), labels, union, tmp_path / "scores.png")
     assert [file.name for file in tmp_path.iterdir()] == ["scores.png"]
     picture = imread(tmp_path / "scores.png")
     assert min(picture.shape[:2]) > 400 and picture[..., :3].std() > 0.05
@@ -136,5 +167,6 @@ def test_picture(tmp_path, teachers, overlap):
 
 def test_picture_of_one_example_and_of_scores_below_0(tmp_path):
     union = LabelUnion.disjoint([2, 2])
-    draw_scores(torch.tensor([[-0.3, -0.1]]), torch.tensor([3]), union, tmp_path / "scores.pdf", ["first", "second"])
+    scores, right, labels = torch.tensor([[-0.3, -0.1]]), torch.tensor([[False, True]]), torch.tensor([3])
+    draw_scores(scores, right, labels, union, tmp_path / "scores.pdf", ["first", "second"])
     assert (tmp_path / "scores.pdf").read_bytes().startswith(b"%PDF")

@@ -12,12 +12,14 @@ from transformers import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
     RobertaConfig,
+    RobertaForSequenceClassification,
     RobertaModel,
 )
 
 from fairseq_ext.errors import CheckpointError, InputError, OptionError
 from tests.vision_language.muka.texts import tiny_tokenizer, write_classifier, write_encoder
-from vision_language.muka.models import build_classifier, fingerprint, load_classifier, save_classifier
+from vision_language.muka.models import build_classifier, load_classifier, save_classifier
+from vision_language.pretrained import fingerprint
 
 
 @pytest.fixture
@@ -166,6 +168,23 @@ def test_length(folder):
     assert found.length() == 32 and found.length(20) == 20
     with pytest.raises(OptionError, match=r"--max-length: .*model reads at most 32 tokens, got 33"):
         found.length(33)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_length_of_models_whose_positions_are_offset(tmp_path, padding):
+    tokenizer = tiny_tokenizer()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=20, pad_token_id=padding, **sizes)
+    config.id2label = {0: "a", 1: "b"}
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    found, most = load_classifier(tmp_path), 19 - padding
+    assert found.length() == found.length(most) == most
+    found.model(torch.full((1, most), 5))
+    with pytest.raises((IndexError, RuntimeError)):  # by version of transformers
+        found.model(torch.full((1, most + 1), 5))
+    with pytest.raises(OptionError, match=f"--max-length: .* reads at most {most} tokens, got {most + 1}"):
+        found.length(most + 1)
 
 
 def test_fingerprint(folder):

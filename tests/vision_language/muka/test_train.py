@@ -15,10 +15,11 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError
-from fairseq_ext.files import load_safely
+from fairseq_ext.files import load_safely, save_atomically
 from fairseq_ext.losses import encouraging_loss
 from tests.vision_language.muka.conftest import QUICK
 from tests.vision_language.muka.texts import WORDS, write_encoder, write_texts
+from vision_language import checkpoint
 from vision_language.accelerator import make_accelerator
 from vision_language.muka import loop, run
 from vision_language.muka.baselines import ensemble_probabilities
@@ -282,6 +283,7 @@ def test_what_picks_the_checkpoint(world, merge, tmp_path, monkeypatch):
 
 
 def interrupted(function, at):
+    """``function``, killed after so many calls."""
     calls = []
 
     def wrapped(*arguments):
@@ -299,7 +301,9 @@ def test_a_killed_run_ends_where_a_straight_one_ends(world, merge, tmp_path, mon
     options = student_options(world, method, save_every=4, eval_every=5)
     straight = merge(options, tmp_path / "straight")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_atomically", interrupted(loop.save_atomically, at))
+        save = interrupted(save_atomically, at)
+        for module in (loop, checkpoint):
+            patch.setattr(module, "save_atomically", save)
         with pytest.raises(KeyboardInterrupt):
             merge(options, tmp_path / "killed")
     state = load_safely(tmp_path / "killed" / "checkpoint.pt")

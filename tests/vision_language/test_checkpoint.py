@@ -1,0 +1,52 @@
+"""A checkpoint is gone on from only where it is that of the same training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fairseq_ext.errors import CheckpointError, OptionError
+from fairseq_ext.files import load_safely
+from vision_language.checkpoint import Checkpoint
+
+SETTINGS = {"lr": 0.1, "inputs": {"train": "a", "valid": "b"}}
+
+
+def made(path, model, settings=SETTINGS, **progress):
+    return Checkpoint(path, settings, {"step": 0, "history": [], **progress}, model=model, scaler=None)
+
+
+def test_restores_parts_and_progress_in_place(tmp_path):
+    model, progress = nn.Linear(2, 1), {"step": 3, "history": [1.5]}
+    assert not made(tmp_path / "checkpoint.pt", model).restore()
+    made(tmp_path / "checkpoint.pt", model, **progress).save()
+    assert load_safely(tmp_path / "checkpoint.pt").keys() == {"settings", "progress", "model"}
+    other = made(tmp_path / "checkpoint.pt", nn.Linear(2, 1))
+    kept = other.progress
+    assert other.restore() and kept == progress
+    assert torch.equal(other.parts["model"].weight, model.weight)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({**SETTINGS, "lr": 0.2}, "lr"),
+        ({**SETTINGS, "inputs": {"train": "c", "valid": "b"}}, "inputs.train"),
+        ({"lr": 0.1, "new": 1, "inputs": {"train": "a"}}, "inputs.valid, new"),
+    ],
+)
+def test_other_settings_are_named(tmp_path, settings, names):
+    made(tmp_path / "checkpoint.pt", nn.Linear(2, 1)).save()
+    with pytest.raises(OptionError) as error:
+        made(tmp_path / "checkpoint.pt", nn.Linear(2, 1), settings).restore()
+    path = tmp_path / "checkpoint.pt"
+    assert str(error.value) == f"--out: {path} was trained with other {names}: choose another folder, or delete it"
+
+
+def test_parts_that_do_not_fit(tmp_path):
+    made(tmp_path / "checkpoint.pt", nn.Linear(2, 1)).save()
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: does not fit its model; delete it to start anew"):
+        made(tmp_path / "checkpoint.pt", nn.Linear(3, 1)).restore()
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: not a checkpoint of this training"):
+        made(tmp_path / "checkpoint.pt", nn.Linear(2, 1), more=0).restore()

@@ -1,0 +1,86 @@
+"""The checkpoint of a training: its parts, its progress, and the settings that both belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fairseq_ext.errors import CheckpointError, OptionError
+from fairseq_ext.files import load_safely, save_atomically
+
+__all__ = ["Checkpoint"]
+
+
+class Checkpoint:
+    """Saves and restores a training, whole or not at all.
+
+    Args:
+        path: the file.
+        settings: whatever changes the training, such as its options and digests of its data.
+        progress: what the training counts and records; :meth:`restore` brings it up to date in place.
+        **parts: objects with ``state_dict`` and ``load_state_dict``; one that is None is left out.
+
+    Example:
+        >>> checkpoint = Checkpoint(folder / "checkpoint.pt", settings, progress, model=model, optimizer=optimizer)
+        >>> if not checkpoint.restore():
+        ...     start_anew()
+    """
+
+    def __init__(
+        self, path: str | Path, settings: Mapping[str, Any], progress: dict[str, Any], **parts: Any | None
+    ) -> None:
+        self.path, self.settings, self.progress = Path(path), dict(settings), progress
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+
+    def save(self) -> None:
+        """Replace the file.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        save_atomically({"settings": self.settings, "progress": self.progress, **states}, self.path)
+
+    def restore(self) -> bool:
+        """Go on from the file; False where there is none.
+
+        Raises:
+            OptionError: ``--out`` holds a training of other settings, whose names are told.
+            CheckpointError: a damaged file, or one of another program.
+        """
+        if not self.path.exists():
+            return False
+        found = load_safely(self.path)
+        if not self._is_ours(found):
+            raise CheckpointError(f"{self.path}: not a checkpoint of this training; delete it to start anew")
+        if other := list(_differing(found["settings"], self.settings)):
+            raise OptionError(
+                f"--out: {self.path} was trained with other {', '.join(other)}: choose another folder, or delete it"
+            )
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(found[name])
+        except Exception as error:  # models, optimisers and schedules raise many types
+            raise CheckpointError(f"{self.path}: does not fit its model; delete it to start anew") from error
+        self.progress.update(found["progress"])
+        return True
+
+    def _is_ours(self, found: Any) -> bool:
+        return (
+            isinstance(found, dict)
+            and {"settings", "progress", *self.parts} <= found.keys()
+            and isinstance(found["settings"], dict)
+            and isinstance(found["progress"], dict)
+            and found["progress"].keys() == self.progress.keys()
+        )
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """The names whose values differ; ``outer.inner`` for those of a mapping within."""
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from (f"{name}.{inner}" for inner in _differing(old, new))
+        elif old != new:
+            yield name
