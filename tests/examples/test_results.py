@@ -81,7 +81,9 @@ def test_renode_pairs_runs_by_name():
 
     cell = {"dataset": "Cora", "model": "gcn", "loss": "ce", "split": "balanced"}
     rows = [{**cell, "off": runs(0.5, 0.7), "on": runs(0.54, 0.7)}]
-    text = renode.section([{"environment": ENVIRONMENT, "command": "renode", "rows": rows}])
+    shared = {"environment": ENVIRONMENT, "command": "renode", "rows": rows}
+    text = renode.section([{**shared, "recipe": "released"}, {**shared, "recipe": "longer"}])
+    assert "Cora, trained longer" in text and "`--lr-decay 0.99 --patience 60`" in text
     assert "on average in 1 of 1 rows: in 0 more than the standard deviation of the pairs. In 0 it loses" in text
     expected = "60.0 ± 10.0 | 62.0 ± 8.0 | +2.00 ± 2.00 | 1/2 | 30.0 ± 5.0 | 31.0 ± 4.0 | +1.00 ± 1.00 | 0.2500 |"
     assert f"| gcn | ce | balanced | {expected}" in text and "## ReNode: node classification, Cora" in text
