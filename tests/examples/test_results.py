@@ -137,11 +137,17 @@ def test_muka_differences_are_paired_by_seed():
         {"system": "MUKA, soft", "runs": {"seed1": 0.52, "seed2": 0.76}},
     ]
     settings = {"seeds": 2, "layers": 3, "epochs": 1, "batch_size": 32, "lr": 1e-4, "max_length": 64, "passes": 16}
+    settings["mixed_precision"] = "bf16"
     found = {"selection_accuracy": 0.875, "kl_to_supervised": {"soft": 0.25, "hard": 0.5, "ensemble": 1.0}}
     content = {"setting": "google_snippets", "settings": settings, "environment": ENVIRONMENT, "command": "muka"}
     text = muka.section([{**content, "rows": rows, "diagnostics": [found]}])
     assert "| vanilla KD | 60.00 ± 10.00 |  |" in text and "| MUKA, soft | 64.00 ± 12.00 | +4.00 ± 2.00 |" in text
-    assert "87.5 % of the test texts" in text and "hard 0.500" in text and "step size 0.0001" in text
+    assert (
+        "87.5 % of the test texts" in text
+        and "hard 0.500" in text
+        and "step size 0.0001" in text
+        and "format bf16" in text
+    )
 
 
 def test_benchmarks_say_which_targets_are_missed():
