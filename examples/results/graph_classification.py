@@ -12,12 +12,13 @@ from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
 from fairseq_ext.files import read_json
 from graph.graph_classification.__main__ import main as train
-from graph.graph_classification.train import LOSSES, compare
+from graph.graph_classification.train import DEFER_START, LOSSES, compare
 
 TEXT = """## Encouraging loss on graphs
 
 Test accuracy (%). *Difference*: encouraging loss minus cross-entropy, paired by fold, seed and initial weights, ± its
-standard deviation over the pairs. {environments}.
+standard deviation over the pairs. The bonus starts after epoch {defer}, as published: runs that end, or are best,
+before it are equal by construction. {environments}.
 
 {commands}
 
@@ -67,5 +68,6 @@ def section(contents: list[dict[str, Any]]) -> str:
     return TEXT.format(
         environments=distinct(contents, lambda content: describe(content["environment"]), "; "),
         commands=commands(contents),
+        defer=", ".join(f"{epoch} on {dataset}" for dataset, epoch in DEFER_START.items()),
         rows="\n".join(rows),
     )
