@@ -72,14 +72,18 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             rows.append(row)
             print(dataset, model, loss, split, _cells(row), flush=True)
         packages = ("torch-geometric", "scikit-learn")
-        name = f"renode_{dataset}" + ("" if options.recipe == "released" else f"_{options.recipe}")
+        name = "_".join(("renode", dataset, *_suffix(options.recipe)))
         yield {"name": name, "recipe": options.recipe, "environment": environment(*packages), "rows": rows}
+
+
+def _suffix(recipe: str) -> tuple[str, ...]:
+    """What the names of files and folders end in: nothing for the released recipe."""
+    return () if recipe == "released" else (recipe,)
 
 
 def _runs(options: argparse.Namespace, dataset: str, model: str, loss: str, split: str, renode: str, **_: Any) -> dict:
     """Test scores of each run, by its name; with ReNode the Totoro of its split, too."""
-    slug = "-".join((dataset, model, loss, split.replace(" ", ""), renode))
-    slug += "" if options.recipe == "released" else f"-{options.recipe}"
+    slug = "-".join((dataset, model, loss, split.replace(" ", ""), renode, *_suffix(options.recipe)))
     own = (
         RECIPES[options.recipe]
         | _source(dataset, options)

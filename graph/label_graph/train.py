@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -39,6 +40,7 @@ class Corpus:
     vocabulary: Vocabulary
     sentences: list[list[str]]
 
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of everything that is trained and scored on."""
         sha = hashlib.sha256(json.dumps([self.vocabulary.words, self.labels, self.sentences]).encode())
@@ -68,7 +70,7 @@ def prepare(options: Options) -> Corpus:
 
 def settings_of(options: Options, corpus: Corpus) -> dict[str, Any]:
     """What results and checkpoints belong to: the options, and the data by its content."""
-    return options.as_dict() | {"inputs": corpus.digest()}
+    return options.as_dict() | {"inputs": corpus.digest}
 
 
 def score(classifier: Classifier, ids: Tensor, gold: Tensor, tune: bool = False) -> dict[str, float]:
