@@ -1,4 +1,4 @@
-"""What every trainer needs: the runs of an experiment in one ``results.json``, the device, the random state."""
+"""What every trainer needs: the runs of an experiment in one ``results.json``, and the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from .errors import DataError, OptionError
 from .files import output_folder, read_json, write_json, writing_to
 
-__all__ = ["Experiment", "environment", "random_state", "set_random_state", "torch_device"]
+__all__ = ["Experiment", "environment", "torch_device"]
 
 
 def environment(*packages: str) -> dict[str, str | int]:
@@ -47,18 +47,6 @@ def torch_device(name: str = "auto") -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
         raise OptionError(f"--device {name}: {str(error).splitlines()[0]}") from error
-
-
-def random_state() -> dict[str, Any]:
-    """State of torch's generators, for a checkpoint."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Go on from a :func:`random_state`; that of the GPUs only where there are as many as then."""
-    torch.set_rng_state(state["cpu"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 class Experiment:

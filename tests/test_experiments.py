@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.experiments import Experiment, environment, random_state, set_random_state, torch_device
+from fairseq_ext.experiments import Experiment, environment, torch_device
 from fairseq_ext.files import read_json
 
 SETTINGS = {"dataset": "PROTEINS", "folds": 10, "rate": 5e-4, "root": Path("data"), "sizes": (128, 64), "tag": None}
@@ -174,11 +174,3 @@ def test_the_device_is_that_of_the_option_or_the_best_there_is():
     for name in ("gpu", "cuda:99", "cpu:x"):
         with pytest.raises(OptionError, match=rf"^--device {name}: "):
             torch_device(name)
-
-
-def test_the_random_state_goes_on_where_it_was(tmp_path):
-    torch.save(random_state(), tmp_path / "state.pt")
-    expected = torch.rand(3)
-    torch.rand(5)
-    set_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert torch.equal(torch.rand(3), expected)

@@ -17,9 +17,10 @@ from torch_geometric.data import Data, Dataset
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
-from fairseq_ext.errors import CheckpointError, DataError, OptionError
-from fairseq_ext.experiments import Experiment, random_state, set_random_state
-from fairseq_ext.files import load_safely, read_json, save_atomically
+from fairseq_ext.checkpoint import Checkpoint, RandomState
+from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.experiments import Experiment
+from fairseq_ext.files import read_json
 from fairseq_ext.losses import EncouragingLoss
 from fairseq_ext.options import OptionSet, option
 
@@ -115,8 +116,8 @@ def train_run(
         split: the graphs of each part, and the seed of the run.
         settings: everything else.
         device: where to train.
-        checkpoint: a file that every epoch replaces. Where it holds this run, training goes on from it and ends, to the
-            bit, where it would have ended without a break; where it holds another run, it is ignored.
+        checkpoint: a file that every epoch replaces. Where it is there already, training goes on from it and ends, to
+            the bit, where it would have ended without a break.
         on_epoch: called with the epoch, counted from 0, and its validation accuracy.
 
     Returns:
@@ -125,7 +126,7 @@ def train_run(
 
     Raises:
         CheckpointError: a checkpoint that is damaged or cannot be written.
-        OptionError: a loss that is not finite.
+        OptionError: a loss that is not finite; a checkpoint of another split, data set or settings.
     """
     device = torch.device(device)
     seed_everything(split.seed)
@@ -150,45 +151,37 @@ def train_run(
         "split": [split.name, split.seed, *(part.tolist() for part in (split.train, split.valid, split.test))],
         "settings": settings.as_dict(),
     }
-    epoch, best_epoch, best_accuracy, best_weights = -1, -1, -1.0, model.state_dict()
-    state = load_safely(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else {}
-    try:
-        if state.get("run") == run:
-            epoch, best_epoch, best_accuracy, best_weights = state["progress"]
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            set_random_state(state["random"])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint}: not a checkpoint of graph_classification; delete it") from error
+    progress: dict[str, Any] = {"epoch": -1, "best_epoch": -1, "best_accuracy": -1.0, "best_weights": {}}
+    kept = None
+    if checkpoint is not None:
+        kept = Checkpoint(checkpoint, run, progress, model=model, optimizer=optimizer, random=RandomState())
+        kept.restore()
 
-    while epoch + 1 < settings.max_epochs and epoch - best_epoch < settings.patience:
-        epoch += 1
+    for epoch in range(progress["epoch"] + 1, settings.max_epochs):
+        if progress["epoch"] - progress["best_epoch"] >= settings.patience:
+            break
+        progress["epoch"] = epoch
         criterion.set_epoch(epoch + 1)
         loss = train_epoch(model, train, criterion, optimizer)
         if not math.isfinite(loss):
             raise OptionError(f"--learning-rate: {settings.learning_rate}: the loss is {loss} in epoch {epoch}")
         found = accuracy(model, valid)
-        if found > best_accuracy:
-            best_epoch, best_accuracy, best_weights = epoch, found, copy.deepcopy(model.state_dict())
-        if checkpoint is not None:
-            state = {
-                "run": run,
-                "progress": (epoch, best_epoch, best_accuracy, best_weights),
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "random": random_state(),
-            }
-            save_atomically(state, checkpoint)
+        if found > progress["best_accuracy"]:
+            weights = copy.deepcopy(model.state_dict())
+            progress |= {"best_epoch": epoch, "best_accuracy": found, "best_weights": weights}
+        if kept:
+            kept.save()
         if on_epoch:
             on_epoch(epoch, found)
 
-    model.load_state_dict(best_weights)
-    bonus_epochs = max(epoch - settings.defer_start, 0) if settings.loss == "encouraging" else 0
+    model.load_state_dict(progress["best_weights"])
+    epochs = progress["epoch"] + 1
+    bonus_epochs = max(epochs - 1 - settings.defer_start, 0) if settings.loss == "encouraging" else 0
     return model, {
         "test_accuracy": accuracy(model, test),
-        "valid_accuracy": best_accuracy,
-        "best_epoch": best_epoch,
-        "epochs": epoch + 1,
+        "valid_accuracy": progress["best_accuracy"],
+        "best_epoch": progress["best_epoch"],
+        "epochs": epochs,
         "bonus_epochs": bonus_epochs,
     }
 
@@ -201,13 +194,13 @@ def train_all(
     device: str | torch.device = "cpu",
 ) -> None:
     """Train on every split that ``experiment`` does not hold yet, with a progress bar on a terminal."""
-    checkpoint = experiment.file.with_name("run.pt")
     bar = tqdm([split for split in splits if split.name not in experiment.runs], unit="run", disable=None)
 
     def show(epoch: int, valid_accuracy: float) -> None:
         bar.set_postfix(epoch=epoch, valid=f"{valid_accuracy:.3f}")
 
     for split in bar:
+        checkpoint = experiment.file.with_name(f"run{split.name.replace('/', '-')}.pt")
         _, result = train_run(dataset, split, settings, device=device, checkpoint=checkpoint, on_epoch=show)
         experiment.add(split.name, result)
         checkpoint.unlink(missing_ok=True)

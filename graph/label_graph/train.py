@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_ext.errors import CheckpointError, InputError, OptionError
-from fairseq_ext.experiments import Experiment, random_state, set_random_state
-from fairseq_ext.files import load_safely, output_folder, save_atomically
+from fairseq_ext.checkpoint import Checkpoint, RandomState
+from fairseq_ext.errors import InputError, OptionError
+from fairseq_ext.experiments import Experiment
+from fairseq_ext.files import output_folder
 from graph.label_graph.classifier import Classifier, build_network, tokenized
 from graph.label_graph.data import SPLITS, label_matrix, label_names, read_splits
 from graph.label_graph.label_graph import label_graph_loss
@@ -120,19 +121,13 @@ def train(
 
     Raises:
         OptionError: the checkpoint in ``folder`` was trained with other options or data.
-        CheckpointError: it is none.
+        CheckpointError: a damaged checkpoint, or none of this training.
         InputError: the loss is not finite.
     """
     folder = output_folder(folder)
     torch.manual_seed(seed)
-    vectors = None
-    checkpoint, settings = folder / "checkpoint.pt", settings_of(options, corpus)
-    resume = load_safely(checkpoint) if checkpoint.exists() else None
-    if resume and (not isinstance(resume, dict) or resume.get("settings") != settings):
-        raise OptionError(
-            f"--out: {checkpoint} was trained with other options or data: choose another folder, or delete it"
-        )
-    if options.embedding != "learned" and not resume:
+    file, vectors = folder / "checkpoint.pt", None
+    if options.embedding != "learned" and not file.exists():
         vectors = train_vectors(corpus.sentences, corpus.vocabulary, options.embedding_dim, seed=seed)
     network = build_network(options, len(corpus.vocabulary), len(corpus.labels), vectors).to(device)
     tuned = options.threshold == TUNED
@@ -142,14 +137,9 @@ def train(
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=options.lr)
 
     progress: dict[str, Any] = {"epoch": 0, "seconds": 0.0, "best": -math.inf, "best_epoch": 0, "history": []}
-    if resume:
-        try:
-            network.load_state_dict(resume["network"])
-            optimizer.load_state_dict(resume["optimizer"])
-            set_random_state(resume["random"])
-            progress = resume["progress"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{checkpoint}: not a checkpoint of label_graph; delete it") from error
+    parts = {"network": network, "optimizer": optimizer, "random": RandomState()}
+    checkpoint = Checkpoint(file, settings_of(options, corpus), progress, **parts)
+    checkpoint.restore()
 
     sign = -1 if options.select in LOWER_IS_BETTER else 1
     epochs = range(progress["epoch"] + 1, options.epochs + 1)
@@ -171,8 +161,7 @@ def train(
             bar.set_postfix(loss=f"{loss:.3f}", **{options.select: f"{entry[options.select]:.3f}"})
         progress["epoch"] = epoch
         progress["history"].append(entry)
-        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "random": random_state()}
-        save_atomically(state | {"settings": settings, "progress": progress}, checkpoint)
+        checkpoint.save()
 
     best = Classifier.load(folder / "model.pt")
     best.network.to(device)

@@ -14,8 +14,8 @@ from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_ext.errors import CheckpointError, OptionError, choose
-from fairseq_ext.files import load_safely, save_atomically
+from fairseq_ext.checkpoint import Checkpoint
+from fairseq_ext.errors import OptionError, choose
 from fairseq_ext.losses import reduce_weighted
 from graph.renode.pprgo import PPRGo, RowBatches
 from graph.renode.pprgo_data import LargeGraph
@@ -107,23 +107,18 @@ def train(
         ``{"epochs": of them run, "best_epoch": ..., "best_valid_weighted_f1": ...}``, the last two with ``valid`` only.
 
     Raises:
-        CheckpointError: where ``checkpoint`` is damaged or belongs to other settings.
+        OptionError: a loss that is not finite; a ``checkpoint`` of other settings.
+        CheckpointError: a damaged ``checkpoint``.
     """
     choose("--reduction", reduction, REDUCTIONS)
     accelerator = accelerator or Accelerator(mixed_precision="no")  # sparse products know float32 only
     model.to(accelerator.device)
     optimizer = torch.optim.Adam(model.parameters(), lr, weight_decay=weight_decay)
     state: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best_f1": -1.0, "best": None}
-    state["settings"] = dict(settings or {})
-    if checkpoint is not None and Path(checkpoint).exists():
-        found = load_safely(checkpoint)
-        if not isinstance(found, dict) or found.get("settings") != state["settings"]:
-            raise CheckpointError(
-                f"{checkpoint}: of a training with other settings; delete it, or choose another --out"
-            )
-        model.load_state_dict(found.pop("model"))
-        optimizer.load_state_dict(found.pop("optimizer"))
-        state = found
+    kept = None
+    if checkpoint is not None:
+        kept = Checkpoint(checkpoint, settings or {}, state, model=model, optimizer=optimizer)
+        kept.restore()
     parallel = accelerator.prepare_model(model)
 
     hidden = None if accelerator.is_main_process else True
@@ -159,8 +154,8 @@ def train(
             if score > state["best_f1"]:
                 best = {name: value.detach().clone() for name, value in model.state_dict().items()}
                 state |= {"best_f1": score, "best_epoch": state["epoch"], "best": best}
-        if checkpoint is not None and accelerator.is_main_process:
-            save_atomically(state | {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
+        if kept and accelerator.is_main_process:
+            kept.save()
     bar.close()
     if state["best"] is None:
         return {"epochs": state["epoch"]}

@@ -16,11 +16,11 @@ from tensorboardX import SummaryWriter
 from torch import nn
 from tqdm import tqdm
 
+from fairseq_ext.checkpoint import Checkpoint
 from fairseq_ext.errors import InputError, OptionError
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import output_folder, write_json
 from vision_language.accelerator import make_accelerator
-from vision_language.checkpoint import Checkpoint
 from vision_language.iais.batches import PairBatches
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.encoder import build, load

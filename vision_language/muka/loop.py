@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
+from fairseq_ext.checkpoint import Checkpoint
 from fairseq_ext.errors import OptionError
 from fairseq_ext.files import load_safely, save_atomically
-from vision_language.checkpoint import Checkpoint
 from vision_language.muka.objectives import Objective
 from vision_language.muka.options import TrainingOptions
 from vision_language.muka.tokens import Tokens

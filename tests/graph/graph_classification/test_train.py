@@ -66,19 +66,14 @@ def test_published_settings():
 
 
 @pytest.mark.parametrize(("max_epochs", "equal"), [(3, True), (4, False)])
-def test_pairs_are_equal_to_the_bit_until_the_bonus_starts(dataset, max_epochs, equal):
+def test_pairs_are_equal_to_the_bit_until_the_bonus_starts(dataset, tmp_path, max_epochs, equal):
     models = []
     for loss in ("cross-entropy", "encouraging"):
-        seen = []
+        seen, checkpoint = [], tmp_path / f"{loss}.pt"
         settings = Settings(loss=loss, defer_start=2, max_epochs=max_epochs, **SMALL)
-        run(
-            dataset,
-            settings,
-            checkpoint=dataset.root + "/run.pt",
-            on_epoch=lambda *epoch, seen=seen: seen.append(epoch),
-        )
+        run(dataset, settings, checkpoint=checkpoint, on_epoch=lambda *epoch, seen=seen: seen.append(epoch))
         assert len(seen) == max_epochs
-        models.append(load_safely(dataset.root + "/run.pt")["model"])
+        models.append(load_safely(checkpoint)["model"])
     assert same(*models) == equal
 
 
@@ -119,16 +114,17 @@ def test_a_run_goes_on_where_it_was_stopped(dataset, tmp_path, stop):
     assert same(*(load_safely(path)["model"] for path in (tmp_path / "straight.pt", checkpoint)))
 
 
-def test_a_checkpoint_of_other_settings_or_splits_is_not_used(dataset, tmp_path):
+def test_a_checkpoint_of_other_settings_or_splits_is_refused(dataset, tmp_path):
     settings, checkpoint = Settings(max_epochs=2, **SMALL), tmp_path / "run.pt"
     run(dataset, settings, checkpoint=checkpoint)
-    for other, split in (
-        (Settings(max_epochs=2, **{**SMALL, "dropout": 0.1}), random_splits(dataset.y, 1)[0]),
-        (settings, random_splits(dataset.y, 2)[1]._replace(name="0/0", seed=0)),
+    before = checkpoint.read_bytes()
+    for other, split, name in (
+        (Settings(max_epochs=2, **{**SMALL, "dropout": 0.1}), random_splits(dataset.y, 1)[0], r"settings\.dropout"),
+        (settings, random_splits(dataset.y, 2)[1]._replace(name="0/0", seed=0), "split"),
     ):
-        kept, seen = shutil.copy(checkpoint, tmp_path / "copy.pt"), []
-        train_run(dataset, split, other, checkpoint=kept, on_epoch=lambda epoch, _, seen=seen: seen.append(epoch))
-        assert seen == [0, 1]
+        with pytest.raises(OptionError, match=rf"run\.pt was trained with other {name}: choose another folder"):
+            train_run(dataset, split, other, checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == before
 
 
 def test_a_damaged_checkpoint_is_refused(dataset, tmp_path):
@@ -139,7 +135,7 @@ def test_a_damaged_checkpoint_is_refused(dataset, tmp_path):
     with pytest.raises(CheckpointError, match=r"run.pt: truncated"):
         run(dataset, settings, checkpoint=checkpoint)
     torch.save([1, 2], checkpoint)
-    with pytest.raises(CheckpointError, match=r"run.pt: not a checkpoint of graph_classification"):
+    with pytest.raises(CheckpointError, match=r"run.pt: not a checkpoint of this training"):
         run(dataset, settings, checkpoint=checkpoint)
 
 
@@ -185,7 +181,7 @@ def test_a_killed_command_ends_like_a_straight_one(rings, tmp_path):
         target=main, args=(train(rings, tmp_path / "killed", *options),)
     )
     process.start()
-    while not (tmp_path / "killed" / "run.pt").exists() and process.is_alive():
+    while not (tmp_path / "killed" / "run0-0.pt").exists() and process.is_alive():
         time.sleep(0.005)
     process.kill()
     process.join()

@@ -11,7 +11,8 @@ import sys
 import pytest
 import torch
 
-from fairseq_ext.errors import InputError, OptionError
+from fairseq_ext.checkpoint import Checkpoint
+from fairseq_ext.errors import CheckpointError, InputError, OptionError
 from fairseq_ext.files import load_safely
 from graph.label_graph import multilabel_metrics
 from graph.label_graph import train as training
@@ -145,7 +146,7 @@ def test_killed_run_ends_where_a_straight_one_ends(data, tmp_path, monkeypatch, 
         if killed_after == "model":  # the best model is written, its epoch's checkpoint is not
             patch.setattr(Classifier, "save", killed(Classifier.save, 2))
         else:
-            patch.setattr(training, "save_atomically", killed(training.save_atomically, 3))
+            patch.setattr(Checkpoint, "save", killed(Checkpoint.save, 3))
         with pytest.raises(KeyboardInterrupt):
             main([*arguments, "--out", str(tmp_path / "killed")])
     assert not (tmp_path / "killed" / "results.json").exists()
@@ -153,8 +154,8 @@ def test_killed_run_ends_where_a_straight_one_ends(data, tmp_path, monkeypatch, 
     same = Options(**{name: value for name, value in settings.items() if name != "inputs"})
     corpus = training.prepare(same)
     changed = dataclasses.replace(corpus, gold=corpus.gold | {"valid": 1 - corpus.gold["valid"]})
-    for options, data_now in ((dataclasses.replace(same, lr=0.5), corpus), (same, changed)):
-        with pytest.raises(OptionError, match=r"--out: .*checkpoint.pt was trained with other options or data"):
+    for options, data_now, other in ((dataclasses.replace(same, lr=0.5), corpus, "lr"), (same, changed, "inputs")):
+        with pytest.raises(OptionError, match=rf"--out: .*checkpoint\.pt was trained with other {other}: choose"):
             training.train(options, data_now, 1, tmp_path / "killed" / "seed1")
     main([*arguments, "--out", str(tmp_path / "killed")])
 
@@ -361,7 +362,7 @@ def test_small_numbers_and_files_for_folders(data, tmp_path, command, message):
 def test_foreign_checkpoint(data, tmp_path, content):
     (tmp_path / "seed1").mkdir()
     torch.save(content, tmp_path / "seed1" / "checkpoint.pt")
-    with pytest.raises(OptionError, match=r"checkpoint.pt was trained with other options or data"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: not a checkpoint of this training; delete it"):
         main(["train", "--data", str(data), "--out", str(tmp_path), *SMALL])
 
 

@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from fairseq_ext import checkpoint
 from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError
 from fairseq_ext.files import load_safely, save_atomically
 from fairseq_ext.losses import encouraging_loss
 from tests.vision_language.muka.conftest import QUICK
 from tests.vision_language.muka.texts import WORDS, write_encoder, write_texts
-from vision_language import checkpoint
 from vision_language.accelerator import make_accelerator
 from vision_language.muka import loop, run
 from vision_language.muka.baselines import ensemble_probabilities

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from fairseq_ext.checkpoint import Checkpoint, RandomState
 from fairseq_ext.errors import CheckpointError, OptionError
 from fairseq_ext.files import load_safely
-from vision_language.checkpoint import Checkpoint
 
 SETTINGS = {"lr": 0.1, "inputs": {"train": "a", "valid": "b"}}
 
@@ -50,3 +50,12 @@ def test_parts_that_do_not_fit(tmp_path):
         made(tmp_path / "checkpoint.pt", nn.Linear(3, 1)).restore()
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: not a checkpoint of this training"):
         made(tmp_path / "checkpoint.pt", nn.Linear(2, 1), more=0).restore()
+
+
+def test_the_random_state_goes_on_where_it_was(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", SETTINGS, {}, random=RandomState())
+    checkpoint.save()
+    expected = torch.rand(3)
+    torch.rand(5)
+    assert checkpoint.restore()
+    assert torch.equal(torch.rand(3), expected)

@@ -6,10 +6,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fairseq_ext.errors import CheckpointError, OptionError
-from fairseq_ext.files import load_safely, save_atomically
+import torch
 
-__all__ = ["Checkpoint"]
+from .errors import CheckpointError, OptionError
+from .files import load_safely, save_atomically
+
+__all__ = ["Checkpoint", "RandomState"]
+
+
+class RandomState:
+    """Torch's generators as a part of a :class:`Checkpoint`, for trainings that draw from them across epochs."""
+
+    def state_dict(self) -> dict[str, Any]:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; with the generators of the GPUs only where there are as many as then."""
+        torch.set_rng_state(state["cpu"])
+        if len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
 
 
 class Checkpoint:
