@@ -63,6 +63,7 @@ with the largest validation sum of recalls. {environment}.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="rows")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
     parser.add_argument("--num-steps", type=int, default=500, help="optimiser steps")
 
@@ -78,7 +79,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     data = read_data(Options(**shared))
     test = data["test"]
     rows: list[dict[str, Any]] = [{"system": BASELINE, "runs": {"": class_names(data["train"], test)}}]
-    for arm, name in ARMS.items():
+    for arm, name in ((arm, ARMS[arm]) for arm in options.arms):
         settings = Options(iais=arm, **shared)
         experiment = run(settings, options.out / "iais" / arm, seed=1, runs=options.seeds)
         kept = [*METRICS, "seconds_per_step", "best_step", "history"]

@@ -88,7 +88,7 @@ class RegionRetriever(BertPreTrainedModel):
         hidden = torch.cat((text.expand(rows, -1, -1), regions.expand(rows, -1, -1)), 1)
         mask = torch.cat((attention_mask.bool().expand(rows, -1), region_mask.bool().expand(rows, -1)), 1)
         hidden = self.encoder(hidden, attention_mask=_additive(mask, hidden.dtype)).last_hidden_state
-        return RegionRetrieverOutput(self.rank_output(self.pooler(hidden)).squeeze(-1), hidden)
+        return RegionRetrieverOutput(self._rank(hidden), hidden)
 
     def score_pairs(self, texts: Mapping[str, Tensor], regions: Mapping[str, Tensor]) -> Tensor:
         """The scores of every text with every image, ``(texts, images)``; for evaluation mode, without dropout.
@@ -113,7 +113,12 @@ class RegionRetriever(BertPreTrainedModel):
             output = layer(hidden, attention_mask=additive)
             hidden = output[0] if isinstance(output, tuple) else output  # transformers 4 gives a tuple
         cls = self._last_layer_at_cls(hidden, additive)
-        return self.rank_output(self.pooler(cls)).view(pairs)
+        return self._rank(cls).view(pairs)
+
+    def _rank(self, hidden: Tensor) -> Tensor:
+        """The scores, in the weights' own number format: in bfloat16 the best of a thousand candidates would tie."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.rank_output(self.pooler(hidden.to(self.rank_output.weight.dtype))).squeeze(-1)
 
     def _last_layer_at_cls(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         layer: Any = self.encoder.layer[-1]

@@ -20,7 +20,7 @@ from fairseq_ext.checkpoint import Checkpoint
 from fairseq_ext.errors import InputError, OptionError
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import output_folder, write_json
-from vision_language.accelerator import make_accelerator
+from vision_language.accelerator import adamw, make_accelerator
 from vision_language.iais.batches import PairBatches
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.encoder import build, load
@@ -69,7 +69,7 @@ class Trainer:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.to(accelerator.device)
         groups = parameter_groups(self.model, options.weight_decay)
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
+        optimizer = adamw(groups, accelerator, lr=options.lr, betas=(0.9, 0.98), eps=1e-6)
         self.parallel, self.optimizer = accelerator.prepare(self.model, optimizer)
         # losses: sums since the last validation, and of how many steps
         self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": -math.inf, "best_step": 0}

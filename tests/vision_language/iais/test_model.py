@@ -235,6 +235,17 @@ class TestScores:
         torch.testing.assert_close(pairs, expected, rtol=0, atol=tolerance)
         torch.testing.assert_close(row, expected[0], rtol=0, atol=tolerance)
 
+    def test_scores_in_bfloat16_do_not_tie(self):
+        torch.manual_seed(0)
+        model = tiny_model(initializer_range=0.2).eval()
+        with torch.no_grad():
+            model.rank_output.bias.fill_(8.0)  # where bfloat16 has steps of 1/16
+        text, region = random_sides(16, 16)
+        with torch.autocast("cpu", torch.bfloat16):
+            pairs, paired = model.score_pairs(text, region), model(**text, **region).scores
+        assert pairs.dtype == paired.dtype == torch.float32
+        assert len(pairs.unique()) > 200 and len(paired.unique()) == 16
+
     def test_rows_of_a_shared_side_have_dropout_of_their_own(self):
         torch.manual_seed(0)
         model = tiny_model(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.0).train()
