@@ -35,16 +35,17 @@ SETTINGS = {
     "num_layers": 2,
     "dropout": 0.0,
     "max_regions": 20,
-    "negative_size": 15,
-    "hard_negatives": 3,
-    "random_steps": 350,
+    "negative_size": 47,
+    "hard_negatives": 1,
+    "random_steps": 100,
     "batch_size": 16,
     "anchors_per_forward": 16,
-    "lr": 3e-4,
-    "warmup_steps": 50,
-    "valid_steps": 250,
-    "save_steps": 250,
+    "lr": 5e-4,
+    "warmup_steps": 40,
+    "valid_steps": 300,
+    "save_steps": 100,
     "mixed_precision": "bf16",
+    "attn_implementation": "eager",
 }
 
 TEXT = """## IAIS: retrieval on {dataset}
@@ -65,7 +66,7 @@ with the largest validation sum of recalls. {environment}.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="rows")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
-    parser.add_argument("--num-steps", type=int, default=500, help="optimiser steps")
+    parser.add_argument("--num-steps", type=int, default=600, help="optimiser steps")
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,7 @@ OF_SCRATCH = ("hidden_size", "num_heads", "intermediate_size", "vocab_size")
 """Options that a folder of an encoder decides."""
 OF_IAIS = ("iais_weight", "iais_schedule", "iais_scale")
 """Options of the alignment loss, whatever its kind."""
+ATTENTIONS = ("sdpa", "eager")
 METRICS = ("rsum", "ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10")
 
 
@@ -74,6 +75,9 @@ class Options(OptionSet):
     weight_decay: float = option(0.01, "of AdamW (paper: 0.01)", least=0)
     clip_norm: float = option(2.0, "largest norm of the gradient (paper: 2)", least=0)
     mixed_precision: str = option("no", "(paper: fp16)", PRECISIONS)
+    attn_implementation: str = option(
+        "sdpa", "of self-attention in training; eager is faster in bf16 on a CPU", ATTENTIONS
+    )
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, slower")
 
     valid_steps: int = option(500, "steps between validations (paper: 500)", least=1)

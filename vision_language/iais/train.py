@@ -65,6 +65,7 @@ class Trainer:
         self.options, self.seed, self.folder, self.accelerator = options, seed, folder, accelerator
         torch.manual_seed(seed)
         self.model, self.tokenizer = build(options, data["train"])
+        self.model.set_attn_implementation(options.attn_implementation)
         if options.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.to(accelerator.device)

@@ -312,6 +312,18 @@ def test_bfloat16(folder, data, tmp_path):
     assert any(not torch.equal(before[name], value) for name, value in stage.model.named_parameters())
 
 
+@pytest.mark.parametrize("iais", ["none", "singular"])
+def test_attention_implementations_train_alike(folder, data, tmp_path, iais):
+    """To rounding; and what is saved does not ask for either."""
+    losses = []
+    for name in ("sdpa", "eager"):
+        stage = Trainer(small(folder, iais=iais, attn_implementation=name), data, 1, tmp_path / name, accelerator())
+        assert stage.model.config._attn_implementation == name
+        losses.append([stage.optimise(step)["rank_loss"] for step in range(3)])
+        assert "attn" not in (tmp_path / name / "initial" / "config.json").read_text()
+    torch.testing.assert_close(*map(torch.tensor, losses), atol=1e-4, rtol=1e-4)
+
+
 def test_features_instead_of_labels(tmp_path):
     folder = write_regions(tmp_path / "data", {"train": 12, "valid": 4, "test": 4}, feature_size=6)
     found = run(small(folder, num_steps=2), tmp_path / "out", 1, 1, accelerator()).runs["seed1"]
