@@ -15,7 +15,7 @@ from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
 from vision_language.iais.data import RegionData
 from vision_language.iais.evaluate import recall_at_k
-from vision_language.iais.options import Options
+from vision_language.iais.options import MIRRORS, Options
 from vision_language.iais.search import region_names
 from vision_language.iais.train import read_data, run
 
@@ -60,6 +60,8 @@ with the largest validation sum of recalls. {environment}.
 | system | {metrics} |
 |---|{lines}
 {rows}
+
+{reading}
 """
 
 
@@ -121,6 +123,22 @@ def _cells(row: dict[str, Any]) -> str:
     return " | ".join(cells)
 
 
+def _reading(rows: list[dict[str, Any]]) -> str:
+    """What alignment changes, seed by seed."""
+
+    def recalls(run: dict[str, float]) -> float:
+        return 100 * sum(run[metric] for metric in METRICS if metric != "isd")
+
+    runs = {row["system"]: row["runs"] for row in rows}
+    plain, parts = runs.get(ARMS["none"], {}), []
+    for name in (ARMS[arm] for arm in MIRRORS):
+        gains = [recalls(run) - recalls(plain[seed]) for seed, run in runs.get(name, {}).items() if seed in plain]
+        if gains:
+            better = f"more with {sum(gain > 0 for gain in gains)} of {len(gains)} seeds"
+            parts.append(f"{name}, {mean_spread(gains, 1)} ({better})")
+    return f"Sum of the six recalls minus that of the {ARMS['none']}, paired by seed: {'; '.join(parts)}."
+
+
 def section(contents: list[dict[str, Any]]) -> str:
     """A table for each data set."""
     return "\n".join(
@@ -131,6 +149,7 @@ def section(contents: list[dict[str, Any]]) -> str:
             metrics=" | ".join(METRICS.values()),
             lines="---|" * len(METRICS),
             rows="\n".join(f"| {row['system']} | {_cells(row)} |" for row in content["rows"]),
+            reading=_reading(content["rows"]),
         )
         for content in contents
     )

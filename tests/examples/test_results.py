@@ -123,12 +123,14 @@ def test_iais_has_a_row_an_arm_and_one_without_learning():
 
     rows = [
         {"system": iais.BASELINE, "runs": {"": {"ir_r1": 0.2}}},
+        {"system": "ranking loss alone", "runs": {"seed1": run(0.25), "seed2": run(0.5)}},
         {"system": "+ IAIS, singular", "runs": {"seed1": run(0.25), "seed2": run(0.75)}},
     ]
     content = {"dataset": "d", "images": 5, "captions": 25, "settings": "s", "command": "iais"}
     text = iais.section([{**content, "environment": ENVIRONMENT, "rows": rows}])
     assert f"| {iais.BASELINE} | 20.0 |  |" in text and "over 2 seeds" in text
     assert "| + IAIS, singular | 50.0 ± 25.0 |" in text and "| 0.500 ± 0.250 |" in text
+    assert "paired by seed: + IAIS, singular, 75.0 ± 75.0 (more with 1 of 2 seeds)." in text
 
 
 def test_muka_differences_are_paired_by_seed():
