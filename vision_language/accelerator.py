@@ -10,9 +10,10 @@ from accelerate import Accelerator
 
 from fairseq_ext.errors import OptionError
 
-__all__ = ["PRECISIONS", "adamw", "make_accelerator"]
+__all__ = ["ATTENTIONS", "PRECISIONS", "adamw", "make_accelerator"]
 
 PRECISIONS = ("no", "fp16", "bf16")
+ATTENTIONS = ("sdpa", "eager")
 
 
 def make_accelerator(mixed_precision: str = "no", cpu: bool = False) -> Accelerator:

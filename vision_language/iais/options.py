@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.options import OptionSet, option
-from vision_language.accelerator import PRECISIONS
+from vision_language.accelerator import ATTENTIONS, PRECISIONS
 from vision_language.iais.losses import PSEUDO_NORMS, SCHEDULES
 
 __all__ = ["MIRRORS", "SCRATCH", "Options"]
@@ -20,7 +20,6 @@ OF_SCRATCH = ("hidden_size", "num_heads", "intermediate_size", "vocab_size")
 """Options that a folder of an encoder decides."""
 OF_IAIS = ("iais_weight", "iais_schedule", "iais_scale")
 """Options of the alignment loss, whatever its kind."""
-ATTENTIONS = ("sdpa", "eager")
 METRICS = ("rsum", "ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10")
 
 

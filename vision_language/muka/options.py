@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.options import OptionSet, option
-from vision_language.accelerator import PRECISIONS
+from vision_language.accelerator import ATTENTIONS, PRECISIONS
 from vision_language.muka.uncertainty import SCORES
 
 METHODS = ("muka-soft", "muka-hard", "vkd", "uhc", "dfa", "cfl", "supervised")
@@ -47,6 +47,9 @@ class TrainingOptions(OptionSet):
         most=0.9,
     )
     mixed_precision: str = option("no", "number format of the forward pass (released: fp16)", PRECISIONS)
+    attn_implementation: str = option(
+        "sdpa", "of self-attention in training; eager is faster in bf16 on a CPU", ATTENTIONS
+    )
     seed: int = option(1, "of the new layers, the order, dropout and the hold-out (released: 1)", least=0)
 
 

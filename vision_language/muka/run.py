@@ -72,6 +72,7 @@ class Run:
             fitting: as :func:`~vision_language.muka.loop.fit`.
         """
         start, options, batch_size = time.perf_counter(), self.options, self.options.eval_batch_size
+        classifier.model.set_attn_implementation(options.attn_implementation)
         labelled = {split: texts for split, texts in self.splits.items() if texts.labels is not None}
         gold = {split: gold_ids(texts, classifier.labels) for split, texts in labelled.items()}
         tokenizer, length = classifier.tokenizer, options.max_length

@@ -365,6 +365,16 @@ def test_half_precision(world, tmp_path, precision):
         AcceleratorState._reset_state(True)
 
 
+def test_attention_implementations_train_alike(world, merge, tmp_path):
+    """To rounding; and what is saved does not ask for either."""
+    for name in ("sdpa", "eager"):
+        merge(student_options(world, attn_implementation=name), tmp_path / name)
+        assert "attn" not in (tmp_path / name / "config.json").read_text()
+    first, second = (weights(tmp_path / name) for name in ("sdpa", "eager"))
+    assert not equal(first, second)
+    torch.testing.assert_close(first, second, atol=1e-2, rtol=0)
+
+
 @pytest.mark.parametrize("content", [{"a": 1}, None])
 def test_damaged_checkpoints(world, merge, tmp_path, content):
     (tmp_path / "out").mkdir()
