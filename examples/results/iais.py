@@ -42,8 +42,8 @@ SETTINGS = {
     "anchors_per_forward": 16,
     "lr": 5e-4,
     "warmup_steps": 40,
-    "valid_steps": 300,
-    "save_steps": 100,
+    "valid_steps": 500,
+    "save_steps": 250,
     "mixed_precision": "bf16",
     "attn_implementation": "eager",
 }
@@ -68,7 +68,7 @@ with the largest validation sum of recalls. {environment}.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="rows")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
-    parser.add_argument("--num-steps", type=int, default=600, help="optimiser steps")
+    parser.add_argument("--num-steps", type=int, default=1000, help="optimiser steps")
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
