@@ -39,7 +39,7 @@ SETTINGS = {
     "hard_negatives": 1,
     "random_steps": 100,
     "batch_size": 16,
-    "anchors_per_forward": 16,
+    "anchors_per_forward": 8,
     "lr": 5e-4,
     "warmup_steps": 40,
     "valid_steps": 500,
