@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self, get_args, get_type_hints
 
 from .errors import OptionError, choose
 
-__all__ = ["OptionSet", "at_least", "flag", "option"]
+__all__ = ["OptionSet", "at_least", "flag", "option", "subcommands"]
 
 LIMITS = {"least": "at least", "above": "greater than", "most": "at most", "below": "less than"}
 
@@ -51,6 +52,25 @@ def at_least(arguments: argparse.Namespace, **least: int) -> None:
         value = getattr(arguments, name, None)
         if value is not None and value < limit:
             raise OptionError(f"{flag(name)} must be at least {limit}, got {value}")
+
+
+def subcommands(parser: argparse.ArgumentParser) -> Callable[[str, Callable[..., None], str], argparse.ArgumentParser]:
+    """Split a program into commands: the function that makes one.
+
+    Example:
+        >>> command = subcommands(parser)
+        >>> train = command("train", train_with, "train with several seeds")  # its name, its function, its help
+        >>> arguments = parser.parse_args()
+        >>> arguments.function(arguments)
+    """
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, function: Callable[..., None], help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help)
+        made.set_defaults(function=function)
+        return made
+
+    return command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.experiments import torch_device
 from fairseq_ext.files import output_folder, write_json
-from fairseq_ext.options import at_least
+from fairseq_ext.options import at_least, subcommands
 from graph.label_graph.classifier import Classifier
 from graph.label_graph.data import label_matrix, read_file, read_splits
 from graph.label_graph.metrics import METRICS
@@ -76,12 +76,7 @@ def _synthesize(arguments: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="python -m graph.label_graph", description=__doc__)
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name, function, help):
-        made = commands.add_parser(name, help=help, description=help)
-        made.set_defaults(function=function)
-        return made
+    command = subcommands(top)
 
     train = command("train", _train, "train with one or more seeds, choose the epoch by validation, score on test")
     train.add_argument("--out", default="runs/label_graph", help="folder of results and models [runs/label_graph]")

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.files import writing_to
-from fairseq_ext.options import at_least
+from fairseq_ext.options import at_least, subcommands
 from vision_language.accelerator import make_accelerator
 from vision_language.iais import convert as conversion
 from vision_language.iais.data import SPLITS, Collator
@@ -105,12 +105,7 @@ def _synthesize(arguments: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="python -m vision_language.iais", description=__doc__)
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name, function, help):
-        made = commands.add_parser(name, help=help, description=help)
-        made.set_defaults(function=function)
-        return made
+    command = subcommands(top)
 
     train = command("train", _train, "train with one or more seeds, choose the step by validation, score on test")
     train.add_argument("--out", default="runs/iais", help="folder of results and models [%(default)s]")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import output_folder, write_json
-from fairseq_ext.options import at_least
+from fairseq_ext.options import at_least, subcommands
 from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import read_file
@@ -79,12 +79,7 @@ def _synthesize(arguments: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="python -m vision_language.muka", description=__doc__)
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name, function, help):
-        made = commands.add_parser(name, help=help, description=help)
-        made.set_defaults(function=function)
-        return made
+    command = subcommands(top)
 
     train = command("train-teacher", _train_teacher, "fine-tune a classifier on the texts of its classes")
     train.add_argument("--out", default="runs/muka/teacher", help="folder of the model and results [%(default)s]")
