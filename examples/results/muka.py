@@ -65,7 +65,7 @@ ARMS: dict[str, dict[str, Any]] = {
 TEXT = """## MUKA: {title}
 
 Test accuracy (%), mean ± population standard deviation over {seeds} seeds, each with teachers of its own. All models
-start from MiniLM ({layers}); students see the training texts without labels, {epochs} epochs, batches of {batch_size},
+start from MiniLM ({layers}); students see the training texts without labels; epochs {epochs}, batches of {batch_size},
 step size {lr:g}, {max_length} tokens, K = {passes} dropout passes, number format {mixed_precision}; the checkpoint is
 that of the smallest loss against the teachers, without labels. The row `supervised` alone has no teachers and learns
 from the labels: its targets, and the validation loss that picks its checkpoint. All other settings are our choice and
