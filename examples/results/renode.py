@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shutil
 import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from examples.results.report import describe, mean_spread
+from examples.results.report import describe, mean_spread, standardized
 from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
 from fairseq_ext.options import flag
@@ -136,8 +135,7 @@ def _recipe(name: str) -> str:
 def _reading(rows: list[dict[str, Any]]) -> str:
     """What the table says, in one sentence; re-weight with equal classes is ce and not counted again."""
     rows = [row for row in rows if (row["loss"], row["split"]) != ("re-weight", "balanced")]
-    gains = [_pairs(row, "weighted_f1")[2] for row in rows]
-    beyond = [statistics.fmean(gain) / (statistics.pstdev(gain) or math.inf) for gain in gains]
+    beyond = [standardized(_pairs(row, "weighted_f1")[2]) for row in rows]
     return (
         f"ReNode gains weighted F1 on average in {sum(ratio > 0 for ratio in beyond)} of {len(beyond)} rows: in "
         f"{sum(ratio > 1 for ratio in beyond)} more than the standard deviation of the pairs. In "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -52,6 +53,11 @@ def mean_spread(values: Sequence[float], digits: int) -> str:
     """Mean ± population standard deviation; of one value, the value alone."""
     spread = f" ± {statistics.pstdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def standardized(gains: Sequence[float]) -> float:
+    """Mean in units of the standard deviation; 0 where that is unknown."""
+    return statistics.fmean(gains) / (statistics.pstdev(gains) or math.inf)
 
 
 def write_report() -> None:

@@ -147,6 +147,7 @@ def test_muka_differences_are_paired_by_seed():
     assert (
         "87.5 % of the test texts" in text
         and "hard 0.500" in text
+        and "1 of 1 rows\ngain, 0 lose" in text
         and "step size 0.0001" in text
         and "format bf16" in text
     )
