@@ -82,17 +82,17 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     data = read_data(Options(**shared))
     test = data["test"]
     rows: list[dict[str, Any]] = [{"system": BASELINE, "runs": {"": class_names(data["train"], test)}}]
-    for arm, name in ((arm, ARMS[arm]) for arm in options.arms):
+    for arm in options.arms:
         settings = Options(iais=arm, **shared)
         experiment = run(settings, options.out / "iais" / arm, seed=1, runs=options.seeds)
         kept = [*METRICS, "seconds_per_step", "best_step", "history"]
         rows.append(
             {
-                "system": name,
+                "system": ARMS[arm],
                 "runs": {seed: {key: found[key] for key in kept} for seed, found in experiment.runs.items()},
             }
         )
-        print(name, _cells(rows[-1]), flush=True)
+        print(ARMS[arm], _cells(rows[-1]), flush=True)
     yield {
         "name": f"iais_{dataset}",
         "dataset": dataset,

@@ -191,7 +191,8 @@ def _table(content: dict[str, Any]) -> str:
         accuracy = [100 * value for value in found.values()]
         gain = [100 * (value - baseline[seed]) for seed, value in found.items()]
         shown = "" if system == "vanilla KD" else f"{statistics.fmean(gain):+.2f} ± {statistics.pstdev(gain):.2f}"
-        beyond += [standardized(gain)] if system in AMALGAMATED else []
+        if system in AMALGAMATED:
+            beyond.append(standardized(gain))
         lines.append(f"| {system} | {mean_spread(accuracy, 2)} | {shown} |")
     setting, settings = SETTINGS[content["setting"]], content["settings"]
     layers = f"its first {settings['layers']} layers" + ("" if not setting.layers else "; teachers as said")
