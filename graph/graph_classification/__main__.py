@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq_ext.experiments import Experiment, torch_device
-from fairseq_ext.options import at_least
+from fairseq_ext.options import at_least, subcommands
 
 from .data import load_dataset, random_splits, stratified_folds
 from .train import DEFER_START, Settings, compare, spread_of_repeats, train_all
@@ -16,10 +16,9 @@ from .train import DEFER_START, Settings, compare, spread_of_repeats, train_all
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(prog="python -m graph.graph_classification", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    command = subcommands(parser)
 
-    train = commands.add_parser("train", help="train on every split; a killed command goes on where it was")
-    train.set_defaults(run=train_command)
+    train = command("train", train_command, "train on every split; a killed command goes on where it was")
     train.add_argument("--dataset", required=True, help="name of a TU data set: PROTEINS, NCI1, MUTAG, ...")
     train.add_argument("--root", type=Path, default=Path("data/TUDataset"), help="its folder (default: %(default)s)")
     train.add_argument("--out", type=Path, help="results (default: runs/graph_classification/DATASET-LOSS)")
@@ -35,8 +34,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Settings.add_to(train)
     train.set_defaults(defer_start=None)
 
-    pairs = commands.add_parser("compare", help="paired differences of two result folders, second minus first")
-    pairs.set_defaults(run=compare_command)
+    pairs = command("compare", compare_command, "paired differences of two result folders, second minus first")
     pairs.add_argument("first", type=Path)
     pairs.add_argument("second", type=Path)
     return parser.parse_args(argv)
@@ -54,9 +52,7 @@ def train_command(options: argparse.Namespace) -> None:
     splits = make_splits(dataset.y, runs, options.repeats, options.seed)
 
     out = options.out or Path("runs/graph_classification") / f"{options.dataset}-{options.loss}"
-    shown = {
-        name: value for name, value in vars(options).items() if name not in ("command", "run", "root", "out", "device")
-    }
+    shown = {name: value for name, value in vars(options).items() if name not in ("function", "root", "out", "device")}
     experiment = Experiment(out, shown, packages=("torch-geometric",))
     train_all(dataset, splits, settings, experiment, device)
 
@@ -83,7 +79,7 @@ def compare_command(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command."""
     options = parse(argv)
-    options.run(options)
+    options.function(options)
 
 
 if __name__ == "__main__":

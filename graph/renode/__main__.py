@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fairseq_ext.options import at_least
+from fairseq_ext.options import at_least, subcommands
 from graph.renode import plot, score, train
 from graph.renode.options import (
     GraphOptions,
@@ -48,18 +48,22 @@ def _plot(arguments: argparse.Namespace) -> None:
         print(path)
 
 
-def _parser(command: str | None) -> argparse.ArgumentParser:
+def _train_large(arguments: argparse.Namespace) -> None:
+    from graph.renode.large import train_large
+
+    train_large(arguments)
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m graph.renode",
         description="Topology imbalance of labelled nodes: Totoro scores, ReNode weights, node classification.",
     )
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-    training = commands.add_parser("train", help="train on the whole graph: splits x initialisations")
-    scores = commands.add_parser("score", help="Totoro score and ReNode weight of each labelled node; no training")
-    pictures = commands.add_parser("plot", help="pictures of the scores and weights")
-    large = commands.add_parser("train-large", help="train on a graph too large for that: PPRGo, in mini-batches")
-    for parser, function in ((training, _train), (scores, _score), (pictures, _plot)):
-        parser.set_defaults(function=function)
+    command = subcommands(top)
+    training = command("train", _train, "train on the whole graph: splits x initialisations")
+    scores = command("score", _score, "Totoro score and ReNode weight of each labelled node; no training")
+    pictures = command("plot", _plot, "pictures of the scores and weights")
+    for parser in (training, scores, pictures):
         for title, part in (("graph", GraphOptions), ("split", SplitOptions), ("ReNode", WeightOptions)):
             part.add_to(parser.add_argument_group(title))
         parser.add_argument("--out", default="runs/renode", help="folder of results or files [%(default)s]")
@@ -72,11 +76,11 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     for parser in (scores, pictures):
         parser.add_argument("--split-seed", type=int, default=0, help="which split [%(default)s]")
     pictures.add_argument("--layout-nodes", type=int, default=400, help="at most, of the layout [%(default)s]")
-    if command == "train-large":  # its libraries take seconds to load
-        from graph.renode.large import add_arguments, train_large
+    large = command("train-large", _train_large, "train on a graph too large for that: PPRGo, in mini-batches")
+    if chosen == "train-large":  # its libraries take seconds to load
+        from graph.renode.large import add_arguments
 
         add_arguments(large)
-        large.set_defaults(function=train_large)
     return top
 
 
