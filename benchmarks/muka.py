@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks.timing import Function, Row, rate_row, time_row
-from vision_language.accelerator import adamw, make_accelerator
 from vision_language.muka.baselines import uhc_loss, vanilla_kd_loss
 from vision_language.muka.feature_amalgamation import CommonFeatureLearning, LayerwiseAmalgamation
 from vision_language.muka.objectives import FeatureObjective, Objective
@@ -47,7 +46,7 @@ def texts(quick: bool, count: int) -> dict[str, Tensor]:
 
 def epoch(objective: Objective, batch: dict[str, Tensor], signals: Sequence[Tensor]) -> Function:
     """Forward, loss, backward, AdamW for each batch."""
-    optimizer = adamw(objective.parameters(), make_accelerator(cpu=True), lr=2e-5)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=2e-5)
     objective.train()
 
     def run() -> None:
