@@ -1,7 +1,8 @@
-"""Files that are whole or absent, and checkpoints that cannot run code."""
+"""Files that are whole or absent, text that is read in one way everywhere, and checkpoints that cannot run code."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import gzip
@@ -9,10 +10,12 @@ import json
 import os
 import pickle
 import re
+import sys
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -20,8 +23,10 @@ from .errors import CheckpointError, DataError, OptionError
 
 __all__ = [
     "MAX_LINE",
+    "STDIN",
     "load_safely",
     "output_folder",
+    "read_bytes",
     "read_json",
     "read_lines",
     "replacing",
@@ -32,6 +37,9 @@ __all__ = [
 
 MAX_LINE = 2**22
 """Longest line of a text that is read, in characters: a file without line breaks must not fill the memory."""
+
+STDIN = "-"
+"""The path that stands for the standard input."""
 
 
 @contextlib.contextmanager
@@ -70,30 +78,91 @@ def output_folder(folder: str | Path, option: str = "--out") -> Path:
         return made
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[str, str]]:
-    """The lines of a UTF-8 text, plain or ``.gz``, that are not blank, each with its ``FILE:LINE`` for messages.
+@contextlib.contextmanager
+def _unpacked(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
+    """The bytes of a file and its name for messages; what cannot be opened or unpacked is one line.
+
+    gzip is told by the content as well as by the name, and without seeking, so that a pipe (``<(...)``) works.
+    """
+    name = "stdin" if str(path) == STDIN else str(path)
+    try:
+        with contextlib.ExitStack() as stack:
+            file: Any = sys.stdin.buffer if name == "stdin" else stack.enter_context(open(path, "rb"))
+            if name.endswith(".gz") or file.peek(2)[:2] == b"\x1f\x8b":
+                file = stack.enter_context(gzip.GzipFile(fileobj=file))
+            yield file, name
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{name}: damaged gzip file ({error})") from error
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def _decoded(data: bytes, origin: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = f"byte 0x{data[error.start]:02x} at {error.start + 1}"
+        raise DataError(f"{origin}: not UTF-8 text ({place}); convert the file with iconv") from error
+
+
+def read_lines(path: str | Path, keep_blank: bool = False) -> Iterator[tuple[str, str]]:
+    """The lines of a UTF-8 text, each with its ``FILE:LINE`` for messages.
+
+    Only a line feed ends a line (a carriage return before it is dropped, and so is a byte order mark), so that two
+    files of parallel text cannot shift against each other.
+
+    Args:
+        path: plain or gzip; ``"-"`` is the standard input.
+        keep_blank: also give the lines that hold nothing but space.
 
     Raises:
-        DataError: where the file cannot be read, or holds a line of more than ``MAX_LINE`` characters.
+        DataError: where the file cannot be read, unpacked or decoded, or holds a line of more than ``MAX_LINE``
+            characters.
     """
-    path = Path(path)
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-            number = 0
-            while line := file.readline(MAX_LINE + 1):
-                number += 1
-                if len(line) > MAX_LINE:
-                    raise DataError(f"{path}:{number}: a line has at most {MAX_LINE} characters, this one has more")
-                if line.strip():
-                    yield line.rstrip("\r\n"), f"{path}:{number}"
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    with _unpacked(path) as (file, name):
+        number, limit = 0, 4 * MAX_LINE  # a character of UTF-8 has at most 4 bytes
+        while data := file.readline(limit + 1):
+            number += 1
+            origin = f"{name}:{number}"
+            data = data.removeprefix(codecs.BOM_UTF8) if number == 1 else data
+            line = _decoded(data, origin) if len(data) <= limit else None
+            if line is None or len(line) > MAX_LINE:
+                raise DataError(f"{origin}: a line has at most {MAX_LINE} characters, this one has more")
+            if keep_blank or line.strip():
+                yield line.removesuffix("\n").removesuffix("\r"), origin
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file: plain, gzip, or the one member of a ``.zip``.
+
+    Raises:
+        DataError: where it cannot be read or unpacked.
+    """
+    with _unpacked(path) as (file, name):
+        if not name.endswith(".zip"):
+            return file.read()
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.namelist()
+                if len(members) == 1:
+                    return archive.read(members[0])
+        # Damage makes zipfile raise many types, among them NotImplementedError and RuntimeError.
+        except Exception as error:
+            raise DataError(f"{name}: damaged zip file, or one of a form that cannot be read ({error})") from error
+        raise DataError(f"{name}: a zip file must hold one file, this one holds {len(members)}")
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a UTF-8 JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """The value in a UTF-8 JSON file, plain or gzip.
+
+    Raises:
+        DataError: where the file cannot be read, or holds anything else.
+    """
+    text = _decoded(read_bytes(path).removeprefix(codecs.BOM_UTF8), str(path))
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # hostile nesting
+        raise DataError(f"{path}: not a JSON file: {error}") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import io
 import os
 import tarfile
@@ -43,3 +44,25 @@ def require_data(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"data set {name} is not at {folder} (set FAIRSEQ_EXT_DATA)")
     return folder
+
+
+def damaged_texts(good: bytes) -> dict[str, bytes]:
+    """What users have in place of a text file: each of these, with the suffix in its name, must be refused by name.
+
+    Args:
+        good: a file that is read without complaint, of at least two lines.
+    """
+    packed = gzip.compress(good, compresslevel=0)
+    middle = bytearray(packed)
+    middle[10] ^= 6  # another kind of block: zlib itself stops
+    return {
+        "latin-1": good + "caf\u00e9\n".encode("latin-1"),
+        "utf-16": good.decode().encode("utf-16"),
+        "binary": good + bytes(range(256)),
+        "damaged.gz": bytes(middle),
+        "checksum.gz": packed[:-8] + b"\0" * 8,
+        "truncated.gz": packed[: len(packed) // 2],
+        "header only.gz": packed[:5],
+        "plain text.gz": good,
+        "gzip without its suffix, truncated": packed[: len(packed) // 2],
+    }

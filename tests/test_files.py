@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -19,13 +22,14 @@ from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionErr
 from fairseq_ext.files import (
     MAX_LINE,
     load_safely,
+    read_bytes,
     read_json,
     read_lines,
     replacing,
     save_atomically,
     write_json,
 )
-from tests.helpers import ROOT
+from tests.helpers import ROOT, damaged_texts
 
 STATE = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "epoch": 3, "best": 0.5, "names": ["a", "b"], "rest": None}
 
@@ -238,22 +242,114 @@ def test_the_errors_do_not_load_torch():
     assert not {"torch", "fairseq"} & set(json.loads(result.stdout))
 
 
+GOOD = "\ufeffone\r\n\n  \ntwo\rhalf\u2028\n three \n".encode()
+READERS = {
+    "read_lines": (lambda path: list(read_lines(path)), GOOD),
+    "read_json": (read_json, b'{"one":\n "two"}\n'),
+}
+
+
 def test_lines_are_numbered_and_stripped_of_what_is_not_text(tmp_path):
-    text = "\ufeffone\r\n\n  \ntwo\rhalf\n three \n"
-    (tmp_path / "a.txt").write_bytes(text.encode())
-    with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
-        file.write(text.encode())
-    for name in ("a.txt", "a.txt.gz"):
+    for name, data in {
+        "a.txt": GOOD,
+        "a.txt.gz": gzip.compress(GOOD),
+        "gzip without suffix": gzip.compress(GOOD),
+    }.items():
         path = tmp_path / name
-        expected = [("one", f"{path}:1"), ("two\rhalf", f"{path}:4"), (" three ", f"{path}:5")]
+        path.write_bytes(data)
+        expected = [("one", f"{path}:1"), ("two\rhalf\u2028", f"{path}:4"), (" three ", f"{path}:5")]
         assert list(read_lines(path)) == expected
+        blank = [("", f"{path}:2"), ("  ", f"{path}:3")]
+        assert list(read_lines(path, keep_blank=True)) == [expected[0], *blank, *expected[1:]]
 
 
-def test_lines_that_cannot_be_read_are_refused(tmp_path):
-    (tmp_path / "latin").write_bytes(b"caf\xe9\n")
-    (tmp_path / "long").write_bytes(b"fine\n" + b"x" * (MAX_LINE + 1))
-    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"some text\n" * 100)[:20])
-    messages = {"latin": "cannot be read as UTF-8", "long": ":2: a line has at most", "cut.gz": "cannot be read"}
-    for name, message in {**messages, "none": "No such file"}.items():
-        with pytest.raises(DataError, match=message):
+@pytest.mark.parametrize("data", [GOOD, gzip.compress(GOOD), b""])
+def test_the_standard_input_and_a_pipe_are_read_as_files(data, tmp_path):
+    script = "import json, sys; from fairseq_ext.files import read_lines; print(json.dumps([*read_lines(sys.argv[1])]))"
+    for path, name in (("-", "stdin"), ("/dev/stdin", "/dev/stdin")):
+        run = subprocess.run(
+            [sys.executable, "-c", script, path], input=data, capture_output=True, cwd=ROOT, check=True
+        )
+        found = json.loads(run.stdout)
+        assert [place for _, place in found] == ([f"{name}:1", f"{name}:4", f"{name}:5"] if data else [])
+
+
+@pytest.mark.parametrize("kind", damaged_texts(GOOD))
+@pytest.mark.parametrize("reader", READERS)
+def test_damaged_files_are_refused_by_name_in_one_line(tmp_path, reader, kind):
+    read, good = READERS[reader]
+    (tmp_path / "good").write_bytes(good)
+    read(tmp_path / "good")
+    path = tmp_path / kind
+    path.write_bytes(damaged_texts(good)[kind])
+    with pytest.raises(DataError) as refusal:
+        read(path)
+    assert one_line(refusal).startswith(f"{path}:")
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes("gut\nschön\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"a.txt:2: not UTF-8 text \(byte 0xf6 at 4\)"):
+        list(read_lines(tmp_path / "a.txt"))
+
+
+def test_a_line_without_end_does_not_fill_the_memory(tmp_path):
+    for name, text in {
+        "ascii": "x" * (MAX_LINE + 1),
+        "wide": "民" * (MAX_LINE + 1),
+        "cut": "民" * (2 * MAX_LINE),
+    }.items():
+        (tmp_path / name).write_text("fine\n" + text)
+        with pytest.raises(DataError, match=f"{name}:2: a line has at most {MAX_LINE} characters"):
             list(read_lines(tmp_path / name))
+    (tmp_path / "longest").write_text("民" * (MAX_LINE - 1) + "\n")
+    assert len(list(read_lines(tmp_path / "longest"))) == 1
+
+
+@pytest.mark.parametrize("read", [*(read for read, _ in READERS.values()), read_bytes])
+def test_what_is_no_file_is_refused_by_name(tmp_path, read):
+    for path, reason in ((tmp_path / "none", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(DataError) as refusal:
+            read(path)
+        assert one_line(refusal) == f"{path}: cannot be read: {reason}"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1,]", "{'a': 1}", "[" * 100_000, "1 2", "9" * 5000])
+def test_what_is_no_json_is_refused_by_name(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=r"a.json: not a JSON file: ") as refusal:
+        read_json(tmp_path / "a.json")
+    one_line(refusal)
+
+
+def zipped(**members: bytes) -> bytes:
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a", GOOD), ("a.gz", gzip.compress(GOOD)), ("a.zip", zipped(member=GOOD))],
+    ids=lambda x: str(x)[:5],
+)
+@given(st.data())
+def test_bytes_come_back_whole_or_are_refused(tmp_path_factory, name, data, draw):
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(data)
+    assert read_bytes(path) == GOOD
+    if name == "a":
+        return
+    damaged = bytearray(data)
+    for place in draw.draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=9)):
+        damaged[place] ^= draw.draw(st.integers(1, 255))
+    path.write_bytes(damaged[: draw.draw(st.integers(0, len(data)))])
+    with contextlib.suppress(DataError):
+        assert isinstance(read_bytes(path), bytes)
+
+
+def test_a_zip_file_holds_one_file(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped(one=b"1", two=b"2"))
+    with pytest.raises(DataError, match=r"a.zip: a zip file must hold one file, this one holds 2"):
+        read_bytes(tmp_path / "a.zip")

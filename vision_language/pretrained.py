@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from fairseq_ext.errors import CheckpointError, InputError, OptionError
+from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError
 from fairseq_ext.files import load_safely, read_json
 
 __all__ = [
@@ -76,12 +76,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not folder.is_dir():
         raise OptionError(f"{folder} is not a folder; a model is a folder with config.json, weights and a tokenizer")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no config.json in it, so it is no model")
     try:
         config = read_json(folder / "config.json")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no config.json in it, so it is no model") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: not JSON ({type(error).__name__})") from error
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise CheckpointError(f"{folder / 'config.json'}: no model_type in it, so it is no model of transformers")
     return config

@@ -66,7 +66,7 @@ def test_other_architectures(tmp_path):
     ("break_it", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "no config.json in it, so it is no model"),
-        (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json: not a JSON file"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json: no model_type"),
         (lambda f: edit_config(f, model_type="nothing"), "cannot be loaded"),
         (lambda f: edit_config(f, id2label=None), "has no id2label, so its classes have no names"),
