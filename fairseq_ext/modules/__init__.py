@@ -6,10 +6,10 @@ from fairseq_ext.modules.muse import DynamicConv, KernelGate, MultiScaleConv
 from fairseq_ext.modules.normalization import AdaNorm, DetachNorm, LayerNormSimple, create_norm
 from fairseq_ext.modules.sparse_attention import (
     attention_weights,
-    out_of_window_softmax,
     topk_attention,
     topk_softmax,
 )
+from fairseq_ext.modules.sparse_variants import out_of_window_softmax
 
 __all__ = [
     "AdaNorm",

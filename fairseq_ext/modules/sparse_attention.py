@@ -16,6 +16,19 @@ Three rules hold everywhere in this file:
   precision.
 * **An empty row is zero.** A row without any unmasked key gets zero weights and a zero gradient, where softmax gives
   NaN.
+
+Extreme scores mean the same to every normalizer, in every floating dtype:
+
+=================  ==================================================================================================
+score              weight
+=================  ==================================================================================================
+``-inf``           0, and a zero gradient; a row of nothing else is zero
+``finfo.min``      that of any finite score: 0 beside ordinary ones, equal shares in a row of nothing else
+huge, finite       the exact one: only differences within a row count, and they may overflow
+``+inf``           the limit: equal shares of the row's ``+inf`` entries, 0 for the rest; a finite gradient
+NaN                NaN in the whole row, and in no other
+no key at all      an empty row; :func:`topk_attention` gives zeros
+=================  ==================================================================================================
 """
 
 from __future__ import annotations
@@ -31,10 +44,11 @@ from torch import Tensor
 
 NORMALIZERS = ("softmax", "sparsemax", "entmax15", "entmax-bisect")
 
-_NEG_INF = float("-inf")
+# What a score of +inf lies above the finite ones of its row: exp(70) makes 1 vanish beside it and is far from overflow.
+_INFINITELY_ABOVE = 70.0
 
 
-def effective_k(num_keys: int, k: int = 0, ratio: float = 0, minimum: int = 0) -> int:
+def effective_k(num_keys: int, k: int = 0, ratio: float = 0.0, minimum: int = 0) -> int:
     r"""Number of keys a row of ``num_keys`` keeps; 0 stands for dense attention.
 
     .. math::
@@ -75,8 +89,10 @@ class _TopKSoftmax(torch.autograd.Function):
     Jacobian at the output already is the Jacobian restricted to the kept set.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, k: int | None, dim: int) -> Tensor:
+    def forward(scores: Tensor, k: int | None, dim: int) -> Tensor:
         if k is None:
             maximum, kept = scores.amax(dim, keepdim=True), None
         else:
@@ -84,17 +100,17 @@ class _TopKSoftmax(torch.autograd.Function):
             # keys kthvalue takes 1.2 and sort 3 times as long, at 1024 keys 5 and 17 times.
             largest = scores.topk(k, dim).values
             maximum, kept = largest.narrow(dim, 0, 1), scores >= largest.narrow(dim, k - 1, 1)
-        # The clamp turns the -inf - (-inf) = NaN of a fully masked row into exp(-inf) = 0.
-        maximum = maximum.clamp(min=torch.finfo(scores.dtype).min)
         # Half precision is normalised in float32, as fairseq's softmax does; float64 stays float64.
-        weights = (scores - maximum if scores.dtype.itemsize > 2 else scores.float() - maximum.float()).exp_()
+        weights = _below_maximum(scores, maximum).clamp_(max=_INFINITELY_ABOVE).exp_()
         if kept is not None:
             weights.mul_(kept)
         weights.div_(weights.sum(dim, keepdim=True).clamp_(min=torch.finfo(weights.dtype).tiny))
-        probabilities = weights.to(scores.dtype)
-        ctx.save_for_backward(probabilities)
-        ctx.dim = dim
-        return probabilities
+        return weights.to(scores.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int | None, int], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.dim = inputs[2]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -103,7 +119,30 @@ class _TopKSoftmax(torch.autograd.Function):
         return torch._softmax_backward_data(grad, probabilities, ctx.dim, probabilities.dtype), None, None
 
 
-def topk_softmax(scores: Tensor, k: int, dim: int = -1, *, straight_through: bool = False) -> Tensor:
+def _below_maximum(scores: Tensor, maximum: Tensor) -> Tensor:
+    """``scores - maximum`` in float32 at least; +inf where a score is, and -inf in a row of nothing else."""
+    limits = torch.finfo(scores.dtype)
+    maximum = maximum.clamp(limits.min, limits.max)  # inf - inf is NaN
+    return scores - maximum if scores.dtype.itemsize > 2 else scores.float() - maximum.float()
+
+
+def _scriptable_topk_softmax(scores: Tensor, k: int, dim: int, straight_through: bool) -> Tensor:
+    """What :func:`topk_softmax` computes, in operations that TorchScript knows and differentiates."""
+    maximum = scores.amax(dim, keepdim=True)
+    empty, infinite = maximum == -math.inf, maximum == math.inf
+    equal = empty | (infinite & (scores == math.inf))
+    logits = scores.masked_fill(infinite, -math.inf).masked_fill(equal, 0.0)
+    if scores.dtype == torch.float16 or scores.dtype == torch.bfloat16:
+        logits = logits.float()
+    weights = logits.softmax(dim).masked_fill(empty, 0.0)
+    if 0 < k < scores.size(dim):
+        dropped = scores < scores.topk(k, dim)[0].narrow(dim, k - 1, 1)
+        sparse = logits.masked_fill(dropped, -math.inf).softmax(dim).masked_fill(empty, 0.0)
+        weights = sparse.detach() + (weights - weights.detach()) if straight_through else sparse
+    return weights.to(scores.dtype)
+
+
+def topk_softmax(scores: Tensor, k: int, dim: int = -1, straight_through: bool = False) -> Tensor:
     r"""Softmax over the ``k`` largest scores of each row, zero elsewhere.
 
     .. math::
@@ -133,6 +172,10 @@ def topk_softmax(scores: Tensor, k: int, dim: int = -1, *, straight_through: boo
         >>> topk_softmax(torch.tensor([0.0, 1.0, 1.0, -1.0]), k=2)
         tensor([0.0000, 0.5000, 0.5000, 0.0000])
     """
+    if scores.size(dim) == 0:
+        return scores.clone()
+    if torch.jit.is_scripting():
+        return _scriptable_topk_softmax(scores, k, dim, straight_through)
     sparse = 0 < k < scores.size(dim)
     if sparse and straight_through:
         dense = _TopKSoftmax.apply(scores, None, dim)
@@ -195,21 +238,29 @@ def attention_weights(
         raise ValueError(
             f"{option} needs normalizer='softmax', got normalizer={normalizer!r}, which chooses its own keys"
         )
-    if not alpha > 1:
-        raise ValueError(f"alpha must be above 1, got {alpha}")
+    if not 1 < alpha < math.inf:
+        raise ValueError(f"alpha must be above 1 and finite, got {alpha}")
+    return _sparse_weights(scores, normalizer, alpha)
 
-    # entmax gives NaN on a row of -inf: hand it zeros there, and blank the result, which blanks the gradient as well.
-    empty = scores.amax(-1, keepdim=True) == _NEG_INF
-    finite = scores.masked_fill(empty, 0.0)
-    if finite.dtype.itemsize <= 2:
-        finite = finite.float()
+
+def _sparse_weights(scores: Tensor, normalizer: str, alpha: float) -> Tensor:
+    """The normalizers of entmax, which by themselves turn infinite, huge and NaN scores into NaN or an index error."""
+    if scores.size(-1) == 0:
+        return scores.clone()
+    maximum = scores.detach().amax(-1, keepdim=True)
+    # A score gets no weight once it is 1 / (alpha - 1) below the maximum, so the distance can end there. The weights do
+    # not depend on a common shift, and sums of squares and bisections then meet small numbers only.
+    reach = 2 / ({"sparsemax": 2.0, "entmax15": 1.5}.get(normalizer, alpha) - 1)
+    unsolvable = ~(maximum > -math.inf)
+    distance = _below_maximum(scores, maximum).clamp(-reach, reach).masked_fill(unsolvable, 0.0)
     if normalizer == "sparsemax":
-        weights = sparsemax(finite, dim=-1)
+        weights = sparsemax(distance, dim=-1)
     elif normalizer == "entmax15":
-        weights = entmax15(finite, dim=-1)
+        weights = entmax15(distance, dim=-1)
     else:
-        weights = entmax_bisect(finite, alpha=alpha, dim=-1)
-    return weights.to(scores.dtype).masked_fill(empty, 0.0)
+        weights = entmax_bisect(distance, alpha=alpha, dim=-1)
+    weights = weights.to(scores.dtype).masked_fill(unsolvable, 0.0)
+    return weights.masked_fill(maximum.isnan(), math.nan)
 
 
 def topk_attention(
@@ -219,10 +270,10 @@ def topk_attention(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    *,
-    k: int,
     scale: float | None = None,
     straight_through: bool = False,
+    *,
+    k: int,  # TorchScript takes keyword-only arguments that have no default
 ) -> Tensor:
     r"""Scaled dot-product attention over the ``k`` best keys of each query.
 
@@ -251,138 +302,11 @@ def topk_attention(
     """
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other: put the causal mask into attn_mask")
-    scale = 1.0 / math.sqrt(query.size(-1)) if scale is None else scale
+    scale = 1.0 / math.sqrt(max(1, query.size(-1))) if scale is None else scale
     scores = (query * scale) @ key.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, _NEG_INF) if attn_mask.dtype == torch.bool else scores + attn_mask
-    weights = attention_weights(scores, k=k, straight_through=straight_through)
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    weights = topk_softmax(scores, effective_k(scores.size(-1), k), straight_through=straight_through)
     return F.dropout(weights, dropout_p) @ value
-
-
-def out_of_window_mask(scores: Tensor, k: int, causal: bool = False) -> Tensor:
-    """The keys that :func:`out_of_window_softmax` keeps: boolean, shaped like ``scores``, True where a key is kept."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    queries, keys = scores.shape[-2:]
-    if queries > keys:
-        raise ValueError(
-            f"scores must have no more queries than keys (self-attention), got {queries} queries and {keys} keys"
-        )
-    width = k // 2
-    positions = torch.arange(keys, device=scores.device)
-    offset = positions - positions[keys - queries :, None]
-    if causal:
-        scores = scores.masked_fill(offset > 0, _NEG_INF)
-        window = (offset > -width) & (offset <= 0)
-    else:
-        window = (offset >= -(width // 2)) & (offset < width - width // 2)
-    outside = scores.masked_fill(window, _NEG_INF)
-    threshold = outside.topk(min(k - width, keys), -1, sorted=False).values.amin(-1, keepdim=True)
-    return (window | (scores >= threshold)) & (scores > _NEG_INF)
-
-
-def out_of_window_softmax(scores: Tensor, k: int, causal: bool = False) -> Tensor:
-    r"""Softmax over a local window and the best keys outside it ("top-k out of window", for long documents).
-
-    Of a budget ``k``, ``w = k // 2`` keys form a window around query ``i`` and ``k - w`` are the highest-scoring keys
-    outside it:
-
-    .. math::
-        W_i = \begin{cases} \{i - w + 1, \dots, i\} & \text{causal} \\
-              \{i - \lfloor w/2 \rfloor, \dots, i + \lceil w/2 \rceil - 1\} & \text{otherwise} \end{cases}
-        \qquad A_i = \text{softmax over } W_i \cup \text{top}_{k - w}(P_i \setminus W_i)
-
-    The split of the budget is that of the method's authors (Zhao, Lin, Zhang, Su, Sun, "Extremely Sparse Transformer
-    with Top-k Selective Attention"); they do not say how the window is placed, so the placement above is our choice.
-    Ties outside the window are kept; masked keys are in neither part; a fully masked row is zero.
-
-    Args:
-        scores: self-attention scores, ``-inf`` at masked keys. With fewer queries than keys, the queries are the last
-            positions, so one decoding step gives the last row of the full matrix.
-        k: total budget, at least 1. In the authors' document translation runs 8 was better than 16 and 32.
-        causal: use the causal window, and mask future keys.
-
-    Shape:
-        - scores: ``(..., T, S)`` with ``T <= S``; the output has the same shape.
-
-    Raises:
-        ValueError: ``k`` is below 1, or there are more queries than keys.
-    """
-    return topk_softmax(scores.masked_fill(~out_of_window_mask(scores, k, causal), _NEG_INF), 0)
-
-
-def _joint_threshold(values: Tensor, k: int) -> Tensor:
-    """The ``H * k``-th largest of ``values`` (B, H, T, S) over heads and keys together: (B, 1, T, 1)."""
-    heads, keys = values.size(1), values.size(-1)
-    joint = values.transpose(1, 2).flatten(2)
-    return joint.topk(heads * min(k, keys), -1, sorted=False).values.amin(-1)[:, None, :, None]
-
-
-def _softmax_over(values: Tensor, keep: Tensor, valid: Tensor) -> Tensor:
-    """Softmax of ``values`` over the kept entries; a row that keeps none of its valid keys is uniform over them."""
-    unselected = ~keep.any(-1, keepdim=True)
-    # The value is 0 and the gradient that of the identity, as for logits that were all shifted by one huge constant.
-    flat = values.masked_fill(~valid, 0.0)
-    values = torch.where(unselected, flat - flat.detach(), values)
-    return topk_softmax(values.masked_fill(~torch.where(unselected, valid, keep), _NEG_INF), 0)
-
-
-def ensemble_topk_softmax(scores: Tensor, k: int) -> Tensor:
-    r"""Top-k softmax whose budget is shared by the heads: the ``H * k`` best (head, key) pairs of each query are kept.
-
-    .. math::
-        t_i = \text{the } Hk\text{-th largest of } \{P_{hij}\}_{h,j}, \qquad
-        A_{hi} = \text{softmax over } \{j : P_{hij} \ge t_i\}
-
-    The "ensemble" option of the Explicit Sparse Transformer's Tensor2Tensor release (arXiv 1912.11637). Heads may keep
-    different numbers of keys. A head left without any is uniform over its unmasked keys, as it is there.
-
-    Args:
-        scores: masked entries must already be ``-inf``.
-        k: average budget of a head, at least 1.
-
-    Shape:
-        - scores: ``(B, H, T, S)``; the output has the same shape.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    valid = scores > _NEG_INF
-    return _softmax_over(scores, (scores >= _joint_threshold(scores, k)) & valid, valid)
-
-
-def topk_probabilities(scores: Tensor, k: int, *, softmax_again: bool = False, across_heads: bool = False) -> Tensor:
-    r"""Dense softmax first, then keep the ``k`` largest probabilities.
-
-    .. math::
-        A = \text{softmax}(P), \qquad A'_{ij} = [A_{ij} \ge t_i]\, A_{ij}
-        \quad\text{or}\quad A' = \text{softmax over } \{j : A_{ij} \ge t_i\} \text{ of } A_{ij}
-
-    The ``before_softmax=False`` settings of the Explicit Sparse Transformer's Tensor2Tensor release (arXiv
-    1912.11637), kept for comparison: its published runs select before the softmax, which is :func:`topk_softmax`.
-
-    Args:
-        scores: masked entries must already be ``-inf``; they get no weight (our choice: the release lets the second
-            softmax give weight to masked keys of a row with fewer than ``k`` others).
-        k: entries to keep in each row, at least 1; ties are kept.
-        softmax_again: apply a second softmax to the kept *probabilities*, which flattens them: with ``k`` keys no
-            weight exceeds ``e / (e + k - 1)``. Otherwise the weights are left as they are and a row sums to less than
-            one.
-        across_heads: share the budget between the heads as in :func:`ensemble_topk_softmax`.
-
-    Shape:
-        - scores: ``(..., T, S)``, with ``across_heads`` ``(B, H, T, S)``; the output has the same shape.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    valid = scores > _NEG_INF
-    probabilities = topk_softmax(scores, 0)
-    if across_heads:
-        threshold = _joint_threshold(probabilities, k)
-    else:
-        threshold = probabilities.topk(min(k, scores.size(-1)), -1, sorted=False).values.amin(-1, keepdim=True)
-    keep = (probabilities >= threshold) & valid
-    if softmax_again:
-        return _softmax_over(probabilities, keep, valid)
-    return probabilities.masked_fill(~keep, 0.0)

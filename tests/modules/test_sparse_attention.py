@@ -17,11 +17,7 @@ from fairseq_ext.modules.sparse_attention import (
     NORMALIZERS,
     attention_weights,
     effective_k,
-    ensemble_topk_softmax,
-    out_of_window_mask,
-    out_of_window_softmax,
     topk_attention,
-    topk_probabilities,
     topk_softmax,
 )
 from tests.helpers import golden_names, load_golden
@@ -155,56 +151,6 @@ def test_golden_entmax(name: str) -> None:
     close(p, g["p"])
     (p * torch.from_numpy(g["grad_out"])).sum().backward()
     close(x.grad, g["grad_x"])
-
-
-def tensor2tensor_weights(scores: Tensor, g: dict[str, np.ndarray]) -> Tensor:
-    kind, selected = str(g["meta.self_attenion_type"]), str(g["meta.selected_topk_attention_type"])
-    dense = selected == "two" and kind == "decoder_self_attention"
-    k = 0 if dense else effective_k(scores.size(-1), **budget(int(g["meta.d"]), int(g["meta.lb"])))
-    across_heads = "ensemble" in str(g["meta.fn"])
-    if not g["meta.before_softmax"]:
-        return topk_probabilities(scores, k, softmax_again=bool(g["meta.softmax_again"]), across_heads=across_heads)
-    return ensemble_topk_softmax(scores, k) if across_heads else topk_softmax(scores, k)
-
-
-@pytest.mark.parametrize("name", [n for n in golden_names("sparse", "t2t_") if "beforepadding" not in n])
-def test_golden_tensor2tensor(name: str) -> None:
-    g = load_golden("sparse", name)
-    q, k, v = (leaf(g[x]) for x in "qkv")
-    scores = (q @ k.transpose(-2, -1)).masked_fill(torch.from_numpy(g["bias"]) < -1e8, NEG_INF)
-    weights = tensor2tensor_weights(scores, g)
-    out = weights @ v
-    close(weights, g["weights"])
-    close(out, g["out"])
-    (out * torch.from_numpy(g["grad_out"])).sum().backward()
-    for x, tensor in zip("qkv", (q, k, v), strict=True):
-        close(tensor.grad, g[f"grad_{x}"])
-
-
-def test_selecting_before_masking_is_not_reproduced() -> None:
-    """The release's ``before_padding=True`` gives weight to future keys; masking first never does."""
-    g = load_golden("sparse", "t2t_pre_k3_beforepadding")
-    masked = (torch.from_numpy(g["bias"]) < -1e8).expand(g["weights"].shape)
-    scores = torch.from_numpy(g["q"] @ g["k"].swapaxes(-1, -2)).masked_fill(masked, NEG_INF)
-    weights = topk_softmax(scores, 3)
-    assert g["weights"][masked.numpy()].max() > 0.1
-    assert weights[masked].abs().max() == 0
-    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-
-
-@pytest.mark.parametrize("name", golden_names("sparse", "oow_"))
-def test_golden_out_of_window(name: str) -> None:
-    g = load_golden("sparse", name)
-    leaf_scores = leaf(g["scores"])
-    scores = leaf_scores
-    if "key_padding_mask" in g:
-        scores = scores.masked_fill(torch.from_numpy(g["key_padding_mask"])[:, None, None], NEG_INF)
-    k, causal = int(g["meta.k"]), bool(g["meta.causal"])
-    attn = out_of_window_softmax(scores, k, causal)
-    assert (out_of_window_mask(scores, k, causal).numpy() == g["keep"]).all()
-    close(attn, g["attn"], 1e-12)
-    (attn * torch.from_numpy(g["grad_out"])).sum().backward()
-    close(leaf_scores.grad, g["grad_scores"], 1e-12)
 
 
 # --- The budget ------------------------------------------------------------------------------------------------------
@@ -408,6 +354,61 @@ def test_fully_masked_row(normalizer: str) -> None:
     assert (grad[0] == 0).all() and grad[1].abs().sum() > 0
 
 
+# Every normalizer, and what else goes through the same contract.
+CONTRACT = {
+    **{name: {"normalizer": name} for name in NORMALIZERS},
+    "top 1": {"k": 1},
+    "top 2": {"k": 2},
+    "straight-through": {"k": 1, "straight_through": True},
+    "alpha 1.01": {"normalizer": "entmax-bisect", "alpha": 1.01},
+    "alpha 3": {"normalizer": "entmax-bisect", "alpha": 3.0},
+}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@st.composite
+def extreme_scores(draw: st.DrawFn, dtype: torch.dtype) -> Tensor:
+    limits = torch.finfo(dtype)
+    values = [NEG_INF, limits.min, -1e4, -1.0, 0.0, limits.tiny, 1.0, 1e4, limits.max, math.inf]
+    row = st.lists(st.sampled_from(values) | st.floats(-30, 30, width=16), min_size=4, max_size=4)
+    return torch.tensor(draw(st.lists(row, min_size=1, max_size=4)), dtype=dtype)
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(data=st.data())
+def test_extreme_scores_mean_the_same_to_every_normalizer(name: str, dtype: torch.dtype, data: st.DataObject) -> None:
+    scores = data.draw(extreme_scores(dtype)).requires_grad_()
+    weights = attention_weights(scores, **CONTRACT[name])
+    (grad,) = torch.autograd.grad(weights, scores, torch.tensor([1.0, -2.0, 3.0, 0.5], dtype=dtype).expand_as(scores))
+    assert weights.isfinite().all() and grad.isfinite().all() and (weights >= 0).all()
+    masked, infinite = scores == NEG_INF, scores == math.inf
+    assert (weights[masked] == 0).all() and (grad[masked] == 0).all()
+    total = (~masked.all(-1)).to(dtype)
+    torch.testing.assert_close(weights.double().sum(-1), total.double(), rtol=0, atol=2e-2)
+    share = infinite.double() / infinite.sum(-1, keepdim=True).clamp(min=1)
+    limit = torch.where(infinite.any(-1, keepdim=True), share, weights.double())
+    torch.testing.assert_close(weights.double(), limit, rtol=0, atol=1e-3)
+    top = scores.amax(-1, keepdim=True)
+    assert (weights[scores.double() < top.double() - 1e3 - top.double().abs() * 0.5] < 1e-6).all()
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nan_stays_in_its_row(name: str, dtype: torch.dtype) -> None:
+    scores = torch.tensor([[0.0, math.nan, 1.0], [0.0, NEG_INF, 1.0], [math.inf, math.nan, NEG_INF]], dtype=dtype)
+    weights = attention_weights(scores, **CONTRACT[name])
+    assert weights[[0, 2]].isnan().all(-1).tolist() == [True, True] and weights[1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("shape", [(2, 3, 0), (2, 0, 3), (0, 3, 3), (0,), (0, 0)])
+def test_no_scores_give_no_weights(name: str, shape: tuple[int, ...]) -> None:
+    scores = torch.zeros(shape, requires_grad=True)
+    weights = attention_weights(scores, **CONTRACT[name])
+    assert weights.shape == shape and torch.autograd.grad(weights.sum(), scores)[0].shape == shape
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -418,7 +419,8 @@ def test_fully_masked_row(normalizer: str) -> None:
         ({"normalizer": "entmax15", "ratio": 2}, "k or ratio needs normalizer='softmax'"),
         ({"normalizer": "entmax15", "straight_through": True}, "straight_through needs normalizer='softmax'"),
         ({"alpha": 1.2}, "alpha is an option of normalizer='entmax-bisect'"),
-        ({"normalizer": "entmax-bisect", "alpha": 1.0}, "alpha must be above 1, got 1.0"),
+        ({"normalizer": "entmax-bisect", "alpha": 1.0}, "alpha must be above 1 and finite, got 1.0"),
+        ({"normalizer": "entmax-bisect", "alpha": math.inf}, "alpha must be above 1 and finite, got inf"),
         ({"k": -8}, "k must be 0 (dense) or positive, got -8"),
     ],
 )  # fmt: skip
@@ -473,84 +475,28 @@ def test_topk_attention_query_without_keys() -> None:
     assert all(grad.isfinite().all() for grad in grads) and (grads[0][..., 1, :] == 0).all()
 
 
+@pytest.mark.parametrize("empty", ["batch", "heads", "queries", "keys", "width", "value width"])
+@pytest.mark.parametrize("k", [0, 2])
+@pytest.mark.parametrize("mask", ["none", "bool", "float", "causal"])
+def test_topk_attention_with_an_empty_dimension(empty: str, k: int, mask: str) -> None:
+    sizes = {"batch": 2, "heads": 3, "queries": 4, "keys": 5, "width": 6, "value width": 7, empty: 0}
+    batch, heads_, queries, keys, width, value_width = sizes.values()
+    q = torch.randn(batch, heads_, queries, width, requires_grad=True)
+    key = torch.randn(batch, heads_, keys, width, requires_grad=True)
+    value = torch.randn(batch, heads_, keys, value_width, requires_grad=True)
+    options = {"none": {}, "bool": {"attn_mask": torch.ones(queries, keys, dtype=torch.bool)},
+               "float": {"attn_mask": torch.zeros(queries, keys)}, "causal": {"is_causal": True}}[mask]  # fmt: skip
+    out = topk_attention(q, key, value, k=k, **options)
+    assert out.shape == (batch, heads_, queries, value_width) and out.isfinite().all()
+    if empty == "keys":
+        assert (out == 0).all()
+    elif k == 0 and empty != "width":  # there torch divides 0 by the root of 0
+        torch.testing.assert_close(out, F.scaled_dot_product_attention(q, key, value, **options))
+    grads = torch.autograd.grad(out.sum(), (q, key, value), allow_unused=True)
+    assert all(grad is None or grad.isfinite().all() for grad in grads)
+
+
 def test_topk_attention_rejects_two_masks() -> None:
     q = torch.randn(1, 1, 4, 2)
     with pytest.raises(ValueError, match="attn_mask and is_causal=True exclude each other"):
         topk_attention(q, q, q, torch.ones(4, 4, dtype=torch.bool), is_causal=True, k=2)
-
-
-# --- Out of window, and the Tensor2Tensor variants --------------------------------------------------------------------
-
-
-@given(st.integers(1, 12), st.integers(1, 14), st.booleans(), st.integers(0, 2**31))
-def test_out_of_window_set(length: int, k: int, causal: bool, seed: int) -> None:
-    torch.manual_seed(seed)
-    scores = torch.randn(2, length, length, dtype=torch.float64)
-    valid = torch.rand(2, 1, length) < 0.8
-    allowed = (valid & torch.ones(length, length, dtype=torch.bool).tril()) if causal else valid.expand_as(scores)
-    keep = out_of_window_mask(scores.masked_fill(~valid, NEG_INF), k, causal)
-    width = k // 2
-    for b in range(2):
-        for i in range(length):
-            near = range(i - width + 1, i + 1) if causal else range(i - width // 2, i + math.ceil(width / 2))
-            window = {j for j in near if 0 <= j < length and allowed[b, i, j]}
-            rest = [j for j in range(length) if j not in near and allowed[b, i, j]]
-            far = sorted(rest, key=lambda j, b=b, i=i: -scores[b, i, j].item())[: k - width]
-            assert set(keep[b, i].nonzero().flatten().tolist()) == window | set(far)
-
-
-@pytest.mark.parametrize("k", [1, 2, 5])
-def test_out_of_window_decoding_step_is_the_last_row(k: int) -> None:
-    scores = torch.randn(2, 9, 9)
-    full = out_of_window_softmax(scores, k, causal=True)
-    for t in range(9):
-        step = out_of_window_softmax(scores[:, t : t + 1, : t + 1], k, causal=True)
-        torch.testing.assert_close(step, full[:, t : t + 1, : t + 1])
-
-
-def test_out_of_window_masked_row_is_zero() -> None:
-    scores = torch.randn(1, 4, 4)
-    scores[0, 2] = NEG_INF
-    scores.requires_grad_()
-    weights = out_of_window_softmax(scores, 2)
-    (grad,) = torch.autograd.grad(weights.square().sum(), scores)
-    assert (weights[0, 2] == 0).all() and (grad[0, 2] == 0).all() and grad.isfinite().all()
-
-
-@pytest.mark.parametrize("function", [out_of_window_softmax, topk_probabilities, ensemble_topk_softmax])
-def test_variants_reject_an_empty_budget(function) -> None:
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
-        function(torch.randn(1, 2, 4, 4), 0)
-
-
-def test_out_of_window_rejects_more_queries_than_keys() -> None:
-    with pytest.raises(ValueError, match=r"no more queries than keys .* got 5 queries and 4 keys"):
-        out_of_window_softmax(torch.randn(5, 4), 2)
-
-
-def test_ensemble_head_without_kept_keys_is_uniform() -> None:
-    scores = torch.zeros(1, 2, 1, 4, dtype=torch.float64)
-    scores[0, 0] = torch.tensor([5.0, 6.0, 7.0, 8.0])
-    scores[0, 1] = torch.tensor([1.0, 2.0, 3.0, NEG_INF])
-    weights = ensemble_topk_softmax(scores, 2)
-    torch.testing.assert_close(weights[0, 0, 0], scores[0, 0, 0].softmax(-1))
-    torch.testing.assert_close(weights[0, 1, 0], torch.tensor([1, 1, 1, 0], dtype=torch.float64) / 3)
-    # Its logits still learn: the gradient is that of a softmax whose logits are all equal.
-    free = scores.clone().requires_grad_()
-    (grad,) = torch.autograd.grad(ensemble_topk_softmax(free, 2)[0, 1, 0, 0], free)
-    torch.testing.assert_close(grad[0, 1, 0], torch.tensor([2, -1, -1, 0], dtype=torch.float64) / 9)
-
-
-@given(masked_scores())
-def test_variants_never_attend_to_masked_keys(case: tuple[Tensor, Tensor, int]) -> None:
-    scores, valid, k = (x[None] if isinstance(x, Tensor) else x for x in case)  # (1, H, T, S)
-    scores = scores.clone().requires_grad_()
-    dead = ~valid.any(-1)
-    results = [ensemble_topk_softmax(scores, k)]
-    results += [topk_probabilities(scores, k, softmax_again=a, across_heads=h) for a in (0, 1) for h in (0, 1)]
-    for number, weights in enumerate(results):
-        assert (weights[~valid] == 0).all()
-        if number in (0, 3, 4):  # those that end in a softmax
-            torch.testing.assert_close(weights.sum(-1), (~dead).float())
-        (grad,) = torch.autograd.grad(weights.square().sum(), scores)
-        assert grad.isfinite().all() and (grad[~valid] == 0).all()
