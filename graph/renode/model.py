@@ -2,72 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import itertools
-import warnings
 from collections.abc import Callable
 
-import torch
 import torch_geometric.nn.models
 from torch import Tensor, nn
-from torch_geometric.nn import APPNP, MLP, ChebConv, GATConv, GCNConv, MessagePassing, SAGEConv, SGConv
-from torch_geometric.utils import degree, to_torch_csr_tensor
+from torch_geometric.nn import APPNP, MLP, ChebConv, GATConv, GCNConv, MessagePassing, SAGEConv
 
 from fairseq_ext.errors import OptionError, choose
-from graph.renode.pagerank import PageRank, check_alpha
+from graph.renode.pagerank import check_alpha
+from graph.renode.propagation import ExactPageRank, Simplified, fixed_norm, fixed_propagation
 
-__all__ = ["MODELS", "ConvStack", "ExactPageRank", "Propagated", "build_model", "fixed_propagation"]
+__all__ = ["MODELS", "ConvStack", "Propagated", "build_model"]
 
 PACKAGE = "torch_geometric.nn.models."
-# PPNP's dense matrix: 0.9 GB for this many nodes, and twice that while it is computed.
-PPNP_NODES = 15_000
-
-
-class _FixedProduct(torch.autograd.Function):
-    """``A x`` with a constant sparse A whose transpose is at hand: autograd's own product transposes A every time."""
-
-    @staticmethod
-    def forward(ctx, matrix, transpose, x):
-        ctx.transpose = transpose
-        return matrix @ x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, None, ctx.transpose @ grad
-
-
-def fixed_propagation(conv: MessagePassing) -> MessagePassing:
-    """Let a linear ``conv`` propagate over one graph only, as one sparse product, like ``cached=True`` of some layers.
-
-    The first call of ``conv.propagate`` turns the edges, with the weights that the layer itself computed, into a
-    matrix. An input without gradient is propagated once: in full-batch training the raw features are the same at every
-    step, and for most graphs they are the widest thing that is ever propagated.
-    """
-    matrices: list[Tensor] = []
-    last: list[Tensor] = []
-
-    def propagate(edge_index: Tensor, x: Tensor | tuple, size=None, *, edge_weight=None, norm=None) -> Tensor:
-        x = x[0] if isinstance(x, tuple) else x
-        if last and last[0] is x:
-            return last[1]
-        if not matrices:
-            source, target = edge_index
-            weight = next((w for w in (edge_weight, norm) if w is not None), x.new_ones(len(source)))
-            if conv.aggr == "mean":
-                weight = weight / degree(target, len(x), x.dtype)[target]
-            with warnings.catch_warnings():
-                # torch warns that sparse CSR is in beta, and that it leaves the indices unchecked.
-                warnings.filterwarnings("ignore", "Sparse")
-                for pair in ((target, source), (source, target)):
-                    matrices.append(to_torch_csr_tensor(torch.stack(pair), weight, size=(len(x), len(x))))
-        out = _FixedProduct.apply(*matrices, x)
-        if not x.requires_grad:
-            last[:] = x, out
-        return out
-
-    conv.propagate = propagate
-    return conv
 
 
 class ConvStack(nn.Module):
@@ -130,31 +79,8 @@ class Propagated(nn.Module):
         return self.propagation(self.mlp(x), edge_index)
 
 
-class ExactPageRank(nn.Module):
-    """The propagation of PPNP: a product with the dense matrix of :class:`graph.renode.PageRank`."""
-
-    def __init__(self, alpha: float = 0.15) -> None:
-        super().__init__()
-        self.alpha = alpha
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return _dense_pagerank(edge_index, len(x), self.alpha).to(x) @ x
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha}"
-
-
-# Tensors hash by identity: all models that train on one graph share its matrix.
-@functools.lru_cache(maxsize=1)
-def _dense_pagerank(edge_index: Tensor, num_nodes: int, alpha: float) -> Tensor:
-    if num_nodes > PPNP_NODES:
-        raise OptionError(f"--model: ppnp takes at most {PPNP_NODES} nodes, the graph has {num_nodes}; choose appnp")
-    rows = PageRank(edge_index, num_nodes, alpha, tol=1e-8).rows(torch.arange(num_nodes))
-    return rows.to(edge_index.device, torch.float32)
-
-
 def _gcn(before: int, after: int, last: bool = False) -> MessagePassing:
-    return fixed_propagation(GCNConv(before, after, cached=True))
+    return fixed_propagation(fixed_norm(GCNConv(before, after, normalize=False)))
 
 
 def _sage(before: int, after: int, last: bool = False) -> MessagePassing:
@@ -185,7 +111,7 @@ def build_model(
 ) -> nn.Module:
     """A backbone; call it with ``(x, edge_index)``.
 
-    All but ``gat`` and the dotted names keep what they derive from the graph of their first call: one model, one graph.
+    All but ``gat`` and the dotted names keep what they derive from a graph for the next call with an equal one.
 
     Args:
         name: one of ``MODELS``, or the dotted name of a class of ``torch_geometric.nn.models``.
@@ -218,12 +144,13 @@ def build_model(
     if name in STACKS:
         return ConvStack(STACKS[name], in_channels, hidden_channels, out_channels, num_layers, dropout)
     if name == "sgc":
-        return fixed_propagation(SGConv(in_channels, out_channels, K=num_layers, cached=True))
+        return Simplified(in_channels, out_channels, hops=num_layers)
     check_alpha(alpha)
     sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
     mlp = MLP(sizes, dropout=dropout, norm=None)
-    steps = ExactPageRank(alpha) if name == "ppnp" else fixed_propagation(APPNP(hops, alpha, cached=True))
-    return Propagated(mlp, steps)
+    if name == "ppnp":
+        return Propagated(mlp, ExactPageRank(alpha))
+    return Propagated(mlp, fixed_propagation(fixed_norm(APPNP(hops, alpha, normalize=False))))
 
 
 def _build_dotted(

@@ -138,18 +138,13 @@ class RowBatches:
         self.weight = np.ones(len(y), np.float32) if weight is None else weight.astype(np.float32)
         self.batch_size, self.rank, self.world, self.device = batch_size, rank, world, device
         self._place = np.empty(ppr.shape[1], np.int64)
-        self._only: Batch | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """The rows in their own order."""
         return self.epoch(np.arange(len(self.y)))
 
     def epoch(self, order: np.ndarray) -> Iterator[Batch]:
-        """The rows in the given order. Where one batch holds them all, order is moot and it is built only once."""
-        if len(self.y) <= self.batch_size:
-            self._only = self._only or self.batch(np.arange(len(self.y)))
-            yield self._only
-            return
+        """The rows in the given order."""
         for start in range(0, len(order), self.batch_size):
             yield self.batch(order[start : start + self.batch_size])
 

@@ -6,7 +6,6 @@ import contextlib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,9 +57,9 @@ class LargeGraph:
     def num_classes(self) -> int:
         return int(self.y.max()) + 1
 
-    @cached_property
+    @property
     def adjacency(self) -> sparse.csr_array:
-        """(n, n) float32 ones.
+        """(n, n) float32 ones, made anew from the edges each time.
 
         Raises:
             DataError: where an edge names a node that does not exist.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fairseq_ext.checkpoint import Checkpoint
 from fairseq_ext.errors import OptionError, choose
 from fairseq_ext.losses import reduce_weighted
-from graph.renode.pprgo import PPRGo, RowBatches
+from graph.renode.pprgo import Batch, PPRGo, RowBatches
 from graph.renode.pprgo_data import LargeGraph
 from graph.renode.totoro import renode_weights, totoro, totoro_from_rows
 from graph.renode.train import f1
@@ -120,6 +120,7 @@ def train(
         kept = Checkpoint(checkpoint, settings or {}, state, model=model, optimizer=optimizer)
         kept.restore()
     parallel = accelerator.prepare_model(model)
+    whole, whole_valid = _only_batch(batches), valid and _only_batch(valid)
 
     hidden = None if accelerator.is_main_process else True
     bar = tqdm(total=epochs, initial=state["epoch"], disable=hidden, unit="epoch")
@@ -134,7 +135,7 @@ def train(
         generator = np.random.default_rng([seed, state["epoch"]])
         torch.manual_seed(int(generator.integers(2**32)) + accelerator.process_index)
         model.train()
-        for batch in batches.epoch(generator.permutation(len(batches.y))):
+        for batch in whole or batches.epoch(generator.permutation(len(batches.y))):
             logits = parallel(batch.x, batch.ppr)
             # A process without rows still takes part in the exchange of gradients, with zeros.
             share = loss(logits, batch.y, batch.weight) * len(batch.y) if len(batch.y) else logits.sum()
@@ -149,7 +150,7 @@ def train(
         if state["epoch"] % interval and state["epoch"] < epochs:
             continue
         if valid is not None:
-            score = _validate(model, valid, accelerator)
+            score = _validate(model, whole_valid or valid, accelerator)
             bar.set_postfix(valid_f1=f"{score:.4f}")
             if score > state["best_f1"]:
                 best = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -163,8 +164,13 @@ def train(
     return {"epochs": state["epoch"], "best_epoch": state["best_epoch"], "best_valid_weighted_f1": state["best_f1"]}
 
 
+def _only_batch(batches: RowBatches) -> list[Batch]:
+    """The batch that holds all rows, where there is one: building it anew would cost more than its step."""
+    return list(batches) if len(batches.y) <= batches.batch_size else []
+
+
 @torch.no_grad()
-def _validate(model: PPRGo, batches: RowBatches, accelerator: Accelerator) -> float:
+def _validate(model: PPRGo, batches: Iterable[Batch], accelerator: Accelerator) -> float:
     model.eval()
     results = [torch.stack([batch.y, model(batch.x, batch.ppr).argmax(1)], 1) for batch in batches]
     # The shares of the processes differ in length; -1 fills them up.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 import re
 
 import numpy as np
@@ -12,7 +15,8 @@ from hypothesis import strategies as st
 from torch_geometric.nn import APPNP, ChebConv, GCNConv, SAGEConv, SGConv
 
 from fairseq_ext.errors import OptionError
-from graph.renode.model import MODELS, PACKAGE, build_model, fixed_propagation
+from graph.renode.model import MODELS, PACKAGE, build_model
+from graph.renode.propagation import fixed_norm, fixed_propagation
 from tests.helpers import load_golden
 
 CLASSES, HIDDEN = 4, 16
@@ -63,11 +67,11 @@ def test_released_backbones(model, graph, layers):
 
 
 LAYERS = {
-    "gcn": lambda: GCNConv(6, 3, cached=True),
+    "gcn": lambda: GCNConv(6, 3),
     "sage": lambda: SAGEConv(6, 3),
     "cheb": lambda: ChebConv(6, 3, K=2),
-    "sgc": lambda: SGConv(6, 3, K=2, cached=True),
-    "appnp": lambda: APPNP(4, 0.15, cached=True),
+    "sgc": lambda: SGConv(6, 3, K=2),
+    "appnp": lambda: APPNP(4, 0.15),
 }
 
 
@@ -78,15 +82,15 @@ def test_fixed_propagation_is_the_layers_own(name, seed, needs_grad):
     torch.manual_seed(seed)
     edge_index = torch.randint(0, 9, (2, 20))
     own = LAYERS[name]().double()
-    fixed = fixed_propagation(LAYERS[name]().double())
+    fixed = fixed_propagation(LAYERS[name]()).double()
     fixed.load_state_dict(own.state_dict())
-    for _ in range(1 if name == "sgc" else 2):  # sgc keeps its first input, by its own design
+    for _ in range(2):
         x = torch.randn(10, 6, dtype=torch.float64, requires_grad=needs_grad)
         x_fixed = x.detach().clone().requires_grad_(needs_grad)
         for _ in range(2):
             out, out_fixed = own(x, edge_index), fixed(x_fixed, edge_index)
             torch.testing.assert_close(out_fixed, out)
-        if needs_grad and name != "sgc":
+        if needs_grad:
             cotangent = torch.randn_like(out)
             out.backward(cotangent)
             out_fixed.backward(cotangent)
@@ -98,7 +102,95 @@ def test_constant_features_are_propagated_once():
     x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 20))
     first = conv.propagate(edge_index, x=x)
     assert conv.propagate(edge_index, x=(x, x)) is first
-    assert conv.propagate(edge_index, x=x.clone()) is not first
+    assert conv.propagate(edge_index.clone(), x=x.clone()) is first
+    assert not torch.equal(conv.propagate(edge_index, x=x + 1), first)
+
+
+def negate_through_data(x, edge_index):
+    x.data.mul_(-1)
+    return x, edge_index
+
+
+def fill_through_numpy(x, edge_index):
+    np.copyto(x.numpy(), 1)
+    return x, edge_index
+
+
+# What may happen to features and edges between two calls.
+CHANGES = {
+    "features in place": lambda x, e: (x.zero_(), e),
+    "features through .data": negate_through_data,
+    "features through numpy": fill_through_numpy,
+    "other features": lambda x, e: (x.flip(0), e),
+    "edges in place": lambda x, e: (x, e.add_(3).remainder_(len(x))),
+    "as many other edges": lambda x, e: (x, (e * 5 + 1) % len(x)),
+    "fewer edges": lambda x, e: (x, e[:, ::2]),
+    "fewer nodes": lambda x, e: (x[:6], e % 6),
+    "an isolated node more": lambda x, e: (torch.cat([x, x[:1]]), e),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", [*MODELS, PACKAGE + "GCN"])
+def test_models_are_functions_of_their_arguments(name, change, training):
+    """A model that has seen one graph says of another what a new model with its parameters says."""
+    torch.manual_seed(0)
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24))
+    model = build_model(name, 6, 3, hidden_channels=8, dropout=0.0).train(training)
+    before = model(x, edge_index).detach()
+    new = build_model(name, 6, 3, hidden_channels=8, dropout=0.0).train(training)
+    new.load_state_dict(model.state_dict())
+    x, edge_index = CHANGES[change](x, edge_index)
+    with torch.set_grad_enabled(training):
+        out = model(x, edge_index)
+        torch.testing.assert_close(out, new(x.clone(), edge_index.clone()))
+        torch.testing.assert_close(model(x, edge_index), out)
+    assert out.shape != before.shape or not torch.allclose(out, before, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_take_another_type(name):
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24))
+    model = build_model(name, 6, 3, hidden_channels=8).eval()
+    out = model(x, edge_index)
+    torch.testing.assert_close(model.double()(x.double(), edge_index).float(), out, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_can_be_copied_and_pickled(name):
+    """Copies share nothing: each stays a function of its arguments, and of its own parameters."""
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24))
+    model = build_model(name, 6, 3, hidden_channels=8).eval()
+    out = model(x, edge_index)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded):
+        assert torch.equal(other(x, edge_index), out)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()
+        other(x.flip(0), edge_index)
+        assert torch.equal(other(x, edge_index), torch.zeros(10, 3)) and torch.equal(model(x, edge_index), out)
+
+
+@pytest.mark.parametrize("name", ["gcn", "cheb", "appnp"])
+def test_other_edge_weights_of_a_layer(name):
+    layers = {
+        "gcn": lambda: fixed_norm(GCNConv(6, 3, normalize=False)),
+        "cheb": lambda: ChebConv(6, 3, K=2),
+        "appnp": lambda: fixed_norm(APPNP(4, 0.15, normalize=False)),
+    }
+    torch.manual_seed(0)
+    x, edge_index, weight = torch.randn(10, 6), torch.randint(0, 10, (2, 24)), torch.rand(24)
+    fixed, own = fixed_propagation(layers[name]()), LAYERS[name]()
+    own.load_state_dict(fixed.state_dict())
+    for _ in range(3):
+        torch.testing.assert_close(fixed(x, edge_index, weight), own(x, edge_index, weight))
+        weight.mul_(torch.rand(24))
+    torch.testing.assert_close(fixed(x, edge_index), own(x, edge_index))
 
 
 def test_appnp_approaches_ppnp():

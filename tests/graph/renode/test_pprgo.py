@@ -466,6 +466,20 @@ def test_broken_features_are_named(tmp_path):
         assert str(error.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("batch_size", [9, 4200])
+def test_batches_and_adjacency_are_of_the_arrays_as_they_are(batch_size):
+    graph = a_graph()
+    graph = LargeGraph(graph.edge_index, graph.x.toarray(), graph.y)
+    batches = batches_of(graph, np.arange(30), batch_size=batch_size)
+    before, edges = [batch.x.sum() for batch in batches], graph.adjacency.nnz
+    np.multiply(graph.x, 2, out=graph.x)
+    batches.weight[:] = 0
+    torch.testing.assert_close([batch.x.sum() for batch in batches], [2 * total for total in before])
+    assert not any(batch.weight.any() for batch in batches)
+    graph.edge_index[:, 1:] = graph.edge_index[:, :1].clone()
+    assert graph.adjacency.nnz == 1 < edges
+
+
 def test_edges_out_of_range():
     with pytest.raises(DataError, match=r"edge_index: .* nodes 0 to 3"):
         _ = LargeGraph(torch.tensor([[0], [3]]), np.ones((3, 2)), np.array([0, 1, 1])).adjacency
