@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from .errors import CheckpointError, OptionError
 from .files import load_safely, save_atomically
+from .settings import Settings
 
 __all__ = ["Checkpoint", "RandomState"]
 
@@ -33,7 +34,7 @@ class Checkpoint:
 
     Args:
         path: the file.
-        settings: whatever changes the training, such as its options and digests of its data.
+        settings: whatever changes the training; best :meth:`Settings.of`, which knows the options' defaults.
         progress: what the training counts and records; :meth:`restore` brings it up to date in place.
         **parts: objects with ``state_dict`` and ``load_state_dict``; one that is None is left out.
 
@@ -46,7 +47,7 @@ class Checkpoint:
     def __init__(
         self, path: str | Path, settings: Mapping[str, Any], progress: dict[str, Any], **parts: Any | None
     ) -> None:
-        self.path, self.settings, self.progress = Path(path), dict(settings), progress
+        self.path, self.settings, self.progress = Path(path), Settings(settings), progress
         self.parts = {name: part for name, part in parts.items() if part is not None}
 
     def save(self) -> None:
@@ -56,7 +57,7 @@ class Checkpoint:
             CheckpointError: it cannot be written.
         """
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        save_atomically({"settings": self.settings, "progress": self.progress, **states}, self.path)
+        save_atomically({"settings": dict(self.settings), "progress": self.progress, **states}, self.path)
 
     def restore(self) -> bool:
         """Go on from the file; False where there is none.
@@ -70,7 +71,7 @@ class Checkpoint:
         found = load_safely(self.path)
         if not self._is_ours(found):
             raise CheckpointError(f"{self.path}: not a checkpoint of this training; delete it to start anew")
-        if other := list(_differing(found["settings"], self.settings)):
+        if other := [name for name, *_ in self.settings.differing(found["settings"])]:
             raise OptionError(
                 f"--out: {self.path} was trained with other {', '.join(other)}: choose another folder, or delete it"
             )
@@ -90,13 +91,3 @@ class Checkpoint:
             and isinstance(found["progress"], dict)
             and found["progress"].keys() == self.progress.keys()
         )
-
-
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """The names whose values differ; ``outer.inner`` for those of a mapping within."""
-    for name in sorted({*before, *now}):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from (f"{name}.{inner}" for inner in _differing(old, new))
-        elif old != new:
-            yield name

@@ -1,4 +1,4 @@
-"""Five repairs that fairseq 0.12.3 needs on current PyTorch and NumPy.
+"""Six repairs that fairseq 0.12.3 needs on current PyTorch and NumPy.
 
 ``import fairseq_ext`` applies them when fairseq is loaded; no installed file is edited. ``FAIRSEQ_EXT_NO_COMPAT=1``
 turns them all off.
@@ -14,6 +14,7 @@ last batch         up to ``required_batch_size_multiple - 1`` (7) sentences of e
 numpy.compat       ``--sample-break-mode eos`` uses ``numpy.compat.long``, which NumPy 2 removed.
 whole checkpoints  a full disk, or a kill, during the copy to ``checkpoint_last.pt`` destroys the previous one.
 damaged files      a truncated or refused checkpoint ends in a traceback that does not name the file.
+hydra refusals     with ``fairseq-hydra-train`` an option that is refused ends in a traceback and exit code 1.
 =================  =================================================================================================
 """
 
@@ -190,10 +191,29 @@ def _name_damaged_checkpoints() -> bool:
     return True
 
 
+def _end_hydra_in_one_line() -> bool:
+    """Let bad input end a hydra job as it ends every other program: hydra keeps any ``Exception`` for a traceback."""
+    from hydra.core import utils
+
+    from .errors import InputError
+
+    job: Any = utils.JobReturn
+    kept = job.return_value
+
+    def keep(self: Any, value: Any) -> None:
+        if isinstance(value, InputError):
+            raise SystemExit(value.code) from value
+        kept.__set__(self, value)
+
+    job.return_value = kept.setter(keep)
+    return True
+
+
 _REPAIRS: dict[str, Callable[[], bool]] = {
     "safe checkpoints": allow_checkpoint_types,
     "last batch": _keep_last_batch,
     "numpy.compat": _restore_numpy_compat,
     "whole checkpoints": _write_whole_checkpoints,
     "damaged files": _name_damaged_checkpoints,
+    "hydra refusals": _end_hydra_in_one_line,
 }

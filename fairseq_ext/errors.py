@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 __all__ = ["CheckpointError", "DataError", "InputError", "OptionError", "choose"]
 
 
 class InputError(SystemExit, ValueError):
-    """Bad input. Ends a command line with one line and exit code 1; in a program it is a ``ValueError``."""
+    """Bad input. Ends a command line with one line and exit code 2; in a program it is a ``ValueError``."""
+
+    @property
+    def code(self) -> int:  # type: ignore[override]
+        """2, as argparse has it. Python reads this when it ends a program, and prints nothing beside a number."""
+        print(self, file=sys.stderr)
+        return 2
 
 
 class OptionError(InputError):

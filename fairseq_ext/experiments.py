@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -15,6 +14,7 @@ import torch
 
 from .errors import DataError, OptionError
 from .files import output_folder, read_json, write_json, writing_to
+from .settings import Settings
 
 __all__ = ["Experiment", "environment", "torch_device"]
 
@@ -52,12 +52,12 @@ def torch_device(name: str = "auto") -> torch.device:
 class Experiment:
     """Finished runs of equal settings, each under a name of its own.
 
-    Every :meth:`add` rewrites ``results.json`` atomically: the settings, the :func:`environment`, each run and, over
-    all runs, mean and population standard deviation of every number.
+    Every :meth:`add` rewrites ``results.json`` atomically: the settings, each run with the :func:`environment` that it
+    ran in and, over all runs, mean and population standard deviation of every number.
 
     Args:
         folder: holds ``results.json``; made where absent.
-        settings: whatever changes the outcome of a run, as JSON.
+        settings: whatever changes the outcome of a run; best :meth:`Settings.of`, which knows the options' defaults.
         packages: distributions whose versions are recorded beside torch's.
 
     Raises:
@@ -75,14 +75,16 @@ class Experiment:
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], packages: tuple[str, ...] = ()) -> None:
         self.file = Path(folder) / "results.json"
-        self.settings = json.loads(json.dumps(dict(settings), default=str))  # as they will be read back
+        self.settings = Settings(settings)
         self.environment = environment(*packages)
         self.runs: dict[str, dict[str, Any]] = {}
         if self.file.exists():
             found = self._read()
             if found["runs"]:
                 self._refuse_other(found["settings"])
-            self.runs = found["runs"]
+            # files once had one environment for all runs
+            shared = {"environment": found["environment"]} if "environment" in found else {}
+            self.runs = {name: shared | run for name, run in found["runs"].items()}
         output_folder(self.file.parent)  # a folder that cannot be written must not cost a run first
 
     def _read(self) -> dict[str, Any]:
@@ -95,23 +97,16 @@ class Experiment:
         return found
 
     def _refuse_other(self, found: Mapping[str, Any]) -> None:
-        for name in sorted({*found, *self.settings}):
-            before, now = found.get(name), self.settings.get(name)
-            if before != now:
-                raise OptionError(
-                    f"--out: {self.file} holds runs with {name} = {before}, now {name} = {now}: "
-                    "choose another folder, or delete it"
-                )
+        for name, before, now in self.settings.differing(found):
+            raise OptionError(
+                f"--out: {self.file} holds runs with {name} = {before}, now {name} = {now}: "
+                "choose another folder, or delete it"
+            )
 
     def add(self, name: str, run: Mapping[str, Any]) -> None:
         """Keep a finished run."""
-        self.runs[name] = dict(run)
-        content = {
-            "settings": self.settings,
-            "environment": self.environment,
-            "runs": self.runs,
-            "summary": self.summary(),
-        }
+        self.runs[name] = {**run, "environment": self.environment}
+        content = {"settings": self.settings, "runs": self.runs, "summary": self.summary()}
         with writing_to(self.file.parent):
             write_json(self.file, content)
 

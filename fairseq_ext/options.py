@@ -117,7 +117,7 @@ class OptionSet:
         Raises:
             OptionError: the first of them.
         """
-        defaults = {item.name: item.default for item in fields(self)}
+        defaults = self.defaults()
         for name in names:
             value = getattr(self, name)
             if value != defaults[name]:
@@ -128,6 +128,11 @@ class OptionSet:
     def as_dict(self) -> dict[str, Any]:
         """Names and values."""
         return asdict(self)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Names and defaults of the options that have one."""
+        return {item.name: item.default for item in fields(cls) if item.default is not MISSING}
 
     @classmethod
     def add_to(cls, parser: argparse._ActionsContainer) -> None:

@@ -128,7 +128,7 @@ def workshop(tmp_path_factory):
 )
 def test_an_option_out_of_range_is_named(workshop, tmp_path, options, words):
     outcome = workshop.train("--save-dir", tmp_path / "save", *options)
-    assert outcome.code != 0
+    assert outcome.code == 2
     assert all(word in outcome.last_line for word in words), outcome.last_line
     assert not outcome.traceback, outcome.stderr
     assert not list(tmp_path.rglob("*.pt*"))

@@ -299,7 +299,8 @@ def test_doctor_approves_this_installation(run):
     assert (code, err) == (0, "")
     for name in ("python", "ve-fairseq", "hydra-core", "omegaconf", "torch", "numpy", "fairseq-ext"):
         assert [line for line in out.splitlines() if line.startswith(f"{name} ")], name
-    assert "repaired     safe checkpoints, last batch, numpy.compat, whole checkpoints, damaged files" in out
+    repaired = "safe checkpoints, last batch, numpy.compat, whole checkpoints, damaged files, hydra refusals"
+    assert f"repaired     {repaired}" in out
     assert out.splitlines()[-1] == "no problem found"
 
 

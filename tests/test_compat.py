@@ -25,7 +25,7 @@ from fairseq_ext import compat
 from fairseq_ext.errors import CheckpointError
 from tests.helpers import ROOT
 
-NAMES = ["safe checkpoints", "last batch", "numpy.compat", "whole checkpoints", "damaged files"]
+NAMES = ["safe checkpoints", "last batch", "numpy.compat", "whole checkpoints", "damaged files", "hydra refusals"]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -246,6 +246,15 @@ def test_hydra_preset_with_eval_bleu_resumes(data_bin, tmp_path):
     assert updates(last) == 8
 
 
+def test_hydra_refuses_in_one_line(data_bin, tmp_path):
+    command = ["--config-dir", USER_DIR / "conf", "--config-name", "muse_iwslt_de_en", f"++common.user_dir={USER_DIR}"]
+    command += ["++common.cpu=true", f"++task.data={data_bin}", "++model.norm=adanrom"]
+    process = start("fairseq_cli.hydra_train", *command, cwd=tmp_path)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert out.splitlines()[-1].startswith("--norm: 'adanrom' is not one of ") and "Traceback" not in out
+
+
 def test_two_processes_train_and_resume(data_bin, tmp_path):
     def train(max_update: int) -> list[str]:
         with socket.socket() as free:

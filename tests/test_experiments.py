@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.experiments import Experiment, environment, torch_device
-from fairseq_ext.files import read_json
+from fairseq_ext.files import read_json, write_json
 
 SETTINGS = {"dataset": "PROTEINS", "folds": 10, "rate": 5e-4, "root": Path("data"), "sizes": (128, 64), "tag": None}
 
@@ -28,13 +28,29 @@ def test_results_hold_settings_environment_runs_and_summary(tmp_path):
     experiment.add("1", {"accuracy": 1.0, "epochs": 13})
     results = read_json(tmp_path / "deep" / "out" / "results.json")
     assert results["settings"] == {**SETTINGS, "root": "data", "sizes": [128, 64]}
-    assert results["runs"] == {"0": {"accuracy": 0.5, "epochs": 10}, "1": {"accuracy": 1.0, "epochs": 13}}
+    now = {"environment": environment("numpy")}
+    assert results["runs"] == {"0": {"accuracy": 0.5, "epochs": 10, **now}, "1": {"accuracy": 1.0, "epochs": 13, **now}}
     assert results["summary"] == {
         "accuracy": {"mean": 0.75, "std": 0.25, "runs": 2},
         "epochs": {"mean": 11.5, "std": 1.5, "runs": 2},
     }
     assert results["summary"] == experiment.summary()
-    assert results["environment"] == environment("numpy")
+
+
+def test_every_run_keeps_the_environment_that_it_ran_in(tmp_path, monkeypatch):
+    Experiment(tmp_path, {}).add("0", {"accuracy": 0.5})
+    monkeypatch.setattr("fairseq_ext.experiments.environment", lambda *packages: {"processor": "another"})
+    Experiment(tmp_path, {}).add("1", {"accuracy": 1.0})
+    runs = read_json(tmp_path / "results.json")["runs"]
+    assert runs["0"]["environment"] == environment() and runs["1"]["environment"] == {"processor": "another"}
+
+
+def test_runs_of_a_file_with_one_environment_have_that(tmp_path):
+    then = {"processor": "older"}
+    write_json(tmp_path / "results.json", {"settings": {}, "environment": then, "runs": {"0": {"accuracy": 0.5}}})
+    Experiment(tmp_path, {}).add("1", {"accuracy": 1.0})
+    runs = read_json(tmp_path / "results.json")["runs"]
+    assert runs["0"]["environment"] == then and runs["1"]["environment"] == environment()
 
 
 def test_the_environment_has_what_figures_depend_on():
@@ -87,7 +103,7 @@ def test_summary_is_of_the_numbers_that_every_run_has(tmp_path):
 def test_an_experiment_goes_on_where_it_was(tmp_path):
     Experiment(tmp_path, SETTINGS).add("0", {"accuracy": 0.5})
     experiment = Experiment(tmp_path, SETTINGS)
-    assert experiment.runs == {"0": {"accuracy": 0.5}}
+    assert list(experiment.runs) == ["0"] and experiment.runs["0"]["accuracy"] == 0.5
     experiment.add("1", {"accuracy": 1.0})
     assert Experiment(tmp_path, SETTINGS).summary()["accuracy"] == {"mean": 0.75, "std": 0.25, "runs": 2}
 
@@ -138,7 +154,7 @@ def test_a_run_that_is_no_json_keeps_the_finished_ones(tmp_path):
     experiment.add("0", {"accuracy": 0.5})
     with pytest.raises(TypeError):
         experiment.add("1", {"accuracy": torch.tensor(0.5)})
-    assert read_json(tmp_path / "results.json")["runs"] == {"0": {"accuracy": 0.5}}
+    assert list(read_json(tmp_path / "results.json")["runs"]) == ["0"]
 
 
 def _add_forever(folder: Path) -> None:

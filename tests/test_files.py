@@ -208,7 +208,7 @@ save_atomically({"epoch": 2, "weight": torch.zeros(100_000)}, sys.argv[1])
 """
     path = tmp_path / "state.pt"
     result = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.startswith(f"cannot write {path}: ") and result.stderr.count("\n") == 1
     assert load_safely(path) == {"epoch": 1}
     assert names(tmp_path) == {"state.pt"}
@@ -219,7 +219,7 @@ def test_an_input_error_ends_a_command_and_is_a_value_error(error):
     assert issubclass(error, InputError) and issubclass(error, SystemExit) and issubclass(error, ValueError)
     script = f"from fairseq_ext.errors import {error.__name__}; raise {error.__name__}('--folds: 1, must be 3')"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert (result.returncode, result.stdout, result.stderr) == (1, "", "--folds: 1, must be 3\n")
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", "--folds: 1, must be 3\n")
 
 
 def test_choose_returns_what_is_allowed():

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from fairseq_ext.experiments import Experiment, torch_device
 from fairseq_ext.options import at_least, subcommands
+from fairseq_ext.settings import Settings
 
-from .data import load_dataset, random_splits, stratified_folds
-from .train import DEFER_START, Settings, compare, spread_of_repeats, train_all
+from .data import dataset_digest, load_dataset, random_splits, stratified_folds
+from .train import DEFER_START, Options, compare, spread_of_repeats, train_all
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,7 +32,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     train.add_argument(
         "--device", default="auto", help="cpu, cuda, ...; auto: the GPU where there is one (default: auto)"
     )
-    Settings.add_to(train)
+    Options.add_to(train)
     train.set_defaults(defer_start=None)
 
     pairs = command("compare", compare_command, "paired differences of two result folders, second minus first")
@@ -40,26 +41,32 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train_command(options: argparse.Namespace) -> None:
+def train_command(arguments: argparse.Namespace) -> None:
     """Check everything, then train."""
-    if options.defer_start is None:
-        options.defer_start = DEFER_START.get(options.dataset, Settings.defer_start)
-    settings = Settings.of(options)
-    at_least(options, runs=1, repeats=1, seed=0)
-    device = torch_device(options.device)
-    dataset = load_dataset(options.root, options.dataset, options.use_node_attr)
-    make_splits, runs = (random_splits, options.runs) if options.folds is None else (stratified_folds, options.folds)
-    splits = make_splits(dataset.y, runs, options.repeats, options.seed)
+    if arguments.defer_start is None:
+        arguments.defer_start = DEFER_START.get(arguments.dataset, Options.defer_start)
+    options = Options.of(arguments)
+    at_least(arguments, runs=1, repeats=1, seed=0)
+    device = torch_device(arguments.device)
+    dataset = load_dataset(arguments.root, arguments.dataset, arguments.use_node_attr)
+    make_splits, runs = (
+        (random_splits, arguments.runs) if arguments.folds is None else (stratified_folds, arguments.folds)
+    )
+    splits = make_splits(dataset.y, runs, arguments.repeats, arguments.seed)
 
-    out = options.out or Path("runs/graph_classification") / f"{options.dataset}-{options.loss}"
-    shown = {name: value for name, value in vars(options).items() if name not in ("function", "root", "out", "device")}
-    experiment = Experiment(out, shown, packages=("torch-geometric",))
-    train_all(dataset, splits, settings, experiment, device)
+    out = arguments.out or Path("runs/graph_classification") / f"{arguments.dataset}-{arguments.loss}"
+    named = ("dataset", "use_node_attr", "folds", "runs", "repeats", "seed")
+    inputs = {"graphs": dataset_digest(dataset)}
+    recorded = Settings.of(options, inputs=inputs, **{name: getattr(arguments, name) for name in named})
+    experiment = Experiment(out, recorded, packages=("torch-geometric",))
+    train_all(dataset, splits, options, experiment, device)
 
     found = experiment.summary()
-    spread = f", ± {100 * spread_of_repeats(experiment.runs):.2f} of the repeats' means" if options.repeats > 1 else ""
+    spread = (
+        f", ± {100 * spread_of_repeats(experiment.runs):.2f} of the repeats' means" if arguments.repeats > 1 else ""
+    )
     print(
-        f"{options.dataset}, {options.loss}: test accuracy {100 * found['test_accuracy']['mean']:.2f}"
+        f"{arguments.dataset}, {arguments.loss}: test accuracy {100 * found['test_accuracy']['mean']:.2f}"
         f" ± {100 * found['test_accuracy']['std']:.2f} over {len(experiment.runs)} runs{spread};"
         f" {found['epochs']['mean']:.0f} epochs a run, {found['bonus_epochs']['mean']:.0f} with the bonus"
     )

@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.datasets import TUDataset
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import degree
 
 from fairseq_ext.errors import DataError, OptionError, choose
+from fairseq_ext.settings import digest
 
-__all__ = ["CappedDegree", "Split", "load_dataset", "random_splits", "stratified_folds"]
+__all__ = ["CappedDegree", "Split", "dataset_digest", "load_dataset", "random_splits", "stratified_folds"]
 
 # Some of the classification data sets of https://chrsmrrs.github.io/datasets: a name that differs from one of them, or
 # of those in --root, by a letter or two is taken for a typing error before anything is downloaded.
@@ -78,6 +79,13 @@ def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TU
     elif not dataset.x.isfinite().all():
         raise DataError(f"--dataset {name}: node features hold {int((~dataset.x.isfinite()).sum())} NaN or infinities")
     return dataset
+
+
+def dataset_digest(dataset: InMemoryDataset) -> str:
+    """SHA-256 of all graphs by content."""
+    stored = dataset._data.to_dict()
+    names = sorted(name for name, value in stored.items() if isinstance(value, Tensor))
+    return digest(names, *(stored[name] for name in names), *(dataset.slices[name] for name in names))
 
 
 class Split(NamedTuple):

@@ -23,21 +23,22 @@ from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import read_json
 from fairseq_ext.losses import EncouragingLoss
 from fairseq_ext.options import OptionSet, option
+from fairseq_ext.settings import Settings
 
-from .data import Split
+from .data import Split, dataset_digest
 from .model import SAGPoolClassifier
 
-__all__ = ["DEFER_START", "LOSSES", "Settings", "accuracy", "compare", "make_loss", "train_all", "train_run"]
+__all__ = ["DEFER_START", "LOSSES", "Options", "accuracy", "compare", "make_loss", "train_all", "train_run"]
 
 LOSSES = ("encouraging", "cross-entropy")
 # The published last epochs, counted from 0, without the bonus.
 DEFER_START = {"PROTEINS": 25, "NCI1": 130}
 # What two experiments must share for their runs to be pairs.
-PAIRED_BY = ("dataset", "use_node_attr", "folds", "runs", "repeats", "seed")
+PAIRED_BY = ("dataset", "use_node_attr", "folds", "runs", "repeats", "seed", "inputs")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(OptionSet):
+class Options(OptionSet):
     """What a run depends on beside its split; each field is an option of the command line.
 
     Raises:
@@ -60,14 +61,14 @@ class Settings(OptionSet):
     max_epochs: int = option(1000, "stop here at the latest", least=1)
 
 
-def make_loss(settings: Settings) -> EncouragingLoss:
+def make_loss(options: Options) -> EncouragingLoss:
     """The loss; ``set_epoch`` takes epochs counted from 1.
 
     Cross-entropy is encouraging loss with a bonus of weight 0, so that two runs of one seed are equal to the bit until
     the bonus starts.
     """
-    bonus_weight = 1.0 if settings.loss == "encouraging" else 0.0
-    return EncouragingLoss(log_end=settings.log_end, defer_start=settings.defer_start + 1, bonus_weight=bonus_weight)
+    bonus_weight = 1.0 if options.loss == "encouraging" else 0.0
+    return EncouragingLoss(log_end=options.log_end, defer_start=options.defer_start + 1, bonus_weight=bonus_weight)
 
 
 def logits_of(model: nn.Module, data: Data) -> Tensor:
@@ -103,7 +104,7 @@ def train_epoch(
 def train_run(
     dataset: Dataset,
     split: Split,
-    settings: Settings,
+    options: Options,
     *,
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
@@ -114,7 +115,7 @@ def train_run(
     Args:
         dataset: graphs with features ``x`` and one class ``y`` each.
         split: the graphs of each part, and the seed of the run.
-        settings: everything else.
+        options: everything else.
         device: where to train.
         checkpoint: a file that every epoch replaces. Where it is there already, training goes on from it and ends, to
             the bit, where it would have ended without a break.
@@ -126,45 +127,43 @@ def train_run(
 
     Raises:
         CheckpointError: a checkpoint that is damaged or cannot be written.
-        OptionError: a loss that is not finite; a checkpoint of another split, data set or settings.
+        OptionError: a loss that is not finite; a checkpoint of another split, data set or options.
     """
     device = torch.device(device)
     seed_everything(split.seed)
     model = SAGPoolClassifier(
         dataset.num_features,
         dataset.num_classes,
-        settings.hidden_channels,
-        settings.num_layers,
-        settings.ratio,
-        settings.dropout,
+        options.hidden_channels,
+        options.num_layers,
+        options.ratio,
+        options.dropout,
     ).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    criterion = make_loss(settings)
-    train = DataLoader(dataset[split.train], settings.batch_size, shuffle=True)
+    optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, weight_decay=options.weight_decay)
+    criterion = make_loss(options)
+    train = DataLoader(dataset[split.train], options.batch_size, shuffle=True)
     valid, test = (
-        [data.to(device) for data in DataLoader(dataset[part], settings.batch_size)]
+        [data.to(device) for data in DataLoader(dataset[part], options.batch_size)]
         for part in (split.valid, split.test)
     )
 
-    run = {
-        "data": [repr(dataset), dataset.num_features, dataset.num_classes],
-        "split": [split.name, split.seed, *(part.tolist() for part in (split.train, split.valid, split.test))],
-        "settings": settings.as_dict(),
-    }
+    parts = [part.tolist() for part in (split.train, split.valid, split.test)]
+    inputs = {"graphs": dataset_digest(dataset)}
+    run = Settings.of(options, inputs=inputs, split=[split.name, split.seed, *parts])
     progress: dict[str, Any] = {"epoch": -1, "best_epoch": -1, "best_accuracy": -1.0, "best_weights": {}}
     kept = None
     if checkpoint is not None:
         kept = Checkpoint(checkpoint, run, progress, model=model, optimizer=optimizer, random=RandomState())
         kept.restore()
 
-    for epoch in range(progress["epoch"] + 1, settings.max_epochs):
-        if progress["epoch"] - progress["best_epoch"] >= settings.patience:
+    for epoch in range(progress["epoch"] + 1, options.max_epochs):
+        if progress["epoch"] - progress["best_epoch"] >= options.patience:
             break
         progress["epoch"] = epoch
         criterion.set_epoch(epoch + 1)
         loss = train_epoch(model, train, criterion, optimizer)
         if not math.isfinite(loss):
-            raise OptionError(f"--learning-rate: {settings.learning_rate}: the loss is {loss} in epoch {epoch}")
+            raise OptionError(f"--learning-rate: {options.learning_rate}: the loss is {loss} in epoch {epoch}")
         found = accuracy(model, valid)
         if found > progress["best_accuracy"]:
             weights = copy.deepcopy(model.state_dict())
@@ -176,7 +175,7 @@ def train_run(
 
     model.load_state_dict(progress["best_weights"])
     epochs = progress["epoch"] + 1
-    bonus_epochs = max(epochs - 1 - settings.defer_start, 0) if settings.loss == "encouraging" else 0
+    bonus_epochs = max(epochs - 1 - options.defer_start, 0) if options.loss == "encouraging" else 0
     return model, {
         "test_accuracy": accuracy(model, test),
         "valid_accuracy": progress["best_accuracy"],
@@ -189,7 +188,7 @@ def train_run(
 def train_all(
     dataset: Dataset,
     splits: Iterable[Split],
-    settings: Settings,
+    options: Options,
     experiment: Experiment,
     device: str | torch.device = "cpu",
 ) -> None:
@@ -201,7 +200,7 @@ def train_all(
 
     for split in bar:
         checkpoint = experiment.file.with_name(f"run{split.name.replace('/', '-')}.pt")
-        _, result = train_run(dataset, split, settings, device=device, checkpoint=checkpoint, on_epoch=show)
+        _, result = train_run(dataset, split, options, device=device, checkpoint=checkpoint, on_epoch=show)
         experiment.add(split.name, result)
         checkpoint.unlink(missing_ok=True)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from fairseq_ext.checkpoint import Checkpoint, RandomState
 from fairseq_ext.errors import InputError, OptionError
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import output_folder
+from fairseq_ext.settings import Settings, digest
 from graph.label_graph.classifier import Classifier, build_network, tokenized
 from graph.label_graph.data import SPLITS, label_matrix, label_names, read_splits
 from graph.label_graph.label_graph import label_graph_loss
@@ -44,10 +43,8 @@ class Corpus:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of everything that is trained and scored on."""
-        sha = hashlib.sha256(json.dumps([self.vocabulary.words, self.labels, self.sentences]).encode())
-        for split in SPLITS:
-            sha.update(self.ids[split].numpy().tobytes() + self.gold[split].numpy().tobytes())
-        return sha.hexdigest()
+        tensors = (part[split] for split in SPLITS for part in (self.ids, self.gold))
+        return digest(self.vocabulary.words, self.labels, self.sentences, *tensors)
 
 
 def prepare(options: Options) -> Corpus:
@@ -69,9 +66,9 @@ def prepare(options: Options) -> Corpus:
     )
 
 
-def settings_of(options: Options, corpus: Corpus) -> dict[str, Any]:
+def settings_of(options: Options, corpus: Corpus) -> Settings:
     """What results and checkpoints belong to: the options, and the data by its content."""
-    return options.as_dict() | {"inputs": corpus.digest}
+    return Settings.of(options, inputs={"data": corpus.digest})
 
 
 def score(classifier: Classifier, ids: Tensor, gold: Tensor, tune: bool = False) -> dict[str, float]:

@@ -19,6 +19,7 @@ from fairseq_ext.errors import OptionError
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import save_atomically
 from fairseq_ext.options import OptionSet, at_least, option
+from fairseq_ext.settings import Settings, digest
 from graph.renode.data import load_graph
 from graph.renode.losses import LOSSES, make_loss
 from graph.renode.options import SWITCH
@@ -109,13 +110,15 @@ def run(
 ) -> Experiment:
     """Train on each split from each initialisation that ``results.json`` in ``out`` does not hold yet."""
     accelerator = accelerator or Accelerator(mixed_precision="no")
-    # Where the data lies changes no outcome.
-    settings = {name: value for name, value in options.as_dict().items() if name != "root"}
-    experiment = Experiment(out, settings, ("torch", "scipy", "accelerate"))
     if Path(options.dataset).suffix == ".npz":
         graph = read_large_graph(options.dataset, options.features or None)
     else:
         graph = LargeGraph.from_data(load_graph(options.dataset, options.root, to_undirected=options.to_undirected))
+    x = graph.x
+    features = (x.data, x.indices, x.indptr) if isinstance(x, sparse.csr_array) else (x,)
+    inputs = {"graph": digest(graph.edge_index, graph.y, x.shape, *features)}
+    settings = Settings.of(options, inputs=inputs, leave_out=("root",))  # where the data lies changes no outcome
+    experiment = Experiment(out, settings, ("scipy", "accelerate"))
     for split_seed in range(splits):
         names = {f"split{split_seed}_init{seed}": seed for seed in range(inits)}
         names = {name: seed for name, seed in names.items() if name not in experiment.runs}

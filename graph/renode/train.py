@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.experiments import Experiment, torch_device
+from fairseq_ext.settings import Settings, digest
 from graph.renode.data import Split, count_splits, load_graph, make_split
 from graph.renode.losses import make_loss
 from graph.renode.model import build_model
@@ -126,8 +127,9 @@ def run(options: TrainOptions, out: str | Path, splits: int = 5, inits: int = 3,
     # Made to refuse wrong options before anything is written.
     _model(data, options), _loss(data, drawn[0], options)
 
-    # Where the data lies changes no outcome.
-    settings = {name: value for name, value in options.as_dict().items() if name != "root"}
+    tensors = {name: value for name, value in sorted(data.to_dict().items()) if isinstance(value, Tensor)}
+    inputs = {"graph": digest(list(tensors), *tensors.values())}
+    settings = Settings.of(options, inputs=inputs, leave_out=("root",))  # where the data lies changes no outcome
     experiment = Experiment(out, settings, ("torch-geometric", "scikit-learn"))
     names = [[f"split{number}-init{seed}" for seed in range(inits)] for number in range(len(drawn))]
     left = sum(name not in experiment.runs for names_of_split in names for name in names_of_split)

@@ -20,6 +20,7 @@ from fairseq_ext.checkpoint import Checkpoint
 from fairseq_ext.errors import InputError, OptionError
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import output_folder, write_json
+from fairseq_ext.settings import Settings
 from vision_language.accelerator import adamw, make_accelerator
 from vision_language.iais.batches import PairBatches
 from vision_language.iais.data import Collator, RegionData, read_splits
@@ -193,14 +194,14 @@ def train(
     }
 
 
-def settings_of(options: Options, data: Mapping[str, RegionData]) -> dict[str, Any]:
+def settings_of(options: Options, data: Mapping[str, RegionData]) -> Settings:
     """The options and digests of what they name: a run is not mixed with one of other captions or another encoder."""
     inputs = {split: part.digest() for split, part in data.items()}
     if options.encoder != SCRATCH and Path(options.encoder).is_dir():
         inputs["encoder"] = fingerprint(options.encoder)
     if Path(options.uniter).is_file():
         inputs["uniter"] = fingerprint(options.uniter)
-    return options.as_dict() | {"inputs": inputs}
+    return Settings.of(options, inputs=inputs)
 
 
 def make_sampler(options: Options, data: RegionData, seed: int) -> AnchorSampler:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.experiments import Experiment
+from fairseq_ext.settings import Settings
 from vision_language.muka.cache import predict_logits
 from vision_language.muka.data import Texts, gold_ids
 from vision_language.muka.diagnostics import accuracy_by_teacher
@@ -42,7 +43,7 @@ class Run:
         self.options, self.splits, self.out = options, splits, Path(out)
         inputs = {folder: fingerprint(folder) for folder in folders if Path(folder).is_dir()}
         inputs |= {split: texts.digest() for split, texts in splits.items()}
-        self.settings = options.as_dict() | {"inputs": inputs}
+        self.settings = Settings.of(options, inputs=inputs)
         self.name = f"seed{options.seed}"
         self.experiment = Experiment(out, self.settings, PACKAGES)
         mine = self.experiment.runs or (self.out / "checkpoint.pt").exists()

@@ -19,7 +19,7 @@ from fairseq_ext.files import load_safely, read_json, write_json
 from fairseq_ext.losses import encouraging_loss
 from graph.graph_classification.__main__ import main
 from graph.graph_classification.data import load_dataset, random_splits
-from graph.graph_classification.train import DEFER_START, Settings, compare, make_loss, spread_of_repeats, train_run
+from graph.graph_classification.train import DEFER_START, Options, compare, make_loss, spread_of_repeats, train_run
 from tests.helpers import ROOT, require_data
 
 SMALL = {"hidden_channels": 16, "num_layers": 1, "batch_size": 16, "learning_rate": 0.01, "patience": 100}
@@ -42,7 +42,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("defer_start", [-1, 0, 25])
 def test_the_loss_is_cross_entropy_up_to_the_deferred_start(defer_start):
     logits, target = torch.randn(5, 3), torch.tensor([0, 2, 1, 0, 2])
-    criterion = make_loss(Settings(defer_start=defer_start))
+    criterion = make_loss(Options(defer_start=defer_start))
     for epoch in range(defer_start + 1):
         criterion.set_epoch(epoch + 1)
         torch.testing.assert_close(criterion(logits, target), F.cross_entropy(logits, target))
@@ -53,14 +53,14 @@ def test_the_loss_is_cross_entropy_up_to_the_deferred_start(defer_start):
 
 def test_cross_entropy_never_gets_a_bonus():
     logits, target = torch.randn(5, 3), torch.tensor([0, 2, 1, 0, 2])
-    criterion = make_loss(Settings(loss="cross-entropy", defer_start=-1))
+    criterion = make_loss(Options(loss="cross-entropy", defer_start=-1))
     criterion.set_epoch(1000)
     torch.testing.assert_close(criterion(logits, target), F.cross_entropy(logits, target))
 
 
 def test_published_settings():
     assert DEFER_START == {"PROTEINS": 25, "NCI1": 130}
-    settings = Settings()
+    settings = Options()
     assert (settings.learning_rate, settings.weight_decay, settings.batch_size) == (5e-4, 1e-4, 128)
     assert (settings.patience, settings.dropout, settings.log_end) == (50, 0.5, 0.5)
 
@@ -70,7 +70,7 @@ def test_pairs_are_equal_to_the_bit_until_the_bonus_starts(dataset, tmp_path, ma
     models = []
     for loss in ("cross-entropy", "encouraging"):
         seen, checkpoint = [], tmp_path / f"{loss}.pt"
-        settings = Settings(loss=loss, defer_start=2, max_epochs=max_epochs, **SMALL)
+        settings = Options(loss=loss, defer_start=2, max_epochs=max_epochs, **SMALL)
         run(dataset, settings, checkpoint=checkpoint, on_epoch=lambda *epoch, seen=seen: seen.append(epoch))
         assert len(seen) == max_epochs
         models.append(load_safely(checkpoint)["model"])
@@ -79,9 +79,7 @@ def test_pairs_are_equal_to_the_bit_until_the_bonus_starts(dataset, tmp_path, ma
 
 def test_learns_and_tests_the_best_epoch(dataset):
     seen = []
-    _, result = run(
-        dataset, Settings(max_epochs=30, defer_start=5, **SMALL), on_epoch=lambda *epoch: seen.append(epoch)
-    )
+    _, result = run(dataset, Options(max_epochs=30, defer_start=5, **SMALL), on_epoch=lambda *epoch: seen.append(epoch))
     assert result["test_accuracy"] == 1
     assert (result["epochs"], result["bonus_epochs"]) == (30, 24)
     best = max(accuracy for _, accuracy in seen)
@@ -90,14 +88,14 @@ def test_learns_and_tests_the_best_epoch(dataset):
 
 
 def test_stops_after_patience_epochs_without_a_better_one(dataset):
-    _, result = run(dataset, Settings(**{**SMALL, "patience": 3}))
+    _, result = run(dataset, Options(**{**SMALL, "patience": 3}))
     assert result["epochs"] - 1 - result["best_epoch"] == 3
     assert result["bonus_epochs"] == 0
 
 
 @pytest.mark.parametrize("stop", [0, 4])
 def test_a_run_goes_on_where_it_was_stopped(dataset, tmp_path, stop):
-    settings, checkpoint = Settings(max_epochs=7, defer_start=3, **SMALL), tmp_path / "run.pt"
+    settings, checkpoint = Options(max_epochs=7, defer_start=3, **SMALL), tmp_path / "run.pt"
     straight, expected = run(dataset, settings, checkpoint=tmp_path / "straight.pt")
 
     def interrupt(epoch, _):
@@ -115,11 +113,11 @@ def test_a_run_goes_on_where_it_was_stopped(dataset, tmp_path, stop):
 
 
 def test_a_checkpoint_of_other_settings_or_splits_is_refused(dataset, tmp_path):
-    settings, checkpoint = Settings(max_epochs=2, **SMALL), tmp_path / "run.pt"
+    settings, checkpoint = Options(max_epochs=2, **SMALL), tmp_path / "run.pt"
     run(dataset, settings, checkpoint=checkpoint)
     before = checkpoint.read_bytes()
     for other, split, name in (
-        (Settings(max_epochs=2, **{**SMALL, "dropout": 0.1}), random_splits(dataset.y, 1)[0], r"settings\.dropout"),
+        (Options(max_epochs=2, **{**SMALL, "dropout": 0.1}), random_splits(dataset.y, 1)[0], "dropout"),
         (settings, random_splits(dataset.y, 2)[1]._replace(name="0/0", seed=0), "split"),
     ):
         with pytest.raises(OptionError, match=rf"run\.pt was trained with other {name}: choose another folder"):
@@ -128,7 +126,7 @@ def test_a_checkpoint_of_other_settings_or_splits_is_refused(dataset, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_refused(dataset, tmp_path):
-    settings, checkpoint = Settings(max_epochs=2, **SMALL), tmp_path / "run.pt"
+    settings, checkpoint = Options(max_epochs=2, **SMALL), tmp_path / "run.pt"
     run(dataset, settings, checkpoint=checkpoint)
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: len(content) // 2])

@@ -144,7 +144,7 @@ def test_one_line_errors(command, message, monkeypatch):
     with pytest.raises(InputError, match=message) as refusal:
         main(command.split())
     # A SystemExit with a text: the interpreter prints it and exits with 1, without a traceback.
-    assert isinstance(refusal.value, SystemExit) and isinstance(refusal.value.code, str)
+    assert isinstance(refusal.value, SystemExit) and refusal.value.code == 2
     assert "\n" not in str(refusal.value)
 
 

@@ -122,7 +122,7 @@ def test_run_and_resume(graph_file, monkeypatch):
     straight = results(graph_file)
     assert sorted(straight["runs"]) == [f"split{s}-init{i}" for s in (0, 1) for i in (0, 1)]
     assert straight["summary"]["weighted_f1"]["runs"] == 4 and straight["summary"]["weighted_f1"]["mean"] > 0.4
-    assert {"torch", "torch-geometric", "scikit-learn"} <= set(straight["environment"])
+    assert {"torch", "torch-geometric", "scikit-learn"} <= set(straight["runs"]["split0-init0"]["environment"])
 
     once, calls = train.train_once, []
 

@@ -285,4 +285,4 @@ def test_imports_stay_light_and_errors_are_one_line(tmp_path):
         f"main(['synthesize', '--out', {str(tmp_path)!r}, '--captions', '0'])\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 1 and result.stderr == "--captions must be at least 1, got 0\n"
+    assert result.returncode == 2 and result.stderr == "--captions must be at least 1, got 0\n"

@@ -1,0 +1,80 @@
+"""What decides the outcome of a training, so that no result or checkpoint is taken for that of another one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from .options import OptionSet
+
+__all__ = ["Settings", "digest"]
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of tensors, arrays and JSON values: of their contents, types, shapes and order."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, (torch.Tensor, np.ndarray)):
+            array = np.asarray(part.detach().cpu() if isinstance(part, torch.Tensor) else part)
+            sha.update(json.dumps([array.dtype.str, array.shape]).encode())
+            sha.update(np.ascontiguousarray(array).data)
+        else:
+            sha.update(json.dumps(part, sort_keys=True).encode())
+        sha.update(b"\0")
+    return sha.hexdigest()
+
+
+class Settings(dict[str, Any]):
+    """Names and values, as JSON gives them back.
+
+    Args:
+        values: whatever changes the outcome.
+        defaults: what a name meant before it was there: results that lack it had its default.
+
+    Example:
+        >>> settings = Settings.of(options, inputs={"graph": digest(data.x, data.edge_index)}, leave_out=("root",))
+        >>> list(settings.differing(older))
+        [('lr', 0.01, 0.005), ('inputs.graph', '5891b5b5...', '9f86d081...')]
+    """
+
+    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+        super().__init__(_as_json(values))
+        if defaults is None:
+            defaults = values.defaults if isinstance(values, Settings) else {}
+        self.defaults: dict[str, Any] = _as_json(defaults)
+
+    @classmethod
+    def of(cls, options: OptionSet, *, inputs: Mapping[str, str], leave_out: Collection[str] = (), **more: Any) -> Self:
+        """The settings of a trainer.
+
+        Args:
+            options: its options.
+            inputs: the :func:`digest` of all that they name: data, models.
+            leave_out: options that change no outcome, such as where the data lies.
+            more: further settings.
+        """
+        kept = {name: value for name, value in options.as_dict().items() if name not in leave_out}
+        defaults = {name: value for name, value in options.defaults().items() if name in kept}
+        return cls(kept | more | {"inputs": inputs}, defaults)
+
+    def differing(self, before: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        """Name, value in ``before`` and value here of everything that differs, ``outer.inner`` within a mapping."""
+        return _differing({**self.defaults, **before}, {**self.defaults, **self})
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(values), default=str))
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from ((f"{name}.{inner}", *values) for inner, *values in _differing(old, new))
+        elif old != new:
+            yield name, old, new

@@ -1,0 +1,98 @@
+"""Results and checkpoints belong to settings: which of them count as equal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fairseq_ext.checkpoint import Checkpoint
+from fairseq_ext.errors import OptionError
+from fairseq_ext.experiments import Experiment
+from fairseq_ext.options import OptionSet, option
+from fairseq_ext.settings import Settings, digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Older(OptionSet):
+    data: str = option()
+    lr: float = option(0.1)
+    sizes: tuple[int, ...] = option((2, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Newer(Older):
+    dropout: float = option(0.5)
+
+
+def older(**options):
+    return Settings.of(Older(data="a", **options), inputs={"train": "1"})
+
+
+def newer(train="1", **options):
+    return Settings.of(Newer(**{"data": "a", **options}), inputs={"train": train})
+
+
+def test_settings_are_as_they_are_read_back():
+    assert older() == {"data": "a", "lr": 0.1, "sizes": [2, 3], "inputs": {"train": "1"}}
+    assert Settings.of(Older(data="a"), inputs={}, leave_out=("data",), seed=1).keys() == {
+        "lr",
+        "sizes",
+        "inputs",
+        "seed",
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        (older(), older(), []),
+        (older(), newer(), []),
+        (older(), newer(dropout=0.1), [("dropout", 0.5, 0.1)]),
+        (older(), newer(lr=1.0), [("lr", 0.1, 1.0)]),
+        (older(), newer(train="2"), [("inputs.train", "1", "2")]),
+        (newer(), older(), [("dropout", 0.5, None)]),
+        ({"lr": 0.1, "sizes": [2, 3], "inputs": {"train": "1"}}, newer(), [("data", None, "a")]),
+    ],
+    ids=["same", "new option", "new option in use", "other", "other data", "option gone", "required option missing"],
+)
+def test_what_differs(before, now, expected):
+    assert list(now.differing(before)) == expected
+
+
+def test_a_new_option_orphans_neither_results_nor_checkpoints(tmp_path):
+    Experiment(tmp_path, older()).add("0", {"accuracy": 0.5})
+    Checkpoint(tmp_path / "c.pt", older(), {}, model=nn.Linear(1, 1)).save()
+    assert list(Experiment(tmp_path, newer()).runs) == ["0"]
+    assert Checkpoint(tmp_path / "c.pt", newer(), {}, model=nn.Linear(1, 1)).restore()
+    with pytest.raises(OptionError, match=r"dropout = 0\.5, now dropout = 0\.1"):
+        Experiment(tmp_path, newer(dropout=0.1))
+    with pytest.raises(OptionError, match=r"trained with other dropout, inputs\.train"):
+        Checkpoint(tmp_path / "c.pt", newer("2", dropout=0.1), {}, model=nn.Linear(1, 1)).restore()
+
+
+def test_digests_differ_where_anything_does():
+    ones = torch.ones(2, 3)
+    parts = [
+        (ones,),
+        (ones.numpy().T,),
+        (ones.double(),),
+        (ones.flatten(),),
+        (ones, ones),
+        (torch.zeros(2, 3),),
+        (ones.bool(),),
+        ("a", "b"),
+        ("ab",),
+        (["a", "b"],),
+        (1,),
+        ("1",),
+        (None,),
+        (np.ones(0),),
+        (np.ones((0, 3)),),
+    ]
+    digests = [digest(*part) for part in parts]
+    assert len(set(digests)) == len(parts)
+    assert digest(ones) == digest(ones.clone().numpy()) == digest(torch.ones(3, 2).T)
