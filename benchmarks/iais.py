@@ -16,8 +16,9 @@ from vision_language.accelerator import adamw, make_accelerator
 from vision_language.iais.data import Collator, Image, RegionData, box_geometry
 from vision_language.iais.encoder import learn_tokenizer
 from vision_language.iais.evaluate import score_matrix
+from vision_language.iais.hook import IAISHook
 from vision_language.iais.losses import iais_loss
-from vision_language.iais.maps import AttentionBlocks, IAISHook, attention_blocks
+from vision_language.iais.maps import AttentionBlocks, attention_blocks
 from vision_language.iais.model import RegionRetriever
 
 SIZE, QUICK_SIZE = (6, 384, 12), (1, 24, 2)  # layers, width, heads; MiniLM's

@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vision_language.iais.data import Collator, RegionData
+from vision_language.iais.hook import IAISHook
 from vision_language.iais.isd import isd
-from vision_language.iais.maps import IAISHook
 from vision_language.iais.model import RegionRetriever
 
 __all__ = ["pair_isd", "recall_at_k", "released_image_recall", "score_matrix"]

@@ -13,15 +13,12 @@ Alignment for Calibrated Cross-modal Retrieval", ACL-IJCNLP 2021, arXiv:2105.138
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AttentionBlocks", "IAISHook", "attention_blocks", "block_softmax"]
-
-PARTS = ("query", "key", "num_attention_heads", "attention_head_size")
+__all__ = ["AttentionBlocks", "attention_blocks", "block_softmax"]
 
 
 class AttentionBlocks(NamedTuple):
@@ -118,109 +115,3 @@ def attention_blocks(
         regions=is_region.sum(1),
         scores=(scores[..., :split, :split], scores[..., split:, split:]) if keep_scores else None,
     )
-
-
-class IAISHook:
-    """Gives the blocks of the last self-attention of any single-stream Hugging Face model (arXiv:2105.13868).
-
-    Holds the states that enter the last self-attention of each forward pass, with their graph, until :meth:`blocks` or
-    the next pass. Works with every attention implementation, with gradient checkpointing, mixed precision and
-    ``DistributedDataParallel`` (whether it gets the wrapped model or the bare one).
-
-    Args:
-        model: a model whose layers are of the BERT family (BERT, RoBERTa, VisualBERT, ViLT, ...), or such a
-            self-attention itself.
-
-    Attributes:
-        attention: the self-attention.
-        hidden: the states that entered it, ``(B, S, H)``, or None.
-
-    Raises:
-        ValueError: where the model has no such self-attention.
-
-    Example:
-        >>> with IAISHook(model) as hook:
-        ...     output = model(**batch)  # text, then regions
-        ...     blocks = hook.blocks(text_mask, region_mask)
-        >>> loss = retrieval_loss(output) + iais_loss(blocks)
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        found = [
-            module
-            for name, module in model.named_modules()
-            if all(hasattr(module, part) for part in PARTS)
-            and "crossattention" not in f"{name}.{type(module).__name__}".lower()
-        ]
-        if not found:
-            raise ValueError(f"IAISHook: {type(model).__name__} has no self-attention with {', '.join(PARTS)}")
-        self.attention = found[-1]
-        self.hidden: Tensor | None = None
-        self._active = self._with_graph = False
-        # Gradient checkpointing runs layers again inside backward, when nobody will ask for the blocks any more and a
-        # captured tensor would only keep its graph alive. So the hook listens only while the model itself runs.
-        self._handles = [
-            model.register_forward_pre_hook(self._begin),
-            self.attention.register_forward_pre_hook(self._capture, with_kwargs=True),
-            model.register_forward_hook(self._end),
-        ]
-
-    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.hidden, self._active = None, True
-
-    def _capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._active:
-            self.hidden = args[0] if args else kwargs["hidden_states"]
-            self._with_graph = torch.is_grad_enabled() or self.hidden.requires_grad
-
-    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._active = False
-
-    def blocks(
-        self,
-        text_mask: Tensor,
-        region_mask: Tensor,
-        keep_scores: bool = False,
-        rows: Tensor | slice | None = None,
-    ) -> AttentionBlocks:
-        """:func:`attention_blocks` of the last forward pass, whose states are let go.
-
-        Under ``torch.autocast`` call it inside the same context as the model.
-
-        Args:
-            text_mask: the word pieces, bool, ``(B, S)``, over the whole sequence of the last layer. In VisualBERT that
-                is the text, then the regions; in ViLT an image [CLS] stands between the text and the patches, whose
-                order is drawn anew at each pass.
-            region_mask: the regions, bool, ``(B, S)``.
-            keep_scores: as in :func:`attention_blocks`.
-            rows: the pairs to use, such as the matched ones: an index into the batch, applied to masks and states.
-                Default: all.
-
-        Raises:
-            RuntimeError: where the model has not run since the last call, or where gradients are wanted and
-                checkpointing with ``use_reentrant=True`` has hidden the graph.
-        """
-        hidden, self.hidden = self.hidden, None
-        if hidden is None:
-            raise RuntimeError("IAISHook: the model has not run since the last blocks()")
-        if not self._with_graph and torch.is_grad_enabled() and self.attention.training:
-            raise RuntimeError(
-                "IAISHook: the model ran without gradients; gradient checkpointing needs use_reentrant=False"
-            )
-        if rows is not None:
-            hidden, text_mask, region_mask = hidden[rows], text_mask[rows], region_mask[rows]
-        return attention_blocks(hidden, self.attention, text_mask, region_mask, keep_scores)
-
-    def remove(self) -> None:
-        """Detach from the model."""
-        for handle in self._handles:
-            handle.remove()
-        self.hidden = None
-
-    def __enter__(self) -> IAISHook:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.remove()

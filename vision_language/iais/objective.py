@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vision_language.iais.batches import PairBatches, hardest
+from vision_language.iais.hook import IAISHook
 from vision_language.iais.losses import annealing, iais_loss
-from vision_language.iais.maps import IAISHook
 from vision_language.iais.model import RegionRetriever
 from vision_language.iais.negatives import IMAGE, TEXT, Anchors, AnchorSampler
 from vision_language.iais.options import Options

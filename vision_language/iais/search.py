@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from fairseq_ext.errors import OptionError
 from vision_language.iais.data import Collator, Image, RegionData, read_regions, read_splits
 from vision_language.iais.evaluate import score_matrix
-from vision_language.iais.maps import AttentionBlocks, IAISHook
+from vision_language.iais.hook import IAISHook
+from vision_language.iais.maps import AttentionBlocks
 from vision_language.iais.model import RegionRetriever
 
 __all__ = ["caption_of", "find_image", "maps_of", "read_split", "region_names", "search"]

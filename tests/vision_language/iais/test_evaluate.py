@@ -17,8 +17,8 @@ from tests.helpers import golden_names, load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.evaluate import pair_isd, recall_at_k, released_image_recall, score_matrix
+from vision_language.iais.hook import IAISHook
 from vision_language.iais.isd import isd
-from vision_language.iais.maps import IAISHook
 
 RECALL = golden_names("iais", "recall_case")
 

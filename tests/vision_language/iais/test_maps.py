@@ -24,8 +24,9 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from tests.helpers import golden_names, load_golden
+from vision_language.iais.hook import IAISHook
 from vision_language.iais.losses import iais_loss
-from vision_language.iais.maps import AttentionBlocks, IAISHook, attention_blocks
+from vision_language.iais.maps import AttentionBlocks, attention_blocks
 
 EXACT = dict(rtol=1e-9, atol=1e-9)
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, vocab_size=30)
@@ -433,10 +434,10 @@ def test_hook_takes_the_self_attention_itself():
         torch.testing.assert_close(hook.blocks(text, region), whole.blocks(text, region))
 
 
-def test_cross_attention_is_passed_over():
+def test_cross_attention_is_refused():
     model = build("bert", is_decoder=True, add_cross_attention=True)[0]
-    hook = IAISHook(model)
-    assert hook.attention is model.encoder.layer[-1].attention.self
+    with pytest.raises(ValueError, match=r"BertModel has encoder.layer.0.crossattention.self \(BertCrossAttention\)"):
+        IAISHook(model)
 
 
 def test_model_without_such_an_attention():

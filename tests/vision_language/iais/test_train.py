@@ -30,8 +30,8 @@ from vision_language.iais import validate
 from vision_language.iais.batches import PairBatches, hardest
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.encoder import build, learn_tokenizer, load
+from vision_language.iais.hook import IAISHook
 from vision_language.iais.losses import annealing, iais_loss
-from vision_language.iais.maps import IAISHook
 from vision_language.iais.model import RegionRetriever
 from vision_language.iais.negatives import IMAGE, TEXT, AnchorSampler
 from vision_language.iais.objective import TrainingStep
