@@ -13,9 +13,9 @@ from fairseq_ext.experiments import torch_device
 from fairseq_ext.files import output_folder, write_json
 from fairseq_ext.options import at_least, subcommands
 from graph.label_graph.classifier import Classifier
-from graph.label_graph.data import label_matrix, read_file, read_splits
+from graph.label_graph.data import label_matrix, read_file, read_splits, unknown_labels
 from graph.label_graph.metrics import METRICS
-from graph.label_graph.options import Options
+from graph.label_graph.options import Options, fixed_threshold
 from graph.label_graph.plot import draw_label_graph, format_pairs, strongest_pairs
 from graph.label_graph.synthetic import HIDDEN, synthesize
 from graph.label_graph.train import run, score
@@ -33,24 +33,43 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    classifier = Classifier.load(arguments.model)
-    samples = read_splits(arguments.data or classifier.options.data, classifier.options.pieces)[arguments.split]
-    known = set(classifier.labels)
-    for sample in samples:
-        if not known.issuperset(sample.labels):
-            raise DataError(f"{sample.origin}: a label is not among the {len(known)} labels of {arguments.model}")
-    metrics = score(classifier, classifier.encode(samples), label_matrix(samples, classifier.labels))
-    print(json.dumps({**metrics, "threshold": classifier.threshold, "samples": len(samples)}, indent=2))
+    classifier = _classifier(arguments)
+    samples = read_splits(arguments.data or classifier.options.data)[arguments.split]
+    gold = label_matrix(samples, classifier.labels)
+    if not gold.any():
+        raise DataError(f"--data: no sample of {arguments.split} has a label that {arguments.model} knows")
+    found = {
+        **score(classifier, classifier.encode(samples), gold),
+        "threshold": classifier.threshold,
+        "samples": len(samples),
+        "unknown_labels": unknown_labels(samples, classifier.labels),
+    }
+    print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    classifier = Classifier.load(arguments.model)
-    samples = read_file(arguments.file, classifier.options.pieces, need_labels=False)
-    for row in classifier.probabilities(classifier.encode(samples)).tolist():
+    classifier = _classifier(arguments)
+    samples = read_file(arguments.file, need_labels=False)
+    size = classifier.options.batch_size  # the ids of all samples may not fit into memory
+    batches = (classifier.encode(samples[first : first + size]) for first in range(0, len(samples), size))
+    rows = (row for ids in batches for row in classifier.probabilities(ids).tolist())
+    for number, (sample, row) in enumerate(zip(samples, rows, strict=True), 1):
         ranked = sorted(zip(classifier.labels, row, strict=True), key=lambda pair: -pair[1])
-        labels = [label for label, probability in ranked if probability > classifier.threshold]
-        rounded = {label: round(probability, 4) for label, probability in ranked}
-        print(json.dumps({"labels": labels, "probabilities": rounded}, ensure_ascii=False))
+        found = {
+            "number": number,
+            "text": "\n".join(sample.reviews),
+            "labels": [label for label, probability in ranked if probability > classifier.threshold],
+            "probabilities": {label: round(probability, 4) for label, probability in ranked},
+        }
+        print(json.dumps(found, ensure_ascii=False))
+
+
+def _classifier(arguments: argparse.Namespace) -> Classifier:
+    """The model of the command line, at its ``--threshold`` where one is given."""
+    classifier = Classifier.load(arguments.model)
+    if arguments.threshold is not None:
+        classifier.threshold = fixed_threshold(arguments.threshold)
+    return classifier
 
 
 def _plot(arguments: argparse.Namespace) -> None:
@@ -89,7 +108,11 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", help="folder in any form that train reads [that of the training]")
     evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"), help="[test]")
     predict = command("predict", _predict, "labels and probabilities of new texts, one JSON line each")
-    predict.add_argument("file", help="a .txt with a text a line, or any data file that train reads")
+    predict.add_argument(
+        "file", help="a .txt with a text a line, - for such lines from the standard input, or .json/.tsv"
+    )
+    for made in (evaluate, predict):
+        made.add_argument("--threshold", help="a label is predicted above this probability [that of the model]")
     plot = command("plot", _plot, "heat map of the learned label graph, and its strongest pairs")
     plot.add_argument("--pairs", type=int, default=20, help="number of pairs [20]")
     plot.add_argument("--out", help="folder of label_graph.png and label_pairs.json [that of the model]")

@@ -15,19 +15,23 @@ from graph.label_graph.data import Sample
 from graph.label_graph.label_graph import LabelGraph
 from graph.label_graph.model import HierarchicalAttentionNetwork
 from graph.label_graph.options import Options
-from graph.label_graph.text import Vocabulary, tokenizer
+from graph.label_graph.text import Vocabulary, split_text, tokenizer
 
 __all__ = ["Classifier", "build_network", "tokenized"]
 
 
-def tokenized(samples: Sequence[Sample], name: str, max_reviews: int) -> list[list[list[str]]]:
-    """The words of the first ``max_reviews`` reviews with any."""
-    tokenize = tokenizer(name)
-    kept = []
-    for sample in samples:
-        reviews = (words for review in sample.reviews if (words := tokenize(review)))
-        kept.append([words for words, _ in zip(reviews, range(max_reviews), strict=False)])
-    return kept
+def tokenized(samples: Sequence[Sample], options: Options) -> list[list[list[str]]]:
+    """The words of every review, or piece of one, that has any."""
+    tokenize = tokenizer(options.tokenizer)
+    return [
+        [
+            words
+            for review in sample.reviews
+            for piece in split_text(review, options.pieces)
+            if (words := tokenize(piece))
+        ]
+        for sample in samples
+    ]
 
 
 def build_network(
@@ -79,8 +83,8 @@ class Classifier:
 
     def encode(self, samples: Sequence[Sample]) -> Tensor:
         """Word ids ``(samples, max_reviews, max_words)``."""
-        reviews = tokenized(samples, self.options.tokenizer, self.options.max_reviews)
-        return self.vocabulary.encode(reviews, self.options.max_reviews, self.options.max_words)
+        options = self.options
+        return self.vocabulary.encode(tokenized(samples, options), options.max_reviews, options.max_words)
 
     @torch.no_grad()
     def probabilities(self, ids: Tensor) -> Tensor:
@@ -115,6 +119,6 @@ class Classifier:
             vocabulary = Vocabulary(tuple(state["words"]))
             network = build_network(options, len(vocabulary), len(state["labels"]))
             network.load_state_dict(state["network"])
-            return cls(network, vocabulary, state["labels"], options, state["threshold"])
-        except (KeyError, TypeError, RuntimeError) as error:
+            return cls(network, vocabulary, list(state["labels"]), options, float(state["threshold"]))
+        except Exception as error:  # torn and foreign files raise many types
             raise CheckpointError(f"{path}: not a model of graph.label_graph ({type(error).__name__})") from error

@@ -79,7 +79,7 @@ def soft_targets(
     r"""Continuous targets from the label graph: :math:`y' = \mathrm{softmax}(y G / \tau)`, or :math:`y G` for τ = 0.
 
     Args:
-        target: gold labels in {0, 1}, ``(N, m)``.
+        target: gold labels in {0, 1}, ``(N, m)``, of any type, an array too.
         graph: G, ``(m, m)``.
         temperature: τ. A softmax over the labels sums to 1, whatever the number of gold labels. Default 0, as the
             released code: no softmax.
@@ -90,7 +90,10 @@ def soft_targets(
     """
     if temperature < 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
-    soft = target.to(graph.dtype) @ (graph.detach() if stop_gradient else graph)
+    target = torch.as_tensor(target, dtype=graph.dtype, device=graph.device)
+    if graph.shape != (target.size(-1),) * 2:
+        raise ValueError(f"graph must be ({target.size(-1)}, {target.size(-1)}), got {tuple(graph.shape)}")
+    soft = target @ (graph.detach() if stop_gradient else graph)
     if temperature:
         return (soft / temperature).softmax(-1)
     return soft.clamp(0.0, 1.0) if clip else soft
@@ -131,6 +134,7 @@ def label_graph_loss_terms(
     log_end: float = 0.75,
 ) -> LossTerms:
     """The three terms of :func:`label_graph_loss`, unweighted."""
+    target = torch.as_tensor(target, device=logits.device)
     if target.shape != logits.shape:
         raise ValueError(f"target must have the shape of logits, {tuple(logits.shape)}, got {tuple(target.shape)}")
     positive, negative = _binary_losses(logits, loss, log_end)
@@ -166,7 +170,7 @@ def label_graph_loss(
 
     Args:
         logits: what :class:`LabelGraph` returns, ``(N, m)``.
-        target: gold labels in {0, 1}, ``(N, m)``.
+        target: gold labels in {0, 1}, ``(N, m)``, of any type, an array too.
         graph: G, ``(m, m)``.
         ratio1: :math:`\rho_1`. Default 1, as the released code; 0 is the label graph without soft training.
         ratio2: :math:`\rho_2`. The sign is the released one: it rewards distance from the identity, and nothing bounds

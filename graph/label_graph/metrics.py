@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
 
-__all__ = ["METRICS", "multilabel_metrics", "tune_threshold"]
+__all__ = ["METRICS", "f1_by_label", "multilabel_metrics", "tune_threshold"]
 
 METRICS = ("one_error", "hamming_loss", "macro_f1", "micro_f1")
 """The first two are better when lower."""
@@ -15,37 +16,57 @@ METRICS = ("one_error", "hamming_loss", "macro_f1", "micro_f1")
 
 def _checked(scores: ArrayLike, gold: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     # Double precision, so that a threshold between two neighbouring single-precision scores is none of them.
-    scores, gold = np.asarray(scores, dtype=np.float64), np.asarray(gold).astype(bool)
+    scores, gold = (
+        values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=np.float64)
+        for values in (scores, gold)
+    )
     if scores.ndim != 2 or scores.shape != gold.shape or not scores.size:
         raise ValueError(f"scores and gold must both be (samples, labels), got {scores.shape} and {gold.shape}")
-    return scores, gold
+    if np.isnan(scores).any():
+        raise ValueError(f"scores must be numbers, {np.isnan(scores).sum()} are NaN")
+    if not np.isin(gold, (0, 1)).all():
+        raise ValueError(f"gold must be 0 or 1, got {gold[~np.isin(gold, (0, 1))][0]}")
+    return scores, gold.astype(bool)
 
 
 def multilabel_metrics(scores: ArrayLike, gold: ArrayLike, threshold: float = 0.2) -> dict[str, float]:
     """One-error, Hamming loss, macro-F1 and micro-F1, all as fractions.
 
-    One-error is the share of samples whose best label is not gold (the first wins a tie); Hamming loss the share of
-    wrong decisions. A label without gold or predicted samples has an F1 of 0, and counts in the macro average.
+    One-error is the share of samples whose best label is not gold (the first wins a tie), so that a sample without gold
+    labels always counts; Hamming loss the share of wrong decisions. A label without gold or predicted samples has an F1
+    of 0, and counts in the macro average.
 
     Args:
-        scores: ``(samples, labels)``, arrays or tensors.
+        scores: ``(samples, labels)``; arrays, lists or tensors.
         gold: 0 or 1, of the same shape.
         threshold: a label is predicted where its score is greater. Default 0.2, as the paper's code. A sample may get
             no label.
     """
-    from sklearn.metrics import f1_score, hamming_loss
+    from sklearn.metrics import hamming_loss
 
     scores, gold = _checked(scores, gold)
     predicted = scores > threshold
     best = gold[np.arange(len(gold)), scores.argmax(1)]
-    # Of a single column scikit-learn would count its absence as a second class.
-    f1 = functools.partial(f1_score, gold, predicted, labels=[1] if gold.shape[1] == 1 else None, zero_division=0)
     return {
         "one_error": float(1 - best.mean()),
         "hamming_loss": float(hamming_loss(gold, predicted)),
-        "macro_f1": float(f1(average="macro")),
-        "micro_f1": float(f1(average="micro")),
+        "macro_f1": float(_f1(gold, predicted, "macro")),
+        "micro_f1": float(_f1(gold, predicted, "micro")),
     }
+
+
+def f1_by_label(scores: ArrayLike, gold: ArrayLike, threshold: float = 0.2) -> list[float]:
+    """F1 of every label, whose mean is the macro-F1; arguments as those of :func:`multilabel_metrics`."""
+    scores, gold = _checked(scores, gold)
+    return _f1(gold, scores > threshold, None).tolist()
+
+
+def _f1(gold: np.ndarray, predicted: np.ndarray, average: str | None) -> Any:
+    from sklearn.metrics import f1_score
+
+    # Of a single column scikit-learn would count its absence as a second class.
+    labels = [1] if gold.shape[1] == 1 else None
+    return f1_score(gold, predicted, labels=labels, average=average, zero_division=0)
 
 
 def tune_threshold(scores: ArrayLike, gold: ArrayLike) -> float:

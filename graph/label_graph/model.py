@@ -111,9 +111,12 @@ class HierarchicalAttentionNetwork(nn.Module):
         label_graph: a :class:`~graph.label_graph.LabelGraph` over the scores, or none.
 
     Shape:
-        ids ``(N, R, T)``: R reviews of T word ids, padded with 0 on the right. Reviews without words are skipped
-        wherever they stand; a sample without reviews has the vector zero. Returns logits ``(N, m)``, and with
-        ``need_weights=True`` also the attention of words ``(N, R, T)`` and of reviews ``(N, R)``.
+        ids ``(N, R, T)``: R reviews of T word ids, integers of any type, padded with 0 on the right. Reviews without
+        words are skipped wherever they stand; a sample without reviews has the vector zero. Returns logits ``(N, m)``,
+        and with ``need_weights=True`` also the attention of words ``(N, R, T)`` and of reviews ``(N, R)``.
+
+    Raises:
+        ValueError: an argument, or ids, that do not fit; the message names them.
 
     Example:
         >>> model = HierarchicalAttentionNetwork(1000, 22, label_graph=LabelGraph(22))
@@ -139,6 +142,8 @@ class HierarchicalAttentionNetwork(nn.Module):
             raise ValueError(f"cell must be one of {tuple(CELLS)}, got {cell!r}")
         if vectors is not None and vectors.shape != (num_words, embedding_dim):
             raise ValueError(f"vectors must have shape {(num_words, embedding_dim)}, got {tuple(vectors.shape)}")
+        if label_graph is not None and len(label_graph.weight) != num_labels:
+            raise ValueError(f"label_graph must be of {num_labels} labels, got {len(label_graph.weight)}")
         self.embedding = nn.Embedding(num_words, embedding_dim, padding_idx=PADDING)
         if vectors is not None:
             self.embedding = nn.Embedding.from_pretrained(vectors, freeze=freeze_vectors, padding_idx=PADDING)
@@ -150,13 +155,21 @@ class HierarchicalAttentionNetwork(nn.Module):
         self.label_graph = label_graph
 
     def forward(self, ids: Tensor, need_weights: bool = False):
-        lengths = (ids != PADDING).sum(-1)
+        if ids.dim() != 3 or ids.is_floating_point():
+            raise ValueError(f"ids must be integers (samples, reviews, words), got {ids.dtype} {tuple(ids.shape)}")
+        words = self.embedding.num_embeddings
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < words:  # on a GPU it would end the process
+            raise ValueError(f"ids must be in [0, {words}), got {int(ids.min())} to {int(ids.max())}")
+        is_word = ids != PADDING
+        if (is_word[..., 1:] & ~is_word[..., :-1]).any():
+            raise ValueError("ids: padding, which is 0, must stand behind the words of a review")
+        lengths = is_word.sum(-1)
         present = lengths > 0
         sample, _ = present.nonzero(as_tuple=True)
         # The j-th review with words of a sample moves to place j, so that the second level sees no gaps.
         place = (present.cumsum(1) - 1).clamp(min=0)
 
-        vectors, word_weights = self.word_level(self.embedding(ids[present]), lengths[present])
+        vectors, word_weights = self.word_level(self.embedding(ids[present].int()), lengths[present])
         reviews = vectors.new_zeros(*present.shape, vectors.size(-1)).index_put((sample, place[present]), vectors)
         count = present.sum(1)
         some = count > 0

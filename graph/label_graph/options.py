@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from fairseq_ext.errors import OptionError
@@ -14,6 +15,20 @@ from graph.label_graph.text import PIECES, TOKENIZERS
 ARMS = ("soft", "graph", "han")
 EMBEDDINGS = ("word2vec", "word2vec-tuned", "learned")
 TUNED = "tuned"
+OF_GRAPH = ("graph_position", "graph_noise", "ratio2")
+OF_SOFT_TARGETS = ("temperature", "no_stop_gradient", "no_soft_target_clip")
+
+
+def fixed_threshold(text: str, also: str = "") -> float:
+    """The number of a ``--threshold``; ``also`` says what else would be allowed.
+
+    Raises:
+        OptionError: it is none, or not in [0, 1).
+    """
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < 1:
+            return float(text)
+    raise OptionError(f"--threshold must be {also}a number in [0, 1), got {text!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +40,7 @@ class Options(OptionSet):
     """
 
     data: str = option(help="folder with the three splits, or with one JSON file an album")
-    pieces: str = option("whole", "what is a review in lines of labels TAB text", PIECES)
+    pieces: str = option("whole", "what a text is cut into, each read as a review", PIECES)
     tokenizer: str = option("words", "words: languages with spaces; jieba: Chinese, as the paper", TOKENIZERS)
     max_reviews: int = option(40, "reviews of a sample that are read (paper: 40)", least=1)
     max_words: int = option(20, "words of a review that are read (paper: 20)", least=1)
@@ -50,13 +65,13 @@ class Options(OptionSet):
     cell: str = option("lstm", "recurrent cell", tuple(CELLS))
     hidden_size: int = option(128, "units of each direction (paper's code: 128)", least=1)
     attention_size: int = option(100, "size of the vectors of reviews and samples (paper's code: 100)", least=1)
-    dropout: float = option(0.0, "on the vectors of reviews and samples (paper's code: 0)", least=0, most=1)
+    dropout: float = option(0.0, "on the vectors of reviews and samples (paper's code: 0)", least=0, below=1)
     unmasked_attention: bool = option(False, "attend to padding too, as the code that the paper's builds on")
 
     epochs: int = option(100, "passes over the training set (paper's code: 100)", least=1)
     start_eval: int = option(20, "first epoch that is validated; at the latest the last (paper's code: 20)", least=1)
     batch_size: int = option(128, "samples of a step (paper's code: 128)", least=1)
-    lr: float = option(1e-3, "step size of Adam (paper's code: 1e-3)", least=0)
+    lr: float = option(1e-3, "step size of Adam (paper's code: 1e-3)", above=0)
     select: str = option("micro_f1", "validation metric that picks the epoch (our choice)", METRICS)
     threshold: str = option(
         "0.2", f"a label is predicted above this probability (paper's code: 0.2); {TUNED}: best micro-F1 on validation"
@@ -65,9 +80,16 @@ class Options(OptionSet):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.threshold != TUNED:
-            try:
-                inside = 0 <= float(self.threshold) < 1
-            except ValueError:
-                inside = False
-            if not inside:
-                raise OptionError(f"--threshold must be {TUNED!r} or a number in [0, 1), got {self.threshold!r}")
+            fixed_threshold(self.threshold, f"{TUNED!r} or ")
+        if self.arm == "han":
+            self.refuse_idle("with --arm han", *OF_GRAPH)
+        if self.arm != "soft":
+            self.refuse_idle(f"with --arm {self.arm}", "ratio1", *OF_SOFT_TARGETS)
+        if self.ratio1 == 0:
+            self.refuse_idle("with --ratio1 0", *OF_SOFT_TARGETS)
+        if self.temperature:
+            self.refuse_idle(f"with --temperature {self.temperature:g}", "no_soft_target_clip")
+        if self.loss != "encouraging":
+            self.refuse_idle(f"with --loss {self.loss}", "log_end")
+        if self.start_eval > self.epochs:
+            self.refuse_idle(f"with --epochs {self.epochs}", "start_eval")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def tokenizer(name: str) -> Callable[[str], list[str]]:
         OptionError: jieba is not installed.
     """
     if choose("--tokenizer", name, TOKENIZERS) == "words":
-        return lambda text: _WORD.findall(text.lower())
+        return lambda text: _WORD.findall(_normal(text))
     try:
         import jieba
     except ImportError as error:
@@ -49,7 +50,12 @@ def tokenizer(name: str) -> Callable[[str], list[str]]:
             "--tokenizer jieba: the package jieba is not installed: pip install 'fairseq-ext[chinese]'"
         ) from error
     jieba.setLogLevel(logging.WARNING)
-    return lambda text: [word for word in jieba.lcut(text.lower()) if not word.isspace()]
+    return lambda text: [word for word in jieba.lcut(_normal(text)) if not word.isspace()]
+
+
+def _normal(text: str) -> str:
+    """Lower case, and one way to write an accented letter: with a mark of its own it would end a word."""
+    return unicodedata.normalize("NFC", text.lower())
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,26 +20,28 @@ from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import output_folder
 from fairseq_ext.settings import Settings, digest
 from graph.label_graph.classifier import Classifier, build_network, tokenized
+from graph.label_graph.coverage import coverage, notes
 from graph.label_graph.data import SPLITS, label_matrix, label_names, read_splits
 from graph.label_graph.label_graph import label_graph_loss
-from graph.label_graph.metrics import multilabel_metrics, tune_threshold
+from graph.label_graph.metrics import f1_by_label, multilabel_metrics, tune_threshold
 from graph.label_graph.options import TUNED, Options
 from graph.label_graph.text import Vocabulary, train_vectors
 
-__all__ = ["Corpus", "prepare", "run", "score", "train"]
+__all__ = ["Corpus", "prepare", "run", "score", "train", "validate"]
 
 LOWER_IS_BETTER = ("one_error", "hamming_loss")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Ids and gold labels of every split, and the texts that word vectors are trained on."""
+    """Ids and gold labels of every split, the texts that word vectors are trained on, and what of it all is read."""
 
     ids: dict[str, Tensor]
     gold: dict[str, Tensor]
     labels: list[str]
     vocabulary: Vocabulary
     sentences: list[list[str]]
+    coverage: dict[str, dict[str, Any]]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -48,11 +51,20 @@ class Corpus:
 
 
 def prepare(options: Options) -> Corpus:
-    """Read, tokenise and number the data of ``options``."""
-    splits = read_splits(options.data, options.pieces)
-    reviews = {split: tokenized(splits[split], options.tokenizer, options.max_reviews) for split in SPLITS}
+    """Read, cut and number the data of ``options``.
+
+    Raises:
+        OptionError: no word in the training texts, or an option that has no effect on them.
+        DataError: what :func:`~graph.label_graph.data.read_splits` refuses.
+    """
+    splits = read_splits(options.data)
+    reviews = {split: tokenized(splits[split], options) for split in SPLITS}
+    if all(len(sample) <= 1 for samples in reviews.values() for sample in samples) and not options.unmasked_attention:
+        options.refuse_idle("where no sample has two reviews", "max_reviews")
     learned_from = SPLITS if options.transductive else ("train",)
-    sentences = [review for split in learned_from for sample in reviews[split] for review in sample]
+    sentences = [
+        review for split in learned_from for sample in reviews[split] for review in sample[: options.max_reviews]
+    ]
     if not sentences:
         raise OptionError(f"--tokenizer {options.tokenizer} finds no word in {options.data}")
     vocabulary = Vocabulary.build(sentences, options.min_count)
@@ -63,6 +75,7 @@ def prepare(options: Options) -> Corpus:
         labels,
         vocabulary,
         sentences,
+        {split: coverage(splits[split], reviews[split], labels, options) for split in SPLITS},
     )
 
 
@@ -71,12 +84,22 @@ def settings_of(options: Options, corpus: Corpus) -> Settings:
     return Settings.of(options, inputs={"data": corpus.digest})
 
 
-def score(classifier: Classifier, ids: Tensor, gold: Tensor, tune: bool = False) -> dict[str, float]:
+def validate(classifier: Classifier, ids: Tensor, gold: Tensor, tune: bool = False) -> dict[str, float]:
     """Metrics at the classifier's threshold; with ``tune`` this is first set to the best for these samples."""
     probabilities = classifier.probabilities(ids)
     if tune:
         classifier.threshold = tune_threshold(probabilities, gold)
     return multilabel_metrics(probabilities, gold, classifier.threshold)
+
+
+def score(classifier: Classifier, ids: Tensor, gold: Tensor) -> dict[str, Any]:
+    """Metrics at the classifier's threshold, and ``f1_by_label``."""
+    probabilities, threshold = classifier.probabilities(ids), classifier.threshold
+    of_labels = f1_by_label(probabilities, gold, threshold)
+    return {
+        **multilabel_metrics(probabilities, gold, threshold),
+        "f1_by_label": dict(zip(classifier.labels, of_labels, strict=True)),
+    }
 
 
 def _train_epoch(classifier: Classifier, optimizer: torch.optim.Optimizer, ids: Tensor, gold: Tensor) -> float:
@@ -136,7 +159,8 @@ def train(
     progress: dict[str, Any] = {"epoch": 0, "seconds": 0.0, "best": -math.inf, "best_epoch": 0, "history": []}
     parts = {"network": network, "optimizer": optimizer, "random": RandomState()}
     checkpoint = Checkpoint(file, settings_of(options, corpus), progress, **parts)
-    checkpoint.restore()
+    if not checkpoint.restore():
+        checkpoint.save()  # what cannot be saved is not trained
 
     sign = -1 if options.select in LOWER_IS_BETTER else 1
     epochs = range(progress["epoch"] + 1, options.epochs + 1)
@@ -151,7 +175,7 @@ def train(
             )
         entry: dict[str, Any] = {"epoch": epoch, "loss": loss}
         if epoch >= min(options.start_eval, options.epochs):
-            entry |= score(classifier, corpus.ids["valid"], corpus.gold["valid"], tune=tuned)
+            entry |= validate(classifier, corpus.ids["valid"], corpus.gold["valid"], tune=tuned)
             if sign * entry[options.select] > progress["best"]:
                 progress |= {"best": sign * entry[options.select], "best_epoch": epoch}
                 classifier.save(folder / "model.pt")
@@ -168,6 +192,7 @@ def train(
         "best_epoch": progress["best_epoch"],
         "threshold": best.threshold,
         "threshold_source": "tuned on validation" if tuned else "fixed",
+        "coverage": corpus.coverage,
         "seconds_per_epoch": progress["seconds"] / options.epochs,
         "history": progress["history"],
     }
@@ -178,6 +203,8 @@ def run(
 ) -> Experiment:
     """Train with the seeds ``seed``, ``seed + 1``, ...; finished ones in ``out`` are not run again."""
     corpus = prepare(options)  # bad data must not leave a results.json
+    for line in notes(corpus.coverage, options):
+        print(line, file=sys.stderr)
     experiment = Experiment(out, settings_of(options, corpus), ("gensim", "scikit-learn"))
     for number in range(seed, seed + runs):
         name = f"seed{number}"

@@ -12,16 +12,17 @@ import torch
 from fairseq_ext.errors import DataError, InputError, OptionError
 from fairseq_ext.files import MAX_LINE
 from graph.label_graph.classifier import tokenized
-from graph.label_graph.data import Sample, label_matrix, label_names, read_file, read_splits
+from graph.label_graph.data import Sample, label_matrix, label_names, read_file, read_splits, unknown_labels
+from graph.label_graph.options import Options
 from graph.label_graph.text import Vocabulary, split_text, tokenizer, train_vectors
-from tests.helpers import require_data
+from tests.helpers import damaged_texts, require_data
 
 ALBUM = {
     "name": "The xx - Coexist",
     "tags": ["indie", "electronic"],
     "all_short_comments": [{"name": "a", "rate": "5", "vote": 3, "comment": "很好听"}, {"comment": " "}],
 }
-PARSED = (("很好听",), ("indie", "electronic"))
+PARSED = (("很好听", " "), ("indie", "electronic"))
 
 
 def contents(samples):
@@ -50,30 +51,50 @@ def test_literal_albums(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz"])
 def test_lines_of_labels_and_text(tmp_path, name):
-    path = write(tmp_path / name, "food|staff|food\tGood food. Slow, rude\tstaff!\n")
-    assert contents(read_file(path)) == [(("Good food. Slow, rude\tstaff!",), ("food", "staff"))]
-    assert read_file(path, "sentences")[0].reviews == ("Good food.", "Slow, rude\tstaff!")
-    assert read_file(path, "clauses")[0].reviews == ("Good food.", "Slow,", "rude\tstaff!")
+    path = write(tmp_path / name, "food|staff|food\tGood food. Slow, rude\tstaff!\r\n\n\tnothing\nx\t\n")
+    assert contents(read_file(path)) == [
+        (("Good food. Slow, rude\tstaff!",), ("food", "staff")),
+        (("nothing",), ()),
+        (("",), ("x",)),
+    ]
+
+
+def test_one_label_however_its_letters_are_written(tmp_path):
+    path = write(tmp_path / "a.tsv", "caf\u00e9|cafe\u0301\tx\ncafe\u0301\ty\n")
+    assert label_names(read_file(path)) == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize("name", ["a.json.gz", "a.json"])
+def test_albums_without_tags_or_reviews(tmp_path, name):
+    albums = [ALBUM | {"tags": []}, ALBUM | {"all_short_comments": []}]
+    path = write(tmp_path / name, json.dumps(albums))
+    assert contents(read_file(path)) == [(("很好听", " "), ()), ((), ("indie", "electronic"))]
+    del albums[0]["tags"]
+    write(path, json.dumps(albums))
+    assert read_file(path, need_labels=False)[0].labels == ()
+    with pytest.raises(DataError, match="album 1: tags must be a list of strings"):
+        read_file(path)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("a.tsv", "x\ty\nno tab here\n", "a.tsv:2: no tab"),
-        ("a.tsv", "x\ty\n\n\ty\n", "a.tsv:3: a label is empty"),
+        ("a.tsv", "x\ty\n\n|\ty\n", "a.tsv:3: a label is empty"),
         ("a.tsv", "x||z\ty\n", "a.tsv:1: a label is empty"),
-        ("a.tsv", "x\t  \n", "a.tsv:1: no review"),
         ("a.tsv", "", "a.tsv: no sample"),
         ("a.tsv", "x\t" + "y" * MAX_LINE, f"a.tsv:1: a line has at most {MAX_LINE} characters"),
         ("a.csv", "x\ty\n", "a.csv: the name must end in .tsv, .txt or .json"),
         ("a.json", "[1", "a.json: not a JSON file"),
         ("a.json", "[" * 100_000, "a.json: not a JSON file"),
         ("a.json", "[3]", "a.json: album 1: an album is a mapping, found int"),
-        ("a.json", json.dumps(ALBUM | {"tags": "indie"}), "a.json: tags must be a list of strings"),
-        ("a.json", json.dumps(ALBUM | {"tags": []}), "a.json: a label is empty, or there is none"),
+        ("a.json", "[NaN]", "a.json: album 1: an album is a mapping, found float"),
+        ("a.json", json.dumps(ALBUM | {"tags": "indie"}), "a.json: album 1: tags must be a list of strings"),
+        ("a.json", json.dumps(ALBUM | {"tags": [3]}), "a.json: album 1: tags must be a list of strings"),
+        ("a.json", json.dumps(ALBUM | {"tags": ["a", " "]}), "a.json: album 1: a label is empty"),
         ("a.json", json.dumps(ALBUM | {"all_short_comments": {}}), "must be a list"),
         ("a.json", json.dumps(ALBUM | {"all_short_comments": [{"text": "x"}]}), "a review must be a string"),
-        ("a.json", json.dumps(ALBUM | {"all_short_comments": [{"comment": ""}]}), "a.json: no review, or only empty"),
+        ("a.json", json.dumps(ALBUM | {"all_short_comments": [None]}), "a review must be a string"),
         ("a.txt", "__import__('os').system('touch hacked')", "a.txt:1: not a Python literal (ValueError)"),
         ("a.txt", "{'tags': ['a'], 'all_reviews': open('x')}", "a.txt:1: not a Python literal"),
         ("a.txt", "(" * 50_000, "a.txt:1: not a Python literal"),
@@ -90,13 +111,31 @@ def test_refused_files(tmp_path, name, text, message):
     assert not (tmp_path / "hacked").exists()
 
 
-def test_files_that_are_no_text(tmp_path):
-    (tmp_path / "a.tsv").write_bytes(b"x\t\xff\xfe\n")
-    (tmp_path / "b.tsv.gz").write_bytes(b"no gzip")
-    (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(b"x\ty\n" * 1000)[:-20])
-    for name in ("a.tsv", "b.tsv.gz", "c.tsv.gz", "missing.tsv"):
-        with pytest.raises(DataError, match=name):
-            read_file(tmp_path / name)
+GOOD = {
+    ".tsv": "x\ty\nz\tw\n",
+    ".json": json.dumps([ALBUM, ALBUM], indent=1),
+    ".txt": "".join(f"{ {'tags': ['rock'], 'all_reviews': [n]}!r}\n" for n in ("loud", "fast")),
+}
+
+
+@pytest.mark.parametrize("kind", damaged_texts(b"one\ntwo\n"))
+@pytest.mark.parametrize("form", GOOD)
+def test_damaged_files_are_refused_by_name(tmp_path, form, kind):
+    assert len(read_file(write(tmp_path / f"good{form}", "\ufeff" + GOOD[form].replace("\n", "\r\n")))) == 2
+    path = tmp_path / f"bad{form}{'.gz' if kind.endswith('gz') else ''}"
+    path.write_bytes(damaged_texts(GOOD[form].encode())[kind])
+    with pytest.raises(DataError) as refusal:
+        read_file(path)
+    assert str(refusal.value).startswith(str(path)) and "\n" not in str(refusal.value)
+    with pytest.raises(DataError, match="missing"):
+        read_file(tmp_path / f"missing{form}")
+
+
+def test_texts_to_label_are_lines_whatever_they_hold(tmp_path):
+    path = write(tmp_path / "a.txt", "{'all_reviews': ['x']}\n\n{\n")
+    assert contents(read_file(path, need_labels=False)) == [
+        ((line,), ()) for line in ("{'all_reviews': ['x']}", "", "{")
+    ]
 
 
 @pytest.mark.parametrize("names", [("train.tsv", "valid.tsv.gz", "test.tsv"), ("train.tsv", "dev.tsv", "test.tsv")])
@@ -144,8 +183,11 @@ def test_refused_folders(tmp_path):
     with pytest.raises(DataError, match="no file for valid"):
         read_splits(tmp_path)
     write(tmp_path / "valid.tsv", "x\ty\nx|new\ty\n")
-    with pytest.raises(DataError, match=r"valid.tsv:2: label 'new' is not among the 1 labels of training"):
-        read_splits(tmp_path)
+    assert len(read_splits(tmp_path)["valid"]) == 2
+    for text in ("new\ty\n", "\ty\n"):
+        write(tmp_path / "valid.tsv", text)
+        with pytest.raises(DataError, match="no sample of valid has any of the 1 labels of training"):
+            read_splits(tmp_path)
     write(tmp_path / "dev.tsv", "x\ty\n")
     with pytest.raises(DataError, match=r"both valid.tsv and dev.tsv could be the valid set"):
         read_splits(tmp_path)
@@ -155,9 +197,12 @@ def test_labels():
     samples = [Sample(("r",), ("b", "a"), "1"), Sample(("r",), ("c",), "2")]
     assert label_names(samples) == ["a", "b", "c"]
     assert label_matrix(samples, ["a", "b", "c"]).tolist() == [[1, 1, 0], [0, 0, 1]]
+    assert label_matrix(samples, ["b"]).tolist() == [[1], [0]]
+    assert unknown_labels([*samples, samples[1]], ["b"]) == {"c": 2, "a": 1}
 
 
 def test_words():
+    assert tokenizer("words")("cafe\u0301") == ["caf\u00e9"]
     assert tokenizer("words")("Don't  STOP: naïve-Ⅷ, 3.5!") == ["don't", "stop", "naïve", "ⅷ", "3", "5"]
     with pytest.raises(OptionError, match=r"--tokenizer: 'jiba' .* did you mean 'jieba'"):
         tokenizer("jiba")
@@ -194,7 +239,9 @@ def test_ids():
 
 
 def test_reviews_without_words_leave_room_for_others():
-    assert tokenized([Sample(("!!!", "a b", "?", "c", "d"), ("x",), "1")], "words", 2) == [[["a", "b"], ["c"]]]
+    samples = [Sample(("!!!", "a b", "?", "c. d, e", "f"), ("x",), "1")]
+    assert tokenized(samples, Options(data="")) == [[["a", "b"], ["c", "d", "e"], ["f"]]]
+    assert tokenized(samples, Options(data="", pieces="clauses"))[0][1:4] == [["c"], ["d"], ["e"]]
 
 
 def test_vectors():

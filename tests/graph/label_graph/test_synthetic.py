@@ -65,7 +65,6 @@ def test_label_graph_finds_hidden_styles_that_the_plain_network_misses(tmp_path)
     synthesize(tmp_path, 400, reviews=1, words=8, own=0.8)
     common = {
         "data": str(tmp_path),
-        "max_reviews": 1,
         "max_words": 8,
         "embedding": "learned",
         "embedding_dim": 16,
