@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+import types
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 from fairseq.modules import MultiheadAttention
+from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
+from fairseq_ext.errors import OptionError
 from fairseq_ext.modules.cross_view import CrossViewFusion
 from fairseq_ext.modules.muse import MultiScaleConv
-from fairseq_ext.modules.sparse_attention import attention_weights
+from fairseq_ext.modules.sparse_attention import attention_weights, effective_k, topk_softmax
 
 IncrementalState = dict[str, dict[str, Tensor | None]]
+
+
+class NotExportable:
+    """Refuses ``torch.jit.script`` and ONNX with one line instead of a compiler's."""
+
+    option: str
+
+    def __prepare_scriptable__(self) -> NoReturn:  # called by torch.jit.script for every module, before it compiles
+        self.refuse_export("torch.jit.script")
+
+    def prepare_for_onnx_export_(self, **kwargs: Any) -> NoReturn:
+        self.refuse_export("ONNX")
+
+    def refuse_export(self, form: str) -> NoReturn:
+        raise OptionError(f"{self.option}: no {form} form; fairseq's layers, top-k attention and the norms have one")
+
+
+def _renamed(method: Callable[..., Any], name: str) -> Any:
+    """A copy of ``method``: TorchScript compiles a method under its ``__name__``, and once."""
+    copy = types.FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
+    copy.__annotations__ = method.__annotations__
+    return copy
 
 
 class SelectiveAttention(MultiheadAttention):
@@ -27,6 +53,9 @@ class SelectiveAttention(MultiheadAttention):
         *args, **kwargs: the parent's.
     """
 
+    # TorchScript knows no super()
+    dense_attention = _renamed(MultiheadAttention.forward, "dense_attention")
+
     def __init__(
         self,
         *args: Any,
@@ -39,12 +68,16 @@ class SelectiveAttention(MultiheadAttention):
         super().__init__(*args, **kwargs)
         self.normalizer = normalizer
         self.topk, self.topk_ratio, self.topk_min = topk, topk_ratio, topk_min
+        self.is_dense = normalizer == "softmax" and not topk and not topk_ratio
         # the flag that keeps the parent off torch's fused attention, which ignores before_softmax
         self.skip_embed_dim_check = not self.is_dense
 
-    @property
-    def is_dense(self) -> bool:
-        return self.normalizer == "softmax" and not self.topk and not self.topk_ratio
+    def __prepare_scriptable__(self) -> SelectiveAttention:
+        if self.normalizer != "softmax":
+            raise OptionError(f"--attention-normalizer {self.normalizer}: no torch.jit.script form, top-k has one")
+        # The parent's forward names its class, which TorchScript recognises once that class has been compiled.
+        torch.jit.script(MultiheadAttention(1, 1))
+        return self
 
     def forward(
         self,
@@ -60,8 +93,7 @@ class SelectiveAttention(MultiheadAttention):
         need_head_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Shapes and arguments as in the parent: ``query`` (T, B, C), weights (B, T, S) or, by head, (H, B, T, S)."""
-        select = not self.is_dense and not before_softmax
-        output, weights = super().forward(
+        output, values = self.dense_attention(
             query,
             key,
             value,
@@ -70,21 +102,21 @@ class SelectiveAttention(MultiheadAttention):
             need_weights=need_weights,
             static_kv=static_kv,
             attn_mask=attn_mask,
-            before_softmax=before_softmax or select,
+            before_softmax=before_softmax or not self.is_dense,
             need_head_weights=need_head_weights,
         )
-        if not select:
+        if self.is_dense or before_softmax:
+            return output, values
+        assert values is not None
+        context, weights = self.attend(output, values, query.size(1))
+        output = self.out_proj(context)
+        if need_head_weights:
             return output, weights
-        context, weights = self.attend(output, weights, query.size(1))
-        if not (need_weights or need_head_weights):
-            return self.out_proj(context), None
-        return self.out_proj(context), weights if need_head_weights else weights.mean(dim=0)
+        return output, weights.mean(dim=0) if need_weights else None
 
     def attend(self, scores: Tensor, value: Tensor, bsz: int) -> tuple[Tensor, Tensor]:
         """Masked scores (B*H, T, S) and values (B'*H, S, D) to contexts (T, B, C) and weights (H, B, T, S)."""
-        weights = attention_weights(
-            scores, normalizer=self.normalizer, k=self.topk, ratio=self.topk_ratio, minimum=self.topk_min
-        )
+        weights = self.weights(scores)
         probs = self.dropout_module(weights)
         if value.size(0) == probs.size(0):
             context = torch.bmm(probs, value)
@@ -94,8 +126,14 @@ class SelectiveAttention(MultiheadAttention):
         context = context.transpose(0, 1).reshape(-1, bsz, self.embed_dim)
         return context, weights.unflatten(0, (bsz, self.num_heads)).transpose(0, 1)
 
+    def weights(self, scores: Tensor) -> Tensor:
+        """Masked scores to the weights of the selected keys, in any leading shape."""
+        if self.normalizer != "softmax" and not torch.jit.is_scripting():
+            return attention_weights(scores, normalizer=self.normalizer)
+        return topk_softmax(scores, effective_k(scores.size(-1), self.topk, self.topk_ratio, self.topk_min))
 
-class MuseSelfAttention(SelectiveAttention):
+
+class MuseSelfAttention(NotExportable, SelectiveAttention):
     """Self-attention and dynamic convolutions that share the value projection, joined by one output projection.
 
     Zhao et al., *MUSE: Parallel Multi-Scale Attention for Sequence to Sequence Learning*, arXiv 1911.09483:
@@ -107,13 +145,19 @@ class MuseSelfAttention(SelectiveAttention):
         *args, **kwargs: of :class:`SelectiveAttention`.
     """
 
+    option = "--block muse"
+
     def __init__(self, *args: Any, conv: MultiScaleConv, mask_padding: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conv = conv
         self.mask_padding = mask_padding
-        self.out_proj = nn.Linear(self.embed_dim + conv.out_dim, self.embed_dim)
-        nn.init.xavier_uniform_(self.out_proj.weight)
-        nn.init.zeros_(self.out_proj.bias)
+        out_proj = nn.Linear(self.embed_dim + conv.out_dim, self.embed_dim)
+        nn.init.xavier_uniform_(out_proj.weight)
+        nn.init.zeros_(out_proj.bias)
+        noise = kwargs.get("q_noise", 0.0), kwargs.get("qn_block_size", 8)
+        self.out_proj = quant_noise(out_proj, *noise)
+        for part in conv.convs:
+            quant_noise(part.weight_linear, *noise)
         self.skip_embed_dim_check = True
 
     def forward(  # type: ignore[override]
@@ -165,7 +209,7 @@ class MuseSelfAttention(SelectiveAttention):
         return super().reorder_incremental_state(incremental_state, new_order)
 
 
-class CrossViewAttention(SelectiveAttention):
+class CrossViewAttention(NotExportable, SelectiveAttention):
     """Cross-attention of one decoder layer to several encoder layers (arXiv 2005.08081).
 
     ``key`` carries all encoder layers side by side on the channel axis, (S, B, Ne * C): that is one tensor for
@@ -176,6 +220,8 @@ class CrossViewAttention(SelectiveAttention):
         fusion: which views this layer reads and how it joins them.
         *args, **kwargs: of :class:`SelectiveAttention`.
     """
+
+    option = "--cross-view"
 
     def __init__(self, *args: Any, fusion: CrossViewFusion, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

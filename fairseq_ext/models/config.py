@@ -4,6 +4,8 @@ Flat, because fairseq then stores a plain dict in its checkpoints, which torch's
 avoid the prefixes ``encoder_``, ``decoder_`` and ``quant_noise_``, which fairseq routes into its nested configs.
 """
 
+import argparse
+import ast
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +18,10 @@ from fairseq.models.transformer.transformer_config import (
     TransformerConfig,
 )
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
+from omegaconf import II, OmegaConf
 
 from fairseq_ext.errors import OptionError, choose
+from fairseq_ext.models.stock_options import parse_layers
 from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES, check_cross_view
 from fairseq_ext.modules.muse import INIT_LAWS, parse_kernels
 from fairseq_ext.modules.normalization import NORMS
@@ -69,18 +73,32 @@ class ExtOptions(FairseqDataclass):
     init: str = _option("fairseq", f"initial weights: {', '.join(INITS)}; MUSE presets use km (authors' default)")
 
 
+# A default that is the value of another option, as where fairseq's parser knows no default.
+FOLLOWS = {
+    "decoder_embed_dim": II(".encoder_embed_dim"),
+    "decoder_ffn_embed_dim": II(".encoder_ffn_embed_dim"),
+    "decoder_input_dim": II(".decoder_embed_dim"),
+    "decoder_output_dim": II(".decoder_embed_dim"),
+}
+
+
 def _flat_transformer_fields() -> list[tuple[str, Any, Any]]:
     """``TransformerConfig`` with its nested parts spelt out (``encoder_layers``, ...), as on fairseq's command line."""
     nested = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
-    left_out = {"_name", "input_dim", "output_dim", "layers_to_keep", "xformers_att_config"}
+    # declared as a list of numbers and read as a text; the language model declares it right
+    text = TransformerLanguageModelConfig.__annotations__["decoder_layers_to_keep"]
+    types = {"encoder_layers_to_keep": text, "decoder_layers_to_keep": text}
+    helps = {"decoder_input_dim": "decoder input dimension, that of the embeddings"}  # without one: no --option
     flat = []
     for outer in dataclasses.fields(TransformerConfig):
         inner = dataclasses.fields(nested[outer.name]) if outer.name in nested else [outer]
-        prefix = f"{outer.name}_" if outer.name in nested else ""
         for item in inner:
-            if item.name not in left_out:
-                copied = field(default=item.default, metadata=dict(item.metadata))
-                flat.append((prefix + item.name, item.type, copied))
+            if item.name == "_name":
+                continue
+            name = f"{outer.name}_{item.name}" if outer.name in nested else item.name
+            metadata = {**item.metadata, **({"help": helps[name]} if name in helps else {})}
+            copied = field(default=FOLLOWS.get(name, item.default), metadata=metadata)
+            flat.append((name, types.get(name, item.type), copied))
     return flat
 
 
@@ -99,18 +117,70 @@ class TransformerLanguageModelExtConfig(ExtOptions, TransformerLanguageModelConf
     """fairseq's Transformer language-model options and :class:`ExtOptions`."""
 
 
-def nested_config(flat: Any) -> TransformerConfig:
+def option_values(flat: Any, kind: type[FairseqDataclass]) -> dict[str, Any]:
+    """Every option by name.
+
+    Args:
+        flat: an instance of ``kind``, its OmegaConf form, or an argparse namespace, which may lack some.
+        kind: the dataclass with the defaults.
+    """
+    if OmegaConf.is_config(flat):
+        return OmegaConf.to_container(flat, resolve=True)  # type: ignore[return-value]
+    values = {item.name: item.default for item in dataclasses.fields(kind)} | vars(flat)
+    for name, default in FOLLOWS.items():
+        if values.get(name) == default:
+            values[name] = values[default[3:-1]]
+    return values
+
+
+def nested_config(flat: Any, kind: type[FairseqDataclass] = TransformerExtConfig) -> TransformerConfig:
     """The nested config that fairseq's encoder, decoder and layers read, carrying the :class:`ExtOptions` as well.
 
-    Any flat holder of options serves: this module's dataclasses, their OmegaConf form, or an argparse namespace.
+    Args:
+        flat, kind: as for :func:`option_values`.
+
+    Raises:
+        OptionError: for a literal that is none. fairseq hands these to ``eval``; here they come from checkpoints too.
     """
-    values = {item.name: getattr(flat, item.name) for item in dataclasses.fields(ExtOptions) if item.name != "_name"}
-    config = TransformerConfig.from_namespace(flat)
-    config.decoder.input_dim = config.decoder.output_dim = config.decoder.embed_dim
-    # fairseq's parser turns these two into what the modules expect
-    for name, value in values.items():
-        setattr(config, name, value)
+    values = option_values(flat, kind)
+    cutoff = values["adaptive_softmax_cutoff"]
+    if cutoff is not None:
+        values["adaptive_softmax_cutoff"] = _literal("--adaptive-softmax-cutoff", cutoff, list)
+    for name in ("encoder_xformers_att_config", "decoder_xformers_att_config"):
+        if values.get(name) is not None:
+            values[name] = repr(_literal(f"--{name.replace('_', '-')}", values[name], dict))
+    config = TransformerConfig.from_namespace(argparse.Namespace(**values))
+    for side in ("encoder", "decoder"):
+        part = getattr(config, side)
+        if part.layers_to_keep:
+            part.layers = len(parse_layers(f"--{side}-layers-to-keep", part.layers_to_keep))
     return config
+
+
+def _literal(option: str, value: Any, kind: type[list] | type[dict]) -> Any:
+    text = f"[{value}]" if kind is list and isinstance(value, str) and value[:1] not in "[(" else value
+    try:
+        found = ast.literal_eval(text) if isinstance(text, str) else text
+        return kind(found)
+    except (ValueError, SyntaxError, TypeError):
+        form = {list: "numbers like 5000,20000", dict: "a dictionary like {'name': 'linformer'}"}[kind]
+        raise OptionError(f"{option}: must be {form}, got {value!r}") from None
+
+
+def legacy_arguments(flat: Any, kind: type[FairseqDataclass]) -> argparse.Namespace:
+    """All options of a run in one namespace, which fairseq's older code reads as ``model.args``.
+
+    Args:
+        flat, kind: as for :func:`option_values`. Of an OmegaConf form all sections beside the model's are read as well.
+    """
+    arguments: dict[str, Any] = {}
+    if OmegaConf.is_config(flat) and flat._get_root() is not flat:
+        for section, node in OmegaConf.to_container(flat._get_root()).items():  # type: ignore[union-attr]
+            node = vars(node) if isinstance(node, argparse.Namespace) else node
+            arguments |= node if isinstance(node, dict) else {}
+            arguments[section] = node.get("_name") if isinstance(node, dict) else node
+    arguments |= option_values(flat, kind)
+    return argparse.Namespace(**arguments, arch=arguments.get("_name"))
 
 
 def _require(holds: bool, message: str) -> None:

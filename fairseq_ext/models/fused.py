@@ -19,9 +19,16 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from fairseq.incremental_decoding_utils import FairseqIncrementalState
+from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
-from fairseq_ext.models.attention import IncrementalState, MuseSelfAttention, SelectiveAttention
+from fairseq_ext.models.attention import (
+    CrossViewAttention,
+    IncrementalState,
+    MuseSelfAttention,
+    NotExportable,
+    SelectiveAttention,
+)
 from fairseq_ext.models.layers import MuseDecoderLayer, MuseEncoderLayer
 from fairseq_ext.modules.muse import MultiScaleConv
 from fairseq_ext.modules.sparse_attention import attention_weights
@@ -56,29 +63,32 @@ def _additive(key_padding_mask: Tensor, like: Tensor) -> Tensor:
 class _Attention:
     """The part of attention between the projections, with the selection of ``attention``."""
 
-    def __init__(self, attention: SelectiveAttention) -> None:
-        self.is_dense = attention.is_dense
+    def __init__(self, attention: MultiheadAttention) -> None:
         self.scaling = attention.scaling
-        self.selection: dict[str, Any] = {
-            "normalizer": attention.normalizer,
-            "k": attention.topk,
-            "ratio": attention.topk_ratio,
-            "minimum": attention.topk_min,
-        }
+        self.selection: dict[str, Any] = {}
+        if isinstance(attention, SelectiveAttention) and not attention.is_dense:
+            self.selection = {
+                "normalizer": attention.normalizer,
+                "k": attention.topk,
+                "ratio": attention.topk_ratio,
+                "minimum": attention.topk_min,
+            }
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """``query`` (B, H, T, D), ``key`` and ``value`` (B, H, S, D), additive ``mask``; weights (B, H, T, S)."""
-        if self.is_dense and not need_weights:
+        if not (self.selection or need_weights):
             return F.scaled_dot_product_attention(query, key, value, mask, scale=self.scaling), None
         scores = (query * self.scaling) @ key.transpose(-2, -1)
         weights = attention_weights(scores if mask is None else scores + mask, **self.selection)
         return weights @ value, weights
 
 
-class _FusedLayer(nn.Module):
+class _FusedLayer(NotExportable, nn.Module):
     """What the two kinds of layers share: self-attention, convolution and feed-forward network."""
+
+    option = "--block muse, muse-simple"
 
     def __init__(self, layer: MuseEncoderLayer | MuseDecoderLayer) -> None:
         super().__init__()
@@ -194,7 +204,7 @@ class FusedMuseDecoderLayer(FairseqIncrementalState, _FusedLayer):
         self.step_conv = None if self.conv is None else _StepConv(self.conv)
         rows = [attention.q_proj, attention.k_proj, attention.v_proj]
         columns = [attention.out_proj]
-        merged = type(cross) is SelectiveAttention
+        merged = cross is not None and not isinstance(cross, CrossViewAttention)
         if merged:
             rows.append(cross.q_proj)
             columns.append(cross.out_proj)
@@ -339,11 +349,18 @@ class FusedMuseDecoderLayer(FairseqIncrementalState, _FusedLayer):
         self.need_attn = need_attn
 
 
+def _has_plain_projections(layer: MuseEncoderLayer | MuseDecoderLayer) -> bool:
+    attention = layer.self_attn
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, layer.fc1, layer.fc2]
+    return all(type(linear) is nn.Linear for linear in linears)
+
+
 def fuse_for_inference(module: nn.Module) -> nn.Module:
     """Replaces every MUSE layer inside ``module`` by its fused form, in place, and returns ``module``.
 
     fairseq's ``prepare_for_inference_`` does so for ``transformer_ext`` models unless ``--muse-no-fuse`` is given. What
-    remains cannot be trained, and its state dict fits fused models only: save before fusing.
+    remains cannot be trained, and its state dict fits fused models only: save before fusing. A layer whose linear maps
+    were replaced, as quantization does, keeps them and stays as it is.
 
     Args:
         module: a model, an encoder or a decoder.
@@ -354,6 +371,6 @@ def fuse_for_inference(module: nn.Module) -> nn.Module:
     }
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in fused_forms:
+            if type(child) in fused_forms and _has_plain_projections(child):
                 setattr(parent, name, fused_forms[type(child)].from_layer(child))
     return module

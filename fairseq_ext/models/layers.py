@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fairseq.modules import FairseqDropout
+from fairseq.modules import FairseqDropout, MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from fairseq_ext.models.attention import (
     CrossViewAttention,
     IncrementalState,
     MuseSelfAttention,
+    NotExportable,
     SelectiveAttention,
 )
 from fairseq_ext.modules.cross_view import CrossViewFusion
@@ -25,31 +26,41 @@ from fairseq_ext.modules.muse import (
 )
 
 
-def _selection(cfg: Any, attention: str) -> dict[str, Any]:
-    """The :class:`SelectiveAttention` arguments of one of ``encoder-self``, ``decoder-self`` and ``cross``."""
-    selects = attention in cfg.attention_topk_in.replace(" ", "").split(",")
-    return {
-        "normalizer": cfg.attention_normalizer,
-        "topk": cfg.attention_topk if selects else 0,
-        "topk_ratio": cfg.attention_topk_ratio if selects else 0.0,
-        "topk_min": cfg.attention_topk_min,
-    }
+def selection(cfg: Any, attention: str) -> dict[str, Any]:
+    """The :class:`SelectiveAttention` arguments of ``encoder-self``, ``decoder-self`` or ``cross``; none if dense."""
+    if attention not in cfg.attention_topk_in.replace(" ", "").split(","):
+        return {}
+    if cfg.attention_normalizer != "softmax":
+        return {"normalizer": cfg.attention_normalizer}
+    if not (cfg.attention_topk or cfg.attention_topk_ratio):
+        return {}
+    return {"topk": cfg.attention_topk, "topk_ratio": cfg.attention_topk_ratio, "topk_min": cfg.attention_topk_min}
 
 
-def _self_attention(cfg: Any, side: str, index: int, **kwargs: Any) -> SelectiveAttention:
+def changes_layers(cfg: Any, side: str, cross_attention: bool = True) -> bool:
+    """Whether an option asks for other layers than fairseq's in ``encoder`` or ``decoder``."""
+    attentions = [f"{side}-self", *(["cross"] if side == "decoder" and cross_attention else [])]
+    return (
+        cfg.block != "transformer"
+        or cfg.init != "fairseq"
+        or any(selection(cfg, attention) for attention in attentions)
+        or (side == "decoder" and cfg.cross_view != "none")
+    )
+
+
+def _common_arguments(cfg: Any, side: str) -> dict[str, Any]:
     part = getattr(cfg, side)
-    arguments = {
+    return {
         "embed_dim": part.embed_dim,
         "num_heads": part.attention_heads,
         "dropout": cfg.attention_dropout,
-        "self_attention": True,
         "q_noise": cfg.quant_noise.pq,
         "qn_block_size": cfg.quant_noise.pq_block_size,
-        **_selection(cfg, f"{side}-self"),
-        **kwargs,
     }
-    if cfg.block != "muse":
-        return SelectiveAttention(**arguments)
+
+
+def _muse_attention(cfg: Any, side: str, index: int, **kwargs: Any) -> MuseSelfAttention:
+    part = getattr(cfg, side)
     conv = MultiScaleConv(
         part.embed_dim,
         part.attention_heads,
@@ -58,14 +69,21 @@ def _self_attention(cfg: Any, side: str, index: int, **kwargs: Any) -> Selective
         gate=not cfg.muse_no_gate,
         weight_dropout=cfg.muse_weight_dropout,
     )
-    return MuseSelfAttention(conv=conv, mask_padding=not cfg.muse_no_padding_mask, **arguments)
+    return MuseSelfAttention(
+        conv=conv,
+        mask_padding=not cfg.muse_no_padding_mask,
+        self_attention=True,
+        **_common_arguments(cfg, side),
+        **selection(cfg, f"{side}-self"),
+        **kwargs,
+    )
 
 
 def _apply_init_(layer: nn.Module, law: str, index: int) -> None:
     if law == "fairseq":
         return
     for attention in layer.modules():
-        if isinstance(attention, SelectiveAttention):
+        if isinstance(attention, MultiheadAttention):
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
                 init_attention_projection_(projection, law, "in")
             init_attention_projection_(attention.out_proj, law, "out")
@@ -74,7 +92,7 @@ def _apply_init_(layer: nn.Module, law: str, index: int) -> None:
 
 
 class EncoderLayer(TransformerEncoderLayerBase):
-    """fairseq's encoder layer around a :class:`SelectiveAttention`.
+    """fairseq's encoder layer, with a :class:`SelectiveAttention` where one is asked for.
 
     Args:
         cfg: nested config carrying :class:`~fairseq_ext.models.config.ExtOptions`.
@@ -86,12 +104,16 @@ class EncoderLayer(TransformerEncoderLayerBase):
         super().__init__(cfg, return_fc=return_fc)
         _apply_init_(self, cfg.init, index)
 
-    def build_self_attention(self, embed_dim: int, cfg: Any) -> SelectiveAttention:
-        return _self_attention(cfg, "encoder", self.index)
+    def build_self_attention(self, embed_dim: int, cfg: Any) -> MultiheadAttention:
+        if cfg.block == "muse":
+            return _muse_attention(cfg, "encoder", self.index)
+        if chosen := selection(cfg, "encoder-self"):
+            return SelectiveAttention(self_attention=True, **_common_arguments(cfg, "encoder"), **chosen)
+        return super().build_self_attention(embed_dim, cfg)
 
 
 class DecoderLayer(TransformerDecoderLayerBase):
-    """fairseq's decoder layer around :class:`SelectiveAttention` and, with views, :class:`CrossViewAttention`.
+    """fairseq's decoder layer, with :class:`SelectiveAttention` or :class:`CrossViewAttention` for views.
 
     Args:
         cfg: nested config carrying :class:`~fairseq_ext.models.config.ExtOptions`.
@@ -111,29 +133,28 @@ class DecoderLayer(TransformerDecoderLayerBase):
 
     def build_self_attention(
         self, embed_dim: int, cfg: Any, add_bias_kv: bool = False, add_zero_attn: bool = False
-    ) -> SelectiveAttention:
-        return _self_attention(
-            cfg,
-            "decoder",
-            self.index,
-            self_attention=not cfg.cross_self_attention,
-            add_bias_kv=add_bias_kv,
-            add_zero_attn=add_zero_attn,
-        )
+    ) -> MultiheadAttention:
+        extras = {"add_bias_kv": add_bias_kv, "add_zero_attn": add_zero_attn}
+        if cfg.block == "muse":
+            return _muse_attention(cfg, "decoder", self.index, **extras)
+        if chosen := selection(cfg, "decoder-self"):
+            return SelectiveAttention(
+                self_attention=not cfg.cross_self_attention, **_common_arguments(cfg, "decoder"), **chosen, **extras
+            )
+        return super().build_self_attention(embed_dim, cfg, **extras)
 
     def build_encoder_attention(
         self, embed_dim: int, cfg: Any, fusion: CrossViewFusion | None = None
-    ) -> SelectiveAttention:
+    ) -> MultiheadAttention:
+        chosen = selection(cfg, "cross")
+        if fusion is None and not chosen:
+            return super().build_encoder_attention(embed_dim, cfg)
         arguments = {
-            "embed_dim": embed_dim,
-            "num_heads": cfg.decoder.attention_heads,
             "kdim": cfg.encoder.embed_dim,
             "vdim": cfg.encoder.embed_dim,
-            "dropout": cfg.attention_dropout,
             "encoder_decoder_attention": True,
-            "q_noise": cfg.quant_noise.pq,
-            "qn_block_size": cfg.quant_noise.pq_block_size,
-            **_selection(cfg, "cross"),
+            **_common_arguments(cfg, "decoder"),
+            **chosen,
         }
         return SelectiveAttention(**arguments) if fusion is None else CrossViewAttention(fusion=fusion, **arguments)
 
@@ -141,12 +162,14 @@ class DecoderLayer(TransformerDecoderLayerBase):
         return self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(x))))
 
 
-class SequentialViewsDecoderLayer(DecoderLayer):
+class SequentialViewsDecoderLayer(NotExportable, DecoderLayer):
     """A decoder layer that reads its views in successive residual sub-layers, each with a norm of its own.
 
     The one fusion that is not a single context, hence a forward pass of its own. The second norm is
     ``encoder_attn_aux_layer_norm``; a layer with a single view has none.
     """
+
+    option = "--cross-view"
 
     def __init__(self, cfg: Any, index: int, fusion: CrossViewFusion) -> None:
         super().__init__(cfg, index, fusion=fusion)
@@ -196,12 +219,14 @@ class SequentialViewsDecoderLayer(DecoderLayer):
         return x if self.normalize_before else norm(x)
 
 
-class MuseEncoderLayer(EncoderLayer):
+class MuseEncoderLayer(NotExportable, EncoderLayer):
     r"""Self-attention (with the convolution of ``--block muse``) and feed-forward network side by side.
 
     One residual connection and one norm :math:`N`: with :math:`h = N(x)` (pre-norm) or :math:`h = x`,
     :math:`y = x + \mathrm{ParAttn}(h) + \mathrm{FFN}(h)`, followed by :math:`N` if post-norm (arXiv 1911.09483).
     """
+
+    option = "--block muse, muse-simple"
 
     def __init__(self, cfg: Any, index: int) -> None:
         super().__init__(cfg, index)
@@ -220,11 +245,13 @@ class MuseEncoderLayer(EncoderLayer):
         return x if self.normalize_before else self.self_attn_layer_norm(x)
 
 
-class MuseDecoderLayer(DecoderLayer):
+class MuseDecoderLayer(NotExportable, DecoderLayer):
     """Causal self-attention (with convolution), cross-attention and feed-forward network side by side.
 
     All three read the layer's input; one residual connection and one norm, as in :class:`MuseEncoderLayer`.
     """
+
+    option = "--block muse, muse-simple"
 
     def __init__(
         self, cfg: Any, index: int, no_encoder_attn: bool = False, fusion: CrossViewFusion | None = None

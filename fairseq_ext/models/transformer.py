@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+import re
 from typing import Any
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.distributed import fsdp_wrap
-from fairseq.models import register_model
+from fairseq.models import BaseFairseqModel, register_model
 from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase, TransformerModelBase
+from fairseq.modules import FairseqDropout
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
-from fairseq_ext.models.config import TransformerExtConfig, check_options, nested_config
+from fairseq_ext.errors import OptionError
+from fairseq_ext.models.attention import NotExportable
+from fairseq_ext.models.config import TransformerExtConfig, check_options, legacy_arguments, nested_config
 from fairseq_ext.models.fused import fuse_for_inference
 from fairseq_ext.models.layers import (
     DecoderLayer,
@@ -21,7 +26,9 @@ from fairseq_ext.models.layers import (
     MuseDecoderLayer,
     MuseEncoderLayer,
     SequentialViewsDecoderLayer,
+    changes_layers,
 )
+from fairseq_ext.models.stock_options import check_stock_options, check_translation_options, parse_layers
 from fairseq_ext.modules.cross_view import CrossViewFusion, view_schedule
 from fairseq_ext.modules.normalization import create_norm
 
@@ -71,25 +78,39 @@ def warn_about_ratio(cfg: Any) -> None:
 
 
 class TransformerExtEncoder(TransformerEncoderBase):
-    """fairseq's encoder; with ``--cross-view`` its output carries every layer.
-
-    ``encoder_out`` is then (S, B, Ne * C), layer 1 first and the usual output last, after the view norm: a single
-    tensor, which fairseq's beam search reorders like any other.
-    """
+    """fairseq's encoder around this suite's layers."""
 
     def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding, return_fc: bool = False) -> None:
         self._built = 0
         super().__init__(cfg, dictionary, embed_tokens, return_fc=return_fc)
-        normed = self.layer_norm is not None and cfg.cross_view_norm == "separate" and cfg.cross_view != "none"
-        if normed:
-            norms = [nn.LayerNorm(cfg.encoder.embed_dim) for _ in range(cfg.encoder.layers - 1)]
-            self.view_layer_norm = nn.ModuleList(norms)
 
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
         self._built += 1
+        if not changes_layers(cfg, "encoder"):
+            return super().build_encoder_layer(cfg)
         if cfg.block == "transformer":
             return _wrap_layer(EncoderLayer(cfg, self._built, return_fc=self.return_fc), cfg)
         return _wrap_layer(MuseEncoderLayer(cfg, self._built), cfg)
+
+    def make_generation_fast_(self, retain_dropout: bool = False, **kwargs: Any) -> None:
+        if not (self.cfg.muse_no_fuse or retain_dropout):  # fused layers have no dropout to retain
+            fuse_for_inference(self)
+
+
+class CrossViewEncoder(NotExportable, TransformerExtEncoder):
+    """An encoder whose output carries every layer, for ``--cross-view``.
+
+    ``encoder_out`` is (S, B, Ne * C), layer 1 first and the usual output last, after the view norm: a single tensor,
+    which fairseq's beam search reorders like any other.
+    """
+
+    option = "--cross-view"
+
+    def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding, return_fc: bool = False) -> None:
+        super().__init__(cfg, dictionary, embed_tokens, return_fc=return_fc)
+        if self.layer_norm is not None and cfg.cross_view_norm == "separate":
+            norms = [nn.LayerNorm(cfg.encoder.embed_dim) for _ in range(cfg.encoder.layers - 1)]
+            self.view_layer_norm = nn.ModuleList(norms)
 
     def forward(
         self,
@@ -99,24 +120,18 @@ class TransformerExtEncoder(TransformerEncoderBase):
         token_embeddings: Tensor | None = None,
     ) -> dict[str, list[Tensor]]:
         """Arguments and result as in fairseq's ``TransformerEncoderBase.forward``, but for ``encoder_out``."""
-        views = self.cfg.cross_view != "none"
         # generation asks for no hidden states, so views have to be asked for here
-        out = super().forward(src_tokens, src_lengths, return_all_hiddens or views, token_embeddings)
-        if views:
-            lower = [self.normalize_view(state, index) for index, state in enumerate(out["encoder_states"][1:-1])]
-            out["encoder_out"] = [torch.cat([*lower, out["encoder_out"][0]], dim=-1)]
-            if not return_all_hiddens:
-                out["encoder_states"] = []
+        out = super().forward(src_tokens, src_lengths, True, token_embeddings)
+        lower = [self.normalize_view(state, index) for index, state in enumerate(out["encoder_states"][1:-1])]
+        out["encoder_out"] = [torch.cat([*lower, out["encoder_out"][0]], dim=-1)]
+        if not return_all_hiddens:
+            out["encoder_states"] = []
         return out
 
     def normalize_view(self, state: Tensor, index: int) -> Tensor:
         if self.layer_norm is None or self.cfg.cross_view_norm == "none":
             return state
         return self.view_layer_norm[index](state) if self.cfg.cross_view_norm == "separate" else self.layer_norm(state)
-
-    def make_generation_fast_(self, retain_dropout: bool = False, **kwargs: Any) -> None:
-        if not (self.cfg.muse_no_fuse or retain_dropout):  # fused layers have no dropout to retain
-            fuse_for_inference(self)
 
 
 class TransformerExtDecoder(TransformerDecoderBase):
@@ -156,8 +171,73 @@ class TransformerExtDecoder(TransformerDecoderBase):
             fuse_for_inference(self)
 
 
+class ExtModel(BaseFairseqModel):
+    """What the suite's models share: options in fairseq's older form, pruning, the names of retained dropouts."""
+
+    cfg: Any
+
+    def configure(self, cfg: Any, arguments: argparse.Namespace) -> None:
+        """Finishes a built model: the norms of ``--norm``, and ``args``, which fairseq's older code reads."""
+        replace_norms(self, cfg)
+        self.cfg = cfg
+        self.args = arguments
+
+    def load_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        strict: bool = True,
+        model_cfg: Any = None,
+        args: argparse.Namespace | None = None,
+    ) -> Any:
+        """As in fairseq, but ``--encoder-layers-to-keep`` and ``--decoder-layers-to-keep`` are those of the model.
+
+        fairseq's own way forgets the options once it has pruned, loses the side for which none is given, and prunes
+        again what is pruned already: what it trains from then on cannot be loaded.
+        """
+        pruning = None
+        if self.cfg.encoder.layers_to_keep or self.cfg.decoder.layers_to_keep:
+            keep = {f"{side}_layers_to_keep": self._layers_to_load(side, state_dict) for side in ("encoder", "decoder")}
+            pruning = argparse.Namespace(arch="transformer", **keep)
+        return super().load_state_dict(state_dict, strict, model_cfg=pruning)
+
+    def _layers_to_load(self, side: str, state_dict: dict[str, Any]) -> str:
+        names = (re.match(rf"{side}\.layers\.(\d+)\.", name) for name in state_dict)
+        present = sorted({int(name[1]) for name in names if name})
+        option, kept = f"--{side}-layers-to-keep", getattr(self.cfg, side).layers_to_keep
+        if kept and present != list(range(getattr(self.cfg, side).layers)):
+            missing = sorted(set(parse_layers(option, kept)) - set(present))
+            if missing:
+                raise OptionError(f"{option} {kept}: the checkpoint has no layer {missing[0]}, it has {present}")
+            return kept
+        return ",".join(map(str, present))
+
+    def make_generation_fast_(self, retain_dropout_modules: Any = None, **kwargs: Any) -> None:
+        """As in fairseq, but ``--retain-dropout-modules`` also takes the fairseq class that one of ours extends."""
+        if retain_dropout_modules is not None:
+            retain_dropout_modules = self._with_subclasses(retain_dropout_modules)
+        super().make_generation_fast_(retain_dropout_modules=retain_dropout_modules, **kwargs)
+
+    def _with_subclasses(self, names: Any) -> Any:
+        names = names if isinstance(names, str) else list(names)  # a text is searched for a name, as in fairseq
+        chosen = {
+            kind.__name__
+            for kind in {type(module) for module in self.modules()}
+            if any(_dropout_name(base) in names for base in kind.__mro__ if base.__module__.startswith("fairseq"))
+        }
+        if not chosen:
+            found = {module.module_name for module in self.modules() if isinstance(module, FairseqDropout)}
+            logger.warning("--retain-dropout-modules %s: no such module, there are %s", names, ", ".join(sorted(found)))
+        return " ".join([names, *chosen]) if isinstance(names, str) else [*names, *chosen]
+
+
+def _dropout_name(kind: type) -> str:
+    """How fairseq calls the dropouts of a class."""
+    names = {"TransformerEncoderBase": "TransformerEncoder", "TransformerDecoderBase": "TransformerDecoder"}
+    return names.get(kind.__name__, kind.__name__)
+
+
 @register_model("transformer_ext", dataclass=TransformerExtConfig)
-class TransformerExtModel(TransformerModelBase):
+class TransformerExtModel(ExtModel, TransformerModelBase):
     """Encoder-decoder Transformer whose attention, norms, layer topology and views are options.
 
     With every option at its default, parameters, state-dict keys and outputs are those of fairseq's ``transformer``,
@@ -178,15 +258,23 @@ class TransformerExtModel(TransformerModelBase):
             decoder=nested.decoder,
             cross_attention=not nested.no_cross_attention,
         )
+        check_stock_options(nested, encoder=nested.encoder, decoder=nested.decoder)
+        check_translation_options(nested, task.source_dictionary, task.target_dictionary)
         warn_about_ratio(nested)
         model = super().build_model(nested, task)
-        replace_norms(model, nested)
+        model.configure(nested, legacy_arguments(cfg, TransformerExtConfig))
         return model
 
     @classmethod
-    def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: nn.Embedding) -> TransformerExtEncoder:
-        return TransformerExtEncoder(cfg, src_dict, embed_tokens)
+    def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: nn.Embedding) -> TransformerEncoderBase:
+        if cfg.cross_view != "none":
+            return CrossViewEncoder(cfg, src_dict, embed_tokens)
+        if changes_layers(cfg, "encoder"):
+            return TransformerExtEncoder(cfg, src_dict, embed_tokens)
+        return super().build_encoder(cfg, src_dict, embed_tokens)
 
     @classmethod
-    def build_decoder(cls, cfg: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> TransformerExtDecoder:
-        return TransformerExtDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
+    def build_decoder(cls, cfg: Any, tgt_dict: Any, embed_tokens: nn.Embedding) -> TransformerDecoderBase:
+        if changes_layers(cfg, "decoder", cross_attention=not cfg.no_cross_attention):
+            return TransformerExtDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
+        return super().build_decoder(cfg, tgt_dict, embed_tokens)

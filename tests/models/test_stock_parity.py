@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from torch import Tensor, nn
 
+from fairseq_ext.models.config import TransformerExtConfig, option_values
 from tests.models.tiny import (
     PAD,
     decode_by_step,
@@ -56,8 +56,8 @@ def translation_pair(**options: Any) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(3)
     ours = translation_model(width=16, ffn=32, **options)
     torch.manual_seed(3)
-    namespace = argparse.Namespace(arch="transformer", **dataclasses.asdict(translation_config(16, 32, **options)))
-    return ours, TransformerModel.build_model(namespace, task())
+    values = option_values(translation_config(16, 32, **options), TransformerExtConfig)
+    return ours, TransformerModel.build_model(argparse.Namespace(arch="transformer", **values), task())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
