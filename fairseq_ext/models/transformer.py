@@ -174,8 +174,6 @@ class TransformerExtDecoder(TransformerDecoderBase):
 class ExtModel(BaseFairseqModel):
     """What the suite's models share: options in fairseq's older form, pruning, the names of retained dropouts."""
 
-    cfg: Any
-
     def configure(self, cfg: Any, arguments: argparse.Namespace) -> None:
         """Finishes a built model: the norms of ``--norm``, and ``args``, which fairseq's older code reads."""
         replace_norms(self, cfg)
