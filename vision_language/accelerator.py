@@ -23,9 +23,12 @@ def make_accelerator(mixed_precision: str = "no", cpu: bool = False) -> Accelera
         OptionError: a number format that the device does not have.
     """
     try:
-        return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+        accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
     except ValueError as error:
         raise OptionError(f"--mixed-precision {mixed_precision}: {str(error).splitlines()[0]}") from error
+    if mixed_precision != "no" and not accelerator.native_amp:  # accelerate goes on in float32
+        raise OptionError(f"--mixed-precision {mixed_precision}: not on a {accelerator.device.type}; no and bf16 are")
+    return accelerator
 
 
 def adamw(parameters: Iterable[Any], accelerator: Accelerator, **settings: Any) -> torch.optim.AdamW:

@@ -1,0 +1,30 @@
+"""Number formats are those that were asked for, or refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from fairseq_ext.errors import OptionError
+from vision_language.accelerator import PRECISIONS, make_accelerator
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": None}
+"""What a CPU computes in."""
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_format_is_done_or_refused(precision):
+    if DTYPES[precision] is None:
+        with pytest.raises(OptionError, match="^--mixed-precision fp16: not on a cpu; no and bf16 are$"):
+            make_accelerator(precision, cpu=True)
+        return
+    with make_accelerator(precision, cpu=True).autocast():
+        assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == DTYPES[precision]
