@@ -353,12 +353,11 @@ def test_another_model_is_not_overwritten(world, merge, tmp_path):
     assert (tmp_path / "mine" / "config.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision(world, tmp_path, precision):
+def test_half_precision(world, tmp_path):
     AcceleratorState._reset_state(True)  # one process knows one number format
     try:
-        options = student_options(world, epochs=4, mixed_precision=precision, margin=False)
-        record = amalgamate(options, tmp_path, None, make_accelerator(precision, cpu=True)).runs["seed1"]
+        options = student_options(world, epochs=4, mixed_precision="bf16", margin=False)
+        record = amalgamate(options, tmp_path, None, make_accelerator("bf16", cpu=True)).runs["seed1"]
         losses = [entry["loss"] for entry in record["history"]]
         assert min(losses[1:]) < losses[0] and all(value.dtype == torch.float32 for value in weights(tmp_path).values())
     finally:
