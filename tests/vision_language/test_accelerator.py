@@ -23,7 +23,7 @@ def fresh_accelerate():
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_format_is_done_or_refused(precision):
     if DTYPES[precision] is None:
-        with pytest.raises(OptionError, match="^--mixed-precision fp16: not on a cpu; no and bf16 are$"):
+        with pytest.raises(OptionError, match=r"^--mixed-precision fp16: not on a cpu; no and bf16 are$"):
             make_accelerator(precision, cpu=True)
         return
     with make_accelerator(precision, cpu=True).autocast():
