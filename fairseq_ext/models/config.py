@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models.transformer.transformer_config import (
     DecoderConfig,
     EncDecBaseConfig,
@@ -115,6 +116,15 @@ class TransformerExtConfig(ExtOptions, _FlatTransformerConfig):  # type: ignore[
 @dataclass
 class TransformerLanguageModelExtConfig(ExtOptions, TransformerLanguageModelConfig):
     """fairseq's Transformer language-model options and :class:`ExtOptions`."""
+
+
+def add_options(parser: Any, kind: type[FairseqDataclass]) -> None:
+    """Adds the options of ``kind`` to a parser, without defaults, so that a preset can tell what the user left open."""
+    defaults = kind()
+    for name in FOLLOWS:
+        if str(getattr(defaults, name, "")).startswith("${."):  # fairseq would take any text for these numbers
+            parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=defaults._get_help(name))
+    gen_parser_from_dataclass(parser, defaults, delete_default=True)
 
 
 def option_values(flat: Any, kind: type[FairseqDataclass]) -> dict[str, Any]:

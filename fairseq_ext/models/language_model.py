@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerDecoder
 from fairseq.models.transformer_lm import TransformerLanguageModel
@@ -12,6 +11,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq_ext.errors import OptionError
 from fairseq_ext.models.config import (
     TransformerLanguageModelExtConfig,
+    add_options,
     check_options,
     legacy_arguments,
     nested_config,
@@ -30,7 +30,7 @@ class TransformerLanguageModelExt(ExtModel, TransformerLanguageModel):
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        gen_parser_from_dataclass(parser, TransformerLanguageModelExtConfig(), delete_default=True)
+        add_options(parser, TransformerLanguageModelExtConfig)
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> TransformerLanguageModelExt:

@@ -8,7 +8,6 @@ import re
 from typing import Any
 
 import torch
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.distributed import fsdp_wrap
 from fairseq.models import BaseFairseqModel, register_model
 from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase, TransformerModelBase
@@ -18,7 +17,13 @@ from torch import Tensor, nn
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.models.attention import NotExportable
-from fairseq_ext.models.config import TransformerExtConfig, check_options, legacy_arguments, nested_config
+from fairseq_ext.models.config import (
+    TransformerExtConfig,
+    add_options,
+    check_options,
+    legacy_arguments,
+    nested_config,
+)
 from fairseq_ext.models.fused import fuse_for_inference
 from fairseq_ext.models.layers import (
     DecoderLayer,
@@ -244,8 +249,7 @@ class TransformerExtModel(ExtModel, TransformerModelBase):
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        # without their defaults, so that a preset can tell what the user left open
-        gen_parser_from_dataclass(parser, TransformerExtConfig(), delete_default=True)
+        add_options(parser, TransformerExtConfig)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> TransformerExtModel:
