@@ -51,6 +51,16 @@ def save_checkpoint(model: nn.Module, cfg: DictConfig, path: Path) -> Path:
     cfg.task.data = str(data)
     if "source_lang" in cfg.task:
         cfg.task.source_lang, cfg.task.target_lang = "de", "en"
-    state = {"cfg": OmegaConf.to_container(cfg), "args": None, "model": model.state_dict(), "extra_state": {}}
-    torch.save({**state, "optimizer_history": [{"num_updates": 1}]}, path)
+    history = {"num_updates": 1, "optimizer_name": "FairseqAdam", "lr_scheduler_state": {}}
+    iterator = {"epoch": 1, "iterations_in_epoch": 0}
+    torch.save(
+        {
+            "cfg": OmegaConf.to_container(cfg),
+            "args": None,
+            "model": model.state_dict(),
+            "optimizer_history": [history],
+            "extra_state": {"train_iterator": iterator},
+        },
+        path,
+    )
     return path
