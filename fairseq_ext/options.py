@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
+import operator
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, Self, get_args, get_type_hints
 
 from .errors import OptionError, choose
 
-__all__ = ["OptionSet", "at_least", "flag", "option", "subcommands"]
+__all__ = ["OptionSet", "at_least", "check_fields", "flag", "idle_fields", "option", "subcommands"]
 
 LIMITS = {"least": "at least", "above": "greater than", "most": "at most", "below": "less than"}
+KEEPS = {"least": operator.ge, "above": operator.gt, "most": operator.le, "below": operator.lt}
 
 
 def option(
@@ -24,22 +26,85 @@ def option(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    idle: dict[str, tuple[Any, ...]] | None = None,
+    **metadata: Any,
 ) -> Any:
-    """A field of an :class:`OptionSet`.
+    """A field of an :class:`OptionSet`, or of any dataclass that :func:`check_fields` checks.
 
     Args:
         default: without it the option is required.
         help: what it means, with the paper's value.
         choices: the only values allowed.
         least, above, most, below: limits of a number.
+        idle: values of other options with which this one does nothing, such as ``{"loss": ("ce", "focal")}``; of
+            several options, all must have such a value.
+        **metadata: whatever else reads the field's metadata.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
-    return field(default=default, metadata={"help": help, "choices": choices, **limits})
+    known = {"help": help, "choices": choices, **limits, "idle": idle or {}}
+    return field(default=default, metadata=known | metadata)
 
 
 def flag(name: str) -> str:
     """The option's name on the command line."""
     return f"--{name.replace('_', '-')}"
+
+
+def _check_value(item: Field[Any], value: Any) -> None:
+    name, metadata = flag(item.name), item.metadata
+    if metadata["choices"]:
+        choose(name, value, metadata["choices"])
+    if isinstance(value, float) and not math.isfinite(value):
+        raise OptionError(f"{name} must be finite, got {value}")
+    limits = {key: metadata[key] for key in LIMITS if metadata[key] is not None}
+    if not all(KEEPS[key](value, limit) for key, limit in limits.items()):
+        allowed = " and ".join(f"{LIMITS[key]} {limit}" for key, limit in limits.items())
+        raise OptionError(f"{name} must be {allowed}, got {value}")
+
+
+def _refuse_idle(item: Field[Any], value: Any, reason: str) -> None:
+    if value != item.default:
+        shown = flag(f"no_{item.name}") if value is False else flag(item.name)
+        given = "" if isinstance(value, bool) else f" {value}"
+        raise OptionError(f"{shown}{given}: has no effect {reason}")
+
+
+def idle_fields(holder: Any, kind: Any) -> dict[str, str]:
+    """The options that do nothing beside the values of the others, each with the reason.
+
+    Args:
+        holder: has the values as attributes; one that is absent has its default.
+        kind: the dataclass whose :func:`option` fields are looked at.
+
+    Example:
+        >>> idle_fields(Options(loss="ce"), Options)
+        {'gamma': 'with --loss ce'}
+    """
+    values = {item.name: getattr(holder, item.name, item.default) for item in fields(kind)}
+    idle = {}
+    for item in fields(kind):
+        others = item.metadata.get("idle")
+        if others and all(values[name] in off for name, off in others.items()):
+            *most, last = [f"{flag(name)} {values[name]}" for name in others]
+            idle[item.name] = f"with {', '.join(most)} and {last}" if most else f"with {last}"
+    return idle
+
+
+def check_fields(holder: Any, kind: Any) -> None:
+    """Refuse values outside of the limits of their :func:`option`, and options that would do nothing.
+
+    Args:
+        holder: has the values as attributes: an object of the dataclass, or a namespace.
+        kind: the dataclass; fields that are no :func:`option` are passed over.
+
+    Raises:
+        OptionError: the first option that is refused.
+    """
+    items = {item.name: item for item in fields(kind) if "idle" in item.metadata}
+    for name, item in items.items():
+        _check_value(item, getattr(holder, name))
+    for name, reason in idle_fields(holder, kind).items():
+        _refuse_idle(items[name], getattr(holder, name), reason)
 
 
 def at_least(arguments: argparse.Namespace, **least: int) -> None:
@@ -91,22 +156,7 @@ class OptionSet:
     """
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            name, value, metadata = flag(item.name), getattr(self, item.name), item.metadata
-            if metadata["choices"]:
-                choose(name, value, metadata["choices"])
-            if isinstance(value, float) and not math.isfinite(value):
-                raise OptionError(f"{name} must be finite, got {value}")
-            limits = {key: metadata[key] for key in LIMITS if metadata[key] is not None}
-            fits = {
-                "least": lambda limit, value=value: value >= limit,
-                "above": lambda limit, value=value: value > limit,
-                "most": lambda limit, value=value: value <= limit,
-                "below": lambda limit, value=value: value < limit,
-            }
-            if not all(fits[key](limit) for key, limit in limits.items()):
-                allowed = " and ".join(f"{LIMITS[key]} {limit}" for key, limit in limits.items())
-                raise OptionError(f"{name} must be {allowed}, got {value}")
+        check_fields(self, type(self))
 
     def refuse_idle(self, reason: str, *names: str) -> None:
         """Refuse those of ``names`` that differ from their default, as they would do nothing.
@@ -117,13 +167,9 @@ class OptionSet:
         Raises:
             OptionError: the first of them.
         """
-        defaults = self.defaults()
+        items = {item.name: item for item in fields(self)}
         for name in names:
-            value = getattr(self, name)
-            if value != defaults[name]:
-                shown = flag(f"no_{name}") if value is False else flag(name)
-                given = "" if isinstance(value, bool) else f" {value}"
-                raise OptionError(f"{shown}{given}: has no effect {reason}")
+            _refuse_idle(items[name], getattr(self, name), reason)
 
     def as_dict(self) -> dict[str, Any]:
         """Names and values."""

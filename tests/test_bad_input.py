@@ -114,7 +114,7 @@ def workshop(tmp_path_factory):
         (["--block", "muze"], ["--block:", "'muze'", "did you mean 'muse'"]),
         (["--cross-view", "gcaa"], ["--cross-view:", "'gcaa'", "did you mean 'gca'"]),
         (["--cross-view-fusion", "meen"], ["--cross-view-fusion:", "'meen'", "did you mean 'mean'"]),
-        (["--attention-topk", "-1"], ["--attention-topk:", "-1"]),
+        (["--attention-topk", "-1"], ["--attention-topk", "at least 0", "-1"]),
         (["--attention-topk", "many"], ["--attention-topk:", "'many'"]),
         (["--attention-topk", "0", "--attention-topk-ratio", "0.5"], ["--attention-topk-ratio:", "0.5"]),
         (["--muse-kernels", "4"], ["--muse-kernels:", "odd", "4"]),
@@ -122,7 +122,7 @@ def workshop(tmp_path_factory):
         (["--muse-kernels", "3;x"], ["--muse-kernels", "3;x"]),
         (["--encoder-attention-heads", "3"], ["--encoder-embed-dim: 16", "--encoder-attention-heads 3"]),
         (["--encoder-layerdrop", "0.2"], ["--cross-view gca", "--encoder-layerdrop"]),
-        (["--log-end", "1.5"], ["--log-end", "[0, 1]", "1.5"]),
+        (["--log-end", "1.5"], ["--log-end", "at most 1", "1.5"]),
     ],
     ids=" ".join,
 )

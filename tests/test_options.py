@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from fairseq_ext.errors import OptionError
-from fairseq_ext.options import OptionSet, flag, option
+from fairseq_ext.options import OptionSet, check_fields, flag, idle_fields, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +91,30 @@ def test_a_required_option_is_required(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args([])
     assert "--data" in capsys.readouterr().err
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dependent(OptionSet):
+    loss: str = option("ce", "which", ("ce", "focal", "ldam"))
+    decay: float = option(0.0, "of the rate")
+    gamma: float = option(2.0, "of the focal loss", idle={"loss": ("ce", "ldam")})
+    reset: bool = option(False, "at each decay", idle={"decay": (0,), "loss": ("ce",)})
+
+
+def test_an_option_can_say_itself_where_it_does_nothing():
+    assert idle_fields(Dependent(), Dependent) == {
+        "gamma": "with --loss ce",
+        "reset": "with --decay 0.0 and --loss ce",
+    }
+    Dependent(loss="focal", gamma=3.0), Dependent(decay=0.1, reset=True), Dependent(loss="ldam", reset=True)
+    with pytest.raises(OptionError, match=r"^--gamma 3.0: has no effect with --loss ldam$"):
+        Dependent(loss="ldam", gamma=3.0)
+    with pytest.raises(OptionError, match=r"^--reset: has no effect with --decay 0.0 and --loss ce$"):
+        Dependent(reset=True)
+
+
+def test_a_namespace_is_checked_like_an_option_set():
+    namespace = argparse.Namespace(loss="focl", decay=0.0, gamma=2.0, reset=False)
+    with pytest.raises(OptionError, match="did you mean 'focal'"):
+        check_fields(namespace, Dependent)
+    assert idle_fields(argparse.Namespace(loss="focal"), Dependent) == {}

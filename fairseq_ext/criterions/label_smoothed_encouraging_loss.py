@@ -6,55 +6,57 @@ arXiv:2110.06537. The mathematics is in :mod:`fairseq_ext.losses.encouraging`.
 
 # No `from __future__ import annotations` here: fairseq reads the field types of the dataclass.
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fairseq.criterions import register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion,
     LabelSmoothedCrossEntropyCriterionConfig,
 )
-from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.losses.encouraging import SMOOTHING_FORMS, encouraging_loss_terms
+from fairseq_ext.options import check_fields, option
 
-SMOOTHING_FORM_CHOICES = ChoiceEnum(SMOOTHING_FORMS)
+NO_BONUS = {"bonus_weight": (0,)}
 
 
 @dataclass
 class LabelSmoothedEncouragingLossCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    log_end: float = field(
-        default=0.5,
-        metadata={
-            "help": "probability in [0, 1] up to which the bonus is log(1 - p), and linear beyond; 1 = logarithm"
-            " everywhere (published translation: 0.5; best for easy tasks: 0.75)",
-            "argparse_alias": "--log_end",
-        },
+    label_smoothing: float = option(
+        0.0, "probability that label smoothing gives to all classes together; 0 = none", least=0, most=1
     )
-    bonus_weight: float = field(
-        default=1.0,
-        metadata={"help": "weight of the bonus; 0 = label-smoothed cross-entropy (published: 1)"},
+    log_end: float = option(
+        0.5,
+        "probability in [0, 1] up to which the bonus is log(1 - p), and linear beyond; 1 = logarithm everywhere"
+        " (published translation: 0.5; best for easy tasks: 0.75)",
+        least=0,
+        most=1,
+        idle=NO_BONUS,
+        argparse_alias="--log_end",
     )
-    bonus_clamp: float = field(
-        default=1e-5,
-        metadata={
-            "help": "least 1 - p inside the logarithm, only reached with --log-end 1; 0 = exact (published: 1e-5)"
-        },
+    bonus_weight: float = option(1.0, "weight of the bonus; 0 = label-smoothed cross-entropy (published: 1)", least=0)
+    bonus_clamp: float = option(
+        1e-5,
+        "least 1 - p inside the logarithm, only reached with --log-end 1; 0 = exact (published: 1e-5)",
+        least=0,
+        below=0.5,
+        idle=NO_BONUS,
     )
-    smoothing_form: SMOOTHING_FORM_CHOICES = field(
-        default="uniform",
-        metadata={
-            "help": "what label smoothing gives to a class: uniform = eps/V to each (published), off-target ="
-            " eps/(V-1) to each but the target, as fairseq's label_smoothed_cross_entropy"
-        },
+    smoothing_form: str = option(
+        "uniform",
+        "what label smoothing gives to a class: uniform = eps/V to each (published), off-target = eps/(V-1) to each but"
+        " the target, as fairseq's label_smoothed_cross_entropy",
+        SMOOTHING_FORMS,
+        idle={"label_smoothing": (0,)},
     )
-    bonus_at_validation: bool = field(
-        default=False,
-        metadata={
-            "help": "keep the bonus in the validation loss (published); it is then not comparable between losses"
-        },
+    bonus_at_validation: bool = option(
+        False,
+        "keep the bonus in the validation loss (published); it is then not comparable between losses",
+        idle=NO_BONUS,
     )
+    ignore_prefix_size: int = option(0, "target tokens at the start that the loss passes over", least=0)
 
 
 @register_criterion("label_smoothed_encouraging_loss", dataclass=LabelSmoothedEncouragingLossCriterionConfig)
@@ -76,7 +78,7 @@ class LabelSmoothedEncouragingLossCriterion(LabelSmoothedCrossEntropyCriterion):
         bonus_at_validation: keep the bonus in the validation loss, as the released code.
 
     Raises:
-        OptionError: ``log_end`` or ``bonus_clamp`` out of range.
+        OptionError: a value out of range, or an option that would do nothing.
     """
 
     def __init__(
@@ -93,15 +95,16 @@ class LabelSmoothedEncouragingLossCriterion(LabelSmoothedCrossEntropyCriterion):
         bonus_at_validation=False,
     ):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
-        if not 0 <= log_end <= 1:
-            raise OptionError(f"--log-end must be in [0, 1], got {log_end}")
-        if not 0 <= bonus_clamp < 0.5:
-            raise OptionError(f"--bonus-clamp must be in [0, 0.5), got {bonus_clamp}")
         self.log_end = log_end
         self.bonus_weight = bonus_weight
         self.bonus_clamp = bonus_clamp
-        self.smoothing_form = str(smoothing_form)
+        self.smoothing_form = smoothing_form
         self.bonus_at_validation = bonus_at_validation
+        self.label_smoothing = label_smoothing
+        check_fields(self, LabelSmoothedEncouragingLossCriterionConfig)
+        default_clamp = LabelSmoothedEncouragingLossCriterionConfig.bonus_clamp
+        if bonus_clamp != default_clamp and max(bonus_clamp, default_clamp) <= 1 - log_end:
+            raise OptionError(f"--bonus-clamp {bonus_clamp}: has no effect with --log-end {log_end}, never reached")
 
     def forward(self, model, sample, reduce=True):
         """Compute the loss of a batch: ``(loss, sample_size, logging_output)``, the loss summed over tokens."""

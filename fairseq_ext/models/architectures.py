@@ -22,6 +22,8 @@ from fairseq.models import register_model_architecture
 
 import fairseq_ext.models.language_model
 import fairseq_ext.models.transformer  # noqa: F401  (a preset needs its model registered)
+from fairseq_ext.models.config import ExtOptions
+from fairseq_ext.options import idle_fields
 
 
 def _size(width: int, ffn: int, heads: int, layers: int = 6) -> dict[str, Any]:
@@ -186,8 +188,13 @@ _LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def _register(model: str, name: str, summary: str, defaults: dict[str, Any]) -> None:
     def preset(args: Any) -> None:
-        for option, value in defaults.items():
-            setattr(args, option, getattr(args, option, value))
+        left_open = {option: value for option, value in defaults.items() if not hasattr(args, option)}
+        for option, value in left_open.items():
+            setattr(args, option, value)
+        # what another choice of the user has made idle (muse_input_dropout, with --block transformer) is not set
+        for option in idle_fields(args, ExtOptions):
+            if option in left_open:
+                setattr(args, option, getattr(ExtOptions, option))
 
     preset.__name__ = name
     preset.__doc__ = summary

@@ -17,6 +17,7 @@ from fairseq_ext.models.attention import (
     NotExportable,
     SelectiveAttention,
 )
+from fairseq_ext.models.config import selecting_attentions
 from fairseq_ext.modules.cross_view import CrossViewFusion
 from fairseq_ext.modules.muse import (
     MultiScaleConv,
@@ -28,7 +29,7 @@ from fairseq_ext.modules.muse import (
 
 def selection(cfg: Any, attention: str) -> dict[str, Any]:
     """The :class:`SelectiveAttention` arguments of ``encoder-self``, ``decoder-self`` or ``cross``; none if dense."""
-    if attention not in cfg.attention_topk_in.replace(" ", "").split(","):
+    if attention not in selecting_attentions(cfg):
         return {}
     if cfg.attention_normalizer != "softmax":
         return {"normalizer": cfg.attention_normalizer}

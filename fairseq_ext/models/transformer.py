@@ -75,7 +75,7 @@ def replace_norms(model: nn.Module, cfg: Any) -> None:
 
 
 def warn_about_ratio(cfg: Any) -> None:
-    if cfg.attention_topk_ratio and "decoder-self" in cfg.attention_topk_in:
+    if cfg.attention_topk_ratio and "decoder-self" in selecting_attentions(cfg):
         logger.warning(
             "--attention-topk-ratio in decoder self-attention: k follows the number of keys, which is the whole target "
             "in training and the prefix in decoding, so the two differ; --attention-topk does not have this problem"

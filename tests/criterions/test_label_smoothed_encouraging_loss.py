@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 
 from fairseq_ext.criterions import LabelSmoothedEncouragingLossCriterion as Criterion
 from fairseq_ext.criterions import LabelSmoothedEncouragingLossCriterionConfig as Config
+from fairseq_ext.errors import OptionError
 from tests.helpers import golden_names, load_golden
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
@@ -103,7 +105,8 @@ def test_unreduced_prefix_and_sentence_average(name):
 def test_without_bonus_is_fairseqs_criterion(random_batch, epsilon, reduce):
     model, sample = random_batch
     expected, _, expected_log = LabelSmoothedCrossEntropyCriterion(Task, False, epsilon)(model, sample, reduce)
-    loss, _, log = Criterion(Task, False, epsilon, bonus_weight=0.0, smoothing_form="off-target")(model, sample, reduce)
+    form = {"smoothing_form": "off-target"} if epsilon else {}
+    loss, _, log = Criterion(Task, False, epsilon, bonus_weight=0.0, **form)(model, sample, reduce)
     torch.testing.assert_close(loss, expected, **EXACT)
     torch.testing.assert_close(log["nll_loss"], expected_log["nll_loss"], **EXACT)
     assert not log["bonus"].any()
@@ -181,11 +184,11 @@ def test_command_line_and_registry(flag):
     parser = argparse.ArgumentParser()
     Criterion.add_args(parser)
     arguments = "--label-smoothing 0.1 --bonus-clamp 0 --smoothing-form off-target --bonus-at-validation"
-    args = parser.parse_args([flag, "0.25", *arguments.split()])
+    args = parser.parse_args([flag, "1", *arguments.split()])
     args.criterion, args.sentence_avg = "label_smoothed_encouraging_loss", False
     criterion = criterions.build_criterion(args, Task)
     assert type(criterion) is Criterion
-    assert (criterion.eps, criterion.log_end, criterion.bonus_clamp) == (0.1, 0.25, 0.0)
+    assert (criterion.eps, criterion.log_end, criterion.bonus_clamp) == (0.1, 1.0, 0.0)
     assert criterion.smoothing_form == "off-target" and criterion.bonus_at_validation
 
 
@@ -198,10 +201,50 @@ def test_hydra_config(random_batch):
     assert not criterion.state_dict()
 
 
-@pytest.mark.parametrize(
-    ("options", "flag"),
-    [({"log_end": 1.5}, "--log-end"), ({"log_end": -0.1}, "--log-end"), ({"bonus_clamp": 0.5}, "--bonus-clamp")],
-)
-def test_bad_options_name_the_flag(options, flag):
-    with pytest.raises(ValueError, match=flag):
-        Criterion(Task, False, 0.1, **options)
+# a value that is not the default, what it needs, what makes it do nothing (None: nothing does), values out of range
+OPTIONS = {
+    "sentence_avg": (True, {}, None, []),
+    "label_smoothing": (0.2, {}, None, [-0.1, 1.5]),
+    "ignore_prefix_size": (2, {}, None, [-1]),
+    "report_accuracy": (True, {}, None, []),
+    "log_end": (0.25, {}, {"bonus_weight": 0.0}, [-0.1, 1.5]),
+    "bonus_weight": (0.5, {}, None, [-1.0]),
+    "bonus_clamp": (1e-3, {"log_end": 1.0}, {"log_end": 0.75}, [-0.1, 0.5]),
+    "smoothing_form": ("off-target", {"label_smoothing": 0.1}, {"label_smoothing": 0.0}, []),
+    "bonus_at_validation": (True, {}, {"bonus_weight": 0.0}, []),
+}
+
+
+def outcome(**options):
+    """Everything that a training and a validation batch give; the first target is all but certain."""
+    options = {"sentence_avg": False, "label_smoothing": 0.0, **options}
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 6, 11, generator=generator, dtype=torch.float64)
+    target = torch.randint(2, 11, (3, 6), generator=generator)
+    logits[:, :3].scatter_(-1, target[:, :3, None], 12.0)
+    criterion = Criterion(Task, **options)
+    return [*criterion(*batch(logits, target)), *criterion.eval()(*batch(logits, target))]
+
+
+def test_every_option_has_a_row():
+    names = {field.name for field in dataclasses.fields(Config)} - {"_name"}
+    assert names == set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_changes_something_or_is_refused(name):
+    value, beside, idle, _ = OPTIONS[name]
+    assert repr(outcome(**beside, **{name: value})) != repr(outcome(**beside))
+    if idle is not None:
+        outcome(**idle)
+        with pytest.raises(OptionError, match=f"^--{name.replace('_', '-')}.*: has no effect with"):
+            outcome(**idle, **{name: value})
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_number_has_limits(name):
+    value, beside, _, beyond = OPTIONS[name]
+    assert bool(beyond) == (type(value) in (int, float))
+    for wrong in beyond + [math.nan, math.inf] * isinstance(value, float):
+        with pytest.raises(OptionError, match=f"^--{name.replace('_', '-')} must be .*, got {wrong}$"):
+            outcome(**beside, **{name: wrong})

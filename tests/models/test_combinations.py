@@ -68,7 +68,8 @@ LANGUAGE_MODELS = {
 
 def build(builder: Any, options: dict[str, Any]) -> nn.Module:
     torch.manual_seed(1)
-    model = builder(symbols=10, muse_kernels="3,5", **options)
+    kernels = {"muse_kernels": "3,5"} if options.get("block") == "muse" else {}
+    model = builder(symbols=10, **kernels, **options)
     for parameter in model.parameters():  # gates, mixes and gains must not sit at a symmetric initial value
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     return model

@@ -304,7 +304,7 @@ def model_of(config: dict[str, Any], data: dict[str, Tensor]) -> TransformerExtM
     flat.block = "muse" if config["kernels"] else "muse-simple"
     if config["kernels"]:
         flat.muse_kernels = config["kernels"].strip("[]")
-    flat.muse_no_padding_mask = True
+        flat.muse_no_padding_mask = True
     flat.share_all_embeddings = config["share"]
     flat.max_source_positions = flat.max_target_positions = 1024
     source, target = (dictionary(config[f"{side}_vocab"]) for side in ("src", "tgt"))

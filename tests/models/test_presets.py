@@ -14,6 +14,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from omegaconf import OmegaConf
 from torch import nn
 
+from fairseq_ext.errors import OptionError
 from fairseq_ext.models import TransformerExtModel, TransformerLanguageModelExt
 from fairseq_ext.models.architectures import PRESETS
 from fairseq_ext.models.config import TransformerExtConfig, TransformerLanguageModelExtConfig
@@ -95,6 +96,19 @@ def test_an_option_given_by_the_user_wins(tmp_path: Any) -> None:
     args = options.parse_args_and_arch(parser, line)
     assert (args.dropout, args.muse_kernels) == (0.25, "5")
     assert (args.encoder_embed_dim, args.decoder_layers, args.block) == (384, 12, "muse")
+
+
+def test_a_preset_leaves_out_what_the_user_has_switched_off() -> None:
+    """``--arch muse_wmt_en_de --block transformer`` is a Transformer of that size, and not a refusal."""
+    for name, preset in PRESETS.items():
+        for option, off in (("block", "transformer"), ("norm", "layernorm"), ("attention_topk", 0)):
+            if option in preset.defaults:
+                build(name, task(), **{option: off})
+    assert arguments("muse_wmt_en_de", block="transformer").muse_input_dropout == 0.0
+    assert arguments("muse_wmt_en_de", block="muse-simple").muse_input_dropout == 0.1
+    assert arguments("adanorm_released_transformer_iwslt_de_en", norm="layernorm").norm_scope == "all"
+    with pytest.raises(OptionError, match=r"^--muse-input-dropout 0.2: has no effect with --block transformer$"):
+        build("muse_wmt_en_de", task(), block="transformer", muse_input_dropout=0.2)
 
 
 def test_a_preset_is_a_choice_of_fairseqs_command_line(tmp_path: Any) -> None:

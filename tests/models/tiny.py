@@ -52,7 +52,16 @@ def language_model_config(
     flat = {f"decoder_{name}": value for name, value in sizes.items()}
     return set_options(
         TransformerLanguageModelExtConfig(),
-        {**flat, "dropout": 0.0, "tokens_per_sample": 16, "max_target_positions": 16, **options},
+        {
+            **flat,
+            # 512 is fairseq's default, whatever the width
+            "decoder_input_dim": width,
+            "decoder_output_dim": width,
+            "dropout": 0.0,
+            "tokens_per_sample": 16,
+            "max_target_positions": 16,
+            **options,
+        },
     )
 
 
