@@ -7,6 +7,7 @@ avoid the prefixes ``encoder_``, ``decoder_`` and ``quant_noise_``, which fairse
 import argparse
 import ast
 import dataclasses
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,8 @@ from fairseq_ext.modules.muse import INIT_LAWS, parse_kernels
 from fairseq_ext.modules.normalization import NORMS
 from fairseq_ext.modules.sparse_attention import NORMALIZERS
 from fairseq_ext.options import check_fields, option
+
+logger = logging.getLogger(__name__)
 
 BLOCKS = ("transformer", "muse", "muse-simple")
 NORM_SCOPES = ("all", "final")
@@ -257,7 +260,7 @@ def _require(holds: bool, message: str) -> None:
 
 
 def check_options(cfg: Any, *, encoder: Any, decoder: Any, cross_attention: bool) -> None:
-    """Refuses by name what cannot work and what would do nothing, before anything is built.
+    """Refuses by name what cannot work and what would do nothing, before anything is built; warns of what surprises.
 
     Args:
         cfg: holder of the :class:`ExtOptions`.
@@ -293,6 +296,11 @@ def _check_attention(cfg: Any, self_attending_encoder: bool, cross_attention: bo
         cfg.attention_normalizer == "softmax" or not (cfg.attention_topk or ratio),
         f"--attention-normalizer {cfg.attention_normalizer}: chooses keys itself and excludes --attention-topk",
     )
+    if ratio and "decoder-self" in selecting_attentions(cfg):
+        logger.warning(
+            "--attention-topk-ratio in decoder self-attention: k follows the number of keys, which is the whole target "
+            "in training and the prefix in decoding, so the two differ; --attention-topk does not have this problem"
+        )
     present = {"encoder-self": self_attending_encoder, "decoder-self": True, "cross": cross_attention}
     for name in selecting_attentions(cfg):
         choose("--attention-topk-in", name, ATTENTIONS)
@@ -343,7 +351,8 @@ def _check_views(cfg: Any, encoder: Any, decoder: Any, cross_attention: bool) ->
     option = f"--cross-view {cfg.cross_view}"
     _require(cross_attention, f"{option}: needs cross-attention to an encoder, there is none")
     _require(not cfg.cross_self_attention, f"{option}: excludes --cross-self-attention")
-    _require(encoder.layers > 1, f"{option}: has no effect on --encoder-layers {encoder.layers}, needs at least 2")
+    if encoder.layers == 1:
+        logger.warning("%s: the only encoder layer is the only view, as without this option", option)
     _require(encoder.layerdrop == 0, f"{option}: excludes --encoder-layerdrop, which changes the number of views")
     _require(
         encoder.embed_dim == decoder.embed_dim,

@@ -18,7 +18,7 @@ from fairseq_ext.models.config import (
 )
 from fairseq_ext.models.layers import changes_layers
 from fairseq_ext.models.stock_options import check_stock_options
-from fairseq_ext.models.transformer import ExtModel, TransformerExtDecoder, warn_about_ratio
+from fairseq_ext.models.transformer import ExtModel, TransformerExtDecoder
 
 
 @register_model("transformer_lm_ext", dataclass=TransformerLanguageModelExtConfig)
@@ -45,7 +45,6 @@ class TransformerLanguageModelExt(ExtModel, TransformerLanguageModel):
         nested.max_target_positions = args.max_target_positions or args.tokens_per_sample
         check_options(nested, encoder=None, decoder=nested.decoder, cross_attention=False)
         check_stock_options(nested, encoder=None, decoder=nested.decoder)
-        warn_about_ratio(nested)
         embed_tokens = cls.build_embedding(args, task.source_dictionary, args.decoder_embed_dim)
         kind = TransformerExtDecoder if changes_layers(nested, "decoder", cross_attention=False) else TransformerDecoder
         model = cls(kind(nested, task.target_dictionary, embed_tokens, no_encoder_attn=True))

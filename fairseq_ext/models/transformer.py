@@ -74,14 +74,6 @@ def replace_norms(model: nn.Module, cfg: Any) -> None:
         setattr(parent, name, norm)
 
 
-def warn_about_ratio(cfg: Any) -> None:
-    if cfg.attention_topk_ratio and "decoder-self" in selecting_attentions(cfg):
-        logger.warning(
-            "--attention-topk-ratio in decoder self-attention: k follows the number of keys, which is the whole target "
-            "in training and the prefix in decoding, so the two differ; --attention-topk does not have this problem"
-        )
-
-
 class TransformerExtEncoder(TransformerEncoderBase):
     """fairseq's encoder around this suite's layers."""
 
@@ -262,7 +254,6 @@ class TransformerExtModel(ExtModel, TransformerModelBase):
         )
         check_stock_options(nested, encoder=nested.encoder, decoder=nested.decoder)
         check_translation_options(nested, task.source_dictionary, task.target_dictionary)
-        warn_about_ratio(nested)
         model = super().build_model(nested, task)
         model.configure(nested, legacy_arguments(cfg, TransformerExtConfig))
         return model

@@ -193,7 +193,7 @@ ROWS: dict[str, Row] = {
     "norm_detach": Row("std", every_norm(DetachNorm, detach="std"), {"norm": "detachnorm"}, {"norm": "adanorm"}),
     "adanorm_scale": Row(1.5, every_norm(AdaNorm, scale=1.5), {"norm": "adanorm"}, {"norm": "layernorm-simple"}),
     "adanorm_k": Row(0.3, every_norm(AdaNorm, k=0.3), {"norm": "adanorm"}, {"norm": "detachnorm"}),
-    "cross_view": Row("gpa", views([(3, 1), (3, 2), (3,)]), idle={"encoder_layers": 1}, lm=False),
+    "cross_view": Row("gpa", views([(3, 1), (3, 2), (3,)]), idle=None, lm=False),
     "cross_view_fusion": Row("sum", fusions("sum"), GCA, lm=False),
     "cross_view_norm": Row(
         "separate",

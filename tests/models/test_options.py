@@ -145,6 +145,13 @@ def test_a_ratio_that_differs_between_training_and_decoding_is_reported(
     assert any("--attention-topk-ratio" in record.getMessage() for record in caplog.records) is warned
 
 
+@pytest.mark.parametrize(("layers", "warned"), [(1, True), (2, False)])
+def test_views_of_a_single_layer_are_reported(layers: int, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        translation_model(cross_view="gca", encoder_layers=layers)
+    assert any("--cross-view gca" in record.getMessage() for record in caplog.records) is warned
+
+
 def test_a_fixed_number_of_keys_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         translation_model(attention_topk=2)

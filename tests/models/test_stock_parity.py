@@ -123,3 +123,16 @@ def test_state_dicts_are_exchangeable() -> None:
         other.load_state_dict(copy.deepcopy(stock.state_dict()))
         assert_same_bits(other.state_dict(), stock.state_dict())
         stock.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("strategy", ["gca", "gpa", "fga", "fma", "ama", "ama-static"])
+def test_one_encoder_layer_leaves_nothing_to_choose(strategy: str) -> None:
+    """Of a single layer every strategy reads that layer, so the outputs are the stock model's."""
+    _, stock = translation_pair(encoder_layers=1, decoder_layers=2)
+    other = translation_model(width=16, ffn=32, encoder_layers=1, decoder_layers=2, cross_view=strategy)
+    missing, unexpected = other.load_state_dict(stock.state_dict(), strict=False)
+    assert not unexpected and all(".fusion." in name for name in missing)
+    stock.eval(), other.eval()
+    with torch.no_grad():
+        expected, found = (model(SOURCE, None, PREVIOUS)[0] for model in (stock, other))
+    torch.testing.assert_close(found, expected)
