@@ -133,6 +133,8 @@ def _doctor(args: argparse.Namespace) -> int:
             repairs = compat.apply()
             report("fairseq", f"{fairseq.__version__} ({Path(fairseq.__file__).parent})")
             report("repaired", ", ".join(repairs) or "nothing")
+            for what, way_out in compat.BROKEN.items():
+                report("broken", f"{what}: {way_out}")
             if not repairs:
                 problems.append(f"the repairs of fairseq are turned off: unset {compat.OFF_SWITCH}")
         except Exception as error:

@@ -2,95 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 
-from tests.helpers import ROOT
+from tests.fairseq_commands import FairseqCommands, Outcome
 from tests.test_end_to_end import COMBINED, SCHEDULE, TINY, USER_DIR, make_data_bin, updates
 
-# Runs each command as `python -m` would, in a child forked after the slow import of fairseq.
-SERVER = """
-import json, os, resource, runpy, sys, traceback
-import fairseq_cli.generate, fairseq_cli.train
 
-for line in sys.stdin:
-    case = json.loads(line)
-    child = os.fork()
-    if not child:
-        for stream, name in enumerate(("stdout", "stderr"), start=1):
-            os.dup2(os.open(case[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-        if case["largest_file"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (case["largest_file"],) * 2)
-        module, *sys.argv[1:] = case["command"]
-        del sys.modules[module]
-        code = 0
-        try:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        except SystemExit as end:
-            code = end.code or 0
-            if isinstance(code, str) or not isinstance(code, int):
-                print(code, file=sys.stderr)
-                code = 1
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Outcome(NamedTuple):
-    code: int
-    stderr: str
-
-    @property
-    def last_line(self) -> str:
-        return self.stderr.strip().splitlines()[-1]
-
-    @property
-    def traceback(self) -> bool:
-        return "Traceback (most recent call last)" in self.stderr
-
-
-class Workshop:
-    """A folder with a data-bin, and a process in it that runs fairseq's commands."""
+class Workshop(FairseqCommands):
+    """A folder with a data-bin and a trained model."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        super().__init__(folder)
         self.data_bin = make_data_bin(folder)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
         outcome = self.train("--save-dir", self.good, "--max-update", "3")
         assert outcome.code == 0, outcome.stderr[-6000:]
 
     @property
     def good(self) -> Path:
         return self.folder / "good"
-
-    def run(self, module: str, *arguments: object, largest_file: int = 0) -> Outcome:
-        logs = {name: str(self.folder / name) for name in ("stdout", "stderr")}
-        request = {"command": [module, *map(str, arguments)], "largest_file": largest_file, **logs}
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        code = int(self.server.stdout.readline())
-        return Outcome(code, Path(logs["stderr"]).read_text(errors="replace"))
 
     def train(self, *arguments: object, data: Path | None = None, largest_file: int = 0) -> Outcome:
         """Train the combination of every method; ``arguments`` come last and win."""
@@ -103,8 +37,7 @@ class Workshop:
 def workshop(tmp_path_factory):
     workshop = Workshop(tmp_path_factory.mktemp("workshop"))
     yield workshop
-    workshop.server.stdin.close()
-    workshop.server.wait(timeout=60)
+    workshop.close()
 
 
 @pytest.mark.parametrize(

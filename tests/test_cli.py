@@ -14,7 +14,7 @@ from importlib import metadata
 import pytest
 import torch
 
-from fairseq_ext import checkpoint_averaging, cli
+from fairseq_ext import checkpoint_averaging, cli, compat
 from tests.helpers import ROOT
 
 
@@ -299,8 +299,9 @@ def test_doctor_approves_this_installation(run):
     assert (code, err) == (0, "")
     for name in ("python", "ve-fairseq", "hydra-core", "omegaconf", "torch", "numpy", "fairseq-ext"):
         assert [line for line in out.splitlines() if line.startswith(f"{name} ")], name
-    repaired = "safe checkpoints, last batch, numpy.compat, whole checkpoints, damaged files, hydra refusals"
-    assert f"repaired     {repaired}" in out
+    assert f"repaired     {', '.join(compat.patched())}" in out
+    for what, way_out in compat.BROKEN.items():
+        assert f"broken       {what}: {way_out}" in out.splitlines()
     assert out.splitlines()[-1] == "no problem found"
 
 
@@ -333,8 +334,6 @@ def test_doctor_names_a_problem(run, monkeypatch, name, found, message):
 
 def test_doctor_sees_a_second_fairseq_and_the_off_switch(run, monkeypatch):
     monkeypatch.setattr(cli, "distributions", lambda: [types.SimpleNamespace(name="fairseq")])
-    from fairseq_ext import compat
-
     monkeypatch.setattr(compat, "apply", lambda: [])
     code, out, _ = run("doctor")
     assert code == 1

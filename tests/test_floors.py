@@ -33,6 +33,7 @@ MAY_IMPORT = {
         "fairseq_ext.errors",
     ),
     **{f"{name.replace('.', '/')}.py": ("torch", "numpy", *KIT) for name in KIT},
+    "fairseq_ext/compat": ("torch", "numpy", "fairseq", "hydra", "omegaconf", "bitarray", "fairseq_ext"),
     "fairseq_ext": ("torch", "numpy", "fairseq", "hydra", "omegaconf", "fairseq_ext"),
     "graph/renode": (
         *TRAINER,

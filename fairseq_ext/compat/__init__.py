@@ -1,0 +1,105 @@
+"""The repairs that fairseq 0.12.3 needs on current PyTorch and NumPy.
+
+``import fairseq_ext`` applies them when fairseq is loaded; no installed file is edited. ``FAIRSEQ_EXT_NO_COMPAT=1``
+turns them all off.
+
+=================  ===================================================================================================
+Repair             Without it
+=================  ===================================================================================================
+safe checkpoints   ``torch.load`` (safe by default since 2.6) refuses checkpoints of legacy architectures, checkpoints
+                   made with ``--eval-bleu``, and the broadcast with which several processes resume. Only inert types
+                   are allowed: a hostile pickle is still refused.
+whole checkpoints  a full disk, or a kill, during the copy to ``checkpoint_last.pt`` destroys the previous one.
+last batch         up to ``required_batch_size_multiple - 1`` (7) sentences of every validation and test set are
+                   dropped without a word, the longest ones; a set of fewer than 8 sentences yields no batch at all.
+numpy names        ``--num-batch-buckets``, ``--sample-break-mode eos`` and others use names that NumPy 2 removed.
+cached data        training on data of ``--dataset-impl cached`` ends in a ``KeyError``.
+huffman data       data of ``HuffmanMMapIndexedDataset`` use a function that bitarray 3 removed.
+dictionary flags   ``fairseq-preprocess --user-dir`` loses ``#fairseq:overwrite``: its dictionary cannot be loaded.
+plain encoders     ``--bpe characters`` and ``--bpe bytes`` end in an error of hydra.
+mbart task         ``--task translation_from_pretrained_bart`` finds no ``args``.
+diverse beams      ``--diverse-beam-groups`` ends in an ``IndexError``, or mixes sentences up.
+replace unk        ``--replace-unk`` ends in a ``TypeError`` at the first ``<unk>``; without a file, it looks for one.
+short sentences    one sentence above the model's positions ends ``fairseq-interactive`` and loses its whole buffer.
+damaged files      a truncated or refused checkpoint ends in a traceback that does not name the file.
+long sentences     sentences above the model's positions end ``fairseq-generate`` in a traceback.
+hydra refusals     with ``fairseq-hydra-train`` an option that is refused ends in a traceback and exit code 1.
+=================  ===================================================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+from .checkpoints import allow_checkpoint_types, write_whole_checkpoints
+from .data import (
+    configure_plain_encoders,
+    keep_last_batch,
+    keep_overwrite_flags,
+    read_cached_data,
+    read_huffman_data,
+    restore_mbart_task,
+    restore_numpy_names,
+)
+from .generation import replace_unknown_words, search_diverse_beams, spare_short_sentences
+from .messages import end_hydra_in_one_line, name_damaged_checkpoints, name_long_sentences
+
+__all__ = ["BROKEN", "OFF_SWITCH", "allow_checkpoint_types", "apply", "patched"]
+
+OFF_SWITCH = "FAIRSEQ_EXT_NO_COMPAT"
+
+BROKEN = {
+    "--replace-unk in fairseq-interactive": "it keeps no source text; use fairseq-generate with --dataset-impl raw",
+    "--print-alignment soft in fairseq-interactive": "use fairseq-generate",
+    "--dataset-impl huffman in fairseq-preprocess": "write the data with HuffmanMMapIndexedDatasetBuilder",
+    "--task translation_from_pretrained_xlm": "its dictionary cannot be loaded",
+    "--bf16 on the command line": "it asks for a TPU; use ++common.bf16=true of fairseq-hydra-train",
+    "--use-plasma-view": "pyarrow has no plasma any more",
+    "--base-layers": "their compiled library does not fit this torch",
+    "--no-mask-overlap (speech)": "it calls a method that NumPy's generators do not have",
+}
+"""What stays broken in fairseq on this stack, and the way out; ``fairseq-ext doctor`` prints it."""
+
+logger = logging.getLogger(__name__)
+_patched: list[str] = []
+
+
+def apply() -> list[str]:
+    """Apply every repair that is missing; calling it again changes nothing.
+
+    Returns:
+        The names of all repairs now in place, as :func:`patched`.
+    """
+    if os.environ.get(OFF_SWITCH, "0") not in ("", "0"):
+        return patched()
+    news = [name for name, repair in _REPAIRS.items() if name not in _patched and repair()]
+    if news:
+        _patched.extend(news)
+        logger.info("fairseq repaired: %s (%s=1 turns this off)", ", ".join(news), OFF_SWITCH)
+    return patched()
+
+
+def patched() -> list[str]:
+    """The names of the repairs in place in this process."""
+    return list(_patched)
+
+
+_REPAIRS: dict[str, Callable[[], bool]] = {
+    "safe checkpoints": allow_checkpoint_types,
+    "whole checkpoints": write_whole_checkpoints,
+    "last batch": keep_last_batch,
+    "numpy names": restore_numpy_names,
+    "cached data": read_cached_data,
+    "huffman data": read_huffman_data,
+    "dictionary flags": keep_overwrite_flags,
+    "plain encoders": configure_plain_encoders,
+    "mbart task": restore_mbart_task,
+    "diverse beams": search_diverse_beams,
+    "replace unk": replace_unknown_words,
+    "short sentences": spare_short_sentences,
+    "damaged files": name_damaged_checkpoints,
+    "long sentences": name_long_sentences,
+    "hydra refusals": end_hydra_in_one_line,
+}

@@ -1,0 +1,91 @@
+"""Checkpoints: loaded without running code, written whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import functools
+import os
+import shutil
+import sys
+import typing
+from typing import Any
+
+import numpy as np
+
+__all__ = ["allow_checkpoint_types", "write_whole_checkpoints"]
+
+
+def allow_checkpoint_types() -> bool:
+    """Let ``torch.load(weights_only=True)`` read what fairseq's checkpoints hold: configurations and counters.
+
+    Needs no fairseq; where it is loaded, the broadcast between its processes is allowed as well.
+    """
+    import torch
+
+    if not hasattr(torch.serialization, "add_safe_globals"):
+        return False
+    from omegaconf import DictConfig, ListConfig
+    from omegaconf.base import ContainerMetadata, Metadata
+    from omegaconf.nodes import AnyNode
+
+    allowed: list[Any] = [
+        argparse.Namespace,
+        collections.defaultdict,
+        DictConfig,
+        ListConfig,
+        AnyNode,
+        Metadata,
+        ContainerMetadata,
+    ]
+    allowed += [(kind, f"builtins.{kind.__name__}") for kind in (dict, list, int)]
+    allowed.append((typing.Any, "typing.Any"))
+
+    allowed += [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "?")}]
+    # Pickles name these functions by where NumPy kept them at the time: `core` before version 2, `_core` since.
+    homes = ("numpy._core.multiarray", "numpy.core.multiarray")
+    multiarray = next(sys.modules[home] for home in homes if home in sys.modules)
+    for home in homes:
+        allowed += [(getattr(multiarray, name), f"{home}.{name}") for name in ("_reconstruct", "scalar")]
+
+    distributed = sys.modules.get("fairseq.distributed.utils")
+    if distributed is not None:
+        allowed.append(distributed._TensorPlaceholder)
+    torch.serialization.add_safe_globals(allowed)
+    return True
+
+
+def write_whole_checkpoints() -> bool:
+    """Copy checkpoints through a temporary file, and leave no partial file behind when the disk is full."""
+    from fairseq import checkpoint_utils
+    from fairseq.file_io import PathManager
+
+    copy, save = PathManager.copy, checkpoint_utils.torch_persistent_save
+
+    @functools.wraps(copy)
+    def atomic_copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        if PathManager.path_requires_pathmanager(src_path) or PathManager.path_requires_pathmanager(dst_path):
+            return copy(src_path, dst_path, overwrite=overwrite)
+        partial = f"{dst_path}.tmp"
+        try:
+            shutil.copyfile(src_path, partial)
+            os.replace(partial, dst_path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(partial)
+            raise
+        return True
+
+    @functools.wraps(save)
+    def clean_save(obj: Any, filename: str, async_write: bool = False) -> None:
+        try:
+            save(obj, filename, async_write=async_write)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(f"{filename}.tmp")
+            raise
+
+    PathManager.copy = staticmethod(atomic_copy)
+    checkpoint_utils.torch_persistent_save = clean_save
+    return True

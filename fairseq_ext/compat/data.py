@@ -1,0 +1,129 @@
+"""Data: every sentence is kept, and every format and option that current NumPy and bitarray broke works again."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "configure_plain_encoders",
+    "keep_last_batch",
+    "keep_overwrite_flags",
+    "read_cached_data",
+    "read_huffman_data",
+    "restore_mbart_task",
+    "restore_numpy_names",
+]
+
+
+def keep_last_batch() -> bool:
+    """Give back the indices that fairseq's ``batch_by_size`` cuts off the end; no index makes no batch."""
+    from fairseq.data import data_utils
+
+    upstream = data_utils.batch_by_size
+
+    @functools.wraps(upstream)
+    def batch_by_size(indices: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        if not isinstance(indices, np.ndarray):
+            indices = np.fromiter(indices, dtype=np.int64, count=-1)
+        if len(indices) == 0:
+            return []
+        batches = list(upstream(indices, *args, **kwargs))
+        covered = sum(len(batch) for batch in batches)
+        # The batches follow the order of the indices, so what is missing is the end.
+        if covered < len(indices):
+            batches.append(indices[covered:])
+        return batches
+
+    data_utils.batch_by_size = batch_by_size
+    return True
+
+
+class _NumPy1(types.ModuleType):
+    """NumPy, with the names that version 2 took away and fairseq reads. Nothing outside of fairseq sees it."""
+
+    int, float = int, float
+    compat = types.SimpleNamespace(long=int)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    @staticmethod
+    def percentile(*args: Any, interpolation: str = "linear", **kwargs: Any) -> Any:
+        return np.percentile(*args, method=interpolation, **kwargs)  # type: ignore[call-overload]
+
+
+def restore_numpy_names() -> bool:
+    """Let the modules of fairseq that need them find ``np.int``, ``np.float``, ``np.compat`` and ``interpolation=``."""
+    for name in ("data.data_utils", "data.token_block_dataset", "data.language_pair_dataset"):
+        importlib.import_module(f"fairseq.{name}").np = _NumPy1("numpy")  # type: ignore[attr-defined]
+    importlib.import_module("fairseq.modules.dynamic_crf_layer").np = _NumPy1("numpy")  # type: ignore[attr-defined]
+    return True
+
+
+def read_cached_data() -> bool:
+    """Let ``--dataset-impl cached`` read from the file what was not read ahead, as the validation's first batch."""
+    from fairseq.data.indexed_dataset import IndexedCachedDataset, IndexedDataset
+
+    cached = IndexedCachedDataset.__getitem__
+
+    @functools.wraps(cached)
+    def getitem(self: Any, index: int) -> Any:
+        return (cached if index in self.cache_index else IndexedDataset.__getitem__)(self, index)
+
+    IndexedCachedDataset.__getitem__ = getitem
+    return True
+
+
+def read_huffman_data() -> bool:
+    """``bitarray.util.rindex``, which bitarray 3 dropped."""
+    from bitarray import util
+
+    if hasattr(util, "rindex"):
+        return False
+    util.rindex = lambda bits, value=1: bits.index(value, right=True)  # type: ignore[attr-defined]
+    return True
+
+
+def keep_overwrite_flags() -> bool:
+    """Write ``#fairseq:overwrite`` back beside a word that a dictionary holds twice, so that it can be read again."""
+    from fairseq.data import Dictionary
+
+    save = Dictionary._save
+
+    @functools.wraps(save)
+    def save_with_flags(self: Any, file: Any, entries: Iterable[tuple[str, Any]]) -> None:
+        def flagged() -> Iterator[tuple[str, Any]]:
+            seen = set(self.symbols[: self.nspecial])
+            for word, count in entries:
+                yield word, f"{count} #fairseq:overwrite" if word in seen else count
+                seen.add(word)
+
+        # Given a path, the method calls itself with the open file.
+        save(self, file, entries if isinstance(file, str) else flagged())
+
+    Dictionary._save = save_with_flags
+    return True
+
+
+def configure_plain_encoders() -> bool:
+    """Give ``--bpe characters`` and ``bytes``, which have no options, the empty configuration that hydra asks for."""
+    from fairseq.registry import REGISTRIES
+    from hydra.core.config_store import ConfigStore
+
+    for name in REGISTRIES["bpe"]["registry"].keys() - REGISTRIES["bpe"]["dataclass_registry"].keys():
+        ConfigStore.instance().store(group="bpe", name=name, node={"_name": name}, provider="fairseq")
+    return True
+
+
+def restore_mbart_task() -> bool:
+    """``translation_from_pretrained_bart`` reads its options from ``args``, which its parent renamed to ``cfg``."""
+    from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
+
+    TranslationFromPretrainedBARTTask.args = property(lambda self: self.cfg)
+    return True

@@ -1,0 +1,154 @@
+"""Generation: options that fail or do nothing, and sentences that are longer than the model reads."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..files import read_lines
+
+__all__ = ["replace_unknown_words", "search_diverse_beams", "spare_short_sentences"]
+
+logger = logging.getLogger(__name__)
+
+_NO_FILE = "@@ "
+"""What fairseq's parser makes of ``--replace-unk`` without a file (it meant to say: none)."""
+
+
+def search_diverse_beams() -> bool:
+    """Let ``--diverse-beam-groups`` find a sentence by its row in the batch, not by its number in the data set."""
+    from fairseq.search import DiverseBeamSearch
+
+    upstream = DiverseBeamSearch.step
+
+    @functools.wraps(upstream)
+    def step(
+        self: Any,
+        step: int,
+        lprobs: Tensor,
+        scores: Tensor | None,
+        prev_output_tokens: Tensor | None = None,
+        original_batch_idxs: Tensor | None = None,
+    ) -> Any:
+        if original_batch_idxs is not None:
+            if step == 0:
+                self.first_idxs = original_batch_idxs
+            original_batch_idxs = (original_batch_idxs[:, None] == self.first_idxs).int().argmax(dim=1)
+        return upstream(self, step, lprobs, scores, prev_output_tokens, original_batch_idxs)
+
+    DiverseBeamSearch.step = step
+    return True
+
+
+def replace_unknown_words() -> bool:
+    """``--replace-unk``, with a file and without: ask for the alignment that it needs, and read it as it is given."""
+    from fairseq import utils
+    from fairseq.data import data_utils
+    from fairseq.tasks import FairseqTask
+
+    build, post_process = FairseqTask.build_generator, utils.post_process_prediction
+
+    @functools.wraps(build)
+    def build_generator(self: Any, models: Any, args: Any, *rest: Any, **kwargs: Any) -> Any:
+        if getattr(args, "replace_unk", None) is not None and not getattr(args, "print_alignment", None):
+            args = copy.copy(args)  # the caller's own still says whether to print it
+            args.print_alignment = "hard"
+        return build(self, models, args, *rest, **kwargs)
+
+    def load_align_dict(replace_unk: str | None) -> dict[str, str] | None:
+        if replace_unk is None or replace_unk == _NO_FILE:
+            return None if replace_unk is None else {}
+        words = {}
+        for line, origin in read_lines(replace_unk):
+            try:
+                source, target, *_ = line.split()
+            except ValueError as error:
+                raise DataError(f"{origin}: --replace-unk: a line is a source word and a target word") from error
+            words[source] = target
+        return words
+
+    @functools.wraps(post_process)
+    def post_process_prediction(
+        hypo_tokens: Tensor,
+        src_str: str,
+        alignment: Any,
+        align_dict: dict[str, str] | None,
+        tgt_dict: Any,
+        remove_bpe: str | None = None,
+        extra_symbols_to_ignore: Any = None,
+    ) -> Any:
+        if align_dict is None:
+            return post_process(
+                hypo_tokens, src_str, alignment, align_dict, tgt_dict, remove_bpe, extra_symbols_to_ignore
+            )
+        # The alignment counts subwords, so they are joined afterwards.
+        words = tgt_dict.string(hypo_tokens, extra_symbols_to_ignore=extra_symbols_to_ignore).split()
+        sources = src_str.split()
+        for position, word in enumerate(words):
+            if word == tgt_dict.unk_string():
+                try:
+                    source = sources[_source_position(alignment[position])]
+                except IndexError:  # aligned with the end of the sentence, or the sentence is empty
+                    continue
+                words[position] = align_dict.get(source, source)
+                if source == tgt_dict.unk_string():
+                    _say_once("--replace-unk: fairseq-interactive keeps no source text, so this <unk> stays")
+        text = data_utils.post_process(" ".join(words), remove_bpe)
+        return tgt_dict.encode_line(text, add_if_not_exist=True), text, alignment
+
+    FairseqTask.build_generator = build_generator
+    utils.load_align_dict, utils.post_process_prediction = load_align_dict, post_process_prediction
+    return True
+
+
+def _source_position(aligned: Any) -> int:
+    """Of a pair (source, target) of ``--print-alignment hard``, or a row of probabilities of ``soft``."""
+    if isinstance(aligned, tuple):
+        return aligned[0]
+    return max(range(len(aligned)), key=lambda source: float(aligned[source]))
+
+
+_say_once = functools.cache(logger.warning)
+
+
+def spare_short_sentences() -> bool:
+    """Let ``fairseq-interactive`` skip a sentence that is longer than the model reads, or cut it, and say so.
+
+    It ended with all sentences of the buffer lost; and it took ``--truncate-source``, and ignored it.
+    """
+    from fairseq import options
+    from fairseq.tasks import FairseqTask
+
+    add_args, tokenize = options.add_interactive_args, FairseqTask.get_interactive_tokens_and_lengths
+
+    @functools.wraps(add_args)
+    def add_interactive_args(parser: Any) -> Any:
+        group = add_args(parser)
+        parser.set_defaults(skip_invalid_size_inputs_valid_test=True)
+        return group
+
+    @functools.wraps(tokenize)
+    def get_interactive_tokens_and_lengths(self: Any, lines: list[str], encode_fn: Any) -> tuple[list[Tensor], Any]:
+        tokens, lengths = tokenize(self, lines, encode_fn)
+        most = self.max_positions()
+        most = most[0] if isinstance(most, tuple) else most
+        cut = getattr(self.cfg, "truncate_source", False)
+        for number, line in enumerate(lines):
+            if most and lengths[number] > most:
+                what = "cut (--truncate-source)" if cut else "skipped (--truncate-source cuts it instead)"
+                message = "a sentence of %d tokens, the model reads at most %d, is %s: %.60s ..."
+                logger.warning(message, lengths[number], most, what, line)
+                if cut:
+                    tokens[number] = torch.cat([tokens[number][: most - 1], tokens[number][-1:]])
+                    lengths[number] = most
+        return tokens, lengths
+
+    options.add_interactive_args = add_interactive_args
+    FairseqTask.get_interactive_tokens_and_lengths = get_interactive_tokens_and_lengths
+    return True

@@ -1,0 +1,74 @@
+"""Messages: bad input ends in one line that names it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError, InputError
+from ..files import load_safely
+
+__all__ = ["end_hydra_in_one_line", "name_damaged_checkpoints", "name_long_sentences"]
+
+
+def name_damaged_checkpoints() -> bool:
+    """Let the error of a checkpoint that cannot be read name the file, in one line."""
+    from fairseq import checkpoint_utils
+
+    load = checkpoint_utils.load_checkpoint_to_cpu
+
+    @functools.wraps(load)
+    def named_load(path: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(path, *args, **kwargs)
+        except Exception:
+            if os.path.isfile(path):
+                load_safely(path)  # its errors say what is wrong; where it can read the file, fairseq's own stands
+            raise
+
+    checkpoint_utils.load_checkpoint_to_cpu = named_load
+    return True
+
+
+def end_hydra_in_one_line() -> bool:
+    """Let bad input end a hydra job as it ends every other program: hydra keeps any ``Exception`` for a traceback."""
+    from hydra.core import utils
+
+    job: Any = utils.JobReturn
+    kept = job.return_value
+
+    def keep(self: Any, value: Any) -> None:
+        if isinstance(value, InputError):
+            raise SystemExit(value.code) from value
+        kept.__set__(self, value)
+
+    job.return_value = kept.setter(keep)
+    return True
+
+
+def name_long_sentences() -> bool:
+    """Let the refusal of sentences above the model's positions name both options that go on without them."""
+    from fairseq.tasks import FairseqTask
+
+    upstream = FairseqTask.filter_indices_by_size
+
+    @functools.wraps(upstream)
+    def filter_indices_by_size(
+        self: Any, indices: Any, dataset: Any, max_positions: Any = None, ignore_invalid_inputs: bool = False
+    ) -> Any:
+        if not ignore_invalid_inputs:
+            _, ignored = dataset.filter_indices_by_size(indices, max_positions)
+            if len(ignored) > 0:
+                size = np.asarray(dataset.size(ignored[0])).tolist()
+                raise DataError(
+                    f"{len(ignored)} of {len(indices)} sentences are longer than the model reads ({max_positions}): "
+                    f"number {ignored[0]} has {size}. Leave them out with --skip-invalid-size-inputs-valid-test, or "
+                    "cut the source with --truncate-source"
+                )
+        return upstream(self, indices, dataset, max_positions, ignore_invalid_inputs)
+
+    FairseqTask.filter_indices_by_size = filter_indices_by_size
+    return True

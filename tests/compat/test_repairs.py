@@ -1,0 +1,71 @@
+"""What holds for all repairs: idempotence, the log line, the off switch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+from fairseq import checkpoint_utils, options, utils
+from fairseq.data import Dictionary, data_utils
+from fairseq.file_io import PathManager
+from fairseq.search import DiverseBeamSearch
+from fairseq.tasks import FairseqTask
+
+from fairseq_ext import compat
+from tests.helpers import ROOT
+
+NAMES = [
+    *("safe checkpoints", "whole checkpoints", "last batch", "numpy names", "cached data", "huffman data"),
+    *("dictionary flags", "plain encoders", "mbart task", "diverse beams", "replace unk", "short sentences"),
+    *("damaged files", "long sentences", "hydra refusals"),
+]
+
+
+def repaired_places() -> list[object]:
+    holders = [data_utils, checkpoint_utils, utils, options, PathManager, FairseqTask, DiverseBeamSearch, Dictionary]
+    return [value for holder in holders for value in vars(holder).values()]
+
+
+def test_applying_again_changes_nothing(caplog):
+    assert compat.patched() == NAMES
+    before = repaired_places()
+    with caplog.at_level(logging.INFO):
+        assert compat.apply() == NAMES
+    assert all(one is other for one, other in zip(before, repaired_places(), strict=True))
+    assert not caplog.records
+
+
+def test_patched_is_a_copy():
+    compat.patched().clear()
+    assert compat.patched() == NAMES
+
+
+SCRIPT = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
+from fairseq.data import data_utils
+upstream = data_utils.batch_by_size
+from fairseq_ext import compat
+compat.apply()
+print("patched", compat.patched(), data_utils.batch_by_size is upstream)
+"""
+
+
+@pytest.mark.parametrize("switch", ["", "0", "1"])
+def test_log_line_and_off_switch(switch):
+    environment = {**os.environ, compat.OFF_SWITCH: switch}
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=ROOT, env=environment, check=True
+    )
+    lines = [line for line in result.stdout.splitlines() if "fairseq_ext.compat" in line]
+    if switch == "1":
+        assert not lines
+        assert "patched [] True" in result.stdout
+    else:
+        assert lines == [
+            f"INFO fairseq_ext.compat fairseq repaired: {', '.join(NAMES)} ({compat.OFF_SWITCH}=1 turns this off)"
+        ]
+        assert f"patched {NAMES} False" in result.stdout
