@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
-from fairseq.modules import MultiheadAttention
+from fairseq.modules import FairseqDropout, MultiheadAttention
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
@@ -158,6 +158,8 @@ class MuseSelfAttention(NotExportable, SelectiveAttention):
         self.out_proj = quant_noise(out_proj, *noise)
         for part in conv.convs:
             quant_noise(part.weight_linear, *noise)
+            # one that --retain-dropout can keep
+            part.dropout_module = FairseqDropout(part.dropout_module.p, module_name=type(part).__name__)
         self.skip_embed_dim_check = True
 
     def forward(  # type: ignore[override]

@@ -214,14 +214,20 @@ class ExtModel(BaseFairseqModel):
 
     def _with_subclasses(self, names: Any) -> Any:
         names = names if isinstance(names, str) else list(names)  # a text is searched for a name, as in fairseq
-        chosen = {
-            kind.__name__
-            for kind in {type(module) for module in self.modules()}
-            if any(_dropout_name(base) in names for base in kind.__mro__ if base.__module__.startswith("fairseq"))
+        dropping = {type(module) for module in self.modules() if FairseqDropout in map(type, module.children())}
+        known = {
+            kind.__name__: {_dropout_name(base) for base in kind.__mro__ if base.__module__.startswith("fairseq")}
+            for kind in dropping
         }
-        if not chosen:
+        chosen = [name for name, answers_to in known.items() if any(answer in names for answer in answers_to)]
+        unknown = [] if isinstance(names, str) else set(names).difference(*known.values())
+        if unknown or not chosen:
             found = {module.module_name for module in self.modules() if isinstance(module, FairseqDropout)}
-            logger.warning("--retain-dropout-modules %s: no such module, there are %s", names, ", ".join(sorted(found)))
+            logger.warning(
+                "--retain-dropout-modules %s: no such module, there are %s",
+                ", ".join(sorted(unknown)) or names,
+                ", ".join(sorted(found)),
+            )
         return " ".join([names, *chosen]) if isinstance(names, str) else [*names, *chosen]
 
 

@@ -118,7 +118,7 @@ class DynamicConv(nn.Module):
         self.num_heads = num_heads
         self.kernel_size = kernel_size
         self.causal = causal
-        self.weight_dropout = weight_dropout
+        self.dropout_module = nn.Dropout(weight_dropout)
         self.weight_linear = nn.Linear(embed_dim, num_heads * kernel_size, bias=False)
         self.reset_parameters()
 
@@ -135,7 +135,7 @@ class DynamicConv(nn.Module):
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels of every position of ``x``, after dropout: :math:`(T, B, H, K)`."""
         logits = self.weight_linear(x).unflatten(-1, (self.num_heads, self.kernel_size))
-        return F.dropout(logits.softmax(dim=-1), self.weight_dropout, self.training)
+        return self.dropout_module(logits.softmax(dim=-1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve whole sequences."""
@@ -164,10 +164,7 @@ class DynamicConv(nn.Module):
         return out, seen[max(0, seen.size(0) - self.padding) :].permute(1, 2, 0)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.embed_dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, causal={self.causal}, "
-            f"weight_dropout={self.weight_dropout}"
-        )
+        return f"{self.embed_dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, causal={self.causal}"
 
 
 class KernelGate(nn.Module):

@@ -174,7 +174,7 @@ ROWS: dict[str, Row] = {
     "muse_input_dropout": Row(0.25, layers(lambda layer: layer.input_dropout_module.p, 0.25), {"block": "muse-simple"}),
     "muse_weight_dropout": Row(
         0.35,
-        layers(lambda layer: {conv.weight_dropout for conv in layer.self_attn.conv.convs}, {0.35}),
+        layers(lambda layer: {conv.dropout_module.p for conv in layer.self_attn.conv.convs}, {0.35}),
         MUSE,
         {"block": "muse-simple"},
     ),

@@ -387,5 +387,5 @@ def test_error_lines(build, message):
 
 
 def test_repr_names_the_options():
-    assert "8, num_heads=2, kernel_size=3, causal=True, weight_dropout=0.1" in repr(DynamicConv(8, 2, 3, causal=True))
+    assert "8, num_heads=2, kernel_size=3, causal=True" in repr(DynamicConv(8, 2, 3, causal=True))
     assert repr(KernelGate(2)) == "KernelGate(2)"
