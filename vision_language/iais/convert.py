@@ -15,15 +15,8 @@ from tqdm import tqdm
 from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.files import replacing, writing_to
 from vision_language.iais.data import SPLITS
-from vision_language.iais.region_files import read_array
-from vision_language.iais.sources import (
-    Regions,
-    read_captions,
-    read_feature_tsv,
-    read_instances,
-    read_karpathy,
-    read_npz,
-)
+from vision_language.iais.region_sources import Regions, read_feature_tsv, read_instances, read_npz
+from vision_language.iais.sources import read_captions, read_karpathy
 
 __all__ = ["add_options", "convert"]
 
@@ -47,7 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="bottom-up-attention tsv files, or folders of npz files with features, norm_bb and conf",
+        help="bottom-up-attention tsv files, or folders of npz files with features, norm_bb and conf, or x, bbox, "
+        "image_w and image_h",
     )
     parser.add_argument("--splits", metavar="FILE", help="Karpathy's dataset_flickr30k.json or dataset_coco.json")
     parser.add_argument("--valid", type=int, default=500, help="validation images, drawn where no --splits [500]")
@@ -65,7 +59,7 @@ def convert(
     test: int = 500,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Write a folder of the region format; a killed conversion is repeated without the features that it has written.
+    """Write a folder of the region format.
 
     Boxes are cut at the border of their image; those without size, images without boxes or without captions, and
     images that ``splits`` does not know are left out.
@@ -80,7 +74,7 @@ def convert(
 
     Raises:
         OptionError: nothing to convert, or a folder that holds splits already.
-        DataError: a bad file.
+        DataError: a bad file, one with a number that is not finite, or images that captions and splits do not know.
     """
     out = Path(out)
     if bool(instances) == bool(features):
@@ -96,20 +90,28 @@ def convert(
             for key, found in read_captions(path).items():
                 texts.setdefault(key, []).extend(found)
     texts = {key: [text for text in found if any(map(str.isalnum, text))] for key, found in texts.items()}
+    wanted = known if splits else texts
     names, sources = _label_sources(instances) if instances else (None, _feature_sources(features))
 
     with writing_to(out):
         if features:
             (out / "features").mkdir(exist_ok=True)
         lines: dict[str, str] = {}
-        left_out = 0
+        left_out, unmatched = 0, None
         for regions in tqdm(sources, unit=" images"):
             if regions.key in lines:
                 raise DataError(f"image {regions.key} is in two of the files of --instances or --features")
-            line = _line(regions, texts.get(regions.key, []), out) if not splits or regions.key in known else None
+            if regions.key not in wanted:
+                unmatched = regions
+            line = None if unmatched is regions else _line(regions, texts.get(regions.key, []), out)
             left_out += line is None
             if line is not None:
                 lines[regions.key] = line
+        if unmatched and not lines:
+            raise DataError(
+                f"convert: captions and regions are not of the same images: regions of {unmatched.key!r} "
+                f"({unmatched.origin}), captions of {next(iter(wanted), 'none')!r}"
+            )
         chosen = {key: known[key] for key in lines} if splits else _drawn(sorted(lines), valid, test, seed)
         counts = {split: sum(found == split for found in chosen.values()) for split in SPLITS}
         if not all(counts.values()):
@@ -144,8 +146,6 @@ def _line(regions: Regions, captions: list[str], out: Path) -> str | None:
     """The line of an image, its features written beside; None where it has no box or no caption."""
     limits = np.array([regions.width, regions.height, regions.width, regions.height], dtype=np.float64)
     boxes = np.round(regions.boxes.astype(np.float64).clip(0, limits), 6)
-    if not np.isfinite(boxes).all():
-        raise DataError(f"image {regions.key}: a box is not of finite numbers")
     kept = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
     if not kept.any() or not captions:
         return None
@@ -162,8 +162,6 @@ def _line(regions: Regions, captions: list[str], out: Path) -> str | None:
 
 
 def _save_features(path: Path, features: np.ndarray) -> None:
-    if path.exists() and read_array(path, header_only=True).shape == features.shape:
-        return
     with replacing(path) as partial, open(partial, "wb") as file:
         np.save(file, features)
 

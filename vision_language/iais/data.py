@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
 
 from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.settings import digest
 from vision_language.iais.region_files import FeatureFiles, category_names, read_array, read_records
 
 __all__ = ["Collator", "Image", "RegionData", "box_geometry", "read_regions", "read_splits"]
 
 SPLITS = ("train", "valid", "test")
 MIN_REGIONS = 10
-CACHED = 512
-"""Feature files in memory, 0.8 MB each at 100 regions of 2048 numbers: a step reads its hardest candidates twice."""
-DIGESTED = 4096
-"""Bytes of a feature file that its digest covers: what another detector writes differs from the first box on."""
 
 
 def box_geometry(boxes: Tensor, width: float, height: float) -> Tensor:
@@ -35,11 +31,6 @@ def box_geometry(boxes: Tensor, width: float, height: float) -> Tensor:
     corners = boxes / boxes.new_tensor([width, height, width, height])
     size = corners[..., 2:] - corners[..., :2]
     return torch.cat((corners, size, size.prod(-1, keepdim=True)), -1)
-
-
-@functools.lru_cache(CACHED)
-def _cached_array(path: Path) -> np.ndarray:
-    return read_array(path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,14 +58,18 @@ class Image:
     stored_features: Path | np.ndarray | None = None
 
     def features(self) -> Tensor:
-        """``(V, D)`` float32; where each image has its file, from that, or from memory if it was read lately."""
-        if isinstance(self.stored_features, Path):
-            stored = _cached_array(self.stored_features)
-        elif self.stored_features is not None:
-            stored = self.stored_features
-        else:
+        """``(V, D)`` float32; where each image has its file, read from that at every call.
+
+        Raises:
+            DataError: there are none, there are fewer than when the data was read, or one is not a finite number.
+        """
+        stored = self.stored_features
+        if stored is None:
             raise DataError(f"{self.origin}: image {self.image_id} has no features")
-        features = torch.from_numpy(np.asarray(stored[self.rows], dtype=np.float32))
+        array = read_array(stored) if isinstance(stored, Path) else stored
+        if array.ndim != 2 or array.shape[0] <= self.rows.max():
+            raise DataError(f"{stored}: features {array.shape} are not those of image {self.image_id} any more")
+        features = torch.from_numpy(array[self.rows].astype(np.float32))
         if not features.isfinite().all():
             raise DataError(f"{self.origin}: a feature of image {self.image_id} is not a finite number")
         return features
@@ -115,19 +110,16 @@ class RegionData(torch.utils.data.Dataset):
         return [(self.captions[text], self.images[image]) for text, image in indices]
 
     def digest(self) -> str:
-        """SHA-256 of all that a model sees of the split; of a feature file only the size and the beginning."""
-        sha = hashlib.sha256(repr((self.labels, self.feature_size)).encode())
-        for image in self.images:
-            sha.update(repr((str(image.image_id), image.captions, len(image.boxes))).encode())
-            for array in (image.geometry, image.labels, image.rows):
-                sha.update(b"" if array is None else np.asarray(array).tobytes())
-            stored = image.stored_features
-            if isinstance(stored, Path):  # the features of a large set have hundreds of GB
-                with open(stored, "rb") as file:
-                    sha.update(repr(stored.stat().st_size).encode() + file.read(DIGESTED))
-            elif stored is not None:
-                sha.update(stored.tobytes())
-        return sha.hexdigest()
+        """SHA-256 of all that a model sees of the split; reads every feature.
+
+        Raises:
+            DataError: a feature is not a finite number.
+        """
+        parts = [digest(self.labels, self.feature_size)]
+        for image in tqdm(self.images, "features", unit=" images", disable=not self.feature_size, leave=False):
+            contents = (image.geometry, image.labels, image.features() if self.feature_size else None)
+            parts.append(digest(str(image.image_id), image.captions, *contents))
+        return digest(*parts)
 
     def check_model(self, config: Any) -> None:
         """Refuse a model (its config) that was made for other regions.

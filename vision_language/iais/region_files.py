@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +52,11 @@ def category_names(folder: Path) -> list[str] | None:
     path = folder / "categories.txt"
     if not path.is_file():
         return None
-    names = [line.strip() for line, _ in read_lines(path)]
+    names: list[str] = []
+    for line, origin in read_lines(path):
+        if origin != f"{path}:{len(names) + 1}":
+            raise DataError(f"{path}:{len(names) + 1}: a blank line; the class numbers count the lines, from 0")
+        names.append(line.strip())
     if not names or len(set(names)) != len(names):
         raise DataError(f"{path}: expected different class names, one a line")
     return names
@@ -197,7 +199,7 @@ class FeatureFiles:
         name = str(record.image_id)
         if self.arrays is not None:
             if name not in self.arrays:
-                raise DataError(f"{record.origin}: {self.archive} has no array {name!r}")
+                raise DataError(f"{record.origin}: {self.archive} has no array {name!r}; {_some(self.arrays)} in it")
             return self.arrays[name]
         if not self.one_by_one:
             return None
@@ -206,30 +208,41 @@ class FeatureFiles:
         for ending in (".npy", ".npz"):
             if (path := self.folder / f"{name}{ending}").is_file():
                 return path
-        raise DataError(f"{record.origin}: missing feature file {self.folder / name}.npy or .npz")
+        there = _some(path.name for path in self.folder.iterdir())
+        raise DataError(f"{record.origin}: missing feature file {self.folder / name}.npy or .npz; {there} in there")
+
+
+def _some(names: Iterable[str]) -> str:
+    """A name to compare with one that is missing."""
+    least = min(names, default=None)
+    return "there is none" if least is None else f"{least!r} is"
 
 
 def read_array(path: Path, header_only: bool = False) -> np.ndarray:
     """The features in an npy, or in the array ``features`` of an npz; ``header_only`` does not read those of an npy."""
     if path.suffix == ".npz":
-        arrays = load_npz(path)
+        arrays = load_npz(path, "features")
         if "features" not in arrays:
             raise DataError(f"{path}: no array 'features' in it")
         return arrays["features"]
     try:
         return np.load(path, allow_pickle=False, mmap_mode="r" if header_only else None)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not an npy of numbers: {error}") from error
+    except Exception as error:  # damaged files make numpy, and the zip reader below it, raise many types
+        raise DataError(f"{path}: not an npy of numbers: {_line(error)}") from error
 
 
-def load_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz by name.
+def load_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """Arrays of an npz by name; with ``names`` those of them that it has, and no other is looked at.
 
     Raises:
-        DataError: no npz, a damaged one, or one with objects, whose reader would run code.
+        DataError: no npz, a damaged one, or an array of objects, whose reader would run code.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not an npz of number arrays: {error}") from error
+            return {name: archive[name] for name in archive.files if not names or name in names}
+    except Exception as error:  # as above
+        raise DataError(f"{path}: not an npz of number arrays: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -12,7 +12,8 @@ from fairseq_ext.errors import DataError, OptionError
 from vision_language.iais.__main__ import main
 from vision_language.iais.convert import convert
 from vision_language.iais.data import read_splits
-from vision_language.iais.sources import image_key, read_captions, read_feature_tsv, read_karpathy, read_npz
+from vision_language.iais.region_sources import read_feature_tsv, read_npz
+from vision_language.iais.sources import image_key, read_captions, read_karpathy
 
 IDS = (1, 22, 333, 4444)
 SPLIT_OF = dict(zip(IDS, ("train", "restval", "val", "test"), strict=True))
@@ -103,6 +104,7 @@ def uniter_folder(folder, ids=IDS):
         "COCO_val2014_000000391895.jpg",
         "coco_val2014_000000391895.npz",
         "flickr30k_000000391895.npz",
+        "COCO_val2014_000000391895.jpg.npz",
         "a/b/391895.JPG",
         "x\\391895",
     ],
@@ -169,9 +171,9 @@ class TestConvert:
         with pytest.raises(DataError, match=r"a.tsv:3: 1 columns"):
             convert(out, features=[tmp_path / "a.tsv"], splits=karpathy)
         assert sorted(path.name for path in out.rglob("*.*")) == ["1.npy", "22.npy"]
-        written = (out / "features" / "1.npy").stat().st_mtime_ns
+        np.save(out / "features" / "1.npy", FEATURES[1:] * 0)  # of another detector, perhaps, or damaged
         convert(out, features=[tsv(tmp_path / "a.tsv")], splits=karpathy)
-        assert (out / "features" / "1.npy").stat().st_mtime_ns == written
+        assert np.load(out / "features" / "1.npy").tolist() == (FEATURES + 1)[1:].tolist()
         assert len(read_splits(out)["train"].images) == 2
         with pytest.raises(OptionError, match=r"--out: .* already holds train.jsonl"):
             convert(out, features=[tmp_path / "a.tsv"], splits=karpathy)
@@ -232,6 +234,38 @@ class TestCaptionFiles:
         path.write_text(text)
         assert read_captions(path) == {"100": ["A dog .", "Two, or more"]}
 
+    def test_csv_is_read_as_csv(self, tmp_path):
+        path = tmp_path / "captions.csv"
+        path.write_text('\ufeff"image","split","caption"\r\n1.jpg,test,"Two, ""or"" \r\n more"\r\n2.jpg,test,A\r\n')
+        assert read_captions(path) == {"1": ['Two, "or" more'], "2": ["A"]}
+
+    ROWS = tuple(f"{number}.jpg| 0| A dog ." for number in range(1, 21))
+
+    @pytest.mark.parametrize("broken", ["2199200615.jpg| 4   A dog runs across the grass .", "3.jpg| 0| a | b", "9"])
+    def test_a_broken_row_is_skipped_and_told(self, tmp_path, caplog, broken):
+        path = tmp_path / "results.csv"
+        path.write_text("\n".join(["image_name| comment_number| comment", *self.ROWS[:9], broken, *self.ROWS[9:]]))
+        assert read_captions(path) == {str(number): ["A dog ."] for number in range(1, 21)}
+        assert [record.getMessage().partition(": ")[2][:-2] for record in caplog.records] == [
+            f"{path}:11: {1 + broken.count('|')} columns, the header has"
+        ]
+
+    def test_a_quote_that_swallows_lines_is_no_single_broken_row(self, tmp_path):
+        path = tmp_path / "results.csv"
+        rows = [f"{number}.jpg|A dog" for number in range(30)]
+        path.write_text("\n".join(["image|caption", *rows[:9], '9.jpg|"A', *rows[10:]]))
+        with pytest.raises(DataError, match=r"results.csv:11: unexpected end of data; 21 lines are broken"):
+            read_captions(path)
+
+    def test_many_broken_lines_are_refused(self, tmp_path, caplog):
+        path = tmp_path / "results.token"
+        lines = [f"{number}.jpg#0\tA dog" for number in range(30)]
+        path.write_text("\n".join(lines + ["no tab"] * 10))
+        assert len(read_captions(path)) == 30 and len(caplog.records) == 10
+        path.write_text("\n".join(lines + ["no tab"] * 11))
+        with pytest.raises(DataError, match=r"results.token:31: a line is .*; 11 lines are broken"):
+            read_captions(path)
+
     @pytest.mark.parametrize(
         ("name", "text", "message"),
         [
@@ -261,6 +295,61 @@ def test_karpathy_of_flickr(tmp_path):
         read_karpathy(dump(tmp_path / "a.json", {"images": [image | {"sentences": [3]}]}))
 
 
+def detectron_folder(folder, ids=IDS, turned=False):
+    """What bottom-up-attention.pytorch writes, its pickled ``info`` too."""
+    folder.mkdir()
+    for number in ids:
+        features = FEATURES + number
+        np.savez(
+            folder / f"COCO_val2014_{number:012}.jpg.npz",
+            x=features.T if turned else features,
+            bbox=BOXES,
+            num_bbox=3,
+            image_h=80,
+            image_w=100,
+            info=np.array({"objects_conf": [1]}, dtype=object),
+        )
+    return folder
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_bottom_up_attention_pytorch(tmp_path, karpathy, turned):
+    convert(tmp_path / "out", features=[detectron_folder(tmp_path / "npz", turned=turned)], splits=karpathy)
+    image = read_splits(tmp_path / "out")["train"].images[1]
+    assert (image.width, image.height) == (100, 80)
+    assert image.boxes.tolist() == [[0, 0, 50, 40], [10, 5, 100, 80]]
+    assert image.features().tolist() == (FEATURES + 22)[1:].tolist()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["x", "bbox", "image_w", "features", "norm_bb", "conf"])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, karpathy, name, value):
+    make = detectron_folder if name in ("x", "bbox", "image_w") else uniter_folder
+    path = next(make(tmp_path / "npz").glob(f"*{22:012}*"))
+    with np.load(path) as archive:
+        arrays = {key: archive[key] for key in archive.files if key != "info"}
+    arrays[name] = arrays[name].astype(float)
+    arrays[name][(-1, 0)[: arrays[name].ndim]] = value
+    np.savez(path, **arrays)
+    with pytest.raises(DataError) as error:
+        convert(tmp_path / "out", features=[tmp_path / "npz"], splits=karpathy)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+def test_numbers_of_a_tsv_that_are_not_finite(tmp_path, karpathy):
+    path = tsv(tmp_path / "a.tsv", confidence=[0.5, np.nan, 0.9])
+    with pytest.raises(DataError, match=r"a.tsv:1: confidence of image 1 are not all finite numbers"):
+        convert(tmp_path / "out", features=[path], splits=karpathy)
+
+
+def test_captions_of_other_images_are_shown_beside_the_regions(tmp_path, instances):
+    path = tmp_path / "a.token"
+    path.write_text("cat.jpg#0\tA cat .\n")
+    with pytest.raises(DataError, match=r"regions of '55555' \(.*instances.json: image 4\), captions of 'cat'$"):
+        convert(tmp_path / "out", captions=[path], instances=[instances])
+
+
 @pytest.mark.parametrize("column", [3, 4, 5])
 def test_a_damaged_tsv(tmp_path, column):
     path = tsv(tmp_path / "a.tsv")
@@ -279,6 +368,13 @@ def test_a_damaged_tsv(tmp_path, column):
         ({"features": np.zeros(3)}, "no array 'features' with a row for each region"),
         ({"norm_bb": np.zeros((3, 3))}, "norm_bb must have four columns or more"),
         ({"conf": np.zeros(2)}, "conf a number for each region"),
+        ({"features": np.zeros((3, 4), int)}, "array 'features' is of int64, not of numbers"),
+        ({"x": FEATURES}, "no array 'bbox' of 2 dimensions"),
+        ({"x": FEATURES, "bbox": BOXES, "image_w": 9}, "no array 'image_h' of 0 dimensions"),
+        (
+            {"x": FEATURES, "bbox": BOXES[:2], "image_w": 9, "image_h": 9},
+            r"x \(3, 4\) and bbox \(2, 4\) must have a row",
+        ),
     ],
 )
 def test_a_bad_archive(tmp_path, change, message):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import json
+import os
 import pickle
 import sys
 
@@ -19,9 +19,7 @@ from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.files import MAX_LINE
 from tests.helpers import golden_names, load_golden, require_data
 from tests.vision_language.iais.regions import THINGS, WORDS, tiny_model, tiny_tokenizer, write_regions
-from vision_language.iais import data
 from vision_language.iais.data import Collator, box_geometry, read_regions, read_splits
-from vision_language.iais.region_files import read_array
 
 IMAGE = {
     "image_id": 7,
@@ -163,6 +161,8 @@ class TestReading:
             read_regions(write(tmp_path / "b.jsonl"))
         with pytest.raises(DataError, match=r"categories.txt: expected different class names"):
             read_regions(write(tmp_path / "c.jsonl", IMAGE, categories=["dog", "dog"]))
+        with pytest.raises(DataError, match=r"categories.txt:2: a blank line; the class numbers count the lines"):
+            read_regions(write(tmp_path / "c.jsonl", IMAGE, categories=["dog", "", "cat"]))
         (tmp_path / "categories.txt").unlink()
         with pytest.raises(DataError, match=r"has a label, but there is no categories.txt"):
             read_regions(write(tmp_path / "c.jsonl", IMAGE, categories=None))
@@ -197,7 +197,7 @@ class TestFeatures:
     @pytest.mark.parametrize(
         ("array", "message"),
         [
-            (None, "a.jsonl:2: missing feature file"),
+            (None, "2.npy or .npz; '1.npy' is in there"),
             (np.ones((3, 3)), "a.jsonl:2: features of image 2 are float64 (3, 3), not 2 rows of"),
             (np.ones((2, 3), int), "a.jsonl:2: features of image 2 are int64 (2, 3), not"),
             (np.ones(2), "a.jsonl:2: features of image 2 are float64 (2,), not"),
@@ -217,7 +217,7 @@ class TestFeatures:
     def test_bad_archives(self, tmp_path):
         path = write(tmp_path / "a.jsonl", unlabelled(), categories=None)
         np.savez(tmp_path / "features.npz", a=self.ARRAYS[0])
-        with pytest.raises(DataError, match=r"a.jsonl:1: .*features.npz has no array '7'"):
+        with pytest.raises(DataError, match=r"a.jsonl:1: .*features.npz has no array '7'; 'a' is in it"):
             read_regions(path)
         for content in (b"PK\x03\x04 damaged", pickle.dumps({}), b""):
             (tmp_path / "features.npz").write_bytes(content)
@@ -244,25 +244,35 @@ class TestFeatures:
         with pytest.raises(DataError, match=r"a.jsonl:1: image_id '../secret' cannot name a feature file"):
             read_regions(path)
 
-    def test_files_that_were_read_lately_are_kept(self, tmp_path, monkeypatch):
-        lines = [unlabelled(image_id=number) for number in range(4)]
-        path = write(tmp_path / "a.jsonl", *lines, categories=None)
-        for number in range(4):
-            np.save(_folder(tmp_path / "features") / f"{number}.npy", np.full((2, 3), number, dtype=np.float32))
-        images, read = read_regions(path).images, []
-        monkeypatch.setattr(data, "read_array", lambda path: read.append(path.stem) or read_array(path))
-        monkeypatch.setattr(data, "_cached_array", functools.lru_cache(2)(data._cached_array.__wrapped__))
-        for number in (0, 1, 0, 1, 2, 0):
-            assert images[number].features().tolist() == [[number] * 3] * 2
-        assert read == ["0", "1", "2", "0"]
-        images[0].features().add_(1)
-        assert images[0].features().tolist() == [[0] * 3] * 2 and data._cached_array.cache_info().maxsize == 2
+    @pytest.mark.parametrize("form", ["npy", "npz"])
+    def test_features_are_those_of_the_file_now(self, tmp_path, form):
+        """Not those of an earlier reading in this process, even where size and time of the file are equal."""
+
+        def write_features(value):
+            array = np.full((2, 3), value, dtype=np.float32)
+            np.save(file, array) if form == "npy" else np.savez(file, features=array)
+            os.utime(file, (1, 1))
+
+        path = write(tmp_path / "a.jsonl", unlabelled(), categories=None)
+        file = _folder(tmp_path / "features") / f"7.{form}"
+        write_features(1)
+        data = read_regions(path)
+        before = data.digest()
+        data.images[0].features().add_(1)
+        assert data.images[0].features().tolist() == [[1] * 3] * 2
+        write_features(2)
+        assert data.images[0].features().tolist() == [[2] * 3] * 2 and data.digest() != before
+        np.save(file, np.ones((1, 3))) if form == "npy" else np.savez(file, features=np.ones((1, 3)))
+        with pytest.raises(DataError, match=r"features \(1, 3\) are not those of image 7 any more"):
+            data.images[0].features()
 
     def test_a_number_that_is_not_finite(self, tmp_path):
         path = write(tmp_path / "a.jsonl", unlabelled(), categories=None)
         np.save(_folder(tmp_path / "features") / "7.npy", np.full((2, 3), np.inf))
         with pytest.raises(DataError, match=r"a.jsonl:1: a feature of image 7 is not a finite number"):
             read_regions(path).images[0].features()
+        with pytest.raises(DataError, match=r"a.jsonl:1: a feature of image 7 is not a finite number"):
+            read_regions(path).digest()
 
 
 class TestDigest:
@@ -296,7 +306,8 @@ class TestDigest:
         path = write(tmp_path / "a.jsonl", unlabelled(), categories=None)
         digests = []
         for number in (0, 0, 1):
-            features = np.full((2, 3), number, dtype=np.float32)
+            features = np.zeros((2, 3), dtype=np.float32)
+            features[-1, -1] = number  # the last of the file
             if archive:
                 np.savez(tmp_path / "features.npz", **{"7": features})
             else:
