@@ -32,6 +32,8 @@ __all__ = [
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Arguments of every ``from_pretrained``; models also get ``use_safetensors=True``."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+CONFIGS = ("config.json", "tokenizer_config.json")
+OWN_MODELS = "only models and tokenizers that transformers itself has are read"
 HASHED = (".safetensors", ".json", ".txt", ".model")
 
 
@@ -71,7 +73,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         OptionError: no such folder.
-        CheckpointError: no model in it.
+        CheckpointError: no model in it, or one with code of its own.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -84,7 +86,19 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(str(error)) from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise CheckpointError(f"{folder / 'config.json'}: no model_type in it, so it is no model of transformers")
+    for name in CONFIGS:
+        _refuse_code(folder / name)
     return config
+
+
+def _refuse_code(path: Path) -> None:
+    """Refuse code in a model's folder by name: a class of transformers in its place would be another model."""
+    try:
+        found = read_json(path) if path.is_file() else {}
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    if isinstance(found, dict) and found.get("auto_map"):
+        raise CheckpointError(f"{path}: auto_map names code of the model's own, which is never run; {OWN_MODELS}")
 
 
 def check_weights(folder: str | Path) -> None:

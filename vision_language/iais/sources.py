@@ -6,7 +6,6 @@ Images are matched across files by :func:`image_key`, the number that COCO and U
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import re
 from collections import defaultdict
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_ext.errors import DataError
-from fairseq_ext.files import read_lines
+from fairseq_ext.files import read_json, read_lines
 
 __all__ = ["field", "image_key", "read_captions", "read_karpathy", "read_lists"]
 
@@ -45,10 +44,7 @@ def read_lists(path: Path, *keys: str) -> dict[str, Any]:
     Raises:
         DataError: it does not.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON file in UTF-8: {error}") from error
+    value = read_json(path)
     for key in keys:
         if not isinstance(value, dict) or not isinstance(value.get(key), list):
             raise DataError(f"{path}: no list {key!r} in it")
@@ -87,7 +83,7 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
             name = field(path, place, found, "image_id", (int, str))
             captions[image_key(name)].append(field(path, place, found, "caption", str).strip())
         return captions
-    lines = read_lines(path)
+    lines = read_lines(path, keep_blank=True)  # a quoted caption may have blank lines
     first, start = next(lines, ("", str(path)))
     separator = next((sign for sign in "|\t," if sign in first), ",")
     if re.match(r"[^\t]*#\d+\t", first):
@@ -117,6 +113,8 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
 def _token_rows(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str] | DataError]:
     for line, origin in lines:
         name, tab, caption = line.partition("\t")
+        if not line.strip():
+            continue
         if not tab or not re.search(r"#\d+$", name):
             yield DataError(f"{origin}: a line is IMAGE.jpg#NUMBER TAB caption")
         else:
@@ -139,14 +137,14 @@ def _csv_rows(
         origins.clear()
         try:
             row = next(rows)
-            reason = "" if len(row) == width else f"{len(row)} columns, the header has {width}"
+            reason = "" if len(row) in (0, width) else f"{len(row)} columns, the header has {width}"
         except StopIteration:
             return
         except csv.Error as error:
             reason = str(error)
         if reason:
             yield from (DataError(f"{origin}: {reason}") for origin in list(origins))
-        else:
+        elif row:
             yield row[places[0]], row[places[1]]
 
 
