@@ -41,7 +41,7 @@ class Checkpoint:
     Example:
         >>> checkpoint = Checkpoint(folder / "checkpoint.pt", settings, progress, model=model, optimizer=optimizer)
         >>> if not checkpoint.restore():
-        ...     start_anew()
+        ...     checkpoint.prove()
     """
 
     def __init__(
@@ -58,6 +58,15 @@ class Checkpoint:
         """
         states = {name: part.state_dict() for name, part in self.parts.items()}
         save_atomically({"settings": dict(self.settings), "progress": self.progress, **states}, self.path)
+
+    def prove(self) -> None:
+        """Save once and remove the file again: what cannot be saved must not cost its training first.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        self.save()
+        self.path.unlink()
 
     def restore(self) -> bool:
         """Go on from the file; False where there is none.

@@ -30,6 +30,7 @@ __all__ = [
     "read_json",
     "read_lines",
     "replacing",
+    "safe_loads_only",
     "save_atomically",
     "write_json",
     "writing_to",
@@ -191,6 +192,19 @@ def load_safely(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: refused by torch's safe loader: {reason}") from error
     except Exception as error:  # damaged files make the zip and pickle readers raise many types
         raise CheckpointError(f"{path}: truncated, or no checkpoint ({type(error).__name__})") from error
+
+
+@contextlib.contextmanager
+def safe_loads_only() -> Iterator[None]:
+    """Within, ``torch.load`` of a library too refuses what could run code, whatever the library asks for."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        if before is not None:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
 def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:

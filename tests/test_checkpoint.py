@@ -59,3 +59,12 @@ def test_the_random_state_goes_on_where_it_was(tmp_path):
     torch.rand(5)
     assert checkpoint.restore()
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_proving_that_it_can_be_saved_leaves_nothing(tmp_path):
+    checkpoint = made(tmp_path / "checkpoint.pt", nn.Linear(2, 1))
+    checkpoint.prove()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot write .*file/checkpoint.pt"):
+        made(tmp_path / "file" / "checkpoint.pt", nn.Linear(2, 1)).prove()

@@ -12,6 +12,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from fractions import Fraction
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from fairseq_ext.files import (
     read_json,
     read_lines,
     replacing,
+    safe_loads_only,
     save_atomically,
     write_json,
 )
@@ -353,3 +355,14 @@ def test_a_zip_file_holds_one_file(tmp_path):
     (tmp_path / "a.zip").write_bytes(zipped(one=b"1", two=b"2"))
     with pytest.raises(DataError, match=r"a.zip: a zip file must hold one file, this one holds 2"):
         read_bytes(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_a_library_loads_safely_too(tmp_path, monkeypatch, before):
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    monkeypatch.delenv(name, raising=False) if before is None else monkeypatch.setenv(name, before)
+    torch.save(Fraction(1, 3), tmp_path / "third.pt")
+    with safe_loads_only(), pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "third.pt", weights_only=False)
+    assert torch.load(tmp_path / "third.pt", weights_only=False) == Fraction(1, 3)
+    assert os.environ.get(name) == before

@@ -14,10 +14,10 @@ from .data import dataset_digest, load_dataset, random_splits, stratified_folds
 from .train import DEFER_START, Options, compare, spread_of_repeats, train_all
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line's options."""
-    parser = argparse.ArgumentParser(prog="python -m graph.graph_classification", description=__doc__)
-    command = subcommands(parser)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m graph.graph_classification", description=__doc__)
+    command = subcommands(top)
 
     train = command("train", train_command, "train on every split; a killed command goes on where it was")
     train.add_argument("--dataset", required=True, help="name of a TU data set: PROTEINS, NCI1, MUTAG, ...")
@@ -38,13 +38,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     pairs = command("compare", compare_command, "paired differences of two result folders, second minus first")
     pairs.add_argument("first", type=Path)
     pairs.add_argument("second", type=Path)
-    return parser.parse_args(argv)
+    return top
 
 
 def train_command(arguments: argparse.Namespace) -> None:
     """Check everything, then train."""
     if arguments.defer_start is None:
-        arguments.defer_start = DEFER_START.get(arguments.dataset, Options.defer_start)
+        published = DEFER_START if arguments.loss == "encouraging" else {}
+        arguments.defer_start = published.get(arguments.dataset, Options.defer_start)
     options = Options.of(arguments)
     at_least(arguments, runs=1, repeats=1, seed=0)
     device = torch_device(arguments.device)
@@ -65,9 +66,12 @@ def train_command(arguments: argparse.Namespace) -> None:
     spread = (
         f", ± {100 * spread_of_repeats(experiment.runs):.2f} of the repeats' means" if arguments.repeats > 1 else ""
     )
+    more = {"balanced": "test_balanced_accuracy", "ROC-AUC": "test_roc_auc"}
+    others = [f"{name} {100 * found[key]['mean']:.2f}" for name, key in more.items() if key in found]
     print(
         f"{arguments.dataset}, {arguments.loss}: test accuracy {100 * found['test_accuracy']['mean']:.2f}"
-        f" ± {100 * found['test_accuracy']['std']:.2f} over {len(experiment.runs)} runs{spread};"
+        f" ± {100 * found['test_accuracy']['std']:.2f} over {len(experiment.runs)} runs{spread}"
+        f" ({', '.join(others)});"
         f" {found['epochs']['mean']:.0f} epochs a run, {found['bonus_epochs']['mean']:.0f} with the bonus"
     )
     print(f"results: {experiment.file}")
@@ -85,7 +89,7 @@ def compare_command(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command."""
-    options = parse(argv)
+    options = parser().parse_args(argv)
     options.function(options)
 
 

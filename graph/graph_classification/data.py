@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
-from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data import Data, Dataset
 from torch_geometric.datasets import TUDataset
+from torch_geometric.io import read_txt_array
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import degree
 
 from fairseq_ext.errors import DataError, OptionError, choose
+from fairseq_ext.files import safe_loads_only
 from fairseq_ext.settings import digest
 
-__all__ = ["CappedDegree", "Split", "dataset_digest", "load_dataset", "random_splits", "stratified_folds"]
+__all__ = [
+    "CappedDegree",
+    "Split",
+    "class_labels",
+    "dataset_digest",
+    "load_dataset",
+    "random_splits",
+    "stratified_folds",
+]
+
+RECORD = "raw.sha256"
+"""Beside torch-geometric's processed copy of a data set: what it is a copy of."""
 
 # Some of the classification data sets of https://chrsmrrs.github.io/datasets: a name that differs from one of them, or
 # of those in --root, by a letter or two is taken for a typing error before anything is downloaded.
@@ -57,16 +73,25 @@ def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TU
     known = sorted(present.union(TU_NAMES))
     if difflib.get_close_matches(name, known, n=1, cutoff=0.85):
         choose("--dataset", name, known)
+    for path in (root / name / "raw").glob("*.txt"):
+        if not path.stat().st_size:  # of which torch_geometric makes data without features or labels
+            raise DataError(f"--dataset {name}: {path} is empty")
     try:
-        dataset = TUDataset(str(root), name, use_node_attr=use_node_attr)
+        with safe_loads_only():
+            dataset = TUDataset(str(root), name, use_node_attr=use_node_attr, force_reload=_is_stale(root / name))
+        with contextlib.suppress(OSError):  # a folder that cannot be written
+            (root / name / "processed" / RECORD).write_text(_raw_digest(root / name))
     except Exception as error:  # downloads, and files that do not fit together, fail in many places and types
         problem = "cannot read" if name in present else "not there, and cannot be downloaded:"
         reason = " ".join(str(error).split()[:30])
-        raise DataError(f"--dataset {name}: {problem} {root / name} ({type(error).__name__}: {reason})") from error
+        place = _damaged_file(root / name) or root / name
+        raise DataError(f"--dataset {name}: {problem} {place} ({type(error).__name__}: {reason})") from error
     labels = getattr(dataset, "y", None)
     if labels is None or labels.is_floating_point() or labels.numel() != len(dataset):
         found = "no labels" if labels is None else f"{labels.numel()} labels of type {labels.dtype}"
         raise DataError(f"--dataset {name}: {len(dataset)} graphs, but {found}; each graph must have one class")
+    if "x" in dataset.slices and len(dataset.x) != dataset.slices["x"][-1]:
+        raise DataError(f"--dataset {name}: {dataset.slices['x'][-1]} nodes, but features of {len(dataset.x)}")
     if dataset.num_classes < 2:
         raise DataError(f"--dataset {name}: all graphs are of one class")
     for number, graph in enumerate(dataset):
@@ -74,6 +99,8 @@ def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TU
             graph.validate()
         except ValueError as error:  # an edge from one graph to another, above all
             raise DataError(f"--dataset {name}: graph {number} of {root / name}: {error}") from error
+    if use_node_attr and not dataset.num_node_attributes:
+        raise OptionError(f"--use-node-attr: has no effect with --dataset {name}, which has no node attributes")
     if not dataset.num_node_features:
         dataset.transform = CappedDegree()
     elif not dataset.x.isfinite().all():
@@ -81,11 +108,62 @@ def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TU
     return dataset
 
 
-def dataset_digest(dataset: InMemoryDataset) -> str:
-    """SHA-256 of all graphs by content."""
-    stored = dataset._data.to_dict()
-    names = sorted(name for name, value in stored.items() if isinstance(value, Tensor))
-    return digest(names, *(stored[name] for name in names), *(dataset.slices[name] for name in names))
+def _raw_digest(folder: Path) -> str:
+    files = sorted((folder / "raw").glob("*.txt"))
+    return digest(*(part for path in files for part in (path.name, np.fromfile(path, np.uint8))))
+
+
+def _is_stale(folder: Path) -> bool:
+    """Whether torch-geometric's processed copy is of other raw files than those that lie there now.
+
+    A copy without record, of torch-geometric alone, counts as stale where another can be written.
+    """
+    record = folder / "processed" / RECORD
+    if record.exists():
+        return record.read_text() != _raw_digest(folder)
+    return record.parent.exists() and os.access(record.parent, os.W_OK)
+
+
+def _damaged_file(folder: Path) -> Path | None:
+    """The first of the raw files that cannot be read by itself."""
+    for path in sorted((folder / "raw").glob("*.txt")):
+        try:
+            read_txt_array(str(path), sep=",", dtype=None if path.stem.endswith("_attributes") else torch.long)
+        except Exception:  # whatever the parser makes of it
+            return path
+    return None
+
+
+def class_labels(dataset: Dataset) -> Tensor:
+    """The class of every graph, int64 of shape (graphs).
+
+    Raises:
+        DataError: a graph without ``y``, with several, or with one that is no class number.
+    """
+    found = [getattr(graph, "y", None) for graph in dataset]
+    for number, y in enumerate(found):
+        if y is None or torch.as_tensor(y).numel() != 1:
+            count = 0 if y is None else torch.as_tensor(y).numel()
+            raise DataError(f"dataset: graph {number} has {count} labels y; each graph must have one class")
+    return _as_classes([torch.as_tensor(y).item() for y in found], "dataset: y")
+
+
+def _as_classes(labels: Any, name: str = "labels") -> Tensor:
+    """Class numbers as int64 of shape (n): of tensors, arrays and lists, of a column, and of whole floats."""
+    labels = torch.as_tensor(labels)
+    if labels.dim() == 2 and labels.size(1) == 1:
+        labels = labels.squeeze(1)
+    if labels.dim() != 1:
+        raise DataError(f"{name}: must be one class number a graph, got shape {tuple(labels.shape)}")
+    if not ((labels == labels.long()) & (labels >= 0)).all():
+        wrong = labels[(labels != labels.long()) | (labels < 0)][0]
+        raise DataError(f"{name}: must be class numbers from 0 on, got {wrong}")
+    return labels.long()
+
+
+def dataset_digest(dataset: Dataset) -> str:
+    """SHA-256 of all that a classifier reads of the graphs, in their order."""
+    return digest([digest(graph.x, graph.edge_index, torch.as_tensor(graph.y)) for graph in dataset])
 
 
 class Split(NamedTuple):
@@ -100,6 +178,7 @@ class Split(NamedTuple):
 
 def random_splits(labels: Tensor, runs: int, repeats: int = 1, seed: int = 0) -> list[Split]:
     """``repeats x runs`` random splits of 80, 10 and 10 percent, the published protocol."""
+    labels = _as_classes(labels)
     tenth = len(labels) // 10
     if not tenth:
         raise DataError(f"--dataset: {len(labels)} graphs, a random split needs at least 10")
@@ -117,7 +196,9 @@ def stratified_folds(labels: Tensor, folds: int, repeats: int = 1, seed: int = 0
     """``repeats x folds`` cross-validation: each fold is the test set once, with the next one for validation."""
     if folds < 3:
         raise OptionError(f"--folds: {folds}, must be at least 3: one tests, one validates, the others train")
-    smallest = int(labels.bincount().min())
+    labels = _as_classes(labels)
+    counts = labels.bincount()
+    smallest = int(counts[counts > 0].min())
     if folds > smallest:
         raise OptionError(f"--folds: {folds}, but the smallest class has {smallest} graphs")
     splits = []

@@ -25,10 +25,11 @@ from fairseq_ext.losses import EncouragingLoss
 from fairseq_ext.options import OptionSet, option
 from fairseq_ext.settings import Settings
 
-from .data import Split, dataset_digest
+from .data import Split, class_labels, dataset_digest
+from .metrics import classification_metrics
 from .model import SAGPoolClassifier
 
-__all__ = ["DEFER_START", "LOSSES", "Options", "accuracy", "compare", "make_loss", "train_all", "train_run"]
+__all__ = ["DEFER_START", "LOSSES", "Options", "compare", "make_loss", "predict", "train_all", "train_run"]
 
 LOSSES = ("encouraging", "cross-entropy")
 # The published last epochs, counted from 0, without the bonus.
@@ -60,6 +61,16 @@ class Options(OptionSet):
     patience: int = option(50, "stop after this many epochs without a better validation accuracy (paper: 50)", least=1)
     max_epochs: int = option(1000, "stop here at the latest", least=1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss != "encouraging":
+            self.refuse_idle(f"with --loss {self.loss}", "log_end", "defer_start")
+        elif self.max_epochs < self.defer_start + 2:
+            raise OptionError(
+                f"--loss encouraging: has no effect with --max-epochs {self.max_epochs}, as the bonus starts after "
+                f"epoch {self.defer_start}, counted from 0 (--defer-start)"
+            )
+
 
 def make_loss(options: Options) -> EncouragingLoss:
     """The loss; ``set_epoch`` takes epochs counted from 1.
@@ -76,12 +87,18 @@ def logits_of(model: nn.Module, data: Data) -> Tensor:
     return model(data.x, data.edge_index, data.batch, data.num_graphs)
 
 
+def classes_of(data: Data) -> Tensor:
+    """The class of each graph of a batch, whatever the shape and type of ``y``."""
+    return data.y.view(-1).long()
+
+
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: Iterable[Data]) -> float:
-    """Share of the graphs whose class has the largest logit."""
+def predict(model: nn.Module, batches: Iterable[Data]) -> tuple[Tensor, Tensor]:
+    """Logits and class of all graphs of ``batches``, on the CPU."""
     model.eval()
-    right = [logits_of(model, data).argmax(-1) == data.y for data in batches]
-    return torch.cat(right).double().mean().item()
+    found = [(logits_of(model, data), classes_of(data)) for data in batches]
+    logits, labels = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+    return logits, labels
 
 
 def train_epoch(
@@ -94,7 +111,7 @@ def train_epoch(
     for data in batches:
         data = data.to(device)
         optimizer.zero_grad()
-        loss = criterion(logits_of(model, data), data.y)
+        loss = criterion(logits_of(model, data), classes_of(data))
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
@@ -109,11 +126,11 @@ def train_run(
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
-) -> tuple[SAGPoolClassifier, dict[str, float]]:
+) -> tuple[SAGPoolClassifier, dict[str, float | None]]:
     """Train on one split, and test the weights of the first epoch with the best validation accuracy.
 
     Args:
-        dataset: graphs with features ``x`` and one class ``y`` each.
+        dataset: graphs with features ``x`` and one class ``y`` each, a whole number of any type.
         split: the graphs of each part, and the seed of the run.
         options: everything else.
         device: where to train.
@@ -122,18 +139,20 @@ def train_run(
         on_epoch: called with the epoch, counted from 0, and its validation accuracy.
 
     Returns:
-        The model of the best epoch, and ``test_accuracy``, ``valid_accuracy``, ``best_epoch`` (counted from 0),
-        ``epochs`` and, of these, ``bonus_epochs``.
+        The model of the best epoch, and ``test_accuracy``, ``test_balanced_accuracy`` and ``test_roc_auc`` (of
+        :func:`~.metrics.classification_metrics`), ``valid_accuracy``, ``best_epoch`` (counted from 0), ``epochs`` and,
+        of these, ``bonus_epochs``.
 
     Raises:
-        CheckpointError: a checkpoint that is damaged or cannot be written.
+        CheckpointError: a checkpoint that is damaged or cannot be written; the latter before the first step.
+        DataError: a graph without one class ``y``.
         OptionError: a loss that is not finite; a checkpoint of another split, data set or options.
     """
     device = torch.device(device)
     seed_everything(split.seed)
     model = SAGPoolClassifier(
         dataset.num_features,
-        dataset.num_classes,
+        int(class_labels(dataset).max()) + 1,
         options.hidden_channels,
         options.num_layers,
         options.ratio,
@@ -154,7 +173,8 @@ def train_run(
     kept = None
     if checkpoint is not None:
         kept = Checkpoint(checkpoint, run, progress, model=model, optimizer=optimizer, random=RandomState())
-        kept.restore()
+        if not kept.restore():
+            kept.prove()
 
     for epoch in range(progress["epoch"] + 1, options.max_epochs):
         if progress["epoch"] - progress["best_epoch"] >= options.patience:
@@ -164,7 +184,8 @@ def train_run(
         loss = train_epoch(model, train, criterion, optimizer)
         if not math.isfinite(loss):
             raise OptionError(f"--learning-rate: {options.learning_rate}: the loss is {loss} in epoch {epoch}")
-        found = accuracy(model, valid)
+        logits, labels = predict(model, valid)
+        found = (logits.argmax(-1) == labels).double().mean().item()
         if found > progress["best_accuracy"]:
             weights = copy.deepcopy(model.state_dict())
             progress |= {"best_epoch": epoch, "best_accuracy": found, "best_weights": weights}
@@ -177,7 +198,7 @@ def train_run(
     epochs = progress["epoch"] + 1
     bonus_epochs = max(epochs - 1 - options.defer_start, 0) if options.loss == "encouraging" else 0
     return model, {
-        "test_accuracy": accuracy(model, test),
+        **{f"test_{name}": value for name, value in classification_metrics(*predict(model, test)).items()},
         "valid_accuracy": progress["best_accuracy"],
         "best_epoch": progress["best_epoch"],
         "epochs": epochs,
@@ -217,7 +238,10 @@ def _finished(folder: str | Path) -> tuple[dict[str, Any], dict[str, float]]:
     """The settings of an experiment, and the test accuracy of each of its runs."""
     try:
         found = read_json(Path(folder) / "results.json")
-        return found["settings"], {name: run["test_accuracy"] for name, run in found["runs"].items()}
+        accuracies = {name: run["test_accuracy"] for name, run in found["runs"].items()}
+        if not all(0 <= value <= 1 for value in accuracies.values()):
+            raise ValueError("an accuracy that is none")
+        return dict(found["settings"]), accuracies
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: no results.json of graph_classification ({type(error).__name__})") from error
 

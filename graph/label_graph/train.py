@@ -160,7 +160,7 @@ def train(
     parts = {"network": network, "optimizer": optimizer, "random": RandomState()}
     checkpoint = Checkpoint(file, settings_of(options, corpus), progress, **parts)
     if not checkpoint.restore():
-        checkpoint.save()  # what cannot be saved is not trained
+        checkpoint.prove()
 
     sign = -1 if options.select in LOWER_IS_BETTER else 1
     epochs = range(progress["epoch"] + 1, options.epochs + 1)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
+import numpy as np
 import pytest
 import torch
+from torch_geometric.data import Data
 
 from fairseq_ext.errors import DataError, OptionError
-from graph.graph_classification.data import load_dataset, random_splits, stratified_folds
+from graph.graph_classification.data import (
+    class_labels,
+    dataset_digest,
+    load_dataset,
+    random_splits,
+    stratified_folds,
+)
+from tests.helpers import damaged_texts
 
 from .conftest import write_tu
 
@@ -79,6 +90,8 @@ def test_node_attributes_are_features_on_demand(tmp_path):
         ({"graph_labels": "\n".join("3" * 40)}, "all graphs are of one class"),
         ({"graph_labels": "\n".join("x" * 40)}, "cannot read .*ValueError"),
         ({"graph_indicator": None}, "cannot read"),
+        ({"node_attributes": "\n".join("1" * 239)}, "240 nodes, but features of 239"),
+        ({"node_labels": "\n".join("1" * 239)}, "240 nodes, but features of 239"),
         ({"A": "1, 9999", "node_labels": NODE_LABELS}, "cannot read .*IndexError"),
         ({"node_attributes": "\n".join(["nan"] * NODE_LABELS.count("1"))}, "240 NaN or infinities"),
     ],
@@ -88,6 +101,8 @@ def test_node_attributes_are_features_on_demand(tmp_path):
         "one-class",
         "no-number",
         "no-indicator",
+        "few-attributes",
+        "few-node-labels",
         "edge-out-of-range",
         "nan",
     ],
@@ -95,7 +110,7 @@ def test_node_attributes_are_features_on_demand(tmp_path):
 def test_files_that_cannot_be_used(tmp_path, files, message):
     root = write_tu(tmp_path, **files)
     with pytest.raises(DataError, match=f"--dataset RINGS: .*{message}") as refusal:
-        load_dataset(root, "RINGS", use_node_attr=True)
+        load_dataset(root, "RINGS", use_node_attr="node_attributes" in files)
     assert "\n" not in str(refusal.value)
 
 
@@ -130,3 +145,133 @@ def test_a_known_data_set_that_cannot_be_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr("torch_geometric.datasets.TUDataset.download", refuse)
     with pytest.raises(DataError, match=r"--dataset NCI1: not there, and cannot be downloaded: .*no network"):
         load_dataset(tmp_path, "NCI1")
+
+
+@pytest.mark.parametrize("kind", [*damaged_texts(b"1\n2\n"), "empty", "byte order mark", "words"])
+@pytest.mark.parametrize("file", ["A", "graph_indicator", "graph_labels", "node_labels", "node_attributes"])
+def test_damaged_files_are_named(tmp_path, file, kind):
+    root = write_tu(tmp_path, node_labels=NODE_LABELS, node_attributes=NODE_LABELS)
+    path = root / "RINGS" / "raw" / f"RINGS_{file}.txt"
+    good = path.read_bytes()
+    more = {"empty": b"", "byte order mark": b"\xef\xbb\xbf" + good, "words": good + b"three, four\n"}
+    path.write_bytes({**damaged_texts(good), **more}[kind])
+    if kind == "plain text.gz":  # which is no damage where the name does not end so
+        assert len(load_dataset(root, "RINGS")) == 40
+        return
+    with pytest.raises(DataError) as refusal:
+        load_dataset(root, "RINGS")
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_lines_may_end_as_on_windows(tmp_path):
+    root = write_tu(tmp_path, node_labels=NODE_LABELS)
+    before = dataset_digest(load_dataset(root, "RINGS"))
+    for path in (root / "RINGS" / "raw").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert dataset_digest(load_dataset(root, "RINGS")) == before
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_changed_raw_files_are_read_again(rings, recorded):
+    first = load_dataset(rings, "RINGS")
+    if not recorded:  # the copy of torch_geometric alone
+        (rings / "RINGS" / "processed" / "raw.sha256").unlink()
+    path = rings / "RINGS" / "raw" / "RINGS_graph_labels.txt"
+    old = path.stat().st_mtime
+    path.write_text("\n".join(str(int(number % 3 == 0)) for number in range(40)) + "\n")
+    os.utime(path, (old - 9, old - 9))
+    second = load_dataset(rings, "RINGS")
+    assert second.y.tolist() == [int(number % 3 == 0) for number in range(40)] != first.y.tolist()
+
+
+def test_an_unchanged_data_set_is_not_read_again(rings, monkeypatch):
+    first = load_dataset(rings, "RINGS")
+    monkeypatch.setattr("torch_geometric.datasets.TUDataset.process", lambda _: pytest.fail("processed again"))
+    assert dataset_digest(load_dataset(rings, "RINGS")) == dataset_digest(first)
+
+
+class Hostile:
+    """Makes a folder when unpickled without torch's safe loader."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_a_hostile_copy_runs_no_code(rings, tmp_path):
+    load_dataset(rings, "RINGS")
+    hostile, payload = rings / "RINGS" / "processed" / "data.pt", tmp_path / "payload"
+    torch.save(({"x": Hostile(payload)}, {}, {}, Data), hostile)
+    with pytest.raises(DataError, match=r"--dataset RINGS: cannot read"):
+        load_dataset(rings, "RINGS")
+    assert not payload.exists()
+    torch.load(hostile, weights_only=False)
+    assert payload.exists(), "the payload works, so it was the safe loader that stopped it"
+
+
+def test_the_digest_is_that_of_the_graphs_in_their_order(rings):
+    dataset = load_dataset(rings, "RINGS")
+    assert dataset_digest(dataset) == dataset_digest([graph for graph in dataset])
+    others = [dataset[:30], dataset[5:35], dataset[list(range(39, -1, -1))]]
+    for name, change in (("x", torch.ones(4, 128)), ("y", torch.tensor([1])), ("edge_index", torch.zeros(2, 2).long())):
+        graphs = [graph for graph in dataset]
+        setattr(graphs[0], name, change)
+        others.append(graphs)
+    assert len({dataset_digest(other) for other in (dataset, *others)}) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS.int(), LABELS.byte(), LABELS.bool(), LABELS.double(), LABELS[:, None], LABELS.numpy(), LABELS.tolist()],
+    ids=["int", "byte", "bool", "double", "column", "array", "list"],
+)
+def test_labels_of_any_type_are_split_alike(labels):
+    for make in (random_splits, stratified_folds):
+        for found, wanted in zip(make(labels, 3), make(LABELS, 3), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(found[2:], wanted[2:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (LABELS + 0.5, "class numbers from 0 on, got 0.5"),
+        (LABELS - 1, "class numbers from 0 on, got -1"),
+        (LABELS.float() * float("nan"), "class numbers from 0 on, got nan"),
+        (np.zeros((103, 2)), r"one class number a graph, got shape \(103, 2\)"),
+    ],
+)
+def test_labels_that_are_none(labels, found):
+    for make in (random_splits, stratified_folds):
+        with pytest.raises(DataError, match=f"labels: must be {found}"):
+            make(labels, 3)
+
+
+def test_class_numbers_may_leave_one_out():
+    assert len(stratified_folds([0] * 5 + [2] * 5, 3)) == 3
+
+
+@pytest.mark.parametrize("y", [torch.tensor([1]), torch.tensor([[1]]), torch.tensor(1.0), 1, np.array([1])], ids=str)
+def test_the_class_of_a_graph_in_any_form(y):
+    graphs = [Data(x=torch.ones(1, 1), y=y), Data(x=torch.ones(1, 1), y=torch.tensor([0]))]
+    assert class_labels(graphs).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (None, "graph 1 has 0 labels y"),
+        (torch.tensor([0, 1]), "graph 1 has 2 labels y; each graph must have one class"),
+        (torch.tensor([0.5]), "y: must be class numbers from 0 on, got 0.5"),
+    ],
+)
+def test_graphs_without_one_class(y, message):
+    with pytest.raises(DataError, match=f"dataset: {message}"):
+        class_labels([Data(y=torch.tensor([0])), Data(y=y)])
+
+
+def test_attributes_that_are_not_there_are_refused(tmp_path):
+    root = write_tu(tmp_path, node_labels=NODE_LABELS)
+    with pytest.raises(OptionError, match="--use-node-attr: has no effect with --dataset RINGS"):
+        load_dataset(root, "RINGS", use_node_attr=True)

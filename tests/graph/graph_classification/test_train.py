@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import shutil
 import signal
@@ -13,12 +14,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric.data import Data, InMemoryDataset
 
 from fairseq_ext.errors import CheckpointError, DataError, OptionError
 from fairseq_ext.files import load_safely, read_json, write_json
 from fairseq_ext.losses import encouraging_loss
 from graph.graph_classification.__main__ import main
-from graph.graph_classification.data import load_dataset, random_splits
+from graph.graph_classification.data import Split, load_dataset, random_splits
+from graph.graph_classification.model import SAGPoolClassifier
 from graph.graph_classification.train import DEFER_START, Options, compare, make_loss, spread_of_repeats, train_run
 from tests.helpers import ROOT, require_data
 
@@ -53,7 +56,7 @@ def test_the_loss_is_cross_entropy_up_to_the_deferred_start(defer_start):
 
 def test_cross_entropy_never_gets_a_bonus():
     logits, target = torch.randn(5, 3), torch.tensor([0, 2, 1, 0, 2])
-    criterion = make_loss(Options(loss="cross-entropy", defer_start=-1))
+    criterion = make_loss(Options(loss="cross-entropy"))
     criterion.set_epoch(1000)
     torch.testing.assert_close(criterion(logits, target), F.cross_entropy(logits, target))
 
@@ -65,16 +68,17 @@ def test_published_settings():
     assert (settings.patience, settings.dropout, settings.log_end) == (50, 0.5, 0.5)
 
 
-@pytest.mark.parametrize(("max_epochs", "equal"), [(3, True), (4, False)])
-def test_pairs_are_equal_to_the_bit_until_the_bonus_starts(dataset, tmp_path, max_epochs, equal):
-    models = []
-    for loss in ("cross-entropy", "encouraging"):
-        seen, checkpoint = [], tmp_path / f"{loss}.pt"
-        settings = Options(loss=loss, defer_start=2, max_epochs=max_epochs, **SMALL)
-        run(dataset, settings, checkpoint=checkpoint, on_epoch=lambda *epoch, seen=seen: seen.append(epoch))
-        assert len(seen) == max_epochs
-        models.append(load_safely(checkpoint)["model"])
-    assert same(*models) == equal
+def test_pairs_are_equal_to_the_bit_until_the_bonus_starts(dataset, tmp_path):
+    models = {"cross-entropy": [], "encouraging": []}
+    for loss, of_epochs in models.items():
+        checkpoint, defer = tmp_path / f"{loss}.pt", {"defer_start": 2} if loss == "encouraging" else {}
+        run(
+            dataset,
+            Options(loss=loss, **defer, max_epochs=4, **SMALL),
+            checkpoint=checkpoint,
+            on_epoch=lambda *_, of=of_epochs, file=checkpoint: of.append(load_safely(file)["model"]),
+        )
+    assert [same(*pair) for pair in zip(*models.values(), strict=True)] == [True, True, True, False]
 
 
 def test_learns_and_tests_the_best_epoch(dataset):
@@ -85,6 +89,75 @@ def test_learns_and_tests_the_best_epoch(dataset):
     best = max(accuracy for _, accuracy in seen)
     assert result["valid_accuracy"] == best
     assert result["best_epoch"] == next(epoch for epoch, accuracy in seen if accuracy == best)
+
+
+class Planted(InMemoryDataset):
+    """Graphs of one class each whose features tell it well in training, less well in validation, and badly in test."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(11)
+        graphs = []
+        for number in range(90):
+            y = (0, 0, 0, 1, 1, 2)[number % 6]
+            noise = (0.3, 1.0, 2.0)[number // 30]
+            x = F.one_hot(torch.tensor(y), 3) + noise * torch.randn(5, 3, generator=generator)
+            graphs.append(Data(x=x, edge_index=torch.tensor([[0, 1, 2, 3, 4], [1, 2, 3, 4, 0]]), y=torch.tensor([y])))
+        self.data, self.slices = self.collate(graphs)
+
+    split = Split("0/0", 3, torch.arange(30), torch.arange(30, 60), torch.arange(60, 90))
+
+
+def shares(model, dataset, part):
+    """Accuracy and mean recall of one graph at a time."""
+    model.eval()
+    right = [[], [], []]
+    for graph in dataset[part]:
+        right[int(graph.y)].append(int(model(graph.x, graph.edge_index).argmax()) == int(graph.y))
+    recalls = [sum(of_class) / len(of_class) for of_class in right]
+    return sum(map(sum, right)) / len(part), sum(recalls) / 3
+
+
+def test_the_figures_are_those_of_the_test_graphs_at_the_first_best_epoch(tmp_path):
+    dataset, split, file = Planted(), Planted.split, tmp_path / "run.pt"
+    weights, seen = [], []
+
+    def keep(_, accuracy):
+        seen.append(accuracy)
+        weights.append(load_safely(file)["model"])
+
+    options = Options(max_epochs=10, defer_start=3, **{**SMALL, "learning_rate": 0.03})
+    _, result = train_run(dataset, split, options, checkpoint=file, on_epoch=keep)
+
+    model = SAGPoolClassifier(3, 3, SMALL["hidden_channels"], SMALL["num_layers"])
+    found = {}
+    for name, part in (("train", split.train), ("valid", split.valid), ("test", split.test)):
+        for epoch, state in enumerate(weights):
+            model.load_state_dict(state)
+            found[name, epoch] = shares(model, dataset, part)
+    valid = [found["valid", epoch][0] for epoch in range(10)]
+    assert valid == pytest.approx(seen)
+    best = valid.index(max(valid))
+    figures = {found[name, epoch] for name in ("valid", "test") for epoch in (best, 9)}
+    assert 0 < best < 9 and len({share for pair in figures for share in pair}) == 8, "planted so that all differ"
+    assert result["best_epoch"] == best and result["valid_accuracy"] == pytest.approx(valid[best])
+    assert (result["test_accuracy"], result["test_balanced_accuracy"]) == pytest.approx(found["test", best])
+
+
+def test_every_seed_is_a_run_of_its_own(tmp_path):
+    dataset, options = Planted(), Options(loss="cross-entropy", max_epochs=1, **SMALL)
+    models = [train_run(dataset, Planted.split._replace(seed=seed), options)[0] for seed in (0, 1, 0)]
+    assert same(models[0].state_dict(), models[2].state_dict())
+    assert not same(models[0].state_dict(), models[1].state_dict())
+
+
+@pytest.mark.parametrize("form", ["column", "int32", "double"])
+def test_classes_of_any_form_train_alike(form):
+    options = Options(loss="cross-entropy", max_epochs=2, **SMALL)
+    dataset = Planted()
+    y = dataset.data.y
+    dataset.data.y = {"column": y[:, None], "int32": y.int(), "double": y.double()}[form]
+    assert train_run(dataset, Planted.split, options)[1] == train_run(Planted(), Planted.split, options)[1]
 
 
 def test_stops_after_patience_epochs_without_a_better_one(dataset):
@@ -113,11 +186,11 @@ def test_a_run_goes_on_where_it_was_stopped(dataset, tmp_path, stop):
 
 
 def test_a_checkpoint_of_other_settings_or_splits_is_refused(dataset, tmp_path):
-    settings, checkpoint = Options(max_epochs=2, **SMALL), tmp_path / "run.pt"
+    settings, checkpoint = Options(max_epochs=2, defer_start=0, **SMALL), tmp_path / "run.pt"
     run(dataset, settings, checkpoint=checkpoint)
     before = checkpoint.read_bytes()
     for other, split, name in (
-        (Options(max_epochs=2, **{**SMALL, "dropout": 0.1}), random_splits(dataset.y, 1)[0], "dropout"),
+        (Options(max_epochs=2, defer_start=0, **{**SMALL, "dropout": 0.1}), random_splits(dataset.y, 1)[0], "dropout"),
         (settings, random_splits(dataset.y, 2)[1]._replace(name="0/0", seed=0), "split"),
     ):
         with pytest.raises(OptionError, match=rf"run\.pt was trained with other {name}: choose another folder"):
@@ -126,7 +199,7 @@ def test_a_checkpoint_of_other_settings_or_splits_is_refused(dataset, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_refused(dataset, tmp_path):
-    settings, checkpoint = Options(max_epochs=2, **SMALL), tmp_path / "run.pt"
+    settings, checkpoint = Options(max_epochs=2, defer_start=0, **SMALL), tmp_path / "run.pt"
     run(dataset, settings, checkpoint=checkpoint)
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: len(content) // 2])
@@ -137,6 +210,17 @@ def test_a_damaged_checkpoint_is_refused(dataset, tmp_path):
         run(dataset, settings, checkpoint=checkpoint)
 
 
+def test_what_cannot_be_saved_is_not_trained(dataset, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr("graph.graph_classification.train.train_epoch", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(CheckpointError, match=r"cannot write .*run.pt: No space left on device"):
+        run(dataset, Options(**SMALL), checkpoint=tmp_path / "run.pt")
+    assert not list(tmp_path.glob("run.pt*"))
+
+
 def train(root, out, *options):
     arguments = ["--dataset", "RINGS", "--root", str(root), "--out", str(out), *SMALL_OPTIONS]
     return ["train", *arguments, "--device", "cpu", *options]
@@ -145,7 +229,8 @@ def train(root, out, *options):
 def test_command_line_and_comparison(rings, tmp_path, capsys):
     folders = [tmp_path / "ce", tmp_path / "el"]
     for folder, loss in zip(folders, ("cross-entropy", "encouraging"), strict=True):
-        options = ["--folds", "3", "--repeats", "2", "--max-epochs", "3", "--defer-start", "0", "--loss", loss]
+        options = ["--folds", "3", "--repeats", "2", "--max-epochs", "3", "--loss", loss]
+        options += ["--defer-start", "0"] if loss == "encouraging" else []
         main(train(rings, folder, *options))
         assert "over 6 runs" in capsys.readouterr().out
         assert {path.name for path in folder.iterdir()} == {"results.json"}
@@ -167,8 +252,12 @@ def test_the_published_start_is_the_default_of_its_data_set(rings, tmp_path):
     (rings / "RINGS").rename(rings / "NCI1")
     for file in (rings / "NCI1" / "raw").iterdir():
         file.rename(file.with_name(file.name.replace("RINGS", "NCI1")))
-    main([*train(rings, tmp_path / "out", "--runs", "1", "--max-epochs", "1"), "--dataset", "NCI1"])
+    options = train(rings, tmp_path / "out", "--runs", "1", "--max-epochs", "132", "--patience", "1")
+    main([*options, "--dataset", "NCI1"])
     assert read_json(tmp_path / "out" / "results.json")["settings"]["defer_start"] == 130
+    with pytest.raises(OptionError, match=r"--max-epochs 131, as the bonus starts after epoch 130"):
+        main([*options, "--dataset", "NCI1", "--max-epochs", "131"])
+    main([*options, "--dataset", "NCI1", "--loss", "cross-entropy", "--out", str(tmp_path / "other")])
 
 
 def test_a_killed_command_ends_like_a_straight_one(rings, tmp_path):
@@ -190,7 +279,7 @@ def test_a_killed_command_ends_like_a_straight_one(rings, tmp_path):
 
 
 def test_finished_runs_are_never_run_again(rings, tmp_path, monkeypatch):
-    options = train(rings, tmp_path / "out", "--runs", "2", "--max-epochs", "1")
+    options = train(rings, tmp_path / "out", "--runs", "2", "--max-epochs", "1", "--defer-start", "-1")
     main(options)
     before = (tmp_path / "out" / "results.json").read_bytes()
     monkeypatch.setattr("graph.graph_classification.train.train_run", None)
@@ -233,9 +322,10 @@ def test_bad_options_end_in_one_line(rings, tmp_path, options, message):
 
 
 def test_other_settings_need_another_folder(rings, tmp_path):
-    main(train(rings, tmp_path / "out", "--runs", "1", "--max-epochs", "1"))
+    options = ["--runs", "1", "--defer-start", "-1", "--max-epochs"]
+    main(train(rings, tmp_path / "out", *options, "1"))
     with pytest.raises(OptionError, match=r"--out: .*max_epochs = 1, now max_epochs = 2"):
-        main(train(rings, tmp_path / "out", "--runs", "1", "--max-epochs", "2"))
+        main(train(rings, tmp_path / "out", *options, "2"))
 
 
 def results(folder, accuracies, **settings):
@@ -261,7 +351,8 @@ def test_compare_refuses_what_cannot_be_paired(tmp_path):
         compare(first, results(tmp_path / "c", {"0/1": 0.5}))
     with pytest.raises(SystemExit, match=r"nowhere: no results.json"):
         main(["compare", str(first), str(tmp_path / "nowhere")])
-    for number, content in enumerate(({"runs": {}}, {"settings": {}, "runs": {"0/0": {"accuracy": 1.0}}}, [])):
+    runs = [{"0/0": {"accuracy": 1.0}}, *({"0/0": {"test_accuracy": value}} for value in ("1", float("nan"), 50))]
+    for number, content in enumerate(({"runs": {}}, [], *({"settings": {}, "runs": found} for found in runs))):
         (tmp_path / f"other{number}").mkdir()
         write_json(tmp_path / f"other{number}" / "results.json", content)
         with pytest.raises(DataError, match=f"other{number}: no results.json of graph_classification"):
@@ -288,9 +379,19 @@ def test_importing_the_package_is_light():
 
 def test_mutag_end_to_end(tmp_path, capsys):
     shutil.copytree(require_data("pyg") / "TUDataset" / "MUTAG" / "raw", tmp_path / "MUTAG" / "raw")
-    options = ["--dataset", "MUTAG", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    options = [
+        "--defer-start",
+        "0",
+        "--dataset",
+        "MUTAG",
+        "--root",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
     main(["train", *options, "--runs", "1", "--max-epochs", "2"])
     assert "MUTAG, encouraging: test accuracy" in capsys.readouterr().out
     result = read_json(tmp_path / "out" / "results.json")
-    assert result["settings"]["defer_start"] == 25
     assert result["runs"]["0/0"]["epochs"] == 2

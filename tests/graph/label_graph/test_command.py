@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gzip
 import io
 import json
@@ -169,6 +170,17 @@ def test_killed_run_ends_where_a_straight_one_ends(data, tmp_path, monkeypatch, 
     for file in ("model.pt", "checkpoint.pt"):
         a, b = (load_safely(tmp_path / name / "seed1" / file)["network"] for name in ("straight", "killed"))
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_what_cannot_be_saved_is_not_trained(data, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(training, "_train_epoch", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(CheckpointError, match=r"cannot write .*checkpoint.pt: No space left on device"):
+        main(["train", "--data", str(data), "--out", str(tmp_path / "out"), *SMALL])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(("select", "best"), [("micro_f1", 2), ("hamming_loss", 3)])
