@@ -22,7 +22,7 @@ from fairseq.models import register_model_architecture
 
 import fairseq_ext.models.language_model
 import fairseq_ext.models.transformer  # noqa: F401  (a preset needs its model registered)
-from fairseq_ext.models.config import ExtOptions
+from fairseq_ext.models.ext_options import ExtOptions
 from fairseq_ext.options import idle_fields
 
 

@@ -1,4 +1,4 @@
-"""The options of ``transformer_ext`` and ``transformer_lm_ext``: one flat dataclass, checked in one place.
+"""The options of ``transformer_ext`` and ``transformer_lm_ext``: fairseq's and the suite's in one flat dataclass each.
 
 Flat, because fairseq then stores a plain dict in its checkpoints, which torch's safe loader accepts; the field names
 avoid the prefixes ``encoder_``, ``decoder_`` and ``quant_noise_``, which fairseq routes into its nested configs.
@@ -7,7 +7,6 @@ avoid the prefixes ``encoder_``, ``decoder_`` and ``quant_noise_``, which fairse
 import argparse
 import ast
 import dataclasses
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,113 +21,9 @@ from fairseq.models.transformer.transformer_config import (
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import II, OmegaConf
 
-from fairseq_ext.errors import OptionError, choose
+from fairseq_ext.errors import OptionError
+from fairseq_ext.models.ext_options import ExtOptions
 from fairseq_ext.models.stock_options import parse_layers
-from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES, check_cross_view
-from fairseq_ext.modules.muse import INIT_LAWS, parse_kernels
-from fairseq_ext.modules.normalization import NORMS
-from fairseq_ext.modules.sparse_attention import NORMALIZERS
-from fairseq_ext.options import check_fields, option
-
-logger = logging.getLogger(__name__)
-
-BLOCKS = ("transformer", "muse", "muse-simple")
-NORM_SCOPES = ("all", "final")
-NORM_CONVENTIONS = ("released", "paper")
-DETACHED = ("both", "mean", "std")
-VIEW_NORMS = ("shared", "separate", "none")
-ATTENTIONS = ("encoder-self", "decoder-self", "cross")
-INITS = ("fairseq", *INIT_LAWS)
-
-
-WITHOUT_CONVOLUTION = {"block": ("transformer", "muse-simple")}
-SEQUENTIAL = {"block": ("transformer",)}
-PLAIN_NORM = {"norm": ("layernorm",)}
-NOT_ADANORM = {"norm": ("layernorm", "layernorm-simple", "detachnorm")}
-ONE_VIEW = {"cross_view": ("none",)}
-
-
-@dataclass
-class ExtOptions(FairseqDataclass):
-    """What this suite adds to fairseq's Transformer; with every default it adds nothing.
-
-    ``idle`` names the settings of other options with which an option does nothing: it is then refused.
-    """
-
-    block: str = option("transformer", f"layer topology: {', '.join(BLOCKS)} (MUSE, arXiv 1911.09483)", BLOCKS)
-    muse_kernels: str = option(
-        "3,15",
-        "kernel sizes of the convolution beside the self-attention; '3/3/7,15' gives each layer its own",
-        idle=WITHOUT_CONVOLUTION,
-    )
-    muse_no_gate: bool = option(
-        False,
-        "concatenate the kernels' outputs instead of a learned convex combination",
-        idle=WITHOUT_CONVOLUTION,
-    )
-    muse_input_dropout: float = option(
-        0.0, "dropout on the input of the attention and convolution branch", least=0, below=1, idle=SEQUENTIAL
-    )
-    muse_weight_dropout: float = option(
-        0.1,
-        "dropout on the normalised convolution kernels (released code: 0.1)",
-        least=0,
-        below=1,
-        idle=WITHOUT_CONVOLUTION,
-    )
-    muse_no_padding_mask: bool = option(
-        False,
-        "let encoder convolutions read padding, as the released models do: results then depend on the batch",
-        idle=WITHOUT_CONVOLUTION,
-    )
-    muse_no_fuse: bool = option(False, "do not merge the matrices of a MUSE layer for generation", idle=SEQUENTIAL)
-    attention_topk: int = option(
-        0, "keys that each query keeps, 0 keeps all (arXiv 1912.11637; authors' De-En: 8)", least=0
-    )
-    attention_topk_ratio: float = option(0.0, "keep ceil(keys / ratio) instead of a fixed number", least=0)
-    attention_topk_min: int = option(
-        0, "lower bound on the keys kept with --attention-topk-ratio", least=0, idle={"attention_topk_ratio": (0,)}
-    )
-    attention_topk_in: str = option(
-        ",".join(ATTENTIONS),
-        "comma-separated attentions that select keys, by top-k or --attention-normalizer",
-        idle={"attention_topk": (0,), "attention_topk_ratio": (0,), "attention_normalizer": ("softmax",)},
-    )
-    attention_normalizer: str = option("softmax", f"scores to weights: {', '.join(NORMALIZERS)}", NORMALIZERS)
-    norm: str = option("layernorm", f"normalisation: {', '.join(NORMS)} (AdaNorm, arXiv 1911.07013)", NORMS)
-    norm_scope: str = option(
-        "all",
-        "replace all LayerNorms (paper) or the two after the stacks (released code: final)",
-        NORM_SCOPES,
-        idle=PLAIN_NORM,
-    )
-    norm_convention: str = option(
-        "released",
-        "released: unbiased std, eps outside the root; paper: biased std",
-        NORM_CONVENTIONS,
-        idle=PLAIN_NORM,
-    )
-    norm_detach: str = option(
-        "both",
-        f"what --norm detachnorm detaches: {', '.join(DETACHED)}",
-        DETACHED,
-        idle={"norm": ("layernorm", "layernorm-simple", "adanorm")},
-    )
-    adanorm_scale: float = option(1.0, "C of AdaNorm (authors' De-En sweep: 0.8, 1, 1.5, 2)", above=0, idle=NOT_ADANORM)
-    adanorm_k: float = option(0.1, "k of AdaNorm (paper: 0.1)", least=0, idle=NOT_ADANORM)
-    cross_view: str = option("none", f"encoder layers that decoder layers read: {', '.join(STRATEGIES)}", STRATEGIES)
-    cross_view_fusion: str = option(
-        "mean", f"how views are combined: {', '.join(FUSIONS)} (our choice)", FUSIONS, idle=ONE_VIEW
-    )
-    cross_view_norm: str = option(
-        "shared",
-        f"encoder's final norm on the views: {', '.join(VIEW_NORMS)} (our choice)",
-        VIEW_NORMS,
-        idle=ONE_VIEW,
-    )
-    cross_view_no_global: bool = option(False, "read only the second view (ablation)", idle=ONE_VIEW)
-    init: str = option("fairseq", f"initial weights: {', '.join(INITS)}; MUSE presets use km (authors' default)", INITS)
-
 
 # A default that is the value of another option, as where fairseq's parser knows no default.
 FOLLOWS = {
@@ -247,126 +142,3 @@ def legacy_arguments(flat: Any, kind: type[FairseqDataclass]) -> argparse.Namesp
             arguments[section] = node.get("_name") if isinstance(node, dict) else node
     arguments |= option_values(flat, kind)
     return argparse.Namespace(**arguments, arch=arguments.get("_name"))
-
-
-def selecting_attentions(cfg: Any) -> list[str]:
-    """``--attention-topk-in``, split."""
-    return [name.strip() for name in cfg.attention_topk_in.split(",")]
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise OptionError(message)
-
-
-def check_options(cfg: Any, *, encoder: Any, decoder: Any, cross_attention: bool) -> None:
-    """Refuses by name what cannot work and what would do nothing, before anything is built; warns of what surprises.
-
-    Args:
-        cfg: holder of the :class:`ExtOptions`.
-        encoder: nested encoder options, or ``None`` for a language model.
-        decoder: nested decoder options.
-        cross_attention: whether decoder layers attend to an encoder.
-
-    Raises:
-        OptionError: one line that names the option, what was found and what is allowed.
-    """
-    check_fields(cfg, ExtOptions)
-    for side, part in (("encoder", encoder), ("decoder", decoder)):
-        if part is not None:
-            _require(
-                part.embed_dim % part.attention_heads == 0,
-                f"--{side}-embed-dim: {part.embed_dim} is not divisible by "
-                f"--{side}-attention-heads {part.attention_heads}",
-            )
-    _check_attention(cfg, encoder is not None, cross_attention)
-    _check_block(cfg, encoder, decoder)
-    _check_norm(cfg, encoder, decoder)
-    _check_views(cfg, encoder, decoder, cross_attention)
-
-
-def _check_attention(cfg: Any, self_attending_encoder: bool, cross_attention: bool) -> None:
-    ratio = cfg.attention_topk_ratio
-    _require(ratio == 0 or ratio >= 1, f"--attention-topk-ratio: must be 0 (off) or at least 1, got {ratio}")
-    _require(
-        not (cfg.attention_topk and ratio),
-        f"--attention-topk {cfg.attention_topk} and --attention-topk-ratio {ratio} exclude each other: 0 turns one off",
-    )
-    _require(
-        cfg.attention_normalizer == "softmax" or not (cfg.attention_topk or ratio),
-        f"--attention-normalizer {cfg.attention_normalizer}: chooses keys itself and excludes --attention-topk",
-    )
-    if ratio and "decoder-self" in selecting_attentions(cfg):
-        logger.warning(
-            "--attention-topk-ratio in decoder self-attention: k follows the number of keys, which is the whole target "
-            "in training and the prefix in decoding, so the two differ; --attention-topk does not have this problem"
-        )
-    present = {"encoder-self": self_attending_encoder, "decoder-self": True, "cross": cross_attention}
-    for name in selecting_attentions(cfg):
-        choose("--attention-topk-in", name, ATTENTIONS)
-        if cfg.attention_topk_in != ExtOptions.attention_topk_in:
-            there = ", ".join(attention for attention in ATTENTIONS if present[attention])
-            _require(present[name], f"--attention-topk-in {name}: this model has {there} alone")
-
-
-def _check_block(cfg: Any, encoder: Any, decoder: Any) -> None:
-    if cfg.block == "transformer":
-        return
-    _require(not cfg.cross_self_attention, f"--block {cfg.block}: no --cross-self-attention")
-    for name in ("scale_fc", "scale_attn", "scale_heads", "scale_resids"):
-        _require(not getattr(cfg, name, False), f"--block {cfg.block}: excludes --{name.replace('_', '-')}")
-    if cfg.block == "muse-simple":
-        return
-    _require(
-        encoder is not None or not cfg.muse_no_padding_mask,
-        "--muse-no-padding-mask: has no effect in a language model, whose convolutions read no padding",
-    )
-    try:
-        kernels = parse_kernels(cfg.muse_kernels, decoder.layers)
-        if encoder is not None:
-            kernels += parse_kernels(cfg.muse_kernels, encoder.layers)
-            even = sorted({kernel for layer in kernels for kernel in layer if kernel % 2 == 0})
-            _require(not even, f"--muse-kernels: encoder kernels must be odd, got {even}")
-    except ValueError as error:
-        raise OptionError(str(error)) from None
-    _require(
-        not cfg.muse_no_gate or any(len(layer) > 1 for layer in kernels),
-        f"--muse-no-gate: has no effect with one kernel size a layer, --muse-kernels {cfg.muse_kernels}",
-    )
-
-
-def _check_norm(cfg: Any, encoder: Any, decoder: Any) -> None:
-    after_encoder = encoder is not None and encoder.normalize_before
-    after_decoder = decoder.normalize_before and not cfg.no_decoder_final_norm
-    _require(
-        cfg.norm_scope != "final" or after_encoder or after_decoder,
-        f"--norm-scope final: no {cfg.norm} would be built, as a post-norm model has no norm after its stacks; "
-        "needs --encoder-normalize-before or --decoder-normalize-before",
-    )
-
-
-def _check_views(cfg: Any, encoder: Any, decoder: Any, cross_attention: bool) -> None:
-    if cfg.cross_view == "none":
-        return
-    option = f"--cross-view {cfg.cross_view}"
-    _require(cross_attention, f"{option}: needs cross-attention to an encoder, there is none")
-    _require(not cfg.cross_self_attention, f"{option}: excludes --cross-self-attention")
-    if encoder.layers == 1:
-        logger.warning("%s: the only encoder layer is the only view, as without this option", option)
-    _require(encoder.layerdrop == 0, f"{option}: excludes --encoder-layerdrop, which changes the number of views")
-    _require(
-        encoder.embed_dim == decoder.embed_dim,
-        f"{option}: needs --encoder-embed-dim {encoder.embed_dim} equal to --decoder-embed-dim {decoder.embed_dim}",
-    )
-    _require(
-        encoder.normalize_before or cfg.cross_view_norm == "shared",
-        f"--cross-view-norm {cfg.cross_view_norm}: has no effect without --encoder-normalize-before",
-    )
-    _require(
-        cfg.block == "transformer" or cfg.cross_view_fusion != "sequential",
-        f"--cross-view-fusion sequential: has no meaning in the parallel branches of --block {cfg.block}",
-    )
-    try:
-        check_cross_view(cfg.cross_view, cfg.cross_view_fusion, use_global=not cfg.cross_view_no_global)
-    except ValueError as error:
-        raise OptionError(f"--cross-view-fusion: {error}") from None

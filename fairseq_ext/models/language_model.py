@@ -12,10 +12,10 @@ from fairseq_ext.errors import OptionError
 from fairseq_ext.models.config import (
     TransformerLanguageModelExtConfig,
     add_options,
-    check_options,
     legacy_arguments,
     nested_config,
 )
+from fairseq_ext.models.ext_options import check_options
 from fairseq_ext.models.layers import changes_layers
 from fairseq_ext.models.stock_options import check_stock_options
 from fairseq_ext.models.transformer import ExtModel, TransformerExtDecoder

@@ -17,7 +17,7 @@ from fairseq_ext.models.attention import (
     NotExportable,
     SelectiveAttention,
 )
-from fairseq_ext.models.config import selecting_attentions
+from fairseq_ext.models.ext_options import selecting_attentions
 from fairseq_ext.modules.cross_view import CrossViewFusion
 from fairseq_ext.modules.muse import (
     MultiScaleConv,

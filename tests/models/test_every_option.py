@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fairseq_ext.errors import OptionError
-from fairseq_ext.models.config import ExtOptions
+from fairseq_ext.models.ext_options import ExtOptions
 from fairseq_ext.models.transformer import TransformerExtModel
 from fairseq_ext.modules.muse import INIT_LAWS
 from fairseq_ext.modules.normalization import AdaNorm, DetachNorm, LayerNormSimple

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fairseq_ext.errors import OptionError
-from fairseq_ext.models.config import ATTENTIONS
+from fairseq_ext.models.ext_options import ATTENTIONS
 from fairseq_ext.modules.cross_view import FUSIONS
 from tests.models.tiny import language_model, translation_model
 
