@@ -34,6 +34,16 @@ FOLLOWS = {
 }
 
 
+# Options that fairseq hands to `eval`; here they come from checkpoints too.
+LITERALS: dict[str, tuple[Any, str]] = {
+    "adaptive_softmax_cutoff": (list, "numbers like 5000,20000"),
+    "adaptive_input_cutoff": (list, "numbers like 5000,20000"),
+    "character_filters": (list, "pairs like [(1, 64), (2, 128)]"),
+    "encoder_xformers_att_config": (dict, "a dictionary like {'name': 'linformer'}"),
+    "decoder_xformers_att_config": (dict, "a dictionary like {'name': 'linformer'}"),
+}
+
+
 def _flat_transformer_fields() -> list[tuple[str, Any, Any]]:
     """``TransformerConfig`` with its nested parts spelt out (``encoder_layers``, ...), as on fairseq's command line."""
     nested = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
@@ -101,15 +111,12 @@ def nested_config(flat: Any, kind: type[FairseqDataclass] = TransformerExtConfig
         flat, kind: as for :func:`option_values`.
 
     Raises:
-        OptionError: for a literal that is none. fairseq hands these to ``eval``; here they come from checkpoints too.
+        OptionError: for a literal that is none.
     """
     values = option_values(flat, kind)
-    cutoff = values["adaptive_softmax_cutoff"]
-    if cutoff is not None:
-        values["adaptive_softmax_cutoff"] = _literal("--adaptive-softmax-cutoff", cutoff, list)
-    for name in ("encoder_xformers_att_config", "decoder_xformers_att_config"):
+    for name, (literal, form) in LITERALS.items():
         if values.get(name) is not None:
-            values[name] = repr(_literal(f"--{name.replace('_', '-')}", values[name], dict))
+            values[name] = _read_literal(f"--{name.replace('_', '-')}", values[name], literal, form)
     config = TransformerConfig.from_namespace(argparse.Namespace(**values))
     for side in ("encoder", "decoder"):
         part = getattr(config, side)
@@ -118,14 +125,13 @@ def nested_config(flat: Any, kind: type[FairseqDataclass] = TransformerExtConfig
     return config
 
 
-def _literal(option: str, value: Any, kind: type[list] | type[dict]) -> Any:
+def _read_literal(option: str, value: Any, kind: type[list] | type[dict], form: str) -> Any:
     text = f"[{value}]" if kind is list and isinstance(value, str) and value[:1] not in "[(" else value
     try:
-        found = ast.literal_eval(text) if isinstance(text, str) else text
-        return kind(found)
+        found = kind(ast.literal_eval(text) if isinstance(text, str) else text)
     except (ValueError, SyntaxError, TypeError):
-        form = {list: "numbers like 5000,20000", dict: "a dictionary like {'name': 'linformer'}"}[kind]
         raise OptionError(f"{option}: must be {form}, got {value!r}") from None
+    return repr(found) if kind is dict else found  # the attention of xFormers takes a text
 
 
 def legacy_arguments(flat: Any, kind: type[FairseqDataclass]) -> argparse.Namespace:

@@ -7,8 +7,9 @@ from typing import Any
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerDecoder
 from fairseq.models.transformer_lm import TransformerLanguageModel
+from fairseq.modules import AdaptiveInput, CharacterTokenEmbedder
+from torch import nn
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.models.config import (
     TransformerLanguageModelExtConfig,
     add_options,
@@ -17,15 +18,16 @@ from fairseq_ext.models.config import (
 )
 from fairseq_ext.models.ext_options import check_options
 from fairseq_ext.models.layers import changes_layers
-from fairseq_ext.models.stock_options import check_stock_options
+from fairseq_ext.models.stock_options import check_language_model_options, check_stock_options
 from fairseq_ext.models.transformer import ExtModel, TransformerExtDecoder
 
 
 @register_model("transformer_lm_ext", dataclass=TransformerLanguageModelExtConfig)
 class TransformerLanguageModelExt(ExtModel, TransformerLanguageModel):
-    """Decoder-only Transformer with ``--block``, ``--attention-*`` and ``--norm``; it has no views to cross.
+    """Decoder-only Transformer with ``--block``, ``--attention-*``, ``--norm`` and ``--init``; it has no views.
 
-    Adaptive input, character embeddings and adaptive softmax are fairseq's business and are refused here.
+    With every option at its default, parameters, state-dict keys and outputs are those of fairseq's ``transformer_lm``,
+    with adaptive or character inputs and adaptive softmax as well.
     """
 
     @classmethod
@@ -34,19 +36,38 @@ class TransformerLanguageModelExt(ExtModel, TransformerLanguageModel):
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> TransformerLanguageModelExt:
-        for name in ("adaptive_input", "character_embeddings", "adaptive_softmax_cutoff", "decoder_layers_to_keep"):
-            if getattr(args, name):
-                raise OptionError(f"--{name.replace('_', '-')}: not supported by transformer_lm_ext")
-        for name in ("decoder_input_dim", "decoder_output_dim"):  # 512 is fairseq's default, whatever the width
-            if getattr(args, name) not in (512, args.decoder_embed_dim):
-                raise OptionError(f"--{name.replace('_', '-')}: transformer_lm_ext uses --decoder-embed-dim throughout")
         nested = nested_config(args, TransformerLanguageModelExtConfig)
-        nested.decoder.input_dim = nested.decoder.output_dim = nested.decoder.embed_dim
-        nested.max_target_positions = args.max_target_positions or args.tokens_per_sample
+        nested.max_target_positions = nested.max_target_positions or nested.tokens_per_sample
+        nested.checkpoint_activations |= nested.offload_activations
         check_options(nested, encoder=None, decoder=nested.decoder, cross_attention=False)
         check_stock_options(nested, encoder=None, decoder=nested.decoder)
-        embed_tokens = cls.build_embedding(args, task.source_dictionary, args.decoder_embed_dim)
+        check_language_model_options(nested, task.source_dictionary)
+        embed_tokens = cls.build_input(nested, task.source_dictionary)
         kind = TransformerExtDecoder if changes_layers(nested, "decoder", cross_attention=False) else TransformerDecoder
         model = cls(kind(nested, task.target_dictionary, embed_tokens, no_encoder_attn=True))
         model.configure(nested, legacy_arguments(args, TransformerLanguageModelExtConfig))
         return model
+
+    @classmethod
+    def build_input(cls, cfg: Any, dictionary: Any) -> nn.Module:
+        """What turns tokens into vectors, as in fairseq, which evaluates ``character_filters`` as code."""
+        if cfg.character_embeddings:
+            return CharacterTokenEmbedder(
+                dictionary,
+                cfg.character_filters,
+                cfg.character_embedding_dim,
+                cfg.decoder.embed_dim,
+                cfg.char_embedder_highway_layers,
+            )
+        if cfg.adaptive_input:
+            return AdaptiveInput(
+                len(dictionary),
+                dictionary.pad(),
+                cfg.decoder.input_dim,
+                cfg.adaptive_input_factor,
+                cfg.decoder.embed_dim,
+                cfg.adaptive_input_cutoff,
+                cfg.quant_noise.pq,
+                cfg.quant_noise.pq_block_size,
+            )
+        return cls.build_embedding(cfg, dictionary, cfg.decoder.input_dim)

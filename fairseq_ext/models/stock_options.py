@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any
 
@@ -41,9 +42,9 @@ def check_stock_options(cfg: Any, *, encoder: Any, decoder: Any) -> None:
             )
     _check_quantization_noise(cfg, parts)
     _require(
-        decoder.output_dim == decoder.embed_dim or not cfg.share_decoder_input_output_embed,
+        decoder.output_dim == decoder.input_dim or not cfg.share_decoder_input_output_embed,
         f"--decoder-output-dim {decoder.output_dim}: excludes --share-decoder-input-output-embed "
-        f"unless it is --decoder-embed-dim {decoder.embed_dim}",
+        f"unless it is --decoder-input-dim {decoder.input_dim}",
     )
 
 
@@ -64,6 +65,7 @@ def check_translation_options(cfg: Any, source_dictionary: Any, target_dictionar
         decoder.input_dim == decoder.embed_dim,
         f"--decoder-input-dim {decoder.input_dim}: must be --decoder-embed-dim {decoder.embed_dim} in translation",
     )
+    _check_bands("softmax", cfg, decoder.output_dim, target_dictionary)
     for side, part in (("encoder", encoder), ("decoder", decoder)):
         if part.embed_path:
             _check_embeddings(f"--{side}-embed-path {part.embed_path}", part)
@@ -93,6 +95,89 @@ def check_translation_options(cfg: Any, source_dictionary: Any, target_dictionar
             not (encoder.embed_path or decoder.embed_path),
             "--merge-src-tgt-embed: fairseq reads no --encoder-embed-path or --decoder-embed-path with it",
         )
+
+
+def check_language_model_options(cfg: Any, dictionary: Any) -> None:
+    """Refuses by name what cannot work among fairseq's options for language models.
+
+    Args:
+        cfg: as for :func:`check_stock_options`.
+        dictionary: the task's.
+
+    Raises:
+        OptionError: one line that names the option, what was found and what is allowed.
+    """
+    inputs = [name for name in ("character_embeddings", "adaptive_input") if getattr(cfg, name)]
+    _require(len(inputs) < 2, "--character-embeddings: excludes --adaptive-input")
+    for name in [*inputs, *["adaptive_softmax_cutoff"] * bool(cfg.adaptive_softmax_cutoff)]:
+        _require(
+            not cfg.share_decoder_input_output_embed,
+            f"--share-decoder-input-output-embed: excludes --{name.replace('_', '-')}; adaptive layers share with "
+            "--tie-adaptive-weights",
+        )
+    if cfg.character_embeddings:
+        _check_character_filters(cfg.character_filters)
+    if cfg.adaptive_input:
+        _require(cfg.adaptive_input_cutoff, "--adaptive-input: needs --adaptive-input-cutoff")
+        _check_bands("input", cfg, cfg.decoder.input_dim, dictionary)
+    _check_bands("softmax", cfg, cfg.decoder.output_dim, dictionary)
+    _require(
+        cfg.tie_adaptive_weights or not cfg.tie_adaptive_proj,
+        "--tie-adaptive-proj: has no effect without --tie-adaptive-weights",
+    )
+    if cfg.tie_adaptive_weights:
+        _check_tied(cfg)
+
+
+def _check_tied(cfg: Any) -> None:
+    option = "--tie-adaptive-weights"
+    _require(
+        cfg.adaptive_input and cfg.adaptive_softmax_cutoff,
+        f"{option}: needs --adaptive-input and --adaptive-softmax-cutoff",
+    )
+    for name in ("cutoff", "factor"):
+        ours, others = (getattr(cfg, f"adaptive_{kind}_{name}") for kind in ("softmax", "input"))
+        _require(
+            ours == others,
+            f"{option}: needs --adaptive-softmax-{name} {ours} equal to --adaptive-input-{name} {others}",
+        )
+    for name in ("input_dim", "output_dim"):
+        width = getattr(cfg.decoder, name)
+        _require(
+            width == cfg.decoder.embed_dim,
+            f"{option}: needs --decoder-{name.replace('_', '-')} {width} equal to "
+            f"--decoder-embed-dim {cfg.decoder.embed_dim}",
+        )
+
+
+def _check_character_filters(filters: list[Any]) -> None:
+    def is_pair(pair: Any) -> bool:
+        return isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair)
+
+    _require(
+        filters and all(map(is_pair, filters)),
+        f"--character-filters: must be pairs of width and channels like [(1, 64), (2, 128)], got {filters}",
+    )
+
+
+def _check_bands(kind: str, cfg: Any, width: int, dictionary: Any) -> None:
+    """fairseq's adaptive layers: bands of ever rarer words, each narrower by a factor than the one before."""
+    cutoff, factor = getattr(cfg, f"adaptive_{kind}_cutoff"), getattr(cfg, f"adaptive_{kind}_factor")
+    if cutoff is None:
+        return
+    option, entries = f"--adaptive-{kind}-cutoff", len(dictionary)
+    least = dictionary.pad() + 1
+    numbers = bool(cutoff) and all(isinstance(end, int) for end in cutoff)
+    _require(
+        numbers and cutoff[0] >= least and all(low < high for low, high in itertools.pairwise(cutoff)),
+        f"{option}: must be numbers that increase from at least {least}, like 20000,60000, got {cutoff}",
+    )
+    _require(cutoff[-1] <= entries, f"{option}: {cutoff[-1]} is more than the {entries} entries of the dictionary")
+    bands = len(cutoff) + (cutoff[-1] < entries)
+    _require(
+        factor > 0 and width // factor ** (bands - 1) >= 1,
+        f"--adaptive-{kind}-factor: {factor} leaves nothing of width {width} for the last of {bands} bands",
+    )
 
 
 def _check_xformers(option: str, cfg: Any) -> None:

@@ -20,10 +20,10 @@ from fairseq_ext.models.attention import NotExportable
 from fairseq_ext.models.config import (
     TransformerExtConfig,
     add_options,
-    check_options,
     legacy_arguments,
     nested_config,
 )
+from fairseq_ext.models.ext_options import check_options
 from fairseq_ext.models.fused import fuse_for_inference
 from fairseq_ext.models.layers import (
     DecoderLayer,

@@ -57,6 +57,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"block": "muse", "muse_kernels": "3,4"}, "--muse-kernels: encoder kernels must be odd, got [4]"),
     ({"block": "muse", "muse_kernels": "3,x"}, "muse"),
     ({"block": "muse", "muse_kernels": "3/5"}, "muse"),
+    # options that would do nothing
+    ({"norm": "adanorm", "norm_scope": "final"}, "--norm-scope final: no adanorm would be built"),
+    (
+        {"norm": "adanorm", "norm_scope": "final", "decoder_normalize_before": True, "no_decoder_final_norm": True},
+        "--norm-scope final: no adanorm would be built",
+    ),
+    ({"block": "muse", "muse_kernels": "3/5/7", "muse_no_gate": True}, "--muse-no-gate: has no effect with one kernel"),
+    (
+        {"no_cross_attention": True, "attention_topk": 2, "attention_topk_in": "cross"},
+        "--attention-topk-in cross: this model has encoder-self, decoder-self alone",
+    ),
+    ({"cross_view": "gca", "cross_view_norm": "none"}, "--cross-view-norm none: has no effect without"),
     # options that exclude each other
     (
         {"attention_topk": 2, "attention_topk_ratio": 2.0},
@@ -107,14 +119,14 @@ def test_a_refusal_ends_a_command_and_is_a_value_error() -> None:
     ("options", "message"),
     [
         ({"cross_view": "gca"}, "--cross-view gca: needs cross-attention"),
-        ({"adaptive_input": True}, "--adaptive-input: not supported by transformer_lm_ext"),
-        ({"character_embeddings": True}, "--character-embeddings: not supported"),
-        ({"adaptive_softmax_cutoff": "4,8"}, "--adaptive-softmax-cutoff: not supported"),
         ({"block": "muse-simple", "scale_fc": True}, "--block muse-simple: excludes --scale-fc"),
         ({"block": "muse", "scale_attn": True}, "--block muse: excludes --scale-attn"),
         ({"block": "muse", "scale_heads": True}, "--block muse: excludes --scale-heads"),
         ({"block": "muse", "scale_resids": True}, "--block muse: excludes --scale-resids"),
         ({"norm": "layer"}, "--norm: 'layer' is not one of"),
+        ({"norm": "adanorm", "norm_scope": "final"}, "--norm-scope final: no adanorm would be built"),
+        ({"attention_topk": 2, "attention_topk_in": "decoder-self,cross"}, "--attention-topk-in cross: this model has"),
+        ({"block": "muse", "muse_no_padding_mask": True}, "--muse-no-padding-mask: has no effect in a language model"),
     ],
 )
 def test_language_model_refusals(options: dict[str, Any], message: str) -> None:

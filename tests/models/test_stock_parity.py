@@ -101,9 +101,7 @@ def test_language_model_is_fairseqs(variant: dict[str, Any]) -> None:
     torch.manual_seed(3)
     ours = language_model(width=16, **options)
     torch.manual_seed(3)
-    # fairseq's default arch sets both to the width, its bare dataclass says 512
-    config = language_model_config(16, **options, decoder_input_dim=16, decoder_output_dim=16)
-    stock = TransformerLanguageModel.build_model(config, task())
+    stock = TransformerLanguageModel.build_model(language_model_config(16, **options), task())
     assert_same_bits(ours.state_dict(), stock.state_dict())
     loss, gradients = train_step(ours, PREVIOUS)
     stock_loss, stock_gradients = train_step(stock, PREVIOUS)
