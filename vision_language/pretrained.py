@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError
@@ -21,9 +23,11 @@ from fairseq_ext.files import load_safely, read_json
 __all__ = [
     "LOCAL",
     "check_weights",
+    "cut_layers",
     "fingerprint",
     "load_tokenizer",
     "loading",
+    "model_digest",
     "read_config",
     "read_weights",
     "save_folder",
@@ -34,7 +38,8 @@ LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 CONFIGS = ("config.json", "tokenizer_config.json")
 OWN_MODELS = "only models and tokenizers that transformers itself has are read"
-HASHED = (".safetensors", ".json", ".txt", ".model")
+NOT_OF_THE_MODEL = ("results.json", "diagnostics.json", "*.md", "*.tmp", ".*")
+"""What a folder may hold beside the model; all its other files count in a :func:`fingerprint`."""
 
 
 @contextlib.contextmanager
@@ -52,7 +57,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def loading(folder: str | Path) -> Iterator[None]:
+def loading(folder: str | Path, refusal: str = "cannot be loaded") -> Iterator[None]:
     """transformers' long errors as one line.
 
     Raises:
@@ -65,7 +70,7 @@ def loading(folder: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # every reader of a part has errors of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{folder}: cannot be loaded: {reason}") from error
+        raise CheckpointError(f"{folder}: {refusal}: {reason}") from error
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -117,14 +122,25 @@ def check_weights(folder: str | Path) -> None:
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 of a file, or of a model folder: weights, configuration and tokenizer."""
+    """SHA-256 of a file, or of a model folder: weights, configuration, tokenizer, and whatever else lies in it."""
     path = Path(path)
-    parts = [path] if path.is_file() else [part for part in sorted(path.iterdir()) if part.suffix in HASHED]
+    parts = [path] if path.is_file() else [part for part in sorted(path.iterdir()) if part.is_file()]
     sha = hashlib.sha256()
     for part in parts:
-        if part.is_file() and part.name != "results.json":
+        if part == path or not any(part.match(pattern) for pattern in NOT_OF_THE_MODEL):
             with open(part, "rb") as file:
                 sha.update(part.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()
+
+
+def model_digest(model: PreTrainedModel) -> str:
+    """SHA-256 of a model as it is in memory: its class, configuration and weights."""
+    settings = model.config.to_dict() | {"attention": model.config._attn_implementation}
+    own = {name: value for name, value in settings.items() if not name.startswith("_")}
+    sha = hashlib.sha256(f"{type(model).__name__} {json.dumps(own, sort_keys=True, default=str)}".encode())
+    for name, value in model.state_dict().items():
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
     return sha.hexdigest()
 
 
@@ -143,8 +159,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return found
 
 
-def load_tokenizer(folder: str | Path, vocab_size: int) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, for a model of ``vocab_size`` tokens.
+def load_tokenizer(
+    folder: str | Path, vocab_size: int | None, pad_token_id: int | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, for a model of ``vocab_size`` tokens, where it has a vocabulary.
+
+    Args:
+        pad_token_id: of the model. Where the tokenizer names no padding token, as GPT-2's, it is this one, else the one
+            that ends a text.
 
     Raises:
         CheckpointError: none in it, or one that does not fit.
@@ -153,11 +175,44 @@ def load_tokenizer(folder: str | Path, vocab_size: int) -> PreTrainedTokenizerBa
         tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where the files are missing
         raise CheckpointError(f"{folder}: no tokenizer in it")
-    if tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{folder}: its tokenizer has no padding token")
-    if len(tokenizer) > vocab_size:
+    if vocab_size is not None and len(tokenizer) > vocab_size:
         raise CheckpointError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its model only {vocab_size}")
+    if tokenizer.pad_token_id is None:
+        padding = tokenizer.eos_token_id if pad_token_id is None else pad_token_id
+        if padding is None or not 0 <= padding < len(tokenizer):
+            raise CheckpointError(f"{folder}: its tokenizer has no padding token")
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
     return tokenizer
+
+
+def cut_layers(config: PreTrainedConfig, layers: int, folder: str | Path) -> None:
+    """Give ``config`` so many layers; its lists with an entry for each layer, or with their numbers, are cut too.
+
+    Args:
+        folder: of the model, for messages.
+
+    Raises:
+        OptionError: more layers than such lists know, or a model whose layers cannot be cut.
+    """
+    text = config.get_text_config()
+    whole = getattr(text, "num_hidden_layers", None)
+    if config.is_encoder_decoder or not isinstance(whole, int):
+        raise OptionError(f"--layers: {folder}: the layers of a {config.model_type} model are not one stack to cut")
+    for name, value in list(vars(text).items()):
+        if not isinstance(value, (list, tuple)):
+            continue
+        if len(value) == whole:
+            if layers > whole:
+                raise OptionError(f"--layers: {folder} has a {name} for each of its {whole} layers, got {layers}")
+            setattr(text, name, type(value)(value[:layers]))
+        elif "layer" in name and all(isinstance(number, int) for number in value):
+            setattr(text, name, type(value)(number for number in value if number < layers))
+    if hasattr(text, "attention_types"):  # GPT-Neo's, of which its list for each layer is made when it is read
+        text.attention_types = [[list(text.attention_layers), 1]]
+    try:
+        text.num_hidden_layers = layers
+    except Exception as error:  # Funnel's layers are the sum of its blocks
+        raise OptionError(f"--layers: {folder}: {str(error).splitlines()[0]}") from error
 
 
 def save_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:

@@ -151,7 +151,7 @@ def _one_seed(
         chosen = AmalgamationOptions(
             data=tuple(map(str, data)), student=str(model), layers=options.layers, **shared, **taught, **passes, **arm
         )
-        experiment = amalgamate(chosen, out, cache)
+        experiment = amalgamate(chosen, out, cache if taught else None)
         yield system, experiment.runs[f"seed{seed}"]["test_accuracy"]
     store = TeacherCache(cache, accelerator, options.max_length, 64)
     looked = DiagnosisOptions(

@@ -7,12 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 
+from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import output_folder, write_json
 from fairseq_ext.options import at_least, subcommands
 from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache
-from vision_language.muka.data import read_file
+from vision_language.muka.data import read_new_texts
 from vision_language.muka.evaluate import diagnose_teachers, evaluate, predict, read_texts
 from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions, TeacherOptions
 from vision_language.muka.synthetic import synthesize
@@ -46,7 +47,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     texts = read_texts(arguments.data, arguments.split)
     accelerator = make_accelerator(cpu=arguments.cpu)
     folders = arguments.ensemble or [arguments.model]
-    report = evaluate(folders, texts, accelerator, arguments.max_length, arguments.batch_size)
+    settings = (arguments.max_length, arguments.batch_size, arguments.rename)
+    report = evaluate(folders, texts, accelerator, *settings)
     if accelerator.is_main_process:
         print(json.dumps(report, indent=2, ensure_ascii=False))
 
@@ -56,7 +58,7 @@ def _diagnose(arguments: argparse.Namespace) -> None:
     texts = read_texts(arguments.data, arguments.split)
     accelerator, out = make_accelerator(cpu=arguments.cpu), output_folder(arguments.out)
     store = TeacherCache(arguments.cache or out / "cache", accelerator, arguments.max_length, arguments.batch_size)
-    report = diagnose_teachers(options, texts, store, arguments.split, out / "scores.png")
+    report = diagnose_teachers(options, texts, store, arguments.split or "test", out / "scores.png")
     if accelerator.is_main_process:
         write_json(out / "diagnostics.json", options.as_dict() | report)
         print(json.dumps(report, indent=2))
@@ -64,9 +66,12 @@ def _diagnose(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    texts = read_file(arguments.file)
+    texts = read_new_texts(arguments.file)
+    if not any(texts):
+        raise DataError(f"{arguments.file}: no text in it")
     accelerator = make_accelerator(cpu=arguments.cpu)
-    rows = predict(arguments.model, texts, accelerator, arguments.max_length, arguments.batch_size, arguments.top)
+    settings = (arguments.max_length, arguments.batch_size, arguments.top, arguments.rename)
+    rows = predict(arguments.model, texts, accelerator, *settings)
     for row in rows if accelerator.is_main_process else ():
         print(json.dumps(row, ensure_ascii=False))
 
@@ -101,12 +106,20 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--cache", help="folder of the teachers' logits and scores [OUT/cache]")
     for made in (measure, look):
         made.add_argument("--data", required=True, help="folder with splits, or a file of label TAB text")
-        made.add_argument("--split", default="test", choices=("train", "valid", "test"), help="of the folder [test]")
+        made.add_argument("--split", choices=("train", "valid", "test"), help="of the folder [test]")
 
     new = command("predict", _predict, "label and probabilities of new texts, one JSON line each")
-    new.add_argument("file", help="a .txt with a text a line, or any data file; labels in it are not looked at")
+    new.add_argument("file", help="a .txt with a text a line, - for stdin, or any data file; its labels are not used")
     new.add_argument("--model", default="runs/muka/student", help="folder of the classifier [%(default)s]")
     new.add_argument("--top", type=int, default=3, help="labels shown of each text [3]")
+    for made in (measure, new):
+        made.add_argument(
+            "--rename",
+            nargs="+",
+            default=[],
+            metavar="OLD=NEW",
+            help="another name for a class; 2:OLD=NEW: of the second model only",
+        )
     for made in (measure, look, new):
         made.add_argument("--max-length", type=int, help="tokens of a text [128, or fewer]")
         made.add_argument("--batch-size", type=int, default=64, help="texts of a step [64]")

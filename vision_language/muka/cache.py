@@ -20,8 +20,13 @@ from vision_language.muka.data import Texts
 from vision_language.muka.models import Classifier
 from vision_language.muka.options import ScoreOptions
 from vision_language.muka.tokens import Tokens
-from vision_language.muka.uncertainty import SCORES, mc_dropout_probabilities, teacher_scores
-from vision_language.pretrained import fingerprint
+from vision_language.muka.uncertainty import (
+    SCORES,
+    dropout_probabilities,
+    mc_dropout_probabilities,
+    teacher_scores,
+)
+from vision_language.pretrained import model_digest
 
 __all__ = [
     "TeacherCache",
@@ -121,9 +126,9 @@ def _read(path: Path, key: str) -> tuple[dict[str, np.ndarray] | None, str]:
 class TeacherCache:
     """Logits and scores of teachers for texts, from disk where they are there already.
 
-    A file's key covers weights, configuration (with the dropout), tokenizer, texts, length, batches, number format,
-    kind of device and, for scores, passes and seed. Scores of every kind are kept, so that another ``--score`` computes
-    nothing.
+    A file's key covers weights and configuration as they are in memory, the token ids of the texts, batches, number
+    format, kind of device and, for scores, passes, dropout and seed. Scores of every kind are kept, so that another
+    ``--score`` computes nothing.
 
     Args:
         folder: of the ``.npz`` files; runs with the same teachers may share it.
@@ -147,17 +152,16 @@ class TeacherCache:
         compute: Callable[[Tokens], dict[str, Tensor]],
         **depends_on: Any,
     ) -> dict[str, Tensor]:
+        tokens = teacher.tokens(texts.texts, self.max_length)
         depends_on |= {
-            "model": fingerprint(teacher.folder),
-            "texts": texts.without_labels().digest(),
-            "max_length": teacher.length(self.max_length),
+            "model": model_digest(teacher.model),
+            "tokens": tokens.digest(),
             "batch_size": self.batch_size,
             "mixed_precision": self.accelerator.mixed_precision,
             "device": self.accelerator.device.type,  # whose generator draws the dropout masks
         }
 
         def arrays() -> dict[str, np.ndarray]:
-            tokens = Tokens(texts.texts, teacher.tokenizer, teacher.length(self.max_length))
             teacher.model.to(self.accelerator.device)
             values = compute(tokens)
             teacher.model.cpu()  # teachers need not fit on the device together
@@ -176,9 +180,15 @@ class TeacherCache:
         return self._cached(teacher, texts, f"{name}-logits", compute)["logits"]
 
     def scores(
-        self, teacher: Classifier, texts: Texts, name: str, passes: int = 16, seed: int = 1
+        self,
+        teacher: Classifier,
+        texts: Texts,
+        name: str,
+        passes: int = 16,
+        seed: int = 1,
+        dropout: float | None = None,
     ) -> dict[str, Tensor]:
-        """Scores of Monte-Carlo dropout by kind, ``(n)`` each."""
+        """Scores of Monte-Carlo dropout by kind, ``(n)`` each; ``dropout`` as :func:`mc_dropout_probabilities`."""
 
         def compute(tokens: Tokens) -> dict[str, Tensor]:
             def scores(batch: dict[str, Tensor], number: int) -> Tensor:
@@ -186,7 +196,9 @@ class TeacherCache:
                 mask_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
                 try:
                     with self.accelerator.autocast():
-                        probabilities = mc_dropout_probabilities(teacher.model, batch, passes, seed=mask_seed)
+                        probabilities = mc_dropout_probabilities(
+                            teacher.model, batch, passes, dropout=dropout, seed=mask_seed
+                        )
                 except OptionError as error:
                     raise OptionError(f"{teacher.folder}: {error}") from error
                 return torch.stack([teacher_scores(probabilities, kind) for kind in SCORES], -1)
@@ -195,7 +207,8 @@ class TeacherCache:
             values = row_values(tokens, scores, self.batch_size, self.accelerator, description)
             return dict(zip(SCORES, values.unbind(-1), strict=True))
 
-        return self._cached(teacher, texts, f"{name}-scores", compute, passes=passes, seed=seed)
+        rates = dropout_probabilities(teacher.model) if dropout is None else dropout
+        return self._cached(teacher, texts, f"{name}-scores", compute, passes=passes, seed=seed, dropout=rates)
 
     def all_logits(self, teachers: Sequence[Classifier], texts: Texts, split: str) -> list[Tensor]:
         """:meth:`logits` of every teacher."""
@@ -209,9 +222,10 @@ class TeacherCache:
         kind: str = "entropy",
         passes: int = 16,
         seed: int = 1,
+        dropout: float | None = None,
     ) -> Tensor:
         """:meth:`scores` of every teacher, of one kind, ``(n, T)``."""
-        scores = [self.scores(teacher, texts, name, passes, seed) for teacher, name in _named(teachers, split)]
+        scores = [self.scores(teacher, texts, name, passes, seed, dropout) for teacher, name in _named(teachers, split)]
         return torch.stack([found[kind] for found in scores], -1)
 
 
@@ -232,7 +246,8 @@ def teacher_scores_of(
     """The scores ``(n, T)`` that ``options`` ask for, from the store or from the ``logits`` of each teacher."""
     if options.no_mc:
         return single_pass_scores(logits, options.score, options.temperature)
-    return store.all_scores(teachers, texts, split, options.score, options.passes, seed)
+    dropout = options.teacher_dropout or None
+    return store.all_scores(teachers, texts, split, options.score, options.passes, seed, dropout)
 
 
 def single_pass_scores(logits: Sequence[Tensor], kind: str = "entropy", temperature: float = 1.0) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import read_lines
+from fairseq_ext.files import STDIN, read_lines
 
-__all__ = ["Texts", "gold_ids", "read_file", "read_splits", "split_labels"]
+__all__ = ["Texts", "gold_ids", "has_split", "read_file", "read_new_texts", "read_split", "read_splits", "split_labels"]
 
 SPLITS = ("train", "valid", "test")
 ENDINGS = (".tsv", ".tsv.gz", ".txt", ".txt.gz")
@@ -111,14 +111,14 @@ def _label_names(data: Any, path: Path) -> list[str] | None:
         raise DataError(f"{path}: a label that is none of its classes: {error}") from error
 
 
-def _lines(path: Path) -> Iterator[Row]:
+def _lines(path: Path, keep_blank: bool = False) -> Iterator[Row]:
     """The rows of a text file."""
     if not path.name.endswith(ENDINGS):
         raise DataError(f"{path}: the name must end in {', '.join(ENDINGS)}")
     labelled = ".tsv" in path.suffixes[-2:]
-    for line, origin in read_lines(path):
+    for line, origin in read_lines(path, keep_blank):
         label, tab, text = line.partition("\t") if labelled else (None, "", line)
-        if labelled and not tab:
+        if labelled and not tab and line.strip():
             raise DataError(f"{origin}: no tab; a line is label TAB text")
         yield label, text, origin
 
@@ -146,6 +146,21 @@ def read_file(path: str | Path) -> Texts:
     return Texts(tuple(texts), tuple(labels) or None, str(path))
 
 
+def read_new_texts(path: str | Path) -> list[str]:
+    """The texts of a file of :func:`read_file`, or of the standard input, ``-``; a blank line is an empty text.
+
+    Labels are not looked at: the n-th text is that of the n-th line.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    if str(path) == STDIN:
+        return [line.strip() for line, _ in read_lines(path, keep_blank=True)]
+    path = Path(path)
+    rows = _saved_rows(path) if path.is_dir() else _lines(path, keep_blank=True)
+    return [text.strip() for _, text, _ in rows]
+
+
 def _split_file(folder: Path, split: str) -> Path | None:
     names = ("valid", "dev") if split == "valid" else (split,)
     candidates = [folder / f"{name}{ending}" for name in names for ending in ENDINGS]
@@ -160,6 +175,29 @@ def _split_file(folder: Path, split: str) -> Path | None:
 
 def _is_saved(folder: Path, name: str) -> bool:
     return (folder / name / "dataset_info.json").is_file()
+
+
+def has_split(path: str | Path, split: str) -> bool:
+    """Whether a folder holds this split; a file is training texts."""
+    path = Path(path)
+    return bool(_split_file(path, split)) if path.is_dir() else split == "train"
+
+
+def read_split(path: str | Path, split: str) -> Texts:
+    """One split of a folder, all of it: nothing is held out.
+
+    Raises:
+        OptionError: no such folder, or one without this split.
+        DataError: a file that cannot be used.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise OptionError(f"--data: {path} does not exist")
+    file = _split_file(path, split)
+    if file is None:
+        found = [name for name in SPLITS if _split_file(path, name)]
+        raise OptionError(f"--split {split}: {path} has only {', '.join(found) or 'other files'}")
+    return read_file(file)
 
 
 def read_splits(path: str | Path, valid_fraction: float = 0.05, seed: int = 1) -> dict[str, Texts]:

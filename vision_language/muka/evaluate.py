@@ -12,37 +12,39 @@ from torch import Tensor
 from fairseq_ext.errors import OptionError
 from vision_language.muka.baselines import ensemble_probabilities
 from vision_language.muka.cache import TeacherCache, predict_logits, teacher_scores_of
-from vision_language.muka.data import Texts, gold_ids, read_file, read_splits
+from vision_language.muka.data import Texts, gold_ids, read_file, read_split
 from vision_language.muka.diagnostics import diagnose, kl_to_supervised, teacher_accuracy, teachers_right
-from vision_language.muka.models import Classifier, load_classifier
+from vision_language.muka.models import Classifier, load_classifier, load_classifiers
 from vision_language.muka.options import DiagnosisOptions
 from vision_language.muka.plot import draw_scores
 from vision_language.muka.run import accuracy
 from vision_language.muka.targets import LabelUnion, amalgamation_targets, union_of_labels
-from vision_language.muka.tokens import Tokens
 
 __all__ = ["diagnose_teachers", "evaluate", "predict", "read_texts"]
 
 
-def read_texts(data: str | Path, split: str) -> Texts:
-    """One split of a folder, or a file.
+def read_texts(data: str | Path, split: str | None = None) -> Texts:
+    """One split of a folder, by default the test texts, or all of a file.
 
     Raises:
-        OptionError: a folder without this split.
+        OptionError: a folder without this split, or a split of a file.
     """
     if Path(data).is_file():
+        if split:
+            raise OptionError(f"--split {split}: has no effect with a file, {data}")
         return read_file(data)
-    splits = read_splits(data)
-    if split not in splits:
-        raise OptionError(f"--split {split}: {data} has only {', '.join(splits)}")
-    return splits[split]
+    return read_split(data, split or "test")
 
 
 def logits_of(
-    classifier: Classifier, texts: Texts, accelerator: Accelerator, max_length: int | None = None, batch_size: int = 64
+    classifier: Classifier,
+    texts: Sequence[str],
+    accelerator: Accelerator,
+    max_length: int | None = None,
+    batch_size: int = 64,
 ) -> Tensor:
     """Logits of all texts, ``(n, C)``; the model does not stay on the device."""
-    tokens = Tokens(texts.texts, classifier.tokenizer, classifier.length(max_length))
+    tokens = classifier.tokens(texts, max_length)
     classifier.model.to(accelerator.device)
     logits = predict_logits(classifier.model, tokens, batch_size, accelerator, classifier.folder.name)
     classifier.model.cpu()
@@ -55,6 +57,7 @@ def evaluate(
     accelerator: Accelerator,
     max_length: int | None = None,
     batch_size: int = 64,
+    rename: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Accuracy of one classifier; or of the ensemble of several, which is their concatenated logits.
 
@@ -63,6 +66,7 @@ def evaluate(
         texts: with labels of the union of their classes.
         max_length: tokens of a text. Default: 128, or what the model can.
         batch_size: texts of a step.
+        rename: as :func:`~vision_language.muka.models.load_classifiers`.
 
     Returns:
         ``accuracy``, ``texts``, ``accuracy_by_class``; of an ensemble also ``teachers``, each with its accuracy on the
@@ -71,10 +75,10 @@ def evaluate(
     Raises:
         InputError: texts without labels or with unknown ones, folders that are no classifiers.
     """
-    classifiers = [load_classifier(folder) for folder in folders]
+    classifiers = load_classifiers(folders, rename)
     union = union_of_labels([classifier.labels for classifier in classifiers])
     gold = gold_ids(texts, union.names)
-    logits = [logits_of(classifier, texts, accelerator, max_length, batch_size) for classifier in classifiers]
+    logits = [logits_of(classifier, texts.texts, accelerator, max_length, batch_size) for classifier in classifiers]
     right = (ensemble_probabilities(logits, union).argmax(-1) == gold).double()
     classes = [(name, gold == number) for number, name in enumerate(union.names)]
     report: dict[str, Any] = {
@@ -117,7 +121,7 @@ def diagnose_teachers(
         as :func:`~vision_language.muka.diagnostics.diagnose`; with a supervised classifier also its accuracy, and
         ``kl_to_supervised`` of the soft, hard and ensemble targets, both sides at the same temperature.
     """
-    models = [load_classifier(folder) for folder in options.teachers]
+    models = load_classifiers(options.teachers, options.rename)
     union = union_of_labels([model.labels for model in models])
     gold = gold_ids(texts, union.names)
     logits = store.all_logits(models, texts, split)
@@ -125,7 +129,7 @@ def diagnose_teachers(
 
     def whole(folder: str | Path) -> Tensor:
         model = load_classifier(folder)
-        found = logits_of(model, texts, store.accelerator, store.max_length, store.batch_size)
+        found = logits_of(model, texts.texts, store.accelerator, store.max_length, store.batch_size)
         return in_union_order(found, model, union)
 
     report = diagnose(scores, gold, union, logits, whole(options.student) if options.student else None)
@@ -155,16 +159,23 @@ def diagnose_teachers(
 
 def predict(
     folder: str | Path,
-    texts: Texts,
+    texts: Sequence[str],
     accelerator: Accelerator,
     max_length: int | None = None,
     batch_size: int = 64,
     top: int = 3,
+    rename: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """For each text its most probable label, and the probabilities of the ``top`` most probable ones."""
-    classifier = load_classifier(folder)
-    probabilities = logits_of(classifier, texts, accelerator, max_length, batch_size).softmax(-1)
+    """For each text its most probable label, and the probabilities of the ``top`` most probable ones.
+
+    An empty text has neither: its label is None.
+    """
+    (classifier,) = load_classifiers([folder], rename)
+    filled = [text for text in texts if text]
+    probabilities = logits_of(classifier, filled, accelerator, max_length, batch_size).softmax(-1)
     values, places = probabilities.topk(min(top, len(classifier.labels)), dim=-1)
-    for text, row, names in zip(texts.texts, values.tolist(), places.tolist(), strict=True):
+    found = zip(values.tolist(), places.tolist(), strict=True)
+    for text in texts:
+        row, names = next(found) if text else ([], [])
         ranked = {classifier.labels[name]: round(value, 4) for name, value in zip(names, row, strict=True)}
-        yield {"text": text, "label": classifier.labels[names[0]], "probabilities": ranked}
+        yield {"text": text, "label": next(iter(ranked), None), "probabilities": ranked}

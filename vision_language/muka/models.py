@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,27 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from fairseq_ext.errors import CheckpointError, OptionError
-from vision_language.pretrained import LOCAL, check_weights, load_tokenizer, loading, read_config, save_folder
+from vision_language.muka.tokens import Tokens
+from vision_language.pretrained import (
+    LOCAL,
+    check_weights,
+    cut_layers,
+    load_tokenizer,
+    loading,
+    read_config,
+    save_folder,
+)
 
-__all__ = ["Classifier", "build_classifier", "load_classifier", "save_classifier"]
+__all__ = ["Classifier", "accepted", "build_classifier", "load_classifier", "load_classifiers", "save_classifier"]
 
 DEFAULT_LENGTH = 128
+SINGLE_LABEL = "single_label_classification"
 
 
 @dataclass(frozen=True)
@@ -45,37 +57,73 @@ class Classifier:
             raise OptionError(f"--max-length: {self.folder} reads at most {limit} tokens, got {asked}")
         return asked or min(DEFAULT_LENGTH, limit)
 
+    @property
+    def hidden_size(self) -> int:
+        """The numbers of a hidden state; 0 where the configuration does not say."""
+        return int(getattr(self.model.config.get_text_config(), "hidden_size", 0))
+
+    def tokens(self, texts: Sequence[str], max_length: int | None = None) -> Tokens:
+        """What the model reads of ``texts``, of :meth:`length` tokens each at most.
+
+        A model without an attention mask, such as FNet, reads the padding too; its texts all get the same length.
+        """
+        names, length = accepted(self.model), self.length(max_length)
+        return Tokens(texts, self.tokenizer, length, names, pad_to=None if "attention_mask" in names else length)
+
+
+def accepted(model: PreTrainedModel) -> frozenset[str]:
+    """The names of the arguments that a model takes."""
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
+def _offset_positions(model: PreTrainedModel) -> Any:
+    """The positions of RoBERTa and its kin, which count from behind the padding index."""
+    places = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    return next((module for module in places if getattr(module, "padding_idx", None) is not None), None)
+
 
 def _positions(model: PreTrainedModel) -> int | None:
     """The longest sequence that a model has positions for; None where there is no limit."""
-    for name, module in model.named_modules():
-        # RoBERTa and its kin count positions from behind the padding index.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(module.num_embeddings - module.padding_idx - 1)
-    return getattr(model.config, "max_position_embeddings", None)
+    if offset := _offset_positions(model):
+        return int(offset.weight.size(0) - offset.padding_idx - 1)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions if positions and positions > 0 else None  # XLNet's -1
 
 
-def _label_names(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    names = config.get("id2label")
+def _label_names(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    # transformers writes no id2label where all of it is the default, two classes without names.
+    names = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
     if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{folder}: its config.json has no id2label, so its classes have no names")
+        raise CheckpointError(f"{folder}: its id2label in config.json names no class")
     try:
-        labels = tuple(str(names[str(number)]) for number in range(len(names)))
+        return tuple(str(names[str(number)]) for number in range(len(names)))
     except KeyError as error:
         raise CheckpointError(f"{folder}: id2label has no class {error} among its {len(names)}") from error
+
+
+def _check_classes(folder: Path, config: Mapping[str, Any], labels: Sequence[str]) -> None:
+    """Refuse a model whose output is no distribution over classes with names of their own."""
+    made = config.get("architectures") or ["ForSequenceClassification"]
+    if not any(str(name).endswith("ForSequenceClassification") for name in made):
+        raise CheckpointError(f"{folder}: a {made[0]} does not tell the class of a text")
+    problem = config.get("problem_type") or SINGLE_LABEL
+    if problem != SINGLE_LABEL:
+        raise CheckpointError(
+            f"{folder}: its problem_type is {problem}; only a model that gives each text one class can be used"
+        )
     if len(labels) < 2:
         raise CheckpointError(f"{folder}: has {len(labels)} class, at least two are needed")
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
         raise CheckpointError(f"{folder}: id2label has {twice!r} twice")
-    if all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
+    if nameless := next((label for label in labels if re.fullmatch(r"LABEL_\d+", label)), None):
         raise CheckpointError(
-            f"{folder}: id2label has no names but {labels[0]}, ...; classes are matched by their names"
+            f"{folder}: its id2label has no names but {nameless}, ...; classes are matched by their names: "
+            f"give them with --rename {nameless}=NAME"
         )
-    return labels
 
 
-def load_classifier(folder: str | Path) -> Classifier:
+def load_classifier(folder: str | Path, rename: Mapping[str, str] | None = None) -> Classifier:
     """A trained classifier of any architecture, in evaluation mode.
 
     Nothing is downloaded, no code of the folder is run, and only safetensors are read.
@@ -83,15 +131,18 @@ def load_classifier(folder: str | Path) -> Classifier:
     Args:
         folder: written by ``save_pretrained`` of an ``AutoModelForSequenceClassification`` and of its tokenizer, with
             class names in ``id2label``.
+        rename: other names for some of its classes.
 
     Raises:
         OptionError: no such folder.
-        CheckpointError: no model, no classifier, no class names, pickled weights only, or damaged files.
+        CheckpointError: no model, no classifier, one of several classes for a text or of none, no class names, pickled
+            weights only, or damaged files.
     """
     folder = Path(folder)
     config = read_config(folder)
     check_weights(folder)
-    labels = _label_names(folder, config)
+    labels = tuple((rename or {}).get(label, label) for label in _label_names(folder, config))
+    _check_classes(folder, config, labels)
     with loading(folder):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **LOCAL
@@ -99,7 +150,33 @@ def load_classifier(folder: str | Path) -> Classifier:
         if found["missing_keys"]:
             missing = ", ".join(sorted(found["missing_keys"])[:3])
             raise CheckpointError(f"{folder}: not a trained classifier: its weights lack {missing}")
-    return Classifier(model.eval(), load_tokenizer(folder, model.config.vocab_size), labels, folder)
+    return Classifier(model.eval(), _tokenizer_of(model.config, folder), labels, folder)
+
+
+def load_classifiers(folders: Sequence[str | Path], renames: Sequence[str] = ()) -> list[Classifier]:
+    """Several classifiers, some of whose classes get other names.
+
+    Args:
+        renames: ``OLD=NEW`` for each classifier that has a class OLD, ``2:OLD=NEW`` for the second only.
+
+    Raises:
+        OptionError: a renaming of another form, or of a class that there is not.
+        InputError: as :func:`load_classifier`.
+    """
+    known = [_label_names(Path(folder), read_config(folder)) for folder in folders]
+    chosen: list[dict[str, str]] = [{} for _ in folders]
+    for text in renames:
+        form = re.fullmatch(r"(?:(\d+):)?([^=]+)=(.+)", text)
+        if not form:
+            raise OptionError(f"--rename must be OLD=NEW or NUMBER:OLD=NEW, such as 2:LABEL_0=sport, got {text!r}")
+        number, old, new = form.groups()
+        having = [t for t, labels in enumerate(known) if old in labels and number in (None, str(t + 1))]
+        if not having:
+            names = ", ".join(dict.fromkeys(label for labels in known for label in labels))
+            raise OptionError(f"--rename {text}: no such class; there are {names}")
+        for t in having:
+            chosen[t][old] = new
+    return [load_classifier(folder, rename) for folder, rename in zip(folders, chosen, strict=True)]
 
 
 def build_classifier(
@@ -114,7 +191,7 @@ def build_classifier(
         from_scratch: random weights of the configuration's shape.
 
     Raises:
-        OptionError: no such folder, or fewer layers than asked for.
+        OptionError: no such folder, or layers that the model does not have.
         CheckpointError: as :func:`load_classifier`; also where weights of the encoder are missing.
     """
     folder = Path(checkpoint)
@@ -125,11 +202,13 @@ def build_classifier(
     ids = {label: number for number, label in names.items()}
     with loading(folder):
         config = AutoConfig.from_pretrained(folder, num_labels=len(names), **LOCAL)
-        config.id2label, config.label2id, config.problem_type = names, ids, "single_label_classification"
+        config.id2label, config.label2id, config.problem_type = names, ids, SINGLE_LABEL
+        tokenizer = _tokenizer_of(config, folder)
         if layers is not None:
-            if not from_scratch and layers > config.num_hidden_layers:
-                raise OptionError(f"--layers: {folder} has {config.num_hidden_layers} layers, got {layers}")
-            config.num_hidden_layers = layers
+            whole = getattr(config.get_text_config(), "num_hidden_layers", layers)
+            if not from_scratch and layers > whole:
+                raise OptionError(f"--layers: {folder} has {whole} layers, got {layers}")
+            cut_layers(config, layers, folder)
         if from_scratch:
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False, dtype=torch.float32)
         else:
@@ -143,7 +222,18 @@ def build_classifier(
                 **LOCAL,
             )
             _refuse_new_encoder(folder, model, [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
-    return Classifier(model, load_tokenizer(folder, config.vocab_size), tuple(labels), folder)
+    return Classifier(model, tokenizer, tuple(labels), folder)
+
+
+def _tokenizer_of(config: PreTrainedConfig, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's folder, which pads as the model needs it."""
+    text = config.get_text_config()
+    tokenizer = load_tokenizer(folder, getattr(text, "vocab_size", None), getattr(text, "pad_token_id", None))
+    if getattr(text, "pad_token_id", None) is None:  # GPT-2 and its kin look for the last token before the padding
+        text.pad_token_id = tokenizer.pad_token_id
+    if getattr(text, "summary_type", "") == "last":  # XLNet tells the class by the last token, padding or not
+        tokenizer.padding_side = "left"
+    return tokenizer
 
 
 def _refuse_new_encoder(folder: Path, model: nn.Module, new: Sequence[str]) -> None:

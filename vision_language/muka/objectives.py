@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from fairseq_ext.errors import OptionError
 from vision_language.muka.baselines import uhc_loss, vanilla_kd_loss
 from vision_language.muka.feature_amalgamation import CommonFeatureLearning, LayerwiseAmalgamation
-from vision_language.muka.models import Classifier
+from vision_language.muka.models import Classifier, accepted
 from vision_language.muka.options import AmalgamationOptions
 from vision_language.muka.targets import LabelUnion, amalgamation_loss, amalgamation_targets, margin_weights
 
@@ -62,10 +63,15 @@ class FeatureObjective(Objective):
 
     def forward(self, batch: dict[str, Tensor], signals: Sequence[Tensor]) -> Tensor:
         with torch.no_grad():
-            known = [teacher(**batch, output_hidden_states=True).hidden_states[1:] for teacher in self.teachers]
-        output = self.model(**batch, output_hidden_states=True)
-        terms = self.blocks(output.hidden_states[1:], known, batch["attention_mask"])
+            known = [_states(teacher, batch).hidden_states[1:] for teacher in self.teachers]
+        output = _states(self.model, batch)
+        terms = self.blocks(output.hidden_states[1:], known, batch.get("attention_mask"))
         return self.logit_loss(output.logits.float(), *signals) + terms.alignment + terms.reconstruction
+
+
+def _states(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:
+    names = accepted(model)
+    return model(**{name: value for name, value in batch.items() if name in names}, output_hidden_states=True)
 
 
 def teacher_signals(
@@ -115,12 +121,12 @@ def amalgamation_objective(
                 f"--method {options.method}: compares hidden states token by token, but {teacher.folder} and "
                 f"{student.folder} have different tokenizers"
             )
-    sizes = [teacher.model.config.hidden_size for teacher in teachers]
-    depth = min(model.config.num_hidden_layers for model in (student.model, *(t.model for t in teachers)))
+    sizes = [teacher.hidden_size for teacher in teachers]
+    depth = min(model.model.config.get_text_config().num_hidden_layers for model in (student, *teachers))
     blocks = (
-        LayerwiseAmalgamation(student.model.config.hidden_size, sizes, depth)
+        LayerwiseAmalgamation(student.hidden_size, sizes, depth)
         if options.method == "dfa"
-        else CommonFeatureLearning(student.model.config.hidden_size, sizes)
+        else CommonFeatureLearning(student.hidden_size, sizes)
     )
     loss = partial(distillation, loss=vanilla_kd_loss)
     return FeatureObjective(student.model, loss, [teacher.model for teacher in teachers], blocks)

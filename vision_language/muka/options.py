@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from fairseq_ext.errors import OptionError
 from fairseq_ext.options import OptionSet, option
 from vision_language.accelerator import ATTENTIONS, PRECISIONS
-from vision_language.muka.uncertainty import SCORES
+from vision_language.muka.uncertainty import OF_SEVERAL_PASSES, SCORES
 
 METHODS = ("muka-soft", "muka-hard", "vkd", "uhc", "dfa", "cfl", "supervised")
+FEATURE_METHODS = ("dfa", "cfl")
 TEACHER_LOSSES = ("cross-entropy", "encouraging")
 SELECTIONS = ("loss", "accuracy")
-OF_MUKA = ("margin", "no_mc", "score", "passes", "score_temperature")
+OF_MUKA = ("margin", "no_mc", "score", "passes", "teacher_dropout", "score_temperature")
 """Options that the other methods would ignore."""
 
 
@@ -48,7 +49,9 @@ class TrainingOptions(OptionSet):
     )
     mixed_precision: str = option("no", "number format of the forward pass (released: fp16)", PRECISIONS)
     attn_implementation: str = option(
-        "sdpa", "of self-attention in training; eager is faster in bf16 on a CPU", ATTENTIONS
+        "auto",
+        "of self-attention in training; auto: sdpa where the model has it; eager is faster in bf16 on a CPU",
+        ("auto", *ATTENTIONS),
     )
     seed: int = option(1, "of the new layers, the order, dropout and the hold-out (released: 1)", least=0)
 
@@ -92,18 +95,25 @@ class ScoreOptions(OptionSet):
     """
 
     teachers: tuple[str, ...] = option((), "folders of two or more trained classifiers")
+    rename: tuple[str, ...] = option(
+        (), "OLD=NEW: another name for a class of the teachers, 2:OLD=NEW: of the second only; such as 1:LABEL_0=sport"
+    )
     no_mc: bool = option(False, "scores from one pass without dropout")
     score: str = option("entropy", "certainty of a teacher (paper: entropy)", SCORES)
     passes: int = option(16, "Monte-Carlo dropout passes K (released: 16)", least=1)
+    teacher_dropout: float = option(
+        0.0, "dropout probability of the passes, 0: each teacher its own (released: 0.1)", least=0, below=1
+    )
     temperature: float = option(1.0, "softmax temperature of teachers and student (released: 1)", above=0)
     score_temperature: float = option(0.2, "softmax temperature of the scores, muka-soft (released: 0.2)", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.no_mc:
-            self.refuse_idle("with --no-mc", "passes")
-        if self.no_mc and self.score in ("variance", "mutual_info"):
-            raise OptionError(f"--score {self.score}: needs several passes, not --no-mc")
+            self.refuse_idle("with --no-mc", "passes", "teacher_dropout")
+        if self.score in OF_SEVERAL_PASSES and (self.no_mc or self.passes == 1):
+            given = "--no-mc" if self.no_mc else "--passes 1"
+            raise OptionError(f"--score {self.score}: needs several passes, not {given}")
 
     def check_teachers(self) -> None:
         """Refuse fewer than two teachers."""
@@ -147,8 +157,8 @@ class AmalgamationOptions(ScoreOptions, TrainingOptions):
         if self.method == "muka-hard":
             self.refuse_idle(method, "score_temperature")
         if supervised:
-            self.refuse_idle(method, "temperature")
-        if self.method not in ("dfa", "cfl"):
+            self.refuse_idle(method, "temperature", "rename")
+        if self.method not in FEATURE_METHODS:
             self.refuse_idle(method, "amalgam_lr")
 
 
@@ -163,6 +173,8 @@ class DiagnosisOptions(ScoreOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_teachers()
+        if self.no_mc:
+            self.refuse_idle("with --no-mc", "seed")
         if not self.supervised:
             self.refuse_idle("without --supervised", "score_temperature")
         if not self.supervised and not self.no_mc:

@@ -21,7 +21,7 @@ from vision_language.muka.models import Classifier, save_classifier
 from vision_language.muka.objectives import Objective
 from vision_language.muka.options import TrainingOptions
 from vision_language.muka.targets import LabelUnion
-from vision_language.muka.tokens import Tokens
+from vision_language.muka.trial import prove_training, set_attention
 from vision_language.pretrained import fingerprint
 
 __all__ = ["Run", "accuracy"]
@@ -54,6 +54,18 @@ class Run:
     def finished(self) -> bool:
         return self.name in self.experiment.runs
 
+    def prepare(self, classifier: Classifier, accelerator: Accelerator) -> None:
+        """Before any work: a model that could not be trained and saved is refused.
+
+        Raises:
+            InputError: as :func:`~vision_language.muka.trial.prove_training`.
+        """
+        set_attention(classifier, self.options.attn_implementation)
+        if accelerator.is_main_process and not (self.out / "checkpoint.pt").exists():
+            texts = [text for part in self.splits.values() for text in part.texts]
+            prove_training(classifier, texts, self.options.max_length, self.out)
+        accelerator.wait_for_everyone()
+
     def train(
         self,
         classifier: Classifier,
@@ -73,11 +85,9 @@ class Run:
             fitting: as :func:`~vision_language.muka.loop.fit`.
         """
         start, options, batch_size = time.perf_counter(), self.options, self.options.eval_batch_size
-        classifier.model.set_attn_implementation(options.attn_implementation)
         labelled = {split: texts for split, texts in self.splits.items() if texts.labels is not None}
         gold = {split: gold_ids(texts, classifier.labels) for split, texts in labelled.items()}
-        tokenizer, length = classifier.tokenizer, options.max_length
-        tokens = {split: Tokens(texts.texts, tokenizer, length) for split, texts in self.splits.items()}
+        tokens = {split: classifier.tokens(texts.texts, options.max_length) for split, texts in self.splits.items()}
 
         def logits(split: str) -> Tensor:
             return predict_logits(classifier.model, tokens[split], batch_size, accelerator)

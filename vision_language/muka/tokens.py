@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -19,10 +20,21 @@ class Tokens:
         texts: n of them.
         tokenizer: of the model that will read them.
         max_length: longer texts are cut to so many tokens, special ones included.
+        names: of the arguments that the model takes; others that the tokenizer makes are left out. Default: all.
+        pad_to: pad all texts to so many tokens instead.
     """
 
-    def __init__(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self._pad = DataCollatorWithPadding(tokenizer, return_tensors="pt")
+    def __init__(
+        self,
+        texts: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        names: Collection[str] | None = None,
+        pad_to: int | None = None,
+    ) -> None:
+        padding = "longest" if pad_to is None else "max_length"
+        self._pad = DataCollatorWithPadding(tokenizer, padding, max_length=pad_to, return_tensors="pt")
+        self._names = names
         # Arrays take a tenth of the memory of lists of integers.
         self.rows: list[dict[str, np.ndarray]] = []
         for start in range(0, len(texts), 1000):
@@ -37,7 +49,16 @@ class Tokens:
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Keyword arguments of the model for the texts ``rows``, on ``device``."""
         padded = self._pad([self.rows[row] for row in rows])
-        return {name: value.long().to(device) for name, value in padded.items()}
+        taken = padded if self._names is None else [name for name in padded if name in self._names]
+        return {name: padded[name].long().to(device) for name in taken}
+
+    def digest(self) -> str:
+        """SHA-256 of all that a model reads: the token ids, and how batches are padded."""
+        sha = hashlib.sha256(repr((self._pad, self._names and sorted(self._names))).encode())
+        for row in self.rows:
+            for name, values in row.items():
+                sha.update(f"{name} {len(values)} ".encode() + values.tobytes())
+        return sha.hexdigest()
 
     def in_order(self, batch_size: int) -> list[np.ndarray]:
         """Batches of all rows, the longest texts first, so that little is padding."""

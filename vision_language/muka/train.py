@@ -18,18 +18,25 @@ from fairseq_ext.experiments import Experiment
 from fairseq_ext.losses import encouraging_loss
 from vision_language.accelerator import make_accelerator
 from vision_language.muka.cache import TeacherCache, teacher_scores_of
-from vision_language.muka.data import SPLITS, Texts, gold_ids, read_splits, split_labels
-from vision_language.muka.models import Classifier, build_classifier, load_classifier
+from vision_language.muka.data import SPLITS, Texts, gold_ids, has_split, read_splits, split_labels
+from vision_language.muka.models import Classifier, build_classifier, load_classifiers
 from vision_language.muka.objectives import Objective, amalgamation_objective, teacher_signals
-from vision_language.muka.options import AmalgamationOptions, TeacherOptions, TrainingOptions
+from vision_language.muka.options import FEATURE_METHODS, AmalgamationOptions, TeacherOptions, TrainingOptions
 from vision_language.muka.run import Run
 from vision_language.muka.targets import LabelUnion, union_of_labels
+from vision_language.muka.trial import prove_reading
 
 __all__ = ["amalgamate", "read_data", "train_teacher"]
 
 
 def read_data(options: TrainingOptions) -> dict[str, Texts]:
-    """The splits of all ``options.data`` together; ``test`` where each has one."""
+    """The splits of all ``options.data`` together; ``test`` where each has one.
+
+    Raises:
+        InputError: data that cannot be used, or a share to hold out where all have validation texts.
+    """
+    if all(has_split(path, "valid") for path in options.data):
+        options.refuse_idle("where there are validation texts", "valid_fraction")
     parts = [read_splits(path, options.valid_fraction, options.seed) for path in options.data]
     shared = [split for split in SPLITS if all(split in part for part in parts)]
     return {split: Texts.joined([part[split] for part in parts]) for split in shared}
@@ -81,6 +88,7 @@ def train_teacher(options: TeacherOptions, out: str | Path, accelerator: Acceler
     run = Run(options, splits, [options.model], out)
     if run.finished:
         return run.experiment
+    run.prepare(classifier, accelerator)
     run.train(classifier, Objective(classifier.model, teacher_loss(options)), gold, accelerator, select="accuracy")
     return run.experiment
 
@@ -98,7 +106,7 @@ def amalgamate(
 
     Args:
         out: as :func:`train_teacher`.
-        cache: folder of the teachers' logits and scores. Default: ``cache`` in ``out``.
+        cache: folder of the teachers' logits and scores. Default: ``cache`` in ``out``. The supervised method has none.
 
     Returns:
         as :func:`train_teacher`, with the test accuracy on the classes of each teacher, and ``seconds_teachers``.
@@ -107,6 +115,8 @@ def amalgamate(
         InputError: options, data or models that cannot be used.
     """
     accelerator = accelerator or make_accelerator(options.mixed_precision)
+    if cache and options.method == "supervised":
+        raise OptionError("--cache: has no effect with --method supervised")
     splits = read_data(options)
     if options.select == "accuracy":
         splits["valid"].gold()
@@ -120,27 +130,32 @@ def amalgamate(
         student.length(options.max_length)
         run = Run(options, splits, [options.student], out)
         if not run.finished:
+            run.prepare(student, accelerator)
             run.train(student, Objective(student.model, F.cross_entropy), gold, accelerator, **fitting)
         return run.experiment
 
-    teachers = [load_classifier(folder) for folder in options.teachers]
+    teachers = load_classifiers(options.teachers, options.rename)
     union = union_of_labels([teacher.labels for teacher in teachers])
     splits["train"] = splits["train"].without_labels()
     for texts in splits.values():
         if texts.labels is not None:
             gold_ids(texts, union.names)  # unknown labels are refused before any work
     student = build_classifier(options.student, union.names, options.layers or None, options.from_scratch)
-    for model in (student, *teachers):
-        model.length(options.max_length)
+    everything = [text for part in splits.values() for text in part.texts]
+    features = options.method in FEATURE_METHODS
+    passes = options.teacher_dropout if options.method.startswith("muka") and not options.no_mc else None
+    for model, dropout in ((student, None), *((teacher, passes) for teacher in teachers)):
+        prove_reading(model, everything, options.max_length, hidden_states=features, dropout=dropout)
     objective = amalgamation_objective(options, student, union, teachers)
     run = Run(options, splits, [*options.teachers, options.student], out)
     if run.finished:
         return run.experiment
+    run.prepare(student, accelerator)
     store = TeacherCache(cache or Path(out) / "cache", accelerator, options.max_length, options.eval_batch_size)
     start = time.perf_counter()
     told = {split: _told(options, union, teachers, splits[split], split, store) for split in ("train", "valid")}
     fitting["extra"] = {"seconds_teachers": time.perf_counter() - start}
-    if options.method in ("dfa", "cfl"):
+    if features:
         for teacher in teachers:
             teacher.model.to(accelerator.device)
     run.train(student, objective, told, accelerator, union, **fitting)

@@ -18,29 +18,43 @@ from torch import Tensor, nn
 
 from fairseq_ext.errors import OptionError, choose
 
-__all__ = ["SCORES", "active_dropout", "mc_dropout_probabilities", "teacher_scores"]
+__all__ = [
+    "OF_SEVERAL_PASSES",
+    "SCORES",
+    "active_dropout",
+    "dropout_probabilities",
+    "mc_dropout_probabilities",
+    "teacher_scores",
+]
 
 SCORES = ("entropy", "max_prob", "margin", "variance", "mutual_info")
+OF_SEVERAL_PASSES = ("variance", "mutual_info")
+"""The scores that are 0 for one pass."""
 
 
 def _is_dropout(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__.endswith("Dropout")
 
 
-def _rates(module: nn.Module) -> list[float]:
-    """The dropout probabilities that depend on ``module.training``; empty where it has nothing to do with dropout."""
+def _rates(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Who has the dropout probabilities that depend on ``module.training``, and their names; empty without dropout."""
     if _is_dropout(module):
-        return [float(getattr(module, "p", 1.0))]
+        return [(module, "drop_prob" if hasattr(module, "drop_prob") else "p")]
     # Attention takes its probability from a dropout module that it never calls, or from a number.
     rates = [rate for child in module.children() if _is_dropout(child) for rate in _rates(child)]
     for name, value in vars(module).items():
-        if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
-            rates.append(value)
+        if type(value) in (int, float) and ("dropout" in name or "pdrop" in name):
+            rates.append((module, name))
     return rates
 
 
+def dropout_probabilities(model: nn.Module) -> list[float]:
+    """Every probability that :func:`active_dropout` makes active, in the order of the modules."""
+    return [float(getattr(owner, name, 1.0)) for module in model.modules() for owner, name in _rates(module)]
+
+
 @contextlib.contextmanager
-def active_dropout(model: nn.Module) -> Iterator[float]:
+def active_dropout(model: nn.Module, probability: float | None = None) -> Iterator[float]:
     """Switches on the dropout of a model, and nothing else; every mode is as before afterwards, after an error too.
 
     In training mode are the dropout modules, and the modules that call dropout as a function: those that own a dropout
@@ -48,10 +62,14 @@ def active_dropout(model: nn.Module) -> Iterator[float]:
     ``nn.MultiheadAttention`` and ``nn.LSTM``. Batch normalisation keeps its running statistics, and LayerDrop stays
     off: it drops a layer for the whole batch, so copies of an example in one batch would not be independent.
 
+    Args:
+        probability: of all of them. Default: each its own.
+
     Yields:
         the largest dropout probability that is now active; 0 where there is none.
     """
     modes = [(module, module.training) for module in model.modules()]
+    before: list[tuple[nn.Module, str, float]] = []
     largest = 0.0
     try:
         model.eval()
@@ -59,9 +77,16 @@ def active_dropout(model: nn.Module) -> Iterator[float]:
             rates = _rates(module)
             if rates and not getattr(module, "layerdrop", 0):
                 module.training = True  # not .train(), which would switch the children too
-                largest = max(largest, *rates)
+                for owner, name in rates:
+                    own = float(getattr(owner, name, 1.0))
+                    if probability is not None:
+                        before.append((owner, name, own))
+                        setattr(owner, name, probability)
+                    largest = max(largest, own if probability is None else probability)
         yield largest
     finally:
+        for owner, name, own in reversed(before):  # an attention and its dropout module name the same one
+            setattr(owner, name, own)
         for module, training in modes:
             module.training = training
 
@@ -71,6 +96,7 @@ def mc_dropout_probabilities(
     batch: Mapping[str, Any],
     passes: int = 16,
     *,
+    dropout: float | None = None,
     chunk_size: int = 256,
     seed: int | None = None,
 ) -> Tensor:
@@ -86,6 +112,7 @@ def mc_dropout_probabilities(
         batch: keyword arguments of the model, on its device. ``labels`` are left out; tensors of B rows are repeated,
             everything else is passed on as it is.
         passes: K. Default 16, as the released code.
+        dropout: probability of all dropout. Default: that of the model.
         chunk_size: rows of one forward pass, at most; bounds the memory.
         seed: of the dropout masks; the generators of torch are left as they were. Default: whatever their state is.
 
@@ -115,11 +142,15 @@ def mc_dropout_probabilities(
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
 
     devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices, enabled=seed is not None), active_dropout(model) as largest:
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices, enabled=seed is not None),
+        active_dropout(model, dropout) as largest,
+    ):
         if not largest:
             raise OptionError(
                 f"{passes} Monte-Carlo passes: the model has no dropout above 0, so they cannot differ; "
-                "set its dropout, or use one deterministic pass"
+                "set one (--teacher-dropout 0.1), or use one pass without (--no-mc)"
             )
         if seed is not None:
             torch.manual_seed(seed)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +167,36 @@ def test_predict(student, world, tmp_path, capsys):
     assert {len(row["probabilities"]) for row in rows} == {2}
 
 
+def test_predict_gives_a_row_for_each_line(student, capsys, monkeypatch, tmp_path):
+    """Blank lines too, so that the n-th row is that of the n-th line; from stdin as well."""
+    content = b"the goal of the race team\n\nsome rain and a rose\n \n"
+    (tmp_path / "new.txt").write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
+    said = []
+    for file in (str(tmp_path / "new.txt"), "-"):
+        main(["predict", file, "--model", str(student), "--cpu"])
+        said.append(capsys.readouterr().out)
+    rows = [json.loads(line) for line in said[0].splitlines()]
+    assert [row["text"] for row in rows] == ["the goal of the race team", "", "some rain and a rose", ""]
+    assert [row["label"] is None for row in rows] == [False, True, False, True] and rows[1]["probabilities"] == {}
+    assert said[0] == said[1]
+
+
+def test_splits_of_a_folder(student, world, tmp_path, capsys):
+    """A split is all of its file, and there is none where it has no file: nothing is held out."""
+    (tmp_path / "data").mkdir()
+    shutil.copy(world.data / "train.tsv", tmp_path / "data")
+    command = ["evaluate", "--model", str(student), "--cpu", "--max-length", "16"]
+    main([*command, "--data", str(tmp_path / "data"), "--split", "train"])
+    assert json.loads(capsys.readouterr().out)["texts"] == 120
+    for data, split, message in (
+        (tmp_path / "data", "valid", "--split valid: .*data has only train"),
+        (world.data / "test.tsv", "test", "--split test: has no effect with a file, .*test.tsv"),
+    ):
+        with pytest.raises(InputError, match=message):
+            main([*command, "--data", str(data), "--split", split])
+
+
 def test_an_output_folder_that_is_a_file(world, tmp_path):
     (tmp_path / "file").write_text("")
     command = ["diagnose", "--teachers", str(world.first), str(world.second), "--data", str(world.data), "--cpu"]
@@ -254,6 +286,13 @@ def test_two_processes_equal_one(command, tmp_path):
         (["--method", "muka-hard", "--score-temperature", "1"], "--score-temperature 1.0: has no effect with"),
         (["--no-mc", "--passes", "4"], "--passes 4: has no effect with --no-mc"),
         (["--no-mc", "--score", "variance"], "--score variance: needs several passes, not --no-mc"),
+        (["--passes", "1", "--score", "variance"], "--score variance: needs several passes, not --passes 1"),
+        (["--passes", "1", "--score", "mutual_info"], "--score mutual_info: needs several passes, not --passes 1"),
+        (["--no-mc", "--teacher-dropout", "0.2"], "--teacher-dropout 0.2: has no effect with --no-mc"),
+        (["--teacher-dropout", "1"], "--teacher-dropout must be at least 0 and less than 1, got 1.0"),
+        (["--method", "vkd", "--teacher-dropout", "0.2"], "--teacher-dropout 0.2: has no effect with --method vkd"),
+        (["--rename", "golf=x"], "--rename golf=x: no such class; there are cooking, garden, music, sport, travel"),
+        (["--valid-fraction", "0.2"], "--valid-fraction 0.2: has no effect where there are validation texts"),
         (["--amalgam-lr", "1"], "--amalgam-lr 1.0: has no effect with --method muka-soft"),
         (["--method", "vkd", "--no-mc"], "--no-mc: has no effect with --method vkd"),
         (["--method", "supervised"], "--teachers: none with --method supervised"),
@@ -272,7 +311,7 @@ def test_bad_options_end_with_one_line(command, tmp_path, options, message):
     ("arguments", "message"),
     [
         (["amalgamate", "--teachers", "ONE"], "--teachers: at least two are needed, got 1"),
-        (["amalgamate", "--teachers", "ONE", "ENCODER"], "its config.json has no id2label"),
+        (["amalgamate", "--teachers", "ONE", "ENCODER"], "encoder: a BertModel does not tell the class of a text"),
         (["amalgamate", "--teachers", "ONE", "EMPTY"], "no config.json in it, so it is no model"),
         (["train-teacher", "--model", "EMPTY"], "no config.json in it, so it is no model"),
         (["train-teacher", "--model", "ENCODER", "--part", "2"], "--part must be I/T with 1 <= I <= T"),
@@ -288,6 +327,10 @@ def test_bad_options_end_with_one_line(command, tmp_path, options, message):
         (["diagnose", *TWO, "--score-temperature", "1"], "--score-temperature 1.0: has no effect without --supervised"),
         (["diagnose", *TWO, "--temperature", "2"], "--temperature 2.0: has no effect without --supervised or --no-mc"),
         (["diagnose", *TWO, "--temperature", "0"], "--temperature must be greater than 0, got 0.0"),
+        (["evaluate", "--model", "ONE", "--split", "train"], "the label 'music' is not among the 2 known"),
+        (["diagnose", *TWO, "--no-mc", "--seed", "3"], "--seed 3: has no effect with --no-mc"),
+        (["amalgamate", "--method", "supervised", "--cache", "EMPTY"], "--cache: has no effect with --method superv"),
+        (["amalgamate", "--method", "supervised", "--rename", "a=b"], "--rename a=b: has no effect with --method"),
         (["predict", "EMPTY.txt", "--model", "ONE"], "empty.txt: no text in it"),
     ],
 )

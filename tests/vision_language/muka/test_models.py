@@ -18,7 +18,7 @@ from transformers import (
 
 from fairseq_ext.errors import CheckpointError, InputError, OptionError
 from tests.vision_language.muka.texts import tiny_tokenizer, write_classifier, write_encoder
-from vision_language.muka.models import build_classifier, load_classifier, save_classifier
+from vision_language.muka.models import build_classifier, load_classifier, load_classifiers, save_classifier
 from vision_language.pretrained import fingerprint
 
 
@@ -69,11 +69,16 @@ def test_other_architectures(tmp_path):
         (lambda f: (f / "config.json").write_text("{"), "config.json: not a JSON file"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json: no model_type"),
         (lambda f: edit_config(f, model_type="nothing"), "cannot be loaded"),
-        (lambda f: edit_config(f, id2label=None), "has no id2label, so its classes have no names"),
+        (lambda f: edit_config(f, id2label=None), "its id2label has no names but LABEL_0"),
+        (lambda f: edit_config(f, id2label={}), "its id2label in config.json names no class"),
         (lambda f: edit_config(f, id2label={"0": "LABEL_0", "1": "LABEL_1"}), "no names but LABEL_0"),
         (lambda f: edit_config(f, id2label={"0": "a", "1": "b", "2": "a"}), "id2label has 'a' twice"),
         (lambda f: edit_config(f, id2label={"0": "a", "2": "b"}), "id2label has no class '1' among its 2"),
         (lambda f: edit_config(f, id2label={"0": "a"}), "has 1 class, at least two are needed"),
+        (lambda f: edit_config(f, problem_type="multi_label_classification"), "problem_type is multi_label_class"),
+        (lambda f: edit_config(f, problem_type="regression"), "its problem_type is regression; only a model that"),
+        (lambda f: edit_config(f, architectures=["BertForTokenClassification"]), "TokenClassification does not tell"),
+        (lambda f: edit_config(f, architectures=["BertForMaskedLM"]), "a BertForMaskedLM does not tell the class"),
         (lambda f: edit_config(f, id2label={"0": "a", "1": "b"}), "cannot be loaded"),
         (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors in it"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100), "cannot be loaded"),
@@ -87,6 +92,27 @@ def test_refused_folders(folder, break_it, message):
     with pytest.raises(CheckpointError) as error:
         load_classifier(folder)
     assert message in str(error.value) and str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_renamed_classes(folder, tmp_path):
+    nameless = write_classifier(tmp_path / "nameless", ["LABEL_0", "LABEL_1"])
+    with pytest.raises(CheckpointError, match="give them with --rename LABEL_0=NAME"):
+        load_classifiers([nameless])
+    renames = ["1:LABEL_0=golf", "LABEL_1=music", "2:music=song"]
+    assert [c.labels for c in load_classifiers([nameless, folder], renames)] == [
+        ("golf", "music"),
+        ("song", "sport", "travel"),
+    ]
+    assert [c.labels for c in load_classifiers([folder, folder], ["sport=games"])] == [("music", "games", "travel")] * 2
+    for renames, message in (
+        (["golf=x"], "--rename golf=x: no such class; there are music, sport, travel"),
+        (["2:music=x"], "--rename 2:music=x: no such class"),
+        (["music"], "--rename must be OLD=NEW or NUMBER:OLD=NEW, such as 2:LABEL_0=sport, got 'music'"),
+        (["music=sport"], "has 'sport' twice"),
+    ):
+        with pytest.raises(InputError) as error:
+            load_classifiers([folder], renames)
+        assert message in str(error.value)
 
 
 def test_pickled_weights_are_refused(folder):
@@ -110,6 +136,9 @@ def test_code_in_a_folder_is_not_run(folder, tmp_path):
 def test_an_encoder_is_no_teacher(tmp_path):
     write_encoder(tmp_path)
     edit_config(tmp_path, id2label={"0": "a", "1": "b"})
+    with pytest.raises(CheckpointError, match="a BertModel does not tell the class of a text"):
+        load_classifier(tmp_path)
+    edit_config(tmp_path, architectures=None)
     with pytest.raises(CheckpointError, match=r"not a trained classifier: its weights lack classifier\."):
         load_classifier(tmp_path)
 
@@ -191,8 +220,22 @@ def test_fingerprint(folder):
     before = fingerprint(folder)
     (folder / "results.json").write_text("{}")
     (folder / "README.md").write_text("about")
+    (folder / "tensorboard").mkdir()
     assert fingerprint(folder) == before
-    for name, text in (("config.json", " "), ("tokenizer.json", " "), ("vocab.txt", "a")):
+    files = [
+        path.name for path in folder.iterdir() if path.is_file() and path.name not in ("README.md", "results.json")
+    ]
+    others = [
+        "vocab.txt",
+        "merges.txt",
+        "spiece.model",
+        "vocab.bpe",
+        "bpe.codes",
+        "o200k.tiktoken",
+        "model.py",
+        "emoji",
+    ]
+    for name, text in ((name, "a") for name in [*files, *others]):
         with open(folder / name, "a", encoding="utf-8") as file:
             file.write(text)
         assert fingerprint(folder) != before

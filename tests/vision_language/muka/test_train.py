@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionErr
 from fairseq_ext.files import load_safely, save_atomically
 from fairseq_ext.losses import encouraging_loss
 from tests.vision_language.muka.conftest import QUICK
+from tests.vision_language.muka.test_architectures import write
 from tests.vision_language.muka.texts import WORDS, write_encoder, write_texts
 from vision_language.accelerator import make_accelerator
 from vision_language.muka import loop, run
@@ -56,7 +58,8 @@ def merge(world, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def merge(options, out):
-        return amalgamate(options, out, cache, Accelerator(cpu=True)).runs[f"seed{options.seed}"]
+        shared = None if options.method == "supervised" else cache
+        return amalgamate(options, out, shared, Accelerator(cpu=True)).runs[f"seed{options.seed}"]
 
     return merge
 
@@ -164,6 +167,7 @@ def test_overlapping_teachers(world, merge, tmp_path):
         {"no_mc": True},
         {"score": "mutual_info"},
         {"passes": 4},
+        {"teacher_dropout": 0.4},
         {"temperature": 2.0},
         {"score_temperature": 0.5},
         {"method": "muka-hard"},
@@ -183,6 +187,18 @@ def test_every_option_changes_the_training(world, merge, tmp_path, tmp_path_fact
         merge(student_options(world, epochs=1), base)
     merge(student_options(world, epochs=1, **changes), tmp_path)
     assert not equal(weights(base), weights(tmp_path))
+
+
+def test_dropout_of_the_passes_and_renamed_classes(world, merge, tmp_path):
+    """A teacher without dropout is given some; its classes get the names of the options, in the student too."""
+    config = json.loads((shutil.copytree(world.first, tmp_path / "first") / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "id2label": {"0": "LABEL_0", "1": "b"}}
+    (tmp_path / "first" / "config.json").write_text(json.dumps(config))
+    teachers = (str(tmp_path / "first"), str(world.second))
+    rename = ("1:LABEL_0=cooking", "b=garden")
+    options = student_options(world, teachers=teachers, rename=rename, teacher_dropout=0.1, epochs=1)
+    assert "test_accuracy" in merge(options, tmp_path / "out")
+    assert load_classifier(tmp_path / "out").labels == ("cooking", "garden", "music", "sport", "travel")
 
 
 def test_the_loss_of_teachers(world):
@@ -407,6 +423,44 @@ def test_refused_teachers(world, tmp_path, changes, message):
     with pytest.raises(InputError) as error:
         train_teacher(teacher_options(world, **changes), tmp_path / "out")
     assert message in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def refuse(*_):
+    raise ValueError("not today")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        ({"student": "save"}, "cannot be saved and read back: not today"),
+        ({"student": "layers"}, "--layers: "),
+        ({"teacher": "dropout"}, r"teacher: a model without dropout, .*--teacher-dropout 0\.1, or use one pass"),
+        ({"teacher": "problem"}, "its problem_type is multi_label_classification"),
+        ({"student": "attention"}, "--attn-implementation sdpa: .*FNet"),
+    ],
+    ids=str,
+)
+def test_what_would_fail_later_is_refused_before_teachers_are_asked(world, tmp_path, monkeypatch, break_it, message):
+    """Each of them ends before the first logits are computed."""
+    monkeypatch.setattr("vision_language.muka.cache.predict_logits", lambda *_, **__: pytest.fail("too late"))
+    changes = {}
+    teacher = shutil.copytree(world.first, tmp_path / "teacher")
+    config = json.loads((teacher / "config.json").read_text())
+    if break_it == {"student": "save"}:
+        monkeypatch.setattr("vision_language.muka.trial.save_classifier", refuse)
+    elif break_it == {"student": "layers"}:
+        changes = {"layers": 3}
+    elif break_it == {"student": "attention"}:
+        changes = {"student": str(write(tmp_path / "fnet", "fnet")), "attn_implementation": "sdpa"}
+    elif break_it == {"teacher": "dropout"}:
+        config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    else:
+        config |= {"problem_type": "multi_label_classification"}
+    (teacher / "config.json").write_text(json.dumps(config))
+    options = student_options(world, teachers=(str(teacher), str(world.second)), **changes)
+    with pytest.raises(InputError, match=message) as error:
+        amalgamate(options, tmp_path / "out", None, Accelerator(cpu=True))
+    assert "\n" not in str(error.value) and not (tmp_path / "out" / "trial").exists()
 
 
 def test_labels_that_no_teacher_knows(world, merge, tmp_path):
