@@ -65,7 +65,8 @@ def _check_value(item: Field[Any], value: Any) -> None:
 def _refuse_idle(item: Field[Any], value: Any, reason: str) -> None:
     if value != item.default:
         shown = flag(f"no_{item.name}") if value is False else flag(item.name)
-        given = "" if isinstance(value, bool) else f" {value}"
+        words = () if isinstance(value, bool) else value if isinstance(value, tuple) else (value,)
+        given = "".join(f" {word}" for word in words)
         raise OptionError(f"{shown}{given}: has no effect {reason}")
 
 

@@ -32,7 +32,7 @@ def prove_reading(
     hidden_states: bool = False,
     dropout: float | None = None,
 ) -> None:
-    """Refuse a classifier that cannot read ``texts``.
+    """Refuse a classifier that cannot read ``texts``; it is left in evaluation mode.
 
     Args:
         hidden_states: they are needed too, a vector of its hidden size for each token.
@@ -43,7 +43,7 @@ def prove_reading(
         CheckpointError: names the folder and what went wrong.
         OptionError: more tokens than the model has positions for, or passes without dropout.
     """
-    model, folder = classifier.model, classifier.folder
+    model, folder = classifier.model.eval(), classifier.folder
     wanted = {"output_hidden_states": True} if hidden_states else {}
     shortest = []
     for batch in _batches(classifier, texts, max_length):
@@ -103,7 +103,7 @@ def set_attention(classifier: Classifier, implementation: str) -> None:
 def prove_training(classifier: Classifier, texts: Sequence[str], max_length: int, out: str | Path) -> None:
     """Save a classifier to ``out/trial``, read it back, let that copy read and learn, and remove it.
 
-    The classifier itself, and torch's generator, stay as they are.
+    The weights, and torch's generator, stay as they are.
 
     Raises:
         CheckpointError: it cannot read the texts, be saved or trained, or is not the same when read back.
@@ -131,8 +131,6 @@ def _changed(classifier: Classifier, copy: Classifier, batch: dict[str, Tensor])
     """The weights that differ, or that outputs do; empty where nothing does."""
     before, after = classifier.model.state_dict(), copy.model.state_dict()
     lost = [name for name in before if name not in after or not torch.equal(before[name], after[name])]
-    training = classifier.model.training
     with torch.no_grad():
-        first, second = classifier.model.eval()(**batch).logits, copy.model(**batch).logits
-    classifier.model.train(training)
+        first, second = classifier.model(**batch).logits, copy.model(**batch).logits
     return ", ".join(lost[:3]) or ("" if torch.allclose(first, second, rtol=1e-3, atol=1e-3) else "other outputs")

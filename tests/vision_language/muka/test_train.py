@@ -81,7 +81,7 @@ def test_teachers_know_their_classes(world):
         assert load_classifier(folder).labels == labels
         content = json.loads((folder / "results.json").read_text())
         assert content["summary"]["test_accuracy"]["mean"] > 0.8 and content["settings"]["epochs"] == 8
-        assert set(content["environment"]) >= {"torch", "transformers", "accelerate"}
+        assert set(content["runs"]["seed1"]["environment"]) >= {"torch", "transformers", "accelerate"}
         best = max(content["runs"]["seed1"]["history"], key=lambda entry: entry["accuracy"])
         assert content["runs"]["seed1"]["best_step"] == best["step"]
         assert content["runs"]["seed1"]["valid_accuracy"] == best["accuracy"]
