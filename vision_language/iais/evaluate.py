@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fairseq_ext.errors import CheckpointError
 from vision_language.iais.data import Collator, RegionData
 from vision_language.iais.hook import IAISHook
 from vision_language.iais.isd import isd
@@ -55,6 +57,7 @@ def score_matrix(
 
     Raises:
         DataError: the model was made for other regions.
+        CheckpointError: a score is not a number.
     """
     data.check_model(model.config)
     device = model.device if device is None else device
@@ -74,10 +77,17 @@ def score_matrix(
             for block, batch in zip(text_blocks, cut, strict=True):
                 scores[block.cpu()[:, None], images] = model.score_pairs(batch, regions).float().cpu()
                 bar.update(len(block) * len(images))
+    if scores.isnan().any():
+        raise CheckpointError(
+            f"{int(scores.isnan().sum())} of {scores.numel()} scores are not a number: the model is damaged, or its "
+            "training went astray (lower --lr)"
+        )
     return scores
 
 
-def recall_at_k(scores: Tensor, text_to_image: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+def recall_at_k(
+    scores: Tensor | np.ndarray, text_to_image: Tensor | np.ndarray | Sequence[int], ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
     """Recall and mean rank of image retrieval (a caption asks) and text retrieval (an image asks).
 
     A rank is the number of wrong answers with a higher score than the right one, of several right captions the best.
@@ -85,9 +95,9 @@ def recall_at_k(scores: Tensor, text_to_image: Tensor, ks: Sequence[int] = (1, 5
     model that scores all alike is at the level of chance.
 
     Args:
-        scores: ``(texts, images)``, higher for better matches.
-        text_to_image: ``(texts,)``, the image that each caption describes.
-        ks: answers that are looked at.
+        scores: ``(texts, images)``, higher for better matches; a tensor or an array.
+        text_to_image: ``(texts,)``, the number of the image that each caption describes.
+        ks: answers that are looked at, at least 1.
 
     Returns:
         ``ir_r{k}`` and ``tr_r{k}``, shares of queries with a right answer among the first k; ``ir_mean_rank`` and
@@ -95,12 +105,12 @@ def recall_at_k(scores: Tensor, text_to_image: Tensor, ks: Sequence[int] = (1, 5
         none.
 
     Raises:
-        ValueError: a score is not a number.
+        ValueError: shapes that do not fit, numbers that are no images, or a score that is not a number.
 
     Example:
         >>> recall_at_k(score_matrix(model, data, collator), data.text_to_image)["ir_r1"]
     """
-    images, texts = _standings(scores, text_to_image)
+    images, texts = _standings(scores, text_to_image, ks)
     recalls = {
         f"{direction}_r{k}": standing.hits(k).mean().item()
         for direction, standing in (("ir", images), ("tr", texts))
@@ -115,13 +125,15 @@ def recall_at_k(scores: Tensor, text_to_image: Tensor, ks: Sequence[int] = (1, 5
     }
 
 
-def released_image_recall(scores: Tensor, text_to_image: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+def released_image_recall(
+    scores: Tensor | np.ndarray, text_to_image: Tensor | np.ndarray | Sequence[int], ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
     """``ir_r{k}`` as the released code of UNITER and IAIS counts it, for comparison with figures made by it.
 
     It also counts the numbers of the first captions as ranks: caption t < k with its image among the first ``max(ks)``
     is one more hit, which inflates the recall by up to k / texts, beyond 1 even. Text retrieval is not touched.
     """
-    images, _ = _standings(scores, text_to_image)
+    images, _ = _standings(scores, text_to_image, ks)
     found = images.hits(max(ks))
     return {f"ir_r{k}": (images.hits(k).sum() + found[:k].sum()).item() / len(found) for k in ks}
 
@@ -156,8 +168,24 @@ class _Standing(NamedTuple):
         return 1 - missed.where(drawn <= self.ties, 0)
 
 
-def _standings(scores: Tensor, text_to_image: Tensor) -> tuple[_Standing, _Standing]:
+def _standings(scores: Any, text_to_image: Any, ks: Sequence[int]) -> tuple[_Standing, _Standing]:
     """The image of each caption, and the best caption of each image that has one."""
+    scores = torch.as_tensor(scores)
+    text_to_image = torch.as_tensor(text_to_image, device=scores.device)
+    if scores.dim() != 2 or not scores.numel():
+        raise ValueError(f"scores must be (texts, images), at least one of each, got {tuple(scores.shape)}")
+    if text_to_image.shape != scores.shape[:1] or text_to_image.is_floating_point():
+        raise ValueError(
+            f"text_to_image must be ({len(scores)},) whole numbers, an image for each row of scores, got "
+            f"{text_to_image.dtype} {tuple(text_to_image.shape)}"
+        )
+    if text_to_image.min() < 0 or text_to_image.max() >= scores.size(1):
+        raise ValueError(
+            f"text_to_image must number the {scores.size(1)} columns of scores from 0, got "
+            f"{int(text_to_image.min())} to {int(text_to_image.max())}"
+        )
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be at least 1, got {tuple(ks)}")
     if scores.isnan().any():
         raise ValueError(f"{int(scores.isnan().sum())} of {scores.numel()} scores are not a number")
     wrong = text_to_image[:, None] != torch.arange(scores.size(1), device=scores.device)

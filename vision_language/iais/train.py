@@ -61,7 +61,13 @@ class Trainer:
     """One seed's model, optimiser and progress; see :func:`train`."""
 
     def __init__(
-        self, options: Options, data: Mapping[str, RegionData], seed: int, folder: Path, accelerator: Accelerator
+        self,
+        options: Options,
+        data: Mapping[str, RegionData],
+        seed: int,
+        folder: Path,
+        accelerator: Accelerator,
+        settings: Settings | None = None,
     ) -> None:
         self.options, self.seed, self.folder, self.accelerator = options, seed, folder, accelerator
         torch.manual_seed(seed)
@@ -77,9 +83,9 @@ class Trainer:
         self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": -math.inf, "best_step": 0}
         self.progress |= {"losses": [0.0, 0.0, 0], "history": []}
         parts = {"model": self.model, "optimizer": self.optimizer, "scaler": accelerator.scaler}
-        self.checkpoint = Checkpoint(folder / "checkpoint.pt", settings_of(options, data), self.progress, **parts)
-        if not self.checkpoint.restore() and accelerator.is_main_process:
-            save_folder(self.model, self.tokenizer, folder / "initial")
+        settings = settings_of(options, data) if settings is None else settings
+        self.checkpoint = Checkpoint(folder / "checkpoint.pt", settings, self.progress, **parts)
+        restored = self.checkpoint.restore()
         accelerator.wait_for_everyone()  # nobody replaces the checkpoint before all have read it
 
         self.collator = Collator(self.tokenizer, options.max_text_length)
@@ -87,6 +93,9 @@ class Trainer:
         sampler = make_sampler(options, data["train"], seed)
         self.gradient = TrainingStep(self.parallel, batches, sampler, options, accelerator)
         self.valid = first_images(data["valid"], options.valid_images)
+        if accelerator.is_main_process and not restored:  # what cannot be saved must not be trained first
+            save_folder(self.model, self.tokenizer, folder / "initial")
+            self.checkpoint.save()
 
     def train(self) -> None:
         """From where the progress stands to the last step."""
@@ -154,6 +163,7 @@ def train(
     seed: int,
     folder: str | Path,
     accelerator: Accelerator | None = None,
+    settings: Settings | None = None,
 ) -> dict[str, Any]:
     """Train with one seed.
 
@@ -166,6 +176,7 @@ def train(
     Args:
         data: the three splits.
         accelerator: devices, processes and precision. Default: one of ``options.mixed_precision``.
+        settings: those of ``options`` and ``data``. Default: found anew, for which all features are read.
 
     Returns:
         Recalls and ISD of the kept model on the test split, its step and validation metric, seconds a step, history.
@@ -173,12 +184,13 @@ def train(
     Raises:
         OptionError: the checkpoint in ``folder`` was trained with other options, data or encoder; options that the data
             refuses.
+        DataError: a feature that is not a finite number, in any split.
         CheckpointError: a damaged checkpoint.
         InputError: the loss is not finite.
     """
     accelerator = accelerator or make_accelerator(options.mixed_precision)
     folder = output_folder(folder)
-    trainer = Trainer(options, data, seed, folder, accelerator)
+    trainer = Trainer(options, data, seed, folder, accelerator, settings)
     trainer.train()
     accelerator.wait_for_everyone()  # the main process has written the model
     model, _ = load(folder / "model", accelerator.device)
@@ -225,12 +237,13 @@ def run(
         )
     data = read_data(options)
     make_sampler(options, data["train"], seed)  # bad options must not leave a results.json
-    experiment = Experiment(out, settings_of(options, data), ("transformers", "accelerate"))
+    settings = settings_of(options, data)
+    experiment = Experiment(out, settings, ("transformers", "accelerate"))
     accelerator.wait_for_everyone()  # all have read which runs are finished
     for number in range(seed, seed + runs):
         name = f"seed{number}"
         if name not in experiment.runs:
-            found = train(options, data, number, Path(out) / name, accelerator)
+            found = train(options, data, number, Path(out) / name, accelerator, settings)
             accelerator.free_memory()
             if accelerator.is_main_process:
                 experiment.add(name, found)

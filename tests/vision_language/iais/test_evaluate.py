@@ -182,3 +182,32 @@ def test_isd_of_pairs_is_a_plain_loop(made):
     assert pair_isd(model, data, collator, batch_size=5).tolist() == pytest.approx(values, rel=1e-4)
     assert np.mean(values) > 1e-4 and model.training
     assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": torch.zeros(4)}, r"scores must be \(texts, images\), at least one of each, got \(4,\)"),
+        ({"scores": torch.zeros(0, 2)}, r"at least one of each, got \(0, 2\)"),
+        ({"scores": torch.zeros(2, 4)}, r"text_to_image must be \(2,\) whole numbers, .* got torch.int64 \(4,\)"),
+        ({"text_to_image": torch.zeros(4)}, r"text_to_image must be \(4,\) whole numbers, .* torch.float32 \(4,\)"),
+        ({"text_to_image": [[0, 0, 1, 1]]}, r"torch.int64 \(1, 4\)"),
+        ({"text_to_image": [0, 0, 1, 2]}, r"text_to_image must number the 2 columns of scores from 0, got 0 to 2"),
+        ({"text_to_image": [0, 0, 1, -1]}, r"from 0, got -1 to 1"),
+        ({"ks": (0, 1)}, r"ks must be at least 1, got \(0, 1\)"),
+        ({"ks": ()}, r"ks must be at least 1, got \(\)"),
+        ({"scores": torch.full((4, 2), math.nan)}, "8 of 8 scores are not a number"),
+    ],
+)
+@pytest.mark.parametrize("recall", [recall_at_k, released_image_recall])
+def test_recall_of_what_does_not_fit(recall, change, message):
+    arguments = {"scores": torch.zeros(4, 2), "text_to_image": torch.tensor([0, 0, 1, 1])} | change
+    with pytest.raises(ValueError, match=message):
+        recall(**arguments)
+
+
+def test_recall_of_arrays_and_lists():
+    scores = np.random.default_rng(0).normal(size=(4, 2))
+    expected = recall_at_k(torch.from_numpy(scores), torch.tensor([0, 0, 1, 1]), (1,))
+    assert recall_at_k(scores, np.array([0, 0, 1, 1], dtype=np.int32), (1,)) == expected
+    assert recall_at_k(scores, [0, 0, 1, 1], (1,)) == expected

@@ -1,0 +1,235 @@
+"""What a training does at each step and what it reports, against values found by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fairseq_ext.errors import CheckpointError, DataError
+from fairseq_ext.files import load_safely, read_json
+from tests.vision_language.iais.regions import write_regions
+from tests.vision_language.iais.test_train import accelerator, plain_gradient, small, trainer, weights
+from vision_language.iais import objective
+from vision_language.iais import train as training
+from vision_language.iais.data import Collator, read_splits
+from vision_language.iais.encoder import load
+from vision_language.iais.negatives import TEXT
+from vision_language.iais.train import Trainer, run
+from vision_language.iais.validate import metrics
+from vision_language.pretrained import save_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_regions(tmp_path_factory.mktemp("regions"))
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return read_splits(folder)
+
+
+def stepping(stage: Trainer) -> list[tuple[float, dict[str, torch.Tensor]]]:
+    """Step size and gradient of each step of the optimiser, filled as it goes."""
+    steps: list = []
+    names = {id(value): name for name, value in stage.model.named_parameters()}
+
+    def note(optimizer, *_):
+        gradients = {
+            names[id(value)]: value.grad.double().clone()
+            for group in optimizer.param_groups
+            for value in group["params"]
+            if value.grad is not None
+        }
+        steps.append((optimizer.param_groups[0]["lr"], gradients))
+
+    stage.optimizer.optimizer.register_step_pre_hook(note)
+    return steps
+
+
+def test_adamw_by_hand(folder, data, tmp_path):
+    """Warm-up over 2 steps, then down to 0 at the sixth; clipped gradients; decay of some weights alone."""
+    stage = trainer(small(folder, dropout=0.0, lr=0.02, weight_decay=0.3, clip_norm=0.05), data, tmp_path)
+    steps, plain = stepping(stage), plain_gradient(stage, 0)
+    wanted = {name: value.double() for name, value in weights(stage.model).items()}
+    first = {name: torch.zeros_like(value) for name, value in wanted.items()}
+    second = {name: torch.zeros_like(value) for name, value in wanted.items()}
+    for step in range(4):
+        stage.optimise(step)
+    assert [rate for rate, _ in steps] == pytest.approx([0.01, 0.02, 0.015, 0.01])
+    norm = torch.stack([value.double().norm() for value in plain.values()]).norm()
+    assert norm > 0.05  # it is clipped
+    for name, value in plain.items():
+        torch.testing.assert_close(steps[0][1][name], value.double() * 0.05 / norm, rtol=1e-3, atol=1e-7)
+    for number, (rate, gradients) in enumerate(steps, 1):
+        for name, gradient in gradients.items():
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.98 * second[name] + 0.02 * gradient.square()
+            decay = 0.0 if "bias" in name or "LayerNorm.weight" in name else 0.3
+            spread = (second[name] / (1 - 0.98**number)).sqrt() + 1e-6
+            wanted[name] = wanted[name] * (1 - rate * decay) - rate * first[name] / (1 - 0.9**number) / spread
+    for name, value in stage.model.named_parameters():
+        torch.testing.assert_close(value.detach().double(), wanted[name], rtol=1e-4, atol=1e-6)
+
+
+class OfProcess:
+    """An accelerator that says it is another process."""
+
+    def __init__(self, real, number):
+        self.real, self.process_index = real, number
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+
+def test_dropout_is_drawn_anew_for_each_step_process_and_seed(folder, data, tmp_path):
+    def masks(seed: int, process: int = 0) -> list[list[bool]]:
+        out = tmp_path / f"{seed}-{process}-{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        stage = trainer(small(folder, dropout=0.5, lr=0.0, iais="none", negative_size=3), data, out, seed)
+        stage.accelerator = OfProcess(stage.accelerator, process)
+        seen: list[torch.Tensor] = []
+        stage.model.embeddings.dropout.register_forward_hook(lambda module, args, output: seen.append(output == 0))
+        found = []
+        for step in range(3):
+            seen.clear()
+            stage.optimise(step)
+            found.append(seen[0].flatten()[:200].tolist())
+        return found
+
+    first = masks(1)
+    assert masks(1) == first
+    every = [*first, *masks(2), *masks(1, process=1)]
+    assert all(one != other for one, other in itertools.combinations(every, 2))
+    assert all(0.3 < sum(mask) / len(mask) < 0.7 for mask in every)
+
+
+def test_recorded_losses_are_the_means_since_the_last_validation(folder, data, tmp_path, monkeypatch):
+    stage = trainer(small(folder, num_steps=7, valid_steps=3), data, tmp_path)
+    values, optimise = [], stage.optimise
+    monkeypatch.setattr(stage, "optimise", lambda step: values.append(optimise(step)) or values[-1])
+    stage.train()
+    history = read_json(tmp_path / "history.json")
+    assert [entry["step"] for entry in history] == [3, 6, 7]
+    for entry, part in zip(history, (slice(3), slice(3, 6), slice(6, 7)), strict=True):
+        for name in ("rank_loss", "iais_loss"):
+            losses = [value[name] for value in values[part]]
+            assert entry[name] == pytest.approx(sum(losses) / len(losses))
+    assert values[0]["iais_weight"] == pytest.approx(math.exp(-5))  # step 0 of 7
+
+
+def test_the_model_that_is_reported_is_the_best_one_on_the_test_split(folder, tmp_path, monkeypatch):
+    """The last step takes all that was learned away."""
+    optimise = Trainer.optimise
+
+    def forget(self, step):
+        values = optimise(self, step)
+        if step == 5:
+            torch.nn.init.zeros_(self.model.rank_output.weight)
+        return values
+
+    monkeypatch.setattr(Trainer, "optimise", forget)
+    options = small(folder, num_steps=6, valid_steps=2, valid_images=6, test_images=7, select="ir_r5")
+    found = run(options, tmp_path, 1, 1, accelerator()).runs["seed1"]
+    history, data = found["history"], read_splits(folder)
+    best = max(history, key=lambda entry: entry["ir_r5"])
+    assert best is not history[-1] and (found["best_step"], found["valid_ir_r5"]) == (best["step"], best["ir_r5"])
+    kept, tokenizer = load(tmp_path / "seed1" / "model")
+    last = load(tmp_path / "seed1" / "model")[0]
+    last.load_state_dict(load_safely(tmp_path / "seed1" / "checkpoint.pt")["model"])
+
+    def figures(model, split, images):
+        part = training.first_images(data[split], images)
+        return metrics(model, part, Collator(tokenizer, None), 64, accelerator())
+
+    wanted = figures(kept, "test", 7)
+    for other in (figures(kept, "valid", 6), figures(last, "test", 7), figures(kept, "test", 0)):
+        assert all(other[name] != pytest.approx(wanted[name]) for name in ("ir_mean_rank", "isd", "rsum"))
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, rel=1e-4)
+    assert figures(kept, "valid", 6)["ir_r5"] == pytest.approx(best["ir_r5"])
+
+
+FIGURES = {"rsum": [1.0, 3.0, 3.0, 2.0], "ir_r1": [0.4, 0.3, 0.2, 0.1], "tr_r5": [0.1, 0.2, 0.3, 0.4]}
+
+
+@pytest.mark.parametrize(("select", "step"), [("rsum", 2), ("ir_r1", 1), ("tr_r5", 4)])
+def test_the_chosen_metric_picks_the_first_best_step(folder, data, tmp_path, monkeypatch, select, step):
+    stage = trainer(small(folder, num_steps=4, valid_steps=1, select=select, iais="none"), data, tmp_path)
+    calls = iter(range(4))
+    monkeypatch.setattr(
+        training, "metrics", lambda *_: (lambda k: {name: values[k] for name, values in FIGURES.items()})(next(calls))
+    )
+    saved = []
+    monkeypatch.setattr(training, "save_folder", lambda model, *_: saved.append(weights(model)))
+    states = []
+    optimise = stage.optimise
+    monkeypatch.setattr(stage, "optimise", lambda number: (optimise(number), states.append(weights(stage.model)))[0])
+    stage.train()
+    assert (stage.progress["best_step"], stage.progress["best"]) == (step, FIGURES[select][step - 1])
+    assert all(torch.equal(value, states[step - 1][name]) for name, value in saved[-1].items())
+
+
+def test_candidates_are_random_for_the_first_steps_alone(folder, data, tmp_path, monkeypatch):
+    stage = trainer(small(folder, random_steps=2, iais="none"), data, tmp_path)
+    drawn = []
+    hardest = objective.hardest
+    monkeypatch.setattr(objective, "hardest", lambda *args: drawn.append(args[2].texts.shape[1] - 1) or hardest(*args))
+    for step in range(4):
+        stage.optimise(step)
+    assert drawn == [3, 3, 3, 3, 7, 7, 7, 7]
+
+
+def test_steps_draw_other_anchors_and_other_captions_of_an_image(folder, data, tmp_path):
+    sampler = trainer(small(folder), data, tmp_path).gradient.sampler
+    rows = [sampler.draw(step, kind).texts.tolist() for step in range(4) for kind in (TEXT, "image")]
+    assert all(one != other for one, other in itertools.combinations(rows, 2))
+
+
+def test_a_training_saves_before_its_first_step(folder, data, tmp_path, monkeypatch):
+    stage = trainer(small(folder), data, tmp_path)
+    assert load(tmp_path / "initial")[0].config.max_regions == 100
+    found = load_safely(tmp_path / "checkpoint.pt")
+    assert found["progress"]["step"] == 0
+    assert all(torch.equal(value, found["model"][name]) for name, value in weights(stage.model).items())
+
+
+@pytest.mark.parametrize("part", ["save_folder", "Checkpoint"])
+def test_a_training_that_cannot_save_ends_before_its_first_step(folder, tmp_path, monkeypatch, part):
+    def refuse(*_):
+        raise CheckpointError("cannot write: no space left")
+
+    if part == "Checkpoint":
+        monkeypatch.setattr(training.Checkpoint, "save", refuse)
+    else:
+        monkeypatch.setattr(training, "save_folder", refuse)
+    monkeypatch.setattr(Trainer, "optimise", lambda *_: pytest.fail("a step was made"))
+    with pytest.raises(CheckpointError, match="no space left"):
+        run(small(folder), tmp_path, 1, 1, accelerator())
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_feature_that_is_not_finite_ends_a_training_before_its_first_step(tmp_path, monkeypatch, split):
+    folder = write_regions(tmp_path / "data", {"train": 12, "valid": 4, "test": 4}, feature_size=6)
+    number = {"train": 12, "valid": 16, "test": 20}[split]
+    path = folder / "features" / f"{number}.npy"
+    array = np.load(path)
+    array[-1, -1] = np.nan
+    np.save(path, array)
+    monkeypatch.setattr(Trainer, "optimise", lambda *_: pytest.fail("a step was made"))
+    with pytest.raises(DataError, match=rf"{split}.jsonl:\d+: a feature of image {number} is not a finite number"):
+        run(small(folder), tmp_path / "out", 1, 1, accelerator())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_went_astray_ends_in_one_line(folder, data, tmp_path):
+    stage = trainer(small(folder), data, tmp_path)
+    torch.nn.init.constant_(stage.model.rank_output.bias, math.nan)
+    save_folder(stage.model, stage.tokenizer, tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"288 of 288 scores are not a number: .*lower --lr") as error:
+        stage.validate()
+    assert "\n" not in str(error.value)
