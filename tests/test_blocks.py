@@ -58,7 +58,7 @@ def transformed(transform: str, block: Block) -> Any:
     if transform == "export":
         return torch.export.export(call, block.inputs).module()
     torch._dynamo.reset()
-    return torch.compile(call, fullgraph=True, backend="aot_eager")
+    return torch.compile(call, fullgraph=True, backend="eager")
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ HUGGING_FACE = (
 TRAINER = ("torch", "numpy", "tqdm", "matplotlib", "fairseq_ext.losses", "fairseq_ext.modules", *KIT)
 # Beside the standard library, and files of the same folder. The longest name that a file's path starts with holds.
 MAY_IMPORT = {
-    "fairseq_ext/modules": ("torch", "entmax", "fairseq_ext.modules"),
-    "fairseq_ext/losses": ("torch", "fairseq_ext.losses"),
+    "fairseq_ext/modules": ("torch", "entmax", "fairseq_ext.modules", "fairseq_ext.precision"),
+    "fairseq_ext/losses": ("torch", "fairseq_ext.losses", "fairseq_ext.precision"),
+    "fairseq_ext/precision.py": ("torch",),
     "fairseq_ext/models": ("torch", "fairseq", "fairseq_ext.models", "fairseq_ext.modules", "fairseq_ext.errors"),
     "fairseq_ext/criterions": (
         "torch",
