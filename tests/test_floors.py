@@ -13,7 +13,7 @@ from tests.helpers import ROOT
 
 KIT = tuple(
     f"fairseq_ext.{name}"
-    for name in ("checkpoint", "errors", "experiments", "files", "options", "remembered", "settings")
+    for name in ("checkpoint", "errors", "experiments", "files", "fonts", "options", "remembered", "settings")
 )
 HUGGING_FACE = (
     *("transformers", "tokenizers", "safetensors", "accelerate", "tensorboardX", "sklearn"),
@@ -34,6 +34,7 @@ MAY_IMPORT = {
         "fairseq_ext.errors",
     ),
     **{f"{name.replace('.', '/')}.py": ("torch", "numpy", *KIT) for name in KIT},
+    "fairseq_ext/fonts.py": ("matplotlib",),
     "fairseq_ext/compat": ("torch", "numpy", "fairseq", "hydra", "omegaconf", "bitarray", "fairseq_ext"),
     "fairseq_ext": ("torch", "numpy", "fairseq", "hydra", "omegaconf", "fairseq_ext"),
     "graph/renode": (
