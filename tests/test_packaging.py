@@ -158,7 +158,7 @@ def test_constraints_pin_every_core_and_test_requirement():
 
 def test_the_extras_are_complete():
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"graph", "chinese", "moses", "vl", "demo", "test", "all"}
+    assert set(extras) == {"graph", "chinese", "japanese", "korean", "moses", "vl", "demo", "test", "all"}
     assert set(extras["all"][0].removeprefix("fairseq-ext[").removesuffix("]").split(",")) == set(extras) - {"all"}
     assert PROJECT["requires-python"] == ">=3.11,<3.13"
 
