@@ -24,9 +24,9 @@ from fairseq_ext.files import read_json
 from fairseq_ext.losses import EncouragingLoss
 from fairseq_ext.options import OptionSet, option
 from fairseq_ext.settings import Settings
+from graph.metrics import classification_metrics
 
 from .data import Split, class_labels, dataset_digest
-from .metrics import classification_metrics
 from .model import SAGPoolClassifier
 
 __all__ = ["DEFER_START", "LOSSES", "Options", "compare", "make_loss", "predict", "train_all", "train_run"]
@@ -140,8 +140,8 @@ def train_run(
 
     Returns:
         The model of the best epoch, and ``test_accuracy``, ``test_balanced_accuracy`` and ``test_roc_auc`` (of
-        :func:`~.metrics.classification_metrics`), ``valid_accuracy``, ``best_epoch`` (counted from 0), ``epochs`` and,
-        of these, ``bonus_epochs``.
+        :func:`~graph.metrics.classification_metrics`), ``valid_accuracy``, ``best_epoch`` (counted from 0), ``epochs``
+        and, of these, ``bonus_epochs``.
 
     Raises:
         CheckpointError: a checkpoint that is damaged or cannot be written; the latter before the first step.

@@ -9,7 +9,7 @@ from graph.renode.totoro import (
     totoro,
     totoro_from_rows,
 )
-from graph.renode.transform import ReNode
+from graph.renode.transform import ReNode, renode_loss
 
 __all__ = [
     "PageRank",
@@ -19,6 +19,7 @@ __all__ = [
     "neighbor_conflict",
     "personalized_pagerank",
     "push_pagerank",
+    "renode_loss",
     "renode_weights",
     "totoro",
     "totoro_from_rows",

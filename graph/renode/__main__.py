@@ -10,6 +10,7 @@ from fairseq_ext.options import at_least, subcommands
 from graph.renode import plot, score, train
 from graph.renode.options import (
     GraphOptions,
+    LabelOptions,
     ModelOptions,
     Recipe,
     ScoreOptions,
@@ -64,13 +65,14 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     scores = command("score", _score, "Totoro score and ReNode weight of each labelled node; no training")
     pictures = command("plot", _plot, "pictures of the scores and weights")
     for parser in (training, scores, pictures):
-        for title, part in (("graph", GraphOptions), ("split", SplitOptions), ("ReNode", WeightOptions)):
+        labels = SplitOptions if parser is training else LabelOptions
+        for title, part in (("graph", GraphOptions), ("split", labels), ("ReNode", WeightOptions)):
             part.add_to(parser.add_argument_group(title))
         parser.add_argument("--out", default="runs/renode", help="folder of results or files [%(default)s]")
 
     ModelOptions.add_to(training.add_argument_group("model and loss"))
     Recipe.add_to(training.add_argument_group("training"))
-    training.add_argument("--splits", type=int, default=5, help="split seeds 0, 1, ... [%(default)s] (released: 5)")
+    training.add_argument("--splits", type=int, help="split seeds 0, 1, ... [5, or all public ones] (released: 5)")
     training.add_argument("--inits", type=int, default=3, help="seeds of each split [%(default)s] (released: 3)")
     training.add_argument("--device", default="auto", help="auto, cpu, cuda, ... [%(default)s]")
     for parser in (scores, pictures):

@@ -1,43 +1,33 @@
-"""Node classification graphs by name or file, and their splits into labelled, validation and test nodes."""
+"""Node classification graphs by name or file."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import importlib
 import inspect
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch_geometric.datasets
 import torch_geometric.transforms as T
 from scipy import sparse
-from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
-from torch_geometric.data.storage import GlobalStorage
+from torch_geometric.data.storage import AttrType, GlobalStorage
 from torch_geometric.utils import index_to_mask
 
 from fairseq_ext.errors import DataError, OptionError, choose
 from fairseq_ext.files import load_safely
+from graph.renode.inputs import as_labels, as_tensor, edges_of
 from graph.renode.pprgo_data import read_large_graph
 
-__all__ = [
-    "DATASETS",
-    "IMBALANCES",
-    "SPLITS",
-    "Split",
-    "check_graph",
-    "count_splits",
-    "labelled_nodes",
-    "load_graph",
-    "make_split",
-    "quotas",
-]
+__all__ = ["DATASETS", "check_graph", "has_root", "load_graph"]
 
 # Short names; every other class of torch_geometric.datasets is "Class" or "Class:name", such as "CitationFull:DBLP".
 DATASETS = {
@@ -47,10 +37,34 @@ DATASETS = {
     **{name: name for name in ("WikiCS", "Reddit", "Flickr", "KarateClub")},
     **{name: name for name in ("ogbn-arxiv", "ogbn-products", "ogbn-papers100M")},
 }
-SPLITS = ("compat", "random", "public")
-IMBALANCES = ("none", "step")
-GRAPH_TYPES = [DataEdgeAttr, DataTensorAttr, GlobalStorage, Data]
-"""What a saved graph is made of beside tensors."""
+
+
+def _plain_dict(*_: Any) -> dict:
+    """Stands for ``collections.defaultdict``, which torch's safe loader cannot fill."""
+    return {}
+
+
+_ARRAY = np.zeros(1)
+GRAPH_TYPES = [
+    *(Data, GlobalStorage, DataEdgeAttr, DataTensorAttr, AttrType, (_plain_dict, "collections.defaultdict")),
+    *(np.ndarray, np.dtype, _ARRAY.__reduce__()[0], _ARRAY[0].__reduce__()[0]),
+    *(type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"),
+]
+"""What a saved graph is made of beside tensors. Each only holds data."""
+
+
+@contextlib.contextmanager
+def _graph_types() -> Iterator[None]:
+    """Within, torch's safe loader knows ``GRAPH_TYPES``; afterwards what it knew before."""
+    before = torch.serialization.get_safe_globals()
+    # Where two of its types have one name it takes either: torch_geometric allows defaultdict itself.
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([kind for kind in before if kind is not defaultdict] + GRAPH_TYPES)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def load_graph(
@@ -89,14 +103,26 @@ def load_graph(
     return T.NormalizeFeatures()(data) if normalize_features else data
 
 
+def has_root(name: str) -> bool:
+    """Whether ``root`` matters to :func:`load_graph`: not to a file, nor to a data set that is part of its package."""
+    if Path(name).suffix in (".pt", ".npz"):
+        return False
+    class_name = DATASETS.get(name, name).partition(":")[0]
+    factory = getattr(torch_geometric.datasets, class_name, None)
+    return not inspect.isclass(factory) or "root" in inspect.signature(factory).parameters
+
+
 def _read_pt(path: Path) -> Data:
-    with torch.serialization.safe_globals(GRAPH_TYPES):
+    with _graph_types():
         content = load_safely(path)
-    if isinstance(content, dict) and all(isinstance(key, str) for key in content):
-        content = Data.from_dict(content)
-    if not isinstance(content, Data):
+    # Made anew from its parts: what a file says of the inner state of a Data may be of another version, or made up.
+    try:
+        parts = content.to_dict() if isinstance(content, Data) else content
+    except Exception as error:  # its state can be anything
+        raise DataError(f"{path}: a damaged Data ({_first_line(error)})") from error
+    if not isinstance(parts, dict) or not all(isinstance(key, str) for key in parts):
         raise DataError(f"{path}: holds a {type(content).__name__}, not a torch_geometric Data")
-    return content
+    return Data.from_dict(parts)
 
 
 def _read_npz(path: Path, need_features: bool) -> Data:
@@ -112,7 +138,7 @@ def _load_dataset(name: str, root: Path) -> Data:
     load = _ogb_loader(name, root) if name.startswith("ogbn-") else _pyg_loader(name, root)
     try:
         # Their own files are read by torch's safe loader too, which knows no graphs.
-        with torch.serialization.safe_globals(GRAPH_TYPES):
+        with _graph_types():
             return load()
     except Exception as error:  # whatever a constructor, a download or a damaged raw file raises
         raise DataError(f"--dataset {name}: not available under --root {root} ({_first_line(error)})") from error
@@ -160,175 +186,36 @@ def _first_line(error: Exception) -> str:
 
 
 def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> Data:
-    """``data`` with labels as a vector of int64, where it is a graph that can be trained on, or scored.
+    """``data`` with ``edge_index`` and labels of int64, where it is a graph that can be trained on, or scored.
+
+    A label of -1, or NaN, marks a node without one.
 
     Raises:
         DataError: absent parts, labels or edges out of range, several labels a node, NaN or infinite features.
     """
-    for part in ("x", "edge_index", "y")[not need_features :]:
-        if not isinstance(data.get(part), Tensor):
+    for part in ("x", "y")[not need_features :]:
+        if data.get(part) is None:
             raise DataError(f"{name}: the graph has no {part}")
-    if need_features and data.x.dim() != 2:
-        raise DataError(f"{name}: x must be (nodes, features), found shape {tuple(data.x.shape)}")
-    n, y = len(data.x if need_features else data.y), data.y
-    if y.dim() == 2 and y.size(1) == 1:
-        y = y.squeeze(1)
-    if y.shape != (n,):
-        raise DataError(f"{name}: y must hold one label for each of {n} nodes, found shape {tuple(y.shape)}")
-    if (y.is_floating_point() and not bool((y == y.round()).all())) or n == 0:
-        raise DataError(f"{name}: y must hold class numbers from 0")
-    y = y.long()
-    if y.min() < 0:
-        raise DataError(f"{name}: label {int(y.min())} of node {int(y.argmin())} is out of range, classes start at 0")
-    edges = data.edge_index
-    if edges.dim() != 2 or edges.size(0) != 2 or edges.is_floating_point():
-        raise DataError(f"{name}: edge_index must be integers of shape (2, E), found shape {tuple(edges.shape)}")
-    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < n:
+    x = as_tensor(data.x, f"{name}: x") if need_features else None
+    if x is not None and x.dim() != 2:
+        raise DataError(f"{name}: x must be (nodes, features), found shape {tuple(x.shape)}")
+    y = as_labels(data.y, None if x is None else len(x), f"{name}: y")
+    if y.numel() == 0 or y.max() < 0:
+        raise DataError(f"{name}: y: no node has a label")
+    if y.min() < -1:
+        raise DataError(
+            f"{name}: y: label {int(y.min())} of node {int(y.argmin())} is out of range, classes start at 0"
+        )
+    edges = edges_of(data, f"{name}: ")
+    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < len(y):
         bad = int(edges.min()) if edges.min() < 0 else int(edges.max())
-        raise DataError(f"{name}: edge_index names node {bad}, the graph has nodes 0 to {n - 1}")
+        raise DataError(f"{name}: edge_index names node {bad}, the graph has nodes 0 to {len(y) - 1}")
     data = copy.copy(data)
-    data.y, data.edge_index, data.num_nodes = y, edges.long(), n
-    if need_features:
-        data.x = (data.x if data.x.layout == torch.strided else data.x.to_dense()).float()
+    del data.adj_t  # the edges have one form from here on
+    data.y, data.edge_index, data.num_nodes = y, edges, len(y)
+    if x is not None:
+        data.x = (x if x.layout == torch.strided else x.to_dense()).float()
         finite = data.x.isfinite().all(1)
         if not finite.all():
             raise DataError(f"{name}: the features of node {int((~finite).nonzero()[0])} are NaN or infinite")
     return data
-
-
-@dataclass(frozen=True)
-class Split:
-    """Node ids. ``train`` keeps the order in which the nodes were drawn; ``valid`` and ``test`` ascend."""
-
-    train: Tensor
-    valid: Tensor
-    test: Tensor
-
-
-def quotas(
-    y: Tensor,
-    imbalance: str = "none",
-    *,
-    train_each: int = 20,
-    labeling_ratio: float = 0.05,
-    imbalance_ratio: float = 5.0,
-    head_classes: Sequence[int] = (0, 1, 2),
-) -> list[int]:
-    r"""Labelled nodes of each class.
-
-    ``"none"``: ``train_each`` of each class. ``"step"``: with :math:`\delta` the labelling ratio and
-    :math:`\rho` the imbalance ratio, and H head classes out of C,
-
-    .. math::
-        base = \lfloor n \delta / (C - H + H \rho) \rfloor, \qquad \text{head } \lfloor base\,\rho \rfloor, \quad
-        \text{others } base
-
-    Raises:
-        OptionError: an option out of its range, or one that leaves a class without labelled nodes.
-    """
-    choose("--imbalance", imbalance, IMBALANCES)
-    classes = int(y.max()) + 1
-    if imbalance == "none":
-        if train_each < 1:
-            raise OptionError(f"--train-each must be at least 1, got {train_each}")
-        return [train_each] * classes
-    heads = set(head_classes)
-    if not heads <= set(range(classes)):
-        raise OptionError(f"--head-classes: {sorted(heads)} must be among the classes 0 to {classes - 1}")
-    if not 0 < labeling_ratio < 1 or imbalance_ratio <= 0:
-        raise OptionError(
-            f"--labeling-ratio must be in (0, 1) and --imbalance-ratio positive, got {labeling_ratio} {imbalance_ratio}"
-        )
-    base = int(len(y) * labeling_ratio / (classes - len(heads) + len(heads) * imbalance_ratio))
-    if base < 1 or int(base * imbalance_ratio) < 1:
-        raise OptionError(
-            f"--labeling-ratio {labeling_ratio} of {len(y)} nodes at --imbalance-ratio {imbalance_ratio} "
-            "leaves a class without labelled nodes"
-        )
-    return [int(base * imbalance_ratio) if label in heads else base for label in range(classes)]
-
-
-def make_split(data: Data, kind: str = "compat", seed: int = 0, *, valid_each: int = 30, **imbalance: Any) -> Split:
-    """Labelled, validation and test nodes.
-
-    ``"compat"`` is what the released code draws from the same seed. The labelled nodes come first in a shuffled list;
-    validation takes, for each class, the *lowest ids* that are left, so that it is nearly the same set for every seed.
-    ``"random"`` labels the same nodes and goes on along the shuffled list for validation. In both, every other node is
-    for testing. ``"public"`` reads ``train_mask``, ``val_mask`` and ``test_mask``; of masks with several columns the
-    seed takes one.
-
-    Args:
-        data: the graph.
-        kind: one of ``SPLITS``.
-        seed: of the shuffle, or the column of public masks.
-        valid_each: validation nodes of each class.
-        **imbalance: arguments of :func:`quotas`.
-
-    Raises:
-        OptionError, DataError: a wrong option; too few nodes of a class; absent or empty masks; a class without
-            labelled nodes.
-    """
-    choose("--split", kind, SPLITS)
-    if kind == "public":
-        return _public_split(data, seed)
-    if valid_each < 1:
-        raise OptionError(f"--valid-each must be at least 1, got {valid_each}")
-    y, train_quota = data.y.tolist(), quotas(data.y, **imbalance)
-    order = list(range(len(y)))
-    # Python's generator: the released splits are its shuffle.
-    random.Random(seed).shuffle(order)
-    train = _walk(order, y, train_quota, "--train-each or --labeling-ratio")
-    labelled = set(train)
-    rest = [node for node in (order if kind == "random" else sorted(order)) if node not in labelled]
-    valid = set(_walk(rest, y, [valid_each] * len(train_quota), "--valid-each"))
-    test = [node for node in range(len(y)) if node not in labelled and node not in valid]
-    if not test:
-        raise OptionError(f"--train-each, --valid-each: none of the {len(y)} nodes is left for testing")
-    return Split(torch.tensor(train), torch.tensor(sorted(valid)), torch.tensor(test))
-
-
-def _walk(nodes: Sequence[int], y: Sequence[int], quota: Sequence[int], option: str) -> list[int]:
-    left, chosen = list(quota), []
-    for node in nodes:
-        if left[y[node]]:
-            left[y[node]] -= 1
-            chosen.append(node)
-    for label, missing in enumerate(left):
-        if missing:
-            raise OptionError(f"{option}: class {label} has only {quota[label] - missing} of {quota[label]} nodes left")
-    return chosen
-
-
-def _public_mask(data: Data, name: str, seed: int) -> Tensor:
-    mask = data.get(name)
-    if mask is None:
-        raise DataError(f"--split public: the graph has no {name}")
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        mask = mask[:, seed % mask.size(1)]
-    if not isinstance(mask, Tensor) or mask.shape != data.y.shape or mask.dtype != torch.bool or not mask.any():
-        raise DataError(f"--split public: {name} must mark some of the {len(data.y)} nodes")
-    return mask
-
-
-def _public_split(data: Data, seed: int) -> Split:
-    masks = [_public_mask(data, name, seed) for name in ("train_mask", "val_mask", "test_mask")]
-    train, valid, test = (mask.nonzero().squeeze(1) for mask in masks)
-    absent = torch.bincount(data.y[train], minlength=int(data.y.max()) + 1) == 0
-    if absent.any():
-        raise DataError(f"--split public: class {int(absent.nonzero()[0])} has no labelled node")
-    return Split(train, valid, test)
-
-
-def count_splits(data: Data, kind: str, wanted: int) -> int:
-    """How many different splits there are to train on: of public ones as many as ``train_mask`` has columns."""
-    mask = data.get("train_mask")
-    if kind != "public" or mask is None:
-        return wanted
-    return min(wanted, 1 if mask.dim() == 1 else mask.size(1))
-
-
-def labelled_nodes(data: Data, kind: str = "compat", seed: int = 0, **options: Any) -> Tensor:
-    """Ids of the labelled nodes of :func:`make_split`; of a public split only ``train_mask`` is needed."""
-    if kind == "public":
-        return _public_mask(data, "train_mask", seed).nonzero().squeeze(1)
-    return make_split(data, kind, seed, **options).train

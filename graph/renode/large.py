@@ -15,16 +15,16 @@ from accelerate import Accelerator
 from scipy import sparse
 from tqdm import tqdm
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import save_atomically
-from fairseq_ext.options import OptionSet, at_least, option
+from fairseq_ext.options import at_least, option
 from fairseq_ext.settings import Settings, digest
-from graph.renode.data import load_graph
-from graph.renode.losses import LOSSES, make_loss
+from graph.metrics import classification_metrics
+from graph.renode.data import has_root, load_graph
+from graph.renode.losses import LossOptions
 from graph.renode.options import SWITCH
 from graph.renode.pagerank import NORMALIZATIONS, push_pagerank
-from graph.renode.pprgo import PPRGo, RowBatches, predict
+from graph.renode.pprgo import PPRGo, RowBatches, predict_logits
 from graph.renode.pprgo_data import IMBALANCES, InductiveSplit, LargeGraph, inductive_split, read_large_graph
 from graph.renode.pprgo_train import REDUCTIONS, SCORES, labelled_weights, train
 from graph.renode.totoro import TIES
@@ -33,12 +33,15 @@ from graph.renode.train import f1
 __all__ = ["LargeOptions", "add_arguments", "run", "train_large"]
 
 
+OFF = {"renode": ("off",)}
+
+
 @dataclass(frozen=True, kw_only=True)
-class LargeOptions(OptionSet):
+class LargeOptions(LossOptions):
     """Settings of :func:`run`; defaults are the released code's where the help says so.
 
     Raises:
-        OptionError: a value that is not allowed.
+        OptionError: a value that is not allowed, or an option that would do nothing.
     """
 
     dataset: str = option("Cora", "an .npz file, or what `train` takes")
@@ -53,18 +56,14 @@ class LargeOptions(OptionSet):
     topk: int = option(0, "largest entries kept of a row; 0: all (released: 0)", least=0)
     normalization: str = option("sym", "of the rows (released: sym)", tuple(NORMALIZATIONS))
     renode: str = option("on", "weight the losses", SWITCH)
-    totoro: str = option("exact", "scores behind the weights (released: push-softmax)", SCORES)
-    w_min: float = option(0.75, "weight of the most contested node (released: 0.75)", least=0)
-    w_max: float = option(1.25, "weight of the least contested node (released: 1.25)", least=0)
-    ties: str = option("index", "how equal scores rank (released: index)", TIES)
+    totoro: str = option("exact", "scores behind the weights (released: push-softmax)", SCORES, idle=OFF)
+    w_min: float = option(0.75, "weight of the most contested node (released: 0.75)", above=0, idle=OFF)
+    w_max: float = option(1.25, "weight of the least contested node (released: 1.25)", above=0, idle=OFF)
+    ties: str = option("index", "how equal scores rank (released: index)", TIES, idle=OFF)
 
     layers: int = option(2, "of the perceptron (released: 2)", least=1)
-    hidden: int = option(32, "width (released: 32)", least=1)
+    hidden: int = option(32, "width (released: 32)", least=1, idle={"layers": (1,)})
     dropout: float = option(0.1, "on input and hidden activations (released: 0.1)", least=0, below=1)
-    loss: str = option("ce", "training loss (released: ce)", LOSSES)
-    gamma: float = option(2.0, "of focal", least=0)
-    beta: float = option(0.9999, "of cb-softmax", least=0, below=1)
-    log_end: float = option(0.75, "of encouraging", least=0, most=1)
     reduction: str = option("sum", "of a batch's losses (released: sum)", REDUCTIONS)
     lr: float = option(5e-3, "of Adam (released: 0.005)", above=0)
     weight_decay: float = option(1e-4, "of Adam (released: 1e-4)", least=0)
@@ -80,8 +79,16 @@ class LargeOptions(OptionSet):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.features and Path(self.dataset).suffix != ".npz":
-            raise OptionError(f"--features goes with an .npz graph, got --dataset {self.dataset}")
+        if Path(self.dataset).suffix == ".npz":
+            self.refuse_idle("with an .npz file, whose edges are always undirected", "to_undirected")
+        else:
+            self.refuse_idle(f"with --dataset {self.dataset}, but with an .npz file", "features")
+        if not has_root(self.dataset):
+            self.refuse_idle(f"with --dataset {self.dataset}", "root")
+        if self.w_min == self.w_max:
+            self.refuse_idle("with equal --w-min and --w-max", "totoro", "ties")
+        if self.imbalance == "tinl":
+            self.refuse_idle("with as many labelled nodes of each class", "beta")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,16 +177,16 @@ def _one_run(
     file: Path,
     seed: int,
     settings: Mapping[str, Any],
-) -> dict[str, int | float]:
+) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = PPRGo(graph.x.shape[1], graph.num_classes, options.hidden, options.layers, options.dropout)
     start = time.perf_counter()
     counts = torch.from_numpy(np.bincount(batches.y, minlength=graph.num_classes)).to(accelerator.device)
-    record = train(
+    record: dict[str, Any] = train(
         model,
         batches,
         valid,
-        loss=make_loss(options.loss, counts, gamma=options.gamma, beta=options.beta, log_end=options.log_end),
+        loss=options.make_loss(counts),
         accelerator=accelerator,
         lr=options.lr,
         weight_decay=options.weight_decay,
@@ -195,7 +202,7 @@ def _one_run(
         return record
     record["seconds"] = time.perf_counter() - start
     save_atomically(model.state_dict(), f"{file}.pt")
-    predicted = predict(
+    logits = predict_logits(
         model,
         graph.x,
         graph.adjacency,
@@ -207,5 +214,6 @@ def _one_run(
     for part, nodes in split._asdict().items():
         prefix = "" if part == "test" else f"{part}_"
         for average in ("weighted", "macro"):
-            record[f"{prefix}{average}_f1"] = f1(graph.y[nodes], predicted[nodes], average)
-    return record
+            record[f"{prefix}{average}_f1"] = f1(graph.y[nodes], logits[nodes].argmax(1), average)
+    test = torch.from_numpy(split.test)
+    return record | classification_metrics(torch.from_numpy(logits)[test], torch.from_numpy(graph.y)[test])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,20 +18,41 @@ from fairseq_ext.losses import (
     reduce_weighted,
     reweighted_cross_entropy,
 )
+from fairseq_ext.options import OptionSet, option
+from graph.renode.inputs import as_labels, as_tensor
 
-__all__ = ["LOSSES", "make_loss"]
+__all__ = ["LOSSES", "LossOptions", "make_loss"]
 
 LOSSES = ("ce", "re-weight", "focal", "cb-softmax", "encouraging")
 
 
+def _others(name: str) -> dict[str, tuple[str, ...]]:
+    return {"loss": tuple(loss for loss in LOSSES if loss != name)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(OptionSet):
+    """Which loss."""
+
+    loss: str = option("ce", "training loss (released: ce)", LOSSES)
+    gamma: float = option(2.0, "of focal (released: 2)", least=0, idle=_others("focal"))
+    beta: float = option(0.9999, "of cb-softmax (released: 0.9999)", least=0, below=1, idle=_others("cb-softmax"))
+    log_end: float = option(0.75, "of encouraging (its paper: 0.75)", least=0, most=1, idle=_others("encouraging"))
+
+    def make_loss(self, class_counts: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """The loss, as :func:`make_loss`."""
+        return make_loss(self.loss, class_counts, gamma=self.gamma, beta=self.beta, log_end=self.log_end)
+
+
 def make_loss(
-    name: str, class_counts: Tensor, *, gamma: float = 2.0, beta: float = 0.9999, log_end: float = 0.75
+    name: str, class_counts: Any, *, gamma: float = 2.0, beta: float = 0.9999, log_end: float = 0.75
 ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """A loss ``(logits, target, sample_weight) -> mean of w l``.
 
     Args:
         name: one of ``LOSSES``.
-        class_counts: labelled nodes of each class, for ``re-weight``, ``focal`` and ``cb-softmax``.
+        class_counts: labelled nodes of each class (a tensor, an array or a list), for ``re-weight``, ``focal`` and
+            ``cb-softmax``.
         gamma: of ``focal``.
         beta: of ``cb-softmax``.
         log_end: of ``encouraging``.
@@ -38,11 +61,17 @@ def make_loss(
         OptionError: an unknown loss, or an option out of its range.
     """
 
+    class_counts = as_tensor(class_counts, "class_counts")
+
     def plain(loss: Callable[..., Tensor], **options: float) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        return lambda logits, y, weight: reduce_weighted(loss(logits, y, reduction="none", **options), weight)
+        return lambda logits, y, weight: reduce_weighted(
+            loss(logits, as_labels(y, len(logits), "target"), reduction="none", **options), weight
+        )
 
     def balanced(loss: Callable[..., Tensor], **options: float) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        return lambda logits, y, weight: loss(logits, y, class_counts, weight, **options)
+        return lambda logits, y, weight: loss(
+            logits, as_labels(y, len(logits), "target"), class_counts.to(logits.device), weight, **options
+        )
 
     losses = {
         "ce": plain(F.cross_entropy),

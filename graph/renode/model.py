@@ -9,12 +9,13 @@ from collections.abc import Callable
 import torch_geometric.nn.models
 from torch import Tensor, nn
 from torch_geometric.nn import APPNP, MLP, ChebConv, GATConv, GCNConv, MessagePassing, SAGEConv
+from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from fairseq_ext.errors import OptionError, choose
 from graph.renode.pagerank import check_alpha
 from graph.renode.propagation import ExactPageRank, Simplified, fixed_norm, fixed_propagation
 
-__all__ = ["MODELS", "ConvStack", "Propagated", "build_model"]
+__all__ = ["MODELS", "ConvStack", "Propagated", "build_model", "options_of"]
 
 PACKAGE = "torch_geometric.nn.models."
 
@@ -97,6 +98,7 @@ def _gat(before: int, after: int, last: bool = False) -> MessagePassing:
 
 STACKS = {"gcn": _gcn, "gat": _gat, "sage": _sage, "cheb": _cheb}
 MODELS = (*STACKS, "sgc", "appnp", "ppnp")
+SIZES = {"num_layers", "hidden_channels", "dropout"}
 
 
 def build_model(
@@ -153,12 +155,29 @@ def build_model(
     return Propagated(mlp, fixed_propagation(fixed_norm(APPNP(hops, alpha, normalize=False))))
 
 
+def options_of(name: str, num_layers: int = 2) -> set[str]:
+    """Those of the options of :func:`build_model` that change anything in the model ``name``."""
+    if name.startswith(PACKAGE):
+        factory = _dotted(name)
+        known = SIZES & set(inspect.signature(factory).parameters)
+        # The only layer has no hidden activations; GAT drops attention, too.
+        inner = {"hidden_channels"} if factory is torch_geometric.nn.models.GAT else {"hidden_channels", "dropout"}
+        return known - inner if num_layers == 1 and issubclass(factory, BasicGNN) else known
+    choose("--model", name, MODELS)
+    inner = {"hidden_channels", "dropout"} if num_layers > 1 and name != "sgc" else set()
+    return {"num_layers"} | inner | {"appnp": {"alpha", "hops"}, "ppnp": {"alpha"}}.get(name, set())
+
+
+def _dotted(name: str) -> type[nn.Module]:
+    # A table look-up, never an import: only what torch_geometric.nn.models exports can be named.
+    bare = choose(f"--model {name}", name.removeprefix(PACKAGE), torch_geometric.nn.models.classes)
+    return getattr(torch_geometric.nn.models, bare)
+
+
 def _build_dotted(
     name: str, in_channels: int, out_channels: int, hidden_channels: int, num_layers: int, dropout: float
 ) -> nn.Module:
-    # A table look-up, never an import: only what torch_geometric.nn.models exports can be named.
-    bare = choose(f"--model {name}", name.removeprefix(PACKAGE), torch_geometric.nn.models.classes)
-    factory = getattr(torch_geometric.nn.models, bare)
+    factory = _dotted(name)
     options = {
         "in_channels": in_channels,
         "hidden_channels": hidden_channels,
@@ -173,6 +192,9 @@ def _build_dotted(
         call.bind("x", "edge_index")
         if list(call.parameters)[:2] != ["x", "edge_index"] or not {"in_channels", "out_channels"} <= set(known):
             raise TypeError("other arguments")
-    except (TypeError, AttributeError) as error:
-        raise OptionError(f"--model: {name} does not make logits from x, edge_index and its sizes ({error})") from error
+    except (TypeError, AttributeError, AssertionError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise OptionError(
+            f"--model: {name} does not make logits from x, edge_index and its sizes ({reason.splitlines()[0]})"
+        ) from error
     return model

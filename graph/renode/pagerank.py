@@ -10,11 +10,12 @@ from torch import Tensor
 from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 from fairseq_ext.errors import DataError, OptionError, choose
+from graph.renode.inputs import as_edges, as_tensor, node_ids
 
-__all__ = ["NORMALIZATIONS", "PageRank", "binary_adjacency", "node_ids", "personalized_pagerank", "push_pagerank"]
+__all__ = ["NORMALIZATIONS", "PageRank", "binary_adjacency", "personalized_pagerank", "push_pagerank"]
 
-# Rows solved at once. Measured on Cora's size and on 100,000 nodes: wider blocks fall out of the cache, narrower ones
-# read the matrix too often.
+# Columns solved at once. Measured on Cora's size and on 100,000 nodes: wider blocks fall out of the cache, narrower
+# ones read the matrix too often.
 BLOCK = 16
 # Powers of the ratio of two degrees by which push_pagerank scales an entry.
 NORMALIZATIONS = {"row": 0.0, "sym": 0.5, "col": 1.0}
@@ -75,7 +76,7 @@ class PageRank:
         self.system: sparse.csr_array = (eye - (1 - alpha) * (scale @ adjacency @ scale)).tocsr()
 
     def matmul(self, input: Tensor, transpose: bool = False) -> Tensor:
-        r""":math:`\Pi B`, or :math:`\Pi^\top B`: one solve for all columns.
+        r""":math:`\Pi B`, or :math:`\Pi^\top B`, a few columns at a time.
 
         Args:
             input: The right-hand sides :math:`B`.
@@ -87,17 +88,26 @@ class PageRank:
 
         Raises:
             OptionError: ``max_iter`` steps did not reach ``tol``.
+            DataError: ``input`` is of another shape.
         """
+        input = as_tensor(input, "input")
+        if input.dim() != 2 or len(input) != self.num_nodes:
+            raise DataError(f"input: wanted shape ({self.num_nodes}, k), found {tuple(input.shape)}")
+        solution = torch.empty(input.shape, dtype=torch.float64, device=input.device)
+        for columns, solved in zip(input.split(BLOCK, 1), solution.split(BLOCK, 1), strict=True):
+            solved.copy_(torch.from_numpy(self._solve(columns.detach().cpu().double().numpy(), transpose)))
+        return solution
+
+    def _solve(self, input: np.ndarray, transpose: bool) -> np.ndarray:
         solve = _conjugate_gradient if self.method == "cg" else _power_iteration
         system = self.system.T if transpose and not self.undirected else self.system
-        rhs = self.alpha * input.detach().cpu().double().numpy()
-        solution, residual = solve(system, rhs, self.tol, self.max_iter)
+        solution, residual = solve(system, self.alpha * input, self.tol, self.max_iter)
         if not residual <= self.tol:
             raise OptionError(
                 f"tol: {self.method} did not converge, {self.max_iter} steps reached residual {residual:.1e} and not "
                 f"tolerance {self.tol:.1e}; raise max_iter or tol"
             )
-        return torch.from_numpy(solution).to(input.device)
+        return solution
 
     def rows(self, nodes: Tensor) -> Tensor:
         r"""The rows of :math:`\Pi` of ``nodes``.
@@ -233,10 +243,7 @@ def binary_adjacency(edge_index: Tensor, num_nodes: int | None = None) -> sparse
     Raises:
         DataError: ``edge_index`` is not of shape (2, E), not of integers, or names a node out of range.
     """
-    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.is_floating_point():
-        raise DataError(
-            f"edge_index: wanted integers of shape (2, E), found {edge_index.dtype} of shape {tuple(edge_index.shape)}"
-        )
+    edge_index = as_edges(edge_index)
     size = maybe_num_nodes(edge_index, num_nodes)
     if edge_index.numel() and (edge_index.min() < 0 or edge_index.max() >= size):
         raise DataError(
@@ -246,27 +253,6 @@ def binary_adjacency(edge_index: Tensor, num_nodes: int | None = None) -> sparse
     ids = torch.int32 if size <= torch.iinfo(torch.int32).max else torch.int64
     source, target = edge_index.to("cpu", ids).numpy()
     return sparse.coo_array((np.ones(len(source), np.bool_), (source, target)), shape=(size, size)).tocsr()
-
-
-def node_ids(nodes: Tensor, num_nodes: int, name: str) -> Tensor:
-    """``nodes`` as ids, given those or a mask over all nodes.
-
-    Raises:
-        DataError: it is neither, or an id is out of range or listed twice; ``name`` is what the message calls it.
-    """
-    if nodes.dim() != 1 or nodes.is_floating_point() or (nodes.dtype == torch.bool and len(nodes) != num_nodes):
-        raise DataError(
-            f"{name}: wanted node ids of shape (L,) or a mask of shape ({num_nodes},), "
-            f"found {nodes.dtype} of shape {tuple(nodes.shape)}"
-        )
-    if nodes.dtype == torch.bool:
-        return nodes.nonzero().view(-1)
-    nodes = nodes.long()
-    if nodes.numel() and (nodes.min() < 0 or nodes.max() >= num_nodes):
-        raise DataError(f"{name}: ids {nodes.min()} to {nodes.max()} do not fit a graph of {num_nodes} nodes")
-    if len(nodes.unique()) < len(nodes):
-        raise DataError(f"{name}: a node is listed twice")
-    return nodes
 
 
 def check_alpha(alpha: float) -> None:

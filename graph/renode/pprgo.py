@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fairseq_ext.errors import OptionError, choose
 
-__all__ = ["Batch", "PPRGo", "RowBatches", "predict", "to_torch"]
+__all__ = ["Batch", "PPRGo", "RowBatches", "predict", "predict_logits", "to_torch"]
 
 
 class PPRGo(nn.Module):
@@ -169,7 +169,7 @@ class RowBatches:
 
 
 @torch.no_grad()
-def predict(
+def predict_logits(
     model: PPRGo,
     x: np.ndarray | sparse.csr_array,
     adjacency: sparse.csr_array,
@@ -180,7 +180,7 @@ def predict(
     chunk: int = 8192,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """The class of every node, by a few steps of the power iteration that the rows approximate.
+    """The logits of every node, by a few steps of the power iteration that the rows approximate.
 
         Z ← (1 - α) S Z + α H        from Z = H = MLP(X)
 
@@ -193,7 +193,7 @@ def predict(
         chunk: nodes a pass through the perceptron.
 
     Returns:
-        (n,) int64.
+        (n, C) float32.
     """
     choose("normalization", normalization, ("sym", "row", "col"))
     model.eval()
@@ -206,4 +206,9 @@ def predict(
     z = local
     for _ in range(steps):
         z = (1 - alpha) * left * (adjacency @ (right * z)) + alpha * local
-    return z.argmax(1)
+    return z
+
+
+def predict(model: PPRGo, x: np.ndarray | sparse.csr_array, adjacency: sparse.csr_array, **options: Any) -> np.ndarray:
+    """The class of every node, (n,) int64: the largest of :func:`predict_logits`, whose arguments it takes."""
+    return predict_logits(model, x, adjacency, **options).argmax(1)

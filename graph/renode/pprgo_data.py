@@ -95,8 +95,9 @@ def _reading(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or 'cannot be read'}") from error
-    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: {str(error).removeprefix(f'{path}: ').splitlines()[0]}") from error
+    except Exception as error:  # damaged files make the readers of zip and numpy raise many types
+        reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
+        raise DataError(f"{path}: {reason.splitlines()[0]}") from error
 
 
 def read_large_graph(path: str | Path, features: str | Path | None = None) -> LargeGraph:

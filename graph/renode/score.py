@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,13 @@ from torch_geometric.data import Data
 from torch_geometric.utils import index_to_mask
 
 from fairseq_ext.files import replacing, write_json, writing_to
-from graph.renode.data import labelled_nodes, load_graph
-from graph.renode.options import ScoreOptions, SplitOptions, WeightOptions
+from graph.renode.data import load_graph
+from graph.renode.options import ScoreOptions, WeightOptions
+from graph.renode.splits import labelled_nodes
 from graph.renode.totoro import dataset_totoro
 from graph.renode.transform import ReNode
 
-__all__ = ["renode_transform", "run", "score_table", "scored", "scored_graph", "split_options", "write_scores"]
-
-
-def split_options(options: SplitOptions) -> dict[str, Any]:
-    """The arguments of :func:`graph.renode.data.make_split` beside its kind and seed."""
-    return {item.name: getattr(options, item.name) for item in fields(SplitOptions) if item.name != "split"}
+__all__ = ["renode_transform", "run", "score_table", "scored", "scored_graph", "write_scores"]
 
 
 def scored(data: Data, nodes: Tensor, transform: ReNode) -> Data:
@@ -43,7 +38,7 @@ def scored_graph(options: ScoreOptions, split_seed: int = 0) -> Data:
     """The graph of the options, with one split's scores."""
     transform = renode_transform(options)
     data = load_graph(options.dataset, options.root, to_undirected=options.to_undirected, need_features=False)
-    nodes = labelled_nodes(data, options.split, split_seed, **split_options(options))
+    nodes = labelled_nodes(data, options.split, split_seed, **options.quotas())
     return scored(data, nodes, transform)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch_geometric.utils import coalesce, remove_self_loops, scatter
 
 from fairseq_ext.errors import DataError, OptionError, choose
-from graph.renode.pagerank import PageRank, node_ids
+from graph.renode.inputs import as_edges, as_labels, as_tensor, node_ids
+from graph.renode.pagerank import BLOCK, PageRank
 
 __all__ = [
     "TIES",
@@ -49,7 +50,8 @@ def totoro(
 
     The scores are exact and need neither :math:`\Pi` nor its labelled rows. With the :math:`(n, C)` matrix
     :math:`M_{ic} = [i \in C_c] / |C_c|`, :math:`G = \Pi^\top M` holds the :math:`g_c` and
-    :math:`T_v = \sum_{c \ne y_v} (\Pi G)_{vc}`: two sparse solves of :math:`C` columns each.
+    :math:`T_v = \sum_{c \ne y_v} (\Pi G)_{vc}`: two sparse solves of :math:`C` columns each, done a few columns at a
+    time, so that the memory is :math:`O(n + E)` for any number of classes.
 
     Args:
         edge_index, num_nodes, alpha, tol, max_iter, method: The graph and the solver, as in
@@ -71,11 +73,14 @@ def totoro(
             ``train_mask`` does not fit the graph.
         OptionError: an option is out of range, or the solver did not converge.
     """
-    size = len(y) if num_nodes is None else num_nodes
-    nodes, labels = _labelled(y, train_mask, size, empty_classes)
+    nodes, labels, size = _labelled(y, train_mask, num_nodes, empty_classes)
     pagerank = PageRank(edge_index, size, alpha, tol, max_iter, method)
-    influence = pagerank.matmul(_class_means(nodes, labels, size), transpose=True)
-    return _of_other_classes(pagerank.matmul(influence)[nodes], labels)
+    scores = torch.zeros(len(nodes), dtype=torch.float64, device=nodes.device)
+    # A block of classes at a time: the memory does not grow with their number.
+    for classes in torch.arange(int(labels.max()) + 1).split(BLOCK):
+        influence = pagerank.matmul(_class_means(nodes, labels, size, classes), transpose=True)
+        scores += _of_other_classes(pagerank.matmul(influence)[nodes], labels, classes)
+    return scores
 
 
 def class_influence(
@@ -96,9 +101,9 @@ def class_influence(
     Shape:
         - output: :math:`(n, C)`, float64, where :math:`C` is one more than the largest label of a labelled node
     """
-    size = len(y) if num_nodes is None else num_nodes
-    nodes, labels = _labelled(y, train_mask, size, empty_classes)
-    return PageRank(edge_index, size, **solver).matmul(_class_means(nodes, labels, size), transpose=True)
+    nodes, labels, size = _labelled(y, train_mask, num_nodes, empty_classes)
+    means = _class_means(nodes, labels, size, torch.arange(int(labels.max()) + 1))
+    return PageRank(edge_index, size, **solver).matmul(means, transpose=True)
 
 
 def totoro_from_rows(rows: sparse.sparray, y: Tensor, softmax: bool = True) -> Tensor:
@@ -122,17 +127,19 @@ def totoro_from_rows(rows: sparse.sparray, y: Tensor, softmax: bool = True) -> T
     Raises:
         DataError: there is no row, a label is negative, or ``rows`` and ``y`` differ in length.
     """
+    y = as_labels(y)
     if rows.shape[0] != len(y):
         raise DataError(f"y: found {len(y)} labels for {rows.shape[0]} rows")
-    nodes, labels = _labelled(y, torch.arange(len(y)), len(y), "skip")
+    nodes, labels, _ = _labelled(y, torch.arange(len(y)), len(y), "skip")
     rows = sparse.csr_array(rows, dtype=np.float64, copy=True)
     rows.eliminate_zeros()
     if softmax:
         np.exp(rows.data, out=rows.data)
         rows.data /= np.repeat(rows.sum(axis=1), np.diff(rows.indptr))
-    means = sparse.csr_array(_class_means(nodes, labels, len(y)).cpu().numpy())
+    classes = torch.arange(int(labels.max()) + 1)
+    means = sparse.csr_array(_class_means(nodes, labels, len(y), classes).cpu().numpy())
     influence = means.T @ rows
-    return _of_other_classes(torch.from_numpy((rows @ influence.T).toarray()), labels)
+    return _of_other_classes(torch.from_numpy((rows @ influence.T).toarray()), labels.cpu(), classes)
 
 
 def dataset_totoro(totoro: Tensor) -> float:
@@ -141,7 +148,7 @@ def dataset_totoro(totoro: Tensor) -> float:
     Args:
         totoro: Scores of :func:`totoro`, or the attribute that :class:`~graph.renode.ReNode` writes.
     """
-    return float(totoro.sum())
+    return float(as_tensor(totoro, "totoro").sum())
 
 
 def renode_weights(totoro: Tensor, w_min: float = 0.5, w_max: float = 1.5, ties: str = "index") -> Tensor:
@@ -172,8 +179,13 @@ def renode_weights(totoro: Tensor, w_min: float = 0.5, w_max: float = 1.5, ties:
         OptionError: not ``0 <= w_min <= w_max``, or ``ties`` is unknown.
     """
     check_weights(w_min, w_max, ties)
+    totoro = as_tensor(totoro, "totoro")
+    if totoro.dim() != 1:
+        raise DataError(f"totoro: wanted one score a labelled node, found shape {tuple(totoro.shape)}")
     if not len(totoro):
         raise DataError("totoro: there is no labelled node")
+    if totoro.isnan().any():
+        raise DataError("totoro: a score is NaN, which has no rank")
     steps = torch.arange(len(totoro), dtype=torch.float64, device=totoro.device) / max(len(totoro) - 1, 1)
     by_rank = w_min + 0.5 * (w_max - w_min) * (1 + torch.cos(math.pi * steps))
     weights = torch.empty_like(by_rank)
@@ -181,7 +193,7 @@ def renode_weights(totoro: Tensor, w_min: float = 0.5, w_max: float = 1.5, ties:
     if ties == "average":
         group = totoro.unique(return_inverse=True)[1]
         weights = scatter(weights, group, reduce="mean")[group]
-    return weights.to(totoro.dtype)
+    return weights.to(totoro.dtype if totoro.is_floating_point() else torch.get_default_dtype())
 
 
 def check_weights(w_min: float, w_max: float, ties: str) -> None:
@@ -194,44 +206,52 @@ def check_weights(w_min: float, w_max: float, ties: str) -> None:
 def neighbor_conflict(edge_index: Tensor, y: Tensor) -> Tensor:
     """Share of a node's neighbours that have another label: what Totoro looks like one step away.
 
-    Neighbours are the targets of a node's edges; duplicates count once and self-loops not at all.
+    Neighbours are the targets of a node's edges; duplicates count once, self-loops and neighbours without label (below
+    0) not at all.
 
     Shape:
         - edge_index: :math:`(2, E)`
         - y: :math:`(n)`
-        - output: :math:`(n)`, float32; NaN where a node has no neighbour
+        - output: :math:`(n)`, float32; NaN where a node has no neighbour with a label, or no label itself
     """
-    source, target = coalesce(remove_self_loops(edge_index)[0].long(), num_nodes=len(y))
+    y = as_labels(y)
+    edges = coalesce(remove_self_loops(as_edges(edge_index))[0], num_nodes=len(y))
+    source, target = edges[:, (y[edges] >= 0).all(0)]
     other = scatter((y[source] != y[target]).float(), source, dim_size=len(y))
     return other / scatter(torch.ones_like(source), source, dim_size=len(y))
 
 
-def _labelled(y: Tensor, train_mask: Tensor, num_nodes: int, empty_classes: str) -> tuple[Tensor, Tensor]:
-    """Ids and labels of the labelled nodes, checked."""
+def _labelled(y: Tensor, train_mask: Tensor, num_nodes: int | None, empty_classes: str) -> tuple[Tensor, Tensor, int]:
+    """Ids and labels of the labelled nodes, checked, and the number of all nodes."""
     choose("empty_classes", empty_classes, ("error", "skip"))
-    if y.shape != (num_nodes,) or y.is_floating_point():
-        raise DataError(f"y: wanted integers of shape ({num_nodes},), found {y.dtype} of shape {tuple(y.shape)}")
-    nodes = node_ids(train_mask, num_nodes, "train_mask")
+    y = as_labels(y, num_nodes)
+    nodes = node_ids(train_mask, len(y), "train_mask").to(y.device)
     if not len(nodes):
         raise DataError("train_mask: there is no labelled node")
-    labels = y[nodes].long()
+    labels = y[nodes]
     if labels.min() < 0:
         raise DataError(f"y: a labelled node has label {labels.min()}, wanted 0 and above")
     empty = (labels.bincount(minlength=int(y.max()) + 1) == 0).nonzero().view(-1).tolist()
     if empty and empty_classes == "error":
         classes = ", ".join(map(str, empty))
         raise DataError(f"train_mask: no labelled node of class {classes}; empty_classes='skip' scores without it")
-    return nodes, labels
+    return nodes, labels, len(y)
 
 
-def _class_means(nodes: Tensor, labels: Tensor, num_nodes: int) -> Tensor:
-    """The matrix that averages over the labelled nodes of each class, (n, C); a class without any has zeros."""
-    means = torch.zeros(num_nodes, int(labels.max()) + 1, dtype=torch.float64, device=labels.device)
-    means[nodes, labels] = 1 / labels.bincount()[labels].double()
+def _class_means(nodes: Tensor, labels: Tensor, num_nodes: int, classes: Tensor) -> Tensor:
+    """The matrix that averages over the labelled nodes of each of ``classes``, which follow one another.
+
+    Shape:
+        - output: (n, len(classes)); a class without labelled nodes has zeros
+    """
+    share = 1 / labels.bincount()[labels].double()
+    means = torch.zeros(num_nodes, len(classes), dtype=torch.float64, device=labels.device)
+    among = (labels >= classes[0]) & (labels <= classes[-1])
+    means[nodes[among], labels[among] - int(classes[0])] = share[among]
     return means
 
 
-def _of_other_classes(influence: Tensor, labels: Tensor) -> Tensor:
+def _of_other_classes(influence: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
     """Sums each row but the entry of the row's own class."""
     # Zeroed, not subtracted: the own class has most of the sum, whose rounding would swamp the rest.
-    return influence.scatter(1, labels[:, None], 0).sum(1)
+    return influence.masked_fill(labels[:, None] == classes.to(labels.device), 0).sum(1)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -20,11 +21,13 @@ from tqdm import tqdm
 from fairseq_ext.errors import OptionError
 from fairseq_ext.experiments import Experiment, torch_device
 from fairseq_ext.settings import Settings, digest
-from graph.renode.data import Split, count_splits, load_graph, make_split
-from graph.renode.losses import make_loss
+from graph.metrics import classification_metrics
+from graph.renode.data import load_graph
+from graph.renode.inputs import as_weights
 from graph.renode.model import build_model
 from graph.renode.options import Recipe, TrainOptions
-from graph.renode.score import renode_transform, scored, split_options
+from graph.renode.score import renode_transform, scored
+from graph.renode.splits import Split, count_splits, make_split
 from graph.renode.totoro import dataset_totoro
 
 __all__ = ["Fit", "f1", "fit", "run", "train_once"]
@@ -62,9 +65,12 @@ def fit(
 
     Raises:
         OptionError: the model does not give a row of logits for each node, or the loss is not finite.
+        DataError: a weight that is 0: that of a node which was not labelled when the weights were made.
     """
     recipe = recipe or Recipe()
     truth = data.y[split.valid].cpu()
+    if weight is not None:
+        weight = as_weights(weight, len(split.train)).to(data.y.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
     best, best_state = Fit(data.x, -1.0, 0, 0), {}
@@ -97,17 +103,20 @@ def fit(
     return best
 
 
-def run(options: TrainOptions, out: str | Path, splits: int = 5, inits: int = 3, device: str = "auto") -> Experiment:
+def run(
+    options: TrainOptions, out: str | Path, splits: int | None = None, inits: int = 3, device: str = "auto"
+) -> Experiment:
     """Train on every split with every initialisation that ``out`` does not hold yet.
 
     Args:
         out: folder of ``results.json``.
-        splits: split seeds 0, 1, ... Default: 5, as released; of public splits at most as many as there are.
+        splits: split seeds 0, 1, ... Default: 5, as released, or the public ones where there are fewer.
         inits: seeds 0, 1, ... of initialisation and dropout, for each split. Default: 3, as released.
         device: as ``--device``.
 
     Returns:
-        For each run F1 on the test nodes, the best epoch, seconds, and with ReNode the Totoro of its split.
+        For each run F1 and :func:`~graph.metrics.classification_metrics` of the test nodes, the best epoch, seconds,
+        and with ReNode the Totoro of its split.
 
     Raises:
         InputError: options or data that cannot be used, before anything is written.
@@ -121,11 +130,13 @@ def run(options: TrainOptions, out: str | Path, splits: int = 5, inits: int = 3,
     )
     on_device = copy.copy(data).to(torch_device(device))
     drawn = [
-        make_split(data, options.split, seed, **split_options(options))
+        make_split(data, options.split, seed, valid_each=options.valid_each, **options.quotas())
         for seed in range(count_splits(data, options.split, splits))
     ]
+    if all(len(set(_class_counts(data, split).tolist())) == 1 for split in drawn):
+        options.refuse_idle("with as many labelled nodes of each class", "beta")
     # Made to refuse wrong options before anything is written.
-    _model(data, options), _loss(data, drawn[0], options)
+    _model(data, options), options.make_loss(_class_counts(data, drawn[0]))
 
     tensors = {name: value for name, value in sorted(data.to_dict().items()) if isinstance(value, Tensor)}
     inputs = {"graph": digest(list(tensors), *tensors.values())}
@@ -151,16 +162,17 @@ def run(options: TrainOptions, out: str | Path, splits: int = 5, inits: int = 3,
     return experiment
 
 
-def train_once(data: Data, split: Split, weight: Tensor | None, seed: int, options: TrainOptions) -> dict[str, float]:
-    """One initialisation on one split: its F1 on the test nodes, and how the training went."""
+def train_once(data: Data, split: Split, weight: Tensor | None, seed: int, options: TrainOptions) -> dict[str, Any]:
+    """One initialisation on one split: its scores on the test nodes, and how the training went."""
     start = time.perf_counter()
     seed_everything(seed)
     model = _model(data, options).to(data.y.device)
-    best = fit(model, data, split, _loss(data, split, options), weight, options)
+    best = fit(model, data, split, options.make_loss(_class_counts(data, split)), weight, options)
     truth, predicted = data.y[split.test].cpu(), best.logits[split.test].argmax(1).cpu()
     return {
         "weighted_f1": f1(truth, predicted),
         "macro_f1": f1(truth, predicted, "macro"),
+        **classification_metrics(best.logits[split.test], data.y[split.test]),
         "valid_f1": best.valid_f1,
         "best_epoch": best.best_epoch,
         "epochs": best.epochs,
@@ -181,6 +193,5 @@ def _model(data: Data, options: TrainOptions) -> nn.Module:
     )
 
 
-def _loss(data: Data, split: Split, options: TrainOptions) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    counts = torch.bincount(data.y[split.train], minlength=int(data.y.max()) + 1)
-    return make_loss(options.loss, counts, gamma=options.gamma, beta=options.beta, log_end=options.log_end)
+def _class_counts(data: Data, split: Split) -> Tensor:
+    return torch.bincount(data.y[split.train], minlength=int(data.y.max()) + 1)

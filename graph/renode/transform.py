@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch_geometric.data import Data
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from fairseq_ext.errors import DataError, choose
-from graph.renode.pagerank import check_solver, node_ids
+from fairseq_ext.errors import DataError, OptionError, choose
+from fairseq_ext.losses import reduce_weighted
+from graph.renode.inputs import as_weights, edges_of, node_ids
+from graph.renode.pagerank import check_solver
 from graph.renode.totoro import check_weights, renode_weights, totoro
 
-__all__ = ["ReNode"]
+__all__ = ["ReNode", "renode_loss"]
+
+EdgeType = tuple[str, str, str]
 
 
 @functional_transform("renode")
@@ -22,20 +29,29 @@ class ReNode(BaseTransform):
     The scores are those of :func:`~graph.renode.totoro`, the weights those of :func:`~graph.renode.renode_weights`, of
     Chen et al., `Topology-Imbalance Learning for Semi-Supervised Node Classification` (NeurIPS 2021, arXiv:2110.04099).
     Both attributes cover all nodes and are 0 for unlabelled ones: ``data.totoro.sum()`` is the score of the data set,
-    ``(data.renode_weight * loss).sum() / data.train_mask.sum()`` the weighted training loss.
+    :func:`renode_loss` the weighted training loss.
 
-    The graph is read from ``data.edge_index`` as it is: duplicates count once, weights are ignored, self-loops may be
-    there or not, and a graph with an edge without its reverse is a directed one (apply
-    :class:`~torch_geometric.transforms.ToUndirected` before, where that is not meant).
+    The graph is read from ``data.edge_index``, or ``data.adj_t`` where that took its place, as it is: duplicates count
+    once, weights are ignored, self-loops may be there or not, and a graph with an edge without its reverse is a
+    directed one (apply :class:`~torch_geometric.transforms.ToUndirected` before, where that is not meant).
+
+    The weights belong to the ``data.train_mask`` of the moment: apply the transform after the one that makes the split.
 
     Args:
-        w_min: Weight of the labelled node with the most conflict. Default: 0.5 (the released code: the same).
+        w_min: Weight of the labelled node with the most conflict, above 0, which marks nodes without label. Default:
+            0.5 (the released code: the same).
         w_max: Weight of the labelled node with the least conflict. Default: 1.5 (the released code: the same).
         alpha: Restart probability of PageRank. Default: 0.15 (the released code: the same).
         ties: ``"index"`` or ``"average"``: ranks of nodes of equal score. Default: ``"index"`` (as the released code).
         tol: Relative residual at which the solver stops. Default: 1e-12.
         max_iter: Steps after which the solver gives up. Default: 1000.
         empty_classes: ``"error"`` or ``"skip"``: classes of ``data.y`` without labelled nodes. Default: ``"error"``.
+        split: The column of a ``data.train_mask`` that holds several splits, one a column. Default: None, which refuses
+            such a mask.
+        node_type: The nodes of a :class:`~torch_geometric.data.HeteroData` that are labelled; the others are left out.
+            Default: None, for a graph with one type of nodes.
+        edge_type: The edges between them, as ``(node_type, relation, node_type)``. Default: None, where there is one
+            such type.
 
     Shape:
         - data.totoro: :math:`(n)`, float64
@@ -49,7 +65,7 @@ class ReNode(BaseTransform):
         >>> transform = T.Compose([T.NormalizeFeatures(), ReNode()])
         >>> data = Planetoid("data", "Cora", transform=transform)[0]
         >>> loss = F.cross_entropy(model(data.x, data.edge_index), data.y, reduction="none")
-        >>> loss = (data.renode_weight * loss).sum() / data.train_mask.sum()
+        >>> loss = renode_loss(loss, data)
     """
 
     def __init__(
@@ -61,34 +77,100 @@ class ReNode(BaseTransform):
         tol: float = 1e-12,
         max_iter: int = 1000,
         empty_classes: str = "error",
+        split: int | None = None,
+        node_type: str | None = None,
+        edge_type: EdgeType | None = None,
     ) -> None:
         check_solver(alpha, tol, max_iter)
         check_weights(w_min, w_max, ties)
+        if w_min == 0:
+            raise OptionError("w_min: 0 is the weight of nodes without label; choose a value above it")
         choose("empty_classes", empty_classes, ("error", "skip"))
-        self.w_min, self.w_max, self.ties = w_min, w_max, ties
-        self.alpha, self.tol, self.max_iter = alpha, tol, max_iter
-        self.empty_classes = empty_classes
+        if edge_type is not None and {edge_type[0], edge_type[-1]} != {node_type}:
+            raise OptionError(f"edge_type: {edge_type} does not join nodes of node_type {node_type!r}")
+        self.w_min, self.w_max, self.alpha = w_min, w_max, alpha
+        self.ties, self.tol, self.max_iter = ties, tol, max_iter
+        self.empty_classes, self.split = empty_classes, split
+        self.node_type, self.edge_type = node_type, edge_type
 
     @torch.no_grad()
-    def forward(self, data: Data) -> Data:
-        for name in ("edge_index", "y", "train_mask"):
-            if data.get(name) is None:
-                raise DataError(f"data.{name}: ReNode needs it, and this graph has none")
-        nodes = node_ids(data.train_mask, data.num_nodes, "data.train_mask")
+    def forward(self, data: Data | HeteroData) -> Data | HeteroData:
+        nodes, edges, name = self._stores(data)
+        size = nodes.num_nodes
+        labelled = _labelled(nodes, name, self.split)
+        if nodes.get("y") is None:
+            raise DataError(f"{name}y: the graph has none")
         scores = totoro(
-            data.edge_index,
-            data.y,
-            nodes,
-            data.num_nodes,
+            edges_of(edges, name),
+            nodes.y,
+            labelled,
+            size,
             alpha=self.alpha,
             tol=self.tol,
             max_iter=self.max_iter,
             empty_classes=self.empty_classes,
         )
         weights = renode_weights(scores, self.w_min, self.w_max, self.ties).float()
-        data.totoro = scores.new_zeros(data.num_nodes).index_copy(0, nodes, scores)
-        data.renode_weight = weights.new_zeros(data.num_nodes).index_copy(0, nodes, weights)
+        nodes.totoro = scores.new_zeros(size).index_copy(0, labelled, scores)
+        nodes.renode_weight = weights.new_zeros(size).index_copy(0, labelled, weights)
         return data
 
+    def _stores(self, data: Data | HeteroData) -> tuple[Any, Any, str]:
+        """Where the nodes and the edges lie, and what messages put before the name of a part."""
+        if isinstance(data, Data):
+            if self.node_type is not None:
+                raise OptionError(
+                    f"node_type: {self.node_type!r} is for a HeteroData, this graph has one type of nodes"
+                )
+            return data, data, "data."
+        if self.node_type is None:
+            raise OptionError(f"node_type: a HeteroData needs one of {', '.join(data.node_types)}")
+        choose("node_type", self.node_type, data.node_types)
+        among = [kind for kind in data.edge_types if {kind[0], kind[-1]} == {self.node_type}]
+        shown = " or ".join(map(str, among)) or "none"
+        if self.edge_type is None and len(among) != 1:
+            raise OptionError(f"edge_type: wanted one that joins {self.node_type!r} to itself, found {shown}")
+        edge_type = self.edge_type or among[0]
+        if edge_type not in among:
+            raise OptionError(f"edge_type: {edge_type} is not in the graph, which has {shown}")
+        return data[self.node_type], data[edge_type], f"data[{self.node_type!r}]."
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(w_min={self.w_min}, w_max={self.w_max}, alpha={self.alpha}, ties={self.ties!r})"
+        # All options: torch_geometric compares this text to see whether a data set was made by an equal transform.
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
+    r"""The mean of the labelled nodes' losses, each times its weight: :math:`\frac1L \sum_v w_v \ell_v`.
+
+    Args:
+        loss: Loss of each node of ``data``; those of nodes without label are not looked at.
+        data: What :class:`ReNode` wrote to, or a batch of it with its ``train_mask`` and ``renode_weight``; of a
+            :class:`~torch_geometric.data.HeteroData` the nodes of one type, as ``data["paper"]``.
+        split: As in :class:`ReNode`.
+
+    Shape:
+        - loss: :math:`(n)`
+        - output: scalar
+
+    Raises:
+        DataError: there are no weights, or they are those of another mask.
+    """
+    if data.get("renode_weight") is None:
+        raise DataError("data.renode_weight: the graph has none; apply ReNode first")
+    labelled = _labelled(data, "data.", split)
+    if not len(labelled):
+        raise DataError("data.train_mask: there is no labelled node")
+    weight = as_weights(data.renode_weight[labelled], len(labelled), "data.renode_weight")
+    if others := int((data.renode_weight > 0).sum()) - len(labelled):
+        raise DataError(
+            f"data.renode_weight: {others} nodes outside of train_mask weigh more than 0: the weights are of another "
+            "mask; apply ReNode after the split is made"
+        )
+    return reduce_weighted(loss[labelled], weight.to(loss.device))
+
+
+def _labelled(nodes: Any, name: str, split: int | None) -> Tensor:
+    if nodes.get("train_mask") is None:
+        raise DataError(f"{name}train_mask: the graph has none")
+    return node_ids(nodes.train_mask, nodes.num_nodes, f"{name}train_mask", split)

@@ -14,10 +14,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from examples.translation.staging import progress, staged_folder
-from examples.translation.text import clean
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import read_lines
+from examples.translation.prepare import clean, read_lines
+from examples.translation.staging import PreparationError, progress, run, staged_folder
 
 
 def split_pairs(pairs: list[tuple[str, str]], held_out: int, seed: int) -> dict[str, list[tuple[str, str]]]:
@@ -27,7 +25,7 @@ def split_pairs(pairs: list[tuple[str, str]], held_out: int, seed: int) -> dict[
     unique = [pair for pair in pairs if sources[pair[0]] == targets[pair[1]] == 1]
     if len(unique) < 2 * held_out or len(pairs) <= 2 * held_out:
         problem = f"only {len(unique)} of {len(pairs)} pairs share no sentence with another"
-        raise OptionError(f"--held-out {held_out}: {problem}")
+        raise PreparationError(f"--held-out {held_out}: {problem}")
     drawn = random.Random(seed).sample(unique, 2 * held_out)
     taken = set(drawn)
     train = [pair for pair in pairs if pair not in taken]
@@ -36,13 +34,15 @@ def split_pairs(pairs: list[tuple[str, str]], held_out: int, seed: int) -> dict[
 
 def split(args: argparse.Namespace) -> None:
     if min(args.columns) < 1:
-        raise OptionError(f"--columns count from 1, got {args.columns[0]} and {args.columns[1]}")
+        raise PreparationError(f"--columns count from 1, got {args.columns[0]} and {args.columns[1]}")
+    if not args.pairs.is_file():
+        raise PreparationError(f"missing file: {args.pairs}")
     pairs = []
-    for line, origin in read_lines(args.pairs):
+    for number, line in enumerate(read_lines(args.pairs), start=1):
         columns = line.split("\t")
         if len(columns) < max(args.columns):
             problem = f"{len(columns)} columns, --columns asks for {max(args.columns)}"
-            raise DataError(f"{origin}: {problem}")
+            raise PreparationError(f"{args.pairs}, line {number}: {problem}")
         pairs.append((clean(columns[args.columns[0] - 1]), clean(columns[args.columns[1] - 1])))
     with staged_folder(args.out) as stage:
         for name, part in split_pairs(pairs, args.held_out, args.seed).items():
@@ -52,7 +52,7 @@ def split(args: argparse.Namespace) -> None:
             progress(f"{name}: {len(part):,} pairs")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m examples.translation.tatoeba.split",
         description="Train, valid and test that share no sentence, from a tab-separated list of pairs.",
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     args = parser.parse_args(argv)
-    split(args)
+    return run(lambda: split(args))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

@@ -18,7 +18,7 @@ from torch_geometric.datasets import KarateClub
 
 from fairseq_ext.errors import InputError
 from graph.renode.__main__ import main
-from graph.renode.data import labelled_nodes
+from graph.renode.splits import labelled_nodes
 from tests.helpers import ROOT, load_golden, require_data
 
 PICTURES = ["totoro_by_class.png", "rank_to_weight.png", "layout.png", "totoro_by_neighbors.png"]
@@ -51,7 +51,7 @@ def test_score_of_another_split_and_without_features(tmp_path):
     torch.save(graph, tmp_path / "graph.pt")
     found = []
     for seed in (0, 1):
-        command = f"score --dataset {tmp_path / 'graph.pt'} --train-each 3 --valid-each 1 --split-seed {seed}"
+        command = f"score --dataset {tmp_path / 'graph.pt'} --train-each 3 --split-seed {seed}"
         main([*command.split(), "--out", str(tmp_path / "out")])
         found.append(np.load(tmp_path / "out" / "scores.npz")["node"].tolist())
     assert [sorted(nodes) for nodes in found] == [sorted(labelled(graph, seed)) for seed in (0, 1)]
@@ -59,7 +59,7 @@ def test_score_of_another_split_and_without_features(tmp_path):
 
 
 def labelled(graph, seed):
-    return labelled_nodes(graph, "compat", seed, train_each=3, valid_each=1).tolist()
+    return labelled_nodes(graph, "compat", seed, train_each=3).tolist()
 
 
 def test_score_of_cora_is_the_released_one(tmp_path, cora_root):

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,13 @@ def dense_totoro(pagerank, y, nodes):
     return torch.stack(
         [sum((pagerank[v] @ g for c, g in influence.items() if c != y[v]), pagerank.new_zeros(())) for v in nodes]
     )
+
+
+def random_graph(size, classes):
+    """Edges, labels, and the ids of a third of the nodes, some of each class."""
+    torch.manual_seed(0)
+    nodes = torch.cat([torch.arange(classes), torch.arange(classes, size, 3)])
+    return torch.randint(size, (2, 4 * size)), torch.arange(size) % classes, nodes
 
 
 @st.composite
@@ -141,6 +150,24 @@ class TestScores:
         expected = totoro(edge_index, y, mask, empty_classes="skip")
         assert torch.equal(totoro(shuffled, y, mask, empty_classes="skip"), expected)
 
+    @pytest.mark.parametrize("classes", [15, 16, 17, 40])
+    @pytest.mark.parametrize("undirected", [True, False])
+    def test_many_classes(self, classes, undirected):
+        edge_index, y, nodes = random_graph(120, classes)
+        edge_index = torch.cat([edge_index, edge_index.flip(0)], 1) if undirected else edge_index
+        expected = dense_totoro(dense_pagerank(edge_index, len(y), 0.15), y, nodes)
+        torch.testing.assert_close(totoro(edge_index, y, nodes), expected, rtol=0, atol=1e-11)
+
+    def test_memory_does_not_grow_with_the_classes(self):
+        peaks = {}
+        for classes in (16, 160):
+            graph = random_graph(4000, classes)
+            tracemalloc.start()
+            totoro(*graph)
+            peaks[classes] = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peaks[160] < 1.2 * peaks[16]
+
     def test_scores_rise_towards_the_border(self):
         scores = totoro(PATH, HALVES, torch.arange(6))
         assert scores[0] < scores[1] < scores[2]
@@ -173,11 +200,15 @@ class TestScores:
         [
             ({"train_mask": torch.zeros(6, dtype=torch.bool)}, "train_mask: there is no labelled node"),
             ({"train_mask": torch.tensor([6])}, "train_mask: ids 6 to 6 do not fit a graph of 6 nodes"),
-            ({"train_mask": torch.ones(6, 2, dtype=torch.bool)}, r"train_mask: .* of shape \(6, 2\)"),
+            ({"train_mask": torch.ones(6, 2, dtype=torch.bool)}, "train_mask: holds 2 splits, one a column"),
+            ({"train_mask": torch.ones(5, 2, dtype=torch.bool)}, r"train_mask: .* of shape \(5, 2\)"),
+            ({"train_mask": [0.5, 1.0]}, "train_mask: wanted node ids"),
+            ({"train_mask": ["a"]}, "train_mask: wanted a tensor or an array, found list"),
             ({"y": HALVES - 1}, "y: a labelled node has label -1"),
-            ({"y": HALVES.float()}, r"y: wanted integers of shape \(6,\), found torch.float32"),
-            ({"y": HALVES[:, None]}, r"y: .* of shape \(6, 1\)"),
-            ({"num_nodes": 7}, r"y: wanted integers of shape \(7,\)"),
+            ({"y": HALVES + 0.5}, r"y: wanted class numbers of shape \(n,\), found fractions"),
+            ({"y": HALVES.view(2, 3)}, r"y: .* of shape \(2, 3\)"),
+            ({"y": torch.nn.functional.one_hot(HALVES)}, r"y: .* of shape \(6, 2\)"),
+            ({"num_nodes": 7}, r"y: wanted class numbers of shape \(7,\)"),
             ({"edge_index": PATH + 1}, "edge_index: it names nodes 1 to 6, the graph has 6"),
             ({"alpha": 1.0}, "alpha: 1.0"),
             ({"max_iter": 2}, "tol: cg did not converge, 2 steps"),
@@ -261,6 +292,8 @@ class TestWeights:
             ({"w_min": float("nan")}, "w_min, w_max: .* nan"),
             ({"ties": "mean"}, "ties: 'mean' is not one of index, average"),
             ({"totoro": torch.empty(0)}, "totoro: there is no labelled node"),
+            ({"totoro": torch.rand(3, 2)}, r"totoro: wanted one score a labelled node, found shape \(3, 2\)"),
+            ({"totoro": [0.1, float("nan")]}, "totoro: a score is NaN"),
         ],
     )
     def test_refused(self, options, message):

@@ -12,10 +12,10 @@ from torch_geometric.data import Data
 
 from fairseq_ext.errors import OptionError
 from graph.renode import train
-from graph.renode.data import Split
 from graph.renode.losses import LOSSES, make_loss
 from graph.renode.model import build_model
 from graph.renode.options import Recipe, TrainOptions
+from graph.renode.splits import Split
 from graph.renode.train import f1, fit
 from tests.helpers import load_golden
 
@@ -178,7 +178,7 @@ def test_renode_weights_reach_the_loss(graph_file, monkeypatch):
         ({"ties": "avg"}, "--ties: 'avg' is not one of"),
         ({"device": "cuda:99"}, "--device cuda:99: "),
         ({"train_each": 60}, "--train-each"),
-        ({"head_classes": (0, 7), "imbalance": "step"}, "--head-classes"),
+        ({"head_classes": (0, 7), "imbalance": "step", "train_each": 20}, "--head-classes"),
     ],
 )
 def test_refused_before_anything_is_written(graph_file, more, message):

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from graph.graph_classification.metrics import classification_metrics
+from graph.metrics import classification_metrics
 
 
 def test_two_classes_by_hand():

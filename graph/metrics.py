@@ -16,8 +16,8 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float | 
     the mean over the classes, each against all others.
 
     Args:
-        logits: ``(graphs, classes)``; the largest decides, the first of equal ones.
-        labels: ``(graphs)``.
+        logits: ``(n, classes)``; the largest decides, the first of equal ones.
+        labels: ``(n)``.
 
     Returns:
         ``accuracy``, ``balanced_accuracy`` and ``roc_auc``, which is None where ``labels`` lack a class.

@@ -1,1 +1,0 @@
-"""The trainer kit: what every training of this project shares. It knows no method and no fairseq."""

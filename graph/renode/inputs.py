@@ -1,0 +1,159 @@
+"""What users have at hand, as the tensors that are computed with: arrays, columns, masks of any type, ``adj_t``.
+
+Whatever has one meaning only is converted; the rest is refused in one line that names the argument.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.utils import to_edge_index
+from torch_geometric.utils.sparse import is_sparse
+
+from fairseq_ext.errors import DataError, OptionError
+
+__all__ = ["as_edges", "as_labels", "as_tensor", "as_weights", "edges_of", "node_ids", "select_split"]
+
+
+def as_tensor(values: Any, name: str) -> Tensor:
+    """A tensor of a tensor, an array or a list.
+
+    Raises:
+        DataError: there is none of it; ``name`` is what the message calls it.
+    """
+    if isinstance(values, Tensor):
+        return values.as_tensor() if isinstance(values, EdgeIndex) else values
+    try:
+        with warnings.catch_warnings():  # of an array that is read-only: nothing here writes to its arguments
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name}: wanted a tensor or an array, found {type(values).__name__}") from error
+
+
+def as_edges(edge_index: Any, name: str = "edge_index") -> Tensor:
+    """Edges as int64 of shape (2, E).
+
+    Raises:
+        DataError: they are not of that shape, or no integers.
+    """
+    edges = as_tensor(edge_index, name)
+    if edges.numel() == 0 and edges.dim() == 2 and edges.size(0) == 2:
+        return edges.long()  # torch makes floats of an empty list
+    if edges.dim() != 2 or edges.size(0) != 2 or edges.is_floating_point() or edges.dtype == torch.bool:
+        raise DataError(f"{name}: wanted integers of shape (2, E), found {_described(edges)}")
+    return edges.long()
+
+
+def edges_of(store: Any, name: str) -> Tensor:
+    """The edges of a graph, or of one type of them, from ``edge_index`` or ``adj_t``.
+
+    Raises:
+        DataError: it has neither; ``name`` is what the message puts before theirs.
+    """
+    if (edge_index := store.get("edge_index")) is not None:
+        return as_edges(edge_index, f"{name}edge_index")
+    adj_t = store.get("adj_t")
+    if adj_t is None:
+        raise DataError(f"{name}edge_index: the graph has none")
+    if not is_sparse(adj_t):
+        raise DataError(f"{name}adj_t: wanted a sparse matrix, found {type(adj_t).__name__}")
+    if isinstance(adj_t, Tensor) and adj_t.layout == torch.sparse_coo:
+        adj_t = adj_t.coalesce()  # torch_geometric would only declare it so
+    return to_edge_index(adj_t)[0].flip(0)  # a row holds the sources of its target
+
+
+def as_labels(y: Any, num_nodes: int | None = None, name: str = "y") -> Tensor:
+    """One class number a node, int64 of shape (n,); NaN, which marks a node without label, becomes -1.
+
+    Raises:
+        DataError: not one whole number a node.
+    """
+    labels = as_tensor(y, name)
+    if labels.dim() == 2 and labels.size(1) == 1:
+        labels = labels.squeeze(1)
+    wanted = "n" if num_nodes is None else num_nodes
+    if labels.dim() != 1 or num_nodes not in (None, len(labels)):
+        raise DataError(f"{name}: wanted class numbers of shape ({wanted},), found {_described(labels)}")
+    if labels.is_floating_point():
+        labels = labels.nan_to_num(nan=-1.0)
+        if not bool((labels == labels.trunc()).all()):
+            raise DataError(f"{name}: wanted class numbers of shape ({wanted},), found fractions")
+    return labels.long()
+
+
+def node_ids(nodes: Any, num_nodes: int, name: str, split: int | None = None) -> Tensor:
+    """Ids of nodes, given those or a mask over all nodes.
+
+    A mask is of bools, or of zeros and ones of any type: a list of ids has no id twice, so that zeros and ones for more
+    than two nodes can be nothing else. Of a mask with several columns, ``split`` takes one (:func:`select_split`).
+
+    Raises:
+        DataError: it is neither, or an id is out of range or listed twice; ``name`` is what the message calls it.
+    """
+    nodes = select_split(nodes, num_nodes, name, split)
+    if nodes.dim() == 1 and _is_mask(nodes, num_nodes):
+        return nodes.nonzero().view(-1)
+    if nodes.dim() != 1 or nodes.dtype == torch.bool or (nodes.is_floating_point() and nodes.numel()):
+        raise DataError(
+            f"{name}: wanted node ids of shape (L,) or a mask of shape ({num_nodes},), found {_described(nodes)}"
+        )
+    nodes = nodes.long()
+    if nodes.numel() and (nodes.min() < 0 or nodes.max() >= num_nodes):
+        raise DataError(f"{name}: ids {nodes.min()} to {nodes.max()} do not fit a graph of {num_nodes} nodes")
+    if len(nodes.unique()) < len(nodes):
+        raise DataError(f"{name}: a node is listed twice")
+    return nodes
+
+
+def _is_mask(nodes: Tensor, num_nodes: int) -> bool:
+    clear = num_nodes > 2 or nodes.dtype in (torch.bool, torch.uint8) or nodes.is_floating_point()
+    return clear and len(nodes) == num_nodes and bool(((nodes == 0) | (nodes == 1)).all())
+
+
+def select_split(mask: Any, num_nodes: int, name: str, split: int | None = None) -> Tensor:
+    """The column ``split`` of a mask over all nodes that has one for each split; anything else as it is.
+
+    Raises:
+        DataError: several columns, and none is chosen.
+        OptionError: a split that is not there.
+    """
+    mask = as_tensor(mask, name)
+    columns = mask.size(1) if mask.dim() == 2 and mask.size(0) == num_nodes else 1
+    if split is not None and not 0 <= split < columns:
+        raise OptionError(f"split: {name} holds {columns} split{'s' * (columns > 1)}, counted from 0; got {split}")
+    if mask.dim() != 2 or mask.size(0) != num_nodes:
+        return mask
+    if split is None and columns != 1:
+        raise DataError(f"{name}: holds {columns} splits, one a column; choose one with split=")
+    return mask[:, split or 0]
+
+
+def as_weights(weight: Any, count: int, name: str = "weight") -> Tensor:
+    """Training weights of ``count`` labelled nodes, each above 0.
+
+    Raises:
+        DataError: another number of them, or weights that are NaN, infinite, negative, or 0, which is what
+            :class:`~graph.renode.ReNode` gives to a node without label: they were made for another mask.
+    """
+    weights = as_tensor(weight, name)
+    if weights.shape == (count, 1):
+        weights = weights.squeeze(1)
+    if weights.shape != (count,):
+        raise DataError(f"{name}: wanted one for each of {count} labelled nodes, found {_described(weights)}")
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise DataError(f"{name}: wanted numbers above 0, found {weights[~(weights >= 0) | weights.isinf()][0]}")
+    if zeros := int((weights == 0).sum()):
+        raise DataError(
+            f"{name}: {zeros} of {count} labelled nodes weigh 0: the weights are of another mask; "
+            "apply ReNode after the split is made"
+        )
+    return weights
+
+
+def _described(values: Tensor) -> str:
+    return f"{values.dtype} of shape {tuple(values.shape)}"

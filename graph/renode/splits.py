@@ -1,0 +1,188 @@
+"""Splits of a graph's nodes into labelled, validation and test nodes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from fairseq_ext.errors import DataError, OptionError, choose
+from graph.renode.inputs import as_tensor, node_ids
+
+__all__ = ["IMBALANCES", "SPLITS", "Split", "count_splits", "labelled_nodes", "make_split", "quotas"]
+
+SPLITS = ("compat", "random", "public")
+IMBALANCES = ("none", "step")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Node ids. ``train`` keeps the order in which the nodes were drawn; ``valid`` and ``test`` ascend."""
+
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+
+
+def quotas(
+    y: Tensor,
+    imbalance: str = "none",
+    *,
+    train_each: int = 20,
+    labeling_ratio: float = 0.05,
+    imbalance_ratio: float = 5.0,
+    head_classes: Sequence[int] = (0, 1, 2),
+) -> list[int]:
+    r"""Labelled nodes of each class.
+
+    ``"none"``: ``train_each`` of each class. ``"step"``: with :math:`\delta` the labelling ratio and
+    :math:`\rho` the imbalance ratio, and H head classes out of C,
+
+    .. math::
+        base = \lfloor n \delta / (C - H + H \rho) \rfloor, \qquad \text{head } \lfloor base\,\rho \rfloor, \quad
+        \text{others } base
+
+    Raises:
+        OptionError: an option out of its range, or one that leaves a class without labelled nodes.
+    """
+    choose("--imbalance", imbalance, IMBALANCES)
+    classes = int(y.max()) + 1
+    if imbalance == "none":
+        if train_each < 1:
+            raise OptionError(f"--train-each must be at least 1, got {train_each}")
+        return [train_each] * classes
+    heads = set(head_classes)
+    if not heads <= set(range(classes)):
+        raise OptionError(f"--head-classes: {sorted(heads)} must be among the classes 0 to {classes - 1}")
+    if not 0 < labeling_ratio < 1 or imbalance_ratio <= 0:
+        raise OptionError(
+            f"--labeling-ratio must be in (0, 1) and --imbalance-ratio positive, got {labeling_ratio} {imbalance_ratio}"
+        )
+    base = int(len(y) * labeling_ratio / (classes - len(heads) + len(heads) * imbalance_ratio))
+    if base < 1 or int(base * imbalance_ratio) < 1:
+        raise OptionError(
+            f"--labeling-ratio {labeling_ratio} of {len(y)} nodes at --imbalance-ratio {imbalance_ratio} "
+            "leaves a class without labelled nodes"
+        )
+    return [int(base * imbalance_ratio) if label in heads else base for label in range(classes)]
+
+
+def make_split(data: Data, kind: str = "compat", seed: int = 0, *, valid_each: int = 30, **imbalance: Any) -> Split:
+    """Labelled, validation and test nodes, all among those that have a label.
+
+    ``"compat"`` is what the released code draws from the same seed. The labelled nodes come first in a shuffled list;
+    validation takes, for each class, the *lowest ids* that are left, so that it is nearly the same set for every seed.
+    ``"random"`` labels the same nodes and goes on along the shuffled list for validation. In both, every other node is
+    for testing. ``"public"`` reads ``train_mask``, ``val_mask`` and ``test_mask``; of masks with several columns the
+    seed takes one.
+
+    Args:
+        data: the graph.
+        kind: one of ``SPLITS``.
+        seed: of the shuffle, or the column of public masks.
+        valid_each: validation nodes of each class.
+        **imbalance: arguments of :func:`quotas`.
+
+    Raises:
+        OptionError, DataError: a wrong option; too few nodes of a class; absent, empty or overlapping masks; a class
+            without labelled nodes.
+    """
+    choose("--split", kind, SPLITS)
+    if kind == "public":
+        return _public_split(data, seed)
+    if valid_each < 1:
+        raise OptionError(f"--valid-each must be at least 1, got {valid_each}")
+    y, order = data.y.tolist(), _shuffled(data, seed)
+    train = _drawn(data, order, imbalance)
+    labelled = set(train)
+    rest = [node for node in (order if kind == "random" else sorted(order)) if node not in labelled]
+    valid = set(_walk(rest, y, [valid_each] * (int(data.y.max()) + 1), "--valid-each"))
+    test = [node for node in range(len(y)) if y[node] >= 0 and node not in labelled and node not in valid]
+    if not test:
+        raise OptionError(f"--train-each, --valid-each: none of the {len(y)} nodes is left for testing")
+    return Split(torch.tensor(train), torch.tensor(sorted(valid)), torch.tensor(test))
+
+
+def labelled_nodes(data: Data, kind: str = "compat", seed: int = 0, **imbalance: Any) -> Tensor:
+    """Ids of the labelled nodes of :func:`make_split`, which need no others: of a public split only ``train_mask``."""
+    choose("--split", kind, SPLITS)
+    if kind == "public":
+        return _public_nodes(data, "train_mask", seed)
+    return torch.tensor(_drawn(data, _shuffled(data, seed), imbalance))
+
+
+def _shuffled(data: Data, seed: int) -> list[int]:
+    order = list(range(len(data.y)))
+    # Python's generator: the released splits are its shuffle.
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def _drawn(data: Data, order: Sequence[int], imbalance: dict[str, Any]) -> list[int]:
+    return _walk(order, data.y.tolist(), quotas(data.y, **imbalance), "--train-each or --labeling-ratio")
+
+
+def _walk(nodes: Sequence[int], y: Sequence[int], quota: Sequence[int], option: str) -> list[int]:
+    left, chosen = list(quota), []
+    for node in nodes:
+        if y[node] >= 0 and left[y[node]]:
+            left[y[node]] -= 1
+            chosen.append(node)
+    for label, missing in enumerate(left):
+        if missing:
+            raise OptionError(f"{option}: class {label} has only {quota[label] - missing} of {quota[label]} nodes left")
+    return chosen
+
+
+def _public_nodes(data: Data, name: str, seed: int) -> Tensor:
+    mask = data.get(name)
+    if mask is None:
+        raise DataError(f"--split public: the graph has no {name}")
+    count = _public_splits(data)
+    if not 0 <= seed < count:
+        raise OptionError(f"--split public: split {seed} is not there, the graph has {count}, counted from 0")
+    mask, name = as_tensor(mask, name), f"--split public: {name}"
+    # A mask of one column goes with each column of the others.
+    nodes = node_ids(mask, len(data.y), name, seed if mask.dim() == 2 and mask.size(1) > 1 else None)
+    if not len(nodes):
+        raise DataError(f"{name} must mark some of the {len(data.y)} nodes")
+    if (data.y[nodes] < 0).any():
+        raise DataError(f"{name} marks node {int(nodes[data.y[nodes] < 0][0])}, which has no label")
+    return nodes
+
+
+def _public_split(data: Data, seed: int) -> Split:
+    train, valid, test = (_public_nodes(data, name, seed) for name in ("train_mask", "val_mask", "test_mask"))
+    absent = torch.bincount(data.y[train], minlength=int(data.y.max()) + 1) == 0
+    if absent.any():
+        raise DataError(f"--split public: class {int(absent.nonzero()[0])} has no labelled node")
+    for name, nodes in (("train_mask", train), ("val_mask", valid)):
+        if both := len(set(nodes.tolist()) & set(test.tolist())):
+            raise DataError(f"--split public: {both} nodes are in {name} and in test_mask")
+    return Split(train, valid, test)
+
+
+def count_splits(data: Data, kind: str, wanted: int | None = None) -> int:
+    """How many splits to train on: ``wanted``, or 5 where it is None, but no more than there are public ones.
+
+    Raises:
+        OptionError: ``wanted`` is more than the columns of the public ``train_mask``.
+    """
+    if kind != "public":
+        return 5 if wanted is None else wanted
+    count = _public_splits(data)
+    if wanted is not None and wanted > count:
+        raise OptionError(f"--splits {wanted}: the graph has {count} public split{'s' * (count > 1)}")
+    return min(5, count) if wanted is None else wanted
+
+
+def _public_splits(data: Data) -> int:
+    if data.get("train_mask") is None:
+        raise DataError("--split public: the graph has no train_mask")
+    mask = as_tensor(data.train_mask, "train_mask")
+    return mask.size(1) if mask.dim() == 2 and len(mask) == len(data.y) else 1
