@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,10 +15,10 @@ from tqdm import tqdm
 from fairseq_ext.errors import CheckpointError
 from vision_language.iais.data import Collator, RegionData
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.isd import isd
+from vision_language.iais.isd import isd, map_entropy
 from vision_language.iais.model import RegionRetriever
 
-__all__ = ["pair_isd", "recall_at_k", "released_image_recall", "score_matrix"]
+__all__ = ["pair_measures", "recall_at_k", "released_image_recall", "score_matrix"]
 
 
 @contextmanager
@@ -199,26 +200,36 @@ def _standings(scores: Any, text_to_image: Any, ks: Sequence[int]) -> tuple[_Sta
     return standing(scores, wrong), standing(scores.T[asked], wrong.T[asked])
 
 
-def pair_isd(
+def pair_measures(
     model: RegionRetriever,
     data: RegionData,
     collator: Collator,
     batch_size: int = 64,
     device: torch.device | str | None = None,
-) -> Tensor:
-    """:func:`~vision_language.iais.isd.isd` of every caption with its image, ``(captions,)``, float32 on the CPU.
+) -> dict[str, Tensor]:
+    """What the maps of every caption and its image look like, ``(captions,)`` each, float32 on the CPU.
 
     Args: as of :func:`score_matrix`, and pairs in a forward pass.
+
+    Returns:
+        ``isd`` and ``map_entropy`` of :mod:`vision_language.iais.isd`; and ``isd_mismatched``, the ISD of the caption
+        with the next image in place of its own, where there is more than one image. Where that is as small, a small
+        ``isd`` tells nothing about the pair.
     """
     data.check_model(model.config)
     device = model.device if device is None else device
     order = sorted(range(len(data)), key=lambda text: len(data.captions[text]))
-    values = torch.empty(len(data))
+    shifts = {"isd": 0} if len(data.images) < 2 else {"isd": 0, "isd_mismatched": 1}
+    values = {name: torch.empty(len(data)) for name in (*shifts, "map_entropy")}
     with _evaluating(model), IAISHook(model) as hook:
-        for start in range(0, len(order), batch_size):
+        for (name, shift), start in itertools.product(shifts.items(), range(0, len(order), batch_size)):
             texts = order[start : start + batch_size]
-            batch = {name: value.to(device) for name, value in collator([data[text] for text in texts]).items()}
+            images = [(int(data.text_to_image[text]) + shift) % len(data.images) for text in texts]
+            pairs = collator(data.pairs(list(zip(texts, images, strict=True))))
+            batch = {part: value.to(device) for part, value in pairs.items()}
             model(**batch)
-            places = model.positions(batch["attention_mask"], batch["region_mask"])
-            values[texts] = isd(hook.blocks(*places)).float().cpu()
+            blocks = hook.blocks(*model.positions(batch["attention_mask"], batch["region_mask"]))
+            values[name][texts] = isd(blocks).float().cpu()
+            if not shift:
+                values["map_entropy"][texts] = map_entropy(blocks).float().cpu()
     return values

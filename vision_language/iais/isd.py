@@ -14,7 +14,7 @@ from fairseq_ext.losses import matrix_kl
 from vision_language.iais.losses import iais_loss
 from vision_language.iais.maps import AttentionBlocks, block_softmax
 
-__all__ = ["isd", "isd_annotated"]
+__all__ = ["isd", "isd_annotated", "map_entropy"]
 
 AGGREGATIONS = ("mean", "sum", "max")
 
@@ -26,6 +26,22 @@ def isd(blocks: AttentionBlocks) -> Tensor:
     """
     with torch.no_grad():
         return iais_loss(blocks, "singular", "both", reduction="none")
+
+
+def map_entropy(blocks: AttentionBlocks) -> Tensor:
+    r"""How flat the maps of each pair are, ``(B,)``: 1 where each row attends to all alike, 0 where to one alone.
+
+    .. math:: \frac{1}{n_L + n_V} \Big(\sum_i \frac{H(S_{LL}[i])}{\log n_L} + \sum_j \frac{H(S_{VV}[j])}{\log n_V}\Big)
+
+    with the entropy H of a row. Beside :func:`isd` it tells maps that agree from maps that went flat, whose distance
+    is 0 too. A side of one word or region counts as 0. Our choice of a control.
+    """
+    with torch.no_grad():
+        total = 0.0
+        for maps, count in ((blocks.ll, blocks.words), (blocks.vv, blocks.regions)):
+            entropy = torch.special.entr(maps.double()).sum((-1, -2))
+            total = total + entropy / count.clamp_min(2).double().log()
+        return (total / (blocks.words + blocks.regions).clamp_min(1)).to(blocks.ll.dtype)
 
 
 def isd_annotated(

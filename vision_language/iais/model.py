@@ -24,6 +24,9 @@ from vision_language.pretrained import LOCAL, check_weights, loading, read_confi
 
 __all__ = ["RegionRetriever", "RegionRetrieverConfig", "RegionRetrieverOutput"]
 
+PREFIXES = ("module.", "model.", "uniter.", "bert.")
+"""What wrappers put before the names of weights, the outermost first."""
+
 
 @dataclass
 class RegionRetrieverOutput(ModelOutput):
@@ -222,19 +225,21 @@ class RegionRetriever(BertPreTrainedModel):
         """Take over the weights of a UNITER checkpoint, pre-trained or fine-tuned for retrieval.
 
         Without a ranking head the row "match" of its image-text matching head becomes one, as UNITER does. The class
-        vectors of a model with region labels stay as they are: UNITER has none.
+        vectors of a model with region labels stay as they are: UNITER has none. Names may begin with ``module.``,
+        ``model.``, ``uniter.`` or ``bert.``, and a LayerNorm's weights may be gamma and beta, as in TensorFlow.
 
         Raises:
             CheckpointError: names the weights that are missing or have another shape.
         """
-        found = {key.removeprefix("uniter."): value for key, value in state_dict.items()}
+        found = {_own_name(key): value for key, value in state_dict.items()}
         for part in ("weight", "bias"):
             if f"rank_output.{part}" not in found and f"itm_output.{part}" in found:
                 found[f"rank_output.{part}"] = found[f"itm_output.{part}"][1:2]
         own = {key: value for key, value in self.state_dict().items() if not key.endswith("label_embeddings.weight")}
         missing = [key for key in own if key not in found]
         if missing:
-            raise CheckpointError(f"no UNITER checkpoint of this size: it lacks {_listed(missing)}")
+            has = _listed(sorted(state_dict)) or "nothing"
+            raise CheckpointError(f"no UNITER checkpoint of this size: it lacks {_listed(missing)}; it has {has}")
         other = [
             f"{key} {tuple(found[key].shape)} instead of {tuple(own[key].shape)}"
             for key in own
@@ -259,6 +264,15 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """``(B, 1, 1, S)``: 0 where there is a token, else the least number of ``dtype``."""
     additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return additive.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None]
+
+
+def _own_name(key: str) -> str:
+    """The retriever's name of a weight of a checkpoint."""
+    for prefix in PREFIXES:
+        key = key.removeprefix(prefix)
+    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+        key = f"{key.removesuffix(old)}{new}" if key.endswith(old) else key
+    return key
 
 
 def _listed(names: list[str]) -> str:

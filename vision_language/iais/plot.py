@@ -1,4 +1,4 @@
-"""Pictures of relation alignment: which word meets which region, two maps that should agree, and ISD beside recall."""
+"""Pictures of relation alignment: which word meets which region, maps that should agree, and ISD with its controls."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
@@ -24,6 +25,13 @@ __all__ = ["distinct_names", "draw_alignment", "draw_history", "draw_self_attent
 
 CROWDED = 12
 """With more columns than this, cells show no numbers, and boxes a number in place of a name."""
+WIDEST = 9.0
+"""Inches of a map, at 150 pixels each, whatever it shows: a hundred regions make no picture of gigabytes."""
+LONGEST = 16
+"""Letters of a label."""
+CONTROLS = ("isd_mismatched", "map_entropy")
+"""What newer histories hold beside ISD."""
+FLATNESS = "entropy of the maps (1: flat, relations of nothing)"
 
 
 def _array(values: Tensor | ArrayLike) -> np.ndarray:
@@ -38,6 +46,20 @@ def _save(figure: Figure, path: str | Path) -> None:
 def _literal(text: str) -> str:
     """Text in which matplotlib sees no formula: captions speak of dollars."""
     return text.replace("$", r"\$")
+
+
+def _label(text: str) -> str:
+    return _literal(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")
+
+
+def _inches(count: int, each: float, least: float) -> float:
+    """The side of a map of so many rows or columns, with its labels."""
+    return float(np.clip(each * count + 2, least, WIDEST))
+
+
+def _points(count: int, side: float) -> float:
+    """The size of letters that lets labels of all rows stand apart."""
+    return float(np.clip(72 * (side - 1.6) / count / 1.2, 2.5, 10))
 
 
 def _colors(count: int) -> list[tuple[float, float, float]]:
@@ -58,16 +80,24 @@ def distinct_names(names: Sequence[str]) -> list[str]:
     return distinct
 
 
-def _heat_map(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """A map on its own colour scale, with its numbers where they are few."""
-    low, high = float(values.min()), float(values.max())
-    image = axes.imshow(values, cmap="Blues", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
-    axes.set_xticks(range(len(columns)), map(_literal, columns), rotation=90 if len(columns) > 4 else 45)
-    axes.set_yticks(range(len(rows)), map(_literal, rows))
-    axes.figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
-    for i, j in np.ndindex(values.shape) if len(columns) <= CROWDED else ():
-        color = "white" if values[i, j] > 0.4 * low + 0.6 * high else "0.2"
+def _heat_map(
+    axes: Axes,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    scale: Normalize,
+    sides: tuple[float, float],
+) -> AxesImage:
+    """A map with its numbers where they are few; ``sides`` are inches across and down."""
+    image = axes.imshow(values, cmap="Blues", norm=scale, aspect="auto")
+    wide, high_points = (_points(count, side) for count, side in zip((len(columns), len(rows)), sides, strict=True))
+    turned = 90 if len(columns) > 4 else 45
+    axes.set_xticks(range(len(columns)), map(_label, columns), rotation=turned, fontsize=wide)
+    axes.set_yticks(range(len(rows)), map(_label, rows), fontsize=high_points)
+    for i, j in np.ndindex(values.shape) if max(values.shape) <= CROWDED else ():
+        color = "white" if scale(values[i, j]) > 0.6 else "0.2"
         axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=7, color=color)
+    return image
 
 
 def _boxes(axes: Axes, size: tuple[float, float], boxes: np.ndarray, names: Sequence[str]) -> None:
@@ -80,7 +110,7 @@ def _boxes(axes: Axes, size: tuple[float, float], boxes: np.ndarray, names: Sequ
         color, crowded = colors[number], len(names) > CROWDED
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor=(*color, 0.08), edgecolor=color, linewidth=1.6))
         inside = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
-        label = str(number + 1) if crowded else _literal(names[number])
+        label = str(number + 1) if crowded else _label(names[number])
         axes.text(
             min(x1 + 0.006 * width, (0.97 if crowded else 0.85) * width),
             min(y1 + 0.01 * height, 0.95 * height),
@@ -116,17 +146,18 @@ def draw_alignment(
         title: above both, such as the caption.
     """
     names, values = distinct_names(region_names), _array(lv)
-    high = max(4.5, 0.3 * len(words) + 2)
-    wide = max(5, (0.25 if len(names) > CROWDED else 0.5) * len(names) + 2.5)
+    high = _inches(len(words), 0.3, 4.5)
+    wide = _inches(len(names), 0.25 if len(names) > CROWDED else 0.5, 5)
     if size is None or boxes is None:
         figure = Figure(figsize=(wide, high), layout="constrained")
         left = figure.subplots()
     else:
-        beside = float(np.clip(0.85 * high * size[0] / size[1], 4, 9))
+        beside = float(np.clip(0.85 * high * size[0] / size[1], 4, WIDEST))
         figure = Figure(figsize=(wide + beside, high), layout="constrained")
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [wide, beside]})
         _boxes(right, size, _array(boxes), names)
-    _heat_map(left, values, words, names)
+    image = _heat_map(left, values, words, names, Normalize(values.min(), values.max() + 1e-9), (wide, high))
+    figure.colorbar(image, ax=left, shrink=0.8, pad=0.02)
     left.set_title("attention from words to regions")
     for label, color in zip(left.get_xticklabels(), _colors(len(names)), strict=True):
         label.set_color(color)
@@ -154,15 +185,21 @@ def draw_self_attention(
         labels: names of the two models.
         title: above all, such as the caption.
 
-    Each map has its own colour scale: a mirror that went through two softmaxes is nearly uniform.
+    All four have one colour scale, so that they can be compared: a mirror that went through two softmaxes is of hardly
+    more than one colour. The scale is logarithmic, from a hundredth of attention to all alike.
     """
-    side = max(3.6, 0.34 * len(names) + 2)
+    side = _inches(len(names), 0.34, 3.6)
     figure = Figure(figsize=(2 * side + 1, 2 * side), layout="constrained")
     grid = figure.subplots(2, 2)
+    every = np.concatenate([_array(values).ravel() for values in (*before, *after)])
+    least = 0.01 / len(names)
+    scale = LogNorm(max(float(every.min()), least), max(float(every.max()), 2 * least), clip=True)
     for column, (label, maps) in enumerate(zip(labels, (before, after), strict=True)):
         for row, (kind, values) in enumerate(zip(("self-attention", "mirror"), maps, strict=True)):
-            _heat_map(grid[row, column], _array(values), names, names)
-            grid[row, column].set_title(f"{kind}, {label}")
+            axes = grid[row, column]
+            image = _heat_map(axes, _array(values), names, names, scale, (side, side))
+            axes.set_title(f"{kind}, {label}")
+    figure.colorbar(image, ax=grid, shrink=0.6, pad=0.02)
     figure.suptitle(_literal(title), wrap=True)
     _save(figure, path)
 
@@ -175,7 +212,11 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
     """
     try:
         history = read_json(path)
-        if not history or not all(math.isfinite(record[key]) for record in history for key in ("step", "isd", "rsum")):
+        if not history or not all(
+            math.isfinite(record[key])
+            for record in history
+            for key in ("step", "isd", "rsum", *(name for name in CONTROLS if name in record))
+        ):
             raise ValueError
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{path}: not the history of a training ({type(error).__name__}); delete it") from error
@@ -185,27 +226,44 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
 def draw_history(
     history: Sequence[Mapping[str, Any]], path: str | Path, *, metric: str = "rsum", metric_label: str | None = None
 ) -> None:
-    """ISD and recall over training, and one against the other.
+    """Recall over training; ISD with its controls; and recall against ISD.
+
+    ISD also falls where all maps go flat: then their entropy rises to 1, and the ISD of captions with other images
+    falls alike.
 
     Args:
-        history: a record for each validation, with ``step``, ``isd`` and ``metric``.
+        history: a record for each validation, with ``step``, ``isd``, ``metric`` and, where they were measured,
+            ``isd_mismatched`` and ``map_entropy``.
         path: the picture; its suffix tells the format.
         metric: the key of the recall.
         metric_label: what the picture calls it. Default: ``metric``.
     """
-    step, isd, recall = (np.array([float(record[key]) for record in history]) for key in ("step", "isd", metric))
+    step, isd, recall = (_column(history, key) for key in ("step", "isd", metric))
     label = metric_label or metric
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     left.plot(step, recall, "o-", color="tab:blue", markersize=4)
-    left.set(xlabel="optimiser step", title="Over training")
-    left.set_ylabel(label, color="tab:blue")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    twin = left.twinx()
-    twin.plot(step, isd, "s-", color="tab:orange", markersize=4)
-    twin.set_ylabel("ISD (lower: relations agree more)", color="tab:orange")
+    left.set(xlabel="optimiser step", ylabel=label, title="Recall over training")
+    middle.plot(step, isd, "s-", color="tab:orange", markersize=4, label="ISD of captions and their images")
+    if all("isd_mismatched" in record for record in history):
+        control = _column(history, "isd_mismatched")
+        middle.plot(step, control, "s--", color="tab:brown", markersize=4, label="ISD with other images (control)")
+    middle.set(xlabel="optimiser step", ylabel="ISD", title="Distance of relations, and what may cause it")
+    middle.set_ylim(bottom=0)
+    lines = middle.get_lines()
+    if all("map_entropy" in record for record in history):
+        twin = middle.twinx()
+        lines += twin.plot(step, _column(history, "map_entropy"), "^:", color="0.4", markersize=4, label=FLATNESS)
+        twin.set(ylabel="entropy of the maps", ylim=(0, 1.02))
+    figure.legend(handles=lines, loc="outside lower center", ncols=3, fontsize=9)
+    for axes in (left, middle):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.plot(isd, recall, color="0.8", linewidth=1, zorder=0)
     points = right.scatter(isd, recall, c=step, cmap="viridis", s=28)
     right.set(xlabel="ISD", ylabel=label, title="One against the other")
     figure.colorbar(points, ax=right, label="optimiser step")
     _save(figure, path)
+
+
+def _column(history: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    return np.array([float(record[key]) for record in history])

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from vision_language.iais.data import Collator, RegionData
-from vision_language.iais.evaluate import pair_isd, recall_at_k, released_image_recall, score_matrix
+from vision_language.iais.evaluate import pair_measures, recall_at_k, released_image_recall, score_matrix
 from vision_language.iais.model import RegionRetriever
 
 __all__ = ["first_images", "metrics"]
@@ -39,7 +39,9 @@ def metrics(
     accelerator: Accelerator,
     released: bool = False,
 ) -> dict[str, float]:
-    """Recalls, mean ranks and ISD of a split, equal on every process; the model is left in the mode it was in.
+    """Recalls, mean ranks, and means of :func:`pair_measures` of a split, equal on every process.
+
+    The model is left in the mode it was in.
 
     Args:
         batch_size: pairs in a forward pass.
@@ -48,11 +50,14 @@ def metrics(
     numbers, share = _share(data, accelerator)
     with accelerator.autocast():
         rows = score_matrix(model, share, collator, batch_size, progress=False)
-        part = (numbers, rows, pair_isd(model, share, collator, batch_size))
-    matrix, isd = torch.empty(len(data), len(data.images)), torch.empty(len(data))
+        part = (numbers, rows, pair_measures(model, share, collator, batch_size))
+    matrix = torch.empty(len(data), len(data.images))
+    measures = {name: torch.empty(len(data)) for name in part[2]}
     for texts, scores, values in gather_object([part]):
-        matrix[texts], isd[texts] = scores, values
-    found = {**recall_at_k(matrix, data.text_to_image), "isd": isd.mean().item()}
+        matrix[texts] = scores
+        for name, value in values.items():
+            measures[name][texts] = value
+    found = recall_at_k(matrix, data.text_to_image) | {name: value.mean().item() for name, value in measures.items()}
     if released:
         recall = released_image_recall(matrix, data.text_to_image)
         found |= {f"released_{name}": value for name, value in recall.items()}

@@ -16,9 +16,9 @@ from fairseq_ext.errors import DataError
 from tests.helpers import golden_names, load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
 from vision_language.iais.data import Collator, RegionData, read_splits
-from vision_language.iais.evaluate import pair_isd, recall_at_k, released_image_recall, score_matrix
+from vision_language.iais.evaluate import pair_measures, recall_at_k, released_image_recall, score_matrix
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.isd import isd
+from vision_language.iais.isd import isd, map_entropy
 
 RECALL = golden_names("iais", "recall_case")
 
@@ -168,20 +168,29 @@ class TestScoreMatrix:
             score_matrix(tiny_model(5), data, collator)
 
 
-def test_isd_of_pairs_is_a_plain_loop(made):
+def test_measures_of_pairs_are_a_plain_loop(made):
     model, data, collator = made
     model.eval()
-    values = []
+    values = {"isd": [], "isd_mismatched": [], "map_entropy": []}
     with torch.no_grad(), IAISHook(model) as hook:
-        for text in range(len(data)):
-            batch = collator([data[text]])
-            model(**batch)
-            places = model.positions(batch["attention_mask"], batch["region_mask"])
-            values.append(isd(hook.blocks(*places)).item())
+        for text, caption in enumerate(data.captions):
+            image = int(data.text_to_image[text])
+            for name, other in (("isd", image), ("isd_mismatched", (image + 1) % len(data.images))):
+                batch = collator([(caption, data.images[other])])
+                model(**batch)
+                blocks = hook.blocks(*model.positions(batch["attention_mask"], batch["region_mask"]))
+                values[name].append(isd(blocks).item())
+                if name == "isd":
+                    values["map_entropy"].append(map_entropy(blocks).item())
     model.train()
-    assert pair_isd(model, data, collator, batch_size=5).tolist() == pytest.approx(values, rel=1e-4)
-    assert np.mean(values) > 1e-4 and model.training
+    found = pair_measures(model, data, collator, batch_size=5)
+    assert {name: value.tolist() for name, value in found.items()} == {
+        name: pytest.approx(value, rel=1e-4) for name, value in values.items()
+    }
+    assert np.mean(values["isd"]) > 1e-4 and model.training
     assert not model._forward_pre_hooks
+    alone = RegionData(data.images[:1], data.labels, data.feature_size)
+    assert pair_measures(model, alone, collator).keys() == {"isd", "map_entropy"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fairseq_ext.losses import matrix_kl
 from tests.helpers import golden_names, load_golden
-from vision_language.iais.isd import AGGREGATIONS, isd, isd_annotated
+from vision_language.iais.isd import AGGREGATIONS, isd, isd_annotated, map_entropy
 from vision_language.iais.losses import iais_loss
 from vision_language.iais.maps import AttentionBlocks
 
@@ -119,3 +119,21 @@ def test_bad_arguments(change, message):
     s_ll, s_vv, text, regions = case(5)
     with pytest.raises(ValueError, match=message):
         isd_annotated(**{"s_ll": s_ll, "s_vv": s_vv, "text_items": text, "region_items": regions} | change)
+
+
+def test_entropy_tells_flat_maps_from_sharp_ones():
+    def blocks(ll, vv):
+        counts = (torch.tensor([ll.size(-1)]), torch.tensor([vv.size(-1)]))
+        return AttentionBlocks(ll[None], vv[None], torch.zeros(1), torch.zeros(1), *counts)
+
+    flat, sharp = (lambda n: torch.full((n, n), 1 / n)), torch.eye
+    assert map_entropy(blocks(flat(3), flat(5))).item() == pytest.approx(1)
+    assert map_entropy(blocks(sharp(3), sharp(5))).item() == 0
+    assert map_entropy(blocks(sharp(3), flat(5))).item() == pytest.approx(5 / 8)
+    assert map_entropy(blocks(flat(1), flat(1))).item() == 0
+    half = torch.tensor([[0.5, 0.5, 0.0, 0.0]]).expand(4, 4)
+    assert map_entropy(blocks(half, half)).item() == pytest.approx(0.5)
+    padded = torch.zeros(1, 6, 6)
+    padded[0, :3, :3] = 1 / 3
+    counts = torch.tensor([3])
+    assert map_entropy(AttentionBlocks(padded, padded, padded, padded, counts, counts)).item() == pytest.approx(1)

@@ -406,15 +406,33 @@ class TestUniter:
     def test_what_is_missing_is_named(self, golden):
         model = golden_model(golden)
         weights = weights_of(golden)
-        with pytest.raises(CheckpointError, match=r"lacks encoder.layer.0.output.LayerNorm.weight$"):
+        with pytest.raises(CheckpointError, match=r"lacks encoder.layer.0.output.LayerNorm.weight; it has itm_output"):
             model.load_uniter({k: v for k, v in weights.items() if "layer.0.output.LayerNorm.weight" not in k})
-        with pytest.raises(CheckpointError, match=r"lacks embeddings.word_embeddings.weight, .* and \d+ more$"):
+        with pytest.raises(
+            CheckpointError, match=r"lacks embeddings.word_embeddings.weight, .* and \d+ more; it has a$"
+        ):
             model.load_uniter({"a": torch.zeros(1)})
         before = {key: value.clone() for key, value in model.state_dict().items()}
         wrong = weights | {"uniter.pooler.dense.bias": torch.zeros(3)}
         with pytest.raises(CheckpointError, match=r"pooler.dense.bias \(3,\) instead of \(16,\)$"):
             model.load_uniter(wrong)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+    @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
+    @pytest.mark.parametrize("encoder", ["uniter.", "bert.", ""])
+    def test_prefixes_and_names_of_tensorflow(self, golden, prefix, encoder):
+        model = golden_model(golden)
+        wanted = {key: value.clone() for key, value in model.state_dict().items()}
+        weights = {}
+        for key, value in weights_of(golden).items():
+            name = key.replace("uniter.", encoder)
+            if "LayerNorm" in key or "layer_norm" in key:
+                name = name.replace(".weight", ".gamma").replace(".bias", ".beta")
+            weights[prefix + name] = value
+        for value in model.parameters():
+            value.data.zero_()
+        model.load_uniter(weights)
+        assert all(torch.equal(value, wanted[key]) for key, value in model.state_dict().items())
 
     def test_class_vectors_stay(self, golden):
         source = golden_model(golden)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -71,14 +73,57 @@ def test_self_attention_before_and_after(figures, tmp_path):
         assert labels(axes.xaxis) == labels(axes.yaxis) == ["a", "red", "bus"]
 
 
-def test_history(figures, tmp_path):
+def test_map_and_mirror_have_one_colour_scale(figures, tmp_path):
+    pairs = (maps(3, 3), (maps(3, 3) * 9).softmax(-1)), (torch.eye(3), torch.full((3, 3), 1 / 3))
+    draw_self_attention(*pairs, ["a", "b", "c"], tmp_path / "maps.png")
+    images = [axes.images[0] for axes in figures[0].axes if axes.images]
+    everything = torch.cat([values for pair in pairs for values in pair])
+    assert len(images) == 4 and {image.get_clim() for image in images} == {(0.01 / 3, float(everything.max()))}
+    colours = {value: image.to_rgba([value]).tolist() for image in images[:1] for value in (0.0, 0.1, 0.3, 1.0)}
+    assert all(image.to_rgba([value]).tolist() == colour for image in images for value, colour in colours.items())
+    assert len({str(colour) for colour in colours.values()}) == 4
+    assert len(figures[0].axes) == 5  # and one colour bar
+
+
+@pytest.mark.parametrize("count", [1, 56, 100])
+def test_pictures_are_of_bounded_size(monkeypatch, count):
+    figures = []
+    monkeypatch.setattr(plot, "_save", lambda figure, path: figures.append(figure))
+    names, words = [f"{k} a thing of a very long name" for k in range(count)], ["word"] * min(count, 60)
+    draw_self_attention((maps(count, count),) * 2, (maps(count, count),) * 2, names, "maps.png")
+    draw_alignment(words, names, maps(len(words), count), "a.png", size=(9000, 80), boxes=[BOXES[1]] * count)
+    assert len(figures) == 2 and all(max(figure.get_size_inches()) * 150 <= 3000 for figure in figures)
+
+
+def test_names_of_many_rows_stand_apart(figures, tmp_path):
+    draw_alignment(["word"] * 60, ["car"] * 9, maps(60, 9), tmp_path / "a.png")
+    boxes = [label.get_window_extent() for label in figures[0].axes[0].get_yticklabels()]
+    assert all(one.y0 - other.y0 > 0.7 * other.height for other, one in itertools.pairwise(boxes[::-1]))
+
+
+def test_history_with_the_controls_of_isd(figures, tmp_path):
     history = [{"step": 10 * k, "isd": 1 / k, "rsum": 50.0 * k, "loss": 0.1} for k in (1, 2, 3)]
+    for record, control, entropy in zip(history, (1.5, 1.0, 0.5), (0.2, 0.6, 1.0), strict=True):
+        record |= {"isd_mismatched": control, "map_entropy": entropy}
     draw_history(history, tmp_path / "history.png", metric_label="sum of recalls")
-    left, right, twin = figures[0].axes[:3]
+    left, middle, right, twin = figures[0].axes[:4]
     assert left.get_ylabel() == right.get_ylabel() == "sum of recalls"
     assert left.lines[0].get_xydata().tolist() == [[10, 50], [20, 100], [30, 150]]
-    assert twin.lines[0].get_xydata().tolist() == [[10, 1], [20, 0.5], [30, 1 / 3]]
+    assert middle.lines[0].get_xydata().tolist() == [[10, 1], [20, 0.5], [30, 1 / 3]]
+    assert middle.lines[1].get_xydata().tolist() == [[10, 1.5], [20, 1], [30, 0.5]]
+    assert twin.lines[0].get_xydata().tolist() == [[10, 0.2], [20, 0.6], [30, 1]] and twin.get_ylim() == (0, 1.02)
     assert right.collections[0].get_offsets().tolist() == [[1, 50], [0.5, 100], [1 / 3, 150]]
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "ISD of captions and their images",
+        "ISD with other images (control)",
+        "entropy of the maps (1: flat, relations of nothing)",
+    ]
+
+
+def test_a_history_without_controls_is_drawn(figures, tmp_path):
+    draw_history([{"step": 1, "isd": 1, "rsum": 2}], tmp_path / "history.png")
+    assert len(figures[0].axes[1].lines) == 1
 
 
 def test_an_error_leaves_no_file(tmp_path):
