@@ -8,6 +8,7 @@ serve users who have no fairseq.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 
@@ -40,5 +41,28 @@ def register() -> None:
         importlib.import_module(f"{__name__}.{binding}")
 
 
-if "fairseq" in sys.modules:
+def _lend_name(alias: str, folder: str) -> None:
+    """Make ``alias`` another name of the package, where ``--user-dir`` named a link to it: ``folder``.
+
+    Python takes a folder of another name for another package, which would register every model a second time.
+    """
+    target = os.path.realpath(folder)
+    if os.path.basename(target) == "fairseq_ext":
+        sys.path.insert(0, os.path.dirname(target))
+    spec = importlib.util.find_spec("fairseq_ext")
+    installed = os.path.dirname(os.path.realpath(spec.origin)) if spec and spec.origin else None
+    if installed != target:
+        from .errors import OptionError
+
+        instead = f"use {installed}" if installed else "call the folder fairseq_ext"
+        raise OptionError(f"--user-dir {folder}: another copy of fairseq_ext, under another name; {instead}")
+    importlib.import_module("fairseq_ext").register()
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "fairseq_ext":
+            sys.modules[alias + name.removeprefix("fairseq_ext")] = module
+
+
+if __name__ != "fairseq_ext":
+    _lend_name(__name__, os.path.dirname(__file__))
+elif "fairseq" in sys.modules:
     register()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from tqdm import tqdm
 
 from .errors import DataError, OptionError
 from .files import output_folder, read_json, write_json, writing_to
@@ -65,11 +66,8 @@ class Experiment:
         DataError: a damaged ``results.json``.
 
     Example:
-        >>> experiment = Experiment(out, vars(options))
-        >>> for seed in range(3):
-        ...     name = f"seed{seed}"
-        ...     if name not in experiment.runs:
-        ...         experiment.add(name, train(seed))  # {"accuracy": 0.81, ...}
+        >>> experiment = Experiment(out, Settings.of(options, inputs={"data": digest(data)}))
+        >>> experiment.complete({f"seed{seed}": partial(train, seed) for seed in range(3)})  # {"accuracy": 0.81, ...}
         >>> experiment.summary()["accuracy"]["mean"]
     """
 
@@ -109,6 +107,25 @@ class Experiment:
         content = {"settings": self.settings, "runs": self.runs, "summary": self.summary()}
         with writing_to(self.file.parent):
             write_json(self.file, content)
+
+    def complete(self, runs: Mapping[str, Callable[[], Mapping[str, Any]]], accelerator: Any | None = None) -> Self:
+        """Train every run that is not finished.
+
+        Args:
+            runs: by name; called by all processes.
+            accelerator: the processes, of which the first records. Default: a single process.
+        """
+        main = accelerator is None or accelerator.is_main_process
+        if accelerator:
+            accelerator.wait_for_everyone()  # all have read which runs are finished
+        left = {name: run for name, run in runs.items() if name not in self.runs}
+        for name, run in tqdm(left.items(), unit="run", disable=None if main and len(left) > 1 else True):
+            found = run()
+            if main:
+                self.add(name, found)
+            else:
+                self.runs[name] = dict(found)
+        return self
 
     def summary(self) -> dict[str, dict[str, float]]:
         """``{metric: {"mean", "std", "runs"}}`` of every number that all runs hold."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import multiprocessing
 import os
 import statistics
+import types
 from importlib.metadata import version
 from pathlib import Path
 
@@ -106,6 +108,32 @@ def test_an_experiment_goes_on_where_it_was(tmp_path):
     assert list(experiment.runs) == ["0"] and experiment.runs["0"]["accuracy"] == 0.5
     experiment.add("1", {"accuracy": 1.0})
     assert Experiment(tmp_path, SETTINGS).summary()["accuracy"] == {"mean": 0.75, "std": 0.25, "runs": 2}
+
+
+def test_complete_trains_what_is_left(tmp_path):
+    called = []
+
+    def run(seed):
+        called.append(seed)
+        if seed == 2 and called.count(2) == 1:
+            raise KeyboardInterrupt
+        return {"accuracy": seed / 10}
+
+    def runs(count):
+        return {f"seed{seed}": functools.partial(run, seed) for seed in range(count)}
+
+    with pytest.raises(KeyboardInterrupt):
+        Experiment(tmp_path, SETTINGS).complete(runs(4))
+    experiment = Experiment(tmp_path, SETTINGS).complete(runs(4))
+    assert called == [0, 1, 2, 2, 3] and experiment.summary()["accuracy"]["mean"] == pytest.approx(0.15)
+    assert list(Experiment(tmp_path, SETTINGS).complete(runs(5)).runs) == [f"seed{seed}" for seed in range(5)]
+    assert called[5:] == [4]
+
+
+def test_other_processes_know_the_runs_but_write_nothing(tmp_path):
+    other = types.SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)
+    experiment = Experiment(tmp_path, SETTINGS).complete({"a": lambda: {"accuracy": 1.0}}, other)
+    assert experiment.runs["a"]["accuracy"] == 1.0 and not list(tmp_path.iterdir())
 
 
 def test_order_of_the_settings_does_not_matter(tmp_path):

@@ -91,6 +91,25 @@ def test_user_dir_by_name_in_a_normal_install(tmp_path):
     assert drive(cases, PYTHONPATH=str(site)) == [expected] * len(cases)
 
 
+def test_user_dir_under_another_name(tmp_path):
+    """A link works; a copy, which would register every model a second time, is refused with the path to use."""
+    (tmp_path / "linked").symlink_to(ROOT / "fairseq_ext")
+    shutil.copytree(ROOT / "fairseq_ext", tmp_path / "copied", ignore=shutil.ignore_patterns("__pycache__"))
+    put = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+    cases = [
+        {"user_dir": "linked", "cwd": str(tmp_path), "before": ""},
+        {"user_dir": str(tmp_path / "linked"), "cwd": str(ROOT), "before": f"{put}; import fairseq_ext"},
+        {"user_dir": "copied", "cwd": str(tmp_path), "before": put},
+        {"user_dir": str(tmp_path / "copied"), "cwd": str(tmp_path), "before": f"{put}; import fairseq_ext"},
+        {"user_dir": "copied", "cwd": str(tmp_path), "before": ""},
+    ]
+    *linked, refused, refused_again, alone = drive(cases, PYTHONPATH="")
+    assert linked == [[True, True, True, os.path.realpath(ROOT / "fairseq_ext" / "__init__.py")]] * 2
+    message = f"--user-dir {tmp_path}/copied: another copy of fairseq_ext, under another name; use {ROOT}/fairseq_ext\n"
+    assert refused.endswith(message) and refused_again.endswith(message)
+    assert f"--user-dir {tmp_path}/copied: another copy of fairseq_ext" in alone.splitlines()[-1]
+
+
 def test_register_after_a_light_import_and_in_a_spawned_worker(tmp_path):
     (tmp_path / "worker.py").write_text(
         "import argparse\nfrom fairseq import utils\nfrom fairseq.models import ARCH_MODEL_REGISTRY\n\n\n"
@@ -139,7 +158,7 @@ def test_constraints_pin_every_core_and_test_requirement():
 
 def test_the_extras_are_complete():
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"graph", "chinese", "moses", "vl", "demo", "test", "all"}
+    assert set(extras) == {"graph", "chinese", "japanese", "korean", "moses", "vl", "demo", "test", "all"}
     assert set(extras["all"][0].removeprefix("fairseq-ext[").removesuffix("]").split(",")) == set(extras) - {"all"}
     assert PROJECT["requires-python"] == ">=3.11,<3.13"
 

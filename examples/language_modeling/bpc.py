@@ -10,10 +10,12 @@ character; the two counts come from the preparation, and the evaluation must hav
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
+
+from fairseq_ext.errors import DataError
+from fairseq_ext.files import read_json, read_lines
 
 
 def bits_per_character(log: str, tokens: int, characters: int) -> float:
@@ -22,7 +24,7 @@ def bits_per_character(log: str, tokens: int, characters: int) -> float:
     Raises:
         ValueError: the log holds no result, or not one over all ``tokens`` symbols.
     """
-    loss = re.findall(r"Loss \(base 2\): ([\d.]+)", log)
+    loss = re.findall(r"Loss \(base 2\): ([\d.]+), Perplexity", log)
     evaluated = re.findall(r"Evaluated ([\d,]+) tokens", log)
     if not loss or not evaluated:
         raise ValueError("the log holds no 'Loss (base 2)': is it the output of fairseq-eval-lm?")
@@ -32,7 +34,7 @@ def bits_per_character(log: str, tokens: int, characters: int) -> float:
     return float(loss[-1]) * tokens / characters
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m examples.language_modeling.bpc", description="Bits per character from a log of fairseq-eval-lm."
     )
@@ -40,15 +42,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder made by examples.language_modeling.prepare")
     parser.add_argument("--subset", choices=("train", "valid", "test"), default="test", help="default: test")
     args = parser.parse_args(argv)
+    prepared = args.data / "prepare.json"
     try:
-        split = json.loads((args.data / "prepare.json").read_text())["splits"][args.subset]
-        value = bits_per_character(args.log.read_text(), **split)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.subset}: {value:.4f} bits per character ({split['characters']:,} characters)")
-    return 0
+        split = read_json(prepared)["splits"][args.subset]
+        tokens, characters = split["tokens"], split["characters"]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{prepared}: not made by examples.language_modeling.prepare (no {error})") from error
+    try:
+        value = bits_per_character("\n".join(line for line, _ in read_lines(args.log)), tokens, characters)
+    except ValueError as error:
+        raise DataError(f"{args.log}: {error}") from error
+    print(f"{args.subset}: {value:.4f} bits per character ({characters:,} characters)")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1:])

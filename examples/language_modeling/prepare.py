@@ -11,45 +11,16 @@ The parts are consecutive: training text first, then valid, then test.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import sys
-import zipfile
 from collections import Counter
 from pathlib import Path
 
-from examples.translation.staging import (
-    PreparationError,
-    fairseq_preprocess,
-    progress,
-    run,
-    sentencepiece_model,
-    staged_folder,
-)
+from examples.translation.staging import check_unknown, fairseq_preprocess, progress, staged_folder
+from examples.translation.text import learn_subwords, subword_encoder
+from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.files import read_bytes, write_json
 
 SPLITS = ("train", "valid", "test")
-
-
-def read_bytes(file: Path) -> bytes:
-    """The content of a plain file, a .gz file or a .zip file with one member (as enwik8 is distributed)."""
-    if not file.is_file():
-        raise PreparationError(f"--input: missing file {file}")
-    try:
-        if file.suffix == ".gz":
-            data = gzip.decompress(file.read_bytes())
-        elif file.suffix == ".zip":
-            with zipfile.ZipFile(file) as archive:
-                names = archive.namelist()
-                if len(names) != 1:
-                    raise PreparationError(f"--input: {file} holds {len(names)} files, expected one")
-                data = archive.read(names[0])
-        else:
-            data = file.read_bytes()
-    except (gzip.BadGzipFile, zipfile.BadZipFile, EOFError) as error:
-        raise PreparationError(f"--input: {file} is a broken archive ({error})") from None
-    if not data:
-        raise PreparationError(f"--input: {file} is empty")
-    return data
 
 
 def cut(data: bytes, sizes: list[int] | None, at_lines: bool) -> list[bytes]:
@@ -58,7 +29,7 @@ def cut(data: bytes, sizes: list[int] | None, at_lines: bool) -> list[bytes]:
         small = len(data) // 20
         sizes = [len(data) - 2 * small, small, small]
     if min(sizes) < 1 or sum(sizes) > len(data):
-        raise PreparationError(
+        raise OptionError(
             f"--split {' '.join(map(str, sizes))} needs three positive sizes of at most {len(data)} bytes together"
         )
     ends = [sizes[0], sizes[0] + sizes[1], sum(sizes)]
@@ -67,7 +38,7 @@ def cut(data: bytes, sizes: list[int] | None, at_lines: bool) -> list[bytes]:
     parts = [data[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     for split, part in zip(SPLITS, parts, strict=True):
         if not part:
-            raise PreparationError(f"--split: nothing is left for {split}; the lines of this file are too long")
+            raise OptionError(f"--split: nothing is left for {split}; the lines of this file are too long")
     return parts
 
 
@@ -89,32 +60,33 @@ def byte_symbols(parts: list[bytes], stage: Path) -> list[str]:
 
 def subword_symbols(parts: list[bytes], stage: Path, vocab_size: int, file: Path) -> list[str]:
     """Learns subwords on the training part and writes all parts with them; returns the preprocess options."""
-    import sentencepiece
-
     text = stage / "symbols" / "train.txt"
     text.write_bytes(parts[0])
-    sentencepiece_model([text], stage / "sentencepiece.bpe", vocab_size)
-    model = sentencepiece.SentencePieceProcessor(model_file=str(stage / "sentencepiece.bpe.model"))
+    learn_subwords("sentencepiece", [text], stage, vocab_size)
+    encode = subword_encoder("sentencepiece", stage)
     number = 0
     for split, part in zip(SPLITS, parts, strict=True):
         with (stage / "symbols" / split).open("w", encoding="utf-8") as out:
             for line in part.removesuffix(b"\n").split(b"\n"):
                 number += 1
                 try:
-                    out.write(" ".join(model.encode(line.decode("utf-8"), out_type=str)) + "\n")
+                    out.write(encode(line.decode("utf-8")) + "\n")
                 except UnicodeDecodeError:
-                    problem = f"{file}, line {number}: not valid UTF-8; --symbols bytes takes any file"
-                    raise PreparationError(problem) from None
+                    raise DataError(f"{file}:{number}: not UTF-8 text; --symbols bytes takes any file") from None
     return []
 
 
 def prepare(args: argparse.Namespace) -> None:
     if args.symbols == "bytes" and args.vocab_size is not None:
-        raise PreparationError("--vocab-size has no meaning with --symbols bytes")
+        raise OptionError("--vocab-size has no meaning with --symbols bytes")
+    if args.symbols == "bytes" and args.allow_unknown:
+        raise OptionError("--allow-unknown has no meaning with --symbols bytes: no byte is unknown")
     vocab_size = 8000 if args.vocab_size is None else args.vocab_size
     if vocab_size < 1:
-        raise PreparationError(f"--vocab-size must be positive, got {vocab_size}")
+        raise OptionError(f"--vocab-size must be positive, got {vocab_size}")
     data = read_bytes(args.input)
+    if not data:
+        raise DataError(f"--input: {args.input} is empty")
     parts = cut(data, args.split, at_lines=args.symbols == "sentencepiece")
     with staged_folder(args.out) as stage:
         symbols = stage / "symbols"
@@ -133,10 +105,13 @@ def prepare(args: argparse.Namespace) -> None:
         progress("fairseq-preprocess")
         files = [argument for split in SPLITS for argument in (f"--{split}pref", str(symbols / split))]
         fairseq_preprocess(["--only-source", *files, *options, "--workers", str(args.workers)], stage)
+        if args.symbols == "sentencepiece":
+            for split in SPLITS:
+                report[split]["unknown"] = check_unknown(symbols / split, stage / "dict.txt", args.allow_unknown)
         for file in symbols.iterdir():
             file.unlink()
         symbols.rmdir()
-        (stage / "prepare.json").write_text(json.dumps({"symbols": args.symbols, "splits": report}, indent=2) + "\n")
+        write_json(stage / "prepare.json", {"symbols": args.symbols, "splits": report})
     progress(f"done: {args.out}")
 
 
@@ -151,14 +126,15 @@ def parser() -> argparse.ArgumentParser:
                      help="sizes in bytes (enwik8: 90000000 5000000 5000000; default: 90, 5, 5 %%)")  # fmt: skip
     out.add_argument("--symbols", choices=("bytes", "sentencepiece"), default="bytes", help="default: bytes")
     out.add_argument("--vocab-size", type=int, metavar="N", help="size of the sentencepiece model (default: 8000)")
+    out.add_argument("--allow-unknown", action="store_true", help="go on where 20 %% of a text or more is unknown")
     out.add_argument("--workers", type=int, default=1, metavar="N", help="processes of fairseq-preprocess (default: 1)")
     return out
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    return run(lambda: prepare(args))
+    prepare(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1:])

@@ -36,7 +36,7 @@ prepare() {
 }
 
 # Text that a script of fairseq has cleaned and split with subword-nmt: taken as it is, nothing more is filtered.
-prepare_split() { prepare "$@" --bpe none --max-length 100000 --max-ratio 100000; }
+prepare_split() { prepare "$@" --bpe none --unicode none --max-length 100000 --max-ratio 100000; }
 
 # batch TOKENS STEPS: an update sees STEPS batches of TOKENS on one GPU, STEPS/GPUS on each of several.
 batch() { BATCH=(--max-tokens "$1" --update-freq $((($2 + GPUS - 1) / GPUS))); }

@@ -1,4 +1,4 @@
-"""Scores what fairseq-generate wrote, with the settings that the papers used and with sacreBLEU beside them.
+"""Scores translations with the settings that the papers used and with sacreBLEU beside them.
 
     python -m examples.translation.score generate.txt --reference text/test.en
     python -m examples.translation.score generate.txt --reference text/test.de --tokenized de --split-compounds
@@ -6,24 +6,27 @@
 The first form is for sentencepiece systems: hypotheses and references are plain text, and only sacreBLEU has a meaning.
 The second is for systems trained on Moses tokens with their subwords joined again (``--remove-bpe``): it prints the
 tokenised BLEU of the papers (the value of multi-bleu.perl and fairseq-score) and the sacreBLEU of the detokenised text.
-Every sentence of the reference must have been translated, or nothing is scored.
+The output may also be plain hypotheses, one a line. A set with missing, doubled or cut sentences, or with subwords that
+were not joined, is not scored; what else makes a score less than comparable is a warning, kept in ``--json``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from sacrebleu.metrics import BLEU, BLEUScore
 
+from examples.translation.outputs import read_outputs, spacing_warnings
+from fairseq_ext.errors import OptionError
+from fairseq_ext.files import write_json, writing_to
+
 _COMPOUND = re.compile(r"(\S)-(\S)")
-
-
-class ScoreError(Exception):
-    """Bad input; its message is the one line that the user sees."""
+# Written without spaces, and without a tokeniser in sacreBLEU: characters are the honest unit.
+_CHARACTERS = ("th", "lo", "km", "my")
 
 
 def split_compounds(line: str) -> str:
@@ -45,8 +48,17 @@ def tokenized_bleu(hypotheses: list[str], references: list[str], compounds: bool
 
 
 def sacrebleu_score(hypotheses: list[str], references: list[str], target: str | None = None) -> tuple[BLEUScore, str]:
-    """sacreBLEU with its default settings (its tokeniser for ``target`` if it has one), and the signature."""
-    metric = BLEU(trg_lang=target or "")
+    """sacreBLEU with its default settings (its tokeniser for ``target`` if it has one), and the signature.
+
+    Raises:
+        OptionError: where the tokeniser of ``target`` is not installed.
+    """
+    target = (target or "").replace("-", "_").split("_")[0]
+    try:
+        metric = BLEU(tokenize="char") if target in _CHARACTERS else BLEU(trg_lang=target)
+    except RuntimeError as error:
+        extra = {"ja": "japanese", "ko": "korean"}[target]
+        raise OptionError(f"--target {target} needs a tokeniser: pip install 'fairseq-ext[{extra}]'") from error
     score = metric.corpus_score(hypotheses, [references])
     return score, str(metric.get_signature())
 
@@ -56,47 +68,23 @@ def detokenize(lines: list[str], language: str) -> list[str]:
     try:
         from sacremoses import MosesDetokenizer
     except ImportError:
-        raise ScoreError("--tokenized needs sacremoses to detokenise for sacreBLEU: pip install sacremoses") from None
+        raise OptionError("--tokenized needs sacremoses to detokenise for sacreBLEU: pip install sacremoses") from None
     detokenizer = MosesDetokenizer(lang=language)
     return [detokenizer.detokenize(line.split()) for line in lines]
 
 
-def read_generate(file: Path, kind: str) -> dict[int, str]:
-    """Sentence number -> best hypothesis, from the lines ``H-`` (as generated) or ``D-`` (detokenised by fairseq)."""
-    found: dict[int, str] = {}
-    with file.open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            match = re.match(rf"{kind}-(\d+)\t", line)
-            if match:
-                _, _, text = line.rstrip("\n").split("\t", 2)
-                found.setdefault(int(match[1]), text)  # of several (--nbest), the first is the best
-    if not found:
-        raise ScoreError(f"{file} holds no line that starts with {kind}-: is it the output of fairseq-generate?")
-    return found
-
-
-def read_outputs(file: Path, reference: Path, kind: str) -> tuple[list[str], list[str]]:
-    """Hypotheses and references in the order of the data set; refuses an incomplete set."""
-    found = read_generate(file, kind)
-    with reference.open(encoding="utf-8", newline="\n") as lines:
-        references = [line.rstrip("\n") for line in lines]
-    missing = [number for number in range(len(references)) if number not in found]
-    if missing:
-        raise ScoreError(
-            f"{file} has {len(references) - len(missing)} of the {len(references)} sentences of {reference} "
-            f"(the first missing is {missing[0]})"
-        )
-    if len(found) > len(references):
-        raise ScoreError(f"{file} has {len(found)} sentences but {reference} only {len(references)}")
-    return [found[number] for number in range(len(references))], references
-
-
-def score(args: argparse.Namespace) -> dict[str, object]:
+def score(args: argparse.Namespace) -> dict[str, Any]:
     if args.split_compounds and not args.tokenized:
-        raise ScoreError("--split-compounds needs --tokenized LANG: it is defined on tokenised text")
-    kind = "H" if args.tokenized else "D"
-    hypotheses, references = read_outputs(args.output, args.reference, kind)
-    result: dict[str, object] = {"sentences": len(references)}
+        raise OptionError("--split-compounds needs --tokenized LANG: it is defined on tokenised text")
+    if args.target and args.tokenized:
+        raise OptionError("--target has no meaning with --tokenized LANG, which names the language already")
+    if args.json:
+        with writing_to(args.json.parent, "--json"):
+            pass
+    outputs = read_outputs(args.output, args.reference, "H" if args.tokenized else "D")
+    hypotheses, references, warnings = outputs
+    warnings = warnings + spacing_warnings(outputs, bool(args.tokenized), args.target)
+    result: dict[str, Any] = {"sentences": len(references)}
     lines = [f"| scored {len(hypotheses)} of {len(references)} sentences"]
     if args.tokenized:
         bleu = tokenized_bleu(hypotheses, references, args.split_compounds)
@@ -105,40 +93,35 @@ def score(args: argparse.Namespace) -> dict[str, object]:
         result |= {"tokenized_bleu": bleu.score, "split_compounds": args.split_compounds}
         hypotheses, references = detokenize(hypotheses, args.tokenized), detokenize(references, args.tokenized)
     bleu, signature = sacrebleu_score(hypotheses, references, args.tokenized or args.target)
+    if not 0.5 < bleu.ratio < 2:
+        warnings.append(f"the hypotheses have {bleu.ratio:.2f} times the words of the references: are they of one set?")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(*lines, f"sacreBLEU: {bleu.format(signature=signature)}", sep="\n")
-    return result | {"sacrebleu": bleu.score, "signature": signature}
+    return result | {"sacrebleu": bleu.score, "signature": signature, "warnings": warnings}
 
 
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         prog="python -m examples.translation.score",
-        description="Tokenised BLEU (with compound splitting on demand) and sacreBLEU of a fairseq-generate output.",
+        description="Tokenised BLEU (with compound splitting on demand) and sacreBLEU of a translated test set.",
     )
-    out.add_argument("output", type=Path, help="what fairseq-generate printed, or its generate-test.txt")
+    out.add_argument("output", help="what fairseq-generate printed, or plain hypotheses, one a line; - is stdin")
     out.add_argument("--reference", type=Path, required=True, help="one reference a line, subwords joined")
     out.add_argument("--tokenized", metavar="LANG", help="both sides are Moses tokens of this language")
     out.add_argument("--split-compounds", action="store_true", help="X-Y -> X ##AT##-##AT## Y on both sides (En-De)")
-    out.add_argument(
-        "--target", metavar="LANG", help="target language, if sacreBLEU has a tokeniser for it (zh, ja, ko)"
-    )
+    out.add_argument("--target", metavar="LANG", help="target language, where sacreBLEU needs it: zh, ja, ko, th, ...")
     out.add_argument("--json", type=Path, help="also write the numbers to this file")
     return out
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    try:
-        result = score(args)
-        if args.json:
-            args.json.write_text(json.dumps(result, indent=2) + "\n")
-    except ScoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, UnicodeDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    result = score(args)
+    if args.json:
+        with writing_to(args.json.parent, "--json"):
+            write_json(args.json, result)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1:])

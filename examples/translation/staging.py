@@ -1,4 +1,4 @@
-"""What the preparation tools share: one-line errors, an all-or-nothing output folder, and fairseq-preprocess."""
+"""What the preparation tools share: a folder whole or absent, fairseq-preprocess, and what a model will not see."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from examples.translation.text import unknown_share
+from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.files import read_lines, writing_to
 
-class PreparationError(Exception):
-    """Bad input; its message is the one line that the user sees."""
+WARN_UNKNOWN, REFUSE_UNKNOWN = 0.01, 0.2
+MAX_TOKENS = 1024
+"""What fairseq's models read by default (``--max-source-positions``), the end of the sentence included."""
 
 
 def progress(message: str) -> None:
@@ -24,20 +28,17 @@ def progress(message: str) -> None:
 def staged_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside ``out`` that becomes ``out`` in one rename, or disappears if anything fails."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PreparationError(f"--out: {out} already exists and is not an empty folder; remove it or name another")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        raise OptionError(f"--out: {out} already exists and is not an empty folder; remove it or name another")
+    with writing_to(out.parent):
         stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise PreparationError(f"--out: cannot write to {out.parent} ({error.strerror})") from None
-    try:
-        yield stage
-        umask = os.umask(0)
-        os.umask(umask)
-        stage.chmod(0o777 & ~umask)  # mkdtemp makes it private
-        os.replace(stage, out)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        try:
+            yield stage
+            umask = os.umask(0)
+            os.umask(umask)
+            stage.chmod(0o777 & ~umask)  # mkdtemp makes it private
+            os.replace(stage, out)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def fairseq_preprocess(arguments: list[str], destination: Path) -> None:
@@ -46,47 +47,35 @@ def fairseq_preprocess(arguments: list[str], destination: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.stderr.write(done.stdout + done.stderr)
-        raise PreparationError(f"fairseq-preprocess failed with exit code {done.returncode} (its output is above)")
+        raise OptionError(f"fairseq-preprocess failed with exit code {done.returncode} (its output is above)")
     (destination / "preprocess.log").unlink(missing_ok=True)  # names files of the temporary folder
 
 
-def sentencepiece_model(files: list[Path], prefix: Path, vocab_size: int) -> None:
-    """Learns a byte-pair encoding on ``files``; the text is taken as it is, so that decoding gives it back exactly."""
-    import sentencepiece
+def check_unknown(file: Path, dictionary: Path, allow: bool) -> float:
+    """The share of symbols in ``file`` that ``dictionary`` (fairseq's ``dict.txt``) does not hold, said on the way.
 
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            input=[str(file) for file in files],
-            model_prefix=str(prefix),
-            model_type="bpe",
-            vocab_size=vocab_size,
-            character_coverage=1.0,
-            normalization_rule_name="identity",
-            minloglevel=2,
+    Raises:
+        DataError: where so much is unknown (``REFUSE_UNKNOWN``) that it can hardly be the text that was meant, unless
+            ``allow``.
+    """
+    name = file.name
+    share = unknown_share((line for line, _ in read_lines(file)), dictionary)
+    progress(f"{'warning: ' * (share >= WARN_UNKNOWN)}{name}: {share:.2%} of the symbols are <unk>")
+    if share >= REFUSE_UNKNOWN and not allow:
+        raise DataError(
+            f"{name}: {share:.0%} of the symbols do not occur in the training text; are languages or sides swapped? "
+            "--allow-unknown goes on"
         )
-    except RuntimeError as error:
-        message = str(error)
-        if "too high" in message:
-            most = message.rsplit("<=", 1)[-1].strip(" .\n")
-            raise PreparationError(
-                f"--vocab-size {vocab_size} is too large for this corpus: it allows at most {most}"
-            ) from None
-        if "required_chars" in message:
-            least = message.split(" vs ", 1)[-1].split(".", 1)[0]
-            raise PreparationError(
-                f"--vocab-size {vocab_size} is too small: the characters of this corpus alone need {least}"
-            ) from None
-        raise
+    return round(share, 6)
 
 
-def run(main: Callable[[], None]) -> int:
-    """Calls ``main``; bad input and a full or broken disk end in one line on stderr and exit code 2."""
-    try:
-        main()
-    except PreparationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or '--out'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    return 0
+def count_long(file: Path) -> int:
+    """How many lines of ``file`` are longer than fairseq's models read, said where there are any."""
+    lines = enumerate(read_lines(file, keep_blank=True), 1)
+    long = [number for number, (line, _) in lines if len(line.split()) + 1 > MAX_TOKENS]
+    if long:
+        progress(
+            f"warning: {file.name}: {len(long)} lines (the first is {long[0]}) have more than {MAX_TOKENS - 1} "
+            "symbols; a model of --max-source-positions 1024 does not read them"
+        )
+    return len(long)

@@ -1,5 +1,6 @@
 """Losses in plain torch."""
 
+from fairseq_ext.losses.common import reduce_weighted
 from fairseq_ext.losses.divergence import (
     distillation_kl,
     matrix_kl,
@@ -11,20 +12,21 @@ from fairseq_ext.losses.encouraging import (
     bonus_schedule,
     encouraging_loss,
     encouraging_loss_terms,
-    halted_focal_loss,
-    mirror_bonus_loss,
 )
+from fairseq_ext.losses.encouraging_variants import binary_encouraging_loss, halted_focal_loss, mirror_bonus_loss
 from fairseq_ext.losses.imbalance import (
     class_balanced_softmax_loss,
+    class_weights,
     focal_loss,
-    reduce_weighted,
     reweighted_cross_entropy,
 )
 
 __all__ = [
     "EncouragingLoss",
+    "binary_encouraging_loss",
     "bonus_schedule",
     "class_balanced_softmax_loss",
+    "class_weights",
     "distillation_kl",
     "encouraging_loss",
     "encouraging_loss_terms",

@@ -1,4 +1,7 @@
-"""Divergences between distributions: soft targets, distillation, and pairs of row-stochastic matrices."""
+"""Divergences between distributions: soft targets, distillation, and pairs of row-stochastic matrices.
+
+Half precision is computed in float32, which is also what is returned.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_ext.losses.common import reduce_weighted
+from fairseq_ext.precision import compute_dtype, widen
+
 __all__ = ["distillation_kl", "matrix_kl", "soft_target_cross_entropy", "soft_target_kl"]
 
 
-def _reduce(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    if weight is not None:
-        loss = loss * weight
-    if reduction == "none":
-        return loss
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be none, mean or sum, got {reduction!r}")
-    return loss.mean() if reduction == "mean" else loss.sum()
+def _log_softmax(input: Tensor, temperature: float) -> Tensor:
+    return F.log_softmax(input.to(compute_dtype(input)) / temperature, dim=-1)
+
+
+def _expected(target: Tensor, log_p: Tensor) -> Tensor:
+    """The mean of ``log_p`` under ``target``, with 0 log 0 = 0: a masked class may have a logit of -inf."""
+    return (target * log_p.masked_fill(target == 0, 0.0)).sum(-1)
 
 
 def soft_target_cross_entropy(
@@ -37,7 +42,7 @@ def soft_target_cross_entropy(
         weight: of each example, ``(*)``; the mean is over examples, not over their weights.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
     """
-    return _reduce(-(target * F.log_softmax(input / temperature, dim=-1)).sum(-1), weight, reduction)
+    return reduce_weighted(-_expected(target, _log_softmax(input, temperature)), weight, reduction)
 
 
 def soft_target_kl(
@@ -61,8 +66,9 @@ def soft_target_kl(
         weight: of each example, ``(*)``; the mean is over examples, not over their weights.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
     """
-    log_p = F.log_softmax(input / temperature, dim=-1)
-    return _reduce((torch.xlogy(target, target) - target * log_p).sum(-1), weight, reduction)
+    target = target.to(compute_dtype(target))
+    entropy = -torch.xlogy(target, target).sum(-1)
+    return reduce_weighted(-entropy - _expected(target, _log_softmax(input, temperature)), weight, reduction)
 
 
 def distillation_kl(input: Tensor, teacher: Tensor, temperature: float = 1.0, reduction: str = "mean") -> Tensor:
@@ -77,7 +83,7 @@ def distillation_kl(input: Tensor, teacher: Tensor, temperature: float = 1.0, re
         temperature: :math:`T`.
         reduction: ``"mean"`` over examples, ``"sum"`` or ``"none"``.
     """
-    target = F.softmax(teacher.detach() / temperature, dim=-1)
+    target = _log_softmax(teacher.detach(), temperature).exp()
     return temperature**2 * soft_target_kl(input, target, temperature, reduction=reduction)
 
 
@@ -99,6 +105,8 @@ def matrix_kl(p: Tensor, q: Tensor, rows: Tensor | None = None, eps: float = 0.0
     Returns:
         ``(*)``, a value a matrix; 0 for one without rows.
     """
+
+    p, q = widen(p), widen(q)  # `tiny` is 0 in half precision
 
     def log(value: Tensor) -> Tensor:
         return value.clamp_min(tiny).log()

@@ -17,144 +17,14 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from fairseq_ext.losses.common import REDUCTIONS, one_hot, reduce_weighted
+from fairseq_ext.losses.log_bonus import LogBonusCrossEntropy
+from fairseq_ext.precision import compute_dtype
 
 BONUSES = ("log", "power", "cosine")
 SCHEDULES = ("none", "linear", "exp", "cos")
 SMOOTHING_FORMS = ("uniform", "off-target")
-REDUCTIONS = ("none", "mean", "sum")
-
-
-class _LogBonusCrossEntropy(torch.autograd.Function):
-    """Per-row cross-entropy and log bonus of ``(N, V)`` logits, in closed form, a block of rows at a time.
-
-    With smoothed targets ``a_c = t [c = y] + o`` and ``b_c`` likewise for the bonus, ``G_c = b_c B'(p_c) p_c``:
-
-        d ce / dz_j = p_j - a_j        d bonus / dz_j = G_j - p_j sum_c G_c
-
-    Only ``m = argmax z`` can have ``p > 1/2``, so it alone needs care in ``1 - p``: its complement is summed from the
-    other logits, ``1 - p_m = sigmoid(logsumexp_{j != m} z_j - z_m)``, and with ``u_j = softmax`` over those others
-    ``p_j = (1 - p_m) u_j``. Written in ``u`` no term of the gradient divides by ``1 - p_m``.
-
-    The backward pass rebuilds ``u`` from the input and three numbers a row; the gradient itself is the only
-    ``N x V`` tensor that is allocated.
-    """
-
-    @staticmethod
-    def forward(ctx, input, target, off, off_bonus, log_end, bonus_clamp):
-        rows, classes = input.shape
-        dtype = _compute_dtype(input)
-        top = torch.empty_like(target)
-        z_top, log_rest, ce, bonus = (torch.empty(rows, dtype=dtype, device=input.device) for _ in range(4))
-        on, on_bonus = 1.0 - classes * off, 1.0 - classes * off_bonus
-        for block in _row_blocks(input):
-            z, y = input[block].to(dtype), target[block]
-            zt, t = z.max(1)
-            others = z.scatter(1, t[:, None], torch.finfo(dtype).min)
-            peak = others.amax(1)
-            p_rest = others.sub_(peak[:, None]).exp_()
-            total = p_rest.sum(1)
-            rest = peak + total.log()
-            top[block], z_top[block], log_rest[block] = t, zt, rest
-            log_p_top = F.logsigmoid(zt - rest)
-            lse = zt - log_p_top
-            hit = y == t
-            log_p_y = torch.where(hit, log_p_top, z.gather(1, y[:, None]).squeeze(1) - lse)
-
-            bonus_top, _ = _top_bonus(zt - rest, log_end, bonus_clamp)
-            # The other branch of the `where` sees p_y <= 1/2 only.
-            p_y = log_p_y.exp().masked_fill_(hit, 0.0)
-            row_ce = -on * log_p_y
-            row_bonus = on_bonus * torch.where(hit, bonus_top, _bonus_below_half(p_y, log_end))
-            if off:
-                row_ce -= off * (z.sum(1) - classes * lse)
-            if off_bonus:
-                p_rest *= ((rest - zt).sigmoid() / total)[:, None]
-                row_bonus += off_bonus * (_bonus_sum_below_half(p_rest, log_end) + bonus_top)
-            ce[block], bonus[block] = row_ce, row_bonus
-        ctx.save_for_backward(input, target, top, z_top, log_rest)
-        ctx.constants = off, off_bonus, log_end, bonus_clamp
-        return ce, bonus
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_ce, grad_bonus):
-        input, target, top, z_top, log_rest = ctx.saved_tensors
-        off, off_bonus, log_end, bonus_clamp = ctx.constants
-        classes = input.size(1)
-        on, on_bonus = 1.0 - classes * off, 1.0 - classes * off_bonus
-        grad = torch.empty_like(input, memory_format=torch.contiguous_format)
-        for block in _row_blocks(input):
-            y, t, rest = target[block, None], top[block, None], log_rest[block, None]
-            odds, hit = z_top[block, None] - rest, y == t
-            g_ce, g_bonus = grad_ce[block, None], grad_bonus[block, None]
-            p_top, q_top = odds.sigmoid(), (-odds).sigmoid()
-            _, slope_top = _top_bonus(odds, log_end, bonus_clamp)
-            z = input[block].to(log_rest.dtype)
-            p_y = (z.gather(1, y) - rest + F.logsigmoid(-odds)).exp().masked_fill_(hit, 0.0)
-
-            direct = grad[block] if grad.dtype == z.dtype else None
-            u = torch.sub(z, rest, out=direct).exp_().scatter_(1, t, 0.0)
-            slope_y = -on_bonus * p_y / (1.0 - p_y.clamp(max=log_end))
-            slope_sum = slope_y
-            slope_top = slope_top * (off_bonus + on_bonus * hit.to(u.dtype))
-            if off_bonus:
-                slope_rest = u * q_top
-                slope_rest /= 1.0 - (slope_rest.clamp(max=log_end) if log_end < 0.5 else slope_rest)
-                slope_sum = slope_sum - off_bonus * slope_rest.sum(1, keepdim=True)
-            torch.addcmul(-off * g_ce, u, g_ce * q_top - g_bonus * (q_top * slope_sum + slope_top), out=u)
-            if off_bonus:
-                u.addcmul_(slope_rest, g_bonus, value=-off_bonus)
-            u.scatter_add_(1, y, g_bonus * slope_y - g_ce * on)
-            # p_m - a_m without the cancellation of 1 - p_m
-            ce_top = torch.where(hit, (classes - 1) * off - q_top, p_top - off)
-            u.scatter_(1, t, g_ce * ce_top + g_bonus * (slope_top - p_top * slope_sum))
-            if direct is None:
-                grad[block] = u
-        return grad, None, None, None, None, None
-
-
-def _compute_dtype(input: Tensor) -> torch.dtype:
-    # 1 - p is lost near 1 in half precision, where the bonus matters most.
-    return torch.promote_types(input.dtype, torch.float32)
-
-
-def _row_blocks(input: Tensor):
-    # Small enough for the cache of a core; on an accelerator large enough to hide the launches.
-    elements = 2**18 if input.device.type == "cpu" else 2**26
-    rows = max(1, elements // max(1, input.size(1)))
-    return [slice(start, start + rows) for start in range(0, input.size(0), rows)]
-
-
-def _top_bonus(odds: Tensor, log_end: float, bonus_clamp: float) -> tuple[Tensor, Tensor]:
-    """``B(p)`` and ``(1 - p) p B'(p)`` for ``p = sigmoid(odds)``, exact however close ``p`` is to 1."""
-    p, log_q = odds.sigmoid(), F.logsigmoid(-odds)
-    value, slope = log_q, -p
-    if bonus_clamp > 0:
-        clamped = log_q < math.log(bonus_clamp)
-        value, slope = value.masked_fill(clamped, math.log(bonus_clamp)), slope.masked_fill(clamped, 0.0)
-    if log_end < 1:
-        linear = p > log_end
-        value = torch.where(linear, math.log1p(-log_end) - (p - log_end) / (1 - log_end), value)
-        slope = torch.where(linear, -p * log_q.exp() / (1 - log_end), slope)
-    return value, slope
-
-
-def _bonus_below_half(p: Tensor, log_end: float) -> Tensor:
-    """``B(p)`` for ``p <= 1/2``."""
-    if log_end >= 0.5:
-        return torch.log1p(-p)
-    return torch.log1p(-p.clamp(max=log_end)) - (p - log_end).clamp_(min=0.0) / (1 - log_end)
-
-
-def _bonus_sum_below_half(p: Tensor, log_end: float) -> Tensor:
-    """``B(p)`` summed over all classes but the most probable one; overwrites ``p``."""
-    linear: Tensor | float = 0.0
-    if log_end < 0.5:
-        clipped = p.clamp(max=log_end)
-        linear, p = (p.sum(1) - clipped.sum(1)) / (1 - log_end), clipped
-    # One logarithm a row. Every p <= 1/2 and their sum is at most 1, so the product stays above 1/4.
-    return p.neg_().add_(1.0).prod(1).log() - linear
 
 
 def _dense_bonus(
@@ -170,7 +40,8 @@ def _dense_bonus(
     """``B(p_c)`` of every class for every variant, in plain autograd operations."""
     p = log_p.exp()
     if bonus == "power":
-        value, at_start = -p.pow(bonus_power), -(bonus_start**bonus_power)
+        # The gradient of pow(0, power) is infinite for a power below 1.
+        value, at_start = -(bonus_power * log_p).exp(), -(bonus_start**bonus_power)
     elif bonus == "cosine":
         value, at_start = (math.pi * p).cos() - 1, math.cos(math.pi * bonus_start) - 1
     else:
@@ -178,7 +49,7 @@ def _dense_bonus(
         if subsample < 1:
             value = torch.log1p(-x)
         else:
-            is_top = torch.zeros_like(p, dtype=torch.bool).scatter_(-1, p.argmax(-1, keepdim=True), True)
+            is_top = one_hot(p.argmax(-1), p).bool()
             others = log_p.masked_fill(is_top, torch.finfo(log_p.dtype).min)
             value = torch.where(is_top, others.logsumexp(-1, keepdim=True), torch.log1p(-p.masked_fill(is_top, 0.0)))
         if bonus_clamp > 0:
@@ -267,16 +138,17 @@ def encouraging_loss_terms(
 
     if soft:
         ignored = None
-        probabilities = target.movedim(class_dim, -1).reshape(-1, classes).to(_compute_dtype(logits))
+        probabilities = target.movedim(class_dim, -1).reshape(-1, classes).to(compute_dtype(logits))
     else:
         ignored = target.reshape(-1) == ignore_index
         indices = target.reshape(-1).masked_fill(ignored, 0)
-        if plain_log and weight is None:
-            terms = _LogBonusCrossEntropy.apply(logits, indices, off, off_bonus, log_end, bonus_clamp)
+        # A compiler fuses the plain formula by itself, and torch.export would lose the closed form's gradient.
+        if plain_log and weight is None and not torch.compiler.is_compiling():
+            terms = LogBonusCrossEntropy.apply(logits, indices, off, off_bonus, log_end, bonus_clamp)[:2]
             return tuple(term.masked_fill(ignored, 0.0).view(rows_shape) for term in terms)
-        probabilities = F.one_hot(indices, classes).to(_compute_dtype(logits))
+        probabilities = one_hot(indices, logits).to(compute_dtype(logits))
 
-    log_p = F.log_softmax(logits, -1, dtype=_compute_dtype(logits))
+    log_p = F.log_softmax(logits, -1, dtype=compute_dtype(logits))
     value = _dense_bonus(log_p, bonus, log_end, bonus_power, bonus_start, bonus_end, subsample, bonus_clamp)
     terms = []
     for per_class, amount in ((-log_p, off), (value, off_bonus)):
@@ -374,14 +246,10 @@ def encouraging_loss(
         bonus_clamp=bonus_clamp,
     )
     loss = cross_entropy + bonus_weight * bonus_term if bonus_weight else cross_entropy
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    if target.is_floating_point():
-        return loss.mean()
+    if reduction != "mean" or target.is_floating_point():
+        return reduce_weighted(loss, None, reduction)
     kept = target != ignore_index
-    total = kept.sum() if weight is None else weight[target[kept]].sum()
+    total = kept.sum() if weight is None else (weight[target * kept] * kept).sum()
     return loss.sum() / total
 
 
@@ -492,84 +360,3 @@ class EncouragingLoss(nn.Module):
             names += ["schedule", "schedule_of", "max_epoch"]
         shown = {name: getattr(self, name) for name in names} | self.options
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
-
-
-def _reduce(loss: Tensor, reduction: str) -> Tensor:
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-    return loss if reduction == "none" else getattr(loss, reduction)()
-
-
-def mirror_bonus_loss(
-    input: Tensor,
-    target: Tensor,
-    reduction: str = "mean",
-    *,
-    base: str = "mse",
-    activation: str = "softmax",
-    bonus_power: float = 2.0,
-    bonus_weight: float = 1.0,
-) -> Tensor:
-    r"""Squared or absolute error of class probabilities with its mirror image as the bonus (arXiv:2110.06537).
-
-    .. math::
-        L = y (1 - q)^e + (1 - y) q^e - \lambda \left( y q^b + (1 - y) (1 - q)^b \right)
-
-    with y the one-hot target and e = 2 (``"mse"``) or 1 (``"mae"``).
-
-    Args:
-        input: logits ``(N, C)``.
-        target: class indices ``(N)``.
-        reduction: ``"mean"`` over all ``N x C`` entries, ``"sum"``, or ``"none"`` for ``(N, C)``.
-        base: ``"mse"`` or ``"mae"``.
-        activation: how logits become q: ``"softmax"`` or ``"sigmoid"``.
-        bonus_power: b; the paper's mirror of the squared error has 2.
-        bonus_weight: :math:`\lambda`; 0 is the base loss.
-    """
-    if base not in ("mse", "mae"):
-        raise ValueError(f"base must be 'mse' or 'mae', got {base!r}")
-    if activation not in ("softmax", "sigmoid"):
-        raise ValueError(f"activation must be 'softmax' or 'sigmoid', got {activation!r}")
-    logits = input.to(_compute_dtype(input))
-    q = logits.softmax(-1) if activation == "softmax" else logits.sigmoid()
-    right = torch.where(F.one_hot(target, input.size(-1)).bool(), q, 1 - q)
-    return _reduce((1 - right) ** (2 if base == "mse" else 1) - bonus_weight * right**bonus_power, reduction)
-
-
-def halted_focal_loss(
-    input: Tensor,
-    target: Tensor,
-    reduction: str = "mean",
-    *,
-    alpha: float = 0.5,
-    gamma: float = 1.0,
-    halt: str = "correct",
-) -> Tensor:
-    r"""Focal loss that stops fading once an example is well classified (arXiv:2110.06537).
-
-    .. math::
-        L = \alpha_t (1 - p_t)^\gamma (-\log p_t), \qquad
-        L_{halted} = \alpha_t (-\log p_t) - \alpha_t (1 - 2^{-\gamma}) \log 2
-
-    The two meet at :math:`p_t = 1/2`.
-
-    Args:
-        input: logits of any shape, each an own binary problem.
-        target: 0 or 1, of the same shape.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        alpha: weight of the positives; negatives have ``1 - alpha``. The published detector uses 0.5.
-        gamma: focusing exponent; the published detector uses 1.
-        halt: ``"correct"`` takes the halted branch where :math:`p_t > 1/2`, the paper's definition. ``"positive"``
-            takes it where ``input > 0`` whatever the target, as the code behind the published detector: its negatives
-            get plain cross-entropy when they are wrong.
-    """
-    if halt not in ("correct", "positive"):
-        raise ValueError(f"halt must be 'correct' or 'positive', got {halt!r}")
-    logits = input.to(_compute_dtype(input))
-    target = target.to(logits.dtype)
-    error = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    p_t = torch.where(target == 1, logits.sigmoid(), (-logits).sigmoid())
-    alpha_t = alpha * target + (1 - alpha) * (1 - target)
-    halted = (logits > 0) if halt == "positive" else torch.where(target == 1, logits > 0, logits < 0)
-    loss = torch.where(halted, error - math.log(2) * (1 - 0.5**gamma), (1 - p_t) ** gamma * error)
-    return _reduce(alpha_t * loss, reduction)

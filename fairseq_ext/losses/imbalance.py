@@ -16,28 +16,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["class_balanced_softmax_loss", "focal_loss", "reduce_weighted", "reweighted_cross_entropy"]
+from fairseq_ext.losses.common import one_hot, reduce_weighted, sigmoid_power
+from fairseq_ext.precision import compute_dtype
+
+__all__ = ["class_balanced_softmax_loss", "class_weights", "focal_loss", "reweighted_cross_entropy"]
 
 
-def reduce_weighted(loss: Tensor, sample_weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
-    """``loss`` times a weight for each example, reduced; ``"mean"`` divides by the number of examples.
+def class_weights(class_counts: Tensor, beta: float = 0.9999) -> Tensor:
+    r"""Weights of classes by their effective number of examples.
+
+    .. math::
+        \omega_c \propto \frac{1 - \beta}{1 - \beta^{n_c}}, \qquad \sum_c \omega_c = C
+
+    Yin Cui, Menglin Jia, Tsung-Yi Lin, Yang Song, Serge Belongie, "Class-Balanced Loss Based on Effective Number of
+    Samples", arXiv:1901.05555. Give them to ``F.cross_entropy`` or :func:`~fairseq_ext.losses.encouraging_loss` as
+    ``weight``, or weigh the bonus alone with :func:`~fairseq_ext.losses.encouraging_loss_terms`.
 
     Args:
-        loss: ``(N)``.
-        sample_weight: ``(N)``, a constant. Default: ones.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        class_counts: n, ``(C)``, all positive.
+        beta: 0 weights all classes alike; towards 1 the weights become the inverse frequencies. Default 0.9999.
+
+    Returns:
+        ``(C)``, in the dtype of floating-point counts (float32 at least), else float32.
 
     Raises:
-        ValueError: ``sample_weight`` of another shape than ``loss``, or an unknown reduction.
+        ValueError: a beta outside [0, 1), or a class without examples.
+
+    Example:
+        >>> class_weights(torch.tensor([1000, 100, 10]), beta=0.99)
+        tensor([0.2365, 0.3731, 2.3904])
     """
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
-    if sample_weight is not None:
-        if sample_weight.shape != loss.shape:
-            shapes = f"{tuple(loss.shape)}, got {tuple(sample_weight.shape)}"
-            raise ValueError(f"sample_weight must hold one weight for each example, shape {shapes}")
-        loss = loss * sample_weight
-    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta must be in [0, 1), got {beta}")
+    _check_counts(class_counts)
+    weight = -1 / torch.expm1(class_counts.double() * torch.tensor(beta, dtype=torch.double).log())
+    dtype = torch.promote_types(class_counts.dtype, torch.float32)
+    return (weight * (len(weight) / weight.sum())).to(dtype)
 
 
 def reweighted_cross_entropy(
@@ -95,9 +109,9 @@ def focal_loss(
     if gamma < 0:
         raise ValueError(f"gamma must be at least 0, got {gamma}")
     counts = _check(input, target, class_counts)
-    wrong = input.to(counts.dtype) * (1 - 2 * F.one_hot(target, input.size(1)).to(counts.dtype))
-    # The power is taken of the logarithm: a gradient of pow(0, gamma) is infinite for gamma < 1.
-    loss = ((gamma * F.logsigmoid(wrong)).exp() * F.softplus(wrong)).sum(1)
+    logits = input.to(counts.dtype)
+    wrong = logits * (1 - 2 * one_hot(target, logits))
+    loss = (sigmoid_power(wrong, gamma) * F.softplus(wrong)).sum(1)
     return reduce_weighted((counts.mean() / counts)[target] * loss, sample_weight, reduction)
 
 
@@ -113,36 +127,32 @@ def class_balanced_softmax_loss(
     r"""Binary cross-entropy of the softmax probabilities, weighted by the effective number of examples.
 
     .. math::
-        l = \frac{\omega_y}{C} \left( -\log p_y - \sum_{c \ne y} \log(1 - p_c) \right), \qquad
-        \omega_c \propto \frac{1 - \beta}{1 - \beta^{n_c}}, \quad \sum_c \omega_c = C
+        l = \frac{\omega_y}{C} \left( -\log p_y - \sum_{c \ne y} \log(1 - p_c) \right)
 
-    Yin Cui, Menglin Jia, Tsung-Yi Lin, Yang Song, Serge Belongie, "Class-Balanced Loss Based on Effective Number of
-    Samples", arXiv:1901.05555. The mean over the classes is that of ReNode's released code, which forms ``1 - p`` in
-    float32: beyond p = 1 - 6e-8 that is 0, its logarithm is cut at -100, and the gradient is lost. Here
-    :math:`\log(1 - p_c)` is a difference of two log-sum-exps, finite and with a gradient for any logits.
+    with the :func:`class_weights` :math:`\omega` of Cui et al., arXiv:1901.05555. The mean over the classes is that of
+    ReNode's released code, which forms ``1 - p`` in float32: beyond p = 1 - 6e-8 that is 0, its logarithm is cut at
+    -100, and the gradient is lost. Here :math:`\log(1 - p_c)` is a difference of two log-sum-exps, finite and with a
+    gradient for any logits.
 
     Args:
         input, target, class_counts, sample_weight, reduction: as :func:`reweighted_cross_entropy`.
-        beta: 0 weights all classes alike; towards 1 the weights become the inverse frequencies. Default 0.9999.
+        beta: of :func:`class_weights`.
 
     Raises:
         ValueError: as :func:`reweighted_cross_entropy`, a beta outside [0, 1), or less than two classes.
     """
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must be in [0, 1), got {beta}")
     counts = _check(input, target, class_counts)
     if input.size(1) < 2:
         raise ValueError("input must have at least 2 classes: 1 - p of the only class is 0")
-    weight = -1 / torch.expm1(counts.double() * torch.tensor(beta, dtype=torch.double).log())
-    weight = (weight * (len(weight) / weight.sum())).to(counts.dtype)
+    weight = class_weights(counts, beta)
 
     logits = input.to(counts.dtype)
     log_p = logits.log_softmax(1)
     # Only the most probable class can have p > 1/2, where log1p(-p) would lose its digits.
-    top = F.one_hot(logits.argmax(1), logits.size(1)).bool()
-    log_rest = torch.logsumexp(logits.masked_fill(top, -torch.inf), 1) - torch.logsumexp(logits, 1)
+    top = one_hot(logits.argmax(1), logits).bool()
+    log_rest = torch.logsumexp(logits.masked_fill(top, torch.finfo(logits.dtype).min), 1) - torch.logsumexp(logits, 1)
     log_not = torch.where(top, log_rest[:, None], torch.log1p(-log_p.exp().masked_fill(top, 0)))
-    loss = -torch.where(F.one_hot(target, logits.size(1)).bool(), log_p, log_not).mean(1)
+    loss = -torch.where(one_hot(target, logits).bool(), log_p, log_not).mean(1)
     return reduce_weighted(weight[target] * loss, sample_weight, reduction)
 
 
@@ -152,14 +162,18 @@ def _check(input: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
         raise ValueError(
             f"input must be (N, C) and target (N), got input {tuple(input.shape)} and target {tuple(target.shape)}"
         )
-    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < input.size(1):
-        raise ValueError(
-            f"target must be classes from 0 to {input.size(1) - 1}, got {int(target.min())} to {int(target.max())}"
-        )
     if class_counts.shape != input.shape[1:]:
         raise ValueError(
             f"class_counts must hold one number for each of {input.size(1)} classes, got {tuple(class_counts.shape)}"
         )
-    if not bool((class_counts > 0).all()):
+    _check_counts(class_counts)
+    if not torch.compiler.is_compiling() and len(target):  # a graph cannot ask for values
+        lowest, highest = int(target.min()), int(target.max())
+        if lowest < 0 or highest >= input.size(1):
+            raise ValueError(f"target must be classes from 0 to {input.size(1) - 1}, got {lowest} to {highest}")
+    return class_counts.to(input.device, compute_dtype(input))
+
+
+def _check_counts(class_counts: Tensor) -> None:
+    if not torch.compiler.is_compiling() and not bool((class_counts > 0).all()):
         raise ValueError(f"class_counts: class {int((class_counts <= 0).nonzero()[0])} has no example")
-    return class_counts.to(input.device, torch.promote_types(input.dtype, torch.float32))

@@ -67,6 +67,27 @@ ENWIK8 = {
     "dropout": 0.1,
 }
 
+# fairseq's transformer_lm_wiki103 (Baevski & Auli, arXiv 1809.10853)
+WIKI103 = {
+    "decoder_embed_dim": 1024,
+    "decoder_input_dim": 1024,
+    "decoder_output_dim": 1024,
+    "decoder_ffn_embed_dim": 4096,
+    "decoder_attention_heads": 8,
+    "decoder_layers": 16,
+    "decoder_normalize_before": True,
+    "no_decoder_final_norm": True,
+    "dropout": 0.3,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.1,
+    "adaptive_input": True,
+    "adaptive_input_cutoff": "20000,60000",
+    "adaptive_softmax_cutoff": "20000,60000",
+    "adaptive_softmax_dropout": 0.2,
+    "tie_adaptive_weights": True,
+    "tie_adaptive_proj": True,
+}
+
 _TRANSLATION: dict[str, tuple[str, dict[str, Any]]] = {
     "transformer_ext_iwslt_de_en": ("Transformer, fairseq's IWSLT14 De-En size.", IWSLT),
     "transformer_ext_wmt_en_de": ("Transformer base, fairseq's WMT En-De size.", BASE),
@@ -175,6 +196,7 @@ _TRANSLATION: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 _LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "transformer_lm_ext_wiki103": ("Transformer language model, fairseq's WikiText-103 settings.", WIKI103),
     "explicit_sparse_transformer_lm_enwik8": (
         "Top-k attention, enwik8: k = 64 as the paper with Transformer-XL; 12 plain layers of width 512 (our choice).",
         {**ENWIK8, "attention_topk": 64},
@@ -188,6 +210,10 @@ _LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def _register(model: str, name: str, summary: str, defaults: dict[str, Any]) -> None:
     def preset(args: Any) -> None:
+        if model == "transformer_lm_ext" and hasattr(args, "decoder_embed_dim"):
+            # fairseq's bare model reads and writes vectors of width 512; its named ones follow the width, as here
+            for option in ("decoder_input_dim", "decoder_output_dim"):
+                setattr(args, option, getattr(args, option, args.decoder_embed_dim))
         left_open = {option: value for option, value in defaults.items() if not hasattr(args, option)}
         for option, value in left_open.items():
             setattr(args, option, value)

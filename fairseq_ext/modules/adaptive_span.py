@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_ext.modules.sparse_attention import effective_k
+from fairseq_ext.precision import compute_dtype, widen
 
 _TRIM_UNIT = 64  # spans are trimmed in steps of this many slots, so that shapes change rarely
 
@@ -49,8 +50,6 @@ class AdaptiveSpan(nn.Module):
     Raises:
         ValueError: an argument is out of its range, or ``attn`` does not fit ``num_heads`` and ``max_span``.
     """
-
-    _slots: Tensor
 
     def __init__(
         self,
@@ -80,7 +79,6 @@ class AdaptiveSpan(nn.Module):
         self.k, self.ratio, self.minimum = k, ratio, minimum
         self.loss_coeff = loss_coeff
         self.current_val = nn.Parameter(torch.empty(num_heads, 1, 1))
-        self.register_buffer("_slots", torch.arange(1 - max_span, 1), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -88,27 +86,31 @@ class AdaptiveSpan(nn.Module):
 
     def mask(self, length: int | None = None) -> Tensor:
         """The soft mask ``m`` of the last ``length`` slots (default: all), shape ``(H, 1, length)``."""
-        slots = self._slots if length is None else self._slots[self.max_span - length :]
-        return ((slots + self.current_val * self.max_span) / self.ramp + 1).clamp(0, 1)
+        length = self.max_span if length is None else length
+        slots = torch.arange(1 - length, 1, device=self.current_val.device)
+        # Half precision cannot tell the slots of a long span apart.
+        z = self.current_val.to(compute_dtype(self.current_val))
+        return ((slots + z * self.max_span) / self.ramp + 1).clamp(0, 1)
 
     def forward(self, attn: Tensor, normalize: bool = True) -> Tensor:
         """Mask, select and renormalise ``attn``, probabilities over the slots.
 
         ``normalize=False`` leaves out the last step, for a caller that normalises jointly with persistent memory slots.
         """
-        rows, queries, length = attn.shape
+        rows, _, length = attn.shape
         if rows % self.num_heads:
             raise ValueError(f"attn must have batch * {self.num_heads} rows (num_heads), got {rows}")
         if length > self.max_span:
             raise ValueError(f"attn must have at most max_span={self.max_span} slots, got {length}")
-        attn = (attn.view(-1, self.num_heads, queries, length) * self.mask(length)).view(rows, queries, length)
+        # In half precision the 1e-8 below is 0, and a row without visible weight 0 / 0.
+        wide = widen(attn).unflatten(0, (rows // self.num_heads, self.num_heads)) * self.mask(length)
         k = effective_k(length, self.k, self.ratio, self.minimum)
         if 0 < k < length:
-            threshold = attn.detach().topk(k, -1, sorted=False).values.amin(-1, keepdim=True)
-            attn = attn.masked_fill(attn < threshold, 0.0)
+            threshold = wide.detach().topk(k, -1, sorted=False)[0].amin(-1, keepdim=True)
+            wide = wide.masked_fill(wide < threshold, 0.0)
         if normalize:
-            attn = attn / (attn.sum(-1, keepdim=True) + 1e-8)
-        return attn
+            wide = wide / (wide.sum(-1, keepdim=True) + 1e-8)
+        return wide.flatten(0, 1).to(attn.dtype)
 
     def span_loss(self) -> Tensor:
         """``loss_coeff * L * mean_h(z_h)``; summed over the layers and added to the training loss."""
@@ -207,14 +209,16 @@ class AdaptiveSpanAttention(nn.Module):
         memory, position = memory[:, trim:], position[..., trim:]
 
         q, k, v = (self._split_heads(x) for x in (self.q_proj(query), self.k_proj(memory), self.v_proj(memory)))
+        q = q / math.sqrt(q.size(-1))
         scores = _band(q @ k.transpose(1, 2)) + q @ position
-        attn = self.span(F.softmax(scores / math.sqrt(q.size(-1)), dim=-1))
-        attn = F.dropout(attn, self.dropout, self.training)
+        # In float32 from the softmax to the end of the span: the weight that is left visible may be tiny.
+        attn = F.softmax(scores, dim=-1, dtype=compute_dtype(q))
+        attn = F.dropout(self.span(attn).to(v), self.dropout, self.training)
         out = _unband(attn) @ v
-        return self.out_proj(out.view(batch, self.num_heads, queries, -1).transpose(1, 2).flatten(2))
+        return self.out_proj(out.unflatten(0, (batch, self.num_heads)).transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).flatten(0, 1)
+        return x.unflatten(-1, (self.num_heads, x.size(-1) // self.num_heads)).transpose(1, 2).flatten(0, 1)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, dropout={self.dropout}"
@@ -230,4 +234,5 @@ def _band(scores: Tensor) -> Tensor:
 def _unband(attn: Tensor) -> Tensor:
     """The inverse of :func:`_band`: (N, T, L) back to (N, T, T + L), zero outside the band."""
     rows, queries, length = attn.shape
-    return F.pad(attn, (0, queries + 1)).flatten(1)[:, :-queries].view(rows, queries, length + queries)
+    padded = F.pad(attn, (0, queries + 1)).flatten(1)
+    return padded[:, : queries * (length + queries)].view(rows, queries, length + queries)

@@ -29,6 +29,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from fairseq_ext.modules.sparse_attention import topk_softmax
+
 __all__ = ["FUSIONS", "STRATEGIES", "CrossViewFusion", "check_cross_view", "view_schedule"]
 
 STRATEGIES = ("none", "gca", "gpa", "fga", "fma", "ama", "ama-static")
@@ -190,8 +192,9 @@ class CrossViewFusion(nn.Module):
             return contexts[0], returned_map
         if self.gate is not None:
             return torch.lerp(contexts[0], contexts[1], self.gate.sigmoid().to(contexts[0])), returned_map
-        total = sum(contexts[1:], contexts[0])
-        return (total if self.fusion == "sum" else total / len(contexts)), returned_map
+        if self.fusion != "sum":
+            contexts = tuple(context / len(contexts) for context in contexts)  # before the sum, which may overflow
+        return sum(contexts[1:], contexts[0]), returned_map
 
     @staticmethod
     def _joint_softmax(
@@ -200,7 +203,7 @@ class CrossViewFusion(nn.Module):
         mask = None if key_padding_mask is None else key_padding_mask.repeat(1, len(views))
         context, weights = attend(query, torch.cat(list(views), dim=0), mask, 0)
         if weights is not None:
-            weights = weights.unflatten(-1, (len(views), -1)).sum(dim=-2)
+            weights = weights.unflatten(-1, (len(views), views[0].size(0))).sum(dim=-2)
         return context, weights
 
     @staticmethod
@@ -208,8 +211,8 @@ class CrossViewFusion(nn.Module):
         ama_proj: nn.Linear, query: Tensor, contexts: Sequence[Tensor], maps: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor | None]:
         stacked = torch.stack(list(contexts), dim=-1)  # (T, B, d, m)
-        scores = torch.einsum("tbd,tbdm->tbm", ama_proj(query), stacked) / math.sqrt(query.size(-1))
-        alpha = scores.softmax(dim=-1)
+        scores = torch.einsum("tbd,tbdm->tbm", ama_proj(query) / math.sqrt(query.size(-1)), stacked)
+        alpha = topk_softmax(scores, 0)  # in half precision a score may be infinite
         context = torch.einsum("tbm,tbdm->tbd", alpha, stacked)
         present = [weights for weights in maps if weights is not None]
         if not present:

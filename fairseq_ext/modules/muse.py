@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,7 @@ _BLOCK = 128
 INIT_LAWS = ("km", "xavier", "xi", "fixup")
 
 
-def dynamic_convolution(x: Tensor, kernels: Tensor, first: int) -> Tensor:
+def dynamic_convolution(x: Tensor, kernels: Tensor, first: int, block_size: int = _BLOCK) -> Tensor:
     r"""Convolve every position with its own kernel, one per head, as multiplications by band matrices.
 
     .. math:: y_{t,b,c} = \sum_{j=0}^{K-1} k_{t,b,h(c),j} \, x_{t + \mathit{first} + j,\, b,\, c}
@@ -42,6 +41,7 @@ def dynamic_convolution(x: Tensor, kernels: Tensor, first: int) -> Tensor:
         x: input.
         kernels: kernels of the ``T`` output positions; they are used as given.
         first: position in ``x`` that tap 0 of output position 0 reads; negative where that lies before the input.
+        block_size: positions that share a band matrix; a matter of speed only.
 
     Shape:
         - x: :math:`(S, B, C)`
@@ -53,9 +53,9 @@ def dynamic_convolution(x: Tensor, kernels: Tensor, first: int) -> Tensor:
     rows = batch * heads
     values = x.reshape(length, rows, channels // heads).transpose(0, 1)
     bands = kernels.reshape(steps, rows, width).transpose(0, 1)
-    outputs = []
-    for start in range(0, steps, _BLOCK):
-        block = bands[:, start : start + _BLOCK]
+    outputs = [values.new_zeros(0, rows, channels // heads)]
+    for start in range(0, steps, block_size):
+        block = bands[:, start : start + block_size]
         n, origin = block.size(1), first + start
         # Row i of the band holds its taps from column i on: rows of n + K entries, read again as rows of n + K - 1.
         columns = n + width - 1
@@ -141,6 +141,7 @@ class DynamicConv(nn.Module):
         """Convolve whole sequences."""
         return dynamic_convolution(x, self.kernels(x), first=-self.padding)
 
+    @torch.jit.export
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Convolve the next position(s) of sequences that are generated from left to right.
 
@@ -195,12 +196,15 @@ class KernelGate(nn.Module):
         """Start from the plain average."""
         nn.init.constant_(self.weight, 1 / self.weight.numel())
 
-    def forward(self, branches: Sequence[Tensor]) -> Tensor:
+    def forward(self, branches: list[Tensor]) -> Tensor:
         """Mix the branches."""
         if len(branches) != self.weight.numel():
             raise ValueError(f"branches must be {self.weight.numel()} tensors, one per kernel, got {len(branches)}")
-        shares = self.weight.softmax(dim=0).unbind()
-        return reduce(torch.add, (share * branch for share, branch in zip(shares, branches, strict=True)))
+        shares = self.weight.softmax(dim=0)
+        mixed = shares[0] * branches[0]
+        for share, branch in zip(shares[1:], branches[1:]):  # noqa: B905 -- TorchScript's zip takes nothing else
+            mixed = mixed + share * branch
+        return mixed
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}"
@@ -244,6 +248,11 @@ class MultiScaleConv(nn.Module):
         self.convs: Sequence[DynamicConv] = nn.ModuleList(  # type: ignore[assignment]
             DynamicConv(embed_dim, num_heads, size, causal, weight_dropout) for size in kernel_sizes
         )
+        # The most taps before the current position, and from it on.
+        self.reach = (
+            max(conv.padding for conv in self.convs),
+            max(conv.kernel_size - conv.padding for conv in self.convs),
+        )
         self.gate = KernelGate(len(kernel_sizes)) if gate else None
         self.out_dim = embed_dim if gate else embed_dim * len(kernel_sizes)
 
@@ -266,23 +275,28 @@ class MultiScaleConv(nn.Module):
         if key_padding_mask is not None:
             x = x.masked_fill(key_padding_mask.t().unsqueeze(-1), 0)
         if self.gate is None:
-            return torch.cat([conv(x) for conv in self.convs], dim=-1)
+            outputs = []
+            for conv in self.convs:  # TorchScript unrolls loops over modules, but not comprehensions
+                outputs.append(conv(x))
+            return torch.cat(outputs, dim=-1)
         # The gate is linear: mixing the kernels, aligned on the current position, leaves one convolution instead of n.
-        before = max(conv.padding for conv in self.convs)
-        after = max(conv.kernel_size - conv.padding for conv in self.convs)
-        aligned = [
-            F.pad(conv.kernels(x), (before - conv.padding, after - conv.kernel_size + conv.padding))
-            for conv in self.convs
-        ]
+        before, after = self.reach
+        aligned = []
+        for conv in self.convs:
+            left, right = before - conv.padding, after - conv.kernel_size + conv.padding
+            aligned.append(F.pad(conv.kernels(x), (left, right)))
         return dynamic_convolution(x, self.gate(aligned), first=-before)
 
+    @torch.jit.export
     def step(self, x: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Convolve the next position(s), with one state per kernel size: see :meth:`DynamicConv.step`."""
-        states = [None] * len(self.convs) if state is None else state
-        steps = [conv.step(x, last) for conv, last in zip(self.convs, states, strict=True)]
-        outputs = [out for out, _ in steps]
+        outputs, states = [], []
+        for index, conv in enumerate(self.convs):
+            out, last = conv.step(x, None if state is None else state[index])
+            outputs.append(out)
+            states.append(last)
         mixed = torch.cat(outputs, dim=-1) if self.gate is None else self.gate(outputs)
-        return mixed, [last for _, last in steps]
+        return mixed, states
 
 
 def parse_kernels(text: str, num_layers: int) -> list[tuple[int, ...]]:

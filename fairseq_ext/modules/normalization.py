@@ -23,7 +23,8 @@ Two conventions exist for :math:`s`, with :math:`H` the number of normalised ele
 
 None of them has a parameter or a running statistic: training and evaluation compute the same. Half-precision inputs are
 normalised in float32 and the result is cast back, because a row of tiny variance has gradients of order
-:math:`1/\epsilon`, beyond the range of float16.
+:math:`1/\epsilon`, beyond the range of float16; there they end at its largest number. As in ``nn.LayerNorm``, the
+square of an input must fit into float32.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fairseq_ext.precision import widen
+
 __all__ = [
     "NORMS",
     "AdaNorm",
@@ -51,8 +54,7 @@ __all__ = [
 
 NORMS = ("layernorm", "layernorm-simple", "adanorm", "detachnorm")
 
-# What `detach` names -> (is the mean detached, is the standard deviation detached).
-_DETACH = {"both": (True, True), "mean": (True, False), "std": (False, True)}
+_DETACH = ("both", "mean", "std")
 
 
 class _Normalize(torch.autograd.Function):
@@ -73,9 +75,10 @@ class _Normalize(torch.autograd.Function):
     :math:`x - \mu` into differences of sums, which loses all digits of a row with a large offset and a tiny variance.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         normalized_shape: tuple[int, ...],
         scale: float,
@@ -84,7 +87,8 @@ class _Normalize(torch.autograd.Function):
         unbiased: bool,
         detach_mean: bool,
         detach_std: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
+        """``z``, then what the backward pass needs: ``1 / s``, ``stretch``, and ``y`` where that is not ``z``."""
         # The CPU kernel is vectorised only with a gain and a bias: half the time for the same result.
         gain = x.new_ones(normalized_shape) if x.is_cpu else None
         bias = x.new_zeros(normalized_shape) if x.is_cpu else None
@@ -94,28 +98,38 @@ class _Normalize(torch.autograd.Function):
             y, _, rstd = torch.native_layer_norm(x, normalized_shape, gain, bias, torch.finfo(x.dtype).tiny)
             size = math.prod(normalized_shape)
             bessel = math.sqrt(size / (size - 1))
-            std = bessel / rstd
-            inv_s = (std + eps).reciprocal()
-            y *= inv_s / rstd
-            stretch = bessel * (std * inv_s).rsqrt()
+            ratio = bessel + eps * rstd  # s / (biased standard deviation)
+            y /= ratio
+            inv_s = rstd / ratio
+            stretch = (bessel * ratio).sqrt()
         else:
             y, _, inv_s = torch.native_layer_norm(x, normalized_shape, gain, bias, eps)
             stretch = torch.ones_like(inv_s)
-        ctx.save_for_backward(y, inv_s, stretch)
-        ctx.constants = normalized_shape, scale, k, detach_mean, detach_std
         z = torch.addcmul(y, y, y, value=-k) if k else y
-        return z if scale == 1 else z * scale
+        z = z if scale == 1 else z * scale
+        return (z, inv_s, stretch) if z is y else (z, inv_s, stretch, y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        z, inv_s, stretch, *y = output
+        ctx.mark_non_differentiable(inv_s, stretch, *y)
+        ctx.set_materialize_grads(False)  # zeros as large as y
+        ctx.save_for_backward(y[0] if y else z, inv_s, stretch)
+        _, normalized_shape, scale, k, _, _, detach_mean, detach_std = inputs
+        ctx.constants = normalized_shape, scale, k, detach_mean, detach_std
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 8
         y, inv_s, stretch = ctx.saved_tensors
         normalized_shape, scale, k, detach_mean, detach_std = ctx.constants
         fused = not (detach_mean or detach_std)
         # h, already divided by s, and by the `stretch` that the fused kernel multiplies back.
         h = grad * (scale * (inv_s / stretch if fused else inv_s))
         if k:
-            h.addcmul_(h, y, value=-k)
+            h = torch.addcmul(h, h, y, value=-k)
         if fused:
             mask = [True, False, False]
             h = torch.ops.aten.native_layer_norm_backward(
@@ -132,16 +146,47 @@ class _Normalize(torch.autograd.Function):
 
 def _normalize(
     x: Tensor,
-    normalized_shape: int | Sequence[int],
+    normalized_shape: list[int],
     eps: float,
     unbiased: bool,
     scale: float = 1.0,
     k: float = 0.0,
-    detach: tuple[bool, bool] = (False, False),
+    detach_mean: bool = False,
+    detach_std: bool = False,
 ) -> Tensor:
-    shape = _as_shape(normalized_shape, unbiased)
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return _Normalize.apply(wide, shape, scale, k, eps, unbiased, *detach).to(x.dtype)
+    wide = widen(x)
+    if torch.jit.is_scripting() or torch.compiler.is_compiling():
+        z = _plain_normalize(wide, normalized_shape, eps, unbiased, scale, k, detach_mean, detach_std)
+    else:
+        shape = tuple(normalized_shape)
+        z = _Normalize.apply(wide, shape, scale, k, eps, unbiased, detach_mean, detach_std)[0]
+    return z.to(x.dtype)
+
+
+def _plain_normalize(
+    x: Tensor,
+    normalized_shape: list[int],
+    eps: float,
+    unbiased: bool,
+    scale: float,
+    k: float,
+    detach_mean: bool,
+    detach_std: bool,
+) -> Tensor:
+    """What :class:`_Normalize` computes, in operations that TorchScript and ``torch.export`` can differentiate."""
+    dims = [i - len(normalized_shape) for i in range(len(normalized_shape))]
+    mean = x.mean(dims, keepdim=True)
+    centred = x - (mean.detach() if detach_mean else mean)
+    variance = (centred - centred.mean(dims, keepdim=True)).square().mean(dims, keepdim=True)
+    if unbiased:
+        size = 1
+        for length in normalized_shape:
+            size *= length
+        s = (variance * (size / (size - 1))).clamp(min=1.2e-38).sqrt() + eps
+    else:
+        s = (variance + eps).sqrt()
+    y = centred / (s.detach() if detach_std else s)
+    return scale * (1 - k * y.detach()) * y
 
 
 def _as_shape(normalized_shape: int | Sequence[int], unbiased: bool) -> tuple[int, ...]:
@@ -151,17 +196,16 @@ def _as_shape(normalized_shape: int | Sequence[int], unbiased: bool) -> tuple[in
     return shape
 
 
-def _as_detach(detach: str) -> tuple[bool, bool]:
+def _check_detach(detach: str) -> None:
     if detach not in _DETACH:
         raise ValueError(f"detach: found {detach!r}, allowed are {', '.join(map(repr, _DETACH))}")
-    return _DETACH[detach]
 
 
 def layer_norm_simple(
     x: Tensor, normalized_shape: int | Sequence[int], eps: float = 1e-5, unbiased: bool = True
 ) -> Tensor:
     """Functional form of :class:`LayerNormSimple`."""
-    return _normalize(x, normalized_shape, eps, unbiased)
+    return _normalize(x, list(_as_shape(normalized_shape, unbiased)), eps, unbiased)
 
 
 def ada_norm(
@@ -173,14 +217,16 @@ def ada_norm(
     unbiased: bool = True,
 ) -> Tensor:
     """Functional form of :class:`AdaNorm`."""
-    return _normalize(x, normalized_shape, eps, unbiased, scale=scale, k=k)
+    return _normalize(x, list(_as_shape(normalized_shape, unbiased)), eps, unbiased, scale, k)
 
 
 def detach_norm(
     x: Tensor, normalized_shape: int | Sequence[int], detach: str = "both", eps: float = 1e-5, unbiased: bool = True
 ) -> Tensor:
     """Functional form of :class:`DetachNorm`."""
-    return _normalize(x, normalized_shape, eps, unbiased, detach=_as_detach(detach))
+    _check_detach(detach)
+    shape = list(_as_shape(normalized_shape, unbiased))
+    return _normalize(x, shape, eps, unbiased, detach_mean=detach != "std", detach_std=detach != "mean")
 
 
 class _Norm(nn.Module):
@@ -237,7 +283,7 @@ class LayerNormSimple(_Norm):
         super().__init__(normalized_shape, eps, unbiased)
 
     def forward(self, x: Tensor) -> Tensor:
-        return layer_norm_simple(x, self.normalized_shape, self.eps, self.unbiased)
+        return _normalize(x, list(self.normalized_shape), self.eps, self.unbiased)
 
 
 class AdaNorm(_Norm):
@@ -284,7 +330,7 @@ class AdaNorm(_Norm):
         self.k = k
 
     def forward(self, x: Tensor) -> Tensor:
-        return ada_norm(x, self.normalized_shape, self.scale, self.k, self.eps, self.unbiased)
+        return _normalize(x, list(self.normalized_shape), self.eps, self.unbiased, self.scale, self.k)
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, scale={self.scale}, k={self.k}, eps={self.eps}, unbiased={self.unbiased}"
@@ -326,11 +372,12 @@ class DetachNorm(_Norm):
         unbiased: bool = True,
     ) -> None:
         super().__init__(normalized_shape, eps, unbiased)
-        _as_detach(detach)
+        _check_detach(detach)
         self.detach = detach
 
     def forward(self, x: Tensor) -> Tensor:
-        return detach_norm(x, self.normalized_shape, self.detach, self.eps, self.unbiased)
+        detach_mean, detach_std = self.detach != "std", self.detach != "mean"
+        return _normalize(x, list(self.normalized_shape), self.eps, self.unbiased, 1.0, 0.0, detach_mean, detach_std)
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, detach={self.detach!r}, eps={self.eps}, unbiased={self.unbiased}"

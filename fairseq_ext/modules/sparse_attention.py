@@ -101,10 +101,10 @@ class _TopKSoftmax(torch.autograd.Function):
             largest = scores.topk(k, dim).values
             maximum, kept = largest.narrow(dim, 0, 1), scores >= largest.narrow(dim, k - 1, 1)
         # Half precision is normalised in float32, as fairseq's softmax does; float64 stays float64.
-        weights = _below_maximum(scores, maximum).clamp_(max=_INFINITELY_ABOVE).exp_()
+        weights = _below_maximum(scores, maximum).clamp(max=_INFINITELY_ABOVE).exp_()
         if kept is not None:
             weights.mul_(kept)
-        weights.div_(weights.sum(dim, keepdim=True).clamp_(min=torch.finfo(weights.dtype).tiny))
+        weights.div_(weights.sum(dim, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny))
         return weights.to(scores.dtype)
 
     @staticmethod
@@ -126,19 +126,21 @@ def _below_maximum(scores: Tensor, maximum: Tensor) -> Tensor:
     return scores - maximum if scores.dtype.itemsize > 2 else scores.float() - maximum.float()
 
 
-def _scriptable_topk_softmax(scores: Tensor, k: int, dim: int, straight_through: bool) -> Tensor:
-    """What :func:`topk_softmax` computes, in operations that TorchScript knows and differentiates."""
+def _plain_topk_softmax(scores: Tensor, k: int, dim: int, straight_through: bool) -> Tensor:
+    """What :class:`_TopKSoftmax` computes, in operations that TorchScript and ``torch.export`` can differentiate."""
     maximum = scores.amax(dim, keepdim=True)
     empty, infinite = maximum == -math.inf, maximum == math.inf
     equal = empty | (infinite & (scores == math.inf))
     logits = scores.masked_fill(infinite, -math.inf).masked_fill(equal, 0.0)
     if scores.dtype == torch.float16 or scores.dtype == torch.bfloat16:
         logits = logits.float()
-    weights = logits.softmax(dim).masked_fill(empty, 0.0)
+    kept = logits
     if 0 < k < scores.size(dim):
-        dropped = scores < scores.topk(k, dim)[0].narrow(dim, k - 1, 1)
-        sparse = logits.masked_fill(dropped, -math.inf).softmax(dim).masked_fill(empty, 0.0)
-        weights = sparse.detach() + (weights - weights.detach()) if straight_through else sparse
+        kept = logits.masked_fill(scores < scores.topk(k, dim)[0].narrow(dim, k - 1, 1), -math.inf)
+    weights = kept.softmax(dim).masked_fill(empty, 0.0)
+    if straight_through:
+        dense = logits.softmax(dim).masked_fill(empty, 0.0)
+        weights = weights.detach() + (dense - dense.detach())
     return weights.to(scores.dtype)
 
 
@@ -174,8 +176,8 @@ def topk_softmax(scores: Tensor, k: int, dim: int = -1, straight_through: bool =
     """
     if scores.size(dim) == 0:
         return scores.clone()
-    if torch.jit.is_scripting():
-        return _scriptable_topk_softmax(scores, k, dim, straight_through)
+    if torch.jit.is_scripting() or torch.compiler.is_compiling():
+        return _plain_topk_softmax(scores, k, dim, straight_through)
     sparse = 0 < k < scores.size(dim)
     if sparse and straight_through:
         dense = _TopKSoftmax.apply(scores, None, dim)

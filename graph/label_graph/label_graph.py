@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_ext.losses.encouraging import encouraging_loss, halted_focal_loss
+from fairseq_ext.losses import encouraging_loss, halted_focal_loss
 
 LOSSES = ("bce", "encouraging", "halted-focal")
 POSITIONS = ("scores", "probabilities")

@@ -1,28 +1,23 @@
-"""The translation and language modelling examples: preparation, bad input, scoring, and the recipe scripts."""
+"""Preparation of parallel text: what is kept, cleaned, split and counted, and one line for bad input."""
 
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
-import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
-import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
 
-from examples.language_modeling import bpc
-from examples.language_modeling import prepare as lm
+from examples.translation import encode, staging, text
 from examples.translation import prepare as mt
-from examples.translation import score
-from examples.translation.tatoeba.split import split_pairs
-from tests.helpers import ROOT, require_data
-
-EXAMPLES = ROOT / "examples"
-TRANSLATION = EXAMPLES / "translation"
-RECIPES = sorted(TRANSLATION.glob("*/recipe.sh"))
+from examples.translation.tatoeba import split as tatoeba
+from fairseq_ext.errors import DataError, InputError, OptionError
+from tests.helpers import ROOT, damaged_texts, require_data
 
 WORDS = ["ein", "mann", "hund", "frau", "läuft", "sitzt", "spielt", "schnell", "heute", "garten"]
 
@@ -51,14 +46,33 @@ def arguments(corpus: Path, *more: str) -> list[str]:
     return [*prefixes, "--source", "de", "--target", "en", "--out", str(corpus.parent / "out"), *more]
 
 
-def refused(corpus: Path, capsys: pytest.CaptureFixture, *more: str) -> str:
-    """Runs the preparation, which must refuse in one line, with code 2, and leave nothing behind."""
+def refused(corpus: Path, *more: str) -> str:
+    """Runs the preparation, which must refuse in one line and leave nothing behind."""
     before = sorted(corpus.parent.iterdir())
-    assert mt.main(arguments(corpus, *more)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1, error
+    with pytest.raises(InputError) as refusal:
+        mt.main(arguments(corpus, *more))
+    assert "\n" not in str(refusal.value)
     assert sorted(corpus.parent.iterdir()) == before
-    return error
+    return str(refusal.value)
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The text in subwords by file name, taken where fairseq-preprocess (which costs seconds) would read it."""
+    seen: dict[str, str] = {}
+
+    def preprocess(options: list[str], stage: Path) -> None:
+        seen.clear()
+        seen.update({file.name: file.read_text(encoding="utf-8") for file in (stage / "pieces").iterdir()})
+        texts = {"de": seen["train.de"], "en": seen["train.en"]}
+        if "--joined-dictionary" in options:
+            texts = dict.fromkeys(texts, texts["de"] + texts["en"])
+        for language, train in texts.items():
+            words = sorted(set(train.split()))
+            (stage / f"dict.{language}.txt").write_text("".join(f"{word} 1\n" for word in words), encoding="utf-8")
+
+    monkeypatch.setattr(mt, "fairseq_preprocess", preprocess)
+    return seen
 
 
 def test_prepare_from_the_command_line(corpus: Path, tmp_path: Path) -> None:
@@ -89,79 +103,87 @@ def test_prepare_from_the_command_line(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bpe", "size"), [("subword-nmt", "12"), ("none", None)])
-def test_other_subwords(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch, bpe: str, size: str | None, tmp_path: Path
-) -> None:
+def test_other_subwords(corpus: Path, pieces: dict[str, str], bpe: str, size: str | None, tmp_path: Path) -> None:
     if bpe == "subword-nmt":
         pytest.importorskip("subword_nmt")
     else:
         split = "sch@@ nell\nlä@@ u@@ ft schnell@@\n"
         for name in ("train.de", "train.en", "valid.de", "valid.en", "test.de", "test.en"):
             (corpus / name).write_text(split)
-    seen: dict[str, str] = {}
-
-    def preprocess(options: list[str], stage: Path) -> None:
-        assert "--joined-dictionary" in options
-        seen.update({file.name: file.read_text() for file in (stage / "pieces").iterdir()})
-
-    monkeypatch.setattr(mt, "fairseq_preprocess", preprocess)
     more = ["--bpe", bpe, "--joined-dictionary", *(["--vocab-size", size] if size else [])]
-    assert mt.main(arguments(corpus, *more)) == 0
-    assert len(seen) == 6 and "@@ " in seen["train.de"]
+    mt.main(arguments(corpus, *more))
+    assert len(pieces) == 6 and "@@ " in pieces["train.de"]
     whole = (tmp_path / "out" / "text" / "test.de").read_text()
     assert "@@" not in whole
-    assert "".join(mt.join_subwords(line) + "\n" for line in seen["test.de"].splitlines()) == whole
+    assert "".join(text.join_subwords(line) + "\n" for line in pieces["test.de"].splitlines()) == whole
     if bpe == "none":
-        assert seen["train.en"] == split and whole == "schnell\nläuft schnell\n"
+        assert pieces["train.en"] == split and whole == "schnell\nläuft schnell\n"
 
 
 def test_clean() -> None:
-    assert mt.clean("\ufeff a\x00b\t c\u00a0d\u2028e\r\x0c f\x7f  \n") == "ab c d e f"
-    assert mt.clean("été 中文 👩\u200d🔬") == "été 中文 👩\u200d🔬"
+    assert text.clean("\ufeff a\x00b\t c\u00a0d\u2028e\r\x0c f\x7f  \n") == "ab c d e f"
+    assert text.clean("été 中文 👩\u200d🔬") == "été 中文 👩\u200d🔬"
+    assert text.clean("cafe\u0301 ﬁn") == "café ﬁn"
+    assert text.clean("cafe\x00\u0301") == "café", "what the control character kept apart belongs together"
+    assert text.clean("cafe\u0301 ﬁn\u00a8x", "NFKC") == "café fin \u0308x"
+    assert text.clean("café", "NFD") == "cafe\u0301" == text.clean("cafe\u0301", "none")
+
+
+@given(st.text(), st.sampled_from(text.UNICODE_FORMS))
+def test_a_clean_line_is_one_line_of_one_form(line: str, form: str) -> None:
+    cleaned = text.clean(line, form)
+    assert text.clean(cleaned, form) == cleaned
+    assert len(cleaned.splitlines()) <= 1 and cleaned.split() == cleaned.split(" ") * bool(cleaned)
+    assert not any(unicodedata.category(letter) == "Cc" for letter in cleaned)
+    assert form == "none" or unicodedata.is_normalized(form, cleaned)
 
 
 def test_filter() -> None:
-    assert mt.keep("a b", "c", 1, 2, 2.0)
-    assert not mt.keep("a b c", "c", 1, 3, 2.0)
-    assert not mt.keep("a b c", "c d e", 1, 2, 9.0)
-    assert not mt.keep("", "c", 1, 9, 9.0)
-    assert not mt.keep("a", "b c", 2, 9, 9.0)
+    assert text.keep("a b", "c", 1, 2, 2.0)
+    assert not text.keep("a b c", "c", 1, 3, 2.0)
+    assert not text.keep("a b c", "c d e", 1, 2, 9.0)
+    assert not text.keep("", "c", 1, 9, 9.0)
+    assert not text.keep("a", "b c", 2, 9, 9.0)
 
 
-def test_line_counts_that_differ(corpus: Path, capsys: pytest.CaptureFixture) -> None:
+def test_line_counts_that_differ(corpus: Path) -> None:
     with (corpus / "valid.en").open("a") as file:
         file.write("one more\nand one\n")
-    error = refused(corpus, capsys)
+    error = refused(corpus)
     assert f"{corpus / 'valid.de'} has 9" in error and f"{corpus / 'valid.en'} has 11" in error
 
 
-def test_empty_file(corpus: Path, capsys: pytest.CaptureFixture) -> None:
+def test_empty_file(corpus: Path) -> None:
     (corpus / "train.en").write_text("")
-    assert f"{corpus / 'train.en'} is empty" in refused(corpus, capsys)
+    assert f"{corpus / 'train.en'} is empty" in refused(corpus)
 
 
-def test_missing_file(corpus: Path, capsys: pytest.CaptureFixture) -> None:
+def test_missing_file(corpus: Path) -> None:
     (corpus / "test.en.gz").unlink()
-    assert f"neither {corpus / 'test.en'} nor {corpus / 'test.en.gz'}" in refused(corpus, capsys)
+    assert f"neither {corpus / 'test.en'} nor {corpus / 'test.en.gz'}" in refused(corpus)
 
 
-def test_invalid_utf8(corpus: Path, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_utf8(corpus: Path) -> None:
     lines = (corpus / "train.de").read_bytes().split(b"\n")
     lines[41] = "läuft".encode("latin-1")
     (corpus / "train.de").write_bytes(b"\n".join(lines))
-    assert f"{corpus / 'train.de'}, line 42: not valid UTF-8 (byte 0xe4 at 2)" in refused(corpus, capsys)
+    assert f"{corpus / 'train.de'}:42: not UTF-8 text (byte 0xe4 at 2)" in refused(corpus)
 
 
-def test_broken_gzip(corpus: Path, capsys: pytest.CaptureFixture) -> None:
-    (corpus / "test.de.gz").write_bytes((corpus / "test.de.gz").read_bytes()[:-9])
-    assert "test.de.gz: broken gzip file" in refused(corpus, capsys)
+@pytest.mark.parametrize("kind", damaged_texts(b"one\ntwo\n"))
+def test_damaged_files_are_named(corpus: Path, kind: str) -> None:
+    name = "valid.de.gz" if "gz" in kind else "valid.de"
+    data = damaged_texts((corpus / "valid.de").read_bytes())[kind]
+    (corpus / "valid.de").unlink()
+    (corpus / name).write_bytes(data)
+    assert refused(corpus).startswith(f"{corpus / name}:")
 
 
 @pytest.mark.parametrize("bpe", ["sentencepiece", "subword-nmt"])
-def test_vocabulary_too_large(corpus: Path, capsys: pytest.CaptureFixture, bpe: str) -> None:
+def test_vocabulary_too_large(corpus: Path, bpe: str) -> None:
     if bpe == "subword-nmt":
         pytest.importorskip("subword_nmt")
-    error = refused(corpus, capsys, "--bpe", bpe, "--vocab-size", "70000")
+    error = refused(corpus, "--bpe", bpe, "--vocab-size", "70000")
     assert "--vocab-size 70000 is too large for this corpus: it allows at most " in error
     assert int(error.rsplit(" ", 1)[1]) < 70000
 
@@ -180,261 +202,158 @@ def test_vocabulary_too_large(corpus: Path, capsys: pytest.CaptureFixture, bpe: 
         (["--workers", "0"], "--workers must be positive"),
     ],
 )
-def test_bad_options(corpus: Path, capsys: pytest.CaptureFixture, options: list[str], words: str) -> None:
-    assert words in refused(corpus, capsys, *options)
+def test_bad_options(corpus: Path, options: list[str], words: str) -> None:
+    assert words in refused(corpus, *options)
 
 
-def test_output_folder(corpus: Path, capsys: pytest.CaptureFixture) -> None:
-    assert "--out: cannot write to" in refused(corpus, capsys, "--out", str(corpus / "train.de" / "out"))
-    assert "already exists" in refused(corpus, capsys, "--out", str(corpus))
+def test_output_folder(corpus: Path) -> None:
+    assert "--out: cannot write to" in refused(corpus, "--out", str(corpus / "train.de" / "out"))
+    assert "already exists" in refused(corpus, "--out", str(corpus))
 
 
-def test_failing_preprocess_leaves_nothing(
-    corpus: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failing_preprocess_leaves_nothing(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(options: list[str], stage: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(mt, "fairseq_preprocess", fail)
-    assert "No space left on device" in refused(corpus, capsys, "--vocab-size", "50")
+    assert "No space left on device" in refused(corpus, "--vocab-size", "50")
 
 
-def test_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_data(tmp_path: Path, pieces: dict[str, str]) -> None:
     data = require_data("multi30k_de_en")
-    monkeypatch.setattr(mt, "fairseq_preprocess", lambda options, stage: None)
     prefixes = ["--train", f"{data}/val", "--valid", f"{data}/val", "--test", f"{data}/test_2016_flickr"]
     out = tmp_path / "out"
     more = ["--source", "de", "--target", "en", "--out", str(out), "--vocab-size", "1000"]
-    assert mt.main([*prefixes, *more]) == 0
+    mt.main([*prefixes, *more])
     assert len((out / "text" / "test.de").read_text().splitlines()) == 1000
 
 
-# --- scoring ---------------------------------------------------------------------------------------------------------
-
-REFERENCES = ["a well-known man walks in the green garden .", "the dog sits here today .", "one two three four five"]
-HYPOTHESES = ["a well-known man walks in a green garden .", "the dog sits here .", "one two three four six"]
+# --- what the model will not see --------------------------------------------------------------------------------------
 
 
-def generated(path: Path, hypotheses: list[str], skip: tuple[int, ...] = ()) -> Path:
-    order = [i for i in reversed(range(len(hypotheses))) if i not in skip]
-    lines = [
-        f"S-{i}\tquelle\nT-{i}\tref\nH-{i}\t-0.5\t{hypotheses[i]}\nD-{i}\t-0.5\t{hypotheses[i]}\n"
-        f"H-{i}\t-0.9\tsecond best\nD-{i}\t-0.9\tsecond best\nP-{i}\t-0.1 -0.2\n"
-        for i in order
-    ]
-    path.write_text("".join(lines) + "Generate test with beam=5: BLEU4 = 1.00\n")
-    return path
+def test_the_subwords_are_those_of_train(corpus: Path, pieces: dict[str, str], tmp_path: Path) -> None:
+    """Whatever valid and test hold, the models and the text of train in subwords stay the same to the byte."""
+    pytest.importorskip("subword_nmt")
+    for bpe, size in (("sentencepiece", "50"), ("subword-nmt", "12")):
+        before = None
+        for held_out in ("heute läuft\n", "quizzing quizzes zzz\n"):
+            for name in ("valid.de", "valid.en", "test.de", "test.en"):
+                (corpus / name).write_text(held_out * 50)
+            out = tmp_path / f"{bpe} {held_out[0]}"
+            mt.main(arguments(corpus, "--bpe", bpe, "--vocab-size", size, "--allow-unknown", "--out", str(out)))
+            model = next(file for file in out.iterdir() if file.suffix in (".vocab", ".codes")).read_bytes()
+            found = (model, pieces["train.de"], pieces["train.en"])
+            assert before is None or found == before
+            before = found
+        assert "zzz" not in out.joinpath("dict.de.txt").read_text()
 
 
-def test_split_compounds() -> None:
-    assert score.split_compounds("a well-known man") == "a well ##AT##-##AT## known man"
-    assert score.split_compounds("a - b -c d- e") == "a - b -c d- e"
-    assert score.split_compounds("ab-cd-ef") == "ab ##AT##-##AT## cd ##AT##-##AT## ef"
+def test_the_share_of_unknown_symbols_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    dictionary, file = tmp_path / "dict.txt", tmp_path / "test.en"
+    dictionary.write_text("a 7\nb 5\n")
+
+    def share(content: str, allow: bool = False) -> float:
+        file.write_text(content)
+        return staging.check_unknown(file, dictionary, allow)
+
+    assert share("a b a\n\na c\n", allow=True) == 0.2
+    assert share("a b\n") == share("") == 0
+    for known, unknown, warned in ((993, 7, 0), (990, 10, 1), (801, 199, 1)):
+        capsys.readouterr()
+        assert share("a " * known + "x " * unknown) == unknown / 1000
+        assert capsys.readouterr().out.count("warning: test.en") == warned
+    with pytest.raises(DataError, match=r"test.en: 20% of the symbols do not occur in the training text"):
+        share("a " * 800 + "x " * 200)
 
 
-def test_tokenized_bleu_is_sacrebleu_without_tokeniser() -> None:
-    expected = sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES], tokenize="none", force=True).score
-    assert score.tokenized_bleu(HYPOTHESES, REFERENCES).score == pytest.approx(expected, abs=1e-9)
-    split = score.tokenized_bleu(HYPOTHESES, REFERENCES, compounds=True)
-    assert split.sys_len == score.tokenized_bleu(HYPOTHESES, REFERENCES).sys_len + 2
-    assert split.score != pytest.approx(expected, abs=0.1)
-    assert score.tokenized_bleu(["a b"], ["a c"]).score == 0, "multi-bleu does not smooth"
+def test_swapped_sides_are_refused_unless_told(corpus: Path, pieces: dict[str, str], tmp_path: Path, capsys) -> None:
+    for language, words in (("de", "ein mann läuft heute"), ("en", "one boy jumps quickly")):
+        for split in ("train", "valid"):
+            (corpus / f"{split}.{language}").write_text(f"{words}\n" * 60)
+        (corpus / f"test.{language}.gz").unlink()
+    (corpus / "test.de").write_text("one boy jumps quickly\n" * 7)
+    (corpus / "test.en").write_text("ein mann läuft heute\n" * 7)
+    options = ("--vocab-size", "32")
+    assert "test.de: " in refused(corpus, *options) and "are languages or sides swapped?" in refused(corpus, *options)
+    mt.main(arguments(corpus, *options, "--allow-unknown"))
+    symbols = json.loads((tmp_path / "out" / "prepare.json").read_text())["symbols"]
+    assert symbols["train"] == {side: {"unknown": 0, "too_long": 0} for side in ("de", "en")} == symbols["valid"]
+    assert all(side["unknown"] > 0.2 for side in symbols["test"].values())
+    printed = capsys.readouterr().out.replace("warning: ", "")
+    for split in ("train", "valid", "test"):
+        for language in ("de", "en"):
+            assert f"| {split}.{language}: " in printed
 
 
-def test_score_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    output, reference = generated(tmp_path / "gen.txt", HYPOTHESES), tmp_path / "ref"
-    reference.write_text("\n".join(REFERENCES) + "\n")
-    json_file = tmp_path / "score.json"
-    assert score.main([str(output), "--reference", str(reference), "--json", str(json_file)]) == 0
-    printed = capsys.readouterr().out
-    assert "scored 3 of 3 sentences" in printed and "|tok:13a|" in printed
-    expected = sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
-    assert json.loads(json_file.read_text())["sacrebleu"] == pytest.approx(expected)
+def test_lines_above_the_models_positions_are_counted(
+    corpus: Path, pieces: dict[str, str], tmp_path: Path, capsys
+) -> None:
+    with (corpus / "valid.de").open("a") as de, (corpus / "valid.en").open("a") as en:
+        de.write("ein " * 1023 + "\n" + "ein " * 1024 + "\n")
+        en.write("ein\nein\n")
+    mt.main(arguments(corpus, "--bpe", "none"))
+    symbols = json.loads((tmp_path / "out" / "prepare.json").read_text())["symbols"]
+    assert [symbols[split]["de"]["too_long"] for split in ("train", "valid", "test")] == [0, 1, 0]
+    assert "warning: valid.de: 1 lines (the first is 11) have more than 1023 symbols" in capsys.readouterr().out
 
 
-def test_score_command_tokenized(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
-    if importlib.util.find_spec("sacremoses") is None:
-        monkeypatch.setattr(score, "detokenize", lambda lines, language: [line.replace(" .", ".") for line in lines])
-    output, reference = generated(tmp_path / "gen.txt", HYPOTHESES), tmp_path / "ref"
-    reference.write_text("\n".join(REFERENCES) + "\n")
-    assert score.main([str(output), "--reference", str(reference), "--tokenized", "en", "--split-compounds"]) == 0
-    printed = capsys.readouterr().out
-    assert "tokenised BLEU, compounds split: BLEU" in printed and "|tok:13a|" in printed
+# --- text of later ----------------------------------------------------------------------------------------------------
 
 
-def test_score_refuses(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    reference = tmp_path / "ref"
-    reference.write_text("\n".join(REFERENCES) + "\n")
+@pytest.mark.parametrize("options", [
+    ["--vocab-size", "50"], ["--vocab-size", "50", "--lowercase", "--unicode", "NFD"],
+    ["--bpe", "subword-nmt", "--vocab-size", "12"], ["--bpe", "none", "--unicode", "none"],
+])  # fmt: skip
+def test_later_text_is_split_as_the_corpus_was(
+    corpus: Path, pieces: dict[str, str], capsys, options: list[str]
+) -> None:
+    """Encoding the raw test set gives what was binarised of it."""
+    if "subword-nmt" in options:
+        pytest.importorskip("subword_nmt")
+    raw = "ein  Mann\nla\u0308uft\u2028 heute\r\n\nder \x07Garten\n"
+    (corpus / "test.de.gz").write_bytes(gzip.compress(raw.encode()))
+    (corpus / "test.en.gz").write_bytes(gzip.compress(raw.encode()))
+    (corpus / "raw").write_bytes(raw.encode())
+    mt.main(arguments(corpus, "--allow-unknown", *options))
+    capsys.readouterr()
+    encode.main([str(corpus / "raw"), "--data", str(corpus.parent / "out")])
+    assert capsys.readouterr().out == pieces["test.de"]
 
-    def error(output: Path, *more: str) -> str:
-        assert score.main([str(output), "--reference", str(reference), *more]) == 2
-        return capsys.readouterr().err
 
-    assert "has 2 of the 3 sentences" in error(generated(tmp_path / "a", HYPOTHESES, skip=(1,)))
-    assert "the first missing is 1" in error(generated(tmp_path / "a", HYPOTHESES, skip=(1,)))
-    assert "has 4 sentences" in error(generated(tmp_path / "a", [*HYPOTHESES, "more"]))
-    assert "is it the output of fairseq-generate" in error(reference)
-    assert "--split-compounds needs --tokenized" in error(generated(tmp_path / "a", HYPOTHESES), "--split-compounds")
-    assert "No such file" in error(tmp_path / "absent")
+def test_later_text_of_another_language_or_length_is_warned_of(corpus: Path, pieces: dict[str, str], capsys) -> None:
+    mt.main(arguments(corpus, "--bpe", "none"))
+    (corpus / "new").write_text("mann läuft\nxyz\n" + "ein " * 1024 + "\n")
+    capsys.readouterr()
+    encode.main([str(corpus / "new"), "--data", str(corpus.parent / "out")])
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 3 and f"{corpus / 'new'}:3: more than 1023 symbols" in printed.err
+    (corpus / "new").write_text("xyz abc\nmann\n")
+    encode.main([str(corpus / "new"), "--data", str(corpus.parent / "out")])
+    assert "warning: 66.67% of the symbols are <unk>: is this the source language?" in capsys.readouterr().err
 
 
-# --- Tatoeba ---------------------------------------------------------------------------------------------------------
+def test_a_folder_that_was_not_prepared_is_named(corpus: Path, pieces: dict[str, str]) -> None:
+    mt.main(arguments(corpus, "--vocab-size", "50"))
+    out = corpus.parent / "out"
+    (out / "sentencepiece.bpe.model").write_bytes(b"damaged")
+    (corpus / "new").write_text("ein mann\n")
+    with pytest.raises(DataError, match=f"^{out}: its subword model cannot be read"):
+        encode.main([str(corpus / "new"), "--data", str(out)])
+    for text_of_json in ("{", "{}", '{"settings": {"bpe": "none"}}'):
+        (out / "prepare.json").write_text(text_of_json)
+        with pytest.raises(DataError, match=f"^{out}/prepare.json: "):
+            encode.main([str(corpus / "new"), "--data", str(out)])
+
+
+# --- Tatoeba ----------------------------------------------------------------------------------------------------------
 
 
 def test_tatoeba_split_shares_no_sentence() -> None:
     pairs = [(f"s{i % 40}", f"t{i}") for i in range(60)] + [("s0", "t0")]
-    parts = split_pairs(pairs, held_out=5, seed=1)
+    parts = tatoeba.split_pairs(pairs, held_out=5, seed=1)
     assert [len(parts[name]) for name in ("train", "valid", "test")] == [50, 5, 5]
     for side in (0, 1):
         train, valid, test = ({pair[side] for pair in parts[name]} for name in ("train", "valid", "test"))
         assert not (train & valid or train & test or valid & test)
-    with pytest.raises(Exception, match="--held-out 11: only 20 of 60 pairs"):
-        split_pairs(pairs, held_out=11, seed=1)
-
-
-# --- language modelling ----------------------------------------------------------------------------------------------
-
-
-def test_bytes_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every byte is one prediction, and the symbols give the file back."""
-    data = b"\n\nab\n" * 200 + bytes(range(256)) + b"\xff\x00end"  # most bytes are not in train
-    (tmp_path / "in.gz").write_bytes(gzip.compress(data))
-    seen: dict[str, str] = {}
-
-    def preprocess(options: list[str], stage: Path) -> None:
-        seen.update({file.name: file.read_text() for file in (stage / "symbols").iterdir()})
-
-    monkeypatch.setattr(lm, "fairseq_preprocess", preprocess)
-    command = ["--input", str(tmp_path / "in.gz"), "--out", str(tmp_path / "out"), "--split", "900", "180", "181"]
-    assert lm.main(command) == 0
-    parts = [data[:900], data[900:1080], data[1080:1261]]
-    for split, part in zip(lm.SPLITS, parts, strict=True):
-        lines = [bytes(map(int, line.split())) for line in seen[split].removesuffix("\n").split("\n")]
-        assert b"\n".join(lines) == part.removesuffix(b"\n")
-    symbols = [int(line.split()[0]) for line in seen["dict.txt"].splitlines()]
-    assert sorted(symbols) == [byte for byte in range(256) if byte != ord("\n")]
-
-
-def test_language_model_from_the_command_line(tmp_path: Path) -> None:
-    text = "".join(line + "\n" for line in sentences(200, 0))
-    (tmp_path / "in.txt").write_text(text)
-    command = [sys.executable, "-m", "examples.language_modeling.prepare", "--input", str(tmp_path / "in.txt")]
-    command += ["--out", str(tmp_path / "out"), "--symbols", "sentencepiece", "--vocab-size", "60"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    splits = json.loads((tmp_path / "out" / "prepare.json").read_text())["splits"]
-    assert sum(part["characters"] for part in splits.values()) == len(text)
-
-    from fairseq.data import Dictionary
-    from fairseq.data.data_utils import load_indexed_dataset
-
-    data = load_indexed_dataset(str(tmp_path / "out" / "test"), Dictionary.load(str(tmp_path / "out" / "dict.txt")))
-    assert sum(len(line) for line in data) == splits["test"]["tokens"]
-
-
-@pytest.mark.parametrize(
-    ("content", "options", "words"),
-    [
-        (b"", [], "is empty"),
-        (None, [], "missing file"),
-        (b"abc\n" * 9, ["--split", "30", "5", "5"], "--split 30 5 5"),
-        (b"abc\n" * 9, ["--vocab-size", "9"], "--vocab-size has no meaning"),
-        (b"abc\n" * 99, ["--symbols", "sentencepiece", "--vocab-size", "9999"], "--vocab-size 9999 is too large"),
-        (b"abcd ef g\n" * 99 + b"\xff\n", ["--symbols", "sentencepiece", "--vocab-size", "12"], "line 100: not valid"),
-    ],
-)
-def test_language_model_refuses(tmp_path: Path, capsys, content: bytes | None, options: list[str], words: str) -> None:
-    if content is not None:
-        (tmp_path / "in").write_bytes(content)
-    assert lm.main(["--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *options]) == 2
-    error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1
-    assert {path.name for path in tmp_path.iterdir()} <= {"in"}
-
-
-def test_bits_per_character() -> None:
-    log = "INFO | Evaluated 1,000 tokens in 2.0s (500 tokens/s)\nINFO | Loss (base 2): 3.0000, Perplexity: 8.00\n"
-    assert bpc.bits_per_character(log, tokens=1000, characters=1000) == 3.0
-    assert bpc.bits_per_character(log, tokens=1000, characters=4000) == 0.75
-    with pytest.raises(ValueError, match="1,000 of 1,001 symbols"):
-        bpc.bits_per_character(log, tokens=1001, characters=4000)
-    with pytest.raises(ValueError, match="fairseq-eval-lm"):
-        bpc.bits_per_character("nothing", tokens=1, characters=1)
-
-
-# --- recipes ---------------------------------------------------------------------------------------------------------
-
-
-def methods(recipe: Path) -> list[str]:
-    line = next(line for line in recipe.read_text().splitlines() if line.startswith("begin "))
-    return [name for name in line.split('"')[1].split() if not name.startswith("prepare")]
-
-
-CASES = [(recipe, method) for recipe in RECIPES for method in methods(recipe)]
-
-
-@pytest.mark.parametrize("script", [TRANSLATION / "common.sh", *sorted(EXAMPLES.rglob("*.sh"))], ids=str)
-def test_scripts_parse(script: Path) -> None:
-    subprocess.run(["bash", "-n", str(script)], check=True)
-
-
-def shim(folder: Path) -> dict[str, str]:
-    """Commands that write down how they were called instead of running."""
-    (folder / "bin").mkdir()
-    for name in ("fairseq-train", "fairseq-generate", "python"):
-        file = folder / "bin" / name
-        file.write_text(
-            f'#!/bin/bash\n[[ $1 == -c ]] && echo 0 && exit\nprintf "%s\\n" {name} "$@" END >> {folder}/calls\n'
-        )
-        file.chmod(0o755)
-    return {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
-
-
-def calls(folder: Path) -> list[list[str]]:
-    return [call.splitlines() for call in (folder / "calls").read_text().split("END\n") if call]
-
-
-@pytest.fixture(scope="module")
-def plugin() -> None:
-    from argparse import Namespace
-
-    from fairseq.utils import import_user_module
-
-    import_user_module(Namespace(user_dir=str(ROOT / "fairseq_ext")))
-
-
-@pytest.mark.parametrize(("recipe", "method"), CASES, ids=lambda x: x if isinstance(x, str) else x.parent.name)
-def test_recipe_gives_options_that_fairseq_takes(recipe: Path, method: str, tmp_path: Path, plugin: None) -> None:
-    from fairseq import options
-
-    env = shim(tmp_path)
-    command = [str(recipe), method, str(tmp_path), str(tmp_path / "save"), "--max-epoch", "3"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    train, *average, generate, scoring = calls(tmp_path)
-    assert train[0] == "fairseq-train" and generate[0] == "fairseq-generate"
-    assert all(call[3] == "average" for call in average)
-    assert scoring[:3] == ["python", "-m", "examples.translation.score"]
-    args = options.parse_args_and_arch(options.get_training_parser(), train[1:])
-    assert args.max_epoch == 3 and args.max_tokens > 0
-    assert ("encouraging" in args.criterion) == (method == "encouraging")
-    assert args.label_smoothing == 0.1
-    options.parse_args_and_arch(options.get_generation_parser(), generate[1:])
-    score.parser().parse_args(scoring[3:])
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda x: x.parent.name)
-def test_recipe_prepare_and_errors(recipe: Path, tmp_path: Path) -> None:
-    env = shim(tmp_path)
-    subprocess.run([str(recipe), "prepare", str(tmp_path), str(tmp_path / "out")], env=env, check=True)
-    (call,) = calls(tmp_path)
-    assert call[:3] == ["python", "-m", "examples.translation.prepare"]
-    mt.parser().parse_args(call[3:])
-    bad = (
-        ([], "usage: "),
-        (["must", str(tmp_path), "x"], "unknown method 'must'"),
-        (["muse", "/absent", "x"], "no such folder"),
-    )
-    for arguments, words in bad:
-        done = subprocess.run([str(recipe), *arguments], env=env, capture_output=True, text=True)
-        assert done.returncode == 2 and words in done.stderr
+    with pytest.raises(OptionError, match="--held-out 11: only 20 of 60 pairs"):
+        tatoeba.split_pairs(pairs, held_out=11, seed=1)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fairseq_ext.losses import (
     class_balanced_softmax_loss,
+    class_weights,
     focal_loss,
     reduce_weighted,
     reweighted_cross_entropy,
@@ -160,3 +161,38 @@ def test_option_refusals():
         class_balanced_softmax_loss(logits, target, counts, beta=1.0)
     with pytest.raises(ValueError, match="at least 2 classes"):
         class_balanced_softmax_loss(logits[:, :1], torch.zeros(5, dtype=torch.long), counts[:1])
+
+
+def test_class_weights_of_long_tails():
+    """Recorded weights of long-tailed and stepwise data sets."""
+    data = load_golden("encouraging_loss_images", "longtail_a")
+    for case in data["cases"]:
+        for beta in ("0", "0.99", "0.999", "0.9999"):
+            expected = torch.from_numpy(data[f"{case}_w_{beta}"])
+            torch.testing.assert_close(
+                class_weights(torch.from_numpy(data[f"{case}_counts"]).double(), float(beta)), expected
+            )
+
+
+@given(st.lists(st.integers(1, 10**7), min_size=1, max_size=20), st.floats(0, 1 - 1e-12))
+def test_class_weights_sum_to_the_classes_and_favour_the_rare(counts, beta):
+    weight = class_weights(torch.tensor(counts), beta)
+    assert weight.dtype == torch.float32
+    torch.testing.assert_close(weight.sum().item(), float(len(counts)), rtol=1e-5, atol=0)
+    order = torch.tensor(counts).argsort(stable=True)
+    assert (weight[order].diff() <= 1e-5 * len(counts)).all()
+
+
+def test_class_weights_refuse():
+    with pytest.raises(ValueError, match=r"beta must be in \[0, 1\), got 1"):
+        class_weights(torch.tensor([1, 2]), beta=1)
+    with pytest.raises(ValueError, match="class_counts: class 1 has no example"):
+        class_weights(torch.tensor([1, 0]))
+
+
+def test_a_masked_class_costs_nothing():
+    logits = torch.tensor([[2.0, -torch.inf]], requires_grad=True)
+    for loss in LOSSES:
+        value = loss(logits, torch.tensor([0]), torch.tensor([3, 1]))
+        (grad,) = torch.autograd.grad(value, logits)
+        assert value.isfinite() and grad.isfinite().all(), loss.__name__

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 from fairseq import options
-from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -61,6 +64,7 @@ def test_every_preset_builds(name: str) -> None:
     """At full depth, with the width of a toy."""
     sides = ("decoder",) if ARCH_MODEL_REGISTRY[name] is TransformerLanguageModelExt else ("encoder", "decoder")
     small = {f"{side}_{what}": size for side in sides for what, size in (("embed_dim", 32), ("ffn_embed_dim", 16))}
+    small |= {option: "6,10" for option in PRESETS[name].defaults if option.endswith("_cutoff")}
     model = ARCH_MODEL_REGISTRY[name].build_model(arguments(name, **small), task())
     for side in sides:
         stack = getattr(model, side)
@@ -98,6 +102,24 @@ def test_an_option_given_by_the_user_wins(tmp_path: Any) -> None:
     assert (args.encoder_embed_dim, args.decoder_layers, args.block) == (384, 12, "muse")
 
 
+def test_a_width_is_also_that_of_the_words_in_a_language_model() -> None:
+    for name in ("transformer_lm_ext_wiki103", "adanorm_transformer_lm_enwik8"):
+        args = arguments(name, decoder_embed_dim=256)
+        assert args.decoder_input_dim == args.decoder_output_dim == 256
+        assert arguments(name, decoder_embed_dim=256, decoder_input_dim=64).decoder_input_dim == 64
+    assert arguments("transformer_lm_ext_wiki103").decoder_input_dim == 1024
+
+
+def test_the_wikitext_preset_is_fairseqs() -> None:
+    def parse(arch: str) -> argparse.Namespace:
+        parser = options.get_training_parser("language_modeling")
+        return options.parse_args_and_arch(parser, ["data", "--task", "language_modeling", "--arch", arch])
+
+    ours, stock = parse("transformer_lm_ext_wiki103"), parse("transformer_lm_wiki103")
+    for option in PRESETS["transformer_lm_ext_wiki103"].defaults:
+        assert getattr(ours, option) == getattr(stock, option), option
+
+
 def test_a_preset_leaves_out_what_the_user_has_switched_off() -> None:
     """``--arch muse_wmt_en_de --block transformer`` is a Transformer of that size, and not a refusal."""
     for name, preset in PRESETS.items():
@@ -129,3 +151,17 @@ def test_hydra_gets_the_same_model(name: str) -> None:
 
 def test_every_hydra_config_is_a_preset() -> None:
     assert {file.stem for file in CONF.iterdir()} == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_hydra_config_has_only_known_settings(name: str) -> None:
+    for section, settings in OmegaConf.load(CONF / f"{name}.yaml").items():
+        chosen = settings.get("_name")
+        if chosen is None:
+            known = FairseqConfig.__dataclass_fields__[section].type
+        elif section in ("model", "task"):
+            known = {"model": MODEL_DATACLASS_REGISTRY, "task": TASK_DATACLASS_REGISTRY}[section][chosen]
+        else:
+            known = REGISTRIES[section]["dataclass_registry"][chosen]
+        unknown = set(settings) - {field.name for field in dataclasses.fields(known)} - {"_name"}
+        assert not unknown, (section, unknown)

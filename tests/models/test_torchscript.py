@@ -67,7 +67,7 @@ def test_a_compiled_model_computes_the_same(name: str) -> None:
     torch.testing.assert_close(found_extra["attn"][0], extra["attn"][0])
 
 
-@pytest.mark.parametrize("name", SCRIPTED)
+@pytest.mark.parametrize("name", ["plain", "top2", "cross"])
 def test_a_compiled_beam_search_finds_the_same(name: str) -> None:
     """With the caches of incremental decoding, reordered, and keys that the hypotheses of a sentence share."""
     generator = SequenceGenerator(

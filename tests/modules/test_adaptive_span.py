@@ -186,6 +186,24 @@ def test_dropout_only_in_training() -> None:
     assert torch.equal(module(*inputs), module(*inputs))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_row_whose_weight_is_out_of_sight_is_zero(dtype: torch.dtype) -> None:
+    """1e-8 is 0 in float16, and 0 / 0 NaN."""
+    module = AdaptiveSpan(1, 8, ramp=2).to(dtype)
+    attn = torch.zeros(1, 1, 8, dtype=dtype)
+    attn[..., 0] = 1
+    attn.requires_grad_()
+    out = module(attn)
+    (grad,) = torch.autograd.grad((out * torch.arange(8)).sum(), attn)
+    assert out.dtype == dtype and (out == 0).all() and grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_tells_the_slots_of_a_long_span_apart(dtype: torch.dtype) -> None:
+    exact, rounded = AdaptiveSpan(1, 8192, init=0.5), AdaptiveSpan(1, 8192, init=0.5).to(dtype)
+    torch.testing.assert_close(rounded.mask(), exact.mask())
+
+
 def test_state_and_repr() -> None:
     module = AdaptiveSpanAttention(8, 2, 6, k=2)
     assert set(module.state_dict()) == set(MODULE_NAMES)

@@ -144,9 +144,7 @@ def test_convolution_by_definition(steps, past, width, block, data):
     offset = data.draw(st.integers(0, width - 1))
     x = torch.randn(past + steps, 2, 6, dtype=torch.double)
     kernels = torch.randn(steps, 2, 3, width, dtype=torch.double)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(muse, "_BLOCK", block)
-        out = dynamic_convolution(x, kernels, first=past - offset)
+    out = dynamic_convolution(x, kernels, first=past - offset, block_size=block)
     torch.testing.assert_close(out, by_definition(x, kernels, past - offset), **EXACT)
 
 

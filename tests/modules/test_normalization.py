@@ -284,6 +284,14 @@ class TestHalfPrecision:
         assert torch.equal(z, want[0].to(dtype))
         assert torch.equal(gx, want[1].to(dtype))
 
+    @pytest.mark.parametrize("make", EACH)
+    def test_constant_rows_keep_a_finite_gradient(self, make) -> None:
+        """Their slope is 1 / eps = 1e5, more than float16 holds."""
+        x = torch.zeros(1, 8, dtype=torch.float16)
+        g = torch.tensor([[1.0, -3.0, 2.0, 0.0, 5.0, 0.5, 0.0, 0.0]], dtype=torch.float16)
+        z, gx = run(make(8), x, g)
+        assert not z.any() and gx.isfinite().all() and gx.abs().max() == 65504
+
     def test_float32_stays_float32_under_autocast(self) -> None:
         x, g = draw(4, 32, dtype=torch.float32)
         with torch.autocast("cpu", dtype=torch.bfloat16):

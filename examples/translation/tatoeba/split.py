@@ -14,8 +14,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from examples.translation.prepare import clean, read_lines
-from examples.translation.staging import PreparationError, progress, run, staged_folder
+from examples.translation.staging import progress, staged_folder
+from examples.translation.text import clean
+from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.files import read_lines
 
 
 def split_pairs(pairs: list[tuple[str, str]], held_out: int, seed: int) -> dict[str, list[tuple[str, str]]]:
@@ -25,7 +27,7 @@ def split_pairs(pairs: list[tuple[str, str]], held_out: int, seed: int) -> dict[
     unique = [pair for pair in pairs if sources[pair[0]] == targets[pair[1]] == 1]
     if len(unique) < 2 * held_out or len(pairs) <= 2 * held_out:
         problem = f"only {len(unique)} of {len(pairs)} pairs share no sentence with another"
-        raise PreparationError(f"--held-out {held_out}: {problem}")
+        raise OptionError(f"--held-out {held_out}: {problem}")
     drawn = random.Random(seed).sample(unique, 2 * held_out)
     taken = set(drawn)
     train = [pair for pair in pairs if pair not in taken]
@@ -34,15 +36,13 @@ def split_pairs(pairs: list[tuple[str, str]], held_out: int, seed: int) -> dict[
 
 def split(args: argparse.Namespace) -> None:
     if min(args.columns) < 1:
-        raise PreparationError(f"--columns count from 1, got {args.columns[0]} and {args.columns[1]}")
-    if not args.pairs.is_file():
-        raise PreparationError(f"missing file: {args.pairs}")
+        raise OptionError(f"--columns count from 1, got {args.columns[0]} and {args.columns[1]}")
     pairs = []
-    for number, line in enumerate(read_lines(args.pairs), start=1):
+    for line, origin in read_lines(args.pairs):
         columns = line.split("\t")
         if len(columns) < max(args.columns):
             problem = f"{len(columns)} columns, --columns asks for {max(args.columns)}"
-            raise PreparationError(f"{args.pairs}, line {number}: {problem}")
+            raise DataError(f"{origin}: {problem}")
         pairs.append((clean(columns[args.columns[0] - 1]), clean(columns[args.columns[1] - 1])))
     with staged_folder(args.out) as stage:
         for name, part in split_pairs(pairs, args.held_out, args.seed).items():
@@ -52,7 +52,7 @@ def split(args: argparse.Namespace) -> None:
             progress(f"{name}: {len(part):,} pairs")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m examples.translation.tatoeba.split",
         description="Train, valid and test that share no sentence, from a tab-separated list of pairs.",
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     args = parser.parse_args(argv)
-    return run(lambda: split(args))
+    split(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1:])

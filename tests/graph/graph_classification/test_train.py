@@ -14,7 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric import seed_everything
 from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.loader import DataLoader
 
 from fairseq_ext.errors import CheckpointError, DataError, OptionError
 from fairseq_ext.files import load_safely, read_json, write_json
@@ -142,6 +144,34 @@ def test_the_figures_are_those_of_the_test_graphs_at_the_first_best_epoch(tmp_pa
     assert 0 < best < 9 and len({share for pair in figures for share in pair}) == 8, "planted so that all differ"
     assert result["best_epoch"] == best and result["valid_accuracy"] == pytest.approx(valid[best])
     assert (result["test_accuracy"], result["test_balanced_accuracy"]) == pytest.approx(found["test", best])
+
+
+def test_a_training_is_that_of_a_plain_loop():
+    dataset, split = Planted(), Planted.split
+    rates = {"learning_rate": 0.03, "weight_decay": 0.05}
+    options = Options(max_epochs=4, defer_start=1, **{**SMALL, **rates, "hidden_channels": 4}, dropout=0.2)
+    epochs = []
+    model, result = train_run(dataset, split, options, on_epoch=lambda *epoch: epochs.append(epoch))
+
+    seed_everything(split.seed)
+    plain = SAGPoolClassifier(3, 3, 4, 1, dropout=0.2)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.03, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
+    weights = []
+    for part in (split.valid, split.test):  # which draws from the generator too
+        list(DataLoader(dataset[part], 16))
+    for epoch in range(4):
+        plain.train()
+        for batch in DataLoader([dataset[int(number)] for number in split.train], 16, shuffle=True):
+            logits = plain(batch.x, batch.edge_index, batch.batch)
+            loss = F.cross_entropy(logits, batch.y) if epoch <= 1 else encouraging_loss(logits, batch.y, log_end=0.5)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        plain.eval()
+        weights.append({name: value.clone() for name, value in plain.state_dict().items()})
+        assert epochs[epoch] == (epoch, pytest.approx(shares(plain, dataset, split.valid)[0]))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, weights[result["best_epoch"]][name])
 
 
 def test_every_seed_is_a_run_of_its_own(tmp_path):

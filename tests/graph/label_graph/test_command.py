@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -23,7 +24,7 @@ from graph.label_graph.__main__ import main
 from graph.label_graph.classifier import Classifier
 from graph.label_graph.data import label_matrix, read_file
 from graph.label_graph.options import Options
-from graph.label_graph.plot import format_pairs, strongest_pairs
+from graph.label_graph.plot import draw_label_graph, format_pairs, strongest_pairs
 from tests.helpers import ROOT
 
 TOPICS = {"food": "soup bread tasty meal", "staff": "waiter friendly rude served", "place": "cosy room music garden"}
@@ -287,6 +288,19 @@ def test_strongest_pairs():
     pairs = strongest_pairs(graph, ["a", "b", "c"], 2)
     assert [pair["labels"] for pair in pairs] == [["b", "c"], ["a", "b"]]
     assert [pairs[1][key] for key in ("weight", "forward", "backward")] == pytest.approx([0.3, 0.5, 0.1])
+
+
+@pytest.mark.parametrize(
+    "labels", [["摇滚", "流行"], ["$a", "b$\\frac$"], ["only"], [f"label {n}" for n in range(300)]]
+)
+def test_every_name_of_a_label_is_drawn_and_no_picture_is_huge(tmp_path, capsys, labels):
+    draw_label_graph(torch.eye(len(labels)), labels, tmp_path / "graph.png")
+    width, height = struct.unpack(">II", (tmp_path / "graph.png").read_bytes()[16:24])
+    assert 500 < height < width < 4000
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) <= 1 and all("no installed font has" in line for line in told)
+    if labels[0].isascii():
+        assert not told
 
 
 def test_no_graph_no_picture(data, tmp_path):

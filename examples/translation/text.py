@@ -1,0 +1,120 @@
+"""Text as models are trained on it: cleaned and split into subwords, the same for the corpus and for later input."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+
+import sentencepiece
+
+from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.files import read_lines
+
+UNICODE_FORMS = ("NFC", "NFKC", "NFD", "NFKD", "none")
+_DROPPED = {code: None for code in [*range(32), *range(127, 160), 0xFEFF] if not chr(code).isspace()}
+
+
+def clean(line: str, form: str = "NFC") -> str:
+    """Drops control characters, writes every run of whitespace as one space, and brings letters into one form.
+
+    fairseq and Python read a carriage return, a form feed or U+2028 inside a sentence as a line or word end; left in,
+    they shift one side of the corpus against the other. An é of two characters (NFD) is another word than one of one.
+
+    Args:
+        line: any text.
+        form: one of ``UNICODE_FORMS``; ``"none"`` leaves the letters as they are.
+    """
+    text = line.translate(_DROPPED)
+    return " ".join((text if form == "none" else unicodedata.normalize(form, text)).split())
+
+
+def keep(source: str, target: str, min_length: int, max_length: int, max_ratio: float) -> bool:
+    """Whether a training pair passes the filter; lengths are counted in words (between spaces)."""
+    lengths = len(source.split()), len(target.split())
+    return min_length <= min(lengths) and max(lengths) <= max_length and max(lengths) <= max_ratio * min(lengths)
+
+
+def learn_subwords(kind: str, files: list[Path], folder: Path, size: int) -> None:
+    """Learns ``size`` subwords on ``files`` into ``folder``.
+
+    Args:
+        kind: ``"sentencepiece"`` (``sentencepiece.bpe.model``) or ``"subword-nmt"`` (``bpe.codes``).
+
+    Raises:
+        OptionError: where the text does not allow this size.
+    """
+    if kind == "sentencepiece":
+        _learn_sentencepiece(files, folder, size)
+        return
+    try:
+        from subword_nmt.learn_bpe import learn_bpe
+    except ImportError:
+        raise OptionError("--bpe subword-nmt needs the package: pip install subword-nmt") from None
+    codes = folder / "bpe.codes"
+    both = (line for file in files for line in file.open(encoding="utf-8"))
+    with codes.open("w", encoding="utf-8") as stream:
+        with redirect_stderr(StringIO()):  # its progress bar and the reason why it stops, which is told below
+            learn_bpe(both, stream, size)
+    learned = sum(1 for _ in read_lines(codes)) - 1  # the first line names the format
+    if learned < size:
+        raise OptionError(f"--vocab-size {size} is too large for this corpus: it allows at most {learned}")
+
+
+def _learn_sentencepiece(files: list[Path], folder: Path, size: int) -> None:
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            input=[str(file) for file in files],
+            model_prefix=str(folder / "sentencepiece.bpe"),
+            model_type="bpe",
+            vocab_size=size,
+            character_coverage=1.0,
+            normalization_rule_name="identity",  # so that decoding gives the text back exactly
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        message = str(error)
+        if "too high" in message:
+            most = message.rsplit("<=", 1)[-1].strip(" .\n")
+            raise OptionError(f"--vocab-size {size} is too large for this corpus: it allows at most {most}") from None
+        if "required_chars" in message:
+            least = message.split(" vs ", 1)[-1].split(".", 1)[0]
+            problem = f"the characters of this corpus alone need {least}"
+            raise OptionError(f"--vocab-size {size} is too small: {problem}") from None
+        raise
+
+
+def subword_encoder(kind: str, folder: Path) -> Callable[[str], str]:
+    """What splits a line as :func:`learn_subwords` has learned it; ``kind`` may also be ``"none"``."""
+    if kind == "none":
+        return lambda line: line
+    try:
+        if kind == "sentencepiece":
+            model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
+            return lambda line: " ".join(model.encode(line, out_type=str))
+        from subword_nmt.apply_bpe import BPE
+
+        with (folder / "bpe.codes").open(encoding="utf-8") as codes:
+            return BPE(codes).process_line
+    except ImportError:
+        raise OptionError("--bpe subword-nmt needs the package: pip install subword-nmt") from None
+    except (OSError, RuntimeError, SystemExit, ValueError) as error:
+        raise DataError(f"{folder}: its subword model cannot be read ({type(error).__name__})") from error
+
+
+def join_subwords(line: str) -> str:
+    """Undoes subword-nmt, as ``fairseq-generate --remove-bpe`` does."""
+    return (line + " ").replace("@@ ", "").rstrip()
+
+
+def unknown_share(lines: Iterable[str], dictionary: Path) -> float:
+    """The share of symbols, 0 to 1, that a dictionary of fairseq does not hold and the model reads as ``<unk>``."""
+    known = {line.split(" ", 1)[0] for line, _ in read_lines(dictionary)}
+    unknown = total = 0
+    for line in lines:
+        symbols = line.split()
+        total += len(symbols)
+        unknown += sum(symbol not in known for symbol in symbols)
+    return unknown / total if total else 0.0

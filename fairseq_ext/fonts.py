@@ -1,0 +1,72 @@
+"""Fonts with which matplotlib draws names and texts in any script."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+
+__all__ = ["fonts_for"]
+
+PLACEHOLDERS = "Last Resort"
+"""matplotlib's own font of boxes, which has every character."""
+
+
+@contextlib.contextmanager
+def fonts_for(texts: Iterable[str]) -> Iterator[None]:
+    """Within, pictures are drawn with installed fonts that have the characters of ``texts``, behind matplotlib's own.
+
+    Characters that no installed font has stay boxes, which one line on standard error tells.
+
+    Example:
+        >>> with fonts_for(labels):
+        ...     axes.set_title(labels[0])
+        ...     figure.savefig("labels.png")
+    """
+    import matplotlib
+
+    own = list(matplotlib.rcParams["font.family"])
+    missing = {character for text in texts for character in text if character.isprintable() and character != " "}
+    missing -= _characters_of(own)
+    added = _covering(missing) if missing else []
+    if missing := missing.difference(*(characters for _, characters in added)):
+        sample = "".join(sorted(missing)[:10])
+        print(f"no installed font has {sample}: drawn as boxes; install one, such as Noto Sans CJK", file=sys.stderr)
+    with matplotlib.rc_context({"font.family": [*own, *(name for name, _ in added)]}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font")  # told above, in one line
+        yield
+
+
+def _characters_of(families: list[str]) -> set[str]:
+    from matplotlib.font_manager import FontProperties, findfont
+    from matplotlib.ft2font import FT2Font
+
+    return set(map(chr, FT2Font(findfont(FontProperties(family=families))).get_charmap()))
+
+
+def _covering(characters: set[str]) -> list[tuple[str, set[str]]]:
+    """Names of few installed fonts that have as many of ``characters`` as can be, and which each adds."""
+    from matplotlib.font_manager import findSystemFonts, fontManager
+    from matplotlib.ft2font import FT2Font
+
+    for file in set(findSystemFonts()) - {entry.fname for entry in fontManager.ttflist}:
+        with contextlib.suppress(Exception):  # installed since matplotlib looked, or no font that it can read
+            fontManager.addfont(file)
+    found: dict[str, set[str]] = {}
+    for entry in fontManager.ttflist:
+        if entry.style == "normal" and not entry.name.startswith(PLACEHOLDERS):
+            with contextlib.suppress(Exception):  # a font that was removed since
+                font = FT2Font(entry.fname)
+                has = characters.intersection(map(chr, font.get_charmap())) if font.scalable else set()
+                if len(has) > len(found.get(entry.name, ())):
+                    found[entry.name] = has
+    chosen = []
+    while characters and found:
+        name = max(sorted(found), key=lambda name: len(found[name] & characters))
+        has = found.pop(name) & characters
+        if not has:
+            break
+        chosen.append((name, has))
+        characters = characters - has
+    return chosen

@@ -1,0 +1,161 @@
+"""Relatives of the encouraging loss: binary problems, squared and absolute errors, the halted focal loss.
+
+All from Zhao et al., "Well-classified Examples are Underestimated in Classification with Deep Neural Networks",
+arXiv:2110.06537, and its released code.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_ext.losses.common import one_hot, reduce_weighted, sigmoid_power
+from fairseq_ext.losses.log_bonus import top_bonus
+from fairseq_ext.precision import compute_dtype
+
+__all__ = ["binary_encouraging_loss", "halted_focal_loss", "mirror_bonus_loss"]
+
+
+def binary_encouraging_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    log_end: float = 0.75,
+    *,
+    bonus_weight: float = 1.0,
+    bonus_alpha: float | None = None,
+    bonus_gamma: float = 0.0,
+    bonus_clamp: float = 1e-5,
+) -> Tensor:
+    r"""Encouraging loss with the interface of :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
+
+    .. math::
+        L = -\log p_t + \lambda\, a_t\, (1 - p_t)^\gamma B(p_t), \qquad
+        p_t = \sigma(z) \text{ for } t = 1, \quad \sigma(-z) \text{ for } t = 0
+
+    with B the bonus of :func:`~fairseq_ext.losses.encouraging_loss`. At the defaults it is that loss on the two logits
+    (0, z). The released code has it for a detector, with :math:`a_1 = \alpha`, :math:`a_0 = 1 - \alpha`; the paper
+    reports no run. **Our choice**: :math:`a_t = 1` by default; a target between 0 and 1 mixes the losses of 1 and 0.
+
+    Args:
+        input: logits of any shape, each an own binary problem. Half precision is computed in float32.
+        target: 0, 1 or between, of the same shape.
+        weight: of each element, of a shape that broadcasts; the mean is over elements, not over their weights.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        log_end: where the logarithm of the bonus ends, in [0, 1]. Default 0.75, as the multi-class loss.
+        bonus_weight: :math:`\lambda`; 0 is the binary cross-entropy.
+        bonus_alpha: :math:`\alpha`, the share of the positives in the bonus. Default: none, both count in full.
+        bonus_gamma: fades the bonus of what is well classified. Default 0: not at all.
+        bonus_clamp: least value of ``1 - p`` inside the logarithm; only ``log_end=1`` gets there. 0 is exact.
+
+    Raises:
+        ValueError: an option out of its range, or ``target`` of another shape.
+
+    Example:
+        >>> binary_encouraging_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.0]), reduction="none")
+        tensor([-2.0272, -1.0000])
+    """
+    for name, value, allowed, ok in (
+        ("log_end", log_end, "in [0, 1]", 0 <= log_end <= 1),
+        ("bonus_alpha", bonus_alpha, "in [0, 1] or None", bonus_alpha is None or 0 <= bonus_alpha <= 1),
+        ("bonus_gamma", bonus_gamma, "at least 0", bonus_gamma >= 0),
+        ("bonus_clamp", bonus_clamp, "in [0, 0.5)", 0 <= bonus_clamp < 0.5),
+    ):
+        if not ok:
+            raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    logits, target = _binary(input, target)
+    alpha = (1.0, 1.0) if bonus_alpha is None else (bonus_alpha, 1 - bonus_alpha)
+    loss = torch.zeros_like(logits)
+    for share, odds, a in ((target, logits, alpha[0]), (1 - target, -logits, alpha[1])):
+        bonus = top_bonus(odds, log_end, bonus_clamp)[0].clamp_min(torch.finfo(odds.dtype).min)  # -inf times 0
+        bonus = bonus * sigmoid_power(-odds, bonus_gamma)
+        term = F.softplus(-odds) + bonus_weight * a * bonus if bonus_weight else F.softplus(-odds)
+        loss = loss + share * term.masked_fill(share == 0, 0.0)
+    return reduce_weighted(loss if weight is None else loss * weight, None, reduction)
+
+
+def _binary(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    if target.shape != input.shape:
+        raise ValueError(f"target must have the shape of input, {tuple(input.shape)}, got {tuple(target.shape)}")
+    logits = input.to(compute_dtype(input))
+    return logits, target.to(logits.dtype)
+
+
+def mirror_bonus_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    *,
+    base: str = "mse",
+    activation: str = "softmax",
+    bonus_power: float = 2.0,
+    bonus_weight: float = 1.0,
+) -> Tensor:
+    r"""Squared or absolute error of class probabilities with its mirror image as the bonus (arXiv:2110.06537).
+
+    .. math::
+        L = y (1 - q)^e + (1 - y) q^e - \lambda \left( y q^b + (1 - y) (1 - q)^b \right)
+
+    with y the one-hot target and e = 2 (``"mse"``) or 1 (``"mae"``).
+
+    Args:
+        input: logits ``(N, C)``.
+        target: class indices ``(N)``.
+        reduction: ``"mean"`` over all ``N x C`` entries, ``"sum"``, or ``"none"`` for ``(N, C)``.
+        base: ``"mse"`` or ``"mae"``.
+        activation: how logits become q: ``"softmax"`` or ``"sigmoid"``.
+        bonus_power: b; the paper's mirror of the squared error has 2.
+        bonus_weight: :math:`\lambda`; 0 is the base loss.
+    """
+    if base not in ("mse", "mae"):
+        raise ValueError(f"base must be 'mse' or 'mae', got {base!r}")
+    if activation not in ("softmax", "sigmoid"):
+        raise ValueError(f"activation must be 'softmax' or 'sigmoid', got {activation!r}")
+    logits = input.to(compute_dtype(input))
+    q = logits.softmax(-1) if activation == "softmax" else logits.sigmoid()
+    right = torch.where(one_hot(target, q).bool(), q, 1 - q)
+    # The gradient of pow(0, power) is infinite for a power below 1.
+    mirror = right.clamp_min(torch.finfo(right.dtype).tiny) ** bonus_power
+    return reduce_weighted((1 - right) ** (2 if base == "mse" else 1) - bonus_weight * mirror, None, reduction)
+
+
+def halted_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    *,
+    alpha: float = 0.5,
+    gamma: float = 1.0,
+    halt: str = "correct",
+) -> Tensor:
+    r"""Focal loss that stops fading once an example is well classified (arXiv:2110.06537).
+
+    .. math::
+        L = \alpha_t (1 - p_t)^\gamma (-\log p_t), \qquad
+        L_{halted} = \alpha_t (-\log p_t) - \alpha_t (1 - 2^{-\gamma}) \log 2
+
+    The two meet at :math:`p_t = 1/2`.
+
+    Args:
+        input: logits of any shape, each an own binary problem.
+        target: 0 or 1, of the same shape.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        alpha: weight of the positives; negatives have ``1 - alpha``. The published detector uses 0.5.
+        gamma: focusing exponent; the published detector uses 1.
+        halt: ``"correct"`` takes the halted branch where :math:`p_t > 1/2`, the paper's definition. ``"positive"``
+            takes it where ``input > 0`` whatever the target, as the code behind the published detector: its negatives
+            get plain cross-entropy when they are wrong.
+    """
+    if halt not in ("correct", "positive"):
+        raise ValueError(f"halt must be 'correct' or 'positive', got {halt!r}")
+    logits, target = _binary(input, target)
+    wrong = torch.where(target == 1, -logits, logits)
+    alpha_t = alpha * target + (1 - alpha) * (1 - target)
+    halted = (logits > 0) if halt == "positive" else wrong < 0
+    error = F.softplus(wrong)
+    loss = torch.where(halted, error - math.log(2) * (1 - 0.5**gamma), sigmoid_power(wrong, gamma) * error)
+    return reduce_weighted(alpha_t * loss, None, reduction)

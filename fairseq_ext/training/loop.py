@@ -1,0 +1,228 @@
+"""The loop of every training: resume, early stopping, validation, checkpoints, progress, TensorBoard.
+
+A trainer brings its body::
+
+    training = Training(options.epochs, unit="epoch", select="accuracy", folder=folder, settings=settings, parts=parts)
+    for epoch in training:  # 1, 2, ...; from where a killed training stood
+        training.log(loss=train_epoch())
+        if training.validates and training.improved(validate()):
+            model.save_pretrained(folder / "model")
+    return training.record()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensorboardX import SummaryWriter
+from torch import Tensor
+from tqdm import tqdm
+
+from fairseq_ext.checkpoint import Checkpoint
+from fairseq_ext.errors import OptionError
+from fairseq_ext.files import output_folder
+
+__all__ = ["Training", "seed_of"]
+
+LOG_EVERY = 20
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for every tuple of numbers, such as the seed of a run, its step and the rank of the process."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class Training:
+    """An iterable over the steps, or epochs, of one training.
+
+    Nothing is read, written or waited for before the iteration begins. With a ``folder`` it then goes on from
+    ``checkpoint.pt``, or proves that one can be written; and after each validation, and each ``save_every`` steps, the
+    checkpoint is replaced. The end is that of an uninterrupted training, bit for bit on a CPU, where the body draws its
+    random numbers from ``seed`` or from a :class:`~fairseq_ext.checkpoint.RandomState` among the parts.
+
+    Args:
+        total: steps, at most.
+        unit: ``"step"`` or ``"epoch"``: the name of one. Default: ``"step"``.
+        select: the metric of the validation that picks the best step, the first of equals.
+        lower_is_better: whether that metric is a loss. Default: False.
+        validate_every: steps between validations; the last step is one always. Default: 1.
+        validate_from: first step that may be one. Default: 1.
+        patience: steps without a better validation that end the training; 0: none do. Default: 0.
+        least: no such end before this step. Default: 0.
+        save_every: steps between checkpoints beside those of validations; 0: none. Default: 0.
+        seed: where given, torch's generators are seeded anew before each step, from it, the step and the process.
+        folder: of ``checkpoint.pt`` and ``tensorboard``; None keeps nothing. Default: None.
+        settings: a checkpoint of others is refused. See :class:`~fairseq_ext.settings.Settings`.
+        parts: what a checkpoint holds beside the progress, as :class:`~fairseq_ext.checkpoint.Checkpoint`.
+        accelerator: devices and processes, of which the first writes. Default: a single process.
+        name: shown beside the progress bar.
+        advice: what to do about a loss that is not finite. Default: ``"lower --lr"``.
+
+    Raises:
+        OptionError: while iterating: a checkpoint of other settings; a loss that is not finite.
+        CheckpointError: while iterating: a checkpoint that is damaged or cannot be written.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        select: str,
+        unit: str = "step",
+        lower_is_better: bool = False,
+        validate_every: int = 1,
+        validate_from: int = 1,
+        patience: int = 0,
+        least: int = 0,
+        save_every: int = 0,
+        seed: int | None = None,
+        folder: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        parts: Mapping[str, Any] | None = None,
+        accelerator: Any | None = None,
+        name: str = "",
+        advice: str = "lower --lr",
+    ) -> None:
+        self.total, self.unit, self.select, self.sign = total, unit, select, -1 if lower_is_better else 1
+        self.validate_every, self.validate_from, self.save_every = validate_every, validate_from, save_every
+        self.patience, self.least, self.seed = patience, least, seed
+        self.folder, self.accelerator, self.name, self.advice = folder, accelerator, name, advice
+        self.main = accelerator is None or accelerator.is_main_process
+        self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": None, "best_step": 0, "history": []}
+        self.progress["logged"] = {}  # sums since the last entry of the history, and of how many steps
+        self.checkpoint = None
+        if folder is not None:
+            self.checkpoint = Checkpoint(Path(folder) / "checkpoint.pt", settings or {}, self.progress, **(parts or {}))
+        self._recent: list[dict[str, Any]] = []
+        self._write: Callable[[Mapping[str, float]], None] = lambda values: None
+
+    @property
+    def step(self) -> int:
+        """The step that is done, or under way: 1, 2, ..."""
+        return self.progress["step"]
+
+    @property
+    def validates(self) -> bool:
+        """Whether this step ends with a validation."""
+        due = self.step % self.validate_every == 0 and self.step >= self.validate_from
+        return self.step > 0 and (due or self.step == self.total)
+
+    @property
+    def _out_of_patience(self) -> bool:
+        waited = self.step - self.progress["best_step"]
+        return bool(self.patience) and self.validates and self.step >= self.least and waited >= self.patience
+
+    def __iter__(self) -> Iterator[int]:
+        if self.checkpoint and not self.checkpoint.restore() and self.main:
+            output_folder(self.checkpoint.path.parent)
+            self.checkpoint.prove()
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()  # nobody replaces the checkpoint before all have read it
+        bar = tqdm(
+            total=self.total, initial=self.step, unit=self.unit, desc=self.name, disable=None if self.main else True
+        )
+        with bar, self._board():
+            while self.step < self.total and not self._out_of_patience:
+                self.progress["step"] += 1
+                if self.seed is not None:
+                    rank = self.accelerator.process_index if self.accelerator else 0
+                    torch.manual_seed(seed_of(self.seed, self.step - 1, rank))
+                self._start = time.perf_counter()
+                yield self.step
+                self._end_step(bar)
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()  # the first process has written what the others go on to read
+
+    def log(self, **values: Tensor | float) -> None:
+        """What the step gave, means over this process's share; the step's work ends here, what follows is not timed."""
+        self.progress["seconds"] += time.perf_counter() - self._start
+        self._recent.append({name: v.detach() if isinstance(v, Tensor) else v for name, v in values.items()})
+
+    def improved(self, metrics: Mapping[str, Any]) -> bool:
+        """Record a validation; whether it is the best so far."""
+        entry = {**self._entry(), **metrics}
+        self.progress["history"].append(entry)
+        self._write({f"valid/{name}": value for name, value in metrics.items() if isinstance(value, (int, float))})
+        value = self.sign * metrics[self.select]
+        if not math.isfinite(value):
+            raise OptionError(f"{self.unit} {self.step}: the validation's {self.select} is {value}; {self.advice}")
+        better = self.progress["best"] is None or value > self.progress["best"]
+        if better:
+            self.progress |= {"best": value, "best_step": self.step}
+        return better
+
+    def record(self) -> dict[str, Any]:
+        """What the training was: its best step with the validation there, steps, seconds and history."""
+        progress = self.progress
+        at_best: dict[str, Any] = next((e for e in progress["history"] if e[self.unit] == progress["best_step"]), {})
+        return {
+            f"valid_{self.select}": at_best.get(self.select),
+            f"best_{self.unit}": progress["best_step"],
+            f"{self.unit}s": progress["step"],
+            f"seconds_per_{self.unit}": progress["seconds"] / max(progress["step"], 1),
+            "history": progress["history"],
+        }
+
+    def _end_step(self, bar: tqdm) -> None:
+        validated = self.validates
+        saves = validated or (bool(self.save_every) and self.step % self.save_every == 0)
+        if saves or len(self._recent) == LOG_EVERY or self.unit == "epoch":
+            shown = self._flush()
+            if self.unit == "epoch" and not validated:
+                self.progress["history"].append(self._entry())
+            if self.progress["best"] is not None:
+                shown[f"best {self.select}"] = self.sign * self.progress["best"]
+            bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
+        bar.update()
+        if saves and self.checkpoint and self.main:
+            self.checkpoint.save()
+
+    def _flush(self) -> dict[str, float]:
+        """The means of what was logged since the last call, over all processes; kept for the next entry."""
+        if not self._recent:
+            return {}
+        names = list(self._recent[0])
+        rows = torch.stack(
+            [torch.stack([torch.as_tensor(row[name]).double().cpu() for name in names]) for row in self._recent]
+        )
+        means = rows.mean(0)
+        if self.accelerator and self.accelerator.num_processes > 1:
+            means = self.accelerator.reduce(means.to(self.accelerator.device), "mean").cpu()
+        found = dict(zip(names, means.tolist(), strict=True))
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise OptionError(f"{self.unit} {self.step}: {name} is {value}; {self.advice}")
+            total, count = self.progress["logged"].get(name, (0.0, 0))
+            self.progress["logged"][name] = (total + value * len(self._recent), count + len(self._recent))
+        self._write({f"train/{name}": value for name, value in found.items()})
+        self._recent = []
+        return found
+
+    def _entry(self) -> dict[str, Any]:
+        """This step with the means of what was logged since the last entry."""
+        self._flush()
+        means = {name: total / count for name, (total, count) in self.progress["logged"].items()}
+        self.progress["logged"] = {}
+        return {self.unit: self.step, **means}
+
+    @contextlib.contextmanager
+    def _board(self) -> Iterator[None]:
+        """TensorBoard's file, of the first process, where there is a folder."""
+        if self.folder is None or not self.main:
+            yield
+            return
+        with SummaryWriter(str(Path(self.folder) / "tensorboard"), purge_step=self.step + 1) as writer:
+
+            def write(values: Mapping[str, float]) -> None:
+                for name, value in values.items():
+                    writer.add_scalar(name, value, self.step)
+
+            self._write = write
+            yield

@@ -1,0 +1,123 @@
+"""A command line made of functions: each is a command, and its arguments are sets of options."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from fairseq_ext.errors import DataError, OptionError, choose
+from fairseq_ext.options import OptionSet
+
+__all__ = ["Program"]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+class Program:
+    """``python -m NAME COMMAND``.
+
+    A command's name is that of its function, its help is the function's docstring, and each parameter is annotated with
+    the :class:`~fairseq_ext.options.OptionSet` that it is called with. Every command takes ``--config FILE``.
+
+    Args:
+        name: the module.
+        description: what it is for.
+
+    Example:
+        >>> program = Program("graph.label_graph", __doc__)
+        >>> @program.command
+        ... def train(options: Options, runs: Runs) -> None:
+        ...     '''Train with one or more seeds.'''
+        >>> program()  # or program(["train", "--data", "folder"])
+    """
+
+    def __init__(self, name: str, description: str | None) -> None:
+        self.name, self.description = name, description
+        self.commands: dict[str, Callable[..., None]] = {}
+
+    def command(self, function: Command) -> Command:
+        """Add a command."""
+        self.commands[function.__name__.strip("_").replace("_", "-")] = function
+        return function
+
+    def parser(self, config: str = "", chosen: str = "") -> argparse.ArgumentParser:
+        """The command line; the command ``chosen`` has the defaults of the file ``config``."""
+        top = argparse.ArgumentParser(prog=f"python -m {self.name}", description=self.description)
+        parsers = top.add_subparsers(metavar="COMMAND", required=True)
+        for name, function in self.commands.items():
+            about = inspect.getdoc(function) or ""
+            made = parsers.add_parser(name, help=about.partition("\n")[0], description=about)
+            made.set_defaults(function=function)
+            made.add_argument(
+                "--config", help="YAML file of options, or an earlier results.json; the command line wins"
+            )
+            for kind in _option_sets(function).values():
+                kind.add_to(made.add_argument_group(_title(kind)))
+            if config and name == chosen:
+                _set_defaults(made, config, list(_option_sets(function).values()))
+        return top
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> None:
+        """Run one command.
+
+        Raises:
+            InputError: options that are refused.
+        """
+        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        early.add_argument("--config", default="")
+        config = early.parse_known_args(arguments)[0].config
+        parsed = self.parser(config, arguments[0] if arguments else "").parse_args(arguments)
+        sets = {name: kind.of(parsed) for name, kind in _option_sets(parsed.function).items()}
+        parsed.function(**sets)
+
+
+def _option_sets(function: Callable[..., None]) -> dict[str, type[OptionSet]]:
+    """The parameters of a command and their classes."""
+    return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
+
+
+def _title(kind: type[OptionSet]) -> str:
+    return (inspect.getdoc(kind) or kind.__name__).partition("\n")[0].rstrip(".")
+
+
+def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[type[OptionSet]]) -> None:
+    """Take the options of a file for the defaults of a command."""
+    actions = {action.dest: action for action in parser._actions}
+    types = {name: kind for options in kinds for name, kind in get_type_hints(options).items()}
+    for name, value in _read(config).items():
+        key = choose(f"--config {config}", name.replace("-", "_"), types)
+        actions[key].default = _typed(f"--config {config}: {name}", value, types[key])
+        actions[key].required = False
+
+
+def _read(config: str) -> Mapping[str, Any]:
+    try:
+        found = yaml.safe_load(Path(config).read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"--config {config}: {reason}") from error
+    if isinstance(found, dict) and isinstance(found.get("settings"), dict):  # results.json
+        found = {name: value for name, value in found["settings"].items() if name != "inputs"}
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise DataError(f"--config {config}: must hold names of options and their values")
+    return found
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """``value`` as an option of type ``kind`` has it."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in (str, int, float, bool):
+        if type(value) is kind:
+            return value
+    elif isinstance(value, list):
+        return tuple(_typed(name, item, kind.__args__[0]) for item in value)
+    wanted = kind.__name__ if kind in (str, int, float, bool) else f"a list of {kind.__args__[0].__name__}"
+    raise OptionError(f"{name}: must be {wanted}, got {value!r}")

@@ -1,0 +1,212 @@
+"""The loop of every training: which step counts as best, when it ends, and that a killed one ends the same."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fairseq_ext.checkpoint import RandomState
+from fairseq_ext.errors import CheckpointError, OptionError
+from fairseq_ext.training.loop import Training, seed_of
+
+
+def run(training, scores, losses=None):
+    """A body without a model: step n gives loss n, or ``losses[n - 1]``, and validates with ``scores[n - 1]``."""
+    validated, kept = [], []
+    for step in training:
+        training.log(loss=float(step) if losses is None else losses[step - 1])
+        if training.validates:
+            validated.append(step)
+            if training.improved({"score": scores[step - 1]}):
+                kept.append(step)
+    return validated, kept
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [1, 2, 3, 4, 5, 6, 7]),
+        ({"validate_every": 3}, [3, 6, 7]),
+        ({"validate_every": 10}, [7]),
+        ({"validate_from": 5}, [5, 6, 7]),
+        ({"validate_from": 4, "validate_every": 3}, [6, 7]),
+    ],
+)
+def test_steps_that_validate(options, expected):
+    assert run(Training(7, select="score", **options), range(7))[0] == expected
+
+
+@pytest.mark.parametrize(("lower", "kept"), [(False, [1, 3, 5]), (True, [1, 2])])
+def test_the_first_of_equals_is_the_best(lower, kept):
+    training = Training(6, select="score", lower_is_better=lower)
+    assert run(training, [0.3, 0.2, 0.4, 0.4, 0.5, 0.2])[1] == kept
+    record = training.record()
+    assert (record["best_step"], record["steps"]) == (kept[-1], 6)
+    assert record["valid_score"] == {False: 0.5, True: 0.2}[lower]
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        ({"patience": 1}, 3),
+        ({"patience": 2}, 4),
+        ({"patience": 2, "least": 6}, 6),
+        ({"patience": 2, "validate_every": 3}, 6),
+        ({"patience": 0}, 9),
+    ],
+)
+def test_patience(options, last):
+    training = Training(9, select="score", **options)
+    run(training, [1, 2, 0, 0, 0, 0, 0, 0, 0])
+    assert training.record()["steps"] == last
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(1, 4))
+def test_patience_is_that_of_a_plain_loop(scores, patience):
+    training = Training(len(scores), select="score", patience=patience)
+    run(training, scores)
+    best, best_step, step = -1, 0, 0
+    for step, score in enumerate(scores, 1):
+        if score > best:
+            best, best_step = score, step
+        if step - best_step >= patience:
+            break
+    assert (training.record()["steps"], training.record()["best_step"]) == (step, best_step)
+
+
+def test_history_holds_the_means_since_the_last_entry():
+    training = Training(7, select="score", validate_every=3)
+    run(training, range(7))
+    assert [(e["step"], e["loss"], e["score"]) for e in training.record()["history"]] == [
+        (3, 2.0, 2),
+        (6, 5.0, 5),
+        (7, 7.0, 6),
+    ]
+
+
+def test_epochs_are_in_the_history_though_not_validated():
+    training = Training(4, select="score", unit="epoch", validate_from=3)
+    run(training, range(4))
+    history = training.record()["history"]
+    assert [entry["loss"] for entry in history] == [1.0, 2.0, 3.0, 4.0]
+    assert ["score" in entry for entry in history] == [False, False, True, True]
+    assert training.record()["best_epoch"] == 4
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_ends_the_training(bad, tmp_path):
+    training = Training(50, select="score", validate_every=50, folder=tmp_path, advice="lower --lr 3")
+    with pytest.raises(OptionError, match=r"^step 20: loss is (nan|inf); lower --lr 3$"):
+        run(training, range(50), [1.0] * 5 + [bad] + [1.0] * 44)
+    with pytest.raises(OptionError, match=r"^step 1: the validation's score is (nan|inf); "):
+        run(Training(2, select="score"), [bad, 1])
+
+
+class Killed(Exception):
+    pass
+
+
+def learn(folder, kill_at=0, seed=None, settings=None, total=12):
+    """A tiny model with dropout: its weights at the end, and the record."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    parts = {"model": model, "optimizer": optimizer, "random": None if seed is not None else RandomState()}
+    training = Training(
+        total,
+        select="score",
+        validate_every=4,
+        save_every=3,
+        seed=seed,
+        folder=folder,
+        settings=settings or {"lr": 1},
+        parts=parts,
+    )
+    for step in training:
+        loss = (model(torch.rand(5, 4)) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        training.log(loss=loss)
+        if training.validates:
+            training.improved({"score": -loss.item()})
+        if step == kill_at:
+            raise Killed
+    record = training.record()
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), {
+        **{name: value for name, value in record.items() if not name.startswith("seconds")}
+    }
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+@pytest.mark.parametrize("kill_at", [1, 2, 4, 5, 8, 11, 12])
+def test_a_killed_training_ends_where_a_straight_one_ends(tmp_path, kill_at, seed):
+    weights, record = learn(tmp_path / "straight", seed=seed)
+    with pytest.raises(Killed):
+        learn(tmp_path / "killed", kill_at, seed)
+    again, found = learn(tmp_path / "killed", seed=seed)
+    assert torch.equal(weights, again) and found == record
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path):
+    weights, record = learn(tmp_path)
+    again, found = learn(tmp_path)
+    assert torch.equal(weights, again) and found == record
+
+
+def test_masks_differ_between_steps_and_runs_and_processes():
+    seeds = {seed_of(seed, step, rank) for seed in range(4) for step in range(20) for rank in range(3)}
+    assert len(seeds) == 4 * 20 * 3
+    drawn = []
+    for _ in Training(5, select="score", seed=1):
+        drawn.append(torch.rand(1).item())
+    assert len(set(drawn)) == 5
+
+
+def test_another_training_is_refused(tmp_path):
+    learn(tmp_path)
+    with pytest.raises(OptionError, match="trained with other lr"):
+        learn(tmp_path, settings={"lr": 2})
+
+
+def test_nothing_happens_before_the_iteration(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    training = Training(3, select="score", folder=tmp_path)
+    assert training.step == 0
+    with pytest.raises(CheckpointError, match="damaged, or no checkpoint"):
+        next(iter(training))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_what_cannot_be_saved_is_not_trained(tmp_path):
+    class Unsaveable:
+        def state_dict(self):
+            raise CheckpointError("cannot write it")
+
+    steps = []
+    with pytest.raises(CheckpointError, match="cannot write it"):
+        for step in Training(3, select="score", folder=tmp_path, parts={"model": Unsaveable()}):
+            steps.append(step)
+    assert not steps
+
+
+def test_tensorboard_has_losses_and_validations(tmp_path):
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import RecordWriter  # noqa: F401  (the format that is read below)
+
+    learn(tmp_path)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, tags = file.read_bytes(), {}
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+        for value in event.summary.value:
+            tags.setdefault(value.tag, []).append(event.step)
+    assert tags["valid/score"] == [4, 8, 12]
+    assert tags["train/loss"] == [3, 4, 6, 8, 9, 12]

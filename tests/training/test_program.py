@@ -1,0 +1,118 @@
+"""A program's commands: their options come from the command line, or from a file below it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from fairseq_ext.errors import DataError, InputError, OptionError
+from fairseq_ext.options import OptionSet, option
+from fairseq_ext.training.flags import Runs
+from fairseq_ext.training.program import Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionSet):
+    """What is trained.
+
+    More about it.
+    """
+
+    data: str = option(help="folder")
+    lr: float = option(0.1, "step size", above=0)
+    sizes: tuple[int, ...] = option((2, 3), "widths")
+    bias: bool = option(True, "with bias")
+    loss: str = option("ce", "loss", ("ce", "mse"))
+
+
+calls: list[tuple[Options, Runs]] = []
+program = Program("some.trainer", "Trains something.")
+
+
+@program.command
+def train_all(options: Options, runs: Runs) -> None:
+    """Train with one or more seeds."""
+    calls.append((options, runs))
+
+
+@program.command
+def show(options: Options) -> None:
+    """Show it."""
+    calls.append((options, Runs()))
+
+
+def called(*arguments):
+    calls.clear()
+    program(list(arguments))
+    return calls[0]
+
+
+def config(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content if isinstance(content, str) else json.dumps(content))
+    return ["--config", str(tmp_path / "config.yaml")]
+
+
+def test_a_command_is_called_with_its_option_sets():
+    options, runs = called("train-all", "--data", "d", "--sizes", "4", "--no-bias", "--runs", "2", "--seed", "5")
+    assert options == Options(data="d", sizes=(4,), bias=False) and runs == Runs(runs=2, seed=5)
+    assert runs.seeds == {"seed5": 5, "seed6": 6}
+
+
+def test_help_names_commands_and_defaults(capsys):
+    for arguments, words in (
+        (["--help"], ["Trains something.", "train-all", "Train with one or more seeds.", "show"]),
+        (["train-all", "--help"], ["What is trained:", "--lr LR", "[0.1]", "--config", "--no-bias", "--runs"]),
+    ):
+        with pytest.raises(SystemExit) as end:
+            program(arguments)
+        out = capsys.readouterr().out
+        assert end.value.code == 0 and all(word in out for word in words), out
+
+
+def test_a_file_gives_options_and_the_command_line_wins(tmp_path):
+    file = config(tmp_path, "data: d\nlr: 2\nsizes: [7, 8]\nbias: false\nseed: 3\n")
+    options, runs = called("train-all", *file, "--lr", "0.5")
+    assert options == Options(data="d", lr=0.5, sizes=(7, 8), bias=False) and runs.seed == 3
+
+
+def test_results_can_be_fed_back(tmp_path):
+    settings = Options(data="d", lr=0.3).as_dict() | {"inputs": {"train": "12ab"}}
+    file = config(tmp_path, {"settings": settings, "runs": {}, "summary": {}})
+    assert called("train-all", *file)[0] == Options(data="d", lr=0.3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lrr: 1", r"'lrr' is not one of .*did you mean 'lr'"),
+        ("lr: high", r"config\.yaml: lr: must be float, got 'high'"),
+        ("lr: true", r"lr: must be float, got True"),
+        ("seed: 1.5", r"seed: must be int, got 1\.5"),
+        ("sizes: 3", r"sizes: must be a list of int, got 3"),
+        ("sizes: [a]", r"sizes: must be int, got 'a'"),
+        ("bias: 1", r"bias: must be bool, got 1"),
+        ("- a\n- b", r"must hold names of options"),
+        ("a: [", r"--config .*config\.yaml: "),
+        ("", r"must hold names of options"),
+        ("!!python/object/apply:os.getcwd []", r"--config .*config\.yaml: "),
+        ("lr: -1\ndata: d", r"^--lr must be greater than 0, got -1"),
+        ("loss: cee\ndata: d", r"^--loss: 'cee' is not one of ce, mse"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path, content, message):
+    calls.clear()
+    with pytest.raises(InputError, match=message) as refusal:
+        program(["train-all", *config(tmp_path, content)])
+    assert not calls and "\n" not in str(refusal.value) and refusal.value.code == 2
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"^--config .*none\.yaml: No such file"):
+        program(["show", "--config", str(tmp_path / "none.yaml")])
+
+
+def test_the_options_of_another_command_are_refused(tmp_path):
+    with pytest.raises(OptionError, match="'seed' is not one of data, lr"):
+        program(["show", *config(tmp_path, "data: d\nseed: 1")])
