@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_ext.losses import encouraging_loss, halted_focal_loss
+from fairseq_ext.losses import binary_encouraging_loss, halted_focal_loss
 
 LOSSES = ("bce", "encouraging", "halted-focal")
 POSITIONS = ("scores", "probabilities")
@@ -103,14 +103,12 @@ def _binary_losses(logits: Tensor, loss: str, log_end: float) -> tuple[Tensor, T
     """The loss of every label if it is gold, and if it is not."""
     if loss == "bce":
         return F.softplus(-logits), F.softplus(logits)
+    one, zero = torch.ones_like(logits), torch.zeros_like(logits)
     if loss == "halted-focal":
-        one, zero = torch.ones_like(logits), torch.zeros_like(logits)
         return halted_focal_loss(logits, one, "none"), halted_focal_loss(logits, zero, "none")
     if loss == "encouraging":
-        pair = torch.stack((torch.zeros_like(logits), logits), 1)  # softmax of (0, z) is (1 - sigmoid(z), sigmoid(z))
-        index = torch.ones_like(logits, dtype=torch.long)
-        yes = encouraging_loss(pair, index, reduction="none", log_end=log_end)
-        return yes, encouraging_loss(pair, index - 1, reduction="none", log_end=log_end)
+        yes = binary_encouraging_loss(logits, one, reduction="none", log_end=log_end)
+        return yes, binary_encouraging_loss(logits, zero, reduction="none", log_end=log_end)
     raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}")
 
 
