@@ -175,6 +175,27 @@ class Split(NamedTuple):
     valid: Tensor
     test: Tensor
 
+    def checked(self, graphs: int) -> Split:
+        """The same with int64 numbers, of masks and arrays too.
+
+        Raises:
+            DataError: a part that is empty, is out of range, or shares graphs with another one.
+        """
+        parts = {}
+        for name in ("train", "valid", "test"):
+            part = torch.as_tensor(getattr(self, name))
+            part = part.nonzero().view(-1) if part.dtype == torch.bool and len(part) == graphs else part
+            if part.dim() != 1 or not part.numel() or part.dtype == torch.bool or part.is_floating_point():
+                found = f"{part.dtype} of shape {tuple(part.shape)}"
+                raise DataError(f"split: {name} must be numbers of graphs, or a mask over all {graphs}, got {found}")
+            if part.min() < 0 or part.max() >= graphs:
+                raise DataError(f"split: {name} has graphs {part.min()} to {part.max()}, of {graphs}")
+            parts[name] = part.long()
+        every = torch.cat(list(parts.values()))
+        if len(every.unique()) < len(every):
+            raise DataError("split: a graph is in two parts, or twice in one")
+        return self._replace(**parts)
+
 
 def random_splits(labels: Tensor, runs: int, repeats: int = 1, seed: int = 0) -> list[Split]:
     """``repeats x runs`` random splits of 80, 10 and 10 percent, the published protocol."""

@@ -83,8 +83,8 @@ def make_loss(options: Options) -> EncouragingLoss:
 
 
 def logits_of(model: nn.Module, data: Data) -> Tensor:
-    """Logits of a batch of graphs."""
-    return model(data.x, data.edge_index, data.batch, data.num_graphs)
+    """Logits of a batch of graphs, whose features may be whole numbers."""
+    return model(data.x.float(), data.edge_index, data.batch, data.num_graphs)
 
 
 def classes_of(data: Data) -> Tensor:
@@ -131,7 +131,7 @@ def train_run(
 
     Args:
         dataset: graphs with features ``x`` and one class ``y`` each, a whole number of any type.
-        split: the graphs of each part, and the seed of the run.
+        split: the graphs of each part by number or as a mask, and the seed of the run.
         options: everything else.
         device: where to train.
         checkpoint: a file that every epoch replaces. Where it is there already, training goes on from it and ends, to
@@ -145,14 +145,17 @@ def train_run(
 
     Raises:
         CheckpointError: a checkpoint that is damaged or cannot be written; the latter before the first step.
-        DataError: a graph without one class ``y``.
+        DataError: a graph without one class ``y``, graphs without features, or a split that does not fit them.
         OptionError: a loss that is not finite; a checkpoint of another split, data set or options.
     """
-    device = torch.device(device)
+    device, labels = torch.device(device), class_labels(dataset)
+    if not dataset.num_features:
+        raise DataError("dataset: the graphs have no features x; CappedDegree gives them some")
+    split = split.checked(len(dataset))
     seed_everything(split.seed)
     model = SAGPoolClassifier(
         dataset.num_features,
-        int(class_labels(dataset).max()) + 1,
+        int(labels.max()) + 1,
         options.hidden_channels,
         options.num_layers,
         options.ratio,

@@ -190,6 +190,57 @@ def test_classes_of_any_form_train_alike(form):
     assert train_run(dataset, Planted.split, options)[1] == train_run(Planted(), Planted.split, options)[1]
 
 
+def test_parts_and_features_of_any_form_train_alike():
+    options, split = Options(loss="cross-entropy", max_epochs=2, **SMALL), Planted.split
+    mask = torch.zeros(90, dtype=torch.bool)
+    mask[split.test] = True
+    whole = Planted()
+    whole.data.x = whole.data.x.round()
+    expected = train_run(whole, split, options)[1]
+    whole.data.x = whole.data.x.long()
+    other = split._replace(train=split.train.numpy(), valid=split.valid.int(), test=mask)
+    assert train_run(whole, other, options)[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"valid": torch.tensor([])}, r"split: valid must be numbers of graphs, .* got torch.float32 of shape \(0,\)"),
+        ({"valid": torch.ones(5, dtype=torch.bool)}, r"a mask over all 90, got torch.bool of shape \(5,\)"),
+        ({"test": torch.arange(80, 91)}, "split: test has graphs 80 to 90, of 90"),
+        ({"test": torch.arange(50, 90)}, "split: a graph is in two parts"),
+    ],
+)
+def test_a_split_that_does_not_fit(change, message):
+    with pytest.raises(DataError, match=message):
+        train_run(Planted(), Planted.split._replace(**change), Options(**SMALL))
+
+
+def test_graphs_without_features():
+    dataset = Planted()
+    del dataset.data.x
+    with pytest.raises(DataError, match="dataset: the graphs have no features x; CappedDegree"):
+        train_run(dataset, Planted.split, Options(**SMALL))
+
+
+def test_changed_graphs_are_another_experiment(rings, tmp_path):
+    command = train(rings, tmp_path / "out", "--runs", "1", "--max-epochs", "1", "--defer-start", "-1")
+    main(command)
+    path = rings / "RINGS" / "raw" / "RINGS_A.txt"
+    path.write_text("\n".join(path.read_text().splitlines()[2:]))  # an edge less
+    with pytest.raises(OptionError, match=r"--out: .* holds runs with inputs\.graphs"):
+        main(command)
+
+
+def test_a_checkpoint_of_other_graphs_is_refused(tmp_path):
+    options, file = Options(max_epochs=2, defer_start=0, **SMALL), tmp_path / "run.pt"
+    train_run(Planted(), Planted.split, options, checkpoint=file)
+    dataset = Planted()
+    dataset.data.x[0, 0] += 1
+    with pytest.raises(OptionError, match=r"run\.pt was trained with other inputs\.graphs"):
+        train_run(dataset, Planted.split, options, checkpoint=file)
+
+
 def test_stops_after_patience_epochs_without_a_better_one(dataset):
     _, result = run(dataset, Options(**{**SMALL, "patience": 3}))
     assert result["epochs"] - 1 - result["best_epoch"] == 3

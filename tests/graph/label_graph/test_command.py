@@ -384,6 +384,40 @@ def test_models_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"options": {"data": "x", "arm": "nobody"}},
+        {"options": {"data": "x", "older": 1}},
+        {"options": None},
+        {"words": 3},
+        {"words": ["one"]},
+        {"labels": ["one"]},
+        {"threshold": "high"},
+        {"network": {}},
+        {"network": None},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("command", ["evaluate", "predict", "plot"])
+def test_a_model_that_is_damaged_is_named(trained, tmp_path, command, change):
+    state = load_safely(trained / "seed1" / "model.pt")
+    torch.save({**state, **change}, tmp_path / "model.pt")
+    (tmp_path / "a.txt").write_text("soup\n")
+    words = [str(tmp_path / "a.txt")] if command == "predict" else []
+    with pytest.raises(CheckpointError, match=r"model.pt: not a model of graph.label_graph") as refusal:
+        main([command, "--model", str(tmp_path / "model.pt"), *words])
+    assert "\n" not in str(refusal.value) and {path.name for path in tmp_path.iterdir()} == {"model.pt", "a.txt"}
+
+
+def test_a_truncated_model_is_named(trained, tmp_path):
+    content = (trained / "seed1" / "model.pt").read_bytes()
+    for name, part in {"empty": b"", "half": content[: len(content) // 2], "text": b"soup"}.items():
+        (tmp_path / name).write_bytes(part)
+        with pytest.raises(CheckpointError, match=f"{name}: "):
+            Classifier.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
     ("command", "message"),
     [
         ("plot --pairs 0", "--pairs must be at least 1, got 0"),
