@@ -53,6 +53,10 @@ def workshop(tmp_path_factory):
         (["--muse-kernels", "4"], ["--muse-kernels:", "odd", "4"]),
         (["--muse-kernels", "0"], ["--muse-kernels", "0"]),
         (["--muse-kernels", "3;x"], ["--muse-kernels", "3;x"]),
+        (
+            ["--load-alignments"],
+            ["--load-alignments", "--attention-topk 3", "--attention-topk-in encoder-self,decoder-self"],
+        ),
         (["--encoder-attention-heads", "3"], ["--encoder-embed-dim: 16", "--encoder-attention-heads 3"]),
         (["--encoder-layerdrop", "0.2"], ["--cross-view gca", "--encoder-layerdrop"]),
         (["--log-end", "1.5"], ["--log-end", "at most 1", "1.5"]),

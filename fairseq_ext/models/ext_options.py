@@ -149,6 +149,32 @@ def check_options(cfg: Any, *, encoder: Any, decoder: Any, cross_attention: bool
     _check_views(cfg, encoder, decoder, cross_attention)
 
 
+def check_alignments(cfg: Any, task: Any) -> None:
+    """Refuses guided alignment of an attention that drops keys: its loss is the logarithm of aligned keys' weights.
+
+    Args:
+        cfg: holder of the :class:`ExtOptions`.
+        task: fairseq's task; those that know alignments have ``cfg.load_alignments``.
+
+    Raises:
+        OptionError: names both options and the way out.
+    """
+    if not getattr(getattr(task, "cfg", None), "load_alignments", False):
+        return
+    _require(not cfg.no_cross_attention, "--load-alignments: there is nothing to align with --no-cross-attention")
+    dropping = {
+        f"--attention-topk {cfg.attention_topk}": cfg.attention_topk,
+        f"--attention-topk-ratio {cfg.attention_topk_ratio}": cfg.attention_topk_ratio,
+        f"--attention-normalizer {cfg.attention_normalizer}": cfg.attention_normalizer != "softmax",
+    }
+    for found, on in dropping.items():
+        _require(
+            not on or "cross" not in selecting_attentions(cfg),
+            f"--load-alignments: excludes {found} in cross-attention, as the keys it drops have no logarithm; "
+            "--attention-topk-in encoder-self,decoder-self keeps it out of there",
+        )
+
+
 def _check_attention(cfg: Any, self_attending_encoder: bool, cross_attention: bool) -> None:
     ratio = cfg.attention_topk_ratio
     _require(ratio == 0 or ratio >= 1, f"--attention-topk-ratio: must be 0 (off) or at least 1, got {ratio}")
@@ -212,15 +238,15 @@ def _check_norm(cfg: Any, encoder: Any, decoder: Any) -> None:
 def _check_views(cfg: Any, encoder: Any, decoder: Any, cross_attention: bool) -> None:
     if cfg.cross_view == "none":
         return
-    option = f"--cross-view {cfg.cross_view}"
-    _require(cross_attention, f"{option}: needs cross-attention to an encoder, there is none")
-    _require(not cfg.cross_self_attention, f"{option}: excludes --cross-self-attention")
+    views = f"--cross-view {cfg.cross_view}"
+    _require(cross_attention, f"{views}: needs cross-attention to an encoder, there is none")
+    _require(not cfg.cross_self_attention, f"{views}: excludes --cross-self-attention")
     if encoder.layers == 1:
-        logger.warning("%s: the only encoder layer is the only view, as without this option", option)
-    _require(encoder.layerdrop == 0, f"{option}: excludes --encoder-layerdrop, which changes the number of views")
+        logger.warning("%s: the only encoder layer is the only view, as without this option", views)
+    _require(encoder.layerdrop == 0, f"{views}: excludes --encoder-layerdrop, which changes the number of views")
     _require(
         encoder.embed_dim == decoder.embed_dim,
-        f"{option}: needs --encoder-embed-dim {encoder.embed_dim} equal to --decoder-embed-dim {decoder.embed_dim}",
+        f"{views}: needs --encoder-embed-dim {encoder.embed_dim} equal to --decoder-embed-dim {decoder.embed_dim}",
     )
     _require(
         encoder.normalize_before or cfg.cross_view_norm == "shared",

@@ -23,7 +23,7 @@ from fairseq_ext.models.config import (
     legacy_arguments,
     nested_config,
 )
-from fairseq_ext.models.ext_options import check_options
+from fairseq_ext.models.ext_options import check_alignments, check_options
 from fairseq_ext.models.fused import fuse_for_inference
 from fairseq_ext.models.layers import (
     DecoderLayer,
@@ -258,6 +258,7 @@ class TransformerExtModel(ExtModel, TransformerModelBase):
             decoder=nested.decoder,
             cross_attention=not nested.no_cross_attention,
         )
+        check_alignments(nested, task)
         check_stock_options(nested, encoder=nested.encoder, decoder=nested.decoder)
         check_translation_options(nested, task.source_dictionary, task.target_dictionary)
         model = super().build_model(nested, task)
