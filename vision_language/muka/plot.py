@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from fairseq_ext.files import replacing
 from vision_language.muka.diagnostics import reliability, selected_right, specialty
 from vision_language.muka.targets import LabelUnion
 
-__all__ = ["draw_scores", "plot_confidence", "plot_reliability", "plot_selection"]
+__all__ = ["draw_scores", "plot_confidence", "plot_reliability", "plot_selection", "score_range"]
 
 INSIDE, OUTSIDE = "tab:blue", "tab:orange"
 
@@ -46,45 +47,70 @@ def plot_selection(scores: Tensor, labels: Tensor, union: LabelUnion, axes: Axes
     )
     axes.set(xlabel="margin between the two best scores", ylabel="selection accuracy", ylim=(-0.02, 1.04))
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_title("Does the best-scored teacher know the class?")
     axes.legend(fontsize=8)
 
 
-def plot_confidence(scores: Tensor, inside: Tensor, axes: Axes, title: str, bins: int = 20) -> None:
-    """Histograms of one teacher's score on examples of its classes (``inside``) and on the others; each sums to 1."""
+def score_range(scores: Tensor) -> tuple[float, float]:
+    """What an axis of scores shows: 0 to 1, but the variance and the mutual information give scores of 0 at most."""
+    least = float(scores.min())
+    return (0.0, 1.0) if least > -1e-6 else (least, 0.0)  # not by rounding alone
+
+
+def plot_confidence(
+    scores: Tensor, inside: Tensor, axes: Axes, title: str, bins: int = 20, limits: tuple[float, float] | None = None
+) -> None:
+    """Histograms of one teacher's score on examples of its classes (``inside``) and on the others; each sums to 1.
+
+    Args:
+        limits: of the scores, equal for teachers that are compared. Default: :func:`score_range`.
+    """
     values, known = scores.detach().cpu().double().numpy(), inside.cpu().numpy()
-    # The variance and the mutual information give scores of 0 at most.
-    low, high = (0.0, 1.0) if values.min() >= 0 else (float(values.min()), max(float(values.max()), 0.0))
-    edges = np.linspace(low, high, bins + 1).tolist()
+    edges = np.linspace(*(limits or score_range(scores)), bins + 1).tolist()
     for part, colour, name in ((known, INSIDE, "its classes"), (~known, OUTSIDE, "other classes")):
         if part.any():
             weights = np.full(part.sum(), 1 / part.sum())
-            label = f"{name} (median {np.median(values[part]):.2f})"
-            axes.hist(values[part], edges, weights=weights, color=colour, alpha=0.55, label=label)
+            label = f"{name} (median {np.median(values[part]):.2g})"
+            axes.hist(
+                values[part].clip(edges[0], edges[-1]), edges, weights=weights, color=colour, alpha=0.55, label=label
+            )
     axes.set(xlabel="score", ylabel="share of examples", title=title, xlim=(edges[0], edges[-1]))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.legend(fontsize=8)
 
 
-def plot_reliability(scores: Tensor, right: Tensor, axes: Axes, title: str) -> None:
-    """Reliability diagram: how often a teacher is right by its score; a score that is a probability is on the diagonal.
+def plot_reliability(
+    scores: Tensor, right: Tensor, axes: Axes, title: str, limits: tuple[float, float] | None = None
+) -> None:
+    """Reliability diagram: how often a teacher is right by its score.
+
+    A score that is a probability is on the diagonal. One that is below 0, as of the variance and the mutual
+    information, is none, and has neither a diagonal nor a calibration error.
 
     Args:
-        scores: ``(B)``; where any is below 0, as of the variance and the mutual information, 1 is added to all.
+        scores: ``(B)``.
         right: whether the teacher was right, ``(B)``.
         axes: to draw on.
         title: of the diagram.
+        limits: of the scores, equal for teachers that are compared. Default: :func:`score_range`.
     """
-    below = float(scores.min()) < -1e-6  # not by rounding alone
-    table = reliability(scores + 1 if below else scores, right)
-    middle, width = (table.edges[:-1] + table.edges[1:]) / 2, np.diff(table.edges)
+    low, high = limits or score_range(scores)
+    table = reliability((scores - low) / (high - low), right)
+    edges = low + (high - low) * table.edges
+    middle, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
     filled = table.examples > 0
-    label = f"accuracy, number of examples (calibration error {table.calibration_error:.2f})"
+    probability = low == 0
+    error = f" (calibration error {table.calibration_error:.2f})" if probability else ""
+    label = f"accuracy, number of examples{error}"
     axes.bar(middle[filled], table.accuracy[filled], 0.94 * width[filled], color=INSIDE, alpha=0.55, label=label)
-    axes.plot([0, 1], [0, 1], color="0.5", linestyle="--", label="score = accuracy")
+    if probability:
+        axes.plot([0, 1], [0, 1], color="0.5", linestyle="--", label="score = accuracy")
     for place, height, count in zip(middle[filled], table.accuracy[filled], table.examples[filled], strict=True):
         axes.annotate(str(count), (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=7)
-    axes.set(xlabel="1 + score" if below else "score", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.25))
+    axes.set(xlabel="score", ylabel="accuracy", title=title, xlim=(low, high), ylim=(0, 1.25))
     axes.set_yticks(np.linspace(0, 1, 6))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.legend(fontsize=8, loc="upper left")
 
 
@@ -118,13 +144,17 @@ def draw_scores(
     grid = figure.subplots(teachers, 3)
     plot_selection(scores, labels, union, grid[0, 0])
     best, chosen = scores.max(-1, keepdim=True)
-    plot_reliability(best[:, 0], right.gather(1, chosen)[:, 0], grid[1, 0], "The best-scored teacher is right")
+    limits = score_range(scores)
+    plot_reliability(best[:, 0], right.gather(1, chosen)[:, 0], grid[1, 0], "The best-scored teacher is right", limits)
     for axes in grid[2:, 0]:
         axes.set_axis_off()
     for teacher, (name, (histogram, diagram)) in enumerate(zip(names, grid[:, 1:], strict=True)):
         known = f"{name}: {len(union.index[teacher])} of {len(union)} classes"
-        plot_confidence(scores[:, teacher], inside[:, teacher], histogram, known)
-        plot_reliability(scores[:, teacher], right[:, teacher], diagram, f"{name} is right")
+        plot_confidence(scores[:, teacher], inside[:, teacher], histogram, known, limits=limits)
+        plot_reliability(scores[:, teacher], right[:, teacher], diagram, f"{name} is right", limits)
+    highest = max(axes.get_ylim()[1] for axes in grid[:, 1])
+    for axes in grid[:, 1]:
+        axes.set_ylim(0, highest)
     figure.suptitle(title)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=150, format=path.suffix[1:] or "png")

@@ -141,19 +141,46 @@ def test_teachers_are_right_within_their_classes_alone():
     assert teacher_accuracy([logits[0][3:], logits[1][3:]], labels[3:], OVERLAPPING) == [None, 1]
 
 
-@pytest.mark.parametrize("shift", [0, -1])
-def test_reliability_diagram(shift):
-    """Bars are the accuracies of the bins; scores below 0, as of the variance, are shown 1 higher."""
-    scores = torch.tensor([0.03, 0.05, 0.95, 0.97, 0.99]) + shift
+def test_reliability_diagram():
+    """Bars are the accuracies of the bins."""
+    scores = torch.tensor([0.03, 0.05, 0.95, 0.97, 0.99])
     axes = Figure().subplots()
     plot_reliability(scores, torch.tensor([False, True, True, True, False]), axes, "first is right")
     bars = {round(bar.get_x() + bar.get_width() / 2, 2): bar.get_height() for bar in axes.patches}
     assert bars == pytest.approx({0.05: 1 / 2, 0.95: 2 / 3})
     assert [text.get_text() for text in axes.texts] == ["2", "3"]
-    assert axes.get_xlabel() == ("1 + score" if shift else "score") and axes.get_title() == "first is right"
+    assert axes.get_xlim() == (0, 1) and axes.get_title() == "first is right"
     assert axes.lines[0].get_xydata().tolist() == [[0, 0], [1, 1]]
     assert axes.get_legend().get_texts()[0].get_text() == "score = accuracy"
     assert "calibration error 0.37" in axes.get_legend().get_texts()[1].get_text()  # (2 x 0.46 + 3 x 0.303) / 5
+
+
+def test_reliability_diagram_of_a_score_that_is_no_probability():
+    """Its bars fill the axis of its own range, and nothing is said of calibration."""
+    scores = torch.tensor([-0.02, -0.019, -0.001, -0.0005, 0.0], dtype=torch.float64)
+    axes = Figure().subplots()
+    plot_reliability(scores, torch.tensor([False, True, True, True, False]), axes, "first is right")
+    bars = {round(bar.get_x() + bar.get_width() / 2, 4): bar.get_height() for bar in axes.patches}
+    assert bars == pytest.approx({-0.019: 1 / 2, -0.001: 2 / 3})
+    assert axes.get_xlim() == (-0.02, 0) and not axes.lines
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["accuracy, number of examples"]
+
+
+@pytest.mark.parametrize("factor", [1.0, -0.02])
+def test_teachers_are_shown_on_the_same_axes(tmp_path, monkeypatch, factor):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (figures.append(figure), path.touch()))
+    scores, labels, union, logits = example(2)
+    scores = scores.sigmoid() * factor * torch.tensor([1.0, 0.1])
+    draw_scores(scores, teachers_right(logits, labels, union), labels, union, tmp_path / "scores.png")
+    _, first, first_right, best_right, second, second_right = figures[0].axes
+    limits = (0.0, 1.0) if factor > 0 else pytest.approx((float(scores.min()), 0.0))
+    assert all(axes.get_xlim() == limits for axes in (first, second, first_right, second_right, best_right))
+    assert first.get_ylim() == second.get_ylim() and first_right.get_ylim() == second_right.get_ylim()
+    for axes in (first, second):  # no example is beyond the axis
+        heights = sum(patch.get_height() for patch in axes.patches)
+        assert heights == pytest.approx(2)
+        assert len(axes.get_xticks()) <= 7
 
 
 @pytest.mark.parametrize(("teachers", "overlap"), [(2, True), (4, False)])
