@@ -23,6 +23,8 @@ replace unk        ``--replace-unk`` ends in a ``TypeError`` at the first ``<unk
 short sentences    one sentence above the model's positions ends ``fairseq-interactive`` and loses its whole buffer.
 damaged files      a truncated or refused checkpoint ends in a traceback that does not name the file.
 long sentences     sentences above the model's positions end ``fairseq-generate`` in a traceback.
+single models      ``--task multilingual_translation`` with an architecture that has a dataclass ends in an error of
+                   omegaconf.
 hydra refusals     with ``fairseq-hydra-train`` an option that is refused ends in a traceback and exit code 1.
 =================  ===================================================================================================
 """
@@ -44,7 +46,7 @@ from .data import (
     restore_numpy_names,
 )
 from .generation import replace_unknown_words, search_diverse_beams, spare_short_sentences
-from .messages import end_hydra_in_one_line, name_damaged_checkpoints, name_long_sentences
+from .messages import end_hydra_in_one_line, name_damaged_checkpoints, name_long_sentences, name_single_models
 
 __all__ = ["BROKEN", "OFF_SWITCH", "allow_checkpoint_types", "apply", "patched"]
 
@@ -101,5 +103,6 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "short sentences": spare_short_sentences,
     "damaged files": name_damaged_checkpoints,
     "long sentences": name_long_sentences,
+    "single models": name_single_models,
     "hydra refusals": end_hydra_in_one_line,
 }

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, InputError
+from ..errors import DataError, InputError, OptionError
 from ..files import load_safely
 
-__all__ = ["end_hydra_in_one_line", "name_damaged_checkpoints", "name_long_sentences"]
+__all__ = ["end_hydra_in_one_line", "name_damaged_checkpoints", "name_long_sentences", "name_single_models"]
 
 
 def name_damaged_checkpoints() -> bool:
@@ -71,4 +71,32 @@ def name_long_sentences() -> bool:
         return upstream(self, indices, dataset, max_positions, ignore_invalid_inputs)
 
     FairseqTask.filter_indices_by_size = filter_indices_by_size
+    return True
+
+
+def name_single_models() -> bool:
+    """Let tasks for several pairs of languages refuse a model for one by name, whatever its configuration is."""
+    from fairseq.models import ARCH_MODEL_REGISTRY, FairseqMultiModel
+    from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
+    from fairseq.tasks.semisupervised_translation import SemisupervisedTranslationTask
+
+    def checked(upstream: Any, task: str) -> Any:
+        @functools.wraps(upstream)
+        def build_model(self: Any, args: Any, from_checkpoint: bool = False) -> Any:
+            arch = getattr(args, "_name", None) or getattr(args, "arch", None)
+            if not issubclass(ARCH_MODEL_REGISTRY.get(arch, FairseqMultiModel), FairseqMultiModel):
+                raise OptionError(
+                    f"--task {task}: needs a model of several pairs of languages, --arch multilingual_transformer, "
+                    f"got {arch}; one model for all pairs goes with --task translation_multi_simple_epoch"
+                )
+            return upstream(self, args, from_checkpoint)
+
+        return build_model
+
+    tasks: dict[str, Any] = {
+        "multilingual_translation": MultilingualTranslationTask,
+        "semisupervised_translation": SemisupervisedTranslationTask,
+    }
+    for name, task in tasks.items():
+        task.build_model = checked(task.build_model, name)
     return True

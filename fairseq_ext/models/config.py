@@ -147,4 +147,4 @@ def legacy_arguments(flat: Any, kind: type[FairseqDataclass]) -> argparse.Namesp
             arguments |= node if isinstance(node, dict) else {}
             arguments[section] = node.get("_name") if isinstance(node, dict) else node
     arguments |= option_values(flat, kind)
-    return argparse.Namespace(**arguments, arch=arguments.get("_name"))
+    return argparse.Namespace(**{**arguments, "arch": arguments.get("_name")})

@@ -18,7 +18,7 @@ from fairseq_ext.models.config import (
 )
 from fairseq_ext.models.ext_options import check_options
 from fairseq_ext.models.layers import changes_layers
-from fairseq_ext.models.stock_options import check_language_model_options, check_stock_options
+from fairseq_ext.models.stock_options import check_language_model_options, check_stock_options, check_task
 from fairseq_ext.models.transformer import ExtModel, TransformerExtDecoder
 
 
@@ -36,6 +36,7 @@ class TransformerLanguageModelExt(ExtModel, TransformerLanguageModel):
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> TransformerLanguageModelExt:
+        check_task(task, "transformer_lm_ext", ("language_modeling", "multilingual_language_modeling"))
         nested = nested_config(args, TransformerLanguageModelExtConfig)
         nested.max_target_positions = nested.max_target_positions or nested.tokens_per_sample
         nested.checkpoint_activations |= nested.offload_activations

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from fairseq.modules import multihead_attention
+from fairseq.tasks import TASK_REGISTRY
 
 from fairseq_ext.errors import OptionError
 
@@ -17,6 +18,13 @@ def parse_layers(option: str, text: str) -> list[int]:
     if not all(number.isascii() and number.isdigit() for number in numbers) or len(set(numbers)) < len(numbers):
         raise OptionError(f"{option}: must be different layer numbers, like 0,2,4, got {text!r}")
     return sorted(int(number) for number in numbers)
+
+
+def check_task(task: Any, kind: str, names: tuple[str, ...]) -> None:
+    """Refuses those of fairseq's tasks that another kind of model is for; tasks of other origin are not judged."""
+    name = next((name for name, registered in TASK_REGISTRY.items() if registered is type(task)), None)
+    if name is not None and type(task).__module__.startswith("fairseq."):
+        _require(name in names, f"--task {name}: not for {kind}, which works with {', '.join(names)}")
 
 
 def check_stock_options(cfg: Any, *, encoder: Any, decoder: Any) -> None:

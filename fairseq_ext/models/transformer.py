@@ -33,9 +33,26 @@ from fairseq_ext.models.layers import (
     SequentialViewsDecoderLayer,
     changes_layers,
 )
-from fairseq_ext.models.stock_options import check_stock_options, check_translation_options, parse_layers
+from fairseq_ext.models.stock_options import (
+    check_stock_options,
+    check_task,
+    check_translation_options,
+    parse_layers,
+)
 from fairseq_ext.modules.cross_view import CrossViewFusion, view_schedule
 from fairseq_ext.modules.normalization import create_norm
+
+TASKS = (
+    "translation",
+    "translation_multi_simple_epoch",
+    "translation_from_pretrained_bart",
+    "translation_from_pretrained_xlm",
+    "online_backtranslation",
+    "simul_text_to_text",
+    "denoising",
+    "multilingual_denoising",
+    "span_masked_lm",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -251,6 +268,7 @@ class TransformerExtModel(ExtModel, TransformerModelBase):
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> TransformerExtModel:
+        check_task(task, "transformer_ext", TASKS)
         nested = nested_config(cfg)
         check_options(
             nested,

@@ -129,6 +129,14 @@ def test_older_code_finds_the_arguments(tmp_path: Path) -> None:
     assert "encoder.layers.1.fc1.weight" not in prune_state_dict(state, pruning)
 
 
+def test_arguments_beside_a_task_of_the_older_form() -> None:
+    values = {**TINY, "seed": 7, "encoder_langtok": "src"}
+    cfg = configuration("transformer_ext", values, task="translation_multi_simple_epoch")
+    arguments = build_model(cfg.model, task()).args
+    assert (arguments.seed, arguments.encoder_langtok, arguments.arch) == (7, "src", "transformer_ext")
+    assert arguments.task == "translation_multi_simple_epoch" and arguments.encoder_layers == 3
+
+
 def test_arguments_of_a_model_built_in_a_program() -> None:
     assert translation_model(attention_topk=3).args.attention_topk == 3
     assert language_model(attention_topk=3).args.decoder_embed_dim == 8

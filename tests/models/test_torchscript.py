@@ -31,6 +31,10 @@ SCRIPTED: dict[str, dict[str, Any]] = {
     "cross": {"attention_topk": 2, "attention_topk_in": "cross"},
     "ratio": {"attention_topk_ratio": 2.0, "attention_topk_min": 2, "attention_topk_in": "encoder-self,cross"},
     "km": {"init": "km"},
+    "adanorm": {"norm": "adanorm"},
+    "layernorm-simple": {"norm": "layernorm-simple", "norm_convention": "paper"},
+    "detachnorm": {"norm": "detachnorm"},
+    "adanorm-top2": {"norm": "adanorm", "attention_topk": 2},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "muse": ({"block": "muse"}, "--block muse"),
@@ -67,7 +71,7 @@ def test_a_compiled_model_computes_the_same(name: str) -> None:
     torch.testing.assert_close(found_extra["attn"][0], extra["attn"][0])
 
 
-@pytest.mark.parametrize("name", ["plain", "top2", "cross"])
+@pytest.mark.parametrize("name", ["plain", "top2", "cross", "adanorm"])
 def test_a_compiled_beam_search_finds_the_same(name: str) -> None:
     """With the caches of incremental decoding, reordered, and keys that the hypotheses of a sentence share."""
     generator = SequenceGenerator(
