@@ -84,7 +84,8 @@ def make_loss(options: Options) -> EncouragingLoss:
 
 def logits_of(model: nn.Module, data: Data) -> Tensor:
     """Logits of a batch of graphs, whose features may be whole numbers."""
-    return model(data.x.float(), data.edge_index, data.batch, data.num_graphs)
+    x = data.x.to(next(model.parameters()).dtype)
+    return model(x, data.edge_index, data.batch, data.num_graphs)
 
 
 def classes_of(data: Data) -> Tensor:

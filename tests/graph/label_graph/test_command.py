@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -258,6 +259,17 @@ def test_predict_reads_albums_and_lines_with_labels(trained, tmp_path, capsys):
     assert (second["number"], second["text"]) == (2, "")
     main(["predict", "--model", model, str(tmp_path / "a.tsv")])
     assert json.loads(capsys.readouterr().out)["text"] == "tasty soup"
+
+
+def test_a_reader_that_closes_the_pipe_gets_no_traceback(trained, tmp_path):
+    (tmp_path / "a.txt").write_text("tasty soup\n" * 2000)
+    model = ["--model", str(trained / "seed1" / "model.pt")]
+    command = [sys.executable, "-m", "graph.label_graph", "predict", *model, str(tmp_path / "a.txt")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert json.loads(process.stdout.readline())["number"] == 1
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGPIPE
 
 
 def test_the_threshold_of_predict_and_evaluate(trained, tmp_path, capsys):

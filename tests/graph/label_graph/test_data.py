@@ -254,7 +254,12 @@ def test_vectors():
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes", "labels"), [("mams_acsa", [3149, 400, 400], 8), ("netflix_genres", [7040, 880, 881], 42)]
+    ("name", "sizes", "labels"),
+    [
+        ("mams_acsa", [3149, 400, 400], 8),
+        ("netflix_genres", [7040, 880, 881], 42),
+        ("imdb_reviews_genres", [4351, 544, 543], 18),
+    ],
 )
 def test_real_data(name, sizes, labels):
     splits = read_splits(require_data("multilabel") / name)
