@@ -10,6 +10,8 @@ safe checkpoints   ``torch.load`` (safe by default since 2.6) refuses checkpoint
                    made with ``--eval-bleu``, and the broadcast with which several processes resume. Only inert types
                    are allowed: a hostile pickle is still refused.
 whole checkpoints  a full disk, or a kill, during the copy to ``checkpoint_last.pt`` destroys the previous one.
+overrides          a mistyped name in ``--model-overrides`` is ignored, and so is an option that is newer than the
+                   checkpoint.
 last batch         up to ``required_batch_size_multiple - 1`` (7) sentences of every validation and test set are
                    dropped without a word, the longest ones; a set of fewer than 8 sentences yields no batch at all.
 numpy names        ``--num-batch-buckets``, ``--sample-break-mode eos`` and others use names that NumPy 2 removed.
@@ -35,7 +37,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from .checkpoints import allow_checkpoint_types, write_whole_checkpoints
+from .checkpoints import allow_checkpoint_types, heed_overrides, write_whole_checkpoints
 from .data import (
     configure_plain_encoders,
     keep_last_batch,
@@ -91,6 +93,7 @@ def patched() -> list[str]:
 _REPAIRS: dict[str, Callable[[], bool]] = {
     "safe checkpoints": allow_checkpoint_types,
     "whole checkpoints": write_whole_checkpoints,
+    "overrides": heed_overrides,
     "last batch": keep_last_batch,
     "numpy names": restore_numpy_names,
     "cached data": read_cached_data,

@@ -6,6 +6,7 @@ import argparse
 import collections
 import contextlib
 import functools
+import logging
 import os
 import shutil
 import sys
@@ -14,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["allow_checkpoint_types", "write_whole_checkpoints"]
+__all__ = ["allow_checkpoint_types", "heed_overrides", "write_whole_checkpoints"]
+
+logger = logging.getLogger(__name__)
 
 
 def allow_checkpoint_types() -> bool:
@@ -88,4 +91,37 @@ def write_whole_checkpoints() -> bool:
 
     PathManager.copy = staticmethod(atomic_copy)
     checkpoint_utils.torch_persistent_save = clean_save
+    return True
+
+
+def heed_overrides() -> bool:
+    """Let ``--model-overrides`` reach options that are newer than the checkpoint, and name what no option answers to.
+
+    The arguments of ``from_pretrained`` take the same way, with settings of tokenizers among them: hence no refusal.
+    """
+    from fairseq import checkpoint_utils
+    from fairseq.models import ARCH_MODEL_REGISTRY
+    from omegaconf import DictConfig, OmegaConf, open_dict
+
+    upstream = checkpoint_utils.overwrite_args_by_name
+
+    def names(node: Any) -> set[str]:
+        inner = node if isinstance(node, dict) else vars(node) if isinstance(node, argparse.Namespace) else {}
+        return set(inner).union(*map(names, inner.values()))
+
+    @functools.wraps(upstream)
+    def overwrite_args_by_name(cfg: DictConfig, overrides: dict[str, Any]) -> None:
+        model = cfg.get("model")
+        if isinstance(model, DictConfig):
+            dataclass = getattr(ARCH_MODEL_REGISTRY.get(model.get("_name")), "__dataclass", None)
+            fields = getattr(dataclass, "__dataclass_fields__", {})
+            with open_dict(model):
+                for name in (overrides.keys() & fields.keys()) - model.keys():
+                    model[name] = None
+        idle = sorted(overrides.keys() - names(OmegaConf.to_container(cfg)))
+        if idle:
+            logger.warning("--model-overrides: this checkpoint has no option %s, nothing is changed", ", ".join(idle))
+        upstream(cfg, overrides)
+
+    checkpoint_utils.overwrite_args_by_name = overwrite_args_by_name
     return True

@@ -223,6 +223,13 @@ class ExtModel(BaseFairseqModel):
             return kept
         return ",".join(map(str, present))
 
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """As in fairseq."""
+        modules = getattr(cfg.generation, "retain_dropout_modules", None)
+        if modules and not getattr(cfg.generation, "retain_dropout", False):
+            logger.warning("--retain-dropout-modules %s: has no effect without --retain-dropout", modules)
+        super().prepare_for_inference_(cfg)
+
     def make_generation_fast_(self, retain_dropout_modules: Any = None, **kwargs: Any) -> None:
         """As in fairseq, but ``--retain-dropout-modules`` also takes the fairseq class that one of ours extends."""
         if retain_dropout_modules is not None:

@@ -18,7 +18,7 @@ from fairseq_ext import compat
 from tests.helpers import ROOT
 
 NAMES = [
-    *("safe checkpoints", "whole checkpoints", "last batch", "numpy names", "cached data", "huffman data"),
+    *("safe checkpoints", "whole checkpoints", "overrides", "last batch", "numpy names", "cached data", "huffman data"),
     *("dictionary flags", "plain encoders", "mbart task", "diverse beams", "replace unk", "short sentences"),
     *("damaged files", "long sentences", "single models", "hydra refusals"),
 ]

@@ -86,6 +86,19 @@ def test_from_pretrained(tmp_path: Path) -> None:
     assert torch.equal(logits(hub.models[0]), without_layers(model, encoder={1}))
 
 
+def test_overrides_of_an_older_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without the options that came later; a name that no option has is told."""
+    model, path = trained(tmp_path)
+    state = torch.load(path)
+    del state["cfg"]["model"]["encoder_layers_to_keep"], state["cfg"]["model"]["decoder_output_dim"]
+    torch.save(state, path)
+    assert torch.equal(logits(load(path)), logits(model))
+    assert "no option" not in caplog.text
+    pruned = load(path, encoder_layers_to_keep="0,2", encoder_layer_to_keep="0")
+    assert torch.equal(logits(pruned), without_layers(model, encoder={1}))
+    assert "--model-overrides: this checkpoint has no option encoder_layer_to_keep," in caplog.text
+
+
 @pytest.mark.parametrize("keep", ["0,2", "1"])
 def test_what_is_trained_pruned_can_be_loaded(keep: str, tmp_path: Path) -> None:
     """From scratch, and from a larger model; a program saves the configuration that it built the model from."""

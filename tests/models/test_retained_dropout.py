@@ -116,6 +116,12 @@ def test_a_language_model() -> None:
             assert not torch.equal(model(PREVIOUS)[0], model(PREVIOUS)[0])
 
 
+def test_modules_without_dropout(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        prepare(translation_model(**DROPOUTS), ["TransformerEncoder"], retain=False)
+    assert "--retain-dropout-modules ['TransformerEncoder']: has no effect without --retain-dropout" in caplog.text
+
+
 @pytest.mark.parametrize("names", [["TransformerEncoder", "EncoderLayr"], "Nothing"])
 def test_a_name_that_nothing_has(names: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):

@@ -16,6 +16,8 @@ from fairseq.models.transformer import TransformerConfig, TransformerModel
 from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecBaseConfig, QuantNoiseConfig
 from fairseq.modules import multihead_attention
 from fairseq.quantization_utils import quantize_model_scalar
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -229,3 +231,18 @@ def test_what_is_left_open_is_as_in_fairseq(given: dict[str, int]) -> None:
     for name in stock_fields():
         if name != "base_shuffle":  # fairseq's parser has no default for it
             assert getattr(nested_config(cfg.model), name) == getattr(stock, name), name
+
+
+def test_hydra_knows_every_field() -> None:
+    values = {name: value for name, (value, _) in HONOURED.items()} | REFUSED
+    GlobalHydra.instance().clear()
+    with initialize_config_module("fairseq.config", version_base="1.1"):
+        words = [
+            f"+model.{name}={value}" if isinstance(value, list) else f"model.{name}={value!r}"
+            for name, value in values.items()
+        ]
+        cfg = compose("config", overrides=["task=translation", "model=transformer_ext", *words])
+    nested = nested_config(cfg.model)
+    for name, value in values.items():
+        expected = {"encoder_layers": 2, "decoder_layers": 1}.get(name, value)
+        assert getattr(nested, name) == expected, name
