@@ -12,7 +12,8 @@ from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
 from fairseq_ext.files import read_json
 from graph.graph_classification.__main__ import main as train
-from graph.graph_classification.train import DEFER_START, LOSSES, compare
+from graph.graph_classification.compare import compare
+from graph.graph_classification.train import DEFER_START, LOSSES
 
 TEXT = """## Encouraging loss on graphs
 

@@ -10,8 +10,10 @@ from fairseq_ext.experiments import Experiment, torch_device
 from fairseq_ext.options import at_least, subcommands
 from fairseq_ext.settings import Settings
 
-from .data import dataset_digest, load_dataset, random_splits, stratified_folds
-from .train import DEFER_START, Options, compare, spread_of_repeats, train_all
+from .compare import compare, spread_of_repeats
+from .data import dataset_digest, load_dataset
+from .splits import random_splits, stratified_folds
+from .train import DEFER_START, Options, train_all
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""TU data sets by name, and the splits of their graphs into training, validation and test."""
+"""TU data sets by name, as their raw files are now."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import contextlib
 import difflib
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.model_selection import StratifiedKFold
-from torch import Tensor
 from torch_geometric.data import Data, Dataset
 from torch_geometric.datasets import TUDataset
 from torch_geometric.io import read_txt_array
@@ -23,15 +20,7 @@ from fairseq_ext.errors import DataError, OptionError, choose
 from fairseq_ext.files import safe_loads_only
 from fairseq_ext.settings import digest
 
-__all__ = [
-    "CappedDegree",
-    "Split",
-    "class_labels",
-    "dataset_digest",
-    "load_dataset",
-    "random_splits",
-    "stratified_folds",
-]
+__all__ = ["CappedDegree", "dataset_digest", "load_dataset"]
 
 RECORD = "raw.sha256"
 """Beside torch-geometric's processed copy of a data set: what it is a copy of."""
@@ -134,101 +123,6 @@ def _damaged_file(folder: Path) -> Path | None:
     return None
 
 
-def class_labels(dataset: Dataset) -> Tensor:
-    """The class of every graph, int64 of shape (graphs).
-
-    Raises:
-        DataError: a graph without ``y``, with several, or with one that is no class number.
-    """
-    found = [getattr(graph, "y", None) for graph in dataset]
-    for number, y in enumerate(found):
-        if y is None or torch.as_tensor(y).numel() != 1:
-            count = 0 if y is None else torch.as_tensor(y).numel()
-            raise DataError(f"dataset: graph {number} has {count} labels y; each graph must have one class")
-    return _as_classes([torch.as_tensor(y).item() for y in found], "dataset: y")
-
-
-def _as_classes(labels: Any, name: str = "labels") -> Tensor:
-    """Class numbers as int64 of shape (n): of tensors, arrays and lists, of a column, and of whole floats."""
-    labels = torch.as_tensor(labels)
-    if labels.dim() == 2 and labels.size(1) == 1:
-        labels = labels.squeeze(1)
-    if labels.dim() != 1:
-        raise DataError(f"{name}: must be one class number a graph, got shape {tuple(labels.shape)}")
-    if not ((labels == labels.long()) & (labels >= 0)).all():
-        wrong = labels[(labels != labels.long()) | (labels < 0)][0]
-        raise DataError(f"{name}: must be class numbers from 0 on, got {wrong}")
-    return labels.long()
-
-
 def dataset_digest(dataset: Dataset) -> str:
     """SHA-256 of all that a classifier reads of the graphs, in their order."""
     return digest([digest(graph.x, graph.edge_index, torch.as_tensor(graph.y)) for graph in dataset])
-
-
-class Split(NamedTuple):
-    """One run: its name ``repeat/number``, its seed, and the graphs of each part."""
-
-    name: str
-    seed: int
-    train: Tensor
-    valid: Tensor
-    test: Tensor
-
-    def checked(self, graphs: int) -> Split:
-        """The same with int64 numbers, of masks and arrays too.
-
-        Raises:
-            DataError: a part that is empty, is out of range, or shares graphs with another one.
-        """
-        parts = {}
-        for name in ("train", "valid", "test"):
-            part = torch.as_tensor(getattr(self, name))
-            part = part.nonzero().view(-1) if part.dtype == torch.bool and len(part) == graphs else part
-            if part.dim() != 1 or not part.numel() or part.dtype == torch.bool or part.is_floating_point():
-                found = f"{part.dtype} of shape {tuple(part.shape)}"
-                raise DataError(f"split: {name} must be numbers of graphs, or a mask over all {graphs}, got {found}")
-            if part.min() < 0 or part.max() >= graphs:
-                raise DataError(f"split: {name} has graphs {part.min()} to {part.max()}, of {graphs}")
-            parts[name] = part.long()
-        every = torch.cat(list(parts.values()))
-        if len(every.unique()) < len(every):
-            raise DataError("split: a graph is in two parts, or twice in one")
-        return self._replace(**parts)
-
-
-def random_splits(labels: Tensor, runs: int, repeats: int = 1, seed: int = 0) -> list[Split]:
-    """``repeats x runs`` random splits of 80, 10 and 10 percent, the published protocol."""
-    labels = _as_classes(labels)
-    tenth = len(labels) // 10
-    if not tenth:
-        raise DataError(f"--dataset: {len(labels)} graphs, a random split needs at least 10")
-    splits = []
-    for number in range(repeats * runs):
-        generator = torch.Generator().manual_seed(seed + number)
-        valid, test, train = torch.randperm(len(labels), generator=generator).split(
-            [tenth, tenth, len(labels) - 2 * tenth]
-        )
-        splits.append(Split(f"{number // runs}/{number % runs}", seed + number, train, valid, test))
-    return splits
-
-
-def stratified_folds(labels: Tensor, folds: int, repeats: int = 1, seed: int = 0) -> list[Split]:
-    """``repeats x folds`` cross-validation: each fold is the test set once, with the next one for validation."""
-    if folds < 3:
-        raise OptionError(f"--folds: {folds}, must be at least 3: one tests, one validates, the others train")
-    labels = _as_classes(labels)
-    counts = labels.bincount()
-    smallest = int(counts[counts > 0].min())
-    if folds > smallest:
-        raise OptionError(f"--folds: {folds}, but the smallest class has {smallest} graphs")
-    splits = []
-    for repeat in range(repeats):
-        shuffled = StratifiedKFold(folds, shuffle=True, random_state=seed + repeat)
-        parts = [torch.from_numpy(test) for _, test in shuffled.split(labels, labels)]
-        for fold in range(folds):
-            tested, validated = fold, (fold + 1) % folds
-            train = torch.cat([part for number, part in enumerate(parts) if number not in (tested, validated)])
-            run_seed = seed + repeat * folds + fold
-            splits.append(Split(f"{repeat}/{fold}", run_seed, train, parts[validated], parts[tested]))
-    return splits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import re
 import shutil
 import signal
 import subprocess
@@ -19,13 +20,17 @@ from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.loader import DataLoader
 
 from fairseq_ext.errors import CheckpointError, DataError, OptionError
-from fairseq_ext.files import load_safely, read_json, write_json
+from fairseq_ext.files import load_safely, read_json
 from fairseq_ext.losses import encouraging_loss
 from graph.graph_classification.__main__ import main
-from graph.graph_classification.data import Split, load_dataset, random_splits
+from graph.graph_classification.compare import compare
+from graph.graph_classification.data import load_dataset
 from graph.graph_classification.model import SAGPoolClassifier
-from graph.graph_classification.train import DEFER_START, Options, compare, make_loss, spread_of_repeats, train_run
+from graph.graph_classification.splits import Split, random_splits
+from graph.graph_classification.train import DEFER_START, Options, make_loss, train_run
 from tests.helpers import ROOT, require_data
+
+from .conftest import write_tu
 
 SMALL = {"hidden_channels": 16, "num_layers": 1, "batch_size": 16, "learning_rate": 0.01, "patience": 100}
 SMALL_OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -409,46 +414,9 @@ def test_other_settings_need_another_folder(rings, tmp_path):
         main(train(rings, tmp_path / "out", *options, "2"))
 
 
-def results(folder, accuracies, **settings):
-    folder.mkdir()
-    runs = {name: {"test_accuracy": accuracy} for name, accuracy in accuracies.items()}
-    write_json(folder / "results.json", {"settings": {"dataset": "NCI1", "seed": 0, **settings}, "runs": runs})
-    return folder
-
-
-def test_compare_pairs_runs_by_name(tmp_path):
-    first = results(tmp_path / "a", {"0/0": 0.5, "0/1": 0.75, "0/2": 0.5, "1/0": 0.1}, loss="cross-entropy")
-    second = results(tmp_path / "b", {"0/2": 0.5, "0/1": 0.5, "0/0": 1.0}, loss="encouraging")
-    found = compare(first, second)
-    assert (found["runs"], found["better"], found["equal"], found["worse"]) == (3, 1, 1, 1)
-    assert found["difference"] == pytest.approx(0.25 / 3)
-
-
-def test_compare_refuses_what_cannot_be_paired(tmp_path):
-    first = results(tmp_path / "a", {"0/0": 0.5})
-    with pytest.raises(OptionError, match=r"compare: seed is 0 in .* and 1 in "):
-        compare(first, results(tmp_path / "b", {"0/0": 0.5}, seed=1))
-    with pytest.raises(OptionError, match=r"share no finished run"):
-        compare(first, results(tmp_path / "c", {"0/1": 0.5}))
-    with pytest.raises(SystemExit, match=r"nowhere: no results.json"):
-        main(["compare", str(first), str(tmp_path / "nowhere")])
-    runs = [{"0/0": {"accuracy": 1.0}}, *({"0/0": {"test_accuracy": value}} for value in ("1", float("nan"), 50))]
-    for number, content in enumerate(({"runs": {}}, [], *({"settings": {}, "runs": found} for found in runs))):
-        (tmp_path / f"other{number}").mkdir()
-        write_json(tmp_path / f"other{number}" / "results.json", content)
-        with pytest.raises(DataError, match=f"other{number}: no results.json of graph_classification"):
-            compare(first, tmp_path / f"other{number}")
-
-
 def test_a_negative_seed_is_refused():
     with pytest.raises(OptionError, match="--seed must be at least 0, got -1"):
         main(["train", "--dataset", "MUTAG", "--seed", "-1"])
-
-
-def test_spread_of_repeats_is_that_of_their_means():
-    runs = {"0/0": 0.5, "0/1": 0.7, "1/0": 0.8, "1/1": 0.8}
-    found = spread_of_repeats({name: {"test_accuracy": accuracy} for name, accuracy in runs.items()})
-    assert found == pytest.approx(0.1)
 
 
 def test_importing_the_package_is_light():
@@ -476,3 +444,11 @@ def test_mutag_end_to_end(tmp_path, capsys):
     assert "MUTAG, encouraging: test accuracy" in capsys.readouterr().out
     result = read_json(tmp_path / "out" / "results.json")
     assert result["runs"]["0/0"]["epochs"] == 2
+
+
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    write_tu(tmp_path / "data" / "TUDataset", "PROTEINS")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall("```python\n(.*?)```", (ROOT / "graph/graph_classification/README.md").read_text(), re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out

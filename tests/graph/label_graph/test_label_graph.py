@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graph.label_graph import LabelGraph, label_graph_loss, label_graph_loss_terms, soft_targets
-from tests.helpers import golden_names, load_golden
+from tests.helpers import ROOT, golden_names, load_golden
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 
@@ -168,3 +170,9 @@ def test_soft_targets_weigh_the_loss_of_both_answers(loss):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_code_of_the_readme_runs(capsys):
+    (code,) = re.findall("```python\n(.*?)```", (ROOT / "graph/label_graph/README.md").read_text(), re.DOTALL)
+    exec(code, {})
+    assert "micro_f1" in capsys.readouterr().out

@@ -1,0 +1,47 @@
+"""Two experiments, paired by the names of their runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.files import write_json
+from graph.graph_classification.__main__ import main
+from graph.graph_classification.compare import compare, spread_of_repeats
+
+
+def results(folder, accuracies, **settings):
+    folder.mkdir()
+    runs = {name: {"test_accuracy": accuracy} for name, accuracy in accuracies.items()}
+    write_json(folder / "results.json", {"settings": {"dataset": "NCI1", "seed": 0, **settings}, "runs": runs})
+    return folder
+
+
+def test_compare_pairs_runs_by_name(tmp_path):
+    first = results(tmp_path / "a", {"0/0": 0.5, "0/1": 0.75, "0/2": 0.5, "1/0": 0.1}, loss="cross-entropy")
+    second = results(tmp_path / "b", {"0/2": 0.5, "0/1": 0.5, "0/0": 1.0}, loss="encouraging")
+    found = compare(first, second)
+    assert (found["runs"], found["better"], found["equal"], found["worse"]) == (3, 1, 1, 1)
+    assert found["difference"] == pytest.approx(0.25 / 3)
+
+
+def test_compare_refuses_what_cannot_be_paired(tmp_path):
+    first = results(tmp_path / "a", {"0/0": 0.5})
+    with pytest.raises(OptionError, match=r"compare: seed is 0 in .* and 1 in "):
+        compare(first, results(tmp_path / "b", {"0/0": 0.5}, seed=1))
+    with pytest.raises(OptionError, match=r"share no finished run"):
+        compare(first, results(tmp_path / "c", {"0/1": 0.5}))
+    with pytest.raises(SystemExit, match=r"nowhere: no results.json"):
+        main(["compare", str(first), str(tmp_path / "nowhere")])
+    runs = [{"0/0": {"accuracy": 1.0}}, *({"0/0": {"test_accuracy": value}} for value in ("1", float("nan"), 50))]
+    for number, content in enumerate(({"runs": {}}, [], *({"settings": {}, "runs": found} for found in runs))):
+        (tmp_path / f"other{number}").mkdir()
+        write_json(tmp_path / f"other{number}" / "results.json", content)
+        with pytest.raises(DataError, match=f"other{number}: no results.json of graph_classification"):
+            compare(first, tmp_path / f"other{number}")
+
+
+def test_spread_of_repeats_is_that_of_their_means():
+    runs = {"0/0": 0.5, "0/1": 0.7, "1/0": 0.8, "1/1": 0.8}
+    found = spread_of_repeats({name: {"test_accuracy": accuracy} for name, accuracy in runs.items()})
+    assert found == pytest.approx(0.1)
