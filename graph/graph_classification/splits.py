@@ -56,20 +56,24 @@ class Split(NamedTuple):
         Raises:
             DataError: a part that is empty, is out of range, or shares graphs with another one.
         """
-        parts = {}
-        for name in ("train", "valid", "test"):
-            part = torch.as_tensor(getattr(self, name))
-            part = part.nonzero().view(-1) if part.dtype == torch.bool and len(part) == graphs else part
-            if part.dim() != 1 or not part.numel() or part.dtype == torch.bool or part.is_floating_point():
-                found = f"{part.dtype} of shape {tuple(part.shape)}"
-                raise DataError(f"split: {name} must be numbers of graphs, or a mask over all {graphs}, got {found}")
-            if part.min() < 0 or part.max() >= graphs:
-                raise DataError(f"split: {name} has graphs {part.min()} to {part.max()}, of {graphs}")
-            parts[name] = part.long()
-        every = torch.cat(list(parts.values()))
+        train, valid, test = (_numbers(getattr(self, name), name, graphs) for name in ("train", "valid", "test"))
+        every = torch.cat([train, valid, test])
         if len(every.unique()) < len(every):
             raise DataError("split: a graph is in two parts, or twice in one")
-        return self._replace(**parts)
+        return Split(self.name, self.seed, train, valid, test)
+
+
+def _numbers(part: Any, name: str, graphs: int) -> Tensor:
+    """Numbers of graphs, of those or of a mask over all ``graphs``."""
+    part = torch.as_tensor(part)
+    if part.dtype == torch.bool and part.shape == (graphs,):
+        part = part.nonzero().view(-1)
+    if part.dim() != 1 or not part.numel() or part.dtype == torch.bool or part.is_floating_point():
+        found = f"{part.dtype} of shape {tuple(part.shape)}"
+        raise DataError(f"split: {name} must be numbers of graphs, or a mask over all {graphs}, got {found}")
+    if part.min() < 0 or part.max() >= graphs:
+        raise DataError(f"split: {name} has graphs {part.min()} to {part.max()}, of {graphs}")
+    return part.long()
 
 
 def random_splits(labels: Tensor, runs: int, repeats: int = 1, seed: int = 0) -> list[Split]:

@@ -64,7 +64,10 @@ def draw_label_graph(
         figure, axes = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
         axes.set_facecolor("0.88")  # shows through the diagonal
         image = axes.imshow(off_diagonal, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        text = {"fontsize": min(10.0, 72 * 0.9 * (side - 2.5) / size), "parse_math": False}  # $ is a character
+        text: dict[str, Any] = {
+            "fontsize": min(10.0, 72 * 0.9 * (side - 2.5) / size),
+            "parse_math": False,
+        }  # $ is a character
         axes.set_xticks(range(size), labels, rotation=90, **text)
         axes.set_yticks(range(size), labels, **text)
         axes.set_xlabel("adds to the score of")
