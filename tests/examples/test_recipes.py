@@ -11,6 +11,7 @@ import pytest
 import fairseq_ext
 from examples.translation import prepare as mt
 from examples.translation import score
+from tests import published
 from tests.helpers import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -47,6 +48,11 @@ def calls(folder: Path) -> list[list[str]]:
     return [call.splitlines() for call in (folder / "calls").read_text().split("END\n") if call]
 
 
+def last_averaged(averages: list[list[str]]) -> int:
+    """How many epoch checkpoints ``fairseq-ext average`` takes; 0 where the recipe averages nothing."""
+    return int(averages[0][averages[0].index("--last") + 1]) if averages else 0
+
+
 @pytest.fixture(scope="module")
 def plugin() -> None:
     fairseq_ext.register()
@@ -57,7 +63,7 @@ def test_recipe_gives_options_that_fairseq_takes(recipe: Path, method: str, tmp_
     from fairseq import options
 
     env = shim(tmp_path)
-    command = [str(recipe), method, str(tmp_path), str(tmp_path / "save"), "--max-epoch", "3"]
+    command = [str(recipe), method, str(tmp_path), str(tmp_path / "save"), "--seed", "3"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     train, *average, generate, scoring = calls(tmp_path)
@@ -65,11 +71,15 @@ def test_recipe_gives_options_that_fairseq_takes(recipe: Path, method: str, tmp_
     assert all(call[3] == "average" for call in average)
     assert scoring[:3] == ["python", "-m", "examples.translation.score"]
     args = options.parse_args_and_arch(options.get_training_parser(), train[1:])
-    assert args.max_epoch == 3 and args.max_tokens > 0
+    assert args.seed == 3 and args.max_tokens > 0, "what the user adds wins"
     assert ("encouraging" in args.criterion) == (method == "encouraging")
     assert args.label_smoothing == 0.1
-    options.parse_args_and_arch(options.get_generation_parser(), generate[1:])
+    evaluation = options.parse_args_and_arch(options.get_generation_parser(), generate[1:])
     score.parser().parse_args(scoring[3:])
+    source, values = published.RECIPES.get((recipe.parent.name, method), ("our choice", {}))
+    found = {**vars(args), "beam": evaluation.beam, "lenpen": evaluation.lenpen, "lr": args.lr[0]}
+    found |= {"update_freq": args.update_freq[0], "average": last_averaged(average)}
+    assert {option: found[option] for option in values} == values, source
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda x: x.parent.name)
@@ -87,3 +97,7 @@ def test_recipe_prepare_and_errors(recipe: Path, tmp_path: Path) -> None:
     for arguments, words in bad:
         done = subprocess.run([str(recipe), *arguments], env=env, capture_output=True, text=True)
         assert done.returncode == 2 and words in done.stderr
+
+
+def test_the_table_names_recipes_and_methods_that_exist() -> None:
+    assert published.RECIPES.keys() <= {(recipe.parent.name, method) for recipe, method in CASES}

@@ -1,0 +1,135 @@
+"""Presets, configuration files and the trainers' defaults beside the published values (recipes: ``examples/``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+from argparse import Namespace
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import fairseq_ext.losses
+import fairseq_ext.modules
+from fairseq_ext.criterions.label_smoothed_encouraging_loss import LabelSmoothedEncouragingLossCriterionConfig
+from fairseq_ext.models.architectures import PRESETS
+from fairseq_ext.models.config import TransformerExtConfig, TransformerLanguageModelExtConfig
+from tests import published
+from tests.helpers import ROOT
+from tests.published import Ours
+
+
+def effective(name: str) -> dict[str, Any]:
+    """Every option of the model under ``--arch name``: the preset's, then the defaults."""
+    config = TransformerLanguageModelExtConfig if "_lm_" in name else TransformerExtConfig
+    args = Namespace()
+    PRESETS[name](args)
+    return {field.name: field.default for field in dataclasses.fields(config)} | vars(args)
+
+
+@pytest.mark.parametrize("name", published.PRESETS)
+def test_a_preset_is_what_was_published(name):
+    found = effective(name)
+    source, values = published.PRESETS[name]
+    assert {option: found[option] for option in values} == values, source
+
+
+def test_every_preset_with_a_source_is_in_the_table():
+    """A preset whose summary does not call it our choice claims a source."""
+    claimed = {name for name, preset in PRESETS.items() if "ur choice: " not in preset.__doc__}
+    assert claimed - published.PRESETS.keys() <= {"transformer_lm_ext_wiki103"}, (
+        "fairseq's own, compared with it elsewhere"
+    )
+
+
+@pytest.mark.parametrize("name", published.CONF)
+def test_a_configuration_file_trains_as_published(name):
+    config = OmegaConf.to_container(OmegaConf.load(ROOT / "fairseq_ext" / "conf" / f"{name}.yaml"))
+    groups = ("criterion", "dataset", "optimization", "optimizer", "lr_scheduler")
+    found = {option: value for group in groups for option, value in config[group].items() if option != "_name"}
+    found |= {group: config[group]["_name"] for group in ("optimizer", "lr_scheduler")}
+    for option in ("lr", "update_freq"):
+        (found[option],) = found[option]
+    source, values = published.CONF[name]
+    assert {option: found[option] for option in values} == values, source
+
+
+# --- trainers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[tuple[str, str], str]:
+    return {}
+
+
+def help_of(program: str, command: str, helps: dict[tuple[str, str], str], capsys, monkeypatch) -> str:
+    """What ``python -m program command --help`` prints, each option on a line of its own."""
+    if (program, command) not in helps:
+        monkeypatch.setenv("COLUMNS", "100000")
+        with pytest.raises(SystemExit) as end:
+            importlib.import_module(f"{program}.__main__").main([command, "--help"])
+        assert not end.value.code
+        text = capsys.readouterr().out
+        helps[program, command] = re.sub(r"\n {6,}(?! *-)", " ", text)
+    return helps[program, command]
+
+
+def same(text: str, value: Any) -> bool:
+    """Whether a help text says ``value``: as a number, or word for word."""
+    if isinstance(value, str):
+        return text == value or text.startswith((f"{value} ", f"{value};", f"{value},"))
+    number = re.match(r"[-+.\de]+", text)
+    return bool(number) and float(number[0].rstrip(".,e")) == value
+
+
+CASES = [(*system, option) for system, (_, values) in published.HELP.items() for option in values]
+
+
+@pytest.mark.parametrize(("program", "command", "option"), CASES, ids=lambda part: part)
+def test_help_has_the_published_value_and_the_default(program, command, option, helps, capsys, monkeypatch):
+    source, values = published.HELP[program, command]
+    value = values[option]
+    expected, default = value if isinstance(value, Ours) else (value, value)
+    text = help_of(program, command, helps, capsys, monkeypatch)
+    line = re.search(rf"^ +(?:-\w, )?--{option}(?: [^\n]*?)?  +(.+)$|^ +--{option} [A-Z].*? (.+)$", text, re.MULTILINE)
+    assert line, f"{program} {command} has no --{option}"
+    said = line[1] or line[2]
+    told = re.search(r"\[([^\][]*)\](?: \(|$)|\(?default: ([^;)]*)", said)
+    assert told and same((told[1] or told[2]).strip(), default), f"default of --{option}: {said}"
+    claims = re.findall(r"(?:[Rr]eleased|[Pp]aper(?:'s code)?|[Mm]eant by the released code): ([^()\]]*)", said)
+    assert not claims or any(same(claim.strip(), expected) for claim in claims), f"{source} has {expected}: {said}"
+    assert claims or not isinstance(value, Ours), f"--{option} departs from {expected} ({source}) without a word"
+
+
+# --- blocks and losses ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("thing", "values"),
+    [
+        # arXiv 2110.06537 and its released losses: log_end 0.75, in the one for fairseq 0.5; clamp 1e-5
+        (fairseq_ext.losses.encouraging_loss, {"log_end": 0.75, "bonus_clamp": 1e-5, "label_smoothing": 0.0}),
+        (fairseq_ext.losses.EncouragingLoss, {"log_end": 0.75, "label_smoothing": 0.0}),
+        (LabelSmoothedEncouragingLossCriterionConfig, {"log_end": 0.5, "label_smoothing": 0.0}),
+        # lancopku/MUSE: kernels 3 and 15, weight dropout 0.1; AdaNorm as below, in the place of every norm
+        (
+            TransformerExtConfig,
+            {
+                "muse_kernels": "3,15",
+                "muse_weight_dropout": 0.1,
+                "adanorm_scale": 1.0,
+                "adanorm_k": 0.1,
+                "norm_scope": "all",
+            },
+        ),
+        # arXiv 1911.07013: k = 1/10; lancopku/AdaNorm: C = 1 in the README, eps 1e-5, torch.std
+        (fairseq_ext.modules.AdaNorm, {"scale": 1.0, "k": 0.1, "eps": 1e-5, "unbiased": True}),
+    ],
+    ids=lambda thing: getattr(thing, "__name__", ""),
+)
+def test_blocks_and_losses_default_to_the_published_values(thing, values):
+    parameters = inspect.signature(thing).parameters
+    assert {name: parameters[name].default for name in values} == values
