@@ -22,7 +22,8 @@ NAMES = ("attention", "loss", "norm", "muse", "cross_view", "stock", "totoro", "
 
 
 def format_row(row: Row) -> str:
-    line = f"{row.ratio:7.2f}x  {row.ours:10.3f} / {row.reference:10.3f} {row.unit:8}  {row.case}"
+    spread = f"[{row.low:.2f}, {row.high:.2f}]" if row.low is not None and row.pairs > 1 else ""
+    line = f"{row.ratio:7.2f}x {spread:16} {row.ours:10.3f} / {row.reference:10.3f} {row.unit:8}  {row.case}"
     if row.target is None:
         return line
     sign = ">=" if row.more_is_better else "<="
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     }
     print(", ".join(f"{name} {value}" for name, value in header.items()))
     print("ratio: ours / reference; less is better for ms and MiB, more is better for tokens/s")
+    print("[smallest, largest] ratio of neighbouring samples; the times are medians over the same samples")
     rows: list[Row] = []
     for name in dict.fromkeys(options.names or NAMES):
         print(f"\n{name}", flush=True)

@@ -24,7 +24,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 class Row:
     """One comparison. ``ratio`` is ours / reference; ``target`` bounds it, from below where more is better.
 
-    For times the ratio is the median over pairs, so it need not equal the ratio of the two medians shown beside it.
+    Of times, ``ratio`` is the median over pairs of neighbouring samples, ``low`` and ``high`` are the smallest and the
+    largest pair, and ``ours`` and ``reference`` the medians of the same samples. The quotient of those two lies within
+    ``low`` and ``high``, but need not equal ``ratio``.
     """
 
     claim: str
@@ -34,6 +36,9 @@ class Row:
     unit: str
     ratio: float
     target: float | None = None
+    low: float | None = None
+    high: float | None = None
+    pairs: int = 1
 
     @property
     def more_is_better(self) -> bool:
@@ -60,16 +65,23 @@ def _calls(function: Function) -> int:
     return max(1, math.ceil(MIN_SAMPLE_SECONDS / _seconds(function, 1)))
 
 
-def compare(ours: Function, reference: Function, pairs: int) -> tuple[float, float, float]:
+def compare(ours: Function, reference: Function, pairs: int) -> tuple[float, float, list[float]]:
     """Times A B A B ..., because a machine's speed drifts and the drift must hit both alike.
 
     Returns:
-        Median seconds a call of ``ours`` and of ``reference``, and the median over pairs of ours / reference.
+        Median seconds a call of ``ours`` and of ``reference``, and ours / reference of every pair.
     """
     calls_ours, calls_reference = _calls(ours), _calls(reference)
     samples = [(_seconds(ours, calls_ours), _seconds(reference, calls_reference)) for _ in range(pairs)]
-    ratio = statistics.median(a / b for a, b in samples)
-    return statistics.median(a for a, _ in samples), statistics.median(b for _, b in samples), ratio
+    a, b = (statistics.median(side) for side in zip(*samples, strict=True))
+    return a, b, [a / b for a, b in samples]
+
+
+def _paired_row(
+    claim: str, case: str, ours: float, reference: float, unit: str, ratios: list[float], target: float | None
+) -> Row:
+    middle = statistics.median(ratios)
+    return Row(claim, case, ours, reference, unit, middle, target, min(ratios), max(ratios), len(ratios))
 
 
 def time_row(
@@ -82,8 +94,8 @@ def time_row(
     target: float | None = None,
 ) -> Row:
     """A row of milliseconds a call; less is better."""
-    a, b, ratio = compare(ours, reference, pairs)
-    return Row(claim, case, 1e3 * a, 1e3 * b, "ms", ratio, target)
+    a, b, ratios = compare(ours, reference, pairs)
+    return _paired_row(claim, case, 1e3 * a, 1e3 * b, "ms", ratios, target)
 
 
 def rate_row(
@@ -98,8 +110,8 @@ def rate_row(
     target: float | None = None,
 ) -> Row:
     """A row of ``items`` a second; more is better."""
-    a, b, ratio = compare(ours, reference, pairs)
-    return Row(claim, case, items / a, items / b, unit, 1 / ratio, target)
+    a, b, ratios = compare(ours, reference, pairs)
+    return _paired_row(claim, case, items / a, items / b, unit, [1 / ratio for ratio in ratios], target)
 
 
 def peak_bytes(function: Function) -> int:

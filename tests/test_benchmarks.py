@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from benchmarks.__main__ import NAMES, main
+from benchmarks import timing
+from benchmarks.__main__ import NAMES, format_row, main
 from benchmarks.loss import LOG_END, SMOOTHING, plain_encouraging_loss
 from benchmarks.models import build, equal_size_options, parameters
 from benchmarks.timing import Row, memory_row, peak_bytes, rate_row, time_row
@@ -55,6 +58,38 @@ def test_ratio_is_ours_over_reference_in_every_unit():
     assert time_row("c", "x", heavy, light, pairs=3).ratio > 4
     assert rate_row("c", "x", heavy, light, items=10, unit="tokens/s", pairs=3).ratio < 0.25
     assert memory_row("c", "x", heavy, light).ratio == pytest.approx(100, rel=0.02)
+
+
+def test_ratio_spread_and_medians_are_of_the_same_pairs(monkeypatch):
+    """A machine that slows down between the sides of a pair: the medians name the other side as the faster one."""
+    samples = iter([1.0, 0.9, 2.0, 1.9, 3.0, 3.3])
+    monkeypatch.setattr(timing, "_calls", lambda function: 1)
+    monkeypatch.setattr(timing, "_seconds", lambda function, calls: next(samples))
+    row = time_row("c", "x", print, print, pairs=3)
+    assert (row.ours, row.reference, row.pairs) == (2000.0, 1900.0, 3)
+    assert (row.ratio, row.low, row.high) == pytest.approx((2 / 1.9, 3 / 3.3, 1 / 0.9))
+    samples = iter([1.0, 0.9, 2.0, 1.9, 3.0, 3.3])
+    rate = rate_row("c", "x", print, print, items=4, unit="tokens/s", pairs=3)
+    assert (rate.ours, rate.reference) == pytest.approx((2.0, 4 / 1.9))
+    assert (rate.ratio, rate.low, rate.high) == pytest.approx((0.95, 0.9, 1.1))
+    assert "[0.90, 1.10]" in format_row(rate) and "[" not in format_row(time_row_of_one())
+
+
+def time_row_of_one() -> Row:
+    return Row("c", "x", 1.0, 1.0, "ms", 1.0, low=1.0, high=1.0)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=1, max_size=9))
+def test_the_quotient_of_the_medians_lies_within_the_pairs(samples):
+    with pytest.MonkeyPatch.context() as patch:
+        times = iter(value for pair in samples for value in pair)
+        patch.setattr(timing, "_calls", lambda function: 1)
+        patch.setattr(timing, "_seconds", lambda function, calls: next(times))
+        row = time_row("c", "x", print, print, pairs=len(samples))
+    assert row.low <= row.ratio <= row.high
+    # of an even number of pairs the medians are means of two samples
+    if len(samples) % 2:
+        assert row.low * (1 - 1e-9) <= row.ours / row.reference <= row.high * (1 + 1e-9)
 
 
 def test_peak_bytes_counts_what_is_alive_at_once():

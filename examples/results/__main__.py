@@ -5,39 +5,88 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from examples.results.report import PARTS, RESULTS, ROOT, part, write_report
-from fairseq_ext.files import write_json
+from examples.results.report import DOCS, PARTS, ROOT, part, write_report
+from fairseq_ext.errors import OptionError
+from fairseq_ext.files import output_folder, read_json, write_json
+from fairseq_ext.options import flag
+
+# Where things lie, and not what is measured.
+PLACES = ("part", "data", "out", "docs", "replace")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser, own = _parsers()
+    options = parser.parse_args(arguments)
+    if options.part == "report":
+        write_report(options.docs)
+        return
+    chosen = {options.part: options} if options.part else {name: form.parse_args([]) for name, form in own.items()}
+    for name, values in chosen.items():
+        _refuse_other(name, values, own[name])
+    docs = DOCS
+    for name, values in chosen.items():
+        docs = values.docs
+        folder = output_folder(docs / "results", "--docs")
+        output_folder(values.out)
+        command = _command(name, values, own[name])
+        for content in part(name).measure(values):
+            write_json(folder / f"{content['name']}.json", {"part": name, "command": command, **content})
+    write_report(docs)
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of everything, and that of each part."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.results",
         description="Measure, then write docs/RESULTS.md. Without a part: all parts, each with its defaults.",
     )
-    shared = argparse.ArgumentParser(add_help=False)
+    docs = argparse.ArgumentParser(add_help=False)
+    docs.add_argument("--docs", type=Path, default=DOCS, help="folder of RESULTS.md and results/*.json")
+    shared = argparse.ArgumentParser(add_help=False, parents=[docs])
     shared.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
     shared.add_argument("--out", type=Path, default=Path("runs/results"), help="folder of the runs; finished ones stay")
+    shared.add_argument("--replace", action="store_true", help="replace measurements that were made with other options")
     commands = parser.add_subparsers(dest="part", metavar="PART")
-    commands.add_parser("report", help="only write the report, from docs/results/*.json")
+    commands.add_parser("report", parents=[docs], help="only write the report, from results/*.json")
     own = {}
     for name in PARTS:
         help = (part(name).__doc__ or "").splitlines()[0]
         form = argparse.ArgumentDefaultsHelpFormatter
         own[name] = commands.add_parser(name, parents=[shared], help=help, description=help, formatter_class=form)
         part(name).add_arguments(own[name])
-    options = parser.parse_args()
-    chosen = {options.part: options} if options.part in own else {}
-    if options.part is None:
-        chosen = {name: form.parse_args([]) for name, form in own.items()}
-    for name, values in chosen.items():
-        values.out.mkdir(parents=True, exist_ok=True)
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(sys.argv[1:] or [name])
-        for content in part(name).measure(values):
-            write_json(RESULTS / f"{content['name']}.json", {"part": name, "command": command, **content})
-    write_report()
+    return parser, own
+
+
+def _refuse_other(name: str, options: argparse.Namespace, form: argparse.ArgumentParser) -> None:
+    """Measurements with other options (fewer rows, another budget) take the place of stored ones only when told to."""
+    for title in part(name).names(options):
+        file = options.docs / "results" / f"{title}.json"
+        if options.replace or not file.exists():
+            continue
+        before = vars(form.parse_args(shlex.split(read_json(file)["command"])[1:]))
+        for option, value in vars(options).items():
+            if option not in (*PLACES, part(name).SELECTS) and before[option] != value:
+                raise OptionError(
+                    f"{file} was measured with {flag(option)} {_shown(before[option])}, now {_shown(value)}: "
+                    "write elsewhere with --docs FOLDER, or give --replace"
+                )
+
+
+def _command(name: str, options: argparse.Namespace, form: argparse.ArgumentParser) -> str:
+    """What to type for the same measurement: the options that are not at their defaults, and no places."""
+    words = [name]
+    for option, value in vars(options).items():
+        if option not in PLACES and value != form.get_default(option):
+            words += [flag(option), *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 if __name__ == "__main__":

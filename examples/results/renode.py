@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from examples.results.report import describe, mean_spread, standardized
-from fairseq_ext.errors import DataError
-from fairseq_ext.experiments import environment
+from examples.results.report import Paired, asked, copied, environments, mean_spread, unique
+from fairseq_ext.errors import OptionError
 from fairseq_ext.options import flag
 from graph.renode.options import TrainOptions
 from graph.renode.train import run
@@ -32,10 +30,11 @@ RECIPES: dict[str, dict[str, Any]] = {"released": {}, "longer": {"lr_decay": 0.9
 
 TEXT = """## ReNode: node classification, {dataset}{title}
 
-F1 (x 100) on the test nodes, mean ± population standard deviation over {runs} runs ({protocol}).
+F1 (x 100) on the test nodes, mean ± spread over {runs} runs ({protocol}).
 {recipe}
-*Difference*: on minus off, paired by split and initial weights, ± its standard deviation over the pairs; *better*:
-pairs that gained; *Totoro*: of the data set, mean over the runs. With equal classes re-weight is ce. {environment}.
+*Difference*: on minus off, paired by split and initial weights, its interval over the splits (the runs of a split share
+their nodes, so their mean is one pair); *better*: runs that gained; *Totoro*: of the data set, mean over the runs. With
+equal classes re-weight is ce. {environment}.
 
     python -m examples.results {command}
 
@@ -56,23 +55,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inits", type=int, default=3, help="initial weights for each split")
 
 
+SELECTS = "datasets"
+
+
+def names(options: argparse.Namespace) -> list[str]:
+    return [_name(dataset, options) for dataset in options.datasets]
+
+
+def _name(dataset: str, options: argparse.Namespace) -> str:
+    return "_".join(("renode", dataset, *_suffix(options.recipe)))
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every cell of the grid, off and on."""
     for dataset in options.datasets:
-        rows = []
+        rows: list[dict[str, Any]] = []
+        made: list[dict[str, Any]] = []
         models = [model for model in GRID.get(dataset, ()) if model in (options.models or BACKBONES)]
         cells = [(model, loss, split) for model in models for loss in options.losses for split in IMBALANCES]
         if dataset == "debian_deps":
             cells = [("gcn", "ce", "balanced")]
+        if not cells:
+            raise OptionError(f"--models: the table of {dataset} has {', '.join(GRID.get(dataset, ()))}")
         for model, loss, split in cells:
             row = {"dataset": dataset, "model": model, "loss": loss, "split": split}
             for renode in ("off", "on"):
-                row[renode] = _runs(options, renode=renode, **row)
+                row[renode] = _runs(options, made, renode=renode, **row)
             rows.append(row)
             print(dataset, model, loss, split, _cells(row), flush=True)
-        packages = ("torch-geometric", "scikit-learn")
-        name = "_".join(("renode", dataset, *_suffix(options.recipe)))
-        yield {"name": name, "recipe": options.recipe, "environment": environment(*packages), "rows": rows}
+        name = _name(dataset, options)
+        yield {"name": name, "recipe": options.recipe, "environments": unique(made), "rows": rows}
 
 
 def _suffix(recipe: str) -> tuple[str, ...]:
@@ -80,8 +92,10 @@ def _suffix(recipe: str) -> tuple[str, ...]:
     return () if recipe == "released" else (recipe,)
 
 
-def _runs(options: argparse.Namespace, dataset: str, model: str, loss: str, split: str, renode: str, **_: Any) -> dict:
-    """Test scores of each run, by its name; with ReNode the Totoro of its split, too."""
+def _runs(
+    options: argparse.Namespace, made: list, dataset: str, model: str, loss: str, split: str, renode: str, **_: Any
+) -> dict:
+    """Test scores of each run, by its name; with ReNode the Totoro of its split, too. Adds the runs' environments."""
     slug = "-".join((dataset, model, loss, split.replace(" ", ""), renode, *_suffix(options.recipe)))
     own = (
         RECIPES[options.recipe]
@@ -91,20 +105,19 @@ def _runs(options: argparse.Namespace, dataset: str, model: str, loss: str, spli
     chosen = TrainOptions(model=model, loss=loss, renode=renode, **own)
     experiment = run(chosen, options.out / "renode" / slug, options.splits, options.inits)
     kept = ("weighted_f1", "macro_f1", "totoro")
-    return {name: {key: found[key] for key in kept if key in found} for name, found in experiment.runs.items()}
+    wanted = [f"split{number}-init{seed}" for number in range(options.splits) for seed in range(options.inits)]
+    runs = asked(experiment.runs, [name for name in wanted if name in experiment.runs])
+    made += [run["environment"] for run in runs.values()]
+    return {name: {key: found[key] for key in kept if key in found} for name, found in runs.items()}
 
 
 def _source(dataset: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The data set's name and root; torch_geometric writes beside the raw files, so they are copied first."""
+    """The data set's name and root."""
     if dataset == "debian_deps":
         return {"dataset": str(options.data / "graph_npz" / "debian_deps.npz")}
     family = "Planetoid" if dataset in ("Cora", "CiteSeer") else "Amazon"
-    source, root = options.data / "pyg" / family / dataset, options.out / "pyg"
-    target = root / dataset
-    if not target.is_dir():
-        if not source.is_dir():
-            raise DataError(f"--data: {source} is not a folder with the raw files of {dataset}")
-        shutil.copytree(source, target)
+    root = options.out / "pyg"
+    copied(options.data / "pyg" / family / dataset, root / dataset)
     return {"dataset": dataset, "root": str(root)}
 
 
@@ -115,12 +128,21 @@ def _pairs(row: dict[str, Any], score: str) -> tuple[list[float], list[float], l
     return off, on, [b - a for a, b in zip(off, on, strict=True)]
 
 
+def _paired(row: dict[str, Any], score: str) -> Paired:
+    """The gain with one pair a split: its initial weights share the nodes and are no independent pairs."""
+    by_split: dict[str, list[float]] = {}
+    names = [name for name in row["off"] if name in row["on"]]
+    for name, gain in zip(names, _pairs(row, score)[2], strict=True):
+        by_split.setdefault(name.split("-")[0], []).append(gain)
+    return Paired.of([statistics.fmean(gains) for gains in by_split.values()])
+
+
 def _cells(row: dict[str, Any]) -> str:
     parts = []
     for score in ("weighted_f1", "macro_f1"):
         off, on, gain = _pairs(row, score)
         parts += [mean_spread(side, 1) for side in (off, on)]
-        parts.append(f"{statistics.fmean(gain):+.2f} ± {statistics.pstdev(gain):.2f}")
+        parts.append(_paired(row, score).text(2))
         if score == "weighted_f1":
             parts.append(f"{sum(value > 0 for value in gain)}/{len(gain)}")
     parts.append(f"{statistics.fmean(run['totoro'] for run in row['on'].values()):.4f}")
@@ -135,11 +157,10 @@ def _recipe(name: str) -> str:
 def _reading(rows: list[dict[str, Any]]) -> str:
     """What the table says, in one sentence; re-weight with equal classes is ce and not counted again."""
     rows = [row for row in rows if (row["loss"], row["split"]) != ("re-weight", "balanced")]
-    beyond = [standardized(_pairs(row, "weighted_f1")[2]) for row in rows]
+    found = [_paired(row, "weighted_f1") for row in rows]
     return (
-        f"ReNode gains weighted F1 on average in {sum(ratio > 0 for ratio in beyond)} of {len(beyond)} rows: in "
-        f"{sum(ratio > 1 for ratio in beyond)} more than the standard deviation of the pairs. In "
-        f"{sum(ratio < -1 for ratio in beyond)} it loses more than that."
+        f"Weighted F1 is higher with ReNode on average in {sum(gain.mean > 0 for gain in found)} of {len(found)} rows; "
+        f"it gains in {sum(gain.gains for gain in found)} and loses in {sum(gain.loses for gain in found)}."
     )
 
 
@@ -159,7 +180,7 @@ def section(contents: list[dict[str, Any]]) -> str:
                 recipe=_recipe(content["recipe"]),
                 runs=len(rows[0]["off"]),
                 protocol=protocol,
-                environment=describe(content["environment"]),
+                environment=environments(content),
                 command=content["command"],
                 reading=_reading(rows),
                 rows="\n".join(lines),

@@ -1,33 +1,45 @@
-"""docs/RESULTS.md from the measurements in docs/results/*.json; each part writes its own section and picture."""
+"""RESULTS.md from the measurements in results/*.json; each part writes its own section."""
 
 from __future__ import annotations
 
+import filecmp
 import importlib
-import math
+import shutil
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-from fairseq_ext.files import read_json
+from scipy import stats
+
+from fairseq_ext.errors import DataError
+from fairseq_ext.files import read_json, replacing
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "docs" / "results"
+DOCS = ROOT / "docs"
 PARTS = ("translation", "renode", "label_graph", "graph_classification", "iais", "muka", "benchmarks")
 
 HEAD = """# Measured results
 
-Written by `python -m examples.results` from `docs/results/*.json`, which hold every run with its settings, hardware and
+Written by `python -m examples.results` from `results/*.json`, which hold every run with its settings, hardware and
 library versions. Nothing here is copied from a paper. The command goes on where it was stopped.
+
+± is the population standard deviation. A difference is paired (the same seed or split on both sides); in brackets is
+its 95 % interval by the t-distribution. A row *gains* or *loses* where that interval excludes 0; of rows without any
+effect one in twenty does, as no correction is made for how many a table has. With three pairs it takes a mean of 2.5
+sample standard deviations.
 """
 
 
 def part(name: str) -> ModuleType:
     """The module of a part.
 
-    ``add_arguments(parser)``; ``measure(options)``, which yields contents, each for a file of its own; and
-    ``section(contents)``, their text.
+    - ``add_arguments(parser)``
+    - ``names(options)``: the contents that are measured, each a file of its own
+    - ``SELECTS``: the option that chooses those names; every other option changes what a file holds
+    - ``measure(options)``: yields the contents
+    - ``section(contents)``: their text; and, where there are some, ``pictures(contents, folder)``
     """
     return importlib.import_module(f"examples.results.{name}")
 
@@ -39,14 +51,64 @@ def describe(environment: dict[str, Any]) -> str:
     return f"{hardware}; " + ", ".join(f"{key} {value}" for key, value in environment.items() if key not in skipped)
 
 
-def distinct(contents: Iterable[dict[str, Any]], of: Callable[[dict[str, Any]], str], between: str) -> str:
-    """What ``of`` says about each content, without repetitions."""
-    return between.join(dict.fromkeys(map(of, contents)))
+def environments(content: dict[str, Any]) -> str:
+    """Where the runs of a content were made: each run knows, and older contents know for all of theirs."""
+    found = content["environments"] if "environments" in content else [content["environment"]]
+    return distinct(found, describe, "; and ")
+
+
+def distinct(things: Iterable[Any], of: Callable[[Any], str], between: str) -> str:
+    """What ``of`` says about each thing, without repetitions."""
+    return between.join(dict.fromkeys(map(of, things)))
+
+
+def unique(values: Iterable[Any]) -> list[Any]:
+    """The different values, in order; unlike a set it takes dictionaries."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def common(rows: Sequence[Mapping[str, Any]], key: str) -> Any:
+    """What all ``rows`` say about ``key``: a header may speak for a table only if its rows agree."""
+    values = unique(row[key] for row in rows)
+    if len(values) != 1:
+        raise DataError(f"rows of different {key} cannot share a table: {', '.join(map(str, values))}")
+    return values[0]
 
 
 def commands(contents: Iterable[dict[str, Any]]) -> str:
     """The commands that measured them."""
     return distinct(contents, lambda content: f"    python -m examples.results {content['command']}", "\n")
+
+
+def seeds(count: int) -> list[str]:
+    """The runs of a trainer with so many seeds."""
+    return [f"seed{number}" for number in range(1, count + 1)]
+
+
+def asked(runs: Mapping[str, dict[str, Any]], names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The runs called ``names``: a folder may hold more of them, from a longer command."""
+    return {name: runs[name] for name in names}
+
+
+def copied(source: Path, target: Path) -> None:
+    """A copy of a data set's folder, because torch_geometric writes beside the raw files; an old one must be the same.
+
+    Raises:
+        DataError: there is no ``source``, or ``target`` was copied from other files.
+    """
+    if not source.is_dir():
+        raise DataError(f"--data: {source} is not a folder with the raw files of {source.name}")
+    if not target.is_dir():
+        with replacing(target) as partial:
+            shutil.copytree(source, partial)
+    files = [str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()]
+    _, other, missing = filecmp.cmpfiles(source, target, files, shallow=False)
+    if other or missing:
+        raise DataError(f"{target} was copied from other data than {source} ({(other or missing)[0]}): delete it")
 
 
 def mean_spread(values: Sequence[float], digits: int) -> str:
@@ -55,17 +117,44 @@ def mean_spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
-def standardized(gains: Sequence[float]) -> float:
-    """Mean in units of the standard deviation; 0 where that is unknown."""
-    return statistics.fmean(gains) / (statistics.pstdev(gains) or math.inf)
+class Paired(NamedTuple):
+    """The mean of paired differences and its 95 % interval; of one pair the interval is unknown."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, gains: Sequence[float]) -> Paired:
+        """From the difference of each pair; the pairs must be independent of each other."""
+        mean, count = statistics.fmean(gains), len(gains)
+        if count < 2:
+            return cls(mean)
+        half = stats.t.ppf(0.975, count - 1) * statistics.stdev(gains) / count**0.5
+        return cls(mean, mean - half, mean + half)
+
+    @property
+    def gains(self) -> bool:
+        return self.low is not None and self.low > 0
+
+    @property
+    def loses(self) -> bool:
+        return self.high is not None and self.high < 0
+
+    def text(self, digits: int) -> str:
+        interval = "" if self.low is None else f" [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+        return f"{self.mean:+.{digits}f}{interval}"
 
 
-def write_report() -> None:
-    """Writes the sections in the order of ``PARTS``."""
-    contents = [read_json(file) for file in sorted(RESULTS.glob("*.json"))]
+def write_report(docs: Path = DOCS) -> None:
+    """Writes ``RESULTS.md`` into ``docs``, the sections in the order of ``PARTS``, from ``docs/results/*.json``."""
+    folder = docs / "results"
+    contents = [read_json(file) for file in sorted(folder.glob("*.json"))]
     measured = {name: [content for content in contents if content.get("part") == name] for name in PARTS}
     sections = [part(name).section(found) for name, found in measured.items() if found]
     if not sections:
-        raise SystemExit(f"error: no measurement in {RESULTS}")
-    text = "\n".join([HEAD, *sections])
-    (ROOT / "docs" / "RESULTS.md").write_text(text, encoding="utf-8")
+        raise DataError(f"no measurement in {folder}")
+    for name, found in measured.items():
+        if found and hasattr(part(name), "pictures"):
+            part(name).pictures(found, folder)
+    (docs / "RESULTS.md").write_text("\n".join([HEAD, *sections]), encoding="utf-8")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,11 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from examples.results.report import RESULTS, ROOT, describe
+from examples.results.report import ROOT, Paired, common, environments, mean_spread, unique
 from fairseq_ext.errors import DataError
 from fairseq_ext.experiments import environment
 from fairseq_ext.files import read_json, write_json
+from fairseq_ext.settings import digest
 
 SMOOTHED = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
 
@@ -71,42 +72,33 @@ SIZES = {
 }
 
 
+DECODING = ("--beam", "5", "--lenpen", "1", "--remove-bpe", "sentencepiece", "--batch-size", "100")
+
+
 def _run(command: list[str], log: Path) -> None:
-    with log.open("w", encoding="utf-8") as output:
+    with log.open("a", encoding="utf-8") as output:  # a resumed training goes on in the log, too
         done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
         raise SystemExit(f"error: {command[0]} ended with code {done.returncode}; its output is in {log}")
 
 
 def prepare(text: Path, out: Path) -> Path:
-    """SentencePiece and fairseq-preprocess, once: joint pieces learned on the training text."""
-    data_bin = out / "data-bin"
+    """SentencePiece and fairseq-preprocess, once for each content of ``text``: joint pieces of the training text."""
+    files = [file for file in sorted(text.iterdir()) if file.is_file()]
+    key = digest(PIECES, *[[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+    data_bin = out / f"data-bin-{key[:8]}"
     if not data_bin.is_dir():
         prefixes = {"--train": "train", "--valid": "val", "--test": "test_2016_flickr"}
-        files = [part for option, prefix in prefixes.items() for part in (option, str(text / prefix))]
+        files_of = [part for option, prefix in prefixes.items() for part in (option, str(text / prefix))]
         options = ["--source", "de", "--target", "en", "--out", str(data_bin), "--joined-dictionary"]
-        _run(
-            ["examples.translation.prepare", *files, *options, "--bpe", "sentencepiece", "--vocab-size", str(PIECES)],
-            out / "prepare.log",
-        )
+        learned = ["--bpe", "sentencepiece", "--vocab-size", str(PIECES)]
+        _run(["examples.translation.prepare", *files_of, *options, *learned], out / "prepare.log")
     return data_bin
 
 
-def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, updates: int | None = None) -> dict:
-    """One row: trains (resuming a killed training), translates test 2016 with the best checkpoint, scores.
-
-    Returns the row, also kept in ``result.json`` so that a finished row is not run again.
-    """
-    slug = "".join(letter if letter.isalnum() else "_" for letter in name)
-    folder = out / f"{size}-seed{seed}" / slug
-    result = folder / "result.json"
-    if result.exists():
-        return read_json(result)
-    folder.mkdir(parents=True, exist_ok=True)
+def training(name: str, size: str, seed: int, updates: int) -> list[str]:
+    """Everything that decides a row, but for the data: fairseq-train's options."""
     model = SIZES[size]
-    updates = updates or model.updates
-    device = ["--fp16"] if torch.cuda.is_available() else ["--cpu"]
-    plugin = ["--user-dir", str(ROOT / "fairseq_ext"), "--seed", str(seed), *device]
     shape = " ".join(
         f"--{side}-embed-dim {model.width} --{side}-ffn-embed-dim {model.ffn} --{side}-layers {model.layers} "
         f"--{side}-attention-heads {model.heads} --{side}-normalize-before"
@@ -118,26 +110,42 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
         f"--share-all-embeddings --dropout {model.dropout}"
     )
     logging = "--no-epoch-checkpoints --best-checkpoint-metric nll_loss --log-format json --log-interval 100"
-    options = [*f"{shape} {optimisation} {logging}".split(), "--adam-betas", "(0.9, 0.98)", *SYSTEMS[name]]
-    start = time.perf_counter()
+    options = f"--arch transformer_ext {shape} {optimisation} {logging}".split()
+    return [*options, "--adam-betas", "(0.9, 0.98)", *_device(), "--seed", str(seed), *SYSTEMS[name]]
+
+
+def _device() -> list[str]:
+    return ["--fp16"] if torch.cuda.is_available() else ["--cpu"]
+
+
+def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, updates: int | None = None) -> dict:
+    """One row: trains (resuming a killed training), translates test 2016 with the best checkpoint, scores.
+
+    The row is also kept in ``result.json``, so that a finished one is not run again. Its folder is named after all that
+    decides it: with another budget, recipe or data it is another row.
+    """
+    updates = updates or SIZES[size].updates
+    options = training(name, size, seed, updates)
+    slug = "".join(letter if letter.isalnum() else "_" for letter in name)
+    folder = out / f"{size}-seed{seed}" / f"{slug}-{digest(options, DECODING, data_bin.name)[:8]}"
+    result = folder / "result.json"
+    if result.exists():
+        return read_json(result)
+    folder.mkdir(parents=True, exist_ok=True)
+    plugin = ["--user-dir", str(ROOT / "fairseq_ext")]
     _run(
-        ["fairseq_cli.train", str(data_bin), *plugin, "--arch", "transformer_ext", "--save-dir", str(folder), *options],
+        ["fairseq_cli.train", str(data_bin), *plugin, "--save-dir", str(folder), *options],
         folder / "train.log",
     )
-    seconds = time.perf_counter() - start
-    decoding = "--beam 5 --remove-bpe sentencepiece --batch-size 100".split()
-    _run(
-        ["fairseq_cli.generate", str(data_bin), *plugin, "--path", str(folder / "checkpoint_best.pt"), *decoding],
-        folder / "generate.txt",
-    )
-    reference, scores = str(data_bin / "text" / "test.en"), str(folder / "score.json")
-    _run(
-        ["examples.translation.score", str(folder / "generate.txt"), "--reference", reference, "--json", scores],
-        folder / "score.log",
-    )
-    score = read_json(scores)
-    row = {"system": name, "size": size, "seed": seed, "updates": updates, "seconds": round(seconds), **score}
+    translations, scores = folder / "generate.txt", folder / "score.json"
+    translations.unlink(missing_ok=True)
+    best = ["--gen-subset", "test", "--path", str(folder / "checkpoint_best.pt"), "--seed", str(seed)]
+    _run(["fairseq_cli.generate", str(data_bin), *plugin, *_device(), *best, *DECODING], translations)
+    reference = ["--reference", str(data_bin / "text" / "test.en"), "--json", str(scores)]
+    _run(["examples.translation.score", str(translations), *reference], folder / "score.log")
+    row = {"system": name, "size": size, "seed": seed, "updates": updates, **read_json(scores)}
     row |= {"parameters": parameters(folder / "train.log"), "curve": validation_curve(folder / "train.log")}
+    row["environment"] = environment("ve-fairseq", "sacrebleu", "sentencepiece")
     write_json(result, row)
     for checkpoint in folder.glob("checkpoint_*.pt"):
         checkpoint.unlink()
@@ -147,18 +155,20 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
 def parameters(log: Path) -> int:
     """The size of the model, from fairseq's log."""
     found = re.search(r"num\. shared model params: ([\d,]+)", log.read_text(encoding="utf-8"))
-    return int(found[1].replace(",", "")) if found else 0
+    if found is None:
+        raise DataError(f"{log}: does not tell the number of parameters")
+    return int(found[1].replace(",", ""))
 
 
 def validation_curve(log: Path) -> list[tuple[int, float]]:
     """(update, validation nll in bits per token) from fairseq's JSON log."""
-    points = []
+    points = {}  # a resumed training may validate an update again
     for line in log.read_text(encoding="utf-8").splitlines():
         start = line.find('{"epoch"')
         if start >= 0 and "valid_nll_loss" in line:
             entry = json.loads(line[start:])
-            points.append((int(entry["valid_num_updates"]), float(entry["valid_nll_loss"])))
-    return points
+            points[int(entry["valid_num_updates"])] = float(entry["valid_nll_loss"])
+    return sorted(points.items())
 
 
 TEXT = """## Multi30k German to English, test 2016, size {size}
@@ -167,7 +177,7 @@ All systems: the same data ({pieces:,} joint SentencePiece pieces), size (width 
 {layers} + {layers} pre-norm layers, shared embeddings), dropout {dropout}, {updates:,} updates of at most {tokens:,}
 tokens, Adam (0.9, 0.98) with learning rate 2e-3 inverse_sqrt, {warmup} warm-up updates, label smoothing 0.1; the
 checkpoint with the best validation likelihood; beam 5, length penalty 1. Settings are our choice and were not tuned
-for any row. Seeds {seeds}; {environment}.
+for any row. BLEU and bits: mean ± spread over the seeds {seeds}; {environment}.
 
     python -m examples.results {command}
 
@@ -175,15 +185,13 @@ for any row. Seeds {seeds}; {environment}.
 |---|---|---|---|---|
 {rows}
 
-sacreBLEU signature: `{signature}`, {sentences} of 1,000 sentences scored. {spread}
+sacreBLEU signature: `{signature}`, {sentences} of 1,000 sentences scored. {spread}The budget is far from
+convergence, so the table says how fast a method learns, not how good it can get.
 
 ![Validation curves](results/{name}.png)
 """
 
-ONE_SEED = """One seed: the spread between seeds was not measured, and differences of a point or less at this size
-should not be read as differences between methods. The budget is far from convergence, so the table says how fast a
-method learns, not how good it can get."""
-MANY_SEEDS = "Means over the seeds, with the standard deviation; differences inside it are no differences."
+ONE_SEED = "One seed: the table cannot tell a difference between methods from one between seeds. "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,6 +199,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one run of every system for each seed")
     parser.add_argument("--systems", nargs="+", choices=sorted(SYSTEMS), default=list(SYSTEMS), help="rows to run")
     parser.add_argument("--updates", type=int, help="training updates, instead of the size's own")
+
+
+SELECTS = "size"
+
+
+def names(options: argparse.Namespace) -> list[str]:
+    return [f"multi30k_{options.size}"]
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -203,11 +218,11 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for seed in options.seeds:
         for name in options.systems:
             rows.append(train_and_score(name, options.size, seed, data_bin, options.out, options.updates))
-            print(f"{name}, seed {seed}: BLEU {rows[-1]['sacrebleu']:.2f}, {rows[-1]['seconds']} s", flush=True)
+            print(f"{name}, seed {seed}: BLEU {rows[-1]['sacrebleu']:.2f}", flush=True)
     yield {
         "name": f"multi30k_{options.size}",
         "size": options.size,
-        "environment": environment("ve-fairseq", "sacrebleu", "sentencepiece"),
+        "environments": unique(row["environment"] for row in rows),
         "rows": rows,
     }
 
@@ -217,22 +232,30 @@ def section(contents: list[dict[str, Any]]) -> str:
     return "\n".join(map(_table, contents))
 
 
+def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
+    """The learning curves of each size."""
+    for content in contents:
+        _plot(_by_system(content), folder / f"{content['name']}.png")
+
+
+def _by_system(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    by_system = {name: [row for row in content["rows"] if row["system"] == name] for name in SYSTEMS}
+    return {name: found for name, found in by_system.items() if found}
+
+
 def _table(content: dict[str, Any]) -> str:
-    """The table of one size; draws its learning curves."""
-    rows = content["rows"]
-    by_system = {name: [row for row in rows if row["system"] == name] for name in SYSTEMS}
-    by_system = {name: found for name, found in by_system.items() if found}
-    means = {name: statistics.mean(row["sacrebleu"] for row in found) for name, found in by_system.items()}
-    baseline = means.get("Transformer")
+    """The table of one size."""
+    rows, by_system = content["rows"], _by_system(content)
+    baseline = {row["seed"]: row["sacrebleu"] for row in by_system.get("Transformer", [])}
     lines = []
     for name, found in by_system.items():
-        spread = f" ± {statistics.stdev(row['sacrebleu'] for row in found):.2f}" if len(found) > 1 else ""
-        delta = "" if baseline is None or name == "Transformer" else f"{means[name] - baseline:+.2f}"
-        bits = statistics.mean(min(value for _, value in row["curve"]) for row in found)
-        lines.append(f"| {name} | {found[0]['parameters']:,} | {means[name]:.2f}{spread} | {delta} | {bits:.3f} |")
-    _plot(by_system, RESULTS / f"{content['name']}.png")
+        gains = [row["sacrebleu"] - baseline[row["seed"]] for row in found if row["seed"] in baseline]
+        gain = Paired.of(gains).text(2) if gains and name != "Transformer" else ""
+        bleu = mean_spread([row["sacrebleu"] for row in found], 2)
+        bits = mean_spread([min(value for _, value in row["curve"]) for row in found], 3)
+        lines.append(f"| {name} | {common(found, 'parameters'):,} | {bleu} | {gain} | {bits} |")
     seeds = sorted({row["seed"] for row in rows})
-    updates = rows[0]["updates"]
+    updates = common(rows, "updates")
     return TEXT.format(
         **{**SIZES[content["size"]]._asdict(), "updates": updates},
         size=content["size"],
@@ -240,12 +263,12 @@ def _table(content: dict[str, Any]) -> str:
         pieces=PIECES,
         warmup=updates // 5,
         seeds=", ".join(map(str, seeds)),
-        environment=describe(content["environment"]),
+        environment=environments(content),
         command=content["command"],
         rows="\n".join(lines),
-        signature=rows[0]["signature"],
-        sentences=rows[0]["sentences"],
-        spread=MANY_SEEDS if len(seeds) > 1 else ONE_SEED,
+        signature=common(rows, "signature"),
+        sentences=common(rows, "sentences"),
+        spread=ONE_SEED if len(seeds) == 1 else "",
     )
 
 

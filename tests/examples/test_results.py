@@ -6,8 +6,12 @@ import json
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
 from examples.results import benchmarks, graph_classification, iais, label_graph, muka, renode, report, translation
+from fairseq_ext.errors import DataError
 from fairseq_ext.files import write_json
 
 
@@ -19,12 +23,9 @@ def row(system: str, seed: int, bleu: float, bits: float) -> dict:
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
+def results(tmp_path):
     folder = tmp_path / "docs" / "results"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    monkeypatch.setattr(report, "RESULTS", folder)
-    monkeypatch.setattr(translation, "RESULTS", folder)
     return folder
 
 
@@ -36,27 +37,33 @@ def write(folder, rows):
 
 def test_means_spread_and_differences(results, tmp_path):
     write(results, [row("Transformer", 1, 30.0, 3.0), row("Transformer", 2, 32.0, 3.2), row("MUSE", 1, 33.5, 2.5)])
-    report.write_report()
+    report.write_report(tmp_path / "docs")
     text = (tmp_path / "docs" / "RESULTS.md").read_text()
-    assert "| Transformer | 1,234 | 31.00 ± 1.41 |  | 3.100 |" in text
-    assert "| MUSE | 1,234 | 33.50 | +2.50 | 2.500 |" in text
+    assert "| Transformer | 1,234 | 31.00 ± 1.00 |  | 3.100 ± 0.100 |" in text
+    assert "| MUSE | 1,234 | 33.50 | +3.50 | 2.500 |" in text  # against the same seed
     assert "python -m examples.results translation --seeds 1 2" in text
-    assert "Means over the seeds" in text and "P, 1 thread(s); python 3, torch 2" in text
+    assert "over the seeds 1, 2" in text and "One seed" not in text and "P, 1 thread(s); python 3, torch 2" in text
     assert (results / "multi30k_small.png").stat().st_size > 10_000
     assert not re.search(r"[{}]", text)
 
 
 def test_one_seed_is_said_to_be_one(results, tmp_path):
     write(results, [row("AdaNorm", 1, 30.0, 3.0)])
-    report.write_report()
+    report.write_report(tmp_path / "docs")
     text = (tmp_path / "docs" / "RESULTS.md").read_text()
-    assert "| AdaNorm | 1,234 | 30.00 |  | 3.000 |" in text and "the spread between seeds was not measured" in text
+    assert "| AdaNorm | 1,234 | 30.00 |  | 3.000 |" in text and "One seed: the table cannot tell" in text
+
+
+def test_rows_of_different_budgets_share_no_table(results, tmp_path):
+    write(results, [row("Transformer", 1, 30.0, 3.0), {**row("MUSE", 1, 31.0, 3.0), "updates": 900}])
+    with pytest.raises(DataError, match="rows of different updates cannot share a table: 300, 900"):
+        report.write_report(tmp_path / "docs")
 
 
 def test_nothing_measured_writes_nothing(results, tmp_path):
     (results / "benchmarks.json").write_text(json.dumps({"rows": []}))
-    with pytest.raises(SystemExit, match="no measurement"):
-        report.write_report()
+    with pytest.raises(DataError, match="no measurement"):
+        report.write_report(tmp_path / "docs")
     assert not (tmp_path / "docs" / "RESULTS.md").exists()
 
 
@@ -66,8 +73,39 @@ def test_the_curve_comes_from_the_log(tmp_path):
         '2026 | INFO | train | {"epoch": 1, "train_nll_loss": "4.0"}',
         '2026 | INFO | valid | {"epoch": 2, "valid_nll_loss": "4.5", "valid_num_updates": "200"}',
     ]
-    (tmp_path / "train.log").write_text("\n".join(lines))
-    assert translation.validation_curve(tmp_path / "train.log") == [(100, 5.5), (200, 4.5)]
+    resumed = lines[-1].replace("4.5", "4.25")
+    (tmp_path / "train.log").write_text("\n".join([*lines, resumed]))
+    assert translation.validation_curve(tmp_path / "train.log") == [(100, 5.5), (200, 4.25)]
+
+
+def test_a_log_without_the_size_is_refused(tmp_path):
+    (tmp_path / "train.log").write_text("num. shared model params: 1,750,016 (num. trained: 1,750,016)")
+    assert translation.parameters(tmp_path / "train.log") == 1750016
+    (tmp_path / "train.log").write_text("")
+    with pytest.raises(DataError, match=r"train\.log: does not tell the number of parameters"):
+        translation.parameters(tmp_path / "train.log")
+
+
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=12))
+def test_the_interval_is_that_of_the_paired_t_test(gains):
+    found = report.Paired.of(gains)
+    if len(set(gains)) == 1:
+        assert found.low == found.mean == found.high == gains[0]
+        return
+    test = stats.ttest_rel(gains, [0] * len(gains))
+    expected = test.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    if abs(test.pvalue - 0.05) > 1e-9:
+        assert (found.gains or found.loses) == (test.pvalue < 0.05)
+        assert not found.gains or found.mean > 0
+
+
+def test_one_pair_has_no_interval():
+    found = report.Paired.of([3.0])
+    assert found.text(1) == "+3.0" and not found.gains and not found.loses
+    assert (
+        report.Paired.of([1.0, 2.0, 3.0]).text(2) == "+2.00 [-0.48, +4.48]"
+    )  # t(0.975; 2) = 4.303, over the root of 3
 
 
 ENVIRONMENT = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch": "2"}
@@ -75,17 +113,22 @@ ENVIRONMENT = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch
 
 def test_renode_pairs_runs_by_name():
     def runs(*scores: float) -> dict:
+        names = ("split0-init0", "split1-init0", "split0-init1", "split1-init1")
         return {
-            f"split{n}": {"weighted_f1": score, "macro_f1": score / 2, "totoro": 0.25} for n, score in enumerate(scores)
+            name: {"weighted_f1": score, "macro_f1": score / 2, "totoro": 0.25}
+            for name, score in zip(names, scores, strict=True)
         }
 
     cell = {"dataset": "Cora", "model": "gcn", "loss": "ce", "split": "balanced"}
-    rows = [{**cell, "off": runs(0.5, 0.7), "on": runs(0.54, 0.7)}]
+    rows = [{**cell, "off": runs(0.5, 0.7, 0.5, 0.7), "on": runs(0.54, 0.7, 0.54, 0.7)}]
     shared = {"environment": ENVIRONMENT, "command": "renode", "rows": rows}
     text = renode.section([{**shared, "recipe": "released"}, {**shared, "recipe": "longer"}])
     assert "Cora, trained longer" in text and "`--lr-decay 0.99 --patience 60`" in text
-    assert "on average in 1 of 1 rows: in 0 more than the standard deviation of the pairs. In 0 it loses" in text
-    expected = "60.0 ± 10.0 | 62.0 ± 8.0 | +2.00 ± 2.00 | 1/2 | 30.0 ± 5.0 | 31.0 ± 4.0 | +1.00 ± 1.00 | 0.2500 |"
+    assert "on average in 1 of 1 rows; it gains in 0 and loses in 0." in text
+    # two splits, with gains of 4 and 0: the runs of a split share its nodes and are one pair
+    expected = (
+        "60.0 ± 10.0 | 62.0 ± 8.0 | +2.00 [-23.41, +27.41] | 2/4 | 30.0 ± 5.0 | 31.0 ± 4.0 | +1.00 [-11.71, +13.71]"
+    )
     assert f"| gcn | ce | balanced | {expected}" in text and "## ReNode: node classification, Cora" in text
 
 
@@ -111,10 +154,13 @@ def test_the_svm_reads_what_the_networks_read(tmp_path):
 
 
 def test_graph_classification_reports_equal_pairs():
-    row = {"dataset": "MUTAG", "runs": 3, "first": 0.5, "second": 0.52, "difference": 0.02, "std": 0.01}
-    content = {"protocol": "p", "command": "c", "environment": ENVIRONMENT}
-    text = graph_classification.section([{**content, **row, "better": 1, "equal": 2, "worse": 0}])
-    assert "| MUTAG | p | 50.00 | 52.00 | +2.00 ± 1.00 | 1 / 2 / 0 |" in text
+    def runs(*scores: float) -> dict:
+        return {f"0/{fold}": {"test_accuracy": score} for fold, score in enumerate(scores)}
+
+    found = {"cross-entropy": runs(0.5, 0.5, 0.5, 0.5), "encouraging": runs(0.5, 0.6, 0.56, 0.46)}
+    content = {"dataset": "MUTAG", "protocol": "p", "command": "c", "environment": ENVIRONMENT, "runs_of": found}
+    text = graph_classification.section([content])
+    assert "| MUTAG | p | 50.00 | 53.00 | +3.00 ± 5.39 | 2 / 1 / 1 |" in text
 
 
 def test_iais_has_a_row_an_arm_and_one_without_learning():
@@ -130,7 +176,7 @@ def test_iais_has_a_row_an_arm_and_one_without_learning():
     text = iais.section([{**content, "environment": ENVIRONMENT, "rows": rows}])
     assert f"| {iais.BASELINE} | 20.0 |  |" in text and "over 2 seeds" in text
     assert "| + IAIS, singular | 50.0 ± 25.0 |" in text and "| 0.500 ± 0.250 |" in text
-    assert "paired by seed: + IAIS, singular, 75.0 ± 75.0 (more with 1 of 2 seeds; within the spread)." in text
+    assert "paired by seed: + IAIS, singular, +75.0 [-878.0, +1028.0] (more with 1 of 2 seeds)." in text
 
 
 def test_muka_differences_are_paired_by_seed():
@@ -143,11 +189,14 @@ def test_muka_differences_are_paired_by_seed():
     found = {"selection_accuracy": 0.875, "kl_to_supervised": {"soft": 0.25, "hard": 0.5, "ensemble": 1.0}}
     content = {"setting": "google_snippets", "settings": settings, "environment": ENVIRONMENT, "command": "muka"}
     text = muka.section([{**content, "rows": rows, "diagnostics": [found]}])
-    assert "| vanilla KD | 60.00 ± 10.00 |  |" in text and "| MUKA, soft | 64.00 ± 12.00 | +4.00 ± 2.00 |" in text
+    assert (
+        "| vanilla KD | 60.00 ± 10.00 |  |" in text
+        and "| MUKA, soft | 64.00 ± 12.00 | +4.00 [-21.41, +29.41] |" in text
+    )
     assert (
         "87.5 % of the test texts" in text
         and "hard 0.500" in text
-        and "1 of 1 rows\ngain, 0 lose" in text
+        and "0 of 1 gain and 0 lose" in text
         and "step size 0.0001" in text
         and "format bf16" in text
     )
@@ -162,4 +211,14 @@ def test_benchmarks_say_which_targets_are_missed():
     assert "loss: P, 1 thread(s); python 3, torch 2. norm: P" in text and text.count("other programs") == 1
     assert text.count("python -m examples.results benchmarks") == 1
     assert "1 of 2 targets are met" in text and "Missed in `norm`" in text and "`loss`" not in text
-    assert "| 2.00 | 2.000 | 1.000 | ms | x / y | 1.1: **missed** |" in text
+    assert "| 2.00 |  | 2.000 | 1.000 | ms | x / y | 1.1: **missed** |" in text and "†" not in text
+
+
+def test_benchmarks_say_where_ratio_and_medians_disagree():
+    row = {"claim": "norm", "case": "x / y", "ours": 0.9, "reference": 1.0, "unit": "ms", "ratio": 1.02}
+    row |= {"target": None, "met": None}
+    kept = {**row, "low": 0.85, "high": 1.1, "pairs": 3}
+    shared = {"environment": ENVIRONMENT, "command": "benchmarks", "claim": "norm", "busy": False}
+    text = benchmarks.section([{**shared, "rows": [row, kept]}])
+    assert "| 1.02 † |  | 0.900 | 1.000 | ms |" in text and "Of them, 1 are marked †" in text
+    assert "| 1.02 | [0.85, 1.10] | 0.900 | 1.000 | ms |" in text

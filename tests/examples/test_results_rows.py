@@ -1,0 +1,396 @@
+"""What each row of the results really runs, and that no row is taken for another one's."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from examples.results import __main__ as command
+from examples.results import graph_classification, iais, label_graph, muka, renode, report, translation
+from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.files import write_json
+from vision_language.iais.data import Image, RegionData, box_geometry
+
+ENVIRONMENT = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch": "2"}
+
+
+def defaults(part: str, **changes: Any) -> argparse.Namespace:
+    _, own = command._parsers()
+    return argparse.Namespace(**{**vars(own[part].parse_args([])), **changes})
+
+
+# --- translation -----------------------------------------------------------------------------------------------------
+
+PLAIN = {
+    # not given, so at their defaults
+    **dict.fromkeys(("block", "init", "attention_topk", "norm", "cross_view", "cross_view_fusion", "log_end")),
+    "criterion": "label_smoothed_cross_entropy", "label_smoothing": 0.1, "arch": "transformer_ext",
+    "max_update": 300, "warmup_updates": 60, "seed": 7, "max_tokens": 2048, "dropout": 0.1, "lr": [2e-3],
+    "encoder_layers": 3, "decoder_layers": 3, "encoder_embed_dim": 128, "decoder_embed_dim": 128,
+    "encoder_normalize_before": True, "decoder_normalize_before": True, "share_all_embeddings": True,
+    "best_checkpoint_metric": "nll_loss", "optimizer": "adam",
+}  # fmt: skip
+MUSE = {"block": "muse", "init": "km"}
+ENCOURAGING = {"criterion": "label_smoothed_encouraging_loss"}
+CHANGES: dict[str, dict[str, Any]] = {
+    "Transformer": {},
+    "top-k (k = 8)": {"attention_topk": 8},
+    "AdaNorm": {"norm": "adanorm"},
+    "LayerNorm-simple": {"norm": "layernorm-simple"},
+    "MUSE-simple": {**MUSE, "block": "muse-simple"},
+    "MUSE": MUSE,
+    "GCA, mean": {"cross_view": "gca"},
+    "GCA, gate": {"cross_view": "gca", "cross_view_fusion": "gate"},
+    "GCA, concat": {"cross_view": "gca", "cross_view_fusion": "concat"},
+    "GCA, sequential": {"cross_view": "gca", "cross_view_fusion": "sequential"},
+    "encouraging loss, log_end 0.5": {**ENCOURAGING, "log_end": 0.5},
+    "encouraging loss, log_end 0.75": {**ENCOURAGING, "log_end": 0.75},
+    "all combined": {
+        **MUSE, "attention_topk": 8, "norm": "adanorm", "cross_view": "gca", **ENCOURAGING, "log_end": 0.75,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", translation.SYSTEMS)
+def test_each_translation_row_trains_what_it_says(name: str) -> None:
+    from fairseq import options
+
+    import fairseq_ext.criterions
+    import fairseq_ext.models  # noqa: F401
+
+    parser = options.get_training_parser()
+    arguments = options.parse_args_and_arch(parser, ["data", *translation.training(name, "small", 7, 300)])
+    expected = PLAIN | CHANGES[name]
+    found = {option: getattr(arguments, option, None) for option in expected}
+    assert found == expected
+
+
+@pytest.fixture
+def programs(monkeypatch, tmp_path):
+    """fairseq's programs, replaced by what they leave behind; the list of the commands."""
+    calls: list[list[str]] = []
+
+    def run(words: list[str], log: Path) -> None:
+        calls.append(words)
+        if words[0] == "fairseq_cli.train":
+            Path(words[words.index("--save-dir") + 1], "checkpoint_best.pt").touch()
+            valid = json.dumps({"epoch": 1, "valid_nll_loss": "4.5", "valid_num_updates": "9"})
+            log.write_text(f"num. shared model params: 1,234 (num.\n{valid}\n")
+        if words[0] == "examples.translation.score":
+            write_json(words[words.index("--json") + 1], {"sacrebleu": float(len(calls)), "sentences": 5})
+
+    monkeypatch.setattr(translation, "_run", run)
+    return calls
+
+
+def test_a_translation_row_is_that_of_its_settings(programs, monkeypatch, tmp_path):
+    def row(name: str = "MUSE", size: str = "small", seed: int = 1, data: str = "data-bin", updates: int | None = None):
+        before = len(programs)
+        found = translation.train_and_score(name, size, seed, tmp_path / data, tmp_path, updates)
+        return found, programs[before:]
+
+    first, (train, generate, score) = row()
+    assert first["updates"] == 1800 and first["parameters"] == 1234 and first["curve"] == [(9, 4.5)]
+    assert first["environment"]["torch"] == torch.__version__
+    folder = Path(train[train.index("--save-dir") + 1])
+    following = dict(pairwise(generate))
+    wanted = {"--path": str(folder / "checkpoint_best.pt"), "--gen-subset": "test", "--beam": "5", "--lenpen": "1"}
+    assert wanted.items() <= following.items() and generate[1] == str(tmp_path / "data-bin")
+    assert score[1] == str(folder / "generate.txt")
+    assert score[score.index("--reference") + 1] == str(tmp_path / "data-bin" / "text" / "test.en")
+
+    again, calls = row()
+    assert calls == [] and again["sacrebleu"] == first["sacrebleu"]
+    for change in ({"name": "AdaNorm"}, {"size": "iwslt"}, {"seed": 2}, {"data": "other-bin"}, {"updates": 300}):
+        found, calls = row(**change)
+        assert len(calls) == 3 and found["sacrebleu"] != first["sacrebleu"], change
+    assert row(updates=300)[0]["updates"] == 300
+    monkeypatch.setitem(translation.SYSTEMS, "MUSE", ["--block", "muse-simple"])
+    assert len(row()[1]) == 3, "another recipe under the same name"
+    monkeypatch.undo()
+
+
+def test_other_text_is_prepared_anew(programs, tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "train.de").write_text("eins")
+    first = translation.prepare(text, tmp_path)
+    first.mkdir()
+    assert translation.prepare(text, tmp_path) == first and len(programs) == 1
+    (text / "train.de").write_text("zwei")
+    assert translation.prepare(text, tmp_path) != first and len(programs) == 2
+
+
+# --- stored measurements ---------------------------------------------------------------------------------------------
+
+
+def other(action: argparse.Action) -> Any:
+    """A value that an option takes, and that is not its default."""
+    value = action.default
+    if isinstance(value, list):
+        return value[:1] if len(value) > 1 else [*value, value[0] + 1]
+    if action.choices:
+        return next(choice for choice in action.choices if choice != value)
+    return ["gcn"] if value is None and action.nargs == "+" else (value or 0) + 1
+
+
+EVERY_OPTION = [
+    (name, action.dest)
+    for name, form in command._parsers()[1].items()
+    for action in form._actions
+    if action.dest not in (*command.PLACES, report.part(name).SELECTS, "help")
+]
+
+
+@pytest.mark.parametrize(("part", "option"), EVERY_OPTION)
+def test_stored_measurements_are_replaced_only_when_told(part: str, option: str, tmp_path) -> None:
+    form = command._parsers()[1][part]
+    options = defaults(part, docs=tmp_path)
+    (tmp_path / "results").mkdir()
+    for name in report.part(part).names(options):
+        write_json(tmp_path / "results" / f"{name}.json", {"part": part, "command": part})
+    command._refuse_other(part, options, form)
+    (action,) = (action for action in form._actions if action.dest == option)
+    changed = argparse.Namespace(**{**vars(options), option: other(action)})
+    if report.part(part).names(changed) == report.part(part).names(options):
+        with pytest.raises(OptionError, match=rf"measured with --{option.replace('_', '-')} .* give --replace"):
+            command._refuse_other(part, changed, form)
+    changed.replace = True
+    command._refuse_other(part, changed, form)
+
+
+def test_the_stored_command_is_what_to_type(monkeypatch, tmp_path):
+    module = SimpleNamespace(
+        SELECTS="", names=lambda options: ["iais_x"], measure=lambda options: iter([{"name": "iais_x"}])
+    )
+    found = command.part
+    monkeypatch.setattr(command, "part", lambda name: found(name) if name != "iais" else _with(found(name), module))
+    monkeypatch.setattr(command, "write_report", lambda docs: None)
+    places = ["--docs", str(tmp_path / "docs"), "--out", str(tmp_path / "out")]
+    command.main(["iais", "--arms", "none", "singular", "--seeds", "5", *places])
+    stored = json.loads((tmp_path / "docs" / "results" / "iais_x.json").read_text())
+    assert stored["command"] == "iais --arms none singular --seeds 5"
+    with pytest.raises(OptionError, match="measured with --arms none singular, now none"):
+        command.main(["iais", "--arms", "none", "--seeds", "5", *places])
+
+
+def _with(module: Any, changes: SimpleNamespace) -> SimpleNamespace:
+    return SimpleNamespace(**{**vars(module), **vars(changes)})
+
+
+def test_a_copy_of_other_data_is_refused(tmp_path):
+    source, target = tmp_path / "data" / "Cora", tmp_path / "out" / "Cora"
+    with pytest.raises(DataError, match="is not a folder with the raw files of Cora"):
+        report.copied(source, target)
+    (source / "raw").mkdir(parents=True)
+    (source / "raw" / "x").write_text("1")
+    target.parent.mkdir()
+    report.copied(source, target)
+    report.copied(source, target)
+    (source / "raw" / "x").write_text("2")
+    with pytest.raises(DataError, match=r"copied from other data .*raw/x.*delete it"):
+        report.copied(source, target)
+
+
+# --- the arms --------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Takes the place of a trainer: remembers its options, and returns figures that tell which call they are from."""
+
+    def __init__(self, metrics: tuple[str, ...], extra: tuple[str, ...] = ("seed9",)) -> None:
+        self.metrics, self.extra, self.calls = metrics, extra, []
+
+    def __call__(self, options: Any, out: Any, *counts: int, seed: int = 1, runs: int = 1) -> SimpleNamespace:
+        self.calls.append(options)
+        names = [f"seed{number}" for number in range(seed, seed + runs)]
+        if counts:
+            names = [f"split{split}-init{init}" for split in range(counts[0]) for init in range(counts[1])]
+        made = {**ENVIRONMENT, "call": len(self.calls)}
+        figures = {**dict.fromkeys(self.metrics, float(len(self.calls))), "environment": made}
+        return SimpleNamespace(runs={name: figures for name in (*names, *self.extra)})
+
+
+def test_iais_rows(monkeypatch, tmp_path):
+    trainer = Trainer((*iais.METRICS, "seconds_per_step", "best_step", "history"))
+    monkeypatch.setattr(iais, "run", trainer)
+    test = SimpleNamespace(images=[1], captions=["a"])
+    monkeypatch.setattr(iais, "read_data", lambda options: {"train": "the training split", "test": test})
+    monkeypatch.setattr(iais, "class_names", lambda train, tested: {"ir_r1": float(train == "the training split")})
+    (tmp_path / iais.DATASET).mkdir()
+    (content,) = iais.measure(defaults("iais", data=tmp_path, out=tmp_path, seeds=2, num_steps=70))
+    baseline, *rows = content["rows"]
+    assert baseline == {"system": iais.BASELINE, "runs": {"": {"ir_r1": 1.0}}}
+    shown = {"none": "ranking loss alone", "singular": "+ IAIS, singular", "distributed": "+ IAIS, distributed"}
+    assert [row["system"] for row in rows] == [shown[options.iais] for options in trainer.calls]
+    assert {options.num_steps for options in trainer.calls} == {70}
+    assert [row["runs"]["seed2"]["ir_r1"] for row in rows] == [1.0, 2.0, 3.0]
+    assert all(list(row["runs"]) == ["seed1", "seed2"] for row in rows), "runs of a longer command"
+    assert [found["call"] for found in content["environments"]] == [1, 2, 3]
+
+
+def test_label_graph_rows(monkeypatch, tmp_path):
+    trainer = Trainer(tuple(label_graph.METRICS))
+    monkeypatch.setattr(label_graph, "run", trainer)
+    monkeypatch.setattr(label_graph, "linear_svm", lambda data: dict.fromkeys(label_graph.METRICS, 0.5))
+    (tmp_path / "multilabel" / "mams_acsa").mkdir(parents=True)
+    options = defaults("label_graph", data=tmp_path, out=tmp_path, datasets=["mams_acsa"], seeds=2, epochs=4)
+    (content,) = label_graph.measure(options)
+    shown = {"han": "attention network", "graph": "+ label graph", "soft": "+ soft training"}
+    svm, *rows = content["rows"]
+    assert svm["system"] == label_graph.SVM and list(svm["runs"]) == [""]
+    assert [row["system"] for row in rows] == [shown[options.arm] for options in trainer.calls]
+    assert {options.epochs for options in trainer.calls} == {4} and "epochs 4" in content["settings"]
+    assert [row["runs"]["seed1"]["micro_f1"] for row in rows] == [1.0, 2.0, 3.0]
+    assert all(list(row["runs"]) == ["seed1", "seed2"] for row in rows)
+
+
+def test_renode_rows(monkeypatch, tmp_path):
+    trainer = Trainer(("weighted_f1", "macro_f1", "totoro"), extra=("split9-init9",))
+    monkeypatch.setattr(renode, "run", trainer)
+    monkeypatch.setattr(renode, "copied", lambda source, target: None)
+    options = defaults("renode", data=tmp_path, out=tmp_path, datasets=["Cora"], models=["gcn", "sage"], splits=2)
+    (content,) = renode.measure(argparse.Namespace(**{**vars(options), "losses": ["ce", "focal"], "inits": 1}))
+    assert content["name"] == "renode_Cora" and len(content["rows"]) == 2 * 2 * 3
+    calls = iter(enumerate(trainer.calls, 1))
+    for row in content["rows"]:
+        for side in ("off", "on"):
+            number, chosen = next(calls)
+            assert (chosen.renode, chosen.model, chosen.loss) == (side, row["model"], row["loss"])
+            ratio = {"balanced": None, "step 5": 5.0, "step 10": 10.0}[row["split"]]
+            assert (chosen.imbalance == "step") == (ratio is not None) and ratio in (None, chosen.imbalance_ratio)
+            assert list(row[side]) == ["split0-init0", "split1-init0"]
+            assert row[side]["split1-init0"]["weighted_f1"] == number
+    (content,) = renode.measure(argparse.Namespace(**{**vars(options), "recipe": "longer", "losses": ["ce"]}))
+    assert content["name"] == "renode_Cora_longer" and trainer.calls[-1].lr_decay == 0.99
+    with pytest.raises(OptionError, match="--models: the table of Cora has gcn"):
+        list(renode.measure(argparse.Namespace(**{**vars(options), "models": ["no"]})))
+
+
+def test_graph_classification_rows(monkeypatch, tmp_path):
+    calls = []
+
+    def train(arguments: list[str]) -> None:
+        options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+        calls.append(options)
+        names = ["0/0", "0/1", "1/0"]  # one repeat more than is asked for
+        score = {"cross-entropy": 0.5, "encouraging": 0.75}[options["--loss"]]
+        Path(options["--out"]).mkdir(parents=True)
+        run = {"test_accuracy": score, "environment": ENVIRONMENT}
+        write_json(Path(options["--out"], "results.json"), {"runs": dict.fromkeys(names, run)})
+
+    monkeypatch.setattr(graph_classification, "train", train)
+    monkeypatch.setattr(graph_classification, "copied", lambda source, target: None)
+    options = defaults("graph_classification", data=tmp_path, out=tmp_path, datasets=["NCI1"], folds=2, repeats=1)
+    (content,) = graph_classification.measure(options)
+    assert {call["--loss"] for call in calls} == {"cross-entropy", "encouraging"}
+    assert {(call["--folds"], call["--repeats"], call["--max-epochs"]) for call in calls} == {("2", "1", "1000")}
+    assert content["runs_of"].keys() == {"cross-entropy", "encouraging"}
+    assert all(list(runs) == ["0/0", "0/1"] for runs in content["runs_of"].values())
+    text = graph_classification.section([{**content, "command": "c"}])
+    assert "| 50.00 | 75.00 | +25.00 ± 0.00 | 2 / 0 / 0 |" in text
+
+
+MUKA_ROWS = {
+    "vanilla KD": ("vkd", None, None),
+    "UHC": ("uhc", None, None),
+    "DFA": ("dfa", None, None),
+    "CFL": ("cfl", None, None),
+    "MUKA, hard": ("muka-hard", False, False),
+    "MUKA, soft": ("muka-soft", False, False),
+    "MUKA, soft, without dropout passes": ("muka-soft", False, True),
+    "MUKI, hard": ("muka-hard", True, False),
+    "MUKI, soft": ("muka-soft", True, False),
+    "supervised": ("supervised", None, None),
+}  # method, weights by the margin, no dropout passes
+
+
+def test_muka_rows(monkeypatch, tmp_path):
+    teachers, students = [], []
+
+    def amalgamate(options: Any, out: Path, cache: Path | None) -> SimpleNamespace:
+        students.append(options)
+        run = {"test_accuracy": len(students), "environment": ENVIRONMENT}
+        return SimpleNamespace(runs={f"seed{options.seed}": run})
+
+    monkeypatch.setattr(muka, "amalgamate", amalgamate)
+    monkeypatch.setattr(muka, "train_teacher", lambda options, out: teachers.append((options, out)))
+    monkeypatch.setattr(muka, "read_texts", lambda source, split: split)
+    monkeypatch.setattr(muka, "Texts", SimpleNamespace(joined=lambda texts: texts))
+    monkeypatch.setattr(muka, "make_accelerator", lambda precision: None)
+    monkeypatch.setattr(muka, "TeacherCache", lambda *arguments: None)
+    monkeypatch.setattr(muka, "diagnose_teachers", lambda options, test, store, split: {"teachers": options.teachers})
+    merged = []
+    monkeypatch.setattr(muka, "evaluate", lambda *arguments: merged.append(arguments[:2]) or {"accuracy": 0.5})
+    (tmp_path / "text_cls" / "stackoverflow20").mkdir(parents=True)
+    options = defaults("muka", data=tmp_path, out=tmp_path, settings=["heterogeneous"], seeds=1, passes=5)
+    (content,) = muka.measure(options)
+    assert [(made.layers, made.part) for made, _ in teachers] == [(6, "1/2"), (3, "2/2")]
+    folders = [folder for _, folder in teachers]
+    ensemble, *rows = content["rows"]
+    assert ensemble == {"system": muka.ENSEMBLE, "runs": {"seed1": 0.5}} and merged == [(folders, ["test"])]
+    assert {row["system"] for row in rows} == set(MUKA_ROWS)
+    for number, (row, student) in enumerate(zip(rows, students, strict=True), 1):
+        method, margin, no_mc = MUKA_ROWS[row["system"]]
+        assert row["runs"] == {"seed1": number} and student.method == method
+        assert margin in (None, student.margin) and no_mc in (None, student.no_mc)
+        assert list(student.teachers) == ([] if method == "supervised" else folders)
+        assert method[:4] != "muka" or no_mc or student.passes == 5
+    assert content["diagnostics"] == [{"teachers": tuple(folders)}]
+
+
+# --- baselines without a network -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """The texts that TF-IDF was fitted on."""
+    texts: list[str] = []
+    original = TfidfVectorizer.fit_transform
+
+    def fit_transform(self, documents, *rest):
+        texts.extend(documents)
+        return original(self, texts, *rest)
+
+    monkeypatch.setattr(TfidfVectorizer, "fit_transform", fit_transform)
+    monkeypatch.setattr(TfidfVectorizer, "fit", lambda self, documents: fit_transform(self, documents) is None or self)
+    return texts
+
+
+def test_the_svm_learns_from_the_training_texts_and_tunes_on_the_validation_texts(fitted, monkeypatch, tmp_path):
+    lines = {"train": ["a\tred", "b\tgreen", "a|b\tred green"], "valid": ["a\tred", "a\tred"], "test": ["b\tgreen"]}
+    for split, content in lines.items():
+        (tmp_path / f"{split}.tsv").write_text("".join(f"{line}\n" for line in content))
+    tuned = []
+    monkeypatch.setattr(label_graph, "tune_threshold", lambda scores, gold: tuned.append(gold.tolist()) or 0.25)
+    monkeypatch.setattr(label_graph, "multilabel_metrics", lambda scores, gold, cut: {"gold": gold.tolist(), "at": cut})
+    assert label_graph.linear_svm(tmp_path) == {"gold": [[0, 1]], "at": 0.25}
+    assert tuned == [[[1, 0], [1, 0]]] and fitted == ["red", "green", "red green"]
+
+
+def test_class_names_know_the_training_classes_only(fitted, monkeypatch):
+    def data(*images: str) -> RegionData:
+        names = ["dog", "zebra"]
+        corners = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+        return RegionData(
+            [
+                Image(number, 1, 1, (f"a {name}",), corners, box_geometry(corners, 1, 1),
+                      torch.tensor([names.index(name)]), f"image:{number}", torch.arange(1).numpy())
+                for number, name in enumerate(images)
+            ],
+            labels=names,
+        )  # fmt: skip
+
+    found = []
+    monkeypatch.setattr(iais, "recall_at_k", lambda scores, truth: found.append(scores) or {})
+    iais.class_names(data("dog"), data("zebra", "dog"))
+    (scores,) = found
+    assert fitted == ["dog"] and (scores[0] == 0).all() and scores[1, 1] > 0.5 and scores[1, 0] == 0
