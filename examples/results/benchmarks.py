@@ -37,7 +37,7 @@ quotient of the medians lies on the other side of 1 than the ratio, and the row 
 # Why a target is missed, by claim.
 REASONS = {
     "norm": """AdaNorm and LayerNorm-simple run on torch's fused layer-norm kernels, but their closed forms need further
-passes over the rows in eager PyTorch, which one fused kernel would not; of a whole train step they are a small part.""",
+passes over the rows in eager PyTorch, which one fused kernel would not; they are a small part of a train step.""",
     "muse": """Matrix products take most of a decoding step, and models of equal size multiply by equally many weights;
 merging a layer's matrices saves only calls.""",
     "iais": """The products of queries and keys are the same one by one and batched, and at this width they take most of
