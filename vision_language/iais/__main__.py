@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     for made in (evaluate, find, plot):
         made.add_argument("--model", default="runs/iais/seed1/model", help="folder of the model [%(default)s]")
         made.add_argument("--data", required=True, help="folder that train reads, or one file of it")
-        made.add_argument("--split", default="test", choices=SPLITS, help="of the folder [%(default)s]")
+        made.add_argument("--split", choices=SPLITS, help="of the folder [test]")
     for made in (evaluate, find):
         made.add_argument("--score-batch", type=int, default=64, help="pairs in a forward pass [%(default)s]")
     for made in (train, evaluate, find, plot):

@@ -20,6 +20,8 @@ from vision_language.iais.sources import read_captions, read_karpathy
 
 __all__ = ["add_options", "convert"]
 
+DRAW = {"valid": 500, "test": 500, "seed": 0}
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of :func:`convert` for a command line."""
@@ -44,9 +46,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "image_w and image_h",
     )
     parser.add_argument("--splits", metavar="FILE", help="Karpathy's dataset_flickr30k.json or dataset_coco.json")
-    parser.add_argument("--valid", type=int, default=500, help="validation images, drawn where no --splits [500]")
-    parser.add_argument("--test", type=int, default=500, help="test images, drawn where no --splits [500]")
-    parser.add_argument("--seed", type=int, default=0, help="of that draw [0]")
+    for name, default in DRAW.items():
+        help = "of that draw" if name == "seed" else f"{name} images, drawn where no --splits"
+        parser.add_argument(f"--{name}", type=int, help=f"{help} [{default}]")
 
 
 def convert(
@@ -55,9 +57,9 @@ def convert(
     instances: Sequence[str | Path] = (),
     features: Sequence[str | Path] = (),
     splits: str | Path | None = None,
-    valid: int = 500,
-    test: int = 500,
-    seed: int = 0,
+    valid: int | None = None,
+    test: int | None = None,
+    seed: int | None = None,
 ) -> dict[str, int]:
     """Write a folder of the region format.
 
@@ -67,13 +69,14 @@ def convert(
     Args:
         out: the folder. ``{train,valid,test}.jsonl`` are written last.
         captions, instances, features, splits: files, see ``python -m vision_language.iais convert --help``.
-        valid, test, seed: how many images are drawn for validation and test where there is no ``splits``.
+        valid, test, seed: how many images are drawn for validation and test where there is no ``splits``, and how.
+            Default: 500, 500, 0.
 
     Returns:
         Images of each split, and the number of images ``left_out``.
 
     Raises:
-        OptionError: nothing to convert, or a folder that holds splits already.
+        OptionError: nothing to convert, a draw beside ``splits``, or a folder that holds splits already.
         DataError: a bad file, one with a number that is not finite, or images that captions and splits do not know.
     """
     out = Path(out)
@@ -81,6 +84,9 @@ def convert(
         raise OptionError("convert: expected either --instances or --features")
     if not captions and splits is None:
         raise OptionError("convert: captions come from --captions or from --splits, got neither")
+    draw = {name: value for name, value in zip(DRAW, (valid, test, seed), strict=True) if value is not None}
+    for name, value in draw.items() if splits else ():
+        raise OptionError(f"--{name} {value}: has no effect with --splits")
     if present := [path.name for split in SPLITS for path in out.glob(f"{split}.jsonl*")]:
         raise OptionError(f"--out: {out} already holds {present[0]}: choose another folder, or delete it")
     known, texts = read_karpathy(splits) if splits else ({}, {})
@@ -112,7 +118,7 @@ def convert(
                 f"convert: captions and regions are not of the same images: regions of {unmatched.key!r} "
                 f"({unmatched.origin}), captions of {next(iter(wanted), 'none')!r}"
             )
-        chosen = {key: known[key] for key in lines} if splits else _drawn(sorted(lines), valid, test, seed)
+        chosen = {key: known[key] for key in lines} if splits else _drawn(sorted(lines), **DRAW | draw)
         counts = {split: sum(found == split for found in chosen.values()) for split in SPLITS}
         if not all(counts.values()):
             raise DataError(f"convert: a split would be empty: {counts}; {left_out} images were left out")

@@ -72,7 +72,7 @@ class Options(OptionSet):
     warmup_steps: int = option(500, "of the linear warm-up; a linear decay follows (paper: 500)", least=0)
     lr: float = option(5e-5, "peak step size of AdamW (paper: 5e-5; 3e-5 for COCO with the large model)", least=0)
     weight_decay: float = option(0.01, "of AdamW (paper: 0.01)", least=0)
-    clip_norm: float = option(2.0, "largest norm of the gradient (paper: 2)", least=0)
+    clip_norm: float = option(2.0, "largest norm of the gradient; 0: any (paper: 2)", least=0)
     mixed_precision: str = option("no", "(paper: fp16)", PRECISIONS)
     attn_implementation: str = option(
         "sdpa", "of self-attention in training; eager is faster in bf16 on a CPU", ATTENTIONS
@@ -106,8 +106,14 @@ class Options(OptionSet):
             self.refuse_idle(f"with --iais {self.iais}", "pseudo_norm")
         if self.iais == "none":
             self.refuse_idle("with --iais none", *OF_IAIS)
+        elif not self.iais_weight:
+            self.refuse_idle("with --iais-weight 0", "iais_schedule", "iais_scale", "pseudo_norm")
+        elif self.batch_size == 1:
+            self.refuse_idle("with --batch-size 1", "iais_scale")
         if not sampled:
             self.refuse_idle(f"with --negatives {self.negatives}", "negative_size")
+        if self.hard_negatives == candidates:
+            self.refuse_idle(f"where all candidates are trained on, --hard-negatives {candidates}", "random_steps")
 
     def _check_scratch(self) -> None:
         if self.uniter:

@@ -18,11 +18,17 @@ from vision_language.iais.model import RegionRetriever
 __all__ = ["caption_of", "find_image", "maps_of", "read_split", "region_names", "search"]
 
 
-def read_split(path: str | Path, split: str, max_regions: int = 100) -> RegionData:
-    """A split of a folder, or a file alone, whose images need no captions then."""
-    if Path(path).is_file():
-        return read_regions(path, max_regions=max_regions, need_captions=False)
-    return read_splits(path, max_regions=max_regions)[split]
+def read_split(path: str | Path, split: str | None = None, max_regions: int = 100) -> RegionData:
+    """A split of a folder, by default test, or a file alone, whose images need no captions then.
+
+    Raises:
+        OptionError: a split of a file.
+    """
+    if not Path(path).is_file():
+        return read_splits(path, max_regions=max_regions)[split or "test"]
+    if split is not None:
+        raise OptionError(f"--split {split}: has no effect with --data {path}, a file")
+    return read_regions(path, max_regions=max_regions, need_captions=False)
 
 
 def check_query(query: str) -> None:
