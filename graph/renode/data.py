@@ -23,7 +23,7 @@ from torch_geometric.data.storage import AttrType, GlobalStorage
 from torch_geometric.utils import index_to_mask
 
 from fairseq_ext.errors import DataError, OptionError, choose
-from fairseq_ext.files import load_safely
+from fairseq_ext.files import load_safely, safe_loads_only
 from graph.renode.inputs import as_labels, as_tensor, edges_of
 from graph.renode.pprgo_data import read_large_graph
 
@@ -137,8 +137,9 @@ def _read_npz(path: Path, need_features: bool) -> Data:
 def _load_dataset(name: str, root: Path) -> Data:
     load = _ogb_loader(name, root) if name.startswith("ogbn-") else _pyg_loader(name, root)
     try:
-        # Their own files are read by torch's safe loader too, which knows no graphs.
-        with _graph_types():
+        # Their own files are read by torch's safe loader too, which knows no graphs; what it refuses stays refused,
+        # where torch_geometric would go on to the unsafe one.
+        with _graph_types(), safe_loads_only():
             return load()
     except Exception as error:  # whatever a constructor, a download or a damaged raw file raises
         raise DataError(f"--dataset {name}: not available under --root {root} ({_first_line(error)})") from error

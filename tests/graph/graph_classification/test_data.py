@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -141,20 +142,20 @@ def test_an_unchanged_data_set_is_not_read_again(rings, monkeypatch):
     assert dataset_digest(load_dataset(rings, "RINGS")) == dataset_digest(first)
 
 
-class Hostile:
-    """Makes a folder when unpickled without torch's safe loader."""
+class Copier:
+    """Copies a file when unpickled without torch's safe loader, by a function that the loader does not know as evil."""
 
-    def __init__(self, folder):
-        self.folder = str(folder)
+    def __init__(self, source, target):
+        self.arguments = str(source), str(target)
 
     def __reduce__(self):
-        return os.mkdir, (self.folder,)
+        return shutil.copyfile, self.arguments
 
 
 def test_a_hostile_copy_runs_no_code(rings, tmp_path):
     load_dataset(rings, "RINGS")
     hostile, payload = rings / "RINGS" / "processed" / "data.pt", tmp_path / "payload"
-    torch.save(({"x": Hostile(payload)}, {}, {}, Data), hostile)
+    torch.save(({"x": Copier(__file__, payload)}, {}, {}, Data), hostile)
     with pytest.raises(DataError, match=r"--dataset RINGS: cannot read"):
         load_dataset(rings, "RINGS")
     assert not payload.exists()

@@ -465,3 +465,26 @@ def test_npz_in_amazons_layout():
     data, other = load_graph(str(path)), read_npz(str(path))
     assert (data.num_nodes, data.num_edges, data.num_features) == (7650, 238162, 745)
     assert all(data[name].equal(other[name]) for name in ("x", "y", "edge_index"))
+
+
+class Copier:
+    """Copies a file when unpickled without torch's safe loader, by a function that the loader does not know as evil."""
+
+    def __init__(self, source, target):
+        self.arguments = str(source), str(target)
+
+    def __reduce__(self):
+        return shutil.copyfile, self.arguments
+
+
+def test_a_hostile_data_set_runs_no_code(tmp_path):
+    payload, hostile = tmp_path / "payload", tmp_path / "Photo" / "processed" / "data.pt"
+    for path in (hostile, tmp_path / "Photo" / "raw" / "amazon_electronics_photo.npz"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+    torch.save(({"x": Copier(__file__, payload)}, None, Data), hostile)
+    with pytest.raises(DataError, match=r"--dataset Photo: not available under .*Unpickl"):
+        load_graph("Photo", tmp_path)
+    assert not payload.exists()
+    torch.load(hostile, weights_only=False)
+    assert payload.exists(), "the payload works, so it was the safe loader that stopped it"
