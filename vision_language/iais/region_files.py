@@ -167,8 +167,10 @@ class FeatureFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "features"
         self.archive = folder / "features.npz"
-        self.one_by_one = self.folder.is_dir()
-        self.arrays = load_npz(self.archive) if self.archive.is_file() and not self.one_by_one else None
+        self.one_by_one = self.folder.exists()
+        if self.one_by_one and self.archive.exists():
+            raise DataError(f"{folder}: both {self.folder.name} and {self.archive.name} in it; which is meant?")
+        self.arrays = load_npz(self.archive) if self.archive.exists() else None
         self.size = 0
 
     def find(self, record: Record) -> Path | np.ndarray | None:
@@ -208,7 +210,7 @@ class FeatureFiles:
         for ending in (".npy", ".npz"):
             if (path := self.folder / f"{name}{ending}").is_file():
                 return path
-        there = _some(path.name for path in self.folder.iterdir())
+        there = _some(path.name for path in self.folder.glob("*"))
         raise DataError(f"{record.origin}: missing feature file {self.folder / name}.npy or .npz; {there} in there")
 
 

@@ -86,6 +86,7 @@ def read_instances(path: str | Path) -> tuple[list[str], dict[str, Regions]]:
 
 def read_feature_tsv(path: str | Path) -> Iterator[Regions]:
     """Images of a bottom-up-attention tsv: boxes and features as base64 of float32, six columns or LXMERT's ten."""
+    origin = ""
     for line, origin in read_lines(path):
         values = line.split("\t")
         if len(values) not in TSV_COLUMNS:
@@ -99,6 +100,8 @@ def read_feature_tsv(path: str | Path) -> Iterator[Regions]:
         except (ValueError, binascii.Error) as error:
             raise DataError(f"{origin}: cannot be decoded: {error}") from error
         yield Regions(image_key(row["image_id"]), width, height, boxes, origin, None, confidence, features)
+    if not origin:
+        raise DataError(f"{path}: no image in it")
 
 
 def _decoded(text: str) -> np.ndarray:

@@ -223,8 +223,16 @@ class TestFeatures:
             (tmp_path / "features.npz").write_bytes(content)
             with pytest.raises(DataError, match=r"features.npz: not an npz of number arrays"):
                 read_regions(path)
+        (tmp_path / "features.npz").unlink()
         np.savez(_folder(tmp_path / "features") / "7.npz", other=self.ARRAYS[0])
         with pytest.raises(DataError, match=r"7.npz: no array 'features'"):
+            read_regions(path)
+
+    def test_features_in_two_places(self, tmp_path):
+        path = write(tmp_path / "a.jsonl", unlabelled(), categories=None)
+        np.savez(tmp_path / "features.npz", **{"7": self.ARRAYS[0]})
+        _folder(tmp_path / "features")
+        with pytest.raises(DataError, match=r"both features and features.npz in it; which is meant"):
             read_regions(path)
 
     def test_no_code_from_npy_runs(self, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq_ext.errors import CheckpointError, DataError
+from fairseq_ext.errors import CheckpointError, DataError, OptionError
 from fairseq_ext.files import load_safely, read_json
 from tests.vision_language.iais.regions import write_regions
 from tests.vision_language.iais.test_train import accelerator, plain_gradient, small, trainer, weights
@@ -233,3 +234,41 @@ def test_a_model_that_went_astray_ends_in_one_line(folder, data, tmp_path):
     with pytest.raises(CheckpointError, match=r"288 of 288 scores are not a number: .*lower --lr") as error:
         stage.validate()
     assert "\n" not in str(error.value)
+
+
+def test_changed_data_is_not_gone_on_with(tmp_path):
+    """Whatever changes, and wherever: finished runs and checkpoints are those of the data they were made of."""
+    folder = write_regions(tmp_path / "data", {"train": 12, "valid": 4, "test": 4}, feature_size=6)
+    options = small(folder, num_steps=2)
+    run(options, tmp_path / "out", 1, 1, accelerator())
+
+    def last_number(path):
+        array = np.load(path)
+        array[-1, -1] += 1
+        np.save(path, array)
+
+    def swapped(path):
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([lines[1], lines[0], *lines[2:]]))
+
+    def moved_box(path):
+        first, rest = path.read_text().split("\n", 1)
+        image = json.loads(first)
+        image["boxes"][-1][0] -= 0.5
+        path.write_text(json.dumps(image) + "\n" + rest)
+
+    changes = [
+        (last_number, f"features/{number}.npy", split) for number, split in ((12, "train"), (16, "valid"), (20, "test"))
+    ]
+    changes += [
+        (change, f"{split}.jsonl", split) for change in (swapped, moved_box) for split in ("train", "valid", "test")
+    ]
+    for change, name, split in changes:
+        before = (folder / name).read_bytes()
+        change(folder / name)
+        with pytest.raises(OptionError, match=rf"--out: .* holds runs with inputs\.{split} = "):
+            run(options, tmp_path / "out", 1, 1, accelerator())
+        with pytest.raises(OptionError, match=rf"checkpoint.pt was trained with other inputs\.{split}: choose"):
+            trainer(options, read_splits(folder), tmp_path / "out" / "seed1")
+        (folder / name).write_bytes(before)
+    trainer(options, read_splits(folder), tmp_path / "out" / "seed1")
