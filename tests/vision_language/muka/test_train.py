@@ -160,35 +160,6 @@ def test_overlapping_teachers(world, merge, tmp_path):
     assert load_classifier(tmp_path / "uhc").labels == ("cooking", "garden", "music", "sport", "travel")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"margin": False},
-        {"no_mc": True},
-        {"score": "mutual_info"},
-        {"passes": 4},
-        {"teacher_dropout": 0.4},
-        {"temperature": 2.0},
-        {"score_temperature": 0.5},
-        {"method": "muka-hard"},
-        {"weight_decay": 1.0},
-        {"max_grad_norm": 0.01},
-        {"warmup": 0.9},
-        {"seed": 2},
-        {"max_length": 5},
-        {"layers": 1},
-        {"from_scratch": True},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_every_option_changes_the_training(world, merge, tmp_path, tmp_path_factory, changes):
-    base = tmp_path_factory.getbasetemp() / "unchanged"
-    if not (base / "model.safetensors").exists():
-        merge(student_options(world, epochs=1), base)
-    merge(student_options(world, epochs=1, **changes), tmp_path)
-    assert not equal(weights(base), weights(tmp_path))
-
-
 def test_dropout_of_the_passes_and_renamed_classes(world, merge, tmp_path):
     """A teacher without dropout is given some; its classes get the names of the options, in the student too."""
     config = json.loads((shutil.copytree(world.first, tmp_path / "first") / "config.json").read_text())
