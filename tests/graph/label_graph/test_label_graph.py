@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from graph.label_graph import LabelGraph, label_graph_loss, label_graph_loss_terms, soft_targets
 from tests.helpers import ROOT, golden_names, load_golden
@@ -154,6 +155,14 @@ def test_soft_targets_weigh_the_loss_of_both_answers(loss):
     torch.testing.assert_close(label_graph_loss(logits, target, graph, **options), 0.3 * yes + 0.7 * no)
 
 
+@pytest.mark.parametrize("form", [Tensor.bool, Tensor.byte, Tensor.int, Tensor.half, Tensor.numpy, Tensor.tolist])
+def test_gold_labels_of_any_form(form):
+    logits, target, graph = case()
+    given = form(target)
+    assert torch.equal(label_graph_loss(logits, given, graph), label_graph_loss(logits, target, graph))
+    assert torch.equal(soft_targets(given, graph, 2.0), soft_targets(target, graph, 2.0))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -164,6 +173,12 @@ def test_soft_targets_weigh_the_loss_of_both_answers(loss):
             lambda: label_graph_loss(torch.ones(2, 3), torch.ones(2, 4), torch.eye(3)),
             r"target .* \(2, 3\), got \(2, 4\)",
         ),
+        (lambda: label_graph_loss(torch.ones(2, 3), torch.ones(2), torch.eye(3)), r"target .* \(2, 3\), got \(2,\)"),
+        (
+            lambda: label_graph_loss(torch.ones(2, 3), torch.ones(2, 3), torch.eye(4)),
+            r"graph must be \(3, 3\), got \(4",
+        ),
+        (lambda: soft_targets(torch.ones(2, 3), torch.ones(3, 4)), r"graph must be \(3, 3\), got \(3, 4\)"),
         (lambda: label_graph_loss(torch.ones(2, 3), torch.ones(2, 3), torch.eye(3), loss="mse"), "loss .* got 'mse'"),
     ],
 )

@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from graph.label_graph import multilabel_metrics, tune_threshold
-from graph.label_graph.metrics import METRICS
+from graph.label_graph.metrics import METRICS, f1_by_label
 from tests.helpers import golden_names, load_golden
 
 
@@ -67,3 +68,35 @@ def test_shapes_must_agree():
         multilabel_metrics(np.zeros((2, 3)), np.zeros((3, 2)))
     with pytest.raises(ValueError, match="scores and gold"):
         tune_threshold(np.zeros((0, 3)), np.zeros((0, 3)))
+
+
+def test_f1_by_label_by_hand():
+    scores, gold = [[0.9, 0.3, 0.1], [0.6, 0.6, 0.2]], [[1, 0, 0], [0, 1, 0]]
+    assert f1_by_label(scores, gold, 0.25) == pytest.approx([2 / 3, 2 / 3, 0])
+    assert f1_by_label([[0.9], [0.1], [0.8]], [[1], [1], [0]]) == pytest.approx([1 / 2])
+
+
+def test_a_sample_without_gold_labels_is_an_error_of_the_first_label():
+    assert multilabel_metrics([[0.9, 0.1], [0.9, 0.1]], [[0, 0], [1, 0]])["one_error"] == 1 / 2
+
+
+@pytest.mark.parametrize("form", [Tensor.half, Tensor.bfloat16, Tensor.numpy, Tensor.tolist, Tensor.requires_grad_])
+def test_scores_and_gold_of_any_form(form):
+    scores, gold = torch.tensor([[0.5, 0.25], [0.75, 0.0]]), torch.tensor([[1, 0], [0, 1]])
+    expected = multilabel_metrics(scores, gold)
+    assert multilabel_metrics(form(scores.clone()), gold.bool()) == expected
+    assert multilabel_metrics(scores, gold.float().tolist()) == expected
+
+
+@pytest.mark.parametrize(
+    ("scores", "gold", "message"),
+    [
+        ([[0.5, float("nan")]], [[1, 0]], "scores must be numbers, 1 are NaN"),
+        ([[0.5, 0.5]], [[1, -1]], "gold must be 0 or 1, got -1.0"),
+        ([[0.5, 0.5]], [[1, 0.3]], "gold must be 0 or 1, got 0.3"),
+    ],
+)
+def test_what_is_no_score_or_no_label(scores, gold, message):
+    for function in (multilabel_metrics, f1_by_label, tune_threshold):
+        with pytest.raises(ValueError, match=message):
+            function(scores, gold)

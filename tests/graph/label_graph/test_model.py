@@ -142,8 +142,36 @@ def test_given_vectors_are_constants_or_trained(freeze):
     [
         ({"cell": "rnn"}, "cell must be one of .* got 'rnn'"),
         ({"vectors": torch.zeros(3, 6)}, r"vectors .* got \(3, 6\)"),
+        ({"label_graph": LabelGraph(5)}, "label_graph must be of 4 labels, got 5"),
     ],
 )
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         network(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_ids_of_any_integer_type(dtype):
+    model, ids = network(), documents(7)
+    assert torch.equal(model(ids.to(dtype)), model(ids))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.ones(2, 3, 4), r"ids must be integers \(samples, reviews, words\), got torch.float32 \(2, 3, 4\)"),
+        (torch.ones(2, 3, dtype=torch.long), r"ids must be integers .* got torch.int64 \(2, 3\)"),
+        (torch.full((1, 1, 1), WORDS), rf"ids must be in \[0, {WORDS}\), got {WORDS} to {WORDS}"),
+        (torch.full((1, 1, 1), -1), rf"ids must be in \[0, {WORDS}\), got -1 to -1"),
+        (torch.tensor([[[0, 5, 6]]]), "padding, which is 0, must stand behind the words"),
+        (torch.tensor([[[5, 0, 6]]]), "padding, which is 0, must stand behind the words"),
+    ],
+    ids=["floats", "two dimensions", "too large", "negative", "left", "between"],
+)
+def test_ids_that_would_be_misread(ids, message):
+    with pytest.raises(ValueError, match=message):
+        network()(ids)
+
+
+def test_no_samples_have_no_scores():
+    assert network()(torch.zeros(0, 3, 5, dtype=torch.long)).shape == (0, LABELS)
