@@ -40,15 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, 1 where ``doctor`` finds a problem, 2 for bad input.
+        The exit code: 0, or 1 where ``doctor`` finds a problem.
+
+    Raises:
+        InputError: bad input; ends the program with code 2.
     """
     args = _parser().parse_args(argv)
     try:
         with _quiet():
             return args.run(args)
-    except ValueError as error:
-        print(f"fairseq-ext {args.command}: error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # `fairseq-ext list | head`
         sys.stderr.close()
         return 0

@@ -9,10 +9,11 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from fairseq_ext.files import write_json
+from fairseq_ext.errors import OptionError
+from fairseq_ext.files import write_json, writing_to
 
-from .corpus import CorpusError, parse_locale
-from .pipeline import Pipeline, PipelineError, Settings
+from .corpus import parse_locale
+from .pipeline import Pipeline, Settings
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -42,19 +43,12 @@ def output_folder(out: Path):
     """Make `out` and hold its lock; a foreign folder, an unwritable one and one in use are refused."""
     lock = out / "quickstart.lock"
     if out.is_dir() and any(out.iterdir()) and not lock.exists():
-        raise PipelineError(
-            f"--out: {out} holds other files (allowed: a new, an empty or an earlier quickstart folder)"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = lock.open("a")
-    except OSError as error:
-        raise PipelineError(f"--out: cannot write to {out}: {error.strerror}") from None
-    with handle:
+        raise OptionError(f"--out: {out} holds other files (allowed: a new, an empty or an earlier quickstart folder)")
+    with writing_to(out), lock.open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise PipelineError(f"--out: another quickstart is running in {out}") from None
+            raise OptionError(f"--out: another quickstart is running in {out}") from None
         yield
 
 
@@ -64,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         parse_locale(getattr(options, option), f"--{option}")
     for option in ("updates", "vocab"):
         if getattr(options, option) < 1:
-            raise PipelineError(f"--{option}: {getattr(options, option)} (allowed: 1 or more)")
+            raise OptionError(f"--{option}: {getattr(options, option)} (allowed: 1 or more)")
     systems = ["combined", "plain"] if options.baseline else ["combined"]
     settings = Settings(**{field: getattr(options, field) for field in Settings.__dataclass_fields__})
     with output_folder(options.out):
@@ -101,12 +95,6 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.reconfigure(line_buffering=True)
     try:
         run(options)
-    except (CorpusError, PipelineError) as error:
-        print(f"quickstart: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"quickstart: {error.filename or options.out}: {error.strerror}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("\nquickstart: stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -17,6 +17,8 @@ from pathlib import Path
 from babel import Locale, UnknownLocaleError, dates, lists, numbers, units
 from babel.localedata import locale_identifiers
 
+from fairseq_ext.errors import OptionError
+
 Fact = Callable[[Locale], str]
 Pair = tuple[str, str]
 
@@ -28,10 +30,6 @@ _ZONES = (
 _SKELETONS = "yMMMd yMMMEd yMMMM yMMM MMMEd MMMd yMd yMEd".split()
 _INTERVALS = "yMMMd yMMMEd MMMd MMMEd yMd".split()
 _BIDI_MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u061c\u2066\u2067\u2068\u2069"))
-
-
-class CorpusError(ValueError):
-    """The corpus that was asked for cannot be made; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def parse_locale(name: str, option: str) -> Locale:
     """Return the Babel locale called `name`.
 
     Raises:
-        CorpusError: no such locale; the message names `option`, the nearest known names and some that are allowed.
+        OptionError: no such locale; the message names `option`, the nearest known names and some that are allowed.
     """
     known = locale_identifiers()
     try:
@@ -62,7 +60,7 @@ def parse_locale(name: str, option: str) -> Locale:
     except (ValueError, UnknownLocaleError):
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"nearest: {', '.join(near)}; " if near else ""
-        raise CorpusError(
+        raise OptionError(
             f"{option}: unknown locale {name!r} ({hint}allowed: any of Babel's {len(known)} locales, "
             "such as en, de, fr, es, pt_BR, ru, ja)"
         ) from None
@@ -79,7 +77,7 @@ class _Facts:
         self.currencies = sorted(source.currencies.keys() & target.currencies.keys())
         for table in ("territories", "languages", "scripts", "currencies"):
             if len(getattr(self, table)) < 4:
-                raise CorpusError(
+                raise OptionError(
                     f"--source/--target: CLDR names too few {table} in both {source} and {target} "
                     f"({len(getattr(self, table))}; 4 are needed)"
                 )
@@ -240,13 +238,13 @@ def build_corpus(source: str = "en", target: str = "de", pairs: int = 20_000, se
     is disjoint from every other on both sides. The same arguments (and Babel version) give the same corpus.
 
     Raises:
-        CorpusError: a locale is unknown, both are the same, or the two cannot give that many distinct pairs.
+        OptionError: a locale is unknown, both are the same, or the two cannot give that many distinct pairs.
     """
     locales = parse_locale(source, "--source"), parse_locale(target, "--target")
     if locales[0] == locales[1]:
-        raise CorpusError(f"--target: {target!r} is also the source (allowed: any other locale)")
+        raise OptionError(f"--target: {target!r} is also the source (allowed: any other locale)")
     if pairs < 100:
-        raise CorpusError(f"--pairs: {pairs} is too few (allowed: 100 or more)")
+        raise OptionError(f"--pairs: {pairs} is too few (allowed: 100 or more)")
     facts = _Facts(random.Random(seed), *locales)
     seen: tuple[set[str], set[str]] = set(), set()
     found: list[Pair] = []
@@ -260,7 +258,7 @@ def build_corpus(source: str = "en", target: str = "de", pairs: int = 20_000, se
             if len(found) == pairs:
                 break
     else:
-        raise CorpusError(
+        raise OptionError(
             f"--pairs: {source}-{target} gives only {len(found)} distinct pairs (asked: {pairs}); ask for fewer"
         )
     # Rare short names come early in the draw and late ones are mostly long: the split must not follow that order.

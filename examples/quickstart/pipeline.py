@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fairseq_ext
+from fairseq_ext.errors import OptionError
 from fairseq_ext.files import read_json, write_json
 
 from .corpus import build_corpus
@@ -47,8 +48,8 @@ BEAM, LENPEN = 5, 1.0
 _BLEU_TOKENIZERS = {"zh": "zh", "yue": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char"}
 
 
-class PipelineError(RuntimeError):
-    """A step failed; the message is one line for the user."""
+class PipelineError(SystemExit):
+    """A step failed: one line, and exit code 1."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Pipeline:
             )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].split("] ")[-1]
-            raise PipelineError(f"--vocab: {s.vocab} pieces do not fit {s.pairs} pairs of text: {reason}") from None
+            raise OptionError(f"--vocab: {s.vocab} pieces do not fit {s.pairs} pairs of text: {reason}") from None
         (self.corpus_dir / "spm.model").write_bytes(model.getvalue())
         processor = spm.SentencePieceProcessor(model_proto=model.getvalue())
         # fairseq adds its own <s> <pad> </s> <unk>; the other pieces keep SentencePiece's order.
