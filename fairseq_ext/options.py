@@ -26,6 +26,7 @@ def option(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    positional: bool = False,
     idle: dict[str, tuple[Any, ...]] | None = None,
     **metadata: Any,
 ) -> Any:
@@ -36,12 +37,13 @@ def option(
         help: what it means, with the paper's value.
         choices: the only values allowed.
         least, above, most, below: limits of a number.
+        positional: whether it is given without its name.
         idle: values of other options with which this one does nothing, such as ``{"loss": ("ce", "focal")}``; of
             several options, all must have such a value.
         **metadata: whatever else reads the field's metadata.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
-    known = {"help": help, "choices": choices, **limits, "idle": idle or {}}
+    known = {"help": help, "choices": choices, **limits, "positional": positional, "idle": idle or {}}
     return field(default=default, metadata=known | metadata)
 
 
@@ -196,6 +198,9 @@ class OptionSet:
                 settings |= {"type": types[item.name], "metavar": item.name.upper()}
             else:
                 settings |= {"nargs": "+", "type": get_args(types[item.name])[0], "metavar": item.name.upper()}
+            if item.metadata["positional"]:
+                parser.add_argument(item.name, **settings)
+                continue
             settings |= {"required": True} if item.default is MISSING else {"default": item.default}
             parser.add_argument(flag(item.name), **settings)
 

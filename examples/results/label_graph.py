@@ -14,6 +14,7 @@ from sklearn.svm import LinearSVC
 
 from examples.results.report import asked, environments, mean_spread, seeds, unique
 from fairseq_ext.errors import DataError
+from fairseq_ext.training.flags import Runs
 from graph.label_graph.data import label_matrix, label_names, read_splits
 from graph.label_graph.metrics import multilabel_metrics, tune_threshold
 from graph.label_graph.options import Options
@@ -70,7 +71,8 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         made: list[dict[str, Any]] = []
         for arm, name in ARMS.items():
             choice = Options(data=str(data), arm=arm, **SETTINGS, epochs=options.epochs)
-            experiment = run(choice, options.out / "label_graph" / f"{dataset}-{arm}", seed=1, runs=options.seeds)
+            out = str(options.out / "label_graph" / f"{dataset}-{arm}")
+            experiment = run(choice, Runs(out=out, runs=options.seeds))
             runs = asked(experiment.runs, seeds(options.seeds))
             made += [run["environment"] for run in runs.values()]
             scores = {seed: {key: found[key] for key in METRICS} for seed, found in runs.items()}

@@ -101,6 +101,7 @@ class Training:
         if folder is not None:
             self.checkpoint = Checkpoint(Path(folder) / "checkpoint.pt", settings or {}, self.progress, **(parts or {}))
         self._recent: list[dict[str, Any]] = []
+        self._shown: dict[str, float] = {}
         self._write: Callable[[Mapping[str, float]], None] = lambda values: None
 
     @property
@@ -113,6 +114,10 @@ class Training:
         """Whether this step ends with a validation."""
         due = self.step % self.validate_every == 0 and self.step >= self.validate_from
         return self.step > 0 and (due or self.step == self.total)
+
+    @property
+    def _saves(self) -> bool:
+        return self.validates or (self.save_every > 0 and self.step % self.save_every == 0)
 
     @property
     def _out_of_patience(self) -> bool:
@@ -144,6 +149,8 @@ class Training:
         """What the step gave, means over this process's share; the step's work ends here, what follows is not timed."""
         self.progress["seconds"] += time.perf_counter() - self._start
         self._recent.append({name: v.detach() if isinstance(v, Tensor) else v for name, v in values.items()})
+        if self._saves or self.unit == "epoch" or len(self._recent) == LOG_EVERY:
+            self._flush()  # what is not finite must not be validated or saved
 
     def improved(self, metrics: Mapping[str, Any]) -> bool:
         """Record a validation; whether it is the best so far."""
@@ -171,23 +178,17 @@ class Training:
         }
 
     def _end_step(self, bar: tqdm) -> None:
-        validated = self.validates
-        saves = validated or (bool(self.save_every) and self.step % self.save_every == 0)
-        if saves or len(self._recent) == LOG_EVERY or self.unit == "epoch":
-            shown = self._flush()
-            if self.unit == "epoch" and not validated:
-                self.progress["history"].append(self._entry())
-            if self.progress["best"] is not None:
-                shown[f"best {self.select}"] = self.sign * self.progress["best"]
-            bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
+        if self.unit == "epoch" and not self.validates:
+            self.progress["history"].append(self._entry())
+        if self.progress["best"] is not None:
+            self._shown[f"best {self.select}"] = self.sign * self.progress["best"]
+        bar.set_postfix({name: f"{value:.4g}" for name, value in self._shown.items()}, refresh=False)
         bar.update()
-        if saves and self.checkpoint and self.main:
+        if self._saves and self.checkpoint and self.main:
             self.checkpoint.save()
 
-    def _flush(self) -> dict[str, float]:
-        """The means of what was logged since the last call, over all processes; kept for the next entry."""
-        if not self._recent:
-            return {}
+    def _flush(self) -> None:
+        """The means of what was logged since the last call, over all processes, for the next entry."""
         names = list(self._recent[0])
         rows = torch.stack(
             [torch.stack([torch.as_tensor(row[name]).double().cpu() for name in names]) for row in self._recent]
@@ -198,16 +199,15 @@ class Training:
         found = dict(zip(names, means.tolist(), strict=True))
         for name, value in found.items():
             if not math.isfinite(value):
-                raise OptionError(f"{self.unit} {self.step}: {name} is {value}; {self.advice}")
+                raise OptionError(f"{self.unit} {self.step}: the {name} is {value}; {self.advice}")
             total, count = self.progress["logged"].get(name, (0.0, 0))
             self.progress["logged"][name] = (total + value * len(self._recent), count + len(self._recent))
         self._write({f"train/{name}": value for name, value in found.items()})
+        self._shown |= found
         self._recent = []
-        return found
 
     def _entry(self) -> dict[str, Any]:
         """This step with the means of what was logged since the last entry."""
-        self._flush()
         means = {name: total / count for name, (total, count) in self.progress["logged"].items()}
         self.progress["logged"] = {}
         return {self.unit: self.step, **means}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,9 +67,15 @@ class Program:
     def __call__(self, arguments: Sequence[str] | None = None) -> None:
         """Run one command.
 
+        Args:
+            arguments: its words. Default: those of the command line, where a reader that closes the pipe, such as
+                ``head``, then ends the program without a traceback.
+
         Raises:
             InputError: options that are refused.
         """
+        if arguments is None and hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         arguments = sys.argv[1:] if arguments is None else list(arguments)
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         early.add_argument("--config", default="")

@@ -1,31 +1,97 @@
-"""Multi-label text classification with a label graph and soft training: python -m graph.label_graph COMMAND."""
+"""Multi-label text classification with a label graph and soft training."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import signal
-import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.experiments import torch_device
 from fairseq_ext.files import output_folder, write_json
-from fairseq_ext.options import at_least, subcommands
+from fairseq_ext.options import OptionSet, option
+from fairseq_ext.training.flags import Runs
+from fairseq_ext.training.program import Program
 from graph.label_graph.classifier import Classifier
-from graph.label_graph.data import label_matrix, read_file, read_splits, unknown_labels
+from graph.label_graph.data import SPLITS, label_matrix, read_file, read_splits, unknown_labels
 from graph.label_graph.metrics import METRICS
 from graph.label_graph.options import Options, fixed_threshold
 from graph.label_graph.plot import draw_label_graph, format_pairs, strongest_pairs
 from graph.label_graph.synthetic import HIDDEN, synthesize
 from graph.label_graph.train import run, score
 
+main = Program("graph.label_graph", __doc__)
 
-def _train(arguments: argparse.Namespace) -> None:
-    at_least(arguments, runs=1, seed=0)
-    options = Options.of(arguments)
-    experiment = run(options, arguments.out, arguments.seed, arguments.runs, torch_device(arguments.device))
+
+@dataclass(frozen=True, kw_only=True)
+class LabelGraphRuns(Runs):
+    """Runs of the experiment; finished ones are not run again."""
+
+    out: str = option("runs/label_graph", "folder of results and models")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(OptionSet):
+    """The trained model."""
+
+    model: str = option("runs/label_graph/seed1/model.pt", "its file")
+
+    def load(self) -> Classifier:
+        return Classifier.load(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionOptions(ModelOptions):
+    """The trained model, and when it predicts a label."""
+
+    threshold: str = option("", "a label is predicted above this probability (default: that of the model)")
+
+    def load(self) -> Classifier:
+        classifier = super().load()
+        if self.threshold:
+            classifier.threshold = fixed_threshold(self.threshold)
+        return classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(PredictionOptions):
+    """The trained model, and what it is evaluated on."""
+
+    data: str = option("", "folder in any form that train reads (default: that of the training)")
+    split: str = option("test", "which part of it", SPLITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(PredictionOptions):
+    """The trained model, and what it labels."""
+
+    file: str = option(
+        help="a .txt with a text a line, - for such lines from the standard input, or .json/.tsv", positional=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions(ModelOptions):
+    """The trained model, and what is drawn of it."""
+
+    pairs: int = option(20, "number of pairs", least=1)
+    out: str = option("", "folder of label_graph.png and label_pairs.json (default: that of the model)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlbumOptions(OptionSet):
+    """The made-up data."""
+
+    out: str = option("runs/label_graph_data", "folder")
+    albums: int = option(1000, "number of albums (music data: 7172)")
+    reviews: int = option(10, "reviews of an album (music data: 40)", least=1)
+    hidden: str = option(",".join(HIDDEN), "styles that no review tells")
+    seed: int = option(0, "of all that is drawn", least=0)
+
+
+@main.command
+def train(options: Options, runs: LabelGraphRuns) -> None:
+    """Train with one or more seeds, choose the epoch by validation, score on test."""
+    experiment = run(options, runs)
     summary = experiment.summary()
     thresholds = {run["threshold_source"] for run in experiment.runs.values()}
     for name in METRICS:
@@ -33,12 +99,14 @@ def _train(arguments: argparse.Namespace) -> None:
     print(f"{len(experiment.runs)} runs, threshold {options.threshold} ({', '.join(thresholds)}): {experiment.file}")
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    classifier = _classifier(arguments)
-    samples = read_splits(arguments.data or classifier.options.data)[arguments.split]
+@main.command
+def evaluate(options: EvaluationOptions) -> None:
+    """Metrics of a trained model at its threshold, as JSON."""
+    classifier = options.load()
+    samples = read_splits(options.data or classifier.options.data)[options.split]
     gold = label_matrix(samples, classifier.labels)
     if not gold.any():
-        raise DataError(f"--data: no sample of {arguments.split} has a label that {arguments.model} knows")
+        raise DataError(f"--data: no sample of {options.split} has a label that {options.model} knows")
     found = {
         **score(classifier, classifier.encode(samples), gold),
         "threshold": classifier.threshold,
@@ -48,9 +116,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
-def _predict(arguments: argparse.Namespace) -> None:
-    classifier = _classifier(arguments)
-    samples = read_file(arguments.file, need_labels=False)
+@main.command
+def predict(options: TextOptions) -> None:
+    """Labels and probabilities of new texts, one JSON line each."""
+    classifier = options.load()
+    samples = read_file(options.file, need_labels=False)
     size = classifier.options.batch_size  # the ids of all samples may not fit into memory
     batches = (classifier.encode(samples[first : first + size]) for first in range(0, len(samples), size))
     rows = (row for ids in batches for row in classifier.probabilities(ids).tolist())
@@ -65,76 +135,27 @@ def _predict(arguments: argparse.Namespace) -> None:
         print(json.dumps(found, ensure_ascii=False))
 
 
-def _classifier(arguments: argparse.Namespace) -> Classifier:
-    """The model of the command line, at its ``--threshold`` where one is given."""
-    classifier = Classifier.load(arguments.model)
-    if arguments.threshold is not None:
-        classifier.threshold = fixed_threshold(arguments.threshold)
-    return classifier
-
-
-def _plot(arguments: argparse.Namespace) -> None:
-    at_least(arguments, pairs=1)
-    classifier = Classifier.load(arguments.model)
+@main.command
+def plot(options: PlotOptions) -> None:
+    """Heat map of the learned label graph, and its strongest pairs."""
+    classifier = options.load()
     if classifier.network.label_graph is None:
-        raise OptionError(f"--model {arguments.model} has no label graph (it was trained with --arm han)")
-    folder = output_folder(arguments.out or Path(arguments.model).parent)
+        raise OptionError(f"--model {options.model} has no label graph (it was trained with --arm han)")
+    folder = output_folder(options.out or Path(options.model).parent)
     graph = classifier.network.label_graph.weight
-    pairs = strongest_pairs(graph, classifier.labels, arguments.pairs)
+    pairs = strongest_pairs(graph, classifier.labels, options.pairs)
     draw_label_graph(graph, classifier.labels, folder / "label_graph.png")
     write_json(folder / "label_pairs.json", pairs)
     print(f"{format_pairs(pairs)}\n{folder / 'label_graph.png'}, {folder / 'label_pairs.json'}")
 
 
-def _synthesize(arguments: argparse.Namespace) -> None:
-    at_least(arguments, reviews=1, seed=0)
-    hidden = [style for style in arguments.hidden.split(",") if style]
-    synthesize(arguments.out, arguments.albums, seed=arguments.seed, hidden=hidden, reviews=arguments.reviews)
-    print(f"{arguments.albums} albums in {arguments.out}")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(prog="python -m graph.label_graph", description=__doc__)
-    command = subcommands(top)
-
-    train = command("train", _train, "train with one or more seeds, choose the epoch by validation, score on test")
-    train.add_argument("--out", default="runs/label_graph", help="folder of results and models [runs/label_graph]")
-    train.add_argument("--seed", type=int, default=1, help="first seed [1] (paper's code: 1)")
-    train.add_argument("--runs", type=int, default=1, help="number of seeds [1]")
-    train.add_argument("--device", default="auto", help="auto, cpu, cuda, ... [auto]")
-    Options.add_to(train)
-
-    evaluate = command("evaluate", _evaluate, "metrics of a trained model at its threshold, as JSON")
-    evaluate.add_argument("--data", help="folder in any form that train reads [that of the training]")
-    evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"), help="[test]")
-    predict = command("predict", _predict, "labels and probabilities of new texts, one JSON line each")
-    predict.add_argument(
-        "file", help="a .txt with a text a line, - for such lines from the standard input, or .json/.tsv"
-    )
-    for made in (evaluate, predict):
-        made.add_argument("--threshold", help="a label is predicted above this probability [that of the model]")
-    plot = command("plot", _plot, "heat map of the learned label graph, and its strongest pairs")
-    plot.add_argument("--pairs", type=int, default=20, help="number of pairs [20]")
-    plot.add_argument("--out", help="folder of label_graph.png and label_pairs.json [that of the model]")
-    for made in (evaluate, predict, plot):
-        made.add_argument("--model", default="runs/label_graph/seed1/model.pt", help="[%(default)s]")
-
-    make = command("synthesize", _synthesize, "write made-up albums with the style counts of the music data")
-    make.add_argument("--out", default="runs/label_graph_data", help="folder [%(default)s]")
-    make.add_argument("--albums", type=int, default=1000, help="number of albums [%(default)s] (music data: 7172)")
-    make.add_argument("--reviews", type=int, default=10, help="reviews of an album [%(default)s] (music data: 40)")
-    make.add_argument("--hidden", default=",".join(HIDDEN), help="styles that no review tells [%(default)s]")
-    make.add_argument("--seed", type=int, default=0, help="[%(default)s]")
-    return top
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    options.function(options)
+@main.command
+def _synthesize(options: AlbumOptions) -> None:
+    """Write made-up albums with the style counts of the music data."""
+    hidden = [style for style in options.hidden.split(",") if style]
+    synthesize(options.out, options.albums, seed=options.seed, hidden=hidden, reviews=options.reviews)
+    print(f"{options.albums} albums in {options.out}")
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `predict | head` ends without a traceback
-    main(sys.argv[1:])
+    main()

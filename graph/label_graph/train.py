@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from fairseq_ext.checkpoint import Checkpoint, RandomState
-from fairseq_ext.errors import InputError, OptionError
-from fairseq_ext.experiments import Experiment
+from fairseq_ext.checkpoint import RandomState
+from fairseq_ext.errors import OptionError
+from fairseq_ext.experiments import Experiment, torch_device
 from fairseq_ext.files import output_folder
 from fairseq_ext.settings import Settings, digest
+from fairseq_ext.training.flags import Runs
+from fairseq_ext.training.loop import Training
 from graph.label_graph.classifier import Classifier, build_network, tokenized
 from graph.label_graph.coverage import coverage, notes
 from graph.label_graph.data import SPLITS, label_matrix, label_names, read_splits
@@ -146,8 +146,8 @@ def train(
     """
     folder = output_folder(folder)
     torch.manual_seed(seed)
-    file, vectors = folder / "checkpoint.pt", None
-    if options.embedding != "learned" and not file.exists():
+    vectors = None
+    if options.embedding != "learned" and not (folder / "checkpoint.pt").exists():
         vectors = train_vectors(corpus.sentences, corpus.vocabulary, options.embedding_dim, seed=seed)
     network = build_network(options, len(corpus.vocabulary), len(corpus.labels), vectors).to(device)
     tuned = options.threshold == TUNED
@@ -156,58 +156,47 @@ def train(
     )
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=options.lr)
 
-    progress: dict[str, Any] = {"epoch": 0, "seconds": 0.0, "best": -math.inf, "best_epoch": 0, "history": []}
-    parts = {"network": network, "optimizer": optimizer, "random": RandomState()}
-    checkpoint = Checkpoint(file, settings_of(options, corpus), progress, **parts)
-    if not checkpoint.restore():
-        checkpoint.prove()
-
-    sign = -1 if options.select in LOWER_IS_BETTER else 1
-    epochs = range(progress["epoch"] + 1, options.epochs + 1)
-    bar = tqdm(epochs, f"seed {seed}", disable=None, initial=progress["epoch"], total=options.epochs, unit="epoch")
-    for epoch in bar:
-        start = time.perf_counter()
-        loss = _train_epoch(classifier, optimizer, corpus.ids["train"], corpus.gold["train"])
-        progress["seconds"] += time.perf_counter() - start
-        if not math.isfinite(loss):
-            raise InputError(
-                f"epoch {epoch}: the loss is {loss}; lower --lr or --ratio2, or leave out --no-soft-target-clip"
-            )
-        entry: dict[str, Any] = {"epoch": epoch, "loss": loss}
-        if epoch >= min(options.start_eval, options.epochs):
-            entry |= validate(classifier, corpus.ids["valid"], corpus.gold["valid"], tune=tuned)
-            if sign * entry[options.select] > progress["best"]:
-                progress |= {"best": sign * entry[options.select], "best_epoch": epoch}
-                classifier.save(folder / "model.pt")
-            bar.set_postfix(loss=f"{loss:.3f}", **{options.select: f"{entry[options.select]:.3f}"})
-        progress["epoch"] = epoch
-        progress["history"].append(entry)
-        checkpoint.save()
+    training = Training(
+        options.epochs,
+        unit="epoch",
+        select=options.select,
+        lower_is_better=options.select in LOWER_IS_BETTER,
+        validate_from=options.start_eval,
+        save_every=1,
+        folder=folder,
+        settings=settings_of(options, corpus),
+        parts={"network": network, "optimizer": optimizer, "random": RandomState()},
+        name=f"seed {seed}",
+        advice="lower --lr or --ratio2, or leave out --no-soft-target-clip",
+    )
+    for _ in training:
+        training.log(loss=_train_epoch(classifier, optimizer, corpus.ids["train"], corpus.gold["train"]))
+        if training.validates and training.improved(
+            validate(classifier, corpus.ids["valid"], corpus.gold["valid"], tune=tuned)
+        ):
+            classifier.save(folder / "model.pt")
 
     best = Classifier.load(folder / "model.pt")
     best.network.to(device)
     return {
         **score(best, corpus.ids["test"], corpus.gold["test"]),
-        f"valid_{options.select}": sign * progress["best"],
-        "best_epoch": progress["best_epoch"],
         "threshold": best.threshold,
         "threshold_source": "tuned on validation" if tuned else "fixed",
         "coverage": corpus.coverage,
-        "seconds_per_epoch": progress["seconds"] / options.epochs,
-        "history": progress["history"],
+        **training.record(),
     }
 
 
-def run(
-    options: Options, out: str | Path, seed: int = 1, runs: int = 1, device: str | torch.device = "cpu"
-) -> Experiment:
-    """Train with the seeds ``seed``, ``seed + 1``, ...; finished ones in ``out`` are not run again."""
+def run(options: Options, runs: Runs) -> Experiment:
+    """Train with every seed of ``runs`` that its folder does not hold yet."""
+    device = torch_device(runs.device)
     corpus = prepare(options)  # bad data must not leave a results.json
     for line in notes(corpus.coverage, options):
         print(line, file=sys.stderr)
-    experiment = Experiment(out, settings_of(options, corpus), ("gensim", "scikit-learn"))
-    for number in range(seed, seed + runs):
-        name = f"seed{number}"
-        if name not in experiment.runs:
-            experiment.add(name, train(options, corpus, number, Path(out) / name, device))
-    return experiment
+    experiment = Experiment(runs.out, settings_of(options, corpus), ("gensim", "scikit-learn"))
+    return experiment.complete(
+        {
+            name: partial(train, options, corpus, seed, Path(runs.out) / name, device)
+            for name, seed in runs.seeds.items()
+        }
+    )

@@ -101,7 +101,7 @@ def test_epochs_are_in_the_history_though_not_validated():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_ends_the_training(bad, tmp_path):
     training = Training(50, select="score", validate_every=50, folder=tmp_path, advice="lower --lr 3")
-    with pytest.raises(OptionError, match=r"^step 20: loss is (nan|inf); lower --lr 3$"):
+    with pytest.raises(OptionError, match=r"^step 20: the loss is (nan|inf); lower --lr 3$"):
         run(training, range(50), [1.0] * 5 + [bad] + [1.0] * 44)
     with pytest.raises(OptionError, match=r"^step 1: the validation's score is (nan|inf); "):
         run(Training(2, select="score"), [bad, 1])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from fairseq_ext.errors import InputError, OptionError
-from graph.label_graph.__main__ import main, parser
+from graph.label_graph.__main__ import main
 
 COMMANDS = {
     "train": "train --data data --out out --embedding learned --embedding-dim 4 --hidden-size 4 --attention-size 4"
@@ -88,12 +88,14 @@ ROWS = {
 
 
 def options_of(command: str) -> dict[str, argparse.Action]:
-    (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
-    return {action.dest: action for action in commands.choices[command]._actions if action.dest != "help"}
+    (commands,) = (action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return {
+        action.dest: action for action in commands.choices[command]._actions if action.dest not in ("help", "config")
+    }
 
 
 def test_every_option_of_every_command_has_a_row():
-    (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction))
     assert {command: set(options_of(command)) for command in commands.choices} == {
         command: set(rows) for command, rows in ROWS.items()
     }

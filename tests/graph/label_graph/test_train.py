@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fairseq_ext.files import load_safely
+from fairseq_ext.training.flags import Runs
 from graph.label_graph import LabelGraph, label_graph_loss
 from graph.label_graph import train as training
 from graph.label_graph.classifier import Classifier
@@ -133,10 +134,10 @@ def test_a_training_is_that_of_a_plain_loop(data, tmp_path, arm):
 
 def test_every_seed_is_a_run_of_its_own(data, tmp_path):
     options = options_of(data, epochs=1)
-    experiment = training.run(options, tmp_path, seed=4, runs=2)
+    experiment = training.run(options, Runs(out=str(tmp_path), seed=4, runs=2))
     losses = {name: run["history"][0]["loss"] for name, run in experiment.runs.items()}
     assert list(losses) == ["seed4", "seed5"] and losses["seed4"] != losses["seed5"]
-    again = training.run(options, tmp_path / "again", seed=5)
+    again = training.run(options, Runs(out=str(tmp_path / "again"), seed=5))
     assert again.runs["seed5"]["history"][0]["loss"] == losses["seed5"]
 
 
