@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -152,7 +154,8 @@ OPTIONS: dict[str, dict[str, Change]] = {
     "EncouragingLoss": {
         **{name: change for name, change in TERMS.items() if name in ("weight", "ignore_index", "label_smoothing")},
         **REDUCTION, "log_end": TERMS["log_end"], "defer_start": (0, 2),
-        "max_epoch": (None, 3, {"schedule": "cos", "max_epoch": 8}), "schedule": ("none", "linear", {"max_epoch": 4}),
+        "max_epoch": (None, 3, {"schedule": "cos", "max_epoch": 8}),
+        "schedule": ("none", "linear", {"schedule": "cos", "max_epoch": 4}),
         "schedule_ratio": (5.0, 1.0, {"schedule": "exp", "max_epoch": 4}),
         "schedule_of": ("bonus_weight", "log_end", {"schedule": "linear", "max_epoch": 4}), "options": (None, None),
     },
@@ -213,6 +216,42 @@ def test_no_option_is_dead(name: str, option: str) -> None:
     before, after = outcome(name, context), outcome(name, context | {option: value})
     same = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(before, after, strict=True)]
     assert not all(same)
+
+
+NUMBERS = [
+    (name, option)
+    for name, options in OPTIONS.items()
+    for option, (default, value, *_) in options.items()
+    if isinstance(default, float) or (default is None and isinstance(value, float))
+]
+
+
+@pytest.mark.parametrize(("name", "option"), NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_none_are_refused_by_name(name: str, option: str, value: float) -> None:
+    """At once: not as a NaN in the loss, or in the next epoch."""
+    _, _, *beside = OPTIONS[name][option]
+    said = {"adanorm_scale": "scale", "adanorm_k": "k", "dropout_p": "dropout probability"}.get(option, option)
+    with pytest.raises((ValueError, RuntimeError), match=rf"\b{said}\b.*{value}"):
+        RUN[name](**{**dict(*beside), option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(bonus_power=2.0), "bonus_power must be 1 unless bonus='power', got 2.0"),
+        (dict(subsample=0.5, bonus="cosine"), "subsample must be 1 unless bonus='log', got 0.5"),
+        (dict(max_epoch=5), "max_epoch must be a positive number with a schedule, None without one, got 5"),
+        (dict(schedule="linear", max_epoch=0), "max_epoch must be a positive number"),
+        (dict(schedule_of="log_end"), "schedule_of must be left alone without a schedule"),
+        (dict(schedule="cos", max_epoch=3, schedule_ratio=1.0), "schedule_ratio must be 5 unless schedule='exp'"),
+        (dict(schedule="exp", max_epoch=3, schedule_ratio=0.0), "schedule_ratio must be not 0"),
+        (dict(defer_start=-1), "defer_start must be at least 0"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        losses.EncouragingLoss(**options)
 
 
 @pytest.mark.parametrize("option", ["bonus_weight", "bonus_end", "bonus_start"])

@@ -9,6 +9,12 @@ from torch import Tensor
 REDUCTIONS = ("none", "mean", "sum")
 
 
+def require(name: str, value: object, ok: bool, allowed: str) -> None:
+    """Refuse the ``value`` of an option. Write ``ok`` so that NaN fails it."""
+    if not ok:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
 def one_hot(target: Tensor, like: Tensor) -> Tensor:
     """1 at the class indices ``target``, 0 elsewhere, shaped like the logits; unlike ``F.one_hot`` it can be mapped."""
     return torch.zeros_like(like).scatter(-1, target.unsqueeze(-1), 1.0)
@@ -30,8 +36,7 @@ def reduce_weighted(loss: Tensor, sample_weight: Tensor | None = None, reduction
     Raises:
         ValueError: ``sample_weight`` of another shape than ``loss``, or an unknown reduction.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    require("reduction", reduction, reduction in REDUCTIONS, f"one of {REDUCTIONS}")
     if sample_weight is not None:
         if sample_weight.shape != loss.shape:
             shapes = f"{tuple(loss.shape)}, got {tuple(sample_weight.shape)}"

@@ -5,17 +5,20 @@ Half precision is computed in float32, which is also what is returned.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.losses.common import reduce_weighted
+from fairseq_ext.losses.common import reduce_weighted, require
 from fairseq_ext.precision import compute_dtype, widen
 
 __all__ = ["distillation_kl", "matrix_kl", "soft_target_cross_entropy", "soft_target_kl"]
 
 
 def _log_softmax(input: Tensor, temperature: float) -> Tensor:
+    require("temperature", temperature, 0 < temperature < math.inf, "above 0")
     return F.log_softmax(input.to(compute_dtype(input)) / temperature, dim=-1)
 
 
@@ -106,6 +109,8 @@ def matrix_kl(p: Tensor, q: Tensor, rows: Tensor | None = None, eps: float = 0.0
         ``(*)``, a value a matrix; 0 for one without rows.
     """
 
+    require("eps", eps, 0 <= eps < math.inf, "at least 0")
+    require("tiny", tiny, 0 < tiny < math.inf, "above 0")
     p, q = widen(p), widen(q)  # `tiny` is 0 in half precision
 
     def log(value: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_ext.losses.common import REDUCTIONS, one_hot, reduce_weighted
+from fairseq_ext.losses.common import REDUCTIONS, one_hot, reduce_weighted, require
 from fairseq_ext.losses.log_bonus import LogBonusCrossEntropy
 from fairseq_ext.precision import compute_dtype
 
@@ -67,20 +67,29 @@ def _dense_bonus(
 
 
 def _check_options(
-    log_end, label_smoothing, bonus_smoothing, smoothing_form, bonus, bonus_start, subsample, bonus_clamp
-):
-    for name, value, allowed, ok in (
-        ("log_end", log_end, "in [0, 1]", 0 <= log_end <= 1),
-        ("label_smoothing", label_smoothing, "in [0, 1]", 0 <= label_smoothing <= 1),
-        ("bonus_smoothing", bonus_smoothing, "in [0, 1]", 0 <= bonus_smoothing <= 1),
-        ("smoothing_form", smoothing_form, f"one of {SMOOTHING_FORMS}", smoothing_form in SMOOTHING_FORMS),
-        ("bonus", bonus, f"one of {BONUSES}", bonus in BONUSES),
-        ("bonus_start", bonus_start, "in [0, 1)", 0 <= bonus_start < 1),
-        ("subsample", subsample, "in (0, 1]", 0 < subsample <= 1),
-        ("bonus_clamp", bonus_clamp, "in [0, 0.5)", 0 <= bonus_clamp < 0.5),
-    ):
-        if not ok:
-            raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    log_end: float,
+    label_smoothing: float,
+    bonus_smoothing: float,
+    smoothing_form: str,
+    bonus: str,
+    bonus_power: float,
+    bonus_start: float,
+    bonus_end: float | None,
+    subsample: float,
+    bonus_clamp: float,
+) -> None:
+    require("log_end", log_end, 0 <= log_end <= 1, "in [0, 1]")
+    require("label_smoothing", label_smoothing, 0 <= label_smoothing <= 1, "in [0, 1]")
+    require("bonus_smoothing", bonus_smoothing, 0 <= bonus_smoothing <= 1, "in [0, 1]")
+    require("smoothing_form", smoothing_form, smoothing_form in SMOOTHING_FORMS, f"one of {SMOOTHING_FORMS}")
+    require("bonus", bonus, bonus in BONUSES, f"one of {BONUSES}")
+    require("bonus_power", bonus_power, 0 < bonus_power < math.inf, "above 0")
+    require("bonus_power", bonus_power, bonus_power == 1 or bonus == "power", "1 unless bonus='power'")
+    require("bonus_start", bonus_start, 0 <= bonus_start < 1, "in [0, 1)")
+    require("bonus_end", bonus_end, bonus_end is None or 0 <= bonus_end <= 1, "in [0, 1] or None")
+    require("subsample", subsample, 0 < subsample <= 1, "in (0, 1]")
+    require("subsample", subsample, subsample == 1 or bonus == "log", "1 unless bonus='log'")
+    require("bonus_clamp", bonus_clamp, 0 <= bonus_clamp < 0.5, "in [0, 0.5)")
 
 
 def encouraging_loss_terms(
@@ -116,7 +125,16 @@ def encouraging_loss_terms(
     if bonus_smoothing is None:
         bonus_smoothing = label_smoothing
     _check_options(
-        log_end, label_smoothing, bonus_smoothing, smoothing_form, bonus, bonus_start, subsample, bonus_clamp
+        log_end,
+        label_smoothing,
+        bonus_smoothing,
+        smoothing_form,
+        bonus,
+        bonus_power,
+        bonus_start,
+        bonus_end,
+        subsample,
+        bonus_clamp,
     )
     if input.dim() == 0:
         raise ValueError("input must have a class dimension, got a scalar")
@@ -227,8 +245,8 @@ def encouraging_loss(
         >>> logits, target = torch.randn(3, 5, requires_grad=True), torch.tensor([1, 0, 4])
         >>> encouraging_loss(logits, target, label_smoothing=0.1).backward()
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    require("reduction", reduction, reduction in REDUCTIONS, f"one of {REDUCTIONS}")
+    require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
     cross_entropy, bonus_term = encouraging_loss_terms(
         input,
         target,
@@ -258,9 +276,12 @@ def bonus_schedule(epoch: int, max_epoch: int, schedule: str = "linear", ratio: 
 
     ``"linear"``: t. ``"exp"``: exp((t - 1) ratio) for a positive ratio, a late start; 1 - exp(t ratio) for a negative
     one, an early start. ``"cos"``: (1 + cos(pi (1 + t))) / 2. ``"none"``: 1.
+
+    Raises:
+        ValueError: another schedule, or a ratio of 0, which would be no bonus at any time.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
+    require("schedule", schedule, schedule in SCHEDULES, f"one of {SCHEDULES}")
+    require("ratio", ratio, math.isfinite(ratio) and ratio != 0, "a finite number other than 0")
     if schedule == "none":
         return 1.0
     t = min(epoch / max_epoch, 1.0)
@@ -307,12 +328,15 @@ class EncouragingLoss(nn.Module):
         **options,
     ) -> None:
         super().__init__()
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
-        if schedule != "none" and not max_epoch:
-            raise ValueError(f"max_epoch must be a positive number with schedule={schedule!r}, got {max_epoch!r}")
-        if schedule_of not in ("bonus_weight", "log_end"):
-            raise ValueError(f"schedule_of must be 'bonus_weight' or 'log_end', got {schedule_of!r}")
+        require("schedule", schedule, schedule in SCHEDULES, f"one of {SCHEDULES}")
+        scheduled = schedule != "none"
+        require("schedule_of", schedule_of, schedule_of in ("bonus_weight", "log_end"), "'bonus_weight' or 'log_end'")
+        require("schedule_of", schedule_of, scheduled or schedule_of == "bonus_weight", "left alone without a schedule")
+        require("schedule_ratio", schedule_ratio, math.isfinite(schedule_ratio) and schedule_ratio != 0, "not 0")
+        require("schedule_ratio", schedule_ratio, schedule == "exp" or schedule_ratio == 5, "5 unless schedule='exp'")
+        positive = max_epoch is not None and max_epoch > 0
+        require("max_epoch", max_epoch, positive == scheduled, "a positive number with a schedule, None without one")
+        require("defer_start", defer_start, defer_start >= 0, "at least 0")
         self.weight: Tensor | None
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index

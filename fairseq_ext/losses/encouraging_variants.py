@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.losses.common import one_hot, reduce_weighted, sigmoid_power
+from fairseq_ext.losses.common import one_hot, reduce_weighted, require, sigmoid_power
 from fairseq_ext.losses.log_bonus import top_bonus
 from fairseq_ext.precision import compute_dtype
 
@@ -59,14 +59,11 @@ def binary_encouraging_loss(
         >>> binary_encouraging_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.0]), reduction="none")
         tensor([-2.0272, -1.0000])
     """
-    for name, value, allowed, ok in (
-        ("log_end", log_end, "in [0, 1]", 0 <= log_end <= 1),
-        ("bonus_alpha", bonus_alpha, "in [0, 1] or None", bonus_alpha is None or 0 <= bonus_alpha <= 1),
-        ("bonus_gamma", bonus_gamma, "at least 0", bonus_gamma >= 0),
-        ("bonus_clamp", bonus_clamp, "in [0, 0.5)", 0 <= bonus_clamp < 0.5),
-    ):
-        if not ok:
-            raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    require("log_end", log_end, 0 <= log_end <= 1, "in [0, 1]")
+    require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
+    require("bonus_alpha", bonus_alpha, bonus_alpha is None or 0 <= bonus_alpha <= 1, "in [0, 1] or None")
+    require("bonus_gamma", bonus_gamma, 0 <= bonus_gamma < math.inf, "at least 0")
+    require("bonus_clamp", bonus_clamp, 0 <= bonus_clamp < 0.5, "in [0, 0.5)")
     logits, target = _binary(input, target)
     alpha = (1.0, 1.0) if bonus_alpha is None else (bonus_alpha, 1 - bonus_alpha)
     loss = torch.zeros_like(logits)
@@ -111,10 +108,10 @@ def mirror_bonus_loss(
         bonus_power: b; the paper's mirror of the squared error has 2.
         bonus_weight: :math:`\lambda`; 0 is the base loss.
     """
-    if base not in ("mse", "mae"):
-        raise ValueError(f"base must be 'mse' or 'mae', got {base!r}")
-    if activation not in ("softmax", "sigmoid"):
-        raise ValueError(f"activation must be 'softmax' or 'sigmoid', got {activation!r}")
+    require("base", base, base in ("mse", "mae"), "'mse' or 'mae'")
+    require("activation", activation, activation in ("softmax", "sigmoid"), "'softmax' or 'sigmoid'")
+    require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
+    require("bonus_power", bonus_power, bonus_weight == 0 or 0 < bonus_power < math.inf, "above 0")
     logits = input.to(compute_dtype(input))
     q = logits.softmax(-1) if activation == "softmax" else logits.sigmoid()
     right = torch.where(one_hot(target, q).bool(), q, 1 - q)
@@ -150,8 +147,9 @@ def halted_focal_loss(
             takes it where ``input > 0`` whatever the target, as the code behind the published detector: its negatives
             get plain cross-entropy when they are wrong.
     """
-    if halt not in ("correct", "positive"):
-        raise ValueError(f"halt must be 'correct' or 'positive', got {halt!r}")
+    require("halt", halt, halt in ("correct", "positive"), "'correct' or 'positive'")
+    require("alpha", alpha, 0 <= alpha <= 1, "in [0, 1]")
+    require("gamma", gamma, 0 <= gamma < math.inf, "at least 0")
     logits, target = _binary(input, target)
     wrong = torch.where(target == 1, -logits, logits)
     alpha_t = alpha * target + (1 - alpha) * (1 - target)

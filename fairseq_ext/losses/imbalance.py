@@ -12,11 +12,13 @@ weights it does not divide by the sum of the weights, so that a weight means the
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.losses.common import one_hot, reduce_weighted, sigmoid_power
+from fairseq_ext.losses.common import one_hot, reduce_weighted, require, sigmoid_power
 from fairseq_ext.precision import compute_dtype
 
 __all__ = ["class_balanced_softmax_loss", "class_weights", "focal_loss", "reweighted_cross_entropy"]
@@ -46,8 +48,7 @@ def class_weights(class_counts: Tensor, beta: float = 0.9999) -> Tensor:
         >>> class_weights(torch.tensor([1000, 100, 10]), beta=0.99)
         tensor([0.2365, 0.3731, 2.3904])
     """
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must be in [0, 1), got {beta}")
+    require("beta", beta, 0 <= beta < 1, "in [0, 1)")
     _check_counts(class_counts)
     weight = -1 / torch.expm1(class_counts.double() * torch.tensor(beta, dtype=torch.double).log())
     dtype = torch.promote_types(class_counts.dtype, torch.float32)
@@ -106,8 +107,7 @@ def focal_loss(
     Raises:
         ValueError: as :func:`reweighted_cross_entropy`, or a negative gamma.
     """
-    if gamma < 0:
-        raise ValueError(f"gamma must be at least 0, got {gamma}")
+    require("gamma", gamma, 0 <= gamma < math.inf, "at least 0")
     counts = _check(input, target, class_counts)
     logits = input.to(counts.dtype)
     wrong = logits * (1 - 2 * one_hot(target, logits))

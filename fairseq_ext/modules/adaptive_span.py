@@ -69,7 +69,7 @@ class AdaptiveSpan(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {number}")
         if not 0 <= init <= 1:
             raise ValueError(f"init must be between 0 and 1, got {init}")
-        if loss_coeff < 0:
+        if not 0 <= loss_coeff < math.inf:
             raise ValueError(f"loss_coeff must be 0 or positive, got {loss_coeff}")
         effective_k(max_span, k, ratio, minimum)  # raises on a bad budget
         self.num_heads = num_heads
@@ -188,6 +188,8 @@ class AdaptiveSpanAttention(nn.Module):
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"num_heads must divide embed_dim={embed_dim}, got {num_heads}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.num_heads = num_heads
         self.dropout = dropout
         self.span = AdaptiveSpan(

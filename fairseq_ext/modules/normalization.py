@@ -189,6 +189,14 @@ def _plain_normalize(
     return scale * (1 - k * y.detach()) * y
 
 
+def _check_numbers(eps: float, scale: float = 1.0, k: float = 0.0) -> None:
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps: found {eps}, allowed are finite numbers from 0 on")
+    for name, value in (("scale", scale), ("k", k)):
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: found {value}, allowed are finite numbers")
+
+
 def _as_shape(normalized_shape: int | Sequence[int], unbiased: bool) -> tuple[int, ...]:
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if unbiased and math.prod(shape) < 2:
@@ -205,6 +213,7 @@ def layer_norm_simple(
     x: Tensor, normalized_shape: int | Sequence[int], eps: float = 1e-5, unbiased: bool = True
 ) -> Tensor:
     """Functional form of :class:`LayerNormSimple`."""
+    _check_numbers(eps)
     return _normalize(x, list(_as_shape(normalized_shape, unbiased)), eps, unbiased)
 
 
@@ -217,6 +226,7 @@ def ada_norm(
     unbiased: bool = True,
 ) -> Tensor:
     """Functional form of :class:`AdaNorm`."""
+    _check_numbers(eps, scale, k)
     return _normalize(x, list(_as_shape(normalized_shape, unbiased)), eps, unbiased, scale, k)
 
 
@@ -224,6 +234,7 @@ def detach_norm(
     x: Tensor, normalized_shape: int | Sequence[int], detach: str = "both", eps: float = 1e-5, unbiased: bool = True
 ) -> Tensor:
     """Functional form of :class:`DetachNorm`."""
+    _check_numbers(eps)
     _check_detach(detach)
     shape = list(_as_shape(normalized_shape, unbiased))
     return _normalize(x, shape, eps, unbiased, detach_mean=detach != "std", detach_std=detach != "mean")
@@ -234,6 +245,7 @@ class _Norm(nn.Module):
 
     def __init__(self, normalized_shape: int | Sequence[int], eps: float, unbiased: bool) -> None:
         super().__init__()
+        _check_numbers(eps)
         self.normalized_shape = _as_shape(normalized_shape, unbiased)
         self.eps = eps
         self.unbiased = unbiased
@@ -272,7 +284,7 @@ class LayerNormSimple(_Norm):
         - Output: the same shape and dtype
 
     Raises:
-        ValueError: ``unbiased`` with fewer than two elements to normalise.
+        ValueError: ``unbiased`` with fewer than two elements to normalise, or a number that is not finite.
 
     Example:
         >>> LayerNormSimple(512)(torch.randn(7, 4, 512)).shape
@@ -310,7 +322,7 @@ class AdaNorm(_Norm):
         - Output: the same shape and dtype
 
     Raises:
-        ValueError: ``unbiased`` with fewer than two elements to normalise.
+        ValueError: ``unbiased`` with fewer than two elements to normalise, or a number that is not finite.
 
     Example:
         >>> AdaNorm(512, scale=2.0)
@@ -326,6 +338,7 @@ class AdaNorm(_Norm):
         unbiased: bool = True,
     ) -> None:
         super().__init__(normalized_shape, eps, unbiased)
+        _check_numbers(eps, scale, k)
         self.scale = scale
         self.k = k
 
@@ -415,6 +428,7 @@ def create_norm(
         >>> create_norm("adanorm", 512, adanorm_scale=2.0)
         AdaNorm((512,), scale=2.0, k=0.1, eps=1e-05, unbiased=True)
     """
+    _check_numbers(eps, adanorm_scale, adanorm_k)
     if kind == "layernorm":
         return nn.LayerNorm(normalized_shape, eps=eps)
     if kind == "layernorm-simple":

@@ -305,6 +305,8 @@ def topk_attention(
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other: put the causal mask into attn_mask")
     scale = 1.0 / math.sqrt(max(1, query.size(-1))) if scale is None else scale
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
     scores = (query * scale) @ key.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
