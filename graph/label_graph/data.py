@@ -72,12 +72,20 @@ def _literal(line: str, origin: str) -> Any:
         raise DataError(f"{origin}: not a Python literal ({type(error).__name__})") from error
 
 
+def _holds_albums(path: str | Path) -> bool:
+    """Whether every line is the literal of an album: a text may start as one."""
+    try:
+        return any([_album(_literal(line, origin), origin, need_labels=False) for line, origin in read_lines(path)])
+    except DataError:
+        return False
+
+
 def read_file(path: str | Path, need_labels: bool = True) -> list[Sample]:
     """The samples of one file, its form by its name, ``.gz`` left aside.
 
     ``.tsv``: lines of ``labels TAB text``, labels separated by ``|``, or none. ``.json``: one album or a list of them.
-    ``.txt``: a Python literal of an album a line. Without ``need_labels`` every line of a ``.txt``, and of the standard
-    input (``"-"``), is a text, blank ones too.
+    ``.txt``: a Python literal of an album a line. Without ``need_labels``, every line of a ``.txt`` that does not hold
+    albums alone is a text, blank ones too, as those of the standard input (``"-"``) are.
 
     Args:
         path: the file.
@@ -94,7 +102,7 @@ def read_file(path: str | Path, need_labels: bool = True) -> list[Sample]:
         samples = [_album(album, origin, need_labels) for album, origin in zip(albums, origins, strict=True)]
     elif name.endswith(".tsv"):
         samples = [_tsv_sample(line, origin) for line, origin in read_lines(path)]
-    elif not need_labels and (name.endswith(".txt") or name == STDIN):
+    elif name == STDIN or (name.endswith(".txt") and not (need_labels or _holds_albums(path))):
         samples = [_sample([line], [], origin) for line, origin in read_lines(path, keep_blank=True)]
     elif name.endswith(".txt"):
         samples = [_album(_literal(line, origin), origin, need_labels) for line, origin in read_lines(path)]

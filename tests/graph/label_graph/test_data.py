@@ -132,10 +132,11 @@ def test_damaged_files_are_refused_by_name(tmp_path, form, kind):
 
 
 def test_texts_to_label_are_lines_whatever_they_hold(tmp_path):
-    path = write(tmp_path / "a.txt", "{'all_reviews': ['x']}\n\n{\n")
-    assert contents(read_file(path, need_labels=False)) == [
-        ((line,), ()) for line in ("{'all_reviews': ['x']}", "", "{")
-    ]
+    for lines in (["{'all_reviews': ['x']}", "", "{"], ["", " "], ["{'all_reviews': 'x'}"]):
+        path = write(tmp_path / "a.txt", "\n".join([*lines, ""]))
+        assert contents(read_file(path, need_labels=False)) == [((line,), ()) for line in lines]
+    write(path, "{'all_reviews': ['x']}\n\n{'all_reviews': []}")  # albums alone are albums
+    assert contents(read_file(path, need_labels=False)) == [(("x",), ()), ((), ())]
 
 
 @pytest.mark.parametrize("names", [("train.tsv", "valid.tsv.gz", "test.tsv"), ("train.tsv", "dev.tsv", "test.tsv")])
