@@ -127,7 +127,13 @@ def check_language_model_options(cfg: Any, dictionary: Any) -> None:
         _check_character_filters(cfg.character_filters)
     if cfg.adaptive_input:
         _require(cfg.adaptive_input_cutoff, "--adaptive-input: needs --adaptive-input-cutoff")
-        _check_bands("input", cfg, cfg.decoder.input_dim, dictionary)
+        widths = _check_bands("input", cfg, cfg.decoder.input_dim, dictionary)
+        for width in widths if cfg.quant_noise.pq else []:
+            _require(
+                width % cfg.quant_noise.pq_block_size == 0,
+                f"--quant-noise-pq-block-size: {cfg.quant_noise.pq_block_size} does not divide {width}, "
+                f"of the widths {widths} that --adaptive-input has",
+            )
     _check_bands("softmax", cfg, cfg.decoder.output_dim, dictionary)
     _require(
         cfg.tie_adaptive_weights or not cfg.tie_adaptive_proj,
@@ -168,11 +174,11 @@ def _check_character_filters(filters: list[Any]) -> None:
     )
 
 
-def _check_bands(kind: str, cfg: Any, width: int, dictionary: Any) -> None:
-    """fairseq's adaptive layers: bands of ever rarer words, each narrower by a factor than the one before."""
+def _check_bands(kind: str, cfg: Any, width: int, dictionary: Any) -> list[int]:
+    """The widths of fairseq's adaptive layers: of bands of ever rarer words, each narrower by a factor."""
     cutoff, factor = getattr(cfg, f"adaptive_{kind}_cutoff"), getattr(cfg, f"adaptive_{kind}_factor")
     if cutoff is None:
-        return
+        return []
     option, entries = f"--adaptive-{kind}-cutoff", len(dictionary)
     least = dictionary.pad() + 1
     numbers = bool(cutoff) and all(isinstance(end, int) for end in cutoff)
@@ -182,10 +188,11 @@ def _check_bands(kind: str, cfg: Any, width: int, dictionary: Any) -> None:
     )
     _require(cutoff[-1] <= entries, f"{option}: {cutoff[-1]} is more than the {entries} entries of the dictionary")
     bands = len(cutoff) + (cutoff[-1] < entries)
+    widths = [int(width // factor**band) for band in range(bands)] if factor > 0 else [0]
     _require(
-        factor > 0 and width // factor ** (bands - 1) >= 1,
-        f"--adaptive-{kind}-factor: {factor} leaves nothing of width {width} for the last of {bands} bands",
+        widths[-1], f"--adaptive-{kind}-factor: {factor} leaves nothing of width {width} for the last of {bands} bands"
     )
+    return widths
 
 
 def _check_xformers(option: str, cfg: Any) -> None:

@@ -178,6 +178,19 @@ def test_honoured(name: str, trained: dict[str, DictConfig], stand_ins: None) ->
         assert same(found, expected)
 
 
+def test_noise_reaches_adaptive_inputs(trained: dict[str, DictConfig]) -> None:
+    noise = {**ADAPTIVE_INPUT, "quant_noise_pq": 0.4, "quant_noise_pq_block_size": 4}
+    ours, stock, quiet = (
+        observe(build(trained[arch], {**noise, **extra}))
+        for arch, extra in (
+            ("transformer_lm_ext", {}),
+            ("transformer_lm", {}),
+            ("transformer_lm", {"quant_noise_pq": 0.0}),
+        )
+    )
+    assert all(map(same, ours, stock)) and not all(map(same, stock, quiet))
+
+
 @pytest.mark.parametrize("name", sorted(HONOURED.keys() - INVISIBLE))
 def test_the_comparison_sees_it(name: str, trained: dict[str, DictConfig], stand_ins: None) -> None:
     """Guards the test above: the value changes fairseq's own model."""
@@ -235,6 +248,10 @@ WRONG = [
     ({"adaptive_softmax_cutoff": ""}, "--adaptive-softmax-cutoff: must be numbers like 5000,20000, got ''"),
     ({"adaptive_softmax_cutoff": "six"}, "--adaptive-softmax-cutoff: must be numbers like 5000,20000, got 'six'"),
     ({**ADAPTIVE_INPUT, "adaptive_input_factor": 5.0}, "--adaptive-input-factor: 5.0 leaves nothing of width 16"),
+    (
+        {**ADAPTIVE_INPUT, "quant_noise_pq": 0.4},
+        "--quant-noise-pq-block-size: 8 does not divide 4, of the widths [16, 8, 4]",
+    ),
     ({**ADAPTIVE_SOFTMAX, "adaptive_softmax_factor": 0.0}, "--adaptive-softmax-factor: 0.0 leaves nothing"),
     ({"tie_adaptive_weights": True}, "--tie-adaptive-weights: needs --adaptive-input and --adaptive-softmax-cutoff"),
     ({**ADAPTIVE_INPUT, "tie_adaptive_weights": True}, "--tie-adaptive-weights: needs --adaptive-input and"),
@@ -251,7 +268,7 @@ WRONG = [
 @pytest.mark.parametrize(("values", "message"), WRONG, ids=lambda value: value[:60] if isinstance(value, str) else None)
 def test_what_cannot_work_is_refused_by_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError) as caught:
-        language_model(width=16, **values)
+        language_model(width=16, ffn=16, **values)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
