@@ -108,6 +108,12 @@ class LabelSmoothedEncouragingLossCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def forward(self, model, sample, reduce=True):
         """Compute the loss of a batch: ``(loss, sample_size, logging_output)``, the loss summed over tokens."""
+        adaptive = getattr(getattr(model, "decoder", None), "adaptive_softmax", None)
+        if self.training and adaptive is not None:
+            raise OptionError(
+                "--criterion label_smoothed_encouraging_loss: excludes --adaptive-softmax-cutoff, which trains with "
+                "--criterion adaptive_loss alone"
+            )
         net_output = model(**sample["net_input"])
         loss, nll_loss, bonus = self.compute_terms(model, net_output, sample, reduce=reduce)
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]

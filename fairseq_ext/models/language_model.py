@@ -8,8 +8,9 @@ from fairseq.models import register_model
 from fairseq.models.transformer import TransformerDecoder
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import AdaptiveInput, CharacterTokenEmbedder
-from torch import nn
+from torch import Tensor, nn
 
+from fairseq_ext.errors import OptionError
 from fairseq_ext.models.config import (
     TransformerLanguageModelExtConfig,
     add_options,
@@ -72,3 +73,9 @@ class TransformerLanguageModelExt(ExtModel, TransformerLanguageModel):
                 cfg.quant_noise.pq_block_size,
             )
         return cls.build_embedding(cfg, dictionary, cfg.decoder.input_dim)
+
+    def get_normalized_probs(self, net_output: Any, log_probs: bool, sample: Any = None) -> Tensor:
+        """As in fairseq, whose adaptive softmax overwrites what the gradient of all probabilities would need."""
+        if self.training and self.decoder.adaptive_softmax is not None:
+            raise OptionError("--adaptive-softmax-cutoff: trains with --criterion adaptive_loss alone")
+        return super().get_normalized_probs(net_output, log_probs, sample)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fairseq import models
 from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
 from fairseq.modules import multihead_attention
@@ -22,9 +23,10 @@ from fairseq.sequence_generator import SequenceGenerator
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from fairseq_ext.criterions import LabelSmoothedEncouragingLossCriterion as EncouragingLossCriterion
 from fairseq_ext.errors import OptionError
 from tests.models.commands import configuration
-from tests.models.tiny import EOS, PAD, decode_by_step, dictionary, language_model, task
+from tests.models.tiny import EOS, PAD, decode_by_step, dictionary, language_model, task, translation_model
 
 TOKENS = torch.tensor([[EOS, 5, 6, 7, 13, 9], [EOS, 9, 8, 12, PAD, PAD]])
 TARGET = torch.tensor([[5, 6, 7, 13, 9, EOS], [9, 8, 12, EOS, PAD, PAD]])
@@ -332,3 +334,24 @@ def test_recipes_take_our_options(recipe: str, option: str) -> None:
             inputs = torch.cat([torch.tensor([EOS]), tokens[:-1]])[None]
             found = model.get_normalized_probs(model(inputs), log_probs=True)[0].gather(-1, tokens[:, None]).squeeze(-1)
             torch.testing.assert_close(hypotheses[0]["positional_scores"], found, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", [CrossEntropyCriterion, LabelSmoothedCrossEntropyCriterion, EncouragingLossCriterion])
+def test_other_criterions_validate_an_adaptive_softmax_and_do_not_train_it(kind: Any) -> None:
+    model = language_model(width=16, **TIED)
+    sample = {"net_input": {"src_tokens": TOKENS}, "target": TARGET, "ntokens": 10, "nsentences": 2}
+    smoothing = [] if kind is CrossEntropyCriterion else [0.0]
+    criterion = kind(SimpleNamespace(target_dictionary=dictionary()), False, *smoothing)
+    loss = criterion.eval()(model.eval(), sample)[0]
+    log_probs = model.get_normalized_probs(model(TOKENS), log_probs=True)
+    torch.testing.assert_close(loss, -log_probs.gather(-1, TARGET[..., None])[TARGET.ne(PAD)].sum())
+    with pytest.raises(OptionError, match=r"--adaptive-softmax-cutoff.* trains with --criterion adaptive_loss alone$"):
+        criterion.train()(model.train(), sample)
+
+
+def test_the_encouraging_loss_does_not_train_an_adaptive_softmax_in_translation_either() -> None:
+    model = translation_model(adaptive_softmax_cutoff="6,10", adaptive_softmax_factor=2.0)
+    net_input = {"src_tokens": TOKENS, "src_lengths": TOKENS.ne(PAD).sum(-1), "prev_output_tokens": TOKENS}
+    criterion = EncouragingLossCriterion(SimpleNamespace(target_dictionary=dictionary()), False, 0.1)
+    with pytest.raises(OptionError, match=r"^--criterion label_smoothed_encouraging_loss: excludes --adaptive-softmax"):
+        criterion(model, {"net_input": net_input, "target": TARGET, "ntokens": 10})
