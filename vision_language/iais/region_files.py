@@ -228,7 +228,10 @@ def read_array(path: Path, header_only: bool = False) -> np.ndarray:
             raise DataError(f"{path}: no array 'features' in it")
         return arrays["features"]
     try:
-        return np.load(path, allow_pickle=False, mmap_mode="r" if header_only else None)
+        array = np.load(path, allow_pickle=False, mmap_mode="r" if header_only else None)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an npz")
+        return array
     except Exception as error:  # damaged files make numpy, and the zip reader below it, raise many types
         raise DataError(f"{path}: not an npy of numbers: {_line(error)}") from error
 

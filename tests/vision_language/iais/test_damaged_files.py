@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import pickle
 import shutil
@@ -109,6 +110,12 @@ READERS: dict[str, Callable[[Path], tuple[Path, Callable[[], Any]]]] = {
 TEXT = ("regions", "categories", "captions.json", "captions.token", "captions.csv", "karpathy", "instances", "tsv")
 
 
+def in_memory(save: Callable[..., None], *args: Any, **kwargs: Any) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, *args, **kwargs)
+    return buffer.getvalue()
+
+
 def damages(content: bytes, mark: Path) -> dict[str, bytes]:
     """What may have become of a file."""
     size = len(content)
@@ -128,7 +135,8 @@ def damages(content: bytes, mark: Path) -> dict[str, bytes]:
         "not a number": content.replace(b"9", b"NaN", 1).replace(b"0", b"Infinity", 1),
         "deep": b"[" * 100_000,
         "pickle": pickle.dumps(Bomb(mark), protocol=2),
-        "npy of objects": np.lib.format.magic(1, 0) + pickle.dumps(array),
+        "npy of objects": in_memory(np.save, array),
+        "npz of objects": in_memory(np.savez, **dict.fromkeys(("features", "x", "1", "2"), array)),
         "huge npy": b"\x93NUMPY\x01\x00v\x00"
         + b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 6), }".ljust(117)
         + b"\n",
@@ -151,7 +159,15 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, name):
             assert path.name in told or str(path.parent) in told, (damage, told)
             assert "\n" not in told and len(told) < 2000, (damage, told)
         else:
-            assert damage not in ("empty", "zeros", "pickle", "npy of objects", "huge npy", "other coding"), damage
+            assert damage not in (
+                "empty",
+                "zeros",
+                "pickle",
+                "npy of objects",
+                "npz of objects",
+                "huge npy",
+                "other coding",
+            ), damage
         assert not mark.exists(), damage
 
 
