@@ -138,7 +138,8 @@ def run(
             record = _one_run(graph, split, batches, valid, options, accelerator, file, seed, settings)
             if accelerator.is_main_process:
                 experiment.add(name, record)
-                tqdm.write(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in record.items()))
+                known = {key: value for key, value in record.items() if value is not None}
+                tqdm.write(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in known.items()))
                 Path(f"{file}.checkpoint.pt").unlink(missing_ok=True)
     return experiment
 
