@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,12 +10,14 @@ import networkx
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import spearmanr
 from torch_geometric.data import Data
-from torch_geometric.utils import k_hop_subgraph, subgraph
+from torch_geometric.utils import subgraph, to_undirected
 
 from fairseq_ext.errors import DataError
 from fairseq_ext.files import output_folder, replacing, writing_to
@@ -26,16 +28,34 @@ from graph.renode.totoro import neighbor_conflict
 __all__ = ["plot_classes", "plot_layout", "plot_neighbors", "plot_weights", "run"]
 
 LEGEND_CLASSES = 12
+# How many of the most contested nodes the layout shows and numbers, whatever else has room.
+CONTESTED = 10
 
 
 def class_colors(data: Data) -> np.ndarray:
-    """A colour for each class, (C, 4)."""
+    """A colour for each class and, last, grey for nodes without label (-1), (C + 1, 4)."""
     classes = int(data.y.max()) + 1
-    return (
+    colors = (
         matplotlib.colormaps["tab10"](np.arange(classes))
         if classes <= 10
-        else (matplotlib.colormaps["gist_ncar"](np.linspace(0.03, 0.93, classes)))
+        else matplotlib.colormaps["gist_ncar"](np.linspace(0.03, 0.93, classes))
     )
+    return np.vstack([colors, to_rgba("0.85")])
+
+
+def class_legend(data: Data, labels: np.ndarray, axes: Axes) -> None:
+    """What the colours mean beside the axes: a legend of ``labels`` or, of many, a bar of all classes."""
+    colors, shown = class_colors(data), np.unique(labels)
+    if len(shown) <= LEGEND_CLASSES:
+        handles = [axes.scatter([], [], s=30, color=colors[label]) for label in shown]
+        names = [f"class {label}" if label >= 0 else "no label" for label in shown]
+        axes.legend(handles, names, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        return
+    classes = len(colors) - 1
+    scale = BoundaryNorm(np.arange(classes + 1) - 0.5, classes)
+    bar = axes.figure.colorbar(ScalarMappable(scale, ListedColormap(colors[:classes])), ax=axes, label="class")
+    bar.set_ticks(range(0, classes, 1 + classes // 24))
+    bar.minorticks_off()
 
 
 def plot_classes(data: Data, axes: Axes) -> None:
@@ -76,6 +96,7 @@ def plot_neighbors(data: Data, axes: Axes) -> None:
         raise DataError("no labelled node has a neighbour")
     label, totoro, share = table["label"][known], table["totoro"][known], share[known]
     axes.scatter(share, totoro, s=18, color=colors[label], alpha=0.8, linewidths=0)
+    class_legend(data, label, axes)
     axes.set(xlabel="share of neighbours of another class", ylabel="Totoro score", title="Conflict, seen from nearby")
     axes.set_ylim(bottom=0)
     if np.ptp(share) and np.ptp(totoro):
@@ -83,11 +104,12 @@ def plot_neighbors(data: Data, axes: Axes) -> None:
 
 
 def plot_layout(data: Data, axes: Axes, max_nodes: int = 400) -> None:
-    """The graph in two dimensions, its labelled nodes sized by their weights.
+    """The graph in two dimensions, its labelled nodes sized by their weights, the most contested ones numbered.
 
-    Of a graph with more than ``max_nodes`` nodes it shows those around the most contested labelled nodes.
+    Of a graph with more than ``max_nodes`` nodes it shows those and as many as fit of what is around them.
     """
-    nodes = torch.arange(len(data.y)) if len(data.y) <= max_nodes else _contested_region(data, max_nodes)
+    contested = score_table(data)["node"][score_table(data)["rank"].argsort()[::-1]][: min(CONTESTED, max_nodes)]
+    nodes = torch.arange(len(data.y)) if len(data.y) <= max_nodes else region(data, contested.tolist(), max_nodes)
     edges = subgraph(nodes, data.edge_index, relabel_nodes=False, num_nodes=len(data.y))[0]
     graph = networkx.Graph()
     graph.add_nodes_from(nodes.tolist())
@@ -95,47 +117,55 @@ def plot_layout(data: Data, axes: Axes, max_nodes: int = 400) -> None:
     place = networkx.spring_layout(graph, seed=0, iterations=100, k=1.6 / len(nodes) ** 0.5)
     x, y = np.array([place[node] for node in nodes.tolist()]).T
     ends = [(place[u], place[v]) for u, v in graph.edges]
-    axes.add_collection(LineCollection(ends, colors="0.8", linewidths=0.6, zorder=0))
+    faint = min(1.0, 1500 / max(len(ends), 1))  # many edges would be one blot
+    axes.add_collection(LineCollection(ends, colors="0.75", linewidths=0.6, alpha=faint, zorder=0))
     colors, labelled = class_colors(data)[data.y[nodes]], data.train_mask[nodes].numpy()
     axes.scatter(x[~labelled], y[~labelled], s=12, color=colors[~labelled], alpha=0.45, linewidths=0)
     weight = data.renode_weight[nodes].numpy()[labelled]
     size, color = 90 * weight**2, colors[labelled]
     axes.scatter(x[labelled], y[labelled], s=size, color=color, edgecolors="black", linewidths=0.8)
-    title = "Labelled nodes, sized by ReNode weight"
-    axes.set_title(title if len(nodes) == len(data.y) else f"{title}: around the most contested")
+    for number, node in enumerate(contested.tolist(), start=1):
+        axes.annotate(str(number), place[node], (4, 4), textcoords="offset points", fontsize=9, fontweight="bold")
+    around = "" if len(nodes) == len(data.y) else ", with what is around them"
+    axes.set_title(f"Labelled nodes, sized by ReNode weight\n1 to {len(contested)}: the most contested{around}")
     axes.set_axis_off()
-    shown = np.unique(data.y[nodes])
-    if len(shown) <= LEGEND_CLASSES:
-        handles = [axes.scatter([], [], s=30, color=class_colors(data)[label]) for label in shown]
-        axes.legend(
-            handles, [f"class {label}" for label in shown], loc="upper left", bbox_to_anchor=(1, 1), frameon=False
-        )
+    class_legend(data, data.y[nodes].numpy(), axes)
 
 
-def _contested_region(data: Data, max_nodes: int) -> torch.Tensor:
-    """Labelled nodes by falling Totoro score with their neighbourhoods of two hops, until there are enough nodes."""
-    region: set[int] = set()
-    for node in (data.totoro - (~data.train_mask).double()).argsort(descending=True)[: int(data.train_mask.sum())]:
-        around = set(k_hop_subgraph(int(node), 2, data.edge_index, num_nodes=len(data.y))[0].tolist())
-        if region and len(region | around) > max_nodes:
-            break
-        region |= around
-    return torch.tensor(sorted(region))[:max_nodes]
+def region(data: Data, seeds: Sequence[int], max_nodes: int) -> torch.Tensor:
+    """Ids of at most ``max_nodes`` nodes: ``seeds``, and in turns the next nearest one to each of them."""
+    neighbors: dict[int, list[int]] = {}
+    for source, target in to_undirected(data.edge_index, num_nodes=len(data.y)).T.tolist():
+        neighbors.setdefault(source, []).append(target)
+    graph = networkx.from_dict_of_lists(neighbors)
+    graph.add_nodes_from(seeds)
+    chosen = set(seeds)
+    walks = [(target for _, target in networkx.bfs_edges(graph, seed)) for seed in seeds]
+    while walks and len(chosen) < max_nodes:
+        for walk in walks[:]:
+            new = next((node for node in walk if node not in chosen), None)
+            if new is None:
+                walks.remove(walk)
+            elif len(chosen) < max_nodes:
+                chosen.add(new)
+    return torch.tensor(sorted(chosen))
+
+
+PICTURES: dict[str, Callable[..., None]] = {
+    "totoro_by_class.png": plot_classes,
+    "rank_to_weight.png": plot_weights,
+    "layout.png": plot_layout,
+    "totoro_by_neighbors.png": plot_neighbors,
+}
 
 
 def run(options: ScoreOptions, out: str | Path, split_seed: int = 0, layout_nodes: int = 400) -> list[Path]:
     """``python -m graph.renode plot``: the paths of the pictures."""
     out, data = output_folder(out), scored_graph(options, split_seed)
-    pictures: dict[str, Callable[[Data, Axes], None]] = {
-        "totoro_by_class.png": plot_classes,
-        "rank_to_weight.png": plot_weights,
-        "layout.png": lambda data, axes: plot_layout(data, axes, layout_nodes),
-        "totoro_by_neighbors.png": plot_neighbors,
-    }
     paths = []
-    for name, draw in pictures.items():
-        figure = Figure(figsize=(8, 7) if name == "layout.png" else (7, 4.5), layout="constrained")
-        draw(data, figure.subplots())
+    for name, draw in PICTURES.items():
+        figure = Figure(figsize=(8, 7) if draw is plot_layout else (7, 4.5), layout="constrained")
+        draw(data, figure.subplots(), *([layout_nodes] if draw is plot_layout else []))
         paths.append(out / name)
         with writing_to(out), replacing(paths[-1]) as partial:
             figure.savefig(partial, format="png", dpi=150)

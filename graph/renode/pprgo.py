@@ -88,7 +88,8 @@ class PPRGo(nn.Module):
 def to_torch(matrix: np.ndarray | sparse.csr_array, device: torch.device | str = "cpu") -> Tensor:
     """A float32 tensor, sparse CSR where the matrix is sparse."""
     if isinstance(matrix, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(matrix, np.float32)).to(device)
+        # A copy: a slice of features on disk could not be written to, and torch knows no such tensors.
+        return torch.from_numpy(np.array(matrix, np.float32, order="C")).to(device)
     indptr, indices = torch.from_numpy(matrix.indptr), torch.from_numpy(matrix.indices)
     values = torch.from_numpy(matrix.data.astype(np.float32))
     with warnings.catch_warnings():

@@ -12,7 +12,7 @@ from torch_geometric.transforms import BaseTransform
 
 from fairseq_ext.errors import DataError, OptionError, choose
 from fairseq_ext.losses import reduce_weighted
-from graph.renode.inputs import as_weights, edges_of, node_ids
+from graph.renode.inputs import as_labels, as_weights, edges_of, node_ids
 from graph.renode.pagerank import check_solver
 from graph.renode.totoro import check_weights, renode_weights, totoro
 
@@ -96,13 +96,14 @@ class ReNode(BaseTransform):
     @torch.no_grad()
     def forward(self, data: Data | HeteroData) -> Data | HeteroData:
         nodes, edges, name = self._stores(data)
-        size = nodes.num_nodes
-        labelled = _labelled(nodes, name, self.split)
         if nodes.get("y") is None:
             raise DataError(f"{name}y: the graph has none")
+        y = as_labels(nodes.y, name=f"{name}y")
+        size = len(y)
+        labelled = _labelled(nodes, size, name, self.split)
         scores = totoro(
             edges_of(edges, name),
-            nodes.y,
+            y,
             labelled,
             size,
             alpha=self.alpha,
@@ -158,7 +159,7 @@ def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
     """
     if data.get("renode_weight") is None:
         raise DataError("data.renode_weight: the graph has none; apply ReNode first")
-    labelled = _labelled(data, "data.", split)
+    labelled = _labelled(data, len(data.renode_weight), "data.", split)
     if not len(labelled):
         raise DataError("data.train_mask: there is no labelled node")
     weight = as_weights(data.renode_weight[labelled], len(labelled), "data.renode_weight")
@@ -170,7 +171,7 @@ def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
     return reduce_weighted(loss[labelled], weight.to(loss.device))
 
 
-def _labelled(nodes: Any, name: str, split: int | None) -> Tensor:
+def _labelled(nodes: Any, size: int, name: str, split: int | None) -> Tensor:
     if nodes.get("train_mask") is None:
         raise DataError(f"{name}train_mask: the graph has none")
-    return node_ids(nodes.train_mask, nodes.num_nodes, f"{name}train_mask", split)
+    return node_ids(nodes.train_mask, size, f"{name}train_mask", split)

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from torch_geometric.data import Data
 from torch_geometric.datasets import KarateClub
 
 from fairseq_ext.errors import InputError
+from fairseq_ext.experiments import Experiment
+from graph.renode import large, train
 from graph.renode.__main__ import main
 from graph.renode.splits import labelled_nodes
 from tests.helpers import ROOT, load_golden, require_data
@@ -42,7 +45,34 @@ def test_score(tmp_path, capsys):
     assert sorted(arrays["rank"]) == [0, 1, 2, 3]
     np.testing.assert_allclose(arrays["weight"][arrays["totoro"].argsort()], [1.5, 1.25, 0.75, 0.5], atol=1e-6)
     assert summary["totoro"] == pytest.approx(arrays["totoro"].sum())
-    assert summary["classes"]["0"]["labelled"] == 1
+    assert {label: of["labelled"] for label, of in summary["classes"].items()} == dict.fromkeys("0123", 1)
+    for label, score in zip(arrays["label"], arrays["totoro"], strict=True):
+        assert summary["classes"][str(label)]["mean_totoro"] == pytest.approx(score)
+    assert (summary["nodes"], summary["edges"], summary["labelled"]) == (34, 156, 4)
+
+
+def test_mean_score_of_a_class(tmp_path):
+    main(["score", "--dataset", "KarateClub", "--train-each", "3", "--out", str(tmp_path)])
+    arrays, summary = np.load(tmp_path / "scores.npz"), json.loads((tmp_path / "scores.json").read_text())
+    for label, of in summary["classes"].items():
+        scores = arrays["totoro"][arrays["label"] == int(label)]
+        assert of == {"labelled": 3, "mean_totoro": pytest.approx(scores.sum() / 3)}
+
+
+def test_score_and_plot_need_no_more_than_they_use(tmp_path):
+    """No features, no validation nodes, no labels but those of the labelled nodes."""
+    graph = KarateClub()[0]
+    for name, labels in (("full", graph.y), ("few", torch.where(graph.train_mask, graph.y, -1))):
+        torch.save(Data(edge_index=graph.edge_index, y=labels, train_mask=graph.train_mask), tmp_path / f"{name}.pt")
+        for command in ("score", "plot"):
+            options = f"--dataset {tmp_path / name}.pt --split public --out {tmp_path / name}"
+            main([command, *options.split()])
+    full, few = (np.load(tmp_path / name / "scores.npz") for name in ("full", "few"))
+    assert all(np.array_equal(full[name], few[name]) for name in full.files)
+    assert sorted(path.name for path in (tmp_path / "few").glob("*.png")) == sorted(PICTURES)
+    # All nodes of a class may be labelled, too, so that none is left for validation.
+    main(["score", "--dataset", "KarateClub", "--train-each", "4", "--out", str(tmp_path / "all")])
+    assert len(np.load(tmp_path / "all" / "scores.npz")["node"]) == 16
 
 
 def test_score_of_another_split_and_without_features(tmp_path):
@@ -79,6 +109,23 @@ def test_train_on_cora(tmp_path, cora_root, capsys):
     assert 0.76 < json.loads(before)["runs"]["split0-init0"]["weighted_f1"] < 0.84
     main(command)
     assert (tmp_path / "results.json").read_text() == before
+
+
+def test_train_prints_what_the_runs_have(tmp_path, monkeypatch, capsys):
+    """Mean and population standard deviation, of each score its own."""
+    experiment = Experiment(tmp_path, {})
+    for name, weighted, macro in (("a", 0.5, 0.2), ("b", 0.7, 0.6)):
+        experiment.add(name, {"weighted_f1": weighted, "macro_f1": macro, "valid_f1": 0.9})
+    monkeypatch.setattr(train, "run", lambda *_: experiment)
+    monkeypatch.setattr(large, "run", lambda *_: experiment)
+    main(["train", "--renode", "off"])
+    printed = capsys.readouterr().out
+    assert "gcn, ce, ReNode off: weighted F1 60.0 ± 10.0, macro F1 40.0 ± 20.0 (2 runs in" in printed
+    main(["train-large", "--cpu"])
+    assert capsys.readouterr().out.splitlines() == [
+        "weighted_f1: 60.0 +- 10.0 over 2 runs",
+        "macro_f1: 40.0 +- 20.0 over 2 runs",
+    ]
 
 
 def test_train_survives_a_kill(tmp_path):

@@ -22,10 +22,11 @@ from scipy import sparse
 from torch_geometric.datasets import Planetoid
 
 from fairseq_ext.errors import DataError, OptionError
+from graph.renode import large
 from graph.renode.__main__ import main
 from graph.renode.pagerank import push_pagerank
 from graph.renode.pprgo import PPRGo, RowBatches, predict, to_torch
-from graph.renode.pprgo_data import LargeGraph, inductive_split, read_large_graph
+from graph.renode.pprgo_data import InductiveSplit, LargeGraph, inductive_split, read_large_graph
 from graph.renode.pprgo_train import labelled_weights, train
 from tests.helpers import load_golden, require_data
 
@@ -365,6 +366,60 @@ def test_two_processes_train_as_one(tmp_path):
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
     assert results(tmp_path / "one") == results(tmp_path / "two")
+
+
+def test_figures_are_those_of_their_nodes(tmp_path, monkeypatch):
+    """Test, validation and training nodes, and all kinds of scores, differ."""
+    graph = a_graph(60)
+    of = [np.flatnonzero(graph.y == label) for label in (0, 1, 2)]
+    test = np.concatenate([of[0][:3], of[1][:2], of[2][:1]])
+    rest = np.setdiff1d(np.arange(60), test)
+    split, predicted = InductiveSplit(rest[::2], rest[1::2], test), graph.y.copy()
+    predicted[test], predicted[split.valid] = [0, 0, 1, 1, 1, 0], 0
+    monkeypatch.setattr(large, "inductive_split", lambda *_: split)
+    monkeypatch.setattr(large, "predict_logits", lambda *_, **__: 10 * np.eye(3, dtype=np.float32)[predicted])
+    path = write_npz(graph, tmp_path / "graph.npz")
+    main(["train-large", "--dataset", str(path), "--epochs", "1", "--cpu", "--out", str(tmp_path / "out")])
+    run, zeros = results(tmp_path / "out")["split0_init0"], (graph.y[split.valid] == 0).mean()
+    expected = {
+        "weighted_f1": (3 * 2 / 3 + 2 * 4 / 5) / 6,
+        "macro_f1": (2 / 3 + 4 / 5) / 3,
+        "accuracy": 4 / 6,
+        "balanced_accuracy": (2 / 3 + 1) / 3,
+        "roc_auc": (6 / 9 + 7 / 8 + 1 / 2) / 3,
+        "train_weighted_f1": 1,
+        "train_macro_f1": 1,
+        "valid_weighted_f1": zeros * 2 * zeros / (1 + zeros),
+        "valid_macro_f1": 2 * zeros / (1 + zeros) / 3,
+    }
+    assert {name: run[name] for name in expected} == pytest.approx(expected)
+
+
+def test_every_split_and_every_initialisation_has_its_own_seed(tmp_path, monkeypatch):
+    graph, seen = a_graph(), []
+
+    def recorded(model, batches, *more, seed, **options):
+        seen.append((torch.initial_seed(), seed, batches.y.tolist(), model.layers[0].weight.sum().item()))
+        return {"epochs": 0}
+
+    monkeypatch.setattr(large, "train", recorded)
+    path = write_npz(graph, tmp_path / "graph.npz")
+    command = ["train-large", "--dataset", str(path), *OPTIONS, "--imbalance", "qinl"]
+    main([*command, "--splits", "2", "--inits", "2", "--out", str(tmp_path / "out")])
+    drawn = [graph.y[inductive_split(graph.y, 10, "qinl", seed).train].tolist() for seed in (0, 1)]
+    assert [entry[:3] for entry in seen] == [(init, init, y) for y in drawn for init in (0, 1)]
+    assert drawn[0] != drawn[1] and len({entry[3] for entry in seen}) == 2
+
+
+def test_changed_data_is_refused(tmp_path):
+    graph = a_graph()
+    path = write_npz(graph, tmp_path / "graph.npz")
+    np.save(tmp_path / "x.npy", graph.x.toarray())
+    command = ["train-large", "--dataset", str(path), *OPTIONS, "--epochs", "1", "--out", str(tmp_path / "out")]
+    main([*command, "--features", str(tmp_path / "x.npy")])
+    np.save(tmp_path / "x.npy", graph.x.toarray()[::-1])
+    with pytest.raises(OptionError, match=r"--out: .*results.json holds runs with inputs.graph"):
+        main([*command, "--features", str(tmp_path / "x.npy")])
 
 
 @pytest.mark.parametrize("name", ["tinl_w0.75_0.5", "qinl_w0.5_1", "tinl_w1_0"])

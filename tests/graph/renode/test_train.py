@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch_geometric.data import Data
 
-from fairseq_ext.errors import OptionError
-from graph.renode import train
+from fairseq_ext.errors import DataError, OptionError
+from graph.renode import ReNode, train
+from graph.renode.data import load_graph
 from graph.renode.losses import LOSSES, make_loss
 from graph.renode.model import build_model
 from graph.renode.options import Recipe, TrainOptions
-from graph.renode.splits import Split
+from graph.renode.splits import Split, make_split
 from graph.renode.train import f1, fit
 from tests.helpers import load_golden
 
@@ -75,6 +78,9 @@ def test_losses_by_name_take_weights(name):
     torch.testing.assert_close(loss(logits, y, None), each.mean())
     if name == "ce":
         torch.testing.assert_close(loss(logits, y, None), F.cross_entropy(logits, y))
+    for counts in ([4, 1, 2], np.array([4, 1, 2]), torch.tensor([4.0, 1, 2])):
+        for target in (y.int(), y.numpy(), y[:, None], y.double(), y.tolist()):
+            torch.testing.assert_close(make_loss(name, counts)(logits, target, weight), loss(logits, y, weight))
 
 
 @pytest.mark.parametrize(
@@ -146,6 +152,95 @@ def test_run_and_resume(graph_file, monkeypatch):
         run(graph_file, out="killed", loss="focal")
 
 
+class Planted(torch.nn.Module):
+    """Predicts what it is told to, in each epoch something else."""
+
+    def __init__(self, epochs, classes):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.epochs, self.classes, self.epoch = epochs, classes, -1
+
+    def forward(self, x, edge_index):
+        self.epoch += not self.training
+        return 10 * F.one_hot(torch.tensor(self.epochs[max(self.epoch, 0)]), self.classes) + 0 * self.weight
+
+
+def test_figures_are_those_of_the_test_nodes_at_the_best_epoch(tmp_path, monkeypatch):
+    """Test, validation and training nodes, first, best and last epoch, and all kinds of scores differ."""
+    labelled, valid, test = [0, 1, 2], [0, 1, 2, 2], [0, 0, 0, 1, 1, 2]
+    epochs = [
+        [0, 0, 0, *[0, 0, 0, 0], *[1, 1, 1, 1, 1, 2]],
+        [0, 1, 0, *[0, 1, 2, 0], *[0, 0, 1, 1, 1, 0]],
+        [0, 1, 2, *[0, 1, 0, 0], *[0, 0, 0, 1, 1, 2]],
+    ]
+    data = Data(x=torch.ones(13, 1), edge_index=torch.randint(13, (2, 30)), y=torch.tensor(labelled + valid + test))
+    place = torch.arange(13)
+    data.train_mask, data.val_mask, data.test_mask = place < 3, (place >= 3) & (place < 7), place >= 7
+    torch.save(data, tmp_path / "graph.pt")
+    monkeypatch.setattr(train, "build_model", lambda *_: Planted(epochs, 3))
+    options = TrainOptions(dataset=str(tmp_path / "graph.pt"), split="public", epochs=3)
+    run = train.run(options, tmp_path / "out", inits=1).runs["split0-init0"]
+    # In the second epoch, F1 of the test nodes' classes: 2/3, 4/5, 0; of the validation nodes': 2/3, 1, 2/3.
+    expected = {
+        "weighted_f1": (3 * 2 / 3 + 2 * 4 / 5) / 6,
+        "macro_f1": (2 / 3 + 4 / 5) / 3,
+        "accuracy": 4 / 6,
+        "balanced_accuracy": (2 / 3 + 1) / 3,
+        "roc_auc": (6 / 9 + 7 / 8 + 1 / 2) / 3,
+        "valid_f1": (2 / 3 + 1 + 2 * 2 / 3) / 4,
+        "best_epoch": 2,
+        "epochs": 3,
+    }
+    assert {name: run[name] for name in expected} == pytest.approx(expected)
+
+
+def test_every_split_and_every_initialisation_has_its_own_seed(graph_file, monkeypatch):
+    seen, trained = [], []
+
+    def recorded(model, data, split, *more):
+        seen.append((torch.initial_seed(), split.train.tolist()))
+        best = fit(model, data, split, *more)
+        trained.append(best.logits)
+        return best
+
+    monkeypatch.setattr(train, "fit", recorded)
+    run(graph_file, splits=2, inits=3)
+    data = load_graph(str(graph_file))
+    drawn = [make_split(data, "compat", seed, train_each=6, valid_each=6).train.tolist() for seed in (0, 1)]
+    assert seen == [(init, nodes) for nodes in drawn for init in (0, 1, 2)] and drawn[0] != drawn[1]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(trained, 2))
+
+
+def test_changed_data_is_refused(graph_file):
+    run(graph_file)
+    data = torch.load(graph_file, weights_only=False)
+    for part in ("x", "edge_index", "y"):
+        changed = data.clone()
+        changed[part][..., 0] = changed[part][..., 1]
+        torch.save(changed, graph_file)
+        with pytest.raises(OptionError, match=r"--out: .*results.json holds runs with inputs.graph"):
+            run(graph_file)
+    torch.save(data, graph_file)
+    run(graph_file)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.tensor([1.0, 0, 1, 1, 0, 1]), "weight: 2 of 6 labelled nodes weigh 0: the weights are of another mask"),
+        (torch.ones(5), r"weight: wanted one for each of 6 labelled nodes, found torch.float32 of shape \(5,\)"),
+        (torch.tensor([1.0, math.nan, 1, 1, 1, 1]), "weight: wanted numbers above 0, found nan"),
+        ([1.0, -1, 1, 1, 1, 1], "weight: wanted numbers above 0, found -1.0"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(weight, message):
+    torch.manual_seed(0)
+    data = Data(x=torch.rand(12, 3), edge_index=torch.randint(12, (2, 40)), y=torch.arange(12) % 3)
+    split = Split(torch.arange(6), torch.arange(6, 9), torch.arange(9, 12))
+    with pytest.raises(DataError, match=message):
+        fit(build_model("gcn", 3, 3), data, split, make_loss("ce", [2, 2, 2]), weight, Recipe(epochs=1))
+
+
 def test_renode_weights_reach_the_loss(graph_file, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "fit", lambda *a: seen.append(a) or fit(*a))
@@ -154,9 +249,6 @@ def test_renode_weights_reach_the_loss(graph_file, monkeypatch):
     assert weight.min() == 0.25 and weight.max() == 1.75 and weight.mean().item() == pytest.approx(1.0)
     assert experiment.runs["split0-init0"]["totoro"] > 0
     # The weights follow the order in which nodes were drawn, not the order of their ids.
-    from graph.renode import ReNode
-    from graph.renode.data import load_graph
-
     graph = load_graph(str(graph_file))
     graph.train_mask = torch.zeros(150, dtype=torch.bool).index_fill(0, split.train, True)
     assert weight.equal(ReNode(w_min=0.25, w_max=1.75)(graph).renode_weight[split.train])

@@ -219,7 +219,7 @@ LABELS = small_graph().y
     ids=lambda attributes: str({name: getattr(v, "dtype", type(v)) for name, v in attributes.items()}),
 )
 def test_other_forms_of_the_same(attributes):
-    found, expected = ReNode()(small_graph(num_nodes=7, **attributes)), ReNode()(small_graph())
+    found, expected = ReNode()(small_graph(**attributes)), ReNode()(small_graph())
     assert torch.equal(found.totoro, expected.totoro) and torch.equal(found.renode_weight, expected.renode_weight)
     torch.testing.assert_close(renode_loss(torch.arange(7.0), found), renode_loss(torch.arange(7.0), expected))
 
@@ -300,6 +300,15 @@ def test_types_are_for_heterogeneous_graphs():
     del data["paper"].y
     with pytest.raises(DataError, match=r"data\['paper'\].y: the graph has none"):
         ReNode(node_type="paper")(data)
+
+
+def test_the_labels_tell_how_many_nodes_there_are():
+    """Without features torch_geometric would take the isolated last node for absent."""
+    bare = Data(edge_index=small_graph().edge_index, y=LABELS, train_mask=MASK)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(ReNode()(bare).totoro, ReNode()(small_graph()).totoro)
+        renode_loss(torch.rand(7), ReNode()(bare))
 
 
 @pytest.mark.parametrize(
