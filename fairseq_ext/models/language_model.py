@@ -17,10 +17,11 @@ from fairseq_ext.models.config import (
     legacy_arguments,
     nested_config,
 )
+from fairseq_ext.models.ext_model import ExtModel
 from fairseq_ext.models.ext_options import check_options
 from fairseq_ext.models.layers import changes_layers
 from fairseq_ext.models.stock_options import check_language_model_options, check_stock_options, check_task
-from fairseq_ext.models.transformer import ExtModel, TransformerExtDecoder
+from fairseq_ext.models.transformer import TransformerExtDecoder
 
 
 @register_model("transformer_lm_ext", dataclass=TransformerLanguageModelExtConfig)

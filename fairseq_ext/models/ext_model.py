@@ -1,0 +1,121 @@
+"""What ``transformer_ext`` and ``transformer_lm_ext`` share: the norms, pruned loading, retained dropout."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from typing import Any
+
+from fairseq.models import BaseFairseqModel
+from fairseq.modules import FairseqDropout
+from torch import nn
+
+from fairseq_ext.errors import OptionError
+from fairseq_ext.models.stock_options import parse_layers
+from fairseq_ext.modules.normalization import create_norm
+
+logger = logging.getLogger(__name__)
+
+
+def replace_norms(model: nn.Module, cfg: Any) -> None:
+    """Replaces the LayerNorms of ``model`` by ``--norm``; those of the embeddings and of ``--scale-*`` stay.
+
+    fairseq's layers construct their norms by a module-level name, so they are replaced afterwards: doing it by
+    patching that name would reach every other model in the process.
+    """
+    if cfg.norm == "layernorm":
+        return
+    for path, module in list(model.named_modules()):
+        name = path.rpartition(".")[2]
+        final = path in ("encoder.layer_norm", "decoder.layer_norm")
+        if not isinstance(module, nn.LayerNorm) or not (name.endswith("_layer_norm") or name == "layer_norm"):
+            continue
+        if cfg.norm_scope == "final" and not final:
+            continue
+        parent = model.get_submodule(path.rpartition(".")[0])
+        norm = create_norm(
+            cfg.norm,
+            module.normalized_shape,
+            adanorm_scale=cfg.adanorm_scale,
+            adanorm_k=cfg.adanorm_k,
+            detach=cfg.norm_detach,
+            unbiased=cfg.norm_convention == "released",
+        )
+        setattr(parent, name, norm)
+
+
+class ExtModel(BaseFairseqModel):
+    """What the suite's models share: options in fairseq's older form, pruning, the names of retained dropouts."""
+
+    def configure(self, cfg: Any, arguments: argparse.Namespace) -> None:
+        """Finishes a built model: the norms of ``--norm``, and ``args``, which fairseq's older code reads."""
+        replace_norms(self, cfg)
+        self.cfg = cfg
+        self.args = arguments
+
+    def load_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        strict: bool = True,
+        model_cfg: Any = None,
+        args: argparse.Namespace | None = None,
+    ) -> Any:
+        """As in fairseq, but ``--encoder-layers-to-keep`` and ``--decoder-layers-to-keep`` are those of the model.
+
+        fairseq's own way forgets the options once it has pruned, loses the side for which none is given, and prunes
+        again what is pruned already: what it trains from then on cannot be loaded.
+        """
+        pruning = None
+        if self.cfg.encoder.layers_to_keep or self.cfg.decoder.layers_to_keep:
+            keep = {f"{side}_layers_to_keep": self._layers_to_load(side, state_dict) for side in ("encoder", "decoder")}
+            pruning = argparse.Namespace(arch="transformer", **keep)
+        return super().load_state_dict(state_dict, strict, model_cfg=pruning)
+
+    def _layers_to_load(self, side: str, state_dict: dict[str, Any]) -> str:
+        names = (re.match(rf"{side}\.layers\.(\d+)\.", name) for name in state_dict)
+        present = sorted({int(name[1]) for name in names if name})
+        option, kept = f"--{side}-layers-to-keep", getattr(self.cfg, side).layers_to_keep
+        if kept and present != list(range(getattr(self.cfg, side).layers)):
+            missing = sorted(set(parse_layers(option, kept)) - set(present))
+            if missing:
+                raise OptionError(f"{option} {kept}: the checkpoint has no layer {missing[0]}, it has {present}")
+            return kept
+        return ",".join(map(str, present))
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """As in fairseq, which says nothing of modules whose dropout was not retained at all."""
+        modules = getattr(cfg.generation, "retain_dropout_modules", None)
+        if modules and not getattr(cfg.generation, "retain_dropout", False):
+            logger.warning("--retain-dropout-modules %s: has no effect without --retain-dropout", modules)
+        super().prepare_for_inference_(cfg)
+
+    def make_generation_fast_(self, retain_dropout_modules: Any = None, **kwargs: Any) -> None:
+        """As in fairseq, but ``--retain-dropout-modules`` also takes the fairseq class that one of ours extends."""
+        if retain_dropout_modules is not None:
+            retain_dropout_modules = self._with_subclasses(retain_dropout_modules)
+        super().make_generation_fast_(retain_dropout_modules=retain_dropout_modules, **kwargs)
+
+    def _with_subclasses(self, names: Any) -> Any:
+        names = names if isinstance(names, str) else list(names)  # a text is searched for a name, as in fairseq
+        dropping = {type(module) for module in self.modules() if FairseqDropout in map(type, module.children())}
+        known = {
+            kind.__name__: {_dropout_name(base) for base in kind.__mro__ if base.__module__.startswith("fairseq")}
+            for kind in dropping
+        }
+        chosen = [name for name, answers_to in known.items() if any(answer in names for answer in answers_to)]
+        unknown = [] if isinstance(names, str) else set(names).difference(*known.values())
+        if unknown or not chosen:
+            found = {module.module_name for module in self.modules() if isinstance(module, FairseqDropout)}
+            logger.warning(
+                "--retain-dropout-modules %s: no such module, there are %s",
+                ", ".join(sorted(unknown)) or names,
+                ", ".join(sorted(found)),
+            )
+        return " ".join([names, *chosen]) if isinstance(names, str) else [*names, *chosen]
+
+
+def _dropout_name(kind: type) -> str:
+    """How fairseq calls the dropouts of a class."""
+    names = {"TransformerEncoderBase": "TransformerEncoder", "TransformerDecoderBase": "TransformerDecoder"}
+    return names.get(kind.__name__, kind.__name__)
