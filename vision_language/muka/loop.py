@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from fairseq_ext.checkpoint import Checkpoint
-from fairseq_ext.errors import OptionError
+from fairseq_ext.errors import CheckpointError, OptionError
 from fairseq_ext.files import load_safely, save_atomically
 from vision_language.accelerator import adamw
 from vision_language.muka.objectives import Objective
@@ -95,7 +95,8 @@ class Trainer:
         parts = {"objective": objective, "optimizer": self.optimizer, "schedule": self.schedule}
         path = folder / "checkpoint.pt"
         self.checkpoint = Checkpoint(path, settings, self.progress, **parts, scaler=accelerator.scaler)
-        self.checkpoint.restore()
+        if self.checkpoint.restore() and self.progress["best_step"]:
+            self.best_weights()  # not found missing at the end only
         self.parallel = accelerator.prepare_model(objective)
 
     def train(self) -> None:
@@ -170,10 +171,23 @@ class Trainer:
                 save_atomically(self.objective.model.state_dict(), self.best)
         return entry
 
+    def best_weights(self) -> dict[str, Tensor]:
+        """The weights of the best validation so far.
+
+        Raises:
+            CheckpointError: their file is missing, damaged, or of another model.
+        """
+        found, own = load_safely(self.best), self.objective.model.state_dict()
+        if not isinstance(found, dict) or {name: value.shape for name, value in own.items()} != {
+            name: getattr(value, "shape", None) for name, value in found.items()
+        }:
+            raise CheckpointError(f"{self.best}: not the weights of this model; delete it and {self.checkpoint.path}")
+        return found
+
     def record(self) -> dict[str, Any]:
         """What :func:`fit` returns; the best weights are put into the model."""
         progress = self.progress
-        self.objective.model.load_state_dict(load_safely(self.best))
+        self.objective.model.load_state_dict(self.best_weights())
         chosen = next(entry for entry in progress["history"] if entry["step"] == progress["best_step"])
         return {
             "best_step": progress["best_step"],

@@ -1,0 +1,224 @@
+"""What happens in each step of a training, and which figures are reported: planted so that no two are equal."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from fairseq_ext.errors import OptionError
+from fairseq_ext.files import load_safely
+from tests.vision_language.muka.conftest import QUICK
+from tests.vision_language.muka.texts import write_encoder, write_texts
+from vision_language.muka import loop, run
+from vision_language.muka.data import gold_ids, read_splits
+from vision_language.muka.models import build_classifier, load_classifier
+from vision_language.muka.objectives import Objective
+from vision_language.muka.options import AmalgamationOptions, TeacherOptions
+from vision_language.muka.train import amalgamate, train_teacher
+
+STILL = {"epochs": 3, "batch_size": 10, "lr": 1e-12, "max_length": 16}
+
+
+def options(**changes):
+    return TeacherOptions(**{"data": ("unused",), "model": "unused"} | STILL | changes)
+
+
+def trainer(folder, chosen, texts=("a goal",) * 10, dropout=0.0, logit_loss=None):
+    """A trainer of equal texts, so that steps differ in nothing but the dropout."""
+    torch.manual_seed(0)
+    encoder = folder / f"encoder{dropout}"
+    classifier = build_classifier(encoder if encoder.exists() else write_encoder(encoder, dropout=dropout), ["a", "b"])
+    objective = Objective(classifier.model, logit_loss or (lambda logits, _: logits.square().mean()))
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    choice = {"select": "loss", "added_lr": 0.0, "settings": {}}
+    tokens, signals = classifier.tokens(list(texts)), [torch.zeros(len(texts))]
+    return loop.Trainer(objective, tokens, signals, lambda: {"loss": 1.0}, chosen, Accelerator(cpu=True), out, **choice)
+
+
+def losses_of(made):
+    made.train()
+    return [entry["train_loss"] for entry in made.progress["history"]]
+
+
+def test_dropout_differs_from_step_to_step_and_follows_the_seed(tmp_path):
+    first = losses_of(trainer(tmp_path, options(), dropout=0.5))
+    assert len({round(loss, 5) for loss in first}) == 3
+    for name, seed, same in (("again", 1, True), ("other", 2, False)):
+        (tmp_path / name).mkdir()
+        found = losses_of(trainer(tmp_path / name, options(seed=seed), dropout=0.5))
+        assert (found == first) == same
+    (tmp_path / "without").mkdir()
+    still = losses_of(trainer(tmp_path / "without", options()))
+    assert max(still) - min(still) < 1e-6
+
+
+def test_reported_losses_are_those_since_the_last_validation(tmp_path):
+    values = iter(range(1, 100))
+
+    def scripted(logits, _):
+        return next(values) + 0 * logits.sum()
+
+    made = trainer(tmp_path, options(batch_size=2, epochs=2, eval_every=3), logit_loss=scripted)
+    assert losses_of(made) == [2.0, 5.0, 8.0, 10.0]  # means of the steps 1-3, 4-6, 7-9 and 10
+
+
+def test_gradients_do_not_add_up(tmp_path):
+    made, seen = trainer(tmp_path, options(max_grad_norm=1e6)), []
+    step = made.optimizer.optimizer.step
+
+    def watched(*arguments, **settings):
+        seen.append(torch.cat([p.grad.flatten() for p in made.objective.parameters() if p.grad is not None]))
+        return step(*arguments, **settings)
+
+    made.optimizer.optimizer.step = watched
+    made.train()
+    assert len(seen) == 3 and seen[0].norm() > 0
+    for gradient in seen[1:]:
+        torch.testing.assert_close(gradient, seen[0], rtol=1e-3, atol=1e-6)
+
+
+def test_gradients_are_clipped(tmp_path):
+    made, seen = trainer(tmp_path, options(max_grad_norm=0.01)), []
+    step = made.optimizer.optimizer.step
+
+    def watched(*arguments, **settings):
+        seen.append(math.hypot(*(float(p.grad.norm()) for p in made.objective.parameters() if p.grad is not None)))
+        return step(*arguments, **settings)
+
+    made.optimizer.optimizer.step = watched
+    made.train()
+    assert seen == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "shares"),
+    [
+        (0.0, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        (0.2, [0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        (0.11, [0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),  # whole steps, rounded up
+        (1.0, [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
+    ],
+)
+def test_step_sizes(tmp_path, warmup, shares):
+    """Linear from 0 at the first step to the largest after the warm-up, and down to 0 behind the last."""
+    made, seen = trainer(tmp_path, options(batch_size=1, epochs=1, lr=0.5, warmup=warmup)), []
+    made.parallel = lambda batch, known: made.objective.model.classifier.bias.sum()
+    step = made.optimizer.optimizer.step
+
+    def watched(*arguments, **settings):
+        seen.append(made.optimizer.param_groups[0]["lr"])
+        return step(*arguments, **settings)
+
+    made.optimizer.optimizer.step = watched
+    made.train()
+    assert seen == pytest.approx([0.5 * share for share in shares])
+
+
+def test_the_optimizer_is_adamw_and_decays_matrices_alone(tmp_path):
+    made = trainer(tmp_path, options(weight_decay=0.3, lr=0.5))
+    optimizer = made.optimizer.optimizer
+    assert type(optimizer) is torch.optim.AdamW
+    assert all(group["betas"] == (0.9, 0.999) and group["eps"] == 1e-8 for group in optimizer.param_groups)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    norms = {id(p) for m in made.objective.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+    named = dict(made.objective.named_parameters())
+    assert len(decay) == len(named)
+    for name, parameter in named.items():
+        plain = id(parameter) in norms or name.endswith("bias")
+        assert decay[id(parameter)] == (0.0 if plain else 0.3), name
+
+
+def test_every_text_is_seen_once_an_epoch(tmp_path):
+    made, seen = trainer(tmp_path, options(batch_size=3, epochs=2), texts=["goal " * n for n in range(1, 11)]), []
+    optimise = made.optimise
+    made.optimise = lambda rows: (seen.append(rows.tolist()), optimise(rows))
+    made.train()
+    epochs = [[row for rows in part for row in rows] for part in (seen[:4], seen[4:])]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2 and epochs[0] != epochs[1]
+
+
+PLANTED = {"valid": (0.2, 0.8, 0.4, 0.6), "test": (0.1, 0.5, 0.9, 0.7)}
+"""Accuracies after each of four epochs: the best in validation, the last and the best in the test all differ."""
+
+
+@pytest.mark.parametrize("command", ["train-teacher", "amalgamate", "supervised"])
+def test_the_figures_of_a_record(world, tmp_path, monkeypatch, command):
+    """Test figures are those of the weights that are best in validation, on the test texts."""
+    data = write_texts(tmp_path / "data", train=20, valid=10, test=20)
+    sizes, epochs = {10: "valid", 20: "test"}, []
+
+    def weights(model):
+        return float(sum(value.double().sum() for value in model.state_dict().values()))
+
+    def planted(model, tokens, batch_size, accelerator, description=""):
+        split = sizes[len(tokens)]
+        if split == "valid":
+            epochs.append(weights(model))
+        labels = load_labels(model)
+        gold = gold_ids(read_splits(data)[split], labels)
+        right = round(PLANTED[split][epochs.index(weights(model))] * len(gold))
+        answers = torch.where(torch.arange(len(gold)) < right, gold, (gold + 1) % len(labels))
+        return 5.0 * torch.nn.functional.one_hot(answers, len(labels)).float()
+
+    def load_labels(model):
+        return [model.config.id2label[number] for number in range(model.config.num_labels)]
+
+    monkeypatch.setattr(run, "predict_logits", planted)
+    common = {"data": (str(data),), "epochs": 4, **QUICK}
+    if command == "train-teacher":
+        chosen = TeacherOptions(model=str(world.encoder), **common)
+        record = train_teacher(chosen, tmp_path / "out", Accelerator(cpu=True)).runs["seed1"]
+    else:
+        more = (
+            {"method": "supervised"} if command == "supervised" else {"teachers": (str(world.first), str(world.second))}
+        )
+        chosen = AmalgamationOptions(student=str(world.encoder), select="accuracy", **common, **more)
+        record = amalgamate(chosen, tmp_path / "out", None, Accelerator(cpu=True)).runs["seed1"]
+    assert len(set(epochs)) == 4
+    assert (record["best_step"], record["steps"]) == (4, 8)
+    assert record["valid_accuracy"] == pytest.approx(0.8) and record["test_accuracy"] == pytest.approx(0.5)
+    assert [entry["accuracy"] for entry in record["history"]] == pytest.approx(PLANTED["valid"])
+    saved = load_classifier(tmp_path / "out")
+    assert weights(saved.model) == epochs[1]
+    if command == "amalgamate":  # ten of twenty right, the classes in turn: cooking, garden, music, sport, travel
+        assert record["test_accuracy_by_teacher"] == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("changed", ["train", "valid", "test", "model"])
+def test_changed_inputs_are_refused_on_resume(tmp_path, monkeypatch, changed):
+    data, encoder = write_texts(tmp_path / "data", train=20, valid=5, test=5), write_encoder(tmp_path / "encoder")
+    chosen = TeacherOptions(data=(str(data),), model=str(encoder), epochs=3, **QUICK)
+    save = loop.Checkpoint.save
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoint, "save", lambda self: (save(self), pytest.exit("killed")))
+        with pytest.raises(pytest.exit.Exception):
+            train_teacher(chosen, tmp_path / "out", Accelerator(cpu=True))
+    step = load_safely(tmp_path / "out" / "checkpoint.pt")["progress"]["step"]
+    assert step == 2
+    if changed == "model":
+        write_encoder(encoder, seed=5)
+    else:
+        text = (data / f"{changed}.tsv").read_text()
+        (data / f"{changed}.tsv").write_text(text.replace("a", "o", 1))
+    with pytest.raises(OptionError, match=r"checkpoint\.pt was trained with other inputs"):
+        train_teacher(chosen, tmp_path / "out", Accelerator(cpu=True))
+
+
+def test_a_killed_teacher_ends_where_a_straight_one_ends(tmp_path, monkeypatch):
+    data, encoder = write_texts(tmp_path / "data", train=20, valid=5, test=5), write_encoder(tmp_path / "encoder")
+    chosen = TeacherOptions(data=(str(data),), model=str(encoder), epochs=3, **QUICK)
+    straight = train_teacher(chosen, tmp_path / "straight", Accelerator(cpu=True)).runs["seed1"]
+    save = loop.Checkpoint.save
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoint, "save", lambda self: (save(self), pytest.exit("killed")))
+        with pytest.raises(pytest.exit.Exception):
+            train_teacher(chosen, tmp_path / "killed", Accelerator(cpu=True))
+    resumed = train_teacher(chosen, tmp_path / "killed", Accelerator(cpu=True)).runs["seed1"]
+    assert resumed["history"] == straight["history"] and resumed["test_accuracy"] == straight["test_accuracy"]
+    first, second = (load_classifier(tmp_path / name).model.state_dict() for name in ("straight", "killed"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
