@@ -18,11 +18,12 @@ import torch_geometric.datasets
 from torch_geometric.data import Data
 
 from fairseq_ext.errors import InputError
-from graph.renode import plot, train
+from graph.renode import large, plot, score, train
 from graph.renode.__main__ import main
 from graph.renode.model import MODELS, PACKAGE, build_model, options_of
 from graph.renode.pprgo_data import LargeGraph
 from tests.graph.renode.test_pprgo import write_npz
+from tests.helpers import ROOT
 
 
 class Row(NamedTuple):
@@ -261,6 +262,28 @@ def test_idle_options_are_refused(command, name, given, tmp_path):
         main([command, *BASE[command].split(), "--out", str(tmp_path / "out"), *given.split()])
     assert "\n" not in str(error.value) and error.value.code
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def shown_commands():
+    for name in ("README.md", "graph/renode/README.md"):
+        for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+            if match := re.search(r"(?:^|\s)-m graph\.renode (\w[^#`]*)", line):
+                yield match[1].strip()
+
+
+@pytest.mark.parametrize("command", [command for command in shown_commands() if "..." not in command])
+def test_no_command_of_the_documentation_has_idle_options(command, monkeypatch):
+    reached = []
+
+    def stop(options, *more):
+        reached.append(options)
+        raise KeyboardInterrupt
+
+    for module in (train, score, plot, large):
+        monkeypatch.setattr(module, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(command.split())
+    assert len(reached) == 1
 
 
 @functools.cache
