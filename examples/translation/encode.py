@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.translation.staging import MAX_TOKENS, WARN_UNKNOWN
-from examples.translation.text import clean, subword_encoder, unknown_share
+from examples.translation.text import clean, dictionary_symbols, subword_encoder, unknown_share
 from fairseq_ext.errors import DataError
 from fairseq_ext.files import read_json, read_lines
 
@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder made by examples.translation.prepare")
     args = parser.parse_args(argv)
     encoded = encode([line for line, _ in read_lines(args.text, keep_blank=True)], args.data)
-    unknown = unknown_share(encoded, args.data / f"dict.{_settings(args.data)['source']}.txt")
+    source = _settings(args.data)["source"]
+    unknown = unknown_share(encoded, dictionary_symbols(args.data / f"dict.{source}.txt"))
     if unknown >= WARN_UNKNOWN:
         print(f"warning: {unknown:.2%} of the symbols are <unk>: is this the source language?", file=sys.stderr)
     for number, line in enumerate(encoded, 1):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from examples.translation.text import unknown_share
+from examples.translation.text import dictionary_symbols, unknown_share
 from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.files import read_lines, writing_to
 
@@ -51,22 +51,30 @@ def fairseq_preprocess(arguments: list[str], destination: Path) -> None:
     (destination / "preprocess.log").unlink(missing_ok=True)  # names files of the temporary folder
 
 
-def check_unknown(file: Path, dictionary: Path, allow: bool) -> float:
+def check_unknown(file: Path, dictionary: Path, train: Path, allow: bool) -> float:
     """The share of symbols in ``file`` that ``dictionary`` (fairseq's ``dict.txt``) does not hold, said on the way.
 
+    Args:
+        train: the training text of the same side. With one dictionary for both languages, swapped sides have no
+            unknown symbols, but many that their own side never saw.
+        allow: go on where that is ``REFUSE_UNKNOWN`` or more.
+
     Raises:
-        DataError: where so much is unknown (``REFUSE_UNKNOWN``) that it can hardly be the text that was meant, unless
-            ``allow``.
+        DataError: otherwise: it can hardly be the text that was meant.
     """
-    name = file.name
-    share = unknown_share((line for line, _ in read_lines(file)), dictionary)
-    progress(f"{'warning: ' * (share >= WARN_UNKNOWN)}{name}: {share:.2%} of the symbols are <unk>")
-    if share >= REFUSE_UNKNOWN and not allow:
+    share = unknown_share(_symbols(file), dictionary_symbols(dictionary))
+    progress(f"{'warning: ' * (share >= WARN_UNKNOWN)}{file.name}: {share:.2%} of the symbols are <unk>")
+    strange = unknown_share(_symbols(file), {symbol for line in _symbols(train) for symbol in line.split()})
+    if strange >= REFUSE_UNKNOWN and not allow:
         raise DataError(
-            f"{name}: {share:.0%} of the symbols do not occur in the training text; are languages or sides swapped? "
+            f"{file.name}: {strange:.0%} of the symbols do not occur in {train.name}; are languages or sides swapped? "
             "--allow-unknown goes on"
         )
     return round(share, 6)
+
+
+def _symbols(file: Path) -> Iterator[str]:
+    return (line for line, _ in read_lines(file))
 
 
 def count_long(file: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -109,9 +109,13 @@ def join_subwords(line: str) -> str:
     return (line + " ").replace("@@ ", "").rstrip()
 
 
-def unknown_share(lines: Iterable[str], dictionary: Path) -> float:
-    """The share of symbols, 0 to 1, that a dictionary of fairseq does not hold and the model reads as ``<unk>``."""
-    known = {line.split(" ", 1)[0] for line, _ in read_lines(dictionary)}
+def dictionary_symbols(file: Path) -> set[str]:
+    """What a ``dict.txt`` of fairseq holds; a model reads anything else as ``<unk>``."""
+    return {line.split(" ", 1)[0] for line, _ in read_lines(file)}
+
+
+def unknown_share(lines: Iterable[str], known: Set[str]) -> float:
+    """The share of symbols, 0 to 1, that are not ``known``."""
     unknown = total = 0
     for line in lines:
         symbols = line.split()

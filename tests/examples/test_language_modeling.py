@@ -112,7 +112,7 @@ def test_what_valid_and_test_hold_beyond_train_is_said(tmp_path: Path, capsys, m
     (tmp_path / "in").write_text(train + other + train[:90])
     command = ["--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--symbols", "sentencepiece"]
     command += ["--vocab-size", "11", "--split", str(len(train)), str(len(other)), "90"]
-    with pytest.raises(DataError, match=r"valid: .*% of the symbols do not occur in the training text"):
+    with pytest.raises(DataError, match=r"valid: .*% of the symbols do not occur in train"):
         lm.main(command)
     lm.main([*command, "--allow-unknown"])
     splits = json.loads((tmp_path / "out" / "prepare.json").read_text())["splits"]

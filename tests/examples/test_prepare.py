@@ -249,12 +249,13 @@ def test_the_subwords_are_those_of_train(corpus: Path, pieces: dict[str, str], t
 
 
 def test_the_share_of_unknown_symbols_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    dictionary, file = tmp_path / "dict.txt", tmp_path / "test.en"
-    dictionary.write_text("a 7\nb 5\n")
+    dictionary, train, file = (tmp_path / name for name in ("dict.txt", "train.en", "test.en"))
+    dictionary.write_text("a 7\nb 5\nz 3\n")
+    train.write_text("a b\nb\n")
 
     def share(content: str, allow: bool = False) -> float:
         file.write_text(content)
-        return staging.check_unknown(file, dictionary, allow)
+        return staging.check_unknown(file, dictionary, train, allow)
 
     assert share("a b a\n\na c\n", allow=True) == 0.2
     assert share("a b\n") == share("") == 0
@@ -262,8 +263,10 @@ def test_the_share_of_unknown_symbols_by_hand(tmp_path: Path, capsys: pytest.Cap
         capsys.readouterr()
         assert share("a " * known + "x " * unknown) == unknown / 1000
         assert capsys.readouterr().out.count("warning: test.en") == warned
-    with pytest.raises(DataError, match=r"test.en: 20% of the symbols do not occur in the training text"):
-        share("a " * 800 + "x " * 200)
+    for strange in ("x", "z"):
+        with pytest.raises(DataError, match=r"test.en: 20% of the symbols do not occur in train.en"):
+            share("a " * 800 + f"{strange} " * 200)
+    assert share("a " * 800 + "z " * 200, allow=True) == 0, "z is the other side's word"
 
 
 def test_swapped_sides_are_refused_unless_told(corpus: Path, pieces: dict[str, str], tmp_path: Path, capsys) -> None:
@@ -276,6 +279,9 @@ def test_swapped_sides_are_refused_unless_told(corpus: Path, pieces: dict[str, s
     options = ("--vocab-size", "32")
     assert "test.de: " in refused(corpus, *options) and "are languages or sides swapped?" in refused(corpus, *options)
     mt.main(arguments(corpus, *options, "--allow-unknown"))
+    assert "are languages or sides swapped?" in refused(
+        corpus, *options, "--joined-dictionary", "--out", str(corpus / "x")
+    )
     symbols = json.loads((tmp_path / "out" / "prepare.json").read_text())["symbols"]
     assert symbols["train"] == {side: {"unknown": 0, "too_long": 0} for side in ("de", "en")} == symbols["valid"]
     assert all(side["unknown"] > 0.2 for side in symbols["test"].values())
