@@ -18,6 +18,8 @@ __all__ = ["PairBatches", "hardest"]
 class PairBatches:
     """Batches of any captions with any images, by their numbers.
 
+    The captions are split into word pieces once: training meets each hundreds of times, most often as a negative.
+
     Args:
         data: captions and images.
         collator: how they become tensors.
@@ -26,12 +28,17 @@ class PairBatches:
 
     def __init__(self, data: RegionData, collator: Collator, device: str | torch.device = "cpu") -> None:
         self.data, self.collator, self.device = data, collator, device
-        self.text_lengths = collator.texts(data.captions)["attention_mask"].sum(1).numpy()
+        texts = collator.texts(data.captions)
+        self.input_ids, self.text_lengths = texts["input_ids"].int(), texts["attention_mask"].sum(1).numpy()
         self.region_counts = np.array([len(image.geometry) for image in data.images])
 
     def texts(self, numbers: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         """``input_ids`` and ``attention_mask`` ``(B, T)``."""
-        return self._moved(self.collator.texts([self.data.captions[number] for number in numbers]))
+        index = torch.tensor(np.asarray(numbers))
+        lengths = torch.from_numpy(self.text_lengths)[index]
+        width = int(lengths.max())
+        mask = torch.arange(width) < lengths[:, None]
+        return self._moved({"input_ids": self.input_ids[index, :width].long(), "attention_mask": mask})
 
     def regions(self, numbers: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         """``region_boxes (B, V, 7)``, ``region_mask (B, V)``, and ``region_features`` or ``region_labels``."""

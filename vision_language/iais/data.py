@@ -158,7 +158,6 @@ class Collator:
         self.tokenizer = tokenizer
         longest = tokenizer.model_max_length
         self.max_length = longest if max_text_length is None else min(max_text_length + 2, longest)
-        self.pieces: dict[str, Tensor] = {}
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> dict[str, Tensor]:
         captions, images = zip(*items, strict=True)
@@ -166,19 +165,11 @@ class Collator:
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """``input_ids`` and ``attention_mask`` ``(B, T)``."""
-        ids = pad_sequence(
-            [self._encode(caption) for caption in captions],
-            batch_first=True,
-            padding_value=self.tokenizer.pad_token_id,
-        )
-        lengths = torch.tensor([len(self.pieces[caption]) for caption in captions])
+        encoded = self.tokenizer(list(captions), truncation=True, max_length=self.max_length)["input_ids"]
+        padding = self.tokenizer.pad_token_id
+        ids = pad_sequence([torch.tensor(pieces) for pieces in encoded], batch_first=True, padding_value=padding)
+        lengths = torch.tensor([len(pieces) for pieces in encoded])
         return {"input_ids": ids, "attention_mask": torch.arange(ids.size(1)) < lengths[:, None]}
-
-    def _encode(self, caption: str) -> Tensor:
-        if caption not in self.pieces:  # training meets each caption hundreds of times, most often as a negative
-            encoded = self.tokenizer(caption, truncation=True, max_length=self.max_length)["input_ids"]
-            self.pieces[caption] = torch.tensor(encoded)
-        return self.pieces[caption]
 
     def regions(self, images: Sequence[Image]) -> dict[str, Tensor]:
         """``region_boxes (B, V, 7)``, ``region_mask (B, V)``, and ``region_features`` or ``region_labels``."""

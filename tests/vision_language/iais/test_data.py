@@ -19,6 +19,7 @@ from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.files import MAX_LINE
 from tests.helpers import golden_names, load_golden, require_data
 from tests.vision_language.iais.regions import THINGS, WORDS, tiny_model, tiny_tokenizer, write_regions
+from vision_language.iais.batches import PairBatches
 from vision_language.iais.data import Collator, box_geometry, read_regions, read_splits
 
 IMAGE = {
@@ -397,6 +398,23 @@ class TestCollator:
         assert Collator(tokenizer, None).texts([" ".join(WORDS * 9)])["input_ids"].shape == (1, 40)
         with pytest.raises(OptionError, match="max_text_length must be at least 1, got 0"):
             Collator(tokenizer, 0)
+
+    def test_word_pieces_are_those_of_the_tokenizer_now(self):
+        tokenizer = tiny_tokenizer()
+        collator = Collator(tokenizer)
+        before = collator.texts(["a zebra"])["input_ids"].tolist()
+        tokenizer.add_tokens(["zebra"])
+        assert collator.texts(["a zebra"])["input_ids"].tolist() != before
+
+    def test_batches_by_number_are_those_of_the_collator(self, tmp_path):
+        data = read_splits(write_regions(tmp_path))["train"]
+        collator = Collator(tiny_tokenizer(), max_text_length=7)
+        batches = PairBatches(data, collator)
+        for numbers in ([3, 0, 3], np.broadcast_to(np.array([5]), (2,)), np.arange(80)):
+            wanted = collator.texts([data.captions[number] for number in numbers])
+            found = batches.texts(numbers)
+            assert found.keys() == wanted.keys()
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
     def test_tokenizers_without_cls_are_refused(self):
         tokenizer = tiny_tokenizer()
