@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["fonts_for"]
 
@@ -14,35 +19,39 @@ PLACEHOLDERS = "Last Resort"
 
 
 @contextlib.contextmanager
-def fonts_for(texts: Iterable[str]) -> Iterator[None]:
-    """Within, pictures are drawn with installed fonts that have the characters of ``texts``, behind matplotlib's own.
+def fonts_for(figure: Figure) -> Iterator[None]:
+    """Within, ``figure`` can be saved: its texts have installed fonts for their characters behind matplotlib's own.
 
     Characters that no installed font has stay boxes, which one line on standard error tells.
 
     Example:
-        >>> with fonts_for(labels):
-        ...     axes.set_title(labels[0])
+        >>> with fonts_for(figure):
         ...     figure.savefig("labels.png")
     """
-    import matplotlib
+    from matplotlib.text import Text
 
-    own = list(matplotlib.rcParams["font.family"])
-    missing = {character for text in texts for character in text if character.isprintable() and character != " "}
-    missing -= _characters_of(own)
+    missing: set[str] = set()
+    texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
+    for text in texts:
+        drawn = {character for character in text.get_text() if character.isprintable() and character != " "}
+        missing |= drawn - _characters_of(tuple(text.get_fontfamily()))
     added = _covering(missing) if missing else []
+    for text in texts if added else ():
+        text.set_fontfamily([*text.get_fontfamily(), *(name for name, _ in added)])
     if missing := missing.difference(*(characters for _, characters in added)):
         sample = "".join(sorted(missing)[:10])
         print(f"no installed font has {sample}: drawn as boxes; install one, such as Noto Sans CJK", file=sys.stderr)
-    with matplotlib.rc_context({"font.family": [*own, *(name for name, _ in added)]}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font")  # told above, in one line
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")  # told above, in one line
         yield
 
 
-def _characters_of(families: list[str]) -> set[str]:
+@functools.cache
+def _characters_of(families: tuple[str, ...]) -> frozenset[str]:
     from matplotlib.font_manager import FontProperties, findfont
     from matplotlib.ft2font import FT2Font
 
-    return set(map(chr, FT2Font(findfont(FontProperties(family=families))).get_charmap()))
+    return frozenset(map(chr, FT2Font(findfont(FontProperties(family=list(families)))).get_charmap()))
 
 
 def _covering(characters: set[str]) -> list[tuple[str, set[str]]]:

@@ -46,9 +46,9 @@ def drawn(texts, path):
     """A picture of texts; matplotlib must warn of no glyph."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with fonts_for(texts):
-            figure = pyplot.figure(figsize=(2, 1))
-            figure.text(0.1, 0.4, " ".join(texts), fontsize=20)
+        figure = pyplot.figure(figsize=(2, 1))
+        figure.text(0.1, 0.4, " ".join(texts), fontsize=20)
+        with fonts_for(figure):
             figure.savefig(path)
     pyplot.close(figure)
     return pyplot.imread(path)
@@ -78,9 +78,23 @@ def test_several_fonts_together_and_one_line_for_what_none_has(installed, tmp_pa
 
 def test_matplotlibs_own_characters_ask_for_no_other_font(tmp_path, monkeypatch):
     monkeypatch.setattr("fairseq_ext.fonts._covering", lambda _: pytest.fail("looked for fonts"))
-    before = pyplot.rcParams["font.family"]
     drawn(["naïve Ⅷ", "r&b\tжизнь"], tmp_path / "a.png")
-    assert pyplot.rcParams["font.family"] == before
+
+
+def test_every_text_of_a_figure_is_seen(installed, tmp_path, capsys):
+    installed("Triangles", "一二三四五六")
+    figure, axes = pyplot.subplots()
+    axes.plot([1, 2], label="一")
+    axes.set_xticks([0, 1], ["二", ""])
+    axes.set(ylabel="三", title="四")
+    figure.suptitle("五")
+    axes.annotate("六", (0, 1))
+    axes.legend()
+    with warnings.catch_warnings(), fonts_for(figure):
+        warnings.simplefilter("error")
+        figure.savefig(tmp_path / "a.png")
+    pyplot.close(figure)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_file_that_is_no_font_is_passed_over(installed, tmp_path, monkeypatch, capsys):

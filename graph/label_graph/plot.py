@@ -60,22 +60,22 @@ def draw_label_graph(
     off_diagonal = np.ma.masked_array(weights, np.eye(size, dtype=bool))
     limit = max(float(np.abs(off_diagonal).max()) if size > 1 else 0.0, 1e-3)
     side = min(max(4.5, 0.32 * size + 2.5), LARGEST)
-    with fonts_for(labels):
-        figure, axes = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
-        axes.set_facecolor("0.88")  # shows through the diagonal
-        image = axes.imshow(off_diagonal, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        text: dict[str, Any] = {
-            "fontsize": min(10.0, 72 * 0.9 * (side - 2.5) / size),
-            "parse_math": False,
-        }  # $ is a character
-        axes.set_xticks(range(size), labels, rotation=90, **text)
-        axes.set_yticks(range(size), labels, **text)
-        axes.set_xlabel("adds to the score of")
-        axes.set_ylabel("score of")
-        axes.set_title(title)
-        for i, j in np.ndindex(size, size) if size <= ANNOTATED else ():
-            colour = "white" if i != j and abs(weights[i, j]) > 0.6 * limit else "0.2"
-            axes.text(j, i, f"{weights[i, j]:z.2f}", ha="center", va="center", fontsize=8, color=colour)
-        figure.colorbar(image, ax=axes, shrink=0.8, label="weight (the grey diagonal is not to scale)")
+    figure, axes = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
+    axes.set_facecolor("0.88")  # shows through the diagonal
+    image = axes.imshow(off_diagonal, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    text: dict[str, Any] = {
+        "fontsize": min(10.0, 72 * 0.9 * (side - 2.5) / size),
+        "parse_math": False,
+    }  # $ is a character
+    axes.set_xticks(range(size), labels, rotation=90, **text)
+    axes.set_yticks(range(size), labels, **text)
+    axes.set_xlabel("adds to the score of")
+    axes.set_ylabel("score of")
+    axes.set_title(title)
+    for i, j in np.ndindex(size, size) if size <= ANNOTATED else ():
+        colour = "white" if i != j and abs(weights[i, j]) > 0.6 * limit else "0.2"
+        axes.text(j, i, f"{weights[i, j]:z.2f}", ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="weight (the grey diagonal is not to scale)")
+    with fonts_for(figure):
         figure.savefig(path, dpi=150)
     plt.close(figure)

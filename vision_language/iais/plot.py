@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fairseq_ext.errors import DataError
 from fairseq_ext.files import read_json, replacing
+from fairseq_ext.fonts import fonts_for
 
 __all__ = ["distinct_names", "draw_alignment", "draw_history", "draw_self_attention", "read_history"]
 
@@ -39,7 +40,7 @@ def _array(values: Tensor | ArrayLike) -> np.ndarray:
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    with replacing(path) as partial:
+    with replacing(path) as partial, fonts_for(figure):
         figure.savefig(partial, format=Path(path).suffix[1:] or "png", dpi=150)
 
 

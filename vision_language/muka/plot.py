@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from fairseq_ext.files import replacing
+from fairseq_ext.fonts import fonts_for
 from vision_language.muka.diagnostics import reliability, selected_right, specialty
 from vision_language.muka.targets import LabelUnion
 
@@ -156,5 +157,5 @@ def draw_scores(
     for axes in grid[:, 1]:
         axes.set_ylim(0, highest)
     figure.suptitle(title)
-    with replacing(path) as partial:
+    with replacing(path) as partial, fonts_for(figure):
         figure.savefig(partial, dpi=150, format=path.suffix[1:] or "png")
