@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fairseq import models
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 
 from fairseq_ext.criterions import LabelSmoothedEncouragingLossCriterion as EncouragingLossCriterion
 from fairseq_ext.errors import OptionError
-from tests.models.commands import configuration
+from tests.models.commands import configuration, save_checkpoint
 from tests.models.tiny import EOS, PAD, decode_by_step, dictionary, language_model, task, translation_model
 
 TOKENS = torch.tensor([[EOS, 5, 6, 7, 13, 9], [EOS, 9, 8, 12, PAD, PAD]])
@@ -355,3 +357,19 @@ def test_the_encouraging_loss_does_not_train_an_adaptive_softmax_in_translation_
     criterion = EncouragingLossCriterion(SimpleNamespace(target_dictionary=dictionary()), False, 0.1)
     with pytest.raises(OptionError, match=r"^--criterion label_smoothed_encouraging_loss: excludes --adaptive-softmax"):
         criterion(model, {"net_input": net_input, "target": TARGET, "ntokens": 10})
+
+
+@pytest.mark.parametrize("option", ["plain", *OURS])
+def test_a_trained_model_is_pruned_when_loaded(option: str, tmp_path: Path) -> None:
+    values = {**SIZES, "dropout": 0.0, "tokens_per_sample": 16, "decoder_layerdrop": 0.1, **OURS.get(option, {})}
+    cfg = configuration("transformer_lm_ext", values, task="language_modeling")
+    torch.manual_seed(1)
+    model = models.build_model(cfg.model, task()).eval()
+    path = save_checkpoint(model, cfg, tmp_path / "model.pt")
+    (pruned,), _, _ = load_model_ensemble_and_task([str(path)], arg_overrides={"decoder_layers_to_keep": "0,2"})
+    assert len(pruned.decoder.layers) == 2
+    full = model(TOKENS)[0]
+    del model.decoder.layers[1]
+    expected = model(TOKENS)[0]
+    torch.testing.assert_close(pruned.eval()(TOKENS)[0], expected)
+    assert not torch.allclose(full, expected)
