@@ -92,6 +92,39 @@ def test_every_format_gives_the_same_translations(project):
     assert project.generate("mmap", "--num-batch-buckets", "2") == expected
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--beam 4 --nbest 2 --print-alignment soft --no-repeat-ngram-size 2 --unkpen 2 --lenpen 0.5 --temperature 2",
+        "--sampling --sampling-topk 3 --beam 2 --nbest 2 --retain-dropout --prefix-size 1 --scoring chrf",
+        "--sampling --sampling-topp 0.8 --beam 1 --scoring sacrebleu --left-pad-source --max-tokens 64",
+        "--diversity-rate 0.5 --beam 4 --unnormalized --min-len 3",
+        "--match-source-len --max-len-a 1 --truncate-source --skip-invalid-size-inputs-valid-test",
+        "--score-reference --print-alignment",
+    ],
+)
+def test_generating_with(project, options):
+    """What works in stock fairseq on this stack goes on working beside the repairs."""
+    assert len(project.generate("mmap", *options.split())) == 13
+
+
+def test_what_the_doctor_calls_broken_is(project):
+    """The day this fails, the line can go."""
+    path = project.folder / "model" / "checkpoint_last.pt"
+    command = ["mmap", "--user-dir", USER_DIR, "-s", "de", "-t", "en", "--path", path, "--cpu", *SHORT]
+    outcome = project.run("fairseq_cli.interactive", *command, "--print-alignment", "soft", stdin="der zug kommt\n")
+    assert outcome.code == 1 and "too many values to unpack" in outcome.last_line
+    idle = ("--lm-path", "absent.pt", "--prefix-size", "3", "--results-path", "absent")
+    assert hypotheses(project.interactive(*idle, stdin="der zug kommt\n")) and not (project.folder / "absent").exists()
+    assert len(project.generate("mmap", "--batch-size", "2", "--num-shards", "2", "--shard-id", "1")) == 13
+    world = ("--distributed-world-size", "2", "--distributed-rank", "1")
+    assert 0 < len(project.generate("mmap", "--batch-size", "2", *world)) < 13
+    outcome = project.run(
+        "fairseq_cli.preprocess", "--dataset-impl", "huffman", "-s", "de", "-t", "en", "--destdir", "x"
+    )
+    assert outcome.code == 1 and "Huffman" in outcome.last_line
+
+
 @pytest.mark.parametrize("name", ["characters", "bytes"])
 def test_plain_encoders(project, name):
     outcome = project.interactive("--bpe", name, stdin="der zug\n")

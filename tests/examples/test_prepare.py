@@ -354,6 +354,19 @@ def test_a_folder_that_was_not_prepared_is_named(corpus: Path, pieces: dict[str,
 # --- Tatoeba ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", damaged_texts(b"one\ntwo\n"))
+def test_a_damaged_list_of_pairs_is_named(tmp_path: Path, kind: str) -> None:
+    good = "".join(f"one{i}\teins{i}\n" for i in range(9)).encode()
+    (tmp_path / kind).write_bytes(damaged_texts(good)[kind])
+    options = ["--source", "en", "--target", "de", "--held-out", "2", "--out", str(tmp_path / "out")]
+    with pytest.raises(DataError) as refusal:
+        tatoeba.main([str(tmp_path / kind), *options])
+    assert str(refusal.value).startswith(f"{tmp_path / kind}:") and not (tmp_path / "out").exists()
+    (tmp_path / "good").write_bytes(good + b"one column\n")
+    with pytest.raises(DataError, match=f"^{tmp_path}/good:10: 1 columns"):
+        tatoeba.main([str(tmp_path / "good"), *options])
+
+
 def test_tatoeba_split_shares_no_sentence() -> None:
     pairs = [(f"s{i % 40}", f"t{i}") for i in range(60)] + [("s0", "t0")]
     parts = tatoeba.split_pairs(pairs, held_out=5, seed=1)
