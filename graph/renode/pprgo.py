@@ -22,6 +22,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from fairseq_ext.errors import OptionError, choose
+from graph.renode.inputs import as_labels, as_weights
 
 __all__ = ["Batch", "PPRGo", "RowBatches", "predict", "predict_logits", "to_torch"]
 
@@ -117,10 +118,13 @@ class RowBatches:
         ppr: (L, n) CSR matrix, a row for each node.
         x: (n, F) features: array, memory map or CSR matrix. Only the neighbours' rows are ever read.
         y: (L,) classes of the rows' nodes.
-        weight: (L,) weights of their losses; ones where left out.
+        weight: (L,) weights of their losses, each above 0; ones where left out.
         batch_size: rows a step, over all processes. Default 4200, as released: all labelled nodes in one.
         rank, world: this process takes the rows ``rank, rank + world, ...`` of each batch.
         device: of the tensors in a batch.
+
+    Raises:
+        DataError: ``y`` or ``weight`` of another length, or a weight that is 0: that of a node without label.
     """
 
     def __init__(
@@ -135,8 +139,9 @@ class RowBatches:
         world: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.ppr, self.x, self.y = ppr, x, y
-        self.weight = np.ones(len(y), np.float32) if weight is None else weight.astype(np.float32)
+        self.ppr, self.x, self.y = ppr, x, as_labels(y, ppr.shape[0]).numpy()
+        given = np.ones(len(self.y)) if weight is None else weight
+        self.weight = as_weights(given, len(self.y)).float().numpy()
         self.batch_size, self.rank, self.world, self.device = batch_size, rank, world, device
         self._place = np.empty(ppr.shape[1], np.int64)
 

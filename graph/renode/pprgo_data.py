@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import remove_self_loops, to_undirected
 
 from fairseq_ext.errors import DataError, OptionError, choose
+from graph.renode.inputs import as_edges, as_labels
 from graph.renode.pagerank import binary_adjacency
 
 __all__ = ["IMBALANCES", "InductiveSplit", "LargeGraph", "inductive_split", "read_large_graph"]
@@ -28,8 +29,8 @@ class LargeGraph:
 
     Args:
         edge_index: (2, E) edges; duplicates count once, and neither directions nor self-loops are added.
-        x: (n, F) features: an array, a memory map (only the rows in use are read) or a scipy CSR array.
-        y: (n,) classes, int64.
+        x: (n, F) features: an array, a memory map (only the rows in use are read), a tensor or a scipy CSR array.
+        y: (n,) classes, an array or a tensor.
 
     Raises:
         DataError: where they do not fit one another, a label is negative, or a feature is NaN or infinite.
@@ -40,8 +41,13 @@ class LargeGraph:
     y: np.ndarray
 
     def __post_init__(self) -> None:
-        if self.y.ndim != 1 or not np.issubdtype(self.y.dtype, np.integer):
-            raise DataError(f"labels: a whole number for each node, found {self.y.dtype} of shape {self.y.shape}")
+        given: dict[str, Any] = {
+            "edge_index": as_edges(self.edge_index),
+            "x": self.x.numpy() if isinstance(self.x, Tensor) else self.x,
+            "y": as_labels(self.y, name="labels").numpy(),
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)  # frozen, but for other forms of the same
         if self.x.ndim != 2 or self.x.shape[0] != len(self.y):
             raise DataError(f"features: found shape {self.x.shape} for {len(self.y)} labels")
         if not (np.issubdtype(self.x.dtype, np.number) or self.x.dtype == np.bool_):
@@ -69,7 +75,7 @@ class LargeGraph:
     @classmethod
     def from_data(cls, data: Data) -> LargeGraph:
         """The same graph as torch_geometric holds it."""
-        return cls(data.edge_index, data.x.numpy(), data.y.numpy())
+        return cls(data.edge_index, data.x, data.y)
 
 
 IMBALANCES = ("tinl", "qinl")
@@ -160,6 +166,7 @@ def inductive_split(y: np.ndarray, train_each: int = 50, imbalance: str = "tinl"
     choose("--imbalance", imbalance, IMBALANCES)
     if train_each < 1:
         raise OptionError(f"--train-each must be at least 1, got {train_each}")
+    y = as_labels(y).numpy()
     classes, valid_each = int(y.max()) + 1, int(1.5 * train_each)
     order = np.random.RandomState(seed).permutation(len(y))
     if imbalance == "qinl":

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fairseq_ext.checkpoint import Checkpoint
 from fairseq_ext.errors import OptionError, choose
 from fairseq_ext.losses import reduce_weighted
+from graph.renode.inputs import node_ids
 from graph.renode.pprgo import Batch, PPRGo, RowBatches
 from graph.renode.pprgo_data import LargeGraph
 from graph.renode.totoro import renode_weights, totoro, totoro_from_rows
@@ -42,7 +43,7 @@ def labelled_weights(
     """ReNode weights of labelled nodes.
 
     Args:
-        nodes: (L,) their ids.
+        nodes: (L,) their ids, in the order of ``rows``, or a mask over all nodes.
         rows: (L, n) their pushed rows, which only ``score="push-softmax"`` looks at.
         alpha: restart probability. Default 0.15, as released.
         w_min, w_max: 0.75 and 1.25, the released defaults for large graphs. Equal bounds weigh all nodes alike.
@@ -55,7 +56,7 @@ def labelled_weights(
     """
     choose("--totoro", score, SCORES)
     labels = torch.from_numpy(graph.y)
-    ids = torch.from_numpy(nodes)
+    ids = node_ids(nodes, len(labels), "nodes")
     if score == "exact":
         scores = totoro(graph.edge_index, labels, ids, alpha=alpha)
     else:
@@ -118,7 +119,8 @@ def train(
     kept = None
     if checkpoint is not None:
         kept = Checkpoint(checkpoint, settings or {}, state, model=model, optimizer=optimizer)
-        kept.restore()
+        if not kept.restore() and accelerator.is_main_process:
+            kept.save()  # what cannot be saved must not be trained first
     parallel = accelerator.prepare_model(model)
     whole, whole_valid = _only_batch(batches), valid and _only_batch(valid)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from fairseq_ext.errors import DataError, OptionError, choose
-from graph.renode.inputs import as_tensor, node_ids
+from graph.renode.inputs import as_labels, as_tensor, node_ids
 
 __all__ = ["IMBALANCES", "SPLITS", "Split", "count_splits", "labelled_nodes", "make_split", "quotas"]
 
@@ -97,11 +97,12 @@ def make_split(data: Data, kind: str = "compat", seed: int = 0, *, valid_each: i
         return _public_split(data, seed)
     if valid_each < 1:
         raise OptionError(f"--valid-each must be at least 1, got {valid_each}")
-    y, order = data.y.tolist(), _shuffled(data, seed)
-    train = _drawn(data, order, imbalance)
+    labels = as_labels(data.y, name="data.y")
+    y, order = labels.tolist(), _shuffled(len(labels), seed)
+    train = _drawn(labels, order, imbalance)
     labelled = set(train)
     rest = [node for node in (order if kind == "random" else sorted(order)) if node not in labelled]
-    valid = set(_walk(rest, y, [valid_each] * (int(data.y.max()) + 1), "--valid-each"))
+    valid = set(_walk(rest, y, [valid_each] * (int(labels.max()) + 1), "--valid-each"))
     test = [node for node in range(len(y)) if y[node] >= 0 and node not in labelled and node not in valid]
     if not test:
         raise OptionError(f"--train-each, --valid-each: none of the {len(y)} nodes is left for testing")
@@ -113,18 +114,19 @@ def labelled_nodes(data: Data, kind: str = "compat", seed: int = 0, **imbalance:
     choose("--split", kind, SPLITS)
     if kind == "public":
         return _public_nodes(data, "train_mask", seed)
-    return torch.tensor(_drawn(data, _shuffled(data, seed), imbalance))
+    y = as_labels(data.y, name="data.y")
+    return torch.tensor(_drawn(y, _shuffled(len(y), seed), imbalance))
 
 
-def _shuffled(data: Data, seed: int) -> list[int]:
-    order = list(range(len(data.y)))
+def _shuffled(size: int, seed: int) -> list[int]:
+    order = list(range(size))
     # Python's generator: the released splits are its shuffle.
     random.Random(seed).shuffle(order)
     return order
 
 
-def _drawn(data: Data, order: Sequence[int], imbalance: dict[str, Any]) -> list[int]:
-    return _walk(order, data.y.tolist(), quotas(data.y, **imbalance), "--train-each or --labeling-ratio")
+def _drawn(y: Tensor, order: Sequence[int], imbalance: dict[str, Any]) -> list[int]:
+    return _walk(order, y.tolist(), quotas(y, **imbalance), "--train-each or --labeling-ratio")
 
 
 def _walk(nodes: Sequence[int], y: Sequence[int], quota: Sequence[int], option: str) -> list[int]:
@@ -146,19 +148,20 @@ def _public_nodes(data: Data, name: str, seed: int) -> Tensor:
     count = _public_splits(data)
     if not 0 <= seed < count:
         raise OptionError(f"--split public: split {seed} is not there, the graph has {count}, counted from 0")
-    mask, name = as_tensor(mask, name), f"--split public: {name}"
+    mask, name, y = as_tensor(mask, name), f"--split public: {name}", as_labels(data.y, name="data.y")
     # A mask of one column goes with each column of the others.
-    nodes = node_ids(mask, len(data.y), name, seed if mask.dim() == 2 and mask.size(1) > 1 else None)
+    nodes = node_ids(mask, len(y), name, seed if mask.dim() == 2 and mask.size(1) > 1 else None)
     if not len(nodes):
-        raise DataError(f"{name} must mark some of the {len(data.y)} nodes")
-    if (data.y[nodes] < 0).any():
-        raise DataError(f"{name} marks node {int(nodes[data.y[nodes] < 0][0])}, which has no label")
+        raise DataError(f"{name} must mark some of the {len(y)} nodes")
+    if (y[nodes] < 0).any():
+        raise DataError(f"{name} marks node {int(nodes[y[nodes] < 0][0])}, which has no label")
     return nodes
 
 
 def _public_split(data: Data, seed: int) -> Split:
     train, valid, test = (_public_nodes(data, name, seed) for name in ("train_mask", "val_mask", "test_mask"))
-    absent = torch.bincount(data.y[train], minlength=int(data.y.max()) + 1) == 0
+    y = as_labels(data.y, name="data.y")
+    absent = torch.bincount(y[train], minlength=int(y.max()) + 1) == 0
     if absent.any():
         raise DataError(f"--split public: class {int(absent.nonzero()[0])} has no labelled node")
     for name, nodes in (("train_mask", train), ("val_mask", valid)):

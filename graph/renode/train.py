@@ -23,7 +23,7 @@ from fairseq_ext.experiments import Experiment, torch_device
 from fairseq_ext.settings import Settings, digest
 from graph.metrics import classification_metrics
 from graph.renode.data import load_graph
-from graph.renode.inputs import as_weights
+from graph.renode.inputs import as_labels, as_weights
 from graph.renode.model import build_model
 from graph.renode.options import Recipe, TrainOptions
 from graph.renode.score import renode_transform, scored
@@ -68,20 +68,19 @@ def fit(
         DataError: a weight that is 0: that of a node which was not labelled when the weights were made.
     """
     recipe = recipe or Recipe()
-    truth = data.y[split.valid].cpu()
+    y = as_labels(data.y, name="data.y").to(data.x.device)
+    truth = y[split.valid].cpu()
     if weight is not None:
-        weight = as_weights(weight, len(split.train)).to(data.y.device)
+        weight = as_weights(weight, len(split.train)).to(y.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
     best, best_state = Fit(data.x, -1.0, 0, 0), {}
     for epoch in range(1, recipe.epochs + 1):
         model.train()
         logits = model(data.x, data.edge_index)
-        if logits.shape[:1] != data.y.shape:
-            raise OptionError(
-                f"--model: gives {tuple(logits.shape)}, not a row of logits for each of {len(data.y)} nodes"
-            )
-        value = loss(logits[split.train], data.y[split.train], weight)
+        if logits.shape[:1] != y.shape:
+            raise OptionError(f"--model: gives {tuple(logits.shape)}, not a row of logits for each of {len(y)} nodes")
+        value = loss(logits[split.train], y[split.train], weight)
         if not math.isfinite(value.item()):
             raise OptionError(f"--lr {recipe.lr}: the loss is {value.item()} at epoch {epoch}")
         optimizer.zero_grad()

@@ -167,6 +167,15 @@ def test_public_split_refusals():
         make_split(data, "public")
 
 
+def test_labels_of_other_forms_are_split_alike():
+    data = toy()
+    expected = make_split(data, train_each=4, valid_each=3)
+    for y in (data.y[:, None], data.y.float(), data.y.numpy(), data.y.tolist(), data.y.to(torch.uint8)):
+        found = make_split(Data(y=y), train_each=4, valid_each=3)
+        assert all(getattr(found, part).equal(getattr(expected, part)) for part in ("train", "valid", "test"))
+        assert labelled_nodes(Data(y=y), train_each=4).equal(expected.train)
+
+
 def test_nodes_without_label_are_in_no_split():
     """Those of ogbn-papers100M have NaN."""
     data = toy()

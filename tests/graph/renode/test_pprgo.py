@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch_geometric.datasets import Planetoid
 
-from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.errors import CheckpointError, DataError, OptionError
 from graph.renode import large
 from graph.renode.__main__ import main
 from graph.renode.pagerank import push_pagerank
@@ -490,8 +490,8 @@ def broken_files(folder: Path):
         ("fewer", {"labels": whole["labels"][:-1]}, r"adj_shape \(20, 20\) for 19 labels"),
         ("negative", {"labels": whole["labels"] - 1}, "classes are numbered from 0"),
         ("nan", {"attr_data": whole["attr_data"] * np.nan}, "features: NaN or infinite"),
-        ("column", {"labels": whole["labels"][:, None]}, r"labels: a whole number for each node, .*\(20, 1\)"),
-        ("half", {"labels": whole["labels"] + 0.5}, "labels: a whole number for each node, found float64"),
+        ("columns", {"labels": whole["labels"].reshape(10, 2)}, r"labels: wanted class numbers .*\(10, 2\)"),
+        ("half", {"labels": whole["labels"] + 0.5}, "labels: wanted class numbers .* found fractions"),
         ("words", {"attr_matrix": np.array([["a"]] * 20)}, "features: numbers are needed"),
         ("range", {"attr_indices": whole["attr_indices"] + 9}, "ind"),
     ):
@@ -534,6 +534,46 @@ def test_batches_and_adjacency_are_of_the_arrays_as_they_are(batch_size):
     assert not any(batch.weight.any() for batch in batches)
     graph.edge_index[:, 1:] = graph.edge_index[:, :1].clone()
     assert graph.adjacency.nnz == 1 < edges
+
+
+def test_other_forms_of_the_same():
+    graph, nodes = a_graph(), np.arange(30)
+    dense = graph.x.toarray()
+    expected, rows = labelled_weights(graph, nodes, rows_of(graph, nodes)), rows_of(graph, nodes)
+    for edges in (graph.edge_index.int(), graph.edge_index.numpy()):
+        for y in (torch.from_numpy(graph.y), graph.y[:, None], graph.y.astype(np.float32), graph.y.astype(np.uint8)):
+            other = LargeGraph(edges, torch.from_numpy(dense), y)
+            assert np.array_equal(other.y, graph.y) and np.array_equal(other.x, dense)
+            assert np.array_equal(inductive_split(y, 10).train, inductive_split(graph.y, 10).train)
+            for labelled in (torch.from_numpy(nodes), np.arange(len(graph.y)) < 30):
+                np.testing.assert_array_equal(labelled_weights(other, labelled, rows), expected)
+            (batch,) = RowBatches(rows, dense, y[:30], expected[:, None].tolist())
+            assert torch.equal(batch.y, torch.from_numpy(graph.y[:30]))
+            assert torch.equal(batch.weight, torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (np.arange(30.0), "weight: 1 of 30 labelled nodes weigh 0: the weights are of another mask"),
+        (np.ones(29), r"weight: wanted one for each of 30 labelled nodes, found torch.float64 of shape \(29,\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(weight, message):
+    graph, nodes = a_graph(), np.arange(30)
+    with pytest.raises(DataError, match=message):
+        RowBatches(rows_of(graph, nodes), graph.x, graph.y[nodes], weight)
+
+
+def test_a_training_proves_first_that_it_can_be_saved(tmp_path):
+    graph = a_graph()
+    (tmp_path / "c.pt").mkdir()
+
+    def loss(*_):
+        pytest.fail("trained before it was known that the checkpoint cannot be written")
+
+    with pytest.raises(CheckpointError, match=r"c\.pt"):
+        train(PPRGo(24, 3), batches_of(graph, np.arange(30)), loss=loss, checkpoint=tmp_path / "c.pt")
 
 
 def test_edges_out_of_range():

@@ -241,6 +241,18 @@ def test_weights_that_do_not_fit_are_refused(weight, message):
         fit(build_model("gcn", 3, 3), data, split, make_loss("ce", [2, 2, 2]), weight, Recipe(epochs=1))
 
 
+@pytest.mark.parametrize("form", [lambda y: y[:, None], lambda y: y.int(), lambda y: y.double(), lambda y: y.numpy()])
+def test_labels_of_other_forms_train_alike(form):
+    torch.manual_seed(0)
+    x, edge_index, y = torch.rand(12, 3), torch.randint(12, (2, 40)), torch.arange(12) % 3
+    split, found = Split(torch.arange(6), torch.arange(6, 9), torch.arange(9, 12)), []
+    for labels in (y, form(y)):
+        torch.manual_seed(1)
+        model, data = build_model("gcn", 3, 3), Data(x=x, edge_index=edge_index, y=labels)
+        found.append(fit(model, data, split, make_loss("focal", [2, 2, 2]), [1.0] * 6, Recipe(epochs=3)))
+    assert torch.equal(found[0].logits, found[1].logits) and found[0].valid_f1 == found[1].valid_f1
+
+
 def test_renode_weights_reach_the_loss(graph_file, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "fit", lambda *a: seen.append(a) or fit(*a))
