@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fairseq_ext.checkpoint import Checkpoint
-from fairseq_ext.errors import OptionError
+from fairseq_ext.errors import CheckpointError, OptionError
 from fairseq_ext.files import output_folder
 
 __all__ = ["Training", "seed_of"]
@@ -61,6 +61,7 @@ class Training:
         folder: of ``checkpoint.pt`` and ``tensorboard``; None keeps nothing. Default: None.
         settings: a checkpoint of others is refused. See :class:`~fairseq_ext.settings.Settings`.
         parts: what a checkpoint holds beside the progress, as :class:`~fairseq_ext.checkpoint.Checkpoint`.
+        best: where the body keeps the best model: a training that goes on must find it there.
         accelerator: devices and processes, of which the first writes. Default: a single process.
         name: shown beside the progress bar.
         advice: what to do about a loss that is not finite. Default: ``"lower --lr"``.
@@ -86,6 +87,7 @@ class Training:
         folder: str | Path | None = None,
         settings: Mapping[str, Any] | None = None,
         parts: Mapping[str, Any] | None = None,
+        best: Path | None = None,
         accelerator: Any | None = None,
         name: str = "",
         advice: str = "lower --lr",
@@ -93,7 +95,7 @@ class Training:
         self.total, self.unit, self.select, self.sign = total, unit, select, -1 if lower_is_better else 1
         self.validate_every, self.validate_from, self.save_every = validate_every, validate_from, save_every
         self.patience, self.least, self.seed = patience, least, seed
-        self.folder, self.accelerator, self.name, self.advice = folder, accelerator, name, advice
+        self.folder, self.best, self.accelerator, self.name, self.advice = folder, best, accelerator, name, advice
         self.main = accelerator is None or accelerator.is_main_process
         self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": None, "best_step": 0, "history": []}
         self.progress["logged"] = {}  # sums since the last entry of the history, and of how many steps
@@ -125,7 +127,10 @@ class Training:
         return bool(self.patience) and self.validates and self.step >= self.least and waited >= self.patience
 
     def __iter__(self) -> Iterator[int]:
-        if self.checkpoint and not self.checkpoint.restore() and self.main:
+        restored = self.checkpoint is not None and self.checkpoint.restore()
+        if restored and self.progress["best_step"] and self.best and not self.best.exists():
+            raise CheckpointError(f"{self.best}: the best model is not there; delete {self.checkpoint.path} too")
+        if self.checkpoint and not restored and self.main:
             output_folder(self.checkpoint.path.parent)
             self.checkpoint.prove()
         if self.accelerator:

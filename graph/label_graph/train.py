@@ -166,6 +166,7 @@ def train(
         folder=folder,
         settings=settings_of(options, corpus),
         parts={"network": network, "optimizer": optimizer, "random": RandomState()},
+        best=folder / "model.pt",
         name=f"seed {seed}",
         advice="lower --lr or --ratio2, or leave out --no-soft-target-clip",
     )

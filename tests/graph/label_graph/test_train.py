@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fairseq_ext.errors import CheckpointError
 from fairseq_ext.files import load_safely
 from fairseq_ext.training.flags import Runs
 from graph.label_graph import LabelGraph, label_graph_loss
@@ -193,3 +194,24 @@ def test_ids_and_labels_are_those_of_the_training_texts(data):
     corpus = training.prepare(options_of(data))
     assert corpus.labels == sorted(WORDS)
     assert corpus.gold["train"].shape == (50, 4) and corpus.ids["train"].max() == len(corpus.vocabulary) - 1
+
+
+def test_a_lost_model_is_missed_before_more_is_trained(data, tmp_path, monkeypatch):
+    options, real = options_of(data), training._train_epoch
+    corpus, epochs = training.prepare(options), []
+
+    def epoch(*arguments):
+        epochs.append(len(epochs))
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "_train_epoch", epoch)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(options, corpus, 1, tmp_path)
+    (tmp_path / "model.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"model.pt: the best model is not there; delete .*checkpoint.pt too"):
+        training.train(options, corpus, 1, tmp_path)
+    assert len(epochs) == 2
+    (tmp_path / "checkpoint.pt").unlink()
+    assert training.train(options, corpus, 1, tmp_path)["best_epoch"]
