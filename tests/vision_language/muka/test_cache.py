@@ -139,6 +139,38 @@ def test_what_changed_is_computed_again_and_this_is_said(
     assert torch.equal(scores(), after) and not computed
 
 
+@pytest.mark.parametrize(
+    ("change", "logits_too"),
+    [
+        (lambda t: t.model.classifier.weight.data.mul_(-1), True),
+        (lambda t: t.model.bert.encoder.layer[0].attention.self.query.weight.data.zero_(), True),
+        (lambda t: setattr(t.model.config, "hidden_act", "relu"), True),
+        (lambda t: setattr(t.tokenizer, "padding_side", "left"), True),
+        (lambda t: setattr(t.model.dropout, "p", 0.5), False),
+    ],
+)
+def test_a_model_that_changed_in_memory_is_asked_again(
+    teacher, texts, accelerator, tmp_path, computed, change, logits_too
+):
+    """What counts is what the model is, not the folder that it came from."""
+    made = store(tmp_path, accelerator)
+    made.logits(teacher, texts, "x"), made.scores(teacher, texts, "x", passes=3)
+    del computed[:]
+    change(teacher)
+    made.logits(teacher, texts, "x"), made.scores(teacher, texts, "x", passes=3)
+    assert ("predict_logits" in computed) == logits_too and "mc_dropout_probabilities" in computed
+    del computed[:]
+    shutil.move(teacher.folder, tmp_path / "elsewhere")
+    made.logits(teacher, texts, "x"), made.scores(teacher, texts, "x", passes=3)
+    assert not computed
+
+
+def test_the_dropout_of_the_passes_is_part_of_the_key(teacher, texts, accelerator, tmp_path, computed):
+    made = store(tmp_path, accelerator)
+    own, more = (made.scores(teacher, texts, "x", passes=3, dropout=p)["entropy"] for p in (None, 0.6))
+    assert len(computed) == 8 and not torch.equal(own, more)
+
+
 def test_another_kind_of_device_is_another_key(teacher, texts, accelerator, tmp_path, monkeypatch):
     keys = []
     monkeypatch.setattr(caching, "cached_arrays", lambda path, depends_on, *_: keys.append(depends_on) or {})

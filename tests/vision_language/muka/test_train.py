@@ -110,6 +110,11 @@ def test_the_student_knows_all_classes(world, merge, tmp_path):
     ]
 
 
+def test_cfl_learns_the_classes(world, merge, tmp_path):
+    """Of five. It needs longer: at first the gradient of its alignment outweighs that of the distillation."""
+    assert merge(student_options(world, "cfl", epochs=16), tmp_path)["test_accuracy"] > 0.4
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(world, merge, tmp_path, method):
     record = merge(student_options(world, method, epochs=3), tmp_path)
