@@ -55,7 +55,7 @@ class Options(OptionSet):
     )
     graph_noise: float = option(0.0, "deviation of noise on the initial identity (paper's code: 0)", least=0)
     temperature: float = option(0.0, "softmax temperature of the soft targets, 0 for none (paper's code: 0)", least=0)
-    ratio1: float = option(1.0, "weight of the soft loss (paper's code: 1)", least=0)
+    ratio1: float = option(1.0, "weight of the soft loss (paper's code: 1)", above=0)
     ratio2: float = option(0.0, "reward for the distance of G from the identity, unbounded (paper's code: 0)", least=0)
     no_stop_gradient: bool = option(False, "let G learn through the soft targets too")
     no_soft_target_clip: bool = option(False, "let soft targets leave [0, 1], as the paper's code")
@@ -85,8 +85,6 @@ class Options(OptionSet):
             self.refuse_idle("with --arm han", *OF_GRAPH)
         if self.arm != "soft":
             self.refuse_idle(f"with --arm {self.arm}", "ratio1", *OF_SOFT_TARGETS)
-        if self.ratio1 == 0:
-            self.refuse_idle("with --ratio1 0", *OF_SOFT_TARGETS)
         if self.temperature:
             self.refuse_idle(f"with --temperature {self.temperature:g}", "no_soft_target_clip")
         if self.loss != "encouraging":

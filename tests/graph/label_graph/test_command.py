@@ -344,6 +344,7 @@ def test_every_switch_trains(data, tmp_path, options):
         (["--threshold", "best"], "--threshold must be 'tuned' or a number in [0, 1), got 'best'"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--temperature", "-1"], "--temperature must be at least 0, got -1.0"),
+        (["--ratio1", "0"], "--ratio1 must be greater than 0, got 0.0"),
         (["--lr", "0"], "--lr must be greater than 0, got 0.0"),
         (["--lr", "nan"], "--lr must be finite, got nan"),
         (["--dropout", "1.5"], "--dropout must be at least 0 and less than 1, got 1.5"),

@@ -31,7 +31,7 @@ class Row(NamedTuple):
     idle: tuple[str, ...] = ()
 
 
-NOT_SOFT = ("--arm han", "--arm graph", "--ratio1 0")
+NOT_SOFT = ("--arm han", "--arm graph")
 ROWS = {
     "train": {
         "data": Row("other"),
@@ -51,7 +51,7 @@ ROWS = {
         "graph_position": Row("probabilities", "", ("--arm han",)),
         "graph_noise": Row("0.1", "", ("--arm han",)),
         "temperature": Row("2", "", NOT_SOFT),
-        "ratio1": Row("0.5", "", ("--arm han", "--arm graph")),
+        "ratio1": Row("0.5", "", NOT_SOFT),
         "ratio2": Row("0.1", "", ("--arm han",)),
         "no_stop_gradient": Row("", "", NOT_SOFT),
         "no_soft_target_clip": Row("", "", (*NOT_SOFT, "--temperature 2")),
