@@ -112,10 +112,12 @@ def _boxes(axes: Axes, size: tuple[float, float], boxes: np.ndarray, names: Sequ
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor=(*color, 0.08), edgecolor=color, linewidth=1.6))
         inside = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
         label = str(number + 1) if crowded else _label(names[number])
+        at_edge = not crowded and x1 > 0.85 * width  # else it would reach out of the image
         axes.text(
-            min(x1 + 0.006 * width, (0.97 if crowded else 0.85) * width),
+            x2 - 0.006 * width if at_edge else min(x1 + 0.006 * width, 0.97 * width),
             min(y1 + 0.01 * height, 0.95 * height),
             label,
+            ha="right" if at_edge else "left",
             va="top",
             fontsize=6 if crowded else 8,
             color=color,
@@ -200,7 +202,8 @@ def draw_self_attention(
             axes = grid[row, column]
             image = _heat_map(axes, _array(values), names, names, scale, (side, side))
             axes.set_title(f"{kind}, {label}")
-    figure.colorbar(image, ax=grid, shrink=0.6, pad=0.02)
+    ticks = np.geomspace(float(scale.vmin or 0), float(scale.vmax or 0), 7).tolist()
+    figure.colorbar(image, ax=grid, shrink=0.6, pad=0.02, ticks=ticks, format="%.2g").minorticks_off()
     figure.suptitle(_literal(title), wrap=True)
     _save(figure, path)
 
