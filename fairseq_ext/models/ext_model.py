@@ -28,8 +28,8 @@ def replace_norms(model: nn.Module, cfg: Any) -> None:
         return
     for path, module in list(model.named_modules()):
         name = path.rpartition(".")[2]
-        final = path in ("encoder.layer_norm", "decoder.layer_norm")
-        if not isinstance(module, nn.LayerNorm) or not (name.endswith("_layer_norm") or name == "layer_norm"):
+        final = path.startswith(("encoder.layer_norm", "decoder.layer_norm", "encoder.view_layer_norm."))
+        if not isinstance(module, nn.LayerNorm) or not (name.endswith("_layer_norm") or final):
             continue
         if cfg.norm_scope == "final" and not final:
             continue

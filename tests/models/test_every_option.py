@@ -338,3 +338,12 @@ def test_a_normalizer_is_where_keys_are_selected() -> None:
     found = {kind: found - {None} for kind, found in attentions(model, "normalizer").items()}
     assert found["encoder-self"] == found["decoder-self"] == {"entmax15"}
     assert found["cross"] <= {"softmax"}
+
+
+@pytest.mark.parametrize("scope", ["all", "final"])
+def test_the_norms_of_views_are_norms_after_a_stack(scope: str) -> None:
+    views = {"cross_view": "gca", "cross_view_norm": "separate", **PRE_NORM}
+    model = translation_model(norm="adanorm", norm_scope=scope, **views)
+    assert [type(norm) for norm in model.encoder.view_layer_norm] == [AdaNorm, AdaNorm]
+    left = [path for path, module in model.named_modules() if type(module) is nn.LayerNorm]
+    assert bool(left) == (scope == "final")
