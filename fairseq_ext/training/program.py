@@ -107,7 +107,7 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[
 def _read(config: str) -> Mapping[str, Any]:
     try:
         found = yaml.safe_load(Path(config).read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"--config {config}: {reason}") from error
     if isinstance(found, dict) and isinstance(found.get("settings"), dict):  # results.json

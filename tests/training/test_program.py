@@ -95,6 +95,7 @@ def test_results_can_be_fed_back(tmp_path):
         ("bias: 1", r"bias: must be bool, got 1"),
         ("- a\n- b", r"must hold names of options"),
         ("a: [", r"--config .*config\.yaml: "),
+        ("[" * 5000, r"--config .*config\.yaml: "),
         ("", r"must hold names of options"),
         ("!!python/object/apply:os.getcwd []", r"--config .*config\.yaml: "),
         ("lr: -1\ndata: d", r"^--lr must be greater than 0, got -1"),
