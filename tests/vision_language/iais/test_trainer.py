@@ -191,9 +191,11 @@ def test_steps_draw_other_anchors_and_other_captions_of_an_image(folder, data, t
     assert all(one != other for one, other in itertools.combinations(rows, 2))
 
 
-def test_a_training_saves_before_its_first_step(folder, data, tmp_path, monkeypatch):
-    stage = trainer(small(folder), data, tmp_path)
-    assert load(tmp_path / "initial")[0].config.max_regions == 100
+def test_a_training_saves_before_its_first_step(folder, data, tmp_path):
+    stage = trainer(small(folder, max_regions=4, dropout=0.3, max_text_length=9), data, tmp_path)
+    model, tokenizer = load(tmp_path / "initial")
+    assert model.config.max_regions == 4 and tokenizer.model_max_length == 11  # as evaluation and search will read
+    assert model.config.hidden_dropout_prob == model.config.attention_probs_dropout_prob == 0.3
     found = load_safely(tmp_path / "checkpoint.pt")
     assert found["progress"]["step"] == 0
     assert all(torch.equal(value, found["model"][name]) for name, value in weights(stage.model).items())
