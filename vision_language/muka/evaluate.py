@@ -19,6 +19,7 @@ from vision_language.muka.options import DiagnosisOptions
 from vision_language.muka.plot import draw_scores
 from vision_language.muka.run import accuracy
 from vision_language.muka.targets import LabelUnion, amalgamation_targets, union_of_labels
+from vision_language.muka.trial import prove_reading
 
 __all__ = ["diagnose_teachers", "evaluate", "predict", "read_texts"]
 
@@ -43,7 +44,12 @@ def logits_of(
     max_length: int | None = None,
     batch_size: int = 64,
 ) -> Tensor:
-    """Logits of all texts, ``(n, C)``; the model does not stay on the device."""
+    """Logits of all texts, ``(n, C)``; the model does not stay on the device.
+
+    Raises:
+        CheckpointError: a model that cannot read the texts.
+    """
+    prove_reading(classifier, texts, max_length)
     tokens = classifier.tokens(texts, max_length)
     classifier.model.to(accelerator.device)
     logits = predict_logits(classifier.model, tokens, batch_size, accelerator, classifier.folder.name)
@@ -124,6 +130,8 @@ def diagnose_teachers(
     models = load_classifiers(options.teachers, options.rename)
     union = union_of_labels([model.labels for model in models])
     gold = gold_ids(texts, union.names)
+    for model in models:
+        prove_reading(model, texts.texts, store.max_length, dropout=None if options.no_mc else options.teacher_dropout)
     logits = store.all_logits(models, texts, split)
     scores = teacher_scores_of(options, options.seed, models, logits, texts, split, store)
 

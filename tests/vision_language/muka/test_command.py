@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from fairseq_ext.errors import InputError
 from fairseq_ext.files import load_safely
 from tests.helpers import ROOT
+from tests.vision_language.muka.test_architectures import write
 from tests.vision_language.muka.texts import write_encoder
 from vision_language.muka.__main__ import main
 from vision_language.muka.baselines import ensemble_probabilities
@@ -195,6 +196,23 @@ def test_splits_of_a_folder(student, world, tmp_path, capsys):
     ):
         with pytest.raises(InputError, match=message):
             main([*command, "--data", str(data), "--split", split])
+
+
+def test_models_that_cannot_read_the_texts(tmp_path, world, monkeypatch):
+    """One line in every command, before anything is computed of many texts."""
+    monkeypatch.setattr("vision_language.muka.cache.predict_logits", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("vision_language.muka.evaluate.predict_logits", lambda *_, **__: pytest.fail("too late"))
+    model = str(write(tmp_path / "model", "canine", num_hash_buckets=16))
+    (tmp_path / "texts.tsv").write_text("x\ta\ny\tsoup\nz\tthe goal of the race team\n")
+    data = ["--data", str(tmp_path / "texts.tsv"), "--cpu"]
+    for arguments in (
+        ["evaluate", "--model", model, *data],
+        ["diagnose", "--teachers", model, model, *data, "--out", str(tmp_path / "out")],
+        ["predict", str(tmp_path / "texts.tsv"), "--model", model, "--cpu"],
+    ):
+        with pytest.raises(InputError, match=r"model: cannot read the texts: max_pool1d\(\)") as error:
+            main(arguments)
+        assert "\n" not in str(error.value)
 
 
 def test_an_output_folder_that_is_a_file(world, tmp_path):
