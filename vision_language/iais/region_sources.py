@@ -123,7 +123,7 @@ def read_npz(path: str | Path) -> Regions:
     for name in ("features", "norm_bb"):
         if name not in arrays or arrays[name].ndim != 2 or len(arrays[name]) != len(arrays["features"]):
             raise DataError(f"{path}: no array {name!r} with a row for each region")
-    confidence = arrays["conf"].reshape(-1).astype(np.float64) if "conf" in arrays else None
+    confidence = _numbers(path, "conf", arrays["conf"]).reshape(-1).astype(np.float64) if "conf" in arrays else None
     boxes = _numbers(path, "norm_bb", arrays["norm_bb"])[:, :4].astype(np.float64)
     if boxes.shape[1] != 4 or (confidence is not None and len(confidence) != len(boxes)):
         raise DataError(f"{path}: norm_bb must have four columns or more, conf a number for each region")

@@ -84,12 +84,12 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
             captions[image_key(name)].append(field(path, place, found, "caption", str).strip())
         return captions
     lines = read_lines(path, keep_blank=True)  # a quoted caption may have blank lines
-    first, start = next(lines, ("", str(path)))
+    first, start = next((line for line in lines if line[0].strip()), ("", str(path)))
     separator = next((sign for sign in "|\t," if sign in first), ",")
     if re.match(r"[^\t]*#\d+\t", first):
         rows = _token_rows([(first, start), *lines])
     else:
-        columns = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+        columns = [name.strip().strip('"') for name in first.split(separator)]
         places = [next((columns.index(name) for name in names if name in columns), None) for names in COLUMNS]
         if None in places:
             raise DataError(

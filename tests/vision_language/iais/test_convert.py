@@ -226,6 +226,7 @@ class TestCaptionFiles:
         "text",
         [
             'image,caption\n100.jpg,A dog .\n100.jpg,"Two, or more"\n',
+            "\n\nimage\tcaption\n100.jpg\tA dog .\n\n100.jpg\tTwo, or more\n",
             "image_name| comment_number| comment\n100.jpg| 0| A dog .\n100.jpg| 1| Two, or more\n",
         ],
     )
@@ -369,6 +370,7 @@ def test_a_damaged_tsv(tmp_path, column):
         ({"norm_bb": np.zeros((3, 3))}, "norm_bb must have four columns or more"),
         ({"conf": np.zeros(2)}, "conf a number for each region"),
         ({"features": np.zeros((3, 4), int)}, "array 'features' is of int64, not of numbers"),
+        ({"conf": np.array(["a", "b", "c"])}, "array 'conf' is of <U1, not of numbers"),
         ({"x": FEATURES}, "no array 'bbox' of 2 dimensions"),
         ({"x": FEATURES, "bbox": BOXES, "image_w": 9}, "no array 'image_h' of 0 dimensions"),
         (
