@@ -35,18 +35,21 @@ def as_tensor(values: Any, name: str) -> Tensor:
         raise DataError(f"{name}: wanted a tensor or an array, found {type(values).__name__}") from error
 
 
-def as_edges(edge_index: Any, name: str = "edge_index") -> Tensor:
+def as_edges(edge_index: Any, name: str = "edge_index", num_nodes: int | None = None) -> Tensor:
     """Edges as int64 of shape (2, E).
 
     Raises:
-        DataError: they are not of that shape, or no integers.
+        DataError: they are not of that shape, no integers, or not between ``num_nodes`` nodes.
     """
     edges = as_tensor(edge_index, name)
     if edges.numel() == 0 and edges.dim() == 2 and edges.size(0) == 2:
         return edges.long()  # torch makes floats of an empty list
-    if edges.dim() != 2 or edges.size(0) != 2 or edges.is_floating_point() or edges.dtype == torch.bool:
+    if edges.dim() != 2 or edges.size(0) != 2 or not _holds_integers(edges):
         raise DataError(f"{name}: wanted integers of shape (2, E), found {_described(edges)}")
-    return edges.long()
+    edges = edges.long()
+    if num_nodes is not None and edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < num_nodes:
+        raise DataError(f"{name}: it names nodes {edges.min()} to {edges.max()}, the graph has {num_nodes}, from 0 on")
+    return edges
 
 
 def edges_of(store: Any, name: str) -> Tensor:
@@ -80,9 +83,11 @@ def as_labels(y: Any, num_nodes: int | None = None, name: str = "y") -> Tensor:
     if labels.dim() != 1 or num_nodes not in (None, len(labels)):
         raise DataError(f"{name}: wanted class numbers of shape ({wanted},), found {_described(labels)}")
     if labels.is_floating_point():
-        labels = labels.nan_to_num(nan=-1.0)
-        if not bool((labels == labels.trunc()).all()):
-            raise DataError(f"{name}: wanted class numbers of shape ({wanted},), found fractions")
+        labels = torch.where(labels.isnan(), -1, labels)
+        if not bool(((labels == labels.trunc()) & labels.isfinite()).all()):
+            raise DataError(f"{name}: wanted class numbers of shape ({wanted},), found fractions or infinite ones")
+    elif not (_holds_integers(labels) or labels.dtype == torch.bool):
+        raise DataError(f"{name}: wanted class numbers of shape ({wanted},), found {_described(labels)}")
     return labels.long()
 
 
@@ -98,7 +103,7 @@ def node_ids(nodes: Any, num_nodes: int, name: str, split: int | None = None) ->
     nodes = select_split(nodes, num_nodes, name, split)
     if nodes.dim() == 1 and _is_mask(nodes, num_nodes):
         return nodes.nonzero().view(-1)
-    if nodes.dim() != 1 or nodes.dtype == torch.bool or (nodes.is_floating_point() and nodes.numel()):
+    if nodes.dim() != 1 or (nodes.numel() and not _holds_integers(nodes)):
         raise DataError(
             f"{name}: wanted node ids of shape (L,) or a mask of shape ({num_nodes},), found {_described(nodes)}"
         )
@@ -153,6 +158,10 @@ def as_weights(weight: Any, count: int, name: str = "weight") -> Tensor:
             "apply ReNode after the split is made"
         )
     return weights
+
+
+def _holds_integers(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def _described(values: Tensor) -> str:

@@ -245,10 +245,7 @@ def binary_adjacency(edge_index: Tensor, num_nodes: int | None = None) -> sparse
     """
     edge_index = as_edges(edge_index)
     size = maybe_num_nodes(edge_index, num_nodes)
-    if edge_index.numel() and (edge_index.min() < 0 or edge_index.max() >= size):
-        raise DataError(
-            f"edge_index: it names nodes {edge_index.min()} to {edge_index.max()}, the graph has {size}, from 0 on"
-        )
+    edge_index = as_edges(edge_index, num_nodes=size)
     # scipy keeps the type of the ids in all that follows, and the narrow one halves what the solver reads.
     ids = torch.int32 if size <= torch.iinfo(torch.int32).max else torch.int64
     source, target = edge_index.to("cpu", ids).numpy()

@@ -14,6 +14,7 @@ from torch_geometric.utils import degree, to_torch_csr_tensor
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.remembered import Remembered
+from graph.renode.inputs import as_edges
 from graph.renode.pagerank import PageRank
 
 __all__ = ["ExactPageRank", "Simplified", "fixed_norm", "fixed_propagation"]
@@ -81,7 +82,7 @@ class _Product:
     def __init__(
         self, edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype: torch.dtype, aggr: str
     ) -> None:
-        source, target = edge_index
+        source, target = as_edges(edge_index)
         value = torch.ones(len(source), dtype=dtype, device=source.device) if weight is None else weight
         if aggr == "mean":
             value = value / degree(target, num_nodes, dtype)[target]

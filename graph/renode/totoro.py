@@ -215,7 +215,7 @@ def neighbor_conflict(edge_index: Tensor, y: Tensor) -> Tensor:
         - output: :math:`(n)`, float32; NaN where a node has no neighbour with a label, or no label itself
     """
     y = as_labels(y)
-    edges = coalesce(remove_self_loops(as_edges(edge_index))[0], num_nodes=len(y))
+    edges = coalesce(remove_self_loops(as_edges(edge_index, num_nodes=len(y)))[0], num_nodes=len(y))
     source, target = edges[:, (y[edges] >= 0).all(0)]
     other = scatter((y[source] != y[target]).float(), source, dim_size=len(y))
     return other / scatter(torch.ones_like(source), source, dim_size=len(y))

@@ -206,6 +206,10 @@ class TestScores:
             ({"train_mask": ["a"]}, "train_mask: wanted a tensor or an array, found list"),
             ({"y": HALVES - 1}, "y: a labelled node has label -1"),
             ({"y": HALVES + 0.5}, r"y: wanted class numbers of shape \(n,\), found fractions"),
+            ({"y": HALVES / 0}, "y: .* found fractions or infinite ones"),
+            ({"y": HALVES.to(torch.complex64)}, r"y: wanted class numbers of shape \(n,\), found torch.complex64"),
+            ({"edge_index": torch.eye(6).to_sparse()}, "edge_index: wanted integers of shape"),
+            ({"edge_index": None}, "edge_index: wanted a tensor or an array, found NoneType"),
             ({"y": HALVES.view(2, 3)}, r"y: .* of shape \(2, 3\)"),
             ({"y": torch.nn.functional.one_hot(HALVES)}, r"y: .* of shape \(6, 2\)"),
             ({"num_nodes": 7}, r"y: wanted class numbers of shape \(7,\)"),
@@ -309,5 +313,7 @@ class TestNeighborConflict:
         assert conflict[2:].isnan().all()
 
     def test_goes_with_totoro(self):
+        with pytest.raises(ValueError, match="edge_index: it names nodes 1 to 6, the graph has 6"):
+            neighbor_conflict(PATH + 1, HALVES)
         conflict = neighbor_conflict(PATH.int(), HALVES)
         assert torch.equal(conflict, torch.tensor([0, 0, 0.5, 0.5, 0, 0]))
