@@ -104,12 +104,12 @@ class ExtModel(BaseFairseqModel):
             for kind in dropping
         }
         chosen = [name for name, answers_to in known.items() if any(answer in names for answer in answers_to)]
-        unknown = [] if isinstance(names, str) else set(names).difference(*known.values())
-        if unknown or not chosen:
+        unknown = set(re.findall(r"\w+", names) if isinstance(names, str) else names).difference(*known.values())
+        if unknown:
             found = {module.module_name for module in self.modules() if isinstance(module, FairseqDropout)}
             logger.warning(
                 "--retain-dropout-modules %s: no such module, there are %s",
-                ", ".join(sorted(unknown)) or names,
+                ", ".join(sorted(unknown)),
                 ", ".join(sorted(found)),
             )
         return " ".join([names, *chosen]) if isinstance(names, str) else [*names, *chosen]

@@ -23,7 +23,7 @@ def parse_layers(option: str, text: str) -> list[int]:
 def check_task(task: Any, kind: str, names: tuple[str, ...]) -> None:
     """Refuses those of fairseq's tasks that another kind of model is for; tasks of other origin are not judged."""
     name = next((name for name, registered in TASK_REGISTRY.items() if registered is type(task)), None)
-    if name is not None and type(task).__module__.startswith("fairseq."):
+    if name is not None and type(task).__module__.startswith("fairseq.tasks."):
         _require(name in names, f"--task {name}: not for {kind}, which works with {', '.join(names)}")
 
 
@@ -43,7 +43,7 @@ def check_stock_options(cfg: Any, *, encoder: Any, decoder: Any) -> None:
     for side, part in parts:
         if part.xformers_att_config is not None:
             _check_xformers(f"--{side}-xformers-att-config", cfg)
-        if part.layers_to_keep is not None:
+        if part.layers_to_keep:
             _require(
                 cfg.cross_view == "none",
                 f"--{side}-layers-to-keep: excludes --cross-view {cfg.cross_view}, which counts layers",

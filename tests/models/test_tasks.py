@@ -13,7 +13,7 @@ from fairseq_ext.errors import OptionError
 from tests.models.commands import TINY, configuration
 from tests.models.tiny import dictionary
 
-STOCK = {name: task for name, task in TASK_REGISTRY.items() if task.__module__.startswith("fairseq.")}
+STOCK = {name: task for name, task in TASK_REGISTRY.items() if task.__module__.startswith("fairseq.tasks.")}
 TRANSLATION = {
     *("translation", "translation_multi_simple_epoch", "translation_from_pretrained_bart", "online_backtranslation"),
     *("translation_from_pretrained_xlm", "simul_text_to_text", "denoising", "multilingual_denoising", "span_masked_lm"),
