@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "fairseq_ext/modules": ("torch", "entmax", "fairseq_ext.modules", "fairseq_ext.precision"),
     "fairseq_ext/losses": ("torch", "fairseq_ext.losses", "fairseq_ext.precision"),
     "fairseq_ext/precision.py": ("torch",),
-    "fairseq_ext/models": (*BINDING, "fairseq_ext.models", "fairseq_ext.modules"),
+    "fairseq_ext/models": (*BINDING, "fairseq_ext.compat", "fairseq_ext.models", "fairseq_ext.modules"),
     "fairseq_ext/criterions": (*BINDING, "fairseq_ext.criterions", "fairseq_ext.losses"),
     **{f"{name.replace('.', '/')}.py": ("torch", "numpy", "tqdm", *KIT) for name in KIT},
     "fairseq_ext/fonts.py": ("matplotlib",),

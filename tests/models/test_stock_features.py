@@ -39,7 +39,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "offload": {"offload_activations": True},
     "cross+self": {"cross_self_attention": True, "no_cross_attention": True},
     "no-cross": {"no_cross_attention": True},
-    "adaptive-softmax": {"adaptive_softmax_cutoff": [6, 10]},
+    "adaptive-softmax": {"adaptive_softmax_cutoff": [6, 10], "adaptive_softmax_factor": 2.0},
     "embedding-norm": {"layernorm_embedding": True},
     "learned-positions": {"encoder_learned_pos": True, "decoder_learned_pos": True},
     "no-positions": {"no_token_positional_embeddings": True},
