@@ -312,6 +312,11 @@ class TestNeighborConflict:
         assert torch.equal(conflict[:2], torch.tensor([0.5, 0.0]))
         assert conflict[2:].isnan().all()
 
+    def test_neighbours_without_label_do_not_count(self):
+        edge_index = torch.tensor([[0, 0, 0, 1, 3], [1, 2, 3, 3, 0]])
+        conflict = neighbor_conflict(edge_index, torch.tensor([0, 0, 1, -1]))
+        assert conflict[0] == 0.5 and conflict[1:].isnan().all()
+
     def test_goes_with_totoro(self):
         with pytest.raises(ValueError, match="edge_index: it names nodes 1 to 6, the graph has 6"):
             neighbor_conflict(PATH + 1, HALVES)
