@@ -177,6 +177,13 @@ def test_attention_never_sees_its_own_or_later_positions() -> None:
         assert seen and max(seen) < 6 + i and min(seen) >= i
 
 
+@pytest.mark.parametrize(("batch", "queries"), [(0, 3), (2, 0), (0, 0)])
+def test_nothing_attends_to_nothing(batch: int, queries: int) -> None:
+    module = AdaptiveSpanAttention(8, 2, 7, init=0.4, k=3)
+    query, memory = torch.randn(batch, queries, 8), torch.randn(batch, 7 + queries, 8)
+    assert module(query, memory, torch.randn(1, 4, 7)).shape == (batch, queries, 8)
+
+
 def test_dropout_only_in_training() -> None:
     torch.manual_seed(0)
     module = AdaptiveSpanAttention(8, 2, 6, dropout=0.5, init=1.0)
