@@ -53,7 +53,7 @@ def dynamic_convolution(x: Tensor, kernels: Tensor, first: int, block_size: int 
     rows = batch * heads
     values = x.reshape(length, rows, channels // heads).transpose(0, 1)
     bands = kernels.reshape(steps, rows, width).transpose(0, 1)
-    outputs = [values.new_zeros(0, rows, channels // heads)]
+    outputs = [values[:, :0].transpose(0, 1)]  # there may be no step
     for start in range(0, steps, block_size):
         block = bands[:, start : start + block_size]
         n, origin = block.size(1), first + start

@@ -191,6 +191,27 @@ def test_ama_needs_the_shared_projection() -> None:
         CrossViewFusion(8, (1, 2), "ama")
 
 
+def test_ama_in_half_precision_survives_scores_beyond_its_range() -> None:
+    projection = torch.nn.Linear(4, 4).half()
+    torch.nn.init.eye_(projection.weight)
+    module = CrossViewFusion(4, (1, 2), "ama", ama_proj=projection).half()
+    query, views = torch.full((1, 1, 4), 300.0).half(), [torch.full((1, 1, 4), size).half() for size in (400.0, 500.0)]
+    context, _ = module(lambda query, memory, mask, slot: (memory, None), query, views)
+    torch.testing.assert_close(context, torch.full_like(context, 450.0))  # two scores of +inf share alike
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(0, 3), (2, 0), (0, 0)])
+@pytest.mark.parametrize("fusion", ["mean", "concat", "gate"])
+def test_no_queries_or_no_keys(fusion: str, queries: int, keys: int) -> None:
+    module = CrossViewFusion(4, (1, 2), fusion=fusion)
+
+    def attend(query, memory, mask, slot):
+        return query, query.new_zeros(2, 3, queries, memory.size(0))
+
+    context, weights = module(attend, torch.randn(queries, 3, 4), [torch.randn(keys, 3, 4)] * 2)
+    assert context.shape == (queries, 3, 4) and weights.shape == (2, 3, queries, keys)
+
+
 def test_ama_takes_maps_of_another_precision() -> None:
     def attend(query: Tensor, memory: Tensor, mask: Tensor | None, slot: int) -> tuple[Tensor, Tensor]:
         return query, torch.full((2, 1, 3, 5), 0.2)

@@ -175,6 +175,25 @@ def test_steps_equal_full_sequence(length, sizes, gate, data):
     torch.testing.assert_close(torch.cat(outputs), conv(x), **EXACT)
 
 
+@pytest.mark.parametrize("gate", [True, False])
+def test_no_positions_give_no_output(gate):
+    conv = MultiScaleConv(8, 2, [3, 5], causal=True, gate=gate)
+    for shape in ((0, 3, 8), (4, 0, 8), (0, 0, 8)):
+        x = torch.randn(shape, requires_grad=True)
+        out = conv(x)
+        assert out.shape == (*shape[:2], conv.out_dim)
+        assert torch.autograd.grad(out.sum(), x)[0].shape == shape
+
+
+def test_scripted_steps_equal_the_sequence():
+    conv = MultiScaleConv(8, 2, [3, 5], causal=True).eval()
+    scripted = torch.jit.script(conv)
+    x = torch.randn(4, 3, 8)
+    first, state = scripted.step(x[:1])
+    rest, _ = scripted.step(x[1:], state)
+    torch.testing.assert_close(torch.cat([first, rest]), conv(x))
+
+
 def test_state_follows_beam_search():
     conv = DynamicConv(8, 2, 5, causal=True).double().eval()
     x = torch.randn(6, 3, 8, dtype=torch.double)
