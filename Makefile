@@ -25,7 +25,7 @@ help:
 	@echo "make quickstart   install, then train and translate on the embedded corpus (examples/quickstart)"
 	@echo "make test         install with the test extra, then lint, type check and run every test"
 	@echo "make lint         linter, formatter check and type checker only"
-	@echo "make results      regenerate docs/RESULTS.md"
+	@echo "make results      write docs/RESULTS.md from the stored measurements"
 	@echo "make benchmarks   measure speed and memory, print every ratio"
 	@echo "make clean        remove the environment and every cache"
 
@@ -41,7 +41,7 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m mypy
 
 results: $(VENV)/.installed-test
-	$(RUN) -m examples.results
+	$(RUN) -m examples.results report
 
 benchmarks: $(VENV)/.installed-test
 	$(RUN) -m benchmarks
