@@ -136,6 +136,12 @@ sys.exit(process.exitcode)
     assert result.returncode == 0, result.stderr
 
 
+def test_models_imported_first_come_with_the_repairs():
+    script = "import fairseq_ext.models; from fairseq_ext import compat; assert compat.patched()"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_doctor_checks_the_bounds_of_the_package():
     requirements = {re.match(r"[\w.-]+", line)[0]: line for line in PROJECT["dependencies"]}
     for name, lowest, beyond in cli.SUPPORTED:
