@@ -8,6 +8,8 @@ import sys
 
 import pytest
 import torch
+from gensim.models import Word2Vec
+from sklearn.model_selection import train_test_split
 
 from fairseq_ext.errors import DataError, InputError, OptionError
 from fairseq_ext.files import MAX_LINE
@@ -168,6 +170,15 @@ def test_single_albums_are_split_by_sorted_name(tmp_path):
     assert contents(read_splits(tmp_path)["test"]) == contents(splits["test"])
 
 
+def test_single_albums_are_split_with_the_released_seeds(tmp_path):
+    for number in range(20):
+        write(tmp_path / f"{number:02}.json", json.dumps(ALBUM | {"all_short_comments": [f"{number}"]}))
+    train, rest = train_test_split(range(20), test_size=0.3, random_state=1)
+    test, valid = train_test_split(rest, test_size=0.3, random_state=1)
+    found = {split: [int(sample.reviews[0]) for sample in part] for split, part in read_splits(tmp_path).items()}
+    assert found == {"train": train, "valid": valid, "test": test}
+
+
 def test_split_sizes_of_the_music_data(monkeypatch, tmp_path):
     monkeypatch.setattr("graph.label_graph.data.read_file", lambda path: [Sample(("x",), ("y",), str(path))] * 7172)
     write(tmp_path / "all.json", "")
@@ -266,3 +277,13 @@ def test_real_data(name, sizes, labels):
     splits = read_splits(require_data("multilabel") / name)
     assert [len(samples) for samples in splits.values()] == sizes
     assert len(label_names(splits["train"])) == labels
+
+
+def test_vectors_are_those_of_gensims_defaults():
+    words = "one two three four five six seven eight nine ten".split()
+    sentences = [words[n % 10 :] + words[: n % 10] for n in range(30)]
+    vocabulary = Vocabulary.build(sentences)
+    published = {"window": 5, "epochs": 5, "sg": 0, "negative": 5, "alpha": 0.025, "sample": 1e-3}
+    expected = Word2Vec(sentences, vector_size=8, min_count=1, seed=3, workers=1, **published).wv
+    found = train_vectors(sentences, vocabulary, dim=8, seed=3)
+    assert found[2:].tolist() == [expected[word].tolist() for word in vocabulary.words]

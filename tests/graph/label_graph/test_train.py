@@ -215,3 +215,13 @@ def test_a_lost_model_is_missed_before_more_is_trained(data, tmp_path, monkeypat
     assert len(epochs) == 2
     (tmp_path / "checkpoint.pt").unlink()
     assert training.train(options, corpus, 1, tmp_path)["best_epoch"]
+
+
+def test_words_come_from_the_reviews_that_are_read(tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.tsv").write_text("food\tsoup here. bread there\n")
+    words = {
+        reviews: set(training.prepare(options_of(tmp_path, pieces="sentences", max_reviews=reviews)).vocabulary.words)
+        for reviews in (1, 2)
+    }
+    assert words == {1: {"soup", "here"}, 2: {"soup", "here", "bread", "there"}}
