@@ -116,6 +116,13 @@ def test_models_of_two_streams_are_refused_by_name(name):
     assert name in str(error.value) and TOWERS[name] in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_tower_of_plain_modules_is_refused():
+    """As those of models that are not of transformers."""
+    model = nn.ModuleDict({"text": made("BertModel"), "picture": nn.ModuleList([nn.MultiheadAttention(16, 2)])})
+    with pytest.raises(ValueError, match=r"ModuleDict has picture \(ModuleList\) beside text.encoder.layer.1"):
+        IAISHook(model)
+
+
 def test_attention_that_looks_back_is_refused():
     with pytest.raises(ValueError, match="BertSelfAttention of BertLMHeadModel looks back only"):
         IAISHook(made("BertLMHeadModel", is_decoder=True))
