@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sacrebleu
 
 from examples.quickstart.__main__ import main
 from examples.quickstart.corpus import build_corpus
@@ -124,7 +125,14 @@ def test_whole_pipeline_and_second_run(tmp_path):
     out = tmp_path / "out"
     assert (out / "quickstart.png").read_bytes().startswith(b"\x89PNG")
     row = json.loads((out / "results.json").read_text(encoding="utf-8"))["systems"]["combined"]
-    assert row["sentences"] == 60 and len(row["samples"]) == 5 and "tok:13a" in row["signature"]
+    assert row["sentences"] == 60 and len(row["samples"]) == 5
+    assert row["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|")
+    files = (out / "combined" / "test" / "hypotheses.de", out / "corpus" / "test.de")
+    hypotheses, references = (file.read_text(encoding="utf-8").splitlines() for file in files)
+    assert row["bleu"] == round(sacrebleu.corpus_bleu(hypotheses, [references]).score, 2)
+    assert [sample["hypothesis"] for sample in row["samples"]] == [
+        hypotheses[references.index(sample["reference"])] for sample in row["samples"]
+    ]
     log = out / "combined" / "fairseq-train.log"
     assert curve(log, "train_inner", "nll_loss", "num_updates")[0] == list(range(1, 9))
     assert curve(log, "valid", "valid_nll_loss", "valid_num_updates")[0][-1] == 8
