@@ -158,12 +158,13 @@ class TestScores:
         expected = dense_totoro(dense_pagerank(edge_index, len(y), 0.15), y, nodes)
         torch.testing.assert_close(totoro(edge_index, y, nodes), expected, rtol=0, atol=1e-11)
 
-    def test_memory_does_not_grow_with_the_classes(self):
+    @pytest.mark.parametrize("solve", [totoro, class_influence])
+    def test_memory_does_not_grow_with_the_classes(self, solve):
         peaks = {}
         for classes in (16, 160):
             graph = random_graph(4000, classes)
             tracemalloc.start()
-            totoro(*graph)
+            solve(*graph)
             peaks[classes] = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert peaks[160] < 1.2 * peaks[16]
