@@ -17,6 +17,7 @@ from examples.results import __main__ as command
 from examples.results import graph_classification, iais, label_graph, muka, renode, report, translation
 from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.files import write_json
+from fairseq_ext.training.flags import Runs
 from vision_language.iais.data import Image, RegionData, box_geometry
 
 ENVIRONMENT = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch": "2"}
@@ -211,7 +212,7 @@ class Trainer:
 
     def __call__(self, options: Any, out: Any, *counts: int, seed: int = 1, runs: int = 1) -> SimpleNamespace:
         self.calls.append(options)
-        names = [f"seed{number}" for number in range(seed, seed + runs)]
+        names = list(out.seeds) if isinstance(out, Runs) else [f"seed{n}" for n in range(seed, seed + runs)]
         if counts:
             names = [f"split{split}-init{init}" for split in range(counts[0]) for init in range(counts[1])]
         made = {**ENVIRONMENT, "call": len(self.calls)}
