@@ -19,7 +19,6 @@ from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
-from fairseq.modules import multihead_attention
 from fairseq.quantization_utils import quantize_model_scalar
 from fairseq.sequence_generator import SequenceGenerator
 from omegaconf import DictConfig, OmegaConf
@@ -101,28 +100,6 @@ INVISIBLE = {"checkpoint_activations", "min_params_to_wrap", "base_sublayers", "
 REFUSED: dict[str, tuple[Any, dict[str, Any]]] = {"base_layers": (1, {})}
 # fairseq's programs lose them on the way to the model
 REPAIRED = ("scale_fc", "scale_attn", "scale_heads", "scale_resids", "offload_activations")
-
-
-class FakeAttention(nn.Module):
-    """Stands for an xFormers attention."""
-
-    requires_head_dimension = supports_attention_mask = supports_key_padding_mask = False
-    requires_separate_masks = True
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        self.factor = config["num_heads"] + config["dropout"]
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **masks: Tensor) -> Tensor:
-        return q * self.factor
-
-
-@pytest.fixture
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What some options take and this machine may not have: xFormers, and a GPU for scalar quantization."""
-    monkeypatch.setattr(Tensor, "cuda", lambda tensor: tensor)
-    monkeypatch.setattr(multihead_attention, "_xformers_available", True)
-    monkeypatch.setattr(multihead_attention, "build_attention", FakeAttention, raising=False)
 
 
 @pytest.fixture(scope="module")

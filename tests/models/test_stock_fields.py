@@ -14,7 +14,6 @@ from fairseq import models
 from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.models.transformer import TransformerConfig, TransformerModel
 from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecBaseConfig, QuantNoiseConfig
-from fairseq.modules import multihead_attention
 from fairseq.quantization_utils import quantize_model_scalar
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -126,28 +125,6 @@ def vectors(tmp_path: Path) -> Path:
     lines = [f"{word} {' '.join(str(index / 10) for _ in range(16))}" for index, word in enumerate(words)]
     (tmp_path / "vectors.txt").write_text("\n".join([f"{len(words)} 16", *lines]))
     return tmp_path / "vectors.txt"
-
-
-class FakeAttention(nn.Module):
-    """Stands for an xFormers attention, to be built with the right settings by both models."""
-
-    requires_head_dimension = supports_attention_mask = supports_key_padding_mask = False
-    requires_separate_masks = True
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        self.factor = config["num_heads"] + config["dropout"]
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **masks: Tensor) -> Tensor:
-        return q * self.factor
-
-
-@pytest.fixture
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What some options take and this machine may not have: xFormers, and a GPU for scalar quantization."""
-    monkeypatch.setattr(Tensor, "cuda", lambda tensor: tensor)
-    monkeypatch.setattr(multihead_attention, "_xformers_available", True)
-    monkeypatch.setattr(multihead_attention, "build_attention", FakeAttention, raising=False)
 
 
 def build(trained: DictConfig, values: dict[str, Any]) -> nn.Module:

@@ -1,0 +1,31 @@
+"""What several tests of models need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fairseq.modules import multihead_attention
+from torch import Tensor, nn
+
+
+class FakeAttention(nn.Module):
+    """Stands for an xFormers attention, to be built with the right settings by both models."""
+
+    requires_head_dimension = supports_attention_mask = supports_key_padding_mask = False
+    requires_separate_masks = True
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.factor = config["num_heads"] + config["dropout"]
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, **masks: Tensor) -> Tensor:
+        return q * self.factor
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What some options take and this machine may not have: xFormers, and a GPU for scalar quantization."""
+    monkeypatch.setattr(Tensor, "cuda", lambda tensor: tensor)
+    monkeypatch.setattr(multihead_attention, "_xformers_available", True)
+    monkeypatch.setattr(multihead_attention, "build_attention", FakeAttention, raising=False)
