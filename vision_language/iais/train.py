@@ -9,7 +9,6 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from tensorboardX import SummaryWriter
@@ -21,6 +20,7 @@ from fairseq_ext.errors import InputError, OptionError
 from fairseq_ext.experiments import Experiment
 from fairseq_ext.files import output_folder, write_json
 from fairseq_ext.settings import Settings
+from fairseq_ext.training.loop import seed_of
 from vision_language.accelerator import adamw, make_accelerator
 from vision_language.iais.batches import PairBatches
 from vision_language.iais.data import Collator, RegionData, read_splits
@@ -123,8 +123,7 @@ class Trainer:
         """One optimiser step."""
         start = time.perf_counter()
         options, accelerator = self.options, self.accelerator
-        state = np.random.SeedSequence([self.seed, step, accelerator.process_index]).generate_state(1)
-        torch.manual_seed(int(state[0]))
+        torch.manual_seed(seed_of(self.seed, step, accelerator.process_index))
         self.parallel.train()
         rank_loss, iais = self.gradient.accumulate(step)
         if not math.isfinite(rank_loss + iais):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fairseq_ext.errors import OptionError
 from fairseq_ext.files import replacing, writing_to
+from fairseq_ext.training.loop import seed_of
 from vision_language.muka.data import Texts
 from vision_language.muka.models import Classifier
 from vision_language.muka.options import ScoreOptions
@@ -193,7 +194,7 @@ class TeacherCache:
         def compute(tokens: Tokens) -> dict[str, Tensor]:
             def scores(batch: dict[str, Tensor], number: int) -> Tensor:
                 # A seed for each batch, so that the masks do not depend on the number of processes.
-                mask_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+                mask_seed = seed_of(seed, number)
                 try:
                     with self.accelerator.autocast():
                         probabilities = mc_dropout_probabilities(

@@ -20,6 +20,7 @@ from transformers import get_linear_schedule_with_warmup
 from fairseq_ext.checkpoint import Checkpoint
 from fairseq_ext.errors import CheckpointError, OptionError
 from fairseq_ext.files import load_safely, save_atomically
+from fairseq_ext.training.loop import seed_of
 from vision_language.accelerator import adamw
 from vision_language.muka.objectives import Objective
 from vision_language.muka.options import TrainingOptions
@@ -39,10 +40,6 @@ def parameter_groups(objective: Objective, options: TrainingOptions, added_lr: f
         {"params": objective.added_parameters(), "weight_decay": 0.0, "lr": added_lr},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @contextlib.contextmanager
@@ -131,7 +128,7 @@ class Trainer:
         """One optimiser step on the texts ``rows``, of which this process takes its share."""
         start, accelerator, progress = time.perf_counter(), self.accelerator, self.progress
         rank, world = accelerator.process_index, accelerator.num_processes
-        torch.manual_seed(_seed_of(self.options.seed, progress["step"], rank))
+        torch.manual_seed(seed_of(self.options.seed, progress["step"], rank))
         self.objective.train()
         # A process without rows still takes part in the exchange of gradients, with zeros.
         share = rows[rank::world] if len(rows[rank::world]) else rows[:1]
