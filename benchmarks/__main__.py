@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import Row
-from fairseq_ext.errors import OptionError, choose
-from fairseq_ext.experiments import environment
-from fairseq_ext.files import write_json
+from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.files import write_json
+from fairseq_ext.training.runs import environment
 
 NAMES = ("attention", "loss", "norm", "muse", "cross_view", "stock", "totoro", "pprgo", "label_graph", "iais", "muka")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from benchmarks.timing import Row, forward_backward, rate_row, time_row
-from vision_language.accelerator import adamw, make_accelerator
+from fairseq_ext.training.accelerator import adamw, make_accelerator
 from vision_language.iais.data import Collator, Image, RegionData, box_geometry
 from vision_language.iais.encoder import learn_tokenizer
 from vision_language.iais.evaluate import score_matrix
@@ -59,7 +59,7 @@ def train_step(quick: bool, kind: str, anchors: int, rows: int) -> Callable[[], 
     batch = pairs(anchors * rows)
     text, regions = model.positions(batch["attention_mask"], batch["region_mask"])
     hook = None if kind == "none" else IAISHook(model)
-    optimizer = adamw(model.parameters(), make_accelerator(cpu=True), lr=1e-5)
+    optimizer = adamw(model.parameters(), make_accelerator(device="cpu"), lr=1e-5)
 
     def step() -> None:
         scores = model(**batch).scores.sigmoid().view(anchors, rows)

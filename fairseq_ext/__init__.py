@@ -52,7 +52,7 @@ def _lend_name(alias: str, folder: str) -> None:
     spec = importlib.util.find_spec("fairseq_ext")
     installed = os.path.dirname(os.path.realpath(spec.origin)) if spec and spec.origin else None
     if installed != target:
-        from .errors import OptionError
+        from fairseq_ext.training.errors import OptionError
 
         instead = f"use {installed}" if installed else "call the folder fairseq_ext"
         raise OptionError(f"--user-dir {folder}: another copy of fairseq_ext, under another name; {instead}")

@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fairseq_ext.training.errors import CheckpointError
+from fairseq_ext.training.files import load_safely
+
 from .compat import allow_checkpoint_types
-from .errors import CheckpointError
-from .files import load_safely
 
 __all__ = ["average_checkpoints", "last_checkpoints", "load_checkpoint"]
 

@@ -15,8 +15,9 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
+from fairseq_ext.training.errors import OptionError
+
 from . import __version__, register
-from .errors import OptionError
 
 __all__ = ["main"]
 
@@ -177,8 +178,9 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _average(args: argparse.Namespace) -> int:
+    from fairseq_ext.training.files import save_atomically
+
     from .checkpoint_averaging import average_checkpoints, last_checkpoints
-    from .files import save_atomically
 
     folders = [path for path in args.inputs if path.is_dir()]
     if folders and len(args.inputs) > 1:

@@ -11,26 +11,13 @@ import pytest
 
 from tests.helpers import ROOT
 
-KIT = tuple(
-    f"fairseq_ext.{name}"
-    for name in (
-        "checkpoint",
-        "errors",
-        "experiments",
-        "files",
-        "fonts",
-        "options",
-        "remembered",
-        "settings",
-        "training",
-    )
-)
+KIT = ("fairseq_ext.training", "fairseq_ext.fonts", "fairseq_ext.remembered")
 HUGGING_FACE = (
     *("transformers", "tokenizers", "safetensors", "accelerate", "tensorboardX", "sklearn"),
-    *("vision_language.accelerator", "vision_language.pretrained"),
+    *("vision_language.options", "vision_language.pretrained"),
 )
 TRAINER = ("torch", "numpy", "tqdm", "matplotlib", "fairseq_ext.losses", "fairseq_ext.modules", *KIT)
-BINDING = ("torch", "fairseq", "omegaconf", "fairseq_ext.errors", "fairseq_ext.options")
+BINDING = ("torch", "fairseq", "omegaconf", "fairseq_ext.training.errors", "fairseq_ext.training.options")
 # Beside the standard library, and files of the same folder. The longest name that a file's path starts with holds.
 MAY_IMPORT = {
     "fairseq_ext/modules": ("torch", "entmax", "fairseq_ext.modules", "fairseq_ext.precision"),
@@ -38,9 +25,10 @@ MAY_IMPORT = {
     "fairseq_ext/precision.py": ("torch",),
     "fairseq_ext/models": (*BINDING, "fairseq_ext.compat", "fairseq_ext.models", "fairseq_ext.modules"),
     "fairseq_ext/criterions": (*BINDING, "fairseq_ext.criterions", "fairseq_ext.losses"),
-    **{f"{name.replace('.', '/')}.py": ("torch", "numpy", "tqdm", *KIT) for name in KIT},
     "fairseq_ext/fonts.py": ("matplotlib",),
-    "fairseq_ext/training": ("torch", "numpy", "tqdm", "yaml", "tensorboardX", *KIT),
+    "fairseq_ext/remembered.py": ("torch",),
+    "fairseq_ext/training": ("torch", "numpy", "tqdm", "yaml", "tensorboardX", "fairseq_ext.training"),
+    "fairseq_ext/training/accelerator.py": ("torch", "accelerate", "fairseq_ext.training"),
     "fairseq_ext/compat": ("torch", "numpy", "fairseq", "hydra", "omegaconf", "bitarray", "fairseq_ext"),
     "fairseq_ext": ("torch", "numpy", "fairseq", "hydra", "omegaconf", "fairseq_ext"),
     "graph/renode": (

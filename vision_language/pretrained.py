@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError
-from fairseq_ext.files import load_safely, read_json
+from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
+from fairseq_ext.training.files import load_safely, read_json
 
 __all__ = [
     "LOCAL",

@@ -14,8 +14,8 @@ import re
 import sys
 from pathlib import Path
 
-from fairseq_ext.errors import DataError
-from fairseq_ext.files import read_json, read_lines
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import read_json, read_lines
 
 
 def bits_per_character(log: str, tokens: int, characters: int) -> float:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from examples.translation.staging import check_unknown, fairseq_preprocess, progress, staged_folder
 from examples.translation.text import learn_subwords, subword_encoder
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import read_bytes, write_json
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import read_bytes, write_json
 
 SPLITS = ("train", "valid", "test")
 

@@ -9,8 +9,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.files import write_json, writing_to
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import write_json, writing_to
 
 from .corpus import parse_locale
 from .pipeline import Pipeline, Settings

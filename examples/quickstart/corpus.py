@@ -17,7 +17,7 @@ from pathlib import Path
 from babel import Locale, UnknownLocaleError, dates, lists, numbers, units
 from babel.localedata import locale_identifiers
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 
 Fact = Callable[[Locale], str]
 Pair = tuple[str, str]

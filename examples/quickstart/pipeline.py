@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import fairseq_ext
-from fairseq_ext.errors import OptionError
-from fairseq_ext.files import read_json, write_json
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import read_json, write_json
 
 from .corpus import build_corpus
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.results.report import DOCS, PARTS, ROOT, part, write_report
-from fairseq_ext.errors import OptionError
-from fairseq_ext.files import output_folder, read_json, write_json
-from fairseq_ext.options import flag
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import output_folder, read_json, write_json
+from fairseq_ext.training.options import flag
 
 # Where things lie, and not what is measured.
 PLACES = ("part", "data", "out", "docs", "replace")

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.__main__ import NAMES
 from benchmarks.__main__ import main as run_benchmarks
 from examples.results.report import commands, describe
-from fairseq_ext.files import read_json
+from fairseq_ext.training.files import read_json
 
 TEXT = """## Speed and memory
 

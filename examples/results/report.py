@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from fairseq_ext.errors import DataError
-from fairseq_ext.files import read_json, replacing
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import read_json, replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

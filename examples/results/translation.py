@@ -20,10 +20,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from examples.results.report import ROOT, Paired, common, environments, mean_spread, unique
-from fairseq_ext.errors import DataError
-from fairseq_ext.experiments import environment
-from fairseq_ext.files import read_json, write_json
-from fairseq_ext.settings import digest
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.runs import environment
+from fairseq_ext.training.settings import digest
 
 SMOOTHED = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from examples.translation.text import clean
-from fairseq_ext.errors import DataError
-from fairseq_ext.files import read_lines
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import read_lines
 
 # What subwords leave behind where nobody joined them, by the name that --remove-bpe knows. ##AT## splits compounds.
 MARKERS = {

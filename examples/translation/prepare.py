@@ -20,8 +20,8 @@ from pathlib import Path
 
 from examples.translation.staging import check_unknown, count_long, fairseq_preprocess, progress, staged_folder
 from examples.translation.text import UNICODE_FORMS, clean, join_subwords, keep, learn_subwords, subword_encoder
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import read_lines, write_json
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import read_lines, write_json
 
 SPLITS = ("train", "valid", "test")
 

@@ -21,8 +21,8 @@ from typing import Any
 from sacrebleu.metrics import BLEU, BLEUScore
 
 from examples.translation.outputs import read_outputs, spacing_warnings
-from fairseq_ext.errors import OptionError
-from fairseq_ext.files import write_json, writing_to
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import write_json, writing_to
 
 _COMPOUND = re.compile(r"(\S)-(\S)")
 # Written without spaces, and without a tokeniser in sacreBLEU: characters are the honest unit.

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from examples.translation.text import dictionary_symbols, unknown_share
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import read_lines, writing_to
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import read_lines, writing_to
 
 WARN_UNKNOWN, REFUSE_UNKNOWN = 0.01, 0.2
 MAX_TOKENS = 1024

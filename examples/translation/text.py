@@ -10,8 +10,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import read_lines
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import read_lines
 
 UNICODE_FORMS = ("NFC", "NFKC", "NFD", "NFKD", "none")
 _DROPPED = {code: None for code in [*range(32), *range(127, 160), 0xFEFF] if not chr(code).isspace()}

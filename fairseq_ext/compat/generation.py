@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError
-from ..files import read_lines
+from ..training.errors import DataError
+from ..training.files import read_lines
 
 __all__ = ["replace_unknown_words", "search_diverse_beams", "spare_short_sentences"]
 

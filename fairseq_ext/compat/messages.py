@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, InputError, OptionError
-from ..files import load_safely
+from ..training.errors import DataError, InputError, OptionError
+from ..training.files import load_safely
 
 __all__ = ["end_hydra_in_one_line", "name_damaged_checkpoints", "name_long_sentences", "name_single_models"]
 

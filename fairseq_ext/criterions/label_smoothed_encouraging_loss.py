@@ -15,9 +15,9 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 from fairseq.logging import metrics
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.losses.encouraging import SMOOTHING_FORMS, encouraging_loss_terms
-from fairseq_ext.options import check_fields, option
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.options import check_fields, option
 
 NO_BONUS = {"bonus_weight": (0,)}
 

@@ -23,7 +23,7 @@ from fairseq.models import register_model_architecture
 import fairseq_ext.models.language_model
 import fairseq_ext.models.transformer  # noqa: F401  (a preset needs its model registered)
 from fairseq_ext.models.ext_options import ExtOptions
-from fairseq_ext.options import idle_fields
+from fairseq_ext.training.options import idle_fields
 
 
 def _size(width: int, ffn: int, heads: int, layers: int = 6) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from fairseq.modules import FairseqDropout, MultiheadAttention
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.modules.cross_view import CrossViewFusion
 from fairseq_ext.modules.muse import MultiScaleConv
 from fairseq_ext.modules.sparse_attention import attention_weights, effective_k, topk_softmax
+from fairseq_ext.training.errors import OptionError
 
 IncrementalState = dict[str, dict[str, Tensor | None]]
 

@@ -21,9 +21,9 @@ from fairseq.models.transformer.transformer_config import (
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import II, OmegaConf
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.models.ext_options import ExtOptions
 from fairseq_ext.models.stock_options import parse_layers
+from fairseq_ext.training.errors import OptionError
 
 # A default that is the value of another option, as where fairseq's parser knows no default.
 FOLLOWS = {

@@ -11,9 +11,9 @@ from fairseq.models import BaseFairseqModel
 from fairseq.modules import FairseqDropout
 from torch import nn
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.models.stock_options import parse_layers
 from fairseq_ext.modules.normalization import create_norm
+from fairseq_ext.training.errors import OptionError
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
 
-from fairseq_ext.errors import OptionError, choose
 from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES, check_cross_view
 from fairseq_ext.modules.muse import INIT_LAWS, parse_kernels
 from fairseq_ext.modules.normalization import NORMS
 from fairseq_ext.modules.sparse_attention import NORMALIZERS
-from fairseq_ext.options import check_fields, option
+from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.options import check_fields, option
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import AdaptiveInput, CharacterTokenEmbedder
 from torch import Tensor, nn
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.models.config import (
     TransformerLanguageModelExtConfig,
     add_options,
@@ -22,6 +21,7 @@ from fairseq_ext.models.ext_options import check_options
 from fairseq_ext.models.layers import changes_layers
 from fairseq_ext.models.stock_options import check_language_model_options, check_stock_options, check_task
 from fairseq_ext.models.transformer import TransformerExtDecoder
+from fairseq_ext.training.errors import OptionError
 
 
 @register_model("transformer_lm_ext", dataclass=TransformerLanguageModelExtConfig)

@@ -9,7 +9,7 @@ from typing import Any
 from fairseq.modules import multihead_attention
 from fairseq.tasks import TASK_REGISTRY
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 
 
 def parse_layers(option: str, text: str) -> list[int]:

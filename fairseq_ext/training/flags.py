@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairseq_ext.options import OptionSet, option
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.runs import run_name
 
-__all__ = ["Device", "Runs"]
+__all__ = ["PRECISIONS", "Device", "Precision", "Runs"]
+
+PRECISIONS = ("no", "fp16", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +17,13 @@ class Device(OptionSet):
     """Where to compute."""
 
     device: str = option("auto", "auto: the GPU where there is one; cpu, cuda, ...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision(OptionSet):
+    """Number format of the forward pass."""
+
+    mixed_precision: str = option("no", "number format of the forward pass", PRECISIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,4 +37,4 @@ class Runs(Device):
     @property
     def seeds(self) -> dict[str, int]:
         """The name of each run, and its seed."""
-        return {f"seed{seed}": seed for seed in range(self.seed, self.seed + self.runs)}
+        return {run_name(seed=seed): seed for seed in range(self.seed, self.seed + self.runs)}

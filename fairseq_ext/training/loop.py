@@ -25,9 +25,9 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_ext.checkpoint import Checkpoint
-from fairseq_ext.errors import CheckpointError, OptionError
-from fairseq_ext.files import output_folder
+from fairseq_ext.training.checkpoint import Checkpoint
+from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.training.files import output_folder
 
 __all__ = ["Training", "seed_of"]
 
@@ -45,7 +45,7 @@ class Training:
     Nothing is read, written or waited for before the iteration begins. With a ``folder`` it then goes on from
     ``checkpoint.pt``, or proves that one can be written; and after each validation, and each ``save_every`` steps, the
     checkpoint is replaced. The end is that of an uninterrupted training, bit for bit on a CPU, where the body draws its
-    random numbers from ``seed`` or from a :class:`~fairseq_ext.checkpoint.RandomState` among the parts.
+    random numbers from ``seed`` or from a :class:`~fairseq_ext.training.checkpoint.RandomState` among the parts.
 
     Args:
         total: steps, at most.
@@ -59,8 +59,8 @@ class Training:
         save_every: steps between checkpoints beside those of validations; 0: none. Default: 0.
         seed: where given, torch's generators are seeded anew before each step, from it, the step and the process.
         folder: of ``checkpoint.pt`` and ``tensorboard``; None keeps nothing. Default: None.
-        settings: a checkpoint of others is refused. See :class:`~fairseq_ext.settings.Settings`.
-        parts: what a checkpoint holds beside the progress, as :class:`~fairseq_ext.checkpoint.Checkpoint`.
+        settings: a checkpoint of others is refused. See :class:`~fairseq_ext.training.settings.Settings`.
+        parts: what a checkpoint holds beside the progress, as :class:`~fairseq_ext.training.checkpoint.Checkpoint`.
         best: where the body keeps the best model: a training that goes on must find it there.
         accelerator: devices and processes, of which the first writes. Default: a single process.
         name: shown beside the progress bar.
@@ -127,16 +127,21 @@ class Training:
         return bool(self.patience) and self.validates and self.step >= self.least and waited >= self.patience
 
     def __iter__(self) -> Iterator[int]:
-        restored = self.checkpoint is not None and self.checkpoint.restore()
-        if restored and self.progress["best_step"] and self.best and not self.best.exists():
-            raise CheckpointError(f"{self.best}: the best model is not there; delete {self.checkpoint.path} too")
-        if self.checkpoint and not restored and self.main:
+        if self.checkpoint and self.checkpoint.restore():
+            if self.progress["best_step"] and self.best and not self.best.exists():
+                raise CheckpointError(f"{self.best}: the best model is not there; delete {self.checkpoint.path} too")
+        elif self.checkpoint and self.main:
             output_folder(self.checkpoint.path.parent)
             self.checkpoint.prove()
         if self.accelerator:
             self.accelerator.wait_for_everyone()  # nobody replaces the checkpoint before all have read it
         bar = tqdm(
-            total=self.total, initial=self.step, unit=self.unit, desc=self.name, disable=None if self.main else True
+            total=self.total,
+            initial=self.step,
+            unit=self.unit,
+            desc=self.name,
+            leave=None,
+            disable=None if self.main else True,
         )
         with bar, self._board():
             while self.step < self.total and not self._out_of_patience:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from fairseq_ext.errors import DataError, OptionError, choose
-from fairseq_ext.options import OptionSet
+from fairseq_ext.training.errors import DataError, OptionError, choose
+from fairseq_ext.training.options import OptionSet
 
 __all__ = ["Program"]
 
@@ -24,7 +24,7 @@ class Program:
     """``python -m NAME COMMAND``.
 
     A command's name is that of its function, its help is the function's docstring, and each parameter is annotated with
-    the :class:`~fairseq_ext.options.OptionSet` that it is called with. Every command takes ``--config FILE``.
+    the :class:`~fairseq_ext.training.options.OptionSet` that it is called with. Every command takes ``--config FILE``.
 
     Args:
         name: the module.
@@ -98,8 +98,10 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[
     """Take the options of a file for the defaults of a command."""
     actions = {action.dest: action for action in parser._actions}
     types = {name: kind for options in kinds for name, kind in get_type_hints(options).items()}
+    aliases = {alias: name for options in kinds for alias, name in options.aliases().items()}
     for name, value in _read(config).items():
-        key = choose(f"--config {config}", name.replace("-", "_"), types)
+        key = name.replace("-", "_")
+        key = choose(f"--config {config}", aliases.get(key, key), types)
         actions[key].default = _typed(f"--config {config}: {name}", value, types[key])
         actions[key].required = False
 

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairseq_ext.experiments import Experiment, torch_device
-from fairseq_ext.options import at_least, subcommands
-from fairseq_ext.settings import Settings
+from fairseq_ext.training.options import at_least, subcommands
+from fairseq_ext.training.runs import Experiment, torch_device
+from fairseq_ext.training.settings import Settings
 
 from .compare import compare, spread_of_repeats
 from .data import dataset_digest, load_dataset

@@ -6,8 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import read_json
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import read_json
 
 __all__ = ["compare", "spread_of_repeats"]
 

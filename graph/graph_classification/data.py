@@ -16,9 +16,9 @@ from torch_geometric.io import read_txt_array
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import degree
 
-from fairseq_ext.errors import DataError, OptionError, choose
-from fairseq_ext.files import safe_loads_only
-from fairseq_ext.settings import digest
+from fairseq_ext.training.errors import DataError, OptionError, choose
+from fairseq_ext.training.files import safe_loads_only
+from fairseq_ext.training.settings import digest
 
 __all__ = ["CappedDegree", "dataset_digest", "load_dataset"]
 

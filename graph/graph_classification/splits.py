@@ -9,7 +9,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 from torch_geometric.data import Dataset
 
-from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.training.errors import DataError, OptionError
 
 __all__ = ["Split", "class_labels", "random_splits", "stratified_folds"]
 

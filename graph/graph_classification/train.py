@@ -16,12 +16,12 @@ from torch_geometric.data import Data, Dataset
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
-from fairseq_ext.checkpoint import Checkpoint, RandomState
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.experiments import Experiment
 from fairseq_ext.losses import EncouragingLoss
-from fairseq_ext.options import OptionSet, option
-from fairseq_ext.settings import Settings
+from fairseq_ext.training.checkpoint import Checkpoint, RandomState
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.runs import Experiment
+from fairseq_ext.training.settings import Settings
 from graph.metrics import classification_metrics
 
 from .data import dataset_digest

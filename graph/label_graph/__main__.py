@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import output_folder, write_json
-from fairseq_ext.options import OptionSet, option
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import output_folder, write_json
 from fairseq_ext.training.flags import Runs
+from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.program import Program
 from graph.label_graph.classifier import Classifier
 from graph.label_graph.data import SPLITS, label_matrix, read_file, read_splits, unknown_labels

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fairseq_ext.errors import CheckpointError
-from fairseq_ext.files import load_safely, save_atomically
+from fairseq_ext.training.errors import CheckpointError
+from fairseq_ext.training.files import load_safely, save_atomically
 from graph.label_graph.data import Sample
 from graph.label_graph.label_graph import LabelGraph
 from graph.label_graph.model import HierarchicalAttentionNetwork

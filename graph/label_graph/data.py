@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import STDIN, read_json, read_lines
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import STDIN, read_json, read_lines
 
 __all__ = ["Sample", "label_matrix", "label_names", "read_file", "read_splits", "unknown_labels"]
 

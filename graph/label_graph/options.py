@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.options import OptionSet, option
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.options import OptionSet, option
 from graph.label_graph.label_graph import LOSSES, POSITIONS
 from graph.label_graph.metrics import METRICS
 from graph.label_graph.model import CELLS

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_ext.errors import OptionError, choose
-from fairseq_ext.files import write_json, writing_to
+from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.files import write_json, writing_to
 
 __all__ = ["HIDDEN", "RELATIONS", "STYLE_COUNTS", "make_albums", "synthesize"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq_ext.errors import OptionError, choose
+from fairseq_ext.training.errors import OptionError, choose
 
 PADDING, UNKNOWN = 0, 1
 SPECIAL = 2

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_ext.checkpoint import RandomState
-from fairseq_ext.errors import OptionError
-from fairseq_ext.experiments import Experiment, torch_device
-from fairseq_ext.files import output_folder
-from fairseq_ext.settings import Settings, digest
+from fairseq_ext.training.checkpoint import RandomState
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import output_folder
 from fairseq_ext.training.flags import Runs
 from fairseq_ext.training.loop import Training
+from fairseq_ext.training.runs import Experiment, torch_device
+from fairseq_ext.training.settings import Settings, digest
 from graph.label_graph.classifier import Classifier, build_network, tokenized
 from graph.label_graph.coverage import coverage, notes
 from graph.label_graph.data import SPLITS, label_matrix, label_names, read_splits

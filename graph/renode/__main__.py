@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fairseq_ext.options import at_least, subcommands
+from fairseq_ext.training.options import at_least, subcommands
 from graph.renode import plot, score, train
 from graph.renode.options import (
     GraphOptions,

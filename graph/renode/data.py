@@ -22,8 +22,8 @@ from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import AttrType, GlobalStorage
 from torch_geometric.utils import index_to_mask
 
-from fairseq_ext.errors import DataError, OptionError, choose
-from fairseq_ext.files import load_safely, safe_loads_only
+from fairseq_ext.training.errors import DataError, OptionError, choose
+from fairseq_ext.training.files import load_safely, safe_loads_only
 from graph.renode.inputs import as_labels, as_tensor, edges_of
 from graph.renode.pprgo_data import read_large_graph
 

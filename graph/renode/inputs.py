@@ -14,7 +14,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.utils import to_edge_index
 from torch_geometric.utils.sparse import is_sparse
 
-from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.training.errors import DataError, OptionError
 
 __all__ = ["as_edges", "as_labels", "as_tensor", "as_weights", "edges_of", "node_ids", "select_split"]
 

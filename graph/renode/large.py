@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from scipy import sparse
 from tqdm import tqdm
 
-from fairseq_ext.experiments import Experiment
-from fairseq_ext.files import save_atomically
-from fairseq_ext.options import at_least, option
-from fairseq_ext.settings import Settings, digest
+from fairseq_ext.training.files import save_atomically
+from fairseq_ext.training.options import at_least, option
+from fairseq_ext.training.runs import Experiment
+from fairseq_ext.training.settings import Settings, digest
 from graph.metrics import classification_metrics
 from graph.renode.data import has_root, load_graph
 from graph.renode.losses import LossOptions

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.errors import OptionError, choose
 from fairseq_ext.losses import (
     class_balanced_softmax_loss,
     encouraging_loss,
@@ -18,7 +17,8 @@ from fairseq_ext.losses import (
     reduce_weighted,
     reweighted_cross_entropy,
 )
-from fairseq_ext.options import OptionSet, option
+from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.options import OptionSet, option
 from graph.renode.inputs import as_labels, as_tensor
 
 __all__ = ["LOSSES", "LossOptions", "make_loss"]

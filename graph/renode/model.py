@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import APPNP, MLP, ChebConv, GATConv, GCNConv, MessagePassing, SAGEConv
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
-from fairseq_ext.errors import OptionError, choose
+from fairseq_ext.training.errors import OptionError, choose
 from graph.renode.pagerank import check_alpha
 from graph.renode.propagation import ExactPageRank, Simplified, fixed_norm, fixed_propagation
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fairseq_ext.options import OptionSet, option
+from fairseq_ext.training.options import OptionSet, option
 from graph.renode.data import DATASETS, has_root
 from graph.renode.losses import LossOptions
 from graph.renode.model import MODELS, options_of

@@ -9,7 +9,7 @@ from scipy import sparse
 from torch import Tensor
 from torch_geometric.utils.num_nodes import maybe_num_nodes
 
-from fairseq_ext.errors import DataError, OptionError, choose
+from fairseq_ext.training.errors import DataError, OptionError, choose
 from graph.renode.inputs import as_edges, as_tensor, node_ids
 
 __all__ = ["NORMALIZATIONS", "PageRank", "binary_adjacency", "personalized_pagerank", "push_pagerank"]

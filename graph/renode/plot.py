@@ -19,8 +19,8 @@ from scipy.stats import spearmanr
 from torch_geometric.data import Data
 from torch_geometric.utils import subgraph, to_undirected
 
-from fairseq_ext.errors import DataError
-from fairseq_ext.files import output_folder, replacing, writing_to
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import output_folder, replacing, writing_to
 from graph.renode.options import ScoreOptions
 from graph.renode.score import score_table, scored_graph
 from graph.renode.totoro import neighbor_conflict

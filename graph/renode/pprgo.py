@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
-from fairseq_ext.errors import OptionError, choose
+from fairseq_ext.training.errors import OptionError, choose
 from graph.renode.inputs import as_labels, as_weights
 
 __all__ = ["Batch", "PPRGo", "RowBatches", "predict", "predict_logits", "to_torch"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import remove_self_loops, to_undirected
 
-from fairseq_ext.errors import DataError, OptionError, choose
+from fairseq_ext.training.errors import DataError, OptionError, choose
 from graph.renode.inputs import as_edges, as_labels
 from graph.renode.pagerank import binary_adjacency
 

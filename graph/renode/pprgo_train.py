@@ -14,9 +14,9 @@ from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_ext.checkpoint import Checkpoint
-from fairseq_ext.errors import OptionError, choose
 from fairseq_ext.losses import reduce_weighted
+from fairseq_ext.training.checkpoint import Checkpoint
+from fairseq_ext.training.errors import OptionError, choose
 from graph.renode.inputs import node_ids
 from graph.renode.pprgo import Batch, PPRGo, RowBatches
 from graph.renode.pprgo_data import LargeGraph

@@ -12,8 +12,8 @@ from torch_geometric.nn import APPNP, Linear, MessagePassing
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import degree, to_torch_csr_tensor
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.remembered import Remembered
+from fairseq_ext.training.errors import OptionError
 from graph.renode.inputs import as_edges
 from graph.renode.pagerank import PageRank
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import index_to_mask
 
-from fairseq_ext.files import replacing, write_json, writing_to
+from fairseq_ext.training.files import replacing, write_json, writing_to
 from graph.renode.data import load_graph
 from graph.renode.options import ScoreOptions, WeightOptions
 from graph.renode.splits import labelled_nodes

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from fairseq_ext.errors import DataError, OptionError, choose
+from fairseq_ext.training.errors import DataError, OptionError, choose
 from graph.renode.inputs import as_labels, as_tensor, node_ids
 
 __all__ = ["IMBALANCES", "SPLITS", "Split", "count_splits", "labelled_nodes", "make_split", "quotas"]

@@ -11,7 +11,7 @@ from scipy import sparse
 from torch import Tensor
 from torch_geometric.utils import coalesce, remove_self_loops, scatter
 
-from fairseq_ext.errors import DataError, OptionError, choose
+from fairseq_ext.training.errors import DataError, OptionError, choose
 from graph.renode.inputs import as_edges, as_labels, as_tensor, node_ids
 from graph.renode.pagerank import BLOCK, PageRank
 

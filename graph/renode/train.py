@@ -18,9 +18,9 @@ from torch_geometric import seed_everything
 from torch_geometric.data import Data
 from tqdm import tqdm
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.experiments import Experiment, torch_device
-from fairseq_ext.settings import Settings, digest
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.runs import Experiment, torch_device
+from fairseq_ext.training.settings import Settings, digest
 from graph.metrics import classification_metrics
 from graph.renode.data import load_graph
 from graph.renode.inputs import as_labels, as_weights

@@ -10,8 +10,8 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from fairseq_ext.errors import DataError, OptionError, choose
 from fairseq_ext.losses import reduce_weighted
+from fairseq_ext.training.errors import DataError, OptionError, choose
 from graph.renode.inputs import as_labels, as_weights, edges_of, node_ids
 from graph.renode.pagerank import check_solver
 from graph.renode.totoro import check_weights, renode_weights, totoro

@@ -18,7 +18,7 @@ from fairseq.file_io import PathManager
 from omegaconf import OmegaConf
 
 from fairseq_ext.compat import checkpoints
-from fairseq_ext.errors import CheckpointError
+from fairseq_ext.training.errors import CheckpointError
 
 
 def round_trip(value, path):

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from fairseq_ext.criterions import LabelSmoothedEncouragingLossCriterion as Criterion
 from fairseq_ext.criterions import LabelSmoothedEncouragingLossCriterionConfig as Config
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 from tests.helpers import golden_names, load_golden
 
 EXACT = dict(rtol=1e-10, atol=1e-10)

@@ -14,8 +14,8 @@ import pytest
 
 from examples.language_modeling import bpc
 from examples.language_modeling import prepare as lm
-from fairseq_ext.errors import DataError, InputError
-from fairseq_ext.files import write_json
+from fairseq_ext.training.errors import DataError, InputError
+from fairseq_ext.training.files import write_json
 from tests.helpers import ROOT, damaged_texts
 
 

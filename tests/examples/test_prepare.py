@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from examples.translation import encode, staging, text
 from examples.translation import prepare as mt
 from examples.translation.tatoeba import split as tatoeba
-from fairseq_ext.errors import DataError, InputError, OptionError
+from fairseq_ext.training.errors import DataError, InputError, OptionError
 from tests.helpers import ROOT, damaged_texts, require_data
 
 WORDS = ["ein", "mann", "hund", "frau", "läuft", "sitzt", "spielt", "schnell", "heute", "garten"]

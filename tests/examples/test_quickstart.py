@@ -15,7 +15,7 @@ from examples.quickstart.__main__ import main
 from examples.quickstart.corpus import build_corpus
 from examples.quickstart.pipeline import log_records
 from examples.quickstart.plot import curve
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 
 ROOT = Path(__file__).parents[2]
 

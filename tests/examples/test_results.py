@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from examples.results import benchmarks, graph_classification, iais, label_graph, muka, renode, report, translation
-from fairseq_ext.errors import DataError
-from fairseq_ext.files import write_json
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import write_json
 
 
 def row(system: str, seed: int, bleu: float, bits: float) -> dict:

@@ -15,8 +15,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from examples.results import __main__ as command
 from examples.results import graph_classification, iais, label_graph, muka, renode, report, translation
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import write_json
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import write_json
 from fairseq_ext.training.flags import Runs
 from vision_language.iais.data import Image, RegionData, box_geometry
 

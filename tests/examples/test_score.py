@@ -12,7 +12,7 @@ import pytest
 import sacrebleu
 
 from examples.translation import score
-from fairseq_ext.errors import DataError, InputError, OptionError
+from fairseq_ext.training.errors import DataError, InputError, OptionError
 from tests.helpers import damaged_texts
 
 REFERENCES = ["A well-known man walks in the green garden.", "The dog sits here today.", "One two three four five"]

@@ -13,11 +13,11 @@ from fairseq.criterions.label_smoothed_cross_entropy_with_alignment import (
 )
 from torch import nn
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.models import TransformerExtModel
 from fairseq_ext.models.ext_options import ExtOptions
 from fairseq_ext.modules.cross_view import FUSIONS
-from fairseq_ext.options import flag
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.options import flag
 from tests.models.test_every_option import PRE_NORM, ROWS
 from tests.models.tiny import EOS, PAD, task, translation_config
 

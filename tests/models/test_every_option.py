@@ -17,12 +17,12 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.models.ext_options import ExtOptions
 from fairseq_ext.models.transformer import TransformerExtModel
 from fairseq_ext.modules.muse import INIT_LAWS
 from fairseq_ext.modules.normalization import AdaNorm, DetachNorm, LayerNormSimple
-from fairseq_ext.options import flag
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.options import flag
 from tests.models.tiny import EOS, PAD, language_model, task, translation_model
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, 4, EOS], [PAD, PAD, PAD, 10, 4, 6, EOS]])

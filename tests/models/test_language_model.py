@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from fairseq_ext.criterions import LabelSmoothedEncouragingLossCriterion as EncouragingLossCriterion
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 from tests.models.commands import configuration, save_checkpoint
 from tests.models.tiny import EOS, PAD, decode_by_step, dictionary, language_model, task, translation_model
 

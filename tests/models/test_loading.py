@@ -11,8 +11,8 @@ from fairseq.checkpoint_utils import load_model_ensemble_and_task, prune_state_d
 from fairseq.models import build_model
 from torch import Tensor, nn
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.models import TransformerExtModel
+from fairseq_ext.training.errors import OptionError
 from tests.models.commands import TINY, configuration, save_checkpoint
 from tests.models.tiny import PAD, language_model, task, translation_model
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.models.ext_options import ATTENTIONS
 from fairseq_ext.modules.cross_view import FUSIONS
+from fairseq_ext.training.errors import OptionError
 from tests.models.tiny import language_model, translation_model
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

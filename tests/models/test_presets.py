@@ -17,10 +17,10 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
 from torch import nn
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.models import TransformerExtModel, TransformerLanguageModelExt
 from fairseq_ext.models.architectures import PRESETS
 from fairseq_ext.models.config import TransformerExtConfig, TransformerLanguageModelExtConfig
+from fairseq_ext.training.errors import OptionError
 from tests.helpers import ROOT
 from tests.models.tiny import dictionary, task
 

@@ -11,8 +11,8 @@ import torch
 from fairseq.quantization_utils import quantize_model_scalar
 from torch import Tensor, nn
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.models.layers import MuseDecoderLayer, MuseEncoderLayer
+from fairseq_ext.training.errors import OptionError
 from tests.models.tiny import EOS, PAD, decode_by_step, language_model, translation_config, translation_model
 
 SOURCE = torch.tensor([[5, 6, 7, 8, EOS], [PAD, PAD, 5, 6, EOS]])

@@ -20,8 +20,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.models.config import nested_config
+from fairseq_ext.training.errors import OptionError
 from tests.models.commands import TINY, configuration, parse
 from tests.models.tiny import PAD, task
 

@@ -9,7 +9,7 @@ from fairseq.models import build_model
 from fairseq.tasks import TASK_REGISTRY
 from omegaconf import DictConfig
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 from tests.models.commands import TINY, configuration
 from tests.models.tiny import dictionary
 

@@ -14,10 +14,10 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor, nn
 
-from fairseq_ext.errors import OptionError
 from fairseq_ext.models import TransformerExtModel
 from fairseq_ext.models.attention import SelectiveAttention
 from fairseq_ext.models.fused import fuse_for_inference
+from fairseq_ext.training.errors import OptionError
 from tests.models.tiny import EOS, PAD, dictionary, language_model, task, translation_model
 
 SOURCE = torch.tensor([[5, 6, 7, 8, EOS], [PAD, PAD, 5, 6, EOS]])

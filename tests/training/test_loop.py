@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fairseq_ext.checkpoint import RandomState
-from fairseq_ext.errors import CheckpointError, OptionError
+from fairseq_ext.training.checkpoint import RandomState
+from fairseq_ext.training.errors import CheckpointError, OptionError
 from fairseq_ext.training.loop import Training, seed_of
 
 

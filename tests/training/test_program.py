@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from fairseq_ext.errors import DataError, InputError, OptionError
-from fairseq_ext.options import OptionSet, option
+from fairseq_ext.training.errors import DataError, InputError, OptionError
 from fairseq_ext.training.flags import Runs
+from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.program import Program
 
 
@@ -117,3 +117,23 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 def test_the_options_of_another_command_are_refused(tmp_path):
     with pytest.raises(OptionError, match="'seed' is not one of data, lr"):
         program(["show", *config(tmp_path, "data: d\nseed: 1")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed(OptionSet):
+    """Options with other names."""
+
+    lr: float = option(0.1, "step size", aliases=("learning_rate",))
+
+
+def test_an_alias_is_the_option_on_the_command_line_and_in_a_file(tmp_path):
+    renamed = Program("some.trainer", "Trains something.")
+    found = []
+
+    @renamed.command
+    def train(options: Renamed) -> None:
+        found.append(options.lr)
+
+    renamed(["train", "--learning-rate", "0.2"])
+    renamed(["train", *config(tmp_path, {"learning_rate": 0.3})])
+    assert found == [0.2, 0.3]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification, BertModel
 
-from fairseq_ext.errors import InputError
+from fairseq_ext.training.errors import InputError
 from tests.vision_language.iais.regions import THINGS, tiny_config, tiny_model, tiny_tokenizer
 from vision_language import pretrained
 from vision_language.iais import encoder

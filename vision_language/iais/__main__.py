@@ -10,10 +10,10 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.files import writing_to
-from fairseq_ext.options import at_least, subcommands
-from vision_language.accelerator import make_accelerator
+from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import writing_to
+from fairseq_ext.training.options import at_least, subcommands
 from vision_language.iais import convert as conversion
 from vision_language.iais.data import SPLITS, Collator
 from vision_language.iais.encoder import load
@@ -30,7 +30,7 @@ SHOWN = ("ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10", "rsum", "isd")
 
 def _train(arguments: argparse.Namespace) -> None:
     options = Options.of(arguments)
-    accelerator = make_accelerator(options.mixed_precision, arguments.cpu)
+    accelerator = make_accelerator(options.mixed_precision, "cpu" if arguments.cpu else "auto")
     experiment = run(options, arguments.out, arguments.seed, arguments.runs, accelerator)
     if not accelerator.is_main_process:
         return
@@ -41,7 +41,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    accelerator = make_accelerator(cpu=arguments.cpu)
+    accelerator = make_accelerator(device="cpu" if arguments.cpu else "auto")
     model, tokenizer = load(arguments.model, accelerator.device)
     data = first_images(read_split(arguments.data, arguments.split, model.config.max_regions), arguments.images)
     if not len(data):
@@ -52,7 +52,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> None:
-    accelerator = make_accelerator(cpu=arguments.cpu)
+    accelerator = make_accelerator(device="cpu" if arguments.cpu else "auto")
     model, tokenizer = load(arguments.model, accelerator.device)
     data = read_split(arguments.data, arguments.split, model.config.max_regions)
     found = search(model, data, Collator(tokenizer, None), arguments.query, arguments.top, arguments.score_batch)
@@ -62,7 +62,7 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 def _plot(arguments: argparse.Namespace) -> None:
-    accelerator = make_accelerator(cpu=arguments.cpu)
+    accelerator = make_accelerator(device="cpu" if arguments.cpu else "auto")
     folder = Path(arguments.model)
     model, tokenizer = load(folder, accelerator.device)
     before, _ = load(arguments.before or folder.parent / "initial", accelerator.device)

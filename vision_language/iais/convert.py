@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import replacing, writing_to
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import replacing, writing_to
 from vision_language.iais.data import SPLITS
 from vision_language.iais.region_sources import Regions, read_feature_tsv, read_instances, read_npz
 from vision_language.iais.sources import read_captions, read_karpathy

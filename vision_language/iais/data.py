@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.settings import digest
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.settings import digest
 from vision_language.iais.region_files import FeatureFiles, category_names, read_array, read_records
 
 __all__ = ["Collator", "Image", "RegionData", "box_geometry", "read_regions", "read_splits"]

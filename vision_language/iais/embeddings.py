@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 
 __all__ = ["REGION_TYPE", "RegionEmbeddings", "RegionRetrieverConfig"]
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fairseq_ext.errors import CheckpointError, DataError, OptionError
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from vision_language.iais.data import RegionData
 from vision_language.iais.model import RegionRetriever, RegionRetrieverConfig
 from vision_language.iais.options import SCRATCH, Options

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_ext.errors import CheckpointError
+from fairseq_ext.training.errors import CheckpointError
 from vision_language.iais.data import Collator, RegionData
 from vision_language.iais.hook import IAISHook
 from vision_language.iais.isd import isd, map_entropy

@@ -18,7 +18,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
 
-from fairseq_ext.errors import CheckpointError, OptionError
+from fairseq_ext.training.errors import CheckpointError, OptionError
 from vision_language.iais.embeddings import REGION_TYPE, RegionEmbeddings, RegionRetrieverConfig
 from vision_language.pretrained import LOCAL, check_weights, loading, read_config
 

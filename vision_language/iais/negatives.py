@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 
 __all__ = ["IMAGE", "TEXT", "AnchorSampler", "Anchors"]
 

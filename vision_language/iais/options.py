@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.options import OptionSet, option
-from vision_language.accelerator import ATTENTIONS, PRECISIONS
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.flags import PRECISIONS
+from fairseq_ext.training.options import OptionSet, option
 from vision_language.iais.losses import PSEUDO_NORMS, SCHEDULES
 
 __all__ = ["MIRRORS", "SCRATCH", "Options"]
@@ -75,7 +75,7 @@ class Options(OptionSet):
     clip_norm: float = option(2.0, "largest norm of the gradient; 0: any (paper: 2)", least=0)
     mixed_precision: str = option("no", "(paper: fp16)", PRECISIONS)
     attn_implementation: str = option(
-        "sdpa", "of self-attention in training; eager is faster in bf16 on a CPU", ATTENTIONS
+        "sdpa", "of self-attention in training; eager is faster in bf16 on a CPU", ("sdpa", "eager")
     )
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, slower")
 

@@ -18,9 +18,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fairseq_ext.errors import DataError
-from fairseq_ext.files import read_json, replacing
 from fairseq_ext.fonts import fonts_for
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import read_json, replacing
 
 __all__ = ["distinct_names", "draw_alignment", "draw_history", "draw_self_attention", "read_history"]
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_ext.errors import DataError
-from fairseq_ext.files import read_lines
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import read_lines
 
 __all__ = ["FeatureFiles", "Record", "category_names", "load_npz", "read_array", "read_records"]
 

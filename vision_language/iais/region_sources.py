@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_ext.errors import DataError
-from fairseq_ext.files import read_lines
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import read_lines
 from vision_language.iais.region_files import load_npz
 from vision_language.iais.sources import field, image_key, read_lists
 

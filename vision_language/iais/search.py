@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 from vision_language.iais.data import Collator, Image, RegionData, read_regions, read_splits
 from vision_language.iais.evaluate import score_matrix
 from vision_language.iais.hook import IAISHook

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_ext.errors import DataError
-from fairseq_ext.files import read_json, read_lines
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import read_json, read_lines
 
 __all__ = ["field", "image_key", "read_captions", "read_karpathy", "read_lists"]
 

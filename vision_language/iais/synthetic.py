@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.files import replacing, writing_to
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import replacing, writing_to
 from vision_language.iais.data import SPLITS
 
 __all__ = ["THINGS", "synthesize"]

@@ -15,13 +15,13 @@ from tensorboardX import SummaryWriter
 from torch import nn
 from tqdm import tqdm
 
-from fairseq_ext.checkpoint import Checkpoint
-from fairseq_ext.errors import InputError, OptionError
-from fairseq_ext.experiments import Experiment
-from fairseq_ext.files import output_folder, write_json
-from fairseq_ext.settings import Settings
+from fairseq_ext.training.accelerator import adamw, make_accelerator
+from fairseq_ext.training.checkpoint import Checkpoint
+from fairseq_ext.training.errors import InputError, OptionError
+from fairseq_ext.training.files import output_folder, write_json
 from fairseq_ext.training.loop import seed_of
-from vision_language.accelerator import adamw, make_accelerator
+from fairseq_ext.training.runs import Experiment
+from fairseq_ext.training.settings import Settings
 from vision_language.iais.batches import PairBatches
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.encoder import build, load

@@ -7,11 +7,11 @@ import json
 import sys
 from collections.abc import Sequence
 
-from fairseq_ext.errors import DataError
-from fairseq_ext.experiments import Experiment
-from fairseq_ext.files import output_folder, write_json
-from fairseq_ext.options import at_least, subcommands
-from vision_language.accelerator import make_accelerator
+from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import output_folder, write_json
+from fairseq_ext.training.options import at_least, subcommands
+from fairseq_ext.training.runs import Experiment
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import read_new_texts
 from vision_language.muka.evaluate import diagnose_teachers, evaluate, predict, read_texts
@@ -29,7 +29,7 @@ def _report(experiment: Experiment, seed: int) -> None:
 
 def _train_teacher(arguments: argparse.Namespace) -> None:
     options = TeacherOptions.of(arguments)
-    accelerator = make_accelerator(options.mixed_precision, arguments.cpu)
+    accelerator = make_accelerator(options.mixed_precision, "cpu" if arguments.cpu else "auto")
     experiment = train_teacher(options, arguments.out, accelerator)
     if accelerator.is_main_process:
         _report(experiment, options.seed)
@@ -37,7 +37,7 @@ def _train_teacher(arguments: argparse.Namespace) -> None:
 
 def _amalgamate(arguments: argparse.Namespace) -> None:
     options = AmalgamationOptions.of(arguments)
-    accelerator = make_accelerator(options.mixed_precision, arguments.cpu)
+    accelerator = make_accelerator(options.mixed_precision, "cpu" if arguments.cpu else "auto")
     experiment = amalgamate(options, arguments.out, arguments.cache, accelerator)
     if accelerator.is_main_process:
         _report(experiment, options.seed)
@@ -45,7 +45,7 @@ def _amalgamate(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     texts = read_texts(arguments.data, arguments.split)
-    accelerator = make_accelerator(cpu=arguments.cpu)
+    accelerator = make_accelerator(device="cpu" if arguments.cpu else "auto")
     folders = arguments.ensemble or [arguments.model]
     settings = (arguments.max_length, arguments.batch_size, arguments.rename)
     report = evaluate(folders, texts, accelerator, *settings)
@@ -56,7 +56,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _diagnose(arguments: argparse.Namespace) -> None:
     options = DiagnosisOptions.of(arguments)
     texts = read_texts(arguments.data, arguments.split)
-    accelerator, out = make_accelerator(cpu=arguments.cpu), output_folder(arguments.out)
+    accelerator, out = make_accelerator(device="cpu" if arguments.cpu else "auto"), output_folder(arguments.out)
     store = TeacherCache(arguments.cache or out / "cache", accelerator, arguments.max_length, arguments.batch_size)
     report = diagnose_teachers(options, texts, store, arguments.split or "test", out / "scores.png")
     if accelerator.is_main_process:
@@ -69,7 +69,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     texts = read_new_texts(arguments.file)
     if not any(texts):
         raise DataError(f"{arguments.file}: no text in it")
-    accelerator = make_accelerator(cpu=arguments.cpu)
+    accelerator = make_accelerator(device="cpu" if arguments.cpu else "auto")
     settings = (arguments.max_length, arguments.batch_size, arguments.top, arguments.rename)
     rows = predict(arguments.model, texts, accelerator, *settings)
     for row in rows if accelerator.is_main_process else ():

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.files import replacing, writing_to
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import replacing, writing_to
 from fairseq_ext.training.loop import seed_of
 from vision_language.muka.data import Texts
 from vision_language.muka.models import Classifier

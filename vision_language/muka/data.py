@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import STDIN, read_lines
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import STDIN, read_lines
 
 __all__ = ["Texts", "gold_ids", "has_split", "read_file", "read_new_texts", "read_split", "read_splits", "split_labels"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 from vision_language.muka.baselines import ensemble_probabilities
 from vision_language.muka.cache import TeacherCache, predict_logits, teacher_scores_of
 from vision_language.muka.data import Texts, gold_ids, read_file, read_split

@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from fairseq_ext.checkpoint import Checkpoint
-from fairseq_ext.errors import CheckpointError, OptionError
-from fairseq_ext.files import load_safely, save_atomically
+from fairseq_ext.training.accelerator import adamw
+from fairseq_ext.training.checkpoint import Checkpoint
+from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.training.files import load_safely, save_atomically
 from fairseq_ext.training.loop import seed_of
-from vision_language.accelerator import adamw
 from vision_language.muka.objectives import Objective
 from vision_language.muka.options import TrainingOptions
 from vision_language.muka.tokens import Tokens

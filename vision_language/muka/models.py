@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fairseq_ext.errors import CheckpointError, OptionError
+from fairseq_ext.training.errors import CheckpointError, OptionError
 from vision_language.muka.tokens import Tokens
 from vision_language.pretrained import (
     LOCAL,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 from vision_language.muka.baselines import uhc_loss, vanilla_kd_loss
 from vision_language.muka.feature_amalgamation import CommonFeatureLearning, LayerwiseAmalgamation
 from vision_language.muka.models import Classifier, accepted

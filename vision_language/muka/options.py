@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.options import OptionSet, option
-from vision_language.accelerator import ATTENTIONS, PRECISIONS
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.flags import PRECISIONS
+from fairseq_ext.training.options import OptionSet, option
 from vision_language.muka.uncertainty import OF_SEVERAL_PASSES, SCORES
 
 METHODS = ("muka-soft", "muka-hard", "vkd", "uhc", "dfa", "cfl", "supervised")
@@ -51,7 +51,7 @@ class TrainingOptions(OptionSet):
     attn_implementation: str = option(
         "auto",
         "of self-attention in training; auto: sdpa where the model has it; eager is faster in bf16 on a CPU",
-        ("auto", *ATTENTIONS),
+        ("auto", "sdpa", "eager"),
     )
     seed: int = option(1, "of the new layers, the order, dropout and the hold-out (released: 1)", least=0)
 

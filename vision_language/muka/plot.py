@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fairseq_ext.files import replacing
 from fairseq_ext.fonts import fonts_for
+from fairseq_ext.training.files import replacing
 from vision_language.muka.diagnostics import reliability, selected_right, specialty
 from vision_language.muka.targets import LabelUnion
 

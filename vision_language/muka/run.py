@@ -10,9 +10,9 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.experiments import Experiment
-from fairseq_ext.settings import Settings
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.runs import Experiment
+from fairseq_ext.training.settings import Settings
 from vision_language.muka.cache import predict_logits
 from vision_language.muka.data import Texts, gold_ids
 from vision_language.muka.diagnostics import accuracy_by_teacher

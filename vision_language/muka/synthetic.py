@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.files import replacing, writing_to
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import replacing, writing_to
 from vision_language.muka.data import SPLITS
 
 __all__ = ["WORDS", "synthesize"]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairseq_ext.errors import DataError, OptionError
 from fairseq_ext.losses import soft_target_kl
+from fairseq_ext.training.errors import DataError, OptionError
 
 __all__ = ["LabelUnion", "amalgamation_loss", "amalgamation_targets", "margin_weights", "union_of_labels"]
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.experiments import Experiment
 from fairseq_ext.losses import encouraging_loss
-from vision_language.accelerator import make_accelerator
+from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.runs import Experiment
 from vision_language.muka.cache import TeacherCache, teacher_scores_of
 from vision_language.muka.data import SPLITS, Texts, gold_ids, has_split, read_splits, split_labels
 from vision_language.muka.models import Classifier, build_classifier, load_classifiers

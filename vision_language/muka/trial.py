@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fairseq_ext.errors import CheckpointError, OptionError
+from fairseq_ext.training.errors import CheckpointError, OptionError
 from vision_language.muka.models import Classifier, load_classifier, save_classifier
 from vision_language.muka.uncertainty import active_dropout
 from vision_language.pretrained import loading

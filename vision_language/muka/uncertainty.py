@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_ext.errors import OptionError, choose
+from fairseq_ext.training.errors import OptionError, choose
 
 __all__ = [
     "OF_SEVERAL_PASSES",

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from examples.translation.staging import progress, staged_folder
 from examples.translation.text import clean
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import read_lines
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import read_lines
 
 
 def split_pairs(pairs: list[tuple[str, str]], held_out: int, seed: int) -> dict[str, list[tuple[str, str]]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import write_json
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import write_json
 from graph.graph_classification.__main__ import main
 from graph.graph_classification.compare import compare, spread_of_repeats
 

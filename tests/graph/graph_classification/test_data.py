@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.training.errors import DataError, OptionError
 from graph.graph_classification.data import dataset_digest, load_dataset
 from tests.helpers import damaged_texts
 

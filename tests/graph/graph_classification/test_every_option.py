@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 from graph.graph_classification.__main__ import main, parser
 
 from .conftest import write_tu

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.training.errors import DataError, OptionError
 from graph.graph_classification.splits import class_labels, random_splits, stratified_folds
 
 LABELS = torch.tensor([0] * 60 + [1] * 43)

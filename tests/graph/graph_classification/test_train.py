@@ -19,9 +19,9 @@ from torch_geometric import seed_everything
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.loader import DataLoader
 
-from fairseq_ext.errors import CheckpointError, DataError, OptionError
-from fairseq_ext.files import load_safely, read_json
 from fairseq_ext.losses import encouraging_loss
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
+from fairseq_ext.training.files import load_safely, read_json
 from graph.graph_classification.__main__ import main
 from graph.graph_classification.compare import compare
 from graph.graph_classification.data import load_dataset

@@ -16,9 +16,9 @@ import sys
 import pytest
 import torch
 
-from fairseq_ext.checkpoint import Checkpoint
-from fairseq_ext.errors import CheckpointError, InputError, OptionError
-from fairseq_ext.files import load_safely
+from fairseq_ext.training.checkpoint import Checkpoint
+from fairseq_ext.training.errors import CheckpointError, InputError, OptionError
+from fairseq_ext.training.files import load_safely
 from graph.label_graph import multilabel_metrics
 from graph.label_graph import train as training
 from graph.label_graph.__main__ import main

@@ -11,8 +11,8 @@ import torch
 from gensim.models import Word2Vec
 from sklearn.model_selection import train_test_split
 
-from fairseq_ext.errors import DataError, InputError, OptionError
-from fairseq_ext.files import MAX_LINE
+from fairseq_ext.training.errors import DataError, InputError, OptionError
+from fairseq_ext.training.files import MAX_LINE
 from graph.label_graph.classifier import tokenized
 from graph.label_graph.data import Sample, label_matrix, label_names, read_file, read_splits, unknown_labels
 from graph.label_graph.options import Options

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from fairseq_ext.errors import InputError, OptionError
+from fairseq_ext.training.errors import InputError, OptionError
 from graph.label_graph.__main__ import main
 
 COMMANDS = {

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 from graph.label_graph import multilabel_metrics
 from graph.label_graph.classifier import Classifier
 from graph.label_graph.data import label_names, read_splits

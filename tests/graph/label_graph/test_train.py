@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fairseq_ext.errors import CheckpointError
-from fairseq_ext.files import load_safely
+from fairseq_ext.training.errors import CheckpointError
+from fairseq_ext.training.files import load_safely
 from fairseq_ext.training.flags import Runs
 from graph.label_graph import LabelGraph, label_graph_loss
 from graph.label_graph import train as training

@@ -17,8 +17,8 @@ from matplotlib.image import imread
 from torch_geometric.data import Data
 from torch_geometric.datasets import KarateClub
 
-from fairseq_ext.errors import InputError
-from fairseq_ext.experiments import Experiment
+from fairseq_ext.training.errors import InputError
+from fairseq_ext.training.runs import Experiment
 from graph.renode import large, train
 from graph.renode.__main__ import main
 from graph.renode.splits import labelled_nodes

@@ -20,7 +20,7 @@ from torch_geometric.data import Data
 from torch_geometric.io import read_npz
 from torch_geometric.utils import coalesce
 
-from fairseq_ext.errors import CheckpointError, DataError, OptionError
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from graph.renode import ReNode
 from graph.renode.data import check_graph, load_graph
 from graph.renode.splits import count_splits, labelled_nodes, make_split, quotas

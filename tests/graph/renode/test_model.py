@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.nn import APPNP, ChebConv, GCNConv, SAGEConv, SGConv
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 from graph.renode.model import MODELS, PACKAGE, build_model
 from graph.renode.propagation import fixed_norm, fixed_propagation
 from tests.helpers import load_golden

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import torch_geometric.datasets
 from torch_geometric.data import Data
 
-from fairseq_ext.errors import InputError
+from fairseq_ext.training.errors import InputError
 from graph.renode import large, plot, score, train
 from graph.renode.__main__ import main
 from graph.renode.model import MODELS, PACKAGE, build_model, options_of

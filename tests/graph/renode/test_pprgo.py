@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch_geometric.datasets import Planetoid
 
-from fairseq_ext.errors import CheckpointError, DataError, OptionError
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from graph.renode import large
 from graph.renode.__main__ import main
 from graph.renode.pagerank import push_pagerank

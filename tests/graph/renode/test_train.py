@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch_geometric.data import Data
 
-from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.training.errors import DataError, OptionError
 from graph.renode import ReNode, train
 from graph.renode.data import load_graph
 from graph.renode.losses import LOSSES, make_loss

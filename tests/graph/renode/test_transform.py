@@ -11,7 +11,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data, HeteroData, InMemoryDataset
 from torch_geometric.datasets import KarateClub, Planetoid
 
-from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.training.errors import DataError, OptionError
 from graph.renode import ReNode, renode_loss, renode_weights, totoro
 from tests.graph.renode.test_pagerank import SMALL
 from tests.helpers import load_golden

@@ -13,8 +13,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from fairseq_ext.errors import InputError
-from fairseq_ext.files import load_safely, read_json
+from fairseq_ext.training.errors import InputError
+from fairseq_ext.training.files import load_safely, read_json
 from tests.helpers import ROOT
 from tests.vision_language.iais.regions import write_regions
 from vision_language.iais.__main__ import main

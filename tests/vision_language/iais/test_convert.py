@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from fairseq_ext.errors import DataError, OptionError
+from fairseq_ext.training.errors import DataError, OptionError
 from vision_language.iais.__main__ import main
 from vision_language.iais.convert import convert
 from vision_language.iais.data import read_splits

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fairseq_ext.errors import InputError
+from fairseq_ext.training.errors import InputError
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
 from tests.vision_language.iais.test_convert import detectron_folder, tsv, uniter_folder
 from vision_language.iais.data import read_regions

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.files import MAX_LINE
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import MAX_LINE
 from tests.helpers import golden_names, load_golden, require_data
 from tests.vision_language.iais.regions import THINGS, WORDS, tiny_model, tiny_tokenizer, write_regions
 from vision_language.iais.batches import PairBatches

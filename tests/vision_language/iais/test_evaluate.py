@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_ext.errors import DataError
+from fairseq_ext.training.errors import DataError
 from tests.helpers import golden_names, load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
 from vision_language.iais.data import Collator, RegionData, read_splits

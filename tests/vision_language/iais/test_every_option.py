@@ -14,8 +14,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from fairseq_ext.checkpoint import Checkpoint
-from fairseq_ext.errors import InputError
+from fairseq_ext.training.checkpoint import Checkpoint
+from fairseq_ext.training.errors import InputError
 from tests.vision_language.iais.regions import write_regions
 from tests.vision_language.iais.test_train import save_encoder
 from vision_language.iais import __main__ as command_line

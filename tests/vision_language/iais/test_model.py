@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from fairseq_ext.errors import CheckpointError, InputError, OptionError
-from fairseq_ext.files import load_safely
+from fairseq_ext.training.errors import CheckpointError, InputError, OptionError
+from fairseq_ext.training.files import load_safely
 from tests.helpers import golden_names, load_golden
 from tests.vision_language.iais.regions import THINGS, tiny_config, tiny_model, tiny_tokenizer
 from vision_language.iais.hook import IAISHook

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
-from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError
-from fairseq_ext.files import load_safely, read_json
+from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
+from fairseq_ext.training.files import load_safely, read_json
 from tests.helpers import load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
 from vision_language.iais import validate

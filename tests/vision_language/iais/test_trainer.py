@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq_ext.errors import CheckpointError, DataError, OptionError
-from fairseq_ext.files import load_safely, read_json
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
+from fairseq_ext.training.files import load_safely, read_json
 from tests.vision_language.iais.regions import write_regions
 from tests.vision_language.iais.test_train import accelerator, plain_gradient, small, trainer, weights
 from vision_language.iais import objective

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from fairseq_ext.errors import InputError
+from fairseq_ext.training.errors import InputError
 from tests.vision_language.muka.texts import tiny_tokenizer
 from vision_language.muka.models import build_classifier, load_classifier
 from vision_language.muka.trial import prove_reading, prove_training, set_attention

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
 from tests.vision_language.muka.texts import write_classifier
 from vision_language.muka import cache as caching
 from vision_language.muka.cache import TeacherCache, predict_logits, single_pass_scores

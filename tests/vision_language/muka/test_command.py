@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from fairseq_ext.errors import InputError
-from fairseq_ext.files import load_safely
+from fairseq_ext.training.errors import InputError
+from fairseq_ext.training.files import load_safely
 from tests.helpers import ROOT
 from tests.vision_language.muka.test_architectures import write
 from tests.vision_language.muka.texts import write_encoder

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fairseq_ext.errors import InputError
+from fairseq_ext.training.errors import InputError
 from tests.vision_language.muka.conftest import QUICK
 from tests.vision_language.muka.texts import write_classifier, write_encoder, write_texts
 from vision_language.muka import loop

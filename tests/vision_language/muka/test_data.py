@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_ext.errors import DataError, InputError, OptionError
-from fairseq_ext.files import MAX_LINE
+from fairseq_ext.training.errors import DataError, InputError, OptionError
+from fairseq_ext.training.files import MAX_LINE
 from tests.helpers import require_data
 from tests.vision_language.muka.texts import tiny_tokenizer, write_texts
 from vision_language.muka.data import Texts, gold_ids, read_file, read_splits, split_labels

@@ -10,8 +10,8 @@ import pytest
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from fairseq_ext.checkpoint import Checkpoint
-from fairseq_ext.errors import InputError
+from fairseq_ext.training.checkpoint import Checkpoint
+from fairseq_ext.training.errors import InputError
 from tests.vision_language.muka.texts import write_texts
 from vision_language.muka import __main__ as command_line
 from vision_language.muka import cache, run

@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.files import load_safely
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import load_safely
 from tests.vision_language.muka.conftest import QUICK
 from tests.vision_language.muka.texts import write_encoder, write_texts
 from vision_language.muka import loop, run

@@ -16,7 +16,7 @@ from transformers import (
     RobertaModel,
 )
 
-from fairseq_ext.errors import CheckpointError, InputError, OptionError
+from fairseq_ext.training.errors import CheckpointError, InputError, OptionError
 from tests.vision_language.muka.texts import tiny_tokenizer, write_classifier, write_encoder
 from vision_language.muka.models import build_classifier, load_classifier, load_classifiers, save_classifier
 from vision_language.pretrained import fingerprint

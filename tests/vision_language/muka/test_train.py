@@ -15,14 +15,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from fairseq_ext import checkpoint
-from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError
-from fairseq_ext.files import load_safely, save_atomically
 from fairseq_ext.losses import encouraging_loss
+from fairseq_ext.training import checkpoint
+from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
+from fairseq_ext.training.files import load_safely, save_atomically
 from tests.vision_language.muka.conftest import QUICK
 from tests.vision_language.muka.test_architectures import write
 from tests.vision_language.muka.texts import WORDS, write_encoder, write_texts
-from vision_language.accelerator import make_accelerator
 from vision_language.muka import loop, run
 from vision_language.muka.baselines import ensemble_probabilities
 from vision_language.muka.data import gold_ids, read_splits
@@ -349,7 +349,7 @@ def test_half_precision(world, tmp_path):
     AcceleratorState._reset_state(True)  # one process knows one number format
     try:
         options = student_options(world, epochs=4, mixed_precision="bf16", margin=False)
-        record = amalgamate(options, tmp_path, None, make_accelerator("bf16", cpu=True)).runs["seed1"]
+        record = amalgamate(options, tmp_path, None, make_accelerator("bf16", "cpu")).runs["seed1"]
         losses = [entry["loss"] for entry in record["history"]]
         assert min(losses[1:]) < losses[0] and all(value.dtype == torch.float32 for value in weights(tmp_path).values())
     finally:

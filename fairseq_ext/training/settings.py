@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from .options import OptionSet
+from fairseq_ext.training.options import OptionSet
 
 __all__ = ["Settings", "digest"]
 
@@ -35,6 +35,7 @@ class Settings(dict[str, Any]):
     Args:
         values: whatever changes the outcome.
         defaults: what a name meant before it was there: results that lack it had its default.
+        aliases: earlier names, and those of now.
 
     Example:
         >>> settings = Settings.of(options, inputs={"graph": digest(data.x, data.edge_index)}, leave_out=("root",))
@@ -42,11 +43,17 @@ class Settings(dict[str, Any]):
         [('lr', 0.01, 0.005), ('inputs.graph', '5891b5b5...', '9f86d081...')]
     """
 
-    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(_as_json(values))
-        if defaults is None:
-            defaults = values.defaults if isinstance(values, Settings) else {}
-        self.defaults: dict[str, Any] = _as_json(defaults)
+        if isinstance(values, Settings):
+            defaults, aliases = defaults or values.defaults, aliases or values.aliases
+        self.defaults: dict[str, Any] = _as_json(defaults or {})
+        self.aliases: dict[str, str] = dict(aliases or {})
 
     @classmethod
     def of(cls, options: OptionSet, *, inputs: Mapping[str, str], leave_out: Collection[str] = (), **more: Any) -> Self:
@@ -60,10 +67,11 @@ class Settings(dict[str, Any]):
         """
         kept = {name: value for name, value in options.as_dict().items() if name not in leave_out}
         defaults = {name: value for name, value in options.defaults().items() if name in kept}
-        return cls(kept | more | {"inputs": inputs}, defaults)
+        return cls(kept | more | {"inputs": inputs}, defaults, options.aliases())
 
     def differing(self, before: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         """Name, value in ``before`` and value here of everything that differs, ``outer.inner`` within a mapping."""
+        before = {self.aliases.get(name, name): value for name, value in before.items()}
         return _differing({**self.defaults, **before}, {**self.defaults, **self})
 
 

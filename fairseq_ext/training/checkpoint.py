@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from .errors import CheckpointError, OptionError
-from .files import load_safely, save_atomically
-from .settings import Settings
+from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.training.files import load_safely, save_atomically
+from fairseq_ext.training.settings import Settings
 
-__all__ = ["Checkpoint", "RandomState"]
+__all__ = ["BestWeights", "Checkpoint", "RandomState"]
 
 
 class RandomState:
@@ -27,6 +29,38 @@ class RandomState:
         torch.set_rng_state(state["cpu"])
         if len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class BestWeights:
+    """The weights of a model at the best step, as a part of a :class:`Checkpoint`; for models that memory holds twice.
+
+    Example:
+        >>> if training.improved(validate()):
+        ...     best.keep()
+        >>> best.restore()  # after the last step
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._weights: dict[str, Any] = {}
+
+    def keep(self) -> None:
+        """Take the model's weights of now."""
+        self._weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def restore(self) -> None:
+        """Give the model the weights that were kept, where any were."""
+        if self._weights:
+            self.model.load_state_dict(self._weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._weights
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse weights of another model, as torch does; the model keeps its own."""
+        if state:
+            copy.deepcopy(self.model).load_state_dict(state)
+        self._weights = dict(state)
 
 
 class Checkpoint:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fairseq_ext.checkpoint import Checkpoint, RandomState
-from fairseq_ext.errors import CheckpointError, OptionError
-from fairseq_ext.files import load_safely
+from fairseq_ext.training.checkpoint import BestWeights, Checkpoint, RandomState
+from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.training.files import load_safely
 
 SETTINGS = {"lr": 0.1, "inputs": {"train": "a", "valid": "b"}}
 
@@ -68,3 +68,37 @@ def test_proving_that_it_can_be_saved_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot write .*file/checkpoint.pt"):
         made(tmp_path / "file" / "checkpoint.pt", nn.Linear(2, 1)).prove()
+
+
+def test_best_weights_outlive_later_steps_and_a_checkpoint(tmp_path):
+    def parts():
+        model = nn.Linear(2, 1)
+        return model, BestWeights(model)
+
+    model, best = parts()
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    best.keep()
+    with torch.no_grad():
+        model.weight.add_(1)
+    Checkpoint(tmp_path / "a.pt", {}, {"step": 1}, model=model, best=best).save()
+    model, best = parts()
+    Checkpoint(tmp_path / "a.pt", {}, {"step": 0}, model=model, best=best).restore()
+    assert not torch.equal(model.weight, kept["weight"])
+    best.restore()
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+
+
+def test_best_weights_of_another_model_are_refused(tmp_path):
+    model = nn.Linear(2, 1)
+    best = BestWeights(model)
+    best.keep()
+    Checkpoint(tmp_path / "a.pt", {}, {"step": 1}, best=best).save()
+    with pytest.raises(CheckpointError, match="does not fit its model"):
+        Checkpoint(tmp_path / "a.pt", {}, {"step": 0}, best=BestWeights(nn.Linear(3, 1))).restore()
+
+
+def test_best_weights_that_were_never_kept_leave_the_model():
+    model = nn.Linear(2, 1)
+    weight = model.weight.clone()
+    BestWeights(model).restore()
+    assert torch.equal(model.weight, weight)

@@ -13,11 +13,16 @@ from typing import Any, Self
 import torch
 from tqdm import tqdm
 
-from .errors import DataError, OptionError
-from .files import output_folder, read_json, write_json, writing_to
-from .settings import Settings
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import output_folder, read_json, write_json, writing_to
+from fairseq_ext.training.settings import Settings
 
-__all__ = ["Experiment", "environment", "torch_device"]
+__all__ = ["Experiment", "environment", "run_name", "torch_device"]
+
+
+def run_name(**numbers: int) -> str:
+    """The name of a run, such as ``split0-init2`` of ``run_name(split=0, init=2)``."""
+    return "-".join(f"{part}{number}" for part, number in numbers.items())
 
 
 def environment(*packages: str) -> dict[str, str | int]:
@@ -67,8 +72,10 @@ class Experiment:
 
     Example:
         >>> experiment = Experiment(out, Settings.of(options, inputs={"data": digest(data)}))
-        >>> experiment.complete({f"seed{seed}": partial(train, seed) for seed in range(3)})  # {"accuracy": 0.81, ...}
-        >>> experiment.summary()["accuracy"]["mean"]
+        >>> experiment.complete({run_name(seed=seed): partial(train, seed) for seed in range(3)})  # {"accuracy": 0.81}
+        >>> print(experiment.report("accuracy"))
+        accuracy 0.8100 ± 0.0120
+        3 runs: runs/experiment/results.json
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], packages: tuple[str, ...] = ()) -> None:
@@ -140,6 +147,14 @@ class Experiment:
             }
             for name in shared
         }
+
+    def report(self, *names: str) -> str:
+        """Mean and population standard deviation of those of ``names`` that all runs hold, a line each."""
+        summary = self.summary()
+        lines = [
+            f"{name} {summary[name]['mean']:.4f} ± {summary[name]['std']:.4f}" for name in names if name in summary
+        ]
+        return "\n".join([*lines, f"{len(self.runs)} runs: {self.file}"])
 
 
 def _is_number(value: Any) -> bool:

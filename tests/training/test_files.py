@@ -19,8 +19,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_ext.errors import CheckpointError, DataError, InputError, OptionError, choose
-from fairseq_ext.files import (
+from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError, choose
+from fairseq_ext.training.files import (
     MAX_LINE,
     load_safely,
     read_bytes,
@@ -203,7 +203,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch, error):
 def test_a_real_write_error_keeps_the_old_checkpoint_and_ends_in_one_line(tmp_path):
     script = """
 import resource, sys, torch
-from fairseq_ext.files import save_atomically
+from fairseq_ext.training.files import save_atomically
 save_atomically({"epoch": 1}, sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 save_atomically({"epoch": 2, "weight": torch.zeros(100_000)}, sys.argv[1])
@@ -219,7 +219,7 @@ save_atomically({"epoch": 2, "weight": torch.zeros(100_000)}, sys.argv[1])
 @pytest.mark.parametrize("error", [OptionError, DataError, CheckpointError])
 def test_an_input_error_ends_a_command_and_is_a_value_error(error):
     assert issubclass(error, InputError) and issubclass(error, SystemExit) and issubclass(error, ValueError)
-    script = f"from fairseq_ext.errors import {error.__name__}; raise {error.__name__}('--folds: 1, must be 3')"
+    script = f"from fairseq_ext.training import errors; raise errors.{error.__name__}('--folds: 1, must be 3')"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", "--folds: 1, must be 3\n")
 
@@ -239,7 +239,7 @@ def test_choose_refuses_with_the_nearest(value, hint):
 
 
 def test_the_errors_do_not_load_torch():
-    script = "import fairseq_ext.errors, json, sys; print(json.dumps(sorted(sys.modules)))"
+    script = "import fairseq_ext.training.errors, json, sys; print(json.dumps(sorted(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert not {"torch", "fairseq"} & set(json.loads(result.stdout))
 
@@ -265,9 +265,11 @@ def test_lines_are_numbered_and_stripped_of_what_is_not_text(tmp_path):
         assert list(read_lines(path, keep_blank=True)) == [expected[0], *blank, *expected[1:]]
 
 
-@pytest.mark.parametrize("data", [GOOD, gzip.compress(GOOD), b""])
+@pytest.mark.parametrize("data", [GOOD, gzip.compress(GOOD, mtime=0), b""])
 def test_the_standard_input_and_a_pipe_are_read_as_files(data, tmp_path):
-    script = "import json, sys; from fairseq_ext.files import read_lines; print(json.dumps([*read_lines(sys.argv[1])]))"
+    script = (
+        "import json, sys; from fairseq_ext.training import files; print(json.dumps([*files.read_lines(sys.argv[1])]))"
+    )
     for path, name in (("-", "stdin"), ("/dev/stdin", "/dev/stdin")):
         run = subprocess.run(
             [sys.executable, "-c", script, path], input=data, capture_output=True, cwd=ROOT, check=True

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from fairseq_ext.errors import OptionError
-from fairseq_ext.options import OptionSet, check_fields, flag, idle_fields, option
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.options import OptionSet, check_fields, flag, idle_fields, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, Self, get_args, get_type_hints
 
-from .errors import OptionError, choose
+from fairseq_ext.training.errors import OptionError, choose
 
 __all__ = ["OptionSet", "at_least", "check_fields", "flag", "idle_fields", "option", "subcommands"]
 
@@ -27,6 +27,7 @@ def option(
     most: float | None = None,
     below: float | None = None,
     positional: bool = False,
+    aliases: tuple[str, ...] = (),
     idle: dict[str, tuple[Any, ...]] | None = None,
     **metadata: Any,
 ) -> Any:
@@ -38,12 +39,20 @@ def option(
         choices: the only values allowed.
         least, above, most, below: limits of a number.
         positional: whether it is given without its name.
+        aliases: other names that it is known by: those of a paper's code, and earlier ones.
         idle: values of other options with which this one does nothing, such as ``{"loss": ("ce", "focal")}``; of
             several options, all must have such a value.
         **metadata: whatever else reads the field's metadata.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
-    known = {"help": help, "choices": choices, **limits, "positional": positional, "idle": idle or {}}
+    known = {
+        "help": help,
+        "choices": choices,
+        **limits,
+        "positional": positional,
+        "aliases": aliases,
+        "idle": idle or {},
+    }
     return field(default=default, metadata=known | metadata)
 
 
@@ -184,6 +193,11 @@ class OptionSet:
         return {item.name: item.default for item in fields(cls) if item.default is not MISSING}
 
     @classmethod
+    def aliases(cls) -> dict[str, str]:
+        """Other names of the options, and theirs."""
+        return {alias: item.name for item in fields(cls) for alias in item.metadata["aliases"]}
+
+    @classmethod
     def add_to(cls, parser: argparse._ActionsContainer) -> None:
         """Give ``parser``, or a group of one, a flag for every field, and ``--no-`` forms of those that are on."""
         types = get_type_hints(cls)
@@ -202,7 +216,7 @@ class OptionSet:
                 parser.add_argument(item.name, **settings)
                 continue
             settings |= {"required": True} if item.default is MISSING else {"default": item.default}
-            parser.add_argument(flag(item.name), **settings)
+            parser.add_argument(flag(item.name), *map(flag, item.metadata["aliases"]), dest=item.name, **settings)
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Self:

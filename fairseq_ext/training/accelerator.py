@@ -8,24 +8,30 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from fairseq_ext.errors import OptionError
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.runs import torch_device
 
-__all__ = ["ATTENTIONS", "PRECISIONS", "adamw", "make_accelerator"]
-
-PRECISIONS = ("no", "fp16", "bf16")
-ATTENTIONS = ("sdpa", "eager")
+__all__ = ["adamw", "make_accelerator"]
 
 
-def make_accelerator(mixed_precision: str = "no", cpu: bool = False) -> Accelerator:
+def make_accelerator(mixed_precision: str = "no", device: str = "auto") -> Accelerator:
     """Devices and processes as ``accelerate launch`` or ``accelerate config`` says; a single device without either.
 
+    Args:
+        mixed_precision: as ``--mixed-precision``.
+        device: as ``--device``: ``auto``, or the kind of device; which of several is for ``accelerate`` to say.
+
     Raises:
-        OptionError: a number format that the device does not have.
+        OptionError: a number format that the device does not have, or a device that this machine does not have.
     """
+    wanted = torch_device(device)
     try:
-        accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+        accelerator = Accelerator(mixed_precision=mixed_precision, cpu=wanted.type == "cpu")
     except ValueError as error:
         raise OptionError(f"--mixed-precision {mixed_precision}: {str(error).splitlines()[0]}") from error
+    used = accelerator.device
+    if device != "auto" and (wanted.type != used.type or wanted.index not in (None, used.index)):
+        raise OptionError(f"--device {device}: accelerate computes on {used}")
     if mixed_precision != "no" and not accelerator.native_amp:  # accelerate goes on in float32
         raise OptionError(f"--mixed-precision {mixed_precision}: not on a {accelerator.device.type}; no and bf16 are")
     return accelerator

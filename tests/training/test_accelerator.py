@@ -6,8 +6,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from fairseq_ext.errors import OptionError
-from vision_language.accelerator import PRECISIONS, make_accelerator
+from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.flags import PRECISIONS
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": None}
 """What a CPU computes in."""
@@ -24,7 +25,7 @@ def fresh_accelerate():
 def test_a_format_is_done_or_refused(precision):
     if DTYPES[precision] is None:
         with pytest.raises(OptionError, match=r"^--mixed-precision fp16: not on a cpu; no and bf16 are$"):
-            make_accelerator(precision, cpu=True)
+            make_accelerator(precision, device="cpu")
         return
-    with make_accelerator(precision, cpu=True).autocast():
+    with make_accelerator(precision, device="cpu").autocast():
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == DTYPES[precision]

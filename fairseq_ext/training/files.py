@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .errors import CheckpointError, DataError, OptionError
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 
 __all__ = [
     "MAX_LINE",

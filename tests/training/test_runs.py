@@ -17,9 +17,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_ext.errors import DataError, OptionError
-from fairseq_ext.experiments import Experiment, environment, torch_device
-from fairseq_ext.files import read_json, write_json
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.runs import Experiment, environment, run_name, torch_device
 
 SETTINGS = {"dataset": "PROTEINS", "folds": 10, "rate": 5e-4, "root": Path("data"), "sizes": (128, 64), "tag": None}
 
@@ -41,7 +41,7 @@ def test_results_hold_settings_environment_runs_and_summary(tmp_path):
 
 def test_every_run_keeps_the_environment_that_it_ran_in(tmp_path, monkeypatch):
     Experiment(tmp_path, {}).add("0", {"accuracy": 0.5})
-    monkeypatch.setattr("fairseq_ext.experiments.environment", lambda *packages: {"processor": "another"})
+    monkeypatch.setattr("fairseq_ext.training.runs.environment", lambda *packages: {"processor": "another"})
     Experiment(tmp_path, {}).add("1", {"accuracy": 1.0})
     runs = read_json(tmp_path / "results.json")["runs"]
     assert runs["0"]["environment"] == environment() and runs["1"]["environment"] == {"processor": "another"}
@@ -218,3 +218,11 @@ def test_the_device_is_that_of_the_option_or_the_best_there_is():
     for name in ("gpu", "cuda:99", "cpu:x"):
         with pytest.raises(OptionError, match=rf"^--device {name}: "):
             torch_device(name)
+
+
+def test_a_report_has_the_figures_that_all_runs_have(tmp_path):
+    experiment = Experiment(tmp_path, {})
+    for seed, accuracy in enumerate((0.5, 0.7)):
+        experiment.add(run_name(split=0, seed=seed), {"accuracy": accuracy})
+    assert list(experiment.runs) == ["split0-seed0", "split0-seed1"]
+    assert experiment.report("accuracy", "loss") == f"accuracy 0.6000 ± 0.1000\n2 runs: {experiment.file}"

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from fairseq_ext.checkpoint import Checkpoint
-from fairseq_ext.errors import OptionError
-from fairseq_ext.experiments import Experiment
-from fairseq_ext.options import OptionSet, option
-from fairseq_ext.settings import Settings, digest
+from fairseq_ext.training.checkpoint import Checkpoint
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.runs import Experiment
+from fairseq_ext.training.settings import Settings, digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,3 +96,16 @@ def test_digests_differ_where_anything_does():
     digests = [digest(*part) for part in parts]
     assert len(set(digests)) == len(parts)
     assert digest(ones) == digest(ones.clone().numpy()) == digest(torch.ones(3, 2).T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed(OptionSet):
+    data: str = option()
+    step_size: float = option(0.1, aliases=("lr",))
+    sizes: tuple[int, ...] = option((2, 3))
+
+
+def test_a_renamed_option_is_the_same_setting():
+    now = Settings.of(Renamed(data="a", step_size=1.0), inputs={"train": "1"})
+    assert list(now.differing(older(lr=1.0))) == []
+    assert list(Settings(now).differing(older())) == [("step_size", 0.1, 1.0)]
