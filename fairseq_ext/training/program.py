@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -17,7 +18,7 @@ from fairseq_ext.training.options import OptionSet
 
 __all__ = ["Program"]
 
-Command = TypeVar("Command", bound=Callable[..., None])
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Program:
@@ -25,6 +26,7 @@ class Program:
 
     A command's name is that of its function, its help is the function's docstring, and each parameter is annotated with
     the :class:`~fairseq_ext.training.options.OptionSet` that it is called with. Every command takes ``--config FILE``.
+    What it returns is printed: a text as it is, a mapping as JSON, and each row of an iterator as a line of JSON.
 
     Args:
         name: the module.
@@ -33,14 +35,15 @@ class Program:
     Example:
         >>> program = Program("graph.label_graph", __doc__)
         >>> @program.command
-        ... def train(options: Options, runs: Runs) -> None:
+        ... def train(options: Options, runs: Runs) -> str:
         ...     '''Train with one or more seeds.'''
+        ...     return experiment.report("accuracy")
         >>> program()  # or program(["train", "--data", "folder"])
     """
 
     def __init__(self, name: str, description: str | None) -> None:
         self.name, self.description = name, description
-        self.commands: dict[str, Callable[..., None]] = {}
+        self.commands: dict[str, Callable[..., Any]] = {}
 
     def command(self, function: Command) -> Command:
         """Add a command."""
@@ -82,10 +85,20 @@ class Program:
         config = early.parse_known_args(arguments)[0].config
         parsed = self.parser(config, arguments[0] if arguments else "").parse_args(arguments)
         sets = {name: kind.of(parsed) for name, kind in _option_sets(parsed.function).items()}
-        parsed.function(**sets)
+        _show(parsed.function(**sets))
 
 
-def _option_sets(function: Callable[..., None]) -> dict[str, type[OptionSet]]:
+def _show(result: str | Mapping[str, Any] | Iterator[Any] | None) -> None:
+    if isinstance(result, str):
+        print(result)
+    elif isinstance(result, Mapping):
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    elif result is not None:
+        for row in result:
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def _option_sets(function: Callable[..., Any]) -> dict[str, type[OptionSet]]:
     """The parameters of a command and their classes."""
     return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
 

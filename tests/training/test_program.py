@@ -119,6 +119,28 @@ def test_the_options_of_another_command_are_refused(tmp_path):
         program(["show", *config(tmp_path, "data: d\nseed: 1")])
 
 
+@pytest.mark.parametrize(
+    ("result", "printed"),
+    [
+        ("0.5 ± 0.1", "0.5 ± 0.1\n"),
+        ({"f1": 0.5, "name": "ß"}, '{\n  "f1": 0.5,\n  "name": "ß"\n}\n'),
+        (iter([{"a": 1}, {"a": 2}]), '{"a": 1}\n{"a": 2}\n'),
+        (None, ""),
+    ],
+    ids=["text", "mapping", "rows", "nothing"],
+)
+def test_what_a_command_returns_is_printed(result, printed, capsys):
+    some = Program("some.trainer", "Trains something.")
+
+    @some.command
+    def show():
+        """Show it."""
+        return result
+
+    some(["show"])
+    assert capsys.readouterr().out == printed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Renamed(OptionSet):
     """Options with other names."""
