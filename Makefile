@@ -8,6 +8,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 PIP := $(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
 SOURCES := fairseq_ext graph vision_language tests $(wildcard examples benchmarks)
 
 # One line that says what is wrong with this machine, or nothing. Python 2 can run it too.
@@ -19,11 +20,12 @@ CHECK := import platform, sys; \
 PROBLEM = $(shell $(PYTHON) -c '$(CHECK)' 2>/dev/null || echo '$(NEEDS), but `$(PYTHON)` does not run: try `make PYTHON=python3.12 ...`')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint results benchmarks clean
+.PHONY: help quickstart test coverage lint results benchmarks clean
 
 help:
 	@echo "make quickstart   install, then train and translate on the embedded corpus (examples/quickstart)"
 	@echo "make test         install with the test extra, then lint, type check and run every test"
+	@echo "make coverage     run every test, and show the lines of each file that none of them reaches"
 	@echo "make lint         linter, formatter check and type checker only"
 	@echo "make results      write docs/RESULTS.md from the stored measurements"
 	@echo "make benchmarks   measure speed and memory, print every ratio"
@@ -33,7 +35,10 @@ quickstart: $(VENV)/.installed
 	$(RUN) -m examples.quickstart
 
 test: lint
-	$(RUN) -m pytest -n $(JOBS) --dist worksteal
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal --durations 10
+
+coverage: $(VENV)/.installed-test
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal --cov --cov-report term-missing:skip-covered
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check $(SOURCES)
@@ -47,7 +52,7 @@ benchmarks: $(VENV)/.installed-test
 	$(RUN) -m benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The order matters: ve-fairseq asks for any torch, so the tested one is installed before it.
@@ -56,7 +61,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): a few minutes the first time"
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch==2.13.0
-	@$(PIP) -e .
+	@$(PIP) -e '.[fairseq,quickstart]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

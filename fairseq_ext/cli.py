@@ -32,7 +32,7 @@ SUPPORTED = [
     ("numpy", "1.24", None),
 ]
 NO_FAIRSEQ = (
-    "fairseq is not installed (pip install ve-fairseq==0.12.3; Linux x86_64, Python 3.11 or 3.12 only); "
+    "fairseq is not installed (pip install 'fairseq-ext[fairseq]'; Linux x86_64, Python 3.11 or 3.12 only); "
     "fairseq_ext.modules and fairseq_ext.losses work without it"
 )
 

@@ -355,7 +355,7 @@ def test_without_fairseq_the_command_stays_friendly(run, monkeypatch, command, c
     assert result == code
     assert "Traceback" not in out + err
     if command != "user-dir":
-        assert "fairseq is not installed (pip install ve-fairseq==0.12.3" in out + err
+        assert "fairseq is not installed (pip install 'fairseq-ext[fairseq]'" in out + err
 
 
 def test_help_and_version(run):

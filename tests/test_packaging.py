@@ -17,6 +17,7 @@ import pytest
 import fairseq_ext
 from fairseq_ext import cli
 from tests.helpers import ROOT
+from tests.test_floors import fits, imported
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PINS = re.findall(r"^([\w.-]+)==([\w.]+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
@@ -143,7 +144,8 @@ def test_models_imported_first_come_with_the_repairs():
 
 
 def test_doctor_checks_the_bounds_of_the_package():
-    requirements = {re.match(r"[\w.-]+", line)[0]: line for line in PROJECT["dependencies"]}
+    lines = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["fairseq"]
+    requirements = {re.match(r"[\w.-]+", line)[0]: line for line in lines}
     for name, lowest, beyond in cli.SUPPORTED:
         line = requirements[name].partition(";")[0]
         if name == "ve-fairseq":
@@ -164,9 +166,40 @@ def test_constraints_pin_every_core_and_test_requirement():
 
 def test_the_extras_are_complete():
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"graph", "chinese", "japanese", "korean", "moses", "vl", "demo", "test", "all"}
+    used = {"fairseq", "quickstart", "graph", "vl", "demo", "chinese", "japanese", "korean", "moses", "test", "all"}
+    assert set(extras) == used
     assert set(extras["all"][0].removeprefix("fairseq-ext[").removesuffix("]").split(",")) == set(extras) - {"all"}
     assert PROJECT["requires-python"] == ">=3.11,<3.13"
+
+
+# What the code of a folder may expect beside the core. Of an entry of the table the longest path counts.
+EXTRAS = {
+    "fairseq_ext": ("fairseq",),
+    "fairseq_ext/modules": (),
+    "fairseq_ext/losses": (),
+    "fairseq_ext/training": (),
+    "fairseq_ext/training/accelerator.py": ("vl",),
+    "graph": ("graph", "chinese"),
+    "vision_language": ("vl",),
+    "examples/quickstart": ("fairseq", "quickstart"),
+    "examples/translation": ("fairseq", "japanese", "korean", "moses"),
+    "examples/language_modeling": ("fairseq",),
+}
+INSTALLED_AS = {"hydra": "hydra-core", "tokenizers": "transformers", "yaml": "pyyaml", "sklearn": "scikit-learn", "bitarray": "ve-fairseq", "fairseq": "ve-fairseq"}
+OPTIONAL = {"datasets", "sacremoses", "subword_nmt"}
+"""Imported where they are there, or where an option asks for them."""
+
+
+@pytest.mark.parametrize("path", [path for top in EXTRAS for path in sorted(ROOT.glob(f"{top}/**/*.py"))], ids=str)
+def test_what_a_file_imports_is_installed_with_its_extra(path):
+    relative = path.relative_to(ROOT).as_posix()
+    top = max((top for top in EXTRAS if fits(relative, top)), key=len)
+    extras = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *(line for extra in EXTRAS[top] for line in extras[extra])]
+    installed = {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in lines}
+    roots = {name.partition(".")[0] for name in imported(path)} - OPTIONAL - {"fairseq_ext", "graph", "vision_language"}
+    foreign = roots - sys.stdlib_module_names - {"examples", "benchmarks"}
+    assert {INSTALLED_AS.get(name, name).lower().replace("_", "-") for name in foreign} <= installed
 
 
 def test_version_is_in_the_changelog():
