@@ -185,7 +185,14 @@ EXTRAS = {
     "examples/translation": ("fairseq", "japanese", "korean", "moses"),
     "examples/language_modeling": ("fairseq",),
 }
-INSTALLED_AS = {"hydra": "hydra-core", "tokenizers": "transformers", "yaml": "pyyaml", "sklearn": "scikit-learn", "bitarray": "ve-fairseq", "fairseq": "ve-fairseq"}
+INSTALLED_AS = {
+    "hydra": "hydra-core",
+    "tokenizers": "transformers",
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "bitarray": "ve-fairseq",
+    "fairseq": "ve-fairseq",
+}
 OPTIONAL = {"datasets", "sacremoses", "subword_nmt"}
 """Imported where they are there, or where an option asks for them."""
 
