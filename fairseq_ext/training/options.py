@@ -92,14 +92,32 @@ def idle_fields(holder: Any, kind: Any) -> dict[str, str]:
         >>> idle_fields(Options(loss="ce"), Options)
         {'gamma': 'with --loss ce'}
     """
-    values = {item.name: getattr(holder, item.name, item.default) for item in fields(kind)}
+    items = {item.name: item for item in fields(kind)}
+    values = {name: getattr(holder, name, item.default) for name, item in items.items()}
     idle = {}
     for item in fields(kind):
         others = item.metadata.get("idle")
         if others and all(values[name] in off for name, off in others.items()):
-            *most, last = [f"{flag(name)} {values[name]}" for name in others]
-            idle[item.name] = f"with {', '.join(most)} and {last}" if most else f"with {last}"
+            given = [_as_given(items[name], values[name]) for name in others]
+            parts = {
+                "with": [words for words in given if words],
+                "without": [flag(name) for name, words in zip(others, given, strict=True) if not words],
+            }
+            idle[item.name] = " and ".join(f"{word} {_listed(names)}" for word, names in parts.items() if names)
     return idle
+
+
+def _as_given(item: Field[Any], value: Any) -> str:
+    """The words of the command line that give an option this value; empty where leaving it out does."""
+    if value == "" or value == () or (value is False and not item.default):
+        return ""
+    if isinstance(value, bool):
+        return flag(item.name if value else f"no_{item.name}")
+    return f"{flag(item.name)} {value}"
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def check_fields(holder: Any, kind: Any) -> None:

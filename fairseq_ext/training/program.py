@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
+from torch import distributed
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.options import OptionSet
@@ -26,7 +27,8 @@ class Program:
 
     A command's name is that of its function, its help is the function's docstring, and each parameter is annotated with
     the :class:`~fairseq_ext.training.options.OptionSet` that it is called with. Every command takes ``--config FILE``.
-    What it returns is printed: a text as it is, a mapping as JSON, and each row of an iterator as a line of JSON.
+    What it returns is printed: a text as it is, a mapping as JSON, and each row of an iterator as a line of JSON; of
+    several processes the first prints.
 
     Args:
         name: the module.
@@ -90,12 +92,17 @@ class Program:
 
 def _show(result: str | Mapping[str, Any] | Iterator[Any] | None) -> None:
     if isinstance(result, str):
-        print(result)
+        _print(result)
     elif isinstance(result, Mapping):
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        _print(json.dumps(result, indent=2, ensure_ascii=False))
     elif result is not None:
-        for row in result:
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+        for row in result:  # in every process: making a row may need all of them
+            _print(json.dumps(row, ensure_ascii=False))
+
+
+def _print(text: str) -> None:
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        print(text, flush=True)
 
 
 def _option_sets(function: Callable[..., Any]) -> dict[str, type[OptionSet]]:

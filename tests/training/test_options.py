@@ -113,6 +113,30 @@ def test_an_option_can_say_itself_where_it_does_nothing():
         Dependent(reset=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Switches(OptionSet):
+    fast: bool = option(False, "a switch")
+    bias: bool = option(True, "a switch that is on")
+    model: str = option("", "a file")
+    first: int = option(0, idle={"fast": (True,)})
+    second: int = option(0, idle={"fast": (False,), "model": ("",)})
+    third: int = option(0, idle={"bias": (False,), "model": ("",)})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"first": 1, "fast": True}, "--first 1: has no effect with --fast"),
+        ({"second": 1}, "--second 1: has no effect without --fast and --model"),
+        ({"third": 1, "bias": False}, "--third 1: has no effect with --no-bias and without --model"),
+    ],
+)
+def test_switches_and_what_is_not_given_are_named_as_they_are_typed(chosen, message):
+    with pytest.raises(OptionError) as error:
+        Switches(**chosen)
+    assert str(error.value) == message
+
+
 def test_a_namespace_is_checked_like_an_option_set():
     namespace = argparse.Namespace(loss="focl", decay=0.0, gamma=2.0, reset=False)
     with pytest.raises(OptionError, match="did you mean 'focal'"):

@@ -141,6 +141,23 @@ def test_what_a_command_returns_is_printed(result, printed, capsys):
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.parametrize(("rank", "printed"), [(0, 2), (1, 0)])
+def test_only_the_first_process_prints_and_all_make_the_rows(rank, printed, capsys, monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: rank)
+    some, rows = Program("some.trainer", "Trains something."), []
+
+    @some.command
+    def show():
+        """Show it."""
+        for row in range(2):
+            rows.append(row)
+            yield row
+
+    some(["show"])
+    assert rows == [0, 1] and len(capsys.readouterr().out.splitlines()) == printed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Renamed(OptionSet):
     """Options with other names."""
