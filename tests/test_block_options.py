@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import re
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fairseq_ext import losses, modules
+from fairseq_ext.losses.bonus import Bonus
 from tests.blocks import Fusion
 
 torch.manual_seed(0)
@@ -177,7 +179,7 @@ OPTIONS: dict[str, dict[str, Change]] = {
     "soft_target_kl": SOFT,
     "distillation_kl": {"temperature": (1.0, 2.0), **REDUCTION},
     "matrix_kl": {"rows": (None, torch.tensor([1, 2])), "eps": (0.0, 1e-6), "tiny": (1e-12, 1e-6)},
-    "reduce_weighted": BALANCED,
+    "reduce_weighted": {**BALANCED, "total": (None, torch.tensor(3))},
 }  # fmt: skip
 
 
@@ -188,9 +190,12 @@ def test_every_public_name_is_run() -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_defaults(name: str) -> None:
     function = getattr(modules, name, None) or getattr(losses, name)
-    found = inspect.signature(function).parameters.values()
-    optional = {p.name: p.default for p in found if p.default is not p.empty or p.kind is p.VAR_KEYWORD}
+    parameters = inspect.signature(function).parameters.values()
+    optional = {p.name: p.default for p in parameters if p.default is not p.empty or p.kind is p.VAR_KEYWORD}
     optional |= {"options": None} if "options" in optional else {}
+    if name == "encouraging_loss_terms":  # its **bonus is the rest of the dataclass
+        del optional["bonus"]
+        optional |= {field.name: field.default for field in dataclasses.fields(Bonus)}
     assert optional.keys() == OPTIONS[name].keys()
     assert optional == {option: change[0] for option, change in OPTIONS[name].items()}
 

@@ -1,5 +1,6 @@
 """Losses in plain torch."""
 
+from fairseq_ext.losses.bonus_schedule import EncouragingLoss, bonus_schedule
 from fairseq_ext.losses.common import reduce_weighted
 from fairseq_ext.losses.divergence import (
     distillation_kl,
@@ -7,12 +8,7 @@ from fairseq_ext.losses.divergence import (
     soft_target_cross_entropy,
     soft_target_kl,
 )
-from fairseq_ext.losses.encouraging import (
-    EncouragingLoss,
-    bonus_schedule,
-    encouraging_loss,
-    encouraging_loss_terms,
-)
+from fairseq_ext.losses.encouraging import encouraging_loss, encouraging_loss_terms
 from fairseq_ext.losses.encouraging_variants import binary_encouraging_loss, halted_focal_loss, mirror_bonus_loss
 from fairseq_ext.losses.imbalance import (
     class_balanced_softmax_loss,

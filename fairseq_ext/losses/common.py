@@ -25,13 +25,16 @@ def sigmoid_power(input: Tensor, exponent: float) -> Tensor:
     return (exponent * F.logsigmoid(input).clamp_min(torch.finfo(input.dtype).min)).exp()
 
 
-def reduce_weighted(loss: Tensor, sample_weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
-    """``loss`` times a weight for each example, reduced; ``"mean"`` divides by the number of examples.
+def reduce_weighted(
+    loss: Tensor, sample_weight: Tensor | None = None, reduction: str = "mean", total: Tensor | None = None
+) -> Tensor:
+    """``loss`` times a weight for each example, reduced.
 
     Args:
         loss: of each example, of any shape.
         sample_weight: of that shape, a constant. Default: ones.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        total: what ``"mean"`` divides by. Default: the number of examples, whatever they weigh.
 
     Raises:
         ValueError: ``sample_weight`` of another shape than ``loss``, or an unknown reduction.
@@ -42,4 +45,6 @@ def reduce_weighted(loss: Tensor, sample_weight: Tensor | None = None, reduction
             shapes = f"{tuple(loss.shape)}, got {tuple(sample_weight.shape)}"
             raise ValueError(f"sample_weight must hold one weight for each example, shape {shapes}")
         loss = loss * sample_weight
-    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    if reduction == "mean":
+        return loss.mean() if total is None else loss.sum() / total
+    return loss.sum() if reduction == "sum" else loss

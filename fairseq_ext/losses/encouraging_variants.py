@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_ext.losses.bonus import Bonus
 from fairseq_ext.losses.common import one_hot, reduce_weighted, require, sigmoid_power
 from fairseq_ext.losses.log_bonus import top_bonus
 from fairseq_ext.precision import compute_dtype
@@ -59,16 +60,17 @@ def binary_encouraging_loss(
         >>> binary_encouraging_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.0]), reduction="none")
         tensor([-2.0272, -1.0000])
     """
-    require("log_end", log_end, 0 <= log_end <= 1, "in [0, 1]")
+    shape = Bonus(log_end, bonus_clamp=bonus_clamp)
     require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
     require("bonus_alpha", bonus_alpha, bonus_alpha is None or 0 <= bonus_alpha <= 1, "in [0, 1] or None")
     require("bonus_gamma", bonus_gamma, 0 <= bonus_gamma < math.inf, "at least 0")
-    require("bonus_clamp", bonus_clamp, 0 <= bonus_clamp < 0.5, "in [0, 0.5)")
     logits, target = _binary(input, target)
     alpha = (1.0, 1.0) if bonus_alpha is None else (bonus_alpha, 1 - bonus_alpha)
     loss = torch.zeros_like(logits)
     for share, odds, a in ((target, logits, alpha[0]), (1 - target, -logits, alpha[1])):
-        bonus = top_bonus(odds, log_end, bonus_clamp)[0].clamp_min(torch.finfo(odds.dtype).min)  # -inf times 0
+        bonus = top_bonus(odds, shape.log_end, shape.bonus_clamp)[0].clamp_min(
+            torch.finfo(odds.dtype).min
+        )  # -inf times 0
         bonus = bonus * sigmoid_power(-odds, bonus_gamma)
         term = F.softplus(-odds) + bonus_weight * a * bonus if bonus_weight else F.softplus(-odds)
         loss = loss + share * term.masked_fill(share == 0, 0.0)

@@ -521,6 +521,8 @@ def test_bad_shapes():
         (lambda x, y: EncouragingLoss(schedule="cos"), "max_epoch"),
         (lambda x, y: EncouragingLoss(schedule="cos", max_epoch=3, schedule_of="weight"), "schedule_of"),
         (lambda x, y: bonus_schedule(1, 2, "step"), "schedule"),
+        (lambda x, y: bonus_schedule(-1, 2), "epoch"),
+        (lambda x, y: bonus_schedule(1, -2), "max_epoch"),
     ],
 )
 def test_bad_options_of_the_other_losses(call, name):

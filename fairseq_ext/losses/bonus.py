@@ -1,0 +1,117 @@
+"""The bonus ``B(p)`` of the encouraging loss: its forms, and where it starts and ends.
+
+Zhao et al., "Well-classified Examples are Underestimated in Classification with Deep Neural Networks",
+arXiv:2110.06537.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairseq_ext.losses.common import one_hot, require
+
+
+@dataclass(frozen=True)
+class Bonus:
+    r"""The shape of the bonus, a function of the probability p of a class that falls from 0.
+
+    ============  ==================================================================================
+    ``bonus``     :math:`B(p)`
+    ============  ==================================================================================
+    ``"log"``     :math:`\log(1 - \rho p)` up to :math:`\rho p =` ``log_end``, and its tangent beyond
+    ``"power"``   :math:`-p^\gamma`
+    ``"cosine"``  :math:`\cos(\pi p) - 1`
+    ============  ==================================================================================
+
+    Args:
+        log_end, bonus, bonus_power, bonus_start, bonus_end, subsample, bonus_clamp: as
+            :func:`~fairseq_ext.losses.encouraging_loss`, with its defaults.
+
+    Raises:
+        ValueError: an option out of its range, or one that the form does not have.
+    """
+
+    log_end: float = 0.75
+    bonus: str = "log"
+    bonus_power: float = 1.0
+    bonus_start: float = 0.0
+    bonus_end: float | None = None
+    subsample: float = 1.0
+    bonus_clamp: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require("log_end", self.log_end, 0 <= self.log_end <= 1, "in [0, 1]")
+        require("bonus", self.bonus, self.bonus in _FORMS, f"one of {tuple(_FORMS)}")
+        require("bonus_power", self.bonus_power, 0 < self.bonus_power < math.inf, "above 0")
+        is_power, is_log = self.bonus == "power", self.bonus == "log"
+        require("bonus_power", self.bonus_power, self.bonus_power == 1 or is_power, "1 unless bonus='power'")
+        require("bonus_start", self.bonus_start, 0 <= self.bonus_start < 1, "in [0, 1)")
+        require("bonus_end", self.bonus_end, self.bonus_end is None or 0 <= self.bonus_end <= 1, "in [0, 1] or None")
+        require("subsample", self.subsample, 0 < self.subsample <= 1, "in (0, 1]")
+        require("subsample", self.subsample, self.subsample == 1 or is_log, "1 unless bonus='log'")
+        require("bonus_clamp", self.bonus_clamp, 0 <= self.bonus_clamp < 0.5, "in [0, 0.5)")
+
+    @property
+    def is_plain_log(self) -> bool:
+        """Whether the closed form of :mod:`~fairseq_ext.losses.log_bonus` computes it."""
+        return self.bonus == "log" and self.bonus_start == 0 and self.bonus_end is None and self.subsample == 1
+
+    def __call__(self, log_p: Tensor) -> Tensor:
+        """``B(p)`` of every class, from the log-probabilities ``(N, C)``, in plain autograd operations."""
+        form, form_at = _FORMS[self.bonus]
+        p, value = log_p.exp(), form(self, log_p)
+        if self.bonus_start > 0:
+            value = (value - form_at(self, self.bonus_start)).masked_fill(p < self.bonus_start, 0.0)
+        return value if self.bonus_end is None else value.masked_fill(p > self.bonus_end, 0.0)
+
+
+def _log(shape: Bonus, log_p: Tensor) -> Tensor:
+    p, log_end = log_p.exp(), shape.log_end
+    x = shape.subsample * p
+    if shape.subsample < 1:
+        value = torch.log1p(-x)
+    else:
+        # Only the most probable class can have p > 1/2, where log1p(-p) would lose its digits.
+        is_top = one_hot(p.argmax(-1), p).bool()
+        others = log_p.masked_fill(is_top, torch.finfo(log_p.dtype).min)
+        value = torch.where(is_top, others.logsumexp(-1, keepdim=True), torch.log1p(-p.masked_fill(is_top, 0.0)))
+    if shape.bonus_clamp > 0:
+        value = value.clamp(min=math.log(shape.bonus_clamp))
+    if log_end == 1:
+        return value
+    return torch.where(x > log_end, math.log1p(-log_end) - (x - log_end) / (1 - log_end), value)
+
+
+def _log_at(shape: Bonus, p: float) -> float:
+    x, log_end = shape.subsample * p, shape.log_end
+    tangent = (x - log_end) / (1 - log_end) if x > log_end else 0.0
+    return math.log1p(-min(x, log_end)) - tangent
+
+
+def _power(shape: Bonus, log_p: Tensor) -> Tensor:
+    return -(shape.bonus_power * log_p).exp()  # the gradient of pow(0, power) is infinite for a power below 1
+
+
+def _power_at(shape: Bonus, p: float) -> float:
+    return -(p**shape.bonus_power)
+
+
+def _cosine(shape: Bonus, log_p: Tensor) -> Tensor:
+    return (math.pi * log_p.exp()).cos() - 1
+
+
+def _cosine_at(shape: Bonus, p: float) -> float:
+    return math.cos(math.pi * p) - 1
+
+
+# B of every class, and B at one probability.
+_FORMS: dict[str, tuple[Callable[[Bonus, Tensor], Tensor], Callable[[Bonus, float], float]]] = {
+    "log": (_log, _log_at),
+    "power": (_power, _power_at),
+    "cosine": (_cosine, _cosine_at),
+}
