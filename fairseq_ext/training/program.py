@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import json
 import signal
@@ -15,6 +16,7 @@ import yaml
 from torch import distributed
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
+from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet
 
 __all__ = ["Program"]
@@ -54,19 +56,21 @@ class Program:
 
     def parser(self, config: str = "", chosen: str = "") -> argparse.ArgumentParser:
         """The command line; the command ``chosen`` has the defaults of the file ``config``."""
-        top = argparse.ArgumentParser(prog=f"python -m {self.name}", description=self.description)
+        # An abbreviation of --config would be accepted, and its file not read.
+        top = argparse.ArgumentParser(prog=f"python -m {self.name}", description=self.description, allow_abbrev=False)
         parsers = top.add_subparsers(metavar="COMMAND", required=True)
         for name, function in self.commands.items():
             about = inspect.getdoc(function) or ""
-            made = parsers.add_parser(name, help=about.partition("\n")[0], description=about)
-            made.set_defaults(function=function)
-            made.add_argument(
+            summary = about.partition("\n")[0].replace("%", "%%")
+            command = parsers.add_parser(name, help=summary, description=about, allow_abbrev=False)
+            command.set_defaults(function=function)
+            command.add_argument(
                 "--config", help="YAML file of options, or an earlier results.json; the command line wins"
             )
             for kind in _option_sets(function).values():
-                kind.add_to(made.add_argument_group(_title(kind)))
+                kind.add_to(command.add_argument_group(_title(kind)))
             if config and name == chosen:
-                _set_defaults(made, config, list(_option_sets(function).values()))
+                _set_defaults(command, config, list(_option_sets(function).values()))
         return top
 
     def __call__(self, arguments: Sequence[str] | None = None) -> None:
@@ -119,34 +123,67 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[
     actions = {action.dest: action for action in parser._actions}
     types = {name: kind for options in kinds for name, kind in get_type_hints(options).items()}
     aliases = {alias: name for options in kinds for alias, name in options.aliases().items()}
+    given: dict[str, str] = {}
     for name, value in _read(config).items():
         key = name.replace("-", "_")
         key = choose(f"--config {config}", aliases.get(key, key), types)
+        if key in given:
+            raise OptionError(f"--config {config}: {given[key]} and {name} are one option")
+        given[key] = name
         actions[key].default = _typed(f"--config {config}: {name}", value, types[key])
         actions[key].required = False
 
 
+class _Loader(yaml.SafeLoader):
+    """Scalars as they are written, for their options to say the type: YAML takes ``1e-3`` for a text, ``no`` for False.
+
+    Raises:
+        yaml.YAMLError: a name that stands twice, too.
+    """
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a name stands twice", node.start_mark)
+        return mapping
+
+
+for _kind in ("bool", "int", "float", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_scalar)
+
+
 def _read(config: str) -> Mapping[str, Any]:
     try:
-        found = yaml.safe_load(Path(config).read_text(encoding="utf-8"))  # JSON is YAML
+        if config.endswith(".json"):  # JSON is YAML, but a large one takes minutes to read as such
+            content = read_json(config)
+        else:
+            content = yaml.load(Path(config).read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"--config {config}: {reason}") from error
-    if isinstance(found, dict) and isinstance(found.get("settings"), dict):  # results.json
-        found = {name: value for name, value in found["settings"].items() if name != "inputs"}
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+    if isinstance(content, dict) and isinstance(content.get("settings"), dict):  # results.json
+        content = {name: value for name, value in content["settings"].items() if name != "inputs"}
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise DataError(f"--config {config}: must hold names of options and their values")
-    return found
+    return content
+
+
+TYPES: dict[Any, Callable[[str], Any]] = {
+    str: str,
+    int: int,
+    float: float,
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
+}
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """``value`` as an option of type ``kind`` has it."""
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind in (str, int, float, bool):
-        if type(value) is kind:
-            return value
-    elif isinstance(value, list):
+    if type(value) is kind or (kind, type(value)) == (float, int):
+        return kind(value)
+    if kind in TYPES and isinstance(value, str):
+        with contextlib.suppress(ValueError, KeyError):
+            return TYPES[kind](value)
+    elif kind not in TYPES and isinstance(value, list):
         return tuple(_typed(name, item, kind.__args__[0]) for item in value)
-    wanted = kind.__name__ if kind in (str, int, float, bool) else f"a list of {kind.__args__[0].__name__}"
+    wanted = kind.__name__ if kind in TYPES else f"a list of {kind.__args__[0].__name__}"
     raise OptionError(f"{name}: must be {wanted}, got {value!r}")

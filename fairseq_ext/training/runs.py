@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -121,7 +122,15 @@ class Experiment:
         Args:
             runs: by name; called by all processes.
             accelerator: the processes, of which the first records. Default: a single process.
+
+        Raises:
+            OptionError: ``--out`` holds runs of another kind of name, whose figures would be mixed with these.
         """
+        if other := [name for name in self.runs if _kind(name) not in map(_kind, runs)]:
+            raise OptionError(
+                f"--out: {self.file} holds the run {other[0]}, those of now are called {', '.join(runs)[:80]}: "
+                "choose another folder, or delete it"
+            )
         main = accelerator is None or accelerator.is_main_process
         if accelerator:
             accelerator.wait_for_everyone()  # all have read which runs are finished
@@ -155,6 +164,11 @@ class Experiment:
             f"{name} {summary[name]['mean']:.4f} ± {summary[name]['std']:.4f}" for name in names if name in summary
         ]
         return "\n".join([*lines, f"{len(self.runs)} runs: {self.file}"])
+
+
+def _kind(name: str) -> str:
+    """The name of a run without its numbers."""
+    return re.sub(r"\d+", "", name)
 
 
 def _is_number(value: Any) -> bool:

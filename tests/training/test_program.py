@@ -11,6 +11,8 @@ from fairseq_ext.training.errors import DataError, InputError, OptionError
 from fairseq_ext.training.flags import Runs
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.program import Program
+from fairseq_ext.training.runs import Experiment
+from fairseq_ext.training.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,42 @@ def test_a_file_gives_options_and_the_command_line_wins(tmp_path):
     assert options == Options(data="d", lr=0.5, sizes=(7, 8), bias=False) and runs.seed == 3
 
 
-def test_results_can_be_fed_back(tmp_path):
-    settings = Options(data="d", lr=0.3).as_dict() | {"inputs": {"train": "12ab"}}
-    file = config(tmp_path, {"settings": settings, "runs": {}, "summary": {}})
-    assert called("train-all", *file)[0] == Options(data="d", lr=0.3)
+@pytest.mark.parametrize(
+    ("written", "option"),
+    [
+        ("lr: 1e-5", {"lr": 1e-5}),
+        ("lr: 1", {"lr": 1.0}),
+        ("data: no", {"data": "no"}),
+        ("data: 0.20", {"data": "0.20"}),
+        ("data: 2026-01-01", {"data": "2026-01-01"}),
+        ("bias: False", {"bias": False}),
+    ],
+)
+def test_the_type_of_a_value_is_that_of_its_option(tmp_path, written, option):
+    base = "" if "data" in option else "data: d\n"
+    assert called("train-all", *config(tmp_path, base + written))[0] == Options(**{"data": "d", **option})
+
+
+@pytest.mark.parametrize("lr", [0.3, 1e-5, 1e16, 1.0])
+@pytest.mark.parametrize("name", ["results.json", "copy.yaml"])
+def test_results_can_be_fed_back(tmp_path, lr, name):
+    options = Options(data="d", lr=lr, bias=False)
+    experiment = Experiment(tmp_path, Settings.of(options, inputs={"train": "12ab"}))
+    experiment.add("seed1", {"accuracy": 0.5})
+    experiment.file.rename(tmp_path / name)
+    assert called("train-all", "--config", str(tmp_path / name))[0] == options
+
+
+def test_a_damaged_results_file_is_named(tmp_path):
+    (tmp_path / "results.json").write_text('{"settings": {')
+    with pytest.raises(DataError, match=r"results\.json: not a JSON file"):
+        program(["train-all", "--config", str(tmp_path / "results.json")])
+
+
+def test_a_name_is_not_abbreviated(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        program(["train-all", "--data", "d", "--conf", config(tmp_path, "lr: 2")[1]])
+    assert "unrecognized arguments: --conf" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -88,11 +122,14 @@ def test_results_can_be_fed_back(tmp_path):
     [
         ("lrr: 1", r"'lrr' is not one of .*did you mean 'lr'"),
         ("lr: high", r"config\.yaml: lr: must be float, got 'high'"),
-        ("lr: true", r"lr: must be float, got True"),
-        ("seed: 1.5", r"seed: must be int, got 1\.5"),
-        ("sizes: 3", r"sizes: must be a list of int, got 3"),
+        ("lr: true", r"lr: must be float, got 'true'"),
+        ("seed: 1.5", r"seed: must be int, got '1\.5'"),
+        ("data: null", r"data: must be str, got None"),
+        ("data: [d]", r"data: must be str, got \['d'\]"),
+        ("data: d\nlr: 1\nlr: 2", r"--config .*config\.yaml: a name stands twice"),
+        ("sizes: 3", r"sizes: must be a list of int, got '3'"),
         ("sizes: [a]", r"sizes: must be int, got 'a'"),
-        ("bias: 1", r"bias: must be bool, got 1"),
+        ("bias: 1", r"bias: must be bool, got '1'"),
         ("- a\n- b", r"must hold names of options"),
         ("a: [", r"--config .*config\.yaml: "),
         ("[" * 5000, r"--config .*config\.yaml: "),
@@ -163,6 +200,30 @@ class Renamed(OptionSet):
     """Options with other names."""
 
     lr: float = option(0.1, "step size", aliases=("learning_rate",))
+
+
+def test_two_names_of_one_option_in_a_file_are_refused(tmp_path):
+    renamed = Program("some.trainer", "Trains something.")
+
+    @renamed.command
+    def train(options: Renamed) -> None:
+        calls.append((options, Runs()))
+
+    with pytest.raises(OptionError, match="learning-rate and lr are one option"):
+        renamed(["train", *config(tmp_path, "learning-rate: 1\nlr: 2")])
+
+
+def test_a_per_cent_sign_in_the_help_of_a_command(capsys):
+    some = Program("some.trainer", "Trains something.")
+
+    @some.command
+    def train():
+        """Train on 70% (of all)."""
+
+    for words in (["--help"], ["train", "--help"]):
+        with pytest.raises(SystemExit):
+            some(words)
+        assert "Train on 70% (of all)." in capsys.readouterr().out
 
 
 def test_an_alias_is_the_option_on_the_command_line_and_in_a_file(tmp_path):

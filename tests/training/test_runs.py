@@ -110,6 +110,15 @@ def test_an_experiment_goes_on_where_it_was(tmp_path):
     assert Experiment(tmp_path, SETTINGS).summary()["accuracy"] == {"mean": 0.75, "std": 0.25, "runs": 2}
 
 
+def test_runs_of_another_scheme_are_not_mixed_in(tmp_path):
+    Experiment(tmp_path, SETTINGS).add("0/1", {"accuracy": 0.5})
+    before = (tmp_path / "results.json").read_bytes()
+    name = run_name(repeat=0, fold=1)
+    with pytest.raises(OptionError, match=r"results\.json holds the run 0/1, those of now are called repeat0-fold1"):
+        Experiment(tmp_path, SETTINGS).complete({name: lambda: pytest.fail("trained")})
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
 def test_complete_trains_what_is_left(tmp_path):
     called = []
 
