@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.timing import Function, Row, memory_row, time_row
-from graph.renode.pagerank import push_pagerank
 from graph.renode.pprgo import PPRGo, RowBatches, to_torch
+from graph.renode.push import push_pagerank
 
 
 def random_graph(nodes: int, degree: int, generator: np.random.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """ReNode: training weights for labelled nodes by how strongly other classes contest their neighbourhood."""
 
-from graph.renode.pagerank import PageRank, personalized_pagerank, push_pagerank
+from graph.renode.pagerank import PageRank, personalized_pagerank
+from graph.renode.push import push_pagerank
 from graph.renode.totoro import (
     class_influence,
     dataset_totoro,

@@ -23,10 +23,10 @@ from graph.metrics import classification_metrics
 from graph.renode.data import has_root, load_graph
 from graph.renode.losses import LossOptions
 from graph.renode.options import SWITCH
-from graph.renode.pagerank import NORMALIZATIONS, push_pagerank
 from graph.renode.pprgo import PPRGo, RowBatches, predict_logits
 from graph.renode.pprgo_data import IMBALANCES, InductiveSplit, LargeGraph, inductive_split, read_large_graph
 from graph.renode.pprgo_train import REDUCTIONS, SCORES, labelled_weights, train
+from graph.renode.push import NORMALIZATIONS, push_pagerank
 from graph.renode.totoro import TIES
 from graph.renode.train import f1
 

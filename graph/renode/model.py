@@ -1,77 +1,106 @@
-"""Backbones for node classification by name: torch_geometric's layers, stacked as in ReNode's released code."""
+"""Backbones for node classification by name: torch_geometric's models, with the layers of ReNode's released code."""
 
 from __future__ import annotations
 
 import inspect
-import itertools
-from collections.abc import Callable
+from typing import Any
 
 import torch_geometric.nn.models
 from torch import Tensor, nn
-from torch_geometric.nn import APPNP, MLP, ChebConv, GATConv, GCNConv, MessagePassing, SAGEConv
+from torch_geometric.nn import MLP, GATConv, Linear, MessagePassing
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
+from fairseq_ext.remembered import Remembered
 from fairseq_ext.training.errors import OptionError, choose
 from graph.renode.pagerank import check_alpha
-from graph.renode.propagation import ExactPageRank, Simplified, fixed_norm, fixed_propagation
+from graph.renode.propagation import ExactPageRank, FixedAPPNP, FixedChebConv, FixedGCNConv, FixedSAGEConv
 
-__all__ = ["MODELS", "ConvStack", "Propagated", "build_model", "options_of"]
+__all__ = ["APPNP", "GAT", "GCN", "MODELS", "PPNP", "SGC", "Cheb", "GraphSAGE", "build_model", "options_of"]
 
 PACKAGE = "torch_geometric.nn.models."
 
 
-class ConvStack(nn.Module):
-    """Convolutions with ReLU and dropout between them; none on the input, on attention, or on the logits.
+class GCN(torch_geometric.nn.models.GCN):
+    """``GCN`` for a graph that stays the same."""
 
-    Args:
-        conv: makes a layer from ``(in_channels, out_channels)``; given ``last=True`` the one that ends in logits.
-        in_channels, hidden_channels, out_channels: sizes.
-        num_layers: convolutions.
-        dropout: on each hidden activation.
+    def init_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> MessagePassing:
+        return FixedGCNConv(in_channels, out_channels)
 
-    Shape:
-        - x: (n, in_channels)
-        - edge_index: (2, E)
-        - output: (n, out_channels)
+
+class GraphSAGE(torch_geometric.nn.models.GraphSAGE):
+    """``GraphSAGE``, with the mean, for a graph that stays the same."""
+
+    def init_conv(self, in_channels: Any, out_channels: int, **kwargs: Any) -> MessagePassing:
+        return FixedSAGEConv(in_channels, out_channels)
+
+
+class Cheb(BasicGNN):
+    """Chebyshev convolutions, K = 2 (arXiv:1606.09375), for a graph that stays the same."""
+
+    supports_edge_weight, supports_edge_attr = True, False
+
+    def init_conv(self, in_channels: Any, out_channels: int, **kwargs: Any) -> MessagePassing:
+        return FixedChebConv(in_channels, out_channels, K=2)
+
+
+class GAT(BasicGNN):
+    """Graph attention with 4 heads, the last layer with 1, and no dropout on attention, as released.
+
+    torch_geometric's model of this name gives the last layer as many heads as the others, and drops attention.
     """
 
-    def __init__(
-        self,
-        conv: Callable[..., MessagePassing],
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        num_layers: int = 2,
-        dropout: float = 0.5,
-    ) -> None:
+    supports_edge_weight, supports_edge_attr = False, False
+    heads = 4
+
+    def init_conv(self, in_channels: Any, out_channels: int, **kwargs: Any) -> MessagePassing:
+        if len(self.convs) == self.num_layers - 1:
+            return GATConv(in_channels, out_channels)
+        if out_channels % self.heads:
+            raise OptionError(f"--hidden-size must be a multiple of gat's {self.heads} heads, got {out_channels}")
+        return GATConv(in_channels, out_channels // self.heads, heads=self.heads)
+
+
+class SGC(nn.Module):
+    """A linear map of the features propagated ``num_layers`` times; equal features are propagated once.
+
+    Felix Wu, Tianyi Zhang, Amauri Holanda de Souza Jr., Christopher Fifty, Tao Yu, Kilian Q. Weinberger, "Simplifying
+    Graph Convolutional Networks", arXiv:1902.07153. ``SGConv(cached=True)`` would keep those of its first graph.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, num_layers: int) -> None:
         super().__init__()
-        sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
-        self.convs = nn.ModuleList(
-            conv(before, after, last=depth == num_layers)
-            for depth, (before, after) in enumerate(itertools.pairwise(sizes), start=1)
-        )
-        self.dropout = nn.Dropout(dropout)
+        # Without restart, PageRank's steps are powers of the normalised adjacency matrix.
+        self.propagated = Remembered(FixedAPPNP(num_layers, alpha=0.0))
+        self.lin = Linear(in_channels, out_channels)
 
     def reset_parameters(self) -> None:
-        for conv in self.convs:
-            conv.reset_parameters()  # type: ignore[operator]
+        self.lin.reset_parameters()
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        for conv in self.convs[:-1]:
-            x = self.dropout(conv(x, edge_index).relu())
-        return self.convs[-1](x, edge_index)
+        return self.lin(self.propagated(x, edge_index))
 
 
-class Propagated(nn.Module):
-    """A perceptron whose outputs are propagated, as PPNP and APPNP do.
+class PPNP(nn.Module):
+    """A perceptron whose outputs are propagated by exact PageRank, through a dense matrix.
 
     Johannes Klicpera, Aleksandar Bojchevski, Stephan Günnemann, "Predict then Propagate: Graph Neural Networks meet
     Personalized PageRank", arXiv:1810.05997.
     """
 
-    def __init__(self, mlp: MLP, propagation: nn.Module) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_layers: int,
+        out_channels: int,
+        dropout: float = 0.5,
+        alpha: float = 0.15,
+    ) -> None:
         super().__init__()
-        self.mlp, self.propagation = mlp, propagation
+        check_alpha(alpha)
+        sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
+        self.mlp = MLP(sizes, dropout=dropout, norm=None)
+        self.propagation: nn.Module = ExactPageRank(alpha)
 
     def reset_parameters(self) -> None:
         self.mlp.reset_parameters()
@@ -80,25 +109,33 @@ class Propagated(nn.Module):
         return self.propagation(self.mlp(x), edge_index)
 
 
-def _gcn(before: int, after: int, last: bool = False) -> MessagePassing:
-    return fixed_propagation(fixed_norm(GCNConv(before, after, normalize=False)))
+class APPNP(PPNP):
+    """:class:`PPNP` with ``hops`` steps towards PageRank instead of its limit."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_layers: int,
+        out_channels: int,
+        dropout: float = 0.5,
+        alpha: float = 0.15,
+        hops: int = 10,
+    ) -> None:
+        super().__init__(in_channels, hidden_channels, num_layers, out_channels, dropout, alpha)
+        self.propagation = FixedAPPNP(hops, alpha)
 
 
-def _sage(before: int, after: int, last: bool = False) -> MessagePassing:
-    return fixed_propagation(SAGEConv(before, after))
-
-
-def _cheb(before: int, after: int, last: bool = False) -> MessagePassing:
-    return fixed_propagation(ChebConv(before, after, K=2))
-
-
-def _gat(before: int, after: int, last: bool = False) -> MessagePassing:
-    return GATConv(before, after) if last else GATConv(before, after // 4, heads=4)
-
-
-STACKS = {"gcn": _gcn, "gat": _gat, "sage": _sage, "cheb": _cheb}
-MODELS = (*STACKS, "sgc", "appnp", "ppnp")
-SIZES = {"num_layers", "hidden_channels", "dropout"}
+MODELS: dict[str, type[nn.Module]] = {
+    "gcn": GCN,
+    "gat": GAT,
+    "sage": GraphSAGE,
+    "cheb": Cheb,
+    "sgc": SGC,
+    "appnp": APPNP,
+    "ppnp": PPNP,
+}
+OPTIONS = {"num_layers", "hidden_channels", "dropout", "alpha", "hops"}
 
 
 def build_model(
@@ -119,7 +156,8 @@ def build_model(
         name: one of ``MODELS``, or the dotted name of a class of ``torch_geometric.nn.models``.
 
             - ``gcn`` (arXiv:1609.02907), ``sage`` (arXiv:1706.02216; mean), ``cheb`` (arXiv:1606.09375; K = 2), and
-              ``gat`` (arXiv:1710.10903; 4 heads, the last layer 1): :class:`ConvStack`.
+              ``gat`` (arXiv:1710.10903; 4 heads, the last layer 1): convolutions with ReLU and dropout between them;
+              none on the input, on attention, or on the logits.
             - ``sgc`` (arXiv:1902.07153): a linear map of the features propagated ``num_layers`` times.
             - ``appnp``, ``ppnp`` (arXiv:1810.05997): a perceptron of ``num_layers`` and ``hops`` steps of PageRank, or
               its exact limit through a dense matrix.
@@ -135,62 +173,50 @@ def build_model(
     """
     if min(num_layers, hidden_channels, hops) < 1 or not 0 <= dropout < 1:
         raise OptionError(
-            "--layers, --hidden and --hops must be at least 1 and --dropout in [0, 1), "
+            "--num-layers, --hidden-size and --hops must be at least 1 and --dropout in [0, 1), "
             f"got {num_layers}, {hidden_channels}, {hops} and {dropout}"
         )
-    if name.startswith(PACKAGE):
-        return _build_dotted(name, in_channels, out_channels, hidden_channels, num_layers, dropout)
-    choose("--model", name, MODELS)
-    if name == "gat" and hidden_channels % 4:
-        raise OptionError(f"--hidden must be a multiple of gat's 4 heads, got {hidden_channels}")
-    if name in STACKS:
-        return ConvStack(STACKS[name], in_channels, hidden_channels, out_channels, num_layers, dropout)
-    if name == "sgc":
-        return Simplified(in_channels, out_channels, hops=num_layers)
-    check_alpha(alpha)
-    sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
-    mlp = MLP(sizes, dropout=dropout, norm=None)
-    if name == "ppnp":
-        return Propagated(mlp, ExactPageRank(alpha))
-    return Propagated(mlp, fixed_propagation(fixed_norm(APPNP(hops, alpha, normalize=False))))
-
-
-def options_of(name: str, num_layers: int = 2) -> set[str]:
-    """Those of the options of :func:`build_model` that change anything in the model ``name``."""
-    if name.startswith(PACKAGE):
-        factory = _dotted(name)
-        known = SIZES & set(inspect.signature(factory).parameters)
-        # The only layer has no hidden activations; GAT drops attention, too.
-        inner = {"hidden_channels"} if factory is torch_geometric.nn.models.GAT else {"hidden_channels", "dropout"}
-        return known - inner if num_layers == 1 and issubclass(factory, BasicGNN) else known
-    choose("--model", name, MODELS)
-    inner = {"hidden_channels", "dropout"} if num_layers > 1 and name != "sgc" else set()
-    return {"num_layers"} | inner | {"appnp": {"alpha", "hops"}, "ppnp": {"alpha"}}.get(name, set())
-
-
-def _dotted(name: str) -> type[nn.Module]:
-    # A table look-up, never an import: only what torch_geometric.nn.models exports can be named.
-    bare = choose(f"--model {name}", name.removeprefix(PACKAGE), torch_geometric.nn.models.classes)
-    return getattr(torch_geometric.nn.models, bare)
-
-
-def _build_dotted(
-    name: str, in_channels: int, out_channels: int, hidden_channels: int, num_layers: int, dropout: float
-) -> nn.Module:
-    factory = _dotted(name)
-    options = {
+    options: dict[str, Any] = {
         "in_channels": in_channels,
         "hidden_channels": hidden_channels,
         "num_layers": num_layers,
         "out_channels": out_channels,
         "dropout": dropout,
+        "alpha": alpha,
+        "hops": hops,
     }
-    known = inspect.signature(factory).parameters
+    factory = _factory(name)
+    parameters = inspect.signature(factory).parameters
+    options = {key: value for key, value in options.items() if key in parameters}
+    return factory(**options) if name in MODELS else _checked(name, factory, options)
+
+
+def options_of(name: str, num_layers: int = 2) -> set[str]:
+    """Those of the options of :func:`build_model` that change anything in the model ``name``."""
+    factory = _factory(name)
+    used = OPTIONS & set(inspect.signature(factory).parameters)
+    if num_layers > 1 or not issubclass(factory, (BasicGNN, PPNP)):
+        return used
+    # The only layer has no hidden activations; torch_geometric's GAT drops attention, too.
+    attention = factory is torch_geometric.nn.models.GAT
+    return used - ({"hidden_channels"} if attention else {"hidden_channels", "dropout"})
+
+
+def _factory(name: str) -> type[nn.Module]:
+    if not name.startswith(PACKAGE):
+        return MODELS[choose("--model", name, MODELS)]
+    # A table look-up, never an import: only what torch_geometric.nn.models exports can be named.
+    bare = choose(f"--model {name}", name.removeprefix(PACKAGE), torch_geometric.nn.models.classes)
+    return getattr(torch_geometric.nn.models, bare)
+
+
+def _checked(name: str, factory: type[nn.Module], options: dict[str, Any]) -> nn.Module:
+    """A model of torch_geometric, where it takes what a backbone is given and makes logits."""
     try:
-        model = factory(**{key: value for key, value in options.items() if key in known})
+        model = factory(**options)
         call = inspect.signature(model.forward)
         call.bind("x", "edge_index")
-        if list(call.parameters)[:2] != ["x", "edge_index"] or not {"in_channels", "out_channels"} <= set(known):
+        if list(call.parameters)[:2] != ["x", "edge_index"] or not {"in_channels", "out_channels"} <= options.keys():
             raise TypeError("other arguments")
     except (TypeError, AttributeError, AssertionError, ValueError) as error:
         reason = str(error) or type(error).__name__

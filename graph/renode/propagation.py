@@ -1,102 +1,92 @@
-"""Propagation over a graph that stays the same from step to step, as one sparse product."""
+"""Layers of torch_geometric for a graph that stays the same from step to step: propagation as one sparse product.
+
+Each is its parent, with the same parameters and results, but for its ``propagate``: the sparse matrix of a graph is
+made anew only for another graph, and input without gradient is propagated only once. In full-batch training the raw
+features are the same at every step, and for most graphs they are the widest thing that is ever propagated. What is kept
+is compared by content (:class:`~fairseq_ext.remembered.Remembered`): unlike with ``cached=True``, layers stay functions
+of their arguments.
+"""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import APPNP, Linear, MessagePassing
+from torch_geometric.nn import APPNP, ChebConv, GCNConv, SAGEConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import degree, to_torch_csr_tensor
 
 from fairseq_ext.remembered import Remembered
-from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.errors import DataError, OptionError
 from graph.renode.inputs import as_edges
 from graph.renode.pagerank import PageRank
 
-__all__ = ["ExactPageRank", "Simplified", "fixed_norm", "fixed_propagation"]
+__all__ = ["ExactPageRank", "FixedAPPNP", "FixedChebConv", "FixedGCNConv", "FixedSAGEConv", "Propagation"]
 
 # PPNP's dense matrix: 0.9 GB for this many nodes, and twice that while it is computed.
 PPNP_NODES = 15_000
 
+Weighting = Callable[[Tensor, Tensor | None, int, torch.dtype], tuple[Tensor, Tensor]]
 
-def fixed_propagation(conv: MessagePassing) -> MessagePassing:
-    """Let a linear ``conv`` propagate by one sparse product, whose matrix is made anew only for another graph.
 
-    An input without gradient is propagated once, too: in full-batch training the raw features are the same at every
-    step, and for most graphs they are the widest thing that is ever propagated. What is kept is compared by content
-    (:class:`~fairseq_ext.remembered.Remembered`), so that ``conv`` stays a function of its arguments.
+def edge_weights(
+    edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The edges with their weights, ones where there are none: a sum over neighbours."""
+    edge_index = as_edges(edge_index)
+    ones = torch.ones(edge_index.size(1), dtype=dtype, device=edge_index.device)
+    return edge_index, ones if weight is None else weight
+
+
+def mean_weights(
+    edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The edges weighted so that a sum over neighbours is their mean."""
+    edge_index, weight = edge_weights(edge_index, weight, num_nodes, dtype)
+    target = edge_index[1]
+    return edge_index, weight / degree(target, num_nodes, dtype)[target]
+
+
+def gcn_weights(edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    r"""The edges of :math:`\hat D^{-1/2}(A + I)\,\hat D^{-1/2}`."""
+    return gcn_norm(edge_index, weight, num_nodes, dtype=dtype)
+
+
+class Propagation:
+    """``A x`` for the sparse matrix A of a graph, ``A[target, source] = weight``.
+
+    Args:
+        weighting: the edges and weights of A, given ``edge_index``, weights or None, the number of nodes and a type.
+
+    Raises:
+        DataError: weights that need a gradient: A is constant.
     """
-    conv.propagate = _Propagation(conv.aggr)
-    return conv
+
+    def __init__(self, weighting: Weighting) -> None:
+        self.product = Remembered(functools.partial(_product, weighting))
+
+    def __call__(self, x: Tensor, edge_index: Tensor, weight: Tensor | None = None) -> Tensor:
+        if weight is not None and weight.requires_grad:
+            raise DataError("edge_weight: gets no gradient here; use torch_geometric's own layer to learn it")
+        return self.product(edge_index, weight, len(x), x.dtype)(x)
 
 
-def fixed_norm(conv: MessagePassing) -> MessagePassing:
-    """Give a ``conv`` made with ``normalize=False`` GCN's normalised graph, made anew only for another graph.
-
-    That is ``cached=True`` of torch_geometric's layers, but for a graph that is not the first one.
-    """
-    conv.register_forward_pre_hook(_Norm())
-    return conv
-
-
-class _Norm:
-    """The forward pre-hook of :func:`fixed_norm`."""
-
-    def __init__(self) -> None:
-        self.norm = Remembered(gcn_norm)
-
-    def __call__(self, conv: MessagePassing, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        x, edge_index, *weight = inputs
-        edge_weight = weight[0] if weight else None
-        return x, *self.norm(edge_index, edge_weight, len(x), False, True, conv.flow, x.dtype)
-
-
-class _Propagation:
-    """``propagate`` of a linear layer that sums its messages or takes their mean."""
-
-    def __init__(self, aggr: str) -> None:
-        self.aggr = aggr
-        self.product = Remembered(_Product)
-
-    def __call__(
-        self,
-        edge_index: Tensor,
-        x: Tensor | tuple[Tensor, ...],
-        size: object = None,
-        *,
-        edge_weight: Tensor | None = None,
-        norm: Tensor | None = None,
-    ) -> Tensor:
-        x = x[0] if isinstance(x, tuple) else x
-        weight = norm if edge_weight is None else edge_weight
-        return self.product(edge_index, weight, len(x), x.dtype, self.aggr)(x)
-
-
-class _Product:
-    """``A x`` for the sparse matrix A of a graph, ``A[target, source] = weight``."""
-
-    def __init__(
-        self, edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype: torch.dtype, aggr: str
-    ) -> None:
-        source, target = as_edges(edge_index)
-        value = torch.ones(len(source), dtype=dtype, device=source.device) if weight is None else weight
-        if aggr == "mean":
-            value = value / degree(target, num_nodes, dtype)[target]
-        with warnings.catch_warnings():
-            # torch warns that sparse CSR is in beta, and that it leaves the indices unchecked.
-            warnings.filterwarnings("ignore", "Sparse")
-            matrices = [
-                to_torch_csr_tensor(torch.stack(pair), value, size=(num_nodes, num_nodes))
-                for pair in ((target, source), (source, target))
-            ]
-        self.product = Remembered(functools.partial(_FixedProduct.apply, *matrices))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.product(x)
+def _product(
+    weighting: Weighting, edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype: torch.dtype
+) -> Remembered:
+    """The product with the matrix of one graph, which remembers its last result."""
+    (source, target), value = weighting(edge_index, weight, num_nodes, dtype)
+    with warnings.catch_warnings():
+        # torch warns that sparse CSR is in beta, and that it leaves the indices unchecked.
+        warnings.filterwarnings("ignore", "Sparse")
+        matrices = [
+            to_torch_csr_tensor(torch.stack(pair), value, size=(num_nodes, num_nodes))
+            for pair in ((target, source), (source, target))
+        ]
+    return Remembered(functools.partial(_FixedProduct.apply, *matrices))
 
 
 class _FixedProduct(torch.autograd.Function):
@@ -112,24 +102,51 @@ class _FixedProduct(torch.autograd.Function):
         return None, None, ctx.transpose @ grad
 
 
-class Simplified(nn.Module):
-    """A linear map of the features propagated ``hops`` times, as SGC; equal features are propagated once.
+# torch_geometric compiles a `propagate` for each class whose own body has none: each of these has one.
 
-    Felix Wu, Tianyi Zhang, Amauri Holanda de Souza Jr., Christopher Fifty, Tao Yu, Kilian Q. Weinberger, "Simplifying
-    Graph Convolutional Networks", arXiv:1902.07153.
-    """
 
-    def __init__(self, in_channels: int, out_channels: int, hops: int) -> None:
-        super().__init__()
-        # Without restart, PageRank's steps are powers of the normalised adjacency matrix.
-        self.propagated = Remembered(fixed_propagation(fixed_norm(APPNP(hops, alpha=0.0, normalize=False))))
-        self.lin = Linear(in_channels, out_channels)
+class FixedGCNConv(GCNConv):
+    """``GCNConv``."""
 
-    def reset_parameters(self) -> None:
-        self.lin.reset_parameters()
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, normalize=False)
+        self.propagation = Propagation(gcn_weights)
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return self.lin(self.propagated(x, edge_index))
+    def propagate(self, edge_index: Tensor, size: None = None, *, x: Tensor, edge_weight: Tensor | None) -> Tensor:
+        return self.propagation(x, edge_index, edge_weight)
+
+
+class FixedSAGEConv(SAGEConv):
+    """``SAGEConv`` with the mean."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.propagation = Propagation(mean_weights)
+
+    def propagate(self, edge_index: Tensor, size: None = None, *, x: tuple[Tensor, Tensor]) -> Tensor:
+        return self.propagation(x[0], edge_index)
+
+
+class FixedChebConv(ChebConv):
+    """``ChebConv``."""
+
+    def __init__(self, in_channels: int, out_channels: int, K: int) -> None:
+        super().__init__(in_channels, out_channels, K)
+        self.propagation = Propagation(edge_weights)
+
+    def propagate(self, edge_index: Tensor, size: None = None, *, x: Tensor, norm: Tensor) -> Tensor:
+        return self.propagation(x, edge_index, norm)
+
+
+class FixedAPPNP(APPNP):
+    """``APPNP``."""
+
+    def __init__(self, K: int, alpha: float) -> None:
+        super().__init__(K, alpha, normalize=False)
+        self.propagation = Propagation(gcn_weights)
+
+    def propagate(self, edge_index: Tensor, size: None = None, *, x: Tensor, edge_weight: Tensor | None) -> Tensor:
+        return self.propagation(x, edge_index, edge_weight)
 
 
 class ExactPageRank(nn.Module):

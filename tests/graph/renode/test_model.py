@@ -10,13 +10,14 @@ import re
 import numpy as np
 import pytest
 import torch
+import torch_geometric.nn.models
 from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.nn import APPNP, ChebConv, GCNConv, SAGEConv, SGConv
 
-from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.errors import DataError, OptionError
 from graph.renode.model import MODELS, PACKAGE, build_model
-from graph.renode.propagation import fixed_norm, fixed_propagation
+from graph.renode.propagation import FixedAPPNP, FixedChebConv, FixedGCNConv, FixedSAGEConv
 from tests.helpers import load_golden
 
 CLASSES, HIDDEN = 4, 16
@@ -66,12 +67,12 @@ def test_released_backbones(model, graph, layers):
         torch.testing.assert_close(parameter.grad, torch.tensor(golden[f"gw.{names[name]}"]), **close)
 
 
+# torch_geometric's layer, and ours.
 LAYERS = {
-    "gcn": lambda: GCNConv(6, 3),
-    "sage": lambda: SAGEConv(6, 3),
-    "cheb": lambda: ChebConv(6, 3, K=2),
-    "sgc": lambda: SGConv(6, 3, K=2),
-    "appnp": lambda: APPNP(4, 0.15),
+    "gcn": (lambda: GCNConv(6, 3), lambda: FixedGCNConv(6, 3)),
+    "sage": (lambda: SAGEConv(6, 3), lambda: FixedSAGEConv(6, 3)),
+    "cheb": (lambda: ChebConv(6, 3, K=2), lambda: FixedChebConv(6, 3, K=2)),
+    "appnp": (lambda: APPNP(4, 0.15), lambda: FixedAPPNP(4, 0.15)),
 }
 
 
@@ -81,8 +82,7 @@ def test_fixed_propagation_is_the_layers_own(name, seed, needs_grad):
     """Directed graphs with duplicates, self-loops and isolated nodes; forward, gradients, and a second, other input."""
     torch.manual_seed(seed)
     edge_index = torch.randint(0, 9, (2, 20))
-    own = LAYERS[name]().double()
-    fixed = fixed_propagation(LAYERS[name]()).double()
+    own, fixed = (layer().double() for layer in LAYERS[name])
     fixed.load_state_dict(own.state_dict())
     for _ in range(2):
         x = torch.randn(10, 6, dtype=torch.float64, requires_grad=needs_grad)
@@ -98,12 +98,36 @@ def test_fixed_propagation_is_the_layers_own(name, seed, needs_grad):
 
 
 def test_constant_features_are_propagated_once():
-    conv = fixed_propagation(SAGEConv(6, 3))
+    conv = FixedSAGEConv(6, 3)
     x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 20))
-    first = conv.propagate(edge_index, x=x)
-    assert conv.propagate(edge_index, x=(x, x)) is first
-    assert conv.propagate(edge_index.clone(), x=x.clone()) is first
-    assert not torch.equal(conv.propagate(edge_index, x=x + 1), first)
+    first = conv.propagate(edge_index, x=(x, x))
+    assert conv.propagate(edge_index.clone(), x=(x.clone(), x)) is first
+    assert not torch.equal(conv.propagate(edge_index, x=(x + 1, x)), first)
+
+
+@pytest.mark.parametrize("name", ["gcn", "sage"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_stacks_are_torch_geometrics(name, layers):
+    """Their parameters, names and initial values too."""
+    own = {"gcn": torch_geometric.nn.models.GCN, "sage": torch_geometric.nn.models.GraphSAGE}[name]
+    torch.manual_seed(0)
+    theirs = own(6, 8, layers, 3, dropout=0.5)
+    torch.manual_seed(0)
+    ours = build_model(name, 6, 3, 8, layers)
+    assert isinstance(ours, own) and ours.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items())
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24))
+    for model in (ours, theirs):
+        torch.manual_seed(1)  # the same dropout
+        model.logits = model.train()(x, edge_index)
+    torch.testing.assert_close(ours.logits, theirs.logits)
+
+
+def test_sgc_is_torch_geometrics():
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24))
+    ours, theirs = build_model("sgc", 6, 3, num_layers=3), SGConv(6, 3, K=3)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(x, edge_index), theirs(x, edge_index))
 
 
 def negate_through_data(x, edge_index):
@@ -178,19 +202,16 @@ def test_models_can_be_copied_and_pickled(name):
 
 @pytest.mark.parametrize("name", ["gcn", "cheb", "appnp"])
 def test_other_edge_weights_of_a_layer(name):
-    layers = {
-        "gcn": lambda: fixed_norm(GCNConv(6, 3, normalize=False)),
-        "cheb": lambda: ChebConv(6, 3, K=2),
-        "appnp": lambda: fixed_norm(APPNP(4, 0.15, normalize=False)),
-    }
     torch.manual_seed(0)
     x, edge_index, weight = torch.randn(10, 6), torch.randint(0, 10, (2, 24)), torch.rand(24)
-    fixed, own = fixed_propagation(layers[name]()), LAYERS[name]()
+    own, fixed = (layer() for layer in LAYERS[name])
     own.load_state_dict(fixed.state_dict())
     for _ in range(3):
         torch.testing.assert_close(fixed(x, edge_index, weight), own(x, edge_index, weight))
         weight.mul_(torch.rand(24))
     torch.testing.assert_close(fixed(x, edge_index), own(x, edge_index))
+    with pytest.raises(DataError, match="edge_weight: gets no gradient here"):
+        fixed(x, edge_index, weight.requires_grad_())
 
 
 def test_appnp_approaches_ppnp():
@@ -230,8 +251,8 @@ def test_every_backbone_trains(name):
         ("torch_geometric.nn.models.PNA", {}, "does not make logits from x, edge_index"),
         ("torch_geometric.nn.models.__class__", {}, "--model"),
         ("os.system", {}, "--model: 'os.system' is not one of"),
-        ("gat", dict(hidden_channels=30), "--hidden must be a multiple of gat's 4 heads, got 30"),
-        ("gcn", dict(num_layers=0), "--layers, --hidden and --hops must be at least 1"),
+        ("gat", dict(hidden_channels=30), "--hidden-size must be a multiple of gat's 4 heads, got 30"),
+        ("gcn", dict(num_layers=0), "--num-layers, --hidden-size and --hops must be at least 1"),
         ("gcn", dict(dropout=1.0), "--dropout in"),
         ("appnp", dict(alpha=1.5), "alpha: 1.5 is not between 0 and 1"),
     ],

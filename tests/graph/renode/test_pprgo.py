@@ -24,10 +24,10 @@ from torch_geometric.datasets import Planetoid
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from graph.renode import large
 from graph.renode.__main__ import main
-from graph.renode.pagerank import push_pagerank
 from graph.renode.pprgo import PPRGo, RowBatches, predict, to_torch
 from graph.renode.pprgo_data import InductiveSplit, LargeGraph, inductive_split, read_large_graph
 from graph.renode.pprgo_train import labelled_weights, train
+from graph.renode.push import push_pagerank
 from tests.helpers import load_golden, require_data
 
 # A forked process needs no second import of everything.
