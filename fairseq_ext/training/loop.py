@@ -52,7 +52,8 @@ class Training:
         unit: ``"step"`` or ``"epoch"``: the name of one. Default: ``"step"``.
         select: the metric of the validation that picks the best step, the first of equals.
         lower_is_better: whether that metric is a loss. Default: False.
-        validate_every: steps between validations; the last step is one always. Default: 1.
+        validate_every: steps between validations; the last step is one always. 0: none, and no step is the best.
+            Default: 1.
         validate_from: first step that may be one. Default: 1.
         patience: steps without a better validation that end the training; 0: none do. Default: 0.
         least: no such end before this step. Default: 0.
@@ -114,8 +115,10 @@ class Training:
     @property
     def validates(self) -> bool:
         """Whether this step ends with a validation."""
+        if not self.validate_every or not self.step:
+            return False
         due = self.step % self.validate_every == 0 and self.step >= self.validate_from
-        return self.step > 0 and (due or self.step == self.total)
+        return due or self.step == self.total
 
     @property
     def _saves(self) -> bool:
@@ -178,10 +181,13 @@ class Training:
     def record(self) -> dict[str, Any]:
         """What the training was: its best step with the validation there, steps, seconds and history."""
         progress = self.progress
-        at_best: dict[str, Any] = next((e for e in progress["history"] if e[self.unit] == progress["best_step"]), {})
+        at_best = [
+            {f"valid_{self.select}": entry[self.select], f"best_{self.unit}": entry[self.unit]}
+            for entry in progress["history"]
+            if entry[self.unit] == progress["best_step"]
+        ]
         return {
-            f"valid_{self.select}": at_best.get(self.select),
-            f"best_{self.unit}": progress["best_step"],
+            **(at_best[0] if at_best else {}),
             f"{self.unit}s": progress["step"],
             f"seconds_per_{self.unit}": progress["seconds"] / max(progress["step"], 1),
             "history": progress["history"],

@@ -35,6 +35,7 @@ def run(training, scores, losses=None):
         ({"validate_every": 10}, [7]),
         ({"validate_from": 5}, [5, 6, 7]),
         ({"validate_from": 4, "validate_every": 3}, [6, 7]),
+        ({"validate_every": 0, "patience": 1}, []),
     ],
 )
 def test_steps_that_validate(options, expected):
@@ -96,6 +97,14 @@ def test_epochs_are_in_the_history_though_not_validated():
     assert [entry["loss"] for entry in history] == [1.0, 2.0, 3.0, 4.0]
     assert ["score" in entry for entry in history] == [False, False, True, True]
     assert training.record()["best_epoch"] == 4
+
+
+def test_a_training_without_validation_has_no_best_step():
+    training = Training(3, select="score", unit="epoch", validate_every=0)
+    run(training, range(3))
+    record = training.record()
+    assert record.keys() == {"epochs", "seconds_per_epoch", "history"}
+    assert [entry["loss"] for entry in record["history"]] == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
