@@ -13,11 +13,11 @@ from transformers import BertConfig
 
 from benchmarks.timing import Row, forward_backward, rate_row, time_row
 from fairseq_ext.training.accelerator import adamw, make_accelerator
+from vision_language.iais.alignment import iais_loss
 from vision_language.iais.data import Collator, Image, RegionData, box_geometry
 from vision_language.iais.encoder import learn_tokenizer
 from vision_language.iais.evaluate import score_matrix
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.losses import iais_loss
 from vision_language.iais.maps import AttentionBlocks, attention_blocks
 from vision_language.iais.model import RegionRetriever
 

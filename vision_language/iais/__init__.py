@@ -4,10 +4,9 @@ Shuhuai Ren, Junyang Lin, Guangxiang Zhao, Rui Men, An Yang, Jingren Zhou, Xu Su
 Alignment for Calibrated Cross-modal Retrieval", ACL-IJCNLP 2021, arXiv:2105.13868.
 """
 
+from vision_language.iais.alignment import annealing, iais_loss, isd, isd_annotated, mirrored_maps
 from vision_language.iais.evaluate import recall_at_k
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.isd import isd, isd_annotated
-from vision_language.iais.losses import annealing, iais_loss, mirrored_maps
 from vision_language.iais.maps import AttentionBlocks, attention_blocks
 from vision_language.iais.model import RegionRetriever
 

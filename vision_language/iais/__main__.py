@@ -15,15 +15,15 @@ from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import writing_to
 from fairseq_ext.training.options import at_least, subcommands
 from vision_language.iais import convert as conversion
+from vision_language.iais.alignment import mirrored_maps
 from vision_language.iais.data import SPLITS, Collator
 from vision_language.iais.encoder import load
-from vision_language.iais.losses import mirrored_maps
+from vision_language.iais.evaluate import first_images, metrics
 from vision_language.iais.options import MIRRORS, Options
 from vision_language.iais.plot import distinct_names, draw_alignment, draw_history, draw_self_attention, read_history
 from vision_language.iais.search import caption_of, find_image, maps_of, read_split, region_names, search
 from vision_language.iais.synthetic import synthesize
 from vision_language.iais.train import run
-from vision_language.iais.validate import first_images, metrics
 
 SHOWN = ("ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10", "rsum", "isd")
 

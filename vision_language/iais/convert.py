@@ -15,8 +15,14 @@ from tqdm import tqdm
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import replacing, writing_to
 from vision_language.iais.data import SPLITS
-from vision_language.iais.region_sources import Regions, read_feature_tsv, read_instances, read_npz
-from vision_language.iais.sources import read_captions, read_karpathy
+from vision_language.iais.sources import (
+    Regions,
+    read_captions,
+    read_feature_tsv,
+    read_instances,
+    read_karpathy,
+    read_npz,
+)
 
 __all__ = ["add_options", "convert"]
 

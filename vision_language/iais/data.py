@@ -134,8 +134,8 @@ class RegionData(torch.utils.data.Dataset):
             if self.labels != list(config.region_labels):
                 raise DataError(f"{origin.parent / 'categories.txt'}: not the {len(config.region_labels)} of the model")
         elif self.feature_size != config.region_feature_size:
-            found = f"features have {self.feature_size} numbers" if self.feature_size else "regions have no features"
-            raise DataError(f"{origin}: {found}; the model reads {config.region_feature_size}")
+            own = f"features have {self.feature_size} numbers" if self.feature_size else "regions have no features"
+            raise DataError(f"{origin}: {own}; the model reads {config.region_feature_size}")
 
 
 class Collator:
@@ -212,10 +212,10 @@ def read_splits(folder: str | Path, **options: Any) -> dict[str, RegionData]:
 
 
 def _split_file(folder: Path, split: str) -> Path:
-    found = [path for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz") if path.is_file()]
-    if len(found) != 1:
-        raise DataError(f"{folder}: expected one of {split}.jsonl and {split}.jsonl.gz, found {len(found)}")
-    return found[0]
+    paths = [path for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz") if path.is_file()]
+    if len(paths) != 1:
+        raise DataError(f"{folder}: expected one of {split}.jsonl and {split}.jsonl.gz, found {len(paths)}")
+    return paths[0]
 
 
 def read_regions(

@@ -1,24 +1,27 @@
-"""Retrieval in both directions over every pair of a split, and ISD over its matched pairs."""
+"""Retrieval in both directions over every pair of a split, and ISD over its matched pairs; by all processes."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
 from fairseq_ext.training.errors import CheckpointError
+from vision_language.iais.alignment import isd, map_entropy
 from vision_language.iais.data import Collator, RegionData
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.isd import isd, map_entropy
 from vision_language.iais.model import RegionRetriever
 
-__all__ = ["pair_measures", "recall_at_k", "released_image_recall", "score_matrix"]
+__all__ = ["first_images", "metrics", "pair_measures", "recall_at_k", "released_image_recall", "score_matrix"]
 
 
 @contextmanager
@@ -135,8 +138,8 @@ def released_image_recall(
     is one more hit, which inflates the recall by up to k / texts, beyond 1 even. Text retrieval is not touched.
     """
     images, _ = _standings(scores, text_to_image, ks)
-    found = images.hits(max(ks))
-    return {f"ir_r{k}": (images.hits(k).sum() + found[:k].sum()).item() / len(found) for k in ks}
+    hits = images.hits(max(ks))
+    return {f"ir_r{k}": (images.hits(k).sum() + hits[:k].sum()).item() / len(hits) for k in ks}
 
 
 class _Standing(NamedTuple):
@@ -212,9 +215,9 @@ def pair_measures(
     Args: as of :func:`score_matrix`, and pairs in a forward pass.
 
     Returns:
-        ``isd`` and ``map_entropy`` of :mod:`vision_language.iais.isd`; and ``isd_mismatched``, the ISD of the caption
-        with the next image in place of its own, where there is more than one image. Where that is as small, a small
-        ``isd`` tells nothing about the pair.
+        :func:`~vision_language.iais.alignment.isd` and :func:`~vision_language.iais.alignment.map_entropy` by name; and
+        ``isd_mismatched``, the ISD of the caption with the next image in place of its own, where there is more than one
+        image. Where that is as small, a small ``isd`` tells nothing about the pair.
     """
     data.check_model(model.config)
     device = model.device if device is None else device
@@ -233,3 +236,52 @@ def pair_measures(
             if not shift:
                 values["map_entropy"][texts] = map_entropy(blocks).float().cpu()
     return values
+
+
+def first_images(data: RegionData, count: int) -> RegionData:
+    """The first ``count`` images with their captions; all where it is 0."""
+    return RegionData(data.images[:count], data.labels, data.feature_size) if count else data
+
+
+def _share(data: RegionData, accelerator: Accelerator) -> tuple[Tensor, RegionData]:
+    """This process's captions, those of every n-th image: their numbers, and the split without the others."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    images = [
+        image if number % processes == rank else replace(image, captions=()) for number, image in enumerate(data.images)
+    ]
+    numbers = [text for number in range(rank, len(data.images), processes) for text in data.texts_of(number)]
+    return torch.tensor(numbers, dtype=torch.long), RegionData(images, data.labels, data.feature_size)
+
+
+def metrics(
+    model: RegionRetriever,
+    data: RegionData,
+    collator: Collator,
+    batch_size: int,
+    accelerator: Accelerator,
+    released: bool = False,
+) -> dict[str, float]:
+    """Recalls, mean ranks, and means of :func:`pair_measures` of a split, equal on every process.
+
+    The model is left in the mode it was in.
+
+    Args:
+        batch_size: pairs in a forward pass.
+        released: add image recall as the released code counts it, as ``released_ir_r1`` and so on.
+    """
+    numbers, share = _share(data, accelerator)
+    with accelerator.autocast():
+        rows = score_matrix(model, share, collator, batch_size, progress=False)
+        part = (numbers, rows, pair_measures(model, share, collator, batch_size))
+    matrix = torch.empty(len(data), len(data.images))
+    measures = {name: torch.empty(len(data)) for name in part[2]}
+    for texts, scores, values in gather_object([part]):
+        matrix[texts] = scores
+        for name, value in values.items():
+            measures[name][texts] = value
+    means = {name: value.mean().item() for name, value in measures.items()}
+    figures = recall_at_k(matrix, data.text_to_image) | means
+    if released:
+        recall = released_image_recall(matrix, data.text_to_image)
+        figures |= {f"released_{name}": value for name, value in recall.items()}
+    return figures

@@ -146,9 +146,10 @@ def _last_self_attention(model: nn.Module) -> nn.Module:
             kinds.setdefault(NUMBER.sub(r"\1#", path), []).append((path, module))
     if not kinds:
         raise ValueError(f"IAISHook: {name} has no self-attention with {', '.join(PARTS)}")
-    in_layers = {kind: found for kind, found in kinds.items() if "#" in kind} or kinds  # a head may have one of its own
+    # a head may have one of its own
+    in_layers = {kind: modules for kind, modules in kinds.items() if "#" in kind} or kinds
     path, attention = next(iter(in_layers.values()))[-1]
-    others = [found[0] for found in in_layers.values()][1:] + list(_beside(model, path))
+    others = [modules[0] for modules in in_layers.values()][1:] + list(_beside(model, path))
     if others:
         place, other = others[0]
         raise ValueError(

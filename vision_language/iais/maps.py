@@ -83,15 +83,15 @@ def attention_blocks(
         text_mask: the word pieces, bool, ``(B, S)``. The paper leaves [CLS] and [SEP] out.
         region_mask: the regions, bool, ``(B, S)``.
         keep_scores: also return the scores by head, which ``pseudo_norm="softmax_scores"`` of
-            :func:`~vision_language.iais.losses.iais_loss` needs.
+            :func:`~vision_language.iais.alignment.iais_loss` needs.
 
     Raises:
         ValueError: where a mask does not fit ``hidden``.
     """
     for name, mask in (("text_mask", text_mask), ("region_mask", region_mask)):
         if mask.shape != hidden.shape[:2]:
-            expected, found = tuple(hidden.shape[:2]), tuple(mask.shape)
-            raise ValueError(f"{name} must have the shape of the sequences, {expected}, got {found}")
+            wanted, shape = tuple(hidden.shape[:2]), tuple(mask.shape)
+            raise ValueError(f"{name} must have the shape of the sequences, {wanted}, got {shape}")
     (word_index, is_word), (region_index, is_region) = _left_aligned(text_mask), _left_aligned(region_mask)
     index = torch.cat((word_index, region_index), 1)
     chosen = hidden.gather(1, index[..., None].expand(-1, -1, hidden.size(-1)))

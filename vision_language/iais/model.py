@@ -1,7 +1,9 @@
-"""A UNITER-like image-text retriever on a Hugging Face text encoder.
+"""A UNITER-like image-text retriever on a Hugging Face text encoder: its tokens, its score, and its checkpoints.
 
 Yen-Chun Chen, Linjie Li, Licheng Yu, Ahmed El Kholy, Faisal Ahmed, Zhe Gan, Yu Cheng, Jingjing Liu, "UNITER: UNiversal
 Image-TExt Representation Learning", ECCV 2020, https://arxiv.org/abs/1909.11740.
+
+More than 300 lines, as the names of the parameters, their use and the two checkpoints that have them are one thing.
 """
 
 from __future__ import annotations
@@ -19,13 +21,67 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
 
 from fairseq_ext.training.errors import CheckpointError, OptionError
-from vision_language.iais.embeddings import REGION_TYPE, RegionEmbeddings, RegionRetrieverConfig
 from vision_language.pretrained import LOCAL, check_weights, loading, read_config
 
-__all__ = ["RegionRetriever", "RegionRetrieverConfig", "RegionRetrieverOutput"]
+__all__ = ["REGION_TYPE", "RegionEmbeddings", "RegionRetriever", "RegionRetrieverConfig", "RegionRetrieverOutput"]
 
 PREFIXES = ("module.", "model.", "uniter.", "bert.")
 """What wrappers put before the names of weights, the outermost first."""
+REGION_TYPE = 1
+"""Row of the token type embedding that marks regions; text has row 0."""
+
+
+class RegionRetrieverConfig(BertConfig):
+    """A :class:`~transformers.BertConfig` and what a region is described by, one of the two.
+
+    Args:
+        region_feature_size: D, numbers in a region's feature vector; 2048 for bottom-up attention, as the paper's.
+        region_labels: names of the region classes, where a class label stands in for the feature vector.
+    """
+
+    model_type = "region_retriever"
+
+    def __init__(self, region_feature_size: int = 0, region_labels: list[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.region_feature_size = region_feature_size
+        self.region_labels = region_labels
+
+
+class RegionEmbeddings(nn.Module):
+    r"""Feature f (or class label c) and box geometry p of a region as one token.
+
+    .. math::
+        e = \mathrm{LN}(\mathrm{LN}(W_f f + b_f) + \mathrm{LN}(W_p p + b_p) + t_1)
+
+    with the token type embedding :math:`t_1`. For class labels a learned vector of the class takes the place of
+    :math:`W_f f + b_f` (our choice). The parameters have UNITER's names.
+
+    Shape:
+        boxes ``(B, V, 7)``, contents ``(B, V, D)`` floats or ``(B, V)`` class numbers, or one row of them for all B.
+        Returns ``(B, V, H)``.
+    """
+
+    def __init__(self, config: RegionRetrieverConfig) -> None:
+        super().__init__()
+        if bool(config.region_feature_size) == bool(config.region_labels):
+            raise OptionError(
+                "a region has either a feature vector or a class label, got "
+                f"region_feature_size={config.region_feature_size} and region_labels={config.region_labels}"
+            )
+        if config.region_labels:
+            self.label_embeddings = nn.Embedding(len(config.region_labels), config.hidden_size)
+        else:
+            self.img_linear = nn.Linear(config.region_feature_size, config.hidden_size)
+        self.img_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pos_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pos_linear = nn.Linear(7, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, boxes: Tensor, contents: Tensor, type_embedding: Tensor) -> Tensor:
+        content = self.img_linear(contents) if hasattr(self, "img_linear") else self.label_embeddings(contents)
+        embedded = self.img_layer_norm(content) + self.pos_layer_norm(self.pos_linear(boxes)) + type_embedding
+        return self.dropout(self.LayerNorm(embedded))
 
 
 @dataclass
@@ -150,7 +206,7 @@ class RegionRetriever(BertPreTrainedModel):
     def positions(attention_mask: Tensor, region_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Where the word pieces, without [CLS] and [SEP], and the regions stand in the joint sequence.
 
-        What :meth:`IAISHook.blocks <vision_language.iais.maps.IAISHook.blocks>` asks for: ``(B, T + V)`` booleans each.
+        What :meth:`IAISHook.blocks <vision_language.iais.hook.IAISHook.blocks>` asks for: ``(B, T + V)`` booleans each.
         """
         position = torch.arange(attention_mask.size(1), device=attention_mask.device)
         last = attention_mask.long().sum(1, keepdim=True) - 1
@@ -216,9 +272,9 @@ class RegionRetriever(BertPreTrainedModel):
         with loading(folder):
             kwargs |= {"output_loading_info": True, "use_safetensors": True, **LOCAL}
             loaded: Any = super().from_pretrained(folder, *args, **kwargs)
-        model, found = loaded
-        if found["missing_keys"]:
-            raise CheckpointError(f"{folder}: model.safetensors lacks {_listed(sorted(found['missing_keys']))}")
+        model, info = loaded
+        if info["missing_keys"]:
+            raise CheckpointError(f"{folder}: model.safetensors lacks {_listed(sorted(info['missing_keys']))}")
         return model
 
     def load_uniter(self, state_dict: Mapping[str, Tensor]) -> None:
@@ -231,23 +287,23 @@ class RegionRetriever(BertPreTrainedModel):
         Raises:
             CheckpointError: names the weights that are missing or have another shape.
         """
-        found = {_own_name(key): value for key, value in state_dict.items()}
+        weights = {_own_name(key): value for key, value in state_dict.items()}
         for part in ("weight", "bias"):
-            if f"rank_output.{part}" not in found and f"itm_output.{part}" in found:
-                found[f"rank_output.{part}"] = found[f"itm_output.{part}"][1:2]
+            if f"rank_output.{part}" not in weights and f"itm_output.{part}" in weights:
+                weights[f"rank_output.{part}"] = weights[f"itm_output.{part}"][1:2]
         own = {key: value for key, value in self.state_dict().items() if not key.endswith("label_embeddings.weight")}
-        missing = [key for key in own if key not in found]
+        missing = [key for key in own if key not in weights]
         if missing:
             has = _listed(sorted(state_dict)) or "nothing"
             raise CheckpointError(f"no UNITER checkpoint of this size: it lacks {_listed(missing)}; it has {has}")
         other = [
-            f"{key} {tuple(found[key].shape)} instead of {tuple(own[key].shape)}"
+            f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
             for key in own
-            if found[key].shape != own[key].shape
+            if weights[key].shape != own[key].shape
         ]
         if other:
             raise CheckpointError(f"a UNITER checkpoint of another size: it has {_listed(other)}")
-        self.load_state_dict({key: found[key] for key in own}, strict=False)
+        self.load_state_dict({key: weights[key] for key in own}, strict=False)
 
     @torch.no_grad()
     def init_labels(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -280,7 +336,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _check_folder(folder: str | Path, model_type: str) -> None:
-    found = read_config(folder)["model_type"]
-    if found != model_type:
-        raise CheckpointError(f"{folder}: model_type is {found!r}, it must be {model_type!r}")
+    own_type = read_config(folder)["model_type"]
+    if own_type != model_type:
+        raise CheckpointError(f"{folder}: model_type is {own_type!r}, it must be {model_type!r}")
     check_weights(folder)

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vision_language.iais.batches import PairBatches, hardest
+from vision_language.iais.alignment import annealing, iais_loss
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.losses import annealing, iais_loss
 from vision_language.iais.model import RegionRetriever
-from vision_language.iais.negatives import IMAGE, TEXT, Anchors, AnchorSampler
+from vision_language.iais.negatives import IMAGE, TEXT, Anchors, AnchorSampler, PairBatches, hardest
 from vision_language.iais.options import Options
 
 __all__ = ["TrainingStep"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.flags import PRECISIONS
 from fairseq_ext.training.options import OptionSet, option
-from vision_language.iais.losses import PSEUDO_NORMS, SCHEDULES
+from vision_language.iais.alignment import PSEUDO_NORMS, SCHEDULES
 
 __all__ = ["MIRRORS", "SCRATCH", "Options"]
 

@@ -181,7 +181,7 @@ def draw_self_attention(
 
     Args:
         before: the map and its mirror, such as S_LL and P_LL of
-            :func:`~vision_language.iais.losses.mirrored_maps`, ``(n, n)`` each.
+            :func:`~vision_language.iais.alignment.mirrored_maps`, ``(n, n)`` each.
         after: the same pair of maps by another model.
         names: the n words, or the n regions, which :func:`distinct_names` tells apart.
         path: the picture; its suffix tells the format.

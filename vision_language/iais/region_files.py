@@ -179,10 +179,10 @@ class FeatureFiles:
         Raises:
             DataError: missing, not a row of finite size for each box, or not of the size of the images before.
         """
-        found = self._find(record)
-        if found is None:
+        features = self._find(record)
+        if features is None:
             return None
-        array = read_array(found, header_only=True) if isinstance(found, Path) else found
+        array = read_array(features, header_only=True) if isinstance(features, Path) else features
         rows = len(record.boxes)
         if array.dtype.kind != "f" or array.ndim != 2 or array.shape[0] != rows or array.shape[1] == 0:
             wanted = f"{rows} rows of floating-point numbers, one for each box"
@@ -195,7 +195,7 @@ class FeatureFiles:
                 f"those before have {self.size}"
             )
         self.size = array.shape[1]
-        return found
+        return features
 
     def _find(self, record: Record) -> Path | np.ndarray | None:
         name = str(record.image_id)

@@ -51,8 +51,8 @@ def search(
     scores, order = score_matrix(model, asked, collator, batch_size, progress=False)[0].sort(
         descending=True, stable=True
     )
-    found = zip(scores[:count].tolist(), order[:count].tolist(), strict=True)
-    return [(score, data.images[number]) for score, number in found]
+    best = zip(scores[:count].tolist(), order[:count].tolist(), strict=True)
+    return [(score, data.images[number]) for score, number in best]
 
 
 def find_image(data: RegionData, image_id: str | None) -> Image:

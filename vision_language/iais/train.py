@@ -22,13 +22,12 @@ from fairseq_ext.training.files import output_folder, write_json
 from fairseq_ext.training.loop import seed_of
 from fairseq_ext.training.runs import Experiment
 from fairseq_ext.training.settings import Settings
-from vision_language.iais.batches import PairBatches
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.encoder import build, load
-from vision_language.iais.negatives import AnchorSampler
+from vision_language.iais.evaluate import first_images, metrics
+from vision_language.iais.negatives import AnchorSampler, PairBatches
 from vision_language.iais.objective import TrainingStep
 from vision_language.iais.options import SCRATCH, Options
-from vision_language.iais.validate import first_images, metrics
 from vision_language.pretrained import fingerprint, save_folder
 
 __all__ = ["Trainer", "learning_rate", "parameter_groups", "read_data", "run", "train"]

@@ -12,8 +12,7 @@ from fairseq_ext.training.errors import DataError, OptionError
 from vision_language.iais.__main__ import main
 from vision_language.iais.convert import convert
 from vision_language.iais.data import read_splits
-from vision_language.iais.region_sources import read_feature_tsv, read_npz
-from vision_language.iais.sources import image_key, read_captions, read_karpathy
+from vision_language.iais.sources import image_key, read_captions, read_feature_tsv, read_karpathy, read_npz
 
 IDS = (1, 22, 333, 4444)
 SPLIT_OF = dict(zip(IDS, ("train", "restval", "val", "test"), strict=True))

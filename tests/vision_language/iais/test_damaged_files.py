@@ -22,8 +22,7 @@ from tests.vision_language.iais.test_convert import detectron_folder, tsv, unite
 from vision_language.iais.data import read_regions
 from vision_language.iais.encoder import load
 from vision_language.iais.plot import read_history
-from vision_language.iais.region_sources import read_feature_tsv, read_instances, read_npz
-from vision_language.iais.sources import read_captions, read_karpathy
+from vision_language.iais.sources import read_captions, read_feature_tsv, read_instances, read_karpathy, read_npz
 from vision_language.pretrained import read_weights, save_folder
 
 BOM = b"\xef\xbb\xbf"

@@ -19,8 +19,8 @@ from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import MAX_LINE
 from tests.helpers import golden_names, load_golden, require_data
 from tests.vision_language.iais.regions import THINGS, WORDS, tiny_model, tiny_tokenizer, write_regions
-from vision_language.iais.batches import PairBatches
 from vision_language.iais.data import Collator, box_geometry, read_regions, read_splits
+from vision_language.iais.negatives import PairBatches
 
 IMAGE = {
     "image_id": 7,

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from fairseq_ext.training.errors import DataError
 from tests.helpers import golden_names, load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
+from vision_language.iais.alignment import isd, map_entropy
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.evaluate import pair_measures, recall_at_k, released_image_recall, score_matrix
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.isd import isd, map_entropy
 
 RECALL = golden_names("iais", "recall_case")
 

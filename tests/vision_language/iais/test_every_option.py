@@ -195,7 +195,7 @@ def events(monkeypatch):
         lambda _, texts, regions: ("scores", len(texts["input_ids"]), len(regions["region_mask"])),
     )
     spied(Checkpoint, "save", lambda checkpoint: ("save", checkpoint.progress["step"]))
-    spied(command_line, "make_accelerator", lambda *args, cpu=False: ("device", cpu or args[1:]))
+    spied(command_line, "make_accelerator", lambda *args, **options: ("device", args, options))
     monkeypatch.setattr(plot, "_save", sketch)
     return seen
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from tests.vision_language.iais.regions import tiny_model
 from tests.vision_language.iais.test_maps import renormalised
+from vision_language.iais.alignment import iais_loss
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.losses import iais_loss
 
 SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=30)
 SIZES |= dict(max_position_embeddings=40, pad_token_id=0, bos_token_id=1, eos_token_id=2, sep_token_id=2)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from fairseq_ext.losses import matrix_kl
 from tests.helpers import golden_names, load_golden
-from vision_language.iais.isd import AGGREGATIONS, isd, isd_annotated, map_entropy
-from vision_language.iais.losses import iais_loss
+from vision_language.iais.alignment import AGGREGATIONS, iais_loss, isd, isd_annotated, map_entropy
 from vision_language.iais.maps import AttentionBlocks
 
 EXACT = dict(rtol=1e-9, atol=1e-9)

@@ -24,8 +24,8 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from tests.helpers import golden_names, load_golden
+from vision_language.iais.alignment import iais_loss
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.losses import iais_loss
 from vision_language.iais.maps import AttentionBlocks, attention_blocks
 
 EXACT = dict(rtol=1e-9, atol=1e-9)

@@ -15,8 +15,8 @@ from fairseq_ext.training.errors import CheckpointError, InputError, OptionError
 from fairseq_ext.training.files import load_safely
 from tests.helpers import golden_names, load_golden
 from tests.vision_language.iais.regions import THINGS, tiny_config, tiny_model, tiny_tokenizer
+from vision_language.iais.alignment import iais_loss
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.losses import iais_loss
 from vision_language.iais.model import RegionRetriever, RegionRetrieverConfig
 
 ITM = golden_names("iais", "itm_case")

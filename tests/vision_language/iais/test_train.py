@@ -26,18 +26,17 @@ from fairseq_ext.training.errors import CheckpointError, DataError, InputError, 
 from fairseq_ext.training.files import load_safely, read_json
 from tests.helpers import load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
-from vision_language.iais import validate
-from vision_language.iais.batches import PairBatches, hardest
+from vision_language.iais import evaluate
+from vision_language.iais.alignment import annealing, iais_loss
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.encoder import build, learn_tokenizer, load
+from vision_language.iais.evaluate import first_images, metrics
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.losses import annealing, iais_loss
 from vision_language.iais.model import RegionRetriever
-from vision_language.iais.negatives import IMAGE, TEXT, AnchorSampler
+from vision_language.iais.negatives import IMAGE, TEXT, AnchorSampler, PairBatches, hardest
 from vision_language.iais.objective import TrainingStep
 from vision_language.iais.options import Options
 from vision_language.iais.train import Trainer, learning_rate, parameter_groups, run
-from vision_language.iais.validate import first_images, metrics
 from vision_language.pretrained import save_folder
 
 # A forked process needs no second import of everything.
@@ -465,7 +464,7 @@ def test_first_images(data):
 
 def test_processes_share_out_the_captions(data):
     part = first_images(data["test"], 3)
-    shares = [validate._share(part, SimpleNamespace(process_index=rank, num_processes=4)) for rank in range(4)]
+    shares = [evaluate._share(part, SimpleNamespace(process_index=rank, num_processes=4)) for rank in range(4)]
     assert sorted(torch.cat([numbers for numbers, _ in shares]).tolist()) == list(range(len(part)))
     for numbers, share in shares:
         assert share.captions == [part.captions[number] for number in numbers] and len(share.images) == 3

@@ -19,9 +19,9 @@ from vision_language.iais import objective
 from vision_language.iais import train as training
 from vision_language.iais.data import Collator, read_splits
 from vision_language.iais.encoder import load
+from vision_language.iais.evaluate import metrics
 from vision_language.iais.negatives import TEXT
 from vision_language.iais.train import Trainer, run
-from vision_language.iais.validate import metrics
 from vision_language.pretrained import save_folder
 
 
