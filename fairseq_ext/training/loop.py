@@ -207,7 +207,10 @@ class Training:
         """The means of what was logged since the last call, over all processes, for the next entry."""
         names = list(self._recent[0])
         rows = torch.stack(
-            [torch.stack([torch.as_tensor(row[name]).double().cpu() for name in names]) for row in self._recent]
+            [
+                torch.stack([torch.as_tensor(row[name], dtype=torch.float64, device="cpu") for name in names])
+                for row in self._recent
+            ]
         )
         means = rows.mean(0)
         if self.accelerator and self.accelerator.num_processes > 1:

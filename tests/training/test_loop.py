@@ -90,6 +90,12 @@ def test_history_holds_the_means_since_the_last_entry():
     ]
 
 
+def test_logged_numbers_are_not_rounded():
+    training = Training(1, select="score")
+    run(training, [1], [0.1])
+    assert training.record()["history"][0]["loss"] == 0.1
+
+
 def test_epochs_are_in_the_history_though_not_validated():
     training = Training(4, select="score", unit="epoch", validate_from=3)
     run(training, range(4))
