@@ -133,6 +133,7 @@ OPTIONS: dict[str, dict[str, Change]] = {
     "attention_weights": {
         "normalizer": ("softmax", "sparsemax"), "k": (0, 2), "ratio": (0.0, 3.0), "minimum": (0, 4, {"ratio": 3.0}),
         "straight_through": (False, True, {"k": 2}), "alpha": (1.5, 1.2, {"normalizer": "entmax-bisect"}),
+        "select": ("scores", "window", {"k": 2}), "causal": (False, True, {"k": 2, "select": "window"}),
     },
     "out_of_window_softmax": {"causal": (False, True)},
     "AdaNorm": {"scale": (1.0, 2.0), "k": (0.1, 0.3), **NORM},

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fairseq_ext.modules.cross_view import CrossViewFusion
 from fairseq_ext.modules.muse import MultiScaleConv
-from fairseq_ext.modules.sparse_attention import attention_weights, effective_k, topk_softmax
+from fairseq_ext.modules.sparse_attention import attention_weights
+from fairseq_ext.modules.topk import effective_k, topk_softmax
 from fairseq_ext.training.errors import OptionError
 
 IncrementalState = dict[str, dict[str, Tensor | None]]
@@ -49,7 +50,7 @@ class SelectiveAttention(MultiheadAttention):
     which fairseq's own ``apply_sparse_mask`` hook does not give.
 
     Args:
-        normalizer, topk, topk_ratio, topk_min: see :func:`fairseq_ext.modules.attention_weights`.
+        normalizer, topk, topk_ratio, topk_min, select, causal: see :func:`fairseq_ext.modules.attention_weights`.
         *args, **kwargs: the parent's.
     """
 
@@ -63,11 +64,14 @@ class SelectiveAttention(MultiheadAttention):
         topk: int = 0,
         topk_ratio: float = 0.0,
         topk_min: int = 0,
+        select: str = "scores",
+        causal: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.normalizer = normalizer
         self.topk, self.topk_ratio, self.topk_min = topk, topk_ratio, topk_min
+        self.select, self.causal = select, causal
         self.is_dense = normalizer == "softmax" and not topk and not topk_ratio
         # the flag that keeps the parent off torch's fused attention, which ignores before_softmax
         self.skip_embed_dim_check = not self.is_dense
@@ -75,6 +79,8 @@ class SelectiveAttention(MultiheadAttention):
     def __prepare_scriptable__(self) -> SelectiveAttention:
         if self.normalizer != "softmax":
             raise OptionError(f"--attention-normalizer {self.normalizer}: no torch.jit.script form, top-k has one")
+        if self.select != "scores":
+            raise OptionError(f"--attention-topk-select {self.select}: no torch.jit.script form, scores has one")
         # The parent's forward names its class, which TorchScript recognises once that class has been compiled.
         torch.jit.script(MultiheadAttention(1, 1))
         return self
@@ -127,10 +133,21 @@ class SelectiveAttention(MultiheadAttention):
         return context, weights.unflatten(0, (bsz, self.num_heads)).transpose(0, 1)
 
     def weights(self, scores: Tensor) -> Tensor:
-        """Masked scores to the weights of the selected keys, in any leading shape."""
-        if self.normalizer != "softmax" and not torch.jit.is_scripting():
-            return attention_weights(scores, normalizer=self.normalizer)
-        return topk_softmax(scores, effective_k(scores.size(-1), self.topk, self.topk_ratio, self.topk_min))
+        """Masked scores (B*H, T, S) to the weights of the selected keys."""
+        if torch.jit.is_scripting():
+            return topk_softmax(scores, effective_k(scores.size(-1), self.topk, self.topk_ratio, self.topk_min))
+        return self.any_weights(scores)
+
+    @torch.jit.unused
+    def any_weights(self, scores: Tensor) -> Tensor:
+        """As :meth:`weights`, with what TorchScript cannot compile."""
+        by_head = scores.unflatten(0, (scores.size(0) // self.num_heads, self.num_heads))
+        return attention_weights(by_head, **self.selection()).flatten(0, 1)
+
+    def selection(self) -> dict[str, Any]:
+        """The arguments of :func:`~fairseq_ext.modules.attention_weights`."""
+        budget = {"k": self.topk, "ratio": self.topk_ratio, "minimum": self.topk_min}
+        return {"normalizer": self.normalizer, "select": self.select, "causal": self.causal, **budget}
 
 
 class MuseSelfAttention(NotExportable, SelectiveAttention):

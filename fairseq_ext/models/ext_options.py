@@ -11,6 +11,7 @@ from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES, check_cross_view
 from fairseq_ext.modules.muse import INIT_LAWS, parse_kernels
 from fairseq_ext.modules.normalization import NORMS
 from fairseq_ext.modules.sparse_attention import NORMALIZERS
+from fairseq_ext.modules.sparse_variants import SELECTIONS
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import check_fields, option
 
@@ -26,6 +27,7 @@ INITS = ("fairseq", *INIT_LAWS)
 
 WITHOUT_CONVOLUTION = {"block": ("transformer", "muse-simple")}
 SEQUENTIAL = {"block": ("transformer",)}
+DENSE = {"attention_topk": (0,), "attention_topk_ratio": (0,)}
 PLAIN_NORM = {"norm": ("layernorm",)}
 NOT_ADANORM = {"norm": ("layernorm", "layernorm-simple", "detachnorm")}
 ONE_VIEW = {"cross_view": ("none",)}
@@ -75,7 +77,15 @@ class ExtOptions(FairseqDataclass):
     attention_topk_in: str = option(
         ",".join(ATTENTIONS),
         "comma-separated attentions that select keys, by top-k or --attention-normalizer",
-        idle={"attention_topk": (0,), "attention_topk_ratio": (0,), "attention_normalizer": ("softmax",)},
+        idle={**DENSE, "attention_normalizer": ("softmax",)},
+    )
+    attention_topk_select: str = option(
+        "scores",
+        f"how --attention-topk chooses: {', '.join(SELECTIONS)}; the best scores of each head (paper), half of k in a "
+        "window around the query, the best of all heads together, the largest probabilities, also with a second "
+        "softmax (authors' T2T code)",
+        tuple(SELECTIONS),
+        idle=DENSE,
     )
     attention_normalizer: str = option("softmax", f"scores to weights: {', '.join(NORMALIZERS)}", NORMALIZERS)
     norm: str = option("layernorm", f"normalisation: {', '.join(NORMS)} (AdaNorm, arXiv 1911.07013)", NORMS)
@@ -186,6 +196,7 @@ def _check_attention(cfg: Any, self_attending_encoder: bool, cross_attention: bo
         cfg.attention_normalizer == "softmax" or not (cfg.attention_topk or ratio),
         f"--attention-normalizer {cfg.attention_normalizer}: chooses keys itself and excludes --attention-topk",
     )
+    _check_window(cfg, cross_attention)
     if ratio and "decoder-self" in selecting_attentions(cfg):
         logger.warning(
             "--attention-topk-ratio in decoder self-attention: k follows the number of keys, which is the whole target "
@@ -197,6 +208,20 @@ def _check_attention(cfg: Any, self_attending_encoder: bool, cross_attention: bo
         if cfg.attention_topk_in != ExtOptions.attention_topk_in:
             there = ", ".join(attention for attention in ATTENTIONS if present[attention])
             _require(present[name], f"--attention-topk-in {name}: this model has {there} alone")
+
+
+def _check_window(cfg: Any, cross_attention: bool) -> None:
+    if cfg.attention_topk_select != "window":
+        return
+    _require(
+        not (cross_attention and "cross" in selecting_attentions(cfg)),
+        "--attention-topk-select window: cross-attention has no keys around its query; give --attention-topk-in "
+        "encoder-self, decoder-self or both",
+    )
+    _require(
+        not (cfg.cross_self_attention and "decoder-self" in selecting_attentions(cfg)),
+        "--attention-topk-select window: excludes --cross-self-attention, which has keys of both sides",
+    )
 
 
 def _check_block(cfg: Any, encoder: Any, decoder: Any) -> None:

@@ -67,12 +67,7 @@ class _Attention:
         self.scaling = attention.scaling
         self.selection: dict[str, Any] = {}
         if isinstance(attention, SelectiveAttention) and not attention.is_dense:
-            self.selection = {
-                "normalizer": attention.normalizer,
-                "k": attention.topk,
-                "ratio": attention.topk_ratio,
-                "minimum": attention.topk_min,
-            }
+            self.selection = attention.selection()
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, need_weights: bool = False

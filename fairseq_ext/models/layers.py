@@ -35,7 +35,13 @@ def selection(cfg: Any, attention: str) -> dict[str, Any]:
         return {"normalizer": cfg.attention_normalizer}
     if not (cfg.attention_topk or cfg.attention_topk_ratio):
         return {}
-    return {"topk": cfg.attention_topk, "topk_ratio": cfg.attention_topk_ratio, "topk_min": cfg.attention_topk_min}
+    return {
+        "topk": cfg.attention_topk,
+        "topk_ratio": cfg.attention_topk_ratio,
+        "topk_min": cfg.attention_topk_min,
+        "select": cfg.attention_topk_select,
+        "causal": cfg.attention_topk_select == "window" and attention == "decoder-self",
+    }
 
 
 def changes_layers(cfg: Any, side: str, cross_attention: bool = True) -> bool:

@@ -4,12 +4,9 @@ from fairseq_ext.modules.adaptive_span import AdaptiveSpan, AdaptiveSpanAttentio
 from fairseq_ext.modules.cross_view import CrossViewFusion, view_schedule
 from fairseq_ext.modules.muse import DynamicConv, KernelGate, MultiScaleConv
 from fairseq_ext.modules.normalization import AdaNorm, DetachNorm, LayerNormSimple, create_norm
-from fairseq_ext.modules.sparse_attention import (
-    attention_weights,
-    topk_attention,
-    topk_softmax,
-)
+from fairseq_ext.modules.sparse_attention import attention_weights, topk_attention
 from fairseq_ext.modules.sparse_variants import out_of_window_softmax
+from fairseq_ext.modules.topk import topk_softmax
 
 __all__ = [
     "AdaNorm",

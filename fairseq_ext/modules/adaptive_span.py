@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_ext.modules.sparse_attention import effective_k
+from fairseq_ext.modules.topk import effective_k
 from fairseq_ext.precision import compute_dtype, widen
 
 _TRIM_UNIT = 64  # spans are trimmed in steps of this many slots, so that shapes change rarely
@@ -39,7 +39,7 @@ class AdaptiveSpan(nn.Module):
         max_span: slots ``L`` (8192 in the released enwik8 run).
         ramp: width ``R`` of the soft edge (default and released runs: 32).
         init: initial ``z`` of every head, in ``[0, 1]``; 0 starts with a span of only the ramp.
-        k, ratio, minimum: top-k budget, see :func:`~fairseq_ext.modules.sparse_attention.effective_k`; a ratio refers
+        k, ratio, minimum: top-k budget, see :func:`~fairseq_ext.modules.topk.effective_k`; a ratio refers
             to the trimmed length. All zero is dense. The released runs use ``k`` of 32 and 8.
         loss_coeff: factor of :meth:`span_loss` (released enwik8 run: 5e-7).
 

@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fairseq_ext.modules.sparse_attention import topk_softmax
+from fairseq_ext.modules.topk import topk_softmax
 
 __all__ = ["FUSIONS", "STRATEGIES", "CrossViewFusion", "check_cross_view", "view_schedule"]
 

@@ -1,188 +1,22 @@
-r"""Top-k selective attention: every query attends only to its ``k`` highest-scoring keys.
+"""Attention whose softmax selects keys: by top-k in one of its forms, or with a sparse normalizer.
 
-The method is the *Explicit Sparse Transformer* (Zhao, Lin, Zhang, Ren, Su, Sun, "Explicit Sparse Transformer:
-Concentrated Attention Through Explicit Selection", arXiv 1912.11637). For one row of scores :math:`P_i` over :math:`S`
-keys
-
-.. math::
-    t_i = \text{the } k\text{-th largest of } P_i, \qquad
-    A_{ij} = \frac{[P_{ij} \ge t_i]\, e^{P_{ij}}}{\sum_l [P_{il} \ge t_i]\, e^{P_{il}}}
-
-Three rules hold everywhere in this file:
-
-* **Masks come first.** Scores arrive with ``-inf`` at padded and future keys, so the selection can never pick them.
-  (Selecting before masking leaks masked keys: a row whose selected keys are all masked spreads its weight over them.)
-* **Ties are kept.** Every key equal to the threshold stays, so a row may keep more than ``k`` keys, often in half
-  precision.
-* **An empty row is zero.** A row without any unmasked key gets zero weights and a zero gradient, where softmax gives
-  NaN.
-
-Extreme scores mean the same to every normalizer, in every floating dtype:
-
-=================  ==================================================================================================
-score              weight
-=================  ==================================================================================================
-``-inf``           0, and a zero gradient; a row of nothing else is zero
-``finfo.min``      that of any finite score: 0 beside ordinary ones, equal shares in a row of nothing else
-huge, finite       the exact one: only differences within a row count, and they may overflow
-``+inf``           the limit: equal shares of the row's ``+inf`` entries, 0 for the rest; a finite gradient
-NaN                NaN in the whole row, and in no other
-no key at all      an empty row; :func:`topk_attention` gives zeros
-=================  ==================================================================================================
+What extreme scores, ties and empty rows mean is said in :mod:`fairseq_ext.modules.topk`, and holds here too.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from entmax import entmax15, entmax_bisect, sparsemax
 from torch import Tensor
 
+from fairseq_ext.modules.sparse_variants import SELECTIONS
+from fairseq_ext.modules.topk import below_maximum, effective_k, topk_softmax
+
 NORMALIZERS = ("softmax", "sparsemax", "entmax15", "entmax-bisect")
-
-# What a score of +inf lies above the finite ones of its row: exp(70) makes 1 vanish beside it and is far from overflow.
-_INFINITELY_ABOVE = 70.0
-
-
-def effective_k(num_keys: int, k: int = 0, ratio: float = 0.0, minimum: int = 0) -> int:
-    r"""Number of keys a row of ``num_keys`` keeps; 0 stands for dense attention.
-
-    .. math::
-        k_\text{eff} = \min(k, S) \quad\text{or}\quad \min(\max(\lceil S / \text{ratio} \rceil, \text{minimum}), S)
-
-    Prefer the fixed ``k``. With a ratio, ``S`` counts padded keys too, so the result depends on how the batch was
-    padded; and in decoder self-attention ``S`` is the whole target in training but only the prefix in generation, so
-    the two disagree.
-
-    Args:
-        num_keys: length ``S`` of the key axis, padding included.
-        k: fixed budget, clamped to ``S``; 0 turns it off. The released runs use 8 (IWSLT14 De-En) and 6
-            (IWSLT15 En-Vi).
-        ratio: keep one key in ``ratio``; 0 turns it off, otherwise at least 1.
-        minimum: lower bound on the budget a ``ratio`` gives; a fixed ``k`` ignores it.
-
-    Raises:
-        ValueError: ``k`` or ``minimum`` is negative, ``ratio`` is below 1 and not 0, or both ``k`` and ``ratio`` are
-            given.
-    """
-    if k < 0:
-        raise ValueError(f"k must be 0 (dense) or positive, got {k}")
-    if minimum < 0:
-        raise ValueError(f"minimum must be 0 or positive, got {minimum}")
-    if not (ratio == 0 or 1 <= ratio < math.inf):
-        raise ValueError(f"ratio must be 0 (off) or at least 1, got {ratio}")
-    if k and ratio:
-        raise ValueError(f"give k or ratio, not both: got k={k} and ratio={ratio}")
-    if ratio:
-        k = max(math.ceil(num_keys / ratio), minimum)
-    return min(k, num_keys)
-
-
-class _TopKSoftmax(torch.autograd.Function):
-    """Softmax over the entries not below the ``k``-th largest (all entries where ``k`` is None).
-
-    Only the output is kept for the backward pass: dropped entries have probability zero, so the ordinary softmax
-    Jacobian at the output already is the Jacobian restricted to the kept set.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(scores: Tensor, k: int | None, dim: int) -> Tensor:
-        if k is None:
-            maximum, kept = scores.amax(dim, keepdim=True), None
-        else:
-            # One call gives the maximum and the threshold. topk is the cheapest selection on CPU for small k: at 128
-            # keys kthvalue takes 1.2 and sort 3 times as long, at 1024 keys 5 and 17 times.
-            largest = scores.topk(k, dim).values
-            maximum, kept = largest.narrow(dim, 0, 1), scores >= largest.narrow(dim, k - 1, 1)
-        # Half precision is normalised in float32, as fairseq's softmax does; float64 stays float64.
-        weights = _below_maximum(scores, maximum).clamp(max=_INFINITELY_ABOVE).exp_()
-        if kept is not None:
-            weights.mul_(kept)
-        weights.div_(weights.sum(dim, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny))
-        return weights.to(scores.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int | None, int], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.dim = inputs[2]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (probabilities,) = ctx.saved_tensors
-        # The kernel behind F.softmax; on CPU 2.5 times faster than p * (g - (g * p).sum(dim)), and differentiable too.
-        return torch._softmax_backward_data(grad, probabilities, ctx.dim, probabilities.dtype), None, None
-
-
-def _below_maximum(scores: Tensor, maximum: Tensor) -> Tensor:
-    """``scores - maximum`` in float32 at least; +inf where a score is, and -inf in a row of nothing else."""
-    limits = torch.finfo(scores.dtype)
-    maximum = maximum.clamp(limits.min, limits.max)  # inf - inf is NaN
-    return scores - maximum if scores.dtype.itemsize > 2 else scores.float() - maximum.float()
-
-
-def _plain_topk_softmax(scores: Tensor, k: int, dim: int, straight_through: bool) -> Tensor:
-    """What :class:`_TopKSoftmax` computes, in operations that TorchScript and ``torch.export`` can differentiate."""
-    maximum = scores.amax(dim, keepdim=True)
-    empty, infinite = maximum == -math.inf, maximum == math.inf
-    equal = empty | (infinite & (scores == math.inf))
-    logits = scores.masked_fill(infinite, -math.inf).masked_fill(equal, 0.0)
-    if scores.dtype == torch.float16 or scores.dtype == torch.bfloat16:
-        logits = logits.float()
-    kept = logits
-    if 0 < k < scores.size(dim):
-        kept = logits.masked_fill(scores < scores.topk(k, dim)[0].narrow(dim, k - 1, 1), -math.inf)
-    weights = kept.softmax(dim).masked_fill(empty, 0.0)
-    if straight_through:
-        dense = logits.softmax(dim).masked_fill(empty, 0.0)
-        weights = weights.detach() + (dense - dense.detach())
-    return weights.to(scores.dtype)
-
-
-def topk_softmax(scores: Tensor, k: int, dim: int = -1, straight_through: bool = False) -> Tensor:
-    r"""Softmax over the ``k`` largest scores of each row, zero elsewhere.
-
-    .. math::
-        p_j = \frac{[s_j \ge t]\, e^{s_j}}{\sum_l [s_l \ge t]\, e^{s_l}}, \qquad t = k\text{-th largest of } s
-
-    (Zhao et al., arXiv 1912.11637.) The gradient is that of a softmax over the kept entries: dropped entries get none
-    and the threshold is a constant. Scores are compared in their own dtype, normalised in float32 (float64 for float64
-    scores), and the result is cast back to the dtype of ``scores``.
-
-    Args:
-        scores: masked entries must already be ``-inf``; they are never selected, even where fewer than ``k`` others
-            exist.
-        k: entries to keep; entries tied with the last one are kept too. ``k <= 0`` or ``k >= scores.size(dim)`` is a
-            plain softmax.
-        dim: the axis to normalise.
-        straight_through: send back the gradient of the dense softmax, so that dropped entries can learn to return
-            (offered by x-transformers as ``attn_sparse_topk_straight_through``; not in the paper). The forward value
-            is the same.
-
-    Shape:
-        - scores: any; the output has the same shape.
-
-    Returns:
-        Weights that sum to one along ``dim``, or to zero where every score is ``-inf``.
-
-    Example:
-        >>> topk_softmax(torch.tensor([0.0, 1.0, 1.0, -1.0]), k=2)
-        tensor([0.0000, 0.5000, 0.5000, 0.0000])
-    """
-    if scores.size(dim) == 0:
-        return scores.clone()
-    if torch.jit.is_scripting() or torch.compiler.is_compiling():
-        return _plain_topk_softmax(scores, k, dim, straight_through)
-    sparse = 0 < k < scores.size(dim)
-    if sparse and straight_through:
-        dense = _TopKSoftmax.apply(scores, None, dim)
-        return _TopKSoftmax.apply(scores.detach(), k, dim) + (dense - dense.detach())
-    return _TopKSoftmax.apply(scores, k if sparse else None, dim)
 
 
 def attention_weights(
@@ -194,6 +28,8 @@ def attention_weights(
     minimum: int = 0,
     straight_through: bool = False,
     alpha: float = 1.5,
+    select: str = "scores",
+    causal: bool = False,
 ) -> Tensor:
     r"""Turn masked attention scores into weights over the last axis.
 
@@ -215,28 +51,43 @@ def attention_weights(
         k, ratio, minimum: the top-k budget, see :func:`effective_k`; all zero is dense.
         straight_through: see :func:`topk_softmax`.
         alpha: the exponent of ``"entmax-bisect"``, above 1; 2 is sparsemax.
+        select: how the budget is spent, one of ``SELECTIONS``: on the best ``"scores"`` of a head, half of it on a
+            ``"window"`` around the query (:func:`out_of_window_softmax`, self-attention only), on the best scores of
+            all ``"heads"`` together (:func:`~fairseq_ext.modules.sparse_variants.ensemble_topk_softmax`), or on the
+            largest ``"probabilities"`` of a dense softmax, without or with a second ``-softmax``, by head or over
+            ``heads-`` (:func:`~fairseq_ext.modules.sparse_variants.topk_probabilities`).
+        causal: place the window of ``select="window"`` before the query.
 
     Shape:
-        - scores: ``(..., T, S)``; the output has the same shape and dtype. A fully masked row is zero.
+        - scores: ``(..., T, S)``, with ``select`` over heads ``(B, H, T, S)``; the output has the same shape and
+          dtype. A fully masked row is zero.
 
     Raises:
         ValueError: the normalizer is unknown, or an option is given that the chosen normalizer cannot use. (The
             released code lets entmax silently win over top-k.)
     """
-    if normalizer not in NORMALIZERS:
-        close = difflib.get_close_matches(str(normalizer), NORMALIZERS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"normalizer must be one of {', '.join(NORMALIZERS)}, got {normalizer!r}: did you mean {close!r}?"
-        )
+    for name, value, allowed in (("normalizer", normalizer, NORMALIZERS), ("select", select, tuple(SELECTIONS))):
+        if value not in allowed:
+            close = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}: did you mean {close!r}?")
     if alpha != 1.5 and normalizer != "entmax-bisect":
         raise ValueError(
             f"alpha is an option of normalizer='entmax-bisect', got alpha={alpha} with normalizer={normalizer!r}"
         )
-    k = effective_k(scores.size(-1), k, ratio, minimum)
+    effective = effective_k(scores.size(-1), k, ratio, minimum)
+    if select != "scores" and not (k or ratio):
+        raise ValueError(f"select={select!r} needs k or ratio")
+    if select != "scores" and straight_through:
+        raise ValueError(f"straight_through is an option of select='scores', got select={select!r}")
+    if causal and select != "window":
+        raise ValueError(f"causal is an option of select='window', got select={select!r}")
     if normalizer == "softmax":
-        return topk_softmax(scores, k, straight_through=straight_through)
-    if k or straight_through:
-        option = "k or ratio" if k else "straight_through"
+        if select == "scores" or not effective:
+            return topk_softmax(scores, effective, straight_through=straight_through)
+        # A window is half of the whole k, however few keys there are: with k cut to them, it would follow the padding.
+        return SELECTIONS[select](scores, k or effective, causal)
+    if k or ratio or straight_through:
+        option = "k or ratio" if k or ratio else "straight_through"
         raise ValueError(
             f"{option} needs normalizer='softmax', got normalizer={normalizer!r}, which chooses its own keys"
         )
@@ -254,7 +105,7 @@ def _sparse_weights(scores: Tensor, normalizer: str, alpha: float) -> Tensor:
     # not depend on a common shift, and sums of squares and bisections then meet small numbers only.
     reach = 2 / ({"sparsemax": 2.0, "entmax15": 1.5}.get(normalizer, alpha) - 1)
     unsolvable = ~(maximum > -math.inf)
-    distance = _below_maximum(scores, maximum).clamp(-reach, reach).masked_fill(unsolvable, 0.0)
+    distance = below_maximum(scores, maximum).clamp(-reach, reach).masked_fill(unsolvable, 0.0)
     if normalizer == "sparsemax":
         weights = sparsemax(distance, dim=-1)
     elif normalizer == "entmax15":

@@ -1,17 +1,19 @@
 """Other ways of selecting the top k keys: around a window, over all heads together, or among the probabilities.
 
 All of them belong to the Explicit Sparse Transformer (Zhao, Lin, Zhang, Ren, Su, Sun, arXiv 1912.11637) or to its
-authors' later work; the rules of :mod:`fairseq_ext.modules.sparse_attention` hold here too.
+authors' later work. The rules of :mod:`fairseq_ext.modules.topk` hold here too. What is kept is what is *not below* a
+threshold, so that NaN is kept and seen. ``SELECTIONS`` names them, for :func:`~fairseq_ext.modules.attention_weights`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fairseq_ext.modules.sparse_attention import topk_softmax
+from fairseq_ext.modules.topk import topk_softmax
 
 
 def out_of_window_mask(scores: Tensor, k: int, causal: bool = False) -> Tensor:
@@ -33,7 +35,7 @@ def out_of_window_mask(scores: Tensor, k: int, causal: bool = False) -> Tensor:
         window = (offset >= -(width // 2)) & (offset < width - width // 2)
     outside = scores.masked_fill(window, -math.inf)
     threshold = outside.topk(min(k - width, keys), -1, sorted=False).values.amin(-1, keepdim=True)
-    return (window | (scores >= threshold)) & (scores > -math.inf)
+    return (window | ~(scores < threshold)) & (scores != -math.inf)
 
 
 def out_of_window_softmax(scores: Tensor, k: int, causal: bool = False) -> Tensor:
@@ -101,8 +103,8 @@ def ensemble_topk_softmax(scores: Tensor, k: int) -> Tensor:
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    valid = scores > -math.inf
-    return _softmax_over(scores, (scores >= _joint_threshold(scores, k)) & valid, valid)
+    valid = scores != -math.inf
+    return _softmax_over(scores, ~(scores < _joint_threshold(scores, k)) & valid, valid)
 
 
 def topk_probabilities(scores: Tensor, k: int, *, softmax_again: bool = False, across_heads: bool = False) -> Tensor:
@@ -129,13 +131,30 @@ def topk_probabilities(scores: Tensor, k: int, *, softmax_again: bool = False, a
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    valid = scores > -math.inf
+    valid = scores != -math.inf
     probabilities = topk_softmax(scores, 0)
     if across_heads:
         threshold = _joint_threshold(probabilities, k)
     else:
         threshold = probabilities.topk(min(k, scores.size(-1)), -1, sorted=False).values.amin(-1, keepdim=True)
-    keep = (probabilities >= threshold) & valid
+    keep = ~(probabilities < threshold) & valid
     if softmax_again:
         return _softmax_over(probabilities, keep, valid)
     return probabilities.masked_fill(~keep, 0.0)
+
+
+def _per_row(function: Callable[..., Tensor], **options: bool) -> Callable[[Tensor, int, bool], Tensor]:
+    """``function`` with the arguments of a window, which only placing a window takes."""
+    return lambda scores, k, causal: function(scores, k, **options)
+
+
+# How the k of top-k attention are chosen: masked scores (B, H, T, S), k and whether the future is masked, to weights.
+SELECTIONS: dict[str, Callable[[Tensor, int, bool], Tensor]] = {
+    "scores": _per_row(topk_softmax),
+    "window": out_of_window_softmax,
+    "heads": _per_row(ensemble_topk_softmax),
+    "probabilities": _per_row(topk_probabilities),
+    "probabilities-softmax": _per_row(topk_probabilities, softmax_again=True),
+    "heads-probabilities": _per_row(topk_probabilities, across_heads=True),
+    "heads-probabilities-softmax": _per_row(topk_probabilities, across_heads=True, softmax_again=True),
+}

@@ -22,6 +22,11 @@ SELECTIONS: dict[str, dict[str, Any]] = {
     "top2": {"attention_topk": 2},
     "entmax15": {"attention_normalizer": "entmax15"},
 }
+# Other ways to spend the budget; those of probabilities alone leave rows that sum to less than one.
+CHOICES = {
+    select: {"attention_topk": 3, "attention_topk_select": select}
+    for select in ("window", "heads", "probabilities-softmax", "heads-probabilities-softmax")
+}
 NORMS = ("layernorm", "adanorm")
 VIEWS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -54,6 +59,9 @@ TRANSLATION["separate-view-norms"] = {
     "decoder_normalize_before": True,
 }
 TRANSLATION["no-view-norms"] = {**TRANSLATION["separate-view-norms"], "cross_view_norm": "none"}
+for _block, _select in itertools.product(BLOCKS, CHOICES):
+    _in = "encoder-self,decoder-self" if _select == "window" else "encoder-self,decoder-self,cross"
+    TRANSLATION[f"{_block}-{_select}"] = {"block": _block, **CHOICES[_select], "attention_topk_in": _in}
 
 LANGUAGE_MODELS = {
     f"{block}-{selection}-{norm}-{'pre' if pre_norm else 'post'}": {
@@ -64,6 +72,10 @@ LANGUAGE_MODELS = {
     }
     for block, selection, norm, pre_norm in itertools.product(BLOCKS, SELECTIONS, NORMS, (False, True))
 }
+for _block, _select in itertools.product(BLOCKS, (*CHOICES, "probabilities", "heads-probabilities")):
+    LANGUAGE_MODELS[f"{_block}-{_select}"] = {
+        "block": _block, "attention_topk": 3, "attention_topk_select": _select,
+    }  # fmt: skip
 
 
 def build(builder: Any, options: dict[str, Any]) -> nn.Module:

@@ -186,6 +186,7 @@ ROWS: dict[str, Row] = {
     "attention_topk_in": Row(
         "encoder-self, cross", selects_in("encoder-self", "cross"), {"attention_topk": 2}, lm=False
     ),
+    "attention_topk_select": Row("heads", everywhere("select", "heads"), {"attention_topk": 2}),
     "attention_normalizer": Row("entmax15", everywhere("normalizer", "entmax15"), idle=None),
     "norm": Row("layernorm-simple", every_norm(LayerNormSimple), idle=None),
     "norm_scope": Row("final", only_final_norms, {"norm": "adanorm", **PRE_NORM}),
@@ -289,9 +290,38 @@ def test_every_choice_makes_another_model(name: str) -> None:
     beside = {**ROWS[name].beside, **({} if name in ("block", "init") else PRE_NORM)}
     if name == "cross_view_fusion":
         beside["decoder_layers"] = 2
+    if name == "attention_topk_select":  # cross-attention has no window
+        beside["attention_topk_in"] = "encoder-self,decoder-self"
     prints = {choice: fingerprint(False, **beside, **{name: choice}) for choice in CHOICES[name]}
     alike = [(a, b) for a in prints for b in prints if a < b and same(prints[a], prints[b])]
     assert not alike
+
+
+def test_a_window_is_causal_in_the_decoder_alone() -> None:
+    options = {"attention_topk": 4, "attention_topk_select": "window"}
+    model = build(False, **options, attention_topk_in="encoder-self,decoder-self")
+    assert attentions(model, "causal") == {"encoder-self": {False}, "decoder-self": {True}, "cross": {None}}
+    assert attentions(build(True, **options), "causal") == {"decoder-self": {True}}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "--attention-topk-select window: cross-attention has no keys around its query"),
+        (
+            {"attention_topk_in": "cross"},
+            "--attention-topk-select window: cross-attention has no keys around its query",
+        ),
+        (
+            {"no_cross_attention": True, "cross_self_attention": True},
+            "--attention-topk-select window: excludes --cross",
+        ),
+    ],
+)
+def test_a_window_needs_self_attention(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        build(False, **options, attention_topk=2, attention_topk_select="window")
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
 @KINDS

@@ -27,6 +27,12 @@ EXTRAS = {
     "plain": {},
     "topk": {"attention_topk": 2},
     "entmax": {"attention_normalizer": "entmax15"},
+    "window": {
+        "attention_topk": 3,
+        "attention_topk_select": "window",
+        "attention_topk_in": "encoder-self,decoder-self",
+    },
+    "heads": {"attention_topk": 2, "attention_topk_select": "heads"},
     "gca": {"cross_view": "gca"},
     "adanorm": {"norm": "adanorm"},
     "everything": {"cross_view": "gca", "norm": "adanorm", "attention_topk": 2},

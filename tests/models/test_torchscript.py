@@ -41,6 +41,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "muse-simple": ({"block": "muse-simple"}, "--block muse"),
     "gca": ({"cross_view": "gca"}, "--cross-view"),
     "sequential": ({"cross_view": "gca", "cross_view_fusion": "sequential"}, "--cross-view"),
+    **{
+        select: (
+            {"attention_topk": 2, "attention_topk_in": "encoder-self,decoder-self", "attention_topk_select": select},
+            f"--attention-topk-select {select}",
+        )
+        for select in ("window", "heads")
+    },
     "entmax15": ({"attention_normalizer": "entmax15"}, "--attention-normalizer entmax15"),
 }
 
@@ -112,7 +119,7 @@ def test_what_does_not_compile_says_so(name: str) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED.keys() - {"entmax15"}))
+@pytest.mark.parametrize("name", sorted(REFUSED.keys() - {"entmax15", "window", "heads"}))
 def test_onnx_is_refused(name: str) -> None:
     options, message = REFUSED[name]
     with pytest.raises(OptionError, match=f"{message}.*ONNX"):

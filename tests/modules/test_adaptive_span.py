@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fairseq_ext.modules.adaptive_span import AdaptiveSpan, AdaptiveSpanAttention
-from fairseq_ext.modules.sparse_attention import topk_softmax
+from fairseq_ext.modules.topk import topk_softmax
 from tests.helpers import golden_names, load_golden
 
 MODULE_NAMES = {  # ours: the released code's

@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fairseq_ext.modules.sparse_attention import effective_k, topk_softmax
+from fairseq_ext.modules.sparse_attention import attention_weights
 from fairseq_ext.modules.sparse_variants import (
+    SELECTIONS,
     ensemble_topk_softmax,
     out_of_window_mask,
     out_of_window_softmax,
     topk_probabilities,
 )
+from fairseq_ext.modules.topk import effective_k, topk_softmax
 from tests.helpers import golden_names, load_golden
 from tests.modules.test_sparse_attention import NEG_INF, budget, close, leaf, masked_scores
 
@@ -144,3 +146,69 @@ def test_variants_never_attend_to_masked_keys(case: tuple[Tensor, Tensor, int]) 
             torch.testing.assert_close(weights.sum(-1), (~dead).float())
         (grad,) = torch.autograd.grad(weights.square().sum(), scores)
         assert grad.isfinite().all() and (grad[~valid] == 0).all()
+
+
+@pytest.mark.parametrize("select", SELECTIONS)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 0), (2, 3, 0, 4), (0, 3, 4, 4)])
+def test_no_scores_give_no_weights(select: str, shape: tuple[int, ...]) -> None:
+    scores = torch.zeros(shape, requires_grad=True)
+    weights = attention_weights(scores, select=select, k=2)
+    assert weights.shape == shape and torch.autograd.grad(weights.sum(), scores)[0].shape == shape
+
+
+@pytest.mark.parametrize("select", SELECTIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_extreme_scores_have_finite_weights_and_nan_is_seen(select: str, dtype: torch.dtype) -> None:
+    low, high = torch.finfo(dtype).min, torch.finfo(dtype).max
+    rows = [[math.inf, 0, 1, high], [low, low, NEG_INF, low], [NEG_INF] * 4, [high, high, low, 0]]
+    scores = torch.tensor([rows, rows[::-1]], dtype=dtype)[None].requires_grad_()
+    weights = attention_weights(scores, select=select, k=2)
+    (grad,) = torch.autograd.grad((weights * torch.arange(4, dtype=dtype)).sum(), scores)
+    assert weights.isfinite().all() and grad.isfinite().all() and (weights[scores == NEG_INF] == 0).all()
+    broken = scores.detach().clone()
+    broken[0, 0, 3, 2] = math.nan
+    seen = attention_weights(broken, select=select, k=2)
+    assert seen[0, 0, 3].isnan().any() and not seen[0, :, :3].isnan().any()
+
+
+def test_selections_are_the_functions() -> None:
+    scores = torch.randn(2, 3, 5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), NEG_INF)
+    expected = {
+        "scores": topk_softmax(scores, 2),
+        "window": out_of_window_softmax(scores, 2, True),
+        "heads": ensemble_topk_softmax(scores, 2),
+        "probabilities": topk_probabilities(scores, 2),
+        "probabilities-softmax": topk_probabilities(scores, 2, softmax_again=True),
+        "heads-probabilities": topk_probabilities(scores, 2, across_heads=True),
+        "heads-probabilities-softmax": topk_probabilities(scores, 2, across_heads=True, softmax_again=True),
+    }
+    assert expected.keys() == SELECTIONS.keys()
+    for select, weights in expected.items():
+        assert torch.equal(attention_weights(scores, select=select, k=2, causal=select == "window"), weights)
+
+
+@pytest.mark.parametrize("k", [3, 8, 64])
+def test_a_window_does_not_depend_on_how_many_keys_pad_the_row(k: int) -> None:
+    scores = torch.randn(1, 1, 6, 6)
+    padded = torch.nn.functional.pad(scores, (0, 40, 0, 40), value=NEG_INF)
+    weights = attention_weights(padded, select="window", k=k)[..., :6, :6]
+    torch.testing.assert_close(weights, attention_weights(scores, select="window", k=k))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"select": "windows", "k": 2},
+            "select must be one of scores, .* got 'windows': did you mean 'window'?",
+        ),
+        ({"select": "window"}, "select='window' needs k or ratio"),
+        ({"select": "heads", "k": 2, "causal": True}, "causal is an option of select='window', got select='heads'"),
+        ({"causal": True}, "causal is an option of select='window', got select='scores'"),
+        ({"select": "heads", "k": 2, "straight_through": True}, "straight_through is an option of select='scores'"),
+        ({"select": "heads", "k": 2, "normalizer": "entmax15"}, "k or ratio needs normalizer='softmax'"),
+    ],
+)
+def test_attention_weights_refuses_idle_selections(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        attention_weights(torch.randn(1, 2, 4, 4), **options)
