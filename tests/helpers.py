@@ -1,13 +1,15 @@
-"""Shared by the tests: golden fixtures and where the optional data sets live."""
+"""Shared by the tests: golden fixtures, where the optional data sets live, and the options of a program."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import gzip
 import io
 import os
 import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -66,3 +68,27 @@ def damaged_texts(good: bytes) -> dict[str, bytes]:
         "plain text.gz": good,
         "gzip without its suffix, truncated": packed[: len(packed) // 2],
     }
+
+
+class Row(NamedTuple):
+    """A value that differs from the default, what must be given with it to have an effect, and where it has none."""
+
+    value: str = ""
+    given: str = ""
+    idle: tuple[str, ...] = ()
+
+
+def options_of(parser: argparse.ArgumentParser) -> dict[str, dict[str, argparse.Action]]:
+    """The options of every command of a program by name, without those that all commands have."""
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return {
+        name: {action.dest: action for action in command._actions if action.dest not in ("help", "config")}
+        for name, command in commands.choices.items()
+    }
+
+
+def words_of(action: argparse.Action, value: str = "") -> list[str]:
+    """What gives an option ``value`` on the command line, or what changes a switch."""
+    if not action.option_strings:
+        return [value]
+    return [action.option_strings[-1 if action.default is True else 0], *([value] if value else [])]

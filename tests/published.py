@@ -284,8 +284,8 @@ HELP = {
     ("graph.graph_classification", "train"): Published(
         _ENCOURAGING,
         {
-            "log-end": 0.5, "hidden-channels": 128, "num-layers": 3, "ratio": 0.5, "dropout": 0.5,
-            "learning-rate": 5e-4, "weight-decay": 1e-4, "batch-size": 128, "patience": 50,
+            "log-end": 0.5, "hidden-size": 128, "num-layers": 3, "ratio": 0.5, "dropout": 0.5,
+            "lr": 5e-4, "weight-decay": 1e-4, "batch-size": 128, "patience": 50,
             "runs": Ours(50, 10), "repeats": Ours(5, 1),
         },
     ),

@@ -9,8 +9,9 @@ from typing import Any
 
 from examples.results.report import asked, commands, copied, distinct, environments, mean_spread, unique
 from fairseq_ext.training.files import read_json
+from fairseq_ext.training.runs import run_name
 from graph.graph_classification.__main__ import main as train
-from graph.graph_classification.train import DEFER_START, LOSSES
+from graph.graph_classification.options import DEFER_START, LOSSES
 
 TEXT = """## Encouraging loss on graphs
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--datasets", nargs="+", default=["PROTEINS", "NCI1"], help="TU data sets")
     parser.add_argument("--folds", type=int, default=10, help="folds of the cross-validation")
     parser.add_argument("--repeats", type=int, default=3, help="cross-validations")
-    parser.add_argument("--max-epochs", type=int, default=1000, help="longest training")
+    parser.add_argument("--epochs", type=int, default=1000, help="of the longest training")
 
 
 SELECTS = "datasets"
@@ -47,17 +48,19 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         copied(options.data / "pyg" / "TUDataset" / dataset, root / dataset)
         folders = {loss: options.out / "graph_classification" / f"{dataset}-{loss}" for loss in LOSSES}
         for loss, folder in folders.items():
-            counts = ["--folds", options.folds, "--repeats", options.repeats, "--max-epochs", options.max_epochs]
+            counts = ["--folds", options.folds, "--repeats", options.repeats, "--epochs", options.epochs]
             arguments = ["--dataset", dataset, "--root", root, "--loss", loss, "--out", folder, *counts]
             train(["train", *map(str, arguments)])
-        wanted = [f"{repeat}/{fold}" for repeat in range(options.repeats) for fold in range(options.folds)]
-        found = {loss: asked(read_json(folder / "results.json")["runs"], wanted) for loss, folder in folders.items()}
+        wanted = [
+            run_name(repeat=repeat, fold=fold) for repeat in range(options.repeats) for fold in range(options.folds)
+        ]
+        runs_of = {loss: asked(read_json(folder / "results.json")["runs"], wanted) for loss, folder in folders.items()}
         yield {
             "name": f"graph_classification_{dataset}",
             "dataset": dataset,
-            "protocol": f"{options.repeats} x {options.folds} folds, at most {options.max_epochs} epochs",
-            "environments": unique(run["environment"] for runs in found.values() for run in runs.values()),
-            "runs_of": found,
+            "protocol": f"{options.repeats} x {options.folds} folds, at most {options.epochs} epochs",
+            "environments": unique(run["environment"] for runs in runs_of.values() for run in runs.values()),
+            "runs_of": runs_of,
         }
 
 

@@ -19,18 +19,18 @@ def spread_of_repeats(runs: dict[str, dict[str, float]]) -> float:
     """Standard deviation of the repeats' mean test accuracies: what follows the published accuracies' ``±``."""
     repeats: dict[str, list[float]] = {}
     for name, run in runs.items():
-        repeats.setdefault(name.split("/")[0], []).append(run["test_accuracy"])
+        repeats.setdefault(name.split("-")[0], []).append(run["test_accuracy"])
     return statistics.pstdev(statistics.fmean(accuracies) for accuracies in repeats.values())
 
 
 def _finished(folder: str | Path) -> tuple[dict[str, Any], dict[str, float]]:
     """The settings of an experiment, and the test accuracy of each of its runs."""
     try:
-        found = read_json(Path(folder) / "results.json")
-        accuracies = {name: run["test_accuracy"] for name, run in found["runs"].items()}
+        results = read_json(Path(folder) / "results.json")
+        accuracies = {name: run["test_accuracy"] for name, run in results["runs"].items()}
         if not all(0 <= value <= 1 for value in accuracies.values()):
             raise ValueError("an accuracy that is none")
-        return dict(found["settings"]), accuracies
+        return dict(results["settings"]), accuracies
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: no results.json of graph_classification ({type(error).__name__})") from error
 
@@ -48,7 +48,7 @@ def compare(first: str | Path, second: str | Path) -> dict[str, float]:
     """
     settings, accuracies = zip(*map(_finished, (first, second)), strict=True)
     for name in PAIRED_BY:
-        values = [found.get(name) for found in settings]
+        values = [of_one.get(name) for of_one in settings]
         if values[0] != values[1]:
             raise OptionError(f"compare: {name} is {values[0]} in {first} and {values[1]} in {second}: no pairs")
     shared = [name for name in accuracies[0] if name in accuracies[1]]

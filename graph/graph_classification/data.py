@@ -59,9 +59,9 @@ def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TU
     """
     root = Path(root)
     present = {path.parent.parent.name for path in root.glob("*/raw/*_A.txt")}
-    known = sorted(present.union(TU_NAMES))
-    if difflib.get_close_matches(name, known, n=1, cutoff=0.85):
-        choose("--dataset", name, known)
+    names = sorted(present.union(TU_NAMES))
+    if difflib.get_close_matches(name, names, n=1, cutoff=0.85):
+        choose("--dataset", name, names)
     for path in (root / name / "raw").glob("*.txt"):
         if not path.stat().st_size:  # of which torch_geometric makes data without features or labels
             raise DataError(f"--dataset {name}: {path} is empty")
@@ -77,8 +77,8 @@ def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TU
         raise DataError(f"--dataset {name}: {problem} {place} ({type(error).__name__}: {reason})") from error
     labels = getattr(dataset, "y", None)
     if labels is None or labels.is_floating_point() or labels.numel() != len(dataset):
-        found = "no labels" if labels is None else f"{labels.numel()} labels of type {labels.dtype}"
-        raise DataError(f"--dataset {name}: {len(dataset)} graphs, but {found}; each graph must have one class")
+        form = "no labels" if labels is None else f"{labels.numel()} labels of type {labels.dtype}"
+        raise DataError(f"--dataset {name}: {len(dataset)} graphs, but {form}; each graph must have one class")
     if "x" in dataset.slices and len(dataset.x) != dataset.slices["x"][-1]:
         raise DataError(f"--dataset {name}: {dataset.slices['x'][-1]} nodes, but features of {len(dataset.x)}")
     if dataset.num_classes < 2:

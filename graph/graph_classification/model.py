@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.data import Data
 from torch_geometric.nn import MLP, GCNConv, SAGPooling, global_max_pool, global_mean_pool
 from torch_geometric.nn.pool.select import SelectTopK
 
-__all__ = ["SAGPoolClassifier"]
+__all__ = ["SAGPoolClassifier", "logits_of"]
 
 
 class SAGPoolClassifier(nn.Module):
@@ -84,3 +85,9 @@ class SAGPoolClassifier(nn.Module):
             pooled = [global_max_pool(x, batch, batch_size), global_mean_pool(x, batch, batch_size)]
             readouts.append(torch.cat(pooled, dim=-1))
         return self.mlp(torch.stack(readouts).sum(0))
+
+
+def logits_of(model: nn.Module, data: Data) -> Tensor:
+    """Logits of a batch of graphs, whose features may be whole numbers."""
+    x = data.x.to(next(model.parameters()).dtype)
+    return model(x, data.edge_index, data.batch, data.num_graphs)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
-from torch_geometric.data import Dataset
+from torch_geometric.data import Data, Dataset
 
 from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.flags import Device
+from fairseq_ext.training.options import option
+from fairseq_ext.training.runs import run_name
+from fairseq_ext.training.settings import digest
 
-__all__ = ["Split", "class_labels", "random_splits", "stratified_folds"]
+__all__ = ["Protocol", "Split", "class_labels", "classes_of", "random_splits", "stratified_folds"]
 
 
 def class_labels(dataset: Dataset) -> Tensor:
@@ -20,12 +25,17 @@ def class_labels(dataset: Dataset) -> Tensor:
     Raises:
         DataError: a graph without ``y``, with several, or with one that is no class number.
     """
-    found = [getattr(graph, "y", None) for graph in dataset]
-    for number, y in enumerate(found):
+    classes = [getattr(graph, "y", None) for graph in dataset]
+    for number, y in enumerate(classes):
         if y is None or torch.as_tensor(y).numel() != 1:
             count = 0 if y is None else torch.as_tensor(y).numel()
             raise DataError(f"dataset: graph {number} has {count} labels y; each graph must have one class")
-    return _as_classes([torch.as_tensor(y).item() for y in found], "dataset: y")
+    return _as_classes([torch.as_tensor(y).item() for y in classes], "dataset: y")
+
+
+def classes_of(batch: Data) -> Tensor:
+    """The class of each graph of a batch, whatever the shape and type of ``y``."""
+    return batch.y.view(-1).long()
 
 
 def _as_classes(labels: Any, name: str = "labels") -> Tensor:
@@ -42,13 +52,18 @@ def _as_classes(labels: Any, name: str = "labels") -> Tensor:
 
 
 class Split(NamedTuple):
-    """One run: its name ``repeat/number``, its seed, and the graphs of each part."""
+    """One run: its name, such as ``repeat0-fold3``, its seed, and the graphs of each part."""
 
     name: str
     seed: int
     train: Tensor
     valid: Tensor
     test: Tensor
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the seed and the graphs of each part."""
+        return digest(self.seed, self.train, self.valid, self.test)
 
     def checked(self, graphs: int) -> Split:
         """The same with int64 numbers, of masks and arrays too.
@@ -69,8 +84,8 @@ def _numbers(part: Any, name: str, graphs: int) -> Tensor:
     if part.dtype == torch.bool and part.shape == (graphs,):
         part = part.nonzero().view(-1)
     if part.dim() != 1 or not part.numel() or part.dtype == torch.bool or part.is_floating_point():
-        found = f"{part.dtype} of shape {tuple(part.shape)}"
-        raise DataError(f"split: {name} must be numbers of graphs, or a mask over all {graphs}, got {found}")
+        form = f"{part.dtype} of shape {tuple(part.shape)}"
+        raise DataError(f"split: {name} must be numbers of graphs, or a mask over all {graphs}, got {form}")
     if part.min() < 0 or part.max() >= graphs:
         raise DataError(f"split: {name} has graphs {part.min()} to {part.max()}, of {graphs}")
     return part.long()
@@ -88,7 +103,8 @@ def random_splits(labels: Tensor, runs: int, repeats: int = 1, seed: int = 0) ->
         valid, test, train = torch.randperm(len(labels), generator=generator).split(
             [tenth, tenth, len(labels) - 2 * tenth]
         )
-        splits.append(Split(f"{number // runs}/{number % runs}", seed + number, train, valid, test))
+        name = run_name(repeat=number // runs, run=number % runs)
+        splits.append(Split(name, seed + number, train, valid, test))
     return splits
 
 
@@ -109,5 +125,33 @@ def stratified_folds(labels: Tensor, folds: int, repeats: int = 1, seed: int = 0
             tested, validated = fold, (fold + 1) % folds
             train = torch.cat([part for number, part in enumerate(parts) if number not in (tested, validated)])
             run_seed = seed + repeat * folds + fold
-            splits.append(Split(f"{repeat}/{fold}", run_seed, train, parts[validated], parts[tested]))
+            name = run_name(repeat=repeat, fold=fold)
+            splits.append(Split(name, run_seed, train, parts[validated], parts[tested]))
     return splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol(Device):
+    """Runs of the experiment; finished ones are not run again."""
+
+    out: str = option("", "folder of results (default: runs/graph_classification/DATASET-LOSS)")
+    runs: int = option(10, "random 80/10/10 splits (paper: 50)", least=1)
+    folds: int = option(0, "of a stratified cross-validation instead of random splits; 0: none", least=0)
+    repeats: int = option(1, "of all runs or folds (paper: 5)", least=1)
+    seed: int = option(0, "of the first run; the others count on", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds:
+            self.refuse_idle(f"with --folds {self.folds}", "runs")
+
+    def splits(self, labels: Tensor) -> list[Split]:
+        """The split of every run, for graphs of these classes.
+
+        Raises:
+            OptionError: ``--folds`` that the classes do not allow.
+            DataError: too few graphs.
+        """
+        if self.folds:
+            return stratified_folds(labels, self.folds, self.repeats, self.seed)
+        return random_splits(labels, self.runs, self.repeats, self.seed)

@@ -2,226 +2,113 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch_geometric import seed_everything
-from torch_geometric.data import Data, Dataset
+from torch_geometric.data import Dataset
 from torch_geometric.loader import DataLoader
-from tqdm import tqdm
 
-from fairseq_ext.losses import EncouragingLoss
-from fairseq_ext.training.checkpoint import Checkpoint, RandomState
-from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.options import OptionSet, option
-from fairseq_ext.training.runs import Experiment
+from fairseq_ext.training.checkpoint import BestWeights, RandomState
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.loop import Training
+from fairseq_ext.training.runs import Experiment, torch_device
 from fairseq_ext.training.settings import Settings
-from graph.metrics import classification_metrics
+from graph.graph_classification.data import dataset_digest, load_dataset
+from graph.graph_classification.epoch import evaluate, train_epoch
+from graph.graph_classification.loss import bonus_epochs, make_loss
+from graph.graph_classification.model import SAGPoolClassifier
+from graph.graph_classification.options import Options
+from graph.graph_classification.splits import Protocol, Split, class_labels
 
-from .data import dataset_digest
-from .model import SAGPoolClassifier
-from .splits import Split, class_labels
-
-__all__ = ["DEFER_START", "LOSSES", "Options", "make_loss", "predict", "train_all", "train_run"]
-
-LOSSES = ("encouraging", "cross-entropy")
-# The published last epochs, counted from 0, without the bonus.
-DEFER_START = {"PROTEINS": 25, "NCI1": 130}
+__all__ = ["run", "train"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(OptionSet):
-    """What a run depends on beside its split; each field is an option of the command line.
-
-    Raises:
-        OptionError: a value out of its range; the message names the option.
-    """
-
-    loss: str = option("encouraging", "training loss", LOSSES)
-    log_end: float = option(0.5, "probability at which the bonus turns linear (paper: 0.5)", least=0, most=1)
-    defer_start: int = option(
-        25, "last epoch without bonus, counted from 0; -1: none; 130 for NCI1 by default (paper: the same)", least=-1
-    )
-    hidden_channels: int = option(128, "width of the GCN layers (paper: 128)", least=2)
-    num_layers: int = option(3, "GCN layers, each with its pooling (paper: 3)", least=1)
-    ratio: float = option(0.5, "share of the nodes that a pooling keeps (paper: 0.5)", above=0, most=1)
-    dropout: float = option(0.5, "dropout in the MLP (paper: 0.5)", least=0, below=1)
-    learning_rate: float = option(5e-4, "of Adam (paper: 0.0005)", above=0)
-    weight_decay: float = option(1e-4, "of Adam (paper: 0.0001)", least=0)
-    batch_size: int = option(128, "graphs in a step (paper: 128)", least=1)
-    patience: int = option(50, "stop after this many epochs without a better validation accuracy (paper: 50)", least=1)
-    max_epochs: int = option(1000, "stop here at the latest", least=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.loss != "encouraging":
-            self.refuse_idle(f"with --loss {self.loss}", "log_end", "defer_start")
-        elif self.max_epochs < self.defer_start + 2:
-            raise OptionError(
-                f"--loss encouraging: has no effect with --max-epochs {self.max_epochs}, as the bonus starts after "
-                f"epoch {self.defer_start}, counted from 0 (--defer-start)"
-            )
-
-
-def make_loss(options: Options) -> EncouragingLoss:
-    """The loss; ``set_epoch`` takes epochs counted from 1.
-
-    Cross-entropy is encouraging loss with a bonus of weight 0, so that two runs of one seed are equal to the bit until
-    the bonus starts.
-    """
-    bonus_weight = 1.0 if options.loss == "encouraging" else 0.0
-    return EncouragingLoss(log_end=options.log_end, defer_start=options.defer_start + 1, bonus_weight=bonus_weight)
-
-
-def logits_of(model: nn.Module, data: Data) -> Tensor:
-    """Logits of a batch of graphs, whose features may be whole numbers."""
-    x = data.x.to(next(model.parameters()).dtype)
-    return model(x, data.edge_index, data.batch, data.num_graphs)
-
-
-def classes_of(data: Data) -> Tensor:
-    """The class of each graph of a batch, whatever the shape and type of ``y``."""
-    return data.y.view(-1).long()
-
-
-@torch.no_grad()
-def predict(model: nn.Module, batches: Iterable[Data]) -> tuple[Tensor, Tensor]:
-    """Logits and class of all graphs of ``batches``, on the CPU."""
-    model.eval()
-    found = [(logits_of(model, data), classes_of(data)) for data in batches]
-    logits, labels = (torch.cat(part).cpu() for part in zip(*found, strict=True))
-    return logits, labels
-
-
-def train_epoch(
-    model: nn.Module, batches: Iterable[Data], criterion: nn.Module, optimizer: torch.optim.Optimizer
-) -> float:
-    """One pass over ``batches``; returns the mean loss of its steps."""
-    model.train()
-    device = next(model.parameters()).device
-    losses = []
-    for data in batches:
-        data = data.to(device)
-        optimizer.zero_grad()
-        loss = criterion(logits_of(model, data), classes_of(data))
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return torch.stack(losses).mean().item()
-
-
-def train_run(
+def train(
     dataset: Dataset,
     split: Split,
     options: Options,
     *,
+    folder: str | Path | None = None,
+    graphs: str = "",
     device: str | torch.device = "cpu",
-    checkpoint: str | Path | None = None,
-    on_epoch: Callable[[int, float], None] | None = None,
-) -> tuple[SAGPoolClassifier, dict[str, float | None]]:
+) -> tuple[SAGPoolClassifier, dict[str, Any]]:
     """Train on one split, and test the weights of the first epoch with the best validation accuracy.
 
     Args:
         dataset: graphs with features ``x`` and one class ``y`` each, a whole number of any type.
         split: the graphs of each part by number or as a mask, and the seed of the run.
         options: everything else.
+        folder: of ``checkpoint.pt`` and TensorBoard's file. A training that was killed is resumed from there and ends,
+            to the bit on a CPU, where it would have ended without a break. Default: nothing is kept.
+        graphs: the :func:`~graph.graph_classification.data.dataset_digest` of ``dataset``, where it is at hand.
         device: where to train.
-        checkpoint: a file that every epoch replaces. Where it is there already, training goes on from it and ends, to
-            the bit, where it would have ended without a break.
-        on_epoch: called with the epoch, counted from 0, and its validation accuracy.
 
     Returns:
         The model of the best epoch, and ``test_accuracy``, ``test_balanced_accuracy`` and ``test_roc_auc`` (of
-        :func:`~graph.metrics.classification_metrics`), ``valid_accuracy``, ``best_epoch`` (counted from 0), ``epochs``
-        and, of these, ``bonus_epochs``.
+        :func:`~graph.metrics.classification_metrics`), ``valid_accuracy``, ``best_epoch`` (counted from 1), ``epochs``
+        and, of these, ``bonus_epochs``; and the ``history`` of all epochs.
 
     Raises:
         CheckpointError: a checkpoint that is damaged or cannot be written; the latter before the first step.
         DataError: a graph without one class ``y``, graphs without features, or a split that does not fit them.
         OptionError: a loss that is not finite; a checkpoint of another split, data set or options.
     """
-    device, labels = torch.device(device), class_labels(dataset)
     if not dataset.num_features:
         raise DataError("dataset: the graphs have no features x; CappedDegree gives them some")
-    split = split.checked(len(dataset))
+    num_classes, split = int(class_labels(dataset).max()) + 1, split.checked(len(dataset))
+    settings = None
+    if folder is not None:
+        inputs = {"graphs": graphs or dataset_digest(dataset), "split": split.digest}
+        settings = Settings.of(options, inputs=inputs, leave_out=("root",))
+
     seed_everything(split.seed)
     model = SAGPoolClassifier(
-        dataset.num_features,
-        int(labels.max()) + 1,
-        options.hidden_channels,
-        options.num_layers,
-        options.ratio,
-        options.dropout,
+        dataset.num_features, num_classes, options.hidden_size, options.num_layers, options.ratio, options.dropout
     ).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, weight_decay=options.weight_decay)
-    criterion = make_loss(options)
-    train = DataLoader(dataset[split.train], options.batch_size, shuffle=True)
+    optimizer = torch.optim.Adam(model.parameters(), options.lr, weight_decay=options.weight_decay)
+    criterion, best = make_loss(options), BestWeights(model)
+    batches = DataLoader(dataset[split.train], options.batch_size, shuffle=True)
     valid, test = (
         [data.to(device) for data in DataLoader(dataset[part], options.batch_size)]
         for part in (split.valid, split.test)
     )
 
-    parts = [part.tolist() for part in (split.train, split.valid, split.test)]
-    inputs = {"graphs": dataset_digest(dataset)}
-    run = Settings.of(options, inputs=inputs, split=[split.name, split.seed, *parts])
-    progress: dict[str, Any] = {"epoch": -1, "best_epoch": -1, "best_accuracy": -1.0, "best_weights": {}}
-    kept = None
-    if checkpoint is not None:
-        kept = Checkpoint(checkpoint, run, progress, model=model, optimizer=optimizer, random=RandomState())
-        if not kept.restore():
-            kept.prove()
+    training = Training(
+        options.epochs,
+        unit="epoch",
+        select="accuracy",
+        patience=options.patience,
+        folder=folder,
+        settings=settings,
+        parts={"model": model, "optimizer": optimizer, "best": best, "random": RandomState()},
+        name=split.name,
+    )
+    for epoch in training:
+        criterion.set_epoch(epoch)
+        training.log(loss=train_epoch(model, batches, criterion, optimizer))
+        if training.improved(evaluate(model, valid)):
+            best.keep()
 
-    for epoch in range(progress["epoch"] + 1, options.max_epochs):
-        if progress["epoch"] - progress["best_epoch"] >= options.patience:
-            break
-        progress["epoch"] = epoch
-        criterion.set_epoch(epoch + 1)
-        loss = train_epoch(model, train, criterion, optimizer)
-        if not math.isfinite(loss):
-            raise OptionError(f"--learning-rate: {options.learning_rate}: the loss is {loss} in epoch {epoch}")
-        logits, labels = predict(model, valid)
-        found = (logits.argmax(-1) == labels).double().mean().item()
-        if found > progress["best_accuracy"]:
-            weights = copy.deepcopy(model.state_dict())
-            progress |= {"best_epoch": epoch, "best_accuracy": found, "best_weights": weights}
-        if kept:
-            kept.save()
-        if on_epoch:
-            on_epoch(epoch, found)
-
-    model.load_state_dict(progress["best_weights"])
-    epochs = progress["epoch"] + 1
-    bonus_epochs = max(epochs - 1 - options.defer_start, 0) if options.loss == "encouraging" else 0
-    return model, {
-        **{f"test_{name}": value for name, value in classification_metrics(*predict(model, test)).items()},
-        "valid_accuracy": progress["best_accuracy"],
-        "best_epoch": progress["best_epoch"],
-        "epochs": epochs,
-        "bonus_epochs": bonus_epochs,
-    }
+    best.restore()
+    metrics = {f"test_{name}": value for name, value in evaluate(model, test).items()}
+    return model, {**metrics, "bonus_epochs": bonus_epochs(options, training.step), **training.record()}
 
 
-def train_all(
-    dataset: Dataset,
-    splits: Iterable[Split],
-    options: Options,
-    experiment: Experiment,
-    device: str | torch.device = "cpu",
-) -> None:
-    """Train on every split that ``experiment`` does not hold yet, with a progress bar on a terminal."""
-    bar = tqdm([split for split in splits if split.name not in experiment.runs], unit="run", disable=None)
+def run(options: Options, protocol: Protocol) -> Experiment:
+    """Train on every split of ``protocol`` that its folder does not hold yet."""
+    device = torch_device(protocol.device)
+    dataset = load_dataset(options.root, options.dataset, options.use_node_attr)
+    splits, graphs = protocol.splits(dataset.y), dataset_digest(dataset)
+    folder = Path(protocol.out or f"runs/graph_classification/{options.dataset}-{options.loss}")
+    numbers = {name: getattr(protocol, name) for name in ("folds", "runs", "repeats", "seed")}
+    settings = Settings.of(options, inputs={"graphs": graphs}, leave_out=("root",), **numbers)
 
-    def show(epoch: int, valid_accuracy: float) -> None:
-        bar.set_postfix(epoch=epoch, valid=f"{valid_accuracy:.3f}")
+    def one(split: Split) -> dict[str, Any]:
+        _, record = train(dataset, split, options, folder=folder / split.name, graphs=graphs, device=device)
+        return record
 
-    for split in bar:
-        checkpoint = experiment.file.with_name(f"run{split.name.replace('/', '-')}.pt")
-        _, result = train_run(dataset, split, options, device=device, checkpoint=checkpoint, on_epoch=show)
-        experiment.add(split.name, result)
-        checkpoint.unlink(missing_ok=True)
+    experiment = Experiment(folder, settings, ("torch-geometric", "scikit-learn"))
+    return experiment.complete({split.name: partial(one, split) for split in splits})

@@ -155,7 +155,7 @@ def test_the_svm_reads_what_the_networks_read(tmp_path):
 
 def test_graph_classification_reports_equal_pairs():
     def runs(*scores: float) -> dict:
-        return {f"0/{fold}": {"test_accuracy": score} for fold, score in enumerate(scores)}
+        return {f"repeat0-fold{fold}": {"test_accuracy": score} for fold, score in enumerate(scores)}
 
     found = {"cross-entropy": runs(0.5, 0.5, 0.5, 0.5), "encouraging": runs(0.5, 0.6, 0.56, 0.46)}
     content = {"dataset": "MUTAG", "protocol": "p", "command": "c", "environment": ENVIRONMENT, "runs_of": found}

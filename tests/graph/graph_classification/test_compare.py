@@ -6,6 +6,7 @@ import pytest
 
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import write_json
+from fairseq_ext.training.runs import run_name
 from graph.graph_classification.__main__ import main
 from graph.graph_classification.compare import compare, spread_of_repeats
 
@@ -18,23 +19,26 @@ def results(folder, accuracies, **settings):
 
 
 def test_compare_pairs_runs_by_name(tmp_path):
-    first = results(tmp_path / "a", {"0/0": 0.5, "0/1": 0.75, "0/2": 0.5, "1/0": 0.1}, loss="cross-entropy")
-    second = results(tmp_path / "b", {"0/2": 0.5, "0/1": 0.5, "0/0": 1.0}, loss="encouraging")
-    found = compare(first, second)
-    assert (found["runs"], found["better"], found["equal"], found["worse"]) == (3, 1, 1, 1)
-    assert found["difference"] == pytest.approx(0.25 / 3)
+    names = [run_name(repeat=0, run=number) for number in range(3)]
+    accuracies = dict(zip(names, (0.5, 0.75, 0.5), strict=True)) | {"repeat1-run0": 0.1}
+    first = results(tmp_path / "a", accuracies, loss="cross-entropy")
+    second = results(tmp_path / "b", dict(zip(names[::-1], (0.5, 0.5, 1.0), strict=True)), loss="encouraging")
+    pairs = compare(first, second)
+    assert (pairs["runs"], pairs["better"], pairs["equal"], pairs["worse"]) == (3, 1, 1, 1)
+    assert pairs["difference"] == pytest.approx(0.25 / 3)
 
 
 def test_compare_refuses_what_cannot_be_paired(tmp_path):
-    first = results(tmp_path / "a", {"0/0": 0.5})
+    first = results(tmp_path / "a", {"repeat0-run0": 0.5})
     with pytest.raises(OptionError, match=r"compare: seed is 0 in .* and 1 in "):
-        compare(first, results(tmp_path / "b", {"0/0": 0.5}, seed=1))
+        compare(first, results(tmp_path / "b", {"repeat0-run0": 0.5}, seed=1))
     with pytest.raises(OptionError, match=r"share no finished run"):
-        compare(first, results(tmp_path / "c", {"0/1": 0.5}))
+        compare(first, results(tmp_path / "c", {"repeat0-run1": 0.5}))
     with pytest.raises(SystemExit, match=r"nowhere: no results.json"):
         main(["compare", str(first), str(tmp_path / "nowhere")])
-    runs = [{"0/0": {"accuracy": 1.0}}, *({"0/0": {"test_accuracy": value}} for value in ("1", float("nan"), 50))]
-    for number, content in enumerate(({"runs": {}}, [], *({"settings": {}, "runs": found} for found in runs))):
+    records = [{"accuracy": 1.0}, *({"test_accuracy": value} for value in ("1", float("nan"), 50))]
+    damaged = [{"settings": {}, "runs": {"repeat0-run0": record}} for record in records]
+    for number, content in enumerate(({"runs": {}}, [], *damaged)):
         (tmp_path / f"other{number}").mkdir()
         write_json(tmp_path / f"other{number}" / "results.json", content)
         with pytest.raises(DataError, match=f"other{number}: no results.json of graph_classification"):
@@ -42,6 +46,6 @@ def test_compare_refuses_what_cannot_be_paired(tmp_path):
 
 
 def test_spread_of_repeats_is_that_of_their_means():
-    runs = {"0/0": 0.5, "0/1": 0.7, "1/0": 0.8, "1/1": 0.8}
-    found = spread_of_repeats({name: {"test_accuracy": accuracy} for name, accuracy in runs.items()})
-    assert found == pytest.approx(0.1)
+    runs = {"repeat0-run0": 0.5, "repeat0-run1": 0.7, "repeat1-run0": 0.8, "repeat1-run1": 0.8}
+    spread = spread_of_repeats({name: {"test_accuracy": accuracy} for name, accuracy in runs.items()})
+    assert spread == pytest.approx(0.1)

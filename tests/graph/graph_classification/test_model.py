@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data
 from torch_geometric.utils import to_undirected
 
-from graph.graph_classification.model import SAGPoolClassifier
-from graph.graph_classification.train import logits_of
+from graph.graph_classification.model import SAGPoolClassifier, logits_of
 
 
 def random_graphs(seed: int, count: int = 5, features: int = 6) -> list[Data]:

@@ -15,7 +15,8 @@ LABELS = torch.tensor([0] * 60 + [1] * 43)
 
 def test_random_splits_are_80_10_10():
     splits = random_splits(LABELS, runs=3, repeats=2, seed=5)
-    assert [split.name for split in splits] == ["0/0", "0/1", "0/2", "1/0", "1/1", "1/2"]
+    names = [f"repeat{repeat}-run{number}" for repeat in range(2) for number in range(3)]
+    assert [split.name for split in splits] == names
     assert [split.seed for split in splits] == [5, 6, 7, 8, 9, 10]
     for split in splits:
         assert (len(split.train), len(split.valid), len(split.test)) == (83, 10, 10)
@@ -33,6 +34,7 @@ def test_random_splits_depend_on_the_seed_alone():
 
 def test_each_graph_is_tested_and_validated_once_a_repeat():
     splits = stratified_folds(LABELS, folds=5, repeats=2)
+    assert [split.name for split in splits[4:6]] == ["repeat0-fold4", "repeat1-fold0"]
     assert len({split.seed for split in splits}) == 10
     for repeat in (splits[:5], splits[5:]):
         for part in ("test", "valid"):
@@ -43,9 +45,9 @@ def test_each_graph_is_tested_and_validated_once_a_repeat():
     assert {frozenset(s.test.tolist()) for s in splits[:5]} != {frozenset(s.test.tolist()) for s in splits[5:]}
 
 
-@pytest.mark.parametrize(("folds", "found"), [(1, "at least 3"), (2, "at least 3"), (44, "smallest class has 43")])
-def test_folds_out_of_range(folds, found):
-    with pytest.raises(OptionError, match=f"--folds: {folds}, .*{found}"):
+@pytest.mark.parametrize(("folds", "reason"), [(1, "at least 3"), (2, "at least 3"), (44, "smallest class has 43")])
+def test_folds_out_of_range(folds, reason):
+    with pytest.raises(OptionError, match=f"--folds: {folds}, .*{reason}"):
         stratified_folds(LABELS, folds)
 
 
@@ -61,12 +63,12 @@ def test_too_few_graphs_for_a_random_split():
 )
 def test_labels_of_any_type_are_split_alike(labels):
     for make in (random_splits, stratified_folds):
-        for found, wanted in zip(make(labels, 3), make(LABELS, 3), strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(found[2:], wanted[2:], strict=True))
+        for split, wanted in zip(make(labels, 3), make(LABELS, 3), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(split[2:], wanted[2:], strict=True))
 
 
 @pytest.mark.parametrize(
-    ("labels", "found"),
+    ("labels", "reason"),
     [
         (LABELS + 0.5, "class numbers from 0 on, got 0.5"),
         (LABELS - 1, "class numbers from 0 on, got -1"),
@@ -74,9 +76,9 @@ def test_labels_of_any_type_are_split_alike(labels):
         (np.zeros((103, 2)), r"one class number a graph, got shape \(103, 2\)"),
     ],
 )
-def test_labels_that_are_none(labels, found):
+def test_labels_that_are_none(labels, reason):
     for make in (random_splits, stratified_folds):
-        with pytest.raises(DataError, match=f"labels: must be {found}"):
+        with pytest.raises(DataError, match=f"labels: must be {reason}"):
             make(labels, 3)
 
 
