@@ -128,10 +128,10 @@ def nested_config(flat: Any, kind: type[FairseqDataclass] = TransformerExtConfig
 def _read_literal(option: str, value: Any, kind: type[list] | type[dict], form: str) -> Any:
     text = f"[{value}]" if kind is list and isinstance(value, str) and value[:1] not in "[(" else value
     try:
-        found = kind(ast.literal_eval(text) if isinstance(text, str) else text)
+        literal = kind(ast.literal_eval(text) if isinstance(text, str) else text)
     except (ValueError, SyntaxError, TypeError):
         raise OptionError(f"{option}: must be {form}, got {value!r}") from None
-    return repr(found) if kind is dict else found  # the attention of xFormers takes a text
+    return repr(literal) if kind is dict else literal  # the attention of xFormers takes a text
 
 
 def legacy_arguments(flat: Any, kind: type[FairseqDataclass]) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""What ``transformer_ext`` and ``transformer_lm_ext`` share: the norms, pruned loading, retained dropout."""
+"""What ``transformer_ext`` and ``transformer_lm_ext`` share: pruned loading and retained dropout."""
 
 from __future__ import annotations
 
@@ -9,48 +9,18 @@ from typing import Any
 
 from fairseq.models import BaseFairseqModel
 from fairseq.modules import FairseqDropout
-from torch import nn
 
 from fairseq_ext.models.stock_options import parse_layers
-from fairseq_ext.modules.normalization import create_norm
 from fairseq_ext.training.errors import OptionError
 
 logger = logging.getLogger(__name__)
-
-
-def replace_norms(model: nn.Module, cfg: Any) -> None:
-    """Replaces the LayerNorms of ``model`` by ``--norm``; those of the embeddings and of ``--scale-*`` stay.
-
-    fairseq's layers construct their norms by a module-level name, so they are replaced afterwards: doing it by
-    patching that name would reach every other model in the process.
-    """
-    if cfg.norm == "layernorm":
-        return
-    for path, module in list(model.named_modules()):
-        name = path.rpartition(".")[2]
-        final = path.startswith(("encoder.layer_norm", "decoder.layer_norm", "encoder.view_layer_norm."))
-        if not isinstance(module, nn.LayerNorm) or not (name.endswith("_layer_norm") or final):
-            continue
-        if cfg.norm_scope == "final" and not final:
-            continue
-        parent = model.get_submodule(path.rpartition(".")[0])
-        norm = create_norm(
-            cfg.norm,
-            module.normalized_shape,
-            adanorm_scale=cfg.adanorm_scale,
-            adanorm_k=cfg.adanorm_k,
-            detach=cfg.norm_detach,
-            unbiased=cfg.norm_convention == "released",
-        )
-        setattr(parent, name, norm)
 
 
 class ExtModel(BaseFairseqModel):
     """What the suite's models share: options in fairseq's older form, pruning, the names of retained dropouts."""
 
     def configure(self, cfg: Any, arguments: argparse.Namespace) -> None:
-        """Finishes a built model: the norms of ``--norm``, and ``args``, which fairseq's older code reads."""
-        replace_norms(self, cfg)
+        """Keeps the options, also as ``args``, which fairseq's older code reads."""
         self.cfg = cfg
         self.args = arguments
 
@@ -99,18 +69,18 @@ class ExtModel(BaseFairseqModel):
     def _with_subclasses(self, names: Any) -> Any:
         names = names if isinstance(names, str) else list(names)  # a text is searched for a name, as in fairseq
         dropping = {type(module) for module in self.modules() if FairseqDropout in map(type, module.children())}
-        known = {
+        answers = {
             kind.__name__: {_dropout_name(base) for base in kind.__mro__ if base.__module__.startswith("fairseq")}
             for kind in dropping
         }
-        chosen = [name for name, answers_to in known.items() if any(answer in names for answer in answers_to)]
-        unknown = set(re.findall(r"\w+", names) if isinstance(names, str) else names).difference(*known.values())
+        chosen = [name for name, also in answers.items() if any(answer in names for answer in also)]
+        unknown = set(re.findall(r"\w+", names) if isinstance(names, str) else names).difference(*answers.values())
         if unknown:
-            found = {module.module_name for module in self.modules() if isinstance(module, FairseqDropout)}
+            present = {module.module_name for module in self.modules() if isinstance(module, FairseqDropout)}
             logger.warning(
                 "--retain-dropout-modules %s: no such module, there are %s",
                 ", ".join(sorted(unknown)),
-                ", ".join(sorted(found)),
+                ", ".join(sorted(present)),
             )
         return " ".join([names, *chosen]) if isinstance(names, str) else [*names, *chosen]
 

@@ -8,7 +8,8 @@ from typing import Any
 from fairseq.dataclass import FairseqDataclass
 
 from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES, check_cross_view
-from fairseq_ext.modules.muse import INIT_LAWS, parse_kernels
+from fairseq_ext.modules.muse import parse_kernels
+from fairseq_ext.modules.muse_init import INIT_LAWS
 from fairseq_ext.modules.normalization import NORMS
 from fairseq_ext.modules.sparse_attention import NORMALIZERS
 from fairseq_ext.modules.sparse_variants import SELECTIONS

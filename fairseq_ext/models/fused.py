@@ -22,14 +22,10 @@ from fairseq.incremental_decoding_utils import FairseqIncrementalState
 from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
-from fairseq_ext.models.attention import (
-    CrossViewAttention,
-    IncrementalState,
-    MuseSelfAttention,
-    NotExportable,
-    SelectiveAttention,
-)
-from fairseq_ext.models.layers import MuseDecoderLayer, MuseEncoderLayer
+from fairseq_ext.models.attention import IncrementalState, NotExportable, SelectiveAttention
+from fairseq_ext.models.cross_view_attention import CrossViewAttention
+from fairseq_ext.models.muse_attention import MuseSelfAttention
+from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer
 from fairseq_ext.modules.muse import MultiScaleConv
 from fairseq_ext.modules.sparse_attention import attention_weights
 
@@ -122,7 +118,7 @@ class _FusedLayer(NotExportable, nn.Module):
 
 
 class FusedMuseEncoderLayer(_FusedLayer):
-    """A :class:`~fairseq_ext.models.layers.MuseEncoderLayer` with one input and one output matrix.
+    """A :class:`~fairseq_ext.models.muse_layers.MuseEncoderLayer` with one input and one output matrix.
 
     Example:
         >>> fused = FusedMuseEncoderLayer.from_layer(layer)
@@ -141,7 +137,7 @@ class FusedMuseEncoderLayer(_FusedLayer):
         return cls(layer)
 
     def forward(self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None) -> Tensor:
-        """Shapes as in :class:`~fairseq_ext.models.layers.MuseEncoderLayer`."""
+        """Shapes as in :class:`~fairseq_ext.models.muse_layers.MuseEncoderLayer`."""
         if attn_mask is not None:
             attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask.bool(), float("-inf"))
         h = self.norm(x) if self.normalize_before else x
@@ -182,7 +178,7 @@ class _StepConv(nn.Module):
 
 
 class FusedMuseDecoderLayer(FairseqIncrementalState, _FusedLayer):
-    """A :class:`~fairseq_ext.models.layers.MuseDecoderLayer` with one input and one output matrix.
+    """A :class:`~fairseq_ext.models.muse_layers.MuseDecoderLayer` with one input and one output matrix.
 
     The queries and the output projection of the cross-attention are merged as well, unless it reads several views:
     then ``encoder_attn`` is the original module, whose output is added.
@@ -229,7 +225,7 @@ class FusedMuseDecoderLayer(FairseqIncrementalState, _FusedLayer):
         need_attn: bool = False,
         need_head_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Shapes as in :class:`~fairseq_ext.models.layers.MuseDecoderLayer`; one position a call when incremental."""
+        """Shapes as in :class:`~fairseq_ext.models.muse_layers.MuseDecoderLayer`; incremental, one position a call."""
         need_weights = need_attn or need_head_weights or self.need_attn
         h = self.norm(x) if self.normalize_before else x
         projected = self.in_proj(h)

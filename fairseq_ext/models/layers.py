@@ -1,30 +1,20 @@
-"""Encoder and decoder layers: fairseq's with other attentions, the MUSE blocks, and sequential views."""
+"""Encoder and decoder layers: fairseq's with other attentions and norms, and sequential views."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from fairseq.modules import FairseqDropout, MultiheadAttention
+from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
-from fairseq_ext.models.attention import (
-    CrossViewAttention,
-    IncrementalState,
-    MuseSelfAttention,
-    NotExportable,
-    SelectiveAttention,
-)
+from fairseq_ext.models.attention import IncrementalState, NotExportable, SelectiveAttention
+from fairseq_ext.models.cross_view_attention import CrossViewAttention
 from fairseq_ext.models.ext_options import selecting_attentions
+from fairseq_ext.models.norms import build_norm, rebuild_norms_
 from fairseq_ext.modules.cross_view import CrossViewFusion
-from fairseq_ext.modules.muse import (
-    MultiScaleConv,
-    init_attention_projection_,
-    init_ffn_,
-    parse_kernels,
-)
+from fairseq_ext.modules.muse_init import init_attention_projection_, init_ffn_
 
 
 def selection(cfg: Any, attention: str) -> dict[str, Any]:
@@ -50,12 +40,13 @@ def changes_layers(cfg: Any, side: str, cross_attention: bool = True) -> bool:
     return (
         cfg.block != "transformer"
         or cfg.init != "fairseq"
+        or cfg.norm != "layernorm"
         or any(selection(cfg, attention) for attention in attentions)
         or (side == "decoder" and cfg.cross_view != "none")
     )
 
 
-def _common_arguments(cfg: Any, side: str) -> dict[str, Any]:
+def common_arguments(cfg: Any, side: str) -> dict[str, Any]:
     part = getattr(cfg, side)
     return {
         "embed_dim": part.embed_dim,
@@ -64,26 +55,6 @@ def _common_arguments(cfg: Any, side: str) -> dict[str, Any]:
         "q_noise": cfg.quant_noise.pq,
         "qn_block_size": cfg.quant_noise.pq_block_size,
     }
-
-
-def _muse_attention(cfg: Any, side: str, index: int, **kwargs: Any) -> MuseSelfAttention:
-    part = getattr(cfg, side)
-    conv = MultiScaleConv(
-        part.embed_dim,
-        part.attention_heads,
-        parse_kernels(cfg.muse_kernels, part.layers)[index - 1],
-        causal=side == "decoder",
-        gate=not cfg.muse_no_gate,
-        weight_dropout=cfg.muse_weight_dropout,
-    )
-    return MuseSelfAttention(
-        conv=conv,
-        mask_padding=not cfg.muse_no_padding_mask,
-        self_attention=True,
-        **_common_arguments(cfg, side),
-        **selection(cfg, f"{side}-self"),
-        **kwargs,
-    )
 
 
 def _apply_init_(layer: nn.Module, law: str, index: int) -> None:
@@ -106,16 +77,15 @@ class EncoderLayer(TransformerEncoderLayerBase):
         index: number of the layer, 1 at the bottom.
     """
 
-    def __init__(self, cfg: Any, index: int, return_fc: bool = False) -> None:
+    def __init__(self, cfg: Any, index: int) -> None:
         self.index = index  # read by build_self_attention, which the parent's constructor calls
-        super().__init__(cfg, return_fc=return_fc)
+        super().__init__(cfg)
+        rebuild_norms_(self, cfg, "self_attn_layer_norm", "final_layer_norm")
         _apply_init_(self, cfg.init, index)
 
     def build_self_attention(self, embed_dim: int, cfg: Any) -> MultiheadAttention:
-        if cfg.block == "muse":
-            return _muse_attention(cfg, "encoder", self.index)
         if chosen := selection(cfg, "encoder-self"):
-            return SelectiveAttention(self_attention=True, **_common_arguments(cfg, "encoder"), **chosen)
+            return SelectiveAttention(self_attention=True, **common_arguments(cfg, "encoder"), **chosen)
         return super().build_self_attention(embed_dim, cfg)
 
 
@@ -134,6 +104,7 @@ class DecoderLayer(TransformerDecoderLayerBase):
     ) -> None:
         self.index = index
         super().__init__(cfg, no_encoder_attn=no_encoder_attn)
+        rebuild_norms_(self, cfg, "self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm")
         if fusion is not None:
             self.encoder_attn = self.build_encoder_attention(self.embed_dim, cfg, fusion)
         _apply_init_(self, cfg.init, index)
@@ -142,11 +113,9 @@ class DecoderLayer(TransformerDecoderLayerBase):
         self, embed_dim: int, cfg: Any, add_bias_kv: bool = False, add_zero_attn: bool = False
     ) -> MultiheadAttention:
         extras = {"add_bias_kv": add_bias_kv, "add_zero_attn": add_zero_attn}
-        if cfg.block == "muse":
-            return _muse_attention(cfg, "decoder", self.index, **extras)
         if chosen := selection(cfg, "decoder-self"):
             return SelectiveAttention(
-                self_attention=not cfg.cross_self_attention, **_common_arguments(cfg, "decoder"), **chosen, **extras
+                self_attention=not cfg.cross_self_attention, **common_arguments(cfg, "decoder"), **chosen, **extras
             )
         return super().build_self_attention(embed_dim, cfg, **extras)
 
@@ -160,7 +129,7 @@ class DecoderLayer(TransformerDecoderLayerBase):
             "kdim": cfg.encoder.embed_dim,
             "vdim": cfg.encoder.embed_dim,
             "encoder_decoder_attention": True,
-            **_common_arguments(cfg, "decoder"),
+            **common_arguments(cfg, "decoder"),
             **chosen,
         }
         return SelectiveAttention(**arguments) if fusion is None else CrossViewAttention(fusion=fusion, **arguments)
@@ -178,10 +147,10 @@ class SequentialViewsDecoderLayer(NotExportable, DecoderLayer):
 
     option = "--cross-view"
 
-    def __init__(self, cfg: Any, index: int, fusion: CrossViewFusion) -> None:
-        super().__init__(cfg, index, fusion=fusion)
+    def __init__(self, cfg: Any, index: int, no_encoder_attn: bool, fusion: CrossViewFusion) -> None:
+        super().__init__(cfg, index, no_encoder_attn, fusion)
         if len(fusion.views) > 1:
-            self.encoder_attn_aux_layer_norm = nn.LayerNorm(self.embed_dim)
+            self.encoder_attn_aux_layer_norm = build_norm(cfg, self.embed_dim)
 
     def forward(
         self,
@@ -224,79 +193,3 @@ class SequentialViewsDecoderLayer(NotExportable, DecoderLayer):
         h = norm(x) if self.normalize_before else x
         x = self.residual_connection(self.dropout_module(function(h)), x)
         return x if self.normalize_before else norm(x)
-
-
-class MuseEncoderLayer(NotExportable, EncoderLayer):
-    r"""Self-attention (with the convolution of ``--block muse``) and feed-forward network side by side.
-
-    One residual connection and one norm :math:`N`: with :math:`h = N(x)` (pre-norm) or :math:`h = x`,
-    :math:`y = x + \mathrm{ParAttn}(h) + \mathrm{FFN}(h)`, followed by :math:`N` if post-norm (arXiv 1911.09483).
-    """
-
-    option = "--block muse, muse-simple"
-
-    def __init__(self, cfg: Any, index: int) -> None:
-        super().__init__(cfg, index)
-        self.final_layer_norm = None  # an unused norm would break DistributedDataParallel
-        self.input_dropout_module = FairseqDropout(cfg.muse_input_dropout, module_name=type(self).__name__)
-
-    def forward(self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None) -> Tensor:
-        """``x`` (S, B, C), ``encoder_padding_mask`` (B, S), ``attn_mask`` (S, S) true where attention is forbidden."""
-        if attn_mask is not None:
-            attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask.bool(), float("-inf"))
-        h = self.self_attn_layer_norm(x) if self.normalize_before else x
-        u = self.input_dropout_module(h)
-        attention, _ = self.self_attn(u, u, u, encoder_padding_mask, need_weights=False, attn_mask=attn_mask)
-        ffn = self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(h))))
-        x = x + self.dropout_module(attention) + self.dropout_module(ffn)
-        return x if self.normalize_before else self.self_attn_layer_norm(x)
-
-
-class MuseDecoderLayer(NotExportable, DecoderLayer):
-    """Causal self-attention (with convolution), cross-attention and feed-forward network side by side.
-
-    All three read the layer's input; one residual connection and one norm, as in :class:`MuseEncoderLayer`.
-    """
-
-    option = "--block muse, muse-simple"
-
-    def __init__(
-        self, cfg: Any, index: int, no_encoder_attn: bool = False, fusion: CrossViewFusion | None = None
-    ) -> None:
-        super().__init__(cfg, index, no_encoder_attn, fusion)
-        self.encoder_attn_layer_norm = self.final_layer_norm = None
-        self.input_dropout_module = FairseqDropout(cfg.muse_input_dropout, module_name=type(self).__name__)
-
-    def forward(
-        self,
-        x: Tensor,
-        encoder_out: Tensor | None = None,
-        encoder_padding_mask: Tensor | None = None,
-        incremental_state: IncrementalState | None = None,
-        self_attn_mask: Tensor | None = None,
-        self_attn_padding_mask: Tensor | None = None,
-        need_attn: bool = False,
-        need_head_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None, None]:
-        """Shapes as in :class:`~fairseq.modules.transformer_layer.TransformerDecoderLayerBase`."""
-        h = self.self_attn_layer_norm(x) if self.normalize_before else x
-        u = self.input_dropout_module(h)
-        attention, _ = self.self_attn(
-            u, u, u, self_attn_padding_mask, incremental_state, need_weights=False, attn_mask=self_attn_mask
-        )
-        x = x + self.dropout_module(attention)
-        weights = None
-        if self.encoder_attn is not None and encoder_out is not None:
-            context, weights = self.encoder_attn(
-                h,
-                encoder_out,
-                encoder_out,
-                key_padding_mask=encoder_padding_mask,
-                incremental_state=incremental_state,
-                static_kv=True,
-                need_weights=need_attn or (not self.training and self.need_attn),
-                need_head_weights=need_head_weights,
-            )
-            x = x + self.dropout_module(context)
-        x = x + self.dropout_module(self.feed_forward(h))
-        return (x if self.normalize_before else self.self_attn_layer_norm(x)), weights, None

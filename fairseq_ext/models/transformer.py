@@ -21,14 +21,9 @@ from fairseq_ext.models.config import (
 from fairseq_ext.models.ext_model import ExtModel
 from fairseq_ext.models.ext_options import check_alignments, check_options
 from fairseq_ext.models.fused import fuse_for_inference
-from fairseq_ext.models.layers import (
-    DecoderLayer,
-    EncoderLayer,
-    MuseDecoderLayer,
-    MuseEncoderLayer,
-    SequentialViewsDecoderLayer,
-    changes_layers,
-)
+from fairseq_ext.models.layers import DecoderLayer, EncoderLayer, SequentialViewsDecoderLayer, changes_layers
+from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer
+from fairseq_ext.models.norms import build_norm, rebuild_norms_
 from fairseq_ext.models.stock_options import (
     check_stock_options,
     check_task,
@@ -48,6 +43,10 @@ TASKS = (
     "span_masked_lm",
 )
 
+# --block
+ENCODER_LAYERS = {"transformer": EncoderLayer, "muse": MuseEncoderLayer, "muse-simple": MuseEncoderLayer}
+DECODER_LAYERS = {"transformer": DecoderLayer, "muse": MuseDecoderLayer, "muse-simple": MuseDecoderLayer}
+
 
 def _wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
     """fairseq's wrapping of a layer for activation checkpointing and FSDP."""
@@ -59,17 +58,16 @@ def _wrap_layer(layer: nn.Module, cfg: Any) -> nn.Module:
 class TransformerExtEncoder(TransformerEncoderBase):
     """fairseq's encoder around this suite's layers."""
 
-    def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding, return_fc: bool = False) -> None:
-        self._built = 0
-        super().__init__(cfg, dictionary, embed_tokens, return_fc=return_fc)
+    def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding) -> None:
+        self._built = 0  # layers so far: fairseq's constructor calls build_encoder_layer without their number
+        super().__init__(cfg, dictionary, embed_tokens)
+        rebuild_norms_(self, cfg, "layer_norm", final=True)
 
     def build_encoder_layer(self, cfg: Any) -> nn.Module:
         self._built += 1
         if not changes_layers(cfg, "encoder"):
             return super().build_encoder_layer(cfg)
-        if cfg.block == "transformer":
-            return _wrap_layer(EncoderLayer(cfg, self._built, return_fc=self.return_fc), cfg)
-        return _wrap_layer(MuseEncoderLayer(cfg, self._built), cfg)
+        return _wrap_layer(ENCODER_LAYERS[cfg.block](cfg, self._built), cfg)
 
     def make_generation_fast_(self, retain_dropout: bool = False, **kwargs: Any) -> None:
         if not (self.cfg.muse_no_fuse or retain_dropout):  # fused layers have no dropout to retain
@@ -85,11 +83,11 @@ class CrossViewEncoder(NotExportable, TransformerExtEncoder):
 
     option = "--cross-view"
 
-    def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding, return_fc: bool = False) -> None:
-        super().__init__(cfg, dictionary, embed_tokens, return_fc=return_fc)
+    def __init__(self, cfg: Any, dictionary: Any, embed_tokens: nn.Embedding) -> None:
+        super().__init__(cfg, dictionary, embed_tokens)
         if self.layer_norm is not None and cfg.cross_view_norm == "separate":
-            norms = [nn.LayerNorm(cfg.encoder.embed_dim) for _ in range(cfg.encoder.layers - 1)]
-            self.view_layer_norm = nn.ModuleList(norms)
+            views = range(cfg.encoder.layers - 1)
+            self.view_layer_norm = nn.ModuleList(build_norm(cfg, cfg.encoder.embed_dim, final=True) for _ in views)
 
     def forward(
         self,
@@ -120,17 +118,14 @@ class TransformerExtDecoder(TransformerDecoderBase):
         self._built = 0
         self._ama_proj: list[nn.Linear] = []
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=no_encoder_attn)
+        rebuild_norms_(self, cfg, "layer_norm", final=True)
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> nn.Module:
         self._built += 1
         fusion = None if cfg.cross_view == "none" else self.build_fusion(cfg, self._built)
-        if cfg.block != "transformer":
-            layer = MuseDecoderLayer(cfg, self._built, no_encoder_attn, fusion)
-        elif fusion is not None and cfg.cross_view_fusion == "sequential":
-            layer = SequentialViewsDecoderLayer(cfg, self._built, fusion)
-        else:
-            layer = DecoderLayer(cfg, self._built, no_encoder_attn, fusion)
-        return _wrap_layer(layer, cfg)
+        sequential = fusion is not None and cfg.cross_view_fusion == "sequential"
+        kind = SequentialViewsDecoderLayer if sequential else DECODER_LAYERS[cfg.block]
+        return _wrap_layer(kind(cfg, self._built, no_encoder_attn, fusion), cfg)
 
     def build_fusion(self, cfg: Any, index: int) -> CrossViewFusion:
         views = view_schedule(

@@ -2,7 +2,8 @@
 
 from fairseq_ext.modules.adaptive_span import AdaptiveSpan, AdaptiveSpanAttention
 from fairseq_ext.modules.cross_view import CrossViewFusion, view_schedule
-from fairseq_ext.modules.muse import DynamicConv, KernelGate, MultiScaleConv
+from fairseq_ext.modules.dynamic_convolution import DynamicConv
+from fairseq_ext.modules.muse import KernelGate, MultiScaleConv
 from fairseq_ext.modules.normalization import AdaNorm, DetachNorm, LayerNormSimple, create_norm
 from fairseq_ext.modules.sparse_attention import attention_weights, topk_attention
 from fairseq_ext.modules.sparse_variants import out_of_window_softmax

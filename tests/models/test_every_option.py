@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fairseq_ext.models.ext_options import ExtOptions
 from fairseq_ext.models.transformer import TransformerExtModel
-from fairseq_ext.modules.muse import INIT_LAWS
+from fairseq_ext.modules.muse_init import INIT_LAWS
 from fairseq_ext.modules.normalization import AdaNorm, DetachNorm, LayerNormSimple
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import flag

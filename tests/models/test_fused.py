@@ -12,7 +12,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
 from fairseq_ext.models.fused import FusedMuseDecoderLayer, FusedMuseEncoderLayer, fuse_for_inference
-from fairseq_ext.models.layers import MuseDecoderLayer, MuseEncoderLayer
+from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer
 from tests.models.tiny import EOS, PAD, decode_by_step, dictionary, language_model, translation_model
 
 SOURCE = torch.tensor([[PAD, PAD, 4, 5, 6, EOS], [7, 8, 9, 10, 11, EOS], [PAD, 4, 9, 4, 13, EOS]])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fairseq_ext.models.config import TransformerExtConfig, nested_config
 from fairseq_ext.models.fused import FusedMuseDecoderLayer, FusedMuseEncoderLayer, fuse_for_inference
-from fairseq_ext.models.layers import MuseDecoderLayer, MuseEncoderLayer
+from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer
 from fairseq_ext.models.transformer import TransformerExtModel
 from tests.helpers import golden_files, golden_names, load_golden
 

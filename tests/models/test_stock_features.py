@@ -11,7 +11,7 @@ import torch
 from fairseq.quantization_utils import quantize_model_scalar
 from torch import Tensor, nn
 
-from fairseq_ext.models.layers import MuseDecoderLayer, MuseEncoderLayer
+from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer
 from fairseq_ext.training.errors import OptionError
 from tests.models.tiny import EOS, PAD, decode_by_step, language_model, translation_config, translation_model
 

@@ -17,10 +17,7 @@ from fairseq_ext.modules.normalization import (
     AdaNorm,
     DetachNorm,
     LayerNormSimple,
-    ada_norm,
     create_norm,
-    detach_norm,
-    layer_norm_simple,
 )
 from tests.helpers import golden_names, load_golden
 
@@ -124,12 +121,12 @@ class TestGradient:
     @pytest.mark.parametrize("unbiased", [True, False])
     def test_gradcheck(self, unbiased: bool) -> None:
         x = draw(2, 3, 4)[0].requires_grad_()
-        assert torch.autograd.gradcheck(lambda x: layer_norm_simple(x, (3, 4), unbiased=unbiased), x)
-        assert torch.autograd.gradcheck(lambda x: ada_norm(x, 4, scale=1.5, k=0.0, unbiased=unbiased), x)
+        assert torch.autograd.gradcheck(LayerNormSimple((3, 4), unbiased=unbiased), x)
+        assert torch.autograd.gradcheck(AdaNorm(4, scale=1.5, k=0.0, unbiased=unbiased), x)
 
     def test_the_factor_of_adanorm_is_detached(self) -> None:
         x, g = draw(6, 10)
-        phi = 1.5 * (1 - 0.2 * layer_norm_simple(x, 10))
+        phi = 1.5 * (1 - 0.2 * LayerNormSimple(10)(x))
         _, want = run(LayerNormSimple(10), x, phi * g)
         _, got = run(AdaNorm(10, scale=1.5, k=0.2), x, g)
         torch.testing.assert_close(got, want)
@@ -139,7 +136,7 @@ class TestGradient:
         x, g = draw(20, 16)
         sigma = x.std(-1, unbiased=False)
         mean, var = g.mean(-1), g.var(-1, unbiased=False)
-        y = layer_norm_simple(x, 16, eps=0.0, unbiased=False)
+        y = LayerNormSimple(16, eps=0.0, unbiased=False)(x)
 
         def moments(norm: nn.Module) -> tuple[Tensor, Tensor]:
             gx = run(norm, x, g)[1]
@@ -187,42 +184,42 @@ class TestGradient:
 
     def test_double_backward_is_refused(self) -> None:
         x = draw(2, 4)[0].requires_grad_()
-        (gx,) = torch.autograd.grad(layer_norm_simple(x, 4).square().sum(), x, create_graph=True)
+        (gx,) = torch.autograd.grad(LayerNormSimple(4)(x).square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             gx.sum().backward()
 
     def test_no_gradient_is_needed(self) -> None:
         x = draw(2, 4)[0]
-        assert not ada_norm(x, 4).requires_grad
+        assert not AdaNorm(4)(x).requires_grad
         with torch.inference_mode():
-            torch.testing.assert_close(ada_norm(x, 4), plain(x, k=0.1))
+            torch.testing.assert_close(AdaNorm(4)(x), plain(x, k=0.1))
 
 
 class TestForward:
     @given(size=st.integers(2, 40), scale=st.floats(0.1, 3), k=st.floats(0, 0.5), seed=st.integers(0, 99))
     def test_moments(self, size: int, scale: float, k: float, seed: int) -> None:
         x = draw(3, size, seed=seed)[0]
-        y = layer_norm_simple(x, size, eps=0.0)
-        z = ada_norm(x, size, scale, k, eps=0.0)
+        y = LayerNormSimple(size, eps=0.0)(x)
+        z = AdaNorm(size, scale, k, eps=0.0)(x)
         zero = torch.zeros(3, dtype=x.dtype)
         torch.testing.assert_close(y.mean(-1), zero, atol=1e-10, rtol=0)
         torch.testing.assert_close(y.var(-1), zero + 1)
         torch.testing.assert_close(z.mean(-1), zero - k * scale * (size - 1) / size, atol=1e-10, rtol=0)
-        torch.testing.assert_close(detach_norm(x, size, eps=0.0), y)
+        torch.testing.assert_close(DetachNorm(size, eps=0.0)(x), y)
 
     @pytest.mark.parametrize(("unbiased", "peak"), [(True, 511 / math.sqrt(512)), (False, math.sqrt(511))])
     def test_an_outlier_flips_its_sign(self, unbiased: bool, peak: float) -> None:
         """The largest value that a normalised row can hold lies beyond 1 / k, where AdaNorm's output is negative."""
         x = torch.zeros(1, 512, dtype=torch.float64)
         x[0, 7] = 1e9
-        y = layer_norm_simple(x, 512, unbiased=unbiased)
-        z = ada_norm(x, 512, unbiased=unbiased)
+        y = LayerNormSimple(512, unbiased=unbiased)(x)
+        z = AdaNorm(512, unbiased=unbiased)(x)
         assert y.max().item() == pytest.approx(peak)
         assert z[0, 7].item() == pytest.approx((1 - 0.1 * peak) * peak) and z[0, 7] < 0
 
     def test_paper_convention_is_torchs_layer_norm(self) -> None:
         x = draw(4, 3, 6)[0]
-        got = layer_norm_simple(x, (3, 6), eps=1e-3, unbiased=False)
+        got = LayerNormSimple((3, 6), eps=1e-3, unbiased=False)(x)
         torch.testing.assert_close(got, F.layer_norm(x, (3, 6), eps=1e-3), rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("make", EACH)
@@ -343,7 +340,6 @@ class TestConstruction:
     def test_defaults_agree(self) -> None:
         x = draw(2, 6)[0]
         assert torch.equal(create_norm("adanorm", 6)(x), AdaNorm(6)(x))
-        assert torch.equal(ada_norm(x, 6), AdaNorm(6)(x))
         assert (
             repr(create_norm("detachnorm", 6))
             == repr(DetachNorm(6))
@@ -362,9 +358,8 @@ class TestConstruction:
             create_norm(kind, 8)
 
     def test_unknown_detach(self) -> None:
-        for call in (lambda: DetachNorm(8, "variance"), lambda: detach_norm(torch.zeros(1, 8), 8, "variance")):
-            with pytest.raises(ValueError, match="detach: found 'variance', allowed are 'both', 'mean', 'std'"):
-                call()
+        with pytest.raises(ValueError, match="detach: found 'variance', allowed are 'both', 'mean', 'std'"):
+            DetachNorm(8, "variance")
 
     def test_one_element_has_no_unbiased_deviation(self) -> None:
         with pytest.raises(ValueError, match="normalized_shape: unbiased=True needs at least 2 elements"):

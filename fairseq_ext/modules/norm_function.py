@@ -1,0 +1,145 @@
+"""What the norms of :mod:`fairseq_ext.modules.normalization` compute, with its closed-form gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fairseq_ext.precision import widen
+
+
+def normalize(
+    x: Tensor,
+    normalized_shape: list[int],
+    eps: float,
+    unbiased: bool,
+    scale: float = 1.0,
+    k: float = 0.0,
+    detach_mean: bool = False,
+    detach_std: bool = False,
+) -> Tensor:
+    r""":math:`z = C (1 - k\,\mathrm{sg}(y))\,y` with :math:`y = (x - \mu) / s`, in the dtype of ``x``: see the norms"""
+    wide = widen(x)
+    if torch.jit.is_scripting() or torch.compiler.is_compiling():
+        z = _plain_normalize(wide, normalized_shape, eps, unbiased, scale, k, detach_mean, detach_std)
+    else:
+        shape = tuple(normalized_shape)
+        z = _Normalize.apply(wide, shape, scale, k, eps, unbiased, detach_mean, detach_std)[0]
+    return z.to(x.dtype)
+
+
+class _Normalize(torch.autograd.Function):
+    r""":math:`z = C (1 - k\,\mathrm{sg}(y))\,y` and its closed-form gradient.
+
+    With :math:`g = \partial L / \partial z`, :math:`h = C (1 - k y)\,g` and :math:`Y = (x - \mu) / \mathrm{std}`:
+
+    .. math::
+        \frac{\partial L}{\partial x_j} = \frac{1}{s} \Big[ h_j - \bar h - \frac{Y_j}{H-1} \sum_i h_i y_i \Big]
+
+    (:math:`y` for :math:`Y` and :math:`H` for :math:`H-1` when ``unbiased=False``). Detaching the mean removes
+    :math:`\bar h`, detaching the standard deviation removes the sum.
+
+    Both directions run on torch's fused layer-norm kernels, whose convention is the biased one; two factors per row
+    turn it into any other. ``stretch`` is :math:`t` with :math:`t^2 y / H = Y / (H-1)`: called on :math:`y` with mean 0
+    and reciprocal deviation :math:`t`, the backward kernel computes :math:`t\,(h - \bar h - t^2 y\,\overline{h y})`,
+    which is the bracket above times :math:`t`. It is given :math:`y` and not :math:`x` because the CPU kernel expands
+    :math:`x - \mu` into differences of sums, which loses all digits of a row with a large offset and a tiny variance.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        normalized_shape: tuple[int, ...],
+        scale: float,
+        k: float,
+        eps: float,
+        unbiased: bool,
+        detach_mean: bool,
+        detach_std: bool,
+    ) -> tuple[Tensor, ...]:
+        """``z``, then what the backward pass needs: ``1 / s``, ``stretch``, and ``y`` where that is not ``z``."""
+        # The CPU kernel is vectorised only with a gain and a bias: half the time for the same result.
+        gain = x.new_ones(normalized_shape) if x.is_cpu else None
+        bias = x.new_zeros(normalized_shape) if x.is_cpu else None
+        if unbiased:
+            # The smallest normal number for epsilon: invisible beside any variance, and it keeps constant rows at
+            # y = 0 with a finite 1 / std, so that no division below needs a guard.
+            y, _, rstd = torch.native_layer_norm(x, normalized_shape, gain, bias, torch.finfo(x.dtype).tiny)
+            size = math.prod(normalized_shape)
+            bessel = math.sqrt(size / (size - 1))
+            ratio = bessel + eps * rstd  # s / (biased standard deviation)
+            y /= ratio
+            inv_s = rstd / ratio
+            stretch = (bessel * ratio).sqrt()
+        else:
+            y, _, inv_s = torch.native_layer_norm(x, normalized_shape, gain, bias, eps)
+            stretch = torch.ones_like(inv_s)
+        z = torch.addcmul(y, y, y, value=-k) if k else y
+        z = z if scale == 1 else z * scale
+        return (z, inv_s, stretch) if z is y else (z, inv_s, stretch, y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        z, inv_s, stretch, *y = output
+        ctx.mark_non_differentiable(inv_s, stretch, *y)
+        ctx.set_materialize_grads(False)  # zeros as large as y
+        ctx.save_for_backward(y[0] if y else z, inv_s, stretch)
+        _, normalized_shape, scale, k, _, _, detach_mean, detach_std = inputs
+        ctx.constants = normalized_shape, scale, k, detach_mean, detach_std
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 8
+        y, inv_s, stretch = ctx.saved_tensors
+        normalized_shape, scale, k, detach_mean, detach_std = ctx.constants
+        fused = not (detach_mean or detach_std)
+        # h, already divided by s, and by the `stretch` that the fused kernel multiplies back.
+        h = grad * (scale * (inv_s / stretch if fused else inv_s))
+        if k:
+            h = torch.addcmul(h, h, y, value=-k)
+        if fused:
+            mask = [True, False, False]
+            h = torch.ops.aten.native_layer_norm_backward(
+                h, y, normalized_shape, torch.zeros_like(stretch), stretch, None, None, mask
+            )[0]
+        else:
+            dims = tuple(range(-len(normalized_shape), 0))
+            if not detach_mean:
+                h = h - h.mean(dims, keepdim=True)
+            if not detach_std:
+                h = h - y * stretch.square() * (h * y).mean(dims, keepdim=True)
+        return h, None, None, None, None, None, None, None
+
+
+def _plain_normalize(
+    x: Tensor,
+    normalized_shape: list[int],
+    eps: float,
+    unbiased: bool,
+    scale: float,
+    k: float,
+    detach_mean: bool,
+    detach_std: bool,
+) -> Tensor:
+    """What :class:`_Normalize` computes, in operations that TorchScript and ``torch.export`` can differentiate."""
+    dims = [i - len(normalized_shape) for i in range(len(normalized_shape))]
+    mean = x.mean(dims, keepdim=True)
+    centred = x - (mean.detach() if detach_mean else mean)
+    variance = (centred - centred.mean(dims, keepdim=True)).square().mean(dims, keepdim=True)
+    if unbiased:
+        size = 1
+        for length in normalized_shape:
+            size *= length
+        s = (variance * (size / (size - 1))).clamp(min=1.2e-38).sqrt() + eps
+    else:
+        s = (variance + eps).sqrt()
+    y = centred / (s.detach() if detach_std else s)
+    return scale * (1 - k * y.detach()) * y
