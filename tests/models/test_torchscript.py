@@ -133,7 +133,7 @@ STOCK = (TransformerEncoderLayerBase, TransformerDecoderLayerBase, MultiheadAtte
     ("options", "own"),
     [
         ({}, set()),
-        ({"norm": "adanorm"}, set()),
+        ({"norm": "adanorm"}, {"encoder", "decoder"}),
         ({"attention_topk": 2, "attention_topk_in": "encoder-self"}, {"encoder", "encoder.layers.0.self_attn"}),
         ({"attention_topk": 2, "attention_topk_in": "cross"}, {"decoder", "decoder.layers.0.encoder_attn"}),
         ({"attention_topk": 2, "attention_topk_in": "decoder-self"}, {"decoder", "decoder.layers.0.self_attn"}),
