@@ -1,0 +1,173 @@
+"""The flags of all trainers: one name for one thing, in every program, on the command line and in files."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import json
+from collections import defaultdict
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from fairseq_ext.training.errors import InputError
+from fairseq_ext.training.options import OptionSet
+from fairseq_ext.training.program import Program
+from tests.graph.graph_classification.conftest import write_tu
+from tests.helpers import ROOT, options_of, words_of
+
+MODULES = [
+    ".".join([*path.relative_to(ROOT).parent.parts, "__main__"])
+    for top in ("graph", "vision_language")
+    for path in sorted(ROOT.glob(f"{top}/*/__main__.py"))
+]
+
+
+def program_of(module: str) -> Program:
+    main = importlib.import_module(module).main
+    if not isinstance(main, Program):
+        pytest.skip(f"{module}: not a Program yet")
+    return main
+
+
+def option_sets(function: Any) -> dict[str, type[OptionSet]]:
+    return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
+
+
+def all_fields() -> list[tuple[str, dataclasses.Field, Any]]:
+    """Place, field and type of every option of every command."""
+    mains = {module: importlib.import_module(module).main for module in MODULES}
+    return [
+        (f"{module.removesuffix('.__main__')} {command}", item, get_type_hints(kind)[item.name])
+        for module, main in mains.items()
+        if isinstance(main, Program)
+        for command, function in main.commands.items()
+        for kind in option_sets(function).values()
+        for item in dataclasses.fields(kind)
+    ]
+
+
+def test_there_are_trainers():
+    assert len(all_fields()) > 50
+
+
+def test_an_option_has_one_name_everywhere():
+    fields = all_fields()
+    of_alias = defaultdict(set)
+    for place, item, _ in fields:
+        for alias in item.metadata["aliases"]:
+            of_alias[alias].add((item.name, place))
+    wrong = {f"{place} --{item.name}": of_alias[item.name] for place, item, _ in fields if item.name in of_alias}
+    assert not wrong, "an earlier name of another program's option"
+    ambiguous = {alias: names for alias, names in of_alias.items() if len({name for name, _ in names}) > 1}
+    assert not ambiguous, "one earlier name of two options"
+
+
+def test_an_option_has_one_type_everywhere():
+    types = defaultdict(lambda: defaultdict(set))
+    for place, item, kind in all_fields():
+        types[item.name][kind].add(place)
+    assert not {name: dict(kinds) for name, kinds in types.items() if len(kinds) > 1}
+
+
+def test_every_option_says_what_it_is():
+    assert not [f"{place} --{item.name}" for place, item, _ in all_fields() if not item.metadata["help"].strip()]
+
+
+@pytest.fixture
+def called(tmp_path, monkeypatch):
+    """The option sets that a command would be called with, or the refusal."""
+
+    def call(program: Program, command: str, words: list[str], config: dict[str, Any] | None = None):
+        calls = []
+        function = program.commands[command]
+        monkeypatch.setitem(program.commands, command, functools.wraps(function)(lambda **sets: calls.append(sets)))
+        if config is not None:
+            (tmp_path / "options.json").write_text(json.dumps({"settings": config, "runs": {}}))
+            words = [*words, "--config", str(tmp_path / "options.json")]
+        try:
+            program([command, *words])
+        except InputError as error:
+            return str(error)
+        finally:
+            monkeypatch.setitem(program.commands, command, function)
+        return calls[0]
+
+    return call
+
+
+def another(item: dataclasses.Field, kind: Any) -> Any:
+    """A value that is not the option's default."""
+    if kind not in (str, int, float, bool):
+        return [{str: "x", int: 3, float: 3.5}[get_args(kind)[0]]]
+    if kind is bool:
+        return not item.default
+    if kind is str:
+        return next((choice for choice in item.metadata["choices"] if choice != item.default), "x")
+    limits = [item.metadata[limit] for limit in ("least", "above", "most", "below") if item.metadata[limit] is not None]
+    middle = sum(limits) / len(limits) if limits else 1.0
+    return next(kind(value) for value in (middle, middle + 1, middle + 2) if kind(value) != item.default)
+
+
+def given(action: argparse.Action, value: Any) -> list[str]:
+    """The words that give an option this value."""
+    if isinstance(value, bool):
+        return words_of(action)
+    (first, *rest) = value if isinstance(value, list) else [value]
+    return [*words_of(action, str(first)), *map(str, rest)]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_gives_every_option_as_the_command_line_does(module, called):
+    program = program_of(module)
+    actions = options_of(program.parser())
+    for command, function in program.commands.items():
+        items = {
+            item.name: (item, get_type_hints(kind)[item.name])
+            for kind in option_sets(function).values()
+            for item in dataclasses.fields(kind)
+        }
+        required = {name: another(*items[name]) for name in items if items[name][0].default is dataclasses.MISSING}
+        for name, (item, kind) in items.items():
+            values = required | {name: another(item, kind)}
+            words = [word for other, value in values.items() for word in given(actions[command][other], value)]
+            result = called(program, command, words)
+            assert called(program, command, [], values) == result, f"{command} {words}"
+            if not isinstance(result, str):
+                settings = {key: value for options in result.values() for key, value in options.as_dict().items()}
+                chosen = settings[name]
+                assert (list(chosen) if isinstance(chosen, tuple) else chosen) == values[name], f"{command} {words}"
+                assert called(program, command, [], settings) == result, f"{command} {words}, fed back"
+
+
+def write_topics(folder):
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.tsv").write_text("food\ttasty soup\nstaff\trude waiter\n" * 4)
+
+
+TRAININGS = {
+    "graph.label_graph": (
+        write_topics,
+        "--data {data} --embedding learned --hidden-size 4 --attention-size 4 --epochs 2 --start-eval 1 --lr 1e-5",
+    ),
+    "graph.graph_classification": (
+        write_tu,
+        "--dataset RINGS --root {data} --hidden-size 4 --epochs 2 --defer-start 0 --folds 3 --lr 1e-5",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_the_results_of_a_training_are_a_file_of_its_options(name, tmp_path):
+    write, words = TRAININGS[name]
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data")
+    main, results = program_of(f"{name}.__main__"), tmp_path / "out" / "results.json"
+    common = ["--out", str(results.parent), "--device", "cpu"]
+    main(["train", *words.format(data=tmp_path / "data").split(), *common])
+    before = results.read_bytes()
+    root = ["--root", str(tmp_path / "data")] if "--root" in words else []  # where the data lies is no setting
+    main(["train", "--config", str(results), *root, *common])
+    assert results.read_bytes() == before, "other settings, or trained again"
