@@ -1,4 +1,4 @@
-"""The ``fairseq-ext`` command: where the plugin is, what it registers, whether it works; checkpoint averaging."""
+"""The ``fairseq-ext`` command: where the plugin is, what it registers, whether it works; recipes; averaging."""
 
 from __future__ import annotations
 
@@ -73,6 +73,32 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", _doctor, "Print versions and repairs; exit code 1 if this installation has a problem.")
     command("list", _list, "Print every architecture with its presets, and every criterion.")
 
+    recipe = command(
+        "recipe",
+        _recipe,
+        "Print the commands of a recipe with every value and its source; without a name, list all recipes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        "  fairseq-ext recipe muse_iwslt_de_en\n"
+        "  fairseq-ext recipe iwslt14_de_en/muse --data data-bin/iwslt14 --gpus 2 > muse.sh\n"
+        "  fairseq-ext recipe multi30k/gca --device cpu --average 2 --train-options --max-update 200",
+    )
+    add = recipe.add_argument
+    add("name", nargs="?", metavar="NAME", help="a recipe, or DATA/METHOD")
+    add("--data", metavar="DIR", help="the prepared data (default: data-bin/DATA)")
+    add("--save-dir", metavar="DIR", help="where checkpoints and scores are written (default: checkpoints/NAME)")
+    add("--gpus", type=int, metavar="N", help="how many train; --update-freq follows (default: the recipe's)")
+    add("--device", choices=["cuda", "cpu"], help="where it trains; a CPU trains in single precision (default: cuda)")
+    add("--seed", type=int, help="default: the recipe's, 1")
+    add("--average", type=int, metavar="N", help="how many of the last epochs are averaged (default: the recipe's)")
+    add("--yaml", action="store_true", help="print the file of conf/ for fairseq-hydra-train instead")
+    add(
+        "--train-options",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="all that follows is appended to fairseq-train, where it wins",
+    )
+
     average = command(
         "average",
         _average,
@@ -113,15 +139,15 @@ def _doctor(args: argparse.Namespace) -> int:
         problems.append(f"Python {platform.python_version()} is not supported: fairseq needs 3.11 or 3.12")
     for name, lowest, beyond in SUPPORTED:
         try:
-            found = version(name)
+            installed = version(name)
         except PackageNotFoundError:
             report(name, "not installed")
             problems.append(NO_FAIRSEQ if name == "ve-fairseq" else f"{name} is not installed: pip install {name}")
             continue
-        report(name, found)
-        if _number(found) < _number(lowest) or (beyond and _number(found) >= _number(beyond)):
+        report(name, installed)
+        if _number(installed) < _number(lowest) or (beyond and _number(installed) >= _number(beyond)):
             bound = f">={lowest}" + (f",<{beyond}" if beyond else "")
-            problems.append(f"{name} {found} does not work with this plugin: pip install '{name}{bound}'")
+            problems.append(f"{name} {installed} does not work with this plugin: pip install '{name}{bound}'")
     for name in sorted({dist.name for dist in distributions()} & {"fairseq", "fairseq-fixed", "fairseq-built"}):
         problems.append(f"{name} shares its files with ve-fairseq: uninstall both, then pip install ve-fairseq==0.12.3")
 
@@ -174,6 +200,27 @@ def _list(args: argparse.Namespace) -> int:
     print("criterions (--criterion)")
     for name, criterion in criterions.items():
         print(f"  {name:<{width}}  {_summary(criterion)}")
+    return 0
+
+
+def _recipe(args: argparse.Namespace) -> int:
+    from .recipes import RECIPES, find
+    from .recipes.commands import commands, sources
+    from .recipes.hydra import to_yaml
+
+    settings = ("data", "save_dir", "gpus", "device", "seed", "average", "train_options")
+    given = {name: getattr(args, name) for name in settings if getattr(args, name) is not None}
+    if given and (args.yaml or args.name is None):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise OptionError(f"{options}: no effect {'with --yaml' if args.yaml else 'without the NAME of a recipe'}")
+    if args.yaml and args.name is None:
+        raise OptionError("--yaml: no effect without the NAME of a recipe")
+    if args.name is None:
+        width = max(map(len, RECIPES))
+        print("\n".join(f"{name:<{width}}  {recipe.alias:<31}  {recipe.summary}" for name, recipe in RECIPES.items()))
+        return 0
+    recipe = find(args.name)
+    print(to_yaml(recipe) if args.yaml else f"{sources(recipe)}\n{commands(recipe, **given)}", end="")
     return 0
 
 

@@ -6,7 +6,9 @@ import argparse
 import functools
 import gzip
 import io
+import itertools
 import os
+import shlex
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
@@ -92,3 +94,12 @@ def words_of(action: argparse.Action, value: str = "") -> list[str]:
     if not action.option_strings:
         return [value]
     return [action.option_strings[-1 if action.default is True else 0], *([value] if value else [])]
+
+
+def pasted(text: str) -> list[list[str]]:
+    """The commands of a text, each as the words that a shell gives it, up to where its output is redirected."""
+    text = text.replace("\\\n", " ").replace("$(fairseq-ext user-dir)", str(ROOT / "fairseq_ext"))
+    commands = (shlex.split(line, comments=True) for line in text.splitlines())
+    return [
+        list(itertools.takewhile(lambda word: word not in (">", "2>&1", "|"), words)) for words in commands if words
+    ]

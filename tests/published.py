@@ -1,7 +1,7 @@
 """Published values with their sources, written down from papers and authors' releases, not from this code.
 
-Four tables: what presets must build, what the files of ``conf/`` must train with, what recipes must pass to fairseq,
-and what the trainers must default to. A value is here because somebody published it; what is our choice is not here.
+Three tables: what presets must build, what recipes must train and evaluate with, and what the trainers must default to.
+A value is here because somebody published it; what is our choice is not here.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ PRESETS = {
         },
     ),
     "explicit_sparse_transformer_lm_enwik8": Published(
-        "arXiv 1912.11637, enwik8 with Transformer-XL: k = 64; AdaNorm's and its 12 layers of width 512, 8 heads",
-        {"attention_topk": 64, "decoder_layers": 12, "decoder_embed_dim": 512, "decoder_attention_heads": 8},
+        "arXiv 1912.11637, enwik8 with Transformer-XL: k = 64",
+        {"attention_topk": 64},
     ),
     "muse_iwslt_de_en": Published(_MUSE, {**_MUSE_IWSLT, **_MUSE_BLOCK}),
     "muse_simple_iwslt_de_en": Published(_MUSE, {**_MUSE_IWSLT, **_SIMPLE_BLOCK}),
@@ -103,25 +103,14 @@ PRESETS = {
     "layernorm_simple_transformer_iwslt_de_en": Published(
         _ADANORM, {**_ADANORM_IWSLT, "norm": "layernorm-simple", "norm_scope": "all"}
     ),
+    # of these sets only the method is published here: the settings could not be checked
     "adanorm_transformer_iwslt_en_vi": Published(
-        _ADANORM, {**_BASE, "norm": "adanorm", "norm_scope": "all", "adanorm_k": 0.1, "dropout": 0.1}
+        _ADANORM, {"norm": "adanorm", "norm_scope": "all", "adanorm_k": 0.1}
     ),
-    "layernorm_simple_transformer_iwslt_en_vi": Published(
-        _ADANORM, {**_BASE, "norm": "layernorm-simple", "norm_scope": "all", "dropout": 0.1}
-    ),
-    "adanorm_transformer_wmt_en_de_big": Published(
-        _ADANORM, {**_BIG, **_PRE, "norm": "adanorm", "adanorm_k": 0.1, "share_all_embeddings": True, "dropout": 0.3}
-    ),
-    "layernorm_simple_transformer_wmt_en_de_big": Published(
-        _ADANORM, {**_BIG, **_PRE, "norm": "layernorm-simple", "share_all_embeddings": True, "dropout": 0.3}
-    ),
-    "adanorm_transformer_lm_enwik8": Published(
-        "arXiv 1911.07013: 12 layers, width 512, 8 heads, dropout 0.1",
-        {
-            "norm": "adanorm", "adanorm_k": 0.1, "decoder_layers": 12, "decoder_embed_dim": 512,
-            "decoder_attention_heads": 8, "dropout": 0.1,
-        },
-    ),
+    "layernorm_simple_transformer_iwslt_en_vi": Published(_ADANORM, {"norm": "layernorm-simple", "norm_scope": "all"}),
+    "adanorm_transformer_wmt_en_de_big": Published(_ADANORM, {"norm": "adanorm", "adanorm_k": 0.1}),
+    "layernorm_simple_transformer_wmt_en_de_big": Published(_ADANORM, {"norm": "layernorm-simple"}),
+    "adanorm_transformer_lm_enwik8": Published(_ADANORM, {"norm": "adanorm", "adanorm_k": 0.1}),
 }  # fmt: skip
 for _size in ("iwslt_de_en", "wmt_en_de", "wmt_en_de_big", "wmt_en_fr_big"):
     PRESETS[f"gca_transformer_{_size}"] = Published(
@@ -129,121 +118,99 @@ for _size in ("iwslt_de_en", "wmt_en_de", "wmt_en_de_big", "wmt_en_fr_big"):
         {"cross_view": "gca", "cross_view_no_global": False},
     )
 
-# --- optimisation: what conf/NAME.yaml and recipes pass to fairseq-train ----------------------------------------------
+# --- recipes: what fairseq-train and fairseq-generate get -------------------------------------------------------------
 
-_ADAM = {"optimizer": "adam", "adam_betas": "(0.9, 0.98)", "label_smoothing": 0.1, "warmup_init_lr": 1e-7}
-_INVERSE = {**_ADAM, "lr_scheduler": "inverse_sqrt"}
+_SMOOTHED = {"criterion": "label_smoothed_cross_entropy", "label_smoothing": 0.1}
+_ADAM = {"optimizer": "adam", "adam_betas": "(0.9, 0.98)", "warmup_init_lr": 1e-7}
+_INVERSE = {**_SMOOTHED, **_ADAM, "lr_scheduler": "inverse_sqrt"}
+_COSINE = {
+    **_SMOOTHED, **_ADAM, "lr_scheduler": "cosine", "min_lr": 1e-7, "warmup_updates": 10000, "weight_decay": 0.0,
+    "clip_norm": 0.0, "fp16": True,
+}  # fmt: skip
+# epoch checkpoints that are averaged, beam, length penalty
+_IWSLT_TEST = {"average": 10, "beam": 5, "lenpen": 1.0}
 _MUSE_DE_EN = {
-    **_INVERSE, "lr": 1e-3, "warmup_updates": 4000, "max_update": 20000, "max_tokens": 4000,
-    "update_freq": 4, "weight_decay": 1e-4, "clip_norm": 25.0,
+    **_INVERSE, **_IWSLT_TEST, "lr": 1e-3, "warmup_updates": 4000, "max_update": 20000, "max_tokens": 4000,
+    "update_freq": 4, "weight_decay": 1e-4, "clip_norm": 25.0, "fp16": True,
 }  # fmt: skip
 _MUSE_EN_VI = {
-    **_INVERSE, "lr": 1e-3, "warmup_updates": 4000, "max_update": 10000, "max_tokens": 4000,
-    "update_freq": 4,
-}  # fmt: skip
-_COSINE = {
-    **_ADAM,
-    "lr_scheduler": "cosine",
-    "min_lr": 1e-7,
-    "warmup_updates": 10000,
-    "weight_decay": 0.0,
-    "clip_norm": 0.0,
-}
-_MUSE_EN_DE = {**_COSINE, "lr": 1e-3, "lr_period_updates": 20000, "max_update": 30000, "max_tokens": 3584}
-_MUSE_EN_FR = {**_COSINE, "lr": 7e-4, "lr_period_updates": 70000, "max_update": 80000, "max_tokens": 5120}
-_SIMPLE_EN_DE = {
-    **_INVERSE, "lr": 1e-3, "warmup_updates": 4000, "max_tokens": 3584, "weight_decay": 0.0,
+    **_INVERSE, **_IWSLT_TEST, "lr": 1e-3, "warmup_updates": 4000, "max_update": 10000, "max_tokens": 4000,
+    "update_freq": 4, "fp16": True,
 }  # fmt: skip
 _ADANORM_DE_EN = {
-    **_INVERSE, "lr": 0.0015, "warmup_updates": 8000, "max_update": 90000, "max_tokens": 4096,
-    "update_freq": 2, "weight_decay": 1e-4, "clip_norm": 0.0,
+    **_INVERSE, "lr": 0.0015, "warmup_updates": 8000, "max_update": 90000, "max_tokens": 4096, "update_freq": 2,
+    "weight_decay": 1e-4, "clip_norm": 0.0, "stop_min_lr": 1e-9, "save_interval_updates": 10000,
+    "keep_interval_updates": 5, "no_epoch_checkpoints": True, "seed": 1, "checkpoint": "checkpoint_best.pt", "beam": 5,
+    "lenpen": 1.0,
 }  # fmt: skip
-_EST_DE_EN = {
-    **_INVERSE, "lr": 1e-3, "warmup_updates": 4000, "max_tokens": 4000, "update_freq": 4,
-    "weight_decay": 1e-4,
-}  # fmt: skip
-_EST_EN_VI = {"max_tokens": 4096, "update_freq": 1, "label_smoothing": 0.1}
 _ENCOURAGING_DE_EN = {
-    **_INVERSE, "lr": 1e-3, "warmup_updates": 4000, "max_update": 20000, "max_tokens": 4096,
-    "update_freq": 4, "weight_decay": 1e-4, "dropout": 0.4,
+    **_INVERSE, **_IWSLT_TEST, "lr": 1e-3, "warmup_updates": 4000, "max_update": 20000, "max_tokens": 4096,
+    "update_freq": 4, "weight_decay": 1e-4, "fp16": True, "dropout": 0.4,
 }  # fmt: skip
+_BONUS = {"criterion": "label_smoothed_encouraging_loss", "label_smoothing": 0.1, "log_end": 0.5}
 _EST_SCRIPT = f"{_EST}, fairseq_deen_est.sh"
 _T2T_SCRIPT = f"{_EST}, t2t_envi_est.sh"
 _ENCOURAGING = "lancopku/well-classified-examples-are-underestimated, README and scripts; arXiv 2110.06537"
 
-# The files are written for the authors' number of GPUs: 4 on WMT.
-CONF = {
+# On WMT for the authors' 4 GPUs.
+RECIPES = {
+    "transformer_ext_iwslt_de_en": Published(_ENCOURAGING, _ENCOURAGING_DE_EN),
+    "encouraging_transformer_iwslt_de_en": Published(_ENCOURAGING, {**_ENCOURAGING_DE_EN, **_BONUS}),
+    "explicit_sparse_transformer_iwslt_de_en": Published(
+        _EST_SCRIPT,
+        {
+            **_INVERSE, "lr": 1e-3, "warmup_updates": 4000, "max_tokens": 4000, "update_freq": 4, "weight_decay": 1e-4,
+            "stop_min_lr": 1e-9, "max_epoch": 90, "keep_last_epochs": 50, "fp16": True, "beam": 5, "lenpen": 1.0,
+        },
+    ),
+    "explicit_sparse_transformer_iwslt_en_vi": Published(
+        f"{_T2T_SCRIPT} (beam 4, alpha 0.6)",
+        {
+            **_SMOOTHED, "optimizer": "adam", "adam_betas": "(0.9, 0.997)", "adam_eps": 1e-9,
+            "lr_scheduler": "inverse_sqrt", "warmup_updates": 8000, "max_update": 35000, "max_tokens": 4096, "beam": 4,
+        },
+    ),
     "muse_iwslt_de_en": Published(_MUSE, _MUSE_DE_EN),
     "muse_simple_iwslt_de_en": Published(_MUSE, _MUSE_DE_EN),
     "muse_iwslt_en_vi": Published(_MUSE, _MUSE_EN_VI),
     "muse_simple_iwslt_en_vi": Published(_MUSE, _MUSE_EN_VI),
-    "muse_wmt_en_de": Published(_MUSE, {**_MUSE_EN_DE, "update_freq": 32}),
-    "muse_wmt_en_fr": Published(_MUSE, {**_MUSE_EN_FR, "update_freq": 32}),
-    "muse_simple_wmt_en_de": Published(_MUSE, {**_SIMPLE_EN_DE, "update_freq": 40}),
     "adanorm_transformer_iwslt_de_en": Published(_ADANORM, _ADANORM_DE_EN),
     "adanorm_released_transformer_iwslt_de_en": Published(_ADANORM, _ADANORM_DE_EN),
     "layernorm_simple_transformer_iwslt_de_en": Published(_ADANORM, _ADANORM_DE_EN),
-    "explicit_sparse_transformer_iwslt_de_en": Published(_EST_SCRIPT, _EST_DE_EN),
-    "explicit_sparse_transformer_iwslt_en_vi": Published(_T2T_SCRIPT, _EST_EN_VI),
-}
-
-# (recipe, method) -> what fairseq-train gets on one GPU, and how the model is evaluated: epoch checkpoints that are
-# averaged (0: checkpoint_best), beam, length penalty.
-_IWSLT_TEST = {"average": 10, "beam": 5, "lenpen": 1.0}
-_ADANORM_TEST = {"stop_min_lr": 1e-9, "save_interval_updates": 10000, "average": 0, "beam": 5, "lenpen": 1.0}
-RECIPES = {
-    ("iwslt14_de_en", "transformer"): Published(
-        _ENCOURAGING, {**_ENCOURAGING_DE_EN, **_IWSLT_TEST}
-    ),
-    ("iwslt14_de_en", "encouraging"): Published(
-        _ENCOURAGING, {**_ENCOURAGING_DE_EN, **_IWSLT_TEST, "log_end": 0.5}
-    ),
-    ("iwslt14_de_en", "explicit-sparse"): Published(
-        _EST_SCRIPT,
-        {**_EST_DE_EN, **_IWSLT_TEST, "dropout": 0.4, "max_epoch": 90, "keep_last_epochs": 50},
-    ),
-    ("iwslt14_de_en", "muse"): Published(_MUSE, {**_MUSE_DE_EN, **_IWSLT_TEST, "dropout": 0.4}),
-    ("iwslt14_de_en", "muse-simple"): Published(
-        _MUSE, {**_MUSE_DE_EN, **_IWSLT_TEST, "dropout": 0.4}
-    ),
-    ("iwslt14_de_en", "adanorm"): Published(
-        _ADANORM, {**_ADANORM_DE_EN, **_ADANORM_TEST}
-    ),
-    ("iwslt14_de_en", "layernorm-simple"): Published(
-        _ADANORM, {**_ADANORM_DE_EN, **_ADANORM_TEST}
-    ),
-    ("iwslt15_en_vi", "explicit-sparse"): Published(
-        f"{_T2T_SCRIPT} (beam 4, alpha 0.6)",
+    "muse_wmt_en_de": Published(
+        _MUSE,
         {
-            **_EST_EN_VI, "warmup_updates": 8000, "max_update": 35000, "dropout": 0.1, "adam_betas": "(0.9, 0.997)",
-            "adam_eps": 1e-9, "beam": 4, "lenpen": 0.6,
+            **_COSINE, "lr": 1e-3, "lr_period_updates": 20000, "max_update": 30000, "max_tokens": 3584,
+            "update_freq": 32, "beam": 4, "lenpen": 0.6,
         },
     ),
-    ("iwslt15_en_vi", "muse"): Published(_MUSE, {**_MUSE_EN_VI, **_IWSLT_TEST, "dropout": 0.3}),
-    ("iwslt15_en_vi", "muse-simple"): Published(
-        _MUSE, {**_MUSE_EN_VI, **_IWSLT_TEST, "dropout": 0.3}
-    ),
-    ("wmt14_en_de", "muse"): Published(
-        _MUSE,
-        {**_MUSE_EN_DE, "update_freq": 32 * 4, "dropout": 0.3, "attention_dropout": 0.1, "beam": 4, "lenpen": 0.6},
-    ),
-    ("wmt14_en_de", "muse-simple"): Published(
+    "muse_simple_wmt_en_de": Published(
         _MUSE,
         {
-            **_SIMPLE_EN_DE, "max_epoch": 75, "update_freq": 40 * 4, "dropout": 0.3, "attention_dropout": 0.0,
-            "beam": 4, "lenpen": 0.6,
+            **_INVERSE, "lr": 1e-3, "warmup_updates": 4000, "max_tokens": 3584, "update_freq": 40, "max_epoch": 75,
+            "fp16": True, "beam": 4, "lenpen": 0.6,
         },
     ),
-    ("wmt14_en_fr", "muse"): Published(
-        _MUSE,
+    "muse_wmt_en_fr": Published(
+        f"{_MUSE} (a single checkpoint)",
         {
-            **_MUSE_EN_FR, "update_freq": 32 * 4, "dropout": 0.1, "attention_dropout": 0.1, "average": 0, "beam": 5,
-            "lenpen": 0.8,
+            **_COSINE, "lr": 7e-4, "lr_period_updates": 70000, "max_update": 80000, "max_tokens": 5120,
+            "update_freq": 32, "beam": 5, "lenpen": 0.8,
+        },
+    ),
+    "transformer_lm_ext_wiki103": Published(
+        "fairseq, examples/language_model/README.adaptive_inputs.md",
+        {
+            "criterion": "adaptive_loss", "optimizer": "nag", "clip_norm": 0.1, "lr": 1.0, "lr_scheduler": "cosine",
+            "warmup_updates": 16000, "warmup_init_lr": 1e-7, "min_lr": 1e-4, "stop_min_lr": 1e-9, "t_mult": 2,
+            "lr_period_updates": 270000, "lr_shrink": 0.75, "max_update": 286000, "sample_break_mode": "none",
+            "tokens_per_sample": 3072, "max_tokens": 3072, "update_freq": 3, "ddp_backend": "legacy_ddp", "seed": 1,
+            "skip_invalid_size_inputs_valid_test": True,
         },
     ),
 }  # fmt: skip
-for _corpus in ("multi30k", "tatoeba", "iwslt15_en_vi", "wmt14_en_de", "wmt14_en_fr"):
-    RECIPES[_corpus, "encouraging"] = Published(_ENCOURAGING, {"log_end": 0.5, "label_smoothing": 0.1})
+for _name in ("multi30k_de_en", "tatoeba_de_en", "iwslt_en_vi", "wmt_en_de_big", "wmt_en_fr_big"):
+    RECIPES[f"encouraging_transformer_{_name}"] = Published(_ENCOURAGING, _BONUS)
 
 # --- trainers: what `python -m PROGRAM COMMAND --help` must say -------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The ``fairseq-ext`` command: its four subcommands, and one clear line for each kind of bad input."""
+"""The ``fairseq-ext`` command: its subcommands, and one clear line for each kind of bad input."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from fairseq_ext import checkpoint_averaging, cli, compat
+from fairseq_ext.recipes import RECIPES
+from fairseq_ext.recipes.commands import commands, sources
 from tests.helpers import ROOT
 
 
@@ -256,7 +258,7 @@ def test_a_full_disk_spares_the_previous_file(run, monkeypatch):
     assert not os.path.exists("average.pt.tmp")
 
 
-# --- user-dir, list, doctor -------------------------------------------------------------------------------------------
+# --- user-dir, list ---------------------------------------------------------------------------------------------------
 
 
 def test_user_dir_is_the_only_line(run):
@@ -292,6 +294,66 @@ def test_list_names_everything_we_register(run):
     undocumented = [name for name, summary in lines.items() if not summary]
     assert not undocumented, "each needs a first docstring line"
     assert "transformer_iwslt_de_en" not in lines
+
+
+# --- recipe -----------------------------------------------------------------------------------------------------------
+
+
+def test_recipe_lists_all_recipes(run):
+    code, out, err = run("recipe")
+    assert (code, err) == (0, "")
+    rows = [line.split(maxsplit=2) for line in out.splitlines()]
+    assert rows == [[name, recipe.alias, recipe.summary] for name, recipe in RECIPES.items()]
+
+
+def test_recipe_prints_sources_and_commands(run):
+    code, out, err = run("recipe", "muse_iwslt_de_en")
+    assert (code, err) == (0, "")
+    assert out == run("recipe", "iwslt14_de_en/muse")[1]
+    recipe = RECIPES["muse_iwslt_de_en"]
+    assert out == f"{sources(recipe)}\n{commands(recipe)}"
+    options = ["--data", "d d", "--save-dir", "s", "--gpus", "2", "--device", "cuda", "--seed", "0", "--average", "3"]
+    _, out, _ = run(
+        "recipe", "muse_iwslt_de_en", *options, "--train-options", "--max-update", "5", "--data-buffer-size=2"
+    )
+    given = {"data": "d d", "save_dir": "s", "gpus": 2, "device": "cuda", "seed": 0, "average": 3}
+    assert out.endswith(commands(recipe, **given, train_options=["--max-update", "5", "--data-buffer-size=2"]))
+
+
+def test_recipe_prints_the_file_of_hydra(run):
+    code, out, err = run("recipe", "muse_iwslt_de_en", "--yaml")
+    assert (code, err) == (0, "")
+    assert out == (ROOT / "fairseq_ext" / "conf" / "muse_iwslt_de_en.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["muse_iwslt_de"], "recipe 'muse_iwslt_de': there is none of this name; did you mean muse_iwslt_de_en, "),
+        (["muse_iwslt_de_en", "--gpus", "0"], "--gpus 0: at least 1"),
+        (["muse_iwslt_de_en", "--device", "cpu", "--gpus", "2"], "--gpus 2: at least 1, and 1 with --device cpu"),
+        (["wmt14_en_fr/muse", "--average", "2"], "--average: muse_wmt_en_fr evaluates checkpoint_last.pt"),
+        (["--gpus", "2"], "--gpus: no effect without the NAME of a recipe"),
+        (["--yaml"], "--yaml: no effect without the NAME of a recipe"),
+        (["muse_iwslt_de_en", "--yaml", "--seed", "1", "--data", "x"], "--data, --seed: no effect with --yaml"),
+    ],
+)
+def test_recipe_refuses_in_one_line(run, arguments, message):
+    code, out, err = run("recipe", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(message) and len(err.splitlines()) == 1
+
+
+def test_recipe_waits_for_neither_torch_nor_fairseq():
+    script = (
+        "import sys; from fairseq_ext import cli; cli.main(['recipe', 'muse_iwslt_de_en']); "
+        "assert not {'torch', 'fairseq'} & sys.modules.keys()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------------
 
 
 def test_doctor_approves_this_installation(run):

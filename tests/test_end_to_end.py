@@ -226,6 +226,7 @@ def test_hydra_preset_with_eval_bleu_resumes(data_bin, tmp_path):
         *("--config-dir", USER_DIR / "conf", "--config-name", "muse_iwslt_de_en", f"++common.user_dir={USER_DIR}"),
         *(
             "++common.cpu=true",
+            "++common.fp16=false",
             f"++task.data={data_bin}",
             "++task.eval_bleu=true",
             '++task.eval_bleu_args="{\\"beam\\":2}"',
@@ -248,7 +249,7 @@ def test_hydra_preset_with_eval_bleu_resumes(data_bin, tmp_path):
 
 def test_hydra_refuses_in_one_line(data_bin, tmp_path):
     command = ["--config-dir", USER_DIR / "conf", "--config-name", "muse_iwslt_de_en", f"++common.user_dir={USER_DIR}"]
-    command += ["++common.cpu=true", f"++task.data={data_bin}", "++model.norm=adanrom"]
+    command += ["common.cpu=true", "common.fp16=false", f"task.data={data_bin}", "++model.norm=adanrom"]
     process = start("fairseq_cli.hydra_train", *command, cwd=tmp_path)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 2

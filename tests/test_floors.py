@@ -23,7 +23,10 @@ MAY_IMPORT = {
     "fairseq_ext/modules": ("torch", "entmax", "fairseq_ext.modules", "fairseq_ext.precision"),
     "fairseq_ext/losses": ("torch", "fairseq_ext.losses", "fairseq_ext.precision"),
     "fairseq_ext/precision.py": ("torch",),
-    "fairseq_ext/models": (*BINDING, "fairseq_ext.compat", "fairseq_ext.models", "fairseq_ext.modules"),
+    "fairseq_ext/models": (
+        *(*BINDING, "fairseq_ext.compat", "fairseq_ext.models", "fairseq_ext.modules", "fairseq_ext.recipes"),
+    ),
+    "fairseq_ext/recipes": ("yaml", "fairseq_ext.recipes", "fairseq_ext.training.errors"),
     "fairseq_ext/criterions": (*BINDING, "fairseq_ext.criterions", "fairseq_ext.losses"),
     "fairseq_ext/fonts.py": ("matplotlib",),
     "fairseq_ext/remembered.py": ("torch",),
@@ -88,6 +91,7 @@ def starts_with(name: str, *packages: str) -> bool:
         ("import fairseq_ext", ["torch", "fairseq"]),
         ("import fairseq_ext.losses", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric"]),
         ("import fairseq_ext.modules", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric"]),
+        ("import fairseq_ext.recipes", ["fairseq", "hydra", "omegaconf", "torch", "yaml"]),
         ("import graph", ["fairseq", "vision_language", "transformers", "torch_geometric"]),
         # torch_geometric itself imports transformers where it is installed.
         ("import graph.renode.train", ["fairseq", "hydra", "vision_language"]),

@@ -1,4 +1,4 @@
-"""Presets, configuration files and the trainers' defaults beside the published values (recipes: ``examples/``)."""
+"""Presets, recipes and the trainers' defaults beside the published values."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from argparse import Namespace
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from fairseq.models import ARCH_CONFIG_REGISTRY
 
 import fairseq_ext.losses
 import fairseq_ext.modules
 from fairseq_ext.criterions.label_smoothed_encouraging_loss import LabelSmoothedEncouragingLossCriterionConfig
-from fairseq_ext.models.architectures import PRESETS
 from fairseq_ext.models.config import TransformerExtConfig, TransformerLanguageModelExtConfig
+from fairseq_ext.recipes import OURS, PRESETS, RECIPES
 from tests import published
-from tests.helpers import ROOT
 from tests.published import Ours
 
 
@@ -26,35 +25,43 @@ def effective(name: str) -> dict[str, Any]:
     """Every option of the model under ``--arch name``: the preset's, then the defaults."""
     config = TransformerLanguageModelExtConfig if "_lm_" in name else TransformerExtConfig
     args = Namespace()
-    PRESETS[name](args)
+    ARCH_CONFIG_REGISTRY[name](args)
     return {field.name: field.default for field in dataclasses.fields(config)} | vars(args)
 
 
 @pytest.mark.parametrize("name", published.PRESETS)
 def test_a_preset_is_what_was_published(name):
-    found = effective(name)
-    source, values = published.PRESETS[name]
-    assert {option: found[option] for option in values} == values, source
+    options = effective(name)
+    source, expected = published.PRESETS[name]
+    assert {option: options[option] for option in expected} == expected, source
 
 
 def test_every_preset_with_a_source_is_in_the_table():
     """A preset whose summary does not call it our choice claims a source."""
-    claimed = {name for name, preset in PRESETS.items() if "ur choice: " not in preset.__doc__}
+    claimed = {name for name, preset in PRESETS.items() if "ur choice: " not in preset.summary}
     assert claimed - published.PRESETS.keys() <= {"transformer_lm_ext_wiki103"}, (
         "fairseq's own, compared with it elsewhere"
     )
 
 
-@pytest.mark.parametrize("name", published.CONF)
-def test_a_configuration_file_trains_as_published(name):
-    config = OmegaConf.to_container(OmegaConf.load(ROOT / "fairseq_ext" / "conf" / f"{name}.yaml"))
-    groups = ("criterion", "dataset", "optimization", "optimizer", "lr_scheduler")
-    found = {option: value for group in groups for option, value in config[group].items() if option != "_name"}
-    found |= {group: config[group]["_name"] for group in ("optimizer", "lr_scheduler")}
-    for option in ("lr", "update_freq"):
-        (found[option],) = found[option]
-    source, values = published.CONF[name]
-    assert {option: found[option] for option in values} == values, source
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_claims_what_was_published_and_nothing_else(name):
+    """Each value that a recipe has from a source, and each that was published: the same."""
+    recipe = RECIPES[name]
+    settings = [*recipe.training.items(), *recipe.model.items(), *recipe.evaluation.items()]
+    source, expected = published.RECIPES.get(name, ("nothing is published", {}))
+    claimed = {option: value for option, (value, source) in settings if not source.startswith(OURS)}
+    assert claimed == expected, source
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_claims_only_what_was_published(name):
+    claimed = {
+        option: value
+        for option, (value, source) in PRESETS[name].settings.items()
+        if not source.startswith((OURS, "fairseq, "))
+    }
+    assert claimed.items() <= published.PRESETS.get(name, published.Published("", {})).values.items()
 
 
 # --- trainers ---------------------------------------------------------------------------------------------------------

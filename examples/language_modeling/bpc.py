@@ -34,14 +34,18 @@ def bits_per_character(log: str, tokens: int, characters: int) -> float:
     return float(loss[-1]) * tokens / characters
 
 
-def main(argv: list[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m examples.language_modeling.bpc", description="Bits per character from a log of fairseq-eval-lm."
     )
     parser.add_argument("log", type=Path, help="what fairseq-eval-lm printed (stdout and stderr)")
     parser.add_argument("--data", type=Path, required=True, help="folder made by examples.language_modeling.prepare")
     parser.add_argument("--subset", choices=("train", "valid", "test"), default="test", help="default: test")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
     prepared = args.data / "prepare.json"
     try:
         split = read_json(prepared)["splits"][args.subset]

@@ -1,30 +1,22 @@
-"""The recipe scripts: what they call, with options that fairseq and our tools take."""
+"""The recipe scripts: they run the commands of the table of recipes, with what a user adds."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-import fairseq_ext
 from examples.translation import prepare as mt
-from examples.translation import score
-from tests import published
-from tests.helpers import ROOT
+from fairseq_ext.recipes import PRESETS, RECIPES, find, values
+from fairseq_ext.recipes.commands import commands
+from tests.helpers import ROOT, pasted
 
 EXAMPLES = ROOT / "examples"
 TRANSLATION = EXAMPLES / "translation"
-RECIPES = sorted(TRANSLATION.glob("*/recipe.sh"))
-
-
-def methods(recipe: Path) -> list[str]:
-    line = next(line for line in recipe.read_text().splitlines() if line.startswith("begin "))
-    return [name for name in line.split('"')[1].split() if not name.startswith("prepare")]
-
-
-CASES = [(recipe, method) for recipe in RECIPES for method in methods(recipe)]
+SCRIPTS = sorted(TRANSLATION.glob("*/recipe.sh"))
 
 
 @pytest.mark.parametrize("script", [TRANSLATION / "common.sh", *sorted(EXAMPLES.rglob("*.sh"))], ids=str)
@@ -32,13 +24,15 @@ def test_scripts_parse(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-def shim(folder: Path) -> dict[str, str]:
-    """Commands that write down how they were called instead of running."""
+def shim(folder: Path, gpus: int = 0) -> dict[str, str]:
+    """Commands that write down how they were called instead of running; but recipes are printed."""
     (folder / "bin").mkdir()
-    for name in ("fairseq-train", "fairseq-generate", "python"):
+    for name in ("fairseq-train", "fairseq-generate", "fairseq-ext", "python"):
         file = folder / "bin" / name
         file.write_text(
-            f'#!/bin/bash\n[[ $1 == -c ]] && echo 0 && exit\nprintf "%s\\n" {name} "$@" END >> {folder}/calls\n'
+            f"#!/bin/bash\n[[ $1 == -c ]] && echo {gpus} && exit\n"
+            f'[[ $1 == recipe || $1 == user-dir ]] && exec {sys.executable} -m fairseq_ext.cli "$@"\n'
+            f'printf "%s\\n" {name} "$@" END >> {folder}/calls\n'
         )
         file.chmod(0o755)
     return {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
@@ -48,56 +42,64 @@ def calls(folder: Path) -> list[list[str]]:
     return [call.splitlines() for call in (folder / "calls").read_text().split("END\n") if call]
 
 
-def last_averaged(averages: list[list[str]]) -> int:
-    """How many epoch checkpoints ``fairseq-ext average`` takes; 0 where the recipe averages nothing."""
-    return int(averages[0][averages[0].index("--last") + 1]) if averages else 0
+def run(*command: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def plugin() -> None:
-    fairseq_ext.register()
-
-
-@pytest.mark.parametrize(("recipe", "method"), CASES, ids=lambda x: x if isinstance(x, str) else x.parent.name)
-def test_recipe_gives_options_that_fairseq_takes(recipe: Path, method: str, tmp_path: Path, plugin: None) -> None:
-    from fairseq import options
-
-    env = shim(tmp_path)
-    command = [str(recipe), method, str(tmp_path), str(tmp_path / "save"), "--seed", "3"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.parent.name)
+def test_a_script_runs_the_commands_of_the_recipe(script: Path, tmp_path: Path) -> None:
+    name = f"{script.parent.name}/muse" if script.parent.name != "iwslt14_de_en" else "iwslt14_de_en/adanorm"
+    save = tmp_path / "save it"
+    done = run(script, name.split("/")[1], tmp_path, save, "--max-update", "7", env=shim(tmp_path))
     assert done.returncode == 0, done.stderr
-    train, *average, generate, scoring = calls(tmp_path)
-    assert train[0] == "fairseq-train" and generate[0] == "fairseq-generate"
-    assert all(call[3] == "average" for call in average)
-    assert scoring[:3] == ["python", "-m", "examples.translation.score"]
-    args = options.parse_args_and_arch(options.get_training_parser(), train[1:])
-    assert args.seed == 3 and args.max_tokens > 0, "what the user adds wins"
-    assert ("encouraging" in args.criterion) == (method == "encouraging")
-    assert args.label_smoothing == 0.1
-    evaluation = options.parse_args_and_arch(options.get_generation_parser(), generate[1:])
-    score.parser().parse_args(scoring[3:])
-    source, values = published.RECIPES.get((recipe.parent.name, method), ("our choice", {}))
-    found = {**vars(args), "beam": evaluation.beam, "lenpen": evaluation.lenpen, "lr": args.lr[0]}
-    found |= {"update_freq": args.update_freq[0], "average": last_averaged(average)}
-    assert {option: found[option] for option in values} == values, source
+    given = {"data": str(tmp_path), "save_dir": str(save), "device": "cpu", "train_options": ["--max-update", "7"]}
+    assert calls(tmp_path) == pasted(commands(find(name), **given))
+    assert pasted((save / "commands.sh").read_text()) == calls(tmp_path)
+    assert {file.name for file in save.iterdir()} == {"commands.sh", "train.log", "generate.txt"}
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda x: x.parent.name)
-def test_recipe_prepare_and_errors(recipe: Path, tmp_path: Path) -> None:
+def test_the_environment_chooses(tmp_path: Path) -> None:
+    env = {**shim(tmp_path, gpus=8), "SEED": "3", "AVERAGE": "4"}
+    script, save = TRANSLATION / "wmt14_en_de" / "recipe.sh", tmp_path / "save"
+    for gpus, expected in ({}, 8), ({"GPUS": "2"}, 2):
+        done = run(script, "muse", tmp_path, save, env={**env, **gpus})
+        assert done.returncode == 0, done.stderr
+        given = {"data": str(tmp_path), "save_dir": str(save), "gpus": expected, "seed": 3, "average": 4}
+        assert calls(tmp_path) == pasted(commands(find("wmt14_en_de/muse"), **given))
+        (tmp_path / "calls").unlink()
+
+
+def test_a_step_that_fails_ends_the_script(tmp_path: Path) -> None:
     env = shim(tmp_path)
-    subprocess.run([str(recipe), "prepare", str(tmp_path), str(tmp_path / "out")], env=env, check=True)
-    (call,) = calls(tmp_path)
-    assert call[:3] == ["python", "-m", "examples.translation.prepare"]
-    mt.parser().parse_args(call[3:])
+    (tmp_path / "bin" / "fairseq-train").write_text("#!/bin/bash\nexit 3\n")
+    done = run(TRANSLATION / "multi30k" / "recipe.sh", "gca", tmp_path, tmp_path / "save", env=env)
+    assert done.returncode == 3 and not (tmp_path / "calls").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.parent.name)
+def test_bad_input_is_one_line(script: Path, tmp_path: Path) -> None:
+    env = shim(tmp_path)
     bad = (
         ([], "usage: "),
-        (["must", str(tmp_path), "x"], "unknown method 'must'"),
-        (["muse", "/absent", "x"], "no such folder"),
+        (["must", tmp_path, tmp_path / "x"], f"did you mean {script.parent.name}/mus"),
+        (["muse", "/absent", tmp_path / "x"], "no such folder"),
     )
     for arguments, words in bad:
-        done = subprocess.run([str(recipe), *arguments], env=env, capture_output=True, text=True)
-        assert done.returncode == 2 and words in done.stderr
+        done = run(script, *arguments, env=env)
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"bin"}
 
 
-def test_the_table_names_recipes_and_methods_that_exist() -> None:
-    assert published.RECIPES.keys() <= {(recipe.parent.name, method) for recipe, method in CASES}
+@pytest.mark.parametrize(
+    "prepare", sorted({recipe.data.prepare for recipe in RECIPES.values() if "translation" in recipe.data.prepare})
+)
+def test_the_printed_preparation_runs_and_fits_the_recipes(prepare: str, tmp_path: Path) -> None:
+    """It makes one dictionary for both languages wherever a recipe shares the embeddings of both."""
+    recipes = [recipe for recipe in RECIPES.values() if recipe.data.prepare == prepare]
+    script, *words = prepare.format(data=tmp_path / "out").replace("TEXT", str(tmp_path)).split()
+    assert run(ROOT / script, *words, env=shim(tmp_path)).returncode == 0
+    (call,) = calls(tmp_path)
+    assert call[:3] == ["python", "-m", "examples.translation.prepare"]
+    joined = mt.parser().parse_args(call[3:]).joined_dictionary
+    models = [values(PRESETS[recipe.arch].settings | recipe.model) for recipe in recipes]
+    assert any(model.get("share_all_embeddings", False) for model in models) == joined

@@ -10,22 +10,16 @@ from typing import Any
 import pytest
 import torch
 from fairseq import options
-from fairseq.dataclass.configs import FairseqConfig
-from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
-from fairseq.registry import REGISTRIES
-from fairseq.tasks import TASK_DATACLASS_REGISTRY
-from omegaconf import OmegaConf
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import nn
 
 from fairseq_ext.models import TransformerExtModel, TransformerLanguageModelExt
-from fairseq_ext.models.architectures import PRESETS
 from fairseq_ext.models.config import TransformerExtConfig, TransformerLanguageModelExtConfig
+from fairseq_ext.recipes import PRESETS, values
 from fairseq_ext.training.errors import OptionError
-from tests.helpers import ROOT
 from tests.models.tiny import dictionary, task
 
-CONF = ROOT / "fairseq_ext" / "conf"
-
+DEFAULTS = {name: values(preset.settings) for name, preset in PRESETS.items()}
 CONFIGS = {
     TransformerExtModel: TransformerExtConfig,
     TransformerLanguageModelExt: TransformerLanguageModelExtConfig,
@@ -35,7 +29,7 @@ CONFIGS = {
 def arguments(name: str, **given: Any) -> argparse.Namespace:
     """What fairseq's parser hands over for ``--arch name`` and the ``given`` options."""
     args = argparse.Namespace(**given)
-    PRESETS[name](args)
+    ARCH_CONFIG_REGISTRY[name](args)
     defaults = CONFIGS[ARCH_MODEL_REGISTRY[name]]()
     for field in dataclasses.fields(defaults):
         if not hasattr(args, field.name):
@@ -52,11 +46,11 @@ def build(name: str, task: SimpleNamespace, **given: Any) -> nn.Module:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_a_summary_and_only_known_options(name: str) -> None:
-    preset = PRESETS[name]
-    assert preset.__name__ == name
-    assert preset.__doc__.strip().endswith(".") and "\n" not in preset.__doc__
-    known = {field.name for field in dataclasses.fields(CONFIGS[ARCH_MODEL_REGISTRY[name]])}
-    assert set(preset.defaults) <= known
+    summary = ARCH_CONFIG_REGISTRY[name].__doc__
+    assert ARCH_CONFIG_REGISTRY[name].__name__ == name
+    assert summary == PRESETS[name].summary and summary.endswith(".") and "\n" not in summary
+    fields = {field.name for field in dataclasses.fields(CONFIGS[ARCH_MODEL_REGISTRY[name]])}
+    assert set(DEFAULTS[name]) <= fields
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -64,12 +58,12 @@ def test_every_preset_builds(name: str) -> None:
     """At full depth, with the width of a toy."""
     sides = ("decoder",) if ARCH_MODEL_REGISTRY[name] is TransformerLanguageModelExt else ("encoder", "decoder")
     small = {f"{side}_{what}": size for side in sides for what, size in (("embed_dim", 32), ("ffn_embed_dim", 16))}
-    small |= {option: "6,10" for option in PRESETS[name].defaults if option.endswith("_cutoff")}
+    small |= {option: "6,10" for option in DEFAULTS[name] if option.endswith("_cutoff")}
     model = ARCH_MODEL_REGISTRY[name].build_model(arguments(name, **small), task())
     for side in sides:
         stack = getattr(model, side)
-        assert len(stack.layers) == PRESETS[name].defaults[f"{side}_layers"]
-        assert stack.layers[0].self_attn.num_heads == PRESETS[name].defaults[f"{side}_attention_heads"]
+        assert len(stack.layers) == DEFAULTS[name][f"{side}_layers"]
+        assert stack.layers[0].self_attn.num_heads == DEFAULTS[name][f"{side}_attention_heads"]
     tokens = torch.tensor([[5, 6, 7, 2]])
     with torch.no_grad():
         inputs = (tokens,) if len(sides) == 1 else (tokens, None, tokens)
@@ -116,15 +110,15 @@ def test_the_wikitext_preset_is_fairseqs() -> None:
         return options.parse_args_and_arch(parser, ["data", "--task", "language_modeling", "--arch", arch])
 
     ours, stock = parse("transformer_lm_ext_wiki103"), parse("transformer_lm_wiki103")
-    for option in PRESETS["transformer_lm_ext_wiki103"].defaults:
+    for option in DEFAULTS["transformer_lm_ext_wiki103"]:
         assert getattr(ours, option) == getattr(stock, option), option
 
 
 def test_a_preset_leaves_out_what_the_user_has_switched_off() -> None:
     """``--arch muse_wmt_en_de --block transformer`` is a Transformer of that size, and not a refusal."""
-    for name, preset in PRESETS.items():
+    for name, defaults in DEFAULTS.items():
         for option, off in (("block", "transformer"), ("norm", "layernorm"), ("attention_topk", 0)):
-            if option in preset.defaults:
+            if option in defaults:
                 build(name, task(), **{option: off})
     assert arguments("muse_wmt_en_de", block="transformer").muse_input_dropout == 0.0
     assert arguments("muse_wmt_en_de", block="muse-simple").muse_input_dropout == 0.1
@@ -138,30 +132,5 @@ def test_a_preset_is_a_choice_of_fairseqs_command_line(tmp_path: Any) -> None:
         task_name = "language_modeling" if ARCH_MODEL_REGISTRY[name] is TransformerLanguageModelExt else "translation"
         parser = options.get_training_parser(task_name)
         args = options.parse_args_and_arch(parser, [str(tmp_path), "--task", task_name, "--arch", name])
-        for option, value in PRESETS[name].defaults.items():
+        for option, value in DEFAULTS[name].items():
             assert getattr(args, option) == value, (name, option)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_hydra_gets_the_same_model(name: str) -> None:
-    model = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml").model)
-    assert model.pop("_name") == ("transformer_lm_ext" if "_lm_" in name else "transformer_ext")
-    assert model == PRESETS[name].defaults
-
-
-def test_every_hydra_config_is_a_preset() -> None:
-    assert {file.stem for file in CONF.iterdir()} == set(PRESETS)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_hydra_config_has_only_known_settings(name: str) -> None:
-    for section, settings in OmegaConf.load(CONF / f"{name}.yaml").items():
-        chosen = settings.get("_name")
-        if chosen is None:
-            known = FairseqConfig.__dataclass_fields__[section].type
-        elif section in ("model", "task"):
-            known = {"model": MODEL_DATACLASS_REGISTRY, "task": TASK_DATACLASS_REGISTRY}[section][chosen]
-        else:
-            known = REGISTRIES[section]["dataclass_registry"][chosen]
-        unknown = set(settings) - {field.name for field in dataclasses.fields(known)} - {"_name"}
-        assert not unknown, (section, unknown)

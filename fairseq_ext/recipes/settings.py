@@ -1,0 +1,49 @@
+"""A recipe's values: each under fairseq's own name, with the source that has it.
+
+A set of values is a plain dictionary, so that ``a | b`` is ``a`` with ``b`` on top.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = ["OURS", "SECTIONS", "Setting", "Settings", "both", "by"]
+
+OURS = "our choice"
+"""The source of what nobody published."""
+
+
+class Setting(NamedTuple):
+    """A value and where it was published."""
+
+    value: Any
+    source: str
+
+
+Settings = dict[str, Setting]
+
+
+def by(source: str, **values: Any) -> Settings:
+    """The ``values`` that ``source`` has."""
+    return {option: Setting(value, source) for option, value in values.items()}
+
+
+def both(**values: Any) -> dict[str, Any]:
+    """The same ``values`` for the encoder and the decoder."""
+    return {f"{side}_{option}": value for side in ("encoder", "decoder") for option, value in values.items()}
+
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "common": ("seed", "fp16", "log_format", "log_interval"),
+    "task": ("task", "tokens_per_sample", "sample_break_mode"),
+    "criterion": ("criterion", "label_smoothing", "log_end"),
+    "distributed_training": ("ddp_backend",),
+    "dataset": ("max_tokens", "skip_invalid_size_inputs_valid_test"),
+    "optimization": ("max_epoch", "max_update", "update_freq", "lr", "stop_min_lr", "clip_norm"),
+    "optimizer": ("optimizer", "adam_betas", "adam_eps", "weight_decay"),
+    "lr_scheduler": (
+        *("lr_scheduler", "warmup_updates", "warmup_init_lr", "min_lr", "t_mult", "lr_period_updates", "lr_shrink"),
+    ),
+    "checkpoint": (*("save_interval_updates", "keep_interval_updates", "keep_last_epochs", "no_epoch_checkpoints"),),
+}
+"""fairseq's groups of options, in the order in which recipes are written, with those options that recipes set."""

@@ -1,0 +1,246 @@
+"""One table of recipes: what fairseq-train gets, what hydra gets and what is printed are the same values."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fairseq import options
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.dataclass.initialize import add_defaults, hydra_init
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf, omegaconf_no_object_check
+from fairseq.models import MODEL_DATACLASS_REGISTRY
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import fairseq_ext
+from examples.language_modeling import bpc
+from examples.translation import score
+from fairseq_ext.recipes import PRESETS, RECIPES, Recipe, find, values
+from fairseq_ext.recipes.__main__ import CONF, main
+from fairseq_ext.recipes.commands import commands, sources
+from fairseq_ext.recipes.hydra import LISTS
+from fairseq_ext.recipes.settings import SECTIONS
+from fairseq_ext.training.errors import OptionError
+from tests.helpers import ROOT, pasted
+
+fairseq_ext.register()
+every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+
+
+def train_arguments(recipe: Recipe, **changes: Any) -> argparse.Namespace:
+    """What fairseq's parser makes of the printed ``fairseq-train``."""
+    name, *words = pasted(commands(recipe, **changes))[0]
+    assert name == "fairseq-train"
+    return options.parse_args_and_arch(options.get_training_parser(recipe.training["task"].value), words)
+
+
+def evaluation_arguments(recipe: Recipe, **changes: Any) -> argparse.Namespace:
+    """What fairseq's parser makes of the printed ``fairseq-generate`` or ``fairseq-eval-lm``."""
+    (call,) = [
+        call for call in pasted(commands(recipe, **changes)) if call[0] in ("fairseq-generate", "fairseq-eval-lm")
+    ]
+    parser = {"fairseq-generate": options.get_generation_parser, "fairseq-eval-lm": options.get_eval_lm_parser}[call[0]]
+    return options.parse_args_and_arch(parser(), call[1:])
+
+
+def hydra_file(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((CONF / f"{recipe.name}.yaml").read_text(encoding="utf-8"))
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+@every_recipe
+def test_every_recipe_is_told_apart_and_sourced(recipe: Recipe) -> None:
+    assert RECIPES[recipe.name] is find(recipe.name) is find(recipe.alias)
+    assert recipe.summary.endswith(".") and "\n" not in recipe.summary
+    assert ("average" in recipe.evaluation) != ("checkpoint" in recipe.evaluation)
+    for settings in (PRESETS[recipe.arch].settings, recipe.model, recipe.training, recipe.evaluation):
+        assert all(setting.source for setting in settings.values())
+
+
+def test_every_preset_has_its_recipe() -> None:
+    assert PRESETS.keys() <= RECIPES.keys()
+    assert all(RECIPES[name].arch in (name, "transformer_ext_wmt_en_de") for name in PRESETS)
+    assert len({recipe.alias for recipe in RECIPES.values()}) == len(RECIPES)
+
+
+@every_recipe
+def test_no_option_is_left_out_of_what_is_made(recipe: Recipe) -> None:
+    listed = [option for section in SECTIONS.values() for option in section]
+    assert set(recipe.training) <= set(listed)
+    assert not {option for option, value in values(recipe.training | recipe.model).items() if value is False}
+
+
+@every_recipe
+def test_averaged_epochs_are_kept(recipe: Recipe) -> None:
+    averaged = values(recipe.evaluation).get("average", 0)
+    assert averaged <= values(recipe.training).get("keep_last_epochs", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("muse_iwslt_de", "muse_iwslt_de_en"), ("multi30k/muze", "multi30k/muse"), ("MUSE", ""), ("", ""), ("../x", "")],
+)
+def test_an_unknown_name_is_refused_with_near_ones(name: str, near: str) -> None:
+    with pytest.raises(OptionError) as refusal:
+        find(name)
+    message = str(refusal.value)
+    assert "\n" not in message and repr(name) in message and near in message and "`fairseq-ext recipe`" in message
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+@every_recipe
+def test_fairseq_reads_the_printed_commands_as_the_table_has_them(recipe: Recipe) -> None:
+    train = vars(train_arguments(recipe))
+    model = values(PRESETS[recipe.arch].settings | recipe.model)
+    expected = {**model, **values(recipe.training)}
+    expected |= {option: [expected[option]] for option in LISTS}
+    assert {option: train[option] for option in expected} == expected
+    assert (train["data"], train["arch"]) == (recipe.data.folder, recipe.arch)
+
+    evaluation = vars(evaluation_arguments(recipe))
+    decoding = values(recipe.evaluation)
+    average, checkpoint = decoding.pop("average", 0), decoding.pop("checkpoint", "checkpoint_average.pt")
+    decoding["post_process"] = decoding.pop("remove_bpe", None)
+    assert {option: evaluation[option] for option in decoding} == decoding
+    assert evaluation["path"] == f"{train['save_dir']}/{checkpoint}"
+    assert (evaluation["fp16"], evaluation["gen_subset"]) == (recipe.training["fp16"].value, "test")
+
+    averages = [call for call in pasted(commands(recipe)) if call[0] == "fairseq-ext"]
+    output = ["--output", evaluation["path"]]
+    expected_average = ["fairseq-ext", "average", "--inputs", train["save_dir"], "--last", str(average), *output]
+    assert averages == ([expected_average] if average else [])
+
+
+@every_recipe
+def test_the_scores_are_those_of_our_tools(recipe: Recipe) -> None:
+    tools = {"examples.translation.score": score, "examples.language_modeling.bpc": bpc}
+    calls = [call for call in pasted(commands(recipe)) if call[0] == "python"]
+    assert bool(calls) == bool(recipe.data.score)
+    for _, _, module, *words in calls:
+        tools[module].parser().parse_args(words)
+
+
+@every_recipe
+def test_every_value_is_printed_with_its_source(recipe: Recipe) -> None:
+    text = sources(recipe)
+    assert all(line.startswith("#") and len(line) <= 120 for line in text.splitlines())
+    assert not pasted(text)
+    words = " ".join(text.replace("#", " ").split())
+    for settings in (PRESETS[recipe.arch].settings | recipe.model, recipe.training, recipe.evaluation):
+        for option, (value, source) in settings.items():
+            assert f"{option} {value}" in words and f"{source}: " in words
+
+
+@pytest.mark.parametrize(("gpus", "steps"), [(1, 128), (3, 43), (4, 32), (8, 16), (500, 1)])
+def test_an_update_sees_as_much_on_any_number_of_gpus(gpus: int, steps: int) -> None:
+    assert train_arguments(find("wmt14_en_de/muse"), gpus=gpus).update_freq == [steps]
+
+
+def test_what_a_user_gives_wins() -> None:
+    recipe = find("multi30k/gca")
+    own = {"data": "my data", "save_dir": "it's", "seed": 7, "average": 20, "device": "cpu"}
+    train = train_arguments(recipe, **own, train_options=["--max-update", "5", "--adam-betas", "(0.8, 0.9)"])
+    assert (train.data, train.save_dir, train.seed, train.max_update) == ("my data", "it's", 7, 5)
+    assert (train.adam_betas, train.cpu, train.fp16, train.keep_last_epochs) == ("(0.8, 0.9)", True, False, 20)
+    evaluation = evaluation_arguments(recipe, **own)
+    assert (evaluation.data, evaluation.path) == ("my data", "it's/checkpoint_average.pt")
+    assert (evaluation.cpu, evaluation.fp16) == (True, False)
+    assert ["--last", "20"] == pasted(commands(recipe, **own))[1][4:6]
+    assert pasted(commands(recipe, **own))[3][3] == "it's/generate.txt"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("multi30k/gca", {"gpus": 0}, "--gpus 0"),
+        ("multi30k/gca", {"gpus": 2, "device": "cpu"}, "--gpus 2"),
+        ("multi30k/gca", {"average": 0}, "--average 0"),
+        ("iwslt14_de_en/adanorm", {"average": 5}, "evaluates checkpoint_best.pt"),
+    ],
+)
+def test_what_cannot_be_is_refused(name: str, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        commands(find(name), **given)
+
+
+# --- hydra ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_files_of_hydra_are_those_that_the_table_makes(tmp_path: Path) -> None:
+    (tmp_path / "of_a_recipe_that_is_gone.yaml").touch()
+    main(tmp_path)
+    made, stored = ({file.name: file.read_text() for file in folder.iterdir()} for folder in (tmp_path, CONF))
+    assert made.keys() == stored.keys() == {f"{name}.yaml" for name in RECIPES}
+    drift = [name for name in made if made[name] != stored[name]]
+    assert not drift, "run `make recipes`"
+
+
+@every_recipe
+def test_hydra_gets_what_the_command_line_gets(recipe: Recipe) -> None:
+    """Each field of the file has the command's value, and the command sets nothing else."""
+    arguments = vars(train_arguments(recipe))
+    fields = {}
+    for section, settings in hydra_file(recipe).items():
+        for option, value in settings.items():
+            fields[section if option == "_name" else option] = value
+    model = fields.pop("model")
+    for machine in ("user_dir", "data"):
+        assert fields.pop(machine) == "???"
+    assert model == PRESETS[recipe.arch].model
+    assert {option: arguments[option] for option in fields} == fields
+
+    flags = {word[2:].replace("-", "_") for word in pasted(commands(recipe))[0] if word.startswith("--")}
+    assert flags - {"user_dir", "save_dir", "arch"} <= fields.keys()
+    assert fields.keys() == set(recipe.training) | set(PRESETS[recipe.arch].settings) | set(recipe.model)
+
+
+@every_recipe
+def test_every_field_of_the_file_exists_in_fairseq(recipe: Recipe) -> None:
+    for section, settings in hydra_file(recipe).items():
+        chosen = settings.get("_name")
+        if chosen is None:
+            config = FairseqConfig.__dataclass_fields__[section].type
+        elif section in ("model", "task"):
+            config = {"model": MODEL_DATACLASS_REGISTRY, "task": TASK_DATACLASS_REGISTRY}[section][chosen]
+        else:
+            config = REGISTRIES[section]["dataclass_registry"][chosen]
+        unknown = set(settings) - {field.name for field in dataclasses.fields(config)} - {"_name"}
+        assert not unknown, (section, unknown)
+
+
+@pytest.mark.filterwarnings("ignore")  # hydra's, of what fairseq asks it to do
+@pytest.mark.parametrize(
+    "name",
+    ["explicit_sparse_transformer_iwslt_en_vi", "encouraging_transformer_wmt_en_fr_big", "transformer_lm_ext_wiki103"],
+)
+def test_whole_configurations_agree(name: str) -> None:
+    """As fairseq itself composes them, every field of every section, with all defaults."""
+    recipe = find(name)
+    from_command = OmegaConf.to_container(convert_namespace_to_omegaconf(train_arguments(recipe)))
+    GlobalHydra.instance().clear()
+    hydra_init(name)
+    machine = {"common.user_dir": ROOT / "fairseq_ext", "task.data": recipe.data.folder}
+    machine["++checkpoint.save_dir"] = f"checkpoints/{name}"
+    with initialize_config_dir(str(CONF), version_base="1.1"):
+        config = compose(name, overrides=[f"{option}={value}" for option, value in machine.items()])
+    add_defaults(config)
+    with omegaconf_no_object_check():
+        from_file = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    GlobalHydra.instance().clear()
+
+    assert from_command["model"].pop("_name") == recipe.arch
+    assert from_file["model"].pop("_name") == PRESETS[recipe.arch].model
+    del from_command["scoring"], from_file["scoring"]  # of validation; hydra has no default for it
+    assert from_command == from_file
