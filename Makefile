@@ -20,13 +20,14 @@ CHECK := import platform, sys; \
 PROBLEM = $(shell $(PYTHON) -c '$(CHECK)' 2>/dev/null || echo '$(NEEDS), but `$(PYTHON)` does not run: try `make PYTHON=python3.12 ...`')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test coverage lint results benchmarks clean
+.PHONY: help quickstart test coverage lint recipes results benchmarks clean
 
 help:
 	@echo "make quickstart   install, then train and translate on the embedded corpus (examples/quickstart)"
 	@echo "make test         install with the test extra, then lint, type check and run every test"
 	@echo "make coverage     run every test, and show the lines of each file that none of them reaches"
 	@echo "make lint         linter, formatter check and type checker only"
+	@echo "make recipes      write fairseq_ext/conf from the table of recipes"
 	@echo "make results      write docs/RESULTS.md from the stored measurements"
 	@echo "make benchmarks   measure speed and memory, print every ratio"
 	@echo "make clean        remove the environment and every cache"
@@ -44,6 +45,9 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check $(SOURCES)
 	$(RUN) -m ruff format --check $(SOURCES)
 	$(RUN) -m mypy
+
+recipes: $(VENV)/.installed
+	$(RUN) -m fairseq_ext.recipes
 
 results: $(VENV)/.installed-test
 	$(RUN) -m examples.results report
