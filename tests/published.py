@@ -262,7 +262,7 @@ HELP = {
             "dropout": 0.1, "max-text-length": 60, "max-regions": 100, "iais-weight": 1, "iais-schedule": "exp",
             "pseudo-norm": "softmax", "negative-size": 399, "hard-negatives": 31, "random-steps": 0, "margin": 0.2,
             "batch-size": 8, "num-steps": 5000, "warmup-steps": 500, "lr": 5e-5, "weight-decay": 0.01, "clip-norm": 2,
-            "valid-steps": 500, "anchors-per-forward": Ours(1, 2), "score-batch": Ours(400, 64),
+            "validate-every": 500, "anchors-per-forward": Ours(1, 2), "eval-batch-size": Ours(400, 64),
             "mixed-precision": Ours("fp16", "no"), "hidden-size": Ours(768, 128), "num-heads": Ours(12, 4),
             "intermediate-size": Ours(3072, 512), "vocab-size": Ours(28996, 5000),
         },

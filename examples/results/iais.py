@@ -12,6 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from examples.results.report import Paired, asked, environments, mean_spread, seeds, unique
 from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.flags import Runs
 from vision_language.iais.data import RegionData
 from vision_language.iais.evaluate import recall_at_k
 from vision_language.iais.options import MIRRORS, Options
@@ -42,8 +43,8 @@ SETTINGS = {
     "anchors_per_forward": 8,
     "lr": 5e-4,
     "warmup_steps": 40,
-    "valid_steps": 500,
-    "save_steps": 250,
+    "validate_every": 500,
+    "save_every": 250,
     "mixed_precision": "bf16",
     "attn_implementation": "eager",
 }
@@ -91,7 +92,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     for arm in options.arms:
         settings = Options(iais=arm, **shared)
-        experiment = run(settings, options.out / "iais" / arm, seed=1, runs=options.seeds)
+        experiment = run(settings, Runs(out=str(options.out / "iais" / arm), runs=options.seeds))
         kept = [*METRICS, "seconds_per_step", "best_step", "history"]
         runs = asked(experiment.runs, seeds(options.seeds))
         made += [run["environment"] for run in runs.values()]

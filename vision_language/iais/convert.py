@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import replacing, writing_to
+from fairseq_ext.training.options import OptionSet, option
 from vision_language.iais.data import SPLITS
 from vision_language.iais.sources import (
     Regions,
@@ -24,89 +25,73 @@ from vision_language.iais.sources import (
     read_npz,
 )
 
-__all__ = ["add_options", "convert"]
-
-DRAW = {"valid": 500, "test": 500, "seed": 0}
+__all__ = ["ConvertOptions", "convert"]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of :func:`convert` for a command line."""
-    parser.add_argument("--out", required=True, help="folder of the region format; it must not hold one yet")
-    parser.add_argument(
-        "--captions",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="COCO captions json, Flickr30k token file, or csv [those in --splits]",
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(OptionSet):
+    """What is converted, and where to.
+
+    Raises:
+        OptionError: nothing to convert, or a draw beside ``splits``.
+    """
+
+    out: str = option(help="folder of the region format; it must not hold one yet")
+    captions: tuple[str, ...] = option(
+        (), "COCO captions json, Flickr30k token file, or csv (default: the captions in --splits)"
     )
-    regions = parser.add_mutually_exclusive_group(required=True)
-    regions.add_argument(
-        "--instances", nargs="+", default=[], metavar="FILE", help="COCO instances json: boxes with class labels"
+    instances: tuple[str, ...] = option((), "COCO instances json: boxes with class labels")
+    features: tuple[str, ...] = option(
+        (),
+        "in their place bottom-up-attention tsv files, or folders of npz files with features, norm_bb and conf, or x, "
+        "bbox, image_w and image_h",
     )
-    regions.add_argument(
-        "--features",
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="bottom-up-attention tsv files, or folders of npz files with features, norm_bb and conf, or x, bbox, "
-        "image_w and image_h",
-    )
-    parser.add_argument("--splits", metavar="FILE", help="Karpathy's dataset_flickr30k.json or dataset_coco.json")
-    for name, default in DRAW.items():
-        help = "of that draw" if name == "seed" else f"{name} images, drawn where no --splits"
-        parser.add_argument(f"--{name}", type=int, help=f"{help} [{default}]")
+    splits: str = option("", "Karpathy's dataset_flickr30k.json or dataset_coco.json")
+    valid: int = option(500, "validation images, drawn where no --splits", least=1)
+    test: int = option(500, "test images, drawn where no --splits", least=1)
+    seed: int = option(0, "of that draw", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.instances) == bool(self.features):
+            raise OptionError("convert: regions come from either --instances or --features, got both or neither")
+        if not self.captions and not self.splits:
+            raise OptionError("convert: captions come from --captions or from --splits, got neither")
+        if self.splits:
+            self.refuse_idle(f"with --splits {self.splits}", "valid", "test", "seed")
 
 
-def convert(
-    out: str | Path,
-    captions: Sequence[str | Path] = (),
-    instances: Sequence[str | Path] = (),
-    features: Sequence[str | Path] = (),
-    splits: str | Path | None = None,
-    valid: int | None = None,
-    test: int | None = None,
-    seed: int | None = None,
-) -> dict[str, int]:
-    """Write a folder of the region format.
+def convert(options: ConvertOptions) -> dict[str, int]:
+    """Write a folder of the region format; ``{train,valid,test}.jsonl`` are written last.
 
     Boxes are cut at the border of their image; those without size, images without boxes or without captions, and
-    images that ``splits`` does not know are left out.
-
-    Args:
-        out: the folder. ``{train,valid,test}.jsonl`` are written last.
-        captions, instances, features, splits: files, see ``python -m vision_language.iais convert --help``.
-        valid, test, seed: how many images are drawn for validation and test where there is no ``splits``, and how.
-            Default: 500, 500, 0.
+    images that ``splits`` does not name are left out.
 
     Returns:
         Images of each split, and the number of images ``left_out``.
 
     Raises:
-        OptionError: nothing to convert, a draw beside ``splits``, or a folder that holds splits already.
-        DataError: a bad file, one with a number that is not finite, or images that captions and splits do not know.
+        OptionError: a folder that holds splits already, or a draw that leaves no image to train on.
+        DataError: a bad file, one with a number that is not finite, or images that captions and splits do not name.
     """
-    out = Path(out)
-    if bool(instances) == bool(features):
-        raise OptionError("convert: expected either --instances or --features")
-    if not captions and splits is None:
-        raise OptionError("convert: captions come from --captions or from --splits, got neither")
-    draw = {name: value for name, value in zip(DRAW, (valid, test, seed), strict=True) if value is not None}
-    for name, value in draw.items() if splits else ():
-        raise OptionError(f"--{name} {value}: has no effect with --splits")
+    out = Path(options.out)
     if present := [path.name for split in SPLITS for path in out.glob(f"{split}.jsonl*")]:
         raise OptionError(f"--out: {out} already holds {present[0]}: choose another folder, or delete it")
-    known, texts = read_karpathy(splits) if splits else ({}, {})
-    if captions:
+    split_of, texts = read_karpathy(options.splits) if options.splits else ({}, {})
+    if options.captions:
         texts = {}
-        for path in captions:
-            for key, found in read_captions(path).items():
-                texts.setdefault(key, []).extend(found)
-    texts = {key: [text for text in found if any(map(str.isalnum, text))] for key, found in texts.items()}
-    wanted = known if splits else texts
-    names, sources = _label_sources(instances) if instances else (None, _feature_sources(features))
+        for path in options.captions:
+            for key, captions in read_captions(path).items():
+                texts.setdefault(key, []).extend(captions)
+    texts = {key: [text for text in captions if any(map(str.isalnum, text))] for key, captions in texts.items()}
+    wanted = split_of if options.splits else texts
+    if options.instances:
+        names, sources = _label_sources(options.instances)
+    else:
+        names, sources = None, _feature_sources(options.features)
 
     with writing_to(out):
-        if features:
+        if options.features:
             (out / "features").mkdir(exist_ok=True)
         lines: dict[str, str] = {}
         left_out, unmatched = 0, None
@@ -124,8 +109,11 @@ def convert(
                 f"convert: captions and regions are not of the same images: regions of {unmatched.key!r} "
                 f"({unmatched.origin}), captions of {next(iter(wanted), 'none')!r}"
             )
-        chosen = {key: known[key] for key in lines} if splits else _drawn(sorted(lines), **DRAW | draw)
-        counts = {split: sum(found == split for found in chosen.values()) for split in SPLITS}
+        if options.splits:
+            chosen = {key: split_of[key] for key in lines}
+        else:
+            chosen = _drawn(sorted(lines), options.valid, options.test, options.seed)
+        counts = {split: list(chosen.values()).count(split) for split in SPLITS}
         if not all(counts.values()):
             raise DataError(f"convert: a split would be empty: {counts}; {left_out} images were left out")
         if names:
@@ -179,10 +167,8 @@ def _save_features(path: Path, features: np.ndarray) -> None:
 
 
 def _drawn(keys: list[str], valid: int, test: int, seed: int) -> dict[str, str]:
-    if min(valid, test) < 1 or valid + test >= len(keys):
-        raise OptionError(
-            f"--valid and --test must be at least 1 and leave some of the {len(keys)} images, got {valid} and {test}"
-        )
+    if valid + test >= len(keys):
+        raise OptionError(f"--valid and --test must leave some of the {len(keys)} images, got {valid} and {test}")
     shuffled = random.Random(seed).sample(keys, len(keys))
     held_out = {**dict.fromkeys(shuffled[:valid], "valid"), **dict.fromkeys(shuffled[valid : valid + test], "test")}
     return {key: held_out.get(key, "train") for key in keys}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,12 +13,14 @@ from torch import nn
 from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
-from vision_language.iais.data import RegionData
+from fairseq_ext.training.flags import Device
+from fairseq_ext.training.options import option
+from vision_language.iais.data import SPLITS, Collator, RegionData, read_regions, read_splits
 from vision_language.iais.model import RegionRetriever, RegionRetrieverConfig
 from vision_language.iais.options import SCRATCH, Options
 from vision_language.pretrained import load_tokenizer, read_weights
 
-__all__ = ["build", "learn_tokenizer", "load"]
+__all__ = ["ModelOptions", "ScoringOptions", "build", "learn_tokenizer", "load"]
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -100,6 +103,9 @@ def build(options: Options, data: RegionData) -> tuple[RegionRetriever, PreTrain
         if isinstance(module, nn.Dropout):
             module.p = options.dropout
     tokenizer.model_max_length = options.max_text_length + 2
+    model.set_attn_implementation(options.attn_implementation)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, tokenizer
 
 
@@ -137,3 +143,33 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Region
     """
     model = RegionRetriever.from_pretrained(folder).eval().to(device)
     return model, load_tokenizer(folder, model.config.vocab_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Device):
+    """The trained model, and what it reads."""
+
+    model: str = option("runs/iais/seed1/model", "folder of the model")
+    data: str = option(help="folder that train reads, or one file of it, whose images need no captions then")
+    split: str = option("test", "of the folder", SPLITS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if Path(self.data).is_file():
+            self.refuse_idle(f"with --data {self.data}, a file", "split")
+
+    def load(self, device: str | torch.device) -> tuple[RegionRetriever, Collator, RegionData]:
+        """The model, the collator of its tokenizer, and the split with as many regions as it was trained on."""
+        model, tokenizer = load(self.model, device)
+        if Path(self.data).is_file():
+            data = read_regions(self.data, max_regions=model.config.max_regions, need_captions=False)
+        else:
+            data = read_splits(self.data, max_regions=model.config.max_regions)[self.split]
+        return model, Collator(tokenizer, None), data
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions(ModelOptions):
+    """The trained model, and the pairs that it scores."""
+
+    eval_batch_size: int = option(64, "pairs in a forward pass", least=1, aliases=("score_batch",))

@@ -1,27 +1,54 @@
-"""The training objective: hard-negative ranking of matched pairs, and alignment of their self-attentions."""
+"""One training step: hard-negative ranking of matched pairs, alignment of their self-attentions, and AdamW."""
 
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from fairseq_ext.training.accelerator import adamw
 from vision_language.iais.alignment import annealing, iais_loss
 from vision_language.iais.hook import IAISHook
 from vision_language.iais.model import RegionRetriever
 from vision_language.iais.negatives import IMAGE, TEXT, Anchors, AnchorSampler, PairBatches, hardest
 from vision_language.iais.options import Options
 
-__all__ = ["TrainingStep"]
+__all__ = ["TrainingStep", "learning_rate", "parameter_groups"]
 
 MODALITY = {IMAGE: "V", TEXT: "L"}
+LEAST_RATE = 1e-8
+UNDECAYED = ("bias", "LayerNorm.weight")
+
+
+def learning_rate(step: int, peak: float, warmup_steps: int, num_steps: int) -> float:
+    """Step size of optimiser step 1, 2, ...: up to ``peak`` linearly, then down to 1e-8, as UNITER.
+
+    transformers' linear schedule is a step behind: its first step has a size of 0.
+    """
+    if step < warmup_steps:
+        rate = peak * step / warmup_steps
+    else:
+        rate = peak * (num_steps - step) / max(num_steps - warmup_steps, 1)
+    return rate if rate > 0 else LEAST_RATE
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for AdamW: no decay for names with ``bias`` or ``LayerNorm.weight``, as UNITER.
+
+    So the weights of ``img_layer_norm`` and ``pos_layer_norm`` are decayed.
+    """
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        groups[any(part in name for part in UNDECAYED)].append(parameter)
+    return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
 
 
 class TrainingStep:
-    r"""Accumulates the gradient of one optimiser step, on this process's share of its anchors.
+    r"""Trains a model by one step of the optimiser at a call.
 
     .. math::
         \mathrm{mean}_{\mathrm{images}} (r + \lambda \ell_V) + \mathrm{mean}_{\mathrm{captions}} (r + \lambda \ell_L),
@@ -30,31 +57,61 @@ class TrainingStep:
     over image-anchored and text-anchored samples, with scores s of the matched pair and of its hardest negatives, and
     :func:`~vision_language.iais.iais_loss` of the matched pair alone. With ``--iais-scale sum`` λ is multiplied by the
     anchors of each kind on this process, as in the released code, which leaves this loss out of its mean.
+
+    Args:
+        model: on the accelerator's device.
+        batches: the training split.
+        sampler: draws its anchors.
+        options: of the training.
+        accelerator: devices, processes and number format; each process has its share of the anchors.
     """
 
     def __init__(
         self,
-        parallel: nn.Module,
+        model: RegionRetriever,
         batches: PairBatches,
         sampler: AnchorSampler,
         options: Options,
         accelerator: Accelerator,
     ) -> None:
-        self.parallel, self.batches, self.sampler = parallel, batches, sampler
+        self.model, self.batches, self.sampler = model, batches, sampler
         self.options, self.accelerator = options, accelerator
-        self.model: RegionRetriever = accelerator.unwrap_model(parallel)
-        self.hook = None if options.iais == "none" else IAISHook(self.model)
+        groups = parameter_groups(model, options.weight_decay)
+        optimizer = adamw(groups, accelerator, lr=options.lr, betas=(0.9, 0.98), eps=1e-6)
+        self.parallel, self.optimizer = accelerator.prepare(model, optimizer)
+        self.hook = None if options.iais == "none" else IAISHook(model)
         self.anchors = options.batch_size // accelerator.num_processes
+
+    def __call__(self, step: int) -> dict[str, Tensor | float]:
+        """Step 0, 1, ...
+
+        Returns:
+            ``rank_loss`` and ``iais_loss``, the means of r and of the alignment loss on this process; ``iais_weight``,
+            λ; and ``lr``.
+        """
+        options = self.options
+        weight, rate = (
+            self.iais_weight(step),
+            learning_rate(step + 1, options.lr, options.warmup_steps, options.num_steps),
+        )
+        self.parallel.train()
+        rank_loss, iais = self.accumulate(step, weight)
+        if options.clip_norm:
+            self.accelerator.clip_grad_norm_(self.parallel.parameters(), options.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"rank_loss": rank_loss, "iais_loss": iais, "iais_weight": weight, "lr": rate}
 
     def iais_weight(self, step: int) -> float:
         """λ of step 0, 1, ..."""
         weight = self.options.iais_weight * annealing(step / self.options.num_steps, self.options.iais_schedule)
         return weight * self.anchors if self.options.iais_scale == "sum" else weight
 
-    def accumulate(self, step: int) -> list[float]:
-        """Add the gradient of step 0, 1, ...; the means of r and of the alignment loss over all processes."""
+    def accumulate(self, step: int, weight: float) -> Tensor:
+        """Add the gradient of a step with this λ; the means of r and of the alignment loss."""
         options, accelerator = self.options, self.accelerator
-        weight = self.iais_weight(step)
         groups: list[Anchors] = []
         for kind in (IMAGE, TEXT):
             share = self.sampler.draw(step, kind).rows(
@@ -63,7 +120,7 @@ class TrainingStep:
             if step < options.random_steps:
                 share = share.first(options.hard_negatives)
             with accelerator.autocast():
-                hard = hardest(self.model, self.batches, share, options.hard_negatives, options.score_batch)
+                hard = hardest(self.model, self.batches, share, options.hard_negatives, options.eval_batch_size)
             groups += self.batches.by_length(hard, options.anchors_per_forward)
         means = torch.zeros(2, device=accelerator.device)
         for number, group in enumerate(groups, 1):
@@ -72,7 +129,7 @@ class TrainingStep:
                 losses = self._losses(group)
                 accelerator.backward(part * (losses[0] + weight * losses[1]))
             means += part * losses.detach() / 2
-        return accelerator.reduce(means, "mean").tolist()
+        return means
 
     def _losses(self, anchors: Anchors) -> Tensor:
         """r and the alignment loss, each a mean over the anchors."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.flags import PRECISIONS
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import option
 from vision_language.iais.alignment import PSEUDO_NORMS, SCHEDULES
+from vision_language.options import ComputeOptions
 
 __all__ = ["MIRRORS", "SCRATCH", "Options"]
 
@@ -16,15 +17,12 @@ MIRRORS = ("singular", "distributed")
 ALIGNMENTS = (*MIRRORS, "none")
 SCALES = ("mean", "sum")
 SOURCES = ("sampled", "in-batch")
-OF_SCRATCH = ("hidden_size", "num_heads", "intermediate_size", "vocab_size")
-"""Options that a folder of an encoder decides."""
-OF_IAIS = ("iais_weight", "iais_schedule", "iais_scale")
-"""Options of the alignment loss, whatever its kind."""
 METRICS = ("rsum", "ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10")
+UNALIGNED = {"iais": ("none",)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OptionSet):
+class Options(ComputeOptions):
     """Settings of :func:`vision_language.iais.train.train`; the paper's values stand in the help of each.
 
     Raises:
@@ -46,18 +44,32 @@ class Options(OptionSet):
     max_regions: int = option(100, "regions of an image that are read (paper: 100)", least=1)
 
     iais: str = option("singular", "alignment loss of the matched pairs", ALIGNMENTS)
-    iais_weight: float = option(1.0, "factor of the alignment loss beside its schedule (paper: 1)", least=0)
-    iais_schedule: str = option("exp", "how the alignment loss grows over the training (paper: exp)", SCHEDULES)
+    iais_weight: float = option(
+        1.0, "factor of the alignment loss beside its schedule (paper: 1)", least=0, idle=UNALIGNED
+    )
+    iais_schedule: str = option(
+        "exp", "how the alignment loss grows over the training (paper: exp)", SCHEDULES, idle=UNALIGNED
+    )
     iais_scale: str = option(
-        "mean", "mean over the anchors, or their sum on each process as the released code (our choice: mean)", SCALES
+        "mean",
+        "mean over the anchors, or their sum on each process as the released code (our choice: mean)",
+        SCALES,
+        idle=UNALIGNED,
     )
     pseudo_norm: str = option(
-        "softmax", "how a singular mirrored map becomes row-stochastic (paper's code: softmax)", PSEUDO_NORMS
+        "softmax",
+        "how a singular mirrored map becomes row-stochastic (paper's code: softmax)",
+        PSEUDO_NORMS,
+        idle={"iais": ("distributed", "none")},
     )
 
     negatives: str = option("sampled", "from the whole training set, or the other pairs of the step", SOURCES)
-    negative_size: int = option(399, "sampled candidates of an anchor (paper: 399)", least=1)
-    hard_negatives: int = option(31, "highest-scored candidates that are trained on (paper: 31)", least=1)
+    negative_size: int = option(
+        399, "sampled candidates of an anchor (paper: 399)", least=1, idle={"negatives": ("in-batch",)}
+    )
+    hard_negatives: int = option(
+        31, "highest-scored candidates that are trained on (paper: 31)", least=1, aliases=("hard_neg_size",)
+    )
     random_steps: int = option(0, "first steps, whose negatives are random and need no scoring (paper: 0)", least=0)
     margin: float = option(0.2, "of the ranking loss, between sigmoids of scores (paper: 0.2)", least=0, most=1)
 
@@ -65,24 +77,36 @@ class Options(OptionSet):
         8, "captions, and as many images, that anchor a step, over all processes (paper: 8 on each of 8 GPUs)", least=1
     )
     anchors_per_forward: int = option(2, "anchors that share a forward pass (paper: 1)", least=1)
-    score_batch: int = option(
-        64, "pairs in a forward pass without gradient; fewer need less padding (paper: 400)", least=1
+    eval_batch_size: int = option(
+        64,
+        "pairs in a forward pass without gradient; fewer need less padding (paper: 400)",
+        least=1,
+        aliases=("score_batch", "inf_minibatch_size"),
     )
-    num_steps: int = option(5000, "optimiser steps (paper: 5000)", least=1)
+    num_steps: int = option(5000, "optimiser steps (paper: 5000)", least=1, aliases=("num_train_steps",))
     warmup_steps: int = option(500, "of the linear warm-up; a linear decay follows (paper: 500)", least=0)
-    lr: float = option(5e-5, "peak step size of AdamW (paper: 5e-5; 3e-5 for COCO with the large model)", least=0)
+    lr: float = option(
+        5e-5,
+        "peak step size of AdamW (paper: 5e-5; 3e-5 for COCO with the large model)",
+        least=0,
+        aliases=("learning_rate",),
+    )
     weight_decay: float = option(0.01, "of AdamW (paper: 0.01)", least=0)
-    clip_norm: float = option(2.0, "largest norm of the gradient; 0: any (paper: 2)", least=0)
-    mixed_precision: str = option("no", "(paper: fp16)", PRECISIONS)
+    clip_norm: float = option(2.0, "largest norm of the gradient; 0: any (paper: 2)", least=0, aliases=("grad_norm",))
+    mixed_precision: str = option("no", "number format of the forward pass (paper: fp16)", PRECISIONS)
     attn_implementation: str = option(
         "sdpa", "of self-attention in training; eager is faster in bf16 on a CPU", ("sdpa", "eager")
     )
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, slower")
 
-    valid_steps: int = option(500, "steps between validations (paper: 500)", least=1)
+    validate_every: int = option(
+        500, "steps between validations; the last is one too (paper: 500)", least=1, aliases=("valid_steps",)
+    )
     valid_images: int = option(100, "first images of the validation split, with all their captions; 0: all", least=0)
     test_images: int = option(0, "first images of the test split, with all their captions; 0: all", least=0)
-    save_steps: int = option(500, "steps between checkpoints; each validation makes one too", least=1)
+    save_every: int = option(
+        500, "steps between checkpoints beside those of validations; 0: none", least=0, aliases=("save_steps",)
+    )
     select: str = option("rsum", "validation metric that picks the model that is kept (our choice)", METRICS)
 
     def __post_init__(self) -> None:
@@ -93,34 +117,25 @@ class Options(OptionSet):
         )
         if self.hard_negatives > candidates:
             raise OptionError(f"--hard-negatives must be at most {name} = {candidates}, got {self.hard_negatives}")
+        if self.hard_negatives == candidates:
+            self.refuse_idle(f"where all candidates are trained on, --hard-negatives {candidates}", "random_steps")
         if self.warmup_steps > self.num_steps:
             raise OptionError(
                 f"--warmup-steps must be at most --num-steps = {self.num_steps}, got {self.warmup_steps}: "
                 "the step size would never reach --lr"
             )
-        if self.encoder == SCRATCH:
-            self._check_scratch()
-        else:
-            self.refuse_idle(f"with --encoder {self.encoder}", *OF_SCRATCH)
-        if self.iais != "singular":
-            self.refuse_idle(f"with --iais {self.iais}", "pseudo_norm")
-        if self.iais == "none":
-            self.refuse_idle("with --iais none", *OF_IAIS)
-        elif not self.iais_weight:
-            self.refuse_idle("with --iais-weight 0", "iais_schedule", "iais_scale", "pseudo_norm")
-        elif self.batch_size == 1:
-            self.refuse_idle("with --batch-size 1", "iais_scale")
-        if not sampled:
-            self.refuse_idle(f"with --negatives {self.negatives}", "negative_size")
-        if self.hard_negatives == candidates:
-            self.refuse_idle(f"where all candidates are trained on, --hard-negatives {candidates}", "random_steps")
-
-    def _check_scratch(self) -> None:
-        if self.uniter:
+        if self.encoder != SCRATCH:
+            sizes = ("hidden_size", "num_heads", "intermediate_size", "vocab_size")
+            self.refuse_idle(f"with --encoder {self.encoder}", *sizes)
+        elif self.uniter:
             raise OptionError(
                 f"--uniter {self.uniter}: needs the folder of a BERT of its size, for the tokenizer, as --encoder"
             )
-        if self.hidden_size % self.num_heads:
+        elif self.hidden_size % self.num_heads:
             raise OptionError(
                 f"--hidden-size must be a multiple of --num-heads = {self.num_heads}, got {self.hidden_size}"
             )
+        if not self.iais_weight:
+            self.refuse_idle("with --iais-weight 0", "iais_schedule", "iais_scale", "pseudo_norm")
+        if self.batch_size == 1:
+            self.refuse_idle("with --batch-size 1", "iais_scale")

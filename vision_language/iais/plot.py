@@ -208,14 +208,24 @@ def draw_self_attention(
     _save(figure, path)
 
 
-def read_history(path: str | Path) -> list[dict[str, Any]]:
-    """The validations of a training, for :func:`draw_history`.
+def read_history(path: Path, run: str) -> list[dict[str, Any]]:
+    """The validations of a finished run, for :func:`draw_history`.
+
+    Args:
+        path: the experiment's ``results.json``.
+        run: its name.
+
+    Returns:
+        None of them where the file does not have this run.
 
     Raises:
         DataError: a file that is not what training wrote.
     """
     try:
-        history = read_json(path)
+        runs = read_json(path)["runs"]
+        if run not in runs:
+            return []
+        history = runs[run]["history"]
         if not history or not all(
             math.isfinite(record[key])
             for record in history
@@ -223,7 +233,7 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
         ):
             raise ValueError
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{path}: not the history of a training ({type(error).__name__}); delete it") from error
+        raise DataError(f"{path}: not the results of a training ({type(error).__name__})") from error
     return history
 
 

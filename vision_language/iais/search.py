@@ -1,34 +1,25 @@
-"""The images of a split that fit a query best, and the maps of one caption and its image as pictures."""
+"""The images of a split that fit a query best."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
-import torch
-from transformers import PreTrainedTokenizerBase
+from dataclasses import dataclass, replace
 
 from fairseq_ext.training.errors import OptionError
-from vision_language.iais.data import Collator, Image, RegionData, read_regions, read_splits
+from fairseq_ext.training.options import option
+from vision_language.iais.data import Collator, Image, RegionData
+from vision_language.iais.encoder import ScoringOptions
 from vision_language.iais.evaluate import score_matrix
-from vision_language.iais.hook import IAISHook
-from vision_language.iais.maps import AttentionBlocks
 from vision_language.iais.model import RegionRetriever
 
-__all__ = ["caption_of", "find_image", "maps_of", "read_split", "region_names", "search"]
+__all__ = ["SearchOptions", "check_query", "region_names", "search"]
 
 
-def read_split(path: str | Path, split: str | None = None, max_regions: int = 100) -> RegionData:
-    """A split of a folder, by default test, or a file alone, whose images need no captions then.
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(ScoringOptions):
+    """The trained model, the images, and the text that is looked for."""
 
-    Raises:
-        OptionError: a split of a file.
-    """
-    if not Path(path).is_file():
-        return read_splits(path, max_regions=max_regions)[split or "test"]
-    if split is not None:
-        raise OptionError(f"--split {split}: has no effect with --data {path}, a file")
-    return read_regions(path, max_regions=max_regions, need_captions=False)
+    query: str = option(help="the text")
+    top: int = option(5, "number of images", least=1)
 
 
 def check_query(query: str) -> None:
@@ -55,46 +46,8 @@ def search(
     return [(score, data.images[number]) for score, number in best]
 
 
-def find_image(data: RegionData, image_id: str | None) -> Image:
-    """The image of that id; the first where it is None.
-
-    Raises:
-        OptionError: no such image.
-    """
-    for image in data.images:
-        if image_id is None or str(image.image_id) == image_id:
-            return image
-    raise OptionError(f"--image: none of the {len(data.images)} images has the id {image_id}")
-
-
-def caption_of(image: Image, query: str | None) -> str:
-    """The text of a pair with ``image``: the query, or where it is None the first caption.
-
-    Raises:
-        OptionError: neither, or a query without words.
-    """
-    if query is not None:
-        check_query(query)
-        return query
-    if not image.captions:
-        raise OptionError(f"--query: image {image.image_id} has no caption to draw; give one")
-    return image.captions[0]
-
-
 def region_names(data: RegionData, image: Image) -> list[str]:
     """The class of every region; a number where regions have features alone."""
     if data.labels is None or image.labels is None:
         return [str(number) for number in range(1, len(image.boxes) + 1)]
     return [data.labels[label] for label in image.labels.tolist()]
-
-
-@torch.inference_mode()
-def maps_of(
-    model: RegionRetriever, tokenizer: PreTrainedTokenizerBase, collator: Collator, caption: str, image: Image
-) -> tuple[list[str], AttentionBlocks]:
-    """The word pieces of a caption and the maps of its pair with an image; the model is in evaluation mode."""
-    batch = {name: value.to(model.device) for name, value in collator([(caption, image)]).items()}
-    with IAISHook(model) as hook:
-        model(**batch)
-        blocks = hook.blocks(*model.positions(batch["attention_mask"], batch["region_mask"]))
-    return list(tokenizer.convert_ids_to_tokens(batch["input_ids"][0, 1:-1].tolist())), blocks

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import replacing, writing_to
+from fairseq_ext.training.options import OptionSet, option
 from vision_language.iais.data import SPLITS
 
-__all__ = ["THINGS", "synthesize"]
+__all__ = ["THINGS", "SceneOptions", "synthesize"]
 
 THINGS = (
     "dog cat horse cow sheep bird person child car bus train bicycle boat bench tree house table chair sofa lamp "
@@ -21,29 +21,30 @@ WIDTH, HEIGHT, COLUMNS = 600, 400, 3
 SIDES = ("on the left", "in the middle", "on the right")
 
 
-def synthesize(out: str | Path, images: int = 1000, captions: int = 3, seed: int = 0) -> None:
-    """Write a folder with splits of 80, 10 and 10 in 100.
+@dataclass(frozen=True, kw_only=True)
+class SceneOptions(OptionSet):
+    """The made-up scenes."""
+
+    out: str = option("runs/iais_data", "folder")
+    images: int = option(1000, "images of all splits together", least=30)
+    captions: int = option(3, "captions of an image", least=1)
+    seed: int = option(0, "of all that is drawn", least=0)
+
+
+def synthesize(options: SceneOptions) -> None:
+    """Write a folder with splits of 80, 10 and 10 in 100; equal options give equal files.
 
     An image holds three to eight things, each in the left, middle or right third. A caption names two or three of
     them, one with its place.
 
-    Args:
-        out: the folder.
-        images: of all splits together, at least 30.
-        captions: of each image.
-        seed: equal arguments give equal files; at least 0.
-
     Raises:
-        OptionError: too few images or captions, a seed below 0, or a folder that cannot be written.
+        OptionError: a folder that cannot be written.
     """
-    for name, value, least in (("--images", images, 30), ("--captions", captions, 1), ("--seed", seed, 0)):
-        if value < least:
-            raise OptionError(f"{name} must be at least {least}, got {value}")
-    generator = np.random.default_rng(seed)
-    lines = [_scene(number, captions, generator) for number in range(1, images + 1)]
-    held_out = images // 10
-    cuts = (0, images - 2 * held_out, images - held_out, images)
-    with writing_to(out) as out:
+    generator = np.random.default_rng(options.seed)
+    lines = [_scene(number, options.captions, generator) for number in range(1, options.images + 1)]
+    held_out = options.images // 10
+    cuts = (0, options.images - 2 * held_out, options.images - held_out, options.images)
+    with writing_to(options.out) as out:
         (out / "categories.txt").write_text("\n".join(THINGS) + "\n", encoding="utf-8")
         for split, begin, end in zip(SPLITS, cuts, cuts[1:], strict=False):
             with replacing(out / f"{split}.jsonl") as partial:

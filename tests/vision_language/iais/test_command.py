@@ -19,11 +19,11 @@ from tests.helpers import ROOT
 from tests.vision_language.iais.regions import write_regions
 from vision_language.iais.__main__ import main
 from vision_language.iais.data import read_splits
-from vision_language.iais.synthetic import THINGS, synthesize
+from vision_language.iais.synthetic import THINGS, SceneOptions, synthesize
 
-SMALL = ["--hidden-size", "16", "--num-heads", "2", "--intermediate-size", "32", "--num-steps", "4", "--cpu"]
+SMALL = ["--hidden-size", "16", "--num-heads", "2", "--intermediate-size", "32", "--num-steps", "4", "--device", "cpu"]
 SMALL += ["--negative-size", "7", "--hard-negatives", "3", "--batch-size", "4", "--lr", "0.01", "--warmup-steps", "1"]
-SMALL += ["--valid-steps", "2", "--save-steps", "2"]
+SMALL += ["--validate-every", "2", "--save-every", "2"]
 # accelerate's own --cpu would start one process only; ours keeps the two of --multi_gpu on the CPU.
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -56,25 +56,33 @@ def test_results(trained):
     assert content["settings"]["iais"] == "singular" and content["summary"]["rsum"]["runs"] == 2
     assert [entry["step"] for entry in content["runs"]["seed1"]["history"]] == [2, 4]
     assert content["runs"]["seed1"]["history"] != content["runs"]["seed2"]["history"]
-    names = {"model", "initial", "checkpoint.pt", "history.json", "tensorboard"}
+    names = {"model", "initial", "checkpoint.pt", "tensorboard"}
     assert {path.name for path in (trained / "seed1").iterdir()} == names
 
 
+def test_results_are_options_too(trained, tmp_path):
+    main(["train", "--config", str(trained / "results.json"), "--device", "cpu", "--seed", "2", "--out", str(tmp_path)])
+    again, run = (read_json(out / "results.json")["runs"]["seed2"] for out in (tmp_path, trained))
+    for name in ("seconds_per_step", "environment"):
+        again.pop(name), run.pop(name)
+    assert again == run
+
+
 def test_evaluate_repeats_the_test_metrics(trained, data, capsys):
-    main(["evaluate", "--model", str(trained / "seed2" / "model"), "--data", str(data), "--cpu", "--released"])
+    model = ["--model", str(trained / "seed2" / "model"), "--device", "cpu"]
+    main(["evaluate", *model, "--data", str(data), "--released"])
     printed = json.loads(capsys.readouterr().out)
     run = read_json(trained / "results.json")["runs"]["seed2"]
     for name in ("ir_r1", "ir_r10", "tr_r5", "tr_mean_rank", "rsum", "isd"):
         assert printed[name] == pytest.approx(run[name], rel=1e-4)
     assert (printed["captions"], printed["images"]) == (24, 12)
     assert printed["released_ir_r1"] >= printed["ir_r1"]
-    model = ["--model", str(trained / "seed2" / "model"), "--cpu"]
     main(["evaluate", *model, "--data", str(data / "valid.jsonl"), "--images", "5"])
     assert json.loads(capsys.readouterr().out)["images"] == 5
 
 
 def test_search(trained, data, tmp_path, capsys):
-    common = ["search", "--model", str(trained / "seed1" / "model"), "--query", "two dogs on a sofa", "--cpu"]
+    common = ["search", "--model", str(trained / "seed1" / "model"), "--query", "two dogs on a sofa", "--device", "cpu"]
     main([*common, "--data", str(data), "--top", "4"])
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines] == ["1", "2", "3", "4"]
@@ -95,7 +103,7 @@ def test_search(trained, data, tmp_path, capsys):
 
 def test_plot(trained, data, tmp_path, capsys):
     image = str(read_splits(data)["test"].images[3].image_id)
-    common = ["plot", "--model", str(trained / "seed1" / "model"), "--data", str(data), "--cpu"]
+    common = ["plot", "--model", str(trained / "seed1" / "model"), "--data", str(data), "--device", "cpu"]
     main([*common, "--out", str(tmp_path / "new"), "--image", image, "--mirror", "distributed"])
     names = ["alignment.png", "words.png", "regions.png", "history.png"]
     assert capsys.readouterr().out.split() == [str(tmp_path / "new" / name) for name in names]
@@ -106,7 +114,7 @@ def test_plot(trained, data, tmp_path, capsys):
 
 def test_synthesize(tmp_path, capsys):
     main(["synthesize", "--out", str(tmp_path / "a"), "--images", "50"])
-    synthesize(tmp_path / "b", images=50)
+    synthesize(SceneOptions(out=str(tmp_path / "b"), images=50))
     for split, size in (("train", 40), ("valid", 5), ("test", 5)):
         assert (tmp_path / "a" / f"{split}.jsonl").read_bytes() == (tmp_path / "b" / f"{split}.jsonl").read_bytes()
         assert len(read_splits(tmp_path / "a")[split].images) == size
@@ -118,7 +126,7 @@ def test_synthesize(tmp_path, capsys):
     with pytest.raises(InputError, match="--images must be at least 30, got 3"):
         main(["synthesize", "--out", str(tmp_path), "--images", "3"])
     with pytest.raises(InputError, match="--seed must be at least 0, got -1"):
-        synthesize(tmp_path, seed=-1)
+        SceneOptions(seed=-1)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +142,7 @@ def test_synthesize(tmp_path, capsys):
         (["--margin", "1.5"], "--margin must be at least 0 and at most 1, got 1.5"),
         (["--hard-negatives", "8"], "--hard-negatives must be at most --negative-size = 7, got 8"),
         (
-            ["--negatives", "in-batch", "--hard-negatives", "4"],
+            ["--negatives", "in-batch", "--hard-negatives", "4", "--negative-size", "399"],
             "--hard-negatives must be at most --batch-size less one",
         ),
         (["--num-heads", "3"], "--hidden-size must be a multiple of --num-heads = 3, got 16"),
@@ -155,7 +163,7 @@ def test_synthesize(tmp_path, capsys):
         (["--iais", "none", "--iais-scale", "sum"], "--iais-scale sum: has no effect with --iais none"),
         (["--iais", "none", "--iais-schedule", "log"], "--iais-schedule log: has no effect with --iais none"),
         (["--negatives", "in-batch"], "--negative-size 7: has no effect with --negatives in-batch"),
-        (["--lr", "1e30"], "the loss is"),
+        (["--lr", "1e30"], "_loss is nan; lower --lr or --iais-weight"),
     ],
 )
 def test_bad_options_end_with_one_line(data, tmp_path, options, message):
@@ -169,26 +177,27 @@ def test_bad_options_end_with_one_line(data, tmp_path, options, message):
 def test_paths_that_are_files_and_counts_below_zero(trained, data, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "seed1").write_text("")
-    model, places = trained / "seed1" / "model", ["--data", str(data), "--cpu"]
-    copy = tmp_path / "copy"
+    model, places = trained / "seed1" / "model", ["--data", str(data), "--device", "cpu"]
+    copy = tmp_path / "copy" / "seed1"
     shutil.copytree(trained / "seed1", copy)
     plot = ["plot", "--model", str(copy / "model"), *places]
     file, seed = str(tmp_path / "file"), tmp_path / "seed1"
-    history = str(copy / "history.json")
+    results = tmp_path / "copy" / "results.json"
+    refusal = f"{results}: not the results of a training"
     for content, arguments, message in (
         ("", ["synthesize", "--out", file], f"--out: cannot write to {file}: "),
         ("", ["synthesize", "--seed", "-1"], "--seed must be at least 0, got -1"),
         ("", ["train", *places, *SMALL, "--out", str(tmp_path)], f"--out: cannot write to {seed}: "),
         ("", ["train", *places, *SMALL, "--seed", "-1"], "--seed must be at least 0, got -1"),
         ("", ["evaluate", "--model", str(model), *places, "--images", "-3"], "--images must be at least 0, got -3"),
-        ("[]", plot, f"{history}: not the history of a training"),
-        ('[{"step": 1', plot, f"{history}: not the history of a training"),
-        ('[{"step": 1, "isd": "x", "rsum": 1}]', plot, f"{history}: not the history of a training"),
-        ('[{"step": 1, "isd": 1, "rsum": 1}]', [*plot, "--out", file], f"--out: cannot write to {file}: "),
+        ("[]", plot, refusal),
+        ('{"runs": {"seed1": {"history": []}}}', plot, refusal),
+        ('{"runs": {"seed1": {"history": [{"step": 1', plot, refusal),
+        ('{"runs": {"seed1": {"history": [{"step": 1, "isd": "x", "rsum": 1}]}}}', plot, refusal),
+        ('{"runs": {}}', [*plot, "--out", file], f"--out: cannot write to {file}: "),
         ("", [*plot, "--query", "..."], "--query: no word in '...'"),
-        ("", [*plot, "--query", ""], "--query: no word in ''"),
     ):
-        (copy / "history.json").write_text(content)
+        results.write_text(content)
         with pytest.raises(InputError) as error:
             main(arguments)
         assert str(error.value).startswith(message) and "\n" not in str(error.value)
@@ -222,7 +231,7 @@ def test_bad_data_ends_with_one_line(tmp_path, changes, message):
 
 
 def test_models_and_queries_that_are_none(trained, data, tmp_path):
-    common = ["search", "--data", str(data), "--cpu"]
+    common = ["search", "--data", str(data), "--device", "cpu"]
     model = ["--model", str(trained / "seed1" / "model")]
     for arguments, message in (
         (["--query", "dog", "--model", str(tmp_path)], "no config.json in it, so it is no model"),
@@ -241,12 +250,13 @@ def test_models_and_queries_that_are_none(trained, data, tmp_path):
     other = write_regions(tmp_path / "other")
     (other / "categories.txt").write_text("\n".join(THINGS[: len((data / "categories.txt").read_text().split())]))
     with pytest.raises(InputError, match=r"categories.txt: not the 8 of the model"):
-        main(["evaluate", *model, "--data", str(other), "--cpu"])
+        main(["evaluate", *model, "--data", str(other), "--device", "cpu"])
 
 
 def test_two_processes_evaluate_one_image(trained, data, tmp_path):
     """The second process has no caption to score."""
-    command = ["evaluate", "--model", str(trained / "seed1" / "model"), "--data", str(data), "--cpu", "--images", "1"]
+    command = ["evaluate", "--model", str(trained / "seed1" / "model"), "--data", str(data)]
+    command += ["--device", "cpu", "--images", "1"]
     result = subprocess.run(
         [*LAUNCH, "-m", "vision_language.iais", *command], capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD
     )
@@ -265,7 +275,7 @@ def test_two_processes_train_as_one(data, tmp_path):
         env=ONE_THREAD,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("runs, IAIS singular") == 1
+    assert result.stdout.count("1 runs: ") == 1
     main([*command, "--out", str(tmp_path / "one")])
     one, two = (load_safely(tmp_path / name / "seed1" / "checkpoint.pt")["model"] for name in ("one", "two"))
     for name, value in one.items():

@@ -71,7 +71,7 @@ COCO = {"images": [{"id": 1, "width": 9, "height": 9}], "categories": [{"id": 1,
 COCO |= {"annotations": [{"image_id": 1, "bbox": [0, 0, 5, 5], "category_id": 1, "caption": "a cat"}]}
 SENTENCE = {"filename": "1.jpg", "split": "val", "sentences": [{"raw": "A dog."}]}
 TOKENS = "".join(f"{number}.jpg#0\ta dog\n" for number in range(40))
-HISTORY = [{"step": 1, "isd": 0.5, "rsum": 1.0}]
+RESULTS = {"runs": {"seed1": {"history": [{"step": 1, "isd": 0.5, "rsum": 1.0}]}}}
 
 
 def saved(path: Path, save: Callable[[dict[str, torch.Tensor], Path], None]) -> Path:
@@ -98,7 +98,9 @@ READERS: dict[str, Callable[[Path], tuple[Path, Callable[[], Any]]]] = {
     "tsv": lambda folder: one(tsv(folder / "a.tsv"), lambda path: list(read_feature_tsv(path))),
     "uniter npz": lambda folder: one(next(uniter_folder(folder / "npz", [1]).iterdir()), read_npz),
     "detectron npz": lambda folder: one(next(detectron_folder(folder / "npz", [1]).iterdir()), read_npz),
-    "history": lambda folder: one(written(folder / "history.json", json.dumps(HISTORY)), read_history),
+    "history": lambda folder: one(
+        written(folder / "results.json", json.dumps(RESULTS)), lambda path: read_history(path, "seed1")
+    ),
     "config": lambda folder: model_folder(folder, "config.json"),
     "weights": lambda folder: model_folder(folder, "model.safetensors"),
     "tokenizer": lambda folder: model_folder(folder, "tokenizer.json"),
@@ -153,10 +155,10 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, name):
         try:
             read()
         except InputError as error:
-            told = str(error)
+            message = str(error)
             # an image names the line that it is missing for; a folder of a model is one thing
-            assert path.name in told or str(path.parent) in told, (damage, told)
-            assert "\n" not in told and len(told) < 2000, (damage, told)
+            assert path.name in message or str(path.parent) in message, (damage, message)
+            assert "\n" not in message and len(message) < 2000, (damage, message)
         else:
             assert damage not in (
                 "empty",

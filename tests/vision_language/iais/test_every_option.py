@@ -19,18 +19,18 @@ from fairseq_ext.training.errors import InputError
 from tests.vision_language.iais.regions import write_regions
 from tests.vision_language.iais.test_train import save_encoder
 from vision_language.iais import __main__ as command_line
-from vision_language.iais import plot
-from vision_language.iais.__main__ import main, parser
+from vision_language.iais import pictures, plot, train
+from vision_language.iais.__main__ import main
 from vision_language.iais.data import read_splits
 from vision_language.iais.model import RegionRetriever
 
 COMMANDS = {
-    "train": "train --data data --out out --cpu --hidden-size 8 --num-heads 2 --intermediate-size 8 --num-layers 1"
-    " --num-steps 3 --warmup-steps 1 --valid-steps 2 --valid-images 3 --batch-size 3 --negative-size 4"
-    " --hard-negatives 2 --lr 0.05 --iais-schedule const",
-    "evaluate": "evaluate --data data --model out/seed1/model --cpu",
-    "search": "search --data data --model out/seed1/model --query dog --cpu",
-    "plot": "plot --data data --model out/seed1/model --cpu",
+    "train": "train --data data --out out --device cpu --hidden-size 8 --num-heads 2 --intermediate-size 8"
+    " --num-layers 1 --num-steps 3 --warmup-steps 1 --validate-every 2 --valid-images 3 --batch-size 3"
+    " --negative-size 4 --hard-negatives 2 --lr 0.05 --iais-schedule const",
+    "evaluate": "evaluate --data data --model out/seed1/model --device cpu",
+    "search": "search --data data --model out/seed1/model --query dog --device cpu",
+    "plot": "plot --data data --model out/seed1/model --device cpu",
     "convert": "convert --captions a.token --instances instances.json --valid 1 --test 1 --out new",
     "synthesize": "synthesize --images 30 --out new",
 }
@@ -48,14 +48,14 @@ class Row(NamedTuple):
     idle: tuple[str, ...] = ()
 
 
-OF_MODELS = {"data": Row("other"), "model": Row("out/seed2/model"), "cpu": Row()}
+OF_MODELS = {"data": Row("other"), "model": Row("out/seed2/model"), "device": Row("cpu")}
 SPLIT = Row("valid", "", ("--data data/test.jsonl",))
 ROWS = {
     "train": {
         "out": Row("elsewhere"),
         "seed": Row("2"),
         "runs": Row("2"),
-        "cpu": Row(),
+        "device": Row("cpu"),
         "data": Row("other"),
         "encoder": Row("encoder", f"{SIZES} --max-text-length 20"),
         "uniter": Row("uniter.pt", FEATURES),
@@ -79,7 +79,7 @@ ROWS = {
         "margin": Row("0.5"),
         "batch_size": Row("4"),
         "anchors_per_forward": Row("1"),
-        "score_batch": Row("3"),
+        "eval_batch_size": Row("3"),
         "num_steps": Row("4"),
         "warmup_steps": Row("2"),
         "lr": Row("0.1"),
@@ -88,14 +88,14 @@ ROWS = {
         "mixed_precision": Row("bf16"),
         "attn_implementation": Row("eager"),
         "gradient_checkpointing": Row(),
-        "valid_steps": Row("1"),
+        "validate_every": Row("1"),
         "valid_images": Row("2"),
         "test_images": Row("2"),
-        "save_steps": Row("1"),
+        "save_every": Row("1"),
         "select": Row("tr_r1"),
     },
-    "evaluate": OF_MODELS | {"split": SPLIT, "images": Row("2"), "released": Row(), "score_batch": Row("3")},
-    "search": OF_MODELS | {"split": SPLIT, "query": Row("cat"), "top": Row("2"), "score_batch": Row("3")},
+    "evaluate": OF_MODELS | {"split": SPLIT, "images": Row("2"), "released": Row(), "eval_batch_size": Row("3")},
+    "search": OF_MODELS | {"split": SPLIT, "query": Row("cat"), "top": Row("2"), "eval_batch_size": Row("3")},
     "plot": OF_MODELS
     | {
         "split": SPLIT,
@@ -120,13 +120,13 @@ ROWS = {
 
 
 def options_of(command: str) -> dict[str, argparse.Action]:
-    (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
-    return {action.dest: action for action in commands.choices[command]._actions if action.dest != "help"}
+    (commands,) = (action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    actions = commands.choices[command]._actions
+    return {action.dest: action for action in actions if action.dest not in ("help", "config")}  # not of IAIS alone
 
 
 def test_every_option_of_every_command_has_a_row():
-    (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert {command: set(options_of(command)) for command in commands.choices} == {
+    assert {command: set(options_of(command)) for command in main.commands} == {
         command: set(rows) for command, rows in ROWS.items()
     }
 
@@ -196,6 +196,9 @@ def events(monkeypatch):
     )
     spied(Checkpoint, "save", lambda checkpoint: ("save", checkpoint.progress["step"]))
     spied(command_line, "make_accelerator", lambda *args, **options: ("device", args, options))
+    spied(train, "make_accelerator", lambda *args: ("device", args))
+    spied(command_line, "torch_device", lambda name: ("device", name))
+    spied(pictures, "torch_device", lambda name: ("device", name))
     monkeypatch.setattr(plot, "_save", sketch)
     return seen
 
@@ -256,8 +259,8 @@ def test_an_option_changes_what_comes_out(outcome, command, option):
     row = ROWS[command][option]
     base = [*COMMANDS[command].split(), *row.given.split()]
     words = given(command, option, row.value)
-    if option == "cpu":
-        base.remove("--cpu")
+    if option == "device":
+        base = " ".join(base).replace("--device cpu", "").split()
     changed = [*base, *words]
     if option == "features":  # in the place of the instances
         changed = [word for word in changed if word not in ("--instances", "instances.json")]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +24,12 @@ from transformers import BertConfig, BertModel
 
 from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
 from fairseq_ext.training.files import load_safely, read_json
+from fairseq_ext.training.flags import Runs
+from fairseq_ext.training.runs import Experiment
 from tests.helpers import load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
 from vision_language.iais import evaluate
+from vision_language.iais import train as training
 from vision_language.iais.alignment import annealing, iais_loss
 from vision_language.iais.data import Collator, RegionData, read_splits
 from vision_language.iais.encoder import build, learn_tokenizer, load
@@ -34,9 +37,8 @@ from vision_language.iais.evaluate import first_images, metrics
 from vision_language.iais.hook import IAISHook
 from vision_language.iais.model import RegionRetriever
 from vision_language.iais.negatives import IMAGE, TEXT, AnchorSampler, PairBatches, hardest
-from vision_language.iais.objective import TrainingStep
+from vision_language.iais.objective import TrainingStep, learning_rate, parameter_groups
 from vision_language.iais.options import Options
-from vision_language.iais.train import Trainer, learning_rate, parameter_groups, run
 from vision_language.pretrained import save_folder
 
 # A forked process needs no second import of everything.
@@ -55,7 +57,7 @@ def data(folder) -> dict[str, RegionData]:
 
 def small(folder: Path, **changes) -> Options:
     sizes = {"hidden_size": 16, "num_heads": 2, "intermediate_size": 32, "num_layers": 2, "dropout": 0.1}
-    steps = {"num_steps": 6, "warmup_steps": 2, "valid_steps": 3, "save_steps": 2, "lr": 1e-2}
+    steps = {"num_steps": 6, "warmup_steps": 2, "validate_every": 3, "save_every": 2, "lr": 1e-2}
     candidates = {"negative_size": 7, "hard_negatives": 3, "batch_size": 4, "anchors_per_forward": 2}
     idle = ("hidden_size", "num_heads", "intermediate_size") if "encoder" in changes else ()
     idle += ("negative_size",) if changes.get("negatives") == "in-batch" else ()
@@ -68,8 +70,16 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def trainer(options: Options, data, out: Path, seed: int = 1) -> Trainer:
-    return Trainer(options, data, seed, out, accelerator())
+def make_step(options: Options, data: dict[str, RegionData], seed: int = 1) -> TrainingStep:
+    return training.make_step(options, data["train"], seed, accelerator())
+
+
+def train(options: Options, data: dict[str, RegionData], out: Path, seed: int = 1) -> dict:
+    return training.train(options, data, seed, out, accelerator())
+
+
+def run(options: Options, out: Path) -> Experiment:
+    return training.run(options, Runs(out=str(out)), accelerator())
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -142,21 +152,21 @@ def test_hardest_are_those_that_the_model_scores_highest(data, kind):
     assert hardest(model, batches, anchors, 9) is anchors
 
 
-def plain_gradient(stage: Trainer, step: int) -> dict[str, torch.Tensor]:
+def plain_gradient(training_step: TrainingStep, step: int) -> dict[str, torch.Tensor]:
     """The gradient of a step, one anchor after the other."""
-    options, model, gradient = stage.options, stage.model, stage.gradient
+    options, model = training_step.options, training_step.model
     model.zero_grad()
     factor = options.batch_size if options.iais_scale == "sum" else 1
     weight = factor * options.iais_weight * annealing(step / options.num_steps, options.iais_schedule)
     for kind, modality in ((IMAGE, "V"), (TEXT, "L")):
-        anchors = gradient.sampler.draw(step, kind)
+        anchors = training_step.sampler.draw(step, kind)
         if step < options.random_steps:
             anchors = anchors.first(options.hard_negatives)
-        anchors = hardest(model, gradient.batches, anchors, options.hard_negatives)
+        anchors = hardest(model, training_step.batches, anchors, options.hard_negatives)
         model.train()
         for texts, images in zip(anchors.texts, anchors.images, strict=True):
             with IAISHook(model) as hook:
-                batch = gradient.batches.pairs(texts, images)
+                batch = training_step.batches.pairs(texts, images)
                 scores = model(**batch).scores.sigmoid()
                 loss = F.relu(options.margin + scores[1:] - scores[0]).mean()
                 if options.iais != "none":
@@ -183,18 +193,18 @@ def plain_gradient(stage: Trainer, step: int) -> dict[str, torch.Tensor]:
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
-def test_gradient_is_that_of_the_formula(folder, data, tmp_path, changes):
-    stage = trainer(small(folder, dropout=0.0, **changes), data, tmp_path)
-    wanted = plain_gradient(stage, 4)
-    stage.parallel.train()
-    stage.gradient.accumulate(4)
-    for name, value in stage.model.named_parameters():
+def test_gradient_is_that_of_the_formula(folder, data, changes):
+    step = make_step(small(folder, dropout=0.0, **changes), data)
+    wanted = plain_gradient(step, 4)
+    step.parallel.train()
+    step.accumulate(4, step.iais_weight(4))
+    for name, value in step.model.named_parameters():
         torch.testing.assert_close(
             value.grad, wanted[name], rtol=1e-3, atol=1e-6, msg=lambda text, n=name: f"{n} {text}"
         )
 
 
-def test_options_change_the_training(folder, data, tmp_path):
+def test_options_change_the_training(folder, data):
     changes = [{}, {"iais": "none"}, {"iais": "distributed"}, {"iais_weight": 2.0}, {"iais_schedule": "const"}]
     changes += [{"iais_scale": "sum"}, {"pseudo_norm": "renorm"}, {"negatives": "in-batch"}, {"negative_size": 9}]
     changes += [
@@ -207,13 +217,11 @@ def test_options_change_the_training(folder, data, tmp_path):
     ]
     changes += [{"clip_norm": 0.01}, {"dropout": 0.5}, {"num_layers": 1}, {"max_text_length": 4}, {"vocab_size": 40}]
     ends = set()
-    for number, change in enumerate(changes):
-        out = tmp_path / str(number)
-        out.mkdir()
-        stage = trainer(small(folder, **change), data, out)
-        for step in range(2):
-            stage.optimise(step)
-        ends.add(float(sum(value.detach().double().abs().sum() for value in stage.model.parameters())))
+    for change in changes:
+        step = make_step(small(folder, **change), data)
+        for number in range(2):
+            step(number)
+        ends.add(float(sum(value.detach().double().abs().sum() for value in step.model.parameters())))
     assert len(ends) == len(changes)
 
 
@@ -221,46 +229,51 @@ def test_trained_model_ranks_better_than_chance(tmp_path):
     folder = write_regions(tmp_path / "data", {"train": 150, "valid": 12, "test": 20})
     data = read_splits(folder)
     sizes = {"hidden_size": 32, "batch_size": 8, "anchors_per_forward": 8, "hard_negatives": 7}
-    steps = {"num_steps": 150, "warmup_steps": 10, "valid_steps": 50, "lr": 2e-3}
+    steps = {"num_steps": 150, "warmup_steps": 10, "validate_every": 50, "lr": 2e-3}
     options = small(folder, dropout=0.0, iais_weight=0.1, **sizes, **steps)
-    experiment = run(options, tmp_path, 1, 1, accelerator())
+    experiment = run(options, tmp_path)
     found = experiment.runs["seed1"]
     assert found["history"][-1]["rank_loss"] < 0.18 < found["history"][0]["rank_loss"]
     assert found["ir_mean_rank"] < 8.8 and found["isd"] > 0  # by chance 9.5
     best = max(found["history"], key=lambda entry: entry["rsum"])
     assert (found["best_step"], found["valid_rsum"]) == (best["step"], best["rsum"])
-    assert read_json(tmp_path / "seed1" / "history.json") == found["history"]
     assert list((tmp_path / "seed1" / "tensorboard").iterdir())
     # the model that is kept is the best step's, and gives the published numbers
     model, tokenizer = load(tmp_path / "seed1" / "model")
     for split, wanted in (("valid", best), ("test", found)):
-        again = metrics(model, data[split], Collator(tokenizer, None), options.score_batch, accelerator())
+        again = metrics(model, data[split], Collator(tokenizer, None), options.eval_batch_size, accelerator())
         assert again == pytest.approx({name: wanted[name] for name in again}, rel=1e-4)
-    assert run(options, tmp_path, 1, 1, accelerator()).runs == experiment.runs
+    assert run(options, tmp_path).runs == experiment.runs
     with pytest.raises(OptionError, match=r"--out: .* holds runs with lr = 0.002, now lr = 0.5"):
-        run(replace(options, lr=0.5), tmp_path, 1, 1, accelerator())
+        run(replace(options, lr=0.5), tmp_path)
 
 
-def train_forked(options: Options, out: Path) -> None:
+def train_killed(options: Options, out: Path, kill_at: int) -> None:
     torch.set_num_threads(1)
-    run(options, out, 1, 1, accelerator())
+    whole_step = TrainingStep.__call__
+
+    def step(self: TrainingStep, number: int) -> dict:
+        if number == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole_step(self, number)
+
+    TrainingStep.__call__ = step
+    run(options, out)
 
 
-def test_killed_run_ends_where_a_straight_one_ends(folder, tmp_path):
-    options = small(folder, num_steps=14, save_steps=2, valid_steps=7)
-    straight = run(options, tmp_path / "straight", 1, 1, accelerator()).runs["seed1"]
-    process = FORK.Process(target=train_forked, args=(options, tmp_path / "killed"))
+@pytest.mark.parametrize("kill_at", [3, 9])
+def test_killed_run_ends_where_a_straight_one_ends(folder, tmp_path, kill_at):
+    options = small(folder, num_steps=14, save_every=2, validate_every=7)
+    straight = run(options, tmp_path / "straight").runs["seed1"]
+    process = FORK.Process(target=train_killed, args=(options, tmp_path / "killed", kill_at))
     process.start()
-    checkpoint = tmp_path / "killed" / "seed1" / "checkpoint.pt"
-    while not checkpoint.exists() and process.is_alive():
-        time.sleep(0.002)
-    process.kill()
     process.join()
+    checkpoint = tmp_path / "killed" / "seed1" / "checkpoint.pt"
     assert process.exitcode == -signal.SIGKILL
     assert not read_results(tmp_path / "killed")
     with pytest.raises(OptionError, match=r"--out: .*checkpoint.pt was trained with other lr: choose another folder"):
-        trainer(replace(options, lr=0.5), read_splits(folder), checkpoint.parent)
-    resumed = run(options, tmp_path / "killed", 1, 1, accelerator()).runs["seed1"]
+        train(replace(options, lr=0.5), read_splits(folder), checkpoint.parent)
+    resumed = run(options, tmp_path / "killed").runs["seed1"]
     for found in (straight, resumed):
         found.pop("seconds_per_step")
     assert straight == resumed
@@ -270,32 +283,40 @@ def test_killed_run_ends_where_a_straight_one_ends(folder, tmp_path):
     assert all(torch.equal(*pair) for pair in zip(*(weights(model).values() for model in models), strict=True))
 
 
+def test_results_under_earlier_names_of_options_count(folder, data):
+    names = {"validate_every": "valid_steps", "save_every": "save_steps", "eval_batch_size": "score_batch"}
+    settings = training.settings_of(small(folder), data)
+    earlier = {names.get(name, name): value for name, value in settings.items()}
+    assert not list(settings.differing(earlier))
+    assert list(settings.differing(earlier | {"valid_steps": 4})) == [("validate_every", 4, 3)]
+
+
 def test_changed_captions_and_encoders_are_not_mixed(folder, data, tmp_path):
     """Neither finished runs nor a checkpoint are those of other data, or of another encoder, at the same place."""
     encoder = tmp_path / "encoder"
     save_encoder(encoder, data["train"], seed=0)
     shutil.copytree(folder, tmp_path / "data")
     options = small(tmp_path / "data", encoder=str(encoder), max_text_length=20, num_steps=2)
-    run(options, tmp_path / "out", 1, 1, accelerator())
+    run(options, tmp_path / "out")
     lines = (tmp_path / "data" / "test.jsonl").read_text().splitlines()
     image = json.loads(lines[0])
     changed = json.dumps(image | {"captions": ["the dog", *image["captions"][1:]]})
     (tmp_path / "data" / "test.jsonl").write_text("\n".join([changed, *lines[1:]]) + "\n")
     with pytest.raises(OptionError, match=r"--out: .* holds runs with inputs.test = .*, now inputs.test = "):
-        run(options, tmp_path / "out", 1, 1, accelerator())
+        run(options, tmp_path / "out")
     seed = tmp_path / "out" / "seed1"
     with pytest.raises(OptionError, match=r"was trained with other inputs\.test: choose another folder"):
-        trainer(options, read_splits(tmp_path / "data"), seed)
+        train(options, read_splits(tmp_path / "data"), seed)
     save_encoder(encoder, data["train"], seed=1)
     with pytest.raises(OptionError, match=r"was trained with other inputs\.encoder: choose another folder"):
-        trainer(options, data, seed)
+        train(options, data, seed)
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [1, 2], {"settings": [], "progress": {}, "model": 0, "optimizer": 0}])
 def test_foreign_checkpoints(folder, data, tmp_path, content):
     torch.save(content, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: not a checkpoint of this training; delete it"):
-        trainer(small(folder), data, tmp_path)
+        train(small(folder), data, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -303,13 +324,13 @@ def read_results(out: Path) -> dict:
     return read_json(out / "results.json")["runs"] if (out / "results.json").exists() else {}
 
 
-def test_bfloat16(folder, data, tmp_path):
+def test_bfloat16(folder, data):
     AcceleratorState._reset_state(reset_partial_state=True)
-    stage = Trainer(small(folder), data, 1, tmp_path, Accelerator(cpu=True, mixed_precision="bf16"))
-    before = weights(stage.model)
-    assert np.isfinite(list(stage.optimise(0).values())).all()
-    assert all(value.dtype == torch.float32 for value in stage.model.parameters())
-    assert any(not torch.equal(before[name], value) for name, value in stage.model.named_parameters())
+    step = training.make_step(small(folder), data["train"], 1, Accelerator(cpu=True, mixed_precision="bf16"))
+    before = weights(step.model)
+    assert np.isfinite([float(value) for value in step(0).values()]).all()
+    assert all(value.dtype == torch.float32 for value in step.model.parameters())
+    assert any(not torch.equal(before[name], value) for name, value in step.model.named_parameters())
 
 
 @pytest.mark.parametrize("iais", ["none", "singular"])
@@ -317,16 +338,17 @@ def test_attention_implementations_train_alike(folder, data, tmp_path, iais):
     """To rounding; and what is saved does not ask for either."""
     losses = []
     for name in ("sdpa", "eager"):
-        stage = Trainer(small(folder, iais=iais, attn_implementation=name), data, 1, tmp_path / name, accelerator())
-        assert stage.model.config._attn_implementation == name
-        losses.append([stage.optimise(step)["rank_loss"] for step in range(3)])
-        assert "attn" not in (tmp_path / name / "initial" / "config.json").read_text()
-    torch.testing.assert_close(*map(torch.tensor, losses), atol=1e-4, rtol=1e-4)
+        step = make_step(small(folder, iais=iais, attn_implementation=name), data)
+        assert step.model.config._attn_implementation == name
+        losses.append(torch.stack([step(number)["rank_loss"] for number in range(3)]))
+        save_folder(step.model, step.batches.collator.tokenizer, tmp_path / name)
+        assert "attn" not in (tmp_path / name / "config.json").read_text()
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-4)
 
 
 def test_features_instead_of_labels(tmp_path):
     folder = write_regions(tmp_path / "data", {"train": 12, "valid": 4, "test": 4}, feature_size=6)
-    found = run(small(folder, num_steps=2), tmp_path / "out", 1, 1, accelerator()).runs["seed1"]
+    found = run(small(folder, num_steps=2), tmp_path / "out").runs["seed1"]
     assert 0 <= found["ir_r1"] <= 1
     assert load(tmp_path / "out" / "seed1" / "model")[0].config.region_feature_size == 6
 
@@ -397,12 +419,14 @@ def uniter(tmp_path_factory):
 def test_training_starts_from_uniter(uniter, tmp_path, name):
     folder, data, weights = uniter
     places = {"encoder": str(folder / "encoder"), "uniter": str(folder / name)}
-    stage = trainer(small(folder / "data", max_text_length=20, num_layers=1, **places), data, tmp_path)
+    options = small(folder / "data", max_text_length=20, num_layers=1, num_steps=2, **places)
+    train(options, data, tmp_path)
     found = load(tmp_path / "initial")[0].state_dict()
     assert torch.equal(found.pop("rank_output.weight"), weights["itm_output.weight"][1:])
     assert torch.equal(found.pop("rank_output.bias"), weights["itm_output.bias"][1:])
     assert all(torch.equal(value, weights[f"uniter.{key}"]) for key, value in found.items())
-    assert stage.checkpoint.settings["inputs"].keys() == {"train", "valid", "test", "encoder", "uniter"}
+    inputs = load_safely(tmp_path / "checkpoint.pt")["settings"]["inputs"]
+    assert inputs.keys() == {"train", "valid", "test", "encoder", "uniter"}
 
 
 @pytest.mark.parametrize(
@@ -479,12 +503,11 @@ def test_regions_without_features_or_labels(folder, data):
 
 
 def test_loss_that_is_not_finite(folder, data, tmp_path):
-    stage = trainer(small(folder, lr=1e30, warmup_steps=0), data, tmp_path)
-    with pytest.raises(InputError, match=r"step \d+: the loss is nan; lower --lr"):
-        for step in range(4):
-            stage.optimise(step)
+    with pytest.raises(InputError, match=r"^step \d+: the \w+_loss is nan; lower --lr or --iais-weight$"):
+        train(small(folder, lr=1e30, warmup_steps=0), data, tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "model").exists()
 
 
-def test_step_counts_processes(folder, data, tmp_path):
-    stage = trainer(small(folder, iais_scale="sum", iais_weight=0.5, iais_schedule="const"), data, tmp_path)
-    assert isinstance(stage.gradient, TrainingStep) and stage.gradient.iais_weight(0) == 0.5 * 4
+def test_step_counts_processes(folder, data):
+    step = make_step(small(folder, iais_scale="sum", iais_weight=0.5, iais_schedule="const"), data)
+    assert step.iais_weight(0) == 0.5 * 4
