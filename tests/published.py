@@ -271,7 +271,7 @@ HELP = {
         _MUKI,
         {
             "max-length": 128, "epochs": 3, "batch-size": 64, "lr": 2e-5, "warmup": 0.1, "weight-decay": 0, "seed": 1,
-            "max-grad-norm": 1, "eval-batch-size": 64, "valid-fraction": 0.05, "mixed-precision": Ours("fp16", "no"),
+            "clip-norm": 1, "eval-batch-size": 64, "valid-fraction": 0.05, "mixed-precision": Ours("fp16", "no"),
         },
     ),
     ("vision_language.muka", "amalgamate"): Published(
@@ -279,7 +279,7 @@ HELP = {
         {
             "passes": 16, "score": "entropy", "temperature": 1, "score-temperature": 0.2, "epochs": 3, "batch-size": 16,
             "lr": 2e-5, "warmup": 0.1, "amalgam-lr": 1e-3, "max-length": 128, "eval-batch-size": 64, "seed": 1,
-            "valid-fraction": 0.05, "weight-decay": 0, "max-grad-norm": 1, "select": Ours("accuracy", "loss"),
+            "valid-fraction": 0.05, "weight-decay": 0, "clip-norm": 1, "select": Ours("accuracy", "loss"),
         },
     ),
 }  # fmt: skip

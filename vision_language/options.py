@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairseq_ext.training.flags import Precision
+from fairseq_ext.training.flags import PRECISIONS, Precision
 from fairseq_ext.training.options import option
 
 __all__ = ["ComputeOptions"]
@@ -14,6 +14,7 @@ __all__ = ["ComputeOptions"]
 class ComputeOptions(Precision):
     """How the forward pass is computed."""
 
+    mixed_precision: str = option("no", "number format of the forward pass (released: fp16)", PRECISIONS)
     attn_implementation: str = option(
         "auto",
         "of self-attention in training; auto: sdpa where the model has it; eager is faster in bf16 on a CPU",

@@ -197,13 +197,13 @@ def cut_layers(config: PreTrainedConfig, layers: int, folder: str | Path) -> Non
     text = config.get_text_config()
     whole = getattr(text, "num_hidden_layers", None)
     if config.is_encoder_decoder or not isinstance(whole, int):
-        raise OptionError(f"--layers: {folder}: the layers of a {config.model_type} model are not one stack to cut")
+        raise OptionError(f"--num-layers: {folder}: the layers of a {config.model_type} model are not one stack to cut")
     for name, value in list(vars(text).items()):
         if not isinstance(value, (list, tuple)):
             continue
         if len(value) == whole:
             if layers > whole:
-                raise OptionError(f"--layers: {folder} has a {name} for each of its {whole} layers, got {layers}")
+                raise OptionError(f"--num-layers: {folder} has a {name} for each of its {whole} layers, got {layers}")
             setattr(text, name, type(value)(value[:layers]))
         elif "layer" in name and all(isinstance(number, int) for number in value):
             setattr(text, name, type(value)(number for number in value if number < layers))
@@ -212,7 +212,7 @@ def cut_layers(config: PreTrainedConfig, layers: int, folder: str | Path) -> Non
     try:
         text.num_hidden_layers = layers
     except Exception as error:  # Funnel's layers are the sum of its blocks
-        raise OptionError(f"--layers: {folder}: {str(error).splitlines()[0]}") from error
+        raise OptionError(f"--num-layers: {folder}: {str(error).splitlines()[0]}") from error
 
 
 def save_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:

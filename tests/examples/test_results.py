@@ -184,7 +184,7 @@ def test_muka_differences_are_paired_by_seed():
         {"system": "vanilla KD", "runs": {"seed1": 0.5, "seed2": 0.7}},
         {"system": "MUKA, soft", "runs": {"seed1": 0.52, "seed2": 0.76}},
     ]
-    settings = {"seeds": 2, "layers": 3, "epochs": 1, "batch_size": 32, "lr": 1e-4, "max_length": 64, "passes": 16}
+    settings = {"seeds": 2, "num_layers": 3, "epochs": 1, "batch_size": 32, "lr": 1e-4, "max_length": 64, "passes": 16}
     settings["mixed_precision"] = "bf16"
     found = {"selection_accuracy": 0.875, "kl_to_supervised": {"soft": 0.25, "hard": 0.5, "ensemble": 1.0}}
     content = {"setting": "google_snippets", "settings": settings, "environment": ENVIRONMENT, "command": "muka"}

@@ -317,7 +317,7 @@ MUKA_ROWS = {
 def test_muka_rows(monkeypatch, tmp_path):
     teachers, students = [], []
 
-    def amalgamate(options: Any, out: Path, cache: Path | None) -> SimpleNamespace:
+    def amalgamate(options: Any, out: Path) -> SimpleNamespace:
         students.append(options)
         run = {"test_accuracy": len(students), "environment": ENVIRONMENT}
         return SimpleNamespace(runs={f"seed{options.seed}": run})
@@ -334,7 +334,7 @@ def test_muka_rows(monkeypatch, tmp_path):
     (tmp_path / "text_cls" / "stackoverflow20").mkdir(parents=True)
     options = defaults("muka", data=tmp_path, out=tmp_path, settings=["heterogeneous"], seeds=1, passes=5)
     (content,) = muka.measure(options)
-    assert [(made.layers, made.part) for made, _ in teachers] == [(6, "1/2"), (3, "2/2")]
+    assert [(made.num_layers, made.part) for made, _ in teachers] == [(6, "1/2"), (3, "2/2")]
     folders = [folder for _, folder in teachers]
     ensemble, *rows = content["rows"]
     assert ensemble == {"system": muka.ENSEMBLE, "runs": {"seed1": 0.5}} and merged == [(folders, ["test"])]
@@ -343,6 +343,7 @@ def test_muka_rows(monkeypatch, tmp_path):
         method, margin, no_mc = MUKA_ROWS[row["system"]]
         assert row["runs"] == {"seed1": number} and student.method == method
         assert margin in (None, student.margin) and no_mc in (None, student.no_mc)
+        assert bool(student.cache) == (method != "supervised")
         assert list(student.teachers) == ([] if method == "supervised" else folders)
         assert method[:4] != "muka" or no_mc or student.passes == 5
     assert content["diagnostics"] == [{"teachers": tuple(folders)}]

@@ -1,143 +1,163 @@
-"""Merge fine-tuned classifiers into one, from unlabelled texts: python -m vision_language.muka COMMAND."""
+"""Merge fine-tuned classifiers into one, from unlabelled texts."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from fairseq_ext.training.accelerator import make_accelerator
-from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import output_folder, write_json
-from fairseq_ext.training.options import at_least, subcommands
-from fairseq_ext.training.runs import Experiment
+from fairseq_ext.training.flags import Device
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.program import Program
+from vision_language.muka import evaluate as evaluation
+from vision_language.muka import train
 from vision_language.muka.cache import TeacherCache
-from vision_language.muka.data import read_new_texts
-from vision_language.muka.evaluate import diagnose_teachers, evaluate, predict, read_texts
+from vision_language.muka.data import SPLITS, read_texts
 from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions, TeacherOptions
 from vision_language.muka.synthetic import synthesize
-from vision_language.muka.train import amalgamate, train_teacher
+from vision_language.muka.text_files import Texts, read_new_texts
+
+main = Program("vision_language.muka", __doc__)
+SHOWN = ("test_accuracy", "valid_accuracy", "valid_loss")
 
 
-def _report(experiment: Experiment, seed: int) -> None:
-    record = experiment.runs[f"seed{seed}"]
-    shown = ("test_accuracy", "valid_accuracy", "valid_loss", "best_step", "seconds_per_epoch")
-    figures = ", ".join(f"{name} {record[name]:.4g}" for name in shown if name in record)
-    print(f"{figures}\n{experiment.file.parent}: model and results.json")
+@dataclass(frozen=True, kw_only=True)
+class TeacherOutput(Device):
+    """Where to train and to save."""
+
+    out: str = option("runs/muka/teacher", "folder of the model and its results")
 
 
-def _train_teacher(arguments: argparse.Namespace) -> None:
-    options = TeacherOptions.of(arguments)
-    accelerator = make_accelerator(options.mixed_precision, "cpu" if arguments.cpu else "auto")
-    experiment = train_teacher(options, arguments.out, accelerator)
-    if accelerator.is_main_process:
-        _report(experiment, options.seed)
+@dataclass(frozen=True, kw_only=True)
+class StudentOutput(Device):
+    """Where to train and to save."""
+
+    out: str = option("runs/muka/student", "folder of the model and its results")
 
 
-def _amalgamate(arguments: argparse.Namespace) -> None:
-    options = AmalgamationOptions.of(arguments)
-    accelerator = make_accelerator(options.mixed_precision, "cpu" if arguments.cpu else "auto")
-    experiment = amalgamate(options, arguments.out, arguments.cache, accelerator)
-    if accelerator.is_main_process:
-        _report(experiment, options.seed)
+@dataclass(frozen=True, kw_only=True)
+class Reading(Device):
+    """How texts are read."""
+
+    max_length: int = option(0, "tokens of a text, 0: 128, or fewer where the model has fewer positions", least=0)
+    eval_batch_size: int = option(64, "texts of a step", least=1, aliases=("batch_size",))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_length == 1:
+            raise OptionError("--max-length must be 0, or at least 2, got 1")
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    texts = read_texts(arguments.data, arguments.split)
-    accelerator = make_accelerator(device="cpu" if arguments.cpu else "auto")
-    folders = arguments.ensemble or [arguments.model]
-    settings = (arguments.max_length, arguments.batch_size, arguments.rename)
-    report = evaluate(folders, texts, accelerator, *settings)
-    if accelerator.is_main_process:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+@dataclass(frozen=True, kw_only=True)
+class LabelledTexts(OptionSet):
+    """What is evaluated on."""
+
+    data: str = option(help="folder with splits, or a file of label TAB text")
+    split: str = option("test", "of the folder", SPLITS)
+
+    def read(self) -> Texts:
+        return read_texts(self.data, self.split)
 
 
-def _diagnose(arguments: argparse.Namespace) -> None:
-    options = DiagnosisOptions.of(arguments)
-    texts = read_texts(arguments.data, arguments.split)
-    accelerator, out = make_accelerator(device="cpu" if arguments.cpu else "auto"), output_folder(arguments.out)
-    store = TeacherCache(arguments.cache or out / "cache", accelerator, arguments.max_length, arguments.batch_size)
-    report = diagnose_teachers(options, texts, store, arguments.split or "test", out / "scores.png")
+@dataclass(frozen=True, kw_only=True)
+class Classifiers(OptionSet):
+    """What is evaluated: one classifier, or the joined logits of several."""
+
+    model: str = option("", "folder of a classifier")
+    ensemble: tuple[str, ...] = option((), "folders of teachers instead")
+    rename: tuple[str, ...] = option((), "OLD=NEW: another name for a class; 2:OLD=NEW: of the second model only")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.model) == bool(self.ensemble):
+            raise OptionError("--model or --ensemble: one of them is needed, and not both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosisOutput(OptionSet):
+    """Where the diagnosis goes."""
+
+    out: str = option("runs/muka/diagnostics", "folder of diagnostics.json and scores.png")
+    cache: str = option("", "folder of the teachers' logits and scores (default: OUT/cache)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionOptions(OptionSet):
+    """The classifier, and what it labels."""
+
+    file: str = option(
+        help="a .txt with a text a line, - for stdin, or any data file; its labels are not used", positional=True
+    )
+    model: str = option("runs/muka/student", "folder of the classifier")
+    top: int = option(3, "labels shown of each text", least=1)
+    rename: tuple[str, ...] = option((), "OLD=NEW: another name for a class")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticTexts(OptionSet):
+    """The made-up texts."""
+
+    out: str = option("runs/muka/texts", "folder")
+    texts: int = option(1000, "texts of all splits together", least=40)
+    seed: int = option(0, "of all that is drawn", least=0)
+
+
+@main.command
+def train_teacher(options: TeacherOptions, output: TeacherOutput) -> str:
+    """Fine-tune a classifier on the texts of its classes."""
+    accelerator = make_accelerator(options.mixed_precision, output.device)
+    return train.train_teacher(options, output.out, accelerator).report(*SHOWN)
+
+
+@main.command
+def amalgamate(options: AmalgamationOptions, output: StudentOutput) -> str:
+    """Train a student that knows the classes of all teachers."""
+    accelerator = make_accelerator(options.mixed_precision, output.device)
+    return train.amalgamate(options, output.out, accelerator).report(*SHOWN)
+
+
+@main.command
+def evaluate(classifiers: Classifiers, texts: LabelledTexts, reading: Reading) -> dict[str, Any]:
+    """Accuracy of a classifier, or of an ensemble of teachers, as JSON."""
+    labelled, accelerator = texts.read(), make_accelerator(device=reading.device)
+    folders = classifiers.ensemble or [classifiers.model]
+    settings = (reading.max_length, reading.eval_batch_size, classifiers.rename)
+    return evaluation.evaluate(folders, labelled, accelerator, *settings)
+
+
+@main.command
+def diagnose(
+    options: DiagnosisOptions, texts: LabelledTexts, reading: Reading, output: DiagnosisOutput
+) -> dict[str, Any]:
+    """Do the teachers' scores choose the right teacher? Needs labels; draws them."""
+    labelled, accelerator = texts.read(), make_accelerator(device=reading.device)
+    out = output_folder(output.out)
+    store = TeacherCache(output.cache or out / "cache", accelerator, reading.max_length, reading.eval_batch_size)
+    report = evaluation.diagnose_teachers(options, labelled, store, texts.split, out / "scores.png")
     if accelerator.is_main_process:
         write_json(out / "diagnostics.json", options.as_dict() | report)
-        print(json.dumps(report, indent=2))
-        print(f"{out / 'diagnostics.json'}, {out / 'scores.png'}")
+    return report
 
 
-def _predict(arguments: argparse.Namespace) -> None:
-    texts = read_new_texts(arguments.file)
+@main.command
+def predict(options: PredictionOptions, reading: Reading) -> Iterator[dict[str, Any]]:
+    """Label and probabilities of new texts, one JSON line each."""
+    texts = read_new_texts(options.file)
     if not any(texts):
-        raise DataError(f"{arguments.file}: no text in it")
-    accelerator = make_accelerator(device="cpu" if arguments.cpu else "auto")
-    settings = (arguments.max_length, arguments.batch_size, arguments.top, arguments.rename)
-    rows = predict(arguments.model, texts, accelerator, *settings)
-    for row in rows if accelerator.is_main_process else ():
-        print(json.dumps(row, ensure_ascii=False))
+        raise DataError(f"{options.file}: no text in it")
+    settings = (reading.max_length, reading.eval_batch_size, options.top, options.rename)
+    return evaluation.predict(options.model, texts, make_accelerator(device=reading.device), *settings)
 
 
-def _synthesize(arguments: argparse.Namespace) -> None:
-    synthesize(arguments.out, arguments.texts, arguments.seed)
-    print(f"{arguments.texts} texts in {arguments.out}")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(prog="python -m vision_language.muka", description=__doc__)
-    command = subcommands(top)
-
-    train = command("train-teacher", _train_teacher, "fine-tune a classifier on the texts of its classes")
-    train.add_argument("--out", default="runs/muka/teacher", help="folder of the model and results [%(default)s]")
-    TeacherOptions.add_to(train)
-
-    merge = command("amalgamate", _amalgamate, "train a student that knows the classes of all teachers")
-    merge.add_argument("--out", default="runs/muka/student", help="folder of the model and results [%(default)s]")
-    merge.add_argument("--cache", help="folder of the teachers' logits and scores, to share between runs [OUT/cache]")
-    AmalgamationOptions.add_to(merge)
-
-    measure = command("evaluate", _evaluate, "accuracy of a classifier, or of an ensemble of teachers, as JSON")
-    which = measure.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model", help="folder of the classifier")
-    which.add_argument("--ensemble", nargs="+", metavar="MODEL", help="folders of teachers: their joined logits")
-
-    look = command("diagnose", _diagnose, "do the teachers' scores choose the right teacher? Needs labels; draws them")
-    DiagnosisOptions.add_to(look)
-    look.add_argument("--out", default="runs/muka/diagnostics", help="folder of the figures and picture [%(default)s]")
-    look.add_argument("--cache", help="folder of the teachers' logits and scores [OUT/cache]")
-    for made in (measure, look):
-        made.add_argument("--data", required=True, help="folder with splits, or a file of label TAB text")
-        made.add_argument("--split", choices=("train", "valid", "test"), help="of the folder [test]")
-
-    new = command("predict", _predict, "label and probabilities of new texts, one JSON line each")
-    new.add_argument("file", help="a .txt with a text a line, - for stdin, or any data file; its labels are not used")
-    new.add_argument("--model", default="runs/muka/student", help="folder of the classifier [%(default)s]")
-    new.add_argument("--top", type=int, default=3, help="labels shown of each text [3]")
-    for made in (measure, new):
-        made.add_argument(
-            "--rename",
-            nargs="+",
-            default=[],
-            metavar="OLD=NEW",
-            help="another name for a class; 2:OLD=NEW: of the second model only",
-        )
-    for made in (measure, look, new):
-        made.add_argument("--max-length", type=int, help="tokens of a text [128, or fewer]")
-        made.add_argument("--batch-size", type=int, default=64, help="texts of a step [64]")
-    for made in (train, merge, measure, look, new):
-        made.add_argument("--cpu", action="store_true", help="leave the GPU alone")
-
-    make = command("synthesize", _synthesize, "write made-up texts of four classes, for a try without data")
-    make.add_argument("--out", default="runs/muka/texts", help="folder [%(default)s]")
-    make.add_argument("--texts", type=int, default=1000, help="texts of all splits together [%(default)s]")
-    make.add_argument("--seed", type=int, default=0, help="[%(default)s]")
-    return top
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
-    at_least(options, max_length=2, batch_size=1, top=1, passes=1, seed=0)
-    options.function(options)
+@main.command
+def _synthesize(options: SyntheticTexts) -> str:
+    """Write made-up texts of four classes, for a try without data."""
+    synthesize(options.out, options.texts, options.seed)
+    return f"{options.texts} texts in {options.out}"
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

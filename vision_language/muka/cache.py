@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import replacing, writing_to
 from fairseq_ext.training.loop import seed_of
-from vision_language.muka.data import Texts
+from vision_language.muka.logits import predict_logits, row_values
 from vision_language.muka.models import Classifier
-from vision_language.muka.options import ScoreOptions
+from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions
+from vision_language.muka.text_files import Texts
 from vision_language.muka.tokens import Tokens
 from vision_language.muka.uncertainty import (
     SCORES,
@@ -29,58 +30,7 @@ from vision_language.muka.uncertainty import (
 )
 from vision_language.pretrained import model_digest
 
-__all__ = [
-    "TeacherCache",
-    "cached_arrays",
-    "predict_logits",
-    "row_values",
-    "single_pass_scores",
-    "teacher_scores_of",
-]
-
-
-def row_values(
-    tokens: Tokens,
-    values_of: Callable[[dict[str, Tensor], int], Tensor],
-    batch_size: int,
-    accelerator: Accelerator,
-    description: str = "",
-) -> Tensor:
-    """Values of every text, ``(n, *)`` on the CPU, computed in batches that the processes share.
-
-    Args:
-        tokens: n texts.
-        values_of: called with the model's arguments for B texts and the number of the batch; gives ``(B, *)``.
-        batch_size: B.
-        description: of the progress bar; none without it.
-    """
-    batches = list(enumerate(tokens.in_order(batch_size)))
-    hidden = None if description and accelerator.is_main_process else True
-    values = None
-    for step in tqdm(range(0, len(batches), accelerator.num_processes), description, disable=hidden, leave=False):
-        # Towards the end a process may be without a batch; it repeats the last, so that all know the shape.
-        number, rows = batches[min(step + accelerator.process_index, len(batches) - 1)]
-        found = values_of(tokens.batch(rows, accelerator.device), number).float()
-        if values is None:
-            values = found.new_zeros(len(tokens), *found.shape[1:])
-        if step + accelerator.process_index < len(batches):
-            values[torch.from_numpy(rows)] = found
-    assert values is not None, "no text"
-    return accelerator.reduce(values, "sum").cpu()
-
-
-@torch.no_grad()
-def predict_logits(
-    model: nn.Module, tokens: Tokens, batch_size: int, accelerator: Accelerator, description: str = ""
-) -> Tensor:
-    """Logits of every text without dropout, ``(n, C)`` on the CPU; the model is left in evaluation mode."""
-    model.eval()
-
-    def logits(batch: dict[str, Tensor], number: int) -> Tensor:
-        with accelerator.autocast():
-            return model(**batch).logits
-
-    return row_values(tokens, logits, batch_size, accelerator, description)
+__all__ = ["TeacherCache", "cached_arrays", "single_pass_scores"]
 
 
 def cached_arrays(
@@ -97,10 +47,10 @@ def cached_arrays(
         compute: called by all processes or by none.
     """
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-    found, reason = _read(path, key)
-    hits = accelerator.reduce(torch.tensor(found is not None, device=accelerator.device).long(), "sum")
-    if found is not None and int(hits) == accelerator.num_processes:
-        return found
+    stored, reason = _read(path, key)
+    hits = accelerator.reduce(torch.tensor(stored is not None, device=accelerator.device).long(), "sum")
+    if stored is not None and int(hits) == accelerator.num_processes:
+        return stored
     if reason and accelerator.is_main_process:
         tqdm.write(f"{path}: {reason}; computed again")
     arrays = compute()
@@ -168,15 +118,15 @@ class TeacherCache:
             teacher.model.cpu()  # teachers need not fit on the device together
             return {name: value.numpy() for name, value in values.items()}
 
-        found = cached_arrays(self.folder / f"{name}.npz", depends_on, arrays, self.accelerator)
-        return {name: torch.from_numpy(value) for name, value in found.items()}
+        values = cached_arrays(self.folder / f"{name}.npz", depends_on, arrays, self.accelerator)
+        return {name: torch.from_numpy(value) for name, value in values.items()}
 
     def logits(self, teacher: Classifier, texts: Texts, name: str) -> Tensor:
         """Logits of one pass without dropout, ``(n, C_t)``; ``name`` is that of the teacher and split."""
 
         def compute(tokens: Tokens) -> dict[str, Tensor]:
-            found = predict_logits(teacher.model, tokens, self.batch_size, self.accelerator, f"{name} logits")
-            return {"logits": found}
+            description = f"{name} logits"
+            return {"logits": predict_logits(teacher.model, tokens, self.batch_size, self.accelerator, description)}
 
         return self._cached(teacher, texts, f"{name}-logits", compute)["logits"]
 
@@ -227,28 +177,26 @@ class TeacherCache:
     ) -> Tensor:
         """:meth:`scores` of every teacher, of one kind, ``(n, T)``."""
         scores = [self.scores(teacher, texts, name, passes, seed, dropout) for teacher, name in _named(teachers, split)]
-        return torch.stack([found[kind] for found in scores], -1)
+        return torch.stack([of_teacher[kind] for of_teacher in scores], -1)
+
+    def scores_for(
+        self,
+        options: AmalgamationOptions | DiagnosisOptions,
+        teachers: Sequence[Classifier],
+        logits: Sequence[Tensor],
+        texts: Texts,
+        split: str,
+    ) -> Tensor:
+        """The scores ``(n, T)`` that ``options`` ask for; those of one pass are made of the teachers' ``logits``."""
+        if options.no_mc:
+            return single_pass_scores(logits, options.score, options.temperature)
+        passes, dropout = options.passes, options.teacher_dropout or None
+        return self.all_scores(teachers, texts, split, options.score, passes, options.seed, dropout)
 
 
 def _named(teachers: Sequence[Classifier], split: str) -> list[tuple[Classifier, str]]:
     # Folders may have one name.
     return [(teacher, f"{split}-teacher{t}-{teacher.folder.name}") for t, teacher in enumerate(teachers, 1)]
-
-
-def teacher_scores_of(
-    options: ScoreOptions,
-    seed: int,
-    teachers: Sequence[Classifier],
-    logits: Sequence[Tensor],
-    texts: Texts,
-    split: str,
-    store: TeacherCache,
-) -> Tensor:
-    """The scores ``(n, T)`` that ``options`` ask for, from the store or from the ``logits`` of each teacher."""
-    if options.no_mc:
-        return single_pass_scores(logits, options.score, options.temperature)
-    dropout = options.teacher_dropout or None
-    return store.all_scores(teachers, texts, split, options.score, options.passes, seed, dropout)
 
 
 def single_pass_scores(logits: Sequence[Tensor], kind: str = "entropy", temperature: float = 1.0) -> Tensor:

@@ -1,203 +1,58 @@
-"""Texts with or without a label: files, folders with splits, the classes of each teacher."""
+"""What is trained and evaluated on: the splits of folders, and the classes of each teacher."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import STDIN, read_lines
+from vision_language.muka.options import TeacherOptions, TrainingOptions
+from vision_language.muka.text_files import ENDINGS, Texts, read_file
 
-__all__ = ["Texts", "gold_ids", "has_split", "read_file", "read_new_texts", "read_split", "read_splits", "split_labels"]
+__all__ = ["gold_ids", "read_data", "read_splits", "read_texts", "split_labels", "teacher_data"]
 
 SPLITS = ("train", "valid", "test")
-ENDINGS = (".tsv", ".tsv.gz", ".txt", ".txt.gz")
-TEXT_COLUMNS = ("text", "sentence")
-Row: TypeAlias = tuple[str | None, str, str]
-"""Label, or None where there are none, text, and its place for messages."""
+OTHER_NAMES = {"valid": ("dev", "validation")}
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Texts of one split, with their label names where there are any, and where they come from, for messages."""
-
-    texts: tuple[str, ...]
-    labels: tuple[str, ...] | None
-    origin: str
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, rows: Sequence[int]) -> Texts:
-        labels = None if self.labels is None else tuple(self.labels[row] for row in rows)
-        return Texts(tuple(self.texts[row] for row in rows), labels, self.origin)
-
-    def gold(self) -> tuple[str, ...]:
-        """The labels.
-
-        Raises:
-            DataError: there are none.
-        """
-        if self.labels is None:
-            raise DataError(f"{self.origin}: no labels; lines of label TAB text are needed")
-        return self.labels
-
-    def of_classes(self, classes: Iterable[str]) -> Texts:
-        """The texts whose label is one of ``classes``."""
-        kept = set(classes)
-        return self[[row for row, label in enumerate(self.gold()) if label in kept]]
-
-    def without_labels(self) -> Texts:
-        return Texts(self.texts, None, self.origin)
-
-    def digest(self) -> str:
-        """SHA-256 of the texts and labels, in order."""
-        sha = hashlib.sha256()
-        for text in (*self.texts, *(("\0labels", *self.labels) if self.labels is not None else ())):
-            raw = text.encode()
-            sha.update(len(raw).to_bytes(8, "little") + raw)
-        return sha.hexdigest()
-
-    @staticmethod
-    def joined(parts: Sequence[Texts]) -> Texts:
-        """All texts of ``parts`` in order; labelled where all of them are."""
-        labelled = all(part.labels is not None for part in parts)
-        labels = tuple(label for part in parts for label in part.labels or ()) if labelled else None
-        return Texts(tuple(text for part in parts for text in part.texts), labels, ", ".join(p.origin for p in parts))
+def _split_files(path: str | Path) -> dict[str, Path]:
+    """The file, or saved data set, of each split of a folder; a file is training texts."""
+    path = Path(path)
+    if not path.exists():
+        raise OptionError(f"--data: {path} does not exist")
+    if path.is_file():
+        return {"train": path}
+    files: dict[str, Path] = {}
+    for split in SPLITS:
+        names = (split, *OTHER_NAMES.get(split, ()))
+        candidates = [file for name in names for ending in ENDINGS if (file := path / f"{name}{ending}").is_file()]
+        candidates += [path / name for name in names if (path / name / "dataset_info.json").is_file()]
+        if len(candidates) > 1:
+            raise DataError(f"{path}: both {candidates[0].name} and {candidates[1].name} could be the {split} set")
+        if candidates:
+            files[split] = candidates[0]
+    return files
 
 
-def _saved_rows(path: Path) -> Iterator[Row]:
-    """The rows of a split saved by ``Dataset.save_to_disk``: a column of texts, and ``label`` where it has labels."""
-    try:
-        from datasets import load_from_disk
-    except ImportError as error:
-        raise OptionError(
-            f"{path} was saved by the package datasets, which is not installed: pip install datasets"
-        ) from error
-    try:
-        data = load_from_disk(str(path))
-        columns = data.column_names
-    except Exception as error:  # arrow's readers raise many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a saved data set: {reason}") from error
-    column = next((name for name in TEXT_COLUMNS if name in columns), None)
-    if column is None:
-        raise DataError(f"{path}: no column {' or '.join(TEXT_COLUMNS)}, found {', '.join(map(str, columns))}")
-    texts = ["" if text is None else str(text) for text in data[column]]
-    names = _label_names(data, path) if "label" in columns else None
-    labels: Sequence[str | None] = names or [None] * len(texts)
-    rows = enumerate(zip(labels, texts, strict=True), 1)
-    return ((label, text, f"{path}: row {number}") for number, (label, text) in rows)
-
-
-def _label_names(data: Any, path: Path) -> list[str] | None:
-    """The label of each row by its name; None where no row has one, as in published test sets, which hold -1."""
-    labels, feature = list(data["label"]), data.features["label"]
-    absent = [label is None or label == -1 for label in labels]
-    if all(absent):
-        return None
-    if any(absent):
-        raise DataError(f"{path}: row {absent.index(True) + 1} has no label, others have one")
-    try:
-        return [feature.int2str(label) if hasattr(feature, "int2str") else str(label) for label in labels]
-    except (ValueError, IndexError) as error:
-        raise DataError(f"{path}: a label that is none of its classes: {error}") from error
-
-
-def _lines(path: Path, keep_blank: bool = False) -> Iterator[Row]:
-    """The rows of a text file."""
-    if not path.name.endswith(ENDINGS):
-        raise DataError(f"{path}: the name must end in {', '.join(ENDINGS)}")
-    labelled = ".tsv" in path.suffixes[-2:]
-    for line, origin in read_lines(path, keep_blank):
-        label, tab, text = line.partition("\t") if labelled else (None, "", line)
-        if labelled and not tab and line.strip():
-            raise DataError(f"{origin}: no tab; a line is label TAB text")
-        yield label, text, origin
-
-
-def read_file(path: str | Path) -> Texts:
-    """The texts of one file, its form by its name.
-
-    ``.tsv``: lines of ``label TAB text``. ``.txt``: a text a line, no labels. Both also with ``.gz``. A folder: what
-    ``datasets.Dataset.save_to_disk`` wrote (columns ``text`` or ``sentence``, and ``label``, -1 where there is none),
-    where that package is installed. Blank lines are skipped.
+def read_texts(path: str | Path, split: str = "test") -> Texts:
+    """All texts of a file, or one split of a folder; nothing is held out.
 
     Raises:
-        DataError: names the file and the line, such as one whose text is empty.
-        OptionError: a saved data set without the package that reads it.
-    """
-    path = Path(path)
-    texts, labels = [], []
-    for label, text, origin in _saved_rows(path) if path.is_dir() else _lines(path):
-        if not text.strip() or (label is not None and not label.strip()):
-            raise DataError(f"{origin}: the {'label' if text.strip() else 'text'} is empty")
-        texts.append(text.strip())
-        labels += [] if label is None else [label.strip()]
-    if not texts:
-        raise DataError(f"{path}: no text in it")
-    return Texts(tuple(texts), tuple(labels) or None, str(path))
-
-
-def read_new_texts(path: str | Path) -> list[str]:
-    """The texts of a file of :func:`read_file`, or of the standard input, ``-``; a blank line is an empty text.
-
-    Labels are not looked at: the n-th text is that of the n-th line.
-
-    Raises:
-        DataError: a file that cannot be read.
-    """
-    if str(path) == STDIN:
-        return [line.strip() for line, _ in read_lines(path, keep_blank=True)]
-    path = Path(path)
-    rows = _saved_rows(path) if path.is_dir() else _lines(path, keep_blank=True)
-    return [text.strip() for _, text, _ in rows]
-
-
-def _split_file(folder: Path, split: str) -> Path | None:
-    names = ("valid", "dev") if split == "valid" else (split,)
-    candidates = [folder / f"{name}{ending}" for name in names for ending in ENDINGS]
-    found = [path for path in candidates if path.is_file()]
-    found += [
-        folder / name for name in (*names, *(("validation",) if split == "valid" else ())) if _is_saved(folder, name)
-    ]
-    if len(found) > 1:
-        raise DataError(f"{folder}: both {found[0].name} and {found[1].name} could be the {split} set")
-    return found[0] if found else None
-
-
-def _is_saved(folder: Path, name: str) -> bool:
-    return (folder / name / "dataset_info.json").is_file()
-
-
-def has_split(path: str | Path, split: str) -> bool:
-    """Whether a folder holds this split; a file is training texts."""
-    path = Path(path)
-    return bool(_split_file(path, split)) if path.is_dir() else split == "train"
-
-
-def read_split(path: str | Path, split: str) -> Texts:
-    """One split of a folder, all of it: nothing is held out.
-
-    Raises:
-        OptionError: no such folder, or one without this split.
+        OptionError: no such folder, one without this split, or another split of a file.
         DataError: a file that cannot be used.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise OptionError(f"--data: {path} does not exist")
-    file = _split_file(path, split)
-    if file is None:
-        found = [name for name in SPLITS if _split_file(path, name)]
-        raise OptionError(f"--split {split}: {path} has only {', '.join(found) or 'other files'}")
-    return read_file(file)
+    if Path(path).is_file():
+        if split != "test":
+            raise OptionError(f"--split {split}: has no effect with a file, {path}")
+        return read_file(path)
+    files = _split_files(path)
+    if split not in files:
+        raise OptionError(f"--split {split}: {path} has only {', '.join(files) or 'other files'}")
+    return read_file(files[split])
 
 
 def read_splits(path: str | Path, valid_fraction: float = 0.05, seed: int = 1) -> dict[str, Texts]:
@@ -214,15 +69,9 @@ def read_splits(path: str | Path, valid_fraction: float = 0.05, seed: int = 1) -
         OptionError: no such folder.
         DataError: no training set, or files that cannot be used.
     """
-    path = Path(path)
-    if not path.exists():
-        raise OptionError(f"--data: {path} does not exist")
-    if path.is_file():
-        files = {"train": path}
-    else:
-        files = {split: file for split in SPLITS if (file := _split_file(path, split))}
-        if "train" not in files:
-            raise DataError(f"{path}: no train{{{','.join(ENDINGS)}}} and no saved data set train/ in it")
+    files = _split_files(path)
+    if "train" not in files:
+        raise DataError(f"{path}: no train{{{','.join(ENDINGS)}}} and no saved data set train/ in it")
     splits = {split: read_file(file) for split, file in files.items()}
     if "valid" not in splits:
         train = splits["train"]
@@ -248,6 +97,42 @@ def split_labels(labels: Iterable[str], parts: int) -> list[list[str]]:
     return [names[start : start + size] if start < starts[-1] else names[start:] for start in starts]
 
 
+def read_data(options: TrainingOptions) -> dict[str, Texts]:
+    """The splits of all ``options.data`` together; ``test`` where each has one.
+
+    Raises:
+        InputError: data that cannot be used, or a share to hold out where all have validation texts.
+    """
+    if all("valid" in _split_files(path) for path in options.data):
+        options.refuse_idle("where there are validation texts", "valid_fraction")
+    parts = [read_splits(path, options.valid_fraction, options.seed) for path in options.data]
+    shared = [split for split in SPLITS if all(split in part for part in parts)]
+    return {split: Texts.joined([part[split] for part in parts]) for split in shared}
+
+
+def teacher_data(options: TeacherOptions) -> tuple[list[str], dict[str, Texts]]:
+    """The classes of a teacher, and the splits with the texts of these alone.
+
+    Raises:
+        InputError: as :func:`read_data`; fewer than two classes, or one without training texts.
+    """
+    splits = read_data(options)
+    classes = list(options.classes) or sorted(set(splits["train"].gold()))
+    if options.part:
+        number, parts = options.part_numbers()
+        classes = split_labels(classes, parts)[number - 1]
+    if len(set(classes)) < max(2, len(classes)):
+        raise OptionError(f"--classes: at least two different ones are needed, got {', '.join(classes)}")
+    if not (options.part or options.classes):
+        return classes, splits
+    kept = {split: texts.of_classes(classes) for split, texts in splits.items()}
+    for split, texts in kept.items():
+        missing = sorted(set(classes) - set(texts.gold()))
+        if not len(texts) or (split == "train" and missing):
+            raise DataError(f"{texts.origin}: no {split} text of the classes {', '.join(missing)}")
+    return classes, kept
+
+
 def gold_ids(texts: Texts, labels: Sequence[str]) -> Tensor:
     """The place of each text's label in ``labels``, ``(n)``.
 
@@ -257,6 +142,6 @@ def gold_ids(texts: Texts, labels: Sequence[str]) -> Tensor:
     place = {label: number for number, label in enumerate(labels)}
     unknown = next((label for label in texts.gold() if label not in place), None)
     if unknown is not None:
-        known = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
-        raise DataError(f"{texts.origin}: the label {unknown!r} is not among the {len(labels)} known: {known}")
+        names = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
+        raise DataError(f"{texts.origin}: the label {unknown!r} is not among the {len(labels)} known: {names}")
     return torch.tensor([place[label] for label in texts.gold()])

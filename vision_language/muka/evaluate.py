@@ -11,50 +11,18 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import OptionError
 from vision_language.muka.baselines import ensemble_probabilities
-from vision_language.muka.cache import TeacherCache, predict_logits, teacher_scores_of
-from vision_language.muka.data import Texts, gold_ids, read_file, read_split
+from vision_language.muka.cache import TeacherCache
+from vision_language.muka.data import gold_ids
 from vision_language.muka.diagnostics import diagnose, kl_to_supervised, teacher_accuracy, teachers_right
+from vision_language.muka.logits import accuracy, logits_of
 from vision_language.muka.models import Classifier, load_classifier, load_classifiers
 from vision_language.muka.options import DiagnosisOptions
 from vision_language.muka.plot import draw_scores
-from vision_language.muka.run import accuracy
 from vision_language.muka.targets import LabelUnion, amalgamation_targets, union_of_labels
+from vision_language.muka.text_files import Texts
 from vision_language.muka.trial import prove_reading
 
-__all__ = ["diagnose_teachers", "evaluate", "predict", "read_texts"]
-
-
-def read_texts(data: str | Path, split: str | None = None) -> Texts:
-    """One split of a folder, by default the test texts, or all of a file.
-
-    Raises:
-        OptionError: a folder without this split, or a split of a file.
-    """
-    if Path(data).is_file():
-        if split:
-            raise OptionError(f"--split {split}: has no effect with a file, {data}")
-        return read_file(data)
-    return read_split(data, split or "test")
-
-
-def logits_of(
-    classifier: Classifier,
-    texts: Sequence[str],
-    accelerator: Accelerator,
-    max_length: int | None = None,
-    batch_size: int = 64,
-) -> Tensor:
-    """Logits of all texts, ``(n, C)``; the model does not stay on the device.
-
-    Raises:
-        CheckpointError: a model that cannot read the texts.
-    """
-    prove_reading(classifier, texts, max_length)
-    tokens = classifier.tokens(texts, max_length)
-    classifier.model.to(accelerator.device)
-    logits = predict_logits(classifier.model, tokens, batch_size, accelerator, classifier.folder.name)
-    classifier.model.cpu()
-    return logits
+__all__ = ["diagnose_teachers", "evaluate", "predict"]
 
 
 def evaluate(
@@ -133,16 +101,16 @@ def diagnose_teachers(
     for model in models:
         prove_reading(model, texts.texts, store.max_length, dropout=None if options.no_mc else options.teacher_dropout)
     logits = store.all_logits(models, texts, split)
-    scores = teacher_scores_of(options, options.seed, models, logits, texts, split, store)
+    scores = store.scores_for(options, models, logits, texts, split)
 
-    def whole(folder: str | Path) -> Tensor:
+    def logits_of_all(folder: str) -> Tensor:
         model = load_classifier(folder)
-        found = logits_of(model, texts.texts, store.accelerator, store.max_length, store.batch_size)
-        return in_union_order(found, model, union)
+        own = logits_of(model, texts.texts, store.accelerator, store.max_length, store.batch_size)
+        return in_union_order(own, model, union)
 
-    report = diagnose(scores, gold, union, logits, whole(options.student) if options.student else None)
+    report = diagnose(scores, gold, union, logits, logits_of_all(options.student) if options.student else None)
     if options.supervised:
-        truth, temperature = whole(options.supervised), options.temperature
+        truth, temperature = logits_of_all(options.supervised), options.temperature
         targets = {
             kind: amalgamation_targets(
                 logits,
@@ -182,8 +150,8 @@ def predict(
     filled = [text for text in texts if text]
     probabilities = logits_of(classifier, filled, accelerator, max_length, batch_size).softmax(-1)
     values, places = probabilities.topk(min(top, len(classifier.labels)), dim=-1)
-    found = zip(values.tolist(), places.tolist(), strict=True)
+    rows = zip(values.tolist(), places.tolist(), strict=True)
     for text in texts:
-        row, names = next(found) if text else ([], [])
+        row, names = next(rows) if text else ([], [])
         ranked = {classifier.labels[name]: round(value, 4) for name, value in zip(names, row, strict=True)}
         yield {"text": text, "label": next(iter(ranked), None), "probabilities": ranked}

@@ -103,9 +103,9 @@ def _label_names(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _check_classes(folder: Path, config: Mapping[str, Any], labels: Sequence[str]) -> None:
     """Refuse a model whose output is no distribution over classes with names of their own."""
-    made = config.get("architectures") or ["ForSequenceClassification"]
-    if not any(str(name).endswith("ForSequenceClassification") for name in made):
-        raise CheckpointError(f"{folder}: a {made[0]} does not tell the class of a text")
+    architectures = config.get("architectures") or ["ForSequenceClassification"]
+    if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
+        raise CheckpointError(f"{folder}: a {architectures[0]} does not tell the class of a text")
     problem = config.get("problem_type") or SINGLE_LABEL
     if problem != SINGLE_LABEL:
         raise CheckpointError(
@@ -144,11 +144,11 @@ def load_classifier(folder: str | Path, rename: Mapping[str, str] | None = None)
     labels = tuple((rename or {}).get(label, label) for label in _label_names(folder, config))
     _check_classes(folder, config, labels)
     with loading(folder):
-        model, found = AutoModelForSequenceClassification.from_pretrained(
+        model, keys = AutoModelForSequenceClassification.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **LOCAL
         )
-        if found["missing_keys"]:
-            missing = ", ".join(sorted(found["missing_keys"])[:3])
+        if keys["missing_keys"]:
+            missing = ", ".join(sorted(keys["missing_keys"])[:3])
             raise CheckpointError(f"{folder}: not a trained classifier: its weights lack {missing}")
     return Classifier(model.eval(), _tokenizer_of(model.config, folder), labels, folder)
 
@@ -163,31 +163,31 @@ def load_classifiers(folders: Sequence[str | Path], renames: Sequence[str] = ())
         OptionError: a renaming of another form, or of a class that there is not.
         InputError: as :func:`load_classifier`.
     """
-    known = [_label_names(Path(folder), read_config(folder)) for folder in folders]
+    names = [_label_names(Path(folder), read_config(folder)) for folder in folders]
     chosen: list[dict[str, str]] = [{} for _ in folders]
     for text in renames:
         form = re.fullmatch(r"(?:(\d+):)?([^=]+)=(.+)", text)
         if not form:
             raise OptionError(f"--rename must be OLD=NEW or NUMBER:OLD=NEW, such as 2:LABEL_0=sport, got {text!r}")
         number, old, new = form.groups()
-        having = [t for t, labels in enumerate(known) if old in labels and number in (None, str(t + 1))]
+        having = [t for t, labels in enumerate(names) if old in labels and number in (None, str(t + 1))]
         if not having:
-            names = ", ".join(dict.fromkeys(label for labels in known for label in labels))
-            raise OptionError(f"--rename {text}: no such class; there are {names}")
+            classes = ", ".join(dict.fromkeys(label for labels in names for label in labels))
+            raise OptionError(f"--rename {text}: no such class; there are {classes}")
         for t in having:
             chosen[t][old] = new
     return [load_classifier(folder, rename) for folder, rename in zip(folders, chosen, strict=True)]
 
 
 def build_classifier(
-    checkpoint: str | Path, labels: Sequence[str], layers: int | None = None, from_scratch: bool = False
+    checkpoint: str | Path, labels: Sequence[str], num_layers: int = 0, from_scratch: bool = False
 ) -> Classifier:
     """A classifier to train: a new output layer on a pre-trained encoder, or on random weights.
 
     Args:
         checkpoint: folder with ``config.json``, a tokenizer and, unless ``from_scratch``, weights.
         labels: names of its classes.
-        layers: keep only the first so many layers (from scratch: have so many). Default: all.
+        num_layers: keep only the first so many layers (from scratch: have so many). Default: 0, all.
         from_scratch: random weights of the configuration's shape.
 
     Raises:
@@ -204,15 +204,15 @@ def build_classifier(
         config = AutoConfig.from_pretrained(folder, num_labels=len(names), **LOCAL)
         config.id2label, config.label2id, config.problem_type = names, ids, SINGLE_LABEL
         tokenizer = _tokenizer_of(config, folder)
-        if layers is not None:
-            whole = getattr(config.get_text_config(), "num_hidden_layers", layers)
-            if not from_scratch and layers > whole:
-                raise OptionError(f"--layers: {folder} has {whole} layers, got {layers}")
-            cut_layers(config, layers, folder)
+        if num_layers:
+            whole = getattr(config.get_text_config(), "num_hidden_layers", num_layers)
+            if not from_scratch and num_layers > whole:
+                raise OptionError(f"--num-layers: {folder} has {whole} layers, got {num_layers}")
+            cut_layers(config, num_layers, folder)
         if from_scratch:
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False, dtype=torch.float32)
         else:
-            model, found = AutoModelForSequenceClassification.from_pretrained(
+            model, keys = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 config=config,
                 use_safetensors=True,
@@ -221,7 +221,7 @@ def build_classifier(
                 dtype=torch.float32,
                 **LOCAL,
             )
-            _refuse_new_encoder(folder, model, [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
+            _refuse_new_encoder(folder, model, [*keys["missing_keys"], *(key for key, *_ in keys["mismatched_keys"])])
     return Classifier(model, tokenizer, tuple(labels), folder)
 
 

@@ -7,17 +7,19 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fairseq_ext.losses import encouraging_loss
 from fairseq_ext.training.errors import OptionError
 from vision_language.muka.baselines import uhc_loss, vanilla_kd_loss
 from vision_language.muka.feature_amalgamation import CommonFeatureLearning, LayerwiseAmalgamation
 from vision_language.muka.models import Classifier, accepted
-from vision_language.muka.options import AmalgamationOptions
+from vision_language.muka.options import AmalgamationOptions, TeacherOptions
 from vision_language.muka.targets import LabelUnion, amalgamation_loss, amalgamation_targets, margin_weights
 
-__all__ = ["FeatureObjective", "Objective", "amalgamation_objective", "teacher_signals"]
+__all__ = ["FeatureObjective", "Objective", "amalgamation_objective", "teacher_loss", "teacher_signals"]
 
 
 class Objective(nn.Module):
@@ -33,10 +35,11 @@ class Objective(nn.Module):
         self.model = model
         self.logit_loss = logit_loss
 
-    def added_parameters(self) -> list[nn.Parameter]:
-        """Parameters beside the model's."""
-        own = set(self.model.parameters())
-        return [parameter for parameter in self.parameters() if parameter not in own]
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """For an optimiser: matrices, and the vectors of norms and biases, which do not decay."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        matrices, vectors = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+        return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
     def forward(self, batch: dict[str, Tensor], signals: Sequence[Tensor]) -> Tensor:
         return self.logit_loss(self.model(**batch).logits.float(), *signals)
@@ -48,6 +51,7 @@ class FeatureObjective(Objective):
     Args:
         teachers: on the model's device, in evaluation mode; they read what the student reads.
         blocks: trained with the student.
+        blocks_lr: largest step size of ``blocks``, whose parameters do not decay.
     """
 
     def __init__(
@@ -56,16 +60,21 @@ class FeatureObjective(Objective):
         logit_loss: Callable[..., Tensor],
         teachers: Sequence[PreTrainedModel],
         blocks: nn.Module,
+        blocks_lr: float = 1e-3,
     ) -> None:
         super().__init__(model, logit_loss)
-        self.blocks = blocks
+        self.blocks, self.blocks_lr = blocks, blocks_lr
         self.teachers = tuple(teachers)  # in a tuple torch does not see them: not trained, not saved, no dropout
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        blocks = {"params": list(self.blocks.parameters()), "weight_decay": 0.0, "lr": self.blocks_lr}
+        return [*super().parameter_groups(weight_decay), blocks]
 
     def forward(self, batch: dict[str, Tensor], signals: Sequence[Tensor]) -> Tensor:
         with torch.no_grad():
-            known = [_states(teacher, batch).hidden_states[1:] for teacher in self.teachers]
+            states = [_states(teacher, batch).hidden_states[1:] for teacher in self.teachers]
         output = _states(self.model, batch)
-        terms = self.blocks(output.hidden_states[1:], known, batch.get("attention_mask"))
+        terms = self.blocks(output.hidden_states[1:], states, batch.get("attention_mask"))
         return self.logit_loss(output.logits.float(), *signals) + terms.alignment + terms.reconstruction
 
 
@@ -74,10 +83,15 @@ def _states(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:
     return model(**{name: value for name, value in batch.items() if name in names}, output_hidden_states=True)
 
 
+def teacher_loss(options: TeacherOptions) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy, or encouraging loss (arXiv:2110.06537)."""
+    return partial(encouraging_loss, log_end=options.log_end) if options.loss == "encouraging" else F.cross_entropy
+
+
 def teacher_signals(
     options: AmalgamationOptions, union: LabelUnion, logits: Sequence[Tensor], scores: Tensor | None = None
 ) -> list[Tensor]:
-    """What the loss of ``options.method`` needs of the teachers for each text, made once.
+    """What the loss of ``options.method`` needs of the teachers for each text.
 
     Args:
         logits: of each teacher, ``(n, C_t)``.
@@ -109,7 +123,7 @@ def amalgamation_objective(
     def distillation(logits: Tensor, *teacher_logits: Tensor, loss: Callable[..., Tensor]) -> Tensor:
         return loss(logits, teacher_logits, union, options.temperature)
 
-    if options.method.startswith("muka"):
+    if options.weighs_teachers:
         return Objective(student.model, muka)
     if options.method in ("vkd", "uhc"):
         loss = vanilla_kd_loss if options.method == "vkd" else uhc_loss
@@ -129,4 +143,5 @@ def amalgamation_objective(
         else CommonFeatureLearning(student.hidden_size, sizes)
     )
     loss = partial(distillation, loss=vanilla_kd_loss)
-    return FeatureObjective(student.model, loss, [teacher.model for teacher in teachers], blocks)
+    models = [teacher.model for teacher in teachers]
+    return FeatureObjective(student.model, loss, models, blocks, options.amalgam_lr)

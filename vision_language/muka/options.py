@@ -5,20 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fairseq_ext.training.errors import OptionError
-from fairseq_ext.training.flags import PRECISIONS
 from fairseq_ext.training.options import OptionSet, option
 from vision_language.muka.uncertainty import OF_SEVERAL_PASSES, SCORES
+from vision_language.options import ComputeOptions
 
-METHODS = ("muka-soft", "muka-hard", "vkd", "uhc", "dfa", "cfl", "supervised")
+OF_MUKA = ("margin", "no_mc", "score", "passes", "teacher_dropout", "score_temperature")
+IDLE_BESIDE = {
+    "muka-soft": (),
+    "muka-hard": ("score_temperature",),
+    **dict.fromkeys(("vkd", "uhc", "dfa", "cfl"), OF_MUKA),
+    "supervised": ("teachers", "rename", "temperature", "cache", *OF_MUKA),
+}
+"""Each method, and the options that it would ignore."""
+METHODS = tuple(IDLE_BESIDE)
 FEATURE_METHODS = ("dfa", "cfl")
 TEACHER_LOSSES = ("cross-entropy", "encouraging")
 SELECTIONS = ("loss", "accuracy")
-OF_MUKA = ("margin", "no_mc", "score", "passes", "teacher_dropout", "score_temperature")
-"""Options that the other methods would ignore."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(OptionSet):
+class TrainingOptions(ComputeOptions):
     """What every training has; "released" is the paper's code.
 
     Raises:
@@ -29,29 +35,29 @@ class TrainingOptions(OptionSet):
         help="folder with train, valid and test files (.tsv of label TAB text, .txt of texts, also .gz) or saved data "
         "sets, or a file of training texts; several are joined"
     )
+    num_layers: int = option(0, "keep only the model's first so many layers, 0: all", least=0, aliases=("layers",))
+    from_scratch: bool = option(False, "take only the model's shape and tokenizer, with random weights")
     max_length: int = option(128, "tokens of a text, longer ones are cut (released: 128)", least=2)
     epochs: int = option(3, "passes over the training texts (released: 3)", least=1)
-    batch_size: int = option(16, "texts of a step, over all processes", least=1)
+    batch_size: int = option(16, "texts of a step, over all processes (released: 16; baselines 32)", least=1)
     lr: float = option(2e-5, "largest step size of AdamW (released: 2e-5)", above=0)
     warmup: float = option(
         0.1, "share of the steps in which it rises, before its linear decay (released: 0.1)", least=0, most=1
     )
     weight_decay: float = option(0.0, "of matrices, not of biases and norms (released: 0)", least=0)
-    max_grad_norm: float = option(1.0, "longer gradients are cut to this norm (released: 1)", above=0)
-    eval_every: int = option(0, "steps between validations, 0: each epoch (released: 200)", least=0)
+    clip_norm: float = option(
+        1.0, "longer gradients are cut to this norm (released: 1)", above=0, aliases=("max_grad_norm",)
+    )
+    validate_every: int = option(
+        0, "steps between validations, 0: each epoch (released: 200)", least=0, aliases=("eval_every",)
+    )
     save_every: int = option(0, "steps between checkpoints beside those of validations, 0: none", least=0)
     eval_batch_size: int = option(64, "texts of a step without training (released: 64)", least=1)
     valid_fraction: float = option(
         0.05,
-        "share of the training texts held out where there is no validation file (released: 0.05)",
+        "share of the training texts held out where there are no validation texts (released: 0.05)",
         above=0,
         most=0.9,
-    )
-    mixed_precision: str = option("no", "number format of the forward pass (released: fp16)", PRECISIONS)
-    attn_implementation: str = option(
-        "auto",
-        "of self-attention in training; auto: sdpa where the model has it; eager is faster in bf16 on a CPU",
-        ("auto", "sdpa", "eager"),
     )
     seed: int = option(1, "of the new layers, the order, dropout and the hold-out (released: 1)", least=0)
 
@@ -61,13 +67,17 @@ class TeacherOptions(TrainingOptions):
     """Settings of :func:`~vision_language.muka.train.train_teacher`."""
 
     model: str = option(help="folder of the pre-trained model to start from")
-    layers: int = option(0, "keep only its first so many layers, 0: all", least=0)
-    from_scratch: bool = option(False, "take only the shape and the tokenizer of --model, with random weights")
     part: str = option("", "I/T: the I-th of T parts of the sorted classes, the last with the rest (default: all)")
     classes: tuple[str, ...] = option((), "the classes by name instead")
     batch_size: int = option(64, "texts of a step, over all processes (released: 64)", least=1)
     loss: str = option("cross-entropy", "what is minimised", TEACHER_LOSSES)
-    log_end: float = option(0.75, "where the logarithm of --loss encouraging ends (its paper: 0.75)", least=0, most=1)
+    log_end: float = option(
+        0.75,
+        "where the logarithm of --loss encouraging ends (its paper: 0.75)",
+        least=0,
+        most=1,
+        idle={"loss": ("cross-entropy",)},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,8 +85,6 @@ class TeacherOptions(TrainingOptions):
             raise OptionError(f"--part {self.part}: not together with --classes")
         if self.part:
             self.part_numbers()
-        if self.loss != "encouraging":
-            self.refuse_idle(f"with --loss {self.loss}", "log_end")
 
     def part_numbers(self) -> tuple[int, int]:
         """I and T of ``part``."""
@@ -100,17 +108,19 @@ class ScoreOptions(OptionSet):
     )
     no_mc: bool = option(False, "scores from one pass without dropout")
     score: str = option("entropy", "certainty of a teacher (paper: entropy)", SCORES)
-    passes: int = option(16, "Monte-Carlo dropout passes K (released: 16)", least=1)
+    passes: int = option(16, "Monte-Carlo dropout passes K (released: 16)", least=1, idle={"no_mc": (True,)})
     teacher_dropout: float = option(
-        0.0, "dropout probability of the passes, 0: each teacher its own (released: 0.1)", least=0, below=1
+        0.0,
+        "dropout probability of the passes, 0: each teacher its own (released: 0.1)",
+        least=0,
+        below=1,
+        idle={"no_mc": (True,)},
     )
     temperature: float = option(1.0, "softmax temperature of teachers and student (released: 1)", above=0)
     score_temperature: float = option(0.2, "softmax temperature of the scores, muka-soft (released: 0.2)", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.no_mc:
-            self.refuse_idle("with --no-mc", "passes", "teacher_dropout")
         if self.score in OF_SEVERAL_PASSES and (self.no_mc or self.passes == 1):
             given = "--no-mc" if self.no_mc else "--passes 1"
             raise OptionError(f"--score {self.score}: needs several passes, not {given}")
@@ -126,17 +136,17 @@ class AmalgamationOptions(ScoreOptions, TrainingOptions):
     """Settings of :func:`~vision_language.muka.train.amalgamate`."""
 
     student: str = option(help="folder of the pre-trained model that the student starts from")
-    layers: int = option(0, "keep only its first so many layers, 0: all", least=0)
-    from_scratch: bool = option(False, "take only the shape and the tokenizer of --student, with random weights")
     method: str = option(
         "muka-soft", "how the teachers are merged; supervised learns from the labels, without any", METHODS
     )
-    batch_size: int = option(16, "texts of a step, over all processes (released: 16; baselines 32)", least=1)
     margin: bool = option(
         True, "weigh each text by the lead of the most certain teacher (MUKA without, MUKI with) [--margin]"
     )
     amalgam_lr: float = option(
-        1e-3, "step size of the layers that dfa and cfl add (meant by the released code: 1e-3)", above=0
+        1e-3,
+        "step size of the layers that dfa and cfl add (meant by the released code: 1e-3)",
+        above=0,
+        idle={"method": tuple(set(METHODS) - set(FEATURE_METHODS))},
     )
     select: str = option(
         "loss",
@@ -144,37 +154,31 @@ class AmalgamationOptions(ScoreOptions, TrainingOptions):
         "accuracy (released: accuracy)",
         SELECTIONS,
     )
+    cache: str = option("", "folder of the teachers' logits and scores, to share between runs (default: OUT/cache)")
+
+    @property
+    def weighs_teachers(self) -> bool:
+        """Whether the method needs the teachers' scores."""
+        return self.method in ("muka-soft", "muka-hard")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        method, supervised = f"with --method {self.method}", self.method == "supervised"
-        if not supervised:
+        self.refuse_idle(f"with --method {self.method}", *IDLE_BESIDE[self.method])
+        if self.method != "supervised":
             self.check_teachers()
-        elif self.teachers:
-            raise OptionError("--teachers: none with --method supervised, which learns from the labels")
-        if not self.method.startswith("muka"):
-            self.refuse_idle(method, *OF_MUKA)
-        if self.method == "muka-hard":
-            self.refuse_idle(method, "score_temperature")
-        if supervised:
-            self.refuse_idle(method, "temperature", "rename")
-        if self.method not in FEATURE_METHODS:
-            self.refuse_idle(method, "amalgam_lr")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosisOptions(ScoreOptions):
-    """Settings of :func:`~vision_language.muka.evaluate.diagnose_teachers`."""
+    """Settings of :func:`~vision_language.muka.diagnostics.diagnose_teachers`."""
 
     student: str = option("", "folder of a merged classifier: its accuracy and calibration")
     supervised: str = option("", "folder of a classifier trained on all classes: distance of the targets from it")
-    seed: int = option(1, "of the dropout", least=0)
+    seed: int = option(1, "of the dropout", least=0, idle={"no_mc": (True,)})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_teachers()
-        if self.no_mc:
-            self.refuse_idle("with --no-mc", "seed")
         if not self.supervised:
             self.refuse_idle("without --supervised", "score_temperature")
         if not self.supervised and not self.no_mc:

@@ -3,58 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from fairseq_ext.losses import encouraging_loss
 from fairseq_ext.training.accelerator import make_accelerator
-from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.runs import Experiment
-from vision_language.muka.cache import TeacherCache, teacher_scores_of
-from vision_language.muka.data import SPLITS, Texts, gold_ids, has_split, read_splits, split_labels
-from vision_language.muka.models import Classifier, build_classifier, load_classifiers
-from vision_language.muka.objectives import Objective, amalgamation_objective, teacher_signals
-from vision_language.muka.options import FEATURE_METHODS, AmalgamationOptions, TeacherOptions, TrainingOptions
-from vision_language.muka.run import Run
-from vision_language.muka.targets import LabelUnion, union_of_labels
-from vision_language.muka.trial import prove_reading
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.runs import Experiment, run_name
+from fairseq_ext.training.settings import Settings
+from vision_language.muka.data import gold_ids, read_data, teacher_data
+from vision_language.muka.diagnostics import accuracy_by_teacher
+from vision_language.muka.fit import fit
+from vision_language.muka.logits import accuracy, predict_logits
+from vision_language.muka.models import save_classifier
+from vision_language.muka.objectives import teacher_loss
+from vision_language.muka.options import AmalgamationOptions, TeacherOptions, TrainingOptions
+from vision_language.muka.task import Task, amalgamation_task, labelled_task
+from vision_language.muka.trial import prove_training, set_attention
+from vision_language.pretrained import fingerprint
 
-__all__ = ["amalgamate", "read_data", "train_teacher"]
+__all__ = ["amalgamate", "train_teacher"]
 
-
-def read_data(options: TrainingOptions) -> dict[str, Texts]:
-    """The splits of all ``options.data`` together; ``test`` where each has one.
-
-    Raises:
-        InputError: data that cannot be used, or a share to hold out where all have validation texts.
-    """
-    if all(has_split(path, "valid") for path in options.data):
-        options.refuse_idle("where there are validation texts", "valid_fraction")
-    parts = [read_splits(path, options.valid_fraction, options.seed) for path in options.data]
-    shared = [split for split in SPLITS if all(split in part for part in parts)]
-    return {split: Texts.joined([part[split] for part in parts]) for split in shared}
-
-
-def _of_classes(splits: Mapping[str, Texts], classes: Sequence[str]) -> dict[str, Texts]:
-    """The texts of these classes; every split must have some."""
-    kept = {split: texts.of_classes(classes) for split, texts in splits.items()}
-    for split, texts in kept.items():
-        missing = sorted(set(classes) - set(texts.gold()))
-        if not len(texts) or (split == "train" and missing):
-            raise DataError(f"{texts.origin}: no {split} text of the classes {', '.join(missing)}")
-    return kept
-
-
-def teacher_loss(options: TeacherOptions) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy, or encouraging loss (arXiv:2110.06537)."""
-    return partial(encouraging_loss, log_end=options.log_end) if options.loss == "encouraging" else F.cross_entropy
+PACKAGES = ("transformers", "tokenizers", "accelerate")
 
 
 def train_teacher(options: TeacherOptions, out: str | Path, accelerator: Accelerator | None = None) -> Experiment:
@@ -71,34 +45,12 @@ def train_teacher(options: TeacherOptions, out: str | Path, accelerator: Acceler
         InputError: options, data or models that cannot be used.
     """
     accelerator = accelerator or make_accelerator(options.mixed_precision)
-    splits = read_data(options)
-    classes = list(options.classes) or sorted(set(splits["train"].gold()))
-    if options.part:
-        number, parts = options.part_numbers()
-        classes = split_labels(classes, parts)[number - 1]
-    if len(set(classes)) < max(2, len(classes)):
-        raise OptionError(f"--classes: at least two different ones are needed, got {', '.join(classes)}")
-    if options.part or options.classes:
-        splits = _of_classes(splits, classes)
-    gold = {split: [gold_ids(texts, classes)] for split, texts in splits.items()}
-
-    torch.manual_seed(options.seed)
-    classifier = build_classifier(options.model, classes, options.layers or None, options.from_scratch)
-    classifier.length(options.max_length)
-    run = Run(options, splits, [options.model], out)
-    if run.finished:
-        return run.experiment
-    run.prepare(classifier, accelerator)
-    run.train(classifier, Objective(classifier.model, teacher_loss(options)), gold, accelerator, select="accuracy")
-    return run.experiment
+    classes, splits = teacher_data(options)
+    task = labelled_task(options, options.model, classes, splits, teacher_loss(options), "accuracy")
+    return _train(options, task, Path(out), accelerator)
 
 
-def amalgamate(
-    options: AmalgamationOptions,
-    out: str | Path,
-    cache: str | Path | None = None,
-    accelerator: Accelerator | None = None,
-) -> Experiment:
+def amalgamate(options: AmalgamationOptions, out: str | Path, accelerator: Accelerator | None = None) -> Experiment:
     """Train a student that knows the classes of all teachers, on texts whose labels are not used.
 
     Labels, where the data has them, only measure accuracy; with ``select="accuracy"`` they also pick the checkpoint,
@@ -106,7 +58,6 @@ def amalgamate(
 
     Args:
         out: as :func:`train_teacher`.
-        cache: folder of the teachers' logits and scores. Default: ``cache`` in ``out``. The supervised method has none.
 
     Returns:
         as :func:`train_teacher`, with the test accuracy on the classes of each teacher, and ``seconds_teachers``.
@@ -115,64 +66,65 @@ def amalgamate(
         InputError: options, data or models that cannot be used.
     """
     accelerator = accelerator or make_accelerator(options.mixed_precision)
-    if cache and options.method == "supervised":
-        raise OptionError("--cache: has no effect with --method supervised")
     splits = read_data(options)
     if options.select == "accuracy":
         splits["valid"].gold()
-    torch.manual_seed(options.seed)
-    fitting: dict[str, Any] = {"select": options.select, "added_lr": options.amalgam_lr}
-
     if options.method == "supervised":
         labels = sorted(set(splits["train"].gold()))
-        gold = {split: [gold_ids(texts, labels)] for split, texts in splits.items()}
-        student = build_classifier(options.student, labels, options.layers or None, options.from_scratch)
-        student.length(options.max_length)
-        run = Run(options, splits, [options.student], out)
-        if not run.finished:
-            run.prepare(student, accelerator)
-            run.train(student, Objective(student.model, F.cross_entropy), gold, accelerator, **fitting)
-        return run.experiment
+        task = labelled_task(options, options.student, labels, splits, F.cross_entropy, options.select)
+    else:
+        task = amalgamation_task(options, splits, Path(out), accelerator)
+    return _train(options, task, Path(out), accelerator)
 
-    teachers = load_classifiers(options.teachers, options.rename)
-    union = union_of_labels([teacher.labels for teacher in teachers])
-    splits["train"] = splits["train"].without_labels()
-    for texts in splits.values():
-        if texts.labels is not None:
-            gold_ids(texts, union.names)  # unknown labels are refused before any work
-    student = build_classifier(options.student, union.names, options.layers or None, options.from_scratch)
-    everything = [text for part in splits.values() for text in part.texts]
-    features = options.method in FEATURE_METHODS
-    passes = options.teacher_dropout if options.method.startswith("muka") and not options.no_mc else None
-    for model, dropout in ((student, None), *((teacher, passes) for teacher in teachers)):
-        prove_reading(model, everything, options.max_length, hidden_states=features, dropout=dropout)
-    objective = amalgamation_objective(options, student, union, teachers)
-    run = Run(options, splits, [*options.teachers, options.student], out)
-    if run.finished:
-        return run.experiment
-    run.prepare(student, accelerator)
-    store = TeacherCache(cache or Path(out) / "cache", accelerator, options.max_length, options.eval_batch_size)
+
+def _train(options: TrainingOptions, task: Task, out: Path, accelerator: Accelerator) -> Experiment:
+    """Train where ``out`` holds no finished run of these settings."""
+    inputs = {source: fingerprint(source) for source in task.sources}
+    inputs |= {split: texts.digest() for split, texts in task.splits.items()}
+    settings = Settings.of(options, inputs=inputs, leave_out=("cache",))
+    experiment = Experiment(out, settings, PACKAGES)
+    if (out / "config.json").exists() and not (experiment.runs or (out / "checkpoint.pt").exists()):
+        raise OptionError(f"--out: {out} holds another model; choose another folder")
+    run = partial(_run, options, task, out, settings, accelerator)
+    experiment.complete({run_name(seed=options.seed): run}, accelerator)
+    if accelerator.is_main_process:
+        (out / "checkpoint.pt").unlink(missing_ok=True)  # out is a model, of which every file counts
+    return experiment
+
+
+def _run(
+    options: TrainingOptions, task: Task, out: Path, settings: Settings, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Prove that the model can be trained and saved, train, test, save."""
+    classifier, splits = task.classifier, task.splits
+    set_attention(classifier, options.attn_implementation)
+    if accelerator.is_main_process and not (out / "checkpoint.pt").exists():
+        everything = [text for texts in splits.values() for text in texts.texts]
+        prove_training(classifier, everything, options.max_length, out)
+    asked = time.perf_counter()
+    signals = task.signals()
     start = time.perf_counter()
-    told = {split: _told(options, union, teachers, splits[split], split, store) for split in ("train", "valid")}
-    fitting["extra"] = {"seconds_teachers": time.perf_counter() - start}
-    if features:
-        for teacher in teachers:
-            teacher.model.to(accelerator.device)
-    run.train(student, objective, told, accelerator, union, **fitting)
-    return run.experiment
+    gold = {split: gold_ids(texts, classifier.labels) for split, texts in splits.items() if texts.labels is not None}
+    tokens = {split: classifier.tokens(texts.texts, options.max_length) for split, texts in splits.items()}
 
+    def logits(split: str) -> Tensor:
+        return predict_logits(classifier.model, tokens[split], options.eval_batch_size, accelerator)
 
-def _told(
-    options: AmalgamationOptions,
-    union: LabelUnion,
-    teachers: Sequence[Classifier],
-    texts: Texts,
-    split: str,
-    store: TeacherCache,
-) -> list[Tensor]:
-    """The teachers' signals for the loss, of n rows each."""
-    logits = store.all_logits(teachers, texts, split)
-    if not options.method.startswith("muka"):
-        return teacher_signals(options, union, logits)
-    scores = teacher_scores_of(options, options.seed, teachers, logits, texts, split, store)
-    return teacher_signals(options, union, logits, scores)
+    def validate() -> dict[str, float]:
+        valid = logits("valid")
+        metrics = {"loss": float(task.objective.logit_loss(valid, *signals["valid"]))}
+        return metrics | ({"accuracy": accuracy(valid, gold["valid"])} if "valid" in gold else {})
+
+    record = fit(
+        options, task.objective, tokens["train"], signals["train"], validate, out, settings, accelerator, task.select
+    )
+    if "test" in gold:
+        test = logits("test")
+        record = {"test_accuracy": accuracy(test, gold["test"])} | record
+        if task.union:
+            record["test_accuracy_by_teacher"] = accuracy_by_teacher(test.argmax(-1), gold["test"], task.union)
+    record |= {"train_texts": len(tokens["train"]), "classes": len(classifier.labels)}
+    record |= {"seconds_teachers": start - asked} if task.union else {}
+    if accelerator.is_main_process:
+        save_classifier(classifier, out)
+    return record | {"processes": accelerator.num_processes, "seconds": time.perf_counter() - start}

@@ -48,8 +48,8 @@ OTHER = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]]},
 }
 NO_CUT = {
-    "bart": "--layers: .*the layers of a bart model are not one stack to cut",
-    "umt5": "--layers: .*the layers of a umt5 model are not one stack to cut",
+    "bart": "--num-layers: .*the layers of a bart model are not one stack to cut",
+    "umt5": "--num-layers: .*the layers of a umt5 model are not one stack to cut",
 }
 REFUSED = {
     "canine": ({"num_hash_buckets": 16}, "cannot read the texts: max_pool1d"),
@@ -92,7 +92,7 @@ def test_teacher_and_student(tmp_path, kind):
     passes = mc_dropout_probabilities(teacher.model, teacher.tokens(TEXTS).batch([0, 1]), 3, dropout=0.3)
     assert not torch.equal(passes[0], passes[1])
 
-    whole, cut = build_classifier(folder, ["a", "b"]), build_classifier(folder, ["a", "b"], layers=2)
+    whole, cut = build_classifier(folder, ["a", "b"]), build_classifier(folder, ["a", "b"], num_layers=2)
     states = cut.model(**cut.tokens(TEXTS).batch([0, 1]), output_hidden_states=True).hidden_states
     assert len(states) == 3  # embeddings and two layers
     kept = cut.model.base_model.state_dict()
@@ -109,7 +109,7 @@ def test_layers_that_cannot_be_cut(tmp_path, kind):
     prove_reading(load_classifier(folder), TEXTS, 16, dropout=0.3)
     prove_training(build_classifier(folder, ["a", "b"]), TEXTS, 16, tmp_path / "out")
     with pytest.raises(InputError, match=NO_CUT[kind]):
-        build_classifier(folder, ["a", "b"], layers=2)
+        build_classifier(folder, ["a", "b"], num_layers=2)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -133,9 +133,9 @@ def test_dropout_that_no_option_reaches(tmp_path):
 
 def test_more_layers_than_a_list_knows(tmp_path):
     folder = write(tmp_path / "listed", "modernbert")
-    with pytest.raises(InputError, match=r"--layers: .* has a layer_types for each of its 3 layers, got 4"):
-        build_classifier(folder, ["a", "b"], layers=4, from_scratch=True)
-    assert build_classifier(folder, ["a", "b"], layers=2, from_scratch=True).model.config.num_hidden_layers == 2
+    with pytest.raises(InputError, match=r"--num-layers: .* has a layer_types for each of its 3 layers, got 4"):
+        build_classifier(folder, ["a", "b"], num_layers=4, from_scratch=True)
+    assert build_classifier(folder, ["a", "b"], num_layers=2, from_scratch=True).model.config.num_hidden_layers == 2
 
 
 def test_a_tokenizer_without_padding(tmp_path):

@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from fairseq_ext.training.errors import OptionError
 from tests.vision_language.muka.texts import write_classifier
 from vision_language.muka import cache as caching
-from vision_language.muka.cache import TeacherCache, predict_logits, single_pass_scores
-from vision_language.muka.data import Texts, read_file
+from vision_language.muka.cache import TeacherCache, single_pass_scores
+from vision_language.muka.logits import predict_logits
 from vision_language.muka.models import load_classifier
+from vision_language.muka.text_files import Texts, read_file
 from vision_language.muka.tokens import Tokens
 from vision_language.muka.uncertainty import SCORES, mc_dropout_probabilities, teacher_scores
 

@@ -25,12 +25,13 @@ from tests.vision_language.muka.texts import write_encoder
 from vision_language.muka.__main__ import main
 from vision_language.muka.baselines import ensemble_probabilities
 from vision_language.muka.cache import single_pass_scores
-from vision_language.muka.data import read_file, read_splits
+from vision_language.muka.data import read_splits
 from vision_language.muka.models import load_classifier
 from vision_language.muka.synthetic import WORDS, synthesize
 from vision_language.muka.targets import amalgamation_targets, union_of_labels
+from vision_language.muka.text_files import read_file
 
-QUICK = ["--batch-size", "10", "--lr", "0.01", "--max-length", "16", "--cpu"]
+QUICK = ["--batch-size", "10", "--lr", "0.01", "--max-length", "16", "--device", "cpu"]
 TWO = ["--teachers", "ONE", "ONE"]
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -76,7 +77,7 @@ def test_train_teacher(world, tmp_path, capsys):
     arguments = ["--data", str(world.data), "--model", str(world.encoder), "--out", str(tmp_path / "out"), *QUICK]
     main(["train-teacher", *arguments, "--classes", "sport", "music", "--loss", "encouraging", "--epochs", "1"])
     said = capsys.readouterr().out
-    assert said.startswith("test_accuracy ") and said.endswith(f"{tmp_path / 'out'}: model and results.json\n")
+    assert said.startswith("test_accuracy ") and said.endswith(f"1 runs: {tmp_path / 'out' / 'results.json'}\n")
     assert load_classifier(tmp_path / "out").labels == ("sport", "music")
     assert results(tmp_path / "out")["settings"]["loss"] == "encouraging"
     before = (tmp_path / "out" / "results.json").read_bytes()
@@ -87,7 +88,7 @@ def test_train_teacher(world, tmp_path, capsys):
 def test_evaluate_repeats_the_test_accuracy(student, world, capsys):
     record = results(student)["runs"]["seed1"]
     assert record["seconds_teachers"] > 0
-    main(["evaluate", "--model", str(student), "--data", str(world.data), "--cpu", "--max-length", "16"])
+    main(["evaluate", "--model", str(student), "--data", str(world.data), "--device", "cpu", "--max-length", "16"])
     report = json.loads(capsys.readouterr().out)
     assert report["accuracy"] == pytest.approx(record["test_accuracy"]) and report["texts"] == 25
     by_class = report["accuracy_by_class"]
@@ -100,7 +101,7 @@ def test_evaluate_repeats_the_test_accuracy(student, world, capsys):
 
 def test_evaluate_an_ensemble(world, capsys):
     teachers = [str(world.first), str(world.second)]
-    main(["evaluate", "--ensemble", *teachers, "--data", str(world.data / "test.tsv"), "--cpu"])
+    main(["evaluate", "--ensemble", *teachers, "--data", str(world.data / "test.tsv"), "--device", "cpu"])
     report = json.loads(capsys.readouterr().out)
     assert [teacher["model"] for teacher in report["teachers"]] == teachers
     for teacher, folder in zip(report["teachers"], (world.first, world.second), strict=True):
@@ -116,7 +117,7 @@ def test_evaluate_an_ensemble(world, capsys):
 
 
 def test_diagnose(student, world, tmp_path, capsys):
-    common = ["--teachers", str(world.first), str(world.second), "--data", str(world.data), "--cpu"]
+    common = ["--teachers", str(world.first), str(world.second), "--data", str(world.data), "--device", "cpu"]
     out = tmp_path / "out"
     main(["diagnose", *common, "--student", str(student), "--supervised", str(student), "--out", str(out)])
     report = json.loads((out / "diagnostics.json").read_text())
@@ -132,7 +133,16 @@ def test_diagnose(student, world, tmp_path, capsys):
 
 
 def test_diagnosed_targets_are_those_of_the_temperatures(student, world, tmp_path):
-    command = ["diagnose", "--teachers", str(world.first), str(world.second), "--data", str(world.data), "--cpu"]
+    command = [
+        "diagnose",
+        "--teachers",
+        str(world.first),
+        str(world.second),
+        "--data",
+        str(world.data),
+        "--device",
+        "cpu",
+    ]
     command += ["--no-mc", "--supervised", str(student)]
     temperatures = {"temperature": 3.0, "score_temperature": 0.7}
     given = ["--temperature", "3", "--score-temperature", "0.7"]
@@ -155,13 +165,13 @@ def test_diagnosed_targets_are_those_of_the_temperatures(student, world, tmp_pat
 
 def test_predict(student, world, tmp_path, capsys):
     (tmp_path / "new.txt").write_text("the goal of the race team\nsome rain and a rose\n")
-    main(["predict", str(tmp_path / "new.txt"), "--model", str(student), "--top", "9", "--cpu"])
+    main(["predict", str(tmp_path / "new.txt"), "--model", str(student), "--top", "9", "--device", "cpu"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["text"] for row in rows] == ["the goal of the race team", "some rain and a rose"]
     for row in rows:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-3) and len(row["probabilities"]) == 5
         assert row["label"] == next(iter(row["probabilities"]))
-    main(["predict", str(world.data / "test.tsv"), "--model", str(student), "--top", "2", "--cpu"])
+    main(["predict", str(world.data / "test.tsv"), "--model", str(student), "--top", "2", "--device", "cpu"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     right = [row["label"] == label for row, label in zip(rows, read_file(world.data / "test.tsv").gold(), strict=True)]
     assert np.mean(right) == pytest.approx(results(student)["runs"]["seed1"]["test_accuracy"], abs=0.1)
@@ -175,7 +185,7 @@ def test_predict_gives_a_row_for_each_line(student, capsys, monkeypatch, tmp_pat
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
     said = []
     for file in (str(tmp_path / "new.txt"), "-"):
-        main(["predict", file, "--model", str(student), "--cpu"])
+        main(["predict", file, "--model", str(student), "--device", "cpu"])
         said.append(capsys.readouterr().out)
     rows = [json.loads(line) for line in said[0].splitlines()]
     assert [row["text"] for row in rows] == ["the goal of the race team", "", "some rain and a rose", ""]
@@ -187,12 +197,12 @@ def test_splits_of_a_folder(student, world, tmp_path, capsys):
     """A split is all of its file, and there is none where it has no file: nothing is held out."""
     (tmp_path / "data").mkdir()
     shutil.copy(world.data / "train.tsv", tmp_path / "data")
-    command = ["evaluate", "--model", str(student), "--cpu", "--max-length", "16"]
+    command = ["evaluate", "--model", str(student), "--device", "cpu", "--max-length", "16"]
     main([*command, "--data", str(tmp_path / "data"), "--split", "train"])
     assert json.loads(capsys.readouterr().out)["texts"] == 120
     for data, split, message in (
         (tmp_path / "data", "valid", "--split valid: .*data has only train"),
-        (world.data / "test.tsv", "test", "--split test: has no effect with a file, .*test.tsv"),
+        (world.data / "test.tsv", "train", "--split train: has no effect with a file, .*test.tsv"),
     ):
         with pytest.raises(InputError, match=message):
             main([*command, "--data", str(data), "--split", split])
@@ -201,14 +211,14 @@ def test_splits_of_a_folder(student, world, tmp_path, capsys):
 def test_models_that_cannot_read_the_texts(tmp_path, world, monkeypatch):
     """One line in every command, before anything is computed of many texts."""
     monkeypatch.setattr("vision_language.muka.cache.predict_logits", lambda *_, **__: pytest.fail("too late"))
-    monkeypatch.setattr("vision_language.muka.evaluate.predict_logits", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("vision_language.muka.logits.predict_logits", lambda *_, **__: pytest.fail("too late"))
     model = str(write(tmp_path / "model", "canine", num_hash_buckets=16))
     (tmp_path / "texts.tsv").write_text("x\ta\ny\tsoup\nz\tthe goal of the race team\n")
-    data = ["--data", str(tmp_path / "texts.tsv"), "--cpu"]
+    data = ["--data", str(tmp_path / "texts.tsv"), "--device", "cpu"]
     for arguments in (
         ["evaluate", "--model", model, *data],
         ["diagnose", "--teachers", model, model, *data, "--out", str(tmp_path / "out")],
-        ["predict", str(tmp_path / "texts.tsv"), "--model", model, "--cpu"],
+        ["predict", str(tmp_path / "texts.tsv"), "--model", model, "--device", "cpu"],
     ):
         with pytest.raises(InputError, match=r"model: cannot read the texts: max_pool1d\(\)") as error:
             main(arguments)
@@ -217,7 +227,16 @@ def test_models_that_cannot_read_the_texts(tmp_path, world, monkeypatch):
 
 def test_an_output_folder_that_is_a_file(world, tmp_path):
     (tmp_path / "file").write_text("")
-    command = ["diagnose", "--teachers", str(world.first), str(world.second), "--data", str(world.data), "--cpu"]
+    command = [
+        "diagnose",
+        "--teachers",
+        str(world.first),
+        str(world.second),
+        "--data",
+        str(world.data),
+        "--device",
+        "cpu",
+    ]
     with pytest.raises(InputError) as error:
         main([*command, "--out", str(tmp_path / "file"), "--cache", str(tmp_path / "cache")])
     assert str(error.value) == f"--out: cannot write to {tmp_path / 'file'}: File exists"
@@ -259,9 +278,9 @@ def test_two_processes_equal_one(command, tmp_path):
         lines = open(f"{source}/{split}.tsv", encoding="utf-8").readlines()[:size]
         (tmp_path / "data" / f"{split}.tsv").write_text("".join(lines))
     command = [*command, *data, "--student", str(encoder), "--passes", "4", "--no-margin"]
-    command += ["--batch-size", "3", "--max-grad-norm", "2"]
+    command += ["--batch-size", "3", "--clip-norm", "2"]
     main([*command, "--out", str(tmp_path / "one")])
-    # accelerate's own --cpu would start one process only; ours keeps the two of --multi_gpu on the CPU.
+    # accelerate's own --cpu would start one process only; --device cpu keeps the two of --multi_gpu on the CPU.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     subprocess.run(
@@ -296,7 +315,7 @@ def test_two_processes_equal_one(command, tmp_path):
         (["--temperature", "inf"], "--temperature must be finite, got inf"),
         (["--warmup", "2"], "--warmup must be at least 0 and at most 1, got 2.0"),
         (["--max-length", "33"], "reads at most 32 tokens, got 33"),
-        (["--layers", "3"], "has 2 layers, got 3"),
+        (["--num-layers", "3"], "has 2 layers, got 3"),
         (["--student", "/no/model"], "/no/model is not a folder; a model is a folder with config.json"),
         (["--data", "/no/data"], "--data: /no/data does not exist"),
         (["--method", "vkd", "--no-margin"], "--no-margin: has no effect with --method vkd"),
@@ -313,7 +332,7 @@ def test_two_processes_equal_one(command, tmp_path):
         (["--valid-fraction", "0.2"], "--valid-fraction 0.2: has no effect where there are validation texts"),
         (["--amalgam-lr", "1"], "--amalgam-lr 1.0: has no effect with --method muka-soft"),
         (["--method", "vkd", "--no-mc"], "--no-mc: has no effect with --method vkd"),
-        (["--method", "supervised"], "--teachers: none with --method supervised"),
+        (["--method", "supervised"], "has no effect with --method supervised"),
         (["--mixed-precision", "fp8"], "--mixed-precision: 'fp8' is not one of no, fp16, bf16"),
         (["--select", "f1"], "--select: 'f1' is not one of loss, accuracy"),
     ],
@@ -337,7 +356,11 @@ def test_bad_options_end_with_one_line(command, tmp_path, options, message):
         (["train-teacher", "--model", "ENCODER", "--part", "1/2", "--classes", "a"], "not together with --classes"),
         (["train-teacher", "--model", "ENCODER", "--log-end", "0.5"], "--log-end 0.5: has no effect with --loss cross"),
         (["evaluate", "--model", "ONE"], "the label 'music' is not among the 2 known: cooking, garden"),
-        (["evaluate", "--model", "ONE", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["evaluate", "--model", "ONE", "--batch-size", "0"], "--eval-batch-size must be at least 1, got 0"),
+        (["evaluate", "--model", "ONE", "--max-length", "1"], "--max-length must be 0, or at least 2, got 1"),
+        (["evaluate"], "--model or --ensemble: one of them is needed, and not both"),
+        (["evaluate", "--model", "ONE", "--ensemble", "ONE", "ONE"], "one of them is needed, and not both"),
+        (["evaluate", "--model", "ONE", "--split", "tset"], "did you mean 'test'?"),
         (["diagnose", *TWO, "--score", "entropie"], "did you mean 'entropy'?"),
         (["diagnose", "--teachers", "ONE"], "--teachers: at least two are needed, got 1"),
         (["diagnose", *TWO, "--no-mc", "--score", "variance"], "--score variance: needs several passes, not --no-mc"),
@@ -347,7 +370,7 @@ def test_bad_options_end_with_one_line(command, tmp_path, options, message):
         (["diagnose", *TWO, "--temperature", "0"], "--temperature must be greater than 0, got 0.0"),
         (["evaluate", "--model", "ONE", "--split", "train"], "the label 'music' is not among the 2 known"),
         (["diagnose", *TWO, "--no-mc", "--seed", "3"], "--seed 3: has no effect with --no-mc"),
-        (["amalgamate", "--method", "supervised", "--cache", "EMPTY"], "--cache: has no effect with --method superv"),
+        (["amalgamate", "--method", "supervised", "--cache", "EMPTY"], "empty: has no effect with --method supervised"),
         (["amalgamate", "--method", "supervised", "--rename", "a=b"], "--rename a=b: has no effect with --method"),
         (["predict", "EMPTY.txt", "--model", "ONE"], "empty.txt: no text in it"),
     ],
@@ -369,6 +392,6 @@ def test_bad_input_ends_with_one_line(world, tmp_path, arguments, message):
     if arguments[0] in ("amalgamate", "train-teacher"):
         arguments += ["--out", str(tmp_path / "out"), "--max-length", "16"]
     with pytest.raises(InputError) as error:
-        main([*arguments, "--cpu"])
+        main([*arguments, "--device", "cpu"])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()

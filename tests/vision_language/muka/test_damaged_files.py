@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from fairseq_ext.training.errors import InputError
 from tests.vision_language.muka.conftest import QUICK
 from tests.vision_language.muka.texts import write_classifier, write_encoder, write_texts
-from vision_language.muka import loop
-from vision_language.muka.data import read_new_texts, read_splits
+from vision_language.muka.data import read_splits
 from vision_language.muka.models import build_classifier, load_classifier
+from vision_language.muka.objectives import Objective
 from vision_language.muka.options import TeacherOptions
+from vision_language.muka.text_files import read_new_texts
 from vision_language.muka.train import train_teacher
 
 DAMAGES = {
@@ -87,31 +88,31 @@ def test_texts(tmp_path, name):
         harmless_or_one_line(lambda path=path: read_new_texts(path), path)
 
 
-@pytest.mark.parametrize("name", ["checkpoint.pt", "best.pt", "results.json"])
+@pytest.mark.parametrize("name", ["checkpoint.pt", "results.json"])
 def test_files_of_a_run(tmp_path, monkeypatch, name):
-    """Of a run that was killed: what cannot be gone on from is refused before a step is made."""
+    """Of a run that was killed: what cannot be resumed is refused before a step is made."""
     data, encoder = write_texts(tmp_path / "data", train=20, valid=5, test=5), write_encoder(tmp_path / "encoder")
     options = TeacherOptions(data=(str(data),), model=str(encoder), epochs=4, **QUICK)
 
     def train(out):
         return train_teacher(options, out, Accelerator(cpu=True))
 
-    optimise = loop.Trainer.optimise
+    forward, steps = Objective.forward, []
+
+    def five_steps(self, *arguments):
+        steps.append(arguments)
+        return forward(self, *arguments) if len(steps) <= 5 else pytest.exit("")
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            loop.Trainer, "optimise", lambda s, *a: optimise(s, *a) if s.progress["step"] < 5 else pytest.exit("")
-        )
+        patch.setattr(Objective, "forward", five_steps)
         with pytest.raises(pytest.exit.Exception):
             train(tmp_path / "killed")
-    monkeypatch.setattr(loop.Trainer, "optimise", lambda *_: pytest.fail("it went on"))
-    for kind in (*DAMAGES, "missing", "tensor"):
+    assert (tmp_path / "killed" / "checkpoint.pt").exists()
+    monkeypatch.setattr(Objective, "forward", lambda *_: pytest.fail("it was trained"))
+    for kind in (*DAMAGES, "tensor"):
         out = shutil.copytree(tmp_path / "killed", tmp_path / kind)
-        if kind == "missing":
-            (out / name).unlink(missing_ok=True)
-        elif kind == "tensor":
+        if kind == "tensor":
             torch.save(torch.zeros(3), out / name)
         else:
             damage(out / name, kind)
-        if kind == "missing" and name != "best.pt":
-            continue
         assert harmless_or_one_line(lambda out=out: train(out), out / name), kind

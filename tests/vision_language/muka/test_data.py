@@ -17,7 +17,8 @@ from fairseq_ext.training.errors import DataError, InputError, OptionError
 from fairseq_ext.training.files import MAX_LINE
 from tests.helpers import require_data
 from tests.vision_language.muka.texts import tiny_tokenizer, write_texts
-from vision_language.muka.data import Texts, gold_ids, read_file, read_splits, split_labels
+from vision_language.muka.data import gold_ids, read_splits, split_labels
+from vision_language.muka.text_files import Texts, read_file
 from vision_language.muka.tokens import Tokens
 
 

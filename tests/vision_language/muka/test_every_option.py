@@ -14,7 +14,7 @@ from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import InputError
 from tests.vision_language.muka.texts import write_texts
 from vision_language.muka import __main__ as command_line
-from vision_language.muka import cache, run
+from vision_language.muka import cache, logits, train
 
 QUICK = "--epochs 1 --batch-size 10 --lr 0.01 --max-length 16"
 TEACHERS = "--teachers FIRST SECOND"
@@ -51,17 +51,17 @@ TRAINING = {
     "--lr": Row("--lr 0.02"),
     "--warmup": Row("--warmup 0.9"),
     "--weight-decay": Row("--weight-decay 1"),
-    "--max-grad-norm": Row("--max-grad-norm 0.01"),
-    "--eval-every": Row("--eval-every 1"),
+    "--clip-norm": Row("--clip-norm 0.01"),
+    "--validate-every": Row("--validate-every 1"),
     "--save-every": Row("--save-every 1"),
     "--eval-batch-size": Row("--eval-batch-size 3"),
     "--valid-fraction": Row("--valid-fraction 0.4", idle=("--data DATA",)),
     "--mixed-precision": Row("--mixed-precision bf16"),
     "--attn-implementation": Row("--attn-implementation eager"),
     "--seed": Row("--seed 2"),
-    "--layers": Row("--layers 1"),
+    "--num-layers": Row("--num-layers 1"),
     "--from-scratch": Row("--from-scratch"),
-    "--cpu": Row("--cpu"),
+    "--device": Row("--device cpu"),
     "--out": Row("--out OUT"),
 }
 SCORES = {
@@ -107,8 +107,8 @@ ROWS = {
         "--split": Row("--split train", idle=("--data OTHER_TEST",)),
         "--rename": Row("--rename sport=music music=sport"),
         "--max-length": Row("--max-length 3"),
-        "--batch-size": Row("--batch-size 3"),
-        "--cpu": Row("--cpu"),
+        "--eval-batch-size": Row("--eval-batch-size 3"),
+        "--device": Row("--device cpu"),
     },
     "diagnose": {
         **SCORES,
@@ -123,8 +123,8 @@ ROWS = {
         "--data": Row("--data OTHER_TEST"),
         "--split": Row("--split train", idle=("--data OTHER_TEST",)),
         "--max-length": Row("--max-length 3"),
-        "--batch-size": Row("--batch-size 3"),
-        "--cpu": Row("--cpu"),
+        "--eval-batch-size": Row("--eval-batch-size 3"),
+        "--device": Row("--device cpu"),
     },
     "predict": {
         "file": Row("NEW2"),
@@ -132,8 +132,8 @@ ROWS = {
         "--top": Row("--top 1"),
         "--rename": Row("--rename sport=games"),
         "--max-length": Row("--max-length 3"),
-        "--batch-size": Row("--batch-size 1"),
-        "--cpu": Row("--cpu"),
+        "--eval-batch-size": Row("--eval-batch-size 1"),
+        "--device": Row("--device cpu"),
     },
     "synthesize": {"--out": Row("--out OUT"), "--texts": Row("--texts 60"), "--seed": Row("--seed 1")},
 }
@@ -191,23 +191,22 @@ def outcome(places, tmp_path, monkeypatch, capsys):
     """Runs a command where its default folders do no harm, and tells everything that an option could change."""
     seen = []
     shared = {"CACHE": str(tmp_path / "cache"), "OUT": str(tmp_path / "out")}
-    make, fit, save, logits = command_line.make_accelerator, run.fit, Checkpoint.save, cache.predict_logits
+    make, fit, save, predict = command_line.make_accelerator, train.fit, Checkpoint.save, logits.predict_logits
 
-    def watched_fit(objective, *arguments, **settings):
-        seen.append((objective.model.config._attn_implementation, settings["select"] if "select" in settings else ""))
-        return fit(objective, *arguments, **settings)
+    def watched_fit(options, objective, *arguments):
+        seen.append((objective.model.config._attn_implementation, arguments[-1]))
+        return fit(options, objective, *arguments)
 
     def watched_logits(model, tokens, batch_size, *arguments):
         seen.append(batch_size)
-        return logits(model, tokens, batch_size, *arguments)
+        return predict(model, tokens, batch_size, *arguments)
 
     monkeypatch.setattr(command_line, "make_accelerator", lambda *a, **k: (seen.append((a, k)), make(*a, **k))[1])
-    monkeypatch.setattr(run, "fit", watched_fit)
+    monkeypatch.setattr(train, "fit", watched_fit)
     monkeypatch.setattr("vision_language.muka.evaluate.draw_scores", lambda *_: None)  # slow, and without options
     monkeypatch.setattr(Checkpoint, "save", lambda self: (seen.append("saved"), save(self))[1])
-    for module in (cache, run, "vision_language.muka.evaluate"):
-        name = module if isinstance(module, str) else module.__name__
-        monkeypatch.setattr(f"{name}.predict_logits", watched_logits)
+    for module in (cache, logits, train):
+        monkeypatch.setattr(module, "predict_logits", watched_logits)
 
     def outcome(command, arguments, name):
         folder = tmp_path / name
@@ -248,9 +247,9 @@ def _without_time(value):
 
 
 def options_of(command):
-    top = command_line.parser()
+    top = command_line.main.parser()
     (commands,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
-    actions = [action for action in commands.choices[command]._actions if action.dest != "help"]
+    actions = [action for action in commands.choices[command]._actions if action.dest not in ("help", "config")]
     return {action.option_strings[0] if action.option_strings else action.dest for action in actions}
 
 

@@ -58,7 +58,7 @@ def test_other_architectures(tmp_path):
     DistilBertForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert load_classifier(tmp_path).labels == ("x", "y")
-    cut = build_classifier(tmp_path, ["a", "b", "c"], layers=1)
+    cut = build_classifier(tmp_path, ["a", "b", "c"], num_layers=1)
     assert len(cut.model.distilbert.transformer.layer) == 1
 
 
@@ -151,13 +151,13 @@ def test_missing_folder(tmp_path, load):
 
 def test_first_layers(tmp_path):
     write_encoder(tmp_path, layers=3)
-    whole, cut = build_classifier(tmp_path, ["a", "b"]), build_classifier(tmp_path, ["a", "b"], layers=2)
+    whole, cut = build_classifier(tmp_path, ["a", "b"]), build_classifier(tmp_path, ["a", "b"], num_layers=2)
     assert cut.model.config.num_hidden_layers == 2
     kept = cut.model.bert.state_dict()
     assert len(kept) < len(whole.model.bert.state_dict())
     assert all(torch.equal(value, whole.model.bert.state_dict()[name]) for name, value in kept.items())
-    with pytest.raises(OptionError, match=r"--layers: .* has 3 layers, got 4"):
-        build_classifier(tmp_path, ["a", "b"], layers=4)
+    with pytest.raises(OptionError, match=r"--num-layers: .* has 3 layers, got 4"):
+        build_classifier(tmp_path, ["a", "b"], num_layers=4)
 
 
 def test_from_scratch(tmp_path):
@@ -165,7 +165,7 @@ def test_from_scratch(tmp_path):
     trained = build_classifier(tmp_path, ["a", "b"])
     (tmp_path / "model.safetensors").unlink()
     torch.manual_seed(3)
-    made = build_classifier(tmp_path, ["a", "b"], layers=4, from_scratch=True)
+    made = build_classifier(tmp_path, ["a", "b"], num_layers=4, from_scratch=True)
     assert made.model.config.num_hidden_layers == 4
     name = "bert.encoder.layer.0.output.dense.weight"
     assert not torch.equal(made.model.state_dict()[name], trained.model.state_dict()[name])

@@ -23,12 +23,12 @@ from fairseq_ext.training.files import load_safely, save_atomically
 from tests.vision_language.muka.conftest import QUICK
 from tests.vision_language.muka.test_architectures import write
 from tests.vision_language.muka.texts import WORDS, write_encoder, write_texts
-from vision_language.muka import loop, run
+from vision_language.muka import train
 from vision_language.muka.baselines import ensemble_probabilities
 from vision_language.muka.data import gold_ids, read_splits
-from vision_language.muka.loop import parameter_groups
+from vision_language.muka.fit import fit
 from vision_language.muka.models import build_classifier, load_classifier
-from vision_language.muka.objectives import amalgamation_objective, teacher_signals
+from vision_language.muka.objectives import amalgamation_objective, teacher_loss, teacher_signals
 from vision_language.muka.options import METHODS, AmalgamationOptions, TeacherOptions
 from vision_language.muka.targets import (
     amalgamation_loss,
@@ -36,7 +36,7 @@ from vision_language.muka.targets import (
     margin_weights,
     union_of_labels,
 )
-from vision_language.muka.train import amalgamate, teacher_loss, train_teacher
+from vision_language.muka.train import amalgamate, train_teacher
 
 FEATURES = ("dfa", "cfl")
 
@@ -58,8 +58,8 @@ def merge(world, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def merge(options, out):
-        shared = None if options.method == "supervised" else cache
-        return amalgamate(options, out, shared, Accelerator(cpu=True)).runs[f"seed{options.seed}"]
+        shared = "" if options.method == "supervised" else str(cache)
+        return amalgamate(replace(options, cache=shared), out, Accelerator(cpu=True)).runs[f"seed{options.seed}"]
 
     return merge
 
@@ -226,23 +226,23 @@ def test_the_loss_of_each_method(world, method):
 @pytest.mark.parametrize("method", FEATURES)
 def test_blocks_are_trained_and_teachers_are_not(world, merge, tmp_path, monkeypatch, method):
     options, seen = student_options(world, method, epochs=1), []
-    fit = run.fit
+    fit = train.fit
 
-    def watched(objective, *arguments, **settings):
+    def watched(options, objective, *arguments):
         before = {name: value.clone() for name, value in objective.state_dict().items()}
         known = [{name: value.clone() for name, value in t.state_dict().items()} for t in objective.teachers]
-        record = fit(objective, *arguments, **settings)
+        record = fit(options, objective, *arguments)
         after = objective.state_dict()
         seen.extend(name for name in after if name.startswith("blocks") and torch.equal(before[name], after[name]))
         assert all(equal(old, t.state_dict()) for old, t in zip(known, objective.teachers, strict=True))
         assert not any(t.training or any(p.grad is not None for p in t.parameters()) for t in objective.teachers)
         assert not [name for name in after if "teachers." in name]
-        groups = parameter_groups(objective, options, options.amalgam_lr)
+        groups = objective.parameter_groups(options.weight_decay)
         assert [group.get("lr") for group in groups] == [None, None, 1e-3]
         assert sum(len(group["params"]) for group in groups) == len(list(objective.parameters()))
         return record
 
-    monkeypatch.setattr(run, "fit", watched)
+    monkeypatch.setattr(train, "fit", watched)
     merge(options, tmp_path)
     assert not seen  # no block parameter stayed where it was
 
@@ -260,14 +260,14 @@ def test_what_picks_the_checkpoint(world, merge, tmp_path, monkeypatch):
         values = iter([(0.5, 0.9), (0.2, 0.7), (0.2, 0.9), (0.3, 0.1)])
         states = []
 
-        def fit(objective, tokens, signals, validate, *arguments, _values=values, _states=states, **settings):
+        def scripted_fit(options, objective, tokens, signals, validate, *arguments, _values=values, _states=states):
             def scripted():
                 _states.append({name: value.clone() for name, value in objective.model.state_dict().items()})
                 return dict(zip(("loss", "accuracy"), next(_values), strict=True))
 
-            return loop.fit(objective, tokens, signals, scripted, *arguments, **settings)
+            return fit(options, objective, tokens, signals, scripted, *arguments)
 
-        monkeypatch.setattr(run, "fit", fit)
+        monkeypatch.setattr(train, "fit", scripted_fit)
         record = merge(student_options(world, select=select, epochs=4), tmp_path / select)
         assert record["best_step"] == best
         assert equal(weights(tmp_path / select), states[best // 12 - 1])
@@ -289,13 +289,11 @@ def interrupted(function, at):
 
 @pytest.mark.parametrize(("method", "at"), [("muka-soft", 2), ("muka-soft", 3), ("dfa", 5)])
 def test_a_killed_run_ends_where_a_straight_one_ends(world, merge, tmp_path, monkeypatch, method, at):
-    """Killed after the best weights are written but not the checkpoint, and after a checkpoint within an epoch."""
-    options = student_options(world, method, save_every=4, eval_every=5)
+    """Killed after a checkpoint within an epoch, of a validation or between two."""
+    options = student_options(world, method, save_every=4, validate_every=5)
     straight = merge(options, tmp_path / "straight")
     with monkeypatch.context() as patch:
-        save = interrupted(save_atomically, at)
-        for module in (loop, checkpoint):
-            patch.setattr(module, "save_atomically", save)
+        patch.setattr(checkpoint, "save_atomically", interrupted(save_atomically, at))
         with pytest.raises(KeyboardInterrupt):
             merge(options, tmp_path / "killed")
     state = load_safely(tmp_path / "killed" / "checkpoint.pt")
@@ -311,7 +309,7 @@ def test_a_run_killed_at_the_end_is_finished(world, merge, tmp_path, monkeypatch
     options = student_options(world, epochs=1)
     merge(options, tmp_path / "straight")
     with monkeypatch.context() as patch:
-        patch.setattr(run, "save_classifier", interrupted(run.save_classifier, 1))
+        patch.setattr(train, "save_classifier", interrupted(train.save_classifier, 1))
         with pytest.raises(KeyboardInterrupt):
             merge(options, tmp_path / "killed")
     merge(options, tmp_path / "killed")
@@ -321,7 +319,7 @@ def test_a_run_killed_at_the_end_is_finished(world, merge, tmp_path, monkeypatch
 def test_finished_runs_are_kept(world, merge, tmp_path, monkeypatch):
     options = student_options(world, epochs=1)
     first = merge(options, tmp_path / "out")
-    monkeypatch.setattr(run, "fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("trained again"))
     assert merge(options, tmp_path / "out") == first
     with pytest.raises(OptionError, match=r"--out: .* holds runs with method = muka-soft, now method = vkd"):
         merge(student_options(world, "vkd", epochs=1), tmp_path / "out")
@@ -349,7 +347,7 @@ def test_half_precision(world, tmp_path):
     AcceleratorState._reset_state(True)  # one process knows one number format
     try:
         options = student_options(world, epochs=4, mixed_precision="bf16", margin=False)
-        record = amalgamate(options, tmp_path, None, make_accelerator("bf16", "cpu")).runs["seed1"]
+        record = amalgamate(options, tmp_path, make_accelerator("bf16", "cpu")).runs["seed1"]
         losses = [entry["loss"] for entry in record["history"]]
         assert min(losses[1:]) < losses[0] and all(value.dtype == torch.float32 for value in weights(tmp_path).values())
     finally:
@@ -379,7 +377,7 @@ def test_damaged_checkpoints(world, merge, tmp_path, content):
 
 def test_a_loss_that_is_not_finite_ends_the_run(world, tmp_path, monkeypatch):
     monkeypatch.setattr("vision_language.muka.train.teacher_loss", lambda options: lambda z, y: z.sum() * math.nan)
-    with pytest.raises(OptionError, match=r"--lr 0\.01: the loss is nan at step 12"):
+    with pytest.raises(OptionError, match=r"step 12: the train_loss is nan; lower --lr 0\.01"):
         train_teacher(teacher_options(world), tmp_path)
     assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "results.json").exists()
 
@@ -392,7 +390,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(world, tmp_path, monkeypatch):
         ({"classes": ("sport", "sport")}, "--classes: at least two different ones are needed"),
         ({"part": "3/3"}, "3 parts of 5 classes: each part needs at least two classes"),
         ({"max_length": 64}, "reads at most 32 tokens, got 64"),
-        ({"layers": 3}, "--layers: "),
+        ({"num_layers": 3}, "--num-layers: "),
     ],
 )
 def test_refused_teachers(world, tmp_path, changes, message):
@@ -409,7 +407,7 @@ def refuse(*_):
     ("break_it", "message"),
     [
         ({"student": "save"}, "cannot be saved and read back: not today"),
-        ({"student": "layers"}, "--layers: "),
+        ({"student": "layers"}, "--num-layers: "),
         ({"teacher": "dropout"}, r"teacher: a model without dropout, .*--teacher-dropout 0\.1, or use one pass"),
         ({"teacher": "problem"}, "its problem_type is multi_label_classification"),
         ({"student": "attention"}, "--attn-implementation sdpa: .*FNet"),
@@ -425,7 +423,7 @@ def test_what_would_fail_later_is_refused_before_teachers_are_asked(world, tmp_p
     if break_it == {"student": "save"}:
         monkeypatch.setattr("vision_language.muka.trial.save_classifier", refuse)
     elif break_it == {"student": "layers"}:
-        changes = {"layers": 3}
+        changes = {"num_layers": 3}
     elif break_it == {"student": "attention"}:
         changes = {"student": str(write(tmp_path / "fnet", "fnet")), "attn_implementation": "sdpa"}
     elif break_it == {"teacher": "dropout"}:
@@ -435,7 +433,7 @@ def test_what_would_fail_later_is_refused_before_teachers_are_asked(world, tmp_p
     (teacher / "config.json").write_text(json.dumps(config))
     options = student_options(world, teachers=(str(teacher), str(world.second)), **changes)
     with pytest.raises(InputError, match=message) as error:
-        amalgamate(options, tmp_path / "out", None, Accelerator(cpu=True))
+        amalgamate(options, tmp_path / "out", Accelerator(cpu=True))
     assert "\n" not in str(error.value) and not (tmp_path / "out" / "trial").exists()
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from fairseq_ext.training.accelerator import adamw
+from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import load_safely
+from fairseq_ext.training.settings import Settings
 from tests.vision_language.muka.conftest import QUICK
 from tests.vision_language.muka.texts import write_encoder, write_texts
-from vision_language.muka import loop, run
+from vision_language.muka import fit as fitting
+from vision_language.muka import train
 from vision_language.muka.data import gold_ids, read_splits
+from vision_language.muka.fit import fit
 from vision_language.muka.models import build_classifier, load_classifier
 from vision_language.muka.objectives import Objective
 from vision_language.muka.options import AmalgamationOptions, TeacherOptions
+from vision_language.muka.tokens import Tokens
 from vision_language.muka.train import amalgamate, train_teacher
 
 STILL = {"epochs": 3, "batch_size": 10, "lr": 1e-12, "max_length": 16}
@@ -27,33 +33,47 @@ def options(**changes):
     return TeacherOptions(**{"data": ("unused",), "model": "unused"} | STILL | changes)
 
 
-def trainer(folder, chosen, texts=("a goal",) * 10, dropout=0.0, logit_loss=None):
-    """A trainer of equal texts, so that steps differ in nothing but the dropout."""
+def trained(folder, chosen, texts=("a goal",) * 10, dropout=0.0, logit_loss=None):
+    """The losses of a training of equal texts, whose steps differ in nothing but the dropout."""
     torch.manual_seed(0)
     encoder = folder / f"encoder{dropout}"
     classifier = build_classifier(encoder if encoder.exists() else write_encoder(encoder, dropout=dropout), ["a", "b"])
     objective = Objective(classifier.model, logit_loss or (lambda logits, _: logits.square().mean()))
-    out = folder / "out"
-    out.mkdir(exist_ok=True)
-    choice = {"select": "loss", "added_lr": 0.0, "settings": {}}
     tokens, signals = classifier.tokens(list(texts)), [torch.zeros(len(texts))]
-    return loop.Trainer(objective, tokens, signals, lambda: {"loss": 1.0}, chosen, Accelerator(cpu=True), out, **choice)
+    validate, out = (lambda: {"loss": 1.0}), folder / "out"
+    record = fit(chosen, objective, tokens, signals, validate, out, Settings({}), Accelerator(cpu=True))
+    return [entry["train_loss"] for entry in record["history"]]
 
 
-def losses_of(made):
-    made.train()
-    return [entry["train_loss"] for entry in made.progress["history"]]
+@pytest.fixture
+def at_each_step(monkeypatch):
+    """Calls a function with the optimiser just before each of its steps, and gives a list of what it returned."""
+
+    def watch(look):
+        seen = []
+
+        def watched(*arguments, **settings):
+            optimizer = adamw(*arguments, **settings)
+            optimizer.register_step_pre_hook(lambda made, *_: seen.append(look(made)))
+            return optimizer
+
+        monkeypatch.setattr(fitting, "adamw", watched)
+        return seen
+
+    return watch
+
+
+def gradient(optimizer):
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return torch.cat([p.grad.flatten() for p in parameters])
 
 
 def test_dropout_differs_from_step_to_step_and_follows_the_seed(tmp_path):
-    first = losses_of(trainer(tmp_path, options(), dropout=0.5))
+    first = trained(tmp_path, options(), dropout=0.5)
     assert len({round(loss, 5) for loss in first}) == 3
     for name, seed, same in (("again", 1, True), ("other", 2, False)):
-        (tmp_path / name).mkdir()
-        found = losses_of(trainer(tmp_path / name, options(seed=seed), dropout=0.5))
-        assert (found == first) == same
-    (tmp_path / "without").mkdir()
-    still = losses_of(trainer(tmp_path / "without", options()))
+        assert (trained(tmp_path / name, options(seed=seed), dropout=0.5) == first) == same
+    still = trained(tmp_path / "without", options())
     assert max(still) - min(still) < 1e-6
 
 
@@ -63,35 +83,21 @@ def test_reported_losses_are_those_since_the_last_validation(tmp_path):
     def scripted(logits, _):
         return next(values) + 0 * logits.sum()
 
-    made = trainer(tmp_path, options(batch_size=2, epochs=2, eval_every=3), logit_loss=scripted)
-    assert losses_of(made) == [2.0, 5.0, 8.0, 10.0]  # means of the steps 1-3, 4-6, 7-9 and 10
+    losses = trained(tmp_path, options(batch_size=2, epochs=2, validate_every=3), logit_loss=scripted)
+    assert losses == [2.0, 5.0, 8.0, 10.0]  # means of the steps 1-3, 4-6, 7-9 and 10
 
 
-def test_gradients_do_not_add_up(tmp_path):
-    made, seen = trainer(tmp_path, options(max_grad_norm=1e6)), []
-    step = made.optimizer.optimizer.step
-
-    def watched(*arguments, **settings):
-        seen.append(torch.cat([p.grad.flatten() for p in made.objective.parameters() if p.grad is not None]))
-        return step(*arguments, **settings)
-
-    made.optimizer.optimizer.step = watched
-    made.train()
+def test_gradients_do_not_add_up(tmp_path, at_each_step):
+    seen = at_each_step(gradient)
+    trained(tmp_path, options(clip_norm=1e6))
     assert len(seen) == 3 and seen[0].norm() > 0
-    for gradient in seen[1:]:
-        torch.testing.assert_close(gradient, seen[0], rtol=1e-3, atol=1e-6)
+    for later in seen[1:]:
+        torch.testing.assert_close(later, seen[0], rtol=1e-3, atol=1e-6)
 
 
-def test_gradients_are_clipped(tmp_path):
-    made, seen = trainer(tmp_path, options(max_grad_norm=0.01)), []
-    step = made.optimizer.optimizer.step
-
-    def watched(*arguments, **settings):
-        seen.append(math.hypot(*(float(p.grad.norm()) for p in made.objective.parameters() if p.grad is not None)))
-        return step(*arguments, **settings)
-
-    made.optimizer.optimizer.step = watched
-    made.train()
+def test_gradients_are_clipped(tmp_path, at_each_step):
+    seen = at_each_step(lambda optimizer: float(gradient(optimizer).norm()))
+    trained(tmp_path, options(clip_norm=0.01))
     assert seen == pytest.approx([0.01] * 3, rel=1e-3)
 
 
@@ -104,40 +110,32 @@ def test_gradients_are_clipped(tmp_path):
         (1.0, [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
     ],
 )
-def test_step_sizes(tmp_path, warmup, shares):
+def test_step_sizes(tmp_path, at_each_step, warmup, shares):
     """Linear from 0 at the first step to the largest after the warm-up, and down to 0 behind the last."""
-    made, seen = trainer(tmp_path, options(batch_size=1, epochs=1, lr=0.5, warmup=warmup)), []
-    made.parallel = lambda batch, known: made.objective.model.classifier.bias.sum()
-    step = made.optimizer.optimizer.step
-
-    def watched(*arguments, **settings):
-        seen.append(made.optimizer.param_groups[0]["lr"])
-        return step(*arguments, **settings)
-
-    made.optimizer.optimizer.step = watched
-    made.train()
+    seen = at_each_step(lambda optimizer: optimizer.param_groups[0]["lr"])
+    trained(tmp_path, options(batch_size=1, epochs=1, lr=0.5, warmup=warmup), logit_loss=lambda z, _: 0 * z.sum())
     assert seen == pytest.approx([0.5 * share for share in shares])
 
 
-def test_the_optimizer_is_adamw_and_decays_matrices_alone(tmp_path):
-    made = trainer(tmp_path, options(weight_decay=0.3, lr=0.5))
-    optimizer = made.optimizer.optimizer
+def test_the_optimizer_is_adamw_and_decays_matrices_alone(tmp_path, at_each_step):
+    seen = at_each_step(lambda optimizer: optimizer)
+    trained(tmp_path, options(weight_decay=0.3))
+    optimizer = seen[0]
     assert type(optimizer) is torch.optim.AdamW
     assert all(group["betas"] == (0.9, 0.999) and group["eps"] == 1e-8 for group in optimizer.param_groups)
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    norms = {id(p) for m in made.objective.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
-    named = dict(made.objective.named_parameters())
-    assert len(decay) == len(named)
-    for name, parameter in named.items():
-        plain = id(parameter) in norms or name.endswith("bias")
-        assert decay[id(parameter)] == (0.0 if plain else 0.3), name
+    decayed = {tuple(p.shape): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decayed and all(decay == (0.3 if len(shape) > 1 else 0.0) for shape, decay in decayed.items())
+    model = build_classifier(tmp_path / "encoder0.0", ["a", "b"]).model
+    names = [name for name, p in model.named_parameters() if p.dim() <= 1]
+    norms = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
+    assert all(name.endswith("bias") or name in norms for name in names)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 
-def test_every_text_is_seen_once_an_epoch(tmp_path):
-    made, seen = trainer(tmp_path, options(batch_size=3, epochs=2), texts=["goal " * n for n in range(1, 11)]), []
-    optimise = made.optimise
-    made.optimise = lambda rows: (seen.append(rows.tolist()), optimise(rows))
-    made.train()
+def test_every_text_is_seen_once_an_epoch(tmp_path, monkeypatch):
+    seen, batch = [], Tokens.batch
+    monkeypatch.setattr(Tokens, "batch", lambda self, rows, device: (seen.append(rows.tolist()), batch(self, rows))[1])
+    trained(tmp_path, options(batch_size=3, epochs=2), texts=["goal " * n for n in range(1, 11)])
     epochs = [[row for rows in part for row in rows] for part in (seen[:4], seen[4:])]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2 and epochs[0] != epochs[1]
 
@@ -168,7 +166,7 @@ def test_the_figures_of_a_record(world, tmp_path, monkeypatch, command):
     def load_labels(model):
         return [model.config.id2label[number] for number in range(model.config.num_labels)]
 
-    monkeypatch.setattr(run, "predict_logits", planted)
+    monkeypatch.setattr(train, "predict_logits", planted)
     common = {"data": (str(data),), "epochs": 4, **QUICK}
     if command == "train-teacher":
         chosen = TeacherOptions(model=str(world.encoder), **common)
@@ -178,7 +176,7 @@ def test_the_figures_of_a_record(world, tmp_path, monkeypatch, command):
             {"method": "supervised"} if command == "supervised" else {"teachers": (str(world.first), str(world.second))}
         )
         chosen = AmalgamationOptions(student=str(world.encoder), select="accuracy", **common, **more)
-        record = amalgamate(chosen, tmp_path / "out", None, Accelerator(cpu=True)).runs["seed1"]
+        record = amalgamate(chosen, tmp_path / "out", Accelerator(cpu=True)).runs["seed1"]
     assert len(set(epochs)) == 4
     assert (record["best_step"], record["steps"]) == (4, 8)
     assert record["valid_accuracy"] == pytest.approx(0.8) and record["test_accuracy"] == pytest.approx(0.5)
@@ -189,36 +187,44 @@ def test_the_figures_of_a_record(world, tmp_path, monkeypatch, command):
         assert record["test_accuracy_by_teacher"] == pytest.approx([0.5, 0.5])
 
 
-@pytest.mark.parametrize("changed", ["train", "valid", "test", "model"])
-def test_changed_inputs_are_refused_on_resume(tmp_path, monkeypatch, changed):
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    """The options and folder of a teacher that was killed after its first checkpoint, of three."""
     data, encoder = write_texts(tmp_path / "data", train=20, valid=5, test=5), write_encoder(tmp_path / "encoder")
     chosen = TeacherOptions(data=(str(data),), model=str(encoder), epochs=3, **QUICK)
-    save = loop.Checkpoint.save
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Checkpoint, "save", lambda self: (save(self), pytest.exit("killed")))
-        with pytest.raises(pytest.exit.Exception):
-            train_teacher(chosen, tmp_path / "out", Accelerator(cpu=True))
-    step = load_safely(tmp_path / "out" / "checkpoint.pt")["progress"]["step"]
-    assert step == 2
-    if changed == "model":
-        write_encoder(encoder, seed=5)
-    else:
-        text = (data / f"{changed}.tsv").read_text()
-        (data / f"{changed}.tsv").write_text(text.replace("a", "o", 1))
-    with pytest.raises(OptionError, match=r"checkpoint\.pt was trained with other inputs"):
-        train_teacher(chosen, tmp_path / "out", Accelerator(cpu=True))
+    save = Checkpoint.save
+    saves = []
 
+    def save_once(self):
+        save(self)
+        saves.append(self.path)
+        if len(saves) > 1:  # the first proves that it can
+            pytest.exit("killed")
 
-def test_a_killed_teacher_ends_where_a_straight_one_ends(tmp_path, monkeypatch):
-    data, encoder = write_texts(tmp_path / "data", train=20, valid=5, test=5), write_encoder(tmp_path / "encoder")
-    chosen = TeacherOptions(data=(str(data),), model=str(encoder), epochs=3, **QUICK)
-    straight = train_teacher(chosen, tmp_path / "straight", Accelerator(cpu=True)).runs["seed1"]
-    save = loop.Checkpoint.save
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Checkpoint, "save", lambda self: (save(self), pytest.exit("killed")))
+        patch.setattr(Checkpoint, "save", save_once)
         with pytest.raises(pytest.exit.Exception):
             train_teacher(chosen, tmp_path / "killed", Accelerator(cpu=True))
-    resumed = train_teacher(chosen, tmp_path / "killed", Accelerator(cpu=True)).runs["seed1"]
+    assert load_safely(tmp_path / "killed" / "checkpoint.pt")["progress"]["step"] == 2
+    return chosen, tmp_path / "killed"
+
+
+@pytest.mark.parametrize("changed", ["train", "valid", "test", "model"])
+def test_changed_inputs_are_refused_on_resume(killed, changed):
+    chosen, out = killed
+    if changed == "model":
+        write_encoder(Path(chosen.model), seed=5)
+    else:
+        file = Path(chosen.data[0]) / f"{changed}.tsv"
+        file.write_text(file.read_text().replace("a", "o", 1))
+    with pytest.raises(OptionError, match=r"checkpoint\.pt was trained with other inputs"):
+        train_teacher(chosen, out, Accelerator(cpu=True))
+
+
+def test_a_killed_teacher_ends_where_a_straight_one_ends(killed, tmp_path):
+    chosen, out = killed
+    resumed = train_teacher(chosen, out, Accelerator(cpu=True)).runs["seed1"]
+    straight = train_teacher(chosen, tmp_path / "straight", Accelerator(cpu=True)).runs["seed1"]
     assert resumed["history"] == straight["history"] and resumed["test_accuracy"] == straight["test_accuracy"]
-    first, second = (load_classifier(tmp_path / name).model.state_dict() for name in ("straight", "killed"))
+    first, second = (load_classifier(folder).model.state_dict() for folder in (tmp_path / "straight", out))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
