@@ -164,8 +164,9 @@ def _terms(
         probabilities = one_hot(indices, logits).to(compute_dtype(logits))
 
     log_p = F.log_softmax(logits, -1, dtype=compute_dtype(logits))
+    value = bonus(log_p)
     terms = []
-    for per_class, amount in ((-log_p, off), (bonus(log_p), off_bonus)):
+    for per_class, amount in ((-log_p, off), (value, off_bonus)):
         q = probabilities * (1 - classes * amount) + amount
         if weight is not None:
             q = q * weight.to(q.dtype)
