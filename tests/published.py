@@ -226,18 +226,19 @@ HELP = {
         {
             "train-each": 20, "valid-each": 30, "imbalance": "none", "labeling-ratio": Ours(0.01, 0.05),
             "imbalance-ratio": Ours(1, 5), "head-classes": "0 1 2", "w-min": 0.5, "w-max": 1.5, "alpha": 0.15,
-            "model": Ours("sgc", "gcn"), "layers": 2, "hidden": 32, "dropout": 0.5, "loss": "ce", "gamma": 2,
+            "model": Ours("sgc", "gcn"), "num-layers": 2, "hidden-size": 32, "dropout": 0.5, "loss": "ce", "gamma": 2,
             "beta": 0.9999, "renode": Ours("off", "on"), "lr": 0.0075, "lr-decay": 0.95, "lr-decay-epoch": 20,
-            "min-lr": 1e-4, "weight-decay": 0, "epochs": 200, "least-epochs": 40, "patience": 20, "splits": 5,
-            "inits": 3,
+            "min-lr": 1e-4, "weight-decay": 0, "epochs": 200, "least-epochs": 40, "patience": 20,
+            "splits": Ours(5, 0), "inits": 3,
         },
     ),
     ("graph.renode", "train-large"): Published(
         _PPRGO,
         {
             "train-each": Ours(20, 50), "alpha": 0.15, "eps": 1e-4, "topk": 0, "normalization": "sym", "w-min": 0.75,
-            "w-max": 1.25, "layers": 2, "hidden": 32, "dropout": 0.1, "loss": "ce", "lr": 5e-3, "weight-decay": 1e-4,
-            "batch-size": 4200, "epochs": 800, "steps": 2, "reduction": "sum", "totoro": Ours("push-softmax", "exact"),
+            "w-max": 1.25, "num-layers": 2, "hidden-size": 32, "dropout": 0.1, "loss": "ce", "lr": 5e-3,
+            "weight-decay": 1e-4, "batch-size": 4200, "epochs": 800, "inference-steps": 2, "reduction": "sum",
+            "totoro": Ours("push-softmax", "exact"),
         },
     ),
     ("graph.label_graph", "train"): Published(

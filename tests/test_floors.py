@@ -95,7 +95,7 @@ def starts_with(name: str, *packages: str) -> bool:
         ("import graph", ["fairseq", "vision_language", "transformers", "torch_geometric"]),
         # torch_geometric itself imports transformers where it is installed.
         ("import graph.renode.train", ["fairseq", "hydra", "vision_language"]),
-        ("import graph.renode.large", ["fairseq", "hydra", "vision_language"]),
+        ("import graph.renode.train_large", ["fairseq", "hydra", "vision_language"]),
         ("import graph.label_graph.train", ["fairseq", "hydra", "vision_language", "transformers"]),
         ("import graph.graph_classification.train", ["fairseq", "hydra", "vision_language"]),
         ("import vision_language", ["fairseq", "graph", "torch", "transformers", "torch_geometric"]),

@@ -10,7 +10,7 @@ from typing import Any
 from examples.results.report import Paired, asked, copied, environments, mean_spread, unique
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import flag
-from graph.renode.options import TrainOptions
+from graph.renode.options import TrainOptions, TrainRuns
 from graph.renode.train import run
 
 BACKBONES = ("gcn", "gat", "sage", "sgc", "cheb", "ppnp")
@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every cell of the grid, off and on."""
     for dataset in options.datasets:
         rows: list[dict[str, Any]] = []
-        made: list[dict[str, Any]] = []
+        recorded: list[dict[str, Any]] = []
         models = [model for model in GRID.get(dataset, ()) if model in (options.models or BACKBONES)]
         cells = [(model, loss, split) for model in models for loss in options.losses for split in IMBALANCES]
         if dataset == "debian_deps":
@@ -80,11 +80,11 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for model, loss, split in cells:
             row = {"dataset": dataset, "model": model, "loss": loss, "split": split}
             for renode in ("off", "on"):
-                row[renode] = _runs(options, made, renode=renode, **row)
+                row[renode] = _runs(options, recorded, renode=renode, **row)
             rows.append(row)
             print(dataset, model, loss, split, _cells(row), flush=True)
         name = _name(dataset, options)
-        yield {"name": name, "recipe": options.recipe, "environments": unique(made), "rows": rows}
+        yield {"name": name, "recipe": options.recipe, "environments": unique(recorded), "rows": rows}
 
 
 def _suffix(recipe: str) -> tuple[str, ...]:
@@ -93,7 +93,14 @@ def _suffix(recipe: str) -> tuple[str, ...]:
 
 
 def _runs(
-    options: argparse.Namespace, made: list, dataset: str, model: str, loss: str, split: str, renode: str, **_: Any
+    options: argparse.Namespace,
+    recorded: list,
+    dataset: str,
+    model: str,
+    loss: str,
+    split: str,
+    renode: str,
+    **_: Any,
 ) -> dict:
     """Test scores of each run, by its name; with ReNode the Totoro of its split, too. Adds the runs' environments."""
     slug = "-".join((dataset, model, loss, split.replace(" ", ""), renode, *_suffix(options.recipe)))
@@ -103,12 +110,12 @@ def _runs(
         | (DEBIAN if dataset == "debian_deps" else IMBALANCES[split])
     )
     chosen = TrainOptions(model=model, loss=loss, renode=renode, **own)
-    experiment = run(chosen, options.out / "renode" / slug, options.splits, options.inits)
+    asked_for = TrainRuns(out=str(options.out / "renode" / slug), splits=options.splits, inits=options.inits)
+    experiment = run(chosen, asked_for)
     kept = ("weighted_f1", "macro_f1", "totoro")
-    wanted = [f"split{number}-init{seed}" for number in range(options.splits) for seed in range(options.inits)]
-    runs = asked(experiment.runs, [name for name in wanted if name in experiment.runs])
-    made += [run["environment"] for run in runs.values()]
-    return {name: {key: found[key] for key in kept if key in found} for name, found in runs.items()}
+    runs = asked(experiment.runs, [name for name in asked_for.seeds if name in experiment.runs])
+    recorded += [run["environment"] for run in runs.values()]
+    return {name: {key: scores[key] for key in kept if key in scores} for name, scores in runs.items()}
 
 
 def _source(dataset: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -157,10 +164,11 @@ def _recipe(name: str) -> str:
 def _reading(rows: list[dict[str, Any]]) -> str:
     """What the table says, in one sentence; re-weight with equal classes is ce and not counted again."""
     rows = [row for row in rows if (row["loss"], row["split"]) != ("re-weight", "balanced")]
-    found = [_paired(row, "weighted_f1") for row in rows]
+    paired = [_paired(row, "weighted_f1") for row in rows]
     return (
-        f"Weighted F1 is higher with ReNode on average in {sum(gain.mean > 0 for gain in found)} of {len(found)} rows; "
-        f"it gains in {sum(gain.gains for gain in found)} and loses in {sum(gain.loses for gain in found)}."
+        f"Weighted F1 is higher with ReNode on average in {sum(gain.mean > 0 for gain in paired)} "
+        f"of {len(paired)} rows; "
+        f"it gains in {sum(gain.gains for gain in paired)} and loses in {sum(gain.loses for gain in paired)}."
     )
 
 

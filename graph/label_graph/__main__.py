@@ -84,7 +84,7 @@ class AlbumOptions(OptionSet):
     out: str = option("runs/label_graph_data", "folder")
     albums: int = option(1000, "number of albums (music data: 7172)")
     reviews: int = option(10, "reviews of an album (music data: 40)", least=1)
-    hidden: str = option(",".join(HIDDEN), "styles that no review tells")
+    hidden_styles: str = option(",".join(HIDDEN), "styles that no review tells")
     seed: int = option(0, "of all that is drawn", least=0)
 
 
@@ -152,7 +152,7 @@ def plot(options: PlotOptions) -> None:
 @main.command
 def _synthesize(options: AlbumOptions) -> None:
     """Write made-up albums with the style counts of the music data."""
-    hidden = [style for style in options.hidden.split(",") if style]
+    hidden = [style for style in options.hidden_styles.split(",") if style]
     synthesize(options.out, options.albums, seed=options.seed, hidden=hidden, reviews=options.reviews)
     print(f"{options.albums} albums in {options.out}")
 

@@ -9,6 +9,7 @@ import importlib
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import torch_geometric.datasets
 import torch_geometric.transforms as T
 from scipy import sparse
+from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import AttrType, GlobalStorage
@@ -24,10 +26,12 @@ from torch_geometric.utils import index_to_mask
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import load_safely, safe_loads_only
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.settings import digest
 from graph.renode.inputs import as_labels, as_tensor, edges_of
-from graph.renode.pprgo_data import read_large_graph
+from graph.renode.npz import read_npz
 
-__all__ = ["DATASETS", "check_graph", "has_root", "load_graph"]
+__all__ = ["DATASETS", "GraphOptions", "check_graph", "graph_digest", "has_root", "load_graph"]
 
 # Short names; every other class of torch_geometric.datasets is "Class" or "Class:name", such as "CitationFull:DBLP".
 DATASETS = {
@@ -127,11 +131,9 @@ def _read_pt(path: Path) -> Data:
 
 def _read_npz(path: Path, need_features: bool) -> Data:
     # torch_geometric's reader would turn every feature above 0 into 1.
-    graph = read_large_graph(path)
-    data = Data(edge_index=graph.edge_index, y=torch.from_numpy(graph.y), num_nodes=len(graph.y))
-    if need_features:
-        data.x = torch.from_numpy(graph.x.toarray() if isinstance(graph.x, sparse.csr_array) else graph.x)
-    return data
+    graph = read_npz(path, need_features=need_features)
+    x = graph.x.toarray() if isinstance(graph.x, sparse.csr_array) else graph.x
+    return Data(edge_index=graph.edge_index, x=x, y=graph.y)
 
 
 def _load_dataset(name: str, root: Path) -> Data:
@@ -152,14 +154,14 @@ def _pyg_loader(name: str, root: Path) -> Callable[[], Data]:
         # All class names would fill a screen: the nearest one is enough.
         choose("--dataset", name, [*DATASETS, *difflib.get_close_matches(class_name, classes, n=1)])
     factory = getattr(torch_geometric.datasets, class_name)
-    known = inspect.signature(factory).parameters
+    parameters = inspect.signature(factory).parameters
     options: dict[str, Any] = {}
-    if bool(variant) != ("name" in known):
+    if bool(variant) != ("name" in parameters):
         several = f"holds several graphs; name one, as {class_name}:NAME"
         raise OptionError(f"--dataset: {class_name} {'is one graph, without names' if variant else several}")
     if variant:
         options["name"] = variant
-    if "root" in known:
+    if "root" in parameters:
         # Where the class makes a folder for each name itself, the root is the one given.
         options["root"] = str(root if variant else root / class_name)
     return lambda: factory(**options)[0]
@@ -220,3 +222,33 @@ def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> 
         if not finite.all():
             raise DataError(f"{name}: the features of node {int((~finite).nonzero()[0])} are NaN or infinite")
     return data
+
+
+def graph_digest(data: Data) -> str:
+    """SHA-256 of the names and contents of a graph's tensors."""
+    tensors = {name: value for name, value in sorted(data.to_dict().items()) if isinstance(value, Tensor)}
+    return digest(list(tensors), *tensors.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions(OptionSet):
+    """Which graph."""
+
+    dataset: str = option(
+        "Cora",
+        f"{', '.join(DATASETS)}; a Class or Class:name of torch_geometric.datasets; an .npz file in the layout of "
+        "Amazon's; or a .pt file with a Data",
+    )
+    root: str = option("data", "data sets by name live in ROOT/NAME")
+    to_undirected: bool = option(False, "add the reverse of every edge (default: edges as they are; always in an .npz)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not has_root(self.dataset):
+            self.refuse_idle(f"with --dataset {self.dataset}", "root")
+        if Path(self.dataset).suffix == ".npz":
+            self.refuse_idle("with an .npz file, whose edges are always undirected", "to_undirected")
+
+    def load(self, **how: bool) -> Data:
+        """The graph, as :func:`load_graph` with ``how``."""
+        return load_graph(self.dataset, self.root, to_undirected=self.to_undirected, **how)

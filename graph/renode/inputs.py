@@ -32,7 +32,8 @@ def as_tensor(values: Any, name: str) -> Tensor:
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{name}: wanted a tensor or an array, found {type(values).__name__}") from error
+        kind = f"an array of {values.dtype}" if hasattr(values, "dtype") else type(values).__name__
+        raise DataError(f"{name}: wanted a tensor or an array, found {kind}") from error
 
 
 def as_edges(edge_index: Any, name: str = "edge_index", num_nodes: int | None = None) -> Tensor:

@@ -21,7 +21,10 @@ from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import OptionSet, option
 from graph.renode.inputs import as_labels, as_tensor
 
-__all__ = ["LOSSES", "LossOptions", "make_loss"]
+__all__ = ["LOSSES", "Loss", "LossOptions", "make_loss"]
+
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Of logits, classes and weights: the mean of weight times loss."""
 
 LOSSES = ("ce", "re-weight", "focal", "cb-softmax", "encouraging")
 
@@ -39,14 +42,12 @@ class LossOptions(OptionSet):
     beta: float = option(0.9999, "of cb-softmax (released: 0.9999)", least=0, below=1, idle=_others("cb-softmax"))
     log_end: float = option(0.75, "of encouraging (its paper: 0.75)", least=0, most=1, idle=_others("encouraging"))
 
-    def make_loss(self, class_counts: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    def make_loss(self, class_counts: Any) -> Loss:
         """The loss, as :func:`make_loss`."""
         return make_loss(self.loss, class_counts, gamma=self.gamma, beta=self.beta, log_end=self.log_end)
 
 
-def make_loss(
-    name: str, class_counts: Any, *, gamma: float = 2.0, beta: float = 0.9999, log_end: float = 0.75
-) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+def make_loss(name: str, class_counts: Any, *, gamma: float = 2.0, beta: float = 0.9999, log_end: float = 0.75) -> Loss:
     """A loss ``(logits, target, sample_weight) -> mean of w l``.
 
     Args:
@@ -63,12 +64,12 @@ def make_loss(
 
     class_counts = as_tensor(class_counts, "class_counts")
 
-    def plain(loss: Callable[..., Tensor], **options: float) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    def plain(loss: Callable[..., Tensor], **options: float) -> Loss:
         return lambda logits, y, weight: reduce_weighted(
             loss(logits, as_labels(y, len(logits), "target"), reduction="none", **options), weight
         )
 
-    def balanced(loss: Callable[..., Tensor], **options: float) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    def balanced(loss: Callable[..., Tensor], **options: float) -> Loss:
         return lambda logits, y, weight: loss(
             logits, as_labels(y, len(logits), "target"), class_counts.to(logits.device), weight, **options
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch_geometric.nn.models
@@ -12,10 +13,11 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from fairseq_ext.remembered import Remembered
 from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.options import OptionSet, option
 from graph.renode.pagerank import check_alpha
 from graph.renode.propagation import ExactPageRank, FixedAPPNP, FixedChebConv, FixedGCNConv, FixedSAGEConv
 
-__all__ = ["APPNP", "GAT", "GCN", "MODELS", "PPNP", "SGC", "Cheb", "GraphSAGE", "build_model", "options_of"]
+__all__ = ["MODELS", "ModelOptions", "build_model", "options_of"]
 
 PACKAGE = "torch_geometric.nn.models."
 
@@ -224,3 +226,34 @@ def _checked(name: str, factory: type[nn.Module], options: dict[str, Any]) -> nn
             f"--model: {name} does not make logits from x, edge_index and its sizes ({reason.splitlines()[0]})"
         ) from error
     return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(OptionSet):
+    """Which model."""
+
+    model: str = option("gcn", f"{', '.join(MODELS)}, or torch_geometric.nn.models.CLASS (released: sgc)")
+    num_layers: int = option(2, "of the model (released: 2)", least=1, aliases=("layers",))
+    hidden_size: int = option(32, "width (released: 32)", least=1, aliases=("hidden",))
+    dropout: float = option(0.5, "on hidden activations (released: 0.5)", least=0, below=1)
+    hops: int = option(10, "steps of appnp (paper of appnp: 10)", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        arguments = {"num_layers": "num_layers", "hidden_size": "hidden_channels", "dropout": "dropout", "hops": "hops"}
+        used = options_of(self.model, self.num_layers)
+        idle = [name for name, argument in arguments.items() if argument not in used]
+        self.refuse_idle(f"with --model {self.model} of --num-layers {self.num_layers}", *idle)
+
+    def make_model(self, in_channels: int, out_channels: int, alpha: float) -> nn.Module:
+        """The model, with initial weights, as :func:`build_model`."""
+        return build_model(
+            self.model,
+            in_channels,
+            out_channels,
+            self.hidden_size,
+            self.num_layers,
+            self.dropout,
+            alpha,
+            self.hops,
+        )

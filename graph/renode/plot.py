@@ -21,11 +21,11 @@ from torch_geometric.utils import subgraph, to_undirected
 
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import output_folder, replacing, writing_to
-from graph.renode.options import ScoreOptions
+from graph.renode.options import PlotFiles, ScoreOptions
 from graph.renode.score import score_table, scored_graph
 from graph.renode.totoro import neighbor_conflict
 
-__all__ = ["plot_classes", "plot_layout", "plot_neighbors", "plot_weights", "run"]
+__all__ = ["draw", "plot_classes", "plot_layout", "plot_neighbors", "plot_weights"]
 
 LEGEND_CLASSES = 12
 # How many of the most contested nodes the layout shows and numbers, whatever else has room.
@@ -91,10 +91,10 @@ def plot_neighbors(data: Data, axes: Axes) -> None:
     """Totoro over the share of neighbours with another label, for the labelled nodes that have neighbours."""
     table, colors = score_table(data), class_colors(data)
     share = neighbor_conflict(data.edge_index, data.y).numpy()[table["node"]]
-    known = ~np.isnan(share)
-    if not known.any():
+    beside_others = ~np.isnan(share)
+    if not beside_others.any():
         raise DataError("no labelled node has a neighbour")
-    label, totoro, share = table["label"][known], table["totoro"][known], share[known]
+    label, totoro, share = table["label"][beside_others], table["totoro"][beside_others], share[beside_others]
     axes.scatter(share, totoro, s=18, color=colors[label], alpha=0.8, linewidths=0)
     class_legend(data, label, axes)
     axes.set(xlabel="share of neighbours of another class", ylabel="Totoro score", title="Conflict, seen from nearby")
@@ -159,14 +159,14 @@ PICTURES: dict[str, Callable[..., None]] = {
 }
 
 
-def run(options: ScoreOptions, out: str | Path, split_seed: int = 0, layout_nodes: int = 400) -> list[Path]:
-    """``python -m graph.renode plot``: the paths of the pictures."""
-    out, data = output_folder(out), scored_graph(options, split_seed)
+def draw(options: ScoreOptions, files: PlotFiles) -> list[Path]:
+    """The paths of all pictures of one split."""
+    folder, data = output_folder(files.out), scored_graph(options, files.split_seed)
     paths = []
-    for name, draw in PICTURES.items():
-        figure = Figure(figsize=(8, 7) if draw is plot_layout else (7, 4.5), layout="constrained")
-        draw(data, figure.subplots(), *([layout_nodes] if draw is plot_layout else []))
-        paths.append(out / name)
-        with writing_to(out), replacing(paths[-1]) as partial:
+    for name, picture in PICTURES.items():
+        figure = Figure(figsize=(8, 7) if picture is plot_layout else (7, 4.5), layout="constrained")
+        picture(data, figure.subplots(), *([files.layout_nodes] if picture is plot_layout else []))
+        paths.append(folder / name)
+        with writing_to(folder), replacing(paths[-1]) as partial:
             figure.savefig(partial, format="png", dpi=150)
     return paths

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +23,10 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.options import OptionSet, option
 from graph.renode.inputs import as_labels, as_weights
 
-__all__ = ["Batch", "PPRGo", "RowBatches", "predict", "predict_logits", "to_torch"]
+__all__ = ["Batch", "PPRGo", "PPRGoOptions", "RowBatches", "predict", "predict_logits", "to_torch"]
 
 
 class PPRGo(nn.Module):
@@ -218,3 +220,17 @@ def predict_logits(
 def predict(model: PPRGo, x: np.ndarray | sparse.csr_array, adjacency: sparse.csr_array, **options: Any) -> np.ndarray:
     """The class of every node, (n,) int64: the largest of :func:`predict_logits`, whose arguments it takes."""
     return predict_logits(model, x, adjacency, **options).argmax(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPRGoOptions(OptionSet):
+    """The perceptron, and how it predicts."""
+
+    num_layers: int = option(2, "of the perceptron (released: 2)", least=1, aliases=("layers",))
+    hidden_size: int = option(32, "width (released: 32)", least=1, aliases=("hidden",), idle={"num_layers": (1,)})
+    dropout: float = option(0.1, "on input and hidden activations (released: 0.1)", least=0, below=1)
+    inference_steps: int = option(2, "of power iteration, to predict (released: 2)", least=0, aliases=("steps",))
+
+    def make_model(self, in_channels: int, out_channels: int) -> PPRGo:
+        """The model, with initial weights."""
+        return PPRGo(in_channels, out_channels, self.hidden_size, self.num_layers, self.dropout)

@@ -13,13 +13,11 @@ from torch_geometric.data import Data
 from torch_geometric.utils import index_to_mask
 
 from fairseq_ext.training.files import replacing, write_json, writing_to
-from graph.renode.data import load_graph
-from graph.renode.options import ScoreOptions, WeightOptions
-from graph.renode.splits import labelled_nodes
+from graph.renode.options import ScoreOptions
 from graph.renode.totoro import dataset_totoro
 from graph.renode.transform import ReNode
 
-__all__ = ["renode_transform", "run", "score_table", "scored", "scored_graph", "write_scores"]
+__all__ = ["score_table", "scored", "scored_graph", "write_scores"]
 
 
 def scored(data: Data, nodes: Tensor, transform: ReNode) -> Data:
@@ -29,17 +27,11 @@ def scored(data: Data, nodes: Tensor, transform: ReNode) -> Data:
     return transform(data)
 
 
-def renode_transform(options: WeightOptions) -> ReNode:
-    """The transform that the options describe."""
-    return ReNode(options.w_min, options.w_max, options.alpha, options.ties, options.tol, options.max_iter)
-
-
 def scored_graph(options: ScoreOptions, split_seed: int = 0) -> Data:
     """The graph of the options, with one split's scores."""
-    transform = renode_transform(options)
-    data = load_graph(options.dataset, options.root, to_undirected=options.to_undirected, need_features=False)
-    nodes = labelled_nodes(data, options.split, split_seed, **options.quotas())
-    return scored(data, nodes, transform)
+    transform = options.make_transform()
+    data = options.load(need_features=False)
+    return scored(data, options.labelled_nodes(data, split_seed), transform)
 
 
 def score_table(data: Data) -> dict[str, np.ndarray]:
@@ -81,8 +73,3 @@ def write_scores(data: Data, folder: str | Path) -> dict[str, Any]:
             np.savez_compressed(file, **table)  # type: ignore[arg-type]
         write_json(folder / "scores.json", summary)
     return summary
-
-
-def run(options: ScoreOptions, out: str | Path, split_seed: int = 0) -> dict[str, Any]:
-    """``python -m graph.renode score``."""
-    return write_scores(scored_graph(options, split_seed), out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -12,9 +12,20 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
+from fairseq_ext.training.options import OptionSet, option
 from graph.renode.inputs import as_labels, as_tensor, node_ids
 
-__all__ = ["IMBALANCES", "SPLITS", "Split", "count_splits", "labelled_nodes", "make_split", "quotas"]
+__all__ = [
+    "IMBALANCES",
+    "SPLITS",
+    "LabelOptions",
+    "Split",
+    "SplitOptions",
+    "count_splits",
+    "labelled_nodes",
+    "make_split",
+    "quotas",
+]
 
 SPLITS = ("compat", "random", "public")
 IMBALANCES = ("none", "step")
@@ -170,18 +181,18 @@ def _public_split(data: Data, seed: int) -> Split:
     return Split(train, valid, test)
 
 
-def count_splits(data: Data, kind: str, wanted: int | None = None) -> int:
-    """How many splits to train on: ``wanted``, or 5 where it is None, but no more than there are public ones.
+def count_splits(data: Data, kind: str, wanted: int = 0) -> int:
+    """How many splits to train on: ``wanted``, or 5 where it is 0, but no more than there are public ones.
 
     Raises:
         OptionError: ``wanted`` is more than the columns of the public ``train_mask``.
     """
     if kind != "public":
-        return 5 if wanted is None else wanted
+        return wanted or 5
     count = _public_splits(data)
-    if wanted is not None and wanted > count:
+    if wanted > count:
         raise OptionError(f"--splits {wanted}: the graph has {count} public split{'s' * (count > 1)}")
-    return min(5, count) if wanted is None else wanted
+    return wanted or min(5, count)
 
 
 def _public_splits(data: Data) -> int:
@@ -189,3 +200,58 @@ def _public_splits(data: Data) -> int:
         raise DataError("--split public: the graph has no train_mask")
     mask = as_tensor(data.train_mask, "train_mask")
     return mask.size(1) if mask.dim() == 2 and len(mask) == len(data.y) else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(OptionSet):
+    """Which of its nodes are labelled."""
+
+    split: str = option(
+        "compat",
+        "compat: the released splits, which validate on the lowest ids left of each class; random: random validation "
+        "nodes, too; public: the masks of the data set",
+        SPLITS,
+    )
+    train_each: int = option(20, "labelled nodes a class (released: 20)", least=1, idle={"imbalance": ("step",)})
+    imbalance: str = option(
+        "none",
+        "step: head classes have --imbalance-ratio times as many labelled nodes (released: none)",
+        IMBALANCES,
+        idle={"split": ("public",)},
+    )
+    labeling_ratio: float = option(
+        0.05, "labelled share of all nodes, for step (released: 0.01)", above=0, below=1, idle={"imbalance": ("none",)}
+    )
+    imbalance_ratio: float = option(5.0, "for step (released: 1)", above=0, idle={"imbalance": ("none",)})
+    head_classes: tuple[int, ...] = option((0, 1, 2), "for step (released: 0 1 2)", idle={"imbalance": ("none",)})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split == "public":
+            self.refuse_idle("with --split public", "train_each")
+        if self.imbalance_ratio == 1:
+            self.refuse_idle("with --imbalance-ratio 1", "head_classes")
+
+    @property
+    def equal_classes(self) -> bool:
+        """Whether all classes have as many labelled nodes, by these options."""
+        return self.split != "public" and (self.imbalance == "none" or self.imbalance_ratio == 1)
+
+    def labelled_nodes(self, data: Data, seed: int = 0) -> Tensor:
+        """As :func:`labelled_nodes`."""
+        return labelled_nodes(data, self.split, seed, **self._quotas())
+
+    def _quotas(self) -> dict[str, Any]:
+        """The arguments of :func:`quotas`."""
+        return {item.name: getattr(self, item.name) for item in fields(LabelOptions) if item.name != "split"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions(LabelOptions):
+    """Which of its nodes are labelled, and which validate."""
+
+    valid_each: int = option(30, "validation nodes a class (released: 30)", least=1, idle={"split": ("public",)})
+
+    def make_split(self, data: Data, seed: int = 0) -> Split:
+        """As :func:`make_split`."""
+        return make_split(data, self.split, seed, valid_each=self.valid_each, **self._quotas())

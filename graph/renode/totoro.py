@@ -16,6 +16,7 @@ from graph.renode.inputs import as_edges, as_labels, as_tensor, node_ids
 from graph.renode.pagerank import BLOCK, PageRank
 
 __all__ = [
+    "SCORES",
     "TIES",
     "class_influence",
     "dataset_totoro",
@@ -25,6 +26,7 @@ __all__ = [
     "totoro_from_rows",
 ]
 
+SCORES = ("exact", "push-softmax")
 TIES = ("index", "average")
 
 

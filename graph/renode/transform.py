@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from torch_geometric.transforms import BaseTransform
 
 from fairseq_ext.losses import reduce_weighted
 from fairseq_ext.training.errors import DataError, OptionError, choose
+from fairseq_ext.training.options import OptionSet, option
 from graph.renode.inputs import as_labels, as_weights, edges_of, node_ids
 from graph.renode.pagerank import check_solver
-from graph.renode.totoro import check_weights, renode_weights, totoro
+from graph.renode.totoro import TIES, check_weights, renode_weights, totoro
 
-__all__ = ["ReNode", "renode_loss"]
+__all__ = ["ReNode", "WeightOptions", "renode_loss"]
 
 EdgeType = tuple[str, str, str]
 
@@ -139,6 +141,31 @@ class ReNode(BaseTransform):
     def __repr__(self) -> str:
         # All options: torch_geometric compares this text to see whether a data set was made by an equal transform.
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOptions(OptionSet):
+    """How conflict becomes a weight."""
+
+    w_min: float = option(0.5, "weight of the most contested node (released: 0.5)", above=0)
+    w_max: float = option(1.5, "weight of the least contested node (released: 1.5)", above=0)
+    alpha: float = option(
+        0.15, "restart probability of PageRank, here and in appnp and ppnp (released: 0.15)", above=0, below=1
+    )
+    ties: str = option(
+        "index", "equal scores rank by node id (index) or share their mean weight (released: index)", TIES
+    )
+    tol: float = option(1e-12, "relative residual at which the solver stops", above=0, below=1)
+    max_iter: int = option(1000, "steps after which the solver gives up", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.w_min == self.w_max:
+            self.refuse_idle("with equal --w-min and --w-max", "ties")
+
+    def make_transform(self) -> ReNode:
+        """The transform that weighs the labelled nodes."""
+        return ReNode(self.w_min, self.w_max, self.alpha, self.ties, self.tol, self.max_iter)
 
 
 def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from examples.results import graph_classification, iais, label_graph, muka, reno
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import write_json
 from fairseq_ext.training.flags import Runs
+from graph.renode.options import TrainRuns
 from vision_language.iais.data import Image, RegionData, box_geometry
 
 ENVIRONMENT = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch": "2"}
@@ -210,11 +211,11 @@ class Trainer:
     def __init__(self, metrics: tuple[str, ...], extra: tuple[str, ...] = ("seed9",)) -> None:
         self.metrics, self.extra, self.calls = metrics, extra, []
 
-    def __call__(self, options: Any, out: Any, *counts: int, seed: int = 1, runs: int = 1) -> SimpleNamespace:
+    def __call__(self, options: Any, out: Any, *, seed: int = 1, runs: int = 1) -> SimpleNamespace:
         self.calls.append(options)
-        names = list(out.seeds) if isinstance(out, Runs) else [f"seed{n}" for n in range(seed, seed + runs)]
-        if counts:
-            names = [f"split{split}-init{init}" for split in range(counts[0]) for init in range(counts[1])]
+        names = (
+            list(out.seeds) if isinstance(out, (Runs, TrainRuns)) else [f"seed{n}" for n in range(seed, seed + runs)]
+        )
         made = {**ENVIRONMENT, "call": len(self.calls)}
         figures = {**dict.fromkeys(self.metrics, float(len(self.calls))), "environment": made}
         return SimpleNamespace(runs={name: figures for name in (*names, *self.extra)})

@@ -81,7 +81,7 @@ ROWS = {
         "out": Row("elsewhere"),
         "albums": Row("51"),
         "reviews": Row("2"),
-        "hidden": Row("rock"),
+        "hidden_styles": Row("rock"),
         "seed": Row("1"),
     },
 }

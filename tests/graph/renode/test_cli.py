@@ -19,7 +19,7 @@ from torch_geometric.datasets import KarateClub
 
 from fairseq_ext.training.errors import InputError
 from fairseq_ext.training.runs import Experiment
-from graph.renode import large, train
+from graph.renode import train, train_large
 from graph.renode.__main__ import main
 from graph.renode.splits import labelled_nodes
 from tests.helpers import ROOT, load_golden, require_data
@@ -36,7 +36,7 @@ def cora_root(tmp_path_factory):
 
 def test_score(tmp_path, capsys):
     main(["score", "--dataset", "KarateClub", "--split", "public", "--out", str(tmp_path)])
-    assert "KarateClub: 4 labelled nodes" in capsys.readouterr().out
+    printed = json.loads(capsys.readouterr().out)
     rows = [line.split("\t") for line in (tmp_path / "scores.tsv").read_text().splitlines()]
     arrays, summary = np.load(tmp_path / "scores.npz"), json.loads((tmp_path / "scores.json").read_text())
     assert rows[0] == ["node", "label", "totoro", "rank", "weight"] == arrays.files
@@ -49,6 +49,7 @@ def test_score(tmp_path, capsys):
     for label, score in zip(arrays["label"], arrays["totoro"], strict=True):
         assert summary["classes"][str(label)]["mean_totoro"] == pytest.approx(score)
     assert (summary["nodes"], summary["edges"], summary["labelled"]) == (34, 156, 4)
+    assert printed == summary
 
 
 def test_mean_score_of_a_class(tmp_path):
@@ -104,11 +105,17 @@ def test_score_of_cora_is_the_released_one(tmp_path, cora_root):
 def test_train_on_cora(tmp_path, cora_root, capsys):
     command = ["train", "--root", cora_root, "--splits", "1", "--inits", "1", "--out", str(tmp_path)]
     main(command)
-    assert "Cora, gcn, ce, ReNode on: weighted F1" in capsys.readouterr().out
     before = (tmp_path / "results.json").read_text()
-    assert 0.76 < json.loads(before)["runs"]["split0-init0"]["weighted_f1"] < 0.84
+    scores = json.loads(before)["runs"]["split0-init0"]
+    assert 0.76 < scores["weighted_f1"] < 0.84
+    printed = capsys.readouterr().out
+    assert printed.splitlines() == [
+        f"weighted_f1 {scores['weighted_f1']:.4f} ± 0.0000",
+        f"macro_f1 {scores['macro_f1']:.4f} ± 0.0000",
+        f"1 runs: {tmp_path / 'results.json'}",
+    ]
     main(command)
-    assert (tmp_path / "results.json").read_text() == before
+    assert (tmp_path / "results.json").read_text() == before and capsys.readouterr().out == printed
 
 
 def test_train_prints_what_the_runs_have(tmp_path, monkeypatch, capsys):
@@ -116,28 +123,23 @@ def test_train_prints_what_the_runs_have(tmp_path, monkeypatch, capsys):
     experiment = Experiment(tmp_path, {})
     for name, weighted, macro in (("a", 0.5, 0.2), ("b", 0.7, 0.6)):
         experiment.add(name, {"weighted_f1": weighted, "macro_f1": macro, "valid_f1": 0.9})
-    monkeypatch.setattr(train, "run", lambda *_: experiment)
-    monkeypatch.setattr(large, "run", lambda *_: experiment)
-    main(["train", "--renode", "off"])
-    printed = capsys.readouterr().out
-    assert "gcn, ce, ReNode off: weighted F1 60.0 ± 10.0, macro F1 40.0 ± 20.0 (2 runs in" in printed
-    main(["train-large", "--cpu"])
-    assert capsys.readouterr().out.splitlines() == [
-        "weighted_f1: 60.0 +- 10.0 over 2 runs",
-        "macro_f1: 40.0 +- 20.0 over 2 runs",
-    ]
+    for module, command in ((train, "train"), (train_large, "train-large")):
+        monkeypatch.setattr(module, "run", lambda *_: experiment)
+        main([command, "--renode", "off"])
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[:2] == ["weighted_f1 0.6000 ± 0.1000", "macro_f1 0.4000 ± 0.2000"]
 
 
 def test_train_survives_a_kill(tmp_path):
     graph = tmp_path / "graph.pt"
     torch.save(KarateClub()[0], graph)
-    few = "--train-each 2 --valid-each 1 --hidden 4 --splits 3 --inits 4 --epochs 15"
+    few = "--train-each 2 --valid-each 1 --hidden-size 4 --splits 3 --inits 4 --epochs 15"
     command = [sys.executable, "-m", "graph.renode", "train", "--dataset", str(graph), *few.split()]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def runs(out):
         found = json.loads((tmp_path / out / "results.json").read_text())["runs"]
-        return {name: {key: run[key] for key in run if key != "seconds"} for name, run in found.items()}
+        return {name: {key: run[key] for key in run if key != "seconds_per_epoch"} for name, run in found.items()}
 
     killed = [*command, "--out", str(tmp_path / "killed")]
     process = subprocess.Popen(killed, env=environment, stderr=subprocess.DEVNULL)
@@ -178,7 +180,8 @@ def test_plot_of_a_part(tmp_path, cora_root):
         ("score --dataset KarateClub --split public --w-min 2", "w_min"),
         ("score --dataset KarateKlub", "did you mean 'KarateClub'"),
         ("train --dataset KarateClub --split public", "the graph has no val_mask"),
-        ("train --splits 0", "--splits must be at least 1, got 0"),
+        ("train --splits -1", "--splits must be at least 0, got -1"),
+        ("train-large --splits 0", "--splits must be at least 1, got 0"),
         ("train --inits 0", "--inits must be at least 1, got 0"),
         ("train --dataset KarateClub --train-each 2 --valid-each 1 --out setup.py", "--out: cannot write"),
         ("score --dataset KarateClub --split public --out setup.py", "--out: cannot write"),

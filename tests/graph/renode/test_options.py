@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import numpy as np
 import pytest
@@ -18,11 +18,12 @@ import torch_geometric.datasets
 from torch_geometric.data import Data
 
 from fairseq_ext.training.errors import InputError
-from graph.renode import large, plot, score, train
+from fairseq_ext.training.files import load_safely
+from graph.renode import plot, train
 from graph.renode.__main__ import main
+from graph.renode.large_graph import LargeGraph
 from graph.renode.model import MODELS, PACKAGE, build_model, options_of
-from graph.renode.pprgo_data import LargeGraph
-from tests.graph.renode.test_pprgo import write_npz
+from tests.graph.renode.large_graphs import write_npz
 from tests.helpers import ROOT
 
 
@@ -80,11 +81,11 @@ TRAIN = GRAPH | LABELS | WEIGHTS | LOSS | {
     "valid-each": Row("--valid-each 5", idle=("--split public --train-each 20 --valid-each 5",)),
     "normalize-features": Row("--normalize-features"),
     "model": Row("--model sage"),
-    "layers": Row("--layers 3"),
-    "hidden": Row("--hidden 5", idle=("--model sgc --hidden 5", "--layers 1 --hidden 5",
-        "--model torch_geometric.nn.models.GIN --layers 1 --hidden 5")),
-    "dropout": Row("--dropout 0.2", idle=("--model sgc --dropout 0.2", "--layers 1 --dropout 0.2",
-        "--model torch_geometric.nn.models.GIN --layers 1 --dropout 0.2")),
+    "num-layers": Row("--num-layers 3"),
+    "hidden-size": Row("--hidden-size 5", idle=("--model sgc --hidden-size 5", "--num-layers 1 --hidden-size 5",
+        "--model torch_geometric.nn.models.GIN --num-layers 1 --hidden-size 5")),
+    "dropout": Row("--dropout 0.2", idle=("--model sgc --dropout 0.2", "--num-layers 1 --dropout 0.2",
+        "--model torch_geometric.nn.models.GIN --num-layers 1 --dropout 0.2")),
     "hops": Row("--hops 3", "--model appnp", ("--hops 3", "--model ppnp --hops 3")),
     "renode": Row(OFF),
     "lr": Row("--lr 0.1"),
@@ -120,21 +121,21 @@ LARGE = GRAPH | LOSS | {
     "w-min": Row("--w-min 0.1", idle=(f"{OFF} --w-min 0.1",)),
     "w-max": Row("--w-max 1.8", idle=(f"{OFF} --w-max 1.8",)),
     "ties": Row("--ties average", "--train-each 8", (f"{OFF} --ties average", "--w-min 1 --w-max 1 --ties average")),
-    "layers": Row("--layers 3"),
-    "hidden": Row("--hidden 5", idle=("--layers 1 --hidden 5",)),
-    "dropout": Row("--dropout 0.4", "--layers 1"),
+    "num-layers": Row("--num-layers 3"),
+    "hidden-size": Row("--hidden-size 5", idle=("--num-layers 1 --hidden-size 5",)),
+    "dropout": Row("--dropout 0.4", "--num-layers 1"),
     "reduction": Row("--reduction mean"),
     "lr": Row("--lr 0.1"),
     "weight-decay": Row("--weight-decay 1"),
     "batch-size": Row("--batch-size 7"),
     "epochs": Row("--epochs 2"),
     "patience": Row("--patience 0"),
-    "interval": Row("--interval 5", "--epochs 8 --lr 0.5"),
-    "steps": Row("--steps 0"),
+    "validate-every": Row("--validate-every 5", "--epochs 8 --lr 0.5"),
+    "inference-steps": Row("--inference-steps 0"),
     "splits": Row("--splits 2"),
     "inits": Row("--inits 2"),
     "out": Row("--out elsewhere-too"),
-    "cpu": Row("--cpu"),
+    "device": Row("--device cuda:99"),  # which is not there
 }  # fmt: skip
 COMMANDS = {
     "train": TRAIN,
@@ -204,10 +205,10 @@ def outcome(command: str, given: str, tmp_path, monkeypatch) -> object:
 def _outcome(command: str, given: str, out, patch) -> object:
     logits = []
 
-    def fit(*arguments):
-        best = train_fit(*arguments)
-        logits.append(best.logits.tolist())
-        return best
+    def fit(model, data, *arguments):
+        record = train_fit(model, data, *arguments)
+        logits.append(train.predict(model, data).tolist())
+        return record
 
     train_fit = train.fit
     patch.setattr(train, "fit", fit)
@@ -217,16 +218,20 @@ def _outcome(command: str, given: str, out, patch) -> object:
         main([command, *BASE[command].split(), "--out", str(out), *given.split()])
     except InputError as error:
         return str(error)
-    files = {file.name: contents(file) for file in sorted(out.iterdir())} if out.exists() else {}
-    return files | {"logits": logits}
+    files = {file: contents(file) for file in sorted(out.rglob("*")) if file.is_file() and file.suffix in KEPT}
+    return {str(file.relative_to(out)): content for file, content in files.items()} | {"logits": logits}
+
+
+KEPT = (".json", ".pt", ".tsv", ".npz", ".png")
+TIMES = ("seconds_per_epoch", "environment")
 
 
 def contents(file):
     if file.name == "results.json":
         runs = json.loads(file.read_text())["runs"]
-        return {
-            name: {key: run[key] for key in run if key not in ("seconds", "environment")} for name, run in runs.items()
-        }
+        return {name: {key: run[key] for key in run if key not in TIMES} for name, run in runs.items()}
+    if file.name == "checkpoint.pt":  # holds times and settings, too
+        return str(load_safely(file)["model"])
     return file.read_bytes()
 
 
@@ -235,15 +240,13 @@ def test_every_option_has_a_row(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     flags = set(re.findall(r"^  --([a-z-]+)", capsys.readouterr().out, re.M))
-    assert flags == COMMANDS[command].keys()
+    assert flags - {"config"} == COMMANDS[command].keys()
 
 
 @pytest.mark.parametrize(("command", "name"), CASES)
 def test_every_option_acts(command, name, tmp_path, monkeypatch):
     row = COMMANDS[command][name]
     assert f"--{name}" in row.option
-    if name == "cpu":
-        pytest.skip("does nothing where there is no GPU")
     without = outcome(command, row.given, tmp_path, monkeypatch)
     changed = outcome(command, f"{row.given} {row.option}", tmp_path, monkeypatch)
     assert not isinstance(without, str), without
@@ -272,18 +275,34 @@ def shown_commands():
 
 
 @pytest.mark.parametrize("command", [command for command in shown_commands() if "..." not in command])
-def test_no_command_of_the_documentation_has_idle_options(command, monkeypatch):
-    reached = []
+def test_no_command_of_the_documentation_has_idle_options(command):
+    arguments = main.parser().parse_args(command.split())
+    kinds = [kind for name, kind in get_type_hints(arguments.function).items() if name != "return"]
+    assert len([kind.of(arguments) for kind in kinds]) == 2
 
-    def stop(options, *more):
-        reached.append(options)
-        raise KeyboardInterrupt
 
-    for module in (train, score, plot, large):
-        monkeypatch.setattr(module, "run", stop)
-    with pytest.raises(KeyboardInterrupt):
-        main(command.split())
-    assert len(reached) == 1
+def test_earlier_names_of_options_are_taken(tmp_path):
+    few = f"train-large --dataset graph.pt --train-each 6 --epochs 2 --patience 2 --out {tmp_path / 'out'}".split()
+    earlier = {
+        "hidden_size": "hidden",
+        "num_layers": "layers",
+        "validate_every": "interval",
+        "inference_steps": "steps",
+    }
+    now = "--hidden-size 5 --num-layers 3 --validate-every 2 --inference-steps 1".split()
+    before = "--hidden 5 --layers 3 --interval 2 --steps 1".split()
+    file = tmp_path / "out" / "results.json"
+    main([*few, *now])
+    content = json.loads(file.read_text())
+    main([*few, *before])
+    assert json.loads(file.read_text()) == content and list(content["runs"]) == ["split0-init0"]
+    # Settings of then belong to the same runs, and can be fed back.
+    content["settings"] = {earlier.get(name, name): value for name, value in content["settings"].items()}
+    assert content["settings"]["hidden"] == 5 and "hidden_size" not in content["settings"]
+    file.write_text(json.dumps(content))
+    main([*few, *now])
+    main(["train-large", "--config", str(file), "--out", str(tmp_path / "out")])
+    assert json.loads(file.read_text()) == content
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 
 from graph.renode.options import ScoreOptions
 from graph.renode.plot import CONTESTED, class_colors, plot_layout, plot_neighbors, region
-from graph.renode.score import renode_transform, score_table, scored
+from graph.renode.score import score_table, scored
 
 
 def a_scored_graph(nodes=300, classes=3, edges=3000):
@@ -19,7 +19,7 @@ def a_scored_graph(nodes=300, classes=3, edges=3000):
     torch.manual_seed(0)
     edge_index = torch.randint(nodes, (2, edges))
     data = Data(edge_index=torch.cat([edge_index, edge_index.flip(0)], 1), y=torch.arange(nodes) % classes)
-    return scored(data, torch.arange(max(60, 3 * classes)), renode_transform(ScoreOptions()))
+    return scored(data, torch.arange(max(60, 3 * classes)), ScoreOptions().make_transform())
 
 
 def drawn(draw, data, *arguments):

@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch_geometric.data import Data
 
 from fairseq_ext.training.errors import DataError, OptionError
-from graph.renode import ReNode, train
+from graph.renode import ReNode, model, train
 from graph.renode.data import load_graph
 from graph.renode.losses import LOSSES, make_loss
+from graph.renode.metrics import f1
 from graph.renode.model import build_model
-from graph.renode.options import Recipe, TrainOptions
+from graph.renode.options import TrainOptions, TrainRuns
+from graph.renode.recipe import Recipe
 from graph.renode.splits import Split, make_split
-from graph.renode.train import f1, fit
+from graph.renode.train import fit, predict
 from tests.helpers import load_golden
 
 
@@ -46,16 +48,16 @@ def test_released_training(name):
         losses.append(cross_entropy(logits, target, weight))
         return losses[-1]
 
-    best = fit(model, data, split, recorded, arrays["rn_weight"][split.train] if golden["renode"] else None, recipe)
-    assert (best.best_epoch, best.epochs) == (golden["best_epoch"], golden["epochs_run"])
-    torch.testing.assert_close(best.logits, torch.tensor(golden["logits_best"]), rtol=1e-5, atol=1e-5)
+    record = fit(model, data, split, recorded, arrays["rn_weight"][split.train] if golden["renode"] else None, recipe)
+    assert (record["best_epoch"], record["epochs"]) == (golden["best_epoch"], golden["epochs_run"])
+    logits = predict(model, data)  # of the best epoch
+    torch.testing.assert_close(logits, torch.tensor(golden["logits_best"]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.stack(losses).double(), torch.tensor(golden["log_loss"]), rtol=0, atol=6e-5)
-    assert best.valid_f1 == pytest.approx(golden["log_val_wf1"].max(), abs=6e-5)
-    truth, predicted = data.y[split.test], best.logits.argmax(1)[split.test]
+    assert record["valid_f1"] == pytest.approx(golden["log_val_wf1"].max(), abs=6e-5)
+    truth, predicted = data.y[split.test], logits.argmax(1)[split.test]
     assert f1(truth, predicted) == pytest.approx(float(golden["test_wf1"]))
     assert f1(truth, predicted, "macro") == pytest.approx(float(golden["test_mf1"]))
-    with torch.no_grad():  # the model itself is left at its best epoch
-        torch.testing.assert_close(model.eval()(data.x, data.edge_index), best.logits)
+    assert [entry["loss"] for entry in record["history"]] == [loss.item() for loss in losses]
 
 
 def test_learning_rate():
@@ -110,9 +112,9 @@ def graph_file(tmp_path):
 
 
 def run(graph_file, *, out="out", splits=2, inits=2, device="auto", **more):
-    few = {"train_each": 6, "valid_each": 6, "epochs": 12, "hidden": 8}
+    few = {"train_each": 6, "valid_each": 6, "epochs": 12, "hidden_size": 8}
     options = TrainOptions(dataset=str(graph_file), **few | more)
-    return train.run(options, graph_file.parent / out, splits, inits, device)
+    return train.run(options, TrainRuns(out=str(graph_file.parent / out), splits=splits, inits=inits, device=device))
 
 
 def results(graph_file, folder="out"):
@@ -120,7 +122,9 @@ def results(graph_file, folder="out"):
 
 
 def outcomes(runs):
-    return {name: {key: value for key, value in run.items() if key != "seconds"} for name, run in runs.items()}
+    return {
+        name: {key: value for key, value in run.items() if key != "seconds_per_epoch"} for name, run in runs.items()
+    }
 
 
 def test_run_and_resume(graph_file, monkeypatch):
@@ -130,7 +134,7 @@ def test_run_and_resume(graph_file, monkeypatch):
     assert straight["summary"]["weighted_f1"]["runs"] == 4 and straight["summary"]["weighted_f1"]["mean"] > 0.4
     assert {"torch", "torch-geometric", "scikit-learn"} <= set(straight["runs"]["split0-init0"]["environment"])
 
-    once, calls = train.train_once, []
+    once, calls = train.fit, []
 
     def dies_in_the_third(*arguments):
         calls.append(arguments)
@@ -138,7 +142,7 @@ def test_run_and_resume(graph_file, monkeypatch):
             raise KeyboardInterrupt
         return once(*arguments)
 
-    monkeypatch.setattr(train, "train_once", dies_in_the_third)
+    monkeypatch.setattr(train, "fit", dies_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(graph_file, out="killed")
     assert len(results(graph_file, "killed")["runs"]) == 2
@@ -158,11 +162,12 @@ class Planted(torch.nn.Module):
     def __init__(self, epochs, classes):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.epochs, self.classes, self.epoch = epochs, classes, -1
+        self.register_buffer("epoch", torch.tensor(-1))
+        self.epochs, self.classes = epochs, classes
 
     def forward(self, x, edge_index):
-        self.epoch += not self.training
-        return 10 * F.one_hot(torch.tensor(self.epochs[max(self.epoch, 0)]), self.classes) + 0 * self.weight
+        self.epoch += self.training
+        return 10 * F.one_hot(torch.tensor(self.epochs[self.epoch]), self.classes) + 0 * self.weight
 
 
 def test_figures_are_those_of_the_test_nodes_at_the_best_epoch(tmp_path, monkeypatch):
@@ -177,9 +182,9 @@ def test_figures_are_those_of_the_test_nodes_at_the_best_epoch(tmp_path, monkeyp
     place = torch.arange(13)
     data.train_mask, data.val_mask, data.test_mask = place < 3, (place >= 3) & (place < 7), place >= 7
     torch.save(data, tmp_path / "graph.pt")
-    monkeypatch.setattr(train, "build_model", lambda *_: Planted(epochs, 3))
+    monkeypatch.setattr(model, "build_model", lambda *_: Planted(epochs, 3))
     options = TrainOptions(dataset=str(tmp_path / "graph.pt"), split="public", epochs=3)
-    run = train.run(options, tmp_path / "out", inits=1).runs["split0-init0"]
+    run = train.run(options, TrainRuns(out=str(tmp_path / "out"), inits=1)).runs["split0-init0"]
     # In the second epoch, F1 of the test nodes' classes: 2/3, 4/5, 0; of the validation nodes': 2/3, 1, 2/3.
     expected = {
         "weighted_f1": (3 * 2 / 3 + 2 * 4 / 5) / 6,
@@ -199,9 +204,9 @@ def test_every_split_and_every_initialisation_has_its_own_seed(graph_file, monke
 
     def recorded(model, data, split, *more):
         seen.append((torch.initial_seed(), split.train.tolist()))
-        best = fit(model, data, split, *more)
-        trained.append(best.logits)
-        return best
+        record = fit(model, data, split, *more)
+        trained.append(predict(model, data))
+        return record
 
     monkeypatch.setattr(train, "fit", recorded)
     run(graph_file, splits=2, inits=3)
@@ -249,8 +254,9 @@ def test_labels_of_other_forms_train_alike(form):
     for labels in (y, form(y)):
         torch.manual_seed(1)
         model, data = build_model("gcn", 3, 3), Data(x=x, edge_index=edge_index, y=labels)
-        found.append(fit(model, data, split, make_loss("focal", [2, 2, 2]), [1.0] * 6, Recipe(epochs=3)))
-    assert torch.equal(found[0].logits, found[1].logits) and found[0].valid_f1 == found[1].valid_f1
+        record = fit(model, data, split, make_loss("focal", [2, 2, 2]), [1.0] * 6, Recipe(epochs=3))
+        found.append((predict(model, data).tolist(), record["valid_f1"], record["best_epoch"]))
+    assert found[0] == found[1]
 
 
 def test_renode_weights_reach_the_loss(graph_file, monkeypatch):
@@ -297,5 +303,5 @@ def test_a_model_of_whole_graphs_is_refused(graph_file):
 
 
 def test_a_diverging_loss_is_named(graph_file):
-    with pytest.raises(OptionError, match=r"--lr 1e\+30: the loss is (nan|inf) at epoch"):
+    with pytest.raises(OptionError, match=r"epoch 2: the loss is (nan|inf); lower --lr 1e\+30"):
         run(graph_file, lr=1e30)

@@ -1,0 +1,113 @@
+"""Graphs too large for one pass over all nodes: features that stay sparse or on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from torch import Tensor
+from torch_geometric.data import Data
+
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.options import option
+from fairseq_ext.training.settings import digest
+from graph.renode.data import GraphOptions
+from graph.renode.inputs import as_edges, as_labels
+from graph.renode.npz import read_npz, reading
+from graph.renode.pagerank import binary_adjacency
+
+__all__ = ["LargeGraph", "LargeGraphOptions", "read_large_graph"]
+
+
+@dataclass(frozen=True)
+class LargeGraph:
+    """Edges, features and classes.
+
+    Args:
+        edge_index: (2, E) edges; duplicates count once, and neither directions nor self-loops are added.
+        x: (n, F) features: an array, a memory map (only the rows in use are read), a tensor or a scipy CSR array.
+        y: (n,) classes, an array or a tensor.
+
+    Raises:
+        DataError: where they do not fit one another, a label is negative, or a feature is NaN or infinite.
+    """
+
+    edge_index: Tensor
+    x: np.ndarray | sparse.csr_array
+    y: np.ndarray
+
+    def __post_init__(self) -> None:
+        given: dict[str, Any] = {
+            "edge_index": as_edges(self.edge_index),
+            "x": self.x.numpy() if isinstance(self.x, Tensor) else self.x,
+            "y": as_labels(self.y, name="labels").numpy(),
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)  # frozen, but for other forms of the same
+        if self.x.ndim != 2 or self.x.shape[0] != len(self.y):
+            raise DataError(f"features: found shape {self.x.shape} for {len(self.y)} labels")
+        if not (np.issubdtype(self.x.dtype, np.number) or self.x.dtype == np.bool_):
+            raise DataError(f"features: numbers are needed, found {self.x.dtype}")
+        if not len(self.y) or self.y.min() < 0:
+            raise DataError("labels: every node needs a class, and classes are numbered from 0")
+        values = self.x.data if sparse.issparse(self.x) else self.x
+        # Blocks, so that a memory map is never held as a whole.
+        if not all(np.isfinite(values[start : start + 65536]).all() for start in range(0, len(values), 65536)):
+            raise DataError("features: NaN or infinite values")
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.y.max()) + 1
+
+    @property
+    def adjacency(self) -> sparse.csr_array:
+        """(n, n) float32 ones, made anew from the edges each time.
+
+        Raises:
+            DataError: where an edge names a node that does not exist.
+        """
+        return binary_adjacency(self.edge_index, len(self.y)).astype(np.float32)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of edges, features and classes."""
+        x = self.x
+        features = (x.data, x.indices, x.indptr) if isinstance(x, sparse.csr_array) else (x,)
+        return digest(self.edge_index, self.y, x.shape, *features)
+
+    @classmethod
+    def from_data(cls, data: Data) -> LargeGraph:
+        """The same graph as torch_geometric holds it."""
+        return cls(data.edge_index, data.x, data.y)
+
+
+def read_large_graph(path: str | Path, features: str | Path | None = None) -> LargeGraph:
+    """A graph from a file, or two: see :func:`~graph.renode.npz.read_npz`.
+
+    Raises:
+        DataError: where a file or array is missing, or they do not fit one another.
+    """
+    content = read_npz(path, features)
+    with reading(path if features is None else features):
+        return LargeGraph(*content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeGraphOptions(GraphOptions):
+    """Which graph."""
+
+    features: str = option("", ".npy with the features of an .npz graph, left on disk (default: those in it)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if Path(self.dataset).suffix != ".npz":
+            self.refuse_idle(f"with --dataset {self.dataset}, but with an .npz file", "features")
+
+    def load_large(self) -> LargeGraph:
+        """The graph: an ``.npz`` by :func:`read_large_graph`, all else by :func:`~graph.renode.data.load_graph`."""
+        if Path(self.dataset).suffix == ".npz":
+            return read_large_graph(self.dataset, self.features or None)
+        return LargeGraph.from_data(self.load())
