@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -116,6 +117,30 @@ def test_a_file_imports_what_its_floor_may(path):
     floor = max((floor for floor in MAY_IMPORT if fits(relative, floor)), key=len)
     allowed = (*sys.stdlib_module_names, *MAY_IMPORT[floor])
     assert not [name for name in imported(path) if not starts_with(name, *allowed)]
+
+
+def import_cycle(paths) -> list[str]:
+    """Modules that import each other in a ring, at whatever depth of their code; empty where none do."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+    needs = {
+        module: {name if name in modules else name.rpartition(".")[0] for name in imported(path)}
+        & modules.keys() - {module}
+        for module, path in modules.items()
+    }
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_file_imports_one_that_stands_on_it(tmp_path, monkeypatch):
+    assert import_cycle(SOURCES) == []
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    for name, text in {"data": "from graph import split", "split": "def f():\n    import graph.data"}.items():
+        (tmp_path / "graph").mkdir(exist_ok=True)
+        (tmp_path / "graph" / f"{name}.py").write_text(text)
+    assert set(import_cycle((tmp_path / "graph").glob("*.py"))) == {"graph.data", "graph.split"}
 
 
 @pytest.mark.parametrize("module", ["scipy.linalg", "sklearn", "fairseq.utils", "graph.renode", "torchvision"])

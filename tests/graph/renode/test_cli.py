@@ -80,13 +80,13 @@ def test_score_of_another_split_and_without_features(tmp_path):
     graph = KarateClub()[0]
     graph.x = None
     torch.save(graph, tmp_path / "graph.pt")
-    found = []
+    drawn = []
     for seed in (0, 1):
         command = f"score --dataset {tmp_path / 'graph.pt'} --train-each 3 --split-seed {seed}"
         main([*command.split(), "--out", str(tmp_path / "out")])
-        found.append(np.load(tmp_path / "out" / "scores.npz")["node"].tolist())
-    assert [sorted(nodes) for nodes in found] == [sorted(labelled(graph, seed)) for seed in (0, 1)]
-    assert found[0] != found[1]
+        drawn.append(np.load(tmp_path / "out" / "scores.npz")["node"].tolist())
+    assert [sorted(nodes) for nodes in drawn] == [sorted(labelled(graph, seed)) for seed in (0, 1)]
+    assert drawn[0] != drawn[1]
 
 
 def labelled(graph, seed):
@@ -138,8 +138,8 @@ def test_train_survives_a_kill(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def runs(out):
-        found = json.loads((tmp_path / out / "results.json").read_text())["runs"]
-        return {name: {key: run[key] for key in run if key != "seconds_per_epoch"} for name, run in found.items()}
+        content = json.loads((tmp_path / out / "results.json").read_text())["runs"]
+        return {name: {key: run[key] for key in run if key != "seconds_per_epoch"} for name, run in content.items()}
 
     killed = [*command, "--out", str(tmp_path / "killed")]
     process = subprocess.Popen(killed, env=environment, stderr=subprocess.DEVNULL)

@@ -171,8 +171,8 @@ def test_labels_of_other_forms_are_split_alike():
     data = toy()
     expected = make_split(data, train_each=4, valid_each=3)
     for y in (data.y[:, None], data.y.float(), data.y.numpy(), data.y.tolist(), data.y.to(torch.uint8)):
-        found = make_split(Data(y=y), train_each=4, valid_each=3)
-        assert all(getattr(found, part).equal(getattr(expected, part)) for part in ("train", "valid", "test"))
+        split = make_split(Data(y=y), train_each=4, valid_each=3)
+        assert all(getattr(split, part).equal(getattr(expected, part)) for part in ("train", "valid", "test"))
         assert labelled_nodes(Data(y=y), train_each=4).equal(expected.train)
 
 
@@ -254,8 +254,8 @@ def test_masks_of_other_types(kind):
     expected = make_split(data, "public")
     for name in ("train_mask", "val_mask", "test_mask"):
         data[name] = data[name].to(kind)[:, None]
-    found = make_split(data, "public")
-    assert all(getattr(found, part).equal(getattr(expected, part)) for part in ("train", "valid", "test"))
+    split = make_split(data, "public")
+    assert all(getattr(split, part).equal(getattr(expected, part)) for part in ("train", "valid", "test"))
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
@@ -453,10 +453,10 @@ def test_ogb_graphs_are_read_by_the_safe_loader(tmp_path, monkeypatch):
         load_graph("ogbn-products", tmp_path)
 
 
-def npz(path, features, edges=((0, 1), (1, 0), (1, 2), (2, 2)), save=np.savez):
+def npz(path, features, edges=((0, 1), (1, 0), (1, 2), (2, 2)), labels=(0, 1, 1), save=np.savez):
     adjacency = sparse.csr_array((np.ones(len(edges)), np.transpose(edges)), shape=(3, 3))
     arrays = {f"adj_{part}": getattr(adjacency, part) for part in ("data", "indices", "indptr", "shape")}
-    save(path, labels=np.array([0, 1, 1]), attr_matrix=features, **arrays)
+    save(path, labels=np.array(labels), attr_matrix=features, **arrays)
     return str(path)
 
 
@@ -467,6 +467,27 @@ def test_npz_features_stay_as_they_are(tmp_path):
     # Undirected, each edge once, without self-loops: what torch_geometric makes of the file.
     assert data.edge_index.tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
     assert load_graph(npz(tmp_path / "graph.npz", features), need_features=False).x is None
+
+
+def test_npz_with_nodes_without_label(tmp_path):
+    for labels in ([0, -1, 1], [0, np.nan, 1]):
+        assert load_graph(npz(tmp_path / "graph.npz", np.eye(3), labels=labels)).y.tolist() == [0, -1, 1]
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.array([["a"]] * 3), "graph.npz: x: wanted a tensor or an array, found an array of <U1"),
+        (np.full((3, 2), np.nan), "graph.npz: the features of node 0 are NaN or infinite"),
+        (np.ones((2, 2)), "graph.npz: y: wanted class numbers of shape"),
+    ],
+)
+def test_bad_npz_features_are_named_where_they_are_needed(tmp_path, features, message):
+    path = npz(tmp_path / "graph.npz", features)
+    with pytest.raises(DataError, match=message) as refusal:
+        load_graph(path)
+    assert "\n" not in str(refusal.value)
+    assert load_graph(path, need_features=False).y.tolist() == [0, 1, 1]
 
 
 def test_npz_in_amazons_layout():

@@ -17,28 +17,28 @@ from tests.graph.renode.large_graphs import a_graph, batches_of, write_npz
 @pytest.mark.parametrize("joint", ["_", "."])
 def test_npz_is_read_as_written(tmp_path, joint):
     graph = a_graph()
-    found = read_large_graph(write_npz(graph, tmp_path / "graph.npz", joint))
-    assert (found.adjacency != graph.adjacency).nnz == 0 and (found.x != graph.x).nnz == 0
-    np.testing.assert_array_equal(found.y, graph.y)
+    content = read_large_graph(write_npz(graph, tmp_path / "graph.npz", joint))
+    assert (content.adjacency != graph.adjacency).nnz == 0 and (content.x != graph.x).nnz == 0
+    np.testing.assert_array_equal(content.y, graph.y)
 
 
 def test_npz_edges_become_undirected_without_loops_or_weights(tmp_path):
     directed = sparse.csr_array(np.array([[1, 2, 0], [0, 0, 1], [0, 3, 0]], np.float32))
     arrays = {f"adj_{part}": getattr(directed, part) for part in ("data", "indices", "indptr", "shape")}
     np.savez(tmp_path / "graph.npz", labels=[0, 1, 0], attr_matrix=np.eye(3), **arrays)
-    found = read_large_graph(tmp_path / "graph.npz")
-    np.testing.assert_array_equal(found.adjacency.toarray(), [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
-    np.testing.assert_array_equal(found.x, np.eye(3))
+    content = read_large_graph(tmp_path / "graph.npz")
+    np.testing.assert_array_equal(content.adjacency.toarray(), [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+    np.testing.assert_array_equal(content.x, np.eye(3))
 
 
 def test_features_stay_on_disk(tmp_path):
     graph = a_graph()
     write_npz(graph, tmp_path / "graph.npz")
     np.save(tmp_path / "x.npy", graph.x.toarray())
-    found = read_large_graph(tmp_path / "graph.npz", tmp_path / "x.npy")
-    assert isinstance(found.x, np.memmap)
+    content = read_large_graph(tmp_path / "graph.npz", tmp_path / "x.npy")
+    assert isinstance(content.x, np.memmap)
     nodes = np.arange(30)
-    (batch,), (expected,) = batches_of(found, nodes), batches_of(graph, nodes)
+    (batch,), (expected,) = batches_of(content, nodes), batches_of(graph, nodes)
     assert torch.equal(batch.x, expected.x.to_dense())
 
 

@@ -55,8 +55,8 @@ def test_a_region_is_shared_among_its_seeds():
     paths = [(2, 3), (3, 4), (4, 5), (6, 7), (7, 8)]
     edge_index = torch.tensor([*hub, *paths]).T
     data = Data(edge_index=edge_index, y=torch.zeros(60, dtype=torch.long))
-    found = region(data, [0, 2, 6], 12).tolist()
-    assert len(found) == 12 and {0, 1, 2, 3, 4, 5, 6, 7, 8} <= set(found)
+    nodes = region(data, [0, 2, 6], 12).tolist()
+    assert len(nodes) == 12 and {0, 1, 2, 3, 4, 5, 6, 7, 8} <= set(nodes)
     assert region(data, [2, 6], 30).tolist() == [2, 3, 4, 5, 6, 7, 8], "no more can be reached"
     assert region(data, [9], 5).tolist() == [9]
 

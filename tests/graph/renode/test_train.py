@@ -250,13 +250,13 @@ def test_weights_that_do_not_fit_are_refused(weight, message):
 def test_labels_of_other_forms_train_alike(form):
     torch.manual_seed(0)
     x, edge_index, y = torch.rand(12, 3), torch.randint(12, (2, 40)), torch.arange(12) % 3
-    split, found = Split(torch.arange(6), torch.arange(6, 9), torch.arange(9, 12)), []
+    split, trained = Split(torch.arange(6), torch.arange(6, 9), torch.arange(9, 12)), []
     for labels in (y, form(y)):
         torch.manual_seed(1)
         model, data = build_model("gcn", 3, 3), Data(x=x, edge_index=edge_index, y=labels)
         record = fit(model, data, split, make_loss("focal", [2, 2, 2]), [1.0] * 6, Recipe(epochs=3))
-        found.append((predict(model, data).tolist(), record["valid_f1"], record["best_epoch"]))
-    assert found[0] == found[1]
+        trained.append((predict(model, data).tolist(), record["valid_f1"], record["best_epoch"]))
+    assert trained[0] == trained[1]
 
 
 def test_renode_weights_reach_the_loss(graph_file, monkeypatch):

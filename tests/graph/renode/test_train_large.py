@@ -260,12 +260,12 @@ def test_released_scores_on_cora(name, tmp_path, planetoid_root):
     low = float(released["base_w"])
     bounds = ["--w-min", str(low), "--w-max", str(low + float(released["scale_w"]))]
     command = ["train-large", "--root", str(planetoid_root), "--imbalance", name[:4], "--train-each", "20", *bounds]
-    scores = ["--totoro", "push-softmax"] if float(released["scale_w"]) else []
-    recipe = [*scores, "--epochs", "60", "--patience", "0", "--device", "cpu"]
+    totoro = ["--totoro", "push-softmax"] if float(released["scale_w"]) else []
+    recipe = [*totoro, "--epochs", "60", "--patience", "0", "--device", "cpu"]
     main([*command, *recipe, "--out", str(tmp_path)])
-    found = results(tmp_path)["split0-init0"]
-    assert found["weighted_f1"] == pytest.approx(float(released["wf_test_60ep"]), abs=0.015)
-    assert found["macro_f1"] == pytest.approx(float(released["mf_test_60ep"]), abs=0.015)
+    scores = results(tmp_path)["split0-init0"]
+    assert scores["weighted_f1"] == pytest.approx(float(released["wf_test_60ep"]), abs=0.015)
+    assert scores["macro_f1"] == pytest.approx(float(released["mf_test_60ep"]), abs=0.015)
 
 
 def test_losses_by_name(tmp_path):

@@ -219,9 +219,9 @@ LABELS = small_graph().y
     ids=lambda attributes: str({name: getattr(v, "dtype", type(v)) for name, v in attributes.items()}),
 )
 def test_other_forms_of_the_same(attributes):
-    found, expected = ReNode()(small_graph(**attributes)), ReNode()(small_graph())
-    assert torch.equal(found.totoro, expected.totoro) and torch.equal(found.renode_weight, expected.renode_weight)
-    torch.testing.assert_close(renode_loss(torch.arange(7.0), found), renode_loss(torch.arange(7.0), expected))
+    weighed, expected = ReNode()(small_graph(**attributes)), ReNode()(small_graph())
+    assert torch.equal(weighed.totoro, expected.totoro) and torch.equal(weighed.renode_weight, expected.renode_weight)
+    torch.testing.assert_close(renode_loss(torch.arange(7.0), weighed), renode_loss(torch.arange(7.0), expected))
 
 
 def test_masks_of_several_splits():
@@ -229,10 +229,10 @@ def test_masks_of_several_splits():
     with pytest.raises(DataError, match=r"data\.train_mask: holds 2 splits, one a column; choose one with split="):
         ReNode()(data)
     for split, mask in enumerate((~MASK, MASK)):
-        found = ReNode(split=split, empty_classes="skip")(data)
+        weighed = ReNode(split=split, empty_classes="skip")(data)
         expected = ReNode(empty_classes="skip")(small_graph(train_mask=mask))
-        assert torch.equal(found.totoro, expected.totoro)
-        renode_loss(torch.rand(7), found, split)
+        assert torch.equal(weighed.totoro, expected.totoro)
+        renode_loss(torch.rand(7), weighed, split)
     for mask, split in ((data.train_mask, 2), (data.train_mask, -1), (MASK, 1)):
         with pytest.raises(OptionError, match=r"split: data.train_mask holds \d splits?, counted from 0; got"):
             ReNode(split=split)(small_graph(train_mask=mask))
@@ -244,9 +244,9 @@ def test_masks_of_several_splits():
 def test_adjacency_in_place_of_edges(layout):
     directed = small_graph(edge_index=small_graph().edge_index[:, :9])
     expected = ReNode()(directed)
-    found = ReNode()(T.ToSparseTensor(layout=layout)(directed))
-    assert "edge_index" not in found
-    torch.testing.assert_close(found.totoro, expected.totoro)
+    weighed = ReNode()(T.ToSparseTensor(layout=layout)(directed))
+    assert "edge_index" not in weighed
+    torch.testing.assert_close(weighed.totoro, expected.totoro)
     with pytest.raises(DataError, match=r"data\.adj_t: wanted a sparse matrix, found list"):
         ReNode()(small_graph(edge_index=None, adj_t=[1]))
 
