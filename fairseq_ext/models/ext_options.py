@@ -144,7 +144,7 @@ def check_options(cfg: Any, *, encoder: Any, decoder: Any, cross_attention: bool
         cross_attention: whether decoder layers attend to an encoder.
 
     Raises:
-        OptionError: one line that names the option, what was found and what is allowed.
+        OptionError: one line that names the option, what it got and what is allowed.
     """
     check_fields(cfg, ExtOptions)
     for side, part in (("encoder", encoder), ("decoder", decoder)):
@@ -178,10 +178,10 @@ def check_alignments(cfg: Any, task: Any) -> None:
         f"--attention-topk-ratio {cfg.attention_topk_ratio}": cfg.attention_topk_ratio,
         f"--attention-normalizer {cfg.attention_normalizer}": cfg.attention_normalizer != "softmax",
     }
-    for found, on in dropping.items():
+    for choice, on in dropping.items():
         _require(
             not on or "cross" not in selecting_attentions(cfg),
-            f"--load-alignments: excludes {found} in cross-attention, as the keys it drops have no logarithm; "
+            f"--load-alignments: excludes {choice} in cross-attention, as the keys it drops have no logarithm; "
             "--attention-topk-in encoder-self,decoder-self keeps it out of there",
         )
 

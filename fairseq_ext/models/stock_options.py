@@ -36,7 +36,7 @@ def check_stock_options(cfg: Any, *, encoder: Any, decoder: Any) -> None:
         decoder: nested decoder options.
 
     Raises:
-        OptionError: one line that names the option, what was found and what is allowed.
+        OptionError: one line that names the option, what it got and what is allowed.
     """
     parts = [("encoder", encoder)] * (encoder is not None) + [("decoder", decoder)]
     _require(not cfg.base_layers, f"--base-layers {cfg.base_layers}: fairseq's libbase does not load on this PyTorch")
@@ -64,7 +64,7 @@ def check_translation_options(cfg: Any, source_dictionary: Any, target_dictionar
         source_dictionary, target_dictionary: the task's.
 
     Raises:
-        OptionError: one line that names the option, what was found and what is allowed.
+        OptionError: one line that names the option, what it got and what is allowed.
     """
     encoder, decoder = cfg.encoder, cfg.decoder
     for name in ("adaptive_input", "tie_adaptive_weights", "tie_adaptive_proj", "char_inputs"):
@@ -113,7 +113,7 @@ def check_language_model_options(cfg: Any, dictionary: Any) -> None:
         dictionary: the task's.
 
     Raises:
-        OptionError: one line that names the option, what was found and what is allowed.
+        OptionError: one line that names the option, what it got and what is allowed.
     """
     inputs = [name for name in ("character_embeddings", "adaptive_input") if getattr(cfg, name)]
     _require(len(inputs) < 2, "--character-embeddings: excludes --adaptive-input")

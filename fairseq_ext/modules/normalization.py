@@ -52,16 +52,16 @@ _DETACH = ("both", "mean", "std")
 
 def _check_numbers(eps: float, scale: float = 1.0, k: float = 0.0) -> None:
     if not 0 <= eps < math.inf:
-        raise ValueError(f"eps: found {eps}, allowed are finite numbers from 0 on")
+        raise ValueError(f"eps must be finite and at least 0, got {eps}")
     for name, value in (("scale", scale), ("k", k)):
         if not math.isfinite(value):
-            raise ValueError(f"{name}: found {value}, allowed are finite numbers")
+            raise ValueError(f"{name} must be finite, got {value}")
 
 
 def _as_shape(normalized_shape: int | Sequence[int], unbiased: bool) -> tuple[int, ...]:
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if unbiased and math.prod(shape) < 2:
-        raise ValueError(f"normalized_shape: unbiased=True needs at least 2 elements to normalise, found {shape}")
+        raise ValueError(f"normalized_shape must have at least 2 elements with unbiased=True, got {shape}")
     return shape
 
 
@@ -211,7 +211,7 @@ class DetachNorm(_Norm):
     ) -> None:
         super().__init__(normalized_shape, eps, unbiased)
         if detach not in _DETACH:
-            raise ValueError(f"detach: found {detach!r}, allowed are {', '.join(map(repr, _DETACH))}")
+            raise ValueError(f"detach must be one of {', '.join(map(repr, _DETACH))}, got {detach!r}")
         self.detach = detach
 
     def forward(self, x: Tensor) -> Tensor:

@@ -380,13 +380,13 @@ def test_an_offset_of_all_logits_changes_nothing(log_end, epsilon):
     """In float32 too, where a logsumexp of logits near 1e6 has lost its fraction."""
     logits, target = (8 * torch.randn(50, 6)).round(), torch.randint(6, (50,))
     options = dict(reduction="none", label_smoothing=epsilon, log_end=log_end)
-    found = []
+    outcomes = []
     for offset in (0.0, 2.0**20, -(2.0**20)):
         moved = leaf(logits + offset)
         loss = encouraging_loss(moved, target, **options)
-        found.append((loss.detach(), *torch.autograd.grad(loss.sum(), moved)))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found[2], found[0], rtol=1e-5, atol=1e-6)
+        outcomes.append((loss.detach(), *torch.autograd.grad(loss.sum(), moved)))
+    torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(outcomes[2], outcomes[0], rtol=1e-5, atol=1e-6)
 
 
 def test_lower_bound_and_clamp():

@@ -69,9 +69,9 @@ def lengths(tokens: Tensor) -> Tensor:
     return tokens.ne(PAD).sum(1)
 
 
-def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+def close(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     limit = 1e-12 if dtype == torch.float64 else 2e-6
-    torch.testing.assert_close(found, expected, atol=limit * max(1.0, expected.abs().max().item()), rtol=limit)
+    torch.testing.assert_close(result, expected, atol=limit * max(1.0, expected.abs().max().item()), rtol=limit)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -81,8 +81,8 @@ def test_whole_sequences(block: str, extra: str, norm: str, dtype: torch.dtype) 
     kinds = {type(layer) for side in (fused.encoder, fused.decoder) for layer in side.layers}
     assert kinds == {FusedMuseEncoderLayer, FusedMuseDecoderLayer}
     with torch.no_grad():
-        expected, found = (model.encoder(SOURCE, lengths(SOURCE)) for model in (original, fused))
-        close(found["encoder_out"][0], expected["encoder_out"][0], dtype)
+        expected, result = (model.encoder(SOURCE, lengths(SOURCE)) for model in (original, fused))
+        close(result["encoder_out"][0], expected["encoder_out"][0], dtype)
         logits, extra_out = original.decoder(TARGET, encoder_out=expected)
         fused_logits, fused_extra = fused.decoder(TARGET, encoder_out=expected)
     close(fused_logits, logits, dtype)
@@ -111,11 +111,11 @@ def test_step_by_step_with_reordering(block: str, extra: str, norm: str) -> None
                 logits, extras = model.decoder(rows[:, : step + 1], encoder_out=encoded, incremental_state=state)
                 outputs += [logits.flatten(), extras["attn"][0].double().flatten()]
             results.append(outputs)
-    for index, (expected, found) in enumerate(zip(*results, strict=True)):
+    for index, (expected, result) in enumerate(zip(*results, strict=True)):
         if index % 2 == 0:
-            close(found, expected, torch.float64)
+            close(result, expected, torch.float64)
         else:
-            torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+            torch.testing.assert_close(result, expected, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -136,8 +136,8 @@ def test_padding_in_the_prefix(block: str) -> None:
     prefix = torch.tensor([[EOS, 4, PAD, 5, 6], [EOS, 7, 8, 9, 10], [EOS, PAD, PAD, 5, 6]])
     with torch.no_grad():
         encoded = models[0].encoder(SOURCE, lengths(SOURCE))
-        expected, found = (decode_by_step(model, prefix, encoded) for model in models)
-    close(found, expected, torch.float64)
+        expected, result = (decode_by_step(model, prefix, encoded) for model in models)
+    close(result, expected, torch.float64)
 
 
 @pytest.mark.parametrize("extra", ["plain", "topk"])
@@ -209,13 +209,13 @@ def test_beam_search(block: str, extra: str, prefix: bool) -> None:
         nn.init.normal_(parameter, std=0.5)
     models[1].load_state_dict(models[0].state_dict())
     arguments = {"prefix_tokens": torch.tensor([[4, 5], [6, 7], [8, 9]])} if prefix else {}
-    expected, found = (generate(prepare(model), **arguments) for model in models)
+    expected, result = (generate(prepare(model), **arguments) for model in models)
     assert {type(layer) for layer in models[0].decoder.layers} == {MuseDecoderLayer}
     assert {type(layer) for layer in models[0].encoder.layers} == {MuseEncoderLayer}
     assert {type(layer) for layer in models[1].decoder.layers} == {FusedMuseDecoderLayer}
     assert {type(layer) for layer in models[1].encoder.layers} == {FusedMuseEncoderLayer}
     assert not any(layer.need_attn for layer in models[1].decoder.layers)
-    for left, right in zip(expected, found, strict=True):
+    for left, right in zip(expected, result, strict=True):
         assert [hypothesis["tokens"].tolist() for hypothesis in left] == [
             hypothesis["tokens"].tolist() for hypothesis in right
         ]

@@ -126,17 +126,19 @@ def run(layer: nn.Module, data: dict[str, Tensor]) -> tuple[Tensor, Tensor | Non
     return out, attn
 
 
-def check_map(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found.double(), expected, **TOLERANCE)  # fairseq returns float32 maps
+def check_map(weights: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(weights.double(), expected, **TOLERANCE)  # fairseq returns float32 maps
 
 
 def check_gradients(layer: nn.Module, out: Tensor, data: dict[str, Tensor]) -> None:
     (out * data["grad_out"]).sum().backward()
     expected = translate(part(data, "g."))
-    found = {name: parameter.grad for name, parameter in layer.named_parameters()}
-    assert expected.keys() == found.keys()
+    gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
+    assert expected.keys() == gradients.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            gradients[name], gradient, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}"
+        )
     check_input_gradients(data)
 
 
@@ -221,22 +223,22 @@ def reorder_memory(layer: nn.Module, state: dict[str, Any], order: Tensor) -> No
 
 
 def check_caches(layer: nn.Module, state: dict[str, Any], expected: dict[str, Tensor]) -> None:
-    found = {}
+    caches = {}
     if isinstance(layer, FusedMuseDecoderLayer):
         cache = layer.get_incremental_state(state, "self")["key_value"]
         key, value = cache.unflatten(-1, (2, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
         memory = layer.get_incremental_state(state, "memory")
-        found = {"self_attn.prev_key": key, "self_attn.prev_value": value}
-        found |= {"encoder_attn.prev_key": memory["key"], "encoder_attn.prev_value": memory["value"]}
+        caches = {"self_attn.prev_key": key, "self_attn.prev_value": value}
+        caches |= {"encoder_attn.prev_key": memory["key"], "encoder_attn.prev_value": memory["value"]}
     else:
         for module in ("self_attn", "encoder_attn"):
             saved = getattr(layer, module).get_incremental_state(state, "attn_state")
-            found |= {f"{module}.{key}": saved[key] for key in ("prev_key", "prev_value")}
+            caches |= {f"{module}.{key}": saved[key] for key in ("prev_key", "prev_value")}
         buffers = layer.self_attn.get_incremental_state(state, "conv_state") or {}
-        found |= {f"conv.{index}": buffer[None] for index, buffer in buffers.items()}
-        assert {key for key in expected if key.startswith("conv.")} <= found.keys()
-    for key in found.keys() & expected.keys():
-        torch.testing.assert_close(found[key], expected[key], **TOLERANCE)
+        caches |= {f"conv.{index}": buffer[None] for index, buffer in buffers.items()}
+        assert {key for key in expected if key.startswith("conv.")} <= caches.keys()
+    for key in caches.keys() & expected.keys():
+        torch.testing.assert_close(caches[key], expected[key], **TOLERANCE)
 
 
 @pytest.mark.parametrize("source", ["unmerged", "merged"])
@@ -377,8 +379,8 @@ def test_model(name: str, fused: bool) -> None:
 
     (logits * data["grad_out"]).sum().backward()
     expected = translate(part(data, "g."))
-    found = {parameter_name: parameter.grad for parameter_name, parameter in model.named_parameters()}
+    gradients = {parameter_name: parameter.grad for parameter_name, parameter in model.named_parameters()}
     assert expected
     for key, gradient in expected.items():
         key = key.replace("decoder.embed_out", "decoder.output_projection.weight")
-        torch.testing.assert_close(found[key], gradient, **TOLERANCE, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(gradients[key], gradient, **TOLERANCE, msg=lambda text, key=key: f"{key}: {text}")

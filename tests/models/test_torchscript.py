@@ -73,9 +73,9 @@ def test_a_compiled_model_computes_the_same(name: str) -> None:
     model = build(SCRIPTED[name])
     with torch.no_grad():
         expected, extra = model(SOURCE, None, PREVIOUS)
-        found, found_extra = script(model)(SOURCE, None, PREVIOUS)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(found_extra["attn"][0], extra["attn"][0])
+        compiled, compiled_extra = script(model)(SOURCE, None, PREVIOUS)
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(compiled_extra["attn"][0], extra["attn"][0])
 
 
 @pytest.mark.parametrize("name", ["plain", "top2", "cross", "adanorm"])
@@ -87,8 +87,8 @@ def test_a_compiled_beam_search_finds_the_same(name: str, monkeypatch: pytest.Mo
         [build(SCRIPTED[name])], dictionary(), beam_size=3, max_len_b=6, no_repeat_ngram_size=2
     )
     with torch.no_grad():
-        expected, found = generator.forward(SAMPLE), torch.jit.script(generator)(SAMPLE)
-    for left, right in zip(expected, found, strict=True):
+        expected, compiled = generator.forward(SAMPLE), torch.jit.script(generator)(SAMPLE)
+    for left, right in zip(expected, compiled, strict=True):
         assert [hypothesis["tokens"].tolist() for hypothesis in left] == [
             hypothesis["tokens"].tolist() for hypothesis in right
         ]
@@ -144,8 +144,8 @@ def test_what_no_option_touches_is_fairseqs_own(options: dict[str, Any], own: se
     model = translation_model(layers=1, **options)
     assert type(model.encoder) is TransformerEncoderBase or "encoder" in own
     assert type(model.decoder) is TransformerDecoderBase or "decoder" in own
-    found = {path for path, module in model.named_modules() if isinstance(module, SelectiveAttention)}
-    assert found == {path for path in own if path.endswith("attn")}
+    selective = {path for path, module in model.named_modules() if isinstance(module, SelectiveAttention)}
+    assert selective == {path for path in own if path.endswith("attn")}
     for side in ("encoder", "decoder"):
         if side not in own:
             assert type(getattr(model, side).layers[0]) in STOCK
