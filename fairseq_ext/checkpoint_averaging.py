@@ -47,12 +47,12 @@ def last_checkpoints(folder: str | Path, last: int, by: str = "epoch", upper: in
         names = os.listdir(folder)
     except OSError as error:
         raise CheckpointError(f"{folder}: {error.strerror}") from error
-    found = sorted(((int(match[1]), name) for name in names if (match := pattern.fullmatch(name))), reverse=True)
-    found = [(number, name) for number, name in found if upper is None or number <= upper]
-    if len(found) < last:
+    numbered = sorted(((int(match[1]), name) for name in names if (match := pattern.fullmatch(name))), reverse=True)
+    numbered = [(number, name) for number, name in numbered if upper is None or number <= upper]
+    if len(numbered) < last:
         bound = "" if upper is None else f" up to {by} {upper}"
-        raise CheckpointError(f"--last {last}: {folder} holds {len(found)} files named {form}{bound}")
-    return [Path(folder, name) for _, name in found[:last]]
+        raise CheckpointError(f"--last {last}: {folder} holds {len(numbered)} files named {form}{bound}")
+    return [Path(folder, name) for _, name in numbered[:last]]
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -99,7 +99,5 @@ def words_of(action: argparse.Action, value: str = "") -> list[str]:
 def pasted(text: str) -> list[list[str]]:
     """The commands of a text, each as the words that a shell gives it, up to where its output is redirected."""
     text = text.replace("\\\n", " ").replace("$(fairseq-ext user-dir)", str(ROOT / "fairseq_ext"))
-    commands = (shlex.split(line, comments=True) for line in text.splitlines())
-    return [
-        list(itertools.takewhile(lambda word: word not in (">", "2>&1", "|"), words)) for words in commands if words
-    ]
+    commands = filter(None, (shlex.split(line, comments=True) for line in text.splitlines()))
+    return [list(itertools.takewhile(lambda word: word not in (">", "2>&1", "|", "&&"), words)) for words in commands]

@@ -368,7 +368,7 @@ def test_doctor_approves_this_installation(run):
 
 
 @pytest.mark.parametrize(
-    ("name", "found", "message"),
+    ("name", "installed", "message"),
     [
         ("hydra-core", "1.4.0rc3", "hydra-core 1.4.0rc3 does not work"),
         ("hydra-core", "1.3.1", "pip install 'hydra-core>=1.3.2,<1.4'"),
@@ -378,13 +378,13 @@ def test_doctor_approves_this_installation(run):
         ("numpy", None, "numpy is not installed"),
     ],
 )
-def test_doctor_names_a_problem(run, monkeypatch, name, found, message):
+def test_doctor_names_a_problem(run, monkeypatch, name, installed, message):
     def version(asked):
         if asked != name:
             return metadata.version(asked)
-        if found is None:
+        if installed is None:
             raise metadata.PackageNotFoundError(asked)
-        return found
+        return installed
 
     monkeypatch.setattr(cli, "version", version)
     code, out, _ = run("doctor")

@@ -65,13 +65,7 @@ def commands(
     """
     if gpus is None:
         gpus = 1 if device == "cpu" else recipe.gpus
-    if gpus < 1 or (device == "cpu" and gpus != 1):
-        raise OptionError(f"--gpus {gpus}: at least 1, and 1 with --device cpu")
-    if average is not None and "average" not in recipe.evaluation:
-        raise OptionError(f"--average: {recipe.name} evaluates {recipe.evaluation['checkpoint'].value}, not an average")
-    if average is not None and average < 1:
-        raise OptionError(f"--average {average}: at least 1")
-
+    _refuse(recipe, gpus, device, average, train_options)
     training, evaluation = values(recipe.training), values(recipe.evaluation)
     training["update_freq"] = recipe.update_freq(gpus)
     training["seed"] = training["seed"] if seed is None else seed
@@ -81,20 +75,31 @@ def commands(
     if device == "cpu":
         training["fp16"] = False
     precision = "--cpu" if device == "cpu" else "--fp16" if training["fp16"] else ""
-    paths = {"data": shlex.quote(data or recipe.data.folder)}
-    paths["save"] = shlex.quote(save_dir or f"checkpoints/{recipe.name}")
+    data = shlex.quote(recipe.data.folder if data is None else data)
+    save = shlex.quote(f"checkpoints/{recipe.name}" if save_dir is None else save_dir)
 
-    steps = [_train(recipe, training, "--cpu" * (device == "cpu"), train_options, **paths)]
+    steps = [_train(recipe, training, "--cpu" * (device == "cpu"), train_options, data, save)]
     count, checkpoint = evaluation.pop("average", 0), evaluation.pop("checkpoint", "checkpoint_average.pt")
     if count:
-        steps.append(
-            [f"fairseq-ext average --inputs {paths['save']} --last {count} --output {paths['save']}/{checkpoint}"]
-        )
+        steps.append([f"fairseq-ext average --inputs {save} --last {count} --output {save}/{checkpoint}"])
     evaluate = {"translation": _generate, "language_modeling": _evaluate_language_model}[training["task"]]
-    steps.append(evaluate(checkpoint, evaluation, precision, **paths))
+    steps.append(evaluate(checkpoint, evaluation, precision, data, save))
     if recipe.data.score:
-        steps.append([recipe.data.score.format(**paths)])
-    return "\n".join(" \\\n    ".join(filter(None, step)) for step in steps) + "\n"
+        steps.append([recipe.data.score.format(data=data, save=save)])
+    # joined, so that what is pasted ends with the step that fails instead of scoring an older checkpoint
+    return " &&\n".join(" \\\n    ".join(filter(None, step)) for step in steps) + "\n"
+
+
+def _refuse(recipe: Recipe, gpus: int, device: str, average: int | None, train_options: Sequence[str]) -> None:
+    if gpus < 1 or (device == "cpu" and gpus != 1):
+        raise OptionError(f"--gpus {gpus}: at least 1, and 1 with --device cpu")
+    if average is not None and "average" not in recipe.evaluation:
+        raise OptionError(f"--average: {recipe.name} evaluates {recipe.evaluation['checkpoint'].value}, not an average")
+    if average is not None and average < 1:
+        raise OptionError(f"--average {average}: at least 1")
+    for option in ("--save-dir", "--cpu", "--fp16"):  # the later commands would not follow
+        if any(word.partition("=")[0] == option for word in train_options):
+            raise OptionError(f"--train-options {option}: give --save-dir and --device before --train-options")
 
 
 def _train(

@@ -69,6 +69,15 @@ def test_the_environment_chooses(tmp_path: Path) -> None:
         (tmp_path / "calls").unlink()
 
 
+def test_pasted_commands_end_with_the_step_that_fails(tmp_path: Path) -> None:
+    """In a shell that goes on after errors, as the one that a user types into."""
+    env = shim(tmp_path)
+    (tmp_path / "bin" / "fairseq-generate").write_text("#!/bin/bash\nexit 3\n")
+    text = commands(find("multi30k/gca"), data=str(tmp_path), save_dir=str(tmp_path))
+    assert run("bash", "-c", text, env=env).returncode == 3
+    assert [call[0] for call in calls(tmp_path)] == ["fairseq-train", "fairseq-ext"]
+
+
 def test_a_step_that_fails_ends_the_script(tmp_path: Path) -> None:
     env = shim(tmp_path)
     (tmp_path / "bin" / "fairseq-train").write_text("#!/bin/bash\nexit 3\n")
