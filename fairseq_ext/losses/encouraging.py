@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_ext.losses.bonus import Bonus
-from fairseq_ext.losses.common import REDUCTIONS, one_hot, reduce_weighted, require
+from fairseq_ext.losses.common import one_hot, reduce_weighted, require
 from fairseq_ext.losses.log_bonus import LogBonusCrossEntropy
 from fairseq_ext.precision import compute_dtype
 
@@ -93,7 +93,6 @@ def encouraging_loss(
         >>> logits, target = torch.randn(3, 5, requires_grad=True), torch.tensor([1, 0, 4])
         >>> encouraging_loss(logits, target, label_smoothing=0.1).backward()
     """
-    require("reduction", reduction, reduction in REDUCTIONS, f"one of {REDUCTIONS}")
     require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
     shape = Bonus(log_end, bonus, bonus_power, bonus_start, bonus_end, subsample, bonus_clamp)
     smoothing = label_smoothing, bonus_smoothing, smoothing_form
