@@ -70,7 +70,15 @@ def _f1(gold: np.ndarray, predicted: np.ndarray, average: str | None) -> Any:
 
 
 def tune_threshold(scores: ArrayLike, gold: ArrayLike) -> float:
-    """The threshold with the best micro-F1, exactly: every place between two different scores is tried."""
+    """The threshold with the best micro-F1, exactly: every place between two different scores is tried.
+
+    Args:
+        scores: (samples, labels) probabilities, or whatever ranks the labels.
+        gold: (samples, labels), 0 or 1.
+
+    Raises:
+        ValueError: shapes that differ, or scores that are no numbers.
+    """
     scores, gold = _checked(scores, gold)
     order = np.argsort(-scores, axis=None, kind="stable")
     ranked, hits = scores.ravel()[order], gold.ravel()[order].cumsum()

@@ -167,6 +167,9 @@ def isd(blocks: AttentionBlocks) -> Tensor:
     """ISD of each pair without annotation, ``(B,)``: both sides of singular alignment. Our choice of a proxy.
 
     Each word is compared through the region that it attends to most, and the reverse, in place of annotated items.
+
+    Args:
+        blocks: the self-attention maps of the pairs, as :func:`attention_blocks` gives them.
     """
     with torch.no_grad():
         return iais_loss(blocks, "singular", "both", reduction="none")

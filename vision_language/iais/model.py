@@ -98,6 +98,9 @@ class RegionRetriever(BertPreTrainedModel):
     The score is ``w . tanh(W_p h + b_p) + b`` of the last hidden state h at [CLS]. Build one with :meth:`from_encoder`,
     load a saved one with :meth:`from_pretrained`. Everything of UNITER has UNITER's parameter names.
 
+    Args:
+        config: sizes of BERT and what a region is described by.
+
     Shape:
         ``input_ids``, ``attention_mask`` ``(B, T)``, padded on the right; ``region_boxes (B, V, 7)``,
         ``region_mask (B, V)``, True where a region is; ``region_features (B, V, D)`` or ``region_labels (B, V)``. A
