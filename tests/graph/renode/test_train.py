@@ -60,6 +60,30 @@ def test_released_training(name):
     assert [entry["loss"] for entry in record["history"]] == [loss.item() for loss in losses]
 
 
+class Worsening(torch.nn.Module):
+    """Predicts class 0 of all nodes in the best of its epochs, and class 1 in all others."""
+
+    def __init__(self, best):
+        super().__init__()
+        self.weight, self.best, self.epoch = torch.nn.Parameter(torch.zeros(1)), best, 0
+
+    def forward(self, x, edge_index):
+        self.epoch += self.training
+        return F.one_hot(torch.full((len(x),), int(self.epoch != self.best)), 2) + 0 * self.weight
+
+
+@pytest.mark.parametrize(
+    ("best", "least", "patience", "last"),
+    [(1, 0, 1, 3), (3, 0, 2, 6), (3, 10, 2, 11), (1, 3, 2, 4), (1, 2, 2, 4), (2, 0, 17, 20)],
+)
+def test_a_training_ends_past_its_patience_and_its_least_epochs(best, least, patience, last):
+    data = Data(x=torch.ones(6, 1), edge_index=torch.zeros(2, 0, dtype=torch.long), y=torch.tensor([0, 0, 0, 0, 1, 1]))
+    split = Split(torch.tensor([0, 4]), torch.arange(4), torch.tensor([3, 5]))
+    recipe = Recipe(epochs=20, least_epochs=least, patience=patience)
+    record = fit(Worsening(best), data, split, make_loss("ce", [1, 1]), None, recipe)
+    assert (record["best_epoch"], record["epochs"]) == (best, last)
+
+
 def test_learning_rate():
     recipe = Recipe()
     rates = [recipe.lr * recipe.lr_factor(epoch - 1) for epoch in (1, 20, 21, 30, 200)]

@@ -75,6 +75,24 @@ def test_resumed_training_ends_bit_for_bit_where_a_straight_one_ends(tmp_path, b
         fit(PPRGo(24, 3), batches_of(graph, split.train), CROSS_ENTROPY, folder=tmp_path, settings={"lr": 1})
 
 
+@pytest.mark.parametrize("seed", [0, 4])
+def test_every_epoch_has_an_order_and_dropout_of_its_own(seed):
+    graph, nodes, orders, dropped = a_graph(), np.arange(30), [], []
+    batches = batches_of(graph, nodes, batch_size=30 - 1)
+
+    def loss(logits, y, weight):
+        orders.append(weight.tolist())
+        dropped.append(torch.initial_seed())
+        return CROSS_ENTROPY(logits, y, weight)
+
+    fit(PPRGo(24, 3), batches, loss, recipe=LargeRecipe(epochs=3), seed=seed)
+    for epoch in (1, 2, 3):
+        generator = np.random.default_rng([seed, epoch])
+        assert dropped[2 * epoch - 2] == dropped[2 * epoch - 1] == generator.integers(2**32)
+        first, second = orders[2 * epoch - 2 : 2 * epoch]
+        assert first + second == batches.weight[generator.permutation(30)].tolist()
+
+
 def test_early_stopping_keeps_the_best_epoch():
     graph = a_graph()
     split = inductive_split(graph.y, 15)
