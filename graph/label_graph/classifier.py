@@ -11,13 +11,14 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import CheckpointError
 from fairseq_ext.training.files import load_safely, save_atomically
+from fairseq_ext.training.options import OptionSet, option
 from graph.label_graph.data import Sample
 from graph.label_graph.label_graph import LabelGraph
 from graph.label_graph.model import HierarchicalAttentionNetwork
-from graph.label_graph.options import Options
+from graph.label_graph.options import Options, fixed_threshold
 from graph.label_graph.text import Vocabulary, split_text, tokenizer
 
-__all__ = ["Classifier", "build_network", "tokenized"]
+__all__ = ["Classifier", "ModelFile", "Predictor", "build_network", "tokenized"]
 
 
 def tokenized(samples: Sequence[Sample], options: Options) -> list[list[list[str]]]:
@@ -112,8 +113,8 @@ class Classifier:
         Raises:
             CheckpointError: no such file, or another one.
         """
-        found = load_safely(path)
-        state = found if isinstance(found, dict) else {}
+        content = load_safely(path)
+        state = content if isinstance(content, dict) else {}
         try:
             options = Options(**state["options"])
             vocabulary = Vocabulary(tuple(state["words"]))
@@ -122,3 +123,28 @@ class Classifier:
             return cls(network, vocabulary, list(state["labels"]), options, float(state["threshold"]))
         except Exception as error:  # torn and foreign files raise many types
             raise CheckpointError(f"{path}: not a model of graph.label_graph ({type(error).__name__})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFile(OptionSet):
+    """The trained model."""
+
+    model: str = option("runs/label_graph/seed1/model.pt", "its file")
+
+    def load(self) -> Classifier:
+        """The model, on the CPU."""
+        return Classifier.load(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor(ModelFile):
+    """The trained model, and when it predicts a label."""
+
+    threshold: str = option("", "a label is predicted above this probability (default: that of the model)")
+
+    def load(self) -> Classifier:
+        """The model, with this threshold."""
+        classifier = super().load()
+        if self.threshold:
+            classifier.threshold = fixed_threshold(self.threshold)
+        return classifier

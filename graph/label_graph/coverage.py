@@ -46,9 +46,9 @@ def coverage(
     }
 
 
-def notes(found: Mapping[str, Mapping[str, Any]], options: Options) -> Iterator[str]:
+def notes(coverage_of: Mapping[str, Mapping[str, Any]], options: Options) -> Iterator[str]:
     """One line for what is cut of the training texts, and for whatever else is left out of each split."""
-    train = found["train"]
+    train = coverage_of["train"]
     if train["reviews_read"] < 1:
         yield f"train: --max-reviews {options.max_reviews} reads {train['reviews_read']:.1%} of the reviews"
     if train["reviews_cut"]:
@@ -56,7 +56,7 @@ def notes(found: Mapping[str, Mapping[str, Any]], options: Options) -> Iterator[
             f"train: --max-words {options.max_words} cuts {train['reviews_cut']:.1%} of the reviews and reads "
             f"{train['words_read']:.1%} of their words; {train['max_words_of_most']} would leave {MOST:.0%} whole"
         )
-    for split, part in found.items():
+    for split, part in coverage_of.items():
         for what in ("labels", "words"):
             if count := part[f"without_{what}"]:
                 yield f"{split}: {count} of {part['samples']} samples have no {what}"

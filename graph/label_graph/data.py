@@ -51,7 +51,7 @@ def _tsv_sample(line: str, origin: str) -> Sample:
 def _album(value: Any, origin: str, need_labels: bool) -> Sample:
     """One album of the RMSC data: ``tags``, and ``all_short_comments`` or ``all_reviews``."""
     if not isinstance(value, dict):
-        raise DataError(f"{origin}: an album is a mapping, found {type(value).__name__}")
+        raise DataError(f"{origin}: an album is a mapping, got {type(value).__name__}")
     tags = value.get("tags", None if need_labels else [])
     comments = value.get("all_short_comments", value.get("all_reviews"))
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
@@ -114,14 +114,14 @@ def read_file(path: str | Path, need_labels: bool = True) -> list[Sample]:
 
 
 def read_splits(folder: str | Path) -> dict[str, list[Sample]]:
-    """Training, validation and test samples of a folder in any of the known forms.
+    """Training, validation and test samples of a folder in any of its forms.
 
     A folder with one JSON file an album is split 70/9/21 like the released code, with the same seeds, but over sorted
     file names: the order of the original was that of the disk.
 
     Raises:
         OptionError: no such folder.
-        DataError: nothing known in the folder, or a split without any label that training has.
+        DataError: no such form in the folder, or a split without any label that training has.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -131,13 +131,13 @@ def read_splits(folder: str | Path) -> dict[str, list[Sample]]:
         splits = {split: read_file(path) for split, path in files.items() if path}
     elif any(files.values()):
         missing = ", ".join(split for split, path in files.items() if not path)
-        raise DataError(f"{folder}: there is no file for {missing}; known are {FORMS}")
+        raise DataError(f"{folder}: there is no file for {missing}; expected {FORMS}")
     else:
         splits = _split_albums(folder)
-    known = set(label_names(splits["train"]))
+    of_training = set(label_names(splits["train"]))
     for split, samples in splits.items():
-        if not known.intersection(label_names(samples)):
-            raise DataError(f"{folder}: no sample of {split} has any of the {len(known)} labels of training")
+        if not of_training.intersection(label_names(samples)):
+            raise DataError(f"{folder}: no sample of {split} has any of the {len(of_training)} labels of training")
     return splits
 
 
@@ -145,10 +145,10 @@ def _split_file(folder: Path, split: str) -> Path | None:
     names = ("valid", "dev") if split == "valid" else (split,)
     endings = [f"{form}{packed}" for form in (".tsv", ".txt", ".json") for packed in ("", ".gz")]
     candidates = [folder / f"{prefix}{name}{end}" for prefix in ("", "rmsc.data.") for name in names for end in endings]
-    found = [path for path in candidates if path.is_file()]
-    if len(found) > 1:
-        raise DataError(f"{folder}: both {found[0].name} and {found[1].name} could be the {split} set")
-    return found[0] if found else None
+    files = [path for path in candidates if path.is_file()]
+    if len(files) > 1:
+        raise DataError(f"{folder}: both {files[0].name} and {files[1].name} could be the {split} set")
+    return files[0] if files else None
 
 
 def _split_albums(folder: Path) -> dict[str, list[Sample]]:
@@ -171,8 +171,8 @@ def label_names(samples: list[Sample]) -> list[str]:
 
 def unknown_labels(samples: Iterable[Sample], labels: Iterable[str]) -> dict[str, int]:
     """How many samples carry each label that is not among ``labels``, the most frequent first."""
-    known = set(labels)
-    return dict(Counter(label for sample in samples for label in sample.labels if label not in known).most_common())
+    labels = set(labels)
+    return dict(Counter(label for sample in samples for label in sample.labels if label not in labels).most_common())
 
 
 def label_matrix(samples: list[Sample], labels: list[str]) -> Tensor:

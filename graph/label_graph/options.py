@@ -15,8 +15,8 @@ from graph.label_graph.text import PIECES, TOKENIZERS
 ARMS = ("soft", "graph", "han")
 EMBEDDINGS = ("word2vec", "word2vec-tuned", "learned")
 TUNED = "tuned"
-OF_GRAPH = ("graph_position", "graph_noise", "ratio2")
-OF_SOFT_TARGETS = ("temperature", "no_stop_gradient", "no_soft_target_clip")
+NO_GRAPH = {"arm": ("han",)}
+NOT_SOFT = {"arm": ("graph", "han")}
 
 
 def fixed_threshold(text: str, also: str = "") -> float:
@@ -51,16 +51,24 @@ class Options(OptionSet):
 
     arm: str = option("soft", "label graph and soft training; the graph alone; or neither", ARMS)
     graph_position: str = option(
-        "scores", "what the graph mixes: scores before the sigmoid, or what it gives", POSITIONS
+        "scores", "what the graph mixes: scores before the sigmoid, or what it gives", POSITIONS, idle=NO_GRAPH
     )
-    graph_noise: float = option(0.0, "deviation of noise on the initial identity (paper's code: 0)", least=0)
-    temperature: float = option(0.0, "softmax temperature of the soft targets, 0 for none (paper's code: 0)", least=0)
-    ratio1: float = option(1.0, "weight of the soft loss (paper's code: 1)", above=0)
-    ratio2: float = option(0.0, "reward for the distance of G from the identity, unbounded (paper's code: 0)", least=0)
-    no_stop_gradient: bool = option(False, "let G learn through the soft targets too")
-    no_soft_target_clip: bool = option(False, "let soft targets leave [0, 1], as the paper's code")
+    graph_noise: float = option(
+        0.0, "deviation of noise on the initial identity (paper's code: 0)", least=0, idle=NO_GRAPH
+    )
+    temperature: float = option(
+        0.0, "softmax temperature of the soft targets, 0 for none (paper's code: 0)", least=0, idle=NOT_SOFT
+    )
+    ratio1: float = option(1.0, "weight of the soft loss (paper's code: 1)", above=0, idle=NOT_SOFT)
+    ratio2: float = option(
+        0.0, "reward for the distance of G from the identity, unbounded (paper's code: 0)", least=0, idle=NO_GRAPH
+    )
+    no_stop_gradient: bool = option(False, "let G learn through the soft targets too", idle=NOT_SOFT)
+    no_soft_target_clip: bool = option(False, "let soft targets leave [0, 1], as the paper's code", idle=NOT_SOFT)
     loss: str = option("bce", "binary loss of every label (paper: bce)", LOSSES)
-    log_end: float = option(0.75, "where the logarithm of --loss encouraging ends", least=0, most=1)
+    log_end: float = option(
+        0.75, "where the logarithm of --loss encouraging ends", least=0, most=1, idle={"loss": ("bce", "halted-focal")}
+    )
 
     cell: str = option("lstm", "recurrent cell", tuple(CELLS))
     hidden_size: int = option(128, "units of each direction (paper's code: 128)", least=1)
@@ -81,13 +89,7 @@ class Options(OptionSet):
         super().__post_init__()
         if self.threshold != TUNED:
             fixed_threshold(self.threshold, f"{TUNED!r} or ")
-        if self.arm == "han":
-            self.refuse_idle("with --arm han", *OF_GRAPH)
-        if self.arm != "soft":
-            self.refuse_idle(f"with --arm {self.arm}", "ratio1", *OF_SOFT_TARGETS)
         if self.temperature:
             self.refuse_idle(f"with --temperature {self.temperature:g}", "no_soft_target_clip")
-        if self.loss != "encouraging":
-            self.refuse_idle(f"with --loss {self.loss}", "log_end")
         if self.start_eval > self.epochs:
             self.refuse_idle(f"with --epochs {self.epochs}", "start_eval")

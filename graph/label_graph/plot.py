@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from fairseq_ext.fonts import fonts_for
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import output_folder, write_json
+from fairseq_ext.training.options import OptionSet, option
+from graph.label_graph.classifier import ModelFile
 
-__all__ = ["draw_label_graph", "format_pairs", "strongest_pairs"]
+__all__ = ["draw_label_graph", "format_pairs", "plot", "strongest_pairs"]
 
 ANNOTATED = 12
 """Up to so many labels every cell shows its number."""
@@ -79,3 +84,28 @@ def draw_label_graph(
     with fonts_for(figure):
         figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture(OptionSet):
+    """What is drawn of it."""
+
+    pairs: int = option(20, "number of pairs", least=1)
+    out: str = option("", "folder of label_graph.png and label_pairs.json (default: that of the model)")
+
+
+def plot(model: ModelFile, picture: Picture) -> str:
+    """Heat map of the learned label graph, and its strongest pairs.
+
+    Raises:
+        OptionError: a model without label graph, or a folder that cannot be written.
+    """
+    classifier = model.load()
+    if classifier.network.label_graph is None:
+        raise OptionError(f"--model {model.model} has no label graph (it was trained with --arm han)")
+    folder = output_folder(picture.out or Path(model.model).parent)
+    graph = classifier.network.label_graph.weight
+    pairs = strongest_pairs(graph, classifier.labels, picture.pairs)
+    draw_label_graph(graph, classifier.labels, folder / "label_graph.png")
+    write_json(folder / "label_pairs.json", pairs)
+    return f"{format_pairs(pairs)}\n{folder / 'label_graph.png'}, {folder / 'label_pairs.json'}"

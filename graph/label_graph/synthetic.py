@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.errors import choose
 from fairseq_ext.training.files import write_json, writing_to
+from fairseq_ext.training.options import OptionSet, option
 
-__all__ = ["HIDDEN", "RELATIONS", "STYLE_COUNTS", "make_albums", "synthesize"]
+__all__ = ["HIDDEN", "RELATIONS", "STYLE_COUNTS", "Albums", "make_albums", "synthesize"]
 
 # How many of the 5,020 training albums of the music data carry each style.
 STYLE_COUNTS = {
@@ -70,25 +71,41 @@ def make_albums(
         own: share of words that come from a style.
     """
     for style in hidden:
-        choose("--hidden", style, STYLE_COUNTS)
+        choose("--hidden-styles", style, STYLE_COUNTS)
     rng = random.Random(seed)
     # Each style comes first once, so that a small training set knows them all; then by count.
     firsts = [*STYLE_COUNTS, *rng.choices(list(STYLE_COUNTS), list(STYLE_COUNTS.values()), k=count)][:count]
     albums = []
     for number, first in enumerate(firsts):
         styles = _styles(first, rng)
-        told = [style for style in styles if style not in hidden]
-        comments = [{"comment": _review(told, rng, words, own)} for _ in range(reviews)]
+        audible = [style for style in styles if style not in hidden]
+        comments = [{"comment": _review(audible, rng, words, own)} for _ in range(reviews)]
         albums.append({"title": f"album {number}", "tags": sorted(styles), "all_short_comments": comments})
     return albums
 
 
-def synthesize(folder: str | Path, albums: int = 1000, **options: Any) -> None:
-    """Write 70, 9 and 21% of :func:`make_albums` as ``rmsc.data.{train,valid,test}.json``."""
-    if albums < 50:
-        raise OptionError(f"--albums must be at least 50, got {albums}")
-    made = make_albums(albums, **options)
-    train, valid = int(0.7 * albums), int(0.79 * albums)
-    with writing_to(folder) as folder:
-        for split, part in (("train", made[:train]), ("valid", made[train:valid]), ("test", made[valid:])):
+@dataclass(frozen=True, kw_only=True)
+class Albums(OptionSet):
+    """The made-up data."""
+
+    out: str = option("runs/label_graph_data", "folder")
+    albums: int = option(1000, "number of albums (music data: 7172)", least=50)
+    reviews: int = option(10, "reviews of an album (music data: 40)", least=1)
+    words: int = option(12, "words of a review (music data: 12.4 on average)", least=1)
+    own: float = option(0.6, "share of the words that come from a style", least=0, most=1)
+    hidden_styles: str = option(",".join(HIDDEN), "styles that no review tells")
+    seed: int = option(0, "of all that is drawn", least=0)
+
+
+def synthesize(options: Albums) -> str:
+    """Write made-up albums with the style counts of the music data.
+
+    70, 9 and 21% of :func:`make_albums`, as ``rmsc.data.{train,valid,test}.json``.
+    """
+    hidden = [style for style in options.hidden_styles.split(",") if style]
+    albums = make_albums(options.albums, options.seed, hidden, options.reviews, options.words, options.own)
+    train, valid = int(0.7 * len(albums)), int(0.79 * len(albums))
+    with writing_to(options.out) as folder:
+        for split, part in (("train", albums[:train]), ("valid", albums[train:valid]), ("test", albums[valid:])):
             write_json(folder / f"rmsc.data.{split}.json", part)
+    return f"{len(albums)} albums in {options.out}"

@@ -82,11 +82,11 @@ class Vocabulary:
         Ids take 4 bytes a word where a dense array of 100-dimensional vectors takes 800.
         """
         ids = np.full((len(reviews), max_reviews, max_words), PADDING, dtype=np.int32)
-        known = self._ids  # type: ignore[attr-defined]
+        ids_of = self._ids  # type: ignore[attr-defined]
         for row, sample in zip(ids, reviews, strict=True):
             for line, review in zip(row, sample, strict=False):
                 kept = review[:max_words]
-                line[: len(kept)] = [known.get(word, UNKNOWN) for word in kept]
+                line[: len(kept)] = [ids_of.get(word, UNKNOWN) for word in kept]
         return torch.from_numpy(ids)
 
 
@@ -99,8 +99,8 @@ def train_vectors(
     """
     from gensim.models import Word2Vec
 
-    known = set(vocabulary.words)
-    kept = [[word for word in sentence if word in known] for sentence in sentences]
+    words = set(vocabulary.words)
+    kept = [[word for word in sentence if word in words] for sentence in sentences]
     vectors = Word2Vec(kept, vector_size=dim, min_count=1, epochs=epochs, seed=seed, workers=1).wv
     table = np.zeros((len(vocabulary), dim), dtype=np.float32)
     table[SPECIAL:] = vectors[list(vocabulary.words)]

@@ -23,6 +23,7 @@ from graph.label_graph import multilabel_metrics
 from graph.label_graph import train as training
 from graph.label_graph.__main__ import main
 from graph.label_graph.classifier import Classifier
+from graph.label_graph.corpus import prepare
 from graph.label_graph.data import label_matrix, read_file
 from graph.label_graph.options import Options
 from graph.label_graph.plot import draw_label_graph, format_pairs, strongest_pairs
@@ -157,7 +158,7 @@ def test_killed_run_ends_where_a_straight_one_ends(data, tmp_path, monkeypatch, 
     assert not (tmp_path / "killed" / "results.json").exists()
     settings = results(tmp_path / "straight")["settings"]
     same = Options(**{name: value for name, value in settings.items() if name != "inputs"})
-    corpus = training.prepare(same)
+    corpus = prepare(same)
     changed = dataclasses.replace(corpus, gold=corpus.gold | {"valid": 1 - corpus.gold["valid"]})
     for options, data_now, other in (
         (dataclasses.replace(same, lr=0.5), corpus, "lr"),
@@ -179,7 +180,7 @@ def test_what_cannot_be_saved_is_not_trained(data, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    monkeypatch.setattr(training, "_train_epoch", lambda *_: pytest.fail("a step was taken"))
+    monkeypatch.setattr(training, "train_epoch", lambda *_: pytest.fail("a step was taken"))
     with pytest.raises(CheckpointError, match=r"cannot write .*checkpoint.pt: No space left on device"):
         main(["train", "--data", str(data), "--out", str(tmp_path / "out"), *SMALL])
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -192,14 +193,14 @@ def test_the_first_best_epoch_is_kept(data, tmp_path, monkeypatch, select, best)
     )
     monkeypatch.setattr(training, "validate", lambda *_, **__: next(values))
     options = Options(data=str(data), embedding="learned", hidden_size=4, epochs=4, start_eval=1, select=select)
-    result = training.train(options, training.prepare(options), 1, tmp_path)
+    result = training.train(options, prepare(options), 1, tmp_path)
     assert result["best_epoch"] == best
     assert result[f"valid_{select}"] == {"micro_f1": 0.3, "hamming_loss": 0.2}[select]
 
 
 def test_validation_starts_late_but_never_after_the_end(data, tmp_path):
     options = Options(data=str(data), embedding="learned", hidden_size=4, epochs=3, start_eval=2)
-    corpus = training.prepare(options)
+    corpus = prepare(options)
     for number, (start, epochs) in enumerate(((2, 3), (20, 3))):
         options = Options(**options.as_dict() | {"start_eval": start, "epochs": epochs})
         history = training.train(options, corpus, 1, tmp_path / str(number))["history"]
@@ -366,7 +367,7 @@ def test_transductive_words_are_those_of_all_splits(tmp_path):
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.tsv").write_text(f"food\tsoup {split}\n")
     words = {
-        chosen: set(training.prepare(Options(data=str(tmp_path), transductive=chosen)).vocabulary.words)
+        chosen: set(prepare(Options(data=str(tmp_path), transductive=chosen)).vocabulary.words)
         for chosen in (False, True)
     }
     assert words[True] - words[False] == {"valid", "test"} and words[False] < words[True]

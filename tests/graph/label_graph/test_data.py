@@ -89,8 +89,8 @@ def test_albums_without_tags_or_reviews(tmp_path, name):
         ("a.csv", "x\ty\n", "a.csv: the name must end in .tsv, .txt or .json"),
         ("a.json", "[1", "a.json: not a JSON file"),
         ("a.json", "[" * 100_000, "a.json: not a JSON file"),
-        ("a.json", "[3]", "a.json: album 1: an album is a mapping, found int"),
-        ("a.json", "[NaN]", "a.json: album 1: an album is a mapping, found float"),
+        ("a.json", "[3]", "a.json: album 1: an album is a mapping, got int"),
+        ("a.json", "[NaN]", "a.json: album 1: an album is a mapping, got float"),
         ("a.json", json.dumps(ALBUM | {"tags": "indie"}), "a.json: album 1: tags must be a list of strings"),
         ("a.json", json.dumps(ALBUM | {"tags": [3]}), "a.json: album 1: tags must be a list of strings"),
         ("a.json", json.dumps(ALBUM | {"tags": ["a", " "]}), "a.json: album 1: a label is empty"),
@@ -103,7 +103,7 @@ def test_albums_without_tags_or_reviews(tmp_path, name):
         ("a.txt", "-" * 500_000 + "1", "a.txt:1: not a Python literal"),
         ("a.txt", "{[]: 1}", "a.txt:1: not a Python literal (TypeError)"),
         ("a.txt", "9" * 5_000, "a.txt:1: not a Python literal"),
-        ("a.txt", "[1, 2]", "a.txt:1: an album is a mapping, found list"),
+        ("a.txt", "[1, 2]", "a.txt:1: an album is a mapping, got list"),
     ],
 )
 def test_refused_files(tmp_path, name, text, message):

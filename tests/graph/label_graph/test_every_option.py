@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
-from typing import NamedTuple
 
 import pytest
 
 from fairseq_ext.training.errors import InputError, OptionError
 from graph.label_graph.__main__ import main
+from tests.helpers import Row, options_of, words_of
 
 COMMANDS = {
     "train": "train --data data --out out --embedding learned --embedding-dim 4 --hidden-size 4 --attention-size 4"
@@ -21,14 +20,6 @@ COMMANDS = {
     "plot": "plot --model out/seed1/model.pt",
     "synthesize": "synthesize --albums 50",
 }
-
-
-class Row(NamedTuple):
-    """A value that differs from the default, what must be given with it to have an effect, and where it has none."""
-
-    value: str = ""
-    given: str = ""
-    idle: tuple[str, ...] = ()
 
 
 NOT_SOFT = ("--arm han", "--arm graph")
@@ -81,22 +72,19 @@ ROWS = {
         "out": Row("elsewhere"),
         "albums": Row("51"),
         "reviews": Row("2"),
+        "words": Row("2"),
+        "own": Row("0.1"),
         "hidden_styles": Row("rock"),
         "seed": Row("1"),
     },
 }
 
 
-def options_of(command: str) -> dict[str, argparse.Action]:
-    (commands,) = (action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction))
-    return {
-        action.dest: action for action in commands.choices[command]._actions if action.dest not in ("help", "config")
-    }
+OPTIONS = options_of(main.parser())
 
 
 def test_every_option_of_every_command_has_a_row():
-    (commands,) = (action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert {command: set(options_of(command)) for command in commands.choices} == {
+    assert {command: set(options) for command, options in OPTIONS.items()} == {
         command: set(rows) for command, rows in ROWS.items()
     }
 
@@ -157,12 +145,6 @@ def outcome(folder, known, tmp_path, monkeypatch, capsys):
     return run
 
 
-def given(command: str, option: str, value: str) -> list[str]:
-    """The words of an option that is not a positional one."""
-    action = options_of(command)[option]
-    return [action.option_strings[0], *([value] if value else [])]
-
-
 @pytest.mark.parametrize(("command", "option"), [(command, option) for command in ROWS for option in ROWS[command]])
 def test_an_option_changes_what_comes_out(outcome, command, option):
     row = ROWS[command][option]
@@ -171,8 +153,8 @@ def test_an_option_changes_what_comes_out(outcome, command, option):
     base = [*COMMANDS[command].split(), *row.given.split()]
     changed = [row.value if word == "new.txt" else word for word in base]
     if option != "file":
-        changed = base + given(command, option, row.value)
-    assert str(options_of(command)[option].default) != row.value
+        changed = base + words_of(OPTIONS[command][option], row.value)
+    assert str(OPTIONS[command][option].default) != row.value
     assert outcome(*changed) != outcome(*base)
 
 
@@ -181,7 +163,7 @@ def test_an_option_changes_what_comes_out(outcome, command, option):
 )
 def test_an_option_without_effect_is_refused_by_name(folder, tmp_path, monkeypatch, option, place):
     monkeypatch.chdir(folder)
-    words = given("train", option, ROWS["train"][option].value)
+    words = words_of(OPTIONS["train"][option], ROWS["train"][option].value)
     with pytest.raises(InputError, match=f"^{words[0]}.*: has no effect with|^{words[0]} .*: has no effect where"):
         main([*COMMANDS["train"].split(), "--out", str(tmp_path / "out"), *words, *place.split()])
     assert not (tmp_path / "out").exists()

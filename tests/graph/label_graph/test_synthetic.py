@@ -10,10 +10,11 @@ import pytest
 from fairseq_ext.training.errors import OptionError
 from graph.label_graph import multilabel_metrics
 from graph.label_graph.classifier import Classifier
+from graph.label_graph.corpus import prepare
 from graph.label_graph.data import label_names, read_splits
 from graph.label_graph.options import Options
-from graph.label_graph.synthetic import HIDDEN, RELATIONS, STYLE_COUNTS, make_albums, synthesize
-from graph.label_graph.train import prepare, train
+from graph.label_graph.synthetic import HIDDEN, RELATIONS, STYLE_COUNTS, Albums, make_albums, synthesize
+from graph.label_graph.train import train
 
 RELATED = {frozenset(pair) for pair in RELATIONS}
 
@@ -47,22 +48,22 @@ def test_no_review_tells_a_hidden_style():
 
 def test_seed_and_split(tmp_path):
     assert make_albums(30, seed=3) == make_albums(30, seed=3) != make_albums(30, seed=4)
-    synthesize(tmp_path, 60, seed=3, reviews=2)
+    synthesize(Albums(out=str(tmp_path), albums=60, seed=3, reviews=2))
     splits = read_splits(tmp_path)
     assert [len(samples) for samples in splits.values()] == [42, 5, 13]
     assert label_names(splits["train"]) == sorted(STYLE_COUNTS)
 
 
 def test_refused(tmp_path):
-    with pytest.raises(OptionError, match=r"--hidden: 'sol' .* did you mean 'soul'"):
+    with pytest.raises(OptionError, match=r"--hidden-styles: 'sol' .* did you mean 'soul'"):
         make_albums(3, hidden=["sol"])
     with pytest.raises(OptionError, match="--albums must be at least 50, got 9"):
-        synthesize(tmp_path / "x", 9)
+        synthesize(Albums(out=str(tmp_path / "x"), albums=9))
     assert not (tmp_path / "x").exists()
 
 
 def test_label_graph_finds_hidden_styles_that_the_plain_network_misses(tmp_path):
-    synthesize(tmp_path, 400, reviews=1, words=8, own=0.8)
+    synthesize(Albums(out=str(tmp_path), albums=400, reviews=1, words=8, own=0.8))
     common = {
         "data": str(tmp_path),
         "max_words": 8,

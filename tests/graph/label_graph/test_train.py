@@ -14,6 +14,7 @@ from fairseq_ext.training.flags import Runs
 from graph.label_graph import LabelGraph, label_graph_loss
 from graph.label_graph import train as training
 from graph.label_graph.classifier import Classifier
+from graph.label_graph.corpus import prepare
 from graph.label_graph.model import HierarchicalAttentionNetwork
 from graph.label_graph.options import Options
 from graph.label_graph.text import train_vectors
@@ -62,7 +63,7 @@ def counted(probabilities, gold, threshold):
 )
 def test_the_figures_are_those_of_the_test_set_at_the_best_epoch(data, tmp_path, monkeypatch, select, threshold):
     options = options_of(data, epochs=9, select=select, threshold=threshold, lr=0.05)
-    corpus, networks = training.prepare(options), []
+    corpus, networks = prepare(options), []
     real = training.validate
 
     def validate(classifier, *arguments, **more):
@@ -107,7 +108,7 @@ def best_cut(probabilities, gold):
 @pytest.mark.parametrize("arm", ["soft", "graph", "han"])
 def test_a_training_is_that_of_a_plain_loop(data, tmp_path, arm):
     options = options_of(data, arm=arm, dropout=0.2, **({"temperature": 2.0} if arm == "soft" else {}))
-    corpus = training.prepare(options)
+    corpus = prepare(options)
     result = training.train(options, corpus, 7, tmp_path)
 
     torch.manual_seed(7)
@@ -144,8 +145,8 @@ def test_every_seed_is_a_run_of_its_own(data, tmp_path):
 
 def test_every_epoch_reads_all_samples_in_another_order(data, tmp_path, monkeypatch):
     options = options_of(data)
-    corpus, orders = training.prepare(options), [[]]
-    real = training._train_epoch
+    corpus, orders = prepare(options), [[]]
+    real = training.train_epoch
 
     def epoch(classifier, *arguments):
         hook = classifier.network.register_forward_pre_hook(lambda _, inputs: orders[-1].extend(inputs[0].tolist()))
@@ -154,7 +155,7 @@ def test_every_epoch_reads_all_samples_in_another_order(data, tmp_path, monkeypa
         orders.append([])
         return loss
 
-    monkeypatch.setattr(training, "_train_epoch", epoch)
+    monkeypatch.setattr(training, "train_epoch", epoch)
     training.train(options, corpus, 1, tmp_path)
     everything = sorted(corpus.ids["train"].tolist())
     assert [sorted(order) for order in orders] == [everything, everything, everything, []]
@@ -164,7 +165,7 @@ def test_every_epoch_reads_all_samples_in_another_order(data, tmp_path, monkeypa
 @pytest.mark.parametrize("embedding", ["word2vec", "word2vec-tuned", "learned"])
 def test_word_vectors_are_constants_or_trained(data, tmp_path, embedding):
     options = options_of(data, embedding=embedding)
-    corpus, vectors = training.prepare(options), {}
+    corpus, vectors = prepare(options), {}
     for seed in (1, 2):
         training.train(options, corpus, seed, tmp_path / str(seed))
         vectors[seed] = load_safely(tmp_path / str(seed) / "checkpoint.pt")["network"]["embedding.weight"]
@@ -183,7 +184,7 @@ def test_word_vectors_are_constants_or_trained(data, tmp_path, embedding):
 
 def test_the_threshold_is_tuned_on_validation_alone(data, tmp_path):
     options = options_of(data, threshold="tuned")
-    corpus = training.prepare(options)
+    corpus = prepare(options)
     first = training.train(options, corpus, 1, tmp_path / "a")
     corpus.gold["test"] = 1 - corpus.gold["test"]
     second = training.train(options, corpus, 1, tmp_path / "b")
@@ -191,14 +192,14 @@ def test_the_threshold_is_tuned_on_validation_alone(data, tmp_path):
 
 
 def test_ids_and_labels_are_those_of_the_training_texts(data):
-    corpus = training.prepare(options_of(data))
+    corpus = prepare(options_of(data))
     assert corpus.labels == sorted(WORDS)
     assert corpus.gold["train"].shape == (50, 4) and corpus.ids["train"].max() == len(corpus.vocabulary) - 1
 
 
 def test_a_lost_model_is_missed_before_more_is_trained(data, tmp_path, monkeypatch):
-    options, real = options_of(data), training._train_epoch
-    corpus, epochs = training.prepare(options), []
+    options, real = options_of(data), training.train_epoch
+    corpus, epochs = prepare(options), []
 
     def epoch(*arguments):
         epochs.append(len(epochs))
@@ -206,7 +207,7 @@ def test_a_lost_model_is_missed_before_more_is_trained(data, tmp_path, monkeypat
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(training, "_train_epoch", epoch)
+    monkeypatch.setattr(training, "train_epoch", epoch)
     with pytest.raises(KeyboardInterrupt):
         training.train(options, corpus, 1, tmp_path)
     (tmp_path / "model.pt").unlink()
@@ -221,7 +222,7 @@ def test_words_come_from_the_reviews_that_are_read(tmp_path):
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.tsv").write_text("food\tsoup here. bread there\n")
     words = {
-        reviews: set(training.prepare(options_of(tmp_path, pieces="sentences", max_reviews=reviews)).vocabulary.words)
+        reviews: set(prepare(options_of(tmp_path, pieces="sentences", max_reviews=reviews)).vocabulary.words)
         for reviews in (1, 2)
     }
     assert words == {1: {"soup", "here"}, 2: {"soup", "here", "bread", "there"}}
