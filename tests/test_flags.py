@@ -65,11 +65,16 @@ def test_an_option_has_one_name_everywhere():
     assert not ambiguous, "one earlier name of two options"
 
 
+# Two papers' names: of a ranking loss, and of weights by the lead of a teacher.
+PUBLISHED_TWICE = {"margin"}
+
+
 def test_an_option_has_one_type_everywhere():
+    """One or several values of it: ``--data`` may take more than one folder."""
     types = defaultdict(lambda: defaultdict(set))
     for place, item, kind in all_fields():
-        types[item.name][kind].add(place)
-    assert not {name: dict(kinds) for name, kinds in types.items() if len(kinds) > 1}
+        types[item.name][(*get_args(kind), kind)[0]].add(place)
+    assert {name: dict(kinds) for name, kinds in types.items() if len(kinds) > 1}.keys() == PUBLISHED_TWICE
 
 
 def test_every_option_says_what_it_is():

@@ -33,12 +33,12 @@ class ConvertOptions(OptionSet):
     """What is converted, and where to.
 
     Raises:
-        OptionError: nothing to convert, or a draw beside ``splits``.
+        OptionError: nothing to convert, or a draw beside ``split_file``.
     """
 
     out: str = option(help="folder of the region format; it must not hold one yet")
     captions: tuple[str, ...] = option(
-        (), "COCO captions json, Flickr30k token file, or csv (default: the captions in --splits)"
+        (), "COCO captions json, Flickr30k token file, or csv (default: the captions in --split-file)"
     )
     instances: tuple[str, ...] = option((), "COCO instances json: boxes with class labels")
     features: tuple[str, ...] = option(
@@ -46,26 +46,26 @@ class ConvertOptions(OptionSet):
         "in their place bottom-up-attention tsv files, or folders of npz files with features, norm_bb and conf, or x, "
         "bbox, image_w and image_h",
     )
-    splits: str = option("", "Karpathy's dataset_flickr30k.json or dataset_coco.json")
-    valid: int = option(500, "validation images, drawn where no --splits", least=1)
-    test: int = option(500, "test images, drawn where no --splits", least=1)
+    split_file: str = option("", "Karpathy's dataset_flickr30k.json or dataset_coco.json")
+    valid: int = option(500, "validation images, drawn where no --split-file", least=1)
+    test: int = option(500, "test images, drawn where no --split-file", least=1)
     seed: int = option(0, "of that draw", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.instances) == bool(self.features):
             raise OptionError("convert: regions come from either --instances or --features, got both or neither")
-        if not self.captions and not self.splits:
-            raise OptionError("convert: captions come from --captions or from --splits, got neither")
-        if self.splits:
-            self.refuse_idle(f"with --splits {self.splits}", "valid", "test", "seed")
+        if not self.captions and not self.split_file:
+            raise OptionError("convert: captions come from --captions or from --split-file, got neither")
+        if self.split_file:
+            self.refuse_idle(f"with --split-file {self.split_file}", "valid", "test", "seed")
 
 
 def convert(options: ConvertOptions) -> dict[str, int]:
     """Write a folder of the region format; ``{train,valid,test}.jsonl`` are written last.
 
     Boxes are cut at the border of their image; those without size, images without boxes or without captions, and
-    images that ``splits`` does not name are left out.
+    images that ``split_file`` does not name are left out.
 
     Returns:
         Images of each split, and the number of images ``left_out``.
@@ -77,14 +77,14 @@ def convert(options: ConvertOptions) -> dict[str, int]:
     out = Path(options.out)
     if present := [path.name for split in SPLITS for path in out.glob(f"{split}.jsonl*")]:
         raise OptionError(f"--out: {out} already holds {present[0]}: choose another folder, or delete it")
-    split_of, texts = read_karpathy(options.splits) if options.splits else ({}, {})
+    split_of, texts = read_karpathy(options.split_file) if options.split_file else ({}, {})
     if options.captions:
         texts = {}
         for path in options.captions:
             for key, captions in read_captions(path).items():
                 texts.setdefault(key, []).extend(captions)
     texts = {key: [text for text in captions if any(map(str.isalnum, text))] for key, captions in texts.items()}
-    wanted = split_of if options.splits else texts
+    wanted = split_of if options.split_file else texts
     if options.instances:
         names, sources = _label_sources(options.instances)
     else:
@@ -109,7 +109,7 @@ def convert(options: ConvertOptions) -> dict[str, int]:
                 f"convert: captions and regions are not of the same images: regions of {unmatched.key!r} "
                 f"({unmatched.origin}), captions of {next(iter(wanted), 'none')!r}"
             )
-        if options.splits:
+        if options.split_file:
             chosen = {key: split_of[key] for key in lines}
         else:
             chosen = _drawn(sorted(lines), options.valid, options.test, options.seed)

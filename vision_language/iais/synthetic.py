@@ -27,7 +27,7 @@ class SceneOptions(OptionSet):
 
     out: str = option("runs/iais_data", "folder")
     images: int = option(1000, "images of all splits together", least=30)
-    captions: int = option(3, "captions of an image", least=1)
+    captions_per_image: int = option(3, "captions of an image", least=1)
     seed: int = option(0, "of all that is drawn", least=0)
 
 
@@ -41,7 +41,7 @@ def synthesize(options: SceneOptions) -> None:
         OptionError: a folder that cannot be written.
     """
     generator = np.random.default_rng(options.seed)
-    lines = [_scene(number, options.captions, generator) for number in range(1, options.images + 1)]
+    lines = [_scene(number, options.captions_per_image, generator) for number in range(1, options.images + 1)]
     held_out = options.images // 10
     cuts = (0, options.images - 2 * held_out, options.images - held_out, options.images)
     with writing_to(options.out) as out:

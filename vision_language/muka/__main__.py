@@ -43,7 +43,7 @@ class Reading(Device):
     """How texts are read."""
 
     max_length: int = option(0, "tokens of a text, 0: 128, or fewer where the model has fewer positions", least=0)
-    eval_batch_size: int = option(64, "texts of a step", least=1, aliases=("batch_size",))
+    eval_batch_size: int = option(64, "texts of a step", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -292,7 +292,7 @@ def test_imports_stay_light_and_errors_are_one_line(tmp_path):
         "import sys, vision_language.iais\n"
         "assert not {'fairseq', 'torch_geometric', 'graph', 'matplotlib', 'tensorboardX'} & set(sys.modules)\n"
         "from vision_language.iais.__main__ import main\n"
-        f"main(['synthesize', '--out', {str(tmp_path)!r}, '--captions', '0'])\n"
+        f"main(['synthesize', '--out', {str(tmp_path)!r}, '--captions-per-image', '0'])\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 2 and result.stderr == "--captions must be at least 1, got 0\n"
+    assert result.returncode == 2 and result.stderr == "--captions-per-image must be at least 1, got 0\n"

@@ -129,7 +129,7 @@ def test_names_that_end_in_equal_digits_are_different_images(tmp_path):
 
 class TestConvert:
     def test_coco(self, tmp_path, karpathy, coco_captions, instances):
-        counts = convert(tmp_path / "out", captions=[coco_captions], instances=[instances], splits=str(karpathy))
+        counts = convert(tmp_path / "out", captions=[coco_captions], instances=[instances], split_file=str(karpathy))
         assert counts == {"train": 2, "valid": 1, "test": 1, "left_out": 1}
         splits = read_splits(tmp_path / "out")
         assert splits["train"].labels == ["car", "toothbrush"]
@@ -139,13 +139,13 @@ class TestConvert:
         assert image.boxes.tolist() == [[0, 0, 50, 40], [10, 5, 100, 80]] and image.labels.tolist() == [1, 0]
 
     def test_captions_of_the_splits_alone(self, tmp_path, karpathy, instances):
-        convert(tmp_path / "out", instances=[instances], splits=str(karpathy))
+        convert(tmp_path / "out", instances=[instances], split_file=str(karpathy))
         assert read_splits(tmp_path / "out")["train"].captions == ["A dog 1.", "A dog 22."]
 
     @pytest.mark.parametrize("confidence", [None, [0.5, 0.3, 0.9]])
     def test_bottom_up_tsv(self, tmp_path, karpathy, confidence):
         source = tsv(tmp_path / "a.tsv", confidence=confidence)
-        convert(tmp_path / "out", features=[source], splits=str(karpathy))
+        convert(tmp_path / "out", features=[source], split_file=str(karpathy))
         data = read_splits(tmp_path / "out", min_regions=1, confidence_threshold=0.0)["train"]
         assert data.labels is None and data.feature_size == 4
         order = [0, 1] if confidence is None else [1, 0]
@@ -154,7 +154,7 @@ class TestConvert:
         assert image.features().tolist() == (FEATURES + 22)[1:][order].tolist()
 
     def test_uniter_archives(self, tmp_path, karpathy):
-        convert(tmp_path / "out", features=[uniter_folder(tmp_path / "npz")], splits=str(karpathy))
+        convert(tmp_path / "out", features=[uniter_folder(tmp_path / "npz")], split_file=str(karpathy))
         image = read_splits(tmp_path / "out")["valid"].images[0]
         assert image.geometry[1].tolist() == pytest.approx([0, 0, 0.5, 0.5, 0.5, 0.5, 0.25], abs=1e-3)
         assert image.features().tolist() == (FEATURES + 333)[[2, 1]].tolist()
@@ -175,40 +175,40 @@ class TestConvert:
         lines = tsv(tmp_path / "a.tsv").read_text().splitlines()
         (tmp_path / "a.tsv").write_text("\n".join([*lines[:2], "damaged"]))
         with pytest.raises(DataError, match=r"a.tsv:3: 1 columns"):
-            convert(out, features=[tmp_path / "a.tsv"], splits=str(karpathy))
+            convert(out, features=[tmp_path / "a.tsv"], split_file=str(karpathy))
         assert sorted(path.name for path in out.rglob("*.*")) == ["1.npy", "22.npy"]
         np.save(out / "features" / "1.npy", FEATURES[1:] * 0)  # of another detector, perhaps, or damaged
-        convert(out, features=[tsv(tmp_path / "a.tsv")], splits=str(karpathy))
+        convert(out, features=[tsv(tmp_path / "a.tsv")], split_file=str(karpathy))
         assert np.load(out / "features" / "1.npy").tolist() == (FEATURES + 1)[1:].tolist()
         assert len(read_splits(out)["train"].images) == 2
         with pytest.raises(OptionError, match=r"--out: .* already holds train.jsonl"):
-            convert(out, features=[tmp_path / "a.tsv"], splits=str(karpathy))
+            convert(out, features=[tmp_path / "a.tsv"], split_file=str(karpathy))
 
     def test_refused(self, tmp_path, karpathy, coco_captions, instances):
         out = tmp_path / "out"
         with pytest.raises(OptionError, match="either --instances or --features"):
             convert(out, captions=[coco_captions])
-        with pytest.raises(OptionError, match="captions come from --captions or from --splits"):
+        with pytest.raises(OptionError, match="captions come from --captions or from --split-file"):
             convert(out, instances=[instances])
         with pytest.raises(DataError, match="image 1 is in two of the files"):
-            convert(out, instances=[instances, instances], splits=str(karpathy))
+            convert(out, instances=[instances, instances], split_file=str(karpathy))
         with pytest.raises(DataError, match="a split would be empty"):
-            convert(out, features=[tsv(tmp_path / "b.tsv", ids=IDS[:3])], splits=str(karpathy))
+            convert(out, features=[tsv(tmp_path / "b.tsv", ids=IDS[:3])], split_file=str(karpathy))
         other = json.loads(instances.read_text()) | {"categories": [{"id": 3, "name": "van"}, {"id": 90, "name": "x"}]}
         with pytest.raises(DataError, match=r"other.json: its categories are not those of .*instances.json"):
-            convert(out, instances=[instances, dump(tmp_path / "other.json", other)], splits=str(karpathy))
+            convert(out, instances=[instances, dump(tmp_path / "other.json", other)], split_file=str(karpathy))
         with pytest.raises(DataError, match=r"empty: no npz file in it"):
             (tmp_path / "empty").mkdir()
-            convert(out, features=[tmp_path / "empty"], splits=str(karpathy))
+            convert(out, features=[tmp_path / "empty"], split_file=str(karpathy))
         (tmp_path / "file").write_text("")
         with pytest.raises(OptionError, match="--out: cannot write"):
-            convert(tmp_path / "file" / "out", instances=[instances], splits=str(karpathy))
+            convert(tmp_path / "file" / "out", instances=[instances], split_file=str(karpathy))
         assert not list(out.glob("*.jsonl"))
 
 
 class TestCommand:
     def test_converts(self, tmp_path, karpathy, instances, capsys):
-        main(["convert", "--out", str(tmp_path / "out"), "--instances", str(instances), "--splits", str(karpathy)])
+        main(["convert", "--out", str(tmp_path / "out"), "--instances", str(instances), "--split-file", str(karpathy)])
         assert capsys.readouterr().out
         assert len(read_splits(tmp_path / "out")["test"].images) == 1
 
@@ -321,7 +321,7 @@ def detectron_folder(folder, ids=IDS, turned=False):
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_bottom_up_attention_pytorch(tmp_path, karpathy, turned):
-    convert(tmp_path / "out", features=[detectron_folder(tmp_path / "npz", turned=turned)], splits=str(karpathy))
+    convert(tmp_path / "out", features=[detectron_folder(tmp_path / "npz", turned=turned)], split_file=str(karpathy))
     image = read_splits(tmp_path / "out")["train"].images[1]
     assert (image.width, image.height) == (100, 80)
     assert image.boxes.tolist() == [[0, 0, 50, 40], [10, 5, 100, 80]]
@@ -339,7 +339,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, karpathy, name, value
     arrays[name][(-1, 0)[: arrays[name].ndim]] = value
     np.savez(path, **arrays)
     with pytest.raises(DataError) as error:
-        convert(tmp_path / "out", features=[tmp_path / "npz"], splits=str(karpathy))
+        convert(tmp_path / "out", features=[tmp_path / "npz"], split_file=str(karpathy))
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
     assert not list((tmp_path / "out").glob("*.jsonl"))
 
@@ -347,7 +347,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, karpathy, name, value
 def test_numbers_of_a_tsv_that_are_not_finite(tmp_path, karpathy):
     path = tsv(tmp_path / "a.tsv", confidence=[0.5, np.nan, 0.9])
     with pytest.raises(DataError, match=r"a.tsv:1: confidence of image 1 are not all finite numbers"):
-        convert(tmp_path / "out", features=[path], splits=str(karpathy))
+        convert(tmp_path / "out", features=[path], split_file=str(karpathy))
 
 
 def test_captions_of_other_images_are_shown_beside_the_regions(tmp_path, instances):

@@ -110,12 +110,12 @@ ROWS = {
         "captions": Row("b.token"),
         "instances": Row("other_instances.json"),
         "features": Row("npz"),
-        "splits": Row("karpathy.json"),
-        "valid": Row("2", "", ("--splits karpathy.json",)),
-        "test": Row("2", "", ("--splits karpathy.json",)),
-        "seed": Row("1", "", ("--splits karpathy.json",)),
+        "split_file": Row("karpathy.json"),
+        "valid": Row("2", "", ("--split-file karpathy.json",)),
+        "test": Row("2", "", ("--split-file karpathy.json",)),
+        "seed": Row("1", "", ("--split-file karpathy.json",)),
     },
-    "synthesize": {"out": Row("elsewhere"), "images": Row("40"), "captions": Row("1"), "seed": Row("1")},
+    "synthesize": {"out": Row("elsewhere"), "images": Row("40"), "captions_per_image": Row("1"), "seed": Row("1")},
 }
 
 
@@ -266,7 +266,7 @@ def test_an_option_changes_what_comes_out(outcome, command, option):
         changed = [word for word in changed if word not in ("--instances", "instances.json")]
     if option == "negatives":
         changed += ["--negative-size", "399"]
-    if option == "splits":
+    if option == "split_file":
         changed = " ".join(changed).replace("--valid 1 --test 1 ", "").split()
     assert str(options_of(command)[option].default) != row.value
     assert outcome(*changed) != outcome(*base)
@@ -290,7 +290,7 @@ def test_an_option_without_effect_is_refused_by_name(folder, tmp_path, monkeypat
     words, base = given(command, option, ROWS[command][option].value), COMMANDS[command]
     if command == "train":  # the sweep's own values of other options are not the ones that are asked about
         base = base.replace("--iais-schedule const", "")
-    if "--splits" in place:
+    if "--split-file" in place:
         base = base.replace("--valid 1 --test 1", "")
     if place.startswith(SIZES):
         words, base = [*SIZES.split(), *words], base

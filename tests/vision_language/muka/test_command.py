@@ -356,7 +356,7 @@ def test_bad_options_end_with_one_line(command, tmp_path, options, message):
         (["train-teacher", "--model", "ENCODER", "--part", "1/2", "--classes", "a"], "not together with --classes"),
         (["train-teacher", "--model", "ENCODER", "--log-end", "0.5"], "--log-end 0.5: has no effect with --loss cross"),
         (["evaluate", "--model", "ONE"], "the label 'music' is not among the 2 known: cooking, garden"),
-        (["evaluate", "--model", "ONE", "--batch-size", "0"], "--eval-batch-size must be at least 1, got 0"),
+        (["evaluate", "--model", "ONE", "--eval-batch-size", "0"], "--eval-batch-size must be at least 1, got 0"),
         (["evaluate", "--model", "ONE", "--max-length", "1"], "--max-length must be 0, or at least 2, got 1"),
         (["evaluate"], "--model or --ensemble: one of them is needed, and not both"),
         (["evaluate", "--model", "ONE", "--ensemble", "ONE", "ONE"], "one of them is needed, and not both"),
