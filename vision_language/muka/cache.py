@@ -83,13 +83,11 @@ class TeacherCache:
 
     Args:
         folder: of the ``.npz`` files; runs with the same teachers may share it.
-        max_length: tokens of a text. Default: 128, or what the teacher can.
+        max_length: tokens of a text. Default: 0, which is 128 or what the teacher can.
         batch_size: texts of a batch.
     """
 
-    def __init__(
-        self, folder: str | Path, accelerator: Accelerator, max_length: int | None = None, batch_size: int = 64
-    ) -> None:
+    def __init__(self, folder: str | Path, accelerator: Accelerator, max_length: int = 0, batch_size: int = 64) -> None:
         self.folder = Path(folder)
         self.accelerator = accelerator
         self.max_length = max_length

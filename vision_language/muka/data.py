@@ -140,8 +140,8 @@ def gold_ids(texts: Texts, labels: Sequence[str]) -> Tensor:
         DataError: texts without labels, or a label that is not among ``labels``.
     """
     place = {label: number for number, label in enumerate(labels)}
-    unknown = next((label for label in texts.gold() if label not in place), None)
-    if unknown is not None:
+    other = next((label for label in texts.gold() if label not in place), None)
+    if other is not None:
         names = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
-        raise DataError(f"{texts.origin}: the label {unknown!r} is not among the {len(labels)} known: {names}")
+        raise DataError(f"{texts.origin}: the label {other!r} is not among the {len(labels)} known: {names}")
     return torch.tensor([place[label] for label in texts.gold()])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from fairseq_ext.losses import soft_target_kl
@@ -58,16 +59,15 @@ def teachers_right(teacher_logits: Sequence[Tensor], labels: Tensor, union: Labe
     """
     union.check(teacher_logits)
     columns = [union.columns(teacher, labels.device) for teacher in range(len(teacher_logits))]
-    found = [column[logits.argmax(-1)] for column, logits in zip(columns, teacher_logits, strict=True)]
-    return torch.stack(found, -1) == labels[:, None]
+    predictions = [column[logits.argmax(-1)] for column, logits in zip(columns, teacher_logits, strict=True)]
+    return torch.stack(predictions, -1) == labels[:, None]
 
 
 def teacher_accuracy(teacher_logits: Sequence[Tensor], labels: Tensor, union: LabelUnion) -> list[float | None]:
     """Accuracy of each teacher on the examples of its classes; ``None`` where there are none."""
-    right, known = teachers_right(teacher_logits, labels, union), specialty(labels, union)
+    right, inside = teachers_right(teacher_logits, labels, union), specialty(labels, union)
     return [
-        float(hits[inside].double().mean()) if inside.any() else None
-        for hits, inside in zip(right.T, known.T, strict=True)
+        float(hits[rows].double().mean()) if rows.any() else None for hits, rows in zip(right.T, inside.T, strict=True)
     ]
 
 
@@ -77,15 +77,11 @@ def score_auroc(scores: Tensor, labels: Tensor, union: LabelUnion) -> list[float
     The area under the ROC curve of its score; 0.5 is chance. ``None`` where all examples are of one side.
     """
 
-    def share(values: Tensor, known: Tensor) -> float | None:
-        inside, outside = values[known], values[~known].sort().values
-        if not len(inside) or not len(outside):
-            return None
-        below = torch.searchsorted(outside, inside) + torch.searchsorted(outside, inside, right=True)
-        return float(below.double().mean()) / (2 * len(outside))
-
-    known = specialty(labels, union)
-    return [share(scores[:, teacher].contiguous(), known[:, teacher]) for teacher in range(scores.size(-1))]
+    inside, values = specialty(labels, union).cpu().numpy(), scores.detach().cpu().double().numpy()
+    return [
+        None if rows.all() or not rows.any() else float(roc_auc_score(rows, column))
+        for rows, column in zip(inside.T, values.T, strict=True)
+    ]
 
 
 def accuracy_by_teacher(predictions: Tensor, labels: Tensor, union: LabelUnion) -> list[float | None]:

@@ -29,7 +29,7 @@ def evaluate(
     folders: Sequence[str | Path],
     texts: Texts,
     accelerator: Accelerator,
-    max_length: int | None = None,
+    max_length: int = 0,
     batch_size: int = 64,
     rename: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def evaluate(
     Args:
         folders: of the classifiers.
         texts: with labels of the union of their classes.
-        max_length: tokens of a text. Default: 128, or what the model can.
+        max_length: tokens of a text. Default: 0, which is 128 or what the model can.
         batch_size: texts of a step.
         rename: as :func:`~vision_language.muka.models.load_classifiers`.
 
@@ -137,7 +137,7 @@ def predict(
     folder: str | Path,
     texts: Sequence[str],
     accelerator: Accelerator,
-    max_length: int | None = None,
+    max_length: int = 0,
     batch_size: int = 64,
     top: int = 3,
     rename: Sequence[str] = (),

@@ -165,8 +165,8 @@ class _AlignedBlocks(nn.Module):
         layers = aligned_layers([len(states) for states in models], len(self.blocks))
         terms = []
         for block, (student, *teachers) in zip(self.blocks, zip(*layers, strict=True), strict=True):
-            known = [states[layer].detach() for states, layer in zip(teacher_states, teachers, strict=True)]
-            terms.append(block(student_states[student], known, mask))
+            aligned = [states[layer].detach() for states, layer in zip(teacher_states, teachers, strict=True)]
+            terms.append(block(student_states[student], aligned, mask))
         alignment, reconstruction = zip(*terms, strict=True)
         return AmalgamationTerms(torch.stack(alignment).sum(), torch.stack(reconstruction).sum())
 

@@ -64,7 +64,7 @@ def logits_of(
     classifier: Classifier,
     texts: Sequence[str],
     accelerator: Accelerator,
-    max_length: int | None = None,
+    max_length: int = 0,
     batch_size: int = 64,
 ) -> Tensor:
     """Logits of all texts, ``(n, C)``; the model does not stay on the device.

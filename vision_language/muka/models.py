@@ -46,14 +46,14 @@ class Classifier:
     labels: tuple[str, ...]
     folder: Path
 
-    def length(self, asked: int | None = None) -> int:
-        """The tokens of a text to read: ``asked``, by default 128 or what the model can.
+    def length(self, asked: int = 0) -> int:
+        """The tokens of a text to read: ``asked``; where that is 0, 128 or what the model can.
 
         Raises:
             OptionError: more than the model has positions for.
         """
         limit = min(limit for limit in (_positions(self.model), self.tokenizer.model_max_length) if limit)
-        if asked is not None and asked > limit:
+        if asked > limit:
             raise OptionError(f"--max-length: {self.folder} reads at most {limit} tokens, got {asked}")
         return asked or min(DEFAULT_LENGTH, limit)
 
@@ -62,7 +62,7 @@ class Classifier:
         """The numbers of a hidden state; 0 where the configuration does not say."""
         return int(getattr(self.model.config.get_text_config(), "hidden_size", 0))
 
-    def tokens(self, texts: Sequence[str], max_length: int | None = None) -> Tokens:
+    def tokens(self, texts: Sequence[str], max_length: int = 0) -> Tokens:
         """What the model reads of ``texts``, of :meth:`length` tokens each at most.
 
         A model without an attention mask, such as FNet, reads the padding too; its texts all get the same length.

@@ -67,9 +67,9 @@ def plot_confidence(
     Args:
         limits: of the scores, equal for teachers that are compared. Default: :func:`score_range`.
     """
-    values, known = scores.detach().cpu().double().numpy(), inside.cpu().numpy()
+    values, rows = scores.detach().cpu().double().numpy(), inside.cpu().numpy()
     edges = np.linspace(*(limits or score_range(scores)), bins + 1).tolist()
-    for part, colour, name in ((known, INSIDE, "its classes"), (~known, OUTSIDE, "other classes")):
+    for part, colour, name in ((rows, INSIDE, "its classes"), (~rows, OUTSIDE, "other classes")):
         if part.any():
             weights = np.full(part.sum(), 1 / part.sum())
             label = f"{name} (median {np.median(values[part]):.2g})"
@@ -150,8 +150,8 @@ def draw_scores(
     for axes in grid[2:, 0]:
         axes.set_axis_off()
     for teacher, (name, (histogram, diagram)) in enumerate(zip(names, grid[:, 1:], strict=True)):
-        known = f"{name}: {len(union.index[teacher])} of {len(union)} classes"
-        plot_confidence(scores[:, teacher], inside[:, teacher], histogram, known, limits=limits)
+        heading = f"{name}: {len(union.index[teacher])} of {len(union)} classes"
+        plot_confidence(scores[:, teacher], inside[:, teacher], histogram, heading, limits=limits)
         plot_reliability(scores[:, teacher], right[:, teacher], diagram, f"{name} is right", limits)
     highest = max(axes.get_ylim()[1] for axes in grid[:, 1])
     for axes in grid[:, 1]:

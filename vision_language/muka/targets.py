@@ -51,10 +51,10 @@ class LabelUnion:
 
     def membership(self, device: torch.device | None = None) -> Tensor:
         """Whether a teacher knows a class, ``(T, N)``."""
-        known = torch.zeros(len(self.index), len(self), dtype=torch.bool, device=device)
+        membership = torch.zeros(len(self.index), len(self), dtype=torch.bool, device=device)
         for teacher in range(len(self.index)):
-            known[teacher, self.columns(teacher, device)] = True
-        return known
+            membership[teacher, self.columns(teacher, device)] = True
+        return membership
 
     def pad(self, teacher: int, values: Tensor) -> Tensor:
         """Values over the classes of one teacher, ``(*, C_t)``, as values over the union, ``(*, N)``, 0 elsewhere."""
@@ -64,10 +64,9 @@ class LabelUnion:
 
     def check(self, teacher_logits: Sequence[Tensor]) -> None:
         """Refuses logits that are not those of these teachers, in order."""
-        found = [logits.size(-1) for logits in teacher_logits]
-        wanted = [len(index) for index in self.index]
-        if found != wanted:
-            raise ValueError(f"teacher_logits must have {wanted} classes, got {found}")
+        sizes, expected = [logits.size(-1) for logits in teacher_logits], [len(index) for index in self.index]
+        if sizes != expected:
+            raise ValueError(f"teacher_logits must have {expected} classes, got {sizes}")
 
 
 def union_of_labels(labels: Sequence[Sequence[str]]) -> LabelUnion:

@@ -84,7 +84,7 @@ def _saved_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: not a saved data set: {reason}") from error
     column = next((name for name in TEXT_COLUMNS if name in columns), None)
     if column is None:
-        raise DataError(f"{path}: no column {' or '.join(TEXT_COLUMNS)}, found {', '.join(map(str, columns))}")
+        raise DataError(f"{path}: no column {' or '.join(TEXT_COLUMNS)} among {', '.join(map(str, columns))}")
     texts = ["" if text is None else str(text) for text in data[column]]
     names = _label_names(data, path) if "label" in columns else None
     labels: Sequence[str | None] = names or [None] * len(texts)

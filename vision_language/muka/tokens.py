@@ -1,4 +1,4 @@
-"""Token ids of texts, made once, in batches of similar length."""
+"""Token ids of texts, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Tokens"]
 
 
 class Tokens:
-    """Token ids of texts, made once; padded batch by batch to the longest text of the batch.
+    """Token ids of texts, padded batch by batch to the longest text of the batch.
 
     Args:
         texts: n of them.

@@ -18,7 +18,7 @@ from vision_language.pretrained import loading
 __all__ = ["prove_reading", "prove_training", "set_attention"]
 
 
-def _batches(classifier: Classifier, texts: Sequence[str], max_length: int | None) -> list[dict[str, Tensor]]:
+def _batches(classifier: Classifier, texts: Sequence[str], max_length: int) -> list[dict[str, Tensor]]:
     """The longest text with the shortest, whose padding the model must bear, and the shortest alone."""
     tokens = classifier.tokens([max(texts, key=len), min(texts, key=len)], max_length)
     return [tokens.batch([0, 1]), tokens.batch([1])]
@@ -27,7 +27,7 @@ def _batches(classifier: Classifier, texts: Sequence[str], max_length: int | Non
 def prove_reading(
     classifier: Classifier,
     texts: Sequence[str],
-    max_length: int | None = None,
+    max_length: int = 0,
     *,
     hidden_states: bool = False,
     dropout: float | None = None,
@@ -50,9 +50,9 @@ def prove_reading(
         rows = batch["input_ids"].size()
         with loading(folder, "cannot read the texts"), torch.no_grad():
             output = model(**batch, **wanted)
-            found, classes = tuple(output.logits.shape), len(classifier.labels)
-        if found != (rows[0], classes):
-            raise CheckpointError(f"{folder}: has {classes} classes, but its output for {rows[0]} texts is {found}")
+            shape, classes = tuple(output.logits.shape), len(classifier.labels)
+        if shape != (rows[0], classes):
+            raise CheckpointError(f"{folder}: has {classes} classes, but its output for {rows[0]} texts is {shape}")
         if not output.logits.isfinite().all():
             raise CheckpointError(f"{folder}: its outputs are not finite")
         shortest.append(output.logits[-1])
@@ -62,10 +62,10 @@ def prove_reading(
             raise CheckpointError(f"{folder}: a {type(model).__name__} has no hidden state for each token and layer")
     padded, alone = shortest
     if (padded - alone).abs().max() > 0.3 * padded.abs().max():
-        told, tokenizer = model.config.get_text_config().pad_token_id, classifier.tokenizer
+        pad_token_id, tokenizer = model.config.get_text_config().pad_token_id, classifier.tokenizer
         raise CheckpointError(
             f"{folder}: its output for a text depends on the padding: padding_side {tokenizer.padding_side}, "
-            f"pad_token_id {tokenizer.pad_token_id}, in config.json {told}"
+            f"pad_token_id {tokenizer.pad_token_id}, in config.json {pad_token_id}"
         )
     if dropout is not None:
         _prove_dropout(classifier, batch, dropout)

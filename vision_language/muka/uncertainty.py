@@ -1,4 +1,4 @@
-r"""How sure a teacher is of an example: Monte-Carlo dropout and the scores made of it.
+r"""How sure a teacher is of an example: Monte-Carlo dropout and the scores of its passes.
 
 Lei Li, Yankai Lin, Xuancheng Ren, Guangxiang Zhao, Peng Li, Jie Zhou, Xu Sun, "Model Uncertainty-Aware Knowledge
 Amalgamation for Pre-Trained Language Models", arXiv:2112.07327, and its revision "From Mimicking to Integrating:

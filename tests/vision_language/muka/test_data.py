@@ -172,7 +172,7 @@ def test_saved_data_sets(tmp_path, monkeypatch):
     assert list(splits) == ["train", "valid"]
     assert splits["valid"].texts == ("goal", "song", "tune") and splits["valid"].labels == ("sport", "music", "music")
     monkeypatch.setattr(FakeDataset, "column_names", ("title", "label"))
-    with pytest.raises(DataError, match="no column text or sentence, found title, label"):
+    with pytest.raises(DataError, match="no column text or sentence among title, label"):
         read_splits(tmp_path)
 
 

@@ -325,6 +325,19 @@ def test_finished_runs_are_kept(world, merge, tmp_path, monkeypatch):
         merge(student_options(world, "vkd", epochs=1), tmp_path / "out")
 
 
+def test_results_under_earlier_names_count(world, tmp_path, monkeypatch):
+    options = teacher_options(world, epochs=1, num_layers=1, clip_norm=0.5, validate_every=6)
+    first = train_teacher(options, tmp_path, Accelerator(cpu=True)).runs
+    content = json.loads((tmp_path / "results.json").read_text())
+    for earlier, name in (("layers", "num_layers"), ("max_grad_norm", "clip_norm"), ("eval_every", "validate_every")):
+        content["settings"][earlier] = content["settings"].pop(name)
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("trained again"))
+    assert train_teacher(options, tmp_path, Accelerator(cpu=True)).runs == first
+    with pytest.raises(OptionError, match=r"holds runs with clip_norm = 0\.5, now clip_norm = 1\.0"):
+        train_teacher(replace(options, clip_norm=1.0), tmp_path, Accelerator(cpu=True))
+
+
 def test_changed_inputs_are_not_mixed(world, merge, tmp_path):
     data = write_texts(tmp_path / "data")
     options = student_options(world, data=(str(data),), epochs=1)
