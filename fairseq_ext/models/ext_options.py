@@ -30,7 +30,9 @@ WITHOUT_CONVOLUTION = {"block": ("transformer", "muse-simple")}
 SEQUENTIAL = {"block": ("transformer",)}
 DENSE = {"attention_topk": (0,), "attention_topk_ratio": (0,)}
 PLAIN_NORM = {"norm": ("layernorm",)}
-NOT_ADANORM = {"norm": ("layernorm", "layernorm-simple", "detachnorm")}
+NOT_ADANORM, NOT_DETACHNORM = (
+    {"norm": tuple(norm for norm in NORMS if norm != kind)} for kind in ("adanorm", "detachnorm")
+)
 ONE_VIEW = {"cross_view": ("none",)}
 
 
@@ -106,7 +108,7 @@ class ExtOptions(FairseqDataclass):
         "both",
         f"what --norm detachnorm detaches: {', '.join(DETACHED)}",
         DETACHED,
-        idle={"norm": ("layernorm", "layernorm-simple", "adanorm")},
+        idle=NOT_DETACHNORM,
     )
     adanorm_scale: float = option(1.0, "C of AdaNorm (authors' De-En sweep: 0.8, 1, 1.5, 2)", above=0, idle=NOT_ADANORM)
     adanorm_k: float = option(0.1, "k of AdaNorm (paper: 0.1)", least=0, idle=NOT_ADANORM)
