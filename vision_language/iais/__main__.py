@@ -13,7 +13,7 @@ from fairseq_ext.training.program import Program
 from fairseq_ext.training.runs import torch_device
 from vision_language.iais import convert as conversion
 from vision_language.iais.encoder import ScoringOptions
-from vision_language.iais.evaluate import first_images, metrics
+from vision_language.iais.evaluate import RECALLS, first_images, metrics
 from vision_language.iais.options import Options
 from vision_language.iais.pictures import PictureOptions, draw_pair
 from vision_language.iais.search import SearchOptions, region_names
@@ -44,7 +44,7 @@ class EvaluationOptions(ScoringOptions):
 @main.command
 def train(options: Options, runs: RetrievalRuns) -> str:
     """Train with one or more seeds, choose the step by validation, score on test."""
-    return run(options, runs).report("ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10", "rsum", "isd")
+    return run(options, runs).report(*RECALLS, "rsum", "isd")
 
 
 @main.command

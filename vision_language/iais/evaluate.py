@@ -23,6 +23,8 @@ from vision_language.iais.model import RegionRetriever
 
 __all__ = ["first_images", "metrics", "pair_measures", "recall_at_k", "released_image_recall", "score_matrix"]
 
+RECALLS = tuple(f"{direction}_r{k}" for direction in ("ir", "tr") for k in (1, 5, 10))
+
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:

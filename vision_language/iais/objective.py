@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from fairseq_ext.training.accelerator import adamw
 from vision_language.iais.alignment import annealing, iais_loss
+from vision_language.iais.data import Collator, RegionData
+from vision_language.iais.encoder import build
 from vision_language.iais.hook import IAISHook
 from vision_language.iais.model import RegionRetriever
 from vision_language.iais.negatives import IMAGE, TEXT, Anchors, AnchorSampler, PairBatches, hardest
 from vision_language.iais.options import Options
 
-__all__ = ["TrainingStep", "learning_rate", "parameter_groups"]
+__all__ = ["TrainingStep", "learning_rate", "make_sampler", "parameter_groups"]
 
 MODALITY = {IMAGE: "V", TEXT: "L"}
 LEAST_RATE = 1e-8
@@ -45,6 +47,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     for name, parameter in model.named_parameters():
         groups[any(part in name for part in UNDECAYED)].append(parameter)
     return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
+
+
+def make_sampler(options: Options, data: RegionData, seed: int) -> AnchorSampler:
+    """The sampler of ``options``, which checks them against the size of the training split."""
+    return AnchorSampler(data.text_to_image.numpy(), options.batch_size, options.negatives, options.negative_size, seed)
 
 
 class TrainingStep:
@@ -103,6 +110,15 @@ class TrainingStep:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {"rank_loss": rank_loss, "iais_loss": iais, "iais_weight": weight, "lr": rate}
+
+    @classmethod
+    def of(cls, options: Options, data: RegionData, seed: int, accelerator: Accelerator) -> Self:
+        """The first step of a seed: the untrained model, and the anchors of the training split ``data``."""
+        torch.manual_seed(seed)
+        model, tokenizer = build(options, data)
+        batches = PairBatches(data, Collator(tokenizer, options.max_text_length), accelerator.device)
+        sampler = make_sampler(options, data, seed)
+        return cls(model.to(accelerator.device), batches, sampler, options, accelerator)
 
     def iais_weight(self, step: int) -> float:
         """λ of step 0, 1, ..."""

@@ -1,13 +1,13 @@
-"""Every option of a training run; the command line is made from this class."""
+"""Every option of a training run; they are the command line too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from fairseq_ext.training.errors import OptionError
-from fairseq_ext.training.flags import PRECISIONS
 from fairseq_ext.training.options import option
 from vision_language.iais.alignment import PSEUDO_NORMS, SCHEDULES
+from vision_language.iais.evaluate import RECALLS
 from vision_language.options import ComputeOptions
 
 __all__ = ["MIRRORS", "SCRATCH", "Options"]
@@ -17,8 +17,7 @@ MIRRORS = ("singular", "distributed")
 ALIGNMENTS = (*MIRRORS, "none")
 SCALES = ("mean", "sum")
 SOURCES = ("sampled", "in-batch")
-METRICS = ("rsum", "ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10")
-UNALIGNED = {"iais": ("none",)}
+UNALIGNED, NOT_SINGULAR = {"iais": ("none",)}, {"iais": ("distributed", "none")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +43,13 @@ class Options(ComputeOptions):
     max_regions: int = option(100, "regions of an image that are read (paper: 100)", least=1)
 
     iais: str = option("singular", "alignment loss of the matched pairs", ALIGNMENTS)
-    iais_weight: float = option(
-        1.0, "factor of the alignment loss beside its schedule (paper: 1)", least=0, idle=UNALIGNED
-    )
-    iais_schedule: str = option(
-        "exp", "how the alignment loss grows over the training (paper: exp)", SCHEDULES, idle=UNALIGNED
-    )
+    iais_weight: float = option(1.0, "factor of that loss beside its schedule (paper: 1)", least=0, idle=UNALIGNED)
+    iais_schedule: str = option("exp", "its growth over the training (paper: exp)", SCHEDULES, idle=UNALIGNED)
     iais_scale: str = option(
-        "mean",
-        "mean over the anchors, or their sum on each process as the released code (our choice: mean)",
-        SCALES,
-        idle=UNALIGNED,
+        "mean", "mean over anchors (our choice: mean), or their sum on each process as released", SCALES, idle=UNALIGNED
     )
     pseudo_norm: str = option(
-        "softmax",
-        "how a singular mirrored map becomes row-stochastic (paper's code: softmax)",
-        PSEUDO_NORMS,
-        idle={"iais": ("distributed", "none")},
+        "softmax", "what makes singular mirrors row-stochastic (paper's code: softmax)", PSEUDO_NORMS, idle=NOT_SINGULAR
     )
 
     negatives: str = option("sampled", "from the whole training set, or the other pairs of the step", SOURCES)
@@ -78,22 +67,15 @@ class Options(ComputeOptions):
     )
     anchors_per_forward: int = option(2, "anchors that share a forward pass (paper: 1)", least=1)
     eval_batch_size: int = option(
-        64,
-        "pairs in a forward pass without gradient; fewer need less padding (paper: 400)",
-        least=1,
-        aliases=("score_batch", "inf_minibatch_size"),
+        64, "pairs in a forward pass without gradient (paper: 400)", least=1, aliases=("score_batch",)
     )
     num_steps: int = option(5000, "optimiser steps (paper: 5000)", least=1, aliases=("num_train_steps",))
     warmup_steps: int = option(500, "of the linear warm-up; a linear decay follows (paper: 500)", least=0)
     lr: float = option(
-        5e-5,
-        "peak step size of AdamW (paper: 5e-5; 3e-5 for COCO with the large model)",
-        least=0,
-        aliases=("learning_rate",),
+        5e-5, "peak step size of AdamW (paper: 5e-5; large on COCO: 3e-5)", least=0, aliases=("learning_rate",)
     )
     weight_decay: float = option(0.01, "of AdamW (paper: 0.01)", least=0)
     clip_norm: float = option(2.0, "largest norm of the gradient; 0: any (paper: 2)", least=0, aliases=("grad_norm",))
-    mixed_precision: str = option("no", "number format of the forward pass (paper: fp16)", PRECISIONS)
     attn_implementation: str = option(
         "sdpa", "of self-attention in training; eager is faster in bf16 on a CPU", ("sdpa", "eager")
     )
@@ -107,7 +89,7 @@ class Options(ComputeOptions):
     save_every: int = option(
         500, "steps between checkpoints beside those of validations; 0: none", least=0, aliases=("save_steps",)
     )
-    select: str = option("rsum", "validation metric that picks the model that is kept (our choice)", METRICS)
+    select: str = option("rsum", "validation metric that picks the model that is kept (our choice)", ("rsum", *RECALLS))
 
     def __post_init__(self) -> None:
         super().__post_init__()

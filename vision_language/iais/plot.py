@@ -70,7 +70,7 @@ def _colors(count: int) -> list[tuple[float, float, float]]:
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """Names that are told apart: person 1, person 2, dog; or, where there are many, 1 person, 2 person, 3 dog."""
+    """Names that differ: person 1, person 2, dog; or, where there are many, 1 person, 2 person, 3 dog."""
     if len(names) > CROWDED:
         return [f"{number} {name}" for number, name in enumerate(names, 1)]
     seen: dict[str, int] = {}
@@ -183,7 +183,7 @@ def draw_self_attention(
         before: the map and its mirror, such as S_LL and P_LL of
             :func:`~vision_language.iais.alignment.mirrored_maps`, ``(n, n)`` each.
         after: the same pair of maps by another model.
-        names: the n words, or the n regions, which :func:`distinct_names` tells apart.
+        names: the n words, or the n regions, which :func:`distinct_names` makes different.
         path: the picture; its suffix tells the format.
         labels: names of the two models.
         title: above all, such as the caption.

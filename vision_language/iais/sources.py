@@ -68,7 +68,7 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
     - a csv whose header names an image column (``image``, ``image_name`` or ``filename``) and a caption column
       (``caption`` or ``comment``), separated by commas, tabs or ``|``.
 
-    Up to ten lines of another form are skipped and told in the log: Kaggle's Flickr30k has one.
+    Up to ten lines of another form are skipped and named in the log: Kaggle's Flickr30k has one.
 
     Raises:
         DataError: none of these, or more broken lines.
@@ -171,7 +171,7 @@ TSV_COLUMNS = {
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions of an image: boxes ``(V, 4)`` in pixels, and what is known of them.
+    """The regions of an image: boxes ``(V, 4)`` in pixels, and what else describes them.
 
     Raises:
         DataError: a number that is not finite, or an image without size.

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from fairseq_ext.training.accelerator import make_accelerator
@@ -17,11 +16,10 @@ from fairseq_ext.training.flags import Runs
 from fairseq_ext.training.loop import Training
 from fairseq_ext.training.runs import Experiment
 from fairseq_ext.training.settings import Settings
-from vision_language.iais.data import Collator, RegionData, read_splits
-from vision_language.iais.encoder import build, load
+from vision_language.iais.data import RegionData, read_splits
+from vision_language.iais.encoder import load
 from vision_language.iais.evaluate import first_images, metrics
-from vision_language.iais.negatives import AnchorSampler, PairBatches
-from vision_language.iais.objective import TrainingStep
+from vision_language.iais.objective import TrainingStep, make_sampler
 from vision_language.iais.options import SCRATCH, Options
 from vision_language.pretrained import fingerprint, save_folder
 
@@ -41,20 +39,6 @@ def settings_of(options: Options, data: Mapping[str, RegionData]) -> Settings:
     if Path(options.uniter).is_file():
         inputs["uniter"] = fingerprint(options.uniter)
     return Settings.of(options, inputs=inputs)
-
-
-def make_sampler(options: Options, data: RegionData, seed: int) -> AnchorSampler:
-    """The sampler of ``options``, which checks them against the size of the training split."""
-    return AnchorSampler(data.text_to_image.numpy(), options.batch_size, options.negatives, options.negative_size, seed)
-
-
-def make_step(options: Options, data: RegionData, seed: int, accelerator: Accelerator) -> TrainingStep:
-    """The untrained model of a seed, and how it is trained on ``data``."""
-    torch.manual_seed(seed)
-    model, tokenizer = build(options, data)
-    batches = PairBatches(data, Collator(tokenizer, options.max_text_length), accelerator.device)
-    sampler = make_sampler(options, data, seed)
-    return TrainingStep(model.to(accelerator.device), batches, sampler, options, accelerator)
 
 
 def train(
@@ -87,7 +71,7 @@ def train(
         CheckpointError: a damaged checkpoint.
     """
     accelerator, folder = accelerator or make_accelerator(options.mixed_precision), output_folder(folder)
-    step = make_step(options, data["train"], seed, accelerator)
+    step = TrainingStep.of(options, data["train"], seed, accelerator)
     model, collator = step.model, step.batches.collator
     valid, test = (first_images(data[split], getattr(options, f"{split}_images")) for split in ("valid", "test"))
 

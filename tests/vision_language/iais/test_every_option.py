@@ -214,18 +214,18 @@ def sketch(figure, path):
 
 
 @pytest.fixture(scope="module")
-def known():
+def outcomes():
     """Outcomes that several tests compare with."""
     return {}
 
 
 @pytest.fixture
-def outcome(folder, known, events, tmp_path, monkeypatch, capsys):
+def outcome(folder, outcomes, events, tmp_path, monkeypatch, capsys):
     """What a command writes, prints and does; of a training not what it prints, which repeats its options."""
 
     def run(*words):
-        if words in known:
-            return known[words]
+        if words in outcomes:
+            return outcomes[words]
         here = tmp_path / str(len(list(tmp_path.iterdir())))
         shutil.copytree(folder, here, ignore=shutil.ignore_patterns("out") if words[0] == "train" else None)
         monkeypatch.chdir(here)
@@ -245,7 +245,7 @@ def outcome(folder, known, events, tmp_path, monkeypatch, capsys):
         if words[0] == "train":  # these hold seconds and settings
             files = {name: value for name, value in files.items() if not name.endswith("checkpoint.pt")}
         printed = "" if words[0] == "train" else capsys.readouterr().out
-        return known.setdefault(words, (files, printed.replace(str(here), ""), list(events)))
+        return outcomes.setdefault(words, (files, printed.replace(str(here), ""), list(events)))
 
     return run
 
@@ -273,10 +273,10 @@ def test_an_option_changes_what_comes_out(outcome, command, option):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_equal_options_give_an_equal_outcome(outcome, known, command):
+def test_equal_options_give_an_equal_outcome(outcome, outcomes, command):
     """Else the test above could not fail."""
     first = outcome(*COMMANDS[command].split())
-    known.clear()
+    outcomes.clear()
     assert outcome(*COMMANDS[command].split()) == first
 
 

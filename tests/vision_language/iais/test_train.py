@@ -71,7 +71,7 @@ def accelerator() -> Accelerator:
 
 
 def make_step(options: Options, data: dict[str, RegionData], seed: int = 1) -> TrainingStep:
-    return training.make_step(options, data["train"], seed, accelerator())
+    return TrainingStep.of(options, data["train"], seed, accelerator())
 
 
 def train(options: Options, data: dict[str, RegionData], out: Path, seed: int = 1) -> dict:
@@ -326,7 +326,7 @@ def read_results(out: Path) -> dict:
 
 def test_bfloat16(folder, data):
     AcceleratorState._reset_state(reset_partial_state=True)
-    step = training.make_step(small(folder), data["train"], 1, Accelerator(cpu=True, mixed_precision="bf16"))
+    step = TrainingStep.of(small(folder), data["train"], 1, Accelerator(cpu=True, mixed_precision="bf16"))
     before = weights(step.model)
     assert np.isfinite([float(value) for value in step(0).values()]).all()
     assert all(value.dtype == torch.float32 for value in step.model.parameters())

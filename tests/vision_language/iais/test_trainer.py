@@ -107,7 +107,7 @@ def after_step(monkeypatch):
 
 def test_dropout_is_drawn_anew_for_each_step_process_and_seed(folder, data, tmp_path, monkeypatch):
     seen: list[list[bool]] = []
-    build = training.build
+    build = objective.build
 
     def listened(*args):
         def note(module, args, output):
@@ -118,7 +118,7 @@ def test_dropout_is_drawn_anew_for_each_step_process_and_seed(folder, data, tmp_
         model.embeddings.dropout.register_forward_hook(note)
         return model, tokenizer
 
-    monkeypatch.setattr(training, "build", listened)
+    monkeypatch.setattr(objective, "build", listened)
     monkeypatch.setattr(training, "metrics", lambda *_: {"rsum": 1.0})  # for which all processes would be needed
     options = small(folder, dropout=0.5, lr=0.0, iais="none", negative_size=3, num_steps=3)
 
