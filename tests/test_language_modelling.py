@@ -134,3 +134,57 @@ def test_generation(workshop: Workshop, loaded: TransformerLanguageModelExt) -> 
             log_probs = loaded.get_normalized_probs(loaded(inputs[None]), log_probs=True)[0]
         found = log_probs.gather(-1, tokens[:, None]).squeeze(-1) / math.log(2)
         torch.testing.assert_close(torch.tensor([*map(float, printed.split())]), found, rtol=0, atol=2e-3)
+
+
+SPANS = [
+    *("--arch", "transformer_lm_ext", "--attention-span", "8", "--attention-span-ramp", "2", "--attention-topk", "3"),
+    *("--attention-span-init", "0.5", "--attention-span-loss", "0.1", "--no-token-positional-embeddings", *TINY),
+    *("--task", "language_modeling", "--sample-break-mode", "none", "--tokens-per-sample", "16", "--batch-size", "8"),
+    *("--optimizer", "adagrad", "--lr", "0.6", "--cpu", "--num-workers", "0", "--disable-validation"),
+    *("--log-format", "json", "--log-interval", "1"),
+]
+
+
+def train_spans(workshop: Workshop, folder: str, updates: int, *options: object) -> tuple[Outcome, dict[str, Tensor]]:
+    outcome = workshop.run(
+        "fairseq_cli.train",
+        *(workshop.data, "--user-dir", USER_DIR, *SPANS, "--criterion", "cross_entropy_with_span"),
+        *("--save-dir", workshop.folder / folder, "--max-update", updates, *options),
+    )
+    assert outcome.code == 0, outcome.stderr[-3000:]
+    saved = torch.load(workshop.folder / folder / "checkpoint_last.pt", weights_only=False)
+    return outcome, saved["model"]
+
+
+def test_adaptive_spans(workshop: Workshop) -> None:
+    """Trained by fairseq's trainer, they stay in range; logged; resumed to the bit; evaluated and sampled from."""
+    outcome, whole = train_spans(workshop, "spans", 6, "--save-interval-updates", 2)
+    spans = {name: value for name, value in whole.items() if name.endswith("current_val")}
+    assert len(spans) == 2 and all(0 <= z <= 1 for value in spans.values() for z in value.flatten().tolist())
+    logged = [float(value) for value in re.findall(r'"avg_span": "([\d.]+)"', outcome.stdout + outcome.stderr)]
+    assert logged and all(2 <= value <= 8 for value in logged) and len(set(logged)) > 1
+    assert re.search(r'"span_loss": "0\.\d+"', outcome.stdout + outcome.stderr)
+
+    middle = workshop.folder / "spans" / "checkpoint_1_2.pt"
+    _, resumed = train_spans(workshop, "resumed", 6, "--restore-file", middle)
+    assert list(resumed) == list(whole) and all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+    path = workshop.folder / "spans" / "checkpoint_last.pt"
+    tokens = stream(workshop)
+    hub = TransformerLanguageModelExt.from_pretrained(str(path.parent), path.name, str(workshop.data))
+    evaluated = workshop.evaluate("--path", path)
+    assert evaluated == pytest.approx(loss_in_blocks(hub.models[0], tokens, BLOCK), abs=2e-3)
+    assert workshop.generate("--path", path, "--gen-subset", "test", "--prefix-size", "2").stdout.count("H-") == 11
+
+
+def test_a_loss_of_spans_that_nothing_adds_is_refused(workshop: Workshop) -> None:
+    outcome = workshop.run(
+        "fairseq_cli.train",
+        *(workshop.data, "--user-dir", USER_DIR, *SPANS, "--criterion", "cross_entropy", "--max-update", "1"),
+        *("--save-dir", workshop.folder / "refused"),
+    )
+    assert outcome.code == 2 and not outcome.traceback
+    assert outcome.last_line == (
+        "--attention-span-loss 0.1: --criterion cross_entropy does not add it, adaptive_loss_with_span, "
+        "cross_entropy_with_span, label_smoothed_encouraging_loss do"
+    )

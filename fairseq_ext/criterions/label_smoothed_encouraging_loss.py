@@ -15,6 +15,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 from fairseq.logging import metrics
 
+from fairseq_ext.criterions.span_loss import SpanLoss, has_spans
 from fairseq_ext.losses.encouraging import SMOOTHING_FORMS, encouraging_loss_terms
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import check_fields, option
@@ -60,7 +61,7 @@ class LabelSmoothedEncouragingLossCriterionConfig(LabelSmoothedCrossEntropyCrite
 
 
 @register_criterion("label_smoothed_encouraging_loss", dataclass=LabelSmoothedEncouragingLossCriterionConfig)
-class LabelSmoothedEncouragingLossCriterion(LabelSmoothedCrossEntropyCriterion):
+class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyCriterion):
     """Label-smoothed cross-entropy plus the bonus of every token that is not padding.
 
     Logs what fairseq's criterion logs, and ``bonus``: in training ``loss`` is the smoothed cross-entropy plus
@@ -129,6 +130,8 @@ class LabelSmoothedEncouragingLossCriterion(LabelSmoothedCrossEntropyCriterion):
             n_correct, total = self.compute_accuracy(model, net_output, sample)
             logging_output["n_correct"] = n_correct.data
             logging_output["total"] = total.data
+        if has_spans(model):
+            loss = self.add_span_loss(model, loss, sample_size, logging_output)
         return loss, sample_size, logging_output
 
     def compute_loss(self, model, net_output, sample, reduce=True):
@@ -158,6 +161,7 @@ class LabelSmoothedEncouragingLossCriterion(LabelSmoothedCrossEntropyCriterion):
     def reduce_metrics(cls, logging_outputs) -> None:
         """Aggregate logging outputs over workers and updates; ``bonus`` in bits, per sample as ``loss``."""
         super().reduce_metrics(logging_outputs)
+        cls.reduce_span_metrics(logging_outputs)
         bonus = sum(log.get("bonus", 0) for log in logging_outputs)
         sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
         metrics.log_scalar("bonus", bonus / sample_size / math.log(2), sample_size, round=3)

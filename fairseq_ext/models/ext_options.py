@@ -14,7 +14,7 @@ from fairseq_ext.modules.normalization import NORMS
 from fairseq_ext.modules.sparse_attention import NORMALIZERS
 from fairseq_ext.modules.sparse_variants import SELECTIONS
 from fairseq_ext.training.errors import OptionError, choose
-from fairseq_ext.training.options import check_fields, option
+from fairseq_ext.training.options import check_fields, flag, option
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ INITS = ("fairseq", *INIT_LAWS)
 WITHOUT_CONVOLUTION = {"block": ("transformer", "muse-simple")}
 SEQUENTIAL = {"block": ("transformer",)}
 DENSE = {"attention_topk": (0,), "attention_topk_ratio": (0,)}
+WITHOUT_SPAN = {"attention_span": (0,)}
 PLAIN_NORM = {"norm": ("layernorm",)}
 NOT_ADANORM, NOT_DETACHNORM = (
     {"norm": tuple(norm for norm in NORMS if norm != kind)} for kind in ("adanorm", "detachnorm")
@@ -91,6 +92,19 @@ class ExtOptions(FairseqDataclass):
         idle=DENSE,
     )
     attention_normalizer: str = option("softmax", f"scores to weights: {', '.join(NORMALIZERS)}", NORMALIZERS)
+    attention_span: int = option(
+        0,
+        "tokens that a language model's heads may learn to look back, 0 = fairseq's attention (arXiv 1905.07799; "
+        "authors' enwik8 with top-k: 8192)",
+        least=0,
+    )
+    attention_span_ramp: int = option(32, "width of a span's soft edge (authors: 32)", least=1, idle=WITHOUT_SPAN)
+    attention_span_init: float = option(
+        0.0, "share of --attention-span that a head starts with (authors: 0)", least=0, most=1, idle=WITHOUT_SPAN
+    )
+    attention_span_loss: float = option(
+        0.0, "weight of the loss that shortens spans (authors' enwik8: 5e-7)", least=0, idle=WITHOUT_SPAN
+    )
     norm: str = option("layernorm", f"normalisation: {', '.join(NORMS)} (AdaNorm, arXiv 1911.07013)", NORMS)
     norm_scope: str = option(
         "all",
@@ -157,6 +171,7 @@ def check_options(cfg: Any, *, encoder: Any, decoder: Any, cross_attention: bool
                 f"--{side}-attention-heads {part.attention_heads}",
             )
     _check_attention(cfg, encoder is not None, cross_attention)
+    _check_span(cfg, encoder)
     _check_block(cfg, encoder, decoder)
     _check_norm(cfg, encoder, decoder)
     _check_views(cfg, encoder, decoder, cross_attention)
@@ -225,6 +240,25 @@ def _check_window(cfg: Any, cross_attention: bool) -> None:
         not (cfg.cross_self_attention and "decoder-self" in selecting_attentions(cfg)),
         "--attention-topk-select window: excludes --cross-self-attention, which has keys of both sides",
     )
+
+
+def _check_span(cfg: Any, encoder: Any) -> None:
+    if not cfg.attention_span:
+        return
+    span = f"--attention-span {cfg.attention_span}"
+    _require(encoder is None, f"{span}: for language models alone, transformer_lm_ext")
+    for name, allowed in (
+        ("block", "transformer"),
+        ("attention_normalizer", "softmax"),
+        ("attention_topk_select", "scores"),
+    ):
+        value = getattr(cfg, name)
+        _require(value == allowed, f"{span}: excludes {flag(name)} {value}, needs {allowed}")
+    if cfg.attention_span > cfg.max_target_positions:
+        logger.warning(
+            "%s: a sample has at most %d tokens (--tokens-per-sample, --max-target-positions), and nothing before them",
+            *(span, cfg.max_target_positions),
+        )
 
 
 def _check_block(cfg: Any, encoder: Any, decoder: Any) -> None:

@@ -10,6 +10,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import AdaptiveInput, CharacterTokenEmbedder
 from torch import Tensor, nn
 
+from fairseq_ext.models.adaptive_span import AdaptiveSpanModel, check_criterion
 from fairseq_ext.models.config import (
     TransformerLanguageModelExtConfig,
     add_options,
@@ -25,8 +26,10 @@ from fairseq_ext.training.errors import OptionError
 
 
 @register_model("transformer_lm_ext", dataclass=TransformerLanguageModelExtConfig)
-class TransformerLanguageModelExt(ExtModel, TransformerLanguageModel):
+class TransformerLanguageModelExt(AdaptiveSpanModel, ExtModel, TransformerLanguageModel):
     """Decoder-only Transformer with ``--block``, ``--attention-*``, ``--norm`` and ``--init``; it has no views.
+
+    With ``--attention-span`` its heads learn how far back they look (:mod:`fairseq_ext.modules.adaptive_span`).
 
     With every option at its default, parameters, state-dict keys and outputs are those of fairseq's ``transformer_lm``,
     with adaptive or character inputs and adaptive softmax as well.
@@ -45,10 +48,13 @@ class TransformerLanguageModelExt(ExtModel, TransformerLanguageModel):
         check_options(nested, encoder=None, decoder=nested.decoder, cross_attention=False)
         check_stock_options(nested, encoder=None, decoder=nested.decoder)
         check_language_model_options(nested, task.source_dictionary)
+        arguments = legacy_arguments(args, TransformerLanguageModelExtConfig)
+        check_criterion(nested, getattr(arguments, "criterion", None))
         embed_tokens = cls.build_input(nested, task.source_dictionary)
         kind = TransformerExtDecoder if changes_layers(nested, "decoder", cross_attention=False) else TransformerDecoder
         model = cls(kind(nested, task.target_dictionary, embed_tokens, no_encoder_attn=True))
-        model.configure(nested, legacy_arguments(args, TransformerLanguageModelExtConfig))
+        model.share_positions()
+        model.configure(nested, arguments)
         return model
 
     @classmethod

@@ -9,6 +9,7 @@ from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
+from fairseq_ext.models.adaptive_span import AdaptiveSpanSelfAttention
 from fairseq_ext.models.attention import IncrementalState, NotExportable, SelectiveAttention
 from fairseq_ext.models.cross_view_attention import CrossViewAttention
 from fairseq_ext.models.ext_options import selecting_attentions
@@ -41,6 +42,7 @@ def changes_layers(cfg: Any, side: str, cross_attention: bool = True) -> bool:
         cfg.block != "transformer"
         or cfg.init != "fairseq"
         or cfg.norm != "layernorm"
+        or (side == "decoder" and cfg.attention_span > 0)
         or any(selection(cfg, attention) for attention in attentions)
         or (side == "decoder" and cfg.cross_view != "none")
     )
@@ -57,11 +59,24 @@ def common_arguments(cfg: Any, side: str) -> dict[str, Any]:
     }
 
 
+def _span_attention(cfg: Any) -> AdaptiveSpanSelfAttention:
+    return AdaptiveSpanSelfAttention(
+        max_span=cfg.attention_span,
+        ramp=cfg.attention_span_ramp,
+        init=cfg.attention_span_init,
+        loss_coeff=cfg.attention_span_loss,
+        k=cfg.attention_topk,
+        ratio=cfg.attention_topk_ratio,
+        minimum=cfg.attention_topk_min,
+        **common_arguments(cfg, "decoder"),
+    )
+
+
 def _apply_init_(layer: nn.Module, law: str, index: int) -> None:
     if law == "fairseq":
         return
     for attention in layer.modules():
-        if isinstance(attention, MultiheadAttention):
+        if isinstance(attention, MultiheadAttention | AdaptiveSpanSelfAttention):
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
                 init_attention_projection_(projection, law, "in")
             init_attention_projection_(attention.out_proj, law, "out")
@@ -113,6 +128,8 @@ class DecoderLayer(TransformerDecoderLayerBase):
         self, embed_dim: int, cfg: Any, add_bias_kv: bool = False, add_zero_attn: bool = False
     ) -> MultiheadAttention:
         extras = {"add_bias_kv": add_bias_kv, "add_zero_attn": add_zero_attn}
+        if cfg.attention_span:
+            return _span_attention(cfg)
         if chosen := selection(cfg, "decoder-self"):
             return SelectiveAttention(
                 self_attention=not cfg.cross_self_attention, **common_arguments(cfg, "decoder"), **chosen, **extras

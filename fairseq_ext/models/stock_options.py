@@ -198,6 +198,7 @@ def _check_bands(kind: str, cfg: Any, width: int, dictionary: Any) -> list[int]:
 def _check_xformers(option: str, cfg: Any) -> None:
     others = {
         f"--block {cfg.block}": cfg.block != "transformer",
+        "--attention-span": cfg.attention_span,
         "--attention-topk": cfg.attention_topk or cfg.attention_topk_ratio,
         f"--attention-normalizer {cfg.attention_normalizer}": cfg.attention_normalizer != "softmax",
         f"--cross-view {cfg.cross_view}": cfg.cross_view != "none",

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_ext.modules.topk import effective_k
+from fairseq_ext.modules.band import Band
+from fairseq_ext.modules.topk import effective_k, topk_softmax
 from fairseq_ext.precision import compute_dtype, widen
 
 _TRIM_UNIT = 64  # spans are trimmed in steps of this many slots, so that shapes change rarely
@@ -114,7 +115,8 @@ class AdaptiveSpan(nn.Module):
 
     def span_loss(self) -> Tensor:
         """``loss_coeff * L * mean_h(z_h)``; summed over the layers and added to the training loss."""
-        return self.loss_coeff * self.max_span * self.current_val.mean()
+        z = self.current_val.to(compute_dtype(self.current_val))
+        return self.loss_coeff * self.max_span * z.mean()
 
     @torch.no_grad()
     def clamp_(self) -> None:
@@ -154,10 +156,11 @@ class AdaptiveSpanAttention(nn.Module):
         s_{il} = \frac{q_i \cdot (k_{i + l} + e_l)}{\sqrt{d_h}}, \quad l = 0, \dots, L - 1, \qquad
         a_i = \text{span}(\text{softmax}(s_i)), \qquad o_i = \sum_l a_{il}\, v_{i + l}
 
-    with :math:`k_j, v_j` the projections of a memory of :math:`L` earlier states followed by the block itself, and
+    with :math:`k_j, v_j` the projections of a memory of up to :math:`L` earlier states and the block itself, and
     :math:`e_l` a relative position embedding shared by heads and, usually, by layers. There are no biases.
     (Sukhbaatar et al., arXiv 1905.07799; top-k on top of it: Zhao et al., arXiv 1912.11637.) Cost and memory are
-    :math:`T (T + L)` scores a head, less what :class:`AdaptiveSpan` trims.
+    :math:`2 T L` scores a head, with :math:`L` no longer than the spans that :class:`AdaptiveSpan` does not trim. A
+    position without anything before it gets zeros.
 
     Args:
         embed_dim: model width ``E``.
@@ -167,8 +170,9 @@ class AdaptiveSpanAttention(nn.Module):
         ramp, init, k, ratio, minimum, loss_coeff: see :class:`AdaptiveSpan`, here as ``self.span``.
 
     Shape:
-        - query: ``(B, T, E)``; memory: ``(B, L + T, E)``, its last ``T`` states those of ``query``'s positions;
-          position: ``(1, E / H, L)``; output: ``(B, T, E)``.
+        - query: ``(B, T, E)``; memory: ``(B, M + T, E)`` with ``M <= L``, its last ``T`` states those of ``query``'s
+          positions; position: ``(1, E / H, L)``; key_padding_mask: ``(B, M + T)``, true at states that no position may
+          attend to; output: ``(B, T, E)``.
     """
 
     def __init__(
@@ -191,7 +195,7 @@ class AdaptiveSpanAttention(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.num_heads = num_heads
-        self.dropout = dropout
+        self.dropout_module = nn.Dropout(dropout)
         self.span = AdaptiveSpan(
             num_heads, max_span, ramp=ramp, init=init, k=k, ratio=ratio, minimum=minimum, loss_coeff=loss_coeff
         )
@@ -200,41 +204,59 @@ class AdaptiveSpanAttention(nn.Module):
         self.v_proj = nn.Linear(embed_dim, embed_dim, bias=False)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
 
-    def forward(self, query: Tensor, memory: Tensor, position: Tensor) -> Tensor:
-        batch, queries, _ = query.shape
+    def forward(
+        self, query: Tensor, memory: Tensor, position: Tensor, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
+        queries, earlier = query.size(1), memory.size(1) - query.size(1)
         max_span = self.span.max_span
-        if memory.size(1) != max_span + queries:
-            raise ValueError(f"memory must have max_span + T = {max_span + queries} states, got {memory.size(1)}")
+        if not 0 <= earlier <= max_span:
+            raise ValueError(
+                f"memory must have T to max_span + T states ({queries} to {max_span + queries}), got {memory.size(1)}"
+            )
         if position.size(-1) != max_span:
             raise ValueError(f"position must have max_span = {max_span} slots, got {position.size(-1)}")
-        trim = self.span.trim_length()
-        memory, position = memory[:, trim:], position[..., trim:]
+        visible = max_span - self.span.trim_length()
+        unseen = max(0, earlier - visible)  # not even projected
+        memory = memory[:, unseen:]
+        mask = None if key_padding_mask is None else key_padding_mask[:, unseen:]
+        return self.attend(query, self.k_proj(memory), self.v_proj(memory), position, mask, visible)
 
-        q, k, v = (self._split_heads(x) for x in (self.q_proj(query), self.k_proj(memory), self.v_proj(memory)))
-        q = q / math.sqrt(q.size(-1))
-        scores = _band(q @ k.transpose(1, 2)) + q @ position
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        position: Tensor,
+        key_padding_mask: Tensor | None,
+        visible: int,
+    ) -> Tensor:
+        """The rest of :meth:`forward`, for a caller that keeps projected keys and values, each ``(B, M + T, E)``.
+
+        ``visible`` is how many positions back any head may look, ``max_span - span.trim_length()``.
+        """
+        (batch, queries, _), earlier = query.shape, key.size(1) - query.size(1)
+        length = max(0, min(visible, key.size(1) - 1))
+        absent = length - earlier  # slots before the first key; below 0, keys before the first slot
+        if absent > 0:
+            present = key.new_zeros(key.shape[:2], dtype=torch.bool) if key_padding_mask is None else key_padding_mask
+            key_padding_mask = F.pad(present, (absent, 0), value=True)
+        elif key_padding_mask is not None:
+            key_padding_mask = key_padding_mask[:, -absent:]
+        q = self._split_heads(self.q_proj(query) / math.sqrt(query.size(-1) // self.num_heads))
+        k, v = (self._split_heads(F.pad(x, (0, 0, absent, 0))) for x in (key, value))
+        band = Band(queries, max(length, _TRIM_UNIT))
+        scores = band.products(q, k) + q @ position[..., position.size(-1) - length :]
         # In float32 from the softmax to the end of the span: the weight that is left visible may be tiny.
-        attn = F.softmax(scores, dim=-1, dtype=compute_dtype(q))
-        attn = F.dropout(self.span(attn).to(v), self.dropout, self.training)
-        out = _unband(attn) @ v
+        scores = scores.to(compute_dtype(q))
+        if key_padding_mask is not None and length:
+            hidden = key_padding_mask.unfold(1, length, 1)[:, None, :queries]
+            scores = scores.unflatten(0, (batch, self.num_heads)).masked_fill(hidden, -math.inf).flatten(0, 1)
+        attn = self.dropout_module(self.span(topk_softmax(scores, 0)).to(v))
+        out = band.sums(attn, v)
         return self.out_proj(out.unflatten(0, (batch, self.num_heads)).transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, x.size(-1) // self.num_heads)).transpose(1, 2).flatten(0, 1)
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, dropout={self.dropout}"
-
-
-def _band(scores: Tensor) -> Tensor:
-    """Of ``scores`` (N, T, T + L), row ``i`` keeps the columns ``i .. i + L - 1``: (N, T, L)."""
-    rows, queries, keys = scores.shape
-    # Cutting the flattened matrix into rows of keys + 1 entries starts each row one column further right.
-    return F.pad(scores.flatten(1), (0, queries)).view(rows, queries, keys + 1)[..., : keys - queries]
-
-
-def _unband(attn: Tensor) -> Tensor:
-    """The inverse of :func:`_band`: (N, T, L) back to (N, T, T + L), zero outside the band."""
-    rows, queries, length = attn.shape
-    padded = F.pad(attn, (0, queries + 1)).flatten(1)
-    return padded[:, : queries * (length + queries)].view(rows, queries, length + queries)
+        return f"num_heads={self.num_heads}"

@@ -76,6 +76,11 @@ for _block, _select in itertools.product(BLOCKS, (*CHOICES, "probabilities", "he
     LANGUAGE_MODELS[f"{_block}-{_select}"] = {
         "block": _block, "attention_topk": 3, "attention_topk_select": _select,
     }  # fmt: skip
+for _k, _norm, _pre_norm in itertools.product((0, 2), NORMS, (False, True)):
+    LANGUAGE_MODELS[f"span-top{_k}-{_norm}-{'pre' if _pre_norm else 'post'}"] = {
+        "attention_span": 4, "attention_span_ramp": 3, "attention_span_init": 0.3, "attention_topk": _k,
+        "norm": _norm, "decoder_normalize_before": _pre_norm,
+    }  # fmt: skip
 
 
 def build(builder: Any, options: dict[str, Any]) -> nn.Module:

@@ -71,6 +71,18 @@ def selects_in(*kinds: str) -> Callable[[nn.Module], bool]:
     return lambda model: {kind for kind, found in attentions(model, "topk").items() if found == {2}} == set(kinds)
 
 
+def spans(**expected: Any) -> Callable[[nn.Module], bool]:
+    def is_there(model: nn.Module) -> bool:
+        attentions = [layer.self_attn for layer in model.decoder.layers]
+        return all(
+            hasattr(attention, "span")
+            and all(getattr(attention.span, name) == value for name, value in expected.items())
+            for attention in attentions
+        )
+
+    return is_there
+
+
 def norms(model: nn.Module) -> dict[str, nn.Module]:
     """Every norm of the layers and after the stacks."""
     return {
@@ -156,6 +168,7 @@ class Row:
         beside: other options that it needs.
         idle: other options with which it does nothing; ``None`` where there are none such.
         lm: whether a language model takes it.
+        translation: whether a translation model takes it.
     """
 
     value: Any
@@ -163,10 +176,12 @@ class Row:
     beside: dict[str, Any] = dataclasses.field(default_factory=dict)
     idle: dict[str, Any] | None = dataclasses.field(default_factory=dict)
     lm: bool = True
+    translation: bool = True
 
 
 MUSE = {"block": "muse"}
 GCA = {"cross_view": "gca"}
+SPAN = {"attention_span": 6, "attention_span_init": 0.5}
 ROWS: dict[str, Row] = {
     "block": Row("muse-simple", layers(lambda layer: layer.final_layer_norm, None), idle=None),
     "muse_kernels": Row("3/5/7,9", kernels, MUSE, {"block": "muse-simple"}),
@@ -188,6 +203,10 @@ ROWS: dict[str, Row] = {
     ),
     "attention_topk_select": Row("heads", everywhere("select", "heads"), {"attention_topk": 2}),
     "attention_normalizer": Row("entmax15", everywhere("normalizer", "entmax15"), idle=None),
+    "attention_span": Row(4, spans(max_span=4), idle=None, translation=False),
+    "attention_span_ramp": Row(2, spans(ramp=2), SPAN, translation=False),
+    "attention_span_init": Row(0.75, spans(init=0.75), {"attention_span": 6}, translation=False),
+    "attention_span_loss": Row(1e-3, spans(loss_coeff=1e-3), SPAN, translation=False),
     "norm": Row("layernorm-simple", every_norm(LayerNormSimple), idle=None),
     "norm_scope": Row("final", only_final_norms, {"norm": "adanorm", **PRE_NORM}),
     "norm_convention": Row("paper", every_norm(AdaNorm, unbiased=False), {"norm": "adanorm"}),
@@ -217,7 +236,7 @@ def build(lm: bool, **chosen: Any) -> nn.Module:
 
 
 def fingerprint(lm: bool, **chosen: Any) -> list[Any]:
-    """What a model is and does: parameters, a training step on padded input, layers while generating."""
+    """What a model is and does: parameters, a training step on padded input, its own loss, layers while generating."""
     model = build(lm, **chosen)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     inputs = (PREVIOUS,) if lm else (SOURCE, None, PREVIOUS)
@@ -225,9 +244,10 @@ def fingerprint(lm: bool, **chosen: Any) -> list[Any]:
     logits = model(*inputs)[0]
     logits[PREVIOUS.ne(PAD)].log_softmax(-1)[:, 5].sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    own_loss = model.span_loss().detach() if lm and chosen.get("attention_span") else None
     generating = model.eval()
     generating.prepare_for_inference_(GENERATION)
-    return [state, logits.detach(), gradients, [type(module) for module in generating.modules()]]
+    return [state, logits.detach(), gradients, own_loss, [type(module) for module in generating.modules()]]
 
 
 def same(one: Any, other: Any) -> bool:
@@ -255,7 +275,7 @@ def test_every_option_has_a_row() -> None:
 def test_every_option_is_found_in_the_model(name: str, lm: bool) -> None:
     row = ROWS[name]
     chosen = {**row.beside, name: row.value}
-    if lm and not row.lm:
+    if not (row.lm if lm else row.translation):
         with pytest.raises(OptionError, match=r"^--"):
             build(lm, **chosen)
         return
@@ -338,6 +358,10 @@ OUT_OF_RANGE = {
     "attention_topk": [-1],
     "attention_topk_ratio": [-1.0, 0.5],
     "attention_topk_min": [-1],
+    "attention_span": [-1],
+    "attention_span_ramp": [0, -1],
+    "attention_span_init": [-0.1, 1.1],
+    "attention_span_loss": [-1e-7],
     "adanorm_scale": [0.0, -1.0],
     "adanorm_k": [-0.1],
 }

@@ -266,6 +266,7 @@ OURS = {
     "adanorm": {"norm": "adanorm", "decoder_normalize_before": True},
     "muse": {"block": "muse", "muse_kernels": "3,5", "init": "km"},
     "muse-simple": {"block": "muse-simple", "decoder_normalize_before": True},
+    "span": {"attention_span": 5, "attention_span_ramp": 2, "attention_span_init": 0.5, "attention_topk": 3},
 }
 
 

@@ -167,6 +167,39 @@ def test_attention_is_the_definition_with_and_without_trimming(max_span: int, in
     torch.testing.assert_close(module(query, memory, position), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_many_queries_are_cut_into_blocks() -> None:
+    torch.manual_seed(0)
+    module = AdaptiveSpanAttention(8, 2, 30, ramp=4, init=0.4, k=3).double()
+    query, memory = torch.randn(2, 200, 8).double(), torch.randn(2, 230, 8).double()
+    position = torch.randn(1, 4, 30).double()
+    expected = plain_attention(module, query, memory, position)
+    torch.testing.assert_close(module(query, memory, position), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [0, 3])
+@pytest.mark.parametrize(("max_span", "init"), [(7, 0.4), (150, 0.2), (150, 1.0)])
+@pytest.mark.parametrize("earlier", [0, 2, 100])
+def test_a_short_memory_is_one_whose_first_states_are_padding(earlier: int, max_span: int, init: float, k: int) -> None:
+    torch.manual_seed(0)
+    earlier = min(earlier, max_span)
+    module = AdaptiveSpanAttention(8, 2, max_span, ramp=4, init=init, k=k).double()
+    query, memory = torch.randn(3, 5, 8).double(), torch.randn(3, max_span + 5, 8).double()
+    position, absent = torch.randn(1, 4, max_span).double(), max_span - earlier
+    mask = (torch.rand(3, max_span + 5) < 0.2) | (torch.arange(max_span + 5) < absent)
+    short = module(query, memory[:, absent:], position, mask[:, absent:])
+    torch.testing.assert_close(module(query, memory, position, mask), short, rtol=1e-5, atol=1e-6)
+    changed = memory.masked_fill(mask[..., None], 9.0)
+    torch.testing.assert_close(module(query, changed, position, mask), short, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(module(query, changed, position), short)
+
+
+def test_a_position_with_nothing_before_it_gets_zeros() -> None:
+    module = AdaptiveSpanAttention(8, 2, 6, init=0.5)
+    for states in (1, 4):
+        query = torch.randn(2, states, 8)
+        assert not module(query, query, torch.randn(1, 4, 6))[:, 0].any()
+
+
 def test_attention_never_sees_its_own_or_later_positions() -> None:
     torch.manual_seed(0)
     module = AdaptiveSpanAttention(8, 2, 6, ramp=2, init=0.5, k=2)
@@ -246,7 +279,8 @@ def test_rejects_wrong_shapes() -> None:
     with pytest.raises(ValueError, match="num_heads must divide embed_dim=9, got 2"):
         AdaptiveSpanAttention(9, 2, 8)
     module = AdaptiveSpanAttention(8, 2, 6)
-    with pytest.raises(ValueError, match=r"memory must have max_span \+ T = 10 states, got 9"):
-        module(torch.rand(1, 4, 8), torch.rand(1, 9, 8), torch.rand(1, 4, 6))
+    for states in (3, 11):
+        with pytest.raises(ValueError, match=rf"memory must have T to max_span \+ T states \(4 to 10\), got {states}"):
+            module(torch.rand(1, 4, 8), torch.rand(1, states, 8), torch.rand(1, 4, 6))
     with pytest.raises(ValueError, match="position must have max_span = 6 slots, got 5"):
         module(torch.rand(1, 4, 8), torch.rand(1, 10, 8), torch.rand(1, 4, 5))
