@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,12 +98,13 @@ class PPNP(nn.Module):
         out_channels: int,
         dropout: float = 0.5,
         alpha: float = 0.15,
+        matrix: Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__()
         check_alpha(alpha)
         sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
         self.mlp = MLP(sizes, dropout=dropout, norm=None)
-        self.propagation: nn.Module = ExactPageRank(alpha)
+        self.propagation: nn.Module = ExactPageRank(alpha, matrix)
 
     def reset_parameters(self) -> None:
         self.mlp.reset_parameters()
@@ -149,6 +151,7 @@ def build_model(
     dropout: float = 0.5,
     alpha: float = 0.15,
     hops: int = 10,
+    matrix: Callable[..., Tensor] | None = None,
 ) -> nn.Module:
     """A backbone; call it with ``(x, edge_index)``.
 
@@ -169,6 +172,7 @@ def build_model(
         dropout: 0.5, as released; on hidden activations only.
         alpha: restart probability of ``appnp`` and ``ppnp``: 0.15, as released for ``ppnp``.
         hops: 10, as the paper of ``appnp``.
+        matrix: of ``ppnp``: see :class:`~graph.renode.propagation.ExactPageRank`. Default: each model has its own.
 
     Raises:
         OptionError: an unknown model, or an option out of its range.
@@ -186,6 +190,7 @@ def build_model(
         "dropout": dropout,
         "alpha": alpha,
         "hops": hops,
+        "matrix": matrix,
     }
     factory = _factory(name)
     parameters = inspect.signature(factory).parameters
@@ -245,7 +250,9 @@ class ModelOptions(OptionSet):
         idle = [name for name, argument in arguments.items() if argument not in used]
         self.refuse_idle(f"with --model {self.model} of --num-layers {self.num_layers}", *idle)
 
-    def make_model(self, in_channels: int, out_channels: int, alpha: float) -> nn.Module:
+    def make_model(
+        self, in_channels: int, out_channels: int, alpha: float, matrix: Callable[..., Tensor] | None = None
+    ) -> nn.Module:
         """The model, with initial weights, as :func:`build_model`."""
         return build_model(
             self.model,
@@ -256,4 +263,5 @@ class ModelOptions(OptionSet):
             self.dropout,
             alpha,
             self.hops,
+            matrix,
         )

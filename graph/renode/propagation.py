@@ -24,7 +24,15 @@ from fairseq_ext.training.errors import DataError, OptionError
 from graph.renode.inputs import as_edges
 from graph.renode.pagerank import PageRank
 
-__all__ = ["ExactPageRank", "FixedAPPNP", "FixedChebConv", "FixedGCNConv", "FixedSAGEConv", "Propagation"]
+__all__ = [
+    "ExactPageRank",
+    "FixedAPPNP",
+    "FixedChebConv",
+    "FixedGCNConv",
+    "FixedSAGEConv",
+    "Propagation",
+    "dense_pagerank",
+]
 
 # PPNP's dense matrix: 0.9 GB for this many nodes, and twice that while it is computed.
 PPNP_NODES = 15_000
@@ -149,24 +157,32 @@ class FixedAPPNP(APPNP):
         return self.propagation(x, edge_index, edge_weight)
 
 
-class ExactPageRank(nn.Module):
-    """The propagation of PPNP: a product with the dense matrix of :class:`graph.renode.PageRank`."""
+def dense_pagerank(edge_index: Tensor, num_nodes: int, alpha: float) -> Tensor:
+    """The matrix of :class:`graph.renode.PageRank`, (n, n) float32.
 
-    def __init__(self, alpha: float = 0.15) -> None:
-        super().__init__()
-        self.alpha = alpha
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return _dense_pagerank(edge_index, len(x), self.alpha).to(x) @ x
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha}"
-
-
-# One for all models: those that train on one graph share its matrix.
-@Remembered
-def _dense_pagerank(edge_index: Tensor, num_nodes: int, alpha: float) -> Tensor:
+    Raises:
+        OptionError: more nodes than ``PPNP_NODES``.
+    """
     if num_nodes > PPNP_NODES:
         raise OptionError(f"--model: ppnp takes at most {PPNP_NODES} nodes, the graph has {num_nodes}; choose appnp")
     rows = PageRank(edge_index, num_nodes, alpha, tol=1e-8).rows(torch.arange(num_nodes))
     return rows.to(edge_index.device, torch.float32)
+
+
+class ExactPageRank(nn.Module):
+    """The propagation of PPNP: a product with a dense matrix of PageRank.
+
+    Args:
+        alpha: restart probability.
+        matrix: computes the matrix. Default: :func:`dense_pagerank`, remembered; models of one graph may share one.
+    """
+
+    def __init__(self, alpha: float = 0.15, matrix: Callable[..., Tensor] | None = None) -> None:
+        super().__init__()
+        self.alpha, self.matrix = alpha, matrix or Remembered(dense_pagerank)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.matrix(edge_index, len(x), self.alpha).to(x) @ x
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}"

@@ -24,6 +24,7 @@ from graph.renode.inputs import as_labels, as_weights
 from graph.renode.losses import Loss
 from graph.renode.metrics import f1, f1_scores
 from graph.renode.options import TrainOptions, TrainRuns
+from graph.renode.propagation import dense_pagerank
 from graph.renode.recipe import Recipe
 from graph.renode.score import scored
 from graph.renode.splits import Split, count_splits
@@ -113,6 +114,8 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
     if all(len(count.unique()) == 1 for count in counts):
         options.refuse_idle("with as many labelled nodes of each class", "beta")
 
+    matrix = Remembered(dense_pagerank)  # ppnp's: one for all runs
+
     @Remembered  # one for all runs of a split
     def weights(split: int) -> tuple[Tensor | None, dict[str, float]]:
         if options.renode == "off":
@@ -123,7 +126,7 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
     def train_run(split: int, init: int) -> dict[str, Any]:
         weight, conflict = weights(split)
         seed_everything(init)
-        model = options.make_model(data.num_features, classes, options.alpha).to(on_device.y.device)
+        model = options.make_model(data.num_features, classes, options.alpha, matrix).to(on_device.y.device)
         record = fit(model, on_device, splits[split], options.make_loss(counts[split]), weight, options)
         test = splits[split].test
         logits, y = predict(model, on_device)[test], on_device.y[test]

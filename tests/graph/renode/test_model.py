@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.nn import APPNP, ChebConv, GCNConv, SAGEConv, SGConv
 
+from fairseq_ext.remembered import Remembered
 from fairseq_ext.training.errors import DataError, OptionError
 from graph.renode.model import MODELS, PACKAGE, build_model
-from graph.renode.propagation import FixedAPPNP, FixedChebConv, FixedGCNConv, FixedSAGEConv
+from graph.renode.propagation import FixedAPPNP, FixedChebConv, FixedGCNConv, FixedSAGEConv, dense_pagerank
 from tests.helpers import load_golden
 
 CLASSES, HIDDEN = 4, 16
@@ -261,6 +263,20 @@ def test_refusals(name, options, message):
     with pytest.raises(OptionError, match=message) as refusal:
         build_model(name, 8, CLASSES, **options)
     assert not re.search(r"\n", str(refusal.value))
+
+
+def test_models_of_one_graph_may_share_ppnps_matrix():
+    calls = []
+    matrix = Remembered(lambda *arguments: calls.append(arguments) or dense_pagerank(*arguments))
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24))
+    alone, *shared = (build_model("ppnp", 6, 3, matrix=kind).eval() for kind in (None, matrix, matrix))
+    for model in shared:
+        model.load_state_dict(alone.state_dict())
+        assert torch.equal(model(x, edge_index), alone(x, edge_index))
+    assert len(calls) == 1
+    lives = weakref.ref(alone.propagation.matrix(edge_index, 10, 0.15))
+    del alone
+    assert lives() is None, "a matrix that no model needs"
 
 
 def test_ppnp_refuses_a_graph_whose_matrix_is_too_large():
