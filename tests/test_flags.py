@@ -17,6 +17,8 @@ from fairseq_ext.training.options import OptionSet
 from fairseq_ext.training.program import Program
 from tests.graph.graph_classification.conftest import write_tu
 from tests.helpers import ROOT, options_of, words_of
+from tests.vision_language.iais.regions import write_regions
+from tests.vision_language.muka.texts import write_encoder, write_texts
 
 MODULES = [
     ".".join([*path.relative_to(ROOT).parent.parts, "__main__"])
@@ -26,10 +28,7 @@ MODULES = [
 
 
 def program_of(module: str) -> Program:
-    main = importlib.import_module(module).main
-    if not isinstance(main, Program):
-        pytest.skip(f"{module}: not a Program yet")
-    return main
+    return importlib.import_module(module).main
 
 
 def option_sets(function: Any) -> dict[str, type[OptionSet]]:
@@ -38,12 +37,10 @@ def option_sets(function: Any) -> dict[str, type[OptionSet]]:
 
 def all_fields() -> list[tuple[str, dataclasses.Field, Any]]:
     """Place, field and type of every option of every command."""
-    mains = {module: importlib.import_module(module).main for module in MODULES}
     return [
         (f"{module.removesuffix('.__main__')} {command}", item, get_type_hints(kind)[item.name])
-        for module, main in mains.items()
-        if isinstance(main, Program)
-        for command, function in main.commands.items()
+        for module in MODULES
+        for command, function in program_of(module).commands.items()
         for kind in option_sets(function).values()
         for item in dataclasses.fields(kind)
     ]
@@ -152,27 +149,57 @@ def write_topics(folder):
         (folder / f"{split}.tsv").write_text("food\ttasty soup\nstaff\trude waiter\n" * 4)
 
 
+def write_texts_and_encoder(folder):
+    write_texts(folder)
+    write_encoder(folder / "encoder")
+
+
 TRAININGS = {
-    "graph.label_graph": (
+    ("graph.label_graph", "train"): (
         write_topics,
         "--data {data} --embedding learned --hidden-size 4 --attention-size 4 --epochs 2 --start-eval 1 --lr 1e-5",
+        "",
     ),
-    "graph.graph_classification": (
+    ("graph.graph_classification", "train"): (
         write_tu,
         "--dataset RINGS --root {data} --hidden-size 4 --epochs 2 --defer-start 0 --folds 3 --lr 1e-5",
+        "--root {data}",
+    ),
+    ("graph.renode", "train"): (
+        None,
+        "--dataset KarateClub --train-each 2 --valid-each 2 --epochs 2 --lr 1e-5 --inits 1 --splits 1",
+        "--inits 1 --splits 1",
+    ),
+    ("graph.renode", "train-large"): (
+        None,
+        "--dataset KarateClub --train-each 1 --epochs 2 --lr 1e-5 --inits 1 --splits 1",
+        "--inits 1 --splits 1",
+    ),
+    ("vision_language.iais", "train"): (
+        write_regions,
+        "--data {data} --hidden-size 8 --num-heads 2 --num-layers 1 --num-steps 2 --warmup-steps 1 --valid-images 3"
+        " --batch-size 3 --negative-size 4 --hard-negatives 2 --lr 1e-5",
+        "",
+    ),
+    ("vision_language.muka", "train-teacher"): (
+        write_texts_and_encoder,
+        "--data {data} --model {data}/encoder --part 1/2 --epochs 1 --batch-size 40 --lr 1e-5 --max-length 16",
+        "",
     ),
 }
+"""What writes its data, its options, and those of them that are no settings: where data lies, which runs."""
 
 
-@pytest.mark.parametrize("name", TRAININGS)
-def test_the_results_of_a_training_are_a_file_of_its_options(name, tmp_path):
-    write, words = TRAININGS[name]
-    (tmp_path / "data").mkdir()
-    write(tmp_path / "data")
-    main, results = program_of(f"{name}.__main__"), tmp_path / "out" / "results.json"
+@pytest.mark.parametrize(("module", "command"), TRAININGS)
+def test_the_results_of_a_training_are_a_file_of_its_options(module, command, tmp_path):
+    write, words, unsaved = TRAININGS[module, command]
+    data = tmp_path / "data"
+    data.mkdir()
+    if write:
+        write(data)
+    main, results = program_of(f"{module}.__main__"), tmp_path / "out" / "results.json"
     common = ["--out", str(results.parent), "--device", "cpu"]
-    main(["train", *words.format(data=tmp_path / "data").split(), *common])
+    main([command, *words.format(data=data).split(), *common])
     before = results.read_bytes()
-    root = ["--root", str(tmp_path / "data")] if "--root" in words else []  # where the data lies is no setting
-    main(["train", "--config", str(results), *root, *common])
+    main([command, "--config", str(results), *unsaved.format(data=data).split(), *common])
     assert results.read_bytes() == before, "other settings, or trained again"
