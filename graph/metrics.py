@@ -24,7 +24,7 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float | 
     """
     scores, gold = logits.detach().double().cpu(), labels.cpu().numpy()
     predicted, present = scores.argmax(1).numpy(), np.unique(gold)
-    found: dict[str, float | None] = {
+    metrics: dict[str, float | None] = {
         "accuracy": float(accuracy_score(gold, predicted)),
         # balanced_accuracy_score is this, but warns where a predicted class is not there
         "balanced_accuracy": float(recall_score(gold, predicted, labels=present, average="macro")),
@@ -33,5 +33,5 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float | 
     if len(present) == scores.size(1):
         # Of two classes the difference of logits: their probabilities may both be 1 where the logits still differ.
         ranked = scores[:, 1] - scores[:, 0] if scores.size(1) == 2 else scores.softmax(1)
-        found["roc_auc"] = float(roc_auc_score(gold, ranked.numpy(), multi_class="ovr"))
-    return found
+        metrics["roc_auc"] = float(roc_auc_score(gold, ranked.numpy(), multi_class="ovr"))
+    return metrics

@@ -111,26 +111,26 @@ class Checkpoint:
         """
         if not self.path.exists():
             return False
-        found = load_safely(self.path)
-        if not self._is_ours(found):
+        content = load_safely(self.path)
+        if not self._is_ours(content):
             raise CheckpointError(f"{self.path}: not a checkpoint of this training; delete it to start anew")
-        if other := [name for name, *_ in self.settings.differing(found["settings"])]:
+        if other := [name for name, *_ in self.settings.differing(content["settings"])]:
             raise OptionError(
                 f"--out: {self.path} was trained with other {', '.join(other)}: choose another folder, or delete it"
             )
         try:
             for name, part in self.parts.items():
-                part.load_state_dict(found[name])
+                part.load_state_dict(content[name])
         except Exception as error:  # models, optimisers and schedules raise many types
             raise CheckpointError(f"{self.path}: does not fit its model; delete it to start anew") from error
-        self.progress.update(found["progress"])
+        self.progress.update(content["progress"])
         return True
 
-    def _is_ours(self, found: Any) -> bool:
+    def _is_ours(self, content: Any) -> bool:
         return (
-            isinstance(found, dict)
-            and {"settings", "progress", *self.parts} <= found.keys()
-            and isinstance(found["settings"], dict)
-            and isinstance(found["progress"], dict)
-            and found["progress"].keys() == self.progress.keys()
+            isinstance(content, dict)
+            and {"settings", "progress", *self.parts} <= content.keys()
+            and isinstance(content["settings"], dict)
+            and isinstance(content["progress"], dict)
+            and content["progress"].keys() == self.progress.keys()
         )

@@ -215,14 +215,14 @@ class Training:
         means = rows.mean(0)
         if self.accelerator and self.accelerator.num_processes > 1:
             means = self.accelerator.reduce(means.to(self.accelerator.device), "mean").cpu()
-        found = dict(zip(names, means.tolist(), strict=True))
-        for name, value in found.items():
+        logged = dict(zip(names, means.tolist(), strict=True))
+        for name, value in logged.items():
             if not math.isfinite(value):
                 raise OptionError(f"{self.unit} {self.step}: the {name} is {value}; {self.advice}")
             total, count = self.progress["logged"].get(name, (0.0, 0))
             self.progress["logged"][name] = (total + value * len(self._recent), count + len(self._recent))
-        self._write({f"train/{name}": value for name, value in found.items()})
-        self._shown |= found
+        self._write({f"train/{name}": value for name, value in logged.items()})
+        self._shown |= logged
         self._recent = []
 
     def _entry(self) -> dict[str, Any]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import operator
-from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, Self, get_args, get_type_hints
 
 from fairseq_ext.training.errors import OptionError, choose
 
-__all__ = ["OptionSet", "at_least", "check_fields", "flag", "idle_fields", "option", "subcommands"]
+__all__ = ["OptionSet", "check_fields", "flag", "idle_fields", "option"]
 
 LIMITS = {"least": "at least", "above": "greater than", "most": "at most", "below": "less than"}
 KEEPS = {"least": operator.ge, "above": operator.gt, "most": operator.le, "below": operator.lt}
@@ -39,13 +38,13 @@ def option(
         choices: the only values allowed.
         least, above, most, below: limits of a number.
         positional: whether it is given without its name.
-        aliases: other names that it is known by: those of a paper's code, and earlier ones.
+        aliases: its other names: those of a paper's code, and earlier ones.
         idle: values of other options with which this one does nothing, such as ``{"loss": ("ce", "focal")}``; of
             several options, all must have such a value.
         **metadata: whatever else reads the field's metadata.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
-    known = {
+    own = {
         "help": help,
         "choices": choices,
         **limits,
@@ -53,7 +52,7 @@ def option(
         "aliases": aliases,
         "idle": idle or {},
     }
-    return field(default=default, metadata=known | metadata)
+    return field(default=default, metadata=own | metadata)
 
 
 def flag(name: str) -> str:
@@ -135,37 +134,6 @@ def check_fields(holder: Any, kind: Any) -> None:
         _check_value(item, getattr(holder, name))
     for name, reason in idle_fields(holder, kind).items():
         _refuse_idle(items[name], getattr(holder, name), reason)
-
-
-def at_least(arguments: argparse.Namespace, **least: int) -> None:
-    """Refuse numbers of a command line that are too small; one that is absent, or None, is passed over.
-
-    Raises:
-        OptionError: names the option, the limit and what was found.
-    """
-    for name, limit in least.items():
-        value = getattr(arguments, name, None)
-        if value is not None and value < limit:
-            raise OptionError(f"{flag(name)} must be at least {limit}, got {value}")
-
-
-def subcommands(parser: argparse.ArgumentParser) -> Callable[[str, Callable[..., None], str], argparse.ArgumentParser]:
-    """Split a program into commands: the function that makes one.
-
-    Example:
-        >>> command = subcommands(parser)
-        >>> train = command("train", train_with, "train with several seeds")  # its name, its function, its help
-        >>> arguments = parser.parse_args()
-        >>> arguments.function(arguments)
-    """
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, function: Callable[..., None], help: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help, description=help)
-        made.set_defaults(function=function)
-        return made
-
-    return command
 
 
 @dataclass(frozen=True, kw_only=True)

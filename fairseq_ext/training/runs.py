@@ -85,25 +85,27 @@ class Experiment:
         self.environment = environment(*packages)
         self.runs: dict[str, dict[str, Any]] = {}
         if self.file.exists():
-            found = self._read()
-            if found["runs"]:
-                self._refuse_other(found["settings"])
+            content = self._read()
+            if content["runs"]:
+                self._refuse_other(content["settings"])
             # files once had one environment for all runs
-            shared = {"environment": found["environment"]} if "environment" in found else {}
-            self.runs = {name: shared | run for name, run in found["runs"].items()}
+            shared = {"environment": content["environment"]} if "environment" in content else {}
+            self.runs = {name: shared | run for name, run in content["runs"].items()}
         output_folder(self.file.parent)  # a folder that cannot be written must not cost a run first
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = read_json(self.file)
+            content = read_json(self.file)
         except (OSError, ValueError) as error:
             raise DataError(f"{self.file}: not JSON ({type(error).__name__}); delete it to start anew") from error
-        if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in ("settings", "runs")):
+        if not isinstance(content, dict) or not all(
+            isinstance(content.get(part), dict) for part in ("settings", "runs")
+        ):
             raise DataError(f"{self.file}: not the results of an experiment; delete it to start anew")
-        return found
+        return content
 
-    def _refuse_other(self, found: Mapping[str, Any]) -> None:
-        for name, before, now in self.settings.differing(found):
+    def _refuse_other(self, settings: Mapping[str, Any]) -> None:
+        for name, before, now in self.settings.differing(settings):
             raise OptionError(
                 f"--out: {self.file} holds runs with {name} = {before}, now {name} = {now}: "
                 "choose another folder, or delete it"
@@ -136,11 +138,11 @@ class Experiment:
             accelerator.wait_for_everyone()  # all have read which runs are finished
         left = {name: run for name, run in runs.items() if name not in self.runs}
         for name, run in tqdm(left.items(), unit="run", disable=None if main and len(left) > 1 else True):
-            found = run()
+            record = run()
             if main:
-                self.add(name, found)
+                self.add(name, record)
             else:
-                self.runs[name] = dict(found)
+                self.runs[name] = dict(record)
         return self
 
     def summary(self) -> dict[str, dict[str, float]]:

@@ -228,12 +228,12 @@ def test_a_per_cent_sign_in_the_help_of_a_command(capsys):
 
 def test_an_alias_is_the_option_on_the_command_line_and_in_a_file(tmp_path):
     renamed = Program("some.trainer", "Trains something.")
-    found = []
+    rates = []
 
     @renamed.command
     def train(options: Renamed) -> None:
-        found.append(options.lr)
+        rates.append(options.lr)
 
     renamed(["train", "--learning-rate", "0.2"])
     renamed(["train", *config(tmp_path, {"learning_rate": 0.3})])
-    assert found == [0.2, 0.3]
+    assert rates == [0.2, 0.3]

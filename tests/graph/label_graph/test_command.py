@@ -222,9 +222,9 @@ def test_evaluate_leaves_out_labels_that_the_model_lacks_and_says_so(trained, tm
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.tsv").write_text("food|staff\tsoup, waiter\nfood|wine\tsoup\nwine\tred\n\tthe\n")
     main(["evaluate", *model, "--data", str(tmp_path)])
-    found = json.loads(capsys.readouterr().out)
-    assert (found["samples"], found["unknown_labels"]) == (4, {"wine": 2})
-    assert list(found["f1_by_label"]) == ["food", "place", "staff"] and found["f1_by_label"]["food"] > 0.6
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["samples"], printed["unknown_labels"]) == (4, {"wine": 2})
+    assert list(printed["f1_by_label"]) == ["food", "place", "staff"] and printed["f1_by_label"]["food"] > 0.6
     (tmp_path / "test.tsv").write_text("wine\tred\n")
     (tmp_path / "train.tsv").write_text("wine\tred\n")
     (tmp_path / "valid.tsv").write_text("wine\tred\n")
@@ -276,13 +276,13 @@ def test_a_reader_that_closes_the_pipe_gets_no_traceback(trained, tmp_path):
 def test_the_threshold_of_predict_and_evaluate(trained, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("tasty soup\n")
     model = ["--model", str(trained / "seed1" / "model.pt")]
-    found = {}
+    labels = {}
     for threshold in ("0", "0.999999"):
         main(["predict", *model, str(tmp_path / "a.txt"), "--threshold", threshold])
-        found[threshold] = json.loads(capsys.readouterr().out)["labels"]
+        labels[threshold] = json.loads(capsys.readouterr().out)["labels"]
         main(["evaluate", *model, "--threshold", threshold])
         assert json.loads(capsys.readouterr().out)["threshold"] == float(threshold)
-    assert len(found["0"]) == 3 and not found["0.999999"]
+    assert len(labels["0"]) == 3 and not labels["0.999999"]
     for threshold in ("1", "nan", "tuned"):
         with pytest.raises(OptionError, match=rf"--threshold must be a number in \[0, 1\), got '{threshold}'"):
             main(["predict", *model, str(tmp_path / "a.txt"), "--threshold", threshold])

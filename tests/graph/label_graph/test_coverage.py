@@ -19,8 +19,8 @@ def counted(reviews, labels=("x",), **options):
 
 
 def test_shares_by_hand():
-    found = counted([[1, 4, 9], [2], []], max_reviews=2, max_words=3)
-    assert found == {
+    read = counted([[1, 4, 9], [2], []], max_reviews=2, max_words=3)
+    assert read == {
         "samples": 3,
         "without_labels": 0,
         "without_words": 1,
@@ -39,11 +39,11 @@ def test_the_proposed_words_leave_95_percent_whole(reviews, most):
 
 def test_nothing_left_out_is_nothing_told():
     options = Options(data="")
-    found = {split: counted([[20], [1]], max_words=20) for split in ("train", "valid", "test")}
-    assert list(notes(found, options)) == []
-    found["valid"] = counted([[1]], labels=("x", "new"))
-    found["test"] = counted([[1], []], labels=())
-    assert list(notes(found, options)) == [
+    of_splits = {split: counted([[20], [1]], max_words=20) for split in ("train", "valid", "test")}
+    assert list(notes(of_splits, options)) == []
+    of_splits["valid"] = counted([[1]], labels=("x", "new"))
+    of_splits["test"] = counted([[1], []], labels=())
+    assert list(notes(of_splits, options)) == [
         "valid: labels that training does not have are not scored: new (1)",
         "test: 2 of 2 samples have no labels",
         "test: 1 of 2 samples have no words",

@@ -175,8 +175,8 @@ def test_single_albums_are_split_with_the_released_seeds(tmp_path):
         write(tmp_path / f"{number:02}.json", json.dumps(ALBUM | {"all_short_comments": [f"{number}"]}))
     train, rest = train_test_split(range(20), test_size=0.3, random_state=1)
     test, valid = train_test_split(rest, test_size=0.3, random_state=1)
-    found = {split: [int(sample.reviews[0]) for sample in part] for split, part in read_splits(tmp_path).items()}
-    assert found == {"train": train, "valid": valid, "test": test}
+    numbers = {split: [int(sample.reviews[0]) for sample in part] for split, part in read_splits(tmp_path).items()}
+    assert numbers == {"train": train, "valid": valid, "test": test}
 
 
 def test_split_sizes_of_the_music_data(monkeypatch, tmp_path):
@@ -285,5 +285,5 @@ def test_vectors_are_those_of_gensims_defaults():
     vocabulary = Vocabulary.build(sentences)
     published = {"window": 5, "epochs": 5, "sg": 0, "negative": 5, "alpha": 0.025, "sample": 1e-3}
     expected = Word2Vec(sentences, vector_size=8, min_count=1, seed=3, workers=1, **published).wv
-    found = train_vectors(sentences, vocabulary, dim=8, seed=3)
-    assert found[2:].tolist() == [expected[word].tolist() for word in vocabulary.words]
+    vectors = train_vectors(sentences, vocabulary, dim=8, seed=3)
+    assert vectors[2:].tolist() == [expected[word].tolist() for word in vocabulary.words]

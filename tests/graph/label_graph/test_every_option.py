@@ -112,18 +112,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def known():
+def outcomes():
     """Outcomes that several tests compare with."""
     return {}
 
 
 @pytest.fixture
-def outcome(folder, known, tmp_path, monkeypatch, capsys):
+def outcome(folder, outcomes, tmp_path, monkeypatch, capsys):
     """What a command writes and prints; of a training not what it prints, which repeats its options."""
 
     def run(*words):
-        if words in known:
-            return known[words]
+        if words in outcomes:
+            return outcomes[words]
         here = tmp_path / str(len(list(tmp_path.iterdir())))
         shutil.copytree(folder, here, ignore=shutil.ignore_patterns("out") if words[0] == "train" else None)
         monkeypatch.chdir(here)
@@ -140,7 +140,7 @@ def outcome(folder, known, tmp_path, monkeypatch, capsys):
                 for seed in content["runs"].values():
                     del seed["seconds_per_epoch"], seed["environment"]
         printed = "" if words[0] == "train" else capsys.readouterr().out
-        return known.setdefault(words, (files, printed.replace(str(here), "")))
+        return outcomes.setdefault(words, (files, printed.replace(str(here), "")))
 
     return run
 

@@ -30,8 +30,8 @@ def test_by_hand():
 
 
 def test_one_label():
-    found = multilabel_metrics([[0.9], [0.1], [0.8]], [[1], [1], [0]])
-    assert (found["micro_f1"], found["macro_f1"], found["hamming_loss"]) == pytest.approx((1 / 2, 1 / 2, 2 / 3))
+    metrics = multilabel_metrics([[0.9], [0.1], [0.8]], [[1], [1], [0]])
+    assert (metrics["micro_f1"], metrics["macro_f1"], metrics["hamming_loss"]) == pytest.approx((1 / 2, 1 / 2, 2 / 3))
     none = multilabel_metrics([[0.9], [0.1]], [[0], [0]])  # its absence is no second label
     assert (none["micro_f1"], none["macro_f1"]) == (0, 0)
 

@@ -74,27 +74,27 @@ def test_the_figures_are_those_of_the_test_set_at_the_best_epoch(data, tmp_path,
     result = training.train(options, corpus, 1, tmp_path)
 
     classifier = Classifier.load(tmp_path / "model.pt")
-    found = {}
+    counts = {}
     for epoch, state in enumerate(networks, 1):
         classifier.network.load_state_dict(state)
         probabilities = {split: classifier.probabilities(corpus.ids[split]) for split in ("valid", "test")}
         cut = float(threshold) if threshold != "tuned" else best_cut(probabilities["valid"], corpus.gold["valid"])
         for split, part in probabilities.items():
-            found[split, epoch] = (*counted(part, corpus.gold[split], cut), cut)
+            counts[split, epoch] = (*counted(part, corpus.gold[split], cut), cut)
     sign = 1 if select.endswith("f1") else -1
-    valid = [sign * found["valid", epoch][0][select] for epoch in range(1, 10)]
+    valid = [sign * counts["valid", epoch][0][select] for epoch in range(1, 10)]
     best = valid.index(max(valid)) + 1
     told = (("valid", best), ("test", best), ("test", 9))
-    figures = [found[place][0][name] for place in told for name in ("micro_f1", "macro_f1")]
+    figures = [counts[place][0][name] for place in told for name in ("micro_f1", "macro_f1")]
     assert best < 9 and len(set(figures)) == 6, "planted so that all differ"
 
-    metrics, f1, cut = found["test", best]
+    metrics, f1, cut = counts["test", best]
     assert {name: result[name] for name in metrics} == pytest.approx(metrics)
     assert list(result["f1_by_label"].values()) == pytest.approx(f1) and list(result["f1_by_label"]) == corpus.labels
     assert result["best_epoch"] == best and result[f"valid_{select}"] == pytest.approx(abs(valid[best - 1]))
     assert result["threshold"] == pytest.approx(cut)
     for entry in result["history"]:
-        wanted = found["valid", entry["epoch"]][0]
+        wanted = counts["valid", entry["epoch"]][0]
         assert {name: entry[name] for name in wanted} == pytest.approx(wanted)
 
 
