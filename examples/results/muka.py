@@ -19,7 +19,7 @@ from fairseq_ext.training.flags import PRECISIONS
 from fairseq_ext.training.runs import run_name
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.data import read_texts
-from vision_language.muka.evaluate import diagnose_teachers, evaluate
+from vision_language.muka.evaluate import diagnose_teachers, evaluate_classifiers
 from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions, TeacherOptions
 from vision_language.muka.text_files import Texts
 from vision_language.muka.train import amalgamate, train_teacher
@@ -168,7 +168,7 @@ def _one_seed(
             train_teacher(TeacherOptions(model=str(model), num_layers=num_layers, **of, **shared), teachers[-1])
     test = Texts.joined([read_texts(source, "test") for source in data])
     accelerator = make_accelerator(options.mixed_precision)
-    yield ENSEMBLE, evaluate(teachers, test, accelerator, options.max_length)["accuracy"]
+    yield ENSEMBLE, evaluate_classifiers(teachers, test, accelerator, options.max_length)["accuracy"]
     cache = folder / "cache"
     for system, arm in ARMS.items():
         out = folder / "".join(letter if letter.isalnum() else "_" for letter in system)

@@ -331,7 +331,9 @@ def test_muka_rows(monkeypatch, tmp_path):
     monkeypatch.setattr(muka, "TeacherCache", lambda *arguments: None)
     monkeypatch.setattr(muka, "diagnose_teachers", lambda options, test, store, split: {"teachers": options.teachers})
     merged = []
-    monkeypatch.setattr(muka, "evaluate", lambda *arguments: merged.append(arguments[:2]) or {"accuracy": 0.5})
+    monkeypatch.setattr(
+        muka, "evaluate_classifiers", lambda *arguments: merged.append(arguments[:2]) or {"accuracy": 0.5}
+    )
     (tmp_path / "text_cls" / "stackoverflow20").mkdir(parents=True)
     options = defaults("muka", data=tmp_path, out=tmp_path, settings=["heterogeneous"], seeds=1, passes=5)
     (content,) = muka.measure(options)

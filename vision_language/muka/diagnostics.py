@@ -17,7 +17,7 @@ from vision_language.muka.targets import LabelUnion
 __all__ = [
     "Reliability",
     "accuracy_by_teacher",
-    "diagnose",
+    "all_diagnostics",
     "kl_to_supervised",
     "reliability",
     "score_auroc",
@@ -149,7 +149,7 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> Reliabilit
     return Reliability(edges, examples, confidences, accuracy)
 
 
-def diagnose(
+def all_diagnostics(
     scores: Tensor,
     labels: Tensor,
     union: LabelUnion,

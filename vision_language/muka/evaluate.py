@@ -3,29 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 
-from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import output_folder, write_json
+from fairseq_ext.training.flags import Device
+from fairseq_ext.training.options import OptionSet, option
 from vision_language.muka.baselines import ensemble_probabilities
 from vision_language.muka.cache import TeacherCache
-from vision_language.muka.data import gold_ids
-from vision_language.muka.diagnostics import diagnose, kl_to_supervised, teacher_accuracy, teachers_right
+from vision_language.muka.data import SPLITS, gold_ids, read_texts
+from vision_language.muka.diagnostics import all_diagnostics, kl_to_supervised, teacher_accuracy, teachers_right
 from vision_language.muka.logits import accuracy, logits_of
 from vision_language.muka.models import Classifier, load_classifier, load_classifiers
 from vision_language.muka.options import DiagnosisOptions
 from vision_language.muka.plot import draw_scores
 from vision_language.muka.targets import LabelUnion, amalgamation_targets, union_of_labels
-from vision_language.muka.text_files import Texts
+from vision_language.muka.text_files import Texts, read_new_texts
 from vision_language.muka.trial import prove_reading
 
-__all__ = ["diagnose_teachers", "evaluate", "predict"]
+__all__ = ["diagnose", "diagnose_teachers", "evaluate", "evaluate_classifiers", "predict", "predict_labels"]
 
 
-def evaluate(
+@dataclass(frozen=True, kw_only=True)
+class Reading(Device):
+    """How texts are read."""
+
+    max_length: int = option(0, "tokens of a text, 0: 128, or fewer where the model has fewer positions", least=0)
+    eval_batch_size: int = option(64, "texts of a step", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_length == 1:
+            raise OptionError("--max-length must be 0, or at least 2, got 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTexts(OptionSet):
+    """What is evaluated on."""
+
+    data: str = option(help="folder with splits, or a file of label TAB text")
+    split: str = option("test", "of the folder", SPLITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifiers(OptionSet):
+    """What is evaluated: one classifier, or the joined logits of several."""
+
+    model: str = option("", "folder of a classifier")
+    ensemble: tuple[str, ...] = option((), "folders of teachers instead")
+    rename: tuple[str, ...] = option((), "OLD=NEW: another name for a class; 2:OLD=NEW: of the second model only")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.model) == bool(self.ensemble):
+            raise OptionError("--model or --ensemble: one of them is needed, and not both")
+
+
+def evaluate(classifiers: Classifiers, labelled: LabelledTexts, reading: Reading) -> dict[str, Any]:
+    """Accuracy of a classifier, or of an ensemble of teachers, as JSON."""
+    texts, accelerator = read_texts(labelled.data, labelled.split), make_accelerator(device=reading.device)
+    folders = classifiers.ensemble or [classifiers.model]
+    settings = (reading.max_length, reading.eval_batch_size, classifiers.rename)
+    return evaluate_classifiers(folders, texts, accelerator, *settings)
+
+
+def evaluate_classifiers(
     folders: Sequence[str | Path],
     texts: Texts,
     accelerator: Accelerator,
@@ -68,6 +116,27 @@ def evaluate(
     return report
 
 
+@dataclass(frozen=True, kw_only=True)
+class DiagnosisOutput(OptionSet):
+    """Where the diagnosis goes."""
+
+    out: str = option("runs/muka/diagnostics", "folder of diagnostics.json and scores.png")
+    cache: str = option("", "folder of the teachers' logits and scores (default: OUT/cache)")
+
+
+def diagnose(
+    options: DiagnosisOptions, labelled: LabelledTexts, reading: Reading, output: DiagnosisOutput
+) -> dict[str, Any]:
+    """Do the teachers' scores choose the right teacher? Needs labels; draws them."""
+    texts, accelerator = read_texts(labelled.data, labelled.split), make_accelerator(device=reading.device)
+    out = output_folder(output.out)
+    store = TeacherCache(output.cache or out / "cache", accelerator, reading.max_length, reading.eval_batch_size)
+    report = diagnose_teachers(options, texts, store, labelled.split, out / "scores.png")
+    if accelerator.is_main_process:
+        write_json(out / "diagnostics.json", options.as_dict() | report)
+    return report
+
+
 def in_union_order(logits: Tensor, classifier: Classifier, union: LabelUnion) -> Tensor:
     """Logits of a classifier of all classes, its columns in the order of the union.
 
@@ -92,8 +161,8 @@ def diagnose_teachers(
         picture: file to draw the scores to.
 
     Returns:
-        as :func:`~vision_language.muka.diagnostics.diagnose`; with a supervised classifier also its accuracy, and
-        ``kl_to_supervised`` of the soft, hard and ensemble targets, both sides at the same temperature.
+        as :func:`~vision_language.muka.diagnostics.all_diagnostics`; with a supervised classifier also its accuracy,
+        and ``kl_to_supervised`` of the soft, hard and ensemble targets, both sides at the same temperature.
     """
     models = load_classifiers(options.teachers, options.rename)
     union = union_of_labels([model.labels for model in models])
@@ -108,7 +177,7 @@ def diagnose_teachers(
         own = logits_of(model, texts.texts, store.accelerator, store.max_length, store.batch_size)
         return in_union_order(own, model, union)
 
-    report = diagnose(scores, gold, union, logits, logits_of_all(options.student) if options.student else None)
+    report = all_diagnostics(scores, gold, union, logits, logits_of_all(options.student) if options.student else None)
     if options.supervised:
         truth, temperature = logits_of_all(options.supervised), options.temperature
         targets = {
@@ -133,7 +202,28 @@ def diagnose_teachers(
     return report
 
 
-def predict(
+@dataclass(frozen=True, kw_only=True)
+class PredictionOptions(OptionSet):
+    """The classifier, and what it labels."""
+
+    file: str = option(
+        help="a .txt with a text a line, - for stdin, or any data file; its labels are not used", positional=True
+    )
+    model: str = option("runs/muka/student", "folder of the classifier")
+    top: int = option(3, "labels shown of each text", least=1)
+    rename: tuple[str, ...] = option((), "OLD=NEW: another name for a class")
+
+
+def predict(options: PredictionOptions, reading: Reading) -> Iterator[dict[str, Any]]:
+    """Label and probabilities of new texts, one JSON line each."""
+    texts = read_new_texts(options.file)
+    if not any(texts):
+        raise DataError(f"{options.file}: no text in it")
+    settings = (reading.max_length, reading.eval_batch_size, options.top, options.rename)
+    return predict_labels(options.model, texts, make_accelerator(device=reading.device), *settings)
+
+
+def predict_labels(
     folder: str | Path,
     texts: Sequence[str],
     accelerator: Accelerator,

@@ -170,7 +170,7 @@ class AmalgamationOptions(ScoreOptions, TrainingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosisOptions(ScoreOptions):
-    """Settings of :func:`~vision_language.muka.diagnostics.diagnose_teachers`."""
+    """Settings of :func:`~vision_language.muka.evaluate.diagnose_teachers`."""
 
     student: str = option("", "folder of a merged classifier: its accuracy and calibration")
     supervised: str = option("", "folder of a classifier trained on all classes: distance of the targets from it")

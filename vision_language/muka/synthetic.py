@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
+from dataclasses import dataclass
 
-from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import replacing, writing_to
+from fairseq_ext.training.options import OptionSet, option
 from vision_language.muka.data import SPLITS
 
 __all__ = ["WORDS", "synthesize"]
@@ -19,30 +19,34 @@ WORDS = {
 }
 
 
-def synthesize(out: str | Path, texts: int = 1000, seed: int = 0) -> None:
-    """Write a folder with splits of 80, 10 and 10 in 100, in which all classes are equally frequent.
+@dataclass(frozen=True, kw_only=True)
+class SyntheticTexts(OptionSet):
+    """The made-up texts."""
 
-    A text holds three to six words of its class.
+    out: str = option("runs/muka/texts", "folder")
+    texts: int = option(1000, "texts of all splits together", least=40)
+    seed: int = option(0, "of all that is drawn", least=0)
 
-    Args:
-        out: the folder.
-        texts: of all splits together, at least 40.
-        seed: equal arguments give equal files.
+
+def synthesize(options: SyntheticTexts) -> str:
+    """Write made-up texts of four classes, for a try without data.
+
+    The splits hold 80, 10 and 10 in 100, with all classes equally frequent; a text holds three to six words of its
+    class. Equal options give equal files.
 
     Raises:
-        OptionError: too few texts, or a folder that cannot be written.
+        OptionError: a folder that cannot be written.
     """
-    if texts < 40:
-        raise OptionError(f"--texts must be at least 40, got {texts}")
-    generator = random.Random(seed)
+    generator = random.Random(options.seed)
     labels = list(WORDS)
-    lines = [_line(labels[number % len(labels)], generator) for number in range(texts)]
-    held_out = texts // 10
-    cuts = (0, texts - 2 * held_out, texts - held_out, texts)
-    with writing_to(out) as out:
+    lines = [_line(labels[number % len(labels)], generator) for number in range(options.texts)]
+    held_out = options.texts // 10
+    cuts = (0, options.texts - 2 * held_out, options.texts - held_out, options.texts)
+    with writing_to(options.out) as out:
         for split, begin, end in zip(SPLITS, cuts, cuts[1:], strict=False):
             with replacing(out / f"{split}.tsv") as partial:
                 partial.write_text("".join(lines[begin:end]), encoding="utf-8")
+    return f"{options.texts} texts in {options.out}"
 
 
 def _line(label: str, generator: random.Random) -> str:

@@ -27,7 +27,7 @@ from vision_language.muka.baselines import ensemble_probabilities
 from vision_language.muka.cache import single_pass_scores
 from vision_language.muka.data import read_splits
 from vision_language.muka.models import load_classifier
-from vision_language.muka.synthetic import WORDS, synthesize
+from vision_language.muka.synthetic import WORDS, SyntheticTexts, synthesize
 from vision_language.muka.targets import amalgamation_targets, union_of_labels
 from vision_language.muka.text_files import read_file
 
@@ -57,8 +57,8 @@ def results(folder):
 def test_synthesize(tmp_path, capsys):
     main(["synthesize", "--out", str(tmp_path / "a"), "--texts", "60"])
     assert capsys.readouterr().out == f"60 texts in {tmp_path / 'a'}\n"
-    synthesize(tmp_path / "b", texts=60)
-    synthesize(tmp_path / "c", texts=60, seed=1)
+    synthesize(SyntheticTexts(out=str(tmp_path / "b"), texts=60))
+    synthesize(SyntheticTexts(out=str(tmp_path / "c"), texts=60, seed=1))
     for split, size in (("train", 48), ("valid", 6), ("test", 6)):
         content = (tmp_path / "a" / f"{split}.tsv").read_bytes()
         assert content == (tmp_path / "b" / f"{split}.tsv").read_bytes()
@@ -81,7 +81,8 @@ def test_train_teacher(world, tmp_path, capsys):
     assert load_classifier(tmp_path / "out").labels == ("sport", "music")
     assert results(tmp_path / "out")["settings"]["loss"] == "encouraging"
     before = (tmp_path / "out" / "results.json").read_bytes()
-    main(["train-teacher", *arguments, "--classes", "sport", "music", "--loss", "encouraging", "--epochs", "1"])
+    given = ["--config", str(tmp_path / "out" / "results.json"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    main(["train-teacher", *given])  # its results are a file of its options
     assert capsys.readouterr().out == said and (tmp_path / "out" / "results.json").read_bytes() == before
 
 

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from vision_language.muka.baselines import ensemble_probabilities
 from vision_language.muka.diagnostics import (
     accuracy_by_teacher,
-    diagnose,
+    all_diagnostics,
     kl_to_supervised,
     reliability,
     score_auroc,
@@ -114,18 +114,22 @@ def example(teachers, size=200, overlap=False):
     return scores, labels, union, logits
 
 
-def test_diagnose_gathers_everything():
+def test_all_diagnostics_gathers_everything():
     scores, labels, union, logits = example(3)
     student = torch.cat(logits, -1)
-    found = json.loads(json.dumps(diagnose(scores, labels, union, logits, student), allow_nan=False))
+    found = json.loads(json.dumps(all_diagnostics(scores, labels, union, logits, student), allow_nan=False))
     assert found["chance_selection_accuracy"] == pytest.approx(1 / 3)
     assert 0.5 < found["selection_accuracy"] < 1 and all(0.7 < value < 1 for value in found["score_auroc"])
     assert all(value > 0.9 for value in found["teacher_accuracy"]) and 0 <= found["calibration_error"] < 0.2
     assert found["accuracy"] == pytest.approx(np.mean(student.argmax(-1).numpy() == labels.numpy()))
     shares = specialty(labels, union).double().mean(0).numpy()
     assert found["accuracy"] == pytest.approx(float(np.dot(shares, found["accuracy_by_teacher"])))
-    assert set(diagnose(scores, labels, union)) == {"selection_accuracy", "chance_selection_accuracy", "score_auroc"}
-    assert diagnose(scores[:1], labels[:1], union)["score_auroc"] == [None, None, None]
+    assert set(all_diagnostics(scores, labels, union)) == {
+        "selection_accuracy",
+        "chance_selection_accuracy",
+        "score_auroc",
+    }
+    assert all_diagnostics(scores[:1], labels[:1], union)["score_auroc"] == [None, None, None]
 
 
 def test_teachers_are_right_within_their_classes_alone():

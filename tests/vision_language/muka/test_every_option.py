@@ -14,7 +14,7 @@ from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import InputError
 from tests.vision_language.muka.texts import write_texts
 from vision_language.muka import __main__ as command_line
-from vision_language.muka import cache, logits, train
+from vision_language.muka import cache, evaluate, logits, train
 
 QUICK = "--epochs 1 --batch-size 10 --lr 0.01 --max-length 16"
 TEACHERS = "--teachers FIRST SECOND"
@@ -201,7 +201,8 @@ def outcome(places, tmp_path, monkeypatch, capsys):
         seen.append(batch_size)
         return predict(model, tokens, batch_size, *arguments)
 
-    monkeypatch.setattr(command_line, "make_accelerator", lambda *a, **k: (seen.append((a, k)), make(*a, **k))[1])
+    for module in (command_line, evaluate):
+        monkeypatch.setattr(module, "make_accelerator", lambda *a, **k: (seen.append((a, k)), make(*a, **k))[1])
     monkeypatch.setattr(train, "fit", watched_fit)
     monkeypatch.setattr("vision_language.muka.evaluate.draw_scores", lambda *_: None)  # slow, and without options
     monkeypatch.setattr(Checkpoint, "save", lambda self: (seen.append("saved"), save(self))[1])
