@@ -16,6 +16,7 @@ Alignment for Calibrated Cross-modal Retrieval", ACL-IJCNLP 2021, arXiv:2105.138
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,12 @@ __all__ = ["annealing", "iais_loss", "isd", "isd_annotated", "map_entropy", "mir
 KINDS = ("singular", "distributed", "soft")
 MODALITIES = ("L", "V", "both")
 PSEUDO_NORMS = ("softmax", "renorm", "softmax_scores")
-SCHEDULES = ("linear", "exp", "log", "const")
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": float,
+    "exp": lambda progress: math.exp(5 * (progress - 1)),
+    "log": lambda progress: -math.expm1(-5 * progress),
+    "const": lambda progress: 1.0,
+}
 AGGREGATIONS = ("mean", "sum", "max")
 DISTRIBUTED_EPS = 1e-6
 TINY = 1e-12
@@ -153,14 +159,10 @@ def annealing(progress: float, schedule: str = "exp") -> float:
     Raises:
         ValueError: for an unknown schedule or a progress outside [0, 1].
     """
-    _check("schedule", schedule, SCHEDULES)
+    _check("schedule", schedule, tuple(SCHEDULES))
     if not 0 <= progress <= 1:
         raise ValueError(f"progress must be in [0, 1], got {progress}")
-    if schedule == "linear":
-        return float(progress)
-    if schedule == "const":
-        return 1.0
-    return math.exp(5 * (progress - 1)) if schedule == "exp" else -math.expm1(-5 * progress)
+    return SCHEDULES[schedule](progress)
 
 
 def isd(blocks: AttentionBlocks) -> Tensor:

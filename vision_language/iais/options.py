@@ -44,7 +44,7 @@ class Options(ComputeOptions):
 
     iais: str = option("singular", "alignment loss of the matched pairs", ALIGNMENTS)
     iais_weight: float = option(1.0, "factor of that loss beside its schedule (paper: 1)", least=0, idle=UNALIGNED)
-    iais_schedule: str = option("exp", "its growth over the training (paper: exp)", SCHEDULES, idle=UNALIGNED)
+    iais_schedule: str = option("exp", "its growth over the training (paper: exp)", tuple(SCHEDULES), idle=UNALIGNED)
     iais_scale: str = option(
         "mean", "mean over anchors (our choice: mean), or their sum on each process as released", SCALES, idle=UNALIGNED
     )
