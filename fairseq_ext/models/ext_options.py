@@ -1,22 +1,17 @@
-"""What the suite adds to fairseq's Transformer: its options, their limits, and what excludes what."""
+"""What the suite adds to fairseq's Transformer: its options, their limits, and beside what they would do nothing."""
 
 # No `from __future__ import annotations` here: fairseq reads the field types of the dataclass.
-import logging
 from dataclasses import dataclass
 from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
 
-from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES, check_cross_view
-from fairseq_ext.modules.muse import parse_kernels
+from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES
 from fairseq_ext.modules.muse_init import INIT_LAWS
 from fairseq_ext.modules.normalization import NORMS
 from fairseq_ext.modules.sparse_attention import NORMALIZERS
 from fairseq_ext.modules.sparse_variants import SELECTIONS
-from fairseq_ext.training.errors import OptionError, choose
-from fairseq_ext.training.options import check_fields, flag, option
-
-logger = logging.getLogger(__name__)
+from fairseq_ext.training.options import option
 
 BLOCKS = ("transformer", "muse", "muse-simple")
 NORM_SCOPES = ("all", "final")
@@ -143,182 +138,3 @@ class ExtOptions(FairseqDataclass):
 def selecting_attentions(cfg: Any) -> list[str]:
     """``--attention-topk-in``, split."""
     return [name.strip() for name in cfg.attention_topk_in.split(",")]
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise OptionError(message)
-
-
-def check_options(cfg: Any, *, encoder: Any, decoder: Any, cross_attention: bool) -> None:
-    """Refuses by name what cannot work and what would do nothing, before anything is built; warns of what surprises.
-
-    Args:
-        cfg: holder of the :class:`ExtOptions`.
-        encoder: nested encoder options, or ``None`` for a language model.
-        decoder: nested decoder options.
-        cross_attention: whether decoder layers attend to an encoder.
-
-    Raises:
-        OptionError: one line that names the option, what it got and what is allowed.
-    """
-    check_fields(cfg, ExtOptions)
-    for side, part in (("encoder", encoder), ("decoder", decoder)):
-        if part is not None:
-            _require(
-                part.embed_dim % part.attention_heads == 0,
-                f"--{side}-embed-dim: {part.embed_dim} is not divisible by "
-                f"--{side}-attention-heads {part.attention_heads}",
-            )
-    _check_attention(cfg, encoder is not None, cross_attention)
-    _check_span(cfg, encoder)
-    _check_block(cfg, encoder, decoder)
-    _check_norm(cfg, encoder, decoder)
-    _check_views(cfg, encoder, decoder, cross_attention)
-
-
-def check_alignments(cfg: Any, task: Any) -> None:
-    """Refuses guided alignment of an attention that drops keys: its loss is the logarithm of aligned keys' weights.
-
-    Args:
-        cfg: holder of the :class:`ExtOptions`.
-        task: fairseq's task; those that know alignments have ``cfg.load_alignments``.
-
-    Raises:
-        OptionError: names both options and the way out.
-    """
-    if not getattr(getattr(task, "cfg", None), "load_alignments", False):
-        return
-    _require(not cfg.no_cross_attention, "--load-alignments: there is nothing to align with --no-cross-attention")
-    dropping = {
-        f"--attention-topk {cfg.attention_topk}": cfg.attention_topk,
-        f"--attention-topk-ratio {cfg.attention_topk_ratio}": cfg.attention_topk_ratio,
-        f"--attention-normalizer {cfg.attention_normalizer}": cfg.attention_normalizer != "softmax",
-    }
-    for choice, on in dropping.items():
-        _require(
-            not on or "cross" not in selecting_attentions(cfg),
-            f"--load-alignments: excludes {choice} in cross-attention, as the keys it drops have no logarithm; "
-            "--attention-topk-in encoder-self,decoder-self keeps it out of there",
-        )
-
-
-def _check_attention(cfg: Any, self_attending_encoder: bool, cross_attention: bool) -> None:
-    ratio = cfg.attention_topk_ratio
-    _require(ratio == 0 or ratio >= 1, f"--attention-topk-ratio: must be 0 (off) or at least 1, got {ratio}")
-    _require(
-        not (cfg.attention_topk and ratio),
-        f"--attention-topk {cfg.attention_topk} and --attention-topk-ratio {ratio} exclude each other: 0 turns one off",
-    )
-    _require(
-        cfg.attention_normalizer == "softmax" or not (cfg.attention_topk or ratio),
-        f"--attention-normalizer {cfg.attention_normalizer}: chooses keys itself and excludes --attention-topk",
-    )
-    _check_window(cfg, cross_attention)
-    if ratio and "decoder-self" in selecting_attentions(cfg):
-        logger.warning(
-            "--attention-topk-ratio in decoder self-attention: k follows the number of keys, which is the whole target "
-            "in training and the prefix in decoding, so the two differ; --attention-topk does not have this problem"
-        )
-    present = {"encoder-self": self_attending_encoder, "decoder-self": True, "cross": cross_attention}
-    for name in selecting_attentions(cfg):
-        choose("--attention-topk-in", name, ATTENTIONS)
-        if cfg.attention_topk_in != ExtOptions.attention_topk_in:
-            there = ", ".join(attention for attention in ATTENTIONS if present[attention])
-            _require(present[name], f"--attention-topk-in {name}: this model has {there} alone")
-
-
-def _check_window(cfg: Any, cross_attention: bool) -> None:
-    if cfg.attention_topk_select != "window":
-        return
-    _require(
-        not (cross_attention and "cross" in selecting_attentions(cfg)),
-        "--attention-topk-select window: cross-attention has no keys around its query; give --attention-topk-in "
-        "encoder-self, decoder-self or both",
-    )
-    _require(
-        not (cfg.cross_self_attention and "decoder-self" in selecting_attentions(cfg)),
-        "--attention-topk-select window: excludes --cross-self-attention, which has keys of both sides",
-    )
-
-
-def _check_span(cfg: Any, encoder: Any) -> None:
-    if not cfg.attention_span:
-        return
-    span = f"--attention-span {cfg.attention_span}"
-    _require(encoder is None, f"{span}: for language models alone, transformer_lm_ext")
-    for name, allowed in (
-        ("block", "transformer"),
-        ("attention_normalizer", "softmax"),
-        ("attention_topk_select", "scores"),
-    ):
-        value = getattr(cfg, name)
-        _require(value == allowed, f"{span}: excludes {flag(name)} {value}, needs {allowed}")
-    if cfg.attention_span > cfg.max_target_positions:
-        logger.warning(
-            "%s: a sample has at most %d tokens (--tokens-per-sample, --max-target-positions), and nothing before them",
-            *(span, cfg.max_target_positions),
-        )
-
-
-def _check_block(cfg: Any, encoder: Any, decoder: Any) -> None:
-    if cfg.block == "transformer":
-        return
-    _require(not cfg.cross_self_attention, f"--block {cfg.block}: no --cross-self-attention")
-    for name in ("scale_fc", "scale_attn", "scale_heads", "scale_resids"):
-        _require(not getattr(cfg, name, False), f"--block {cfg.block}: excludes --{name.replace('_', '-')}")
-    if cfg.block == "muse-simple":
-        return
-    _require(
-        encoder is not None or not cfg.muse_no_padding_mask,
-        "--muse-no-padding-mask: has no effect in a language model, whose convolutions read no padding",
-    )
-    try:
-        kernels = parse_kernels(cfg.muse_kernels, decoder.layers)
-        if encoder is not None:
-            kernels += parse_kernels(cfg.muse_kernels, encoder.layers)
-            even = sorted({kernel for layer in kernels for kernel in layer if kernel % 2 == 0})
-            _require(not even, f"--muse-kernels: encoder kernels must be odd, got {even}")
-    except ValueError as error:
-        raise OptionError(str(error)) from None
-    _require(
-        not cfg.muse_no_gate or any(len(layer) > 1 for layer in kernels),
-        f"--muse-no-gate: has no effect with one kernel size a layer, --muse-kernels {cfg.muse_kernels}",
-    )
-
-
-def _check_norm(cfg: Any, encoder: Any, decoder: Any) -> None:
-    after_encoder = encoder is not None and encoder.normalize_before
-    after_decoder = decoder.normalize_before and not cfg.no_decoder_final_norm
-    _require(
-        cfg.norm_scope != "final" or after_encoder or after_decoder,
-        f"--norm-scope final: no {cfg.norm} would be built, as a post-norm model has no norm after its stacks; "
-        "needs --encoder-normalize-before or --decoder-normalize-before",
-    )
-
-
-def _check_views(cfg: Any, encoder: Any, decoder: Any, cross_attention: bool) -> None:
-    if cfg.cross_view == "none":
-        return
-    views = f"--cross-view {cfg.cross_view}"
-    _require(cross_attention, f"{views}: needs cross-attention to an encoder, there is none")
-    _require(not cfg.cross_self_attention, f"{views}: excludes --cross-self-attention")
-    if encoder.layers == 1:
-        logger.warning("%s: the only encoder layer is the only view, as without this option", views)
-    _require(encoder.layerdrop == 0, f"{views}: excludes --encoder-layerdrop, which changes the number of views")
-    _require(
-        encoder.embed_dim == decoder.embed_dim,
-        f"{views}: needs --encoder-embed-dim {encoder.embed_dim} equal to --decoder-embed-dim {decoder.embed_dim}",
-    )
-    _require(
-        encoder.normalize_before or cfg.cross_view_norm == "shared",
-        f"--cross-view-norm {cfg.cross_view_norm}: has no effect without --encoder-normalize-before",
-    )
-    _require(
-        cfg.block == "transformer" or cfg.cross_view_fusion != "sequential",
-        f"--cross-view-fusion sequential: has no meaning in the parallel branches of --block {cfg.block}",
-    )
-    try:
-        check_cross_view(cfg.cross_view, cfg.cross_view_fusion, use_global=not cfg.cross_view_no_global)
-    except ValueError as error:
-        raise OptionError(f"--cross-view-fusion: {error}") from None

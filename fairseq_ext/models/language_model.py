@@ -11,6 +11,7 @@ from fairseq.modules import AdaptiveInput, CharacterTokenEmbedder
 from torch import Tensor, nn
 
 from fairseq_ext.models.adaptive_span import AdaptiveSpanModel, check_criterion
+from fairseq_ext.models.check_options import check_options
 from fairseq_ext.models.config import (
     TransformerLanguageModelExtConfig,
     add_options,
@@ -18,7 +19,6 @@ from fairseq_ext.models.config import (
     nested_config,
 )
 from fairseq_ext.models.ext_model import ExtModel
-from fairseq_ext.models.ext_options import check_options
 from fairseq_ext.models.layers import changes_layers
 from fairseq_ext.models.stock_options import check_language_model_options, check_stock_options, check_task
 from fairseq_ext.models.transformer import TransformerExtDecoder

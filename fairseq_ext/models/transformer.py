@@ -12,6 +12,7 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
 from fairseq_ext.models.attention import NotExportable
+from fairseq_ext.models.check_options import check_alignments, check_options
 from fairseq_ext.models.config import (
     TransformerExtConfig,
     add_options,
@@ -19,7 +20,6 @@ from fairseq_ext.models.config import (
     nested_config,
 )
 from fairseq_ext.models.ext_model import ExtModel
-from fairseq_ext.models.ext_options import check_alignments, check_options
 from fairseq_ext.models.fused import fuse_for_inference
 from fairseq_ext.models.layers import DecoderLayer, EncoderLayer, SequentialViewsDecoderLayer, changes_layers
 from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer

@@ -246,7 +246,7 @@ def test_a_translation_model_has_no_span() -> None:
         translation_model(attention_span=6)
 
 
-def test_a_span_longer_than_any_sample_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_span_longer_than_any_sample_warns(caplog: pytest.LogCaptureFixture) -> None:
     build(attention_span=16)
     assert not caplog.records
     build(attention_span=17)

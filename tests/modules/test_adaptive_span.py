@@ -31,8 +31,8 @@ def close(actual: Tensor, expected: np.ndarray) -> None:
 
 def options(g: dict[str, np.ndarray]) -> dict[str, float]:
     div = int(g["meta.div"])
-    found = {"k": -div} if div < 0 else {"ratio": div, "minimum": int(g.get("meta.lb", 0))}
-    return {"ramp": int(g["meta.ramp"]), **found}
+    budget = {"k": -div} if div < 0 else {"ratio": div, "minimum": int(g.get("meta.lb", 0))}
+    return {"ramp": int(g["meta.ramp"]), **budget}
 
 
 def is_multi_head(name: str) -> bool:
@@ -101,8 +101,8 @@ def test_spans_and_trimming(max_span: int, z: tuple[float, float], expected: tup
     span = AdaptiveSpan(2, max_span, ramp=32)
     with torch.no_grad():
         span.current_val.copy_(torch.tensor(z).view(2, 1, 1))
-    found = (span.current_max_span(), span.current_avg_span(), span.trim_length(), span.cache_size())
-    assert found == expected
+    lengths = (span.current_max_span(), span.current_avg_span(), span.trim_length(), span.cache_size())
+    assert lengths == expected
     assert span.mask()[..., : span.trim_length()].abs().sum() == 0  # nothing of use is trimmed
 
 
