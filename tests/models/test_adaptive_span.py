@@ -77,6 +77,16 @@ def test_the_cache_does_not_outgrow_the_span() -> None:
     assert sizes == {72}
 
 
+def test_padding_on_the_left_is_never_seen_neither_at_once_nor_step_by_step() -> None:
+    model = build(attention_topk=2, no_token_positional_embeddings=True).eval()
+    alone = torch.tensor([[EOS, 9, 8, 12]])
+    padded = torch.cat([torch.full((1, 2), PAD), alone], dim=1)
+    with torch.no_grad():
+        expected = model(alone)[0]
+        torch.testing.assert_close(model(padded)[0][:, 2:], expected, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(decode_by_step(model, padded)[:, 2:], expected, rtol=1e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("init", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("ratio", [{}, {"attention_topk": 2}])
 def test_a_token_sees_its_span_and_not_itself(init: float, ratio: dict[str, Any]) -> None:
