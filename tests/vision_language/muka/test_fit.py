@@ -63,6 +63,10 @@ def at_each_step(monkeypatch):
     return watch
 
 
+def weights_of(model):
+    return float(sum(value.double().sum() for value in model.state_dict().values()))
+
+
 def gradient(optimizer):
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return torch.cat([p.grad.flatten() for p in parameters])
@@ -140,6 +144,33 @@ def test_every_text_is_seen_once_an_epoch(tmp_path, monkeypatch):
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2 and epochs[0] != epochs[1]
 
 
+def test_the_weights_of_the_best_step_outlive_a_kill(tmp_path):
+    """They are those of the first step of three, of which the last two are made after the kill."""
+    encoder, kept = write_encoder(tmp_path / "encoder"), {}
+
+    def train_with(losses):
+        torch.manual_seed(0)
+        model, left = build_classifier(encoder, ["a", "b"]), iter(losses)
+        objective, tokens = (
+            Objective(model.model, lambda logits, _: logits.square().mean()),
+            model.tokens(["goal"] * 10),
+        )
+
+        def validate():
+            kept.setdefault(len(kept) + 1, weights_of(model.model))
+            return {"loss": next(left)}
+
+        signals, out = [torch.zeros(10)], tmp_path / "out"
+        record = fit(options(lr=0.01), objective, tokens, signals, validate, out, Settings({}), Accelerator(cpu=True))
+        return record, weights_of(model.model)
+
+    with pytest.raises(StopIteration):
+        train_with([0.1])
+    record, weights = train_with([0.3, 0.2])
+    assert record["best_step"] == 1 and record["valid_loss"] == 0.1
+    assert weights == kept[1] and len(set(kept.values())) > 2
+
+
 PLANTED = {"valid": (0.2, 0.8, 0.4, 0.6), "test": (0.1, 0.5, 0.9, 0.7)}
 """Accuracies after each of four epochs: the best in validation, the last and the best in the test all differ."""
 
@@ -150,16 +181,13 @@ def test_the_figures_of_a_record(world, tmp_path, monkeypatch, command):
     data = write_texts(tmp_path / "data", train=20, valid=10, test=20)
     sizes, epochs = {10: "valid", 20: "test"}, []
 
-    def weights(model):
-        return float(sum(value.double().sum() for value in model.state_dict().values()))
-
     def planted(model, tokens, batch_size, accelerator, description=""):
         split = sizes[len(tokens)]
         if split == "valid":
-            epochs.append(weights(model))
+            epochs.append(weights_of(model))
         labels = load_labels(model)
         gold = gold_ids(read_splits(data)[split], labels)
-        right = round(PLANTED[split][epochs.index(weights(model))] * len(gold))
+        right = round(PLANTED[split][epochs.index(weights_of(model))] * len(gold))
         answers = torch.where(torch.arange(len(gold)) < right, gold, (gold + 1) % len(labels))
         return 5.0 * torch.nn.functional.one_hot(answers, len(labels)).float()
 
@@ -182,7 +210,7 @@ def test_the_figures_of_a_record(world, tmp_path, monkeypatch, command):
     assert record["valid_accuracy"] == pytest.approx(0.8) and record["test_accuracy"] == pytest.approx(0.5)
     assert [entry["accuracy"] for entry in record["history"]] == pytest.approx(PLANTED["valid"])
     saved = load_classifier(tmp_path / "out")
-    assert weights(saved.model) == epochs[1]
+    assert weights_of(saved.model) == epochs[1]
     if command == "amalgamate":  # ten of twenty right, the classes in turn: cooking, garden, music, sport, travel
         assert record["test_accuracy_by_teacher"] == pytest.approx([0.5, 0.5])
 
