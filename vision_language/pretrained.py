@@ -99,10 +99,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def _refuse_code(path: Path) -> None:
     """Refuse code in a model's folder by name: a class of transformers in its place would be another model."""
     try:
-        found = read_json(path) if path.is_file() else {}
+        settings = read_json(path) if path.is_file() else {}
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    if isinstance(found, dict) and found.get("auto_map"):
+    if isinstance(settings, dict) and settings.get("auto_map"):
         raise CheckpointError(f"{path}: auto_map names code of the model's own, which is never run; {OWN_MODELS}")
 
 
@@ -153,10 +153,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if Path(path).suffix == ".safetensors":
         with loading(path):
             return load_file(path)
-    found = load_safely(path)
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    weights = load_safely(path)
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{path}: expected named tensors, such as a model's state_dict")
-    return found
+    return weights
 
 
 def load_tokenizer(
@@ -207,7 +207,7 @@ def cut_layers(config: PreTrainedConfig, layers: int, folder: str | Path) -> Non
             setattr(text, name, type(value)(value[:layers]))
         elif "layer" in name and all(isinstance(number, int) for number in value):
             setattr(text, name, type(value)(number for number in value if number < layers))
-    if hasattr(text, "attention_types"):  # GPT-Neo's, of which its list for each layer is made when it is read
+    if hasattr(text, "attention_types"):  # GPT-Neo's, from which its list for each layer comes when it is read
         text.attention_types = [[list(text.attention_layers), 1]]
     try:
         text.num_hidden_layers = layers

@@ -54,13 +54,13 @@ def store(tmp_path, accelerator, **settings):
 
 
 def test_logits_are_in_the_order_of_the_texts(teacher, texts, accelerator, tmp_path):
-    found = store(tmp_path, accelerator).logits(teacher, texts, "test")
+    logits = store(tmp_path, accelerator).logits(teacher, texts, "test")
     with torch.no_grad():
         alone = [
             teacher.model(**teacher.tokenizer(text, truncation=True, max_length=16, return_tensors="pt")).logits[0]
             for text in texts.texts
         ]
-    torch.testing.assert_close(found, torch.stack(alone))
+    torch.testing.assert_close(logits, torch.stack(alone))
 
 
 def test_the_model_is_left_without_dropout(teacher, texts, accelerator):
@@ -71,13 +71,13 @@ def test_the_model_is_left_without_dropout(teacher, texts, accelerator):
 
 def test_scores_are_those_of_the_passes(teacher, texts, accelerator, tmp_path):
     few = texts[[0, 1, 2]]
-    found = store(tmp_path, accelerator).scores(teacher, few, "few", passes=5, seed=7)
+    scores = store(tmp_path, accelerator).scores(teacher, few, "few", passes=5, seed=7)
     tokens = Tokens(few.texts, teacher.tokenizer, 16)
     (rows,) = tokens.in_order(4)
     seed = int(np.random.SeedSequence([7, 0]).generate_state(1)[0])
     probabilities = mc_dropout_probabilities(teacher.model, tokens.batch(rows), 5, seed=seed)
     for kind in SCORES:
-        torch.testing.assert_close(found[kind][torch.from_numpy(rows)], teacher_scores(probabilities, kind))
+        torch.testing.assert_close(scores[kind][torch.from_numpy(rows)], teacher_scores(probabilities, kind))
 
 
 def test_nothing_is_computed_twice(teacher, texts, accelerator, tmp_path, computed):

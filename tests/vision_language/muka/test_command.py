@@ -111,9 +111,9 @@ def test_evaluate_an_ensemble(world, capsys):
     texts = read_file(world.data / "test.tsv")
     right = []
     for text, label in zip(texts.texts, texts.labels, strict=True):
-        found = [load_classifier(folder) for folder in teachers]
-        logits = torch.cat([c.model(**c.tokenizer(text, return_tensors="pt")).logits[0] for c in found])
-        right.append((*found[0].labels, *found[1].labels)[logits.argmax()] == label)
+        classifiers = [load_classifier(folder) for folder in teachers]
+        logits = torch.cat([c.model(**c.tokenizer(text, return_tensors="pt")).logits[0] for c in classifiers])
+        right.append((*classifiers[0].labels, *classifiers[1].labels)[logits.argmax()] == label)
     assert report["accuracy"] == pytest.approx(np.mean(right))
 
 

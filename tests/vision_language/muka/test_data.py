@@ -29,17 +29,17 @@ def write(path, text):
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz"])
 def test_labelled_lines(tmp_path, name):
-    found = read_file(write(tmp_path / name, "\ufeffsport\tthe goal\ta tab \r\n\n music \tsong\u2028same line"))
-    assert found.texts == ("the goal\ta tab", "song\u2028same line") and found.labels == ("sport", "music")
-    assert found.origin == str(tmp_path / name)
+    texts = read_file(write(tmp_path / name, "\ufeffsport\tthe goal\ta tab \r\n\n music \tsong\u2028same line"))
+    assert texts.texts == ("the goal\ta tab", "song\u2028same line") and texts.labels == ("sport", "music")
+    assert texts.origin == str(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 def test_lines_without_labels(tmp_path, name):
-    found = read_file(write(tmp_path / name, "the goal\twith a tab\n\nsong\n"))
-    assert found.texts == ("the goal\twith a tab", "song") and found.labels is None
+    texts = read_file(write(tmp_path / name, "the goal\twith a tab\n\nsong\n"))
+    assert texts.texts == ("the goal\twith a tab", "song") and texts.labels is None
     with pytest.raises(DataError, match="no labels"):
-        found.gold()
+        texts.gold()
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,8 @@ def saved(monkeypatch, folder, texts, labels=None, int2str=("sport", "music").__
     ],
 )
 def test_labels_of_saved_data_sets(tmp_path, monkeypatch, labels, int2str, expected):
-    found = read_file(saved(monkeypatch, tmp_path / "test", [" goal ", "song"], labels, int2str))
-    assert found.texts == ("goal", "song") and found.labels == expected
+    texts = read_file(saved(monkeypatch, tmp_path / "test", [" goal ", "song"], labels, int2str))
+    assert texts.texts == ("goal", "song") and texts.labels == expected
 
 
 def refuse(number):

@@ -60,9 +60,9 @@ def test_auroc_counts_ties_half(seed, size):
     labels = torch.randint(2, (size,), generator=generator)
     labels[:2] = torch.tensor([0, 1])
     scores = torch.randint(5, (size, 2), generator=generator) / 4
-    for teacher, found in enumerate(score_auroc(scores, labels, union)):
+    for teacher, auroc in enumerate(score_auroc(scores, labels, union)):
         own, others = scores[labels == teacher, teacher, None], scores[labels != teacher, teacher]
-        assert found == pytest.approx(float((own > others).double().mean() + (own == others).double().mean() / 2))
+        assert auroc == pytest.approx(float((own > others).double().mean() + (own == others).double().mean() / 2))
 
 
 def test_kl_is_0_for_the_supervised_teacher_itself_and_finite_for_hard_targets():
@@ -117,13 +117,13 @@ def example(teachers, size=200, overlap=False):
 def test_all_diagnostics_gathers_everything():
     scores, labels, union, logits = example(3)
     student = torch.cat(logits, -1)
-    found = json.loads(json.dumps(all_diagnostics(scores, labels, union, logits, student), allow_nan=False))
-    assert found["chance_selection_accuracy"] == pytest.approx(1 / 3)
-    assert 0.5 < found["selection_accuracy"] < 1 and all(0.7 < value < 1 for value in found["score_auroc"])
-    assert all(value > 0.9 for value in found["teacher_accuracy"]) and 0 <= found["calibration_error"] < 0.2
-    assert found["accuracy"] == pytest.approx(np.mean(student.argmax(-1).numpy() == labels.numpy()))
+    report = json.loads(json.dumps(all_diagnostics(scores, labels, union, logits, student), allow_nan=False))
+    assert report["chance_selection_accuracy"] == pytest.approx(1 / 3)
+    assert 0.5 < report["selection_accuracy"] < 1 and all(0.7 < value < 1 for value in report["score_auroc"])
+    assert all(value > 0.9 for value in report["teacher_accuracy"]) and 0 <= report["calibration_error"] < 0.2
+    assert report["accuracy"] == pytest.approx(np.mean(student.argmax(-1).numpy() == labels.numpy()))
     shares = specialty(labels, union).double().mean(0).numpy()
-    assert found["accuracy"] == pytest.approx(float(np.dot(shares, found["accuracy_by_teacher"])))
+    assert report["accuracy"] == pytest.approx(float(np.dot(shares, report["accuracy_by_teacher"])))
     assert set(all_diagnostics(scores, labels, union)) == {
         "selection_accuracy",
         "chance_selection_accuracy",

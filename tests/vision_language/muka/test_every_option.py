@@ -152,7 +152,7 @@ def places(world, tmp_path_factory):
     (folder / "texts.txt").write_text("".join(line.split("\t")[1] for line in open(data / "train.tsv")))
     (folder / "new.txt").write_text("the goal of the race team\nsome rain and a rose\n")
     (folder / "new2.txt").write_text("a song\n")
-    found = {
+    paths = {
         "DATA": data,
         "FILE": data / "train.tsv",
         "TEXTS": folder / "texts.txt",
@@ -167,23 +167,23 @@ def places(world, tmp_path_factory):
         "THIRD": world.third,
     }
     for name, seed in (("WHOLE", 1), ("OTHER_WHOLE", 2)):
-        found[name] = folder / name
-        command = f"train-teacher --model {world.encoder} --data {data} --out {found[name]} {QUICK} --seed {seed}"
+        paths[name] = folder / name
+        command = f"train-teacher --model {world.encoder} --data {data} --out {paths[name]} {QUICK} --seed {seed}"
         command_line.main([*command.split(), "--epochs", "6"])
-    return {name: str(path) for name, path in found.items()}
+    return {name: str(path) for name, path in paths.items()}
 
 
 def merged(*parts, without=()):
     """Arguments of several strings, the last of each option, without some of them; the file comes first."""
-    found = {}
+    groups = {}
     for part in parts:
         name = "file"
         for place, word in enumerate(part.split()):
             if word.startswith("--") or not place:
                 name = word if word.startswith("--") else "file"
-                found[name] = []
-            found[name].append(word)
-    return [word for name, words in found.items() if name not in without for word in words]
+                groups[name] = []
+            groups[name].append(word)
+    return [word for name, words in groups.items() if name not in without for word in words]
 
 
 @pytest.fixture
@@ -218,18 +218,18 @@ def outcome(places, tmp_path, monkeypatch, capsys):
         command_line.main([command, *(shared.get(word, places.get(word, word)) for word in arguments)])
         said = capsys.readouterr().out
         files = {str(path.relative_to(tmp_path / name)): path for path in folder.rglob("*") if path.is_file()}
-        told = {}
+        content = {}
         for file, path in files.items():
             if path.name == "results.json":
-                told[file] = list(_without_time(json.loads(path.read_text())["runs"]).values())
+                content[file] = list(_without_time(json.loads(path.read_text())["runs"]).values())
             elif path.suffix in (".json", ".tsv"):
-                told[file] = path.read_text()
+                content[file] = path.read_text()
             elif path.suffix == ".safetensors":
-                told[file] = {key: value.double().sum().item() for key, value in load_file(path).items()}
+                content[file] = {key: value.double().sum().item() for key, value in load_file(path).items()}
             elif path.suffix == ".npz":
-                told[file] = path.stat().st_size
+                content[file] = path.stat().st_size
         said = [line for line in said.splitlines() if "seconds" not in line]
-        return said, told, list(seen)
+        return said, content, list(seen)
 
     def once(command, arguments, name):
         key = (command, *arguments)

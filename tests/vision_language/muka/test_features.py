@@ -59,9 +59,9 @@ def test_fixture_terms_and_gradient(name, method, prefix, terms):
     student = data["fs"].clone().requires_grad_()
     for mask in (None, torch.ones(student.shape[:2], dtype=torch.long)):
         student.grad = None
-        found = module([student], [[states] for states in teachers], mask)
-        sum(found).backward()
-        for value, key in zip(found, terms, strict=True):
+        values = module([student], [[states] for states in teachers], mask)
+        sum(values).backward()
+        for value, key in zip(values, terms, strict=True):
             torch.testing.assert_close(value, data[key], **EXACT)
         torch.testing.assert_close(student.grad, data[f"{prefix}_grad_fs"], **EXACT)
 
@@ -117,7 +117,7 @@ def test_padding_does_not_count(method, seed, batch, extra):
     other = module([padded[0]], [[value] for value in padded[1:]], F.pad(mask, (0, extra)).long())
     for value, same in zip(terms, other, strict=True):
         torch.testing.assert_close(value, same)
-    gradients = [torch.autograd.grad(sum(found), states[0])[0] for found in (terms, other)]
+    gradients = [torch.autograd.grad(sum(losses), states[0])[0] for losses in (terms, other)]
     torch.testing.assert_close(*gradients)
     assert (gradients[0][~mask] == 0).all()
     everything = module([states[0]], [[value] for value in states[1:]], None)
@@ -129,10 +129,10 @@ def test_padding_does_not_count(method, seed, batch, extra):
 def test_every_parameter_and_the_student_learn_but_no_teacher(method):
     module = blocks(method)
     student, teachers = draw(0, 4, 3, 8).requires_grad_(), [draw(1, 4, 3, 8), draw(2, 4, 3, 12)]
-    known = [states.requires_grad_() for states in teachers]
-    sum(module([student], [[states] for states in known], None)).backward()
+    leaves = [states.requires_grad_() for states in teachers]
+    sum(module([student], [[states] for states in leaves], None)).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())
-    assert student.grad.abs().sum() > 0 and all(states.grad is None for states in known)
+    assert student.grad.abs().sum() > 0 and all(states.grad is None for states in leaves)
 
 
 def test_alignment_of_dfa_does_not_move_the_code_of_the_teachers():

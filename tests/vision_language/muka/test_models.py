@@ -34,9 +34,9 @@ def edit_config(folder, **changes):
 
 
 def test_load(folder):
-    found = load_classifier(folder)
-    assert found.labels == ("music", "sport", "travel") and not found.model.training
-    assert found.model.dtype == torch.float32 and found.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+    classifier = load_classifier(folder)
+    assert classifier.labels == ("music", "sport", "travel") and not classifier.model.training
+    assert classifier.model.dtype == torch.float32 and classifier.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
 
 
 def test_saved_models_are_read_by_transformers(folder, tmp_path):
@@ -45,9 +45,11 @@ def test_saved_models_are_read_by_transformers(folder, tmp_path):
     save_classifier(made, tmp_path / "new")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "new", local_files_only=True)
     assert plain.config.id2label == {0: "b", 1: "a"} and plain.config.label2id == {"b": 0, "a": 1}
-    found = load_classifier(tmp_path / "new")
-    assert found.labels == ("b", "a")
-    assert all(torch.equal(value, found.model.state_dict()[name]) for name, value in made.model.state_dict().items())
+    classifier = load_classifier(tmp_path / "new")
+    assert classifier.labels == ("b", "a")
+    assert all(
+        torch.equal(value, classifier.model.state_dict()[name]) for name, value in made.model.state_dict().items()
+    )
     assert not (tmp_path / "new" / "saving").exists()
 
 
@@ -193,10 +195,10 @@ def test_weights_of_another_model_are_refused(tmp_path):
 
 
 def test_length(folder):
-    found = load_classifier(folder)
-    assert found.length() == 32 and found.length(20) == 20
+    classifier = load_classifier(folder)
+    assert classifier.length() == 32 and classifier.length(20) == 20
     with pytest.raises(OptionError, match=r"--max-length: .*model reads at most 32 tokens, got 33"):
-        found.length(33)
+        classifier.length(33)
 
 
 @pytest.mark.parametrize("padding", [0, 1])
@@ -207,13 +209,13 @@ def test_length_of_models_whose_positions_are_offset(tmp_path, padding):
     config.id2label = {0: "a", 1: "b"}
     RobertaForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    found, most = load_classifier(tmp_path), 19 - padding
-    assert found.length() == found.length(most) == most
-    found.model(torch.full((1, most), 5))
+    classifier, most = load_classifier(tmp_path), 19 - padding
+    assert classifier.length() == classifier.length(most) == most
+    classifier.model(torch.full((1, most), 5))
     with pytest.raises((IndexError, RuntimeError)):  # by version of transformers
-        found.model(torch.full((1, most + 1), 5))
+        classifier.model(torch.full((1, most + 1), 5))
     with pytest.raises(OptionError, match=f"--max-length: .* reads at most {most} tokens, got {most + 1}"):
-        found.length(most + 1)
+        classifier.length(most + 1)
 
 
 def test_fingerprint(folder):

@@ -91,14 +91,14 @@ def test_the_student_knows_all_classes(world, merge, tmp_path):
     record = merge(student_options(world, epochs=12, margin=False), tmp_path / "out")
     assert record["classes"] == 5 and record["test_accuracy"] > 0.6
     assert min(record["test_accuracy_by_teacher"]) > 0.3  # each teacher is right on none of the other's
-    found = load_classifier(tmp_path / "out")
-    assert found.labels == ("cooking", "garden", "music", "sport", "travel")
+    student = load_classifier(tmp_path / "out")
+    assert student.labels == ("cooking", "garden", "music", "sport", "travel")
     splits = read_splits(world.data)
-    gold = gold_ids(splits["test"], found.labels)
-    batch = found.tokenizer(
+    gold = gold_ids(splits["test"], student.labels)
+    batch = student.tokenizer(
         list(splits["test"].texts), padding=True, return_tensors="pt", max_length=16, truncation=True
     )
-    accuracy = (found.model(**batch).logits.argmax(-1) == gold).double().mean()
+    accuracy = (student.model(**batch).logits.argmax(-1) == gold).double().mean()
     assert float(accuracy) == pytest.approx(record["test_accuracy"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "config.json",
@@ -203,18 +203,18 @@ def test_the_loss_of_each_method(world, method):
     texts = [text for text, *_ in zip(read_splits(world.data)["train"].texts, range(3), strict=False)]
     batch = dict(student.tokenizer(texts, padding=True, return_tensors="pt"))
     loss = objective(batch, [signal[rows] for signal in signals])
-    found, known = student.model(**batch).logits, [z[rows] for z in logits]
+    output, outputs = student.model(**batch).logits, [z[rows] for z in logits]
     if scores is not None:
-        target = amalgamation_targets(known, scores[rows], union, hard=method == "muka-hard", temperature=2.0)
-        expected = amalgamation_loss(found, target, 2.0, margin_weights(scores[rows]))
+        target = amalgamation_targets(outputs, scores[rows], union, hard=method == "muka-hard", temperature=2.0)
+        expected = amalgamation_loss(output, target, 2.0, margin_weights(scores[rows]))
     elif method == "uhc":
         expected = 4 * sum(
-            F.kl_div((found[:, part] / 2).log_softmax(-1), (z / 2).softmax(-1), reduction="batchmean")
-            for part, z in zip(([0, 1], [2, 3, 4]), known, strict=True)
+            F.kl_div((output[:, part] / 2).log_softmax(-1), (z / 2).softmax(-1), reduction="batchmean")
+            for part, z in zip(([0, 1], [2, 3, 4]), outputs, strict=True)
         )
     else:
-        target = ensemble_probabilities(known, union, 2.0)
-        expected = 4 * F.kl_div((found / 2).log_softmax(-1), target, reduction="batchmean")
+        target = ensemble_probabilities(outputs, union, 2.0)
+        expected = 4 * F.kl_div((output / 2).log_softmax(-1), target, reduction="batchmean")
     if method in FEATURES:
         states = [model(**batch, output_hidden_states=True).hidden_states[1:] for model in objective.teachers]
         own = student.model(**batch, output_hidden_states=True).hidden_states[1:]
@@ -230,11 +230,11 @@ def test_blocks_are_trained_and_teachers_are_not(world, merge, tmp_path, monkeyp
 
     def watched(options, objective, *arguments):
         before = {name: value.clone() for name, value in objective.state_dict().items()}
-        known = [{name: value.clone() for name, value in t.state_dict().items()} for t in objective.teachers]
+        frozen = [{name: value.clone() for name, value in t.state_dict().items()} for t in objective.teachers]
         record = fit(options, objective, *arguments)
         after = objective.state_dict()
         seen.extend(name for name in after if name.startswith("blocks") and torch.equal(before[name], after[name]))
-        assert all(equal(old, t.state_dict()) for old, t in zip(known, objective.teachers, strict=True))
+        assert all(equal(old, t.state_dict()) for old, t in zip(frozen, objective.teachers, strict=True))
         assert not any(t.training or any(p.grad is not None for p in t.parameters()) for t in objective.teachers)
         assert not [name for name in after if "teachers." in name]
         groups = objective.parameter_groups(options.weight_decay)
