@@ -75,7 +75,7 @@ class Experiment:
         >>> experiment = Experiment(out, Settings.of(options, inputs={"data": digest(data)}))
         >>> experiment.complete({run_name(seed=seed): partial(train, seed) for seed in range(3)})  # {"accuracy": 0.81}
         >>> print(experiment.report("accuracy"))
-        accuracy 0.8100 ± 0.0120
+        accuracy 0.81 ± 0.012
         3 runs: runs/experiment/results.json
     """
 
@@ -163,7 +163,7 @@ class Experiment:
         """Mean and population standard deviation of those of ``names`` that all runs hold, a line each."""
         summary = self.summary()
         lines = [
-            f"{name} {summary[name]['mean']:.4f} ± {summary[name]['std']:.4f}" for name in names if name in summary
+            f"{name} {summary[name]['mean']:.4g} ± {summary[name]['std']:.2g}" for name in names if name in summary
         ]
         return "\n".join([*lines, f"{len(self.runs)} runs: {self.file}"])
 

@@ -234,4 +234,4 @@ def test_a_report_has_the_figures_that_all_runs_have(tmp_path):
     for seed, accuracy in enumerate((0.5, 0.7)):
         experiment.add(run_name(split=0, seed=seed), {"accuracy": accuracy})
     assert list(experiment.runs) == ["split0-seed0", "split0-seed1"]
-    assert experiment.report("accuracy", "loss") == f"accuracy 0.6000 ± 0.1000\n2 runs: {experiment.file}"
+    assert experiment.report("accuracy", "loss") == f"accuracy 0.6 ± 0.1\n2 runs: {experiment.file}"
