@@ -135,14 +135,14 @@ def region_data(images: int, captions: int) -> RegionData:
     def number(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=generator))
 
-    found = []
+    drawn = []
     for image in range(images):
         corners = torch.rand(number(2, 20), 2, 2, generator=generator).sort(1).values.flatten(1)
         texts = tuple(" ".join(f"word{number(0, 500)}" for _ in range(number(5, 20))) for _ in range(captions))
         labels = torch.randint(80, (len(corners),), generator=generator)
         place = torch.arange(len(corners)).numpy()
-        found.append(Image(image, 1, 1, texts, corners, box_geometry(corners, 1, 1), labels, f"image:{image}", place))
-    return RegionData(found, labels=[f"label{number}" for number in range(80)])
+        drawn.append(Image(image, 1, 1, texts, corners, box_geometry(corners, 1, 1), labels, f"image:{image}", place))
+    return RegionData(drawn, labels=[f"label{number}" for number in range(80)])
 
 
 def scoring(quick: bool) -> Row:

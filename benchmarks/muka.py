@@ -75,11 +75,11 @@ def training_rows(quick: bool) -> list[Row]:
     def muka(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         return amalgamation_loss(logits, target, weight=weight)
 
-    def vkd(logits: Tensor, *known: Tensor) -> Tensor:
-        return vanilla_kd_loss(logits, known)
+    def vkd(logits: Tensor, *teacher_logits: Tensor) -> Tensor:
+        return vanilla_kd_loss(logits, teacher_logits)
 
-    def uhc(logits: Tensor, *known: Tensor) -> Tensor:
-        return uhc_loss(logits, known)
+    def uhc(logits: Tensor, *teacher_logits: Tensor) -> Tensor:
+        return uhc_loss(logits, teacher_logits)
 
     sizes = [teacher.config.hidden_size for teacher in teachers]
     width, depth = sizes[0], teachers[0].config.num_hidden_layers

@@ -22,7 +22,7 @@ PLACEHOLDERS = "Last Resort"
 def fonts_for(figure: Figure) -> Iterator[None]:
     """Within, ``figure`` can be saved: its texts have installed fonts for their characters behind matplotlib's own.
 
-    Characters that no installed font has stay boxes, which one line on standard error tells.
+    Characters that no installed font has stay boxes, which one line on standard error says.
 
     Example:
         >>> with fonts_for(figure):
@@ -42,7 +42,7 @@ def fonts_for(figure: Figure) -> Iterator[None]:
         sample = "".join(sorted(missing)[:10])
         print(f"no installed font has {sample}: drawn as boxes; install one, such as Noto Sans CJK", file=sys.stderr)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")  # told above, in one line
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")  # said above, in one line
         yield
 
 
@@ -62,18 +62,18 @@ def _covering(characters: set[str]) -> list[tuple[str, set[str]]]:
     for file in set(findSystemFonts()) - {entry.fname for entry in fontManager.ttflist}:
         with contextlib.suppress(Exception):  # installed since matplotlib looked, or no font that it can read
             fontManager.addfont(file)
-    found: dict[str, set[str]] = {}
+    available: dict[str, set[str]] = {}
     for entry in fontManager.ttflist:
         if entry.style == "normal" and not entry.name.startswith(PLACEHOLDERS):
             with contextlib.suppress(Exception):  # a font that was removed since
                 font = FT2Font(entry.fname)
                 has = characters.intersection(map(chr, font.get_charmap())) if font.scalable else set()
-                if len(has) > len(found.get(entry.name, ())):
-                    found[entry.name] = has
+                if len(has) > len(available.get(entry.name, ())):
+                    available[entry.name] = has
     chosen = []
-    while characters and found:
-        name = max(sorted(found), key=lambda name: len(found[name] & characters))
-        has = found.pop(name) & characters
+    while characters and available:
+        name = max(sorted(available), key=lambda name: len(available[name] & characters))
+        has = available.pop(name) & characters
         if not has:
             break
         chosen.append((name, has))

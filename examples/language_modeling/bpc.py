@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m examples.language_modeling.bpc", description="Bits per character from a log of fairseq-eval-lm."
     )
     parser.add_argument("log", type=Path, help="what fairseq-eval-lm printed (stdout and stderr)")
-    parser.add_argument("--data", type=Path, required=True, help="folder made by examples.language_modeling.prepare")
+    parser.add_argument("--data", type=Path, required=True, help="folder of examples.language_modeling.prepare")
     parser.add_argument("--subset", choices=("train", "valid", "test"), default="test", help="default: test")
     return parser
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         split = read_json(prepared)["splits"][args.subset]
         tokens, characters = split["tokens"], split["characters"]
     except (KeyError, TypeError) as error:
-        raise DataError(f"{prepared}: not made by examples.language_modeling.prepare (no {error})") from error
+        raise DataError(f"{prepared}: no folder of examples.language_modeling.prepare (no {error})") from error
     try:
         value = bits_per_character("\n".join(line for line, _ in read_lines(args.log)), tokens, characters)
     except ValueError as error:

@@ -107,8 +107,8 @@ def prepare(args: argparse.Namespace) -> None:
         fairseq_preprocess(["--only-source", *files, *options, "--workers", str(args.workers)], stage)
         if args.symbols == "sentencepiece":
             for split in SPLITS:
-                known = stage / "dict.txt", symbols / "train"
-                report[split]["unknown"] = check_unknown(symbols / split, *known, args.allow_unknown)
+                unknown = check_unknown(symbols / split, stage / "dict.txt", symbols / "train", args.allow_unknown)
+                report[split]["unknown"] = unknown
         for file in symbols.iterdir():
             file.unlink()
         symbols.rmdir()

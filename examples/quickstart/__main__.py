@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(options)
     except KeyboardInterrupt:
-        print("\nquickstart: stopped; the same command goes on from here", file=sys.stderr)
+        print("\nquickstart: stopped; the same command resumes", file=sys.stderr)
         return 130
     return 0
 

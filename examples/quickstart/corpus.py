@@ -52,16 +52,16 @@ def parse_locale(name: str, option: str) -> Locale:
     """Return the Babel locale called `name`.
 
     Raises:
-        OptionError: no such locale; the message names `option`, the nearest known names and some that are allowed.
+        OptionError: no such locale; the message names `option`, the nearest names and some that are allowed.
     """
-    known = locale_identifiers()
+    identifiers = locale_identifiers()
     try:
         return Locale.parse(name)
     except (ValueError, UnknownLocaleError):
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(name, identifiers, n=3, cutoff=0.4)
         hint = f"nearest: {', '.join(near)}; " if near else ""
         raise OptionError(
-            f"{option}: unknown locale {name!r} ({hint}allowed: any of Babel's {len(known)} locales, "
+            f"{option}: unknown locale {name!r} ({hint}allowed: any of Babel's {len(identifiers)} locales, "
             "such as en, de, fr, es, pt_BR, ru, ja)"
         ) from None
 
@@ -247,21 +247,21 @@ def build_corpus(source: str = "en", target: str = "de", pairs: int = 20_000, se
         raise OptionError(f"--pairs: {pairs} is too few (allowed: 100 or more)")
     facts = _Facts(random.Random(seed), *locales)
     seen: tuple[set[str], set[str]] = set(), set()
-    found: list[Pair] = []
+    drawn: list[Pair] = []
     for _ in range(20 * pairs):
         fact = facts.draw()
         pair = _render(fact, locales[0]), _render(fact, locales[1])
         if all(pair) and pair[0] not in seen[0] and pair[1] not in seen[1]:
-            found.append(pair)
+            drawn.append(pair)
             for side in (0, 1):
                 seen[side].add(pair[side])
-            if len(found) == pairs:
+            if len(drawn) == pairs:
                 break
     else:
         raise OptionError(
-            f"--pairs: {source}-{target} gives only {len(found)} distinct pairs (asked: {pairs}); ask for fewer"
+            f"--pairs: {source}-{target} gives only {len(drawn)} distinct pairs (asked: {pairs}); ask for fewer"
         )
     # Rare short names come early in the draw and late ones are mostly long: the split must not follow that order.
-    random.Random(seed).shuffle(found)
+    random.Random(seed).shuffle(drawn)
     held_out = min(500, pairs // 10)
-    return Corpus(found[2 * held_out :], found[:held_out], found[held_out : 2 * held_out])
+    return Corpus(drawn[2 * held_out :], drawn[:held_out], drawn[held_out : 2 * held_out])

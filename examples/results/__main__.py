@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     chosen = {options.part: options} if options.part else {name: form.parse_args([]) for name, form in own.items()}
     for name, values in chosen.items():
+        _refuse_empty_and_double(values)
         _refuse_other(name, values, own[name])
     docs = DOCS
     for name, values in chosen.items():
@@ -59,6 +60,16 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         own[name] = commands.add_parser(name, parents=[shared], help=help, description=help, formatter_class=form)
         part(name).add_arguments(own[name])
     return parser, own
+
+
+def _refuse_empty_and_double(options: argparse.Namespace) -> None:
+    """No count is 0, and nothing is asked for twice: a row that a table has twice counts twice in its means."""
+    for option, value in vars(options).items():
+        if type(value) is int and value < 1:
+            raise OptionError(f"{flag(option)} must be at least 1, got {value}")
+        twice = [word for word in value if value.count(word) > 1] if isinstance(value, list) else []
+        if twice:
+            raise OptionError(f"{flag(option)} has {twice[0]} twice")
 
 
 def _refuse_other(name: str, options: argparse.Namespace, form: argparse.ArgumentParser) -> None:

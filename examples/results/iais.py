@@ -89,14 +89,14 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     data = read_data(Options(**shared))
     test = data["test"]
     rows: list[dict[str, Any]] = [{"system": BASELINE, "runs": {"": class_names(data["train"], test)}}]
-    made: list[dict[str, Any]] = []
+    recorded: list[dict[str, Any]] = []
     for arm in options.arms:
         settings = Options(iais=arm, **shared)
         experiment = run(settings, Runs(out=str(options.out / "iais" / arm), runs=options.seeds))
         kept = [*METRICS, "seconds_per_step", "best_step", "history"]
         runs = asked(experiment.runs, seeds(options.seeds))
-        made += [run["environment"] for run in runs.values()]
-        kept_runs = {seed: {key: found[key] for key in kept} for seed, found in runs.items()}
+        recorded += [run["environment"] for run in runs.values()]
+        kept_runs = {seed: {key: run[key] for key in kept} for seed, run in runs.items()}
         rows.append({"system": ARMS[arm], "runs": kept_runs})
         print(ARMS[arm], _cells(rows[-1]), flush=True)
     yield {
@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         "images": len(test.images),
         "captions": len(test.captions),
         "settings": ", ".join(f"{name} {value}" for name, value in chosen.items()),
-        "environments": unique(made),
+        "environments": unique(recorded),
         "rows": rows,
     }
 

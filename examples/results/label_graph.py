@@ -68,17 +68,17 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if not data.is_dir():
             raise DataError(f"--data: {data} is not a folder with {{train,valid,test}}.tsv.gz")
         rows: list[dict[str, Any]] = [{"dataset": dataset, "system": SVM, "runs": {"": linear_svm(data)}}]
-        made: list[dict[str, Any]] = []
+        recorded: list[dict[str, Any]] = []
         for arm, name in ARMS.items():
             choice = Options(data=str(data), arm=arm, **SETTINGS, epochs=options.epochs)
             out = str(options.out / "label_graph" / f"{dataset}-{arm}")
             experiment = run(choice, Runs(out=out, runs=options.seeds))
             runs = asked(experiment.runs, seeds(options.seeds))
-            made += [run["environment"] for run in runs.values()]
-            scores = {seed: {key: found[key] for key in METRICS} for seed, found in runs.items()}
+            recorded += [run["environment"] for run in runs.values()]
+            scores = {seed: {key: run[key] for key in METRICS} for seed, run in runs.items()}
             rows.append({"dataset": dataset, "system": name, "runs": scores})
             print(dataset, name, _cells(rows[-1]), flush=True)
-        content = {"name": f"label_graph_{dataset}", "settings": settings, "environments": unique(made)}
+        content = {"name": f"label_graph_{dataset}", "settings": settings, "environments": unique(recorded)}
         yield {**content, "rows": rows}
 
 

@@ -128,9 +128,9 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in options.settings:
         rows: dict[str, dict[str, float]] = {system: {} for system in (ENSEMBLE, *ARMS)}
         diagnostics: list[dict[str, Any]] = []
-        made: list[dict[str, Any]] = []
+        recorded: list[dict[str, Any]] = []
         for seed in range(1, options.seeds + 1):
-            for system, value in _one_seed(name, seed, options, diagnostics, made):
+            for system, value in _one_seed(name, seed, options, diagnostics, recorded):
                 rows[system][run_name(seed=seed)] = value
                 print(f"{name}, seed {seed}, {system}: {100 * value:.2f}", flush=True)
         kept = ("seeds", "num_layers", "epochs", "batch_size", "lr", "max_length", "passes", "mixed_precision")
@@ -138,14 +138,14 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "name": f"muka_{name}",
             "setting": name,
             "settings": {key: getattr(options, key) for key in kept},
-            "environments": unique(made),
+            "environments": unique(recorded),
             "rows": [{"system": system, "runs": runs} for system, runs in rows.items()],
             "diagnostics": diagnostics,
         }
 
 
 def _one_seed(
-    name: str, seed: int, options: argparse.Namespace, diagnostics: list[dict[str, Any]], made: list[dict[str, Any]]
+    name: str, seed: int, options: argparse.Namespace, diagnostics: list[dict[str, Any]], recorded: list[dict[str, Any]]
 ) -> Iterator[tuple[str, float]]:
     """Test accuracies; appends the diagnostics of the teachers, and where the students were trained."""
     setting, folder = SETTINGS[name], options.out / "muka" / name / f"seed{seed}"
@@ -188,13 +188,13 @@ def _one_seed(
             **arm,
         )
         run = amalgamate(chosen, out).runs[run_name(seed=seed)]
-        made.append(run["environment"])
+        recorded.append(run["environment"])
         yield system, run["test_accuracy"]
     store = TeacherCache(cache, accelerator, options.max_length, 64)
-    looked = DiagnosisOptions(
+    diagnosis = DiagnosisOptions(
         teachers=tuple(teachers), passes=options.passes, seed=seed, supervised=str(folder / "supervised")
     )
-    diagnostics.append(diagnose_teachers(looked, test, store, "test"))
+    diagnostics.append(diagnose_teachers(diagnosis, test, store, "test"))
 
 
 def _source(options: argparse.Namespace, dataset: str, prefix: bool) -> Path:
@@ -223,16 +223,16 @@ def _table(content: dict[str, Any]) -> str:
     runs = {row["system"]: row["runs"] for row in content["rows"]}
     baseline = runs["vanilla KD"]
     lines, amalgamated = [], []
-    for system, found in runs.items():
-        accuracy = [100 * value for value in found.values()]
-        gain = Paired.of([100 * (value - baseline[seed]) for seed, value in found.items()])
+    for system, by_seed in runs.items():
+        accuracy = [100 * value for value in by_seed.values()]
+        gain = Paired.of([100 * (value - baseline[seed]) for seed, value in by_seed.items()])
         shown = "" if system == "vanilla KD" else gain.text(2)
         if system in AMALGAMATED:
             amalgamated.append(gain)
         lines.append(f"| {system} | {mean_spread(accuracy, 2)} | {shown} |")
     setting, settings = SETTINGS[content["setting"]], content["settings"]
     layers = f"its first {settings['num_layers']} layers" + ("" if not setting.layers else "; teachers as said")
-    kl = [found["kl_to_supervised"] for found in content["diagnostics"]]
+    kl = [teachers["kl_to_supervised"] for teachers in content["diagnostics"]]
     return TEXT.format(
         **{**settings, "layers": layers},
         title=TITLES[content["setting"]],
@@ -241,6 +241,6 @@ def _table(content: dict[str, Any]) -> str:
         rows="\n".join(lines),
         gaining=f"{sum(gain.gains for gain in amalgamated)} of {len(amalgamated)}",
         losing=sum(gain.loses for gain in amalgamated),
-        selection=100 * statistics.fmean(found["selection_accuracy"] for found in content["diagnostics"]),
-        **{kind: statistics.fmean(found[kind] for found in kl) for kind in ("soft", "hard", "ensemble")},
+        selection=100 * statistics.fmean(teachers["selection_accuracy"] for teachers in content["diagnostics"]),
+        **{kind: statistics.fmean(each[kind] for each in kl) for kind in ("soft", "hard", "ensemble")},
     )

@@ -113,7 +113,7 @@ def _runs(
     asked_for = TrainRuns(out=str(options.out / "renode" / slug), splits=options.splits, inits=options.inits)
     experiment = run(chosen, asked_for)
     kept = ("weighted_f1", "macro_f1", "totoro")
-    runs = asked(experiment.runs, [name for name in asked_for.seeds if name in experiment.runs])
+    runs = asked(experiment.runs, asked_for.seeds)
     recorded += [run["environment"] for run in runs.values()]
     return {name: {key: scores[key] for key in kept if key in scores} for name, scores in runs.items()}
 

@@ -52,9 +52,9 @@ def describe(environment: dict[str, Any]) -> str:
 
 
 def environments(content: dict[str, Any]) -> str:
-    """Where the runs of a content were made: each run knows, and older contents know for all of theirs."""
-    found = content["environments"] if "environments" in content else [content["environment"]]
-    return distinct(found, describe, "; and ")
+    """Where the runs of a content were trained: each has its own, and older contents one for all of theirs."""
+    each = content["environments"] if "environments" in content else [content["environment"]]
+    return distinct(each, describe, "; and ")
 
 
 def distinct(things: Iterable[Any], of: Callable[[Any], str], between: str) -> str:
@@ -64,11 +64,11 @@ def distinct(things: Iterable[Any], of: Callable[[Any], str], between: str) -> s
 
 def unique(values: Iterable[Any]) -> list[Any]:
     """The different values, in order; unlike a set it takes dictionaries."""
-    found: list[Any] = []
+    different: list[Any] = []
     for value in values:
-        if value not in found:
-            found.append(value)
-    return found
+        if value not in different:
+            different.append(value)
+    return different
 
 
 def common(rows: Sequence[Mapping[str, Any]], key: str) -> Any:
@@ -151,10 +151,10 @@ def write_report(docs: Path = DOCS) -> None:
     folder = docs / "results"
     contents = [read_json(file) for file in sorted(folder.glob("*.json"))]
     measured = {name: [content for content in contents if content.get("part") == name] for name in PARTS}
-    sections = [part(name).section(found) for name, found in measured.items() if found]
+    sections = [part(name).section(own) for name, own in measured.items() if own]
     if not sections:
         raise DataError(f"no measurement in {folder}")
-    for name, found in measured.items():
-        if found and hasattr(part(name), "pictures"):
-            part(name).pictures(found, folder)
+    for name, own in measured.items():
+        if own and hasattr(part(name), "pictures"):
+            part(name).pictures(own, folder)
     (docs / "RESULTS.md").write_text("\n".join([HEAD, *sections]), encoding="utf-8")

@@ -124,7 +124,7 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
     The row is also kept in ``result.json``, so that a finished one is not run again. Its folder is named after all that
     decides it: with another budget, recipe or data it is another row.
     """
-    updates = updates or SIZES[size].updates
+    updates = SIZES[size].updates if updates is None else updates
     options = training(name, size, seed, updates)
     slug = "".join(letter if letter.isalnum() else "_" for letter in name)
     folder = out / f"{size}-seed{seed}" / f"{slug}-{digest(options, DECODING, data_bin.name)[:8]}"
@@ -154,10 +154,10 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
 
 def parameters(log: Path) -> int:
     """The size of the model, from fairseq's log."""
-    found = re.search(r"num\. shared model params: ([\d,]+)", log.read_text(encoding="utf-8"))
-    if found is None:
-        raise DataError(f"{log}: does not tell the number of parameters")
-    return int(found[1].replace(",", ""))
+    match = re.search(r"num\. shared model params: ([\d,]+)", log.read_text(encoding="utf-8"))
+    if match is None:
+        raise DataError(f"{log}: has no number of parameters")
+    return int(match[1].replace(",", ""))
 
 
 def validation_curve(log: Path) -> list[tuple[int, float]]:
@@ -240,7 +240,7 @@ def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
 
 def _by_system(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     by_system = {name: [row for row in content["rows"] if row["system"] == name] for name in SYSTEMS}
-    return {name: found for name, found in by_system.items() if found}
+    return {name: rows for name, rows in by_system.items() if rows}
 
 
 def _table(content: dict[str, Any]) -> str:
@@ -248,12 +248,12 @@ def _table(content: dict[str, Any]) -> str:
     rows, by_system = content["rows"], _by_system(content)
     baseline = {row["seed"]: row["sacrebleu"] for row in by_system.get("Transformer", [])}
     lines = []
-    for name, found in by_system.items():
-        gains = [row["sacrebleu"] - baseline[row["seed"]] for row in found if row["seed"] in baseline]
+    for name, of_system in by_system.items():
+        gains = [row["sacrebleu"] - baseline[row["seed"]] for row in of_system if row["seed"] in baseline]
         gain = Paired.of(gains).text(2) if gains and name != "Transformer" else ""
-        bleu = mean_spread([row["sacrebleu"] for row in found], 2)
-        bits = mean_spread([min(value for _, value in row["curve"]) for row in found], 3)
-        lines.append(f"| {name} | {common(found, 'parameters'):,} | {bleu} | {gain} | {bits} |")
+        bleu = mean_spread([row["sacrebleu"] for row in of_system], 2)
+        bits = mean_spread([min(value for _, value in row["curve"]) for row in of_system], 3)
+        lines.append(f"| {name} | {common(of_system, 'parameters'):,} | {bleu} | {gain} | {bits} |")
     seeds = sorted({row["seed"] for row in rows})
     updates = common(rows, "updates")
     return TEXT.format(
@@ -275,8 +275,8 @@ def _table(content: dict[str, Any]) -> str:
 def _plot(by_system: dict[str, list[dict]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 5.5))
     colours = plt.get_cmap("tab20")
-    for index, (name, found) in enumerate(by_system.items()):
-        curves = [row["curve"] for row in found]
+    for index, (name, rows) in enumerate(by_system.items()):
+        curves = [row["curve"] for row in rows]
         steps = [update for update, _ in min(curves, key=len)]
         values = [statistics.mean(value for _, value in points) for points in zip(*curves, strict=False)]
         axes.plot(steps, values, label=name, color=colours(index), linewidth=1.6)

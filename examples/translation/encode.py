@@ -32,7 +32,7 @@ def _settings(data: Path) -> dict[str, Any]:
         settings = read_json(data / "prepare.json")["settings"]
         return {name: settings[name] for name in ("source", "bpe", "unicode", "lowercase")}
     except (KeyError, TypeError) as error:
-        raise DataError(f"{data / 'prepare.json'}: not made by examples.translation.prepare (no {error})") from error
+        raise DataError(f"{data / 'prepare.json'}: no folder of examples.translation.prepare (no {error})") from error
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         description="Cleans new text and splits it into the subwords of a prepared folder, line for line.",
     )
     parser.add_argument("text", help="a sentence a line, plain or .gz; - reads standard input")
-    parser.add_argument("--data", type=Path, required=True, help="folder made by examples.translation.prepare")
+    parser.add_argument("--data", type=Path, required=True, help="folder of examples.translation.prepare")
     args = parser.parse_args(argv)
     encoded = encode([line for line, _ in read_lines(args.text, keep_blank=True)], args.data)
     source = _settings(args.data)["source"]

@@ -47,15 +47,15 @@ def read_outputs(file: str | Path, reference: str | Path, kind: str) -> Outputs:
     lines = list(read_lines(file, keep_blank=True))
     targets: dict[int, str] = {}
     if any(_GENERATED.match(line) for line, _ in lines):
-        found = read_generated(lines, kind)
+        generated = read_generated(lines, kind)
         targets = read_generated(lines, "T") if any(line.startswith("T-") for line, _ in lines) else {}
-        missing = [number for number in range(len(references)) if number not in found]
+        missing = [number for number in range(len(references)) if number not in generated]
         if missing:
             raise DataError(
                 f"{file} has {len(references) - len(missing)} of the {len(references)} sentences of {reference} "
                 f"(the first missing is {missing[0]})"
             )
-        hypotheses = [found[number] for number in sorted(found)]
+        hypotheses = [generated[number] for number in sorted(generated)]
     else:
         hypotheses = [line for line, _ in lines]
     if len(hypotheses) != len(references):
@@ -67,7 +67,7 @@ def read_outputs(file: str | Path, reference: str | Path, kind: str) -> Outputs:
 
 def read_generated(lines: Sequence[tuple[str, str]], kind: str) -> dict[int, str]:
     """Sentence number -> its first line of ``kind`` (of several, ``--nbest``, the first is the best)."""
-    found: dict[int, str] = {}
+    sentences: dict[int, str] = {}
     columns = 1 if kind == "T" else 2
     last = None
     for line, origin in lines:
@@ -77,18 +77,18 @@ def read_generated(lines: Sequence[tuple[str, str]], kind: str) -> dict[int, str
         number, parts = int(match[2]), line.split("\t", columns)
         if len(parts) <= columns:
             raise DataError(f"{origin}: the line of sentence {number} is cut off; translate again")
-        if number in found and number != last:
+        if number in sentences and number != last:
             raise DataError(f"{origin}: sentence {number} is there twice: are two outputs in this file?")
-        found.setdefault(number, parts[columns])
+        sentences.setdefault(number, parts[columns])
         last = number
-    if not found:
+    if not sentences:
         file = lines[0][1].rpartition(":")[0]
         raise DataError(f"{file}: no line starts with {kind}-: is it the whole output of fairseq-generate?")
     # Each hypothesis is followed by the scores of its tokens, so that a hypothesis at the very end is cut off.
     end = _GENERATED.match(lines[-1][0])
     if end and end[1] in "HD" and any(line.startswith("P-") for line, _ in lines):
         raise DataError(f"{lines[-1][1]}: the file ends within sentence {end[2]}; translate again")
-    return found
+    return sentences
 
 
 def _refuse_subwords(name: str, lines: list[str]) -> None:
@@ -106,26 +106,26 @@ def _share(lines: list[str], test: Callable[[str], object]) -> float:
 
 
 def _warnings(hypotheses: list[str], references: list[str], targets: dict[int, str]) -> list[str]:
-    found = []
+    warnings = []
     for name, lines in (("hypotheses", hypotheses), ("references", references)):
         if blank := sum(not line.strip() for line in lines):
-            found.append(f"{blank} of the {name} are empty")
+            warnings.append(f"{blank} of the {name} are empty")
         if unknown := sum("<unk>" in line for line in lines):
-            found.append(f"{unknown} of the {name} hold <unk>")
+            warnings.append(f"{unknown} of the {name} hold <unk>")
         if damaged := sum("\ufffd" in line for line in lines):
-            found.append(f"{damaged} of the {name} hold the sign of damaged text, U+FFFD")
+            warnings.append(f"{damaged} of the {name} hold the sign of damaged text, U+FFFD")
         if other := sum(not unicodedata.is_normalized("NFC", line) for line in lines):
-            found.append(f"{other} of the {name} are not in Unicode's NFC: the same letters count as different ones")
+            warnings.append(f"{other} of the {name} are not in Unicode's NFC: the same letters count as different ones")
         if changed := sum(clean(line, "none") != line for line in lines):
-            found.append(f"{changed} of the {name} hold control characters, or spaces other than single ones")
+            warnings.append(f"{changed} of the {name} hold control characters, or spaces other than single ones")
     if not any(line != line.lower() for line in hypotheses) and any(line != line.lower() for line in references):
-        found.append("the hypotheses are lower-cased and the references are not: every capital counts as an error")
+        warnings.append("the hypotheses are lower-cased and the references are not: every capital counts as an error")
     if hypotheses == references:
-        found.append("hypotheses and references are the same text")
-    known = {number: text for number, text in targets.items() if "unk>" not in text}
-    if known and not any(_letters(known[number]) == _letters(references[number]) for number in known):
-        found.append("the references are not the targets that fairseq-generate read: are they of another set?")
-    return found
+        warnings.append("hypotheses and references are the same text")
+    whole = {number: text for number, text in targets.items() if "unk>" not in text}
+    if whole and not any(_letters(whole[number]) == _letters(references[number]) for number in whole):
+        warnings.append("the references are not the targets that fairseq-generate read: are they of another set?")
+    return warnings
 
 
 def _letters(text: str) -> str:

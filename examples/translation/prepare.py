@@ -130,8 +130,8 @@ def prepare(args: argparse.Namespace) -> None:
         symbols: dict[str, dict[str, dict[str, float]]] = {split: {} for split in SPLITS}
         for split, language in product(SPLITS, languages):
             name = f"{split}.{language}"
-            known = stage / f"dict.{language}.txt", pieces / f"train.{language}"
-            unknown = check_unknown(pieces / name, *known, args.allow_unknown)
+            dictionary, train = stage / f"dict.{language}.txt", pieces / f"train.{language}"
+            unknown = check_unknown(pieces / name, dictionary, train, args.allow_unknown)
             symbols[split][language] = {"unknown": unknown, "too_long": count_long(pieces / name)}
 
         for language in languages:

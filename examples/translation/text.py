@@ -56,7 +56,7 @@ def learn_subwords(kind: str, files: list[Path], folder: Path, size: int) -> Non
     codes = folder / "bpe.codes"
     both = (line for file in files for line in file.open(encoding="utf-8"))
     with codes.open("w", encoding="utf-8") as stream:
-        with redirect_stderr(StringIO()):  # its progress bar and the reason why it stops, which is told below
+        with redirect_stderr(StringIO()):  # its progress bar and the reason why it stops, which is said below
             learn_bpe(both, stream, size)
     learned = sum(1 for _ in read_lines(codes)) - 1  # the first line names the format
     if learned < size:
@@ -114,11 +114,11 @@ def dictionary_symbols(file: Path) -> set[str]:
     return {line.split(" ", 1)[0] for line, _ in read_lines(file)}
 
 
-def unknown_share(lines: Iterable[str], known: Set[str]) -> float:
-    """The share of symbols, 0 to 1, that are not ``known``."""
+def unknown_share(lines: Iterable[str], vocabulary: Set[str]) -> float:
+    """The share of symbols, 0 to 1, that are not in ``vocabulary``."""
     unknown = total = 0
     for line in lines:
         symbols = line.split()
         total += len(symbols)
-        unknown += sum(symbol not in known for symbol in symbols)
+        unknown += sum(symbol not in vocabulary for symbol in symbols)
     return unknown / total if total else 0.0

@@ -82,7 +82,7 @@ def test_a_log_without_the_size_is_refused(tmp_path):
     (tmp_path / "train.log").write_text("num. shared model params: 1,750,016 (num. trained: 1,750,016)")
     assert translation.parameters(tmp_path / "train.log") == 1750016
     (tmp_path / "train.log").write_text("")
-    with pytest.raises(DataError, match=r"train\.log: does not tell the number of parameters"):
+    with pytest.raises(DataError, match=r"train\.log: has no number of parameters"):
         translation.parameters(tmp_path / "train.log")
 
 

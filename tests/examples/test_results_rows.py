@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,6 +168,25 @@ def test_stored_measurements_are_replaced_only_when_told(part: str, option: str,
             command._refuse_other(part, changed, form)
     changed.replace = True
     command._refuse_other(part, changed, form)
+
+
+EVERY_COUNT_AND_LIST = [
+    (name, action.option_strings[0], action.nargs)
+    for name, form in command._parsers()[1].items()
+    for action in form._actions
+    if action.nargs == "+" or action.type is int
+]
+
+
+@pytest.mark.parametrize(("part", "option", "nargs"), EVERY_COUNT_AND_LIST)
+def test_no_count_is_zero_and_nothing_is_measured_twice(part: str, option: str, nargs: str | None, tmp_path) -> None:
+    """Each before anything is measured or written."""
+    (action,) = (action for action in command._parsers()[1][part]._actions if option in action.option_strings)
+    first = next(iter(action.choices or action.default or ["gcn"])) if nargs else "0"
+    words, message = ([first, first], f"{option} has {first} twice") if nargs else (["0"], f"{option} must be at least")
+    with pytest.raises(OptionError, match=re.escape(message)):
+        command.main([part, option, *map(str, words), "--docs", str(tmp_path / "docs"), "--out", str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_stored_command_is_what_to_type(monkeypatch, tmp_path):
