@@ -155,6 +155,12 @@ def blocks() -> list[Block]:
         ),
     ]  # fmt: skip
     script = {"script": "a loss is for training"}
+    blockwise = script | {
+        "empty": "the weight has no examples",
+        "export": "the gradient is part of the forward pass",
+        "compile": "the gradient is part of the forward pass",
+        "vmap": "the gradient is part of the forward pass",
+    }
     values = script | {"vmap": "looks at the classes, to name one that does not exist"}
     logits, classes, counts = draw(4, 5), torch.tensor([0, 3, 4, 1]), torch.tensor([9, 5, 3, 2, 1])
     binary, probabilities = torch.tensor([[0, 1, 1, 0, 1]]).repeat(4, 1), draw(4, 5).softmax(-1)
@@ -170,6 +176,11 @@ def blocks() -> list[Block]:
         ),
         Block("EncouragingLoss", losses.EncouragingLoss(log_end=0.5, label_smoothing=0.1), (logits, classes),
               unsupported=script),
+        *(
+            Block("fused_linear_encouraging_loss", losses.fused_linear_encouraging_loss,
+                  (draw(4, 8), draw(5, 8), classes), options, largest=MAPPED_TWICE, unsupported=blockwise)
+            for options in ({}, {"label_smoothing": 0.1, "bonus_weight": 0.5}, {"class_weight": weight})
+        ),
         *(
             Block("mirror_bonus_loss", losses.mirror_bonus_loss, (logits, classes), options, unsupported=script)
             for options in ({}, {"base": "mae", "activation": "sigmoid", "bonus_power": 0.5})

@@ -10,6 +10,7 @@ from fairseq_ext.losses.divergence import (
 )
 from fairseq_ext.losses.encouraging import encouraging_loss, encouraging_loss_terms
 from fairseq_ext.losses.encouraging_variants import binary_encouraging_loss, halted_focal_loss, mirror_bonus_loss
+from fairseq_ext.losses.fused_linear import fused_linear_encouraging_loss
 from fairseq_ext.losses.imbalance import (
     class_balanced_softmax_loss,
     class_weights,
@@ -27,6 +28,7 @@ __all__ = [
     "encouraging_loss",
     "encouraging_loss_terms",
     "focal_loss",
+    "fused_linear_encouraging_loss",
     "halted_focal_loss",
     "matrix_kl",
     "mirror_bonus_loss",
