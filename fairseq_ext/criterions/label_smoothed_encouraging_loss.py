@@ -14,9 +14,11 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterionConfig,
 )
 from fairseq.logging import metrics
+from torch import nn
 
 from fairseq_ext.criterions.span_loss import SpanLoss, has_spans
 from fairseq_ext.losses.encouraging import SMOOTHING_FORMS, encouraging_loss_terms
+from fairseq_ext.losses.fused_linear import fused_linear_terms
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import check_fields, option
 
@@ -57,6 +59,11 @@ class LabelSmoothedEncouragingLossCriterionConfig(LabelSmoothedCrossEntropyCrite
         "keep the bonus in the validation loss (published); it is then not comparable between losses",
         idle=NO_BONUS,
     )
+    fused_output_loss: bool = option(
+        False,
+        "compute output layer and loss together, some tokens at a time: the same numbers in less memory, as the"
+        " logits of a batch are never there (our choice)",
+    )
     ignore_prefix_size: int = option(0, "target tokens at the start that the loss passes over", least=0)
 
 
@@ -77,6 +84,7 @@ class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyC
         smoothing_form: ``"uniform"`` or ``"off-target"``. Default ``"uniform"``, as the released code; fairseq itself
             has smoothed off-target since 0.10.1.
         bonus_at_validation: keep the bonus in the validation loss, as the released code.
+        fused_output_loss: see :mod:`fairseq_ext.losses.fused_linear`; for models whose output layer is one matrix.
 
     Raises:
         OptionError: a value out of range, or an option that would do nothing.
@@ -94,6 +102,7 @@ class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyC
         bonus_clamp=1e-5,
         smoothing_form="uniform",
         bonus_at_validation=False,
+        fused_output_loss=False,
     ):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         self.log_end = log_end
@@ -101,6 +110,7 @@ class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyC
         self.bonus_clamp = bonus_clamp
         self.smoothing_form = smoothing_form
         self.bonus_at_validation = bonus_at_validation
+        self.fused_output_loss = fused_output_loss
         self.label_smoothing = label_smoothing
         check_fields(self, LabelSmoothedEncouragingLossCriterionConfig)
         default_clamp = LabelSmoothedEncouragingLossCriterionConfig.bonus_clamp
@@ -115,8 +125,12 @@ class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyC
                 "--criterion label_smoothed_encouraging_loss: excludes --adaptive-softmax-cutoff, which trains with "
                 "--criterion adaptive_loss alone"
             )
-        net_output = model(**sample["net_input"])
-        loss, nll_loss, bonus = self.compute_terms(model, net_output, sample, reduce=reduce)
+        if self.fused_output_loss and reduce:
+            loss, nll_loss, bonus, correct = self.compute_fused_terms(model, sample)
+        else:
+            net_output = model(**sample["net_input"])
+            loss, nll_loss, bonus = self.compute_terms(model, net_output, sample, reduce=reduce)
+            correct = self.compute_accuracy(model, net_output, sample) if self.report_accuracy else None
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         logging_output = {
             "loss": loss.data,
@@ -127,9 +141,7 @@ class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyC
             "sample_size": sample_size,
         }
         if self.report_accuracy:
-            n_correct, total = self.compute_accuracy(model, net_output, sample)
-            logging_output["n_correct"] = n_correct.data
-            logging_output["total"] = total.data
+            logging_output["n_correct"], logging_output["total"] = (count.data for count in correct)
         if has_spans(model):
             loss = self.add_span_loss(model, loss, sample_size, logging_output)
         return loss, sample_size, logging_output
@@ -156,6 +168,35 @@ class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyC
         loss = cross_entropy + bonus if self.training or self.bonus_at_validation else cross_entropy
         terms = loss, nll_loss, bonus
         return tuple(term.sum() if reduce else term[:, None] for term in terms)
+
+    def compute_fused_terms(self, model, sample):
+        """``(loss, nll_loss, weighted bonus, (correct tokens, tokens))``, sums over tokens, without their logits."""
+        projection = getattr(getattr(model, "decoder", None), "output_projection", None)
+        if not isinstance(projection, nn.Linear):
+            raise OptionError(
+                f"--fused-output-loss: needs an output layer that is one matrix, {type(model).__name__} has none"
+            )
+        net_output = model(**sample["net_input"], features_only=True)
+        hidden, target = net_output[0], model.get_targets(sample, net_output)
+        hidden, target = (
+            hidden[:, self.ignore_prefix_size :].flatten(0, 1),
+            target[:, self.ignore_prefix_size :].flatten(),
+        )
+        terms = fused_linear_terms(
+            hidden,
+            projection.weight,
+            target,
+            projection.bias,
+            ignore_index=self.padding_idx,
+            bonus_weight=self.bonus_weight if self.training or self.bonus_at_validation else 0.0,
+            label_smoothing=self.eps,
+            log_end=self.log_end,
+            smoothing_form=self.smoothing_form,
+            bonus_clamp=self.bonus_clamp,
+        )
+        kept = target.ne(self.padding_idx)
+        correct = (terms.prediction.eq(target) & kept).sum(), kept.sum()
+        return terms.loss, terms.nll.sum(), self.bonus_weight * terms.bonus.sum(), correct
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
