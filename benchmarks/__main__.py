@@ -18,7 +18,20 @@ from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.files import write_json
 from fairseq_ext.training.runs import environment
 
-NAMES = ("attention", "loss", "norm", "muse", "cross_view", "stock", "totoro", "pprgo", "label_graph", "iais", "muka")
+NAMES = (
+    "attention",
+    "loss",
+    "fused_loss",
+    "norm",
+    "muse",
+    "cross_view",
+    "stock",
+    "totoro",
+    "pprgo",
+    "label_graph",
+    "iais",
+    "muka",
+)
 
 
 def format_row(row: Row) -> str:
