@@ -1,4 +1,4 @@
-"""Claim: the encouraging loss fused with the output layer is no slower than the two apart, in a fraction of the memory."""
+"""Claim: output layer and encouraging loss fused are no slower than the two apart, in a fraction of the memory."""
 
 from __future__ import annotations
 

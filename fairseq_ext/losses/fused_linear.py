@@ -13,6 +13,7 @@ The idea is that of Liger-Kernel's fused linear cross-entropy (Hsu et al., arXiv
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,9 +44,14 @@ class FusedTerms(NamedTuple):
     """The class with the largest logit."""
 
 
+def _nll_and_prediction(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    logits = logits.to(compute_dtype(logits))
+    return F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none"), logits.argmax(1)
+
+
 def block_elements(device: torch.device) -> int:
-    """Logits of a block: products as fast as in one on a CPU; an accelerator has launches to hide."""
-    return 2**22 if device.type == "cpu" else 2**25
+    """Logits of a block: few beside all of them, but so many that sums of the weight's gradient cost little."""
+    return 2**23 if device.type == "cpu" else 2**25
 
 
 def _blocks(hidden: Tensor, classes: int) -> list[slice]:
@@ -54,10 +60,10 @@ def _blocks(hidden: Tensor, classes: int) -> list[slice]:
 
 
 class _FusedLinear(torch.autograd.Function):
-    """:class:`FusedTerms` of ``terms``, which gives cross-entropy and bonus of each row for a block of logits."""
+    """A loss summed over rows, and what of it and of their logits is observed; ``terms`` gives its two parts."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target, terms, bonus_weight, ignore_index, differentiable):
+    def forward(ctx, hidden, weight, bias, target, terms, bonus_weight, observe, differentiable):
         wanted = [differentiable and need for need in ctx.needs_input_grad[:3]]
         dtype = compute_dtype(hidden)
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None
@@ -72,9 +78,8 @@ class _FusedLinear(torch.autograd.Function):
                 cross_entropy, bonus = terms(logits, target[block])
                 loss = (cross_entropy + bonus_weight * bonus).sum() * scale
             grad = torch.autograd.grad(loss, logits)[0] if any(wanted) else None
-            logits = logits.detach()
-            nll = F.cross_entropy(logits.to(dtype), target[block], ignore_index=ignore_index, reduction="none")
-            rows.append((cross_entropy.detach(), bonus.detach(), nll, logits.argmax(1)))
+            seen = observe(logits.detach(), target[block]) if observe else ()
+            rows.append((cross_entropy.detach(), bonus.detach(), *seen))
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[block])
             if grad_weight is not None and grad.dtype == dtype:
@@ -85,9 +90,9 @@ class _FusedLinear(torch.autograd.Function):
                 grad_bias += grad.sum(0, dtype=dtype)
         ctx.scale, ctx.dtypes = scale, (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        cross_entropy, bonus, nll, prediction = map(torch.cat, zip(*rows, strict=True))
-        ctx.mark_non_differentiable(cross_entropy, bonus, nll, prediction)
-        return (cross_entropy + bonus_weight * bonus).sum(), cross_entropy, bonus, nll, prediction
+        cross_entropy, bonus, *seen = map(torch.cat, zip(*rows, strict=True))
+        ctx.mark_non_differentiable(cross_entropy, bonus, *seen)
+        return (cross_entropy + bonus_weight * bonus).sum(), cross_entropy, bonus, *seen
 
     @staticmethod
     @once_differentiable
@@ -108,6 +113,28 @@ def _check_shapes(hidden: Tensor, weight: Tensor, target: Tensor) -> None:
         raise ValueError(f"target must hold one class index a row, shape ({len(hidden)},), got {tuple(target.shape)}")
 
 
+def _fused(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    bonus_weight: float,
+    observe: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, ...]:
+    require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
+    _check_shapes(hidden, weight, target)
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden, weight = (value.to(torch.get_autocast_dtype(kind)) for value in (hidden, weight))
+        bias = None if bias is None else bias.to(hidden.dtype)
+    terms = partial(encouraging_loss_terms, weight=class_weight, ignore_index=ignore_index, **options)
+    with torch.autocast(kind, enabled=False):
+        return _FusedLinear.apply(hidden, weight, bias, target, terms, bonus_weight, observe, torch.is_grad_enabled())
+
+
 def fused_linear_terms(
     hidden: Tensor,
     weight: Tensor,
@@ -125,19 +152,8 @@ def fused_linear_terms(
         hidden, weight, target, bias, class_weight, ignore_index, bonus_weight: as there.
         **options: the other options of :func:`~fairseq_ext.losses.encouraging.encouraging_loss_terms`.
     """
-    require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
-    _check_shapes(hidden, weight, target)
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind):
-        hidden, weight = (value.to(torch.get_autocast_dtype(kind)) for value in (hidden, weight))
-        bias = None if bias is None else bias.to(hidden.dtype)
-    terms = partial(encouraging_loss_terms, weight=class_weight, ignore_index=ignore_index, **options)
-    with torch.autocast(kind, enabled=False):
-        return FusedTerms(
-            *_FusedLinear.apply(
-                hidden, weight, bias, target, terms, bonus_weight, ignore_index, torch.is_grad_enabled()
-            )
-        )
+    observe = partial(_nll_and_prediction, ignore_index=ignore_index)
+    return FusedTerms(*_fused(hidden, weight, target, bias, class_weight, ignore_index, bonus_weight, observe, options))
 
 
 def fused_linear_encouraging_loss(
@@ -178,16 +194,16 @@ def fused_linear_encouraging_loss(
         >>> fused_linear_encouraging_loss(hidden, embeddings, target, label_smoothing=0.1).backward()
     """
     require("reduction", reduction, reduction in REDUCTIONS, f"one of {REDUCTIONS}")
-    options |= {"ignore_index": ignore_index, "bonus_weight": bonus_weight}
     if reduction == "none":
         _check_shapes(hidden, weight, target)
+        options |= {"ignore_index": ignore_index, "bonus_weight": bonus_weight, "reduction": "none"}
 
         def rows(hidden: Tensor, target: Tensor) -> Tensor:
-            return encouraging_loss(F.linear(hidden, weight, bias), target, class_weight, reduction="none", **options)
+            return encouraging_loss(F.linear(hidden, weight, bias), target, class_weight, **options)
 
         blocks = _blocks(hidden, len(weight))
         return torch.cat([checkpoint(rows, hidden[block], target[block], use_reentrant=False) for block in blocks])
-    loss = fused_linear_terms(hidden, weight, target, bias, class_weight=class_weight, **options).loss
+    loss = _fused(hidden, weight, target, bias, class_weight, ignore_index, bonus_weight, None, options)[0]
     if reduction == "sum":
         return loss
     kept = target != ignore_index
