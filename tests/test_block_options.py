@@ -245,8 +245,15 @@ def test_numbers_that_are_none_are_refused_by_name(name: str, option: str, value
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(bonus_power=2.0), "bonus_power must be 1 unless bonus='power', got 2.0"),
-        (dict(subsample=0.5, bonus="cosine"), "subsample must be 1 unless bonus='log', got 0.5"),
+        (dict(bonus_power=2.0), "bonus_power must be 1.0 unless bonus='power', got 2.0"),
+        (dict(subsample=0.5, bonus="cosine"), "subsample must be 1.0 unless bonus='log', got 0.5"),
+        (dict(log_end=0.5, bonus="power"), "log_end must be 0.75 unless bonus='log', got 0.5"),
+        (dict(bonus_clamp=0.0, bonus="cosine"), "bonus_clamp must be 1e-05 unless bonus='log', got 0.0"),
+        (dict(bonus_start=0.5, bonus_end=0.5), "bonus_end must be above bonus_start and at most 1, or None, got 0.5"),
+        (
+            dict(schedule="cos", max_epoch=3, schedule_of="log_end", bonus="cosine"),
+            "schedule_of must be 'bonus_weight'",
+        ),
         (dict(max_epoch=5), "max_epoch must be a positive number with a schedule, None without one, got 5"),
         (dict(schedule="linear", max_epoch=0), "max_epoch must be a positive number"),
         (dict(schedule_of="log_end"), "schedule_of must be left alone without a schedule"),
@@ -258,6 +265,20 @@ def test_numbers_that_are_none_are_refused_by_name(name: str, option: str, value
 def test_options_that_would_do_nothing_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         losses.EncouragingLoss(**options)
+
+
+@pytest.mark.parametrize("bonus", ["log", "power", "cosine"])
+@pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(Bonus) if field.name != "bonus"])
+def test_every_form_uses_an_option_or_refuses_it(bonus: str, option: str) -> None:
+    """What makes an option matter, as ``log_end=1`` does for ``bonus_clamp``, is left to the table."""
+    _, value, *beside = TERMS[option]
+    context = {**dict(*beside), "bonus": bonus}
+    try:
+        before, after = (losses.encouraging_loss(LOGITS, CLASSES, **o) for o in (context, context | {option: value}))
+    except ValueError as refusal:
+        assert "unless bonus=" in str(refusal) and repr(bonus) not in str(refusal)
+        return
+    assert not torch.equal(before, after)
 
 
 @pytest.mark.parametrize("option", ["bonus_weight", "bonus_end", "bonus_start"])

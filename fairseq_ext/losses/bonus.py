@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -48,13 +48,17 @@ class Bonus:
         require("log_end", self.log_end, 0 <= self.log_end <= 1, "in [0, 1]")
         require("bonus", self.bonus, self.bonus in _FORMS, f"one of {tuple(_FORMS)}")
         require("bonus_power", self.bonus_power, 0 < self.bonus_power < math.inf, "above 0")
-        is_power, is_log = self.bonus == "power", self.bonus == "log"
-        require("bonus_power", self.bonus_power, self.bonus_power == 1 or is_power, "1 unless bonus='power'")
         require("bonus_start", self.bonus_start, 0 <= self.bonus_start < 1, "in [0, 1)")
-        require("bonus_end", self.bonus_end, self.bonus_end is None or 0 <= self.bonus_end <= 1, "in [0, 1] or None")
+        end = self.bonus_end
+        require(
+            "bonus_end", end, end is None or self.bonus_start < end <= 1, "above bonus_start and at most 1, or None"
+        )
         require("subsample", self.subsample, 0 < self.subsample <= 1, "in (0, 1]")
-        require("subsample", self.subsample, self.subsample == 1 or is_log, "1 unless bonus='log'")
         require("bonus_clamp", self.bonus_clamp, 0 <= self.bonus_clamp < 0.5, "in [0, 0.5)")
+        for item in fields(self):
+            form, value = _FORM_OF.get(item.name, self.bonus), getattr(self, item.name)
+            idle = value != item.default and form != self.bonus
+            require(item.name, value, not idle, f"{item.default} unless bonus={form!r}")
 
     @property
     def is_plain_log(self) -> bool:
@@ -115,3 +119,5 @@ _FORMS: dict[str, tuple[Callable[[Bonus, Tensor], Tensor], Callable[[Bonus, floa
     "power": (_power, _power_at),
     "cosine": (_cosine, _cosine_at),
 }
+# The one form that has an option; the others do nothing with it.
+_FORM_OF = {"log_end": "log", "subsample": "log", "bonus_clamp": "log", "bonus_power": "power"}

@@ -77,6 +77,10 @@ class EncouragingLoss(nn.Module):
         scheduled = schedule != "none"
         require("schedule_of", schedule_of, schedule_of in ("bonus_weight", "log_end"), "'bonus_weight' or 'log_end'")
         require("schedule_of", schedule_of, scheduled or schedule_of == "bonus_weight", "left alone without a schedule")
+        is_log = options.get("bonus", "log") == "log"
+        require(
+            "schedule_of", schedule_of, is_log or schedule_of == "bonus_weight", "'bonus_weight' unless bonus='log'"
+        )
         require("schedule_ratio", schedule_ratio, math.isfinite(schedule_ratio) and schedule_ratio != 0, "not 0")
         require("schedule_ratio", schedule_ratio, schedule == "exp" or schedule_ratio == 5, "5 unless schedule='exp'")
         positive = max_epoch is not None and max_epoch > 0

@@ -67,13 +67,13 @@ def encouraging_loss(
             Default 0.75, as the released image code; translation was published with 0.5. With 1, halve the learning
             rate.
         bonus: ``"log"``; ``"power"``, :math:`B = -p^\gamma`; or ``"cosine"``, :math:`B = \cos(\pi p) - 1`. The last
-            two do not use ``log_end``.
+            two refuse ``log_end``, ``subsample`` and ``bonus_clamp``.
         bonus_weight: :math:`\lambda`; 0 is the cross-entropy.
         bonus_smoothing: :math:`\epsilon` of the bonus alone. Default: ``label_smoothing``.
         bonus_power: :math:`\gamma` of the power bonus.
         bonus_start: s of the "aggressive" bonus, :math:`B(p) - B(s)` for :math:`p \ge s` and 0 below. The paper uses
             ``bonus_start=0.5, log_end=1.0``. Continuous at s for every ``log_end`` (our choice).
-        bonus_end: no bonus for :math:`p` above this value. Default: none.
+        bonus_end: no bonus for :math:`p` above this value, itself above ``bonus_start``. Default: none.
         subsample: :math:`\rho` in :math:`B(\rho p)`, the bonus as if a share of the probability did not count.
         smoothing_form: ``"uniform"`` gives every class :math:`\epsilon / V`, as the released code and
             ``F.cross_entropy``; ``"off-target"`` gives :math:`\epsilon / (V - 1)` to all but the target, as fairseq
@@ -87,7 +87,7 @@ def encouraging_loss(
         half-precision input.
 
     Raises:
-        ValueError: an option out of its range, or ``target`` of neither shape.
+        ValueError: an option out of its range or without effect, or ``target`` of neither shape.
 
     Example:
         >>> logits, target = torch.randn(3, 5, requires_grad=True), torch.tensor([1, 0, 4])

@@ -34,7 +34,8 @@ from fairseq_ext.modules.topk import topk_softmax
 __all__ = ["FUSIONS", "STRATEGIES", "CrossViewFusion", "check_cross_view", "view_schedule"]
 
 STRATEGIES = ("none", "gca", "gpa", "fga", "fma", "ama", "ama-static")
-FUSIONS = ("mean", "sum", "concat", "gate", "sequential", "separate")
+_OF_TWO = ("gate", "sequential", "separate")
+FUSIONS = ("mean", "sum", "concat", *_OF_TWO)
 
 Attend = Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor | None]]
 
@@ -45,7 +46,7 @@ def check_cross_view(strategy: str, fusion: str = "mean", use_global: bool = Tru
         raise ValueError(f"cross-view strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
     if fusion not in FUSIONS:
         raise ValueError(f"cross-view fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
-    if strategy == "fma" and fusion not in ("mean", "sum", "concat"):
+    if strategy == "fma" and fusion in _OF_TWO:
         raise ValueError(f"cross-view fusion {fusion!r} joins at most two views; fma takes mean, sum or concat")
     if strategy in ("none", "ama", "ama-static") and fusion != "mean":
         raise ValueError(f"cross-view fusion {fusion!r} does not apply to cross-view {strategy!r}")
@@ -138,7 +139,9 @@ class CrossViewFusion(nn.Module):
           separate), of :math:`E_{N_e}` (fma), folded back to S (concat), or weighted like the contexts (ama)
 
     Raises:
-        ValueError: for a combination that :func:`check_cross_view` refuses, or ``ama`` without ``ama_proj``.
+        ValueError: for a combination that :func:`check_cross_view` refuses, ``ama`` without ``ama_proj``, layers that
+            are none, or more than two of them where the fusion joins two; in :meth:`forward`, for two views of
+            ``sequential``.
     """
 
     def __init__(
@@ -150,6 +153,11 @@ class CrossViewFusion(nn.Module):
         ama_proj: nn.Linear | None = None,
     ) -> None:
         super().__init__()
+        check_cross_view(strategy, fusion)
+        if not views or min(views) < 1:
+            raise ValueError(f"views must be encoder layers, 1 at the bottom, got {tuple(views)}")
+        if fusion in _OF_TWO and len(views) > 2:
+            raise ValueError(f"cross-view fusion {fusion!r} joins at most two views, got {tuple(views)}")
         if strategy == "ama" and ama_proj is None:
             raise ValueError("cross-view 'ama' needs ama_proj, the projection that all decoder layers share")
         self.embed_dim = embed_dim
@@ -179,6 +187,8 @@ class CrossViewFusion(nn.Module):
         if self.mix is not None:
             memory = (torch.stack(list(views), dim=-1) * self.mix.softmax(dim=0)).sum(dim=-1)
             return attend(query, memory, key_padding_mask, 0)
+        if self.fusion == "sequential" and len(views) > 1:
+            raise ValueError("cross-view fusion 'sequential' is two sub-layers of a decoder layer, not one context")
         if self.fusion == "concat":
             return self._joint_softmax(attend, query, views, key_padding_mask)
 

@@ -398,12 +398,14 @@ def test_lower_bound_and_clamp():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, dict(label_smoothing=0.1), dict(bonus="cosine")])
+@pytest.mark.parametrize(
+    "options", [dict(log_end=0.9), dict(log_end=0.9, label_smoothing=0.1), dict(bonus="cosine")], ids=str
+)
 def test_half_precision_is_computed_in_float32(dtype, options):
     x = (4 * torch.randn(6, 50, generator=torch.Generator().manual_seed(5))).to(dtype)
     target = x.argmax(-1)
     half, reference = leaf(x), leaf(x.float())
-    losses = [encouraging_loss(logits, target, log_end=0.9, **options) for logits in (half, reference)]
+    losses = [encouraging_loss(logits, target, **options) for logits in (half, reference)]
     for loss in losses:
         loss.backward()
     assert losses[0].dtype == torch.float32 and half.grad.dtype == dtype

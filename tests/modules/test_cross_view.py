@@ -172,6 +172,32 @@ def test_meaningless_combinations_are_refused(arguments: tuple[str, ...], messag
     with pytest.raises(ValueError, match=message) as caught:
         check_cross_view(*arguments)
     assert "\n" not in str(caught.value)
+    if len(arguments) < 3:
+        with pytest.raises(ValueError, match=message):
+            CrossViewFusion(8, (1, 2), *arguments, ama_proj=nn.Linear(8, 8))
+
+
+@pytest.mark.parametrize("views", [(), (0,), (2, -1)])
+def test_views_are_layers(views: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="views must be encoder layers"):
+        CrossViewFusion(8, views)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_fusion_reads_all_views_or_refuses_them(fusion: str) -> None:
+    """No view is passed over, and no fusion is silently another one."""
+
+    def attend(query: Tensor, memory: Tensor, mask: Tensor | None, slot: int) -> tuple[Tensor, None]:
+        return memory.mean(0).expand_as(query), None
+
+    query, views = torch.zeros(1, 1, 4), [torch.full((2, 1, 4), size, requires_grad=True) for size in (1.0, 2.0, 4.0)]
+    for count in (1, 2, 3):
+        try:
+            fused, _ = CrossViewFusion(4, (3, 2, 1)[:count], "gca", fusion)(attend, query, views[:count])
+        except ValueError as refusal:
+            assert repr(fusion) in str(refusal) and count > 1
+            continue
+        assert all(grad.any() for grad in torch.autograd.grad(fused.sum(), views[:count]))
 
 
 @pytest.mark.parametrize("strategy", ["gca", "gpa", "fga"])
