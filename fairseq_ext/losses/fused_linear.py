@@ -77,9 +77,11 @@ class _FusedLinear(torch.autograd.Function):
                 logits.requires_grad_(any(wanted))
                 cross_entropy, bonus = terms(logits, target[block])
                 loss = (cross_entropy + bonus_weight * bonus).sum() * scale
-            grad = torch.autograd.grad(loss, logits)[0] if any(wanted) else None
             seen = observe(logits.detach(), target[block]) if observe else ()
             rows.append((cross_entropy.detach(), bonus.detach(), *seen))
+            if not any(wanted):
+                continue
+            (grad,) = torch.autograd.grad(loss, logits)
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[block])
             if grad_weight is not None and grad.dtype == dtype:
