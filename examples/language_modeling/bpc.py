@@ -1,6 +1,6 @@
 """Bits per character from the log of fairseq-eval-lm.
 
-    fairseq-eval-lm DATA --path MODEL ... 2>&1 | tee eval.log
+    fairseq-eval-lm DATA --path MODEL ... > eval.log 2>&1
     python -m examples.language_modeling.bpc eval.log --data DATA
 
 fairseq-eval-lm prints the mean loss of a *symbol* in base 2. Bits per character is that loss times symbols per

@@ -84,8 +84,7 @@ def commands(
         steps.append([f"fairseq-ext average --inputs {save} --last {count} --output {save}/{checkpoint}"])
     evaluate = {"translation": _generate, "language_modeling": _evaluate_language_model}[training["task"]]
     steps.append(evaluate(checkpoint, evaluation, precision, data, save))
-    if recipe.data.score:
-        steps.append([recipe.data.score.format(data=data, save=save)])
+    steps.append([recipe.data.score.format(data=data, save=save)])
     # joined, so that what is pasted ends with the step that fails instead of scoring an older checkpoint
     return " &&\n".join(" \\\n    ".join(filter(None, step)) for step in steps) + "\n"
 
@@ -122,7 +121,7 @@ def _evaluate_language_model(
     checkpoint: str, options: dict[str, Any], precision: str, data: str, save: str
 ) -> list[str]:
     first = f"fairseq-eval-lm {data} {USER_DIR} --path {save}/{checkpoint} --gen-subset test"
-    return [first, f"{_flags(options)} {precision}".rstrip(), f"2>&1 | tee {save}/eval.log"]
+    return [first, f"{_flags(options)} {precision}".rstrip(), f"> {save}/eval.log 2>&1"]
 
 
 def _flags(options: dict[str, Any]) -> str:

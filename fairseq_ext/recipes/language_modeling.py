@@ -23,7 +23,7 @@ WIKITEXT = Data(
     "wikitext103",
     folder="data-bin/wikitext-103",
     prepare="fairseq's prepare-wikitext-103.sh and fairseq-preprocess --only-source, with {data}",
-    score="",
+    score="grep 'Loss (base 2)' {save}/eval.log",
 )
 
 _TRAINING = by(OURS, task="language_modeling", seed=1, log_format="json", log_interval=100, fp16=True)

@@ -24,7 +24,7 @@ class Data:
         name: of the folder in ``examples/translation`` or of the corpus.
         folder: where the recipe's commands look for it.
         prepare: the command that makes ``{data}``.
-        score: the command that scores what was written to ``{save}``; empty where the evaluation prints its figure.
+        score: the command that prints the figure of what the evaluation wrote to ``{save}``; it fails without one.
     """
 
     name: str

@@ -25,14 +25,14 @@ def test_scripts_parse(script: Path) -> None:
 
 
 def shim(folder: Path, gpus: int = 0) -> dict[str, str]:
-    """Commands that write down how they were called instead of running; but recipes are printed."""
+    """Commands that write down how they were called instead of running, and $FAILING fails; but recipes are printed."""
     (folder / "bin").mkdir()
-    for name in ("fairseq-train", "fairseq-generate", "fairseq-ext", "python"):
+    for name in ("fairseq-train", "fairseq-generate", "fairseq-eval-lm", "fairseq-ext", "python", "grep"):
         file = folder / "bin" / name
         file.write_text(
             f"#!/bin/bash\n[[ $1 == -c ]] && echo {gpus} && exit\n"
             f'[[ $1 == recipe || $1 == user-dir ]] && exec {sys.executable} -m fairseq_ext.cli "$@"\n'
-            f'printf "%s\\n" {name} "$@" END >> {folder}/calls\n'
+            f'printf "%s\\n" {name} "$@" END >> {folder}/calls\n[[ $FAILING != {name} ]] || exit 3\n'
         )
         file.chmod(0o755)
     return {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
@@ -69,20 +69,24 @@ def test_the_environment_chooses(tmp_path: Path) -> None:
         (tmp_path / "calls").unlink()
 
 
-def test_pasted_commands_end_with_the_step_that_fails(tmp_path: Path) -> None:
-    """In a shell that goes on after errors, as the one that a user types into."""
+@pytest.mark.parametrize("name", ["multi30k/gca", "iwslt14_de_en/adanorm", "enwik8/adanorm", "wikitext103/transformer"])
+def test_pasted_commands_end_with_the_step_that_fails(name: str, tmp_path: Path) -> None:
+    """Whichever it is, in a shell that goes on after errors, as the one that a user types into."""
     env = shim(tmp_path)
-    (tmp_path / "bin" / "fairseq-generate").write_text("#!/bin/bash\nexit 3\n")
-    text = commands(find("multi30k/gca"), data=str(tmp_path), save_dir=str(tmp_path))
-    assert run("bash", "-c", text, env=env).returncode == 3
-    assert [call[0] for call in calls(tmp_path)] == ["fairseq-train", "fairseq-ext"]
+    text = commands(find(name), data=str(tmp_path), save_dir=str(tmp_path))
+    programs = [call[0] for call in pasted(text)]
+    assert len(set(programs)) == len(programs) >= 3
+    for number, program in enumerate(programs):
+        assert run("bash", "-c", text, env={**env, "FAILING": program}).returncode == 3
+        assert [call[0] for call in calls(tmp_path)] == programs[: number + 1]
+        (tmp_path / "calls").unlink()
 
 
 def test_a_step_that_fails_ends_the_script(tmp_path: Path) -> None:
     env = shim(tmp_path)
-    (tmp_path / "bin" / "fairseq-train").write_text("#!/bin/bash\nexit 3\n")
+    env["FAILING"] = "fairseq-train"
     done = run(TRANSLATION / "multi30k" / "recipe.sh", "gca", tmp_path, tmp_path / "save", env=env)
-    assert done.returncode == 3 and not (tmp_path / "calls").exists()
+    assert done.returncode == 3 and [call[0] for call in calls(tmp_path)] == ["fairseq-train"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.parent.name)

@@ -126,10 +126,11 @@ def test_fairseq_reads_the_printed_commands_as_the_table_has_them(recipe: Recipe
 @every_recipe
 def test_the_scores_are_those_of_our_tools(recipe: Recipe) -> None:
     tools = {"examples.translation.score": score, "examples.language_modeling.bpc": bpc}
-    calls = [call for call in pasted(commands(recipe)) if call[0] == "python"]
-    assert bool(calls) == bool(recipe.data.score)
-    for _, _, module, *words in calls:
-        tools[module].parser().parse_args(words)
+    program, *words = pasted(commands(recipe))[-1]
+    if program == "grep":  # fairseq's own figure, and a failure where there is none
+        assert words == ["Loss (base 2)", f"checkpoints/{recipe.name}/eval.log"]
+        return
+    tools[words[1]].parser().parse_args(words[2:])
 
 
 @every_recipe
