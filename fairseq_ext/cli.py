@@ -205,13 +205,15 @@ def _list(args: argparse.Namespace) -> int:
 
 def _recipe(args: argparse.Namespace) -> int:
     from .recipes import RECIPES, find
-    from .recipes.commands import commands, sources
+    from .recipes.commands import adapted, commands, sources
     from .recipes.hydra import to_yaml
 
-    settings = ("data", "save_dir", "gpus", "device", "seed", "average", "train_options")
-    given = {name: getattr(args, name) for name in settings if getattr(args, name) is not None}
-    if given and (args.yaml or args.name is None):
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    def given(*names: str) -> dict[str, Any]:
+        return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+    places, values = given("data", "save_dir", "train_options"), given("gpus", "device", "seed", "average")
+    if (values or places) and (args.yaml or args.name is None):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in places | values)
         raise OptionError(f"{options}: no effect {'with --yaml' if args.yaml else 'without the NAME of a recipe'}")
     if args.yaml and args.name is None:
         raise OptionError("--yaml: no effect without the NAME of a recipe")
@@ -220,7 +222,12 @@ def _recipe(args: argparse.Namespace) -> int:
         print("\n".join(f"{name:<{width}}  {recipe.alias:<31}  {recipe.summary}" for name, recipe in RECIPES.items()))
         return 0
     recipe = find(args.name)
-    print(to_yaml(recipe) if args.yaml else f"{sources(recipe)}\n{commands(recipe, **given)}", end="")
+    if args.yaml:
+        print(to_yaml(recipe), end="")
+        return 0
+    recipe = adapted(recipe, **values)
+    steps = commands(recipe, **places)
+    print(f"{sources(recipe, args.data)}\n{steps}", end="")
     return 0
 
 

@@ -16,7 +16,7 @@ import torch
 
 from fairseq_ext import checkpoint_averaging, cli, compat
 from fairseq_ext.recipes import RECIPES
-from fairseq_ext.recipes.commands import commands, sources
+from fairseq_ext.recipes.commands import GIVEN, adapted, commands, sources
 from tests.helpers import ROOT
 
 
@@ -316,8 +316,10 @@ def test_recipe_prints_sources_and_commands(run):
     _, out, _ = run(
         "recipe", "muse_iwslt_de_en", *options, "--train-options", "--max-update", "5", "--data-buffer-size=2"
     )
-    given = {"data": "d d", "save_dir": "s", "gpus": 2, "device": "cuda", "seed": 0, "average": 3}
-    assert out.endswith(commands(recipe, **given, train_options=["--max-update", "5", "--data-buffer-size=2"]))
+    recipe = adapted(recipe, gpus=2, device="cuda", seed=0, average=3)
+    train_options = ["--max-update", "5", "--data-buffer-size=2"]
+    assert out == f"{sources(recipe, 'd d')}\n{commands(recipe, 'd d', 's', train_options)}"
+    assert "recipe.sh prepare TEXT 'd d'" in out and f"{GIVEN}: seed 0, update_freq 2\n" in out
 
 
 def test_recipe_prints_the_file_of_hydra(run):

@@ -5,24 +5,77 @@ from __future__ import annotations
 import shlex
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fairseq_ext.recipes.presets import PRESETS
 from fairseq_ext.recipes.recipe import Recipe, values
-from fairseq_ext.recipes.settings import SECTIONS
+from fairseq_ext.recipes.settings import SECTIONS, Settings, by
 from fairseq_ext.training.errors import OptionError
 
-__all__ = ["commands", "sources"]
+__all__ = ["adapted", "commands", "sources"]
 
 USER_DIR = '--user-dir "$(fairseq-ext user-dir)"'
+GIVEN = "adapted to what was given"
 
 
-def sources(recipe: Recipe) -> str:
-    """What the recipe is and where each of its values comes from, as comments of a shell."""
+def adapted(
+    recipe: Recipe, gpus: int | None = None, device: str = "cuda", seed: int | None = None, average: int | None = None
+) -> Recipe:
+    """The recipe with what a user has chosen, as a source of its own.
+
+    Args:
+        recipe: whose.
+        gpus: how many train; default: the recipe's, or 1 on a CPU. ``update_freq`` follows.
+        device: ``"cuda"`` or ``"cpu"``, which trains in single precision.
+        seed: default: the recipe's.
+        average: how many of the last epoch checkpoints are averaged; default: the recipe's.
+
+    Raises:
+        OptionError: names the value that cannot be.
+    """
+    if gpus is None:
+        gpus = 1 if device == "cpu" else recipe.gpus
+    if gpus < 1 or (device == "cpu" and gpus != 1):
+        raise OptionError(f"--gpus {gpus}: at least 1, and 1 with --device cpu")
+    training, evaluation = {"update_freq": recipe.update_freq(gpus)}, {}
+    if seed is not None:
+        training["seed"] = seed
+    if device == "cpu":
+        training |= {"cpu": True, "fp16": False}
+    if average is not None:
+        if "average" not in recipe.evaluation:
+            checkpoint = recipe.evaluation["checkpoint"].value
+            raise OptionError(f"--average: {recipe.name} evaluates {checkpoint}, not an average")
+        if average < 1:
+            raise OptionError(f"--average {average}: at least 1")
+        evaluation["average"] = average
+        training["keep_last_epochs"] = max(average, recipe.training["keep_last_epochs"].value)
+    return replace(
+        recipe,
+        gpus=gpus,
+        training=_changed(recipe.training, training),
+        evaluation=_changed(recipe.evaluation, evaluation),
+    )
+
+
+def _changed(settings: Settings, given: dict[str, Any]) -> Settings:
+    """``settings`` with those of the ``given`` values that are not theirs already."""
+    same = [option for option in given if option in settings and settings[option].value == given[option]]
+    return settings | by(GIVEN, **{option: value for option, value in given.items() if option not in same})
+
+
+def sources(recipe: Recipe, data: str | None = None) -> str:
+    """What the recipe is and where each of its values comes from, as comments of a shell.
+
+    Args:
+        recipe: whose.
+        data: the folder that is prepared; default: the recipe's.
+    """
     lines = [
         f"# {recipe.name}",
         *_comment(recipe.summary),
-        *_comment(f"Data: {recipe.data.prepare.format(data=recipe.data.folder)}"),
+        *_comment(f"Data: {recipe.data.prepare.format(data=_folder(recipe, data))}"),
         *_comment(f"update_freq is for {recipe.gpus} GPU{'s' * (recipe.gpus > 1)}; --gpus N adapts it."),
     ]
     groups = {
@@ -42,43 +95,28 @@ def commands(
     recipe: Recipe,
     data: str | None = None,
     save_dir: str | None = None,
-    gpus: int | None = None,
-    device: str = "cuda",
-    seed: int | None = None,
-    average: int | None = None,
     train_options: Sequence[str] = (),
 ) -> str:
-    """The commands with every value; the paths that are not given are ``data-bin/DATA`` and ``checkpoints/NAME``.
+    """The commands with every value.
 
     Args:
-        recipe: whose.
-        data: what ``fairseq-train`` reads.
-        save_dir: where checkpoints and scores are written.
-        gpus: how many train; default: the recipe's, or 1 on a CPU. ``update_freq`` follows.
-        device: ``"cuda"`` or ``"cpu"``, which trains in single precision.
-        seed: default: the recipe's.
-        average: how many of the last epoch checkpoints are averaged; default: the recipe's.
+        recipe: whose, as it is or :func:`adapted`.
+        data: what ``fairseq-train`` reads; default: ``data-bin/DATA``.
+        save_dir: where checkpoints and scores are written; default: ``checkpoints/NAME``.
         train_options: appended to ``fairseq-train``, where they win.
 
     Raises:
-        OptionError: names the value that cannot be.
+        OptionError: one of ``train_options`` that the later commands would not follow.
     """
-    if gpus is None:
-        gpus = 1 if device == "cpu" else recipe.gpus
-    _refuse(recipe, gpus, device, average, train_options)
+    for option in ("--save-dir", "--cpu", "--fp16"):
+        if any(word.partition("=")[0] == option for word in train_options):
+            raise OptionError(f"--train-options {option}: give --save-dir and --device before --train-options")
     training, evaluation = values(recipe.training), values(recipe.evaluation)
-    training["update_freq"] = recipe.update_freq(gpus)
-    training["seed"] = training["seed"] if seed is None else seed
-    if average is not None:
-        evaluation["average"] = average
-        training["keep_last_epochs"] = max(average, training["keep_last_epochs"])
-    if device == "cpu":
-        training["fp16"] = False
-    precision = "--cpu" if device == "cpu" else "--fp16" if training["fp16"] else ""
-    data = shlex.quote(recipe.data.folder if data is None else data)
+    precision = _flags({option: training.get(option, False) for option in ("cpu", "fp16")})
+    data = _folder(recipe, data)
     save = shlex.quote(f"checkpoints/{recipe.name}" if save_dir is None else save_dir)
 
-    steps = [_train(recipe, training, "--cpu" * (device == "cpu"), train_options, data, save)]
+    steps = [_train(recipe, training, train_options, data, save)]
     count, checkpoint = evaluation.pop("average", 0), evaluation.pop("checkpoint", "checkpoint_average.pt")
     if count:
         steps.append([f"fairseq-ext average --inputs {save} --last {count} --output {save}/{checkpoint}"])
@@ -89,27 +127,17 @@ def commands(
     return " &&\n".join(" \\\n    ".join(filter(None, step)) for step in steps) + "\n"
 
 
-def _refuse(recipe: Recipe, gpus: int, device: str, average: int | None, train_options: Sequence[str]) -> None:
-    if gpus < 1 or (device == "cpu" and gpus != 1):
-        raise OptionError(f"--gpus {gpus}: at least 1, and 1 with --device cpu")
-    if average is not None and "average" not in recipe.evaluation:
-        raise OptionError(f"--average: {recipe.name} evaluates {recipe.evaluation['checkpoint'].value}, not an average")
-    if average is not None and average < 1:
-        raise OptionError(f"--average {average}: at least 1")
-    for option in ("--save-dir", "--cpu", "--fp16"):  # the later commands would not follow
-        if any(word.partition("=")[0] == option for word in train_options):
-            raise OptionError(f"--train-options {option}: give --save-dir and --device before --train-options")
+def _folder(recipe: Recipe, data: str | None) -> str:
+    return shlex.quote(recipe.data.folder if data is None else data)
 
 
-def _train(
-    recipe: Recipe, training: dict[str, Any], device: str, train_options: Sequence[str], data: str, save: str
-) -> list[str]:
+def _train(recipe: Recipe, training: dict[str, Any], train_options: Sequence[str], data: str, save: str) -> list[str]:
     by_section = [
         _flags({option: training[option] for option in options if option in training}) for options in SECTIONS.values()
     ]
     model = f"--arch {recipe.arch} {_flags(values(recipe.model))}".rstrip()
     first = f"fairseq-train {data} {USER_DIR} --save-dir {save}"
-    return [first, model, *by_section, device, shlex.join(train_options)]
+    return [first, model, *by_section, shlex.join(train_options)]
 
 
 def _generate(checkpoint: str, options: dict[str, Any], precision: str, data: str, save: str) -> list[str]:

@@ -34,7 +34,7 @@ def both(**values: Any) -> dict[str, Any]:
 
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "common": ("seed", "fp16", "log_format", "log_interval"),
+    "common": ("seed", "cpu", "fp16", "log_format", "log_interval"),
     "task": ("task", "tokens_per_sample", "sample_break_mode"),
     "criterion": ("criterion", "label_smoothing", "log_end"),
     "distributed_training": ("ddp_backend",),

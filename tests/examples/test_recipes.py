@@ -11,7 +11,7 @@ import pytest
 
 from examples.translation import prepare as mt
 from fairseq_ext.recipes import PRESETS, RECIPES, find, values
-from fairseq_ext.recipes.commands import commands
+from fairseq_ext.recipes.commands import adapted, commands
 from tests.helpers import ROOT, pasted
 
 EXAMPLES = ROOT / "examples"
@@ -52,8 +52,8 @@ def test_a_script_runs_the_commands_of_the_recipe(script: Path, tmp_path: Path) 
     save = tmp_path / "save it"
     done = run(script, name.split("/")[1], tmp_path, save, "--max-update", "7", env=shim(tmp_path))
     assert done.returncode == 0, done.stderr
-    given = {"data": str(tmp_path), "save_dir": str(save), "device": "cpu", "train_options": ["--max-update", "7"]}
-    assert calls(tmp_path) == pasted(commands(find(name), **given))
+    recipe = adapted(find(name), device="cpu")
+    assert calls(tmp_path) == pasted(commands(recipe, str(tmp_path), str(save), ["--max-update", "7"]))
     assert pasted((save / "commands.sh").read_text()) == calls(tmp_path)
     assert {file.name for file in save.iterdir()} == {"commands.sh", "train.log", "generate.txt"}
 
@@ -64,8 +64,8 @@ def test_the_environment_chooses(tmp_path: Path) -> None:
     for gpus, expected in ({}, 8), ({"GPUS": "2"}, 2):
         done = run(script, "muse", tmp_path, save, env={**env, **gpus})
         assert done.returncode == 0, done.stderr
-        given = {"data": str(tmp_path), "save_dir": str(save), "gpus": expected, "seed": 3, "average": 4}
-        assert calls(tmp_path) == pasted(commands(find("wmt14_en_de/muse"), **given))
+        recipe = adapted(find("wmt14_en_de/muse"), gpus=expected, seed=3, average=4)
+        assert calls(tmp_path) == pasted(commands(recipe, str(tmp_path), str(save)))
         (tmp_path / "calls").unlink()
 
 

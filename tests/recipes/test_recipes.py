@@ -25,7 +25,7 @@ from examples.language_modeling import bpc
 from examples.translation import score
 from fairseq_ext.recipes import PRESETS, RECIPES, Recipe, find, values
 from fairseq_ext.recipes.__main__ import CONF, main
-from fairseq_ext.recipes.commands import commands, sources
+from fairseq_ext.recipes.commands import GIVEN, adapted, commands, sources
 from fairseq_ext.recipes.hydra import LISTS
 from fairseq_ext.recipes.settings import SECTIONS
 from fairseq_ext.training.errors import OptionError
@@ -35,18 +35,22 @@ fairseq_ext.register()
 every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
 
 
+def printed(recipe: Recipe, **given: Any) -> list[list[str]]:
+    """The commands with what a user gives."""
+    values = {name: given.pop(name) for name in ("gpus", "device", "seed", "average") if name in given}
+    return pasted(commands(adapted(recipe, **values), **given))
+
+
 def train_arguments(recipe: Recipe, **changes: Any) -> argparse.Namespace:
     """What fairseq's parser makes of the printed ``fairseq-train``."""
-    name, *words = pasted(commands(recipe, **changes))[0]
+    name, *words = printed(recipe, **changes)[0]
     assert name == "fairseq-train"
     return options.parse_args_and_arch(options.get_training_parser(recipe.training["task"].value), words)
 
 
 def evaluation_arguments(recipe: Recipe, **changes: Any) -> argparse.Namespace:
     """What fairseq's parser makes of the printed ``fairseq-generate`` or ``fairseq-eval-lm``."""
-    (call,) = [
-        call for call in pasted(commands(recipe, **changes)) if call[0] in ("fairseq-generate", "fairseq-eval-lm")
-    ]
+    (call,) = [call for call in printed(recipe, **changes) if call[0] in ("fairseq-generate", "fairseq-eval-lm")]
     parser = {"fairseq-generate": options.get_generation_parser, "fairseq-eval-lm": options.get_eval_lm_parser}[call[0]]
     return options.parse_args_and_arch(parser(), call[1:])
 
@@ -117,7 +121,7 @@ def test_fairseq_reads_the_printed_commands_as_the_table_has_them(recipe: Recipe
     assert evaluation["path"] == f"{train['save_dir']}/{checkpoint}"
     assert (evaluation["fp16"], evaluation["gen_subset"]) == (recipe.training["fp16"].value, "test")
 
-    averages = [call for call in pasted(commands(recipe)) if call[0] == "fairseq-ext"]
+    averages = [call for call in printed(recipe) if call[0] == "fairseq-ext"]
     output = ["--output", evaluation["path"]]
     expected_average = ["fairseq-ext", "average", "--inputs", train["save_dir"], "--last", str(average), *output]
     assert averages == ([expected_average] if average else [])
@@ -126,7 +130,7 @@ def test_fairseq_reads_the_printed_commands_as_the_table_has_them(recipe: Recipe
 @every_recipe
 def test_the_scores_are_those_of_our_tools(recipe: Recipe) -> None:
     tools = {"examples.translation.score": score, "examples.language_modeling.bpc": bpc}
-    program, *words = pasted(commands(recipe))[-1]
+    program, *words = printed(recipe)[-1]
     if program == "grep":  # fairseq's own figure, and a failure where there is none
         assert words == ["Loss (base 2)", f"checkpoints/{recipe.name}/eval.log"]
         return
@@ -144,6 +148,21 @@ def test_every_value_is_printed_with_its_source(recipe: Recipe) -> None:
             assert f"{option} {value}" in words and f"{source}: " in words
 
 
+@every_recipe
+def test_the_comment_has_the_values_of_the_commands(recipe: Recipe) -> None:
+    """Also where a user has changed them: they then have a source of their own, and no other."""
+    averaged = {"average": 20} if "average" in recipe.evaluation else {}
+    for given in ({"gpus": 5, "seed": 7, **averaged}, {"device": "cpu"}):
+        changed, train = adapted(recipe, **given), vars(train_arguments(recipe, **given))
+        chosen = {option: value for option, (value, source) in changed.training.items() if source == GIVEN}
+        assert chosen
+        words = " ".join(sources(changed).replace("#", " ").split())
+        for option, value in chosen.items():
+            assert train[option] in (value, [value]) and f" {option} {value}" in words
+            assert option not in recipe.training or f" {option} {recipe.training[option].value}," not in words
+    assert adapted(recipe) == recipe
+
+
 @pytest.mark.parametrize(("gpus", "steps"), [(1, 128), (3, 43), (4, 32), (8, 16), (500, 1)])
 def test_an_update_sees_as_much_on_any_number_of_gpus(gpus: int, steps: int) -> None:
     assert train_arguments(find("wmt14_en_de/muse"), gpus=gpus).update_freq == [steps]
@@ -158,8 +177,8 @@ def test_what_a_user_gives_wins() -> None:
     evaluation = evaluation_arguments(recipe, **own)
     assert (evaluation.data, evaluation.path) == ("my data", "it's/checkpoint_average.pt")
     assert (evaluation.cpu, evaluation.fp16) == (True, False)
-    assert ["--last", "20"] == pasted(commands(recipe, **own))[1][4:6]
-    assert pasted(commands(recipe, **own))[3][3] == "it's/generate.txt"
+    assert ["--last", "20"] == printed(recipe, **own)[1][4:6]
+    assert printed(recipe, **own)[3][3] == "it's/generate.txt"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +195,7 @@ def test_what_a_user_gives_wins() -> None:
 )
 def test_what_cannot_be_is_refused(name: str, given: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
-        commands(find(name), **given)
+        printed(find(name), **given)
 
 
 # --- hydra ------------------------------------------------------------------------------------------------------------
@@ -205,7 +224,7 @@ def test_hydra_gets_what_the_command_line_gets(recipe: Recipe) -> None:
     assert model == PRESETS[recipe.arch].model
     assert {option: arguments[option] for option in fields} == fields
 
-    flags = {word[2:].replace("-", "_") for word in pasted(commands(recipe))[0] if word.startswith("--")}
+    flags = {word[2:].replace("-", "_") for word in printed(recipe)[0] if word.startswith("--")}
     assert flags - {"user_dir", "save_dir", "arch"} <= fields.keys()
     assert fields.keys() == set(recipe.training) | set(PRESETS[recipe.arch].settings) | set(recipe.model)
 
