@@ -14,7 +14,10 @@ from fairseq_ext.training.errors import CheckpointError, OptionError
 from fairseq_ext.training.files import load_safely, save_atomically
 from fairseq_ext.training.settings import Settings
 
-__all__ = ["BestWeights", "Checkpoint", "RandomState"]
+__all__ = ["CHECKPOINT", "BestWeights", "Checkpoint", "RandomState"]
+
+CHECKPOINT = "checkpoint.pt"
+"""Its file in the folder of a training, as long as that is not among the results of an experiment."""
 
 
 class RandomState:
@@ -25,7 +28,7 @@ class RandomState:
         return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; with the generators of the GPUs only where there are as many as then."""
+        """Resume from there; with the generators of the GPUs only where there are as many as then."""
         torch.set_rng_state(state["cpu"])
         if len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
@@ -90,23 +93,29 @@ class Checkpoint:
         Raises:
             CheckpointError: it cannot be written.
         """
-        states = {name: part.state_dict() for name, part in self.parts.items()}
-        save_atomically({"settings": dict(self.settings), "progress": self.progress, **states}, self.path)
+        self._write(self.path)
 
     def prove(self) -> None:
-        """Save once and remove the file again: what cannot be saved must not cost its training first.
+        """Save once, under another name, and remove that: what cannot be saved must not cost its training first.
+
+        Other processes look for the file meanwhile, and must not begin to read one that goes away again.
 
         Raises:
             CheckpointError: it cannot be written.
         """
-        self.save()
-        self.path.unlink()
+        proof = self.path.with_name(f"{self.path.name}.tmp")
+        self._write(proof)
+        proof.unlink()
+
+    def _write(self, path: Path) -> None:
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        save_atomically({"settings": dict(self.settings), "progress": self.progress, **states}, path)
 
     def restore(self) -> bool:
-        """Go on from the file; False where there is none.
+        """Resume from the file; False where there is none.
 
         Raises:
-            OptionError: ``--out`` holds a training of other settings, whose names are told.
+            OptionError: ``--out`` holds a training of other settings; the message names them.
             CheckpointError: a damaged file, or one of another program.
         """
         if not self.path.exists():

@@ -49,6 +49,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     partial = Path(f"{path}.tmp")
     try:
         yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())  # a power failure would leave the new name without its content
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -218,8 +220,6 @@ def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:
             raise IsADirectoryError(0, "is a directory")
         with replacing(path) as partial, open(partial, "wb") as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
     except RuntimeError as error:  # what torch's file writer makes of a full disk

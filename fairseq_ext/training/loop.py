@@ -25,7 +25,7 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_ext.training.checkpoint import Checkpoint
+from fairseq_ext.training.checkpoint import CHECKPOINT, Checkpoint
 from fairseq_ext.training.errors import CheckpointError, OptionError
 from fairseq_ext.training.files import output_folder
 
@@ -102,7 +102,7 @@ class Training:
         self.progress["logged"] = {}  # sums since the last entry of the history, and of how many steps
         self.checkpoint = None
         if folder is not None:
-            self.checkpoint = Checkpoint(Path(folder) / "checkpoint.pt", settings or {}, self.progress, **(parts or {}))
+            self.checkpoint = Checkpoint(Path(folder) / CHECKPOINT, settings or {}, self.progress, **(parts or {}))
         self._recent: list[dict[str, Any]] = []
         self._shown: dict[str, float] = {}
         self._write: Callable[[Mapping[str, float]], None] = lambda values: None

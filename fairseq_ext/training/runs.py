@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import platform
 import re
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +16,7 @@ from typing import Any, Self
 import torch
 from tqdm import tqdm
 
+from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import output_folder, read_json, write_json, writing_to
 from fairseq_ext.training.settings import Settings
@@ -121,9 +124,12 @@ class Experiment:
     def complete(self, runs: Mapping[str, Callable[[], Mapping[str, Any]]], accelerator: Any | None = None) -> Self:
         """Train every run that is not finished.
 
+        A finished run needs no checkpoint: its own, in the folder of its name or in that of the experiment, goes.
+
         Args:
             runs: by name; called by all processes.
-            accelerator: the processes, of which the first records. Default: a single process.
+            accelerator: the processes, of which the first records. Every run has it as the first one had, so that no
+                run depends on those before. Default: a single process.
 
         Raises:
             OptionError: ``--out`` holds runs of another kind of name, whose figures would be mixed with these.
@@ -136,14 +142,23 @@ class Experiment:
         main = accelerator is None or accelerator.is_main_process
         if accelerator:
             accelerator.wait_for_everyone()  # all have read which runs are finished
+        if main:
+            self._drop_checkpoints(*self.runs)  # of a run that was killed in between
         left = {name: run for name, run in runs.items() if name not in self.runs}
         for name, run in tqdm(left.items(), unit="run", disable=None if main and len(left) > 1 else True):
-            record = run()
+            with _unchanged(accelerator):
+                record = run()
             if main:
                 self.add(name, record)
+                self._drop_checkpoints(name)
             else:
                 self.runs[name] = dict(record)
         return self
+
+    def _drop_checkpoints(self, *names: str) -> None:
+        for name in names:
+            for folder in (self.file.parent / name, self.file.parent):
+                (folder / CHECKPOINT).unlink(missing_ok=True)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """``{metric: {"mean", "std", "runs"}}`` of every number that all runs hold."""
@@ -166,6 +181,20 @@ class Experiment:
             f"{name} {summary[name]['mean']:.4g} ± {summary[name]['std']:.2g}" for name in names if name in summary
         ]
         return "\n".join([*lines, f"{len(self.runs)} runs: {self.file}"])
+
+
+@contextlib.contextmanager
+def _unchanged(accelerator: Any | None) -> Iterator[None]:
+    """Afterwards ``accelerator`` holds no model of the run, and scales losses as before it."""
+    scaler = getattr(accelerator, "scaler", None)
+    scale = copy.deepcopy(scaler.state_dict()) if scaler else {}
+    try:
+        yield
+    finally:
+        if accelerator:
+            accelerator.free_memory()
+        if scaler:
+            scaler.load_state_dict(scale)
 
 
 def _kind(name: str) -> str:

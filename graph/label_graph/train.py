@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fairseq_ext.training.checkpoint import RandomState
+from fairseq_ext.training.checkpoint import CHECKPOINT, RandomState
 from fairseq_ext.training.files import output_folder
 from fairseq_ext.training.flags import Runs
 from fairseq_ext.training.loop import Training
@@ -45,7 +45,7 @@ def train(
     folder = output_folder(folder)
     torch.manual_seed(seed)
     vectors = None
-    if options.embedding != "learned" and not (folder / "checkpoint.pt").exists():
+    if options.embedding != "learned" and not (folder / CHECKPOINT).exists():
         vectors = train_vectors(corpus.sentences, corpus.vocabulary, options.embedding_dim, seed=seed)
     network = build_network(options, len(corpus.vocabulary), len(corpus.labels), vectors).to(device)
     tuned = options.threshold == TUNED

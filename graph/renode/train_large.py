@@ -158,7 +158,7 @@ def evaluate(
 def run(options: LargeOptions, runs: LargeRuns | None = None) -> Experiment:
     """Train on every split from every initialisation that the folder of ``runs`` does not hold yet.
 
-    The folder of a run gets ``model.pt`` (of the best epoch) and ``checkpoint.pt`` (of the last).
+    The folder of a run gets ``model.pt`` (best epoch) and, until it is finished, ``checkpoint.pt`` (last epoch).
 
     Returns:
         For each run what :func:`evaluate` and :func:`fit` return.

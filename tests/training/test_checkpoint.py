@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -68,6 +71,22 @@ def test_proving_that_it_can_be_saved_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot write .*file/checkpoint.pt"):
         made(tmp_path / "file" / "checkpoint.pt", nn.Linear(2, 1)).prove()
+
+
+def test_other_processes_never_see_the_proof(tmp_path, monkeypatch):
+    """They would begin to read a file that goes away again."""
+    written, replace = [], os.replace
+
+    def noted(source, target):
+        written.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    checkpoint = made(tmp_path / "checkpoint.pt", nn.Linear(2, 1))
+    checkpoint.prove()
+    assert written and "checkpoint.pt" not in written
+    checkpoint.save()
+    assert written[-1] == "checkpoint.pt"
 
 
 def test_best_weights_outlive_later_steps_and_a_checkpoint(tmp_path):

@@ -9,11 +9,13 @@ import multiprocessing
 import os
 import statistics
 import types
+import weakref
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,8 +141,54 @@ def test_complete_trains_what_is_left(tmp_path):
     assert called[5:] == [4]
 
 
+@pytest.mark.parametrize("place", ["a", "."])
+def test_a_finished_run_has_no_checkpoint(tmp_path, place):
+    """Of a run that failed it stays; a kill between result and removal is made up for."""
+    checkpoint, result = tmp_path / place / "checkpoint.pt", {"accuracy": 1.0}
+    checkpoint.parent.mkdir(exist_ok=True)
+    checkpoint.touch()
+
+    def failing():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Experiment(tmp_path, SETTINGS).complete({"a": failing})
+    assert checkpoint.exists()
+    for _ in range(2):
+        checkpoint.touch()
+        Experiment(tmp_path, SETTINGS).complete({"a": lambda: result})
+        assert not checkpoint.exists() and read_json(tmp_path / "results.json")["runs"]["a"]["accuracy"] == 1.0
+
+
+def test_a_run_does_not_depend_on_those_before(tmp_path):
+    """Neither on their loss scale, which drops where gradients overflow, nor do their models stay in memory."""
+    models = []
+
+    def run(accelerator, factor):
+        assert not any(earlier() for earlier in models)
+        model = torch.nn.Linear(2, 1)
+        parallel, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1))
+        scale = accelerator.scaler.get_scale()
+        for _ in range(3):
+            accelerator.backward(factor * parallel(torch.ones(1, 2)).sum())
+            optimizer.step()
+            optimizer.zero_grad()
+        models.append(weakref.ref(model))
+        return {"first": scale, "last": accelerator.scaler.get_scale()}
+
+    def trained(folder, *factors):
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+        runs = {f"seed{factor:g}": functools.partial(run, accelerator, factor) for factor in factors}
+        return Experiment(folder, {}).complete(runs, accelerator).runs
+
+    both, alone = trained(tmp_path / "both", math.inf, 1.0), trained(tmp_path / "alone", 1.0)
+    assert both["seedinf"]["last"] < both["seedinf"]["first"] and alone["seed1"]["last"] > alone["seed1"]["first"]
+    assert both["seed1"] == alone["seed1"]
+
+
 def test_other_processes_know_the_runs_but_write_nothing(tmp_path):
-    other = types.SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)
+    other = types.SimpleNamespace(is_main_process=False, wait_for_everyone=int, free_memory=int)
     experiment = Experiment(tmp_path, SETTINGS).complete({"a": lambda: {"accuracy": 1.0}}, other)
     assert experiment.runs["a"]["accuracy"] == 1.0 and not list(tmp_path.iterdir())
 

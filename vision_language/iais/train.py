@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import output_folder
 from fairseq_ext.training.flags import Runs
@@ -89,7 +90,7 @@ def train(
         name=f"seed {seed}",
         advice="lower --lr or --iais-weight",
     )
-    if training.main and not (folder / "checkpoint.pt").exists():
+    if training.main and not (folder / CHECKPOINT).exists():
         save_folder(model, collator.tokenizer, folder / "initial")
     for number in training:
         training.log(**step(number - 1))
@@ -97,7 +98,6 @@ def train(
             better = training.improved(metrics(model, valid, collator, options.eval_batch_size, accelerator))
             if better and training.main:
                 save_folder(model, collator.tokenizer, folder / "model")
-    accelerator.free_memory()
     best, _ = load(folder / "model", accelerator.device)
     return {
         **metrics(best, test, collator, options.eval_batch_size, accelerator),

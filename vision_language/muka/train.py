@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.runs import Experiment, run_name
 from fairseq_ext.training.settings import Settings
@@ -83,13 +84,10 @@ def _train(options: TrainingOptions, task: Task, out: Path, accelerator: Acceler
     inputs |= {split: texts.digest() for split, texts in task.splits.items()}
     settings = Settings.of(options, inputs=inputs, leave_out=("cache",))
     experiment = Experiment(out, settings, PACKAGES)
-    if (out / "config.json").exists() and not (experiment.runs or (out / "checkpoint.pt").exists()):
+    if (out / "config.json").exists() and not (experiment.runs or (out / CHECKPOINT).exists()):
         raise OptionError(f"--out: {out} holds another model; choose another folder")
     run = partial(_run, options, task, out, settings, accelerator)
-    experiment.complete({run_name(seed=options.seed): run}, accelerator)
-    if accelerator.is_main_process:
-        (out / "checkpoint.pt").unlink(missing_ok=True)  # out is a model, of which every file counts
-    return experiment
+    return experiment.complete({run_name(seed=options.seed): run}, accelerator)
 
 
 def _run(
@@ -98,7 +96,7 @@ def _run(
     """Prove that the model can be trained and saved, train, test, save."""
     classifier, splits = task.classifier, task.splits
     set_attention(classifier, options.attn_implementation)
-    if accelerator.is_main_process and not (out / "checkpoint.pt").exists():
+    if accelerator.is_main_process and not (out / CHECKPOINT).exists():
         everything = [text for texts in splits.values() for text in texts.texts]
         prove_training(classifier, everything, options.max_length, out)
     asked = time.perf_counter()

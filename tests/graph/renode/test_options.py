@@ -18,7 +18,6 @@ import torch_geometric.datasets
 from torch_geometric.data import Data
 
 from fairseq_ext.training.errors import InputError
-from fairseq_ext.training.files import load_safely
 from graph.renode import plot, train
 from graph.renode.__main__ import main
 from graph.renode.large_graph import LargeGraph
@@ -230,8 +229,6 @@ def contents(file):
     if file.name == "results.json":
         runs = json.loads(file.read_text())["runs"]
         return {name: {key: run[key] for key in run if key not in TIMES} for name, run in runs.items()}
-    if file.name == "checkpoint.pt":  # holds times and settings, too
-        return str(load_safely(file)["model"])
     return file.read_bytes()
 
 

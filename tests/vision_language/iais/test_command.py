@@ -14,12 +14,13 @@ import torch
 from accelerate.state import AcceleratorState
 
 from fairseq_ext.training.errors import InputError
-from fairseq_ext.training.files import load_safely, read_json
+from fairseq_ext.training.files import read_json
 from tests.helpers import ROOT
 from tests.vision_language.iais.regions import write_regions
 from vision_language.iais.__main__ import main
 from vision_language.iais.data import read_splits
 from vision_language.iais.synthetic import THINGS, SceneOptions, synthesize
+from vision_language.pretrained import read_weights
 
 SMALL = ["--hidden-size", "16", "--num-heads", "2", "--intermediate-size", "32", "--num-steps", "4", "--device", "cpu"]
 SMALL += ["--negative-size", "7", "--hard-negatives", "3", "--batch-size", "4", "--lr", "0.01", "--warmup-steps", "1"]
@@ -56,7 +57,7 @@ def test_results(trained):
     assert content["settings"]["iais"] == "singular" and content["summary"]["rsum"]["runs"] == 2
     assert [entry["step"] for entry in content["runs"]["seed1"]["history"]] == [2, 4]
     assert content["runs"]["seed1"]["history"] != content["runs"]["seed2"]["history"]
-    names = {"model", "initial", "checkpoint.pt", "tensorboard"}
+    names = {"model", "initial", "tensorboard"}
     assert {path.name for path in (trained / "seed1").iterdir()} == names
 
 
@@ -277,7 +278,7 @@ def test_two_processes_train_as_one(data, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("1 runs: ") == 1
     main([*command, "--out", str(tmp_path / "one")])
-    one, two = (load_safely(tmp_path / name / "seed1" / "checkpoint.pt")["model"] for name in ("one", "two"))
+    one, two = (read_weights(tmp_path / name / "seed1" / "model" / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         if not name.endswith("key.bias"):  # its gradient is 0 but for rounding, which Adam makes steps of
             torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)

@@ -242,8 +242,6 @@ def outcome(folder, outcomes, events, tmp_path, monkeypatch, capsys):
                 files[name] = json.loads(path.read_text())["runs"]
                 for seed in files[name].values():  # what is recorded of an option must not count as its effect
                     del seed["seconds_per_step"], seed["environment"]
-        if words[0] == "train":  # these hold seconds and settings
-            files = {name: value for name, value in files.items() if not name.endswith("checkpoint.pt")}
         printed = "" if words[0] == "train" else capsys.readouterr().out
         return outcomes.setdefault(words, (files, printed.replace(str(here), ""), list(events)))
 

@@ -277,8 +277,6 @@ def test_killed_run_ends_where_a_straight_one_ends(folder, tmp_path, kill_at):
     for found in (straight, resumed):
         found.pop("seconds_per_step")
     assert straight == resumed
-    first, second = (load_safely(tmp_path / name / "seed1" / "checkpoint.pt") for name in ("straight", "killed"))
-    assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
     models = [load(tmp_path / name / "seed1" / "model")[0] for name in ("straight", "killed")]
     assert all(torch.equal(*pair) for pair in zip(*(weights(model).values() for model in models), strict=True))
 
@@ -298,18 +296,19 @@ def test_changed_captions_and_encoders_are_not_mixed(folder, data, tmp_path):
     shutil.copytree(folder, tmp_path / "data")
     options = small(tmp_path / "data", encoder=str(encoder), max_text_length=20, num_steps=2)
     run(options, tmp_path / "out")
+    alone = tmp_path / "alone"
+    train(options, read_splits(tmp_path / "data"), alone)
     lines = (tmp_path / "data" / "test.jsonl").read_text().splitlines()
     image = json.loads(lines[0])
     changed = json.dumps(image | {"captions": ["the dog", *image["captions"][1:]]})
     (tmp_path / "data" / "test.jsonl").write_text("\n".join([changed, *lines[1:]]) + "\n")
     with pytest.raises(OptionError, match=r"--out: .* holds runs with inputs.test = .*, now inputs.test = "):
         run(options, tmp_path / "out")
-    seed = tmp_path / "out" / "seed1"
     with pytest.raises(OptionError, match=r"was trained with other inputs\.test: choose another folder"):
-        train(options, read_splits(tmp_path / "data"), seed)
+        train(options, read_splits(tmp_path / "data"), alone)
     save_encoder(encoder, data["train"], seed=1)
     with pytest.raises(OptionError, match=r"was trained with other inputs\.encoder: choose another folder"):
-        train(options, data, seed)
+        train(options, data, alone)
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [1, 2], {"settings": [], "progress": {}, "model": 0, "optimizer": 0}])

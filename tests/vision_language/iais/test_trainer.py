@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from fairseq_ext.training import checkpoint
 from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
-from fairseq_ext.training.files import load_safely
 from tests.vision_language.iais.regions import write_regions
 from tests.vision_language.iais.test_train import accelerator, make_step, plain_gradient, run, small, train, weights
 from vision_language.iais import objective
@@ -150,7 +150,14 @@ def test_recorded_losses_are_the_means_since_the_last_validation(folder, data, t
 
 def test_the_model_that_is_reported_is_the_best_one_on_the_test_split(folder, tmp_path, after_step):
     """The last step takes all that was learned away."""
-    after_step(lambda step, number, _: torch.nn.init.zeros_(step.model.rank_output.weight) if number == 5 else None)
+    ends = []
+
+    def forget(step, number, _):
+        if number == 5:
+            torch.nn.init.zeros_(step.model.rank_output.weight)
+            ends.append(weights(step.model))
+
+    after_step(forget)
     options = small(folder, num_steps=6, validate_every=2, valid_images=6, test_images=7, select="ir_r5")
     record = run(options, tmp_path).runs["seed1"]
     history, data = record["history"], read_splits(folder)
@@ -158,7 +165,7 @@ def test_the_model_that_is_reported_is_the_best_one_on_the_test_split(folder, tm
     assert best is not history[-1] and (record["best_step"], record["valid_ir_r5"]) == (best["step"], best["ir_r5"])
     kept, tokenizer = load(tmp_path / "seed1" / "model")
     last = load(tmp_path / "seed1" / "model")[0]
-    last.load_state_dict(load_safely(tmp_path / "seed1" / "checkpoint.pt")["model"])
+    last.load_state_dict(ends[0])
 
     def figures(model, split, images):
         part = training.first_images(data[split], images)
@@ -242,13 +249,13 @@ def kill():
     raise Killed
 
 
-@pytest.mark.parametrize("part", ["save_folder", "Checkpoint"])
+@pytest.mark.parametrize("part", ["save_folder", "checkpoint"])
 def test_a_training_that_cannot_save_ends_before_its_first_step(folder, tmp_path, monkeypatch, part):
     def refuse(*_):
         raise CheckpointError("cannot write: no space left")
 
-    if part == "Checkpoint":
-        monkeypatch.setattr(Checkpoint, "save", refuse)
+    if part == "checkpoint":
+        monkeypatch.setattr(checkpoint, "save_atomically", refuse)
     else:
         monkeypatch.setattr(training, "save_folder", refuse)
     monkeypatch.setattr(TrainingStep, "__call__", lambda *_: pytest.fail("a step was made"))
@@ -282,6 +289,7 @@ def test_changed_data_is_not_trained_on(tmp_path):
     folder = write_regions(tmp_path / "data", {"train": 12, "valid": 4, "test": 4}, feature_size=6)
     options = small(folder, num_steps=2)
     run(options, tmp_path / "out")
+    train(options, read_splits(folder), tmp_path / "alone")
 
     def last_number(path):
         array = np.load(path)
@@ -310,6 +318,6 @@ def test_changed_data_is_not_trained_on(tmp_path):
         with pytest.raises(OptionError, match=rf"--out: .* holds runs with inputs\.{split} = "):
             run(options, tmp_path / "out")
         with pytest.raises(OptionError, match=rf"checkpoint.pt was trained with other inputs\.{split}: choose"):
-            train(options, read_splits(folder), tmp_path / "out" / "seed1")
+            train(options, read_splits(folder), tmp_path / "alone")
         (folder / name).write_bytes(before)
-    train(options, read_splits(folder), tmp_path / "out" / "seed1")
+    train(options, read_splits(folder), tmp_path / "alone")
