@@ -132,8 +132,8 @@ def test_generation(workshop: Workshop, loaded: TransformerLanguageModelExt) -> 
         inputs = torch.cat([torch.tensor([2]), tokens[:-1]])
         with torch.no_grad():
             log_probs = loaded.get_normalized_probs(loaded(inputs[None]), log_probs=True)[0]
-        found = log_probs.gather(-1, tokens[:, None]).squeeze(-1) / math.log(2)
-        torch.testing.assert_close(torch.tensor([*map(float, printed.split())]), found, rtol=0, atol=2e-3)
+        bits = log_probs.gather(-1, tokens[:, None]).squeeze(-1) / math.log(2)
+        torch.testing.assert_close(torch.tensor([*map(float, printed.split())]), bits, rtol=0, atol=2e-3)
 
 
 SPANS = [

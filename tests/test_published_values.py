@@ -104,8 +104,8 @@ def test_help_has_the_published_value_and_the_default(program, command, option, 
     line = re.search(rf"^ +(?:-\w, )?--{option}(?: [^\n]*?)?  +(.+)$|^ +--{option} [A-Z].*? (.+)$", text, re.MULTILINE)
     assert line, f"{program} {command} has no --{option}"
     said = line[1] or line[2]
-    told = re.search(r"\[([^\][]*)\](?: \(|$)|\(?default: ([^;)]*)", said)
-    assert told and same((told[1] or told[2]).strip(), default), f"default of --{option}: {said}"
+    shown = re.search(r"\[([^\][]*)\](?: \(|$)|\(?default: ([^;)]*)", said)
+    assert shown and same((shown[1] or shown[2]).strip(), default), f"default of --{option}: {said}"
     claims = re.findall(r"(?:[Rr]eleased|[Pp]aper(?:'s code)?|[Mm]eant by the released code): ([^()\]]*)", said)
     assert not claims or any(same(claim.strip(), expected) for claim in claims), f"{source} has {expected}: {said}"
     assert claims or not isinstance(value, Ours), f"--{option} departs from {expected} ({source}) without a word"

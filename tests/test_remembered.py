@@ -57,10 +57,10 @@ def test_other_types_shapes_values_and_numbers_of_arguments_are_other_arguments(
     x = torch.ones(4)
     arguments = [(x,), (x.double(),), (x.view(2, 2),), (x.to("meta"),), (x, 3.0), (x, 3), (x, 3.0), (x,)]
     for given in arguments:
-        found = remembered(*given)
-        assert (found.dtype, found.shape, found.device) == (given[0].dtype, given[0].shape, given[0].device)
-        if found.device.type == "cpu":
-            assert torch.equal(found, scaled(*given))
+        result = remembered(*given)
+        assert (result.dtype, result.shape, result.device) == (given[0].dtype, given[0].shape, given[0].device)
+        if result.device.type == "cpu":
+            assert torch.equal(result, scaled(*given))
     assert len(CALLS) == 2 * len(arguments) - 1
 
 

@@ -40,10 +40,10 @@ def test_upstream_still_drops_them():
 @pytest.mark.parametrize("options", [{}, {"num_tokens_vec": None}, {"max_sentences": None, "max_tokens": 60}])
 def test_every_sentence_is_in_one_batch(count, options):
     lengths = np.sort(np.random.default_rng(count).integers(1, 20, count))
-    made = batches(count, lengths, **options)
-    np.testing.assert_array_equal(np.concatenate(made), np.arange(count))
+    result = batches(count, lengths, **options)
+    np.testing.assert_array_equal(np.concatenate(result), np.arange(count))
     if "max_tokens" in options:
-        assert all(len(batch) * lengths[batch].max() <= 60 for batch in made)
+        assert all(len(batch) * lengths[batch].max() <= 60 for batch in result)
 
 
 def test_no_sentence_makes_no_batch():
@@ -52,8 +52,8 @@ def test_no_sentence_makes_no_batch():
 
 def test_indices_may_be_any_iterable():
     lengths = np.full(13, 5)
-    made = data_utils.batch_by_size(iter(range(13)), None, lengths, None, 8, 8)
-    np.testing.assert_array_equal(np.concatenate(made), np.arange(13))
+    result = data_utils.batch_by_size(iter(range(13)), None, lengths, None, 8, 8)
+    np.testing.assert_array_equal(np.concatenate(result), np.arange(13))
 
 
 def test_fixed_shapes_are_left_alone():
@@ -62,11 +62,11 @@ def test_fixed_shapes_are_left_alone():
     upstream = inspect.unwrap(data_utils.batch_by_size)
     arguments = (np.arange(13), lambda i: lengths[i], None, None, None, 8)
     expected = upstream(*arguments, fixed_shapes=shapes)
-    for made in (
+    for result in (
         data_utils.batch_by_size(*arguments, fixed_shapes=shapes),
         data_utils.batch_by_size(*arguments, shapes),
     ):
-        assert [list(batch) for batch in made] == [list(batch) for batch in expected]
+        assert [list(batch) for batch in result] == [list(batch) for batch in expected]
 
 
 # --- names that NumPy 2 took away -------------------------------------------------------------------------------------
@@ -107,8 +107,8 @@ def test_nothing_outside_of_fairseq_sees_the_old_names():
 
 def test_blocks_of_sentences_are_built():
     lines = [torch.tensor([5, 6, 2]), torch.tensor([7, 2])]
-    made = TokenBlockDataset(lines, [3, 2], block_size=None, pad=1, eos=2, break_mode="eos")
-    assert [line.tolist() for line in (made[0], made[1])] == [[5, 6, 2], [7, 2]]
+    blocks = TokenBlockDataset(lines, [3, 2], block_size=None, pad=1, eos=2, break_mode="eos")
+    assert [line.tolist() for line in (blocks[0], blocks[1])] == [[5, 6, 2], [7, 2]]
 
 
 def test_buckets_are_lengths_that_occur():

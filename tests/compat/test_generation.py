@@ -54,8 +54,8 @@ class Project(FairseqCommands):
 
 
 def hypotheses(outcome: Outcome) -> dict[int, str]:
-    found = re.findall(r"^H-(\d+)\t\S+\t(.*)$", outcome.stdout, re.MULTILINE)
-    return {int(number): text for number, text in found}
+    hypotheses = re.findall(r"^H-(\d+)\t\S+\t(.*)$", outcome.stdout, re.MULTILINE)
+    return {int(number): text for number, text in hypotheses}
 
 
 def sources(outcome: Outcome) -> dict[int, str]:
@@ -208,10 +208,10 @@ def test_one_long_sentence_does_not_lose_the_others(project, buffer):
     options = ("--buffer-size", buffer, "--batch-size", min(buffer, 2))
     outcome = project.interactive(*options, stdin=text)
     assert sorted(hypotheses(outcome)) == [0, 2, 3, 4]
-    told = (
+    warning = (
         "a sentence of 1101 tokens, the model reads at most 1024, is skipped (--truncate-source cuts it instead): der"
     )
-    assert outcome.stderr.count(told) == 1
+    assert outcome.stderr.count(warning) == 1
 
     outcome = project.interactive(*options, "--truncate-source", stdin=text)
     assert sorted(hypotheses(outcome)) == [0, 1, 2, 3, 4]

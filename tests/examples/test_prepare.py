@@ -242,9 +242,9 @@ def test_the_subwords_are_those_of_train(corpus: Path, pieces: dict[str, str], t
             out = tmp_path / f"{bpe} {held_out[0]}"
             mt.main(arguments(corpus, "--bpe", bpe, "--vocab-size", size, "--allow-unknown", "--out", str(out)))
             model = next(file for file in out.iterdir() if file.suffix in (".vocab", ".codes")).read_bytes()
-            found = (model, pieces["train.de"], pieces["train.en"])
-            assert before is None or found == before
-            before = found
+            written = (model, pieces["train.de"], pieces["train.en"])
+            assert before is None or written == before
+            before = written
         assert "zzz" not in out.joinpath("dict.de.txt").read_text()
 
 
@@ -259,9 +259,9 @@ def test_the_share_of_unknown_symbols_by_hand(tmp_path: Path, capsys: pytest.Cap
 
     assert share("a b a\n\na c\n", allow=True) == 0.2
     assert share("a b\n") == share("") == 0
-    for known, unknown, warned in ((993, 7, 0), (990, 10, 1), (801, 199, 1)):
+    for listed, unknown, warned in ((993, 7, 0), (990, 10, 1), (801, 199, 1)):
         capsys.readouterr()
-        assert share("a " * known + "x " * unknown) == unknown / 1000
+        assert share("a " * listed + "x " * unknown) == unknown / 1000
         assert capsys.readouterr().out.count("warning: test.en") == warned
     for strange in ("x", "z"):
         with pytest.raises(DataError, match=r"test.en: 20% of the symbols do not occur in train.en"):

@@ -88,21 +88,21 @@ def test_a_log_without_the_size_is_refused(tmp_path):
 
 @given(st.lists(st.integers(-50, 50), min_size=2, max_size=12))
 def test_the_interval_is_that_of_the_paired_t_test(gains):
-    found = report.Paired.of(gains)
+    paired = report.Paired.of(gains)
     if len(set(gains)) == 1:
-        assert found.low == found.mean == found.high == gains[0]
+        assert paired.low == paired.mean == paired.high == gains[0]
         return
     test = stats.ttest_rel(gains, [0] * len(gains))
     expected = test.confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert (paired.low, paired.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
     if abs(test.pvalue - 0.05) > 1e-9:
-        assert (found.gains or found.loses) == (test.pvalue < 0.05)
-        assert not found.gains or found.mean > 0
+        assert (paired.gains or paired.loses) == (test.pvalue < 0.05)
+        assert not paired.gains or paired.mean > 0
 
 
 def test_one_pair_has_no_interval():
-    found = report.Paired.of([3.0])
-    assert found.text(1) == "+3.0" and not found.gains and not found.loses
+    paired = report.Paired.of([3.0])
+    assert paired.text(1) == "+3.0" and not paired.gains and not paired.loses
     assert (
         report.Paired.of([1.0, 2.0, 3.0]).text(2) == "+2.00 [-0.48, +4.48]"
     )  # t(0.975; 2) = 4.303, over the root of 3
@@ -157,8 +157,8 @@ def test_graph_classification_reports_equal_pairs():
     def runs(*scores: float) -> dict:
         return {f"repeat0-fold{fold}": {"test_accuracy": score} for fold, score in enumerate(scores)}
 
-    found = {"cross-entropy": runs(0.5, 0.5, 0.5, 0.5), "encouraging": runs(0.5, 0.6, 0.56, 0.46)}
-    content = {"dataset": "MUTAG", "protocol": "p", "command": "c", "environment": ENVIRONMENT, "runs_of": found}
+    runs_of = {"cross-entropy": runs(0.5, 0.5, 0.5, 0.5), "encouraging": runs(0.5, 0.6, 0.56, 0.46)}
+    content = {"dataset": "MUTAG", "protocol": "p", "command": "c", "environment": ENVIRONMENT, "runs_of": runs_of}
     text = graph_classification.section([content])
     assert "| MUTAG | p | 50.00 | 53.00 | +3.00 ± 5.39 | 2 / 1 / 1 |" in text
 
@@ -186,9 +186,9 @@ def test_muka_differences_are_paired_by_seed():
     ]
     settings = {"seeds": 2, "num_layers": 3, "epochs": 1, "batch_size": 32, "lr": 1e-4, "max_length": 64, "passes": 16}
     settings["mixed_precision"] = "bf16"
-    found = {"selection_accuracy": 0.875, "kl_to_supervised": {"soft": 0.25, "hard": 0.5, "ensemble": 1.0}}
+    teachers = {"selection_accuracy": 0.875, "kl_to_supervised": {"soft": 0.25, "hard": 0.5, "ensemble": 1.0}}
     content = {"setting": "google_snippets", "settings": settings, "environment": ENVIRONMENT, "command": "muka"}
-    text = muka.section([{**content, "rows": rows, "diagnostics": [found]}])
+    text = muka.section([{**content, "rows": rows, "diagnostics": [teachers]}])
     assert (
         "| vanilla KD | 60.00 ± 10.00 |  |" in text
         and "| MUKA, soft | 64.00 ± 12.00 | +4.00 [-21.41, +29.41] |" in text

@@ -72,8 +72,8 @@ def test_each_translation_row_trains_what_it_says(name: str) -> None:
     parser = options.get_training_parser()
     arguments = options.parse_args_and_arch(parser, ["data", *translation.training(name, "small", 7, 300)])
     expected = PLAIN | CHANGES[name]
-    found = {option: getattr(arguments, option, None) for option in expected}
-    assert found == expected
+    parsed = {option: getattr(arguments, option, None) for option in expected}
+    assert parsed == expected
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ def programs(monkeypatch, tmp_path):
 def test_a_translation_row_is_that_of_its_settings(programs, monkeypatch, tmp_path):
     def row(name: str = "MUSE", size: str = "small", seed: int = 1, data: str = "data-bin", updates: int | None = None):
         before = len(programs)
-        found = translation.train_and_score(name, size, seed, tmp_path / data, tmp_path, updates)
-        return found, programs[before:]
+        result = translation.train_and_score(name, size, seed, tmp_path / data, tmp_path, updates)
+        return result, programs[before:]
 
     first, (train, generate, score) = row()
     assert first["updates"] == 1800 and first["parameters"] == 1234 and first["curve"] == [(9, 4.5)]
@@ -113,8 +113,8 @@ def test_a_translation_row_is_that_of_its_settings(programs, monkeypatch, tmp_pa
     again, calls = row()
     assert calls == [] and again["sacrebleu"] == first["sacrebleu"]
     for change in ({"name": "AdaNorm"}, {"size": "iwslt"}, {"seed": 2}, {"data": "other-bin"}, {"updates": 300}):
-        found, calls = row(**change)
-        assert len(calls) == 3 and found["sacrebleu"] != first["sacrebleu"], change
+        result, calls = row(**change)
+        assert len(calls) == 3 and result["sacrebleu"] != first["sacrebleu"], change
     assert row(updates=300)[0]["updates"] == 300
     monkeypatch.setitem(translation.SYSTEMS, "MUSE", ["--block", "muse-simple"])
     assert len(row()[1]) == 3, "another recipe under the same name"
@@ -193,8 +193,8 @@ def test_the_stored_command_is_what_to_type(monkeypatch, tmp_path):
     module = SimpleNamespace(
         SELECTS="", names=lambda options: ["iais_x"], measure=lambda options: iter([{"name": "iais_x"}])
     )
-    found = command.part
-    monkeypatch.setattr(command, "part", lambda name: found(name) if name != "iais" else _with(found(name), module))
+    real = command.part
+    monkeypatch.setattr(command, "part", lambda name: real(name) if name != "iais" else _with(real(name), module))
     monkeypatch.setattr(command, "write_report", lambda docs: None)
     places = ["--docs", str(tmp_path / "docs"), "--out", str(tmp_path / "out")]
     command.main(["iais", "--arms", "none", "singular", "--seeds", "5", *places])
@@ -236,8 +236,8 @@ class Trainer:
         names = (
             list(out.seeds) if isinstance(out, (Runs, TrainRuns)) else [f"seed{n}" for n in range(seed, seed + runs)]
         )
-        made = {**ENVIRONMENT, "call": len(self.calls)}
-        figures = {**dict.fromkeys(self.metrics, float(len(self.calls))), "environment": made}
+        recorded = {**ENVIRONMENT, "call": len(self.calls)}
+        figures = {**dict.fromkeys(self.metrics, float(len(self.calls))), "environment": recorded}
         return SimpleNamespace(runs={name: figures for name in (*names, *self.extra)})
 
 
@@ -256,7 +256,7 @@ def test_iais_rows(monkeypatch, tmp_path):
     assert {options.num_steps for options in trainer.calls} == {70}
     assert [row["runs"]["seed2"]["ir_r1"] for row in rows] == [1.0, 2.0, 3.0]
     assert all(list(row["runs"]) == ["seed1", "seed2"] for row in rows), "runs of a longer command"
-    assert [found["call"] for found in content["environments"]] == [1, 2, 3]
+    assert [each["call"] for each in content["environments"]] == [1, 2, 3]
 
 
 def test_label_graph_rows(monkeypatch, tmp_path):
@@ -357,7 +357,7 @@ def test_muka_rows(monkeypatch, tmp_path):
     (tmp_path / "text_cls" / "stackoverflow20").mkdir(parents=True)
     options = defaults("muka", data=tmp_path, out=tmp_path, settings=["heterogeneous"], seeds=1, passes=5)
     (content,) = muka.measure(options)
-    assert [(made.num_layers, made.part) for made, _ in teachers] == [(6, "1/2"), (3, "2/2")]
+    assert [(options.num_layers, options.part) for options, _ in teachers] == [(6, "1/2"), (3, "2/2")]
     folders = [folder for _, folder in teachers]
     ensemble, *rows = content["rows"]
     assert ensemble == {"system": muka.ENSEMBLE, "runs": {"seed1": 0.5}} and merged == [(folders, ["test"])]
@@ -414,8 +414,8 @@ def test_class_names_know_the_training_classes_only(fitted, monkeypatch):
             labels=names,
         )  # fmt: skip
 
-    found = []
-    monkeypatch.setattr(iais, "recall_at_k", lambda scores, truth: found.append(scores) or {})
+    matrices = []
+    monkeypatch.setattr(iais, "recall_at_k", lambda scores, truth: matrices.append(scores) or {})
     iais.class_names(data("dog"), data("zebra", "dog"))
-    (scores,) = found
+    (scores,) = matrices
     assert fitted == ["dog"] and (scores[0] == 0).all() and scores[1, 1] > 0.5 and scores[1, 0] == 0

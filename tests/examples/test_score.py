@@ -99,17 +99,17 @@ def test_a_short_translation_pays_the_brevity_penalty(bench):
 
 def test_tokenised_bleu_splits_nothing(bench):
     """Tokens are what stands between spaces: "garden." is one, which no 13a tokeniser would leave."""
-    found = score.tokenized_bleu(["in the green garden."], ["in the green garden ."])
-    assert (found.sys_len, found.ref_len, found.counts) == (4, 5, [3, 2, 1, 0])
+    bleu = score.tokenized_bleu(["in the green garden."], ["in the green garden ."])
+    assert (bleu.sys_len, bleu.ref_len, bleu.counts) == (4, 5, [3, 2, 1, 0])
     expected = sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES], tokenize="none", force=True).score
     assert score.tokenized_bleu(HYPOTHESES, REFERENCES).score == pytest.approx(expected, abs=1e-9)
 
 
 def test_compounds_are_split_on_both_sides():
     """ "a well ##AT##-##AT## known man" (5 tokens) against "a well ##AT##-##AT## read man": 4, 2, 1 and 0 matches."""
-    found = score.tokenized_bleu(["a well-known man"], ["a well-read man"], compounds=True)
-    assert (found.sys_len, found.ref_len) == (5, 5)
-    assert (found.counts, found.totals) == ([4, 2, 1, 0], [5, 4, 3, 2])
+    bleu = score.tokenized_bleu(["a well-known man"], ["a well-read man"], compounds=True)
+    assert (bleu.sys_len, bleu.ref_len) == (5, 5)
+    assert (bleu.counts, bleu.totals) == ([4, 2, 1, 0], [5, 4, 3, 2])
     assert score.split_compounds("a - b -c d- e") == "a - b -c d- e"
     assert score.split_compounds("ab-cd-ef") == "ab ##AT##-##AT## cd ##AT##-##AT## ef"
 

@@ -174,9 +174,9 @@ def test_beam_search(block: str, views: str) -> None:
     generator = SequenceGenerator([model], dictionary(10), beam_size=3, max_len_b=5)
     sample = {"net_input": {"src_tokens": SOURCE, "src_lengths": SOURCE.ne(PAD).sum(-1)}}
     with torch.no_grad():
-        found = generator.generate([model], sample)
-        assert [len(hypotheses) for hypotheses in found] == [3, 3]
-        for source, hypotheses in zip(SOURCE, found, strict=True):
+        generated = generator.generate([model], sample)
+        assert [len(hypotheses) for hypotheses in generated] == [3, 3]
+        for source, hypotheses in zip(SOURCE, generated, strict=True):
             for hypothesis in hypotheses:
                 expected = score(model, source[None], hypothesis["tokens"])
                 assert hypothesis["score"].item() == pytest.approx(expected, abs=1e-4)

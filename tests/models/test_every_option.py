@@ -43,13 +43,13 @@ def each_layer(model: nn.Module, value: Callable[[nn.Module], Any]) -> list[Any]
 def layers(value: Callable[[nn.Module], Any], expected: Any) -> Callable[[nn.Module], bool]:
     """Whether ``value`` of every layer is ``expected``."""
 
-    def found(model: nn.Module) -> bool:
+    def shows(model: nn.Module) -> bool:
         try:
             return all(one == expected for one in each_layer(model, value))
         except AttributeError:  # a layer that has no such part
             return False
 
-    return found
+    return shows
 
 
 def attentions(model: nn.Module, name: str) -> dict[str, set[Any]]:
@@ -64,11 +64,11 @@ def attentions(model: nn.Module, name: str) -> dict[str, set[Any]]:
 
 
 def everywhere(name: str, value: Any) -> Callable[[nn.Module], bool]:
-    return lambda model: all(found == {value} for found in attentions(model, name).values())
+    return lambda model: all(values == {value} for values in attentions(model, name).values())
 
 
 def selects_in(*kinds: str) -> Callable[[nn.Module], bool]:
-    return lambda model: {kind for kind, found in attentions(model, "topk").items() if found == {2}} == set(kinds)
+    return lambda model: {kind for kind, values in attentions(model, "topk").items() if values == {2}} == set(kinds)
 
 
 def spans(**expected: Any) -> Callable[[nn.Module], bool]:
@@ -106,8 +106,8 @@ def only_final_norms(model: nn.Module) -> bool:
 
 
 def kernels(model: nn.Module) -> bool:
-    found = each_layer(model, lambda layer: [conv.kernel_size for conv in layer.self_attn.conv.convs])
-    return found == [[3], [5], [7, 9]] * len(sides(model))
+    kernels = each_layer(model, lambda layer: [conv.kernel_size for conv in layer.self_attn.conv.convs])
+    return kernels == [[3], [5], [7, 9]] * len(sides(model))
 
 
 def fusions(expected: str) -> Callable[[nn.Module], bool]:
@@ -118,11 +118,11 @@ def fusions(expected: str) -> Callable[[nn.Module], bool]:
 
 
 def views(expected: list[tuple[int, ...]]) -> Callable[[nn.Module], bool]:
-    def found(model: nn.Module) -> bool:
+    def shows(model: nn.Module) -> bool:
         fusions = [getattr(layer.encoder_attn, "fusion", None) for layer in model.decoder.layers]
         return [None if fusion is None else fusion.views for fusion in fusions] == expected
 
-    return found
+    return shows
 
 
 def unfused(model: nn.Module) -> bool:
@@ -141,7 +141,7 @@ def law(init: str) -> Callable[[nn.Module], bool]:
             return gain * math.sqrt(6 / (fan_in + fan_out * (3 if role == "in" else 1)))
         return math.sqrt((3 if role == "out" else 1) / fan_in)
 
-    def found(model: nn.Module) -> bool:
+    def shows(model: nn.Module) -> bool:
         checks = []
         for side in sides(model):
             for index, layer in enumerate(getattr(model, side).layers):
@@ -155,7 +155,7 @@ def law(init: str) -> Callable[[nn.Module], bool]:
                     checks.append(0.93 < reach <= 1.0001 and not linear.bias.any())
         return all(checks)
 
-    return found
+    return shows
 
 
 @dataclasses.dataclass
@@ -164,7 +164,7 @@ class Row:
 
     Args:
         value: not the default.
-        found: whether it is in a model.
+        shows: whether it is in a model.
         beside: other options that it needs.
         idle: other options with which it does nothing; ``None`` where there are none such.
         lm: whether a language model takes it.
@@ -172,7 +172,7 @@ class Row:
     """
 
     value: Any
-    found: Callable[[nn.Module], bool]
+    shows: Callable[[nn.Module], bool]
     beside: dict[str, Any] = dataclasses.field(default_factory=dict)
     idle: dict[str, Any] | None = dataclasses.field(default_factory=dict)
     lm: bool = True
@@ -279,8 +279,8 @@ def test_every_option_is_found_in_the_model(name: str, lm: bool) -> None:
         with pytest.raises(OptionError, match=r"^--"):
             build(lm, **chosen)
         return
-    assert row.found(build(lm, **chosen))
-    assert not row.found(build(lm, **row.beside)), "also found without the option"
+    assert row.shows(build(lm, **chosen))
+    assert not row.shows(build(lm, **row.beside)), "also shown without the option"
     assert not same(fingerprint(lm, **chosen), fingerprint(lm, **row.beside)), "the model does what it did"
 
 
@@ -389,9 +389,9 @@ def test_a_command_line_with_an_idle_option_is_refused(extra: list[str]) -> None
 
 def test_a_normalizer_is_where_keys_are_selected() -> None:
     model = translation_model(attention_normalizer="entmax15", attention_topk_in="encoder-self,decoder-self")
-    found = {kind: found - {None} for kind, found in attentions(model, "normalizer").items()}
-    assert found["encoder-self"] == found["decoder-self"] == {"entmax15"}
-    assert found["cross"] <= {"softmax"}
+    normalizers = {kind: normalizers - {None} for kind, normalizers in attentions(model, "normalizer").items()}
+    assert normalizers["encoder-self"] == normalizers["decoder-self"] == {"entmax15"}
+    assert normalizers["cross"] <= {"softmax"}
 
 
 @pytest.mark.parametrize("scope", ["all", "final"])

@@ -155,8 +155,8 @@ def test_no_field_is_forgotten() -> None:
 def test_honoured(name: str, trained: dict[str, DictConfig], stand_ins: None) -> None:
     value, companions = HONOURED[name]
     ours, stock = (build(cfg, {**companions, name: value}) for cfg in trained.values())
-    for found, expected in zip(observe(ours), observe(stock), strict=True):
-        assert same(found, expected)
+    for actual, expected in zip(observe(ours), observe(stock), strict=True):
+        assert same(actual, expected)
 
 
 def test_noise_reaches_adaptive_inputs(trained: dict[str, DictConfig]) -> None:
@@ -194,10 +194,10 @@ def test_repaired(name: str, trained: dict[str, DictConfig]) -> None:
     arguments = argparse.Namespace(**{**trained["transformer_lm"].model, name: True})
     torch.manual_seed(3)
     stock = TransformerLanguageModel.build_model(arguments, task())
-    for found, expected in zip(
+    for actual, expected in zip(
         observe(build(trained["transformer_lm_ext"], {name: True})), observe(stock), strict=True
     ):
-        assert same(found, expected)
+        assert same(actual, expected)
     default = observe(build(trained["transformer_lm_ext"], {}))
     assert len(default) != len(observe(stock)) or not all(map(same, default, observe(stock)))
 
@@ -312,8 +312,9 @@ def test_recipes_take_our_options(recipe: str, option: str) -> None:
         for hypotheses in generator.generate([model], prefix, prefix_tokens=TOKENS[:, 1:3]):
             tokens = hypotheses[0]["tokens"]
             inputs = torch.cat([torch.tensor([EOS]), tokens[:-1]])[None]
-            found = model.get_normalized_probs(model(inputs), log_probs=True)[0].gather(-1, tokens[:, None]).squeeze(-1)
-            torch.testing.assert_close(hypotheses[0]["positional_scores"], found, rtol=1e-4, atol=2e-5)
+            lprobs = model.get_normalized_probs(model(inputs), log_probs=True)[0]
+            scores = lprobs.gather(-1, tokens[:, None]).squeeze(-1)
+            torch.testing.assert_close(hypotheses[0]["positional_scores"], scores, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", [CrossEntropyCriterion, LabelSmoothedCrossEntropyCriterion, EncouragingLossCriterion])

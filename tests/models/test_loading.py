@@ -87,7 +87,7 @@ def test_from_pretrained(tmp_path: Path) -> None:
 
 
 def test_overrides_of_an_older_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Without the options that came later; a name that no option has is told."""
+    """Without the options that came later; a name that no option has is named."""
     model, path = trained(tmp_path)
     state = torch.load(path)
     del state["cfg"]["model"]["encoder_layers_to_keep"], state["cfg"]["model"]["decoder_output_dim"]

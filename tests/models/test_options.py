@@ -14,7 +14,7 @@ from fairseq_ext.training.errors import OptionError
 from tests.models.tiny import language_model, translation_model
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    # unknown names; the nearest known one is suggested
+    # unknown names; the nearest one is suggested
     ({"block": "mues"}, "--block: 'mues' is not one of transformer, muse, muse-simple; did you mean 'muse'?"),
     ({"norm": "adanrom"}, "--norm: 'adanrom' is not one of"),
     ({"norm": "adanrom"}, "did you mean 'adanorm'?"),

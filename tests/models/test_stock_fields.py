@@ -171,8 +171,8 @@ def test_honoured(name: str, trained: DictConfig, vectors: Path, stand_ins: None
     values = {**companions, name: str(vectors) if value == "VECTORS" else value}
     ours = build(trained, values)
     assert getattr(ours.cfg, name) == values[name]
-    for found, expected in zip(observe(ours), observe(build_stock(values)), strict=True):
-        assert same(found, expected)
+    for actual, expected in zip(observe(ours), observe(build_stock(values)), strict=True):
+        assert same(actual, expected)
 
 
 @pytest.mark.parametrize("name", sorted(HONOURED.keys() - INVISIBLE))

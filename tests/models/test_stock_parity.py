@@ -132,5 +132,5 @@ def test_one_encoder_layer_leaves_nothing_to_choose(strategy: str) -> None:
     assert not unexpected and all(".fusion." in name for name in missing)
     stock.eval(), other.eval()
     with torch.no_grad():
-        expected, found = (model(SOURCE, None, PREVIOUS)[0] for model in (stock, other))
-    torch.testing.assert_close(found, expected)
+        expected, actual = (model(SOURCE, None, PREVIOUS)[0] for model in (stock, other))
+    torch.testing.assert_close(actual, expected)

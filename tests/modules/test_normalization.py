@@ -328,10 +328,10 @@ class TestStateDict:
 class TestConstruction:
     def test_factory(self) -> None:
         shared = {"eps": 1e-3, "adanorm_scale": 2.0, "adanorm_k": 0.2, "detach": "std", "unbiased": False}
-        made = {kind: create_norm(kind, 6, **shared) for kind in NORMS}
-        assert isinstance(made["layernorm"], nn.LayerNorm) and made["layernorm"].eps == 1e-3
-        assert made["layernorm"].elementwise_affine
-        assert {kind: repr(norm) for kind, norm in made.items() if kind != "layernorm"} == {
+        norms = {kind: create_norm(kind, 6, **shared) for kind in NORMS}
+        assert isinstance(norms["layernorm"], nn.LayerNorm) and norms["layernorm"].eps == 1e-3
+        assert norms["layernorm"].elementwise_affine
+        assert {kind: repr(norm) for kind, norm in norms.items() if kind != "layernorm"} == {
             "layernorm-simple": "LayerNormSimple((6,), eps=0.001, unbiased=False)",
             "adanorm": "AdaNorm((6,), scale=2.0, k=0.2, eps=0.001, unbiased=False)",
             "detachnorm": "DetachNorm((6,), detach='std', eps=0.001, unbiased=False)",

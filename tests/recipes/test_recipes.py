@@ -204,9 +204,9 @@ def test_what_cannot_be_is_refused(name: str, given: dict[str, Any], words: str)
 def test_the_files_of_hydra_are_those_that_the_table_makes(tmp_path: Path) -> None:
     (tmp_path / "of_a_recipe_that_is_gone.yaml").touch()
     main(tmp_path)
-    made, stored = ({file.name: file.read_text() for file in folder.iterdir()} for folder in (tmp_path, CONF))
-    assert made.keys() == stored.keys() == {f"{name}.yaml" for name in RECIPES}
-    drift = [name for name in made if made[name] != stored[name]]
+    written, stored = ({file.name: file.read_text() for file in folder.iterdir()} for folder in (tmp_path, CONF))
+    assert written.keys() == stored.keys() == {f"{name}.yaml" for name in RECIPES}
+    drift = [name for name in written if written[name] != stored[name]]
     assert not drift, "run `make recipes`"
 
 
