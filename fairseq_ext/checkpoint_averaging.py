@@ -80,11 +80,15 @@ def average_checkpoints(paths: Sequence[str | Path], ema: bool = False) -> dict[
             trained weights.
 
     Raises:
-        CheckpointError: where a file cannot be read, or differs from the first in architecture, parameter names or
-            shapes.
+        CheckpointError: where a file cannot be read, is there twice, or differs from the first in architecture,
+            parameter names or shapes.
     """
     if not paths:
         raise CheckpointError("no checkpoint to average")
+    places = [os.path.realpath(path) for path in paths]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise CheckpointError(f"{paths[number]}: is there twice, and would weigh twice in the mean")
     result = load_checkpoint(paths[0])
     reference = _parameters(result, paths[0], ema)
     architecture = _architecture(result)

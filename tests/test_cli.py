@@ -231,6 +231,7 @@ def test_bad_checkpoints_are_one_line(run, kind, message):
         (["--inputs", "checkpoint1.pt", "--upper", "1"], "choose from a directory"),
         (["--inputs", "nowhere", "--last", "1"], "choose from a directory"),
         (["--inputs", "checkpoint1.pt", "--output", "nowhere/average.pt"], "nowhere does not exist"),
+        (["--inputs", "checkpoint1.pt", "checkpoint2.pt", "./checkpoint1.pt"], "checkpoint1.pt: is there twice"),
         (["--inputs", "checkpoint1.pt", "--output", "."], "cannot write"),
         ([], "--inputs"),
     ],

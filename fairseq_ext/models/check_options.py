@@ -6,17 +6,13 @@ import logging
 from typing import Any
 
 from fairseq_ext.models.ext_options import ATTENTIONS, ExtOptions, selecting_attentions
+from fairseq_ext.models.stock_options import require
 from fairseq_ext.modules.cross_view import check_cross_view
 from fairseq_ext.modules.muse import parse_kernels
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import check_fields, flag
 
 logger = logging.getLogger(__name__)
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise OptionError(message)
 
 
 def check_options(cfg: Any, *, encoder: Any, decoder: Any, cross_attention: bool) -> None:
@@ -34,7 +30,7 @@ def check_options(cfg: Any, *, encoder: Any, decoder: Any, cross_attention: bool
     check_fields(cfg, ExtOptions)
     for side, part in (("encoder", encoder), ("decoder", decoder)):
         if part is not None:
-            _require(
+            require(
                 part.embed_dim % part.attention_heads == 0,
                 f"--{side}-embed-dim: {part.embed_dim} is not divisible by "
                 f"--{side}-attention-heads {part.attention_heads}",
@@ -58,14 +54,14 @@ def check_alignments(cfg: Any, task: Any) -> None:
     """
     if not getattr(getattr(task, "cfg", None), "load_alignments", False):
         return
-    _require(not cfg.no_cross_attention, "--load-alignments: there is nothing to align with --no-cross-attention")
+    require(not cfg.no_cross_attention, "--load-alignments: there is nothing to align with --no-cross-attention")
     dropping = {
         f"--attention-topk {cfg.attention_topk}": cfg.attention_topk,
         f"--attention-topk-ratio {cfg.attention_topk_ratio}": cfg.attention_topk_ratio,
         f"--attention-normalizer {cfg.attention_normalizer}": cfg.attention_normalizer != "softmax",
     }
     for choice, on in dropping.items():
-        _require(
+        require(
             not on or "cross" not in selecting_attentions(cfg),
             f"--load-alignments: excludes {choice} in cross-attention, as the keys it drops have no logarithm; "
             "--attention-topk-in encoder-self,decoder-self keeps it out of there",
@@ -74,12 +70,12 @@ def check_alignments(cfg: Any, task: Any) -> None:
 
 def _check_attention(cfg: Any, self_attending_encoder: bool, cross_attention: bool) -> None:
     ratio = cfg.attention_topk_ratio
-    _require(ratio == 0 or ratio >= 1, f"--attention-topk-ratio: must be 0 (off) or at least 1, got {ratio}")
-    _require(
+    require(ratio == 0 or ratio >= 1, f"--attention-topk-ratio: must be 0 (off) or at least 1, got {ratio}")
+    require(
         not (cfg.attention_topk and ratio),
         f"--attention-topk {cfg.attention_topk} and --attention-topk-ratio {ratio} exclude each other: 0 turns one off",
     )
-    _require(
+    require(
         cfg.attention_normalizer == "softmax" or not (cfg.attention_topk or ratio),
         f"--attention-normalizer {cfg.attention_normalizer}: chooses keys itself and excludes --attention-topk",
     )
@@ -94,18 +90,18 @@ def _check_attention(cfg: Any, self_attending_encoder: bool, cross_attention: bo
         choose("--attention-topk-in", name, ATTENTIONS)
         if cfg.attention_topk_in != ExtOptions.attention_topk_in:
             there = ", ".join(attention for attention in ATTENTIONS if present[attention])
-            _require(present[name], f"--attention-topk-in {name}: this model has {there} alone")
+            require(present[name], f"--attention-topk-in {name}: this model has {there} alone")
 
 
 def _check_window(cfg: Any, cross_attention: bool) -> None:
     if cfg.attention_topk_select != "window":
         return
-    _require(
+    require(
         not (cross_attention and "cross" in selecting_attentions(cfg)),
         "--attention-topk-select window: cross-attention has no keys around its query; give --attention-topk-in "
         "encoder-self, decoder-self or both",
     )
-    _require(
+    require(
         not (cfg.cross_self_attention and "decoder-self" in selecting_attentions(cfg)),
         "--attention-topk-select window: excludes --cross-self-attention, which has keys of both sides",
     )
@@ -115,14 +111,14 @@ def _check_span(cfg: Any, encoder: Any) -> None:
     if not cfg.attention_span:
         return
     span = f"--attention-span {cfg.attention_span}"
-    _require(encoder is None, f"{span}: for language models alone, transformer_lm_ext")
+    require(encoder is None, f"{span}: for language models alone, transformer_lm_ext")
     for name, allowed in (
         ("block", "transformer"),
         ("attention_normalizer", "softmax"),
         ("attention_topk_select", "scores"),
     ):
         value = getattr(cfg, name)
-        _require(value == allowed, f"{span}: excludes {flag(name)} {value}, needs {allowed}")
+        require(value == allowed, f"{span}: excludes {flag(name)} {value}, needs {allowed}")
     if cfg.attention_span > cfg.max_target_positions:
         logger.warning(
             "%s: a sample has at most %d tokens (--tokens-per-sample, --max-target-positions), and nothing before them",
@@ -133,12 +129,12 @@ def _check_span(cfg: Any, encoder: Any) -> None:
 def _check_block(cfg: Any, encoder: Any, decoder: Any) -> None:
     if cfg.block == "transformer":
         return
-    _require(not cfg.cross_self_attention, f"--block {cfg.block}: no --cross-self-attention")
+    require(not cfg.cross_self_attention, f"--block {cfg.block}: no --cross-self-attention")
     for name in ("scale_fc", "scale_attn", "scale_heads", "scale_resids"):
-        _require(not getattr(cfg, name, False), f"--block {cfg.block}: excludes --{name.replace('_', '-')}")
+        require(not getattr(cfg, name, False), f"--block {cfg.block}: excludes --{name.replace('_', '-')}")
     if cfg.block == "muse-simple":
         return
-    _require(
+    require(
         encoder is not None or not cfg.muse_no_padding_mask,
         "--muse-no-padding-mask: has no effect in a language model, whose convolutions read no padding",
     )
@@ -147,10 +143,10 @@ def _check_block(cfg: Any, encoder: Any, decoder: Any) -> None:
         if encoder is not None:
             kernels += parse_kernels(cfg.muse_kernels, encoder.layers)
             even = sorted({kernel for layer in kernels for kernel in layer if kernel % 2 == 0})
-            _require(not even, f"--muse-kernels: encoder kernels must be odd, got {even}")
+            require(not even, f"--muse-kernels: encoder kernels must be odd, got {even}")
     except ValueError as error:
         raise OptionError(str(error)) from None
-    _require(
+    require(
         not cfg.muse_no_gate or any(len(layer) > 1 for layer in kernels),
         f"--muse-no-gate: has no effect with one kernel size a layer, --muse-kernels {cfg.muse_kernels}",
     )
@@ -159,7 +155,7 @@ def _check_block(cfg: Any, encoder: Any, decoder: Any) -> None:
 def _check_norm(cfg: Any, encoder: Any, decoder: Any) -> None:
     after_encoder = encoder is not None and encoder.normalize_before
     after_decoder = decoder.normalize_before and not cfg.no_decoder_final_norm
-    _require(
+    require(
         cfg.norm_scope != "final" or after_encoder or after_decoder,
         f"--norm-scope final: no {cfg.norm} would be built, as a post-norm model has no norm after its stacks; "
         "needs --encoder-normalize-before or --decoder-normalize-before",
@@ -170,20 +166,20 @@ def _check_views(cfg: Any, encoder: Any, decoder: Any, cross_attention: bool) ->
     if cfg.cross_view == "none":
         return
     views = f"--cross-view {cfg.cross_view}"
-    _require(cross_attention, f"{views}: needs cross-attention to an encoder, there is none")
-    _require(not cfg.cross_self_attention, f"{views}: excludes --cross-self-attention")
+    require(cross_attention, f"{views}: needs cross-attention to an encoder, there is none")
+    require(not cfg.cross_self_attention, f"{views}: excludes --cross-self-attention")
     if encoder.layers == 1:
         logger.warning("%s: the only encoder layer is the only view, as without this option", views)
-    _require(encoder.layerdrop == 0, f"{views}: excludes --encoder-layerdrop, which changes the number of views")
-    _require(
+    require(encoder.layerdrop == 0, f"{views}: excludes --encoder-layerdrop, which changes the number of views")
+    require(
         encoder.embed_dim == decoder.embed_dim,
         f"{views}: needs --encoder-embed-dim {encoder.embed_dim} equal to --decoder-embed-dim {decoder.embed_dim}",
     )
-    _require(
+    require(
         encoder.normalize_before or cfg.cross_view_norm == "shared",
         f"--cross-view-norm {cfg.cross_view_norm}: has no effect without --encoder-normalize-before",
     )
-    _require(
+    require(
         cfg.block == "transformer" or cfg.cross_view_fusion != "sequential",
         f"--cross-view-fusion sequential: has no meaning in the parallel branches of --block {cfg.block}",
     )

@@ -12,6 +12,12 @@ from fairseq.tasks import TASK_REGISTRY
 from fairseq_ext.training.errors import OptionError
 
 
+def require(holds: Any, message: str) -> None:
+    """Refuses options, with ``message``, unless what they need ``holds``."""
+    if not holds:
+        raise OptionError(message)
+
+
 def parse_layers(option: str, text: str) -> list[int]:
     """The numbers of ``--encoder-layers-to-keep`` or ``--decoder-layers-to-keep``, from 0 at the bottom."""
     numbers = [number.strip() for number in str(text).split(",")]
@@ -24,7 +30,7 @@ def check_task(task: Any, kind: str, names: tuple[str, ...]) -> None:
     """Refuses those of fairseq's tasks that another kind of model is for; tasks of other origin are not judged."""
     name = next((name for name, registered in TASK_REGISTRY.items() if registered is type(task)), None)
     if name is not None and type(task).__module__.startswith("fairseq.tasks."):
-        _require(name in names, f"--task {name}: not for {kind}, which works with {', '.join(names)}")
+        require(name in names, f"--task {name}: not for {kind}, which works with {', '.join(names)}")
 
 
 def check_stock_options(cfg: Any, *, encoder: Any, decoder: Any) -> None:
@@ -39,17 +45,17 @@ def check_stock_options(cfg: Any, *, encoder: Any, decoder: Any) -> None:
         OptionError: one line that names the option, what it got and what is allowed.
     """
     parts = [("encoder", encoder)] * (encoder is not None) + [("decoder", decoder)]
-    _require(not cfg.base_layers, f"--base-layers {cfg.base_layers}: fairseq's libbase does not load on this PyTorch")
+    require(not cfg.base_layers, f"--base-layers {cfg.base_layers}: fairseq's libbase does not load on this PyTorch")
     for side, part in parts:
         if part.xformers_att_config is not None:
             _check_xformers(f"--{side}-xformers-att-config", cfg)
         if part.layers_to_keep:
-            _require(
+            require(
                 cfg.cross_view == "none",
                 f"--{side}-layers-to-keep: excludes --cross-view {cfg.cross_view}, which counts layers",
             )
     _check_quantization_noise(cfg, parts)
-    _require(
+    require(
         decoder.output_dim == decoder.input_dim or not cfg.share_decoder_input_output_embed,
         f"--decoder-output-dim {decoder.output_dim}: excludes --share-decoder-input-output-embed "
         f"unless it is --decoder-input-dim {decoder.input_dim}",
@@ -68,8 +74,8 @@ def check_translation_options(cfg: Any, source_dictionary: Any, target_dictionar
     """
     encoder, decoder = cfg.encoder, cfg.decoder
     for name in ("adaptive_input", "tie_adaptive_weights", "tie_adaptive_proj", "char_inputs"):
-        _require(not getattr(cfg, name), f"--{name.replace('_', '-')}: fairseq has no translation model with it")
-    _require(
+        require(not getattr(cfg, name), f"--{name.replace('_', '-')}: fairseq has no translation model with it")
+    require(
         decoder.input_dim == decoder.embed_dim,
         f"--decoder-input-dim {decoder.input_dim}: must be --decoder-embed-dim {decoder.embed_dim} in translation",
     )
@@ -80,26 +86,26 @@ def check_translation_options(cfg: Any, source_dictionary: Any, target_dictionar
     for name in ("share_all_embeddings", "merge_src_tgt_embed"):
         option = f"--{name.replace('_', '-')}"
         if getattr(cfg, name):
-            _require(
+            require(
                 encoder.embed_dim == decoder.embed_dim,
                 f"{option}: needs --encoder-embed-dim {encoder.embed_dim} equal to "
                 f"--decoder-embed-dim {decoder.embed_dim}",
             )
-            _require(
+            require(
                 decoder.output_dim == decoder.embed_dim,
                 f"{option}: excludes --decoder-output-dim {decoder.output_dim}",
             )
     if cfg.share_all_embeddings:
-        _require(
+        require(
             source_dictionary == target_dictionary,
             "--share-all-embeddings: needs one dictionary for both languages (fairseq-preprocess --joined-dictionary)",
         )
-        _require(
+        require(
             decoder.embed_path in (None, "", encoder.embed_path),
             "--decoder-embed-path: --share-all-embeddings reads --encoder-embed-path",
         )
     elif cfg.merge_src_tgt_embed:
-        _require(
+        require(
             not (encoder.embed_path or decoder.embed_path),
             "--merge-src-tgt-embed: fairseq reads no --encoder-embed-path or --decoder-embed-path with it",
         )
@@ -116,9 +122,9 @@ def check_language_model_options(cfg: Any, dictionary: Any) -> None:
         OptionError: one line that names the option, what it got and what is allowed.
     """
     inputs = [name for name in ("character_embeddings", "adaptive_input") if getattr(cfg, name)]
-    _require(len(inputs) < 2, "--character-embeddings: excludes --adaptive-input")
+    require(len(inputs) < 2, "--character-embeddings: excludes --adaptive-input")
     for name in [*inputs, *["adaptive_softmax_cutoff"] * bool(cfg.adaptive_softmax_cutoff)]:
-        _require(
+        require(
             not cfg.share_decoder_input_output_embed,
             f"--share-decoder-input-output-embed: excludes --{name.replace('_', '-')}; adaptive layers share with "
             "--tie-adaptive-weights",
@@ -126,16 +132,16 @@ def check_language_model_options(cfg: Any, dictionary: Any) -> None:
     if cfg.character_embeddings:
         _check_character_filters(cfg.character_filters)
     if cfg.adaptive_input:
-        _require(cfg.adaptive_input_cutoff, "--adaptive-input: needs --adaptive-input-cutoff")
+        require(cfg.adaptive_input_cutoff, "--adaptive-input: needs --adaptive-input-cutoff")
         widths = _check_bands("input", cfg, cfg.decoder.input_dim, dictionary)
         for width in widths if cfg.quant_noise.pq else []:
-            _require(
+            require(
                 width % cfg.quant_noise.pq_block_size == 0,
                 f"--quant-noise-pq-block-size: {cfg.quant_noise.pq_block_size} does not divide {width}, "
                 f"of the widths {widths} that --adaptive-input has",
             )
     _check_bands("softmax", cfg, cfg.decoder.output_dim, dictionary)
-    _require(
+    require(
         cfg.tie_adaptive_weights or not cfg.tie_adaptive_proj,
         "--tie-adaptive-proj: has no effect without --tie-adaptive-weights",
     )
@@ -145,19 +151,19 @@ def check_language_model_options(cfg: Any, dictionary: Any) -> None:
 
 def _check_tied(cfg: Any) -> None:
     option = "--tie-adaptive-weights"
-    _require(
+    require(
         cfg.adaptive_input and cfg.adaptive_softmax_cutoff,
         f"{option}: needs --adaptive-input and --adaptive-softmax-cutoff",
     )
     for name in ("cutoff", "factor"):
         ours, others = (getattr(cfg, f"adaptive_{kind}_{name}") for kind in ("softmax", "input"))
-        _require(
+        require(
             ours == others,
             f"{option}: needs --adaptive-softmax-{name} {ours} equal to --adaptive-input-{name} {others}",
         )
     for name in ("input_dim", "output_dim"):
         width = getattr(cfg.decoder, name)
-        _require(
+        require(
             width == cfg.decoder.embed_dim,
             f"{option}: needs --decoder-{name.replace('_', '-')} {width} equal to "
             f"--decoder-embed-dim {cfg.decoder.embed_dim}",
@@ -168,7 +174,7 @@ def _check_character_filters(filters: list[Any]) -> None:
     def is_pair(pair: Any) -> bool:
         return isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair)
 
-    _require(
+    require(
         filters and all(map(is_pair, filters)),
         f"--character-filters: must be pairs of width and channels like [(1, 64), (2, 128)], got {filters}",
     )
@@ -182,14 +188,14 @@ def _check_bands(kind: str, cfg: Any, width: int, dictionary: Any) -> list[int]:
     option, entries = f"--adaptive-{kind}-cutoff", len(dictionary)
     least = dictionary.pad() + 1
     numbers = bool(cutoff) and all(isinstance(end, int) for end in cutoff)
-    _require(
+    require(
         numbers and cutoff[0] >= least and all(low < high for low, high in itertools.pairwise(cutoff)),
         f"{option}: must be numbers that increase from at least {least}, like 20000,60000, got {cutoff}",
     )
-    _require(cutoff[-1] <= entries, f"{option}: {cutoff[-1]} is more than the {entries} entries of the dictionary")
+    require(cutoff[-1] <= entries, f"{option}: {cutoff[-1]} is more than the {entries} entries of the dictionary")
     bands = len(cutoff) + (cutoff[-1] < entries)
     widths = [int(width // factor**band) for band in range(bands)] if factor > 0 else [0]
-    _require(
+    require(
         widths[-1], f"--adaptive-{kind}-factor: {factor} leaves nothing of width {width} for the last of {bands} bands"
     )
     return widths
@@ -204,25 +210,25 @@ def _check_xformers(option: str, cfg: Any) -> None:
         f"--cross-view {cfg.cross_view}": cfg.cross_view != "none",
     }
     for other, on in others.items():
-        _require(not on, f"{option}: excludes {other}, which has an attention of its own")
-    _require(multihead_attention._xformers_available, f"{option}: xFormers with xformers.components is not installed")
+        require(not on, f"{option}: excludes {other}, which has an attention of its own")
+    require(multihead_attention._xformers_available, f"{option}: xFormers with xformers.components is not installed")
 
 
 def _check_quantization_noise(cfg: Any, parts: list[tuple[str, Any]]) -> None:
     noise = cfg.quant_noise
     for name, on in (("pq", noise.pq), ("scalar", noise.scalar)):
-        _require(
+        require(
             not (on and cfg.cross_view == "ama"),
             f"--quant-noise-{name}: excludes --cross-view ama, whose projection is shared by all layers",
         )
-    _require(
+    require(
         not (noise.scalar and cfg.block == "muse"),
         "--quant-noise-scalar: excludes --block muse, as fairseq cannot quantize a module called weight_linear",
     )
     for side, part in parts if noise.pq else []:
         for name in ("embed_dim", "ffn_embed_dim"):
             width = getattr(part, name)
-            _require(
+            require(
                 width % noise.pq_block_size == 0,
                 f"--quant-noise-pq-block-size: {noise.pq_block_size} does not divide "
                 f"--{side}-{name.replace('_', '-')} {width}",
@@ -235,9 +241,4 @@ def _check_embeddings(option: str, part: Any) -> None:
     with open(part.embed_path, encoding="utf-8", errors="replace") as lines:
         next(lines, "")
         width = len(next(lines, "").split()) - 1
-    _require(width == part.embed_dim, f"{option}: has vectors of width {width}, the model has {part.embed_dim}")
-
-
-def _require(holds: Any, message: str) -> None:
-    if not holds:
-        raise OptionError(message)
+    require(width == part.embed_dim, f"{option}: has vectors of width {width}, the model has {part.embed_dim}")
