@@ -85,9 +85,9 @@ def average_checkpoints(paths: Sequence[str | Path], ema: bool = False) -> dict[
     """
     if not paths:
         raise CheckpointError("no checkpoint to average")
-    places = [os.path.realpath(path) for path in paths]
-    for number, place in enumerate(places):
-        if place in places[:number]:
+    files = [os.path.realpath(path) for path in paths]
+    for number, file in enumerate(files):
+        if file in files[:number]:
             raise CheckpointError(f"{paths[number]}: is there twice, and would weigh twice in the mean")
     result = load_checkpoint(paths[0])
     reference = _parameters(result, paths[0], ema)
