@@ -17,7 +17,7 @@ from torch import distributed
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import read_json
-from fairseq_ext.training.options import OptionSet
+from fairseq_ext.training.options import OptionSet, flag
 
 __all__ = ["Program"]
 
@@ -132,6 +132,9 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[
         given[key] = name
         actions[key].default = _typed(f"--config {config}: {name}", value, types[key])
         actions[key].required = False
+        if actions[key].default is True and not isinstance(actions[key], argparse.BooleanOptionalAction):
+            off = {"dest": key, "action": "store_false", "help": f"not {flag(key)}, which {config} gives"}
+            parser.add_argument(flag(f"no_{key}"), **off)  # else the command line could not win
 
 
 class _Loader(yaml.SafeLoader):

@@ -132,8 +132,13 @@ class Experiment:
                 run depends on those before. Default: a single process.
 
         Raises:
-            OptionError: ``--out`` holds runs of another kind of name, whose figures would be mixed with these.
+            OptionError: ``--out`` holds runs of another kind of name, whose figures would be mixed with these; several
+                processes without an ``accelerator``, which would all train and write the same.
         """
+        if accelerator is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise OptionError(
+                f"this training has one process, got {os.environ['WORLD_SIZE']}: start it without launcher"
+            )
         if other := [name for name in self.runs if _kind(name) not in map(_kind, runs)]:
             raise OptionError(
                 f"--out: {self.file} holds the run {other[0]}, those of now are called {', '.join(runs)[:80]}: "

@@ -26,6 +26,7 @@ class Options(OptionSet):
     lr: float = option(0.1, "step size", above=0)
     sizes: tuple[int, ...] = option((2, 3), "widths")
     bias: bool = option(True, "with bias")
+    tied: bool = option(False, "with tied weights")
     loss: str = option("ce", "loss", ("ce", "mse"))
 
 
@@ -77,6 +78,14 @@ def test_a_file_gives_options_and_the_command_line_wins(tmp_path):
     file = config(tmp_path, "data: d\nlr: 2\nsizes: [7, 8]\nbias: false\nseed: 3\n")
     options, runs = called("train-all", *file, "--lr", "0.5")
     assert options == Options(data="d", lr=0.5, sizes=(7, 8), bias=False) and runs.seed == 3
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("name", ["bias", "tied"])
+def test_the_command_line_wins_over_a_file_in_either_direction(tmp_path, name, value):
+    file = config(tmp_path, {"data": "d", name: not value})
+    assert getattr(called("train-all", *file)[0], name) is not value
+    assert getattr(called("train-all", *file, f"--{name}" if value else f"--no-{name}")[0], name) is value
 
 
 @pytest.mark.parametrize(
