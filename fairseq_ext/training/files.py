@@ -85,7 +85,7 @@ def output_folder(folder: str | Path, option: str = "--out") -> Path:
 def _unpacked(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
     """The bytes of a file and its name for messages; what cannot be opened or unpacked is one line.
 
-    gzip is told by the content as well as by the name, and without seeking, so that a pipe (``<(...)``) works.
+    gzip is recognised by the content as well as by the name, and without seeking, so that a pipe (``<(...)``) works.
     """
     name = "stdin" if str(path) == STDIN else str(path)
     try:

@@ -42,7 +42,7 @@ def seed_of(*numbers: int) -> int:
 class Training:
     """An iterable over the steps, or epochs, of one training.
 
-    Nothing is read, written or waited for before the iteration begins. With a ``folder`` it then goes on from
+    Nothing is read, written or waited for before the iteration begins. With a ``folder`` it is then resumed from
     ``checkpoint.pt``, or proves that one can be written; and after each validation, and each ``save_every`` steps, the
     checkpoint is replaced. The end is that of an uninterrupted training, bit for bit on a CPU, where the body draws its
     random numbers from ``seed`` or from a :class:`~fairseq_ext.training.checkpoint.RandomState` among the parts.
@@ -62,7 +62,7 @@ class Training:
         folder: of ``checkpoint.pt`` and ``tensorboard``; None keeps nothing. Default: None.
         settings: a checkpoint of others is refused. See :class:`~fairseq_ext.training.settings.Settings`.
         parts: what a checkpoint holds beside the progress, as :class:`~fairseq_ext.training.checkpoint.Checkpoint`.
-        best: where the body keeps the best model: a training that goes on must find it there.
+        best: where the body keeps the best model: a training that is resumed must find it there.
         accelerator: devices and processes, of which the first writes. Default: a single process.
         name: shown beside the progress bar.
         advice: what to do about a loss that is not finite. Default: ``"lower --lr"``.
@@ -156,7 +156,7 @@ class Training:
                 yield self.step
                 self._end_step(bar)
         if self.accelerator:
-            self.accelerator.wait_for_everyone()  # the first process has written what the others go on to read
+            self.accelerator.wait_for_everyone()  # the first process has written what the others read next
 
     def log(self, **values: Tensor | float) -> None:
         """What the step gave, means over this process's share; the step's work ends here, what follows is not timed."""

@@ -201,7 +201,7 @@ def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> 
             raise DataError(f"{name}: the graph has no {part}")
     x = as_tensor(data.x, f"{name}: x") if need_features else None
     if x is not None and x.dim() != 2:
-        raise DataError(f"{name}: x must be (nodes, features), found shape {tuple(x.shape)}")
+        raise DataError(f"{name}: x must be (nodes, features), got shape {tuple(x.shape)}")
     y = as_labels(data.y, None if x is None else len(x), f"{name}: y")
     if y.numel() == 0 or y.max() < 0:
         raise DataError(f"{name}: y: no node has a label")

@@ -48,9 +48,9 @@ class LargeGraph:
         for name, value in given.items():
             object.__setattr__(self, name, value)  # frozen, but for other forms of the same
         if self.x.ndim != 2 or self.x.shape[0] != len(self.y):
-            raise DataError(f"features: found shape {self.x.shape} for {len(self.y)} labels")
+            raise DataError(f"features: got shape {self.x.shape} for {len(self.y)} labels")
         if not (np.issubdtype(self.x.dtype, np.number) or self.x.dtype == np.bool_):
-            raise DataError(f"features: numbers are needed, found {self.x.dtype}")
+            raise DataError(f"features: numbers are needed, got {self.x.dtype}")
         if not len(self.y) or self.y.min() < 0:
             raise DataError("labels: every node needs a class, and classes are numbered from 0")
         values = self.x.data if sparse.issparse(self.x) else self.x

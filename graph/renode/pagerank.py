@@ -89,7 +89,7 @@ class PageRank:
         """
         input = as_tensor(input, "input")
         if input.dim() != 2 or len(input) != self.num_nodes:
-            raise DataError(f"input: wanted shape ({self.num_nodes}, k), found {tuple(input.shape)}")
+            raise DataError(f"input: wanted shape ({self.num_nodes}, k), got {tuple(input.shape)}")
         solution = torch.empty(input.shape, dtype=torch.float64, device=input.device)
         for columns, solved in zip(input.split(BLOCK, 1), solution.split(BLOCK, 1), strict=True):
             solved.copy_(torch.from_numpy(self._solve(columns.detach().cpu().double().numpy(), transpose)))

@@ -131,7 +131,7 @@ def totoro_from_rows(rows: sparse.sparray, y: Tensor, softmax: bool = True) -> T
     """
     y = as_labels(y)
     if rows.shape[0] != len(y):
-        raise DataError(f"y: found {len(y)} labels for {rows.shape[0]} rows")
+        raise DataError(f"y: got {len(y)} labels for {rows.shape[0]} rows")
     nodes, labels, _ = _labelled(y, torch.arange(len(y)), len(y), "skip")
     rows = sparse.csr_array(rows, dtype=np.float64, copy=True)
     rows.eliminate_zeros()
@@ -183,7 +183,7 @@ def renode_weights(totoro: Tensor, w_min: float = 0.5, w_max: float = 1.5, ties:
     check_weights(w_min, w_max, ties)
     totoro = as_tensor(totoro, "totoro")
     if totoro.dim() != 1:
-        raise DataError(f"totoro: wanted one score a labelled node, found shape {tuple(totoro.shape)}")
+        raise DataError(f"totoro: wanted one score a labelled node, got shape {tuple(totoro.shape)}")
     if not len(totoro):
         raise DataError("totoro: there is no labelled node")
     if totoro.isnan().any():
@@ -201,7 +201,7 @@ def renode_weights(totoro: Tensor, w_min: float = 0.5, w_max: float = 1.5, ties:
 def check_weights(w_min: float, w_max: float, ties: str) -> None:
     """Refuses options of :func:`renode_weights` that are out of range."""
     if not 0 <= w_min <= w_max < math.inf:
-        raise OptionError(f"w_min, w_max: wanted 0 <= w_min <= w_max, found {w_min} and {w_max}")
+        raise OptionError(f"w_min, w_max: wanted 0 <= w_min <= w_max, got {w_min} and {w_max}")
     choose("ties", ties, TIES)
 
 

@@ -132,7 +132,7 @@ class ReNode(BaseTransform):
         among = [kind for kind in data.edge_types if {kind[0], kind[-1]} == {self.node_type}]
         shown = " or ".join(map(str, among)) or "none"
         if self.edge_type is None and len(among) != 1:
-            raise OptionError(f"edge_type: wanted one that joins {self.node_type!r} to itself, found {shown}")
+            raise OptionError(f"edge_type: wanted one that joins {self.node_type!r} to itself, got {shown}")
         edge_type = self.edge_type or among[0]
         if edge_type not in among:
             raise OptionError(f"edge_type: {edge_type} is not in the graph, which has {shown}")

@@ -1,4 +1,4 @@
-"""A checkpoint is gone on from only where it is that of the same training."""
+"""A training is resumed only from a checkpoint of its own."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fairseq_ext.training.files import load_safely
 SETTINGS = {"lr": 0.1, "inputs": {"train": "a", "valid": "b"}}
 
 
-def made(path, model, settings=SETTINGS, **progress):
+def checkpoint_of(path, model, settings=SETTINGS, **progress):
     return Checkpoint(path, settings, {"step": 0, "history": [], **progress}, model=model, scaler=None)
 
 
 def test_restores_parts_and_progress_in_place(tmp_path):
     model, progress = nn.Linear(2, 1), {"step": 3, "history": [1.5]}
-    assert not made(tmp_path / "checkpoint.pt", model).restore()
-    made(tmp_path / "checkpoint.pt", model, **progress).save()
+    assert not checkpoint_of(tmp_path / "checkpoint.pt", model).restore()
+    checkpoint_of(tmp_path / "checkpoint.pt", model, **progress).save()
     assert load_safely(tmp_path / "checkpoint.pt").keys() == {"settings", "progress", "model"}
-    other = made(tmp_path / "checkpoint.pt", nn.Linear(2, 1))
+    other = checkpoint_of(tmp_path / "checkpoint.pt", nn.Linear(2, 1))
     kept = other.progress
     assert other.restore() and kept == progress
     assert torch.equal(other.parts["model"].weight, model.weight)
@@ -40,19 +40,19 @@ def test_restores_parts_and_progress_in_place(tmp_path):
     ],
 )
 def test_other_settings_are_named(tmp_path, settings, names):
-    made(tmp_path / "checkpoint.pt", nn.Linear(2, 1)).save()
+    checkpoint_of(tmp_path / "checkpoint.pt", nn.Linear(2, 1)).save()
     with pytest.raises(OptionError) as error:
-        made(tmp_path / "checkpoint.pt", nn.Linear(2, 1), settings).restore()
+        checkpoint_of(tmp_path / "checkpoint.pt", nn.Linear(2, 1), settings).restore()
     path = tmp_path / "checkpoint.pt"
     assert str(error.value) == f"--out: {path} was trained with other {names}: choose another folder, or delete it"
 
 
 def test_parts_that_do_not_fit(tmp_path):
-    made(tmp_path / "checkpoint.pt", nn.Linear(2, 1)).save()
+    checkpoint_of(tmp_path / "checkpoint.pt", nn.Linear(2, 1)).save()
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: does not fit its model; delete it to start anew"):
-        made(tmp_path / "checkpoint.pt", nn.Linear(3, 1)).restore()
+        checkpoint_of(tmp_path / "checkpoint.pt", nn.Linear(3, 1)).restore()
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: not a checkpoint of this training"):
-        made(tmp_path / "checkpoint.pt", nn.Linear(2, 1), more=0).restore()
+        checkpoint_of(tmp_path / "checkpoint.pt", nn.Linear(2, 1), more=0).restore()
 
 
 def test_the_random_state_goes_on_where_it_was(tmp_path):
@@ -65,12 +65,12 @@ def test_the_random_state_goes_on_where_it_was(tmp_path):
 
 
 def test_proving_that_it_can_be_saved_leaves_nothing(tmp_path):
-    checkpoint = made(tmp_path / "checkpoint.pt", nn.Linear(2, 1))
+    checkpoint = checkpoint_of(tmp_path / "checkpoint.pt", nn.Linear(2, 1))
     checkpoint.prove()
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot write .*file/checkpoint.pt"):
-        made(tmp_path / "file" / "checkpoint.pt", nn.Linear(2, 1)).prove()
+        checkpoint_of(tmp_path / "file" / "checkpoint.pt", nn.Linear(2, 1)).prove()
 
 
 def test_other_processes_never_see_the_proof(tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_other_processes_never_see_the_proof(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", noted)
-    checkpoint = made(tmp_path / "checkpoint.pt", nn.Linear(2, 1))
+    checkpoint = checkpoint_of(tmp_path / "checkpoint.pt", nn.Linear(2, 1))
     checkpoint.prove()
     assert written and "checkpoint.pt" not in written
     checkpoint.save()

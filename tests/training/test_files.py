@@ -109,9 +109,9 @@ def test_a_value_that_is_no_json_keeps_the_old_file(tmp_path):
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     save_atomically(STATE, tmp_path / "state.pt")
-    found = load_safely(tmp_path / "state.pt")
-    assert torch.equal(found["model"].pop("weight"), STATE["model"]["weight"])
-    assert found == {**STATE, "model": {}}
+    state = load_safely(tmp_path / "state.pt")
+    assert torch.equal(state["model"].pop("weight"), STATE["model"]["weight"])
+    assert state == {**STATE, "model": {}}
     assert names(tmp_path) == {"state.pt"}
 
 
@@ -274,8 +274,8 @@ def test_the_standard_input_and_a_pipe_are_read_as_files(data, tmp_path):
         run = subprocess.run(
             [sys.executable, "-c", script, path], input=data, capture_output=True, cwd=ROOT, check=True
         )
-        found = json.loads(run.stdout)
-        assert [place for _, place in found] == ([f"{name}:1", f"{name}:4", f"{name}:5"] if data else [])
+        lines = json.loads(run.stdout)
+        assert [place for _, place in lines] == ([f"{name}:1", f"{name}:4", f"{name}:5"] if data else [])
 
 
 @pytest.mark.parametrize("kind", damaged_texts(GOOD))

@@ -164,14 +164,14 @@ def test_a_killed_training_ends_where_a_straight_one_ends(tmp_path, kill_at, see
     weights, record = learn(tmp_path / "straight", seed=seed)
     with pytest.raises(Killed):
         learn(tmp_path / "killed", kill_at, seed)
-    again, found = learn(tmp_path / "killed", seed=seed)
-    assert torch.equal(weights, again) and found == record
+    again, resumed = learn(tmp_path / "killed", seed=seed)
+    assert torch.equal(weights, again) and resumed == record
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path):
     weights, record = learn(tmp_path)
-    again, found = learn(tmp_path)
-    assert torch.equal(weights, again) and found == record
+    again, resumed = learn(tmp_path)
+    assert torch.equal(weights, again) and resumed == record
 
 
 def test_masks_differ_between_steps_and_runs_and_processes():

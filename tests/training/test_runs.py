@@ -58,11 +58,11 @@ def test_runs_of_a_file_with_one_environment_have_that(tmp_path):
 
 
 def test_the_environment_has_what_figures_depend_on():
-    found = environment("numpy")
-    assert (found["torch"], found["numpy"]) == (torch.__version__, version("numpy"))
-    assert (found["threads"], found["cores"]) == (torch.get_num_threads(), os.cpu_count())
-    assert found["processor"] and found["python"]
-    json.dumps(found)
+    recorded = environment("numpy")
+    assert (recorded["torch"], recorded["numpy"]) == (torch.__version__, version("numpy"))
+    assert (recorded["threads"], recorded["cores"]) == (torch.get_num_threads(), os.cpu_count())
+    assert recorded["processor"] and recorded["python"]
+    json.dumps(recorded)
 
 
 def test_an_experiment_without_a_finished_run_may_change_its_settings(tmp_path):
@@ -91,10 +91,10 @@ def test_summary_is_mean_and_population_deviation(tmp_path_factory, values):
     experiment = Experiment(tmp_path_factory.mktemp("out"), {})
     for number, value in enumerate(values):
         experiment.add(str(number), {"score": value})
-    found = experiment.summary()["score"]
-    assert found["runs"] == len(values)
-    assert found["mean"] == pytest.approx(sum(values) / len(values), abs=1e-6)
-    assert found["std"] == pytest.approx(statistics.pstdev(values), abs=1e-6)
+    summary = experiment.summary()["score"]
+    assert summary["runs"] == len(values)
+    assert summary["mean"] == pytest.approx(sum(values) / len(values), abs=1e-6)
+    assert summary["std"] == pytest.approx(statistics.pstdev(values), abs=1e-6)
 
 
 def test_summary_is_of_the_numbers_that_every_run_has(tmp_path):

@@ -214,7 +214,7 @@ def read_splits(folder: str | Path, **options: Any) -> dict[str, RegionData]:
 def _split_file(folder: Path, split: str) -> Path:
     paths = [path for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz") if path.is_file()]
     if len(paths) != 1:
-        raise DataError(f"{folder}: expected one of {split}.jsonl and {split}.jsonl.gz, found {len(paths)}")
+        raise DataError(f"{folder}: expected one of {split}.jsonl and {split}.jsonl.gz, got {len(paths)}")
     return paths[0]
 
 

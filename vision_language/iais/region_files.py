@@ -103,16 +103,16 @@ def _mapping(line: str, origin: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{origin}: not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{origin}: an image is a mapping, found {type(value).__name__}")
+        raise DataError(f"{origin}: an image is a mapping, got {type(value).__name__}")
     for key in ("image_id", "width", "height", "boxes"):
         if key not in value:
             raise DataError(f"{origin}: no {key!r}")
     name = value["image_id"]
     if isinstance(name, bool) or not isinstance(name, (int, str)) or name == "":
-        raise DataError(f"{origin}: image_id must be a whole number or a string, found {name!r}")
+        raise DataError(f"{origin}: image_id must be a whole number or a string, got {name!r}")
     for key in ("width", "height"):
         if not _is_number(value[key]) or value[key] <= 0:
-            raise DataError(f"{origin}: {key} must be a number above 0, found {value[key]!r}")
+            raise DataError(f"{origin}: {key} must be a number above 0, got {value[key]!r}")
     return value
 
 
@@ -122,7 +122,7 @@ def _boxes(value: Mapping[str, Any], origin: str, num_labels: int | None) -> tup
         raise DataError(f"{origin}: an image without regions; boxes must be a list with at least one box")
     for box in rows:
         if not isinstance(box, list) or len(box) not in (4, 5) or not all(map(_is_number, box)):
-            raise DataError(f"{origin}: a box is [x1, y1, x2, y2] or [x1, y1, x2, y2, label], found {box!r}")
+            raise DataError(f"{origin}: a box is [x1, y1, x2, y2] or [x1, y1, x2, y2, label], got {box!r}")
         if num_labels is None and len(box) == 5:
             raise DataError(f"{origin}: box {box!r} has a label, but there is no categories.txt beside the file")
         if num_labels is not None and len(box) == 4:

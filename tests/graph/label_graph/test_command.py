@@ -309,10 +309,10 @@ def test_every_name_of_a_label_is_drawn_and_no_picture_is_huge(tmp_path, capsys,
     draw_label_graph(torch.eye(len(labels)), labels, tmp_path / "graph.png")
     width, height = struct.unpack(">II", (tmp_path / "graph.png").read_bytes()[16:24])
     assert 500 < height < width < 4000
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) <= 1 and all("no installed font has" in line for line in told)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) <= 1 and all("no installed font has" in line for line in lines)
     if labels[0].isascii():
-        assert not told
+        assert not lines
 
 
 def test_no_graph_no_picture(data, tmp_path):

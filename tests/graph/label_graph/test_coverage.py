@@ -1,4 +1,4 @@
-"""What of the data is not read: counted by hand, told once, and kept beside the results."""
+"""What of the data is not read: counted by hand, reported once, and kept beside the results."""
 
 from __future__ import annotations
 

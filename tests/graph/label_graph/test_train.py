@@ -31,8 +31,8 @@ def data(tmp_path_factory):
         lines = []
         for _ in range(count):
             labels = sorted({*chance.choices(list(WORDS), [8, 4, 2, 1], k=2)})
-            told = [label if chance.random() < honest else chance.choice(list(WORDS)) for label in labels]
-            lines.append("|".join(labels) + "\t" + " ".join(chance.choice(WORDS[label].split()) for label in told * 2))
+            noisy = [label if chance.random() < honest else chance.choice(list(WORDS)) for label in labels]
+            lines.append("|".join(labels) + "\t" + " ".join(chance.choice(WORDS[label].split()) for label in noisy * 2))
         (folder / f"{split}.tsv").write_text("\n".join(lines))
     return folder
 
@@ -84,8 +84,8 @@ def test_the_figures_are_those_of_the_test_set_at_the_best_epoch(data, tmp_path,
     sign = 1 if select.endswith("f1") else -1
     valid = [sign * counts["valid", epoch][0][select] for epoch in range(1, 10)]
     best = valid.index(max(valid)) + 1
-    told = (("valid", best), ("test", best), ("test", 9))
-    figures = [counts[place][0][name] for place in told for name in ("micro_f1", "macro_f1")]
+    places = (("valid", best), ("test", best), ("test", 9))
+    figures = [counts[place][0][name] for place in places for name in ("micro_f1", "macro_f1")]
     assert best < 9 and len(set(figures)) == 6, "planted so that all differ"
 
     metrics, f1, cut = counts["test", best]

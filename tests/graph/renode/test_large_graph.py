@@ -56,7 +56,7 @@ def broken_files(folder: Path):
         ("negative", {"labels": whole["labels"] - 1}, "classes are numbered from 0"),
         ("nan", {"attr_data": whole["attr_data"] * np.nan}, "features: NaN or infinite"),
         ("columns", {"labels": whole["labels"].reshape(10, 2)}, r"labels: wanted class numbers .*\(10, 2\)"),
-        ("half", {"labels": whole["labels"] + 0.5}, "labels: wanted class numbers .* found fractions"),
+        ("half", {"labels": whole["labels"] + 0.5}, "labels: wanted class numbers .* got fractions"),
         ("words", {"attr_matrix": np.array([["a"]] * 20)}, "features: numbers are needed"),
         ("range", {"attr_indices": whole["attr_indices"] + 9}, "ind"),
     ):
@@ -80,7 +80,7 @@ def test_broken_features_are_named(tmp_path):
         ("absent.npy", "No such file"),
         ("text.npy", "pickle"),
         ("graph.npz", "holds several arrays"),
-        ("short.npy", r"features: found shape \(19, 4\) for 20 labels"),
+        ("short.npy", r"features: got shape \(19, 4\) for 20 labels"),
     ):
         with pytest.raises(DataError, match=message) as error:
             read_large_graph(path, tmp_path / name)

@@ -131,7 +131,7 @@ class TestInput:
             ({"method": "gc"}, "method: 'gc' .* did you mean 'cg'"),
             ({"num_nodes": 2}, "edge_index: .* 0 to 2, the graph has 2"),
             ({"edge_index": torch.tensor([[0], [-1]])}, "edge_index: .* -1 to 0"),
-            ({"edge_index": torch.zeros(2, 3)}, "edge_index: wanted integers of shape .2, E., found torch.float32"),
+            ({"edge_index": torch.zeros(2, 3)}, "edge_index: wanted integers of shape .2, E., got torch.float32"),
             (
                 {"edge_index": torch.zeros(3, 2, dtype=torch.long)},
                 r"edge_index: .* of shape \(3, 2\)",
@@ -140,7 +140,7 @@ class TestInput:
             ({"nodes": torch.tensor([0, 3])}, "nodes: ids 0 to 3 do not fit a graph of 3 nodes"),
             ({"nodes": torch.tensor([-1])}, "nodes: ids -1 to -1"),
             ({"nodes": torch.tensor([0, 0])}, "nodes: a node is listed twice"),
-            ({"nodes": torch.ones(2, dtype=torch.bool)}, r"nodes: .* a mask of shape \(3,\), found torch.bool"),
+            ({"nodes": torch.ones(2, dtype=torch.bool)}, r"nodes: .* a mask of shape \(3,\), got torch.bool"),
             ({"nodes": torch.tensor([0.0])}, "nodes: wanted node ids"),
         ],
     )

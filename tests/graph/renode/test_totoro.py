@@ -204,13 +204,13 @@ class TestScores:
             ({"train_mask": torch.ones(6, 2, dtype=torch.bool)}, "train_mask: holds 2 splits, one a column"),
             ({"train_mask": torch.ones(5, 2, dtype=torch.bool)}, r"train_mask: .* of shape \(5, 2\)"),
             ({"train_mask": [0.5, 1.0]}, "train_mask: wanted node ids"),
-            ({"train_mask": ["a"]}, "train_mask: wanted a tensor or an array, found list"),
+            ({"train_mask": ["a"]}, "train_mask: wanted a tensor or an array, got list"),
             ({"y": HALVES - 1}, "y: a labelled node has label -1"),
-            ({"y": HALVES + 0.5}, r"y: wanted class numbers of shape \(n,\), found fractions"),
-            ({"y": HALVES / 0}, "y: .* found fractions or infinite ones"),
-            ({"y": HALVES.to(torch.complex64)}, r"y: wanted class numbers of shape \(n,\), found torch.complex64"),
+            ({"y": HALVES + 0.5}, r"y: wanted class numbers of shape \(n,\), got fractions"),
+            ({"y": HALVES / 0}, "y: .* got fractions or infinite ones"),
+            ({"y": HALVES.to(torch.complex64)}, r"y: wanted class numbers of shape \(n,\), got torch.complex64"),
             ({"edge_index": torch.eye(6).to_sparse()}, "edge_index: wanted integers of shape"),
-            ({"edge_index": None}, "edge_index: wanted a tensor or an array, found NoneType"),
+            ({"edge_index": None}, "edge_index: wanted a tensor or an array, got NoneType"),
             ({"y": HALVES.view(2, 3)}, r"y: .* of shape \(2, 3\)"),
             ({"y": torch.nn.functional.one_hot(HALVES)}, r"y: .* of shape \(6, 2\)"),
             ({"num_nodes": 7}, r"y: wanted class numbers of shape \(7,\)"),
@@ -254,7 +254,7 @@ class TestFromRows:
         assert totoro_from_rows(rows, torch.tensor([0, 1]), softmax=False).tolist() == [1e-20, 1e-20]
 
     def test_lengths_must_agree(self):
-        with pytest.raises(ValueError, match="y: found 3 labels for 2 rows"):
+        with pytest.raises(ValueError, match="y: got 3 labels for 2 rows"):
             totoro_from_rows(sparse.csr_array((2, 4)), torch.zeros(3, dtype=torch.long))
 
 
@@ -291,13 +291,13 @@ class TestWeights:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"w_min": 2.0}, "w_min, w_max: .* found 2.0 and 1.5"),
-            ({"w_min": -0.5}, "w_min, w_max: .* found -0.5"),
+            ({"w_min": 2.0}, "w_min, w_max: .* got 2.0 and 1.5"),
+            ({"w_min": -0.5}, "w_min, w_max: .* got -0.5"),
             ({"w_max": float("inf")}, "w_min, w_max: .* inf"),
             ({"w_min": float("nan")}, "w_min, w_max: .* nan"),
             ({"ties": "mean"}, "ties: 'mean' is not one of index, average"),
             ({"totoro": torch.empty(0)}, "totoro: there is no labelled node"),
-            ({"totoro": torch.rand(3, 2)}, r"totoro: wanted one score a labelled node, found shape \(3, 2\)"),
+            ({"totoro": torch.rand(3, 2)}, r"totoro: wanted one score a labelled node, got shape \(3, 2\)"),
             ({"totoro": [0.1, float("nan")]}, "totoro: a score is NaN"),
         ],
     )

@@ -257,9 +257,9 @@ def test_changed_data_is_refused(graph_file):
     ("weight", "message"),
     [
         (torch.tensor([1.0, 0, 1, 1, 0, 1]), "weight: 2 of 6 labelled nodes weigh 0: the weights are of another mask"),
-        (torch.ones(5), r"weight: wanted one for each of 6 labelled nodes, found torch.float32 of shape \(5,\)"),
-        (torch.tensor([1.0, math.nan, 1, 1, 1, 1]), "weight: wanted numbers above 0, found nan"),
-        ([1.0, -1, 1, 1, 1, 1], "weight: wanted numbers above 0, found -1.0"),
+        (torch.ones(5), r"weight: wanted one for each of 6 labelled nodes, got torch.float32 of shape \(5,\)"),
+        (torch.tensor([1.0, math.nan, 1, 1, 1, 1]), "weight: wanted numbers above 0, got nan"),
+        ([1.0, -1, 1, 1, 1, 1], "weight: wanted numbers above 0, got -1.0"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(weight, message):

@@ -46,8 +46,8 @@ def unlabelled(**changes):
 
 class TestGeometry:
     def test_seven_numbers(self):
-        found = box_geometry(torch.tensor([[10.0, 20.0, 50.0, 40.0]]), 100, 80)
-        torch.testing.assert_close(found, torch.tensor([[0.1, 0.25, 0.5, 0.5, 0.4, 0.25, 0.1]]))
+        actual = box_geometry(torch.tensor([[10.0, 20.0, 50.0, 40.0]]), 100, 80)
+        torch.testing.assert_close(actual, torch.tensor([[0.1, 0.25, 0.5, 0.5, 0.4, 0.25, 0.1]]))
 
     @pytest.mark.parametrize("name", golden_names("iais", "itm_case"))
     def test_released_numbers(self, name):
@@ -111,16 +111,16 @@ class TestReading:
         [
             ("[", "not JSON"),
             ("[" * 100_000, "not JSON"),
-            ("3", "an image is a mapping, found int"),
+            ("3", "an image is a mapping, got int"),
             ("x" * (MAX_LINE + 1), f"a line has at most {MAX_LINE} characters"),
-            ({"image_id": True}, "image_id must be a whole number or a string, found True"),
-            ({"image_id": ""}, "image_id must be a whole number or a string, found ''"),
-            ({"width": 0}, "width must be a number above 0, found 0"),
-            ({"height": "50"}, "height must be a number above 0, found '50'"),
-            ({"height": float("nan")}, "height must be a number above 0, found nan"),
+            ({"image_id": True}, "image_id must be a whole number or a string, got True"),
+            ({"image_id": ""}, "image_id must be a whole number or a string, got ''"),
+            ({"width": 0}, "width must be a number above 0, got 0"),
+            ({"height": "50"}, "height must be a number above 0, got '50'"),
+            ({"height": float("nan")}, "height must be a number above 0, got nan"),
             ({"boxes": []}, "an image without regions"),
             ({"boxes": {}}, "an image without regions"),
-            ({"boxes": [[0, 0, 5]]}, "a box is [x1, y1, x2, y2] or [x1, y1, x2, y2, label], found [0, 0, 5]"),
+            ({"boxes": [[0, 0, 5]]}, "a box is [x1, y1, x2, y2] or [x1, y1, x2, y2, label], got [0, 0, 5]"),
             ({"boxes": [[0, 0, 5, float("inf"), 1]]}, "a box is [x1, y1, x2, y2]"),
             ({"boxes": [[0, 0, 5, 5]]}, "box [0, 0, 5, 5] has no label, but there is a categories.txt"),
             ({"boxes": [[5, 0, 5, 5, 0]]}, "box [5, 0, 5, 5] has no size"),
@@ -341,7 +341,7 @@ class TestSplits:
         with pytest.raises(DataError, match=r"test.jsonl:13: image_id 5 is also at .*train.jsonl:5"):
             read_splits(tmp_path)
         (tmp_path / "valid.jsonl.gz").write_bytes(b"")
-        with pytest.raises(DataError, match=r"expected one of valid.jsonl and valid.jsonl.gz, found 2"):
+        with pytest.raises(DataError, match=r"expected one of valid.jsonl and valid.jsonl.gz, got 2"):
             read_splits(tmp_path)
 
     def test_splits_of_different_feature_sizes(self, tmp_path):
@@ -412,9 +412,9 @@ class TestCollator:
         batches = PairBatches(data, collator)
         for numbers in ([3, 0, 3], np.broadcast_to(np.array([5]), (2,)), np.arange(80)):
             wanted = collator.texts([data.captions[number] for number in numbers])
-            found = batches.texts(numbers)
-            assert found.keys() == wanted.keys()
-            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+            actual = batches.texts(numbers)
+            assert actual.keys() == wanted.keys()
+            assert all(torch.equal(actual[name], wanted[name]) for name in wanted)
 
     def test_tokenizers_without_cls_are_refused(self):
         tokenizer = tiny_tokenizer()

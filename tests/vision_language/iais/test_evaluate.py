@@ -27,15 +27,15 @@ RECALL = golden_names("iais", "recall_case")
 def test_golden_recall(name):
     golden = load_golden("iais", name)
     scores, text_to_image = torch.from_numpy(golden["scores"]), torch.from_numpy(golden["txt2img"])
-    found = recall_at_k(scores, text_to_image)
+    recalls = recall_at_k(scores, text_to_image)
     released = released_image_recall(scores, text_to_image)
     for k in (1, 5, 10):
-        assert found[f"ir_r{k}"] == pytest.approx(golden[f"true_img_r{k}"], abs=1e-12)
-        assert found[f"tr_r{k}"] == pytest.approx(golden[f"true_txt_r{k}"], abs=1e-12)
-        assert found[f"tr_r{k}"] == pytest.approx(golden[f"ref_txt_r{k}"], abs=1e-12)
+        assert recalls[f"ir_r{k}"] == pytest.approx(golden[f"true_img_r{k}"], abs=1e-12)
+        assert recalls[f"tr_r{k}"] == pytest.approx(golden[f"true_txt_r{k}"], abs=1e-12)
+        assert recalls[f"tr_r{k}"] == pytest.approx(golden[f"ref_txt_r{k}"], abs=1e-12)
         assert released[f"ir_r{k}"] == pytest.approx(golden[f"ref_img_r{k}"], abs=1e-12)
     image_mean = sum(released.values()) / 3
-    text_mean = sum(found[f"tr_r{k}"] for k in (1, 5, 10)) / 3
+    text_mean = sum(recalls[f"tr_r{k}"] for k in (1, 5, 10)) / 3
     assert image_mean == pytest.approx(golden["ref_img_r_mean"], abs=1e-12)
     assert text_mean == pytest.approx(golden["ref_txt_r_mean"], abs=1e-12)
     assert (image_mean + text_mean) / 2 == pytest.approx(golden["ref_r_mean"], abs=1e-12)
@@ -64,12 +64,12 @@ def test_recall_is_what_sorting_gives(seed, images, most, ties):
                 places = max(k - better, 0)
                 missed = math.comb(ties, places) / math.comb(ties + equal, places) if places <= ties else 0
                 hits[k].append(1 - missed)
-        expected |= {f"{direction}_r{k}": np.mean(found) for k, found in hits.items()}
+        expected |= {f"{direction}_r{k}": np.mean(hit) for k, hit in hits.items()}
         expected[f"{direction}_mean_rank"] = np.mean(ranks)
-    found = recall_at_k(torch.from_numpy(scores), torch.from_numpy(text_to_image), ks=(1, 2))
+    recalls = recall_at_k(torch.from_numpy(scores), torch.from_numpy(text_to_image), ks=(1, 2))
     expected["rsum"] = sum(value for key, value in expected.items() if "_r1" in key or "_r2" in key)
     expected["r_mean"] = expected["rsum"] / 4
-    assert found == pytest.approx(expected)
+    assert recalls == pytest.approx(expected)
 
 
 def test_equal_scores_are_chance():
@@ -97,15 +97,15 @@ def test_ties_are_the_mean_over_all_orders():
         # equal numbers on both sides would leave ties between the images of a caption
         for pair in itertools.product(orders, [order + 0.5 for order in orders])
     ]
-    found = recall_at_k(scores, owners, ks=(1, 2, 3))
+    recalls = recall_at_k(scores, owners, ks=(1, 2, 3))
     for name in ("tr_r1", "tr_r2", "tr_r3", "tr_mean_rank"):
-        assert found[name] == pytest.approx(np.mean([recall[name] for recall in broken]))
+        assert recalls[name] == pytest.approx(np.mean([recall[name] for recall in broken]))
 
 
 def test_images_without_captions_ask_for_none():
     scores = torch.tensor([[2.0, 1.5, 1.0], [0.0, 1.0, -1.0]])
-    found = recall_at_k(scores, torch.tensor([0, 1]), ks=(1,))
-    assert found["tr_r1"] == 0.5 and found["ir_r1"] == 1
+    recalls = recall_at_k(scores, torch.tensor([0, 1]), ks=(1,))
+    assert recalls["tr_r1"] == 0.5 and recalls["ir_r1"] == 1
 
 
 def test_scores_that_are_no_numbers():
@@ -139,10 +139,10 @@ class TestScoreMatrix:
                 [model(**collator([(caption, image) for image in data.images])).scores for caption in data.captions]
             )
         model.train()
-        found = score_matrix(model, data, collator, chunk=chunk, progress=False)
-        assert model.training and not found.requires_grad and found.dtype == torch.float32
+        scored = score_matrix(model, data, collator, chunk=chunk, progress=False)
+        assert model.training and not scored.requires_grad and scored.dtype == torch.float32
         assert expected.std() > 0.01
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(scored, expected, rtol=0, atol=1e-5)
 
     def test_one_caption_with_all_images(self, made):
         model, data, collator = made
@@ -183,8 +183,8 @@ def test_measures_of_pairs_are_a_plain_loop(made):
                 if name == "isd":
                     values["map_entropy"].append(map_entropy(blocks).item())
     model.train()
-    found = pair_measures(model, data, collator, batch_size=5)
-    assert {name: value.tolist() for name, value in found.items()} == {
+    measures = pair_measures(model, data, collator, batch_size=5)
+    assert {name: value.tolist() for name, value in measures.items()} == {
         name: pytest.approx(value, rel=1e-4) for name, value in values.items()
     }
     assert np.mean(values["isd"]) > 1e-4 and model.training

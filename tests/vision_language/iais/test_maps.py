@@ -64,11 +64,11 @@ def plain(hidden, module, text_mask, region_mask):
     maps = [[], [], [], []]
     for states, text, region in zip(hidden, text_mask, region_mask, strict=True):
         query, key = (part(states).view(-1, heads, size) for part in (module.query, module.key))
-        for found, (rows, columns) in zip(
+        for actual, (rows, columns) in zip(
             maps, ((text, text), (region, region), (text, region), (region, text)), strict=True
         ):
             per_head = [(query[rows, a] @ key[columns, a].T / size**0.5).softmax(-1) for a in range(heads)]
-            found.append(torch.stack(per_head).mean(0))
+            actual.append(torch.stack(per_head).mean(0))
     return maps
 
 
@@ -115,10 +115,10 @@ def test_fixture_maps_losses_and_gradients(name, implementation):
             torch.testing.assert_close(output, data["encoder_out"], **EXACT)
             for short in ("ll", "vv", "lv", "vl"):
                 expected = data[f"S_{short.upper()}"]
-                found = torch.zeros_like(expected)
+                actual = torch.zeros_like(expected)
                 value = getattr(blocks, short)
-                found[:, : value.size(1), : value.size(2)] = value
-                torch.testing.assert_close(found, expected, **EXACT)
+                actual[:, : value.size(1), : value.size(2)] = value
+                torch.testing.assert_close(actual, expected, **EXACT)
             way = f"{modality}_{kind}"
             loss = iais_loss(blocks, kind, modality)
             torch.testing.assert_close(loss, data[f"loss_{way}"], **EXACT)
@@ -140,9 +140,9 @@ def test_definition(seed, batch):
     blocks = attention_blocks(inputs[0], module, *inputs[1:])
     for name, maps in zip(("ll", "vv", "lv", "vl"), plain(inputs[0], module, *inputs[1:]), strict=True):
         for number, expected in enumerate(maps):
-            found = real(blocks, name, number)
-            torch.testing.assert_close(found, expected)
-            torch.testing.assert_close(found.sum(-1), torch.ones(len(found), dtype=found.dtype))
+            actual = real(blocks, name, number)
+            torch.testing.assert_close(actual, expected)
+            torch.testing.assert_close(actual.sum(-1), torch.ones(len(actual), dtype=actual.dtype))
 
 
 @given(st.integers(0, 10**6))
@@ -212,9 +212,9 @@ def test_low_precision(dtype, tolerance):
     module = attention()
     expected = attention_blocks(hidden, module, text, region)
     blocks = attention_blocks(hidden.to(dtype), module.to(dtype), text, region)
-    for found, wanted in zip(blocks[:4], expected[:4], strict=True):
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, wanted.float(), rtol=0, atol=tolerance)
+    for actual, wanted in zip(blocks[:4], expected[:4], strict=True):
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual, wanted.float(), rtol=0, atol=tolerance)
     rows = blocks.ll.sum(-1)
     torch.testing.assert_close(rows[rows > 0], torch.ones_like(rows[rows > 0]))
 
@@ -289,11 +289,11 @@ def renormalised(probabilities, text, region):
     """The block of each pair and head out of probabilities over the whole sequence, averaged over heads."""
     maps = []
     for rows, columns in ((text, text), (region, region), (text, region), (region, text)):
-        found = []
+        actual = []
         for one, row, column in zip(probabilities, rows, columns, strict=True):
             block = one[:, row][:, :, column]
-            found.append((block / block.sum(-1, keepdim=True)).mean(0))
-        maps.append(found)
+            actual.append((block / block.sum(-1, keepdim=True)).mean(0))
+        maps.append(actual)
     return maps
 
 
@@ -360,11 +360,11 @@ def test_gradient_checkpointing(name, use_reentrant):
             gradients(name, use_reentrant)
         return
     expected = gradients(name)[1]
-    hook, found = gradients(name, use_reentrant)
+    hook, actual = gradients(name, use_reentrant)
     assert hook.hidden is None  # the second run of the layer, inside backward, leaves nothing behind
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for key, grad in expected.items():
-        torch.testing.assert_close(found[key], grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(actual[key], grad, rtol=1e-4, atol=1e-6)
 
 
 def test_distributed_data_parallel(tmp_path):
@@ -373,11 +373,11 @@ def test_distributed_data_parallel(tmp_path):
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         wrap = functools.partial(nn.parallel.DistributedDataParallel, find_unused_parameters=True)
-        found = gradients("bert", wrap=wrap)[1]
+        actual = gradients("bert", wrap=wrap)[1]
     finally:
         torch.distributed.destroy_process_group()
     for key, grad in expected.items():
-        torch.testing.assert_close(found[key], grad)
+        torch.testing.assert_close(actual[key], grad)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -392,8 +392,8 @@ def test_autocast(name):
             blocks = hook.blocks(text, region)
             loss = iais_loss(blocks)
     assert blocks.ll.dtype == loss.dtype == torch.float32
-    for found, wanted in zip(blocks[:4], expected[:4], strict=True):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=0.05)
+    for actual, wanted in zip(blocks[:4], expected[:4], strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=0.05)
     loss.backward()
     assert hook.attention.query.weight.grad.abs().sum() > 0
 
@@ -451,5 +451,5 @@ def test_blocks_unpack_and_swap():
     blocks = attention_blocks(hidden, attention(), text, region, keep_scores=True)
     other = attention_blocks(hidden, attention(), region, text, keep_scores=True)
     assert isinstance(blocks, AttentionBlocks)
-    for found, expected in zip(blocks.swapped(), other, strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(blocks.swapped(), other, strict=True):
+        torch.testing.assert_close(actual, expected)

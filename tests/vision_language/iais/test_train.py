@@ -146,9 +146,9 @@ def test_hardest_are_those_that_the_model_scores_highest(data, kind):
     with torch.no_grad():
         scores = model.eval()(**batches.pairs(anchors.texts.ravel(), anchors.images.ravel())).scores.view(3, 10)
     columns = scores[:, 1:].topk(4).indices.numpy() + 1
-    for found, drawn in ((hard.texts, anchors.texts), (hard.images, anchors.images)):
-        assert (found[:, 0] == drawn[:, 0]).all()
-        assert (found[:, 1:] == np.take_along_axis(drawn, columns, 1)).all()
+    for picked, drawn in ((hard.texts, anchors.texts), (hard.images, anchors.images)):
+        assert (picked[:, 0] == drawn[:, 0]).all()
+        assert (picked[:, 1:] == np.take_along_axis(drawn, columns, 1)).all()
     assert hardest(model, batches, anchors, 9) is anchors
 
 
@@ -174,9 +174,9 @@ def plain_gradient(training_step: TrainingStep, step: int) -> dict[str, torch.Te
                     blocks = hook.blocks(*places, keep_scores=True, rows=slice(0, 1))
                     loss = loss + weight * iais_loss(blocks, options.iais, modality, options.pseudo_norm)
             (loss / options.batch_size).backward()
-    found = {name: value.grad.clone() for name, value in model.named_parameters()}
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters()}
     model.zero_grad()
-    return found
+    return gradients
 
 
 @pytest.mark.parametrize(
@@ -232,15 +232,15 @@ def test_trained_model_ranks_better_than_chance(tmp_path):
     steps = {"num_steps": 150, "warmup_steps": 10, "validate_every": 50, "lr": 2e-3}
     options = small(folder, dropout=0.0, iais_weight=0.1, **sizes, **steps)
     experiment = run(options, tmp_path)
-    found = experiment.runs["seed1"]
-    assert found["history"][-1]["rank_loss"] < 0.18 < found["history"][0]["rank_loss"]
-    assert found["ir_mean_rank"] < 8.8 and found["isd"] > 0  # by chance 9.5
-    best = max(found["history"], key=lambda entry: entry["rsum"])
-    assert (found["best_step"], found["valid_rsum"]) == (best["step"], best["rsum"])
+    record = experiment.runs["seed1"]
+    assert record["history"][-1]["rank_loss"] < 0.18 < record["history"][0]["rank_loss"]
+    assert record["ir_mean_rank"] < 8.8 and record["isd"] > 0  # by chance 9.5
+    best = max(record["history"], key=lambda entry: entry["rsum"])
+    assert (record["best_step"], record["valid_rsum"]) == (best["step"], best["rsum"])
     assert list((tmp_path / "seed1" / "tensorboard").iterdir())
     # the model that is kept is the best step's, and gives the published numbers
     model, tokenizer = load(tmp_path / "seed1" / "model")
-    for split, wanted in (("valid", best), ("test", found)):
+    for split, wanted in (("valid", best), ("test", record)):
         again = metrics(model, data[split], Collator(tokenizer, None), options.eval_batch_size, accelerator())
         assert again == pytest.approx({name: wanted[name] for name in again}, rel=1e-4)
     assert run(options, tmp_path).runs == experiment.runs
@@ -274,8 +274,8 @@ def test_killed_run_ends_where_a_straight_one_ends(folder, tmp_path, kill_at):
     with pytest.raises(OptionError, match=r"--out: .*checkpoint.pt was trained with other lr: choose another folder"):
         train(replace(options, lr=0.5), read_splits(folder), checkpoint.parent)
     resumed = run(options, tmp_path / "killed").runs["seed1"]
-    for found in (straight, resumed):
-        found.pop("seconds_per_step")
+    for record in (straight, resumed):
+        record.pop("seconds_per_step")
     assert straight == resumed
     models = [load(tmp_path / name / "seed1" / "model")[0] for name in ("straight", "killed")]
     assert all(torch.equal(*pair) for pair in zip(*(weights(model).values() for model in models), strict=True))
@@ -347,8 +347,8 @@ def test_attention_implementations_train_alike(folder, data, tmp_path, iais):
 
 def test_features_instead_of_labels(tmp_path):
     folder = write_regions(tmp_path / "data", {"train": 12, "valid": 4, "test": 4}, feature_size=6)
-    found = run(small(folder, num_steps=2), tmp_path / "out").runs["seed1"]
-    assert 0 <= found["ir_r1"] <= 1
+    record = run(small(folder, num_steps=2), tmp_path / "out").runs["seed1"]
+    assert 0 <= record["ir_r1"] <= 1
     assert load(tmp_path / "out" / "seed1" / "model")[0].config.region_feature_size == 6
 
 
@@ -420,10 +420,10 @@ def test_training_starts_from_uniter(uniter, tmp_path, name):
     places = {"encoder": str(folder / "encoder"), "uniter": str(folder / name)}
     options = small(folder / "data", max_text_length=20, num_layers=1, num_steps=2, **places)
     train(options, data, tmp_path)
-    found = load(tmp_path / "initial")[0].state_dict()
-    assert torch.equal(found.pop("rank_output.weight"), weights["itm_output.weight"][1:])
-    assert torch.equal(found.pop("rank_output.bias"), weights["itm_output.bias"][1:])
-    assert all(torch.equal(value, weights[f"uniter.{key}"]) for key, value in found.items())
+    loaded = load(tmp_path / "initial")[0].state_dict()
+    assert torch.equal(loaded.pop("rank_output.weight"), weights["itm_output.weight"][1:])
+    assert torch.equal(loaded.pop("rank_output.bias"), weights["itm_output.bias"][1:])
+    assert all(torch.equal(value, weights[f"uniter.{key}"]) for key, value in loaded.items())
     inputs = load_safely(tmp_path / "checkpoint.pt")["settings"]["inputs"]
     assert inputs.keys() == {"train", "valid", "test", "encoder", "uniter"}
 

@@ -1,4 +1,4 @@
-"""What a training does at each step and what it reports, against values found by hand."""
+"""What a training does at each step and what it reports, against values computed by hand."""
 
 from __future__ import annotations
 
