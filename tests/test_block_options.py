@@ -25,6 +25,7 @@ LOGITS, CLASSES, COUNTS = 3 * torch.randn(6, 5), torch.tensor([0, 3, 4, 1, 2, 0]
 LOGITS[0, 0] = 20.0
 BINARY, PROBABILITIES = (torch.rand(6, 5) < 0.5).long(), torch.randn(6, 5).softmax(-1)
 MAPS = torch.randn(2, 2, 4, 4).softmax(-1)
+OUTPUT = torch.eye(5)
 WEIGHT, EACH, KEEP = torch.rand(5) + 0.5, torch.rand(6), torch.eye(4, dtype=torch.bool)
 
 
@@ -85,6 +86,7 @@ RUN: dict[str, Callable[..., Any]] = {
     "encouraging_loss": encouraging(losses.encouraging_loss),
     "encouraging_loss_terms": encouraging(losses.encouraging_loss_terms),
     "EncouragingLoss": module_loss,
+    "fused_linear_encouraging_loss": lambda **o: losses.fused_linear_encouraging_loss(LOGITS, OUTPUT, CLASSES, **o),
     "bonus_schedule": lambda **o: torch.tensor(losses.bonus_schedule(2, 10, **o)),
     "mirror_bonus_loss": encouraging(losses.mirror_bonus_loss),
     "halted_focal_loss": lambda **o: losses.halted_focal_loss(LOGITS, BINARY, **o),
@@ -161,6 +163,10 @@ OPTIONS: dict[str, dict[str, Change]] = {
         "schedule": ("none", "linear", {"schedule": "cos", "max_epoch": 4}),
         "schedule_ratio": (5.0, 1.0, {"schedule": "exp", "max_epoch": 4}),
         "schedule_of": ("bonus_weight", "log_end", {"schedule": "linear", "max_epoch": 4}), "options": (None, None),
+    },
+    "fused_linear_encouraging_loss": {
+        "bias": (None, WEIGHT), "class_weight": (None, WEIGHT), "ignore_index": TERMS["ignore_index"],
+        "bonus_weight": (1.0, 0.5), **REDUCTION, "options": (None, None),
     },
     "bonus_schedule": {"schedule": ("linear", "cos"), "ratio": (5.0, -5.0, {"schedule": "exp"})},
     "mirror_bonus_loss": {
