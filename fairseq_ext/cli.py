@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  fairseq-ext recipe muse_iwslt_de_en\n"
         "  fairseq-ext recipe iwslt14_de_en/muse --data data-bin/iwslt14 --gpus 2 > muse.sh\n"
-        "  fairseq-ext recipe multi30k/gca --device cpu --average 2 --train-options --max-update 200",
+        "  fairseq-ext recipe multi30k/gca --device cpu --average 2 --train-options --max-epoch 2",
     )
     add = recipe.add_argument
     add("name", nargs="?", metavar="NAME", help="a recipe, or DATA/METHOD")
