@@ -51,9 +51,10 @@ class Recipe(OptionSet):
         return max(lr_decay**late, min(min_lr / self.lr, 1.0)) if late > 0 else 1.0
 
     def _rates(self, **changed: Any) -> list[float]:
-        """The factors of all epochs, with some options changed."""
+        """The factors of the epochs that show any difference first, or most, with some options changed."""
         decay = {name: getattr(self, name) for name in ("lr_decay", "lr_decay_epoch", "min_lr")} | changed
-        return [self._factor(steps, **decay) for steps in range(self.epochs)]
+        telling = (self.lr_decay_epoch, self.defaults()["lr_decay_epoch"], self.epochs - 1)
+        return [self._factor(steps, **decay) for steps in telling if steps < self.epochs]
 
     def _first_stop(self, **changed: int) -> int:
         """The first epoch at which a training can stop, with some options changed."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import types
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch_geometric.data import Data
 
 from fairseq_ext.training.errors import DataError, OptionError
@@ -92,6 +95,36 @@ def test_learning_rate():
 
 def test_a_rate_below_the_least_one_does_not_rise():
     assert [Recipe(lr=5e-5).lr_factor(step) for step in (0, 30, 100)] == [1.0, 1.0, 1.0]
+
+
+@settings(deadline=None)
+@given(
+    lr=st.sampled_from([0.0075, 5e-5, 0.1]),
+    epochs=st.integers(1, 60),
+    lr_decay=st.sampled_from([1.0, 0.95, 0.9, 0.1]),
+    lr_decay_epoch=st.integers(0, 40),
+    min_lr=st.sampled_from([0.0, 1e-4, 5e-3, 1.0]),
+)
+@example(lr=0.0075, epochs=60, lr_decay=0.9, lr_decay_epoch=5, min_lr=5e-3)
+def test_an_option_of_the_rate_is_refused_where_no_epoch_shows_it(lr, epochs, **decay):
+    def rates(**changed):
+        values = types.SimpleNamespace(lr=lr, **decay | changed)
+        late = [step + 1 - values.lr_decay_epoch for step in range(epochs)]
+        least = min(values.min_lr / lr, 1.0)
+        return [max(values.lr_decay**steps, least) if steps > 0 else 1.0 for steps in late]
+
+    defaults = Recipe.defaults()
+    idle = [name for name in decay if decay[name] != defaults[name] and rates() == rates(**{name: defaults[name]})]
+    try:
+        Recipe(lr=lr, epochs=epochs, patience=defaults["patience"], **decay)
+    except OptionError as error:
+        assert [name for name in idle if f"--{name.replace('_', '-')} " in str(error)]
+    else:
+        assert not idle
+
+
+def test_a_long_recipe_is_checked_at_once():
+    assert Recipe(epochs=10**12, lr_decay=0.9).lr_factor(10**12) == pytest.approx(1e-4 / 0.0075)
 
 
 @pytest.mark.parametrize("name", LOSSES)
