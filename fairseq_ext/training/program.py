@@ -133,8 +133,9 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[
         actions[key].default = _typed(f"--config {config}: {name}", value, types[key])
         actions[key].required = False
         if actions[key].default is True and not isinstance(actions[key], argparse.BooleanOptionalAction):
-            off = {"dest": key, "action": "store_false", "help": f"not {flag(key)}, which {config} gives"}
-            parser.add_argument(flag(f"no_{key}"), **off)  # else the command line could not win
+            # else the command line could not win
+            help = f"not {flag(key)}, which {config} gives".replace("%", "%%")
+            parser.add_argument(flag(f"no_{key}"), dest=key, action="store_false", help=help)
 
 
 class _Loader(yaml.SafeLoader):
