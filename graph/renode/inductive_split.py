@@ -52,19 +52,19 @@ def inductive_split(y: np.ndarray, train_each: int = 50, imbalance: str = "tinl"
         if len(absent):
             raise OptionError(f"--train-each {train_each} leaves class {absent[0]} without training nodes")
     else:
-        train = _first_of_each_class(order, y, train_each, classes)
-        valid = _first_of_each_class(np.setdiff1d(order, train), y, valid_each, classes)
+        train = _first_of_each_class(order, y, train_each, classes, "training")
+        valid = _first_of_each_class(np.setdiff1d(order, train), y, valid_each, classes, "validation")
         test = np.setdiff1d(order, np.concatenate([train, valid]))
     if not len(test):
         raise OptionError(f"--train-each {train_each} leaves none of {len(y)} nodes for testing")
     return InductiveSplit(np.sort(train), np.sort(valid), np.sort(test))
 
 
-def _first_of_each_class(order: np.ndarray, y: np.ndarray, quota: int, classes: int) -> np.ndarray:
+def _first_of_each_class(order: np.ndarray, y: np.ndarray, quota: int, classes: int, part: str) -> np.ndarray:
     chosen = [order[y[order] == label][:quota] for label in range(classes)]
     for label, ids in enumerate(chosen):
         if len(ids) < quota:
-            raise OptionError(f"--train-each: class {label} has {len(ids)} of the {quota} nodes that it needs")
+            raise OptionError(f"--train-each: class {label} has {len(ids)} of the {quota} nodes that {part} needs")
     return np.concatenate(chosen)
 
 
