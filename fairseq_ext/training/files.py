@@ -45,12 +45,18 @@ STDIN = "-"
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to; it takes the place of ``path`` at the end, and is removed after an error."""
+    """A temporary path to write to; it takes the place of ``path`` at the end, and a file is removed after an error.
+
+    It may become a folder, which takes the place of none.
+    """
     partial = Path(f"{path}.tmp")
     try:
         yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())  # a power failure would leave the new name without its content
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # a power failure would leave the new name without its content
+        finally:
+            os.close(descriptor)
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):

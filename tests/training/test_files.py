@@ -67,6 +67,13 @@ def test_replacing_leaves_the_new_file_alone(tmp_path):
         assert names(tmp_path) == {"file"}
 
 
+def test_replacing_makes_a_folder(tmp_path):
+    with replacing(tmp_path / "folder") as partial:
+        partial.mkdir()
+        (partial / "file").write_text("new")
+    assert names(tmp_path) == {"folder"} and names(tmp_path / "folder") == {"file"}
+
+
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit])
 def test_replacing_keeps_the_old_file_after_an_error(tmp_path, error):
     path = tmp_path / "file"
