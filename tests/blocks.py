@@ -48,11 +48,15 @@ class Block:
         shown = [f"{key}={value}" for key, value in self.options.items() if not isinstance(value, Tensor)]
         return "-".join([self.name, *([module] if module else []), *shown])
 
-    def to(self, dtype: torch.dtype) -> Callable[..., Any]:
-        """The function for inputs of ``dtype``."""
+    def to(self, dtype: torch.dtype, device: str = "cpu") -> Callable[..., Any]:
+        """The function for inputs of ``dtype`` on ``device``."""
         if isinstance(self.function, nn.Module):
-            self.function.to(dtype)
-        options = tree_map(lambda value: value.to(dtype) if floating(value) else value, self.options)
+            self.function.to(device, dtype)
+
+        def one(value: Any) -> Any:
+            return value.to(device, dtype if floating(value) else None) if isinstance(value, Tensor) else value
+
+        options = tree_map(one, self.options)
         return lambda *inputs: self.function(*inputs, **options)
 
     def varied(self, change: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:

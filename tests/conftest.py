@@ -1,4 +1,4 @@
-"""Settings for the whole suite: one thread (the tests run in parallel processes), no hypothesis deadline."""
+"""Settings for the whole suite: one thread (the tests run in parallel processes), no hypothesis deadline; GPU tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -14,3 +15,17 @@ settings.register_profile(
     "suite", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help = "run the tests marked gpu on the CPU, without the GPU's kernels: shows only that they work"
+    parser.addoption("--dry-run", action="store_true", help=help)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("dry_run") or torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no GPU (--dry-run runs it on the CPU)")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
