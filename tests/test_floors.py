@@ -21,7 +21,8 @@ TRAINER = ("torch", "numpy", "tqdm", "matplotlib", "fairseq_ext.losses", "fairse
 BINDING = ("torch", "fairseq", "omegaconf", "fairseq_ext.training.errors", "fairseq_ext.training.options")
 # Beside the standard library, and files of the same folder. The longest name that a file's path starts with holds.
 MAY_IMPORT = {
-    "fairseq_ext/modules": ("torch", "entmax", "fairseq_ext.modules", "fairseq_ext.precision"),
+    "fairseq_ext/kernels": ("torch", "triton", "fairseq_ext.kernels"),
+    "fairseq_ext/modules": ("torch", "entmax", "fairseq_ext.kernels", "fairseq_ext.modules", "fairseq_ext.precision"),
     "fairseq_ext/losses": ("torch", "fairseq_ext.losses", "fairseq_ext.precision"),
     "fairseq_ext/precision.py": ("torch",),
     "fairseq_ext/models": (
@@ -90,8 +91,8 @@ def starts_with(name: str, *packages: str) -> bool:
     ("statement", "forbidden"),
     [
         ("import fairseq_ext", ["torch", "fairseq"]),
-        ("import fairseq_ext.losses", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric"]),
-        ("import fairseq_ext.modules", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric"]),
+        ("import fairseq_ext.losses", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric", "triton"]),
+        ("import fairseq_ext.modules", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric", "triton"]),
         ("import fairseq_ext.recipes", ["fairseq", "hydra", "omegaconf", "torch", "yaml"]),
         ("import graph", ["fairseq", "vision_language", "transformers", "torch_geometric"]),
         # torch_geometric itself imports transformers where it is installed.
