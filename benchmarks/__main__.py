@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
 
     header = {
-        **environment("ve-fairseq", "entmax", "scipy", "torch-geometric", "transformers", "fairseq-ext"),
+        **environment("ve-fairseq", "entmax", "scipy", "torch-geometric", "transformers", "fairseq-ext", device="cpu"),
         "quick": options.quick,
     }
     print(", ".join(f"{name} {value}" for name, value in header.items()))

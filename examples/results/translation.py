@@ -72,6 +72,7 @@ SIZES = {
 }
 
 
+DEVICE_OPTIONS = {"cuda": ["--fp16"], "cpu": ["--cpu"]}
 DECODING = ("--beam", "5", "--lenpen", "1", "--remove-bpe", "sentencepiece", "--batch-size", "100")
 
 
@@ -111,11 +112,11 @@ def training(name: str, size: str, seed: int, updates: int) -> list[str]:
     )
     logging = "--no-epoch-checkpoints --best-checkpoint-metric nll_loss --log-format json --log-interval 100"
     options = f"--arch transformer_ext {shape} {optimisation} {logging}".split()
-    return [*options, "--adam-betas", "(0.9, 0.98)", *_device(), "--seed", str(seed), *SYSTEMS[name]]
+    return [*options, "--adam-betas", "(0.9, 0.98)", *DEVICE_OPTIONS[_device()], "--seed", str(seed), *SYSTEMS[name]]
 
 
-def _device() -> list[str]:
-    return ["--fp16"] if torch.cuda.is_available() else ["--cpu"]
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, updates: int | None = None) -> dict:
@@ -140,12 +141,12 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
     translations, scores = folder / "generate.txt", folder / "score.json"
     translations.unlink(missing_ok=True)
     best = ["--gen-subset", "test", "--path", str(folder / "checkpoint_best.pt"), "--seed", str(seed)]
-    _run(["fairseq_cli.generate", str(data_bin), *plugin, *_device(), *best, *DECODING], translations)
+    _run(["fairseq_cli.generate", str(data_bin), *plugin, *DEVICE_OPTIONS[_device()], *best, *DECODING], translations)
     reference = ["--reference", str(data_bin / "text" / "test.en"), "--json", str(scores)]
     _run(["examples.translation.score", str(translations), *reference], folder / "score.log")
     row = {"system": name, "size": size, "seed": seed, "updates": updates, **read_json(scores)}
     row |= {"parameters": parameters(folder / "train.log"), "curve": validation_curve(folder / "train.log")}
-    row["environment"] = environment("ve-fairseq", "sacrebleu", "sentencepiece")
+    row["environment"] = environment("ve-fairseq", "sacrebleu", "sentencepiece", device=_device())
     write_json(result, row)
     for checkpoint in folder.glob("checkpoint_*.pt"):
         checkpoint.unlink()

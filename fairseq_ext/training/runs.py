@@ -29,12 +29,15 @@ def run_name(**numbers: int) -> str:
     return "-".join(f"{part}{number}" for part, number in numbers.items())
 
 
-def environment(*packages: str) -> dict[str, str | int]:
-    """What measured figures depend on beside the code: hardware, threads, and the versions of ``packages``."""
+def environment(*packages: str, device: str | torch.device) -> dict[str, str | int]:
+    """What measured figures depend on beside the code: hardware, threads, and the versions of ``packages``.
+
+    A GPU is named where it is the ``device`` that computes.
+    """
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if torch.device(device).type == "cuda" else {}
     return {
         "processor": models[0] if models else platform.machine(),
         "cores": os.cpu_count() or 1,
@@ -69,23 +72,31 @@ class Experiment:
         folder: holds ``results.json``; made where absent.
         settings: whatever changes the outcome of a run; best :meth:`Settings.of`, which knows the options' defaults.
         packages: distributions whose versions are recorded beside torch's.
+        device: what the runs are trained on.
 
     Raises:
         OptionError: ``--out`` where the folder holds runs of other settings, or cannot be written.
         DataError: a damaged ``results.json``.
 
     Example:
-        >>> experiment = Experiment(out, Settings.of(options, inputs={"data": digest(data)}))
+        >>> experiment = Experiment(out, Settings.of(options, inputs={"data": digest(data)}), device=device)
         >>> experiment.complete({run_name(seed=seed): partial(train, seed) for seed in range(3)})  # {"accuracy": 0.81}
         >>> print(experiment.report("accuracy"))
         accuracy 0.81 ± 0.012
         3 runs: runs/experiment/results.json
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any], packages: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        packages: tuple[str, ...] = (),
+        *,
+        device: str | torch.device,
+    ) -> None:
         self.file = Path(folder) / "results.json"
         self.settings = Settings(settings)
-        self.environment = environment(*packages)
+        self.environment = environment(*packages, device=device)
         self.runs: dict[str, dict[str, Any]] = {}
         if self.file.exists():
             content = self._read()

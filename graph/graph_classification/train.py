@@ -110,5 +110,5 @@ def run(options: Options, protocol: Protocol) -> Experiment:
         _, record = train(dataset, split, options, folder=folder / split.name, graphs=graphs, device=device)
         return record
 
-    experiment = Experiment(folder, settings, ("torch-geometric", "scikit-learn"))
+    experiment = Experiment(folder, settings, ("torch-geometric", "scikit-learn"), device=device)
     return experiment.complete({split.name: partial(one, split) for split in splits})

@@ -89,7 +89,7 @@ def run(options: Options, runs: Runs) -> Experiment:
     corpus = prepare(options)  # bad data must not leave a results.json
     for line in notes(corpus.coverage, options):
         print(line, file=sys.stderr)
-    experiment = Experiment(runs.out, settings_of(options, corpus), ("gensim", "scikit-learn"))
+    experiment = Experiment(runs.out, settings_of(options, corpus), ("gensim", "scikit-learn"), device=device)
     folder = Path(runs.out)
     return experiment.complete(
         {name: partial(train, options, corpus, seed, folder / name, device) for name, seed in runs.seeds.items()}

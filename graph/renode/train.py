@@ -107,7 +107,8 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
     runs, transform = runs or TrainRuns(), options.make_transform()
     data = options.load(normalize_features=options.normalize_features)
     classes = int(data.y.max()) + 1
-    on_device = copy.copy(data).to(torch_device(runs.device))
+    device = torch_device(runs.device)
+    on_device = copy.copy(data).to(device)
     runs = replace(runs, splits=count_splits(data, options.split, runs.splits))
     splits = [options.make_split(data, seed) for seed in range(runs.splits)]
     counts = [torch.bincount(data.y[split.train], minlength=classes) for split in splits]
@@ -126,7 +127,7 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
     def train_run(split: int, init: int) -> dict[str, Any]:
         weight, conflict = weights(split)
         seed_everything(init)
-        model = options.make_model(data.num_features, classes, options.alpha, matrix).to(on_device.y.device)
+        model = options.make_model(data.num_features, classes, options.alpha, matrix).to(device)
         record = fit(model, on_device, splits[split], options.make_loss(counts[split]), weight, options)
         test = splits[split].test
         logits, y = predict(model, on_device)[test], on_device.y[test]
@@ -137,5 +138,5 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
     options.make_model(data.num_features, classes, options.alpha), options.make_loss(counts[0])
     # Where the data lies changes no outcome.
     settings = Settings.of(options, inputs={"graph": graph_digest(data)}, leave_out=("root",))
-    experiment = Experiment(runs.out, settings, ("torch-geometric", "scikit-learn"))
+    experiment = Experiment(runs.out, settings, ("torch-geometric", "scikit-learn"), device=device)
     return experiment.complete({name: partial(train_run, **seeds) for name, seeds in runs.seeds.items()})

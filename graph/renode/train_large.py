@@ -192,7 +192,7 @@ def run(options: LargeOptions, runs: LargeRuns | None = None) -> Experiment:
         save_atomically(model.state_dict(), folder / "model.pt")
         return evaluate(model, graph, splits[split], options, accelerator.device) | record
 
-    experiment = Experiment(runs.out, settings, ("scipy", "accelerate"))
+    experiment = Experiment(runs.out, settings, ("scipy", "accelerate"), device=accelerator.device)
     return experiment.complete(
         {name: partial(train_run, name, **seeds) for name, seeds in runs.seeds.items()}, accelerator
     )

@@ -108,7 +108,7 @@ def test_the_type_of_a_value_is_that_of_its_option(tmp_path, written, option):
 @pytest.mark.parametrize("name", ["results.json", "copy.yaml"])
 def test_results_can_be_fed_back(tmp_path, lr, name):
     options = Options(data="d", lr=lr, bias=False)
-    experiment = Experiment(tmp_path, Settings.of(options, inputs={"train": "12ab"}))
+    experiment = Experiment(tmp_path, Settings.of(options, inputs={"train": "12ab"}), device="cpu")
     experiment.add("seed1", {"accuracy": 0.5})
     experiment.file.rename(tmp_path / name)
     assert called("train-all", "--config", str(tmp_path / name))[0] == options

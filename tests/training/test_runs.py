@@ -19,10 +19,13 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairseq_ext.training import runs as training_runs
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, write_json
-from fairseq_ext.training.runs import Experiment, environment, run_name, torch_device
+from fairseq_ext.training.runs import run_name, torch_device
 
+Experiment = functools.partial(training_runs.Experiment, device="cpu")
+environment = functools.partial(training_runs.environment, device="cpu")
 SETTINGS = {"dataset": "PROTEINS", "folds": 10, "rate": 5e-4, "root": Path("data"), "sizes": (128, 64), "tag": None}
 
 
@@ -43,7 +46,7 @@ def test_results_hold_settings_environment_runs_and_summary(tmp_path):
 
 def test_every_run_keeps_the_environment_that_it_ran_in(tmp_path, monkeypatch):
     Experiment(tmp_path, {}).add("0", {"accuracy": 0.5})
-    monkeypatch.setattr("fairseq_ext.training.runs.environment", lambda *packages: {"processor": "another"})
+    monkeypatch.setattr("fairseq_ext.training.runs.environment", lambda *packages, device: {"processor": "another"})
     Experiment(tmp_path, {}).add("1", {"accuracy": 1.0})
     runs = read_json(tmp_path / "results.json")["runs"]
     assert runs["0"]["environment"] == environment() and runs["1"]["environment"] == {"processor": "another"}
@@ -63,6 +66,16 @@ def test_the_environment_has_what_figures_depend_on():
     assert (recorded["threads"], recorded["cores"]) == (torch.get_num_threads(), os.cpu_count())
     assert recorded["processor"] and recorded["python"]
     json.dumps(recorded)
+
+
+def test_the_environment_names_a_gpu_where_it_computes(tmp_path, monkeypatch):
+    """A machine with a GPU that is told to compute on the CPU has measured the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {torch.device(device).index or 0}")
+    for device, gpu in (("cpu", None), ("cuda", "card 0"), (torch.device("cuda", 1), "card 1")):
+        experiment = training_runs.Experiment(tmp_path / str(device), {}, device=device)
+        experiment.add("a", {"accuracy": 0.5})
+        assert experiment.runs["a"]["environment"].get("gpu") == gpu
 
 
 def test_an_experiment_without_a_finished_run_may_change_its_settings(tmp_path):

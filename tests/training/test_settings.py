@@ -64,12 +64,12 @@ def test_what_differs(before, now, expected):
 
 
 def test_a_new_option_orphans_neither_results_nor_checkpoints(tmp_path):
-    Experiment(tmp_path, older()).add("0", {"accuracy": 0.5})
+    Experiment(tmp_path, older(), device="cpu").add("0", {"accuracy": 0.5})
     Checkpoint(tmp_path / "c.pt", older(), {}, model=nn.Linear(1, 1)).save()
-    assert list(Experiment(tmp_path, newer()).runs) == ["0"]
+    assert list(Experiment(tmp_path, newer(), device="cpu").runs) == ["0"]
     assert Checkpoint(tmp_path / "c.pt", newer(), {}, model=nn.Linear(1, 1)).restore()
     with pytest.raises(OptionError, match=r"dropout = 0\.5, now dropout = 0\.1"):
-        Experiment(tmp_path, newer(dropout=0.1))
+        Experiment(tmp_path, newer(dropout=0.1), device="cpu")
     with pytest.raises(OptionError, match=r"trained with other dropout, inputs\.train"):
         Checkpoint(tmp_path / "c.pt", newer("2", dropout=0.1), {}, model=nn.Linear(1, 1)).restore()
 

@@ -116,7 +116,7 @@ def run(options: Options, runs: Runs, accelerator: Accelerator | None = None) ->
     data = read_data(options)
     make_sampler(options, data["train"], runs.seed)  # bad options must not leave a results.json
     settings = settings_of(options, data)
-    experiment = Experiment(runs.out, settings, ("transformers", "accelerate"))
+    experiment = Experiment(runs.out, settings, ("transformers", "accelerate"), device=accelerator.device)
     return experiment.complete(
         {
             name: partial(train, options, data, seed, Path(runs.out) / name, accelerator, settings)

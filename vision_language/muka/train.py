@@ -83,7 +83,7 @@ def _train(options: TrainingOptions, task: Task, out: Path, accelerator: Acceler
     inputs = {source: fingerprint(source) for source in task.sources}
     inputs |= {split: texts.digest() for split, texts in task.splits.items()}
     settings = Settings.of(options, inputs=inputs, leave_out=("cache",))
-    experiment = Experiment(out, settings, PACKAGES)
+    experiment = Experiment(out, settings, PACKAGES, device=accelerator.device)
     if (out / "config.json").exists() and not (experiment.runs or (out / CHECKPOINT).exists()):
         raise OptionError(f"--out: {out} holds another model; choose another folder")
     run = partial(_run, options, task, out, settings, accelerator)

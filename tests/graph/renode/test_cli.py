@@ -120,7 +120,7 @@ def test_train_on_cora(tmp_path, cora_root, capsys):
 
 def test_train_prints_what_the_runs_have(tmp_path, monkeypatch, capsys):
     """Mean and population standard deviation, of each score its own."""
-    experiment = Experiment(tmp_path, {})
+    experiment = Experiment(tmp_path, {}, device="cpu")
     for name, weighted, macro in (("a", 0.5, 0.2), ("b", 0.7, 0.6)):
         experiment.add(name, {"weighted_f1": weighted, "macro_f1": macro, "valid_f1": 0.9})
     for module, command in ((train, "train"), (train_large, "train-large")):
