@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-__all__ = ["disabled", "usable"]
+__all__ = ["disabled", "load", "usable"]
 
 SWITCH = "FAIRSEQ_EXT_KERNELS"
 """Environment variable: ``0`` keeps every method on its torch path, ``1`` (or nothing) lets kernels be used."""
@@ -55,6 +57,11 @@ def usable(*tensors: Tensor) -> bool:
     device = tensors[0].device
     fit = all(tensor.device == device and tensor.dtype in DTYPES for tensor in tensors)
     return fit and _runs_kernels(device)
+
+
+def load(name: str) -> ModuleType:
+    """``fairseq_ext.kernels.NAME``, once :func:`usable` has agreed: a function that is scripted has no import in it."""
+    return importlib.import_module(f"fairseq_ext.kernels.{name}")
 
 
 def _switched_on() -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fairseq_ext import kernels
 from fairseq_ext.precision import widen
 
 
@@ -23,6 +24,10 @@ def normalize(
     detach_std: bool = False,
 ) -> Tensor:
     r""":math:`z = C (1 - k\,\mathrm{sg}(y))\,y` with :math:`y = (x - \mu) / s`, in the dtype of ``x``: see the norms"""
+    if not torch.jit.is_scripting():  # which compiles what else is in the condition
+        if kernels.usable(x) and kernels.load("norm").takes(x, normalized_shape):
+            arguments = normalized_shape, eps, unbiased, scale, k, detach_mean, detach_std
+            return kernels.load("norm").normalize(x, *arguments)
     wide = widen(x)
     if torch.jit.is_scripting() or torch.compiler.is_compiling():
         z = _plain_normalize(wide, normalized_shape, eps, unbiased, scale, k, detach_mean, detach_std)

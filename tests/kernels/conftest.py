@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernels.interpreted import interpreter
+from tests.kernels.interpreted import DEVICE, interpreter
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Where there is a GPU these are GPU tests, but for those that compile for cards that need not be there."""
+    if DEVICE.type == "cuda" and "compiled" not in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture(autouse=True)

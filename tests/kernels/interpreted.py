@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from types import ModuleType
 
 import pytest
 import torch
+
+from fairseq_ext import kernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where a kernel's tensors live in these tests."""
@@ -29,4 +30,4 @@ def kernel(name: str) -> ModuleType:
     """``fairseq_ext.kernels.NAME``, decorated for the interpreter."""
     pytest.importorskip("triton")
     with interpreter():
-        return importlib.import_module(f"fairseq_ext.kernels.{name}")
+        return kernels.load(name)
