@@ -6,18 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.helpers import ROOT
 
-# Runs each command as `python -m` would, in a child forked after the slow import of fairseq.
+# Runs each command as `python -m` would, in a child forked after the slow import of fairseq; those of a line together.
 SERVER = """
-import json, os, resource, runpy, sys, traceback
+import json, os, resource, runpy, sys, traceback, torch
+torch.cuda.device_count = lambda: 1  # fairseq's import asks CUDA, which could not be used after a fork then
 import fairseq_cli.eval_lm, fairseq_cli.generate, fairseq_cli.interactive, fairseq_cli.preprocess, fairseq_cli.train
 
-for line in sys.stdin:
-    case = json.loads(line)
+def start(case):
     child = os.fork()
     if not child:
         for stream, name in enumerate(("stdout", "stderr"), start=1):
@@ -42,7 +43,11 @@ for line in sys.stdin:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    return child
+
+for line in sys.stdin:
+    children = [start(case) for case in json.loads(line)]
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 """
 
 
@@ -76,13 +81,24 @@ class FairseqCommands:
         )
 
     def run(self, module: str, *arguments: object, stdin: str = "", largest_file: int = 0) -> Outcome:
-        files = {name: self.folder / f"{name}.txt" for name in ("stdin", "stdout", "stderr")}
-        files["stdin"].write_text(stdin, encoding="utf-8")
-        request = {"command": [module, *map(str, arguments)], "largest_file": largest_file}
-        self.server.stdin.write(json.dumps({**request, **{name: str(path) for name, path in files.items()}}) + "\n")
+        return self.run_together([(module, *arguments)], stdin=stdin, largest_file=largest_file)[0]
+
+    def run_together(
+        self, commands: Sequence[Sequence[object]], *, stdin: str = "", largest_file: int = 0
+    ) -> list[Outcome]:
+        """Several commands at once."""
+        cases = []
+        for number, command in enumerate(commands):
+            files = {name: str(self.folder / f"{name}{number}.txt") for name in ("stdin", "stdout", "stderr")}
+            Path(files["stdin"]).write_text(stdin, encoding="utf-8")
+            cases.append({"command": [*map(str, command)], "largest_file": largest_file, **files})
+        self.server.stdin.write(json.dumps(cases) + "\n")
         self.server.stdin.flush()
-        code = int(self.server.stdout.readline())
-        return Outcome(code, *(files[name].read_text(errors="replace") for name in ("stdout", "stderr")))
+        codes = json.loads(self.server.stdout.readline())
+        return [
+            Outcome(code, *(Path(case[name]).read_text(errors="replace") for name in ("stdout", "stderr")))
+            for code, case in zip(codes, cases, strict=True)
+        ]
 
     def close(self) -> None:
         self.server.stdin.close()

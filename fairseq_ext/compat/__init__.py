@@ -27,6 +27,7 @@ damaged files      a truncated or refused checkpoint ends in a traceback that do
 long sentences     sentences above the model's positions end ``fairseq-generate`` in a traceback.
 single models      ``--task multilingual_translation`` with an architecture that has a dataclass ends in an error of
                    omegaconf.
+bfloat16           ``--bf16`` and ``--memory-efficient-bf16`` on a command line are taken for ``--tpu``.
 hydra refusals     with ``fairseq-hydra-train`` an option that is refused ends in a traceback and exit code 1.
 =================  ===================================================================================================
 """
@@ -49,6 +50,7 @@ from .data import (
 )
 from .generation import replace_unknown_words, search_diverse_beams, spare_short_sentences
 from .messages import end_hydra_in_one_line, name_damaged_checkpoints, name_long_sentences, name_single_models
+from .number_formats import keep_bfloat16_off_tpus
 
 __all__ = ["BROKEN", "OFF_SWITCH", "allow_checkpoint_types", "apply", "patched"]
 
@@ -61,7 +63,6 @@ BROKEN = {
     "--num-shards in fairseq-generate": "it does nothing; use --distributed-world-size N --distributed-rank I",
     "--dataset-impl huffman in fairseq-preprocess": "write the data with HuffmanMMapIndexedDatasetBuilder",
     "--task translation_from_pretrained_xlm": "its dictionary cannot be loaded",
-    "--bf16 on the command line": "it asks for a TPU; use ++common.bf16=true of fairseq-hydra-train",
     "--use-plasma-view": "pyarrow has no plasma any more",
     "--base-layers": "their compiled library does not fit this torch",
     "--no-mask-overlap (speech)": "it calls a method that NumPy's generators do not have",
@@ -109,5 +110,6 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "damaged files": name_damaged_checkpoints,
     "long sentences": name_long_sentences,
     "single models": name_single_models,
+    "bfloat16": keep_bfloat16_off_tpus,
     "hydra refusals": end_hydra_in_one_line,
 }

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.gpu.devices import Device
+from tests.gpu.tiny_fairseq import TinyFairseq
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,10 @@ def exact_float32() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(scope="module")
+def fairseq(tmp_path_factory: pytest.TempPathFactory, device: Device) -> Iterator[TinyFairseq]:
+    commands = TinyFairseq(tmp_path_factory.mktemp("fairseq"), device)
+    yield commands
+    commands.close()

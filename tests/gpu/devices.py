@@ -43,8 +43,16 @@ class Device:
         return tree_map(one, values)
 
 
-def assert_near(got: Any, expected: Any, dtype: torch.dtype, *, loosened: float = 1.0) -> None:
-    """Equal within the roundings of ``dtype``, relative to the largest number of each tensor, ``loosened`` so much."""
+def distance(got: Any, expected: Any) -> float:
+    """Length of the difference of all tensors together, in parts of the length of ``expected``."""
+    one, other = (
+        torch.cat([x.detach().double().cpu().flatten() for x in tree_leaves(side)]) for side in (got, expected)
+    )
+    return ((one - other).norm() / other.norm()).item()
+
+
+def assert_near(got: Any, expected: Any, dtype: torch.dtype) -> None:
+    """Equal within the roundings of ``dtype``, relative to the largest number of each tensor."""
     got, expected = tree_leaves(got), tree_leaves(expected)
     assert len(got) == len(expected)
     for number, (one, other) in enumerate(zip(got, expected, strict=True)):
@@ -54,5 +62,5 @@ def assert_near(got: Any, expected: Any, dtype: torch.dtype, *, loosened: float 
         assert one.shape == other.shape
         one, other = one.detach().double().cpu(), other.detach().double().cpu()
         largest = other.abs().max().item() if other.numel() else 0.0
-        atol = loosened * TOLERANCE[dtype] * max(largest, 1e-3)
+        atol = TOLERANCE[dtype] * max(largest, 1e-3)
         torch.testing.assert_close(one, other, rtol=0, atol=atol, msg=lambda text, n=number: f"tensor {n}: {text}")
