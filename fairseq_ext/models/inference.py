@@ -1,0 +1,77 @@
+"""``--inference-dtype``: a loaded model converted for decoding or scoring on a CPU."""
+
+from __future__ import annotations
+
+import logging
+
+from fairseq.models import BaseFairseqModel
+from fairseq.models.transformer import TransformerModelBase
+from fairseq.models.transformer_lm import TransformerLanguageModel
+from fairseq.modules import MultiheadAttention
+from fairseq.modules.adaptive_softmax import TiedLinear
+from torch import nn
+
+from fairseq_ext.modules.packed_linear import INFERENCE_DTYPES, pack_linears_, processor_note
+from fairseq_ext.training.errors import OptionError, choose
+
+logger = logging.getLogger(__name__)
+
+OPTION = "--inference-dtype"
+CONVERTIBLE = (TransformerModelBase, TransformerLanguageModel)
+
+
+def convert_for_inference_(model: BaseFairseqModel, dtype: str) -> BaseFairseqModel:
+    """Packs the linear layers and the output projection of a Transformer, in place, and returns it.
+
+    ``prepare_for_inference_`` ends with it where ``--inference-dtype`` is given. Embeddings, norms, softmax, attention
+    and scores stay float32. Converting again changes nothing.
+
+    Args:
+        model: fairseq's or this suite's, float32, on the CPU, prepared for inference.
+        dtype: one of :data:`~fairseq_ext.modules.packed_linear.INFERENCE_DTYPES`.
+
+    Raises:
+        OptionError: another dtype, one that this machine has no product for, another kind of model or of weights.
+    """
+    choose(OPTION, dtype, INFERENCE_DTYPES)
+    before = inference_dtype(model)
+    if before == dtype:
+        return model
+    if before is not None:
+        raise OptionError(f"{OPTION} {dtype}: the model was converted to {before} already, load it again")
+    if not isinstance(model, CONVERTIBLE):
+        raise OptionError(
+            f"{OPTION} {dtype}: converts Transformers and their language models, not {type(model).__name__}"
+        )
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("fairseq.modules.quantization."):
+            raise OptionError(f"{OPTION} {dtype}: the model is quantized already, {name} is {type(module).__name__}")
+    _untie_heads_(model)
+    try:
+        pack_linears_(model, dtype)
+    except ValueError as error:
+        raise OptionError(f"{OPTION} {dtype}: {error}; --cpu without --fp16 gives float32 on the CPU") from None
+    for attention in model.modules():
+        if isinstance(attention, MultiheadAttention) and not attention.use_xformers:
+            # keeps it off torch's fused attention, which reads the weights of the linear layers
+            attention.skip_embed_dim_check = True
+    if note := processor_note(dtype):
+        logger.warning("%s %s: %s", OPTION, dtype, note)
+    model.inference_dtype = dtype
+    return model
+
+
+def inference_dtype(model: nn.Module) -> str | None:
+    """The dtype that a model was converted to, ``None`` for one that was not."""
+    return getattr(model, "inference_dtype", None)
+
+
+def _untie_heads_(model: nn.Module) -> None:
+    """Adaptive softmax multiplies by embeddings through a module of fairseq's: the same as a linear layer."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, TiedLinear):
+                weight = child.weight.t() if child.transpose else child.weight
+                linear = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
+                linear.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
+                setattr(parent, name, linear)
