@@ -34,10 +34,8 @@ SMALL = ["--hidden-size", "8", "--attention-size", "8", "--embedding-dim", "8", 
 SMALL += ["--embedding", "learned", "--start-eval", "1", "--epochs", "6", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def write_topics(folder):
     """Sentences of two topics, whose words tell them."""
-    folder = tmp_path_factory.mktemp("data")
     generator = torch.Generator().manual_seed(0)
     names = sorted(TOPICS)
     for split, size in (("train", 60), ("valid", 12), ("test", 12)):
@@ -52,6 +50,11 @@ def data(tmp_path_factory):
             lines.append(f"{first}|{second}\tThe {words[0]}, {words[1]}. And {words[2]} {words[3]}!")
         (folder / f"{split}.tsv").write_text("\n".join(lines))
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_topics(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
