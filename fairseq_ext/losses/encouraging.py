@@ -147,7 +147,7 @@ def _terms(
 ) -> tuple[Tensor, Tensor]:
     class_dim, rows_shape = _class_dimension(input, target)
     classes = input.size(class_dim)
-    off, off_bonus = _off_target_shares(classes, label_smoothing, bonus_smoothing, smoothing_form)
+    off, off_bonus = off_target_shares(classes, label_smoothing, bonus_smoothing, smoothing_form)
     logits = input.movedim(class_dim, -1).reshape(-1, classes)
     if target.is_floating_point():
         ignored = None
@@ -191,8 +191,8 @@ def _class_dimension(input: Tensor, target: Tensor) -> tuple[int, torch.Size]:
     return class_dim, rows_shape
 
 
-def _off_target_shares(
-    classes: int, label_smoothing: float, bonus_smoothing: float | None, smoothing_form: str
+def off_target_shares(
+    classes: int, label_smoothing: float = 0.0, bonus_smoothing: float | None = None, smoothing_form: str = "uniform"
 ) -> tuple[float, float]:
     """What smoothing gives to a class other than the target, in the cross-entropy and in the bonus."""
     if bonus_smoothing is None:

@@ -13,8 +13,7 @@ The idea is that of Liger-Kernel's fused linear cross-entropy (Hsu et al., arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,12 +22,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from fairseq_ext.losses.block_loss import BlockLoss, block_loss
 from fairseq_ext.losses.common import REDUCTIONS, require
-from fairseq_ext.losses.encouraging import encouraging_loss, encouraging_loss_terms
+from fairseq_ext.losses.encouraging import encouraging_loss
 from fairseq_ext.precision import compute_dtype
 
-FLOAT16_SCALE = 2.0**8
-"""Keeps the small gradients of logits above the least number of float16; they are at most a few units large."""
+FLOAT16_SCALE = 8.0
+"""Of the gradients of logits in float16: eps / V stays above its least number, a sum over a block below its largest."""
+
+
+def block_elements(device: torch.device) -> int:
+    """Logits of a block: few beside all of them, but enough that the sum of the weight's gradient over blocks is cheap.
+
+    On an accelerator 512 rows of 32,000 classes, which fill its matrix units.
+    """
+    return 2**23 if device.type == "cpu" else 2**24
+
+
+def _block_rows(weight: Tensor) -> int:
+    return max(1, block_elements(weight.device) // len(weight))
 
 
 class FusedTerms(NamedTuple):
@@ -44,57 +56,48 @@ class FusedTerms(NamedTuple):
     """The class with the largest logit."""
 
 
-def _nll_and_prediction(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    logits = logits.to(compute_dtype(logits))
-    return F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none"), logits.argmax(1)
+@dataclass(frozen=True)
+class _Loss:
+    """``cross_entropy + bonus_weight * bonus``, summed over the rows that are not ignored."""
 
-
-def block_elements(device: torch.device) -> int:
-    """Logits of a block: few beside all of them, but so many that sums of the weight's gradient cost little."""
-    return 2**23 if device.type == "cpu" else 2**25
-
-
-def _blocks(hidden: Tensor, classes: int) -> list[slice]:
-    size = max(1, block_elements(hidden.device) // classes)
-    return [slice(start, start + size) for start in range(0, max(len(hidden), 1), size)]
+    of_block: BlockLoss
+    bonus_weight: float
+    ignore_index: int
 
 
 class _FusedLinear(torch.autograd.Function):
-    """A loss summed over rows, and what of it and of their logits is observed; ``terms`` gives its two parts."""
+    """The fields of :class:`FusedTerms`."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target, terms, bonus_weight, observe, differentiable):
-        wanted = [differentiable and need for need in ctx.needs_input_grad[:3]]
-        dtype = compute_dtype(hidden)
-        grad_hidden = torch.empty_like(hidden) if wanted[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=dtype) if wanted[1] else None
-        grad_bias = torch.zeros_like(bias, dtype=dtype) if wanted[2] else None
+    def forward(ctx, hidden, weight, bias, target, loss):
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        dtype, device = compute_dtype(hidden), hidden.device
         scale = FLOAT16_SCALE if hidden.dtype == torch.float16 else 1.0
-        rows = []
-        for block in _blocks(hidden, len(weight)):
-            logits = F.linear(hidden[block], weight, bias)
-            with torch.enable_grad():
-                logits.requires_grad_(any(wanted))
-                cross_entropy, bonus = terms(logits, target[block])
-                loss = (cross_entropy + bonus_weight * bonus).sum() * scale
-            seen = observe(logits.detach(), target[block]) if observe else ()
-            rows.append((cross_entropy.detach(), bonus.detach(), *seen))
-            if not any(wanted):
-                continue
-            (grad,) = torch.autograd.grad(loss, logits)
-            if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[block])
-            if grad_weight is not None and grad.dtype == dtype:
-                grad_weight.addmm_(grad.t(), hidden[block])
-            elif grad_weight is not None:
-                grad_weight += grad.t() @ hidden[block]
-            if grad_bias is not None:
+        grad_ce = scale if any(ctx.needs_input_grad) else 0.0
+        grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=dtype) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=dtype) if wants_bias else None
+        cross_entropy, bonus, nll = (torch.zeros(len(hidden), dtype=dtype, device=device) for _ in range(3))
+        columns = cross_entropy, bonus, nll, torch.zeros_like(target)  # the last one for predictions
+        kept = (target != loss.ignore_index).nonzero()[:, 0]
+        for rows in kept.split(_block_rows(weight)) if len(kept) else ():
+            block = hidden[rows]
+            logits = F.linear(block, weight, bias)
+            terms, grad = loss.of_block(logits, target[rows], grad_ce, grad_ce * loss.bonus_weight)
+            for column, value in zip(columns, terms, strict=True):
+                column[rows] = value
+            if wants_hidden:
+                grad_hidden[rows] = grad @ weight
+            if wants_weight and grad.dtype == dtype:
+                grad_weight.addmm_(grad.t(), block)
+            elif wants_weight:
+                grad_weight += grad.t() @ block
+            if wants_bias:
                 grad_bias += grad.sum(0, dtype=dtype)
         ctx.scale, ctx.dtypes = scale, (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        cross_entropy, bonus, *seen = map(torch.cat, zip(*rows, strict=True))
-        ctx.mark_non_differentiable(cross_entropy, bonus, *seen)
-        return (cross_entropy + bonus_weight * bonus).sum(), cross_entropy, bonus, *seen
+        ctx.mark_non_differentiable(*columns)
+        return (cross_entropy + loss.bonus_weight * bonus).sum(), *columns
 
     @staticmethod
     @once_differentiable
@@ -104,7 +107,7 @@ class _FusedLinear(torch.autograd.Function):
             None if grad is None else (grad * factor).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *grads, None, None, None, None, None
+        return *grads, None, None
 
 
 def _check_shapes(hidden: Tensor, weight: Tensor, target: Tensor) -> None:
@@ -113,28 +116,6 @@ def _check_shapes(hidden: Tensor, weight: Tensor, target: Tensor) -> None:
         raise ValueError(f"hidden and weight must have shapes (N, D) and (V, D), got {shapes}")
     if target.shape != hidden.shape[:1] or target.is_floating_point():
         raise ValueError(f"target must hold one class index a row, shape ({len(hidden)},), got {tuple(target.shape)}")
-
-
-def _fused(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    bias: Tensor | None,
-    class_weight: Tensor | None,
-    ignore_index: int,
-    bonus_weight: float,
-    observe: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None,
-    options: dict[str, Any],
-) -> tuple[Tensor, ...]:
-    require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
-    _check_shapes(hidden, weight, target)
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind):
-        hidden, weight = (value.to(torch.get_autocast_dtype(kind)) for value in (hidden, weight))
-        bias = None if bias is None else bias.to(hidden.dtype)
-    terms = partial(encouraging_loss_terms, weight=class_weight, ignore_index=ignore_index, **options)
-    with torch.autocast(kind, enabled=False):
-        return _FusedLinear.apply(hidden, weight, bias, target, terms, bonus_weight, observe, torch.is_grad_enabled())
 
 
 def fused_linear_terms(
@@ -152,10 +133,19 @@ def fused_linear_terms(
 
     Args:
         hidden, weight, target, bias, class_weight, ignore_index, bonus_weight: as there.
-        **options: the other options of :func:`~fairseq_ext.losses.encouraging.encouraging_loss_terms`.
+        **options: the other options of :func:`~fairseq_ext.losses.encouraging_loss_terms`.
     """
-    observe = partial(_nll_and_prediction, ignore_index=ignore_index)
-    return FusedTerms(*_fused(hidden, weight, target, bias, class_weight, ignore_index, bonus_weight, observe, options))
+    require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
+    _check_shapes(hidden, weight, target)
+    loss = _Loss(block_loss(len(weight), class_weight, **options), bonus_weight, ignore_index)
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden, weight = (value.to(torch.get_autocast_dtype(kind)) for value in (hidden, weight))
+        bias = None if bias is None else bias.to(hidden.dtype)
+    if not torch.is_grad_enabled():
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+    with torch.autocast(kind, enabled=False):
+        return FusedTerms(*_FusedLinear.apply(hidden, weight, bias, target, loss))
 
 
 def fused_linear_encouraging_loss(
@@ -203,10 +193,19 @@ def fused_linear_encouraging_loss(
         def rows(hidden: Tensor, target: Tensor) -> Tensor:
             return encouraging_loss(F.linear(hidden, weight, bias), target, class_weight, **options)
 
-        blocks = _blocks(hidden, len(weight))
-        return torch.cat([checkpoint(rows, hidden[block], target[block], use_reentrant=False) for block in blocks])
-    loss = _fused(hidden, weight, target, bias, class_weight, ignore_index, bonus_weight, None, options)[0]
+        blocks = zip(*(value.split(_block_rows(weight)) for value in (hidden, target)), strict=True)
+        return torch.cat([checkpoint(rows, *block, use_reentrant=False) for block in blocks])
+    terms = fused_linear_terms(
+        hidden,
+        weight,
+        target,
+        bias,
+        class_weight=class_weight,
+        ignore_index=ignore_index,
+        bonus_weight=bonus_weight,
+        **options,
+    )
     if reduction == "sum":
-        return loss
-    kept = target != ignore_index
-    return loss / (kept.sum() if class_weight is None else class_weight[target[kept]].sum())
+        return terms.loss
+    kept = target[target != ignore_index]
+    return terms.loss / (len(kept) if class_weight is None else class_weight[kept].sum())

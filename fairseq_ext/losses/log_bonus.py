@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,86 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fairseq_ext.precision import compute_dtype
+
+
+@dataclass(frozen=True)
+class LogBonusForm:
+    """The row-wise part of the closed form that :class:`LogBonusCrossEntropy` states.
+
+    Args:
+        classes: V.
+        off, off_bonus: o, what smoothing gives to every class, in the cross-entropy and in the bonus.
+        log_end, bonus_clamp: as :class:`~fairseq_ext.losses.bonus.Bonus`.
+    """
+
+    classes: int
+    off: float
+    off_bonus: float
+    log_end: float
+    bonus_clamp: float
+
+    @property
+    def on(self) -> float:
+        """t of the cross-entropy."""
+        return 1.0 - self.classes * self.off
+
+    @property
+    def on_bonus(self) -> float:
+        """t of the bonus."""
+        return 1.0 - self.classes * self.off_bonus
+
+    def terms(
+        self, odds: Tensor, hit: Tensor, lag: Tensor, below: Tensor | float, bonus_rest: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy, bonus and ``log p_y`` of rows.
+
+        Args:
+            odds: ``log(p_m / (1 - p_m))``.
+            hit: whether ``y = m``.
+            lag: ``z_y - z_m``.
+            below: ``sum_j z_j - z_m``, needed for ``off > 0``.
+            bonus_rest: ``sum_{j != m} B(p_j)``, needed for ``off_bonus > 0``.
+        """
+        log_p_top = F.logsigmoid(odds)
+        log_p_y = torch.where(hit, 0.0, lag) + log_p_top
+        bonus_top, _ = top_bonus(odds, self.log_end, self.bonus_clamp)
+        # The other branch of the `where` sees p_y <= 1/2 only.
+        p_y = log_p_y.exp().masked_fill_(hit, 0.0)
+        cross_entropy = -self.on * log_p_y
+        bonus = self.on_bonus * torch.where(hit, bonus_top, _bonus_below_half(p_y, self.log_end))
+        if self.off:
+            cross_entropy -= self.off * (below + self.classes * log_p_top)
+        if self.off_bonus:
+            bonus += self.off_bonus * (bonus_rest + bonus_top)
+        return cross_entropy, bonus, log_p_y
+
+    def slopes(
+        self,
+        odds: Tensor,
+        hit: Tensor,
+        p_y: Tensor,
+        slope_rest: Tensor | float,
+        grad_ce: Tensor | float,
+        grad_bonus: Tensor | float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of rows: the factor of ``u``, what is added at ``y``, and what replaces it at ``m``.
+
+        Args:
+            odds, hit: as :meth:`terms`.
+            p_y: 0 where ``y = m``.
+            slope_rest: ``sum_{j != m} p_j / (1 - p_j)``, with ``log_end`` for a larger p below the fraction.
+            grad_ce, grad_bonus: gradients of the cross-entropy and of the bonus.
+        """
+        p_top, q_top = odds.sigmoid(), (-odds).sigmoid()
+        _, slope_top = top_bonus(odds, self.log_end, self.bonus_clamp)
+        slope_top = slope_top * (self.off_bonus + self.on_bonus * hit.to(odds.dtype))
+        slope_y = -self.on_bonus * p_y / (1.0 - p_y.clamp(max=self.log_end))
+        slope_sum = slope_y - self.off_bonus * slope_rest
+        factor = grad_ce * q_top - grad_bonus * (q_top * slope_sum + slope_top)
+        # p_m - a_m without the cancellation of 1 - p_m
+        ce_top = torch.where(hit, (self.classes - 1) * self.off - q_top, p_top - self.off)
+        at_top = grad_ce * ce_top + grad_bonus * (slope_top - p_top * slope_sum)
+        return factor, grad_bonus * slope_y - grad_ce * self.on, at_top
 
 
 class LogBonusCrossEntropy(torch.autograd.Function):
@@ -33,36 +114,29 @@ class LogBonusCrossEntropy(torch.autograd.Function):
         dtype = compute_dtype(input)
         top = torch.empty_like(target)
         peak, total, ce, bonus = (torch.empty(rows, dtype=dtype, device=input.device) for _ in range(4))
-        on, on_bonus = 1.0 - classes * off, 1.0 - classes * off_bonus
-        for block in _row_blocks(input):
+        form = LogBonusForm(classes, off, off_bonus, log_end, bonus_clamp)
+        for block in row_blocks(input):
             z, y = input[block].to(dtype), target[block]
-            zt, t = z.max(1)
+            zt, t = largest(z)
             others = z.scatter(1, t[:, None], -math.inf)
             highest = others.amax(1).clamp_(min=torch.finfo(dtype).min)
             others.sub_(highest[:, None])
+            below: Tensor | float = 0.0
             if off:
                 below_highest = others.scatter_(1, t[:, None], 0.0).sum(1)
+                below = below_highest + (classes - 1) * (highest - zt)
                 others.scatter_(1, t[:, None], -math.inf)
             p_rest = others.exp_()
             sum_rest = p_rest.sum(1).clamp_(min=torch.finfo(dtype).tiny)
             top[block], peak[block], total[block] = t, highest, sum_rest
             # Differences of logits first: a large offset that all of them share must not swallow the logarithm.
             odds = zt - highest - sum_rest.log()
-            log_p_top = F.logsigmoid(odds)
-            hit = y == t
-            log_p_y = torch.where(hit, 0.0, z.gather(1, y[:, None]).squeeze(1) - zt) + log_p_top
-
-            bonus_top, _ = top_bonus(odds, log_end, bonus_clamp)
-            # The other branch of the `where` sees p_y <= 1/2 only.
-            p_y = log_p_y.exp().masked_fill_(hit, 0.0)
-            row_ce = -on * log_p_y
-            row_bonus = on_bonus * torch.where(hit, bonus_top, _bonus_below_half(p_y, log_end))
-            if off:
-                row_ce -= off * (below_highest + (classes - 1) * (highest - zt) + classes * log_p_top)
+            bonus_rest: Tensor | float = 0.0
             if off_bonus:
                 p_rest *= ((-odds).sigmoid() / sum_rest)[:, None]
-                row_bonus += off_bonus * (_bonus_sum_below_half(p_rest, log_end) + bonus_top)
-            ce[block], bonus[block] = row_ce, row_bonus
+                bonus_rest = bonus_sum_below_half(p_rest, log_end, out=p_rest)[0].squeeze(1)
+            lag = z.gather(1, y[:, None]).squeeze(1) - zt
+            ce[block], bonus[block], _ = form.terms(odds, y == t, lag, below, bonus_rest)
         return ce, bonus, top, peak, total
 
     @staticmethod
@@ -90,34 +164,28 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def forward(grad_ce, grad_bonus, input, target, top, peak, total, off, off_bonus, log_end, bonus_clamp):
         classes = input.size(1)
-        on, on_bonus = 1.0 - classes * off, 1.0 - classes * off_bonus
+        form = LogBonusForm(classes, off, off_bonus, log_end, bonus_clamp)
         grad = torch.empty_like(input, memory_format=torch.contiguous_format)
-        for block in _row_blocks(input):
+        for block in row_blocks(input):
             y, t, highest, sum_rest = (value[block, None] for value in (target, top, peak, total))
             z, hit = input[block].to(peak.dtype), y == t
             odds = z.gather(1, t) - highest - sum_rest.log()
             g_ce, g_bonus = grad_ce[block, None], grad_bonus[block, None]
-            p_top, q_top = odds.sigmoid(), (-odds).sigmoid()
-            _, slope_top = top_bonus(odds, log_end, bonus_clamp)
-            p_y = ((z.gather(1, y) - highest).exp() * (q_top / sum_rest)).masked_fill_(hit, 0.0)
+            share = (-odds).sigmoid() / sum_rest
+            p_y = ((z.gather(1, y) - highest).exp() * share).masked_fill_(hit, 0.0)
 
             direct = grad[block] if grad.dtype == z.dtype else None
             u = torch.sub(z, highest, out=direct).exp_().scatter_(1, t, 0.0)  # times sum_rest
-            slope_y = -on_bonus * p_y / (1.0 - p_y.clamp(max=log_end))
-            slope_sum = slope_y
-            slope_top = slope_top * (off_bonus + on_bonus * hit.to(u.dtype))
+            slope_sum: Tensor | float = 0.0
             if off_bonus:
-                slope_rest = u * (q_top / sum_rest)
-                slope_rest /= 1.0 - (slope_rest.clamp(max=log_end) if log_end < 0.5 else slope_rest)
-                slope_sum = slope_sum - off_bonus * slope_rest.sum(1, keepdim=True)
-            factor = (g_ce * q_top - g_bonus * (q_top * slope_sum + slope_top)) / sum_rest
-            torch.addcmul(-off * g_ce, u, factor, out=u)
+                slope = u * share
+                slope /= 1.0 - (slope.clamp(max=log_end) if log_end < 0.5 else slope)
+                slope_sum = slope.sum(1, keepdim=True)
+            factor, at_y, at_top = form.slopes(odds, hit, p_y, slope_sum, g_ce, g_bonus)
+            torch.addcmul(-off * g_ce, u, factor / sum_rest, out=u)
             if off_bonus:
-                u.addcmul_(slope_rest, g_bonus, value=-off_bonus)
-            u.scatter_add_(1, y, g_bonus * slope_y - g_ce * on)
-            # p_m - a_m without the cancellation of 1 - p_m
-            ce_top = torch.where(hit, (classes - 1) * off - q_top, p_top - off)
-            u.scatter_(1, t, g_ce * ce_top + g_bonus * (slope_top - p_top * slope_sum))
+                u.addcmul_(slope, g_bonus, value=-off_bonus)
+            u.scatter_add_(1, y, at_y).scatter_(1, t, at_top)
             if direct is None:
                 grad[block] = u
         return grad
@@ -141,11 +209,24 @@ def _as_rows(info, in_dims, arguments):
     )
 
 
-def _row_blocks(input: Tensor):
-    # Small enough for the cache of a core; on an accelerator large enough to hide the launches.
-    elements = 2**18 if input.device.type == "cpu" else 2**26
+def row_blocks(input: Tensor, elements: int = 2**18) -> list[slice]:
+    """Rows a step: on a CPU of few ``elements``, for its cache; on an accelerator enough to hide the launches."""
+    elements = elements if input.device.type == "cpu" else 2**26
     rows = max(1, elements // max(1, input.size(1)))
     return [slice(start, start + rows) for start in range(0, input.size(0), rows)]
+
+
+def largest(input: Tensor) -> tuple[Tensor, Tensor]:
+    """``input.max(1)``; on a CPU, where that takes longer than a softmax, over windows first."""
+    classes = input.size(1)
+    size = min(4 * math.isqrt(classes), classes)
+    if input.device.type != "cpu" or size == classes:
+        return input.max(1)
+    whole = input[:, : classes - classes % size].unflatten(1, (-1, size)).amax(2)
+    tail = input[:, -size:].amax(1, keepdim=True)
+    start = (torch.cat([whole, tail], 1).argmax(1, keepdim=True) * size).clamp_(max=classes - size)
+    value, index = input.gather(1, start + torch.arange(size)).max(1)
+    return value, index + start.squeeze(1)
 
 
 def top_bonus(odds: Tensor, log_end: float, bonus_clamp: float) -> tuple[Tensor, Tensor]:
@@ -169,11 +250,13 @@ def _bonus_below_half(p: Tensor, log_end: float) -> Tensor:
     return torch.log1p(-p.clamp(max=log_end)) - (p - log_end).clamp_(min=0.0) / (1 - log_end)
 
 
-def _bonus_sum_below_half(p: Tensor, log_end: float) -> Tensor:
-    """``B(p)`` summed over all classes but the most probable one; overwrites ``p``."""
+def bonus_sum_below_half(p: Tensor, log_end: float, out: Tensor) -> tuple[Tensor, Tensor]:
+    """``B(p)`` summed over all classes but the most probable one, ``(N, 1)``, and ``out = 1 - min(p, log_end)``."""
     linear: Tensor | float = 0.0
+    clipped = p
     if log_end < 0.5:
         clipped = p.clamp(max=log_end)
-        linear, p = (p.sum(1) - clipped.sum(1)) / (1 - log_end), clipped
+        linear = (p.sum(1, keepdim=True) - clipped.sum(1, keepdim=True)) / (1 - log_end)
+    q = torch.sub(1.0, clipped, out=out)
     # One logarithm a row. Every p <= 1/2 and their sum is at most 1, so the product stays above 1/4.
-    return p.neg_().add_(1.0).prod(1).log() - linear
+    return q.prod(1, keepdim=True).log() - linear, q
