@@ -86,13 +86,13 @@ class _FusedLinear(torch.autograd.Function):
             terms, grad = loss.of_block(logits, target[rows], grad_ce, grad_ce * loss.bonus_weight)
             for column, value in zip(columns, terms, strict=True):
                 column[rows] = value
-            if wants_hidden:
+            if grad_hidden is not None:
                 grad_hidden[rows] = grad @ weight
-            if wants_weight and grad.dtype == dtype:
+            if grad_weight is not None and grad.dtype == dtype:
                 grad_weight.addmm_(grad.t(), block)
-            elif wants_weight:
+            elif grad_weight is not None:
                 grad_weight += grad.t() @ block
-            if wants_bias:
+            if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=dtype)
         ctx.scale, ctx.dtypes = scale, (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
