@@ -11,7 +11,7 @@ from fairseq.modules import MultiheadAttention
 from fairseq.modules.adaptive_softmax import TiedLinear
 from torch import nn
 
-from fairseq_ext.modules.packed_linear import INFERENCE_DTYPES, pack_linears_, processor_note
+from fairseq_ext.modules.packed_linear import INFERENCE_DTYPES, is_supported, pack_linears_, processor_note
 from fairseq_ext.training.errors import OptionError, choose
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ def convert_for_inference_(model: BaseFairseqModel, dtype: str) -> BaseFairseqMo
         return model
     if before is not None:
         raise OptionError(f"{OPTION} {dtype}: the model was converted to {before} already, load it again")
+    if dtype != "float32" and not is_supported(dtype):
+        raise OptionError(f"{OPTION} {dtype}: {processor_note(dtype)}")
     if not isinstance(model, CONVERTIBLE):
         raise OptionError(
             f"{OPTION} {dtype}: converts Transformers and their language models, not {type(model).__name__}"

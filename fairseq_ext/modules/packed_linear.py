@@ -156,10 +156,10 @@ class PackedInt8Linear(PackedLinear):
     def pack(self, weight: Tensor) -> Tensor:
         self.levels = 127 if _has_vnni() else 63
         self.zero = torch.tensor(self.levels + 1.5)
-        return torch.ops.onednn.qlinear_prepack(weight, None)
+        return torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)  # it takes any order for this one
 
     def unpack(self) -> Tensor:
-        return self.packed.to_dense().t().contiguous()
+        return self.packed.to_dense().t()
 
     def product(self, input: Tensor) -> Tensor:
         largest = input.abs().amax(dim=-1, keepdim=True)

@@ -99,6 +99,14 @@ def test_inputs_in_any_memory_order(dtype):
         torch.testing.assert_close(layer(other), layer(other.contiguous()))
 
 
+@every_dtype
+def test_weights_in_any_memory_order(dtype):
+    layer, twin = linear(6, 6), linear(6, 6)
+    twin.weight.data = twin.weight.t().contiguous().t()
+    x = torch.randn(4, 6)
+    assert torch.equal(packed(layer, dtype)(x), packed(twin, dtype)(x))
+
+
 def test_without_vnni_no_sum_of_two_products_leaves_16_bits(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     layer, x = linear(64, 20), torch.randn(5, 64)
