@@ -14,6 +14,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterionConfig,
 )
 from fairseq.logging import metrics
+from fairseq.models.transformer import TransformerDecoderBase
 from torch import nn
 
 from fairseq_ext.criterions.span_loss import SpanLoss, has_spans
@@ -171,11 +172,7 @@ class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyC
 
     def compute_fused_terms(self, model, sample):
         """``(loss, nll_loss, weighted bonus, (correct tokens, tokens))``, sums over tokens, without their logits."""
-        projection = getattr(getattr(model, "decoder", None), "output_projection", None)
-        if not isinstance(projection, nn.Linear):
-            raise OptionError(
-                f"--fused-output-loss: needs an output layer that is one matrix, {type(model).__name__} has none"
-            )
+        projection = _output_matrix(model)
         net_output = model(**sample["net_input"], features_only=True)
         hidden, target = net_output[0], model.get_targets(sample, net_output)
         hidden, target = (
@@ -206,3 +203,20 @@ class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyC
         bonus = sum(log.get("bonus", 0) for log in logging_outputs)
         sample_size = sum(log.get("sample_size", 0) for log in logging_outputs)
         metrics.log_scalar("bonus", bonus / sample_size / math.log(2), sample_size, round=3)
+
+
+def _output_matrix(model: nn.Module) -> nn.Linear:
+    """The output layer of a model, refused where there is more to it, or where DDP would not wait for its gradient."""
+    decoder = getattr(model, "decoder", None)
+    projection = getattr(decoder, "output_projection", None)
+    plain = getattr(type(decoder), "output_layer", None) is TransformerDecoderBase.output_layer
+    if not plain or not isinstance(projection, nn.Linear):
+        name = type(model if decoder is None else decoder).__name__
+        raise OptionError(f"--fused-output-loss: needs an output layer that is one matrix, {name} has none")
+    tied = projection.weight is getattr(decoder.embed_tokens, "weight", None)
+    if getattr(model, "find_unused_parameters", False) and not tied:
+        raise OptionError(
+            "--fused-output-loss: excludes --find-unused-parameters, which takes an output layer for unused that is not"
+            " that of the embeddings"
+        )
+    return projection

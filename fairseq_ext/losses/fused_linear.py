@@ -82,8 +82,9 @@ class _FusedLinear(torch.autograd.Function):
         kept = (target != loss.ignore_index).nonzero()[:, 0]
         for rows in kept.split(_block_rows(weight)) if len(kept) else ():
             block = hidden[rows]
-            logits = F.linear(block, weight, bias)
-            terms, grad = loss.of_block(logits, target[rows], grad_ce, grad_ce * loss.bonus_weight)
+            terms, grad = loss.of_block(
+                F.linear(block, weight, bias), target[rows], grad_ce, grad_ce * loss.bonus_weight
+            )
             for column, value in zip(columns, terms, strict=True):
                 column[rows] = value
             if grad_hidden is not None:
@@ -94,6 +95,7 @@ class _FusedLinear(torch.autograd.Function):
                 grad_weight += grad.t() @ block
             if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=dtype)
+            del grad  # or two blocks of logits would be alive
         ctx.scale, ctx.dtypes = scale, (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(*columns)
