@@ -1,4 +1,4 @@
-"""Runs the benchmarks and prints their ratios: ``python -m benchmarks [NAME ...] [--json FILE] [--quick]``."""
+"""Runs the benchmarks and prints their ratios: ``python -m benchmarks [NAME ...] [--device cuda] [--json FILE]``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
-from benchmarks.timing import Row
+from benchmarks.timing import Row, inputs_on
 from fairseq_ext.training.errors import OptionError, choose
-from fairseq_ext.training.files import write_json
-from fairseq_ext.training.runs import environment
+from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.runs import environment, torch_device
 
 NAMES = (
+    "kernels",
     "attention",
     "loss",
     "fused_loss",
@@ -46,7 +49,9 @@ def format_row(row: Row) -> str:
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"all by default: {', '.join(NAMES)}")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write environment and rows to FILE")
+    parser.add_argument("--device", default="cpu", help="where to measure: cpu or cuda (default: cpu)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write environment and rows to FILE, claim by claim")
+    parser.add_argument("--resume", action="store_true", help="only what FILE does not hold")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition: shows only that it runs")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     options = parser.parse_args(arguments)
@@ -56,30 +61,60 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         raise OptionError(f"--threads must be at least 1, got {options.threads}")
     if options.json and not options.json.absolute().parent.is_dir():
         raise OptionError(f"--json {options.json}: its folder does not exist")
+    if options.resume and not options.json:
+        raise OptionError("--resume: has no effect without --json")
+    device = torch_device(options.device)
+    if device.type not in ("cpu", "cuda"):
+        raise OptionError(f"--device must be cpu or cuda, got {options.device}")
     torch.set_num_threads(options.threads)
     logging.getLogger("fairseq").setLevel(logging.WARNING)
     # fairseq's attention passes torch two kinds of mask, which torch deprecates
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
 
     header = {
-        **environment("ve-fairseq", "entmax", "scipy", "torch-geometric", "transformers", "fairseq-ext", device="cpu"),
+        **environment("ve-fairseq", "entmax", "scipy", "torch-geometric", "transformers", device=device),
         "quick": options.quick,
     }
     print(", ".join(f"{name} {value}" for name, value in header.items()))
     print("ratio: ours / reference; less is better for ms and MiB, more is better for tokens/s")
     print("[smallest, largest] ratio of neighbouring samples; the times are medians over the same samples")
-    rows: list[Row] = []
+    rows = _finished(options.json, header) if options.resume else []
     for name in dict.fromkeys(options.names or NAMES):
+        if name in {row.claim for row in rows}:
+            continue
         print(f"\n{name}", flush=True)
-        for row in importlib.import_module(f"benchmarks.{name}").run(options.quick):
+        module = importlib.import_module(f"benchmarks.{name}")
+        if reason := not_on(module, device, options.quick):
+            print(f"left out on {device.type}: {reason}")
+            continue
+        with inputs_on(device):
+            measured = module.run(options.quick)
+        for row in measured:
             if options.quick:  # targets are for real sizes
                 row = replace(row, target=None)
             rows.append(row)
             print(format_row(row), flush=True)
-    if options.json:
-        content = {"environment": header, "rows": [asdict(row) | {"met": row.met} for row in rows]}
-        write_json(options.json, content)
+        if options.json:
+            noted = {"device": header.get("gpu", "CPU")}
+            content = [asdict(row) | {"met": row.met} | noted for row in rows]
+            write_json(options.json, {"environment": header, "rows": content})
     return rows
+
+
+def not_on(module: ModuleType, device: torch.device, quick: bool = False) -> str:
+    """Why the claim of a module makes no sense on a device; a trial on the CPU tries everything."""
+    return "" if quick and device.type == "cpu" else getattr(module, "NOT_ON", {}).get(device.type, "")
+
+
+def _finished(file: Path, header: dict[str, Any]) -> list[Row]:
+    """The rows that ``file`` holds, which are of whole claims."""
+    if not file.exists():
+        return []
+    content = read_json(file)
+    if content["environment"] != header:
+        raise OptionError(f"--resume: {file} was measured elsewhere, with {content['environment']}")
+    names = {field.name for field in fields(Row)}
+    return [Row(**{name: value for name, value in row.items() if name in names}) for row in content["rows"]]
 
 
 if __name__ == "__main__":

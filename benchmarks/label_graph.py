@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.timing import Row, time_row
+from benchmarks.timing import Row, generator, time_row
 from graph.label_graph import HierarchicalAttentionNetwork, LabelGraph, label_graph_loss
 
 LABELS, REVIEWS, WORDS, VOCABULARY = 22, 40, 20, 20_000  # the music data's
@@ -17,10 +17,10 @@ WORDS_PER_REVIEW = 12
 def albums(quick: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and labels of a batch with the music data's sizes; reviews of about 12 words."""
     samples, reviews = (2, 4) if quick else (SAMPLES, REVIEWS)
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, VOCABULARY, (samples, reviews, WORDS), generator=generator)
-    lengths = torch.randint(2 * WORDS_PER_REVIEW - WORDS, WORDS + 1, (samples, reviews, 1), generator=generator)
-    gold = (torch.rand(samples, LABELS, generator=generator) < 0.1).float()
+    random = generator(1)
+    ids = torch.randint(1, VOCABULARY, (samples, reviews, WORDS), generator=random)
+    lengths = torch.randint(2 * WORDS_PER_REVIEW - WORDS, WORDS + 1, (samples, reviews, 1), generator=random)
+    gold = (torch.rand(samples, LABELS, generator=random) < 0.1).float()
     return ids.masked_fill(torch.arange(WORDS) >= lengths, 0), gold
 
 

@@ -13,13 +13,14 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
-from benchmarks.timing import Function, Row, time_row
+from benchmarks.timing import Function, Row, generator, time_row
 from fairseq_ext.models import TransformerExtModel
 from fairseq_ext.models.config import TransformerExtConfig
 
-# IWSLT14 De-En size; the batch is smaller than a GPU's, so that one CPU core makes a step in seconds.
+# IWSLT14 De-En size; a CPU's batch is smaller than a GPU's, so that one core makes a step in seconds.
 LAYERS, WIDTH, FFN, HEADS, VOCABULARY = 6, 512, 1024, 4, 10_000
-SENTENCES, LENGTH = 32, 24
+SENTENCES, LENGTH = {"cpu": 32, "cuda": 170}, 24
+TRAINED_IN = {"cpu": torch.float32, "cuda": torch.bfloat16}
 # --quick: enough to see that everything runs.
 QUICK_LAYERS, QUICK_WIDTH, QUICK_FFN, QUICK_VOCABULARY, QUICK_SENTENCES, QUICK_LENGTH = 2, 32, 64, 100, 2, 10
 
@@ -56,6 +57,7 @@ def build(quick: bool, **options: Any) -> nn.Module:
 def build_stock(quick: bool) -> nn.Module:
     """fairseq's own ``transformer`` of the same size and seed."""
     options = {name: value for name, value in vars(config(quick)).items() if not name.startswith("_")}
+    options |= {f"decoder_{end}_dim": options["decoder_embed_dim"] for end in ("input", "output")}
     torch.manual_seed(1)
     return TransformerModel.build_model(argparse.Namespace(arch="transformer", **options), task(quick))
 
@@ -83,11 +85,11 @@ def equal_size_options(quick: bool, **options: Any) -> dict[str, Any]:
 def batch(quick: bool, sentences: int | None = None) -> dict[str, Tensor]:
     """Sentences of nearly equal length, as fairseq batches them: sources padded left, targets padded right."""
     words = task(quick).source_dictionary
-    sentences = sentences or (QUICK_SENTENCES if quick else SENTENCES)
+    sentences = sentences or (QUICK_SENTENCES if quick else SENTENCES[torch.get_default_device().type])
     longest = QUICK_LENGTH if quick else LENGTH
-    generator = torch.Generator().manual_seed(2)
-    tokens = torch.randint(words.nspecial, len(words), (2, sentences, longest), generator=generator)
-    lengths = torch.randint(longest - 4, longest + 1, (2, sentences), generator=generator)
+    random = generator(2)
+    tokens = torch.randint(words.nspecial, len(words), (2, sentences, longest), generator=random)
+    lengths = torch.randint(longest - 4, longest + 1, (2, sentences), generator=random)
     lengths[:, 0] = longest
     padding = torch.arange(longest) >= lengths[..., None]
     source = tokens[0].masked_fill(padding[0].flip(1), words.pad())
@@ -99,15 +101,15 @@ def batch(quick: bool, sentences: int | None = None) -> dict[str, Tensor]:
 
 
 def train_step(model: nn.Module, quick: bool) -> Function:
-    """Forward, smoothed cross-entropy, backward, Adam."""
-    model.train()
+    """Forward, smoothed cross-entropy, backward, Adam; on a GPU in bfloat16."""
+    model.to(TRAINED_IN[torch.get_default_device().type]).train()
     data = batch(quick)
     target = data.pop("target").flatten()
     padding = task(quick).target_dictionary.pad()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
 
     def step() -> None:
-        logits = model(**data)[0].flatten(0, 1)
+        logits = model(**data)[0].flatten(0, 1).float()
         F.cross_entropy(logits, target, ignore_index=padding, label_smoothing=0.1).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -119,7 +121,8 @@ def train_step_row(
     claim: str, case: str, ours: nn.Module, reference: nn.Module, quick: bool, target: float | None = None
 ) -> Row:
     """Training steps of two models; the case tells their parameters."""
-    case = f"train step, {case}, {parameters(ours) / 1e6:.1f}M / {parameters(reference) / 1e6:.1f}M parameters"
+    dtype = " in bfloat16" if torch.get_default_device().type == "cuda" else ""
+    case = f"train step{dtype}, {case}, {parameters(ours) / 1e6:.1f}M / {parameters(reference) / 1e6:.1f}M parameters"
     steps = train_step(ours, quick), train_step(reference, quick)
     return time_row(claim, case, *steps, pairs=1 if quick else 5, target=target)
 
@@ -135,7 +138,7 @@ def decode(model: nn.Module, quick: bool, sentences: int, beam: int) -> tuple[Fu
     """Beam search to a fixed length, since random weights would end anywhere; and the tokens it writes."""
     length = QUICK_LENGTH if quick else LENGTH
     words = task(quick).target_dictionary
-    generator = SequenceGenerator([model], words, beam_size=beam, max_len_a=0, max_len_b=length, min_len=length)
+    search = SequenceGenerator([model], words, beam_size=beam, max_len_a=0, max_len_b=length, min_len=length)
     data = batch(quick, sentences)
     sample = {"net_input": {name: data[name] for name in ("src_tokens", "src_lengths")}}
-    return lambda: generator.generate([model], sample), sentences * (length + 1)
+    return lambda: search.generate([model], sample), sentences * (length + 1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from benchmarks.timing import Function, Row, rate_row, time_row
+from benchmarks.timing import Function, Row, generator, rate_row, time_row
 from vision_language.muka.baselines import uhc_loss, vanilla_kd_loss
 from vision_language.muka.feature_amalgamation import CommonFeatureLearning, LayerwiseAmalgamation
 from vision_language.muka.objectives import FeatureObjective, Objective
@@ -37,9 +37,9 @@ def classifier(quick: bool, classes: int, layers: int = 3) -> BertForSequenceCla
 def texts(quick: bool, count: int) -> dict[str, Tensor]:
     """Random tokens; a text has 40 to 64, so that a batch holds some padding."""
     length = 8 if quick else LENGTH
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, 200, (count, length), generator=generator)
-    lengths = torch.randint(length * 5 // 8, length + 1, (count, 1), generator=generator)
+    random = generator(1)
+    ids = torch.randint(1, 200, (count, length), generator=random)
+    lengths = torch.randint(length * 5 // 8, length + 1, (count, 1), generator=random)
     mask = (torch.arange(length) < lengths).long()
     return {"input_ids": ids * mask, "attention_mask": mask}
 

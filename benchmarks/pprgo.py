@@ -13,6 +13,8 @@ from benchmarks.timing import Function, Row, memory_row, time_row
 from graph.renode.pprgo import PPRGo, RowBatches, to_torch
 from graph.renode.push import push_pagerank
 
+NOT_ON = {"cuda": "scipy gathers the neighbours on the CPU"}
+
 
 def random_graph(nodes: int, degree: int, generator: np.random.Generator) -> Tensor:
     """Undirected edges, twice as likely to end at a node with twice the popularity, which has a heavy tail."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -52,17 +54,55 @@ class Row:
         return self.ratio >= self.target if self.more_is_better else self.ratio <= self.target
 
 
-def _seconds(function: Function, calls: int) -> float:
+@contextlib.contextmanager
+def inputs_on(device: torch.device) -> Iterator[None]:
+    """Where models and inputs are made inside, and hence what is measured; each module makes its own."""
+    if device.type == "cpu":
+        yield
+        return
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def _measuring() -> Iterator[torch.device]:
+    """The device. Inside, no call of torch's is intercepted to choose one, which would cost each some microseconds."""
+    device = torch.get_default_device()
+    torch.set_default_device(None)
+    try:
+        yield device
+    finally:
+        if device.type != "cpu":
+            torch.set_default_device(device)
+
+
+def generator(seed: int) -> torch.Generator:
+    """A source of random numbers for inputs."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
+def _seconds(function: Function, calls: int, device: torch.device) -> float:
+    if device.type == "cuda":  # by the clock of its stream, so that the launch of a call overlaps the work of another
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        for _ in range(calls):
+            function()
+        last.record()
+        last.synchronize()
+        return first.elapsed_time(last) / 1e3 / calls
     start = time.perf_counter()
     for _ in range(calls):
         function()
     return (time.perf_counter() - start) / calls
 
 
-def _calls(function: Function) -> int:
+def _calls(function: Function, device: torch.device) -> int:
     """Calls that fill a sample, so that the clock's resolution and its own cost vanish."""
-    _seconds(function, 1)  # the first call allocates and initialises
-    return max(1, math.ceil(MIN_SAMPLE_SECONDS / _seconds(function, 1)))
+    _seconds(function, 1, device)  # the first call allocates, initialises and compiles kernels
+    return max(1, math.ceil(MIN_SAMPLE_SECONDS / _seconds(function, 1, device)))
 
 
 def compare(ours: Function, reference: Function, pairs: int) -> tuple[float, float, list[float]]:
@@ -71,8 +111,9 @@ def compare(ours: Function, reference: Function, pairs: int) -> tuple[float, flo
     Returns:
         Median seconds a call of ``ours`` and of ``reference``, and ours / reference of every pair.
     """
-    calls_ours, calls_reference = _calls(ours), _calls(reference)
-    samples = [(_seconds(ours, calls_ours), _seconds(reference, calls_reference)) for _ in range(pairs)]
+    with _measuring() as device:
+        a, b = _calls(ours, device), _calls(reference, device)
+        samples = [(_seconds(ours, a, device), _seconds(reference, b, device)) for _ in range(pairs)]
     a, b = (statistics.median(side) for side in zip(*samples, strict=True))
     return a, b, [a / b for a, b in samples]
 
@@ -117,10 +158,25 @@ def rate_row(
 def peak_bytes(function: Function) -> int:
     """Highest sum of the tensors alive at once during a call, beyond those alive before it.
 
-    Counts every allocation of torch's CPU allocator, inside operators too, so it is exact and repeatable, which the
-    resident size of a process is not.
+    Counts every allocation of torch's allocator, inside operators too, so it is exact and repeatable, which the
+    resident size of a process is not. On a GPU each counts as the block that the allocator gave it.
     """
+    with _measuring() as device:
+        function()
+        return _cuda_peak_bytes(function) if device.type == "cuda" else _cpu_peak_bytes(function)
+
+
+def _cuda_peak_bytes(function: Function) -> int:
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _cpu_peak_bytes(function: Function) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         result = function()
     del result

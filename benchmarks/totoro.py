@@ -19,6 +19,8 @@ ALPHA, CLASSES, LABELS_A_CLASS, EDGES_A_NODE = 0.15, 10, 20, 10
 SHAPES = {"Cora": (2708, 5278, 7), "CiteSeer": (3327, 4552, 6)}
 MAX_SECONDS, MAX_MIB = 120, 4096
 
+NOT_ON = {"cuda": "scipy solves on the CPU"}
+
 
 def random_graph(nodes: int, edges: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """``edge_index`` of an undirected graph, the labels, and the ids of the labelled nodes, balanced."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import timing
-from benchmarks.__main__ import NAMES, format_row, main
+from benchmarks.__main__ import NAMES, format_row, main, not_on
 from benchmarks.loss import LOG_END, SMOOTHING, plain_encouraging_loss
 from benchmarks.models import build, equal_size_options, parameters
 from benchmarks.timing import Row, memory_row, peak_bytes, rate_row, time_row
@@ -30,6 +30,46 @@ def test_quick_run_prints_every_ratio_and_writes_json(tmp_path, capsys):
     assert all(row["target"] is None and row["met"] is None for row in content["rows"])
 
 
+def test_rows_are_kept_claim_by_claim_and_resumed(tmp_path, monkeypatch):
+    """A run that is stopped keeps the claims that it has finished; the next one measures the others."""
+    file, norm = tmp_path / "rows.json", importlib.import_module("benchmarks.norm")
+    command = ["loss", "norm", "--quick", "--json", str(file), "--resume"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(norm, "run", stopped)
+        main(command)
+    before = json.loads(file.read_text())["rows"]
+    assert {row["claim"] for row in before} == {"loss"}
+    monkeypatch.setattr(importlib.import_module("benchmarks.loss"), "run", stopped)
+    rows = main(command)
+    after = json.loads(file.read_text())["rows"]
+    assert after[: len(before)] == before and {row.claim for row in rows} == {"loss", "norm"}
+    with pytest.raises(SystemExit, match="was measured elsewhere"):
+        main([*command, "--threads", "2"])
+
+
+def stopped(quick: bool) -> list[Row]:
+    raise KeyboardInterrupt
+
+
+def test_a_claim_that_makes_no_sense_on_a_device_is_left_out(capsys):
+    assert main(["kernels"]) == []
+    assert "left out on cpu: kernels are for CUDA tensors" in capsys.readouterr().out
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
+    assert {name for name, module in modules.items() if not not_on(module, torch.device("cuda"))} > {"kernels", "loss"}
+    assert not_on(modules["totoro"], torch.device("cuda"))
+
+
+def test_inputs_are_made_on_the_device_and_measured_without_choosing_one():
+    """Choosing a device by default intercepts each call of torch's, which must not be timed."""
+    devices = []
+    with timing.inputs_on(torch.device("meta")):
+        x = torch.ones(3)
+        assert x.device.type == "meta"
+        timing.time_row("c", "x", lambda: devices.append(torch.ones(3).device.type), lambda: x + x, pairs=1)
+        assert torch.ones(3).device.type == "meta"
+    assert set(devices) == {"cpu"} and torch.get_default_device().type == "cpu"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_benchmark_can_be_imported(name):
     assert callable(importlib.import_module(f"benchmarks.{name}").run)
@@ -39,9 +79,12 @@ def test_every_benchmark_can_be_imported(name):
     ("arguments", "message"),
     [
         (["los"], "did you mean 'loss'?"),
-        (["norm", "crossview"], "'crossview' is not one of attention"),
+        (["norm", "crossview"], "'crossview' is not one of kernels"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--json", "/no/such/folder/rows.json"], "--json /no/such/folder/rows.json"),
+        (["--device", "meta"], "--device must be cpu or cuda, got meta"),
+        (["--device", "tpu"], "--device tpu: "),
+        (["--resume"], "--resume: has no effect without --json"),
     ],
 )
 def test_bad_arguments_end_with_one_line(arguments, message):
@@ -63,8 +106,8 @@ def test_ratio_is_ours_over_reference_in_every_unit():
 def test_ratio_spread_and_medians_are_of_the_same_pairs(monkeypatch):
     """A machine that slows down between the sides of a pair: the medians name the other side as the faster one."""
     samples = iter([1.0, 0.9, 2.0, 1.9, 3.0, 3.3])
-    monkeypatch.setattr(timing, "_calls", lambda function: 1)
-    monkeypatch.setattr(timing, "_seconds", lambda function, calls: next(samples))
+    monkeypatch.setattr(timing, "_calls", lambda *_: 1)
+    monkeypatch.setattr(timing, "_seconds", lambda *_: next(samples))
     row = time_row("c", "x", print, print, pairs=3)
     assert (row.ours, row.reference, row.pairs) == (2000.0, 1900.0, 3)
     assert (row.ratio, row.low, row.high) == pytest.approx((2 / 1.9, 3 / 3.3, 1 / 0.9))
@@ -83,8 +126,8 @@ def time_row_of_one() -> Row:
 def test_the_quotient_of_the_medians_lies_within_the_pairs(samples):
     with pytest.MonkeyPatch.context() as patch:
         times = iter(value for pair in samples for value in pair)
-        patch.setattr(timing, "_calls", lambda function: 1)
-        patch.setattr(timing, "_seconds", lambda function, calls: next(times))
+        patch.setattr(timing, "_calls", lambda *_: 1)
+        patch.setattr(timing, "_seconds", lambda *_: next(times))
         row = time_row("c", "x", print, print, pairs=len(samples))
     assert row.low <= row.ratio <= row.high
     # of an even number of pairs the medians are means of two samples

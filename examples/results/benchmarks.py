@@ -25,9 +25,9 @@ over the same samples. [benchmarks/](../benchmarks/README.md) says how each row 
 
 {met} of {targets} targets are met.
 {missed}
-
-| ratio | pairs | ours | reference | unit | case | target |
-|---|---|---|---|---|---|---|
+{unmeasured}
+| ratio | pairs | ours | reference | unit | device | case | target |
+|---|---|---|---|---|---|---|---|
 {rows}
 """
 
@@ -48,10 +48,12 @@ over the dense inverse grows with the graph.""",
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--names", nargs="+", choices=NAMES, default=list(NAMES), help="claims")
+    here = [name for name in NAMES if name != "kernels"]  # those are measured on a GPU alone, by benchmarks.gpu
+    parser.add_argument("--names", nargs="+", choices=here, default=here, help="claims")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
 
 
+CPU = "CPU"
 SELECTS = "names"
 
 
@@ -71,22 +73,25 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def section(contents: list[dict[str, Any]]) -> str:
-    """One table, in the order of the claims."""
-    contents = sorted(contents, key=lambda content: NAMES.index(content["claim"]))
-    rows = [row for content in contents for row in content["rows"]]
+    """One table, in the order of the claims, the rows of a GPU below those of the CPU."""
+    contents = sorted(contents, key=lambda content: _place(content["rows"][0]))
+    rows = sorted((row for content in contents for row in content["rows"]), key=_place)
     targets = [row for row in rows if row["target"] is not None]
     missed = sorted({row["claim"] for row in targets if not row["met"]})
     environments: dict[str, list[str]] = {}
     for content in contents:
         text = describe({key: value for key, value in content["environment"].items() if key != "quick"})
         note = "; other programs were running." if content["busy"] else "."
-        environments.setdefault(text + note, []).append(content["claim"])
+        environments.setdefault(text + note, []).extend(dict.fromkeys(row["claim"] for row in content["rows"]))
     lines = []
     for row in rows:
         target = "" if row["target"] is None else f"{row['target']:g}: {'met' if row['met'] else '**missed**'}"
-        figures = f"{row['ratio']:.2f}{' †' if _open(row) else ''} | {_pairs(row)} | {row['ours']:.3f}"
-        lines.append(f"| {figures} | {row['reference']:.3f} | {row['unit']} | {row['case']} | {target} |")
+        ratio = f"{row['ratio']:.2f}{' †' if _open(row) else ''} | {_pairs(row)}"
+        figures = f"{row['ours']:.3f} | {row['reference']:.3f} | {row['unit']} | {_device(row)}"
+        lines.append(f"| {ratio} | {figures} | {row['case']} | {target} |")
     undecided = sum(map(_open, rows))
+    on_gpu = {row["claim"] for row in rows if _device(row) != CPU}
+    unmeasured = ", ".join(name for name in NAMES if name not in on_gpu)
     return TEXT.format(
         environments=" ".join(f"{', '.join(claims)}: {text}" for text, claims in environments.items()),
         commands=commands(contents),
@@ -94,8 +99,18 @@ def section(contents: list[dict[str, Any]]) -> str:
         met=sum(row["met"] for row in targets),
         targets=len(targets),
         missed=" ".join(f"Missed in `{claim}`. {REASONS.get(claim, '')}".rstrip() for claim in missed),
+        unmeasured=f"\nNot measured on a GPU: {unmeasured}.\n" if unmeasured else "",
         rows="\n".join(lines),
     )
+
+
+def _device(row: dict[str, Any]) -> str:
+    """The name of the card, or the CPU, which older rows do not name."""
+    return row.get("device", CPU)
+
+
+def _place(row: dict[str, Any]) -> tuple[int, bool]:
+    return NAMES.index(row["claim"]), _device(row) != CPU
 
 
 def _pairs(row: dict[str, Any]) -> str:

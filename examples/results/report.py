@@ -80,8 +80,12 @@ def common(rows: Sequence[Mapping[str, Any]], key: str) -> Any:
 
 
 def commands(contents: Iterable[dict[str, Any]]) -> str:
-    """The commands that measured them."""
-    return distinct(contents, lambda content: f"    python -m examples.results {content['command']}", "\n")
+    """The commands that measured them: of this program, unless they are ``shell`` commands."""
+
+    def typed(content: dict[str, Any]) -> str:
+        return "    " + (content.get("shell") or f"python -m examples.results {content['command']}")
+
+    return distinct(contents, typed, "\n")
 
 
 def seeds(count: int) -> list[str]:

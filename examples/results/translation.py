@@ -19,7 +19,7 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from examples.results.report import ROOT, Paired, common, environments, mean_spread, unique
+from examples.results.report import ROOT, Paired, commands, common, environments, mean_spread, unique
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
 from fairseq_ext.training.runs import environment
@@ -180,7 +180,7 @@ tokens, Adam (0.9, 0.98) with learning rate 2e-3 inverse_sqrt, {warmup} warm-up 
 checkpoint with the best validation likelihood; beam 5, length penalty 1. Settings are our choice and were not tuned
 for any row. BLEU and bits: mean ± spread over the seeds {seeds}; {environment}.
 
-    python -m examples.results {command}
+{command}
 
 | system | parameters | BLEU | difference to the Transformer | validation bits per token |
 |---|---|---|---|---|
@@ -265,7 +265,7 @@ def _table(content: dict[str, Any]) -> str:
         warmup=updates // 5,
         seeds=", ".join(map(str, seeds)),
         environment=environments(content),
-        command=content["command"],
+        command=commands([content]),
         rows="\n".join(lines),
         signature=common(rows, "signature"),
         sentences=common(rows, "sentences"),

@@ -211,7 +211,7 @@ def test_benchmarks_say_which_targets_are_missed():
     assert "loss: P, 1 thread(s); python 3, torch 2. norm: P" in text and text.count("other programs") == 1
     assert text.count("python -m examples.results benchmarks") == 1
     assert "1 of 2 targets are met" in text and "Missed in `norm`" in text and "`loss`" not in text
-    assert "| 2.00 |  | 2.000 | 1.000 | ms | x / y | 1.1: **missed** |" in text and "†" not in text
+    assert "| 2.00 |  | 2.000 | 1.000 | ms | CPU | x / y | 1.1: **missed** |" in text and "†" not in text
 
 
 def test_benchmarks_say_where_ratio_and_medians_disagree():
@@ -222,3 +222,17 @@ def test_benchmarks_say_where_ratio_and_medians_disagree():
     text = benchmarks.section([{**shared, "rows": [row, kept]}])
     assert "| 1.02 † |  | 0.900 | 1.000 | ms |" in text and "Of them, 1 are marked †" in text
     assert "| 1.02 | [0.85, 1.10] | 0.900 | 1.000 | ms |" in text
+
+
+def test_rows_of_a_gpu_stand_below_those_of_the_cpu():
+    row = {"claim": "norm", "case": "x", "unit": "ms", "ratio": 1.0, "ours": 1.0, "reference": 1.0, "target": None}
+    cpu = {"environment": ENVIRONMENT, "command": "benchmarks", "claim": "norm", "busy": False, "rows": [row]}
+    loss = {**cpu, "claim": "loss", "rows": [{**row, "claim": "loss", "device": "CPU"}]}
+    assert "Not measured on a GPU: kernels, attention," in benchmarks.section([cpu, loss])
+    gpu = {"environment": {**ENVIRONMENT, "gpu": "Card 9"}, "shell": "make gpu", "busy": False}
+    gpu["rows"] = [{**row, "device": "Card 9"}, {**row, "claim": "kernels", "device": "Card 9"}]
+    text = benchmarks.section([gpu, cpu, loss])
+    lines = [line.split(" | ")[5] for line in text.splitlines() if line.endswith("| x |  |")]
+    assert lines == ["Card 9", "CPU", "CPU", "Card 9"]  # kernels, loss, norm
+    assert "    make gpu" in text and "Not measured on a GPU: attention, loss," in text
+    assert "norm, kernels: Card 9;" in text
