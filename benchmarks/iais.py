@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig
 
 from benchmarks.timing import Row, forward_backward, generator, rate_row, time_row
@@ -94,10 +94,6 @@ def one_by_one(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return torch.stack([function(*parts) for parts in zip(*(value.split(1) for value in inputs), strict=True)]).mean()
 
 
-def maps_and_loss(attention: nn.Module, kind: str, hidden: Tensor, text: Tensor, regions: Tensor) -> Tensor:
-    return iais_loss(attention_blocks(hidden, attention, text, regions), kind)
-
-
 def loss_alone(kind: str, *parts: Tensor) -> Tensor:
     return iais_loss(AttentionBlocks(*parts), kind)  # type: ignore[arg-type]
 
@@ -112,19 +108,14 @@ def batched_and_loop(quick: bool) -> list[Row]:
     parts = (blocks.ll, blocks.vv, blocks.lv, blocks.vl, blocks.words, blocks.regions)
     rows = []
     for kind, maps in (("singular", 2), ("distributed", 4)):  # how many of the maps get a gradient
-        # Queries and keys are the same products either way; at this width they take most of the time on a CPU.
-        cases: tuple[tuple[str, Callable[..., Tensor], tuple[Tensor, ...], tuple[Tensor, ...], float | None], ...] = (
-            ("maps and loss", partial(maps_and_loss, attention, kind), (hidden,), (text, regions), 5),
-            ("loss alone", partial(loss_alone, kind), parts[:maps], parts[maps:], None),
-        )
-        for name, function, inputs, rest, target in cases:
-            loop = partial(one_by_one, function)
-            torch.testing.assert_close(function(*inputs, *rest), loop(*inputs, *rest))
-            ways = [lambda *values, way=way, rest=rest: way(*values, *rest) for way in (function, loop)]
-            functions = [forward_backward(way, *inputs) for way in ways]
-            case = f"{kind}, {name}, {BATCH} pairs, forward + backward, one batch / a loop over pairs"
-            repeats = 1 if quick else 5
-            rows.append(rate_row("iais", case, *functions, items=BATCH, unit="pairs/s", pairs=repeats, target=target))
+        inputs, rest, function = parts[:maps], parts[maps:], partial(loss_alone, kind)
+        loop = partial(one_by_one, function)
+        torch.testing.assert_close(function(*parts), loop(*parts))
+        ways = [lambda *values, way=way, rest=rest: way(*values, *rest) for way in (function, loop)]
+        functions = [forward_backward(way, *inputs) for way in ways]
+        case = f"{kind}, loss alone, {BATCH} pairs, forward + backward, one batch / a loop over pairs"
+        repeats = 1 if quick else 5
+        rows.append(rate_row("iais", case, *functions, items=BATCH, unit="pairs/s", pairs=repeats, target=5))
     return rows
 
 

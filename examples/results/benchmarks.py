@@ -40,10 +40,8 @@ REASONS = {
 passes over the rows in eager PyTorch, which one fused kernel would not; they are a small part of a train step.""",
     "muse": """Matrix products take most of a decoding step, and models of equal size multiply by equally many weights;
 merging a layer's matrices saves only calls.""",
-    "iais": """The products of queries and keys are the same one by one and batched, and at this width they take most of
-the time on a CPU; the loss alone gains several times.""",
-    "totoro": """On a graph of Cora's size a call takes about 20 ms, most of it in scipy's sparse products; the gain
-over the dense inverse grows with the graph.""",
+    "totoro": """On a graph of Cora's size most of a call is spent around its small sparse products; the gain over the
+dense inverse grows with the graph.""",
 }
 
 

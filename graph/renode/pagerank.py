@@ -10,6 +10,7 @@ from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from graph.renode.inputs import as_edges, as_tensor, node_ids
+from graph.renode.solve import conjugate_gradient, conjugate_gradient_twice, power_iteration, system_matrix
 
 __all__ = ["PageRank", "binary_adjacency", "personalized_pagerank"]
 
@@ -30,7 +31,8 @@ class PageRank:
 
     The matrix of an undirected graph is symmetric positive definite with eigenvalues in :math:`[\alpha, 2-\alpha]`,
     and conjugate gradient takes a few dozen steps. A directed graph is not symmetrised: its products take the power
-    iteration :math:`X \leftarrow (1-\alpha)\hat A X + \alpha B`. Everything is computed in float64 on the CPU.
+    iteration :math:`X \leftarrow (1-\alpha)\hat A X + \alpha B`. Everything is computed in float64 on the CPU, by as
+    many threads as torch has (:func:`torch.set_num_threads`), whose number changes no bit of the results.
 
     Args:
         edge_index: Edges, ``A[source, target] = 1``. Any integer type.
@@ -60,17 +62,18 @@ class PageRank:
         choose("method", method, ("auto", "cg", "power"))
         self.alpha, self.tol, self.max_iter = alpha, tol, max_iter
 
-        adjacency = binary_adjacency(edge_index, num_nodes)
+        adjacency = binary_adjacency(edge_index, num_nodes).astype(np.int8)
+        adjacency = adjacency + sparse.eye_array(adjacency.shape[0], dtype=np.int8, format="csr")
         self.num_nodes = adjacency.shape[0]
-        self.undirected = _is_symmetric(adjacency)
+        transposed = adjacency.T.tocsr()
+        self.undirected = _same_entries(adjacency, transposed)
         if method == "cg" and not self.undirected:
             raise OptionError("method: 'cg' needs an undirected graph and this one is directed; choose 'power'")
         self.method = ("cg" if self.undirected else "power") if method == "auto" else method
 
-        eye = sparse.eye_array(self.num_nodes, format="csr")
-        adjacency = adjacency + eye
-        scale = sparse.diags_array(1 / np.sqrt(adjacency.sum(axis=1)))
-        self.system: sparse.csr_array = (eye - (1 - alpha) * (scale @ adjacency @ scale)).tocsr()
+        scale = 1 / np.sqrt(adjacency.sum(axis=1))
+        self.system = system_matrix(adjacency, scale, alpha)
+        self.transposed = self.system if self.undirected else system_matrix(transposed, scale, alpha)
 
     def matmul(self, input: Tensor, transpose: bool = False) -> Tensor:
         r""":math:`\Pi B`, or :math:`\Pi^\top B`, a few columns at a time.
@@ -85,24 +88,59 @@ class PageRank:
 
         Raises:
             OptionError: ``max_iter`` steps did not reach ``tol``.
-            DataError: ``input`` is of another shape.
+            DataError: ``input`` is of another shape, or not finite.
         """
+        input = self._checked(input)
+        solve = conjugate_gradient if self.method == "cg" else power_iteration
+        system = self.transposed if transpose else self.system
+        solution = torch.empty(input.shape, dtype=torch.float64, device=input.device)
+        for columns, part in zip(input.split(BLOCK, 1), solution.split(BLOCK, 1), strict=True):
+            rhs = self.alpha * columns.detach().to("cpu", torch.float64)
+            part.copy_(self._solved(*solve(system, rhs, self.tol, self.max_iter)))
+        return solution
+
+    def overlap(self, input: Tensor, nodes: Tensor) -> Tensor:
+        r"""The rows ``nodes`` of :math:`\Pi\,\Pi^\top B`, a few columns at a time.
+
+        Conjugate gradient takes hardly longer to them than to :math:`\Pi B`
+        (:func:`~graph.renode.solve.conjugate_gradient_twice`).
+
+        Args:
+            input: The right-hand sides :math:`B`.
+            nodes: Their ids, or a mask over all nodes.
+
+        Shape:
+            - input: :math:`(n, k)`
+            - nodes: :math:`(L)`, or :math:`(n)` for a mask
+            - output: :math:`(L, k)`, float64
+
+        Raises:
+            OptionError: ``max_iter`` steps did not reach ``tol``.
+            DataError: ``input`` is of another shape, or not finite.
+        """
+        input = self._checked(input)
+        nodes = node_ids(nodes, self.num_nodes, "nodes").to(input.device)
+        if self.method != "cg":
+            return torch.cat([self.matmul(self.matmul(part, True))[nodes] for part in input.split(BLOCK, 1)], 1)
+        output = torch.empty(len(nodes), input.size(1), dtype=torch.float64, device=input.device)
+        for columns, part in zip(input.split(BLOCK, 1), output.split(BLOCK, 1), strict=True):
+            rhs = self.alpha**2 * columns.detach().to("cpu", torch.float64)
+            part.copy_(self._solved(*conjugate_gradient_twice(self.system, rhs, nodes.cpu(), self.tol, self.max_iter)))
+        return output
+
+    def _checked(self, input: Tensor) -> Tensor:
         input = as_tensor(input, "input")
         if input.dim() != 2 or len(input) != self.num_nodes:
             raise DataError(f"input: wanted shape ({self.num_nodes}, k), got {tuple(input.shape)}")
-        solution = torch.empty(input.shape, dtype=torch.float64, device=input.device)
-        for columns, solved in zip(input.split(BLOCK, 1), solution.split(BLOCK, 1), strict=True):
-            solved.copy_(torch.from_numpy(self._solve(columns.detach().cpu().double().numpy(), transpose)))
-        return solution
+        if not input.isfinite().all():
+            raise DataError("input: a value is NaN or infinite")
+        return input
 
-    def _solve(self, input: np.ndarray, transpose: bool) -> np.ndarray:
-        solve = _conjugate_gradient if self.method == "cg" else _power_iteration
-        system = self.system.T if transpose and not self.undirected else self.system
-        solution, residual = solve(system, self.alpha * input, self.tol, self.max_iter)
-        if not residual <= self.tol:
+    def _solved(self, solution: Tensor, residual: np.ndarray) -> Tensor:
+        if not (residual <= self.tol).all():
             raise OptionError(
-                f"tol: {self.method} did not converge, {self.max_iter} steps reached residual {residual:.1e} and not "
-                f"tolerance {self.tol:.1e}; raise max_iter or tol"
+                f"tol: {self.method} did not converge, {self.max_iter} steps reached residual {residual.max():.1e} and "
+                f"not tolerance {self.tol:.1e}; raise max_iter or tol"
             )
         return solution
 
@@ -188,51 +226,6 @@ def check_solver(alpha: float, tol: float, max_iter: int) -> None:
         raise OptionError(f"max_iter: {max_iter} is not at least 1")
 
 
-def _is_symmetric(matrix: sparse.csr_array) -> bool:
-    """Whether a binary matrix with sorted indices is its own transpose."""
-    transposed = matrix.T.tocsr()
-    return np.array_equal(matrix.indptr, transposed.indptr) and np.array_equal(matrix.indices, transposed.indices)
-
-
-def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Inner products of columns."""
-    return np.einsum("nk,nk->k", a, b)
-
-
-def _relative(squared: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Relative residuals of columns; a right-hand side of zeros is solved by zeros."""
-    return np.sqrt(np.divide(squared, scale, out=np.zeros_like(squared), where=scale > 0))
-
-
-def _conjugate_gradient(system: sparse.sparray, rhs: np.ndarray, tol: float, max_iter: int) -> tuple[np.ndarray, float]:
-    """Solves ``system @ x = rhs``, each column by itself; and the largest relative residual."""
-    x = np.zeros_like(rhs)
-    residual, direction = rhs.copy(), rhs.copy()
-    scale = squared = _dot(residual, residual)
-    for _ in range(max_iter):
-        # A column that is done stands still: its own step would divide rounding errors by each other.
-        active = _relative(squared, scale) > tol
-        if not active.any():
-            break
-        image = system @ direction
-        step = np.divide(squared, _dot(direction, image), out=np.zeros_like(squared), where=active)
-        x += step * direction
-        residual -= step * image
-        previous, squared = squared, _dot(residual, residual)
-        direction *= np.divide(squared, previous, out=np.zeros_like(squared), where=active)
-        direction += residual
-    return x, _relative(squared, scale).max(initial=0)
-
-
-def _power_iteration(system: sparse.sparray, rhs: np.ndarray, tol: float, max_iter: int) -> tuple[np.ndarray, float]:
-    """The same without symmetry. With ``system = I - B`` the step is that to ``B @ x + rhs``."""
-    x = np.zeros_like(rhs)
-    residual = rhs
-    scale = squared = _dot(rhs, rhs)
-    for _ in range(max_iter):
-        if not (_relative(squared, scale) > tol).any():
-            break
-        x += residual
-        residual = rhs - system @ x
-        squared = _dot(residual, residual)
-    return x, _relative(squared, scale).max(initial=0)
+def _same_entries(a: sparse.csr_array, b: sparse.csr_array) -> bool:
+    """Whether two matrices with sorted indices have their entries in the same places."""
+    return np.array_equal(a.indptr, b.indptr) and np.array_equal(a.indices, b.indices)

@@ -52,8 +52,8 @@ def totoro(
 
     The scores are exact and need neither :math:`\Pi` nor its labelled rows. With the :math:`(n, C)` matrix
     :math:`M_{ic} = [i \in C_c] / |C_c|`, :math:`G = \Pi^\top M` holds the :math:`g_c` and
-    :math:`T_v = \sum_{c \ne y_v} (\Pi G)_{vc}`: two sparse solves of :math:`C` columns each, done a few columns at a
-    time, so that the memory is :math:`O(n + E)` for any number of classes.
+    :math:`T_v = \sum_{c \ne y_v} (\Pi G)_{vc}`: a sparse solve of :math:`C` columns (two on a directed graph), done a
+    few columns at a time, so that the memory is :math:`O(n + E)` for any number of classes.
 
     Args:
         edge_index, num_nodes, alpha, tol, max_iter, method: The graph and the solver, as in
@@ -80,8 +80,8 @@ def totoro(
     scores = torch.zeros(len(nodes), dtype=torch.float64, device=nodes.device)
     # A block of classes at a time: the memory does not grow with their number.
     for classes in torch.arange(int(labels.max()) + 1).split(BLOCK):
-        influence = pagerank.matmul(_class_means(nodes, labels, size, classes), transpose=True)
-        scores += _of_other_classes(pagerank.matmul(influence)[nodes], labels, classes)
+        overlap = pagerank.overlap(_class_means(nodes, labels, size, classes), nodes)
+        scores += _of_other_classes(overlap, labels, classes)
     return scores
 
 

@@ -201,4 +201,5 @@ def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
 def _labelled(nodes: Any, size: int, name: str, split: int | None) -> Tensor:
     if nodes.get("train_mask") is None:
         raise DataError(f"{name}train_mask: the graph has none")
-    return node_ids(nodes.train_mask, size, f"{name}train_mask", split)
+    # Sorted: nodes of equal score rank by their ids, in whatever order these are listed.
+    return node_ids(nodes.train_mask, size, f"{name}train_mask", split).sort().values

@@ -21,6 +21,13 @@ def dense_pagerank(edge_index, num_nodes, alpha=0.15):
     return torch.from_numpy(alpha * np.linalg.inv(np.eye(num_nodes) - (1 - alpha) * scale[:, None] * adjacency * scale))
 
 
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @st.composite
 def graphs(draw, undirected=None):
     """``edge_index`` with self-loops, duplicates and isolated nodes, and the number of nodes."""
@@ -78,6 +85,42 @@ class TestExact:
         x = torch.linspace(-1, 1, 3 * size, dtype=torch.float64).view(size, 3)
         torch.testing.assert_close(pagerank.matmul(x), dense @ x, rtol=0, atol=1e-10)
         torch.testing.assert_close(pagerank.matmul(x, transpose=True), dense.T @ x, rtol=0, atol=1e-10)
+
+    @given(graphs(), st.floats(0.05, 0.95))
+    def test_overlap_is_the_product_of_both(self, graph, alpha):
+        edge_index, size = graph
+        dense = dense_pagerank(edge_index, size, alpha)
+        x = torch.linspace(-1, 1, 3 * size, dtype=torch.float64).view(size, 3)
+        nodes = torch.arange(size).flip(0)[: max(1, size // 2)]
+        for pagerank in (PageRank(edge_index, size, alpha), PageRank(edge_index, size, alpha, method="power")):
+            torch.testing.assert_close(pagerank.overlap(x, nodes), (dense @ dense.T @ x)[nodes], rtol=0, atol=1e-10)
+
+    def test_overlap_costs_as_much_as_one_product(self, monkeypatch):
+        edge_index = torch.randint(200, (2, 1000), generator=torch.Generator().manual_seed(0))
+        pagerank, x = PageRank(to_undirected(edge_index), 200), torch.rand(200, 4, dtype=torch.float64)
+        products, mm = [], torch.mm
+        monkeypatch.setattr(torch, "mm", lambda *args, **options: products.append(0) or mm(*args, **options))
+        pagerank.matmul(x)
+        once = len(products)
+        pagerank.overlap(x, torch.arange(3))
+        assert 0 < len(products) - once < 1.3 * once
+
+    def test_a_hub(self):
+        edge_index = to_undirected(torch.stack([torch.zeros(300, dtype=torch.long), torch.arange(1, 301)]))
+        rows = personalized_pagerank(edge_index, torch.arange(3), 301)
+        torch.testing.assert_close(rows, dense_pagerank(edge_index, 301)[:3], rtol=0, atol=1e-11)
+
+    @pytest.mark.parametrize("columns", [1, 7])  # torch shares the sum of a single column among its threads
+    @pytest.mark.parametrize("method", ["cg", "power"])
+    def test_the_number_of_threads_changes_nothing(self, method, columns, threads):
+        edge_index = to_undirected(torch.randint(40_000, (2, 40_000), generator=torch.Generator().manual_seed(0)))
+        pagerank = PageRank(edge_index, 40_000, tol=0.1, method=method)
+        x = torch.rand(40_000, columns, dtype=torch.float64)
+        results = []
+        for number in (1, 2):
+            threads(number)
+            results.append((pagerank.matmul(x), pagerank.overlap(x, torch.arange(100))))
+        assert all(map(torch.equal, *results))
 
     def test_directed_edges_are_not_symmetrised(self):
         edge_index = torch.tensor([[0, 1], [1, 2]])
@@ -150,9 +193,19 @@ class TestInput:
             personalized_pagerank(**arguments)
         assert "\n" not in str(error.value)
 
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("method", ["cg", "power"])
+    def test_a_right_hand_side_that_is_not_finite(self, method, value):
+        pagerank, x = PageRank(torch.tensor([[0, 1], [1, 0]]), method=method), torch.tensor([[1.0], [value]])
+        for multiply in (pagerank.matmul, lambda x: pagerank.overlap(x, torch.tensor([0]))):
+            with pytest.raises(ValueError, match="input: a value is NaN or infinite"):
+                multiply(x)
+
     @pytest.mark.parametrize("method", ["cg", "power"])
     def test_no_convergence_names_tolerance_and_residual(self, method):
         edge_index = to_undirected(torch.randint(100, (2, 300), generator=torch.Generator().manual_seed(0)))
         message = rf"tol: {method} did not converge, 3 steps reached residual \d\.\de-0\d and not tolerance 1.0e-12"
         with pytest.raises(ValueError, match=message):
             personalized_pagerank(edge_index, torch.tensor([0]), method=method, max_iter=3)
+        with pytest.raises(ValueError, match=f"tol: {method} did not converge, 3 steps"):
+            PageRank(edge_index, 100, method=method, max_iter=3).overlap(torch.ones(100, 1), torch.tensor([0]))
