@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_ext.kernels import load, usable
+
 # Positions per band matrix. Up to about this length one dense matrix is fastest (also against sums over shifted inputs
 # and unfolding, by a factor of 2 to 5); beyond it, blocks keep time and memory linear in the length.
 _BLOCK = 128
@@ -35,6 +37,9 @@ def dynamic_convolution(x: Tensor, kernels: Tensor, first: int, block_size: int 
         - kernels: :math:`(T, B, H, K)`, with :math:`H` dividing :math:`C`
         - output: :math:`(T, B, C)`
     """
+    if not torch.jit.is_scripting():  # which compiles what else is in the condition
+        if usable(x, kernels) and load("dynamic_convolution").takes(x, kernels):
+            return load("dynamic_convolution").dynamic_convolution(x, kernels, first)
     length, batch, channels = x.shape
     steps, _, heads, width = kernels.shape
     rows = batch * heads

@@ -141,7 +141,7 @@ def test_the_modules_hand_over(norm, monkeypatch):
 
 def launches(norm: ModuleType) -> Iterator[str]:
     """Short rows, odd ones, powers of two, the longest; each dtype and each detachment once."""
-    cases = [(size, torch.bfloat16, "adanorm") for size in (3, 1000, 4096, 16384)]
+    cases = [(size, torch.bfloat16, "adanorm") for size in (3, 1000, 16384)]
     cases += [(size, torch.float32, "adanorm") for size in (512, 16384)]
     cases += [(512, torch.float16, name) for name in ("simple", "detach both", "detach mean", "detach std")]
     for size, dtype, name in cases:
@@ -159,12 +159,12 @@ def test_every_launch_fits_its_card(compiled):
     functions = {(one.kernel, one.capability) for one in compiled}
     assert functions == set(itertools.product(("_normalize_forward", "_normalize_backward"), CAPABILITIES))
     for one in compiled:
-        one.assert_fits(spilt=8 if "16384" in one.case else 0)  # all 65,536 registers are taken there
+        one.assert_fits()
 
 
 def test_rows_are_read_and_written_in_pieces_of_16_bytes(compiled):
     for one in compiled:
-        if "512 x" in one.case or "4096 x" in one.case:
+        if "512 x" in one.case:
             tiles = 2 if one.kernel.endswith("forward") else 3
             numbers = 16 * 4 if "float32" in one.case else 16 * 2
             pieces = one.ptx.count("ld.global.v4.b32") + one.ptx.count("st.global.v4.b32")
