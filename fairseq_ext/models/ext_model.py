@@ -1,4 +1,4 @@
-"""What ``transformer_ext`` and ``transformer_lm_ext`` share: pruned loading and retained dropout."""
+"""What ``transformer_ext`` and ``transformer_lm_ext`` share: pruned loading, and what precedes generation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from fairseq.models import BaseFairseqModel
 from fairseq.modules import FairseqDropout
 
+from fairseq_ext.models.fused import MUSE_FORMS, fuse_for_inference
 from fairseq_ext.models.stock_options import parse_layers
 from fairseq_ext.training.errors import OptionError
 
@@ -61,10 +62,12 @@ class ExtModel(BaseFairseqModel):
         super().prepare_for_inference_(cfg)
 
     def make_generation_fast_(self, retain_dropout_modules: Any = None, **kwargs: Any) -> None:
-        """As in fairseq, but ``--retain-dropout-modules`` also takes the fairseq class that one of ours extends."""
+        """As in fairseq, but MUSE layers are fused, and names of retained dropouts take fairseq's and our classes."""
         if retain_dropout_modules is not None:
             retain_dropout_modules = self._with_subclasses(retain_dropout_modules)
         super().make_generation_fast_(retain_dropout_modules=retain_dropout_modules, **kwargs)
+        if not self.cfg.muse_no_fuse:
+            fuse_for_inference(self, MUSE_FORMS)
 
     def _with_subclasses(self, names: Any) -> Any:
         names = names if isinstance(names, str) else list(names)  # a text is searched for a name, as in fairseq

@@ -1,4 +1,4 @@
-r"""MUSE layers merged into two matrices for generation.
+r"""Layers in a form for generation alone.
 
 The branches of a MUSE layer read one input and are summed, so their input projections are one matrix of stacked rows
 and their output projections one matrix of stacked columns (Zhao et al., arXiv 1911.09483, who report 31% more tokens
@@ -8,44 +8,96 @@ per second than a Transformer):
     [q ; k ; v ; q' ; f] &= W_{in} h + b_{in} \\
     y &= x + W_{out} \, [\mathrm{att}(q, k, v) ; D(v) ; \mathrm{att}(q', k', v') ; \sigma(f)] + b_{out}
 
-with :math:`b_{out}` the sum of the branches' biases and :math:`k', v'` the encoder's, computed once a sentence. It is
-a conversion of trained layers: the results are those of the original up to rounding, the matrices are copies.
+with :math:`b_{out}` the sum of the branches' biases and :math:`k', v'` the encoder's, computed once a sentence. In
+fairseq's own layers the sub-layers follow each other, and :math:`[q ; k ; v]` is what can be merged.
+
+It is a conversion of trained layers: the results are those of the original up to rounding, the matrices are copies.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+from fairseq.modules import FairseqDropout, MultiheadAttention
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import nn
 
-from fairseq_ext.models.fused_decoder_layer import FusedMuseDecoderLayer
-from fairseq_ext.models.fused_layer import FusedMuseEncoderLayer
+from fairseq_ext.models.attention import SelectiveAttention
+from fairseq_ext.models.cross_view_attention import CrossViewAttention
+from fairseq_ext.models.decoding_cache import DecodingCache, reorder_sentences
+from fairseq_ext.models.fused_layer import FusedDecoding
+from fairseq_ext.models.fused_muse import FusedMuseDecoderLayer, FusedMuseEncoderLayer
+from fairseq_ext.models.fused_transformer import FusedDecoderLayer, FusedEncoderLayer
+from fairseq_ext.models.layers import DecoderLayer, EncoderLayer
+from fairseq_ext.models.muse_attention import MuseSelfAttention
 from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer
 
-FUSED_FORMS: dict[type[nn.Module], Any] = {
+MUSE_FORMS: dict[type[nn.Module], Any] = {
     MuseEncoderLayer: FusedMuseEncoderLayer,
     MuseDecoderLayer: FusedMuseDecoderLayer,
 }
+TRANSFORMER_FORMS: dict[type[nn.Module], Any] = {
+    TransformerEncoderLayerBase: FusedEncoderLayer,
+    EncoderLayer: FusedEncoderLayer,
+    TransformerDecoderLayerBase: FusedDecoderLayer,
+    DecoderLayer: FusedDecoderLayer,
+}
+
+_ATTENTIONS = (MultiheadAttention, SelectiveAttention, MuseSelfAttention)
+# What a layer may have beside what the fused forms compute.
+_EXTRAS = {
+    "layer": ("attn_ln", "c_attn", "ffn_layernorm", "w_resid", "cross_self_attention", "return_fc"),
+    "attention": ("bias_k", "add_zero_attn", "use_xformers"),
+}
 
 
-def _has_plain_projections(layer: MuseEncoderLayer | MuseDecoderLayer) -> bool:
-    attention = layer.self_attn
-    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, layer.fc1, layer.fc2]
-    return all(type(linear) is nn.Linear for linear in linears)
+def fuse_for_inference(module: nn.Module, forms: dict[type[nn.Module], Any] = MUSE_FORMS) -> nn.Module:
+    """Replaces the layers inside ``module`` by their fused forms, in place, and returns ``module``.
 
-
-def fuse_for_inference(module: nn.Module) -> nn.Module:
-    """Replaces every MUSE layer inside ``module`` by its fused form, in place, and returns ``module``.
-
-    fairseq's ``prepare_for_inference_`` does so for ``transformer_ext`` models unless ``--muse-no-fuse`` is given. What
-    remains cannot be trained, and its state dict fits fused models only: save before fusing. A layer whose linear maps
-    were replaced, as quantization does, keeps them and stays as it is.
+    Before generation, MUSE layers are fused unless ``--muse-no-fuse`` is given, fairseq's with ``--inference-dtype``.
+    What remains cannot be trained, and its state dict fits fused models only: save before fusing. A layer that does
+    what its fused form does not stays as it is: one whose linear maps were replaced, as quantization does, whose
+    dropout is retained, with adaptive spans, or with fairseq's ``--scale-*`` options.
 
     Args:
         module: a model, an encoder or a decoder.
+        forms: what to fuse, and to what: ``MUSE_FORMS`` or ``TRANSFORMER_FORMS``.
     """
     for parent in list(module.modules()):
+        cache = DecodingCache()
         for name, child in list(parent.named_children()):
-            if type(child) in FUSED_FORMS and _has_plain_projections(child):
-                setattr(parent, name, FUSED_FORMS[type(child)].from_layer(child))
+            form = forms.get(type(child))
+            if form is not None and _is_covered(child):
+                setattr(parent, name, form(child, cache) if issubclass(form, FusedDecoding) else form(child))
+    _share_sentences(module)
     return module
+
+
+def _share_sentences(model: nn.Module) -> None:
+    """Lets the hypotheses of a sentence read one copy of the encoder's output, if all layers of the decoder can."""
+    if not (hasattr(model, "encoder") and hasattr(model, "decoder")):
+        return
+    layers = list(model.decoder.layers.children())
+    able = all(isinstance(layer, FusedDecoding) and layer.encoder_attn is None for layer in layers)
+    reorder = model.encoder.reorder_encoder_out
+    if layers and able and not isinstance(reorder, functools.partial):
+        model.encoder.reorder_encoder_out = functools.partial(reorder_sentences, reorder)
+
+
+def _is_covered(layer: nn.Module) -> bool:
+    """Whether the fused form of ``layer`` does all that it does."""
+    attentions = [layer.self_attn]
+    cross = getattr(layer, "encoder_attn", None)
+    if cross is not None and type(cross) is not CrossViewAttention:
+        attentions.append(cross)
+    if any(type(attention) not in _ATTENTIONS for attention in attentions):
+        return False
+    projections = [getattr(part, name) for part in attentions for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
+    if any(type(linear) is not nn.Linear or linear.bias is None for linear in [*projections, layer.fc1, layer.fc2]):
+        return False
+    if any(isinstance(part, FairseqDropout) and part.apply_during_inference for part in layer.modules()):
+        return False
+    extras = [getattr(layer, name, None) for name in _EXTRAS["layer"]]
+    extras += [getattr(attention, name) for attention in attentions for name in _EXTRAS["attention"]]
+    return all(extra is None or extra is False for extra in extras)

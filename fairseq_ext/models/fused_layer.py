@@ -1,4 +1,4 @@
-"""What the fused forms of MUSE layers share: stacked matrices, attention between them, the encoder's layer."""
+"""What the fused forms of layers share: stacked matrices, and attention between them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
-from fairseq_ext.models.attention import NotExportable, SelectiveAttention
-from fairseq_ext.models.muse_attention import MuseSelfAttention
-from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer
+from fairseq_ext.models.attention import IncrementalState, NotExportable, SelectiveAttention
+from fairseq_ext.models.cross_view_attention import CrossViewAttention
+from fairseq_ext.models.decoding_cache import DecodingCache, Memory
 from fairseq_ext.modules.sparse_attention import attention_weights
 
 
@@ -45,6 +45,7 @@ class FusedAttention:
     """The part of attention between the projections, with the selection of ``attention``."""
 
     def __init__(self, attention: MultiheadAttention) -> None:
+        self.num_heads = attention.num_heads
         self.scaling = attention.scaling
         self.selection: dict[str, Any] = {}
         if isinstance(attention, SelectiveAttention) and not attention.is_dense:
@@ -57,16 +58,29 @@ class FusedAttention:
         if not (self.selection or need_weights):
             return F.scaled_dot_product_attention(query, key, value, mask, scale=self.scaling), None
         scores = (query * self.scaling) @ key.transpose(-2, -1)
-        weights = attention_weights(scores if mask is None else scores + mask, **self.selection)
+        scores = scores if mask is None else scores + mask
+        weights = attention_weights(scores, **self.selection) if self.selection else scores.softmax(dim=-1)
         return weights @ value, weights
+
+    def whole(self, qkv: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor:
+        """Self-attention of whole sequences, ``qkv`` (T, B, 3 * C), with additive ``attn_mask`` (T, T): (T, B, C)."""
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 1, 3, 0, 4)
+        mask = attn_mask
+        if key_padding_mask is not None:
+            padding = additive(key_padding_mask, qkv)
+            mask = padding if mask is None else padding + mask
+        context, _ = self(query, key, value, mask)
+        return context.permute(2, 0, 1, 3).flatten(2)
 
 
 class FusedLayer(NotExportable, nn.Module):
-    """What the two kinds of layers share: self-attention, convolution and feed-forward network."""
+    """What all fused layers share: the sizes of a layer, its norm and its attention to itself.
 
-    option = "--block muse, muse-simple"
+    Args:
+        layer: one of fairseq's or of the suite's layers, which stays as it is.
+    """
 
-    def __init__(self, layer: MuseEncoderLayer | MuseDecoderLayer) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         attention = layer.self_attn
         self.embed_dim, self.num_heads = attention.embed_dim, attention.num_heads
@@ -75,58 +89,112 @@ class FusedLayer(NotExportable, nn.Module):
         self.activation_fn = layer.activation_fn
         self.norm = layer.self_attn_layer_norm
         self.self_attention = FusedAttention(attention)
-        self.conv = attention.conv if isinstance(attention, MuseSelfAttention) else None
-        self.mask_padding = self.conv is not None and attention.mask_padding
 
     def train(self, mode: bool = True) -> Self:
         if mode:
             raise RuntimeError("a fused layer has no dropout and no gradients: train the model it was made from")
         return super().train(mode)
 
-    def attend_and_convolve(
-        self, qkv: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None
-    ) -> list[Tensor]:
-        """The self-attention and convolution blocks of whole sequences, from ``qkv`` (T, B, 3 * C)."""
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 1, 3, 0, 4)
-        mask = attn_mask
-        if key_padding_mask is not None:
-            padding = additive(key_padding_mask, qkv)
-            mask = padding if mask is None else padding + mask
-        context, _ = self.self_attention(query, key, value, mask)
-        blocks = [context.permute(2, 0, 1, 3).flatten(2)]
-        if self.conv is not None:
-            blocks.append(self.conv(qkv[..., -self.embed_dim :], key_padding_mask if self.mask_padding else None))
-        return blocks
-
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, num_heads={self.num_heads}, normalize_before={self.normalize_before}"
 
 
-class FusedMuseEncoderLayer(FusedLayer):
-    """A :class:`~fairseq_ext.models.muse_layers.MuseEncoderLayer` with one input and one output matrix.
+class FusedDecoding(FusedLayer):
+    """What the fused layers of decoders share: the caches of generation, and attention to the encoder's output.
 
-    Example:
-        >>> fused = FusedMuseEncoderLayer.from_layer(layer)
+    Args:
+        layer: as in :class:`FusedLayer`.
+        cache: shared by the layers of one decoder.
     """
 
-    def __init__(self, layer: MuseEncoderLayer) -> None:
+    def __init__(self, layer: nn.Module, cache: DecodingCache | None = None) -> None:
         super().__init__(layer)
-        attention = layer.self_attn
-        self.in_proj = stack_rows(attention.q_proj, attention.k_proj, attention.v_proj, layer.fc1)
-        self.out_proj = stack_columns(attention.out_proj, layer.fc2)
-        self.eval()
+        self.cache = DecodingCache() if cache is None else cache
+        self.cache_number = self.cache.register()
+        self.need_attn = layer.need_attn
+        cross = layer.encoder_attn
+        self.encoder_attn = cross if isinstance(cross, CrossViewAttention) else None
+        self.cross_attention = self.memory_proj = None
+        if cross is not None and self.encoder_attn is None:
+            self.cross_attention = FusedAttention(cross)
+            self.memory_proj = stack_rows(cross.k_proj, cross.v_proj)
 
-    @classmethod
-    def from_layer(cls, layer: MuseEncoderLayer) -> FusedMuseEncoderLayer:
-        """The fused copy of a trained layer, which stays as it is; norm and convolution are shared with it."""
-        return cls(layer)
+    def step(
+        self, qkv: Tensor, incremental_state: IncrementalState, key_padding_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Self-attention of the newest position, ``qkv`` (B, 3 * C): (1, B, C), and all its values (B, H, T, D)."""
+        query, latest = qkv.split([self.embed_dim, 2 * self.embed_dim], dim=-1)
+        key_value, padding = self.cache.append(
+            incremental_state, self.cache_number, latest.unflatten(-1, (2, -1)).transpose(0, 1), key_padding_mask
+        )
+        key, value = key_value.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 3, 0, 4).unbind()
+        mask = None if padding is None else additive(padding, key)
+        context, _ = self.self_attention(query.unflatten(-1, (self.num_heads, 1, -1)), key, value, mask)
+        return context.reshape(1, -1, self.embed_dim), value
 
-    def forward(self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None) -> Tensor:
-        """Shapes as in :class:`~fairseq_ext.models.muse_layers.MuseEncoderLayer`."""
-        if attn_mask is not None:
-            attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask.bool(), float("-inf"))
-        h = self.norm(x) if self.normalize_before else x
-        qkv, hidden = self.in_proj(h).split([3 * self.embed_dim, self.ffn_dim], dim=-1)
-        blocks = self.attend_and_convolve(qkv, encoder_padding_mask, attn_mask)
-        x = x + self.out_proj(torch.cat([*blocks, self.activation_fn(hidden)], dim=-1))
-        return x if self.normalize_before else self.norm(x)
+    def read(
+        self,
+        query: Tensor,
+        encoder_out: Tensor | None,
+        key_padding_mask: Tensor | None,
+        incremental_state: IncrementalState | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cross-attention from queries (T, B, C): contexts (T, B, C), weights by head (H, B, T, S).
+
+        The encoder's output may hold one row for each sentence, which the hypotheses of a beam share.
+        """
+        key, value, mask = self.memory(encoder_out, key_padding_mask, incremental_state)
+        length, batch, _ = query.shape
+        # the hypotheses of a beam read one memory like successive positions of one sentence
+        beam = batch // key.size(0)
+        query = query.unflatten(-1, (self.num_heads, -1)).unflatten(1, (-1, beam)).permute(1, 3, 2, 0, 4).flatten(2, 3)
+        context, weights = self.cross_attention(query, key, value, mask, need_weights)
+        context = context.unflatten(2, (beam, length)).permute(3, 0, 2, 1, 4).reshape(length, batch, -1)
+        if weights is not None:
+            weights = weights.unflatten(2, (beam, length)).permute(1, 0, 2, 3, 4).flatten(1, 2)
+        return context, weights
+
+    def memory(
+        self, encoder_out: Tensor | None, key_padding_mask: Tensor | None, incremental_state: IncrementalState | None
+    ) -> Memory:
+        """Keys and values of the encoder's output, computed once a sentence."""
+        memory = self.cache.memory(incremental_state, self.cache_number)
+        if memory is None:
+            if encoder_out is None:
+                raise ValueError("encoder_out must be given to a layer with cross-attention, got None")
+            mask = None
+            if key_padding_mask is not None and key_padding_mask.any():
+                mask = additive(key_padding_mask, encoder_out)
+            key_value = self.memory_proj(encoder_out).unflatten(-1, (2, self.num_heads, -1)).permute(2, 1, 3, 0, 4)
+            memory = (*key_value.contiguous().unbind(), mask)
+            self.cache.set_memory(incremental_state, self.cache_number, memory)
+        return memory
+
+    def read_views(
+        self,
+        query: Tensor,
+        encoder_out: Tensor,
+        key_padding_mask: Tensor | None,
+        incremental_state: IncrementalState | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`read`, by the original attention to several encoder layers, with its output projection."""
+        return self.encoder_attn(
+            query,
+            encoder_out,
+            encoder_out,
+            key_padding_mask=key_padding_mask,
+            incremental_state=incremental_state,
+            static_kv=True,
+            need_weights=need_weights,
+            need_head_weights=need_weights,
+        )
+
+    def make_generation_fast_(self, need_attn: bool = False, **kwargs: Any) -> None:
+        self.need_attn = need_attn
+
+
+def averaged(weights: Tensor | None, need_head_weights: bool) -> Tensor | None:
+    """Weights by head (H, B, T, S) as a layer returns them: fairseq averages unless asked for the heads."""
+    return weights if weights is None or need_head_weights else weights.mean(dim=0)

@@ -11,6 +11,7 @@ from fairseq.modules import MultiheadAttention
 from fairseq.modules.adaptive_softmax import TiedLinear
 from torch import nn
 
+from fairseq_ext.models.fused import TRANSFORMER_FORMS, fuse_for_inference
 from fairseq_ext.modules.packed_linear import INFERENCE_DTYPES, is_supported, pack_linears_, processor_note
 from fairseq_ext.training.errors import OptionError, choose
 
@@ -21,7 +22,7 @@ CONVERTIBLE = (TransformerModelBase, TransformerLanguageModel)
 
 
 def convert_for_inference_(model: BaseFairseqModel, dtype: str) -> BaseFairseqModel:
-    """Packs the linear layers and the output projection of a Transformer, in place, and returns it.
+    """Fuses the layers of a Transformer, packs its linear maps and the output projection, in place, and returns it.
 
     ``prepare_for_inference_`` ends with it where ``--inference-dtype`` is given. Embeddings, norms, softmax, attention
     and scores stay float32. Converting again changes nothing.
@@ -48,6 +49,7 @@ def convert_for_inference_(model: BaseFairseqModel, dtype: str) -> BaseFairseqMo
     for name, module in model.named_modules():
         if type(module).__module__.startswith("fairseq.modules.quantization."):
             raise OptionError(f"{OPTION} {dtype}: the model is quantized already, {name} is {type(module).__name__}")
+    fuse_for_inference(model, TRANSFORMER_FORMS)
     _untie_heads_(model)
     try:
         pack_linears_(model, dtype)

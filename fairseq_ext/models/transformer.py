@@ -20,7 +20,6 @@ from fairseq_ext.models.config import (
     nested_config,
 )
 from fairseq_ext.models.ext_model import ExtModel
-from fairseq_ext.models.fused import fuse_for_inference
 from fairseq_ext.models.layers import DecoderLayer, EncoderLayer, SequentialViewsDecoderLayer, changes_layers
 from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer
 from fairseq_ext.models.norms import build_norm, rebuild_norms_
@@ -68,10 +67,6 @@ class TransformerExtEncoder(TransformerEncoderBase):
         if not changes_layers(cfg, "encoder"):
             return super().build_encoder_layer(cfg)
         return _wrap_layer(ENCODER_LAYERS[cfg.block](cfg, self._built), cfg)
-
-    def make_generation_fast_(self, retain_dropout: bool = False, **kwargs: Any) -> None:
-        if not (self.cfg.muse_no_fuse or retain_dropout):  # fused layers have no dropout to retain
-            fuse_for_inference(self)
 
 
 class CrossViewEncoder(NotExportable, TransformerExtEncoder):
@@ -139,10 +134,6 @@ class TransformerExtDecoder(TransformerDecoderBase):
         return CrossViewFusion(
             cfg.decoder.embed_dim, views[index - 1], cfg.cross_view, cfg.cross_view_fusion, ama_proj=shared
         )
-
-    def make_generation_fast_(self, retain_dropout: bool = False, **kwargs: Any) -> None:
-        if not (self.cfg.muse_no_fuse or retain_dropout):  # fused layers have no dropout to retain
-            fuse_for_inference(self)
 
 
 @register_model("transformer_ext", dataclass=TransformerExtConfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from fairseq.modules import multihead_attention
 from torch import Tensor, nn
 
@@ -29,3 +30,13 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "cuda", lambda tensor: tensor)
     monkeypatch.setattr(multihead_attention, "_xformers_available", True)
     monkeypatch.setattr(multihead_attention, "build_attention", FakeAttention, raising=False)
+
+
+@pytest.fixture
+def exact_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fairseq's softmax is float32 whatever its input; here float64 stays float64, so that rounding is all there is."""
+
+    def softmax(x: Tensor, dim: int, onnx_trace: bool = False) -> Tensor:
+        return torch.softmax(x, dim)
+
+    monkeypatch.setattr("fairseq.utils.softmax", softmax)

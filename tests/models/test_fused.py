@@ -11,7 +11,8 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
-from fairseq_ext.models.fused import FusedMuseDecoderLayer, FusedMuseEncoderLayer, fuse_for_inference
+from fairseq_ext.models.fused import fuse_for_inference
+from fairseq_ext.models.fused_muse import FusedMuseDecoderLayer, FusedMuseEncoderLayer
 from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer
 from tests.models.tiny import EOS, PAD, decode_by_step, dictionary, language_model, translation_model
 
@@ -40,14 +41,7 @@ EXTRAS = {
 COMBINATIONS = list(product(BLOCKS, EXTRAS, ("post", "pre")))
 
 
-@pytest.fixture(autouse=True)
-def exact_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fairseq's softmax is float32 whatever its input; here float64 stays float64, so that rounding is all there is."""
-
-    def softmax(x: Tensor, dim: int, onnx_trace: bool = False) -> Tensor:
-        return torch.softmax(x, dim)
-
-    monkeypatch.setattr("fairseq.utils.softmax", softmax)
+pytestmark = pytest.mark.usefixtures("exact_softmax")
 
 
 def options(block: str, extra: str, norm: str) -> dict[str, Any]:
@@ -140,31 +134,6 @@ def test_padding_in_the_prefix(block: str) -> None:
     close(result, expected, torch.float64)
 
 
-@pytest.mark.parametrize("extra", ["plain", "topk"])
-def test_hypotheses_share_keys_and_values(extra: str) -> None:
-    original, fused = pair(**options("muse", extra, "post"))
-    source = SOURCE.repeat_interleave(2, dim=0)
-    tokens = torch.randint(4, 16, (6, 5))
-    with torch.no_grad():
-        encoded = original.encoder(source, lengths(source))
-        expected = decode_by_step(original, tokens, encoded)
-        fused.decoder.set_beam_size(2)
-        state: dict[str, Any] = {}
-        steps = []
-        for step in range(tokens.size(1)):
-            if step == 3:  # the second sentence is finished, in the first and third the hypotheses change places
-                order = torch.tensor([1, 0, 5, 4])
-                fused.decoder.reorder_incremental_state_scripting(state, order)
-                encoded = fused.encoder.reorder_encoder_out(encoded, order)
-                tokens, expected = tokens[order], expected[order]
-                steps = [rows[order] for rows in steps]
-            logits, _ = fused.decoder(tokens[:, : step + 1], encoder_out=encoded, incremental_state=state)
-            steps.append(logits[:, -1])
-    layer = fused.decoder.layers[0]
-    assert layer.get_incremental_state(state, "memory")["key"].size(0) == 2
-    close(torch.stack(steps, dim=1), expected, torch.float64)
-
-
 @pytest.mark.parametrize("asked", [{"need_attn": True}, {"need_head_weights": True}, {}])
 @pytest.mark.parametrize("need_attn", [True, False])
 @pytest.mark.parametrize("extra", ["plain", "gca"])
@@ -243,7 +212,7 @@ def test_retained_dropout_keeps_the_layers() -> None:
 def test_the_original_is_left_alone() -> None:
     layer = translation_model(**BLOCKS["muse"]).decoder.layers[0]
     before = {name: value.clone() for name, value in layer.state_dict().items()}
-    fused = FusedMuseDecoderLayer.from_layer(layer)
+    fused = FusedMuseDecoderLayer(layer)
     assert layer.training and all(parameter.requires_grad for parameter in layer.parameters())
     assert fused.in_proj.weight.data_ptr() != layer.self_attn.q_proj.weight.data_ptr()
     for name, value in layer.state_dict().items():

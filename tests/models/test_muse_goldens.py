@@ -13,7 +13,8 @@ from fairseq.data import Dictionary
 from torch import Tensor, nn
 
 from fairseq_ext.models.config import TransformerExtConfig, nested_config
-from fairseq_ext.models.fused import FusedMuseDecoderLayer, FusedMuseEncoderLayer, fuse_for_inference
+from fairseq_ext.models.fused import fuse_for_inference
+from fairseq_ext.models.fused_muse import FusedMuseDecoderLayer, FusedMuseEncoderLayer
 from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer
 from fairseq_ext.models.transformer import TransformerExtModel
 from tests.helpers import golden_files, golden_names, load_golden
@@ -186,7 +187,7 @@ def test_step_by_step(name: str, fused: bool) -> None:
     config, data = load(name)
     layer = layer_of(config, part(data, "w."))
     if fused:
-        layer = FusedMuseDecoderLayer.from_layer(layer)
+        layer = FusedMuseDecoderLayer(layer)
     if "out_full" in data:
         torch.testing.assert_close(run(layer, data)[0], data["out_full"], **TOLERANCE)
     memory, mask = data["enc_out"], data.get("enc_pad_mask")
@@ -200,11 +201,12 @@ def test_step_by_step(name: str, fused: bool) -> None:
         if step in orders:
             order = orders[step]
             # beam search moves hypotheses within their sentence and fairseq leaves the encoder's keys in place, but
-            # the fixture exchanges sentences
+            # the fixture exchanges sentences; fused layers can
             for module in layer.modules():
                 if hasattr(module, "reorder_incremental_state"):
                     module.reorder_incremental_state(state, order)
-            reorder_memory(layer, state, order)
+            if not fused:
+                reorder_memory(layer.encoder_attn, state, order)
             memory, mask = memory[:, order], None if mask is None else mask[order]
         with torch.no_grad():
             out, attn, _ = layer(x, memory, mask, state, need_attn=True)
@@ -215,21 +217,20 @@ def test_step_by_step(name: str, fused: bool) -> None:
     check_caches(layer, state, part(data, "state."))
 
 
-def reorder_memory(layer: nn.Module, state: dict[str, Any], order: Tensor) -> None:
-    owner, name = (layer, "memory") if isinstance(layer, FusedMuseDecoderLayer) else (layer.encoder_attn, "attn_state")
-    saved = owner.get_incremental_state(state, name)
+def reorder_memory(attention: nn.Module, state: dict[str, Any], order: Tensor) -> None:
+    saved = attention.get_incremental_state(state, "attn_state")
     reordered = {key: cache if cache is None else cache.index_select(0, order) for key, cache in saved.items()}
-    owner.set_incremental_state(state, name, reordered)
+    attention.set_incremental_state(state, "attn_state", reordered)
 
 
 def check_caches(layer: nn.Module, state: dict[str, Any], expected: dict[str, Tensor]) -> None:
     caches = {}
     if isinstance(layer, FusedMuseDecoderLayer):
-        cache = layer.get_incremental_state(state, "self")["key_value"]
-        key, value = cache.unflatten(-1, (2, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        memory = layer.get_incremental_state(state, "memory")
+        prefix = layer.cache.prefix(state, layer.cache_number)
+        key, value = prefix.unflatten(-1, (layer.num_heads, -1)).permute(1, 2, 3, 0, 4)
+        memory = layer.cache.memory(state, layer.cache_number)
         caches = {"self_attn.prev_key": key, "self_attn.prev_value": value}
-        caches |= {"encoder_attn.prev_key": memory["key"], "encoder_attn.prev_value": memory["value"]}
+        caches |= {"encoder_attn.prev_key": memory[0], "encoder_attn.prev_value": memory[1]}
     else:
         for module in ("self_attn", "encoder_attn"):
             saved = getattr(layer, module).get_incremental_state(state, "attn_state")
@@ -253,7 +254,7 @@ def test_merged_layer(name: str, source: str) -> None:
         weights = unmerge(part(data, "w."), config, config["embed_dim"])
     layer = layer_of(config, weights)
     kind = FusedMuseDecoderLayer if isinstance(layer, MuseDecoderLayer) else FusedMuseEncoderLayer
-    for candidate in (layer, kind.from_layer(layer)):
+    for candidate in (layer, kind(layer)):
         for key in ("x", "enc_out"):
             if key in data:
                 data[key].grad = None
@@ -267,7 +268,7 @@ def test_merged_layer(name: str, source: str) -> None:
 
 def test_the_matrices_are_those_of_a_merged_layer() -> None:
     config, data = load("bm_dec_fc3_0_fc4_0")
-    fused = FusedMuseDecoderLayer.from_layer(layer_of(config, part(data, "u.")))
+    fused = FusedMuseDecoderLayer(layer_of(config, part(data, "u.")))
     for name, linear in {"fc1": fused.in_proj, "fc2": fused.out_proj, "encoder_attn.kv_fc": fused.memory_proj}.items():
         torch.testing.assert_close(linear.weight, data[f"w.{name}.weight"])
         torch.testing.assert_close(linear.bias, data[f"w.{name}.bias"])
