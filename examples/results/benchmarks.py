@@ -36,8 +36,9 @@ quotient of the medians lies on the other side of 1 than the ratio, and the row 
 
 # Why a target is missed, by claim.
 REASONS = {
-    "norm": """AdaNorm and LayerNorm-simple run on torch's fused layer-norm kernels, but their closed forms need further
-passes over the rows in eager PyTorch, which one fused kernel would not; they are a small part of a train step.""",
+    "norm": """AdaNorm and LayerNorm-simple run on torch's fused layer-norm kernels. AdaNorm's output and gradient each
+take one more tensor and pass over the rows, which on a CPU only a kernel of its own would spare; they are a small part
+of a train step.""",
     "muse": """Matrix products take most of a decoding step, and models of equal size multiply by equally many weights;
 merging a layer's matrices saves only calls.""",
     "totoro": """On a graph of Cora's size most of a call is spent around its small sparse products; the gain over the

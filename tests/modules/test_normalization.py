@@ -97,6 +97,17 @@ class TestGolden:
 
 
 class TestGradient:
+    @pytest.mark.parametrize("make", EACH)
+    def test_input_and_upstream_gradient_keep_their_values(self, make):
+        x, g = draw(6, 16)
+        before = x.clone(), g.clone()
+        leaf = x.clone().requires_grad_()
+        z = make(16)(leaf)
+        kept = z.detach().clone()
+        first, second = (torch.autograd.grad(z, leaf, g, retain_graph=True)[0] for _ in range(2))
+        assert torch.equal(first, second) and torch.equal(z, kept)
+        assert torch.equal(x, before[0]) and torch.equal(g, before[1]) and torch.equal(leaf, x)
+
     @pytest.mark.parametrize("unbiased", [True, False])
     @pytest.mark.parametrize(
         ("norm", "options"),
