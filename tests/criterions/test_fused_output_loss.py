@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq.distributed import ModuleProxyWrapper
 from torch import nn
 
 from fairseq_ext.criterions import LabelSmoothedEncouragingLossCriterion as Criterion
@@ -162,6 +163,23 @@ def test_a_search_for_unused_parameters_needs_tied_embeddings():
     criterion(True)(Wrapped(build("tied")), sample_of("tied"))
     with pytest.raises(OptionError, match="--fused-output-loss: excludes --find-unused-parameters"):
         criterion(True)(Wrapped(build("translation")), sample_of("translation"))
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["translation", "tied"])
+def test_ddp_waits_for_the_gradient_of_the_output_layer(name, one_process):
+    """fairseq's pytorch_ddp does not run on a CPU, torch's own does."""
+    model, sample = build(name), sample_of(name)
+    expected = outcome(model, sample, False)
+    wrapped = ModuleProxyWrapper(nn.parallel.DistributedDataParallel(model))
+    fused = outcome(wrapped, sample, True)
+    assert_same((*fused[:-1], {key.removeprefix("module.module."): grad for key, grad in fused[-1].items()}), expected)
 
 
 def test_the_logits_of_the_batch_are_never_there(monkeypatch):
