@@ -151,6 +151,14 @@ def _doctor(args: argparse.Namespace) -> int:
     for name in sorted({dist.name for dist in distributions()} & {"fairseq", "fairseq-fixed", "fairseq-built"}):
         problems.append(f"{name} shares its files with ve-fairseq: uninstall both, then pip install ve-fairseq==0.12.3")
 
+    if importlib.util.find_spec("torch") is not None:
+        try:
+            from .modules.packed_linear import INFERENCE_DTYPES, processor_note
+
+            for dtype in INFERENCE_DTYPES:
+                report("decoding", f"--inference-dtype {dtype}: {processor_note(dtype) or 'at full speed'}")
+        except Exception as error:
+            problems.append(f"fairseq_ext.modules cannot be imported: {_one_line(error)}")
     if importlib.util.find_spec("fairseq") is not None:
         try:
             import fairseq

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fairseq_ext import checkpoint_averaging, cli, compat
+from fairseq_ext.modules.packed_linear import INFERENCE_DTYPES, processor_note
 from fairseq_ext.recipes import RECIPES
 from fairseq_ext.recipes.commands import GIVEN, adapted, commands, sources
 from tests.helpers import ROOT
@@ -367,7 +368,15 @@ def test_doctor_approves_this_installation(run):
     assert f"repaired     {', '.join(compat.patched())}" in out
     for what, way_out in compat.BROKEN.items():
         assert f"broken       {what}: {way_out}" in out.splitlines()
+    for dtype in INFERENCE_DTYPES:
+        assert f"decoding     --inference-dtype {dtype}: {processor_note(dtype) or 'at full speed'}" in out.splitlines()
     assert out.splitlines()[-1] == "no problem found"
+
+
+def test_doctor_says_what_the_processor_lacks(run, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    code, out, _ = run("doctor")
+    assert code == 0 and "decoding     --inference-dtype int8: no AVX-512 VNNI" in out
 
 
 @pytest.mark.parametrize(
