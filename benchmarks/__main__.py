@@ -27,6 +27,7 @@ NAMES = (
     "fused_loss",
     "norm",
     "muse",
+    "decoding",
     "cross_view",
     "stock",
     "totoro",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Function, Row, generator, time_row
 from fairseq_ext.models import TransformerExtModel
-from fairseq_ext.models.config import TransformerExtConfig
+from fairseq_ext.models.config import TransformerExtConfig, option_values
 
 # IWSLT14 De-En size; a CPU's batch is smaller than a GPU's, so that one core makes a step in seconds.
 LAYERS, WIDTH, FFN, HEADS, VOCABULARY = 6, 512, 1024, 4, 10_000
@@ -56,10 +56,15 @@ def build(quick: bool, **options: Any) -> nn.Module:
 
 def build_stock(quick: bool) -> nn.Module:
     """fairseq's own ``transformer`` of the same size and seed."""
-    options = {name: value for name, value in vars(config(quick)).items() if not name.startswith("_")}
-    options |= {f"decoder_{end}_dim": options["decoder_embed_dim"] for end in ("input", "output")}
     torch.manual_seed(1)
-    return TransformerModel.build_model(argparse.Namespace(arch="transformer", **options), task(quick))
+    return TransformerModel.build_model(stock_arguments(quick), task(quick))
+
+
+def stock_arguments(quick: bool) -> argparse.Namespace:
+    """The options of :func:`build_stock` in fairseq's older form."""
+    values = option_values(config(quick), TransformerExtConfig)
+    options = {name: value for name, value in values.items() if not name.startswith("_")}
+    return argparse.Namespace(arch="transformer", **options)
 
 
 def parameters(model: nn.Module) -> int:
@@ -127,10 +132,11 @@ def train_step_row(
     return time_row(claim, case, *steps, pairs=1 if quick else 5, target=target)
 
 
-def prepare_for_generation(model: nn.Module, beam: int) -> nn.Module:
+def prepare_for_generation(model: nn.Module, beam: int, inference_dtype: str | None = None) -> nn.Module:
     """What ``fairseq-generate`` does to a loaded model; fuses MUSE layers unless the model's options forbid it."""
     model.eval()
-    model.prepare_for_inference_(SimpleNamespace(generation=SimpleNamespace(beam=beam)))
+    generation = SimpleNamespace(beam=beam, inference_dtype=inference_dtype)
+    model.prepare_for_inference_(SimpleNamespace(generation=generation))
     return model
 
 

@@ -18,7 +18,10 @@ from fairseq_ext.training.files import read_json, replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PARTS = ("translation", "renode", "label_graph", "graph_classification", "iais", "muka", "benchmarks")
+PARTS = (
+    *("translation", "inference_dtype", "renode", "label_graph", "graph_classification", "iais", "muka"),
+    "benchmarks",
+)
 
 HEAD = """# Measured results
 

@@ -72,6 +72,7 @@ SIZES = {
 }
 
 
+PLUGIN = ["--user-dir", str(ROOT / "fairseq_ext")]
 DEVICE_OPTIONS = {"cuda": ["--fp16"], "cpu": ["--cpu"]}
 DECODING = ("--beam", "5", "--lenpen", "1", "--remove-bpe", "sentencepiece", "--batch-size", "100")
 
@@ -122,8 +123,7 @@ def _device() -> str:
 def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, updates: int | None = None) -> dict:
     """One row: trains (resuming a killed training), translates test 2016 with the best checkpoint, scores.
 
-    The row is also kept in ``result.json``, so that a finished one is not run again. Its folder is named after all that
-    decides it: with another budget, recipe or data it is another row.
+    A finished row is kept in ``result.json``; with another budget, recipe or data it has another folder.
     """
     updates = SIZES[size].updates if updates is None else updates
     options = training(name, size, seed, updates)
@@ -132,25 +132,34 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
     result = folder / "result.json"
     if result.exists():
         return read_json(result)
-    folder.mkdir(parents=True, exist_ok=True)
-    plugin = ["--user-dir", str(ROOT / "fairseq_ext")]
-    _run(
-        ["fairseq_cli.train", str(data_bin), *plugin, "--save-dir", str(folder), *options],
-        folder / "train.log",
-    )
-    translations, scores = folder / "generate.txt", folder / "score.json"
-    translations.unlink(missing_ok=True)
-    best = ["--gen-subset", "test", "--path", str(folder / "checkpoint_best.pt"), "--seed", str(seed)]
-    _run(["fairseq_cli.generate", str(data_bin), *plugin, *DEVICE_OPTIONS[_device()], *best, *DECODING], translations)
-    reference = ["--reference", str(data_bin / "text" / "test.en"), "--json", str(scores)]
-    _run(["examples.translation.score", str(translations), *reference], folder / "score.log")
-    row = {"system": name, "size": size, "seed": seed, "updates": updates, **read_json(scores)}
+    checkpoint = train(options, data_bin, folder)
+    decoding = [*DEVICE_OPTIONS[_device()], "--seed", str(seed), *DECODING]
+    scores = translate_and_score(checkpoint, decoding, data_bin, folder)
+    row = {"system": name, "size": size, "seed": seed, "updates": updates, **scores}
     row |= {"parameters": parameters(folder / "train.log"), "curve": validation_curve(folder / "train.log")}
     row["environment"] = environment("ve-fairseq", "sacrebleu", "sentencepiece", device=_device())
     write_json(result, row)
     for checkpoint in folder.glob("checkpoint_*.pt"):
         checkpoint.unlink()
     return row
+
+
+def train(options: list[str], data_bin: Path, folder: Path) -> Path:
+    """The checkpoint with the best validation likelihood; a killed training is resumed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _run(["fairseq_cli.train", str(data_bin), *PLUGIN, "--save-dir", str(folder), *options], folder / "train.log")
+    return folder / "checkpoint_best.pt"
+
+
+def translate_and_score(checkpoint: Path, decoding: list[str], data_bin: Path, folder: Path) -> dict[str, Any]:
+    """The scores of test 2016, whose translations are left in ``generate.txt``."""
+    translations, scores = folder / "generate.txt", folder / "score.json"
+    translations.unlink(missing_ok=True)
+    best = ["--gen-subset", "test", "--path", str(checkpoint)]
+    _run(["fairseq_cli.generate", str(data_bin), *PLUGIN, *best, *decoding], translations)
+    reference = ["--reference", str(data_bin / "text" / "test.en"), "--json", str(scores)]
+    _run(["examples.translation.score", str(translations), *reference], folder / "score.log")
+    return read_json(scores)
 
 
 def parameters(log: Path) -> int:

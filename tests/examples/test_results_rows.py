@@ -15,7 +15,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from examples.results import __main__ as command
-from examples.results import graph_classification, iais, label_graph, muka, renode, report, translation
+from examples.results import graph_classification, iais, inference_dtype, label_graph, muka, renode, report, translation
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import write_json
 from fairseq_ext.training.flags import Runs
@@ -119,6 +119,45 @@ def test_a_translation_row_is_that_of_its_settings(programs, monkeypatch, tmp_pa
     monkeypatch.setitem(translation.SYSTEMS, "MUSE", ["--block", "muse-simple"])
     assert len(row()[1]) == 3, "another recipe under the same name"
     monkeypatch.undo()
+
+
+def test_each_inference_dtype_decodes_one_training(monkeypatch, tmp_path):
+    """Speeds, and equal translations, are those of the decoding that the row names; what is finished stays."""
+    commands: list[list[str]] = []
+    texts = {None: ["a", "b", "c", "d"], "float32": ["a", "b", "c", "d"], "bfloat16": ["a", "b", "c", "x"]}
+
+    def run(words: list[str], log: Path) -> None:
+        commands.append(words)
+        given = dict(pairwise(words))
+        if words[0] == "fairseq_cli.generate":
+            lines = texts.get(given.get("--inference-dtype"), ["a", "b", "y", "x"])
+            hypotheses = [f"H-{number}\t-0.5\t{line}" for number, line in enumerate(lines)]
+            batch = words[len(words) - 1 - words[::-1].index("--batch-size") + 1]
+            speed = f"Translated 4 sentences (9 tokens) in 2.0s (2.00 sentences/s, {1000 + int(batch)}.5 tokens/s)"
+            log.write_text("\n".join([*hypotheses, speed, "Generate test"]) + "\n")
+        if words[0] == "examples.translation.score":
+            write_json(words[words.index("--json") + 1], {"sacrebleu": 30.0 + len(commands)})
+
+    data_bin = tmp_path / "data-bin"
+    (data_bin / "text").mkdir(parents=True)
+    (data_bin / "text" / "test.en").write_text("a\nb\nc\nd\n")
+    (tmp_path / "multi30k_de_en").mkdir()
+    monkeypatch.setattr(translation, "_run", run)
+    monkeypatch.setattr(inference_dtype, "prepare", lambda text, out: data_bin)
+    options = argparse.Namespace(
+        size="small", systems=["Transformer"], seed=1, updates=None, data=tmp_path, out=tmp_path / "runs"
+    )
+    (content,) = inference_dtype.measure(options)
+    assert [words[0] for words in commands].count("fairseq_cli.train") == 1
+    assert all("--cpu" in words for words in commands if words[0] == "fairseq_cli.generate")
+    rows = {(row["dtype"], row["batch"]): row for row in content["rows"]}
+    assert [rows[dtype, 100]["equal"] for dtype in inference_dtype.DTYPES] == [1.0, 1.0, 0.75, 0.5]
+    assert {row["tokens_per_second"] for row in content["rows"] if row["batch"] == 1} == {1001.5}
+    text = inference_dtype.section([{**content, "command": "inference_dtype"}])
+    assert "| Transformer | int8 | 39.00 | +6.00 | 50.0 % | 1,100 | 1,002 |" in text
+    commands.clear()
+    (again,) = inference_dtype.measure(options)
+    assert commands == [] and again == content
 
 
 def test_other_text_is_prepared_anew(programs, tmp_path):
