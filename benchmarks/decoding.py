@@ -23,6 +23,7 @@ from benchmarks.models import (
 )
 from benchmarks.timing import Function, Row, rate_row
 
+NOT_ON = {"cuda": "--inference-dtype is for CPUs"}
 BEAM = 5
 BATCHES = (1, 64)
 TARGETS = {("float32", 1): 1.2, ("int8", 1): 2.5, ("int8", 64): 1.5}

@@ -217,4 +217,5 @@ OTHERS = {
     "view_schedule": "whole numbers",
     "bonus_schedule": "a number of the epoch",
     "class_weights": "counts of examples",
+    "pack_linears_": "a conversion of modules",
 }

@@ -5,6 +5,7 @@ from fairseq_ext.modules.cross_view import CrossViewFusion, view_schedule
 from fairseq_ext.modules.dynamic_convolution import DynamicConv
 from fairseq_ext.modules.muse import KernelGate, MultiScaleConv
 from fairseq_ext.modules.normalization import AdaNorm, DetachNorm, LayerNormSimple, create_norm
+from fairseq_ext.modules.packed_linear import pack_linears_
 from fairseq_ext.modules.sparse_attention import attention_weights, topk_attention
 from fairseq_ext.modules.sparse_variants import out_of_window_softmax
 from fairseq_ext.modules.topk import topk_softmax
@@ -22,6 +23,7 @@ __all__ = [
     "attention_weights",
     "create_norm",
     "out_of_window_softmax",
+    "pack_linears_",
     "topk_attention",
     "topk_softmax",
     "view_schedule",
