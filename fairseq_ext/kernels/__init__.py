@@ -59,6 +59,7 @@ def usable(*tensors: Tensor) -> bool:
     return fit and _runs_kernels(device)
 
 
+@functools.cache
 def load(name: str) -> ModuleType:
     """``fairseq_ext.kernels.NAME``, once :func:`usable` has agreed: a function that is scripted has no import in it."""
     return importlib.import_module(f"fairseq_ext.kernels.{name}")

@@ -173,7 +173,7 @@ def _launch(x: Tensor, kernels: Tensor) -> tuple[tuple[int], tuple[int, ...], di
         "num_stages": 1,
         "enable_fp_fusion": True,
     }
-    return (triton.cdiv(steps, block) * rows,), (steps, rows, width), constants
+    return (-(-steps // block) * rows,), (steps, rows, width), constants
 
 
 class _DynamicConvolution(torch.autograd.Function):

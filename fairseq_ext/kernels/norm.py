@@ -7,6 +7,7 @@ backward pass are the input and two float32 numbers a row, as in :func:`torch.nn
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["normalize", "takes"]
 
+_TINY = torch.finfo(torch.float32).tiny
 _LARGEST_ROW = 16384
 """A row lives in the registers of one program: 16 warps with 32 numbers a thread, three times in the backward pass."""
 
@@ -83,9 +85,9 @@ def _shifted(x, start, column, is_row, is_entry):
     return tl.load(x + start + column, mask=is_entry, other=0.0).to(tl.float32) - first
 
 
-@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["mean", "rstd"])  # they vary with the batch
+@triton.jit(do_not_specialize=["rows"])  # which varies with the batch
 def _normalize_forward(
-    x, z, mean, rstd, rows, size, scale, slope, inside, outside, bessel, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    x, z, moments, rows, size, scale, slope, inside, outside, bessel, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     row, start, column, is_row, is_entry = _tile(rows, size, ROWS, BLOCK)
     shifted = tl.where(is_entry, _shifted(x, start, column, is_row, is_entry), 0.0)
@@ -94,18 +96,18 @@ def _normalize_forward(
     row_rstd = tl.rsqrt(tl.sum(centred * centred, 1, keep_dims=True) / size + inside)
     y = centred * (row_rstd / (bessel + outside * row_rstd))
     tl.store(z + start + column, y * (scale - slope * y), mask=is_entry)
-    tl.store(mean + row, row_mean, mask=is_row)
-    tl.store(rstd + row, row_rstd, mask=is_row)
+    tl.store(moments + row, row_mean, mask=is_row)
+    tl.store(moments + rows + row, row_rstd, mask=is_row)
 
 
-@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["mean", "rstd"])  # they vary with the batch
+@triton.jit(do_not_specialize=["rows"])
 def _normalize_backward(
-    x, grad, dx, mean, rstd, rows, size, scale, slope, outside, bessel, limit,
+    x, grad, dx, moments, rows, size, scale, slope, outside, bessel, limit,
     DETACH_MEAN: tl.constexpr, DETACH_STD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, start, column, is_row, is_entry = _tile(rows, size, ROWS, BLOCK)
-    row_mean = tl.load(mean + row, mask=is_row, other=0.0)
-    row_rstd = tl.load(rstd + row, mask=is_row, other=1.0)
+    row_mean = tl.load(moments + row, mask=is_row, other=0.0)
+    row_rstd = tl.load(moments + rows + row, mask=is_row, other=1.0)
     ratio = bessel + outside * row_rstd
     inv_s = row_rstd / ratio
     y = (_shifted(x, start, column, is_row, is_entry) - row_mean) * inv_s
@@ -121,14 +123,23 @@ def _normalize_backward(
     tl.store(dx + start + column, gradient, mask=is_entry)
 
 
-def _launch(rows: int, size: int) -> tuple[tuple[int], dict[str, Any]]:
-    """Grid and constants. A warp has 512 numbers, 16 a thread, so that rows of up to 512 need no other warp for their
-    sums and rows of any length are read 16 bytes at a time; short rows share a warp."""
+@functools.cache
+def _constants(size: int) -> dict[str, Any]:
+    """A warp has 512 numbers, 16 a thread, so that rows of up to 512 need no other warp for their sums and rows of any
+    length are read 16 bytes at a time; short rows share a warp."""
     block = triton.next_power_of_2(size)
-    together = max(1, 512 // block)
     warps = min(max(1, block // 512), 16)
-    constants = {"ROWS": together, "BLOCK": block, "num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
-    return (triton.cdiv(rows, together),), constants
+    return {
+        "ROWS": max(1, 512 // block),
+        "BLOCK": block,
+        "num_warps": warps,
+        "num_stages": 1,
+        "enable_fp_fusion": True,
+    }
+
+
+def _grid(rows: int, constants: dict[str, Any]) -> tuple[int]:
+    return (-(-rows // constants["ROWS"]),)
 
 
 class _Normalize(torch.autograd.Function):
@@ -147,19 +158,19 @@ class _Normalize(torch.autograd.Function):
         x = x.contiguous()
         rows = x.numel() // size
         z = torch.empty_like(x)
-        mean, rstd = x.new_empty((2, rows), dtype=torch.float32)
+        moments = x.new_empty((2, rows), dtype=torch.float32)
         # The smallest normal number keeps 1 / sigma of a constant row finite, and is nothing beside any variance.
-        inside, outside = (torch.finfo(torch.float32).tiny, eps) if unbiased else (eps, 0.0)
+        inside, outside = (_TINY, eps) if unbiased else (eps, 0.0)
         bessel = math.sqrt(size / (size - 1)) if unbiased else 1.0
         # Floats, since Triton compiles a whole number into the kernel where it is 1.
         scale, slope = float(scale), float(scale * k)
         if rows:
-            grid, constants = _launch(rows, size)
+            constants = _constants(size)
             with torch.cuda.device_of(x):
-                _normalize_forward[grid](
-                    x, z, mean, rstd, rows, size, scale, slope, inside, outside, bessel, **constants
+                _normalize_forward[_grid(rows, constants)](
+                    x, z, moments, rows, size, scale, slope, inside, outside, bessel, **constants
                 )  # fmt: skip
-        ctx.save_for_backward(x, mean, rstd)
+        ctx.save_for_backward(x, moments)
         ctx.numbers = scale, slope, outside, bessel
         ctx.detached = {"DETACH_MEAN": detach_mean, "DETACH_STD": detach_std}
         return z
@@ -167,16 +178,16 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, rstd = ctx.saved_tensors
+        x, moments = ctx.saved_tensors
         grad = grad.contiguous()
         dx = torch.empty_like(x)
-        rows = mean.numel()
+        rows = moments.size(1)
         if rows:
             size = x.numel() // rows
-            grid, constants = _launch(rows, size)
+            constants = _constants(size)
             limit = torch.finfo(x.dtype).max
             with torch.cuda.device_of(x):
-                _normalize_backward[grid](
-                    x, grad, dx, mean, rstd, rows, size, *ctx.numbers, limit, **ctx.detached, **constants
+                _normalize_backward[_grid(rows, constants)](
+                    x, grad, dx, moments, rows, size, *ctx.numbers, limit, **ctx.detached, **constants
                 )  # fmt: skip
         return (dx, *(None,) * 7)
