@@ -160,8 +160,8 @@ def test_muse_hands_over_whole_sequences(convolution, monkeypatch, gate):
 def launches(convolution: ModuleType) -> Iterator[str]:
     """Each dtype and each width of the halo; two dtypes, as under autocast; channels in more than one piece."""
     half, single = torch.bfloat16, torch.float32
-    cases = [(single, single, 31, 64), (half, half, 15, 64), (half, half, 31, 64), (half, half, 31, 96)]
-    cases += [(torch.float16, torch.float16, 31, 64), (half, single, 31, 64)]
+    cases = [(single, single, 31, 64), (torch.float16, torch.float16, 15, 64)]
+    cases += [(half, half, 31, 96), (half, single, 31, 64)]
     for x_dtype, dtype, width, size in cases:
         x = torch.zeros(130, 2, 4 * size, dtype=x_dtype, requires_grad=True)
         kernels = torch.zeros(130, 2, 4, width, dtype=dtype, requires_grad=True)
