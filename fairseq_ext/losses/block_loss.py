@@ -89,7 +89,7 @@ def _closed_form(
     """:class:`~fairseq_ext.losses.log_bonus.LogBonusCrossEntropy` forward and backward, with one softmax for both."""
     dtype = compute_dtype(logits)
     least = torch.finfo(dtype).min
-    blocks = row_blocks(logits, 2**19)
+    blocks = row_blocks(logits, cpu=2**19, accelerator=2**23)
     # Memory that every step asks for anew costs a CPU as much as what is computed in it.
     buffers = [torch.empty_like(logits[blocks[0]], dtype=dtype) for _ in range(2)]
     rows = []

@@ -209,9 +209,9 @@ def _as_rows(info, in_dims, arguments):
     )
 
 
-def row_blocks(input: Tensor, elements: int = 2**18) -> list[slice]:
-    """Rows a step: on a CPU of few ``elements``, for its cache; on an accelerator enough to hide the launches."""
-    elements = elements if input.device.type == "cpu" else 2**26
+def row_blocks(input: Tensor, cpu: int = 2**18, accelerator: int = 2**26) -> list[slice]:
+    """Rows a step: of so few elements that the cache of a ``cpu`` holds them, and so many that launches are hidden."""
+    elements = cpu if input.device.type == "cpu" else accelerator
     rows = max(1, elements // max(1, input.size(1)))
     return [slice(start, start + rows) for start in range(0, input.size(0), rows)]
 
@@ -225,7 +225,7 @@ def largest(input: Tensor) -> tuple[Tensor, Tensor]:
     whole = input[:, : classes - classes % size].unflatten(1, (-1, size)).amax(2)
     tail = input[:, -size:].amax(1, keepdim=True)
     start = (torch.cat([whole, tail], 1).argmax(1, keepdim=True) * size).clamp_(max=classes - size)
-    value, index = input.gather(1, start + torch.arange(size)).max(1)
+    value, index = input.gather(1, start + torch.arange(size, device=input.device)).max(1)
     return value, index + start.squeeze(1)
 
 

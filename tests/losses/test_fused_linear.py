@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.timing import forward_backward, peak_bytes
 from fairseq_ext.losses import encouraging_loss, fused_linear, fused_linear_encouraging_loss
 
 N, D, V = 13, 6, 11
@@ -126,6 +129,29 @@ def test_terms_of_the_rows():
     torch.testing.assert_close(terms.nll, F.cross_entropy(logits, target, reduction="none"))
     torch.testing.assert_close(terms.loss, (terms.cross_entropy + 0.5 * terms.bonus).sum())
     assert [term.requires_grad for term in terms] == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("options", [{}, {"log_end": 1.0}], ids=str)
+def test_classes_that_cannot_be(options):
+    """A bias of -inf takes a class out; the last one left has probability 1."""
+    leaves, target = inputs()
+    for possible in (V // 2, 1):
+        bias = torch.zeros(V, dtype=torch.float64).masked_fill(torch.arange(V) >= possible, -torch.inf).requires_grad_()
+        target = target % possible
+        ours, theirs = (value_and_grads(f, [*leaves[:2], bias], target, **options) for f in (fused, apart))
+        assert all(value.isfinite().all() for value in theirs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bonus_weight", [0.0, 1.0])
+def test_peak_memory_is_that_of_blocks(bonus_weight, monkeypatch):
+    """A block of logits, two of as many numbers to compute in, and the gradients twice."""
+    rows, width, classes, block = 2048, 8, 1000, 100
+    monkeypatch.setattr(fused_linear, "block_elements", lambda device: block * classes)
+    hidden, weight = torch.randn(rows, width), torch.randn(classes, width)
+    loss = partial(fused_linear_encouraging_loss, target=torch.arange(rows) % classes, label_smoothing=0.1)
+    peak = peak_bytes(forward_backward(partial(loss, bonus_weight=bonus_weight), hidden, weight))
+    assert peak < 4 * (3.2 * block * classes + 2 * width * (rows + classes) + 30 * rows)
 
 
 def test_no_rows():
