@@ -7,6 +7,7 @@ registers. MUSE's gate is linear and mixes its kernels first, so that one launch
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ _WIDEST = 33
 
 def takes(x: Tensor, kernels: Tensor) -> bool:
     """Whether :func:`dynamic_convolution` computes this: whole sequences, no steps of a decoder; up to 33 taps; heads
-    of a multiple of 8 channels, which are read 16 bytes at a time; dtypes of which the torch path makes that of ``x``.
+    of a multiple of 8 channels, which are read 16 bytes at a time; dtypes of which the torch path makes that of ``x``;
+    positions of at most 2**25 numbers in all of the batch, 64 of which are indexed in 32 bits.
     """
     device = x.device.type
     one_dtype = x.dtype == kernels.dtype
@@ -31,7 +33,9 @@ def takes(x: Tensor, kernels: Tensor) -> bool:
         one_dtype = one_dtype or kernels.dtype == torch.float32  # its softmax returns them so
         one_dtype = one_dtype and x.dtype in (torch.float32, torch.get_autocast_dtype(device))
     whole = x.size(0) == kernels.size(0) > 1
-    return one_dtype and whole and 1 <= kernels.size(3) <= _WIDEST and x.size(2) % (8 * kernels.size(2)) == 0
+    fits = all(math.prod(tensor.shape[1:]) <= 2**25 for tensor in (x, kernels))
+    sizes = 1 <= kernels.size(3) <= _WIDEST and x.size(2) % (8 * kernels.size(2)) == 0
+    return one_dtype and whole and fits and sizes
 
 
 def dynamic_convolution(x: Tensor, kernels: Tensor, first: int) -> Tensor:
@@ -67,42 +71,42 @@ def _program(rows, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _taps(output, input, steps, rows, row, width, first):
-    """Where the kernels have the tap with which ``output`` reads ``input``, and whether it is one."""
-    tap = input - output - first
-    is_tap = (tap >= 0) & (tap < width) & (output >= 0) & (output < steps)
-    return (output.to(tl.int64) * rows + row) * width + tap, is_tap
+def _taps(kernels, start, output, tap, steps, rows, row, width):
+    """Where the taps of the outputs from ``start`` on are, and which of them there are. What is the same for a whole
+    block is in 64 bits, the rest in 32."""
+    is_tap = (tap >= 0) & (tap < width) & (start + output >= 0) & (start + output < steps)
+    return kernels + (tl.cast(start, tl.int64) * rows + row) * width + (output * (rows * width) + tap), is_tap
 
 
 @triton.jit
-def _band(kernels, output, input, steps, rows, row, width, first):
-    offset, is_tap = _taps(output, input, steps, rows, row, width, first)
-    return tl.load(kernels + offset, mask=is_tap, other=0.0)
+def _band(kernels, start, output, tap, steps, rows, row, width):
+    pointers, is_tap = _taps(kernels, start, output, tap, steps, rows, row, width)
+    return tl.load(pointers, mask=is_tap, other=0.0)
 
 
 @triton.jit
-def _store_band(dkernels, gradient, output, input, steps, rows, row, width, first):
-    offset, is_tap = _taps(output, input, steps, rows, row, width, first)
-    tl.store(dkernels + offset, gradient, mask=is_tap)
+def _store_band(dkernels, gradient, start, output, tap, steps, rows, row, width):
+    pointers, is_tap = _taps(dkernels, start, output, tap, steps, rows, row, width)
+    tl.store(pointers, gradient, mask=is_tap)
 
 
 @triton.jit
-def _entries(position, channel, steps, rows, row, SIZE: tl.constexpr):
-    """Where a tensor of all positions and channels has these, and which of them there are."""
-    there = (position >= 0) & (position < steps) & (channel < SIZE)
-    return (position.to(tl.int64) * rows + row) * SIZE + channel, there
+def _entries(x, start, position, channel, steps, rows, row, SIZE: tl.constexpr):
+    """Where a tensor of all positions and channels has those from ``start`` on, and which of them there are."""
+    there = (start + position >= 0) & (start + position < steps) & (channel < SIZE)
+    return x + (tl.cast(start, tl.int64) * rows + row) * SIZE + (position * (rows * SIZE) + channel), there
 
 
 @triton.jit
-def _load(x, position, channel, steps, rows, row, SIZE: tl.constexpr):
-    offset, there = _entries(position, channel, steps, rows, row, SIZE)
-    return tl.load(x + offset, mask=there, other=0.0)
+def _load(x, start, position, channel, steps, rows, row, SIZE: tl.constexpr):
+    pointers, there = _entries(x, start, position, channel, steps, rows, row, SIZE)
+    return tl.load(pointers, mask=there, other=0.0)
 
 
 @triton.jit
-def _store(x, values, position, channel, steps, rows, row, SIZE: tl.constexpr):
-    offset, there = _entries(position, channel, steps, rows, row, SIZE)
-    tl.store(x + offset, values, mask=there)
+def _store(x, values, start, position, channel, steps, rows, row, SIZE: tl.constexpr):
+    pointers, there = _entries(x, start, position, channel, steps, rows, row, SIZE)
+    tl.store(pointers, values, mask=there)
 
 
 @triton.jit(do_not_specialize=["steps", "rows", "width", "first"])  # steps and rows vary with the batch
@@ -111,19 +115,20 @@ def _dynamic_convolution_forward(
     SIZE: tl.constexpr, BLOCK: tl.constexpr, HALO: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row, start = _program(rows, BLOCK)
-    output = start + tl.arange(0, BLOCK)[:, None]
+    near, far = tl.arange(0, BLOCK), tl.arange(0, HALO)
     # The inputs of a block: as many positions as it has outputs, and those that its last outputs reach beyond.
-    near, far = start + first + tl.arange(0, BLOCK), start + first + BLOCK + tl.arange(0, HALO)
+    near_start, far_start = start + first, start + first + BLOCK
+    output = near[:, None]
     dtype = x.dtype.element_ty
-    near_band = _band(kernels, output, near[None, :], steps, rows, row, width, first).to(dtype)
-    far_band = _band(kernels, output, far[None, :], steps, rows, row, width, first).to(dtype)
+    near_band = _band(kernels, start, output, near[None, :] - output, steps, rows, row, width).to(dtype)
+    far_band = _band(kernels, start, output, far[None, :] + BLOCK - output, steps, rows, row, width).to(dtype)
     for channels in range(0, SIZE, CHANNELS):
         channel = channels + tl.arange(0, CHANNELS)[None, :]
-        near_x = _load(x, near[:, None], channel, steps, rows, row, SIZE)
-        far_x = _load(x, far[:, None], channel, steps, rows, row, SIZE)
+        near_x = _load(x, near_start, near[:, None], channel, steps, rows, row, SIZE)
+        far_x = _load(x, far_start, far[:, None], channel, steps, rows, row, SIZE)
         sums = tl.dot(near_band, near_x, input_precision="ieee")
         sums = tl.dot(far_band, far_x, sums, input_precision="ieee")
-        _store(y, sums, output, channel, steps, rows, row, SIZE)
+        _store(y, sums, start, output, channel, steps, rows, row, SIZE)
 
 
 @triton.jit(do_not_specialize=["steps", "rows", "width", "first"])
@@ -132,30 +137,31 @@ def _dynamic_convolution_backward(
     SIZE: tl.constexpr, BLOCK: tl.constexpr, HALO: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row, start = _program(rows, BLOCK)
-    here = start + tl.arange(0, BLOCK)
+    near, far = tl.arange(0, BLOCK), tl.arange(0, HALO)
     # What the block's inputs went to, and what its outputs came from.
-    near_to, far_to = here - first, start - first - HALO + tl.arange(0, HALO)
-    near_from, far_from = here + first, start + first + BLOCK + tl.arange(0, HALO)
+    near_to, far_to = start - first, start - first - HALO
+    near_from, far_from = start + first, start + first + BLOCK
+    here = near[:, None]
     dtype = x.dtype.element_ty
-    near_band = _band(kernels, near_to[None, :], here[:, None], steps, rows, row, width, first).to(dtype)
-    far_band = _band(kernels, far_to[None, :], here[:, None], steps, rows, row, width, first).to(dtype)
+    near_band = _band(kernels, near_to, near[None, :], here - near[None, :], steps, rows, row, width).to(dtype)
+    far_band = _band(kernels, far_to, far[None, :], here + HALO - far[None, :], steps, rows, row, width).to(dtype)
     near_products = tl.zeros((BLOCK, BLOCK), tl.float32)
     far_products = tl.zeros((BLOCK, HALO), tl.float32)
     for channels in range(0, SIZE, CHANNELS):
         channel = channels + tl.arange(0, CHANNELS)
         columns = channel[None, :]
-        near_grad = _load(grad, near_to[:, None], columns, steps, rows, row, SIZE)
-        far_grad = _load(grad, far_to[:, None], columns, steps, rows, row, SIZE)
+        near_grad = _load(grad, near_to, here, columns, steps, rows, row, SIZE)
+        far_grad = _load(grad, far_to, far[:, None], columns, steps, rows, row, SIZE)
         sums = tl.dot(near_band, near_grad, input_precision="ieee")
         sums = tl.dot(far_band, far_grad, sums, input_precision="ieee")
-        _store(dx, sums, here[:, None], columns, steps, rows, row, SIZE)
-        own_grad = _load(grad, here[:, None], columns, steps, rows, row, SIZE)
-        near_x = _load(x, near_from[None, :], channel[:, None], steps, rows, row, SIZE)
-        far_x = _load(x, far_from[None, :], channel[:, None], steps, rows, row, SIZE)
+        _store(dx, sums, start, here, columns, steps, rows, row, SIZE)
+        own_grad = _load(grad, start, here, columns, steps, rows, row, SIZE)
+        near_x = _load(x, near_from, near[None, :], channel[:, None], steps, rows, row, SIZE)
+        far_x = _load(x, far_from, far[None, :], channel[:, None], steps, rows, row, SIZE)
         near_products = tl.dot(own_grad, near_x, near_products, input_precision="ieee")
         far_products = tl.dot(own_grad, far_x, far_products, input_precision="ieee")
-    _store_band(dkernels, near_products, here[:, None], near_from[None, :], steps, rows, row, width, first)
-    _store_band(dkernels, far_products, here[:, None], far_from[None, :], steps, rows, row, width, first)
+    _store_band(dkernels, near_products, start, here, near[None, :] - here, steps, rows, row, width)
+    _store_band(dkernels, far_products, start, here, far[None, :] + BLOCK - here, steps, rows, row, width)
 
 
 def _launch(x: Tensor, kernels: Tensor) -> tuple[tuple[int], tuple[int, ...], dict[str, Any]]:

@@ -123,6 +123,8 @@ def test_what_the_kernel_takes(convolution):
     assert takes() and takes(kernels=(8, 1, 2, 33)) and takes(kernels=(8, 1, 2, 1)) and takes(kernels=(8, 1, 1, 3))
     assert not takes(kernels=(1, 1, 2, 3)) and not takes((1, 1, 16), (1, 1, 2, 3)), "steps of a decoder"
     assert not takes(kernels=(8, 1, 2, 34)) and not takes(kernels=(8, 1, 4, 3))
+    large = torch.zeros(1).expand(8, 2**25 // 16 + 1, 16), torch.zeros(1).expand(8, 2**25 // 16 + 1, 2, 3)
+    assert not convolution.takes(*large) and convolution.takes(*(tensor[:, 1:] for tensor in large))
     half, single = torch.bfloat16, torch.float32
     assert takes(dtypes=(half, half)) and not takes(dtypes=(half, single)) and not takes(dtypes=(single, half))
     with torch.autocast("cpu", dtype=half):
