@@ -20,7 +20,7 @@ CHECK := import platform, sys; \
 PROBLEM = $(shell $(PYTHON) -c '$(CHECK)' 2>/dev/null || echo '$(NEEDS), but `$(PYTHON)` does not run: try `make PYTHON=python3.12 ...`')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test coverage lint recipes results benchmarks clean
+.PHONY: help quickstart test coverage lint recipes results benchmarks gpu clean
 
 help:
 	@echo "make quickstart   install, then train and translate on the embedded corpus (examples/quickstart)"
@@ -30,6 +30,7 @@ help:
 	@echo "make recipes      write fairseq_ext/conf from the table of recipes"
 	@echo "make results      write docs/RESULTS.md from the stored measurements"
 	@echo "make benchmarks   measure speed and memory, print every ratio"
+	@echo "make gpu          nine minutes on a GPU: its tests, ratios, Multi30k (make gpu DRY_RUN=1: on the CPU, tiny)"
 	@echo "make clean        remove the environment and every cache"
 
 quickstart: $(VENV)/.installed
@@ -54,6 +55,10 @@ results: $(VENV)/.installed-test
 
 benchmarks: $(VENV)/.installed-test
 	$(RUN) -m benchmarks
+
+# On a machine without .venv, with the Python that has CUDA's torch.
+gpu:
+	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m benchmarks.gpu $(if $(DRY_RUN),--dry-run)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.helpers import ROOT
+from tests.helpers import python_path
 
 # Runs each command as `python -m` would, in a child forked after the slow import of fairseq; those of a line together.
 SERVER = """
@@ -70,7 +70,7 @@ class FairseqCommands:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
         self.server = subprocess.Popen(
             [sys.executable, "-c", SERVER],
             cwd=folder,

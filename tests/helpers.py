@@ -21,6 +21,11 @@ GOLDEN = ROOT / "tests" / "golden"
 DATA = Path(os.environ.get("FAIRSEQ_EXT_DATA", ROOT.parent / "shared" / "data"))
 
 
+def python_path() -> str:
+    """Where Python looks first in a process of its own: this tree, then where it does by itself."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 @functools.cache
 def golden_files(method: str) -> dict[str, bytes]:
     """Every file of ``tests/golden/<method>.tar.xz``: arrays compress far better together than one file at a time."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fairseq_ext import compat
-from tests.helpers import ROOT
+from tests.helpers import ROOT, python_path
 
 PAIRS = """
 guten morgen .|good morning .
@@ -81,7 +81,7 @@ SCHEDULE = [
 
 def start(module: str, *arguments: object, cwd: Path, **options) -> subprocess.Popen:
     """``python -m module arguments`` on one thread, where equal runs give equal bits."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=cwd,

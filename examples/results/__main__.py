@@ -13,8 +13,8 @@ from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import output_folder, read_json, write_json
 from fairseq_ext.training.options import flag
 
-# Where things lie, and not what is measured.
-PLACES = ("part", "data", "out", "docs", "replace")
+# Where and how fast, and not what is measured.
+PLACES = ("part", "data", "out", "docs", "replace", "jobs")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from examples.results import fairseq_log
 from examples.results.report import ROOT, Paired, commands, common, environments, mean_spread, unique
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
@@ -63,11 +64,13 @@ class Size(NamedTuple):
     dropout: float
     updates: int
     tokens: int
+    pieces: int = 6000
 
 
-PIECES = 6000
 SIZES = {
     "small": Size(width=128, ffn=256, heads=4, layers=3, dropout=0.1, updates=1800, tokens=2048),
+    "converged": Size(width=128, ffn=256, heads=4, layers=4, dropout=0.3, updates=5000, tokens=4096),
+    "trial": Size(width=16, ffn=16, heads=2, layers=1, dropout=0.1, updates=5, tokens=512, pieces=60),
     "iwslt": Size(width=512, ffn=1024, heads=4, layers=6, dropout=0.3, updates=12000, tokens=4096),
 }
 
@@ -81,19 +84,20 @@ def _run(command: list[str], log: Path) -> None:
     with log.open("a", encoding="utf-8") as output:  # a resumed training goes on in the log, too
         done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise SystemExit(f"error: {command[0]} ended with code {done.returncode}; its output is in {log}")
+        last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        raise SystemExit(f"error: {command[0]} ended with code {done.returncode}: {last}; its output is in {log}")
 
 
-def prepare(text: Path, out: Path) -> Path:
+def prepare(text: Path, out: Path, pieces: int = 6000) -> Path:
     """SentencePiece and fairseq-preprocess, once for each content of ``text``: joint pieces of the training text."""
     files = [file for file in sorted(text.iterdir()) if file.is_file()]
-    key = digest(PIECES, *[[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+    key = digest(pieces, *[[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
     data_bin = out / f"data-bin-{key[:8]}"
     if not data_bin.is_dir():
         prefixes = {"--train": "train", "--valid": "val", "--test": "test_2016_flickr"}
         files_of = [part for option, prefix in prefixes.items() for part in (option, str(text / prefix))]
         options = ["--source", "de", "--target", "en", "--out", str(data_bin), "--joined-dictionary"]
-        learned = ["--bpe", "sentencepiece", "--vocab-size", str(PIECES)]
+        learned = ["--bpe", "sentencepiece", "--vocab-size", str(pieces)]
         _run(["examples.translation.prepare", *files_of, *options, *learned], out / "prepare.log")
     return data_bin
 
@@ -136,7 +140,8 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
     decoding = [*DEVICE_OPTIONS[_device()], "--seed", str(seed), *DECODING]
     scores = translate_and_score(checkpoint, decoding, data_bin, folder)
     row = {"system": name, "size": size, "seed": seed, "updates": updates, **scores}
-    row |= {"parameters": parameters(folder / "train.log"), "curve": validation_curve(folder / "train.log")}
+    log = folder / "train.log"
+    row |= {"parameters": fairseq_log.parameters(log), "curve": fairseq_log.validation_curve(log)}
     row["environment"] = environment("ve-fairseq", "sacrebleu", "sentencepiece", device=_device())
     write_json(result, row)
     for checkpoint in folder.glob("checkpoint_*.pt"):
@@ -162,25 +167,6 @@ def translate_and_score(checkpoint: Path, decoding: list[str], data_bin: Path, f
     return read_json(scores)
 
 
-def parameters(log: Path) -> int:
-    """The size of the model, from fairseq's log."""
-    match = re.search(r"num\. shared model params: ([\d,]+)", log.read_text(encoding="utf-8"))
-    if match is None:
-        raise DataError(f"{log}: has no number of parameters")
-    return int(match[1].replace(",", ""))
-
-
-def validation_curve(log: Path) -> list[tuple[int, float]]:
-    """(update, validation nll in bits per token) from fairseq's JSON log."""
-    points = {}  # a resumed training may validate an update again
-    for line in log.read_text(encoding="utf-8").splitlines():
-        start = line.find('{"epoch"')
-        if start >= 0 and "valid_nll_loss" in line:
-            entry = json.loads(line[start:])
-            points[int(entry["valid_num_updates"])] = float(entry["valid_nll_loss"])
-    return sorted(points.items())
-
-
 TEXT = """## Multi30k German to English, test 2016, size {size}
 
 All systems: the same data ({pieces:,} joint SentencePiece pieces), size (width {width}, FFN {ffn}, {heads} heads,
@@ -195,17 +181,20 @@ for any row. BLEU and bits: mean ± spread over the seeds {seeds}; {environment}
 |---|---|---|---|---|
 {rows}
 
-sacreBLEU signature: `{signature}`, {sentences} of 1,000 sentences scored. {spread}The budget is far from
-convergence, so the table says how fast a method learns, not how good it can get.
+sacreBLEU signature: `{signature}`, {sentences} of 1,000 sentences scored. {spread}{budget}
 
 ![Validation curves](results/{name}.png)
 """
 
+SHORT = """The budget is far from
+convergence, so the table says how fast a method learns, not how good it can get."""
 ONE_SEED = "One seed: the table cannot tell a difference between methods from one between seeds. "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="small for a CPU, iwslt for a GPU")
+    help = "small for a CPU; converged and iwslt for a GPU; trial shows only that everything runs"
+    parser.add_argument("--size", choices=sorted(SIZES), default="small", help=help)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one run of every system for each seed")
     parser.add_argument("--systems", nargs="+", choices=sorted(SYSTEMS), default=list(SYSTEMS), help="rows to run")
     parser.add_argument("--updates", type=int, help="training updates, instead of the size's own")
@@ -223,12 +212,19 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     text = options.data / "multi30k_de_en"
     if not text.is_dir():
         raise DataError(f"--data: {text} is not a folder with {{train,val,test_2016_flickr}}.{{de,en}}.gz")
-    data_bin = prepare(text, options.out)
-    rows = []
-    for seed in options.seeds:
-        for name in options.systems:
-            rows.append(train_and_score(name, options.size, seed, data_bin, options.out, options.updates))
-            print(f"{name}, seed {seed}: BLEU {rows[-1]['sacrebleu']:.2f}", flush=True)
+    data_bin = prepare(text, options.out, SIZES[options.size].pieces)
+
+    def run(seed: int, name: str) -> dict[str, Any]:
+        try:
+            row = train_and_score(name, options.size, seed, data_bin, options.out, options.updates)
+        except SystemExit as error:  # others go on
+            print(f"{name}, seed {seed}: {error}", flush=True)
+            raise
+        print(f"{name}, seed {seed}: BLEU {row['sacrebleu']:.2f}", flush=True)
+        return row
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        rows = list(pool.map(run, *zip(*product(options.seeds, options.systems), strict=True)))
     yield {
         "name": f"multi30k_{options.size}",
         "size": options.size,
@@ -270,7 +266,6 @@ def _table(content: dict[str, Any]) -> str:
         **{**SIZES[content["size"]]._asdict(), "updates": updates},
         size=content["size"],
         name=content["name"],
-        pieces=PIECES,
         warmup=updates // 5,
         seeds=", ".join(map(str, seeds)),
         environment=environments(content),
@@ -278,6 +273,7 @@ def _table(content: dict[str, Any]) -> str:
         rows="\n".join(lines),
         signature=common(rows, "signature"),
         sentences=common(rows, "sentences"),
+        budget="" if content["size"] == "converged" else SHORT,
         spread=ONE_SEED if len(seeds) == 1 else "",
     )
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from examples.results import benchmarks, graph_classification, iais, label_graph, muka, renode, report, translation
+from examples.results import benchmarks, fairseq_log, graph_classification, iais, label_graph, muka, renode, report
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import write_json
 
@@ -75,15 +75,15 @@ def test_the_curve_comes_from_the_log(tmp_path):
     ]
     resumed = lines[-1].replace("4.5", "4.25")
     (tmp_path / "train.log").write_text("\n".join([*lines, resumed]))
-    assert translation.validation_curve(tmp_path / "train.log") == [(100, 5.5), (200, 4.25)]
+    assert fairseq_log.validation_curve(tmp_path / "train.log") == [(100, 5.5), (200, 4.25)]
 
 
 def test_a_log_without_the_size_is_refused(tmp_path):
     (tmp_path / "train.log").write_text("num. shared model params: 1,750,016 (num. trained: 1,750,016)")
-    assert translation.parameters(tmp_path / "train.log") == 1750016
+    assert fairseq_log.parameters(tmp_path / "train.log") == 1750016
     (tmp_path / "train.log").write_text("")
     with pytest.raises(DataError, match=r"train\.log: has no number of parameters"):
-        translation.parameters(tmp_path / "train.log")
+        fairseq_log.parameters(tmp_path / "train.log")
 
 
 @given(st.lists(st.integers(-50, 50), min_size=2, max_size=12))

@@ -1,0 +1,165 @@
+"""Everything that only a GPU can tell, in nine minutes: tests, ratios, and Multi30k to convergence (``make gpu``).
+
+Each part has a time limit, after which its processes end, and a file ``gpu_PART.json`` that is rewritten while the part
+runs: whatever ends it leaves what is known, and says what is missing. A second call does what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_parts import PARTS, Content, Part
+from examples.results.report import DOCS, ROOT
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import output_folder, read_json, write_json
+from fairseq_ext.training.runs import environment
+from fairseq_ext.training.settings import digest
+
+WHOLE = 530.0  # seconds, of nine minutes; the rest is for the start and the end
+GRACE = 5.0  # seconds between asking processes to end and ending them
+CODE = ("fairseq_ext", "graph", "vision_language", "benchmarks", "examples", "tests")
+OUTPUT = 6000  # characters of the output of a part that did not end well
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU: shows only that everything runs")
+    parser.add_argument("--out", type=Path, help="folder of gpu_*.json (default: $OUT, else docs/results)")
+    parser.add_argument("--work", type=Path, default=Path("runs/gpu"), help="folder of logs and trainings")
+    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $FAIRSEQ_EXT_DATA)")
+    parser.add_argument("--jobs", type=int, default=6, help="trainings that share the card (default: 6)")
+    parser.add_argument("--seconds", type=float, default=WHOLE, help=f"for everything (default: {WHOLE:g})")
+    options = parser.parse_args(arguments)
+    if not options.dry_run and not torch.cuda.is_available():
+        raise OptionError("this machine has no GPU: --dry-run tries everything on the CPU")
+    if options.jobs < 1:
+        raise OptionError(f"--jobs must be at least 1, got {options.jobs}")
+    # Figures of a dry run are none: they stay out of the measured results.
+    usual = options.work / "dry-run" if options.dry_run else os.environ.get("OUT") or DOCS / "results"
+    out = output_folder(options.out or usual)
+    data = options.data or Path(os.environ.get("FAIRSEQ_EXT_DATA", ROOT.parent / "shared" / "data"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    deadline = time.monotonic() + options.seconds
+    contents = []
+    for kind in PARTS:
+        work = output_folder(options.work.absolute() / kind.name, "--work")
+        part = kind(work, options.dry_run, options.jobs, data)
+        contents.append(measured(part, out / f"gpu_{part.name}.json", deadline))
+    print("\n" + "\n".join(map(report, PARTS, contents)))
+    return int(any(content["missing"] or content["failed"] for content in contents))
+
+
+def measured(part: Part, file: Path, deadline: float) -> Content:
+    """What is known of a part in the end; ``file`` holds it at any time."""
+    keeper = Keeper(part, file)
+    before = earlier(file, part.dry_run)
+    for name in part.transient:
+        (part.work / name).unlink(missing_ok=True)
+    if before is not None and (part.name == "multi30k" or before["sources"] == keeper.sources):
+        if not (before["missing"] or before["failed"]):
+            return before
+        part.resume(before)
+    seconds = min(part.limit, deadline - time.monotonic())
+    if seconds > 0:
+        print(f"{part.name}: at most {seconds:.0f} seconds", flush=True)
+        run(part, keeper, seconds)
+    else:
+        keeper.keep("no time was left for it")
+    return keeper.content
+
+
+def earlier(file: Path, dry_run: bool) -> Content | None:
+    """What an earlier call kept, here or, of a GPU, among the measured results."""
+    for place in (file, *([] if dry_run else [DOCS / "results" / file.name])):
+        if place.exists():
+            return read_json(place)
+    return None
+
+
+class Keeper:
+    """Writes what is known of a part, whenever there is more of it."""
+
+    def __init__(self, part: Part, file: Path) -> None:
+        self.part, self.file, self.start = part, file, time.monotonic()
+        self.sources, self.content, self.written = sources(), {}, None
+        device = "cpu" if part.dry_run else "cuda"
+        self.shared = {"name": f"gpu_{part.name}", "shell": "make gpu", "environment": environment(device=device)}
+
+    def keep(self, end: str = "", output: str = "") -> None:
+        """``end`` says how the part ended, if it did not end well; ``output`` is what it then printed last."""
+        known = self.shared | self.part.known() | {"sources": self.sources} | ({"end": end} if end else {})
+        if end and output:
+            known["output"] = output[-OUTPUT:]
+        if end and not known["missing"]:
+            known["failed"] = known["failed"] or {self.part.name: end}
+        if known != self.written:
+            self.written = known
+            self.content = known | {"seconds": round(time.monotonic() - self.start, 1)}
+            write_json(self.file, self.content)
+
+
+def run(part: Part, keeper: Keeper, seconds: float) -> None:
+    """The part's command; after ``seconds`` all of its processes end."""
+    log = part.work / "log.txt"
+    deadline = time.monotonic() + seconds
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *part.command()],
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if part.dry_run else {})},
+        )
+        try:
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.2)
+                keeper.keep()
+        finally:
+            late = process.poll() is None
+            end_all(process)
+    end = f"stopped after {seconds:.0f} seconds" if late else f"exit code {process.returncode}"
+    keeper.keep(end if late or process.returncode else "", log.read_text(encoding="utf-8", errors="replace"))
+
+
+def end_all(process: subprocess.Popen[bytes]) -> None:
+    """Ends the process and all that it started, unless they chose another session."""
+    for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 60.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+
+
+def sources() -> str:
+    """A fingerprint of the code that is tested and measured."""
+    files = sorted(file for folder in CODE for file in (ROOT / folder).rglob("*.py"))
+    return digest([[str(file.relative_to(ROOT)), hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+
+
+def report(kind: Any, content: Content) -> str:
+    """A few lines of a part."""
+    state = "failed" if content["failed"] else "incomplete" if content["missing"] else "complete"
+    first, *lines = kind.summary(content)
+    lines += [f"missing: {', '.join(content['missing'])}"] if content["missing"] else []
+    lines += [content["end"]] if "end" in content else []
+    return "\n".join(
+        [f"{kind.name:12} {state:12} {content['seconds']:6.0f} s  {first}", *(f"    {line}" for line in lines)]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The parts of ``benchmarks.gpu``: the command of each, and what its files say at any time."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from benchmarks.__main__ import NAMES
+from examples.results.report import unique
+from examples.results.translation import SIZES, SYSTEMS
+from fairseq_ext.training.files import output_folder, read_json, write_json
+
+Content = dict[str, Any]
+
+
+@dataclass
+class Part:
+    """What is measured, in a folder of its own.
+
+    Each has ``name``, ``limit`` in seconds, ``transient`` files that another code or call has left, and
+
+    - ``command()``: arguments of Python,
+    - ``known()``: what the folder says by now; ``failed`` lists what is wrong, ``missing`` what is to come,
+    - ``resume(content)``: puts what an earlier call knew into the folder.
+
+    Args:
+        work: the folder.
+        dry_run: tiny sizes on the CPU.
+        jobs: processes at a time.
+        data: folder of the data sets.
+    """
+
+    work: Path
+    dry_run: bool
+    jobs: int
+    data: Path
+
+    transient: ClassVar[tuple[str, ...]] = ()
+
+    def resume(self, content: Content) -> None:
+        """Nothing is kept of a part that was stopped, unless it says otherwise."""
+
+
+class GpuTests(Part):
+    """``pytest -m gpu``."""
+
+    name, limit, transient = "tests", 120.0, ("outcomes.jsonl",)
+
+    def command(self) -> list[str]:
+        chosen = ["tests/gpu/test_blocks.py", "--dry-run", "-k", "float32"] if self.dry_run else ["-n", "8"]
+        outcomes = ["-p", "benchmarks.outcomes", "--outcomes", str(self.work / "outcomes.jsonl")]
+        return ["-m", "pytest", "-m", "gpu", "-q", *outcomes, *chosen]
+
+    def known(self) -> Content:
+        file = self.work / "outcomes.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        entries = [json.loads(line) for line in lines if line.endswith("}")]
+        outcomes = {entry["test"]: entry for entry in entries if "test" in entry}
+        counts = {word: sum(entry["outcome"] == word for entry in outcomes.values()) for word in ("passed", "skipped")}
+        failed = {name: entry["why"] for name, entry in outcomes.items() if entry["outcome"] == "failed"}
+        ended = any("exit" in entry for entry in entries)
+        return {**counts, "failed": failed, "missing": [] if ended else ["the tests after these"]}
+
+    @staticmethod
+    def summary(content: Content) -> list[str]:
+        counts = ", ".join(f"{content[word]} {word}" for word in ("passed", "skipped"))
+        return [f"{counts}, {len(content['failed'])} failed", *content["failed"]]
+
+
+class Ratios(Part):
+    """``python -m benchmarks --device cuda``."""
+
+    name, limit, transient = "benchmarks", 120.0, ("rows.json",)
+
+    @property
+    def names(self) -> list[str]:
+        return ["kernels", "norm"] if self.dry_run else [name for name in NAMES if name not in ("totoro", "pprgo")]
+
+    def command(self) -> list[str]:
+        where = ["--quick"] if self.dry_run else ["--device", "cuda"]
+        return ["-m", "benchmarks", *self.names, *where, "--resume", "--json", str(self.work / "rows.json")]
+
+    def known(self) -> Content:
+        file = self.work / "rows.json"
+        content = read_json(file) if file.exists() else {"rows": []}
+        claims = {row["claim"] for row in content["rows"]}
+        missing = [name for name in self.names if name not in claims]
+        return {"part": "benchmarks", "busy": False, **content, "failed": {}, "missing": missing}
+
+    def resume(self, content: Content) -> None:
+        if content["rows"]:
+            write_json(self.work / "rows.json", {name: content[name] for name in ("environment", "rows")})
+
+    @staticmethod
+    def summary(content: Content) -> list[str]:
+        targets = [row for row in content["rows"] if row["target"] is not None]
+        missed = [f"{row['ratio']:.2f}x, target {row['target']:g}: {row['case']}" for row in targets if not row["met"]]
+        return [f"{len(content['rows'])} rows, {len(targets) - len(missed)} of {len(targets)} targets met", *missed]
+
+
+class Multi30k(Part):
+    """The translation table to convergence: several trainings share the card."""
+
+    name, limit = "multi30k", 540.0
+
+    @property
+    def size(self) -> str:
+        return "trial" if self.dry_run else "converged"
+
+    @property
+    def arms(self) -> tuple[list[str], list[int]]:
+        """Systems, and seeds of each."""
+        return (list(SYSTEMS)[:1], [1]) if self.dry_run else (list(SYSTEMS), [1, 2, 3])
+
+    def command(self) -> list[str]:
+        data = self.data
+        if self.dry_run:
+            data = self.work / "data"
+            write_corpus(output_folder(data / "multi30k_de_en"))
+        systems, seeds = self.arms
+        words = ["--size", self.size, "--systems", *systems, "--seeds", *map(str, seeds), "--jobs", str(self.jobs)]
+        places = ["--data", str(data), "--out", str(self.work / "runs"), "--docs", str(self.work / "docs"), "--replace"]
+        return ["-m", "examples.results", "translation", *words, *places]
+
+    def known(self) -> Content:
+        rows = [
+            read_json(file) | {"folder": file.parent.relative_to(self.work).as_posix()}
+            for file in sorted(self.work.glob("runs/*/*/result.json"))
+        ]
+        rows = [row for row in rows if row["updates"] == SIZES[self.size].updates]  # none of an earlier budget
+        systems, seeds = self.arms
+        finished = {(row["seed"], row["system"]) for row in rows}
+        missing = [f"{name}, seed {seed}" for seed in seeds for name in systems if (seed, name) not in finished]
+        content: Content = {"part": "translation", "size": self.size, "rows": rows, "failed": {}, "missing": missing}
+        return content | ({"environments": unique(row["environment"] for row in rows)} if rows else {})
+
+    def resume(self, content: Content) -> None:
+        for row in content["rows"]:
+            result = {name: value for name, value in row.items() if name != "folder"}
+            write_json(output_folder(self.work / row["folder"]) / "result.json", result)
+
+    @staticmethod
+    def summary(content: Content) -> list[str]:
+        rows = [f"{row['sacrebleu']:6.2f} BLEU  {row['system']}, seed {row['seed']}" for row in content["rows"]]
+        return [f"{len(rows)} trainings", *rows]
+
+
+PARTS = (GpuTests, Ratios, Multi30k)
+
+
+def write_corpus(folder: Path) -> None:
+    """Made-up sentences in place of Multi30k, in its files."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randint(1, 4))) for _ in range(40)]
+    for split, size in (("train", 200), ("val", 10), ("test_2016_flickr", 10)):
+        lines = [" ".join(draw.choices(words, k=draw.randint(3, 9))) + "\n" for _ in range(size)]
+        for language in ("de", "en"):
+            (folder / f"{split}.{language}.gz").write_bytes(gzip.compress("".join(lines).encode(), mtime=0))

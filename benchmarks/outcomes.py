@@ -1,0 +1,45 @@
+"""A pytest plugin (``-p benchmarks.outcomes --outcomes FILE``): a line of JSON as soon as a test has ended.
+
+A run that is killed has so told what it knew; one that was not ends with its exit status.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WHY = 2000  # characters of the end of a traceback
+
+
+class Outcomes:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        file.write_text("", encoding="utf-8")
+
+    def write(self, **line: Any) -> None:
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or not report.passed:
+            why = report.longreprtext[-WHY:] if report.failed else ""
+            self.write(test=report.nodeid, outcome=report.outcome, why=why)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.write(test=report.nodeid, outcome=report.outcome, why=report.longreprtext[-WHY:])
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self.write(exit=int(exitstatus))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--outcomes", metavar="FILE", type=Path, required=True, help="where to write them")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # a worker of xdist tells the process that started it
+        config.pluginmanager.register(Outcomes(config.getoption("outcomes")))

@@ -1,0 +1,28 @@
+"""What fairseq-train says in its log."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from fairseq_ext.training.errors import DataError
+
+
+def parameters(log: Path) -> int:
+    """The size of the model, from fairseq's log."""
+    match = re.search(r"num\. shared model params: ([\d,]+)", log.read_text(encoding="utf-8"))
+    if match is None:
+        raise DataError(f"{log}: has no number of parameters")
+    return int(match[1].replace(",", ""))
+
+
+def validation_curve(log: Path) -> list[tuple[int, float]]:
+    """(update, validation nll in bits per token) from fairseq's JSON log."""
+    points = {}  # a resumed training may validate an update again
+    for line in log.read_text(encoding="utf-8").splitlines():
+        start = line.find('{"epoch"')
+        if start >= 0 and "valid_nll_loss" in line:
+            entry = json.loads(line[start:])
+            points[int(entry["valid_num_updates"])] = float(entry["valid_nll_loss"])
+    return sorted(points.items())

@@ -1,0 +1,185 @@
+"""``make gpu``: what its parts keep, that limits end all processes, and that a second call does what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.gpu_parts import PARTS, GpuTests, Multi30k, Part, Ratios
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import read_json, write_json
+from tests.helpers import ROOT, python_path
+
+
+def python(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, **options)
+
+
+def test_a_dry_run_does_everything_on_the_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = python("-m", "benchmarks.gpu", "--dry-run", "--work", tmp_path / "work", "--out", out, "--seconds", "450")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert re.findall(r"^(\w+) +complete", ended.stdout, re.MULTILINE) == [kind.name for kind in PARTS]
+    contents = {file.name: read_json(file) for file in out.iterdir()}
+    assert sorted(contents) == ["gpu_benchmarks.json", "gpu_multi30k.json", "gpu_tests.json"]
+    assert not any(content["missing"] or content["failed"] for content in contents.values())
+    assert contents["gpu_tests.json"]["passed"] > 50
+    assert {row["claim"] for row in contents["gpu_benchmarks.json"]["rows"]} == {"kernels", "norm"}
+    (row,) = contents["gpu_multi30k.json"]["rows"]
+    assert row["size"] == "trial" and 0 <= row["sacrebleu"] <= 100
+
+
+def test_the_gpu_tests_themselves_work() -> None:
+    ended = python("-m", "pytest", "-m", "gpu", "--dry-run", "-q", "--deselect", "tests/gpu/test_blocks.py")
+    assert ended.returncode == 0, ended.stdout[-5000:]
+    assert int(re.search(r"(\d+) passed", ended.stdout)[1]) > 100
+
+
+class Counting(Part):
+    """Writes ``done`` line by line, of which it wants three."""
+
+    name, limit = "counting", 2.0
+    transient = ("done",)
+    script = "open('{file}', 'a').write('x\\n' * {lines}); {then}"
+    lines, then = 3, "pass"
+
+    def command(self) -> list[str]:
+        return ["-c", self.script.format(file=self.work / "done", lines=self.lines, then=self.then)]
+
+    def known(self) -> dict[str, Any]:
+        done = (self.work / "done").read_text().count("x") if (self.work / "done").exists() else 0
+        return {"done": done, "missing": ["more"] * (3 - done), "failed": {}}
+
+    def resume(self, content: dict[str, Any]) -> None:
+        (self.work / "done").write_text("x\n" * content["done"])
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Counting:
+    (tmp_path / "work").mkdir()
+    return Counting(tmp_path / "work", dry_run=True, jobs=1, data=tmp_path)
+
+
+def measured(part: Part, tmp_path: Path, seconds: float = 60.0) -> dict[str, Any]:
+    file = tmp_path / "gpu_counting.json"
+    content = gpu.measured(part, file, time.monotonic() + seconds)
+    assert read_json(file) == content
+    return content
+
+
+def test_a_part_that_ends_is_not_run_again(part: Counting, tmp_path: Path) -> None:
+    content = measured(part, tmp_path)
+    assert content["done"] == 3 and not content["missing"] and "end" not in content
+    assert "gpu" not in content["environment"]
+    part.then = "raise SystemExit(3)"
+    assert measured(part, tmp_path) == content
+
+
+def test_other_code_is_measured_anew(part: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(part, tmp_path)
+    monkeypatch.setattr(gpu, "sources", lambda: "other")
+    part.then = "raise SystemExit('bad')"
+    content = measured(part, tmp_path)
+    assert content["done"] == 3 and content["failed"] == {"counting": "exit code 1"} and "bad" in content["output"]
+
+
+def test_a_limit_ends_all_processes_and_says_what_is_missing(part: Counting, tmp_path: Path) -> None:
+    child = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'])"
+    part.lines, part.then = 1, f"{child}; open('{tmp_path / 'pid'}', 'w').write(str(p.pid)); time.sleep(99)"
+    content = measured(part, tmp_path)
+    assert content["done"] == 1 and content["missing"] == ["more", "more"]
+    assert content["end"] == "stopped after 2 seconds"
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # init takes its time to wait for it
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+            time.sleep(0.1)
+    part.lines, part.then = 2, "pass"
+    assert measured(part, tmp_path)["done"] == 3
+
+
+def test_a_dry_run_is_no_measurement(part: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is committed of a GPU is resumed on a GPU alone."""
+    monkeypatch.setattr(gpu, "DOCS", tmp_path / "docs")
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    stored = {"done": 3, "missing": [], "failed": {}, "sources": gpu.sources(), "seconds": 7.0}
+    write_json(tmp_path / "docs" / "results" / "gpu_counting.json", stored)
+    assert "environment" in measured(part, tmp_path)
+    part.dry_run = False
+    (tmp_path / "gpu_counting.json").unlink()
+    monkeypatch.setattr(gpu, "environment", lambda **device: device)
+    assert gpu.measured(part, tmp_path / "gpu_counting.json", time.monotonic() + 60) == stored
+
+
+def test_without_time_a_part_says_so(part: Counting, tmp_path: Path) -> None:
+    content = measured(part, tmp_path, seconds=0)
+    assert content["missing"] == ["more"] * 3 and content["end"] == "no time was left for it"
+
+
+def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(gpu, "PARTS", [type("Told", (Counting,), {"summary": staticmethod(lambda content: ["said"])})])
+    command = ["--dry-run", "--work", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert gpu.main([*command, "--seconds", "0"]) == 1
+    assert gpu.main(command) == 0
+    assert re.search(r"^counting +complete +\d+ s  said$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("words", "message"), [(["--dry-run", "--jobs", "0"], "--jobs"), ([], "has no GPU")])
+def test_refusals(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(OptionError, match=message):
+        gpu.main(words)
+
+
+def test_outcomes_are_known_while_the_tests_run(tmp_path: Path) -> None:
+    body = (
+        "def test_a(): pass\ndef test_b(): assert 1 == 2\ndef test_c():\n import os, time\n time.sleep({}); os._exit(9)"
+    )
+    (tmp_path / "test_it.py").write_text(body.format(0))
+    tests = GpuTests(tmp_path, dry_run=True, jobs=1, data=tmp_path)
+    plugin = ("-p", "benchmarks.outcomes", "--outcomes", tmp_path / "outcomes.jsonl", "-p", "no:cacheprovider")
+    python("-m", "pytest", "-q", "--rootdir", tmp_path, *plugin, tmp_path / "test_it.py")
+    known = tests.known()
+    assert (known["passed"], known["missing"]) == (1, ["the tests after these"])
+    ((name, why),) = known["failed"].items()
+    assert name.endswith("test_b") and "assert 1 == 2" in why
+    assert "1 failed" in GpuTests.summary(known)[0] and name in GpuTests.summary(known)
+    with (tmp_path / "outcomes.jsonl").open("a") as file:
+        file.write(json.dumps({"exit": 1}) + '\n{"test": "cut')
+    assert tests.known()["missing"] == []
+
+
+def test_the_ratios_know_the_claims_that_are_missing(tmp_path: Path) -> None:
+    part = Ratios(tmp_path, dry_run=False, jobs=1, data=tmp_path)
+    assert "kernels" in part.known()["missing"] and "totoro" not in part.known()["missing"]
+    row = {"claim": "kernels", "target": 2.0, "met": False, "ratio": 3.0, "case": "x"}
+    part.resume({"environment": {"gpu": "Card 9"}, "rows": [row]})
+    known = part.known()
+    assert "kernels" not in known["missing"] and "norm" in known["missing"] and known["environment"]["gpu"] == "Card 9"
+    assert Ratios.summary(known) == ["1 rows, 0 of 1 targets met", "3.00x, target 2: x"]
+
+
+def test_multi30k_resumes_on_another_machine(tmp_path: Path) -> None:
+    here = Multi30k(tmp_path / "here", dry_run=True, jobs=1, data=tmp_path)
+    assert here.known()["missing"] == ["Transformer, seed 1"]
+    row = {"system": "Transformer", "seed": 1, "size": "trial", "updates": 5, "sacrebleu": 30.0, "environment": {}}
+    (here.work / "runs" / "trial-seed1" / "Transformer-0").mkdir(parents=True)
+    write_json(here.work / "runs" / "trial-seed1" / "Transformer-0" / "result.json", row)
+    known = here.known()
+    assert known["missing"] == [] and known["environments"] == [{}]
+    there = Multi30k(tmp_path / "there", dry_run=True, jobs=1, data=tmp_path)
+    there.resume(known)
+    assert there.known() == known
+    there.resume({"rows": [{**known["rows"][0], "updates": 99}]})  # of another budget
+    assert there.known()["rows"] == []
