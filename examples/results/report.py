@@ -157,6 +157,7 @@ def write_report(docs: Path = DOCS) -> None:
     """Writes ``RESULTS.md`` into ``docs``, the sections in the order of ``PARTS``, from ``docs/results/*.json``."""
     folder = docs / "results"
     contents = [read_json(file) for file in sorted(folder.glob("*.json"))]
+    contents = [content for content in contents if content.get("rows") != []]  # of a part that ended before its first
     measured = {name: [content for content in contents if content.get("part") == name] for name in PARTS}
     sections = [part(name).section(own) for name, own in measured.items() if own]
     if not sections:

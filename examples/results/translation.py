@@ -262,6 +262,7 @@ def _table(content: dict[str, Any]) -> str:
         lines.append(f"| {name} | {common(of_system, 'parameters'):,} | {bleu} | {gain} | {bits} |")
     seeds = sorted({row["seed"] for row in rows})
     updates = common(rows, "updates")
+    unfinished = f"Not measured yet: {'; '.join(content['missing'])}. " if content.get("missing") else ""
     return TEXT.format(
         **{**SIZES[content["size"]]._asdict(), "updates": updates},
         size=content["size"],
@@ -274,7 +275,7 @@ def _table(content: dict[str, Any]) -> str:
         signature=common(rows, "signature"),
         sentences=common(rows, "sentences"),
         budget="" if content["size"] == "converged" else SHORT,
-        spread=ONE_SEED if len(seeds) == 1 else "",
+        spread=(ONE_SEED if len(seeds) == 1 else "") + unfinished,
     )
 
 

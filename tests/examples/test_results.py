@@ -236,3 +236,19 @@ def test_rows_of_a_gpu_stand_below_those_of_the_cpu():
     assert lines == ["Card 9", "CPU", "CPU", "Card 9"]  # kernels, loss, norm
     assert "    make gpu" in text and "Not measured on a GPU: attention, loss," in text
     assert "norm, kernels: Card 9;" in text
+
+
+def test_what_a_gpu_has_finished_is_a_table(results, tmp_path):
+    """Of trainings that were stopped, those that ended; the others are named. A part that has none is no table."""
+    gpu = {"part": "translation", "size": "converged", "shell": "make gpu", "failed": {}}
+    environment = {"processor": "P", "cores": 2, "threads": 1, "gpu": "Card 9", "python": "3", "torch": "2"}
+    rows = [{**row("Transformer", 1, 40.0, 2.0), "updates": 5000}]
+    content = {**gpu, "name": "gpu_multi30k", "environments": [environment], "rows": rows, "missing": ["MUSE, seed 1"]}
+    write_json(results / "gpu_multi30k.json", content)
+    write_json(results / "gpu_benchmarks.json", {**gpu, "part": "benchmarks", "rows": [], "missing": ["kernels"]})
+    write_json(results / "gpu_tests.json", {**gpu, "part": "gpu_tests", "passed": 3})
+    report.write_report(tmp_path / "docs")
+    text = (tmp_path / "docs" / "RESULTS.md").read_text()
+    assert "| Transformer | 1,234 | 40.00 |" in text and "Not measured yet: MUSE, seed 1." in text
+    assert "    make gpu\n" in text and "Card 9; python 3, torch 2" in text and "far from" not in text
+    assert "## Speed" not in text and (results / "gpu_multi30k.png").exists()
