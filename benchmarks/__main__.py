@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -80,6 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     print("ratio: ours / reference; less is better for ms and MiB, more is better for tokens/s")
     print("[smallest, largest] ratio of neighbouring samples; the times are medians over the same samples")
     rows = _finished(options.json, header) if options.resume else []
+    left_out: dict[str, str] = {}
+    failed: dict[str, str] = {}
+
+    def keep() -> None:
+        noted = {"device": header.get("gpu", "CPU")}
+        content = {"environment": header, "left_out": left_out, "failed": failed}
+        if options.json:
+            write_json(options.json, content | {"rows": [asdict(row) | {"met": row.met} | noted for row in rows]})
+
     for name in dict.fromkeys(options.names or NAMES):
         if name in {row.claim for row in rows}:
             continue
@@ -87,18 +97,23 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         module = importlib.import_module(f"benchmarks.{name}")
         if reason := not_on(module, device, options.quick):
             print(f"left out on {device.type}: {reason}")
+            left_out[name] = reason
+            keep()
             continue
-        with inputs_on(device):
-            measured = module.run(options.quick)
-        for row in measured:
-            if options.quick:  # targets are for real sizes
-                row = replace(row, target=None)
-            rows.append(row)
-            print(format_row(row), flush=True)
-        if options.json:
-            noted = {"device": header.get("gpu", "CPU")}
-            content = [asdict(row) | {"met": row.met} | noted for row in rows]
-            write_json(options.json, {"environment": header, "rows": content})
+        measured = []
+        try:
+            with inputs_on(device):
+                for row in module.run(options.quick):
+                    measured.append(replace(row, target=None) if options.quick else row)  # targets are for real sizes
+                    print(format_row(measured[-1]), flush=True)
+        except Exception:  # the other claims are measured all the same
+            traceback.print_exc()
+            failed[name] = traceback.format_exc().strip().splitlines()[-1]
+        else:
+            rows += measured
+        keep()
+    if failed:
+        raise SystemExit("error: " + "; ".join(f"{name}: {error}" for name, error in failed.items()))
     return rows
 
 

@@ -81,7 +81,7 @@ class Ratios(Part):
 
     @property
     def names(self) -> list[str]:
-        return ["kernels", "norm"] if self.dry_run else [name for name in NAMES if name not in ("totoro", "pprgo")]
+        return ["kernels", "norm"] if self.dry_run else list(NAMES)
 
     def command(self) -> list[str]:
         where = ["--quick"] if self.dry_run else ["--device", "cuda"]
@@ -89,20 +89,24 @@ class Ratios(Part):
 
     def known(self) -> Content:
         file = self.work / "rows.json"
-        content = read_json(file) if file.exists() else {"rows": []}
-        claims = {row["claim"] for row in content["rows"]}
-        missing = [name for name in self.names if name not in claims]
-        return {"part": "benchmarks", "busy": False, **content, "failed": {}, "missing": missing}
+        content = read_json(file) if file.exists() else {"left_out": {}, "failed": {}, "rows": []}
+        known = {row["claim"] for row in content["rows"]} | content["left_out"].keys()
+        missing = [name for name in self.names if name not in known | content["failed"].keys()]
+        return {"part": "benchmarks", "busy": False, **content, "missing": missing}
 
     def resume(self, content: Content) -> None:
         if content["rows"]:
-            write_json(self.work / "rows.json", {name: content[name] for name in ("environment", "rows")})
+            write_json(
+                self.work / "rows.json", {name: content[name] for name in ("environment", "left_out", "failed", "rows")}
+            )
 
     @staticmethod
     def summary(content: Content) -> list[str]:
         targets = [row for row in content["rows"] if row["target"] is not None]
         missed = [f"{row['ratio']:.2f}x, target {row['target']:g}: {row['case']}" for row in targets if not row["met"]]
-        return [f"{len(content['rows'])} rows, {len(targets) - len(missed)} of {len(targets)} targets met", *missed]
+        failed = [f"{name}: {error}" for name, error in content["failed"].items()]
+        met = f"{len(targets) - len(missed)} of {len(targets)} targets met"
+        return [f"{len(content['rows'])} rows, {met}", *missed, *failed]
 
 
 class Multi30k(Part):

@@ -90,4 +90,4 @@ def convolution_rows(quick: bool) -> list[Row]:
 
 def run(quick: bool) -> list[Row]:
     torch.manual_seed(0)
-    return [*attention_rows(quick), *norm_rows(quick), *convolution_rows(quick)]
+    return [*norm_rows(quick), *convolution_rows(quick), *attention_rows(quick)]

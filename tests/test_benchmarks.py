@@ -47,6 +47,18 @@ def test_rows_are_kept_claim_by_claim_and_resumed(tmp_path, monkeypatch):
         main([*command, "--threads", "2"])
 
 
+def test_a_claim_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr(importlib.import_module("benchmarks.norm"), "run", lambda quick: [1 / 0])
+    with pytest.raises(SystemExit, match="error: norm: ZeroDivisionError: division by zero"):
+        main(["norm", "loss", "kernels", "--quick", "--json", str(file)])
+    content = json.loads(file.read_text())
+    assert {row["claim"] for row in content["rows"]} == {"loss", "kernels"} and list(content["failed"]) == ["norm"]
+    monkeypatch.undo()
+    assert {row.claim for row in main(["norm", "loss", "--quick", "--json", str(file), "--resume"])} >= {"norm", "loss"}
+    assert json.loads(file.read_text())["failed"] == {}
+
+
 def stopped(quick: bool) -> list[Row]:
     raise KeyboardInterrupt
 
