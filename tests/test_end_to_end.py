@@ -256,6 +256,16 @@ def test_hydra_refuses_in_one_line(data_bin, tmp_path):
     assert out.splitlines()[-1].startswith("--norm: 'adanrom' is not one of ") and "Traceback" not in out
 
 
+def test_hydra_refuses_a_name_without_a_file(data_bin, tmp_path):
+    command = ["--config-dir", USER_DIR / "conf", "--config-name", "muse_iwslt_de_em", f"common.user_dir={USER_DIR}"]
+    process = start("fairseq_cli.hydra_train", *command, "common.cpu=true", f"++task.data={data_bin}", cwd=tmp_path)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    message = out.splitlines()[-1]
+    assert message.startswith("--config-name: there is no muse_iwslt_de_em.yaml in ") and "Traceback" not in out
+    assert message.endswith("; did you mean 'muse_iwslt_de_en'?")
+
+
 def test_two_processes_train_and_resume(data_bin, tmp_path):
     def train(max_update: int) -> list[str]:
         with socket.socket() as free:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import re
 from collections import defaultdict
 from typing import Any, get_args, get_type_hints
 
@@ -50,16 +51,31 @@ def test_there_are_trainers():
     assert len(all_fields()) > 50
 
 
+# Earlier names that mean something else in the other programs: a trained model, and a part of the data.
+RENAMED = {"model": "backbone", "split": "split_kind"}
+
+
 def test_an_option_has_one_name_everywhere():
     fields = all_fields()
     of_alias = defaultdict(set)
     for place, item, _ in fields:
         for alias in item.metadata["aliases"]:
+            if RENAMED.get(alias) == item.name:
+                continue
             of_alias[alias].add((item.name, place))
     wrong = {f"{place} --{item.name}": of_alias[item.name] for place, item, _ in fields if item.name in of_alias}
     assert not wrong, "an earlier name of another program's option"
     ambiguous = {alias: names for alias, names in of_alias.items() if len({name for name, _ in names}) > 1}
     assert not ambiguous, "one earlier name of two options"
+
+
+def test_an_option_means_the_same_everywhere():
+    """``--split`` is a part of the data, ``--model`` what was trained before."""
+    for place, item, _ in all_fields():
+        if item.name == "split":
+            assert set(item.metadata["choices"]) <= {"train", "valid", "test"}, place
+        if item.name == "model":
+            assert re.search("file|folder", item.metadata["help"]), place
 
 
 # Two papers' names: of a ranking loss, and of weights by the lead of a teacher.

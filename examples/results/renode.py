@@ -22,7 +22,7 @@ IMBALANCES: dict[str, dict[str, Any]] = {
 }
 GRID = {"Cora": BACKBONES, "CiteSeer": ("gcn", "gat"), "Photo": ("gcn", "sage"), "Computers": ("gcn", "sage")}
 # 58 classes, the smallest of 15 nodes: a small quota, and random validation nodes.
-DEBIAN: dict[str, Any] = {"split": "random", "train_each": 5, "valid_each": 5}
+DEBIAN: dict[str, Any] = {"split_kind": "random", "train_each": 5, "valid_each": 5}
 
 # The released recipe was made for small citation graphs: on Amazon's its rate has decayed before a model has learned
 # them, and runs differ by tens of points.
@@ -109,7 +109,7 @@ def _runs(
         | _source(dataset, options)
         | (DEBIAN if dataset == "debian_deps" else IMBALANCES[split])
     )
-    chosen = TrainOptions(model=model, loss=loss, renode=renode, **own)
+    chosen = TrainOptions(backbone=model, loss=loss, renode=renode, **own)
     asked_for = TrainRuns(out=str(options.out / "renode" / slug), splits=options.splits, inits=options.inits)
     experiment = run(chosen, asked_for)
     kept = ("weighted_f1", "macro_f1", "totoro")

@@ -29,6 +29,7 @@ single models      ``--task multilingual_translation`` with an architecture that
                    omegaconf.
 bfloat16           ``--bf16`` and ``--memory-efficient-bf16`` on a command line are taken for ``--tpu``.
 hydra refusals     with ``fairseq-hydra-train`` an option that is refused ends in a traceback and exit code 1.
+hydra names        ``fairseq-hydra-train`` trains with its defaults where no file has the name of ``--config-name``.
 inference dtype    there is no ``--inference-dtype``, with which decoding on a CPU takes less than half the time.
 =================  ===================================================================================================
 """
@@ -51,7 +52,13 @@ from .data import (
 )
 from .generation import replace_unknown_words, search_diverse_beams, spare_short_sentences
 from .inference import add_inference_dtype
-from .messages import end_hydra_in_one_line, name_damaged_checkpoints, name_long_sentences, name_single_models
+from .messages import (
+    end_hydra_in_one_line,
+    name_absent_configurations,
+    name_damaged_checkpoints,
+    name_long_sentences,
+    name_single_models,
+)
 from .number_formats import keep_bfloat16_off_tpus
 
 __all__ = ["BROKEN", "OFF_SWITCH", "allow_checkpoint_types", "apply", "patched"]
@@ -114,5 +121,6 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "single models": name_single_models,
     "bfloat16": keep_bfloat16_off_tpus,
     "hydra refusals": end_hydra_in_one_line,
+    "hydra names": name_absent_configurations,  # after the refusals, which end its own in one line
     "inference dtype": add_inference_dtype,
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,13 @@ import numpy as np
 from ..training.errors import DataError, InputError, OptionError
 from ..training.files import load_safely
 
-__all__ = ["end_hydra_in_one_line", "name_damaged_checkpoints", "name_long_sentences", "name_single_models"]
+__all__ = [
+    "end_hydra_in_one_line",
+    "name_absent_configurations",
+    "name_damaged_checkpoints",
+    "name_long_sentences",
+    "name_single_models",
+]
 
 
 def name_damaged_checkpoints() -> bool:
@@ -46,6 +54,23 @@ def end_hydra_in_one_line() -> bool:
         kept.__set__(self, value)
 
     job.return_value = kept.setter(keep)
+    return True
+
+
+def name_absent_configurations() -> bool:
+    """Refuse a ``--config-name`` without a file: fairseq registers its defaults under whatever name is given."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return True
+    job, sources = HydraConfig.get().job, HydraConfig.get().runtime.config_sources
+    folders = [Path(source.path) for source in sources if source.schema == "file"]
+    name = str(job.config_name).removesuffix(".yaml")
+    if not any((folder / f"{name}.yaml").is_file() for folder in folders):
+        files = [path.relative_to(folder).with_suffix("") for folder in folders for path in folder.rglob("*.yaml")]
+        near = difflib.get_close_matches(name, map(str, files), n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise OptionError(f"--config-name: there is no {name}.yaml in {', '.join(map(str, folders))}{hint}")
     return True
 
 

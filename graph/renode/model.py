@@ -211,9 +211,9 @@ def options_of(name: str, num_layers: int = 2) -> set[str]:
 
 def _factory(name: str) -> type[nn.Module]:
     if not name.startswith(PACKAGE):
-        return MODELS[choose("--model", name, MODELS)]
+        return MODELS[choose("--backbone", name, MODELS)]
     # A table look-up, never an import: only what torch_geometric.nn.models exports can be named.
-    bare = choose(f"--model {name}", name.removeprefix(PACKAGE), torch_geometric.nn.models.classes)
+    bare = choose(f"--backbone {name}", name.removeprefix(PACKAGE), torch_geometric.nn.models.classes)
     return getattr(torch_geometric.nn.models, bare)
 
 
@@ -228,7 +228,7 @@ def _checked(name: str, factory: type[nn.Module], options: dict[str, Any]) -> nn
     except (TypeError, AttributeError, AssertionError, ValueError) as error:
         reason = str(error) or type(error).__name__
         raise OptionError(
-            f"--model: {name} does not make logits from x, edge_index and its sizes ({reason.splitlines()[0]})"
+            f"--backbone: {name} does not make logits from x, edge_index and its sizes ({reason.splitlines()[0]})"
         ) from error
     return model
 
@@ -237,7 +237,9 @@ def _checked(name: str, factory: type[nn.Module], options: dict[str, Any]) -> nn
 class ModelOptions(OptionSet):
     """Which model."""
 
-    model: str = option("gcn", f"{', '.join(MODELS)}, or torch_geometric.nn.models.CLASS (released: sgc)")
+    backbone: str = option(
+        "gcn", f"{', '.join(MODELS)}, or torch_geometric.nn.models.CLASS (released: sgc)", aliases=("model",)
+    )
     num_layers: int = option(2, "of the model (released: 2)", least=1, aliases=("layers",))
     hidden_size: int = option(32, "width (released: 32)", least=1, aliases=("hidden",))
     dropout: float = option(0.5, "on hidden activations (released: 0.5)", least=0, below=1)
@@ -246,16 +248,16 @@ class ModelOptions(OptionSet):
     def __post_init__(self) -> None:
         super().__post_init__()
         arguments = {"num_layers": "num_layers", "hidden_size": "hidden_channels", "dropout": "dropout", "hops": "hops"}
-        used = options_of(self.model, self.num_layers)
+        used = options_of(self.backbone, self.num_layers)
         idle = [name for name, argument in arguments.items() if argument not in used]
-        self.refuse_idle(f"with --model {self.model} of --num-layers {self.num_layers}", *idle)
+        self.refuse_idle(f"with --backbone {self.backbone} of --num-layers {self.num_layers}", *idle)
 
     def make_model(
         self, in_channels: int, out_channels: int, alpha: float, matrix: Callable[..., Tensor] | None = None
     ) -> nn.Module:
         """The model, with initial weights, as :func:`build_model`."""
         return build_model(
-            self.model,
+            self.backbone,
             in_channels,
             out_channels,
             self.hidden_size,

@@ -47,8 +47,8 @@ class TrainOptions(GraphOptions, SplitOptions, WeightOptions, ModelOptions, Loss
         super().__post_init__()
         if self.renode == "off":
             self.refuse_idle("with --renode off", "w_min", "w_max", "ties", "tol", "max_iter")
-            if "alpha" not in options_of(self.model, self.num_layers):
-                self.refuse_idle(f"with --renode off and --model {self.model}", "alpha")
+            if "alpha" not in options_of(self.backbone, self.num_layers):
+                self.refuse_idle(f"with --renode off and --backbone {self.backbone}", "alpha")
         if self.equal_classes:
             self.refuse_idle("with as many labelled nodes of each class", "beta")
 

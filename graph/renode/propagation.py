@@ -164,7 +164,7 @@ def dense_pagerank(edge_index: Tensor, num_nodes: int, alpha: float) -> Tensor:
         OptionError: more nodes than ``PPNP_NODES``.
     """
     if num_nodes > PPNP_NODES:
-        raise OptionError(f"--model: ppnp takes at most {PPNP_NODES} nodes, the graph has {num_nodes}; choose appnp")
+        raise OptionError(f"--backbone: ppnp takes at most {PPNP_NODES} nodes, the graph has {num_nodes}; choose appnp")
     rows = PageRank(edge_index, num_nodes, alpha, tol=1e-8).rows(torch.arange(num_nodes))
     return rows.to(edge_index.device, torch.float32)
 

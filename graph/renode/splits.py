@@ -103,7 +103,7 @@ def make_split(data: Data, kind: str = "compat", seed: int = 0, *, valid_each: i
         OptionError, DataError: a wrong option; too few nodes of a class; absent, empty or overlapping masks; a class
             without labelled nodes.
     """
-    choose("--split", kind, SPLITS)
+    choose("--split-kind", kind, SPLITS)
     if kind == "public":
         return _public_split(data, seed)
     if valid_each < 1:
@@ -122,7 +122,7 @@ def make_split(data: Data, kind: str = "compat", seed: int = 0, *, valid_each: i
 
 def labelled_nodes(data: Data, kind: str = "compat", seed: int = 0, **imbalance: Any) -> Tensor:
     """Ids of the labelled nodes of :func:`make_split`, which need no others: of a public split only ``train_mask``."""
-    choose("--split", kind, SPLITS)
+    choose("--split-kind", kind, SPLITS)
     if kind == "public":
         return _public_nodes(data, "train_mask", seed)
     y = as_labels(data.y, name="data.y")
@@ -155,11 +155,11 @@ def _walk(nodes: Sequence[int], y: Sequence[int], quota: Sequence[int], option: 
 def _public_nodes(data: Data, name: str, seed: int) -> Tensor:
     mask = data.get(name)
     if mask is None:
-        raise DataError(f"--split public: the graph has no {name}")
+        raise DataError(f"--split-kind public: the graph has no {name}")
     count = _public_splits(data)
     if not 0 <= seed < count:
-        raise OptionError(f"--split public: split {seed} is not there, the graph has {count}, counted from 0")
-    mask, name, y = as_tensor(mask, name), f"--split public: {name}", as_labels(data.y, name="data.y")
+        raise OptionError(f"--split-kind public: split {seed} is not there, the graph has {count}, counted from 0")
+    mask, name, y = as_tensor(mask, name), f"--split-kind public: {name}", as_labels(data.y, name="data.y")
     # A mask of one column goes with each column of the others.
     nodes = node_ids(mask, len(y), name, seed if mask.dim() == 2 and mask.size(1) > 1 else None)
     if not len(nodes):
@@ -174,10 +174,10 @@ def _public_split(data: Data, seed: int) -> Split:
     y = as_labels(data.y, name="data.y")
     absent = torch.bincount(y[train], minlength=int(y.max()) + 1) == 0
     if absent.any():
-        raise DataError(f"--split public: class {int(absent.nonzero()[0])} has no labelled node")
+        raise DataError(f"--split-kind public: class {int(absent.nonzero()[0])} has no labelled node")
     for name, nodes in (("train_mask", train), ("val_mask", valid)):
         if both := len(set(nodes.tolist()) & set(test.tolist())):
-            raise DataError(f"--split public: {both} nodes are in {name} and in test_mask")
+            raise DataError(f"--split-kind public: {both} nodes are in {name} and in test_mask")
     return Split(train, valid, test)
 
 
@@ -197,7 +197,7 @@ def count_splits(data: Data, kind: str, wanted: int = 0) -> int:
 
 def _public_splits(data: Data) -> int:
     if data.get("train_mask") is None:
-        raise DataError("--split public: the graph has no train_mask")
+        raise DataError("--split-kind public: the graph has no train_mask")
     mask = as_tensor(data.train_mask, "train_mask")
     return mask.size(1) if mask.dim() == 2 and len(mask) == len(data.y) else 1
 
@@ -206,18 +206,19 @@ def _public_splits(data: Data) -> int:
 class LabelOptions(OptionSet):
     """Which of its nodes are labelled."""
 
-    split: str = option(
+    split_kind: str = option(
         "compat",
         "compat: the released splits, which validate on the lowest ids left of each class; random: random validation "
         "nodes, too; public: the masks of the data set",
         SPLITS,
+        aliases=("split",),
     )
     train_each: int = option(20, "labelled nodes a class (released: 20)", least=1, idle={"imbalance": ("step",)})
     imbalance: str = option(
         "none",
         "step: head classes have --imbalance-ratio times as many labelled nodes (released: none)",
         IMBALANCES,
-        idle={"split": ("public",)},
+        idle={"split_kind": ("public",)},
     )
     labeling_ratio: float = option(
         0.05, "labelled share of all nodes, for step (released: 0.01)", above=0, below=1, idle={"imbalance": ("none",)}
@@ -227,31 +228,31 @@ class LabelOptions(OptionSet):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.split == "public":
-            self.refuse_idle("with --split public", "train_each")
+        if self.split_kind == "public":
+            self.refuse_idle("with --split-kind public", "train_each")
         if self.imbalance_ratio == 1:
             self.refuse_idle("with --imbalance-ratio 1", "head_classes")
 
     @property
     def equal_classes(self) -> bool:
         """Whether all classes have as many labelled nodes, by these options."""
-        return self.split != "public" and (self.imbalance == "none" or self.imbalance_ratio == 1)
+        return self.split_kind != "public" and (self.imbalance == "none" or self.imbalance_ratio == 1)
 
     def labelled_nodes(self, data: Data, seed: int = 0) -> Tensor:
         """As :func:`labelled_nodes`."""
-        return labelled_nodes(data, self.split, seed, **self._quotas())
+        return labelled_nodes(data, self.split_kind, seed, **self._quotas())
 
     def _quotas(self) -> dict[str, Any]:
         """The arguments of :func:`quotas`."""
-        return {item.name: getattr(self, item.name) for item in fields(LabelOptions) if item.name != "split"}
+        return {item.name: getattr(self, item.name) for item in fields(LabelOptions) if item.name != "split_kind"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions(LabelOptions):
     """Which of its nodes are labelled, and which validate."""
 
-    valid_each: int = option(30, "validation nodes a class (released: 30)", least=1, idle={"split": ("public",)})
+    valid_each: int = option(30, "validation nodes a class (released: 30)", least=1, idle={"split_kind": ("public",)})
 
     def make_split(self, data: Data, seed: int = 0) -> Split:
         """As :func:`make_split`."""
-        return make_split(data, self.split, seed, valid_each=self.valid_each, **self._quotas())
+        return make_split(data, self.split_kind, seed, valid_each=self.valid_each, **self._quotas())

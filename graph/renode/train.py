@@ -75,7 +75,9 @@ def fit(
     for _ in training:
         logits = model.train()(data.x, data.edge_index)
         if logits.shape[:1] != y.shape:
-            raise OptionError(f"--model: gives {tuple(logits.shape)}, not a row of logits for each of {len(y)} nodes")
+            raise OptionError(
+                f"--backbone: gives {tuple(logits.shape)}, not a row of logits for each of {len(y)} nodes"
+            )
         value = loss(logits[split.train], y[split.train], weight)
         optimizer.zero_grad()
         value.backward()
@@ -109,7 +111,7 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
     classes = int(data.y.max()) + 1
     device = torch_device(runs.device)
     on_device = copy.copy(data).to(device)
-    runs = replace(runs, splits=count_splits(data, options.split, runs.splits))
+    runs = replace(runs, splits=count_splits(data, options.split_kind, runs.splits))
     splits = [options.make_split(data, seed) for seed in range(runs.splits)]
     counts = [torch.bincount(data.y[split.train], minlength=classes) for split in splits]
     if all(len(count.unique()) == 1 for count in counts):

@@ -20,7 +20,15 @@ from tests.helpers import ROOT
 NAMES = [
     *("safe checkpoints", "whole checkpoints", "overrides", "last batch", "numpy names", "cached data", "huffman data"),
     *("dictionary flags", "plain encoders", "mbart task", "diverse beams", "replace unk", "short sentences"),
-    *("damaged files", "long sentences", "single models", "bfloat16", "hydra refusals", "inference dtype"),
+    *(
+        "damaged files",
+        "long sentences",
+        "single models",
+        "bfloat16",
+        "hydra refusals",
+        "hydra names",
+        "inference dtype",
+    ),
 ]
 
 

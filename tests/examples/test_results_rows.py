@@ -325,7 +325,7 @@ def test_renode_rows(monkeypatch, tmp_path):
     for row in content["rows"]:
         for side in ("off", "on"):
             number, chosen = next(calls)
-            assert (chosen.renode, chosen.model, chosen.loss) == (side, row["model"], row["loss"])
+            assert (chosen.renode, chosen.backbone, chosen.loss) == (side, row["model"], row["loss"])
             ratio = {"balanced": None, "step 5": 5.0, "step 10": 10.0}[row["split"]]
             assert (chosen.imbalance == "step") == (ratio is not None) and ratio in (None, chosen.imbalance_ratio)
             assert list(row[side]) == ["split0-init0", "split1-init0"]

@@ -35,7 +35,7 @@ def cora_root(tmp_path_factory):
 
 
 def test_score(tmp_path, capsys):
-    main(["score", "--dataset", "KarateClub", "--split", "public", "--out", str(tmp_path)])
+    main(["score", "--dataset", "KarateClub", "--split-kind", "public", "--out", str(tmp_path)])
     printed = json.loads(capsys.readouterr().out)
     rows = [line.split("\t") for line in (tmp_path / "scores.tsv").read_text().splitlines()]
     arrays, summary = np.load(tmp_path / "scores.npz"), json.loads((tmp_path / "scores.json").read_text())
@@ -66,7 +66,7 @@ def test_score_and_plot_need_no_more_than_they_use(tmp_path):
     for name, labels in (("full", graph.y), ("few", torch.where(graph.train_mask, graph.y, -1))):
         torch.save(Data(edge_index=graph.edge_index, y=labels, train_mask=graph.train_mask), tmp_path / f"{name}.pt")
         for command in ("score", "plot"):
-            options = f"--dataset {tmp_path / name}.pt --split public --out {tmp_path / name}"
+            options = f"--dataset {tmp_path / name}.pt --split-kind public --out {tmp_path / name}"
             main([command, *options.split()])
     full, few = (np.load(tmp_path / name / "scores.npz") for name in ("full", "few"))
     assert all(np.array_equal(full[name], few[name]) for name in full.files)
@@ -156,7 +156,7 @@ def test_train_survives_a_kill(tmp_path):
 
 
 def test_plot(tmp_path):
-    main(["plot", "--dataset", "KarateClub", "--split", "public", "--out", str(tmp_path)])
+    main(["plot", "--dataset", "KarateClub", "--split-kind", "public", "--out", str(tmp_path)])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(PICTURES)
     for name in PICTURES:
         picture = imread(tmp_path / name)[..., :3]
@@ -174,19 +174,19 @@ def test_plot_of_a_part(tmp_path, cora_root):
     ("command", "message"),
     [
         (
-            "score --dataset KarateClub --split public --alpha 0",
+            "score --dataset KarateClub --split-kind public --alpha 0",
             "--alpha must be greater than 0 and less than 1, got 0.0",
         ),
-        ("score --dataset KarateClub --split public --w-min 2", "w_min"),
+        ("score --dataset KarateClub --split-kind public --w-min 2", "w_min"),
         ("score --dataset KarateKlub", "did you mean 'KarateClub'"),
-        ("train --dataset KarateClub --split public", "the graph has no val_mask"),
+        ("train --dataset KarateClub --split-kind public", "the graph has no val_mask"),
         ("train --splits -1", "--splits must be at least 0, got -1"),
         ("train-large --splits 0", "--splits must be at least 1, got 0"),
         ("train --inits 0", "--inits must be at least 1, got 0"),
         ("train --dataset KarateClub --train-each 2 --valid-each 1 --out setup.py", "--out: cannot write"),
-        ("score --dataset KarateClub --split public --out setup.py", "--out: cannot write"),
-        ("plot --dataset KarateClub --split public --out setup.py", "--out: cannot write"),
-        ("plot --dataset KarateClub --split public --layout-nodes 0", "--layout-nodes must be at least 1"),
+        ("score --dataset KarateClub --split-kind public --out setup.py", "--out: cannot write"),
+        ("plot --dataset KarateClub --split-kind public --out setup.py", "--out: cannot write"),
+        ("plot --dataset KarateClub --split-kind public --layout-nodes 0", "--layout-nodes must be at least 1"),
     ],
 )
 def test_one_line_errors(command, message, monkeypatch):

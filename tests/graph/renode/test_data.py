@@ -128,7 +128,7 @@ def test_public_splits():
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("compt", {}, "--split: 'compt' is not one of .* did you mean 'compat'"),
+        ("compt", {}, "--split-kind: 'compt' is not one of .* did you mean 'compat'"),
         ("compat", dict(imbalance="stepp"), "--imbalance: 'stepp' .* did you mean 'step'"),
         ("compat", dict(train_each=25), "--train-each.*class 0 has only 20 of 25 nodes"),
         ("compat", dict(train_each=15, valid_each=6), "--valid-each: class 0 has only 5 of 6 nodes"),
@@ -138,7 +138,7 @@ def test_public_splits():
         ("compat", dict(imbalance="step", head_classes=[0, 3]), "--head-classes: .* among the classes 0 to 2"),
         ("compat", dict(imbalance="step", labeling_ratio=0.01), "leaves a class without labelled nodes"),
         ("compat", dict(imbalance="step", labeling_ratio=1.5), "--labeling-ratio must be in"),
-        ("public", {}, "--split public: the graph has no train_mask"),
+        ("public", {}, "--split-kind public: the graph has no train_mask"),
     ],
 )
 def test_split_refusals(kind, options, message):
@@ -156,11 +156,11 @@ def test_public_split_refusals():
         make_split(data, "public")
     data.train_mask = torch.ones(60, dtype=torch.bool)
     data.test_mask = torch.arange(60) > 57
-    with pytest.raises(DataError, match="--split public: 2 nodes are in train_mask and in test_mask"):
+    with pytest.raises(DataError, match="--split-kind public: 2 nodes are in train_mask and in test_mask"):
         make_split(data, "public")
     data.train_mask = ~data.test_mask
     data.val_mask = torch.arange(60) == 59
-    with pytest.raises(DataError, match="--split public: 1 nodes are in val_mask and in test_mask"):
+    with pytest.raises(DataError, match="--split-kind public: 1 nodes are in val_mask and in test_mask"):
         make_split(data, "public")
     data.y[5] = -1
     with pytest.raises(DataError, match="train_mask marks node 5, which has no label"):
@@ -242,7 +242,7 @@ def test_graph_refusals(parts, message):
 def test_masks_that_are_none(mask):
     data = toy()
     data.train_mask = mask
-    with pytest.raises(DataError, match=r"--split public: train_mask: wanted |^train_mask: wanted "):
+    with pytest.raises(DataError, match=r"--split-kind public: train_mask: wanted |^train_mask: wanted "):
         labelled_nodes(data, "public")
 
 

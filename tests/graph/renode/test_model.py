@@ -247,12 +247,12 @@ def test_every_backbone_trains(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("gccn", {}, "--model: 'gccn' is not one of gcn, .*did you mean 'gcn'"),
+        ("gccn", {}, "--backbone: 'gccn' is not one of gcn, .*did you mean 'gcn'"),
         (PACKAGE + "GraphSAG", {}, "did you mean 'GraphSAGE'"),
         ("torch_geometric.nn.models.MLP", {}, "does not make logits from x, edge_index"),
         ("torch_geometric.nn.models.PNA", {}, "does not make logits from x, edge_index"),
-        ("torch_geometric.nn.models.__class__", {}, "--model"),
-        ("os.system", {}, "--model: 'os.system' is not one of"),
+        ("torch_geometric.nn.models.__class__", {}, "--backbone"),
+        ("os.system", {}, "--backbone: 'os.system' is not one of"),
         ("gat", dict(hidden_channels=30), "--hidden-size must be a multiple of gat's 4 heads, got 30"),
         ("gcn", dict(num_layers=0), "--num-layers, --hidden-size and --hops must be at least 1"),
         ("gcn", dict(dropout=1.0), "--dropout in"),

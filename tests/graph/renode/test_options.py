@@ -41,9 +41,9 @@ GRAPH = {
 }
 STEP = "--train-each 20 --imbalance step --labeling-ratio 0.3 --head-classes 0"
 LABELS = {
-    "split": Row("--split public", "--train-each 20"),
-    "train-each": Row("--train-each 5", idle=("--split public --train-each 5", f"{STEP} --train-each 5")),
-    "imbalance": Row(STEP, idle=("--split public --train-each 20 --imbalance step",)),
+    "split-kind": Row("--split-kind public", "--train-each 20"),
+    "train-each": Row("--train-each 5", idle=("--split-kind public --train-each 5", f"{STEP} --train-each 5")),
+    "imbalance": Row(STEP, idle=("--split-kind public --train-each 20 --imbalance step",)),
     "labeling-ratio": Row("--labeling-ratio 0.2", STEP, ("--labeling-ratio 0.3",)),
     "imbalance-ratio": Row("--imbalance-ratio 2", STEP, ("--imbalance-ratio 2",)),
     "head-classes": Row("--head-classes 1", STEP, ("--head-classes 1", f"{STEP} --imbalance-ratio 1 --head-classes 1")),
@@ -62,10 +62,10 @@ LOSS = {
     "log-end": Row("--log-end 0.2", "--loss encouraging", ("--log-end 0.2", "--loss focal --log-end 0.2")),
 }
 OFF = "--renode off"
-PUBLIC = "--split public --train-each 20 --valid-each 30"
+PUBLIC = "--split-kind public --train-each 20 --valid-each 30"
 SCHEDULE = "--epochs 40 --lr 0.2 --lr-decay-epoch 2"
 SCORE = GRAPH | LABELS | WEIGHTS | {
-    "split-seed": Row("--split-seed 1", idle=("--split public --train-each 20 --split-seed 1",)),
+    "split-seed": Row("--split-seed 1", idle=("--split-kind public --train-each 20 --split-seed 1",)),
     "out": Row("--out elsewhere"),
 }  # fmt: skip
 TRAIN = GRAPH | LABELS | WEIGHTS | LOSS | {
@@ -73,19 +73,19 @@ TRAIN = GRAPH | LABELS | WEIGHTS | LOSS | {
         name: row._replace(idle=(*row.idle, f"{OFF} {row.option}"))
         for name, row in WEIGHTS.items()
     },
-    "split": Row(PUBLIC),
-    "alpha": Row("--alpha 0.4", f"{OFF} --model appnp", (f"{OFF} --alpha 0.4", f"{OFF} --model sgc --alpha 0.4")),
+    "split-kind": Row(PUBLIC),
+    "alpha": Row("--alpha 0.4", f"{OFF} --backbone appnp", (f"{OFF} --alpha 0.4", f"{OFF} --backbone sgc --alpha 0.4")),
     "beta": Row("--beta 0.1", f"{STEP} --loss cb-softmax", ("--beta 0.1", "--loss cb-softmax --beta 0.1",
         f"{PUBLIC} --loss cb-softmax --beta 0.1")),
-    "valid-each": Row("--valid-each 5", idle=("--split public --train-each 20 --valid-each 5",)),
+    "valid-each": Row("--valid-each 5", idle=("--split-kind public --train-each 20 --valid-each 5",)),
     "normalize-features": Row("--normalize-features"),
-    "model": Row("--model sage"),
+    "backbone": Row("--backbone sage"),
     "num-layers": Row("--num-layers 3"),
-    "hidden-size": Row("--hidden-size 5", idle=("--model sgc --hidden-size 5", "--num-layers 1 --hidden-size 5",
-        "--model torch_geometric.nn.models.GIN --num-layers 1 --hidden-size 5")),
-    "dropout": Row("--dropout 0.2", idle=("--model sgc --dropout 0.2", "--num-layers 1 --dropout 0.2",
-        "--model torch_geometric.nn.models.GIN --num-layers 1 --dropout 0.2")),
-    "hops": Row("--hops 3", "--model appnp", ("--hops 3", "--model ppnp --hops 3")),
+    "hidden-size": Row("--hidden-size 5", idle=("--backbone sgc --hidden-size 5", "--num-layers 1 --hidden-size 5",
+        "--backbone torch_geometric.nn.models.GIN --num-layers 1 --hidden-size 5")),
+    "dropout": Row("--dropout 0.2", idle=("--backbone sgc --dropout 0.2", "--num-layers 1 --dropout 0.2",
+        "--backbone torch_geometric.nn.models.GIN --num-layers 1 --dropout 0.2")),
+    "hops": Row("--hops 3", "--backbone appnp", ("--hops 3", "--backbone ppnp --hops 3")),
     "renode": Row(OFF),
     "lr": Row("--lr 0.1"),
     "lr-decay": Row("--lr-decay 0.5", "--lr-decay-epoch 2", ("--lr-decay 0.5",)),
@@ -256,7 +256,7 @@ IDLE = [(command, name, given) for command, rows in COMMANDS.items() for name in
 
 @pytest.mark.parametrize(("command", "name", "given"), IDLE)
 def test_idle_options_are_refused(command, name, given, tmp_path):
-    if command == "train" and "--split public" in given and name != "valid-each":
+    if command == "train" and "--split-kind public" in given and name != "valid-each":
         given = f"--valid-each 30 {given}"
     with pytest.raises(InputError, match=f"^--{name}\\b.*(has no effect|public split)|split 1 is not there") as error:
         main([command, *BASE[command].split(), "--out", str(tmp_path / "out"), *given.split()])

@@ -240,7 +240,7 @@ def test_figures_are_those_of_the_test_nodes_at_the_best_epoch(tmp_path, monkeyp
     data.train_mask, data.val_mask, data.test_mask = place < 3, (place >= 3) & (place < 7), place >= 7
     torch.save(data, tmp_path / "graph.pt")
     monkeypatch.setattr(model, "build_model", lambda *_: Planted(epochs, 3))
-    options = TrainOptions(dataset=str(tmp_path / "graph.pt"), split="public", epochs=3)
+    options = TrainOptions(dataset=str(tmp_path / "graph.pt"), split_kind="public", epochs=3)
     run = train.run(options, TrainRuns(out=str(tmp_path / "out"), inits=1)).runs["split0-init0"]
     # In the second epoch, F1 of the test nodes' classes: 2/3, 4/5, 0; of the validation nodes': 2/3, 1, 2/3.
     expected = {
@@ -338,7 +338,7 @@ def test_renode_weights_reach_the_loss(graph_file, monkeypatch):
     [
         ({"alpha": 1.2}, "--alpha must be greater than 0 and less than 1, got 1.2"),
         ({"w_min": 2.0}, "wanted 0 <= w_min <= w_max"),
-        ({"model": "gccn"}, "--model: 'gccn' is not one of .*did you mean 'gcn'"),
+        ({"backbone": "gccn"}, "--backbone: 'gccn' is not one of .*did you mean 'gcn'"),
         ({"loss": "focl"}, "--loss: 'focl' is not one of .*did you mean 'focal'"),
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"lr": math.nan}, "--lr must be finite, got nan"),
@@ -355,8 +355,8 @@ def test_refused_before_anything_is_written(graph_file, more, message):
 
 
 def test_a_model_of_whole_graphs_is_refused(graph_file):
-    with pytest.raises(OptionError, match=r"--model: gives \(1, 3\), not a row of logits for each of 150 nodes"):
-        run(graph_file, model="torch_geometric.nn.models.NeuralFingerprint")
+    with pytest.raises(OptionError, match=r"--backbone: gives \(1, 3\), not a row of logits for each of 150 nodes"):
+        run(graph_file, backbone="torch_geometric.nn.models.NeuralFingerprint")
 
 
 def test_a_diverging_loss_is_named(graph_file):

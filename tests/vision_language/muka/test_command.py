@@ -44,6 +44,13 @@ def command(world):
 
 
 @pytest.fixture(scope="module")
+def diagnose(world):
+    """Arguments of a diagnosis of both teachers."""
+    teachers = ["--teachers", str(world.first), str(world.second)]
+    return ["diagnose", *teachers, "--data", str(world.data), "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
 def student(command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")
     main([*command, "--no-margin", "--epochs", "12", "--out", str(folder / "model"), "--cache", str(folder / "cache")])
@@ -117,34 +124,23 @@ def test_evaluate_an_ensemble(world, capsys):
     assert report["accuracy"] == pytest.approx(np.mean(right))
 
 
-def test_diagnose(student, world, tmp_path, capsys):
-    common = ["--teachers", str(world.first), str(world.second), "--data", str(world.data), "--device", "cpu"]
+def test_diagnose(diagnose, student, world, tmp_path, capsys):
     out = tmp_path / "out"
-    main(["diagnose", *common, "--student", str(student), "--supervised", str(student), "--out", str(out)])
+    main([*diagnose, "--student", str(student), "--supervised", str(student), "--out", str(out)])
     report = json.loads((out / "diagnostics.json").read_text())
     assert 0 < report["selection_accuracy"] <= 1 and report["chance_selection_accuracy"] == 0.5
     assert set(report["kl_to_supervised"]) == {"soft", "hard", "ensemble"} and report["calibration_error"] >= 0
     assert report["supervised_accuracy"] == report["accuracy"]
     assert (out / "scores.png").read_bytes()[:4] == b"\x89PNG" and len(list((out / "cache").iterdir())) == 4
     capsys.readouterr()
-    main(["diagnose", *common, "--no-mc", "--score", "margin", "--out", str(tmp_path / "other")])
+    main([*diagnose, "--no-mc", "--score", "margin", "--out", str(tmp_path / "other")])
     assert json.loads((tmp_path / "other" / "diagnostics.json").read_text())["score"] == "margin"
     with pytest.raises(InputError, match="its classes are not those of the teachers together"):
-        main(["diagnose", *common, "--student", str(world.first), "--out", str(tmp_path / "third")])
+        main([*diagnose, "--student", str(world.first), "--out", str(tmp_path / "third")])
 
 
-def test_diagnosed_targets_are_those_of_the_temperatures(student, world, tmp_path):
-    command = [
-        "diagnose",
-        "--teachers",
-        str(world.first),
-        str(world.second),
-        "--data",
-        str(world.data),
-        "--device",
-        "cpu",
-    ]
-    command += ["--no-mc", "--supervised", str(student)]
+def test_diagnosed_targets_are_those_of_the_temperatures(diagnose, student, world, tmp_path):
+    command = [*diagnose, "--no-mc", "--supervised", str(student)]
     temperatures = {"temperature": 3.0, "score_temperature": 0.7}
     given = ["--temperature", "3", "--score-temperature", "0.7"]
     main([*command, *given, "--out", str(tmp_path)])
@@ -226,20 +222,10 @@ def test_models_that_cannot_read_the_texts(tmp_path, world, monkeypatch):
         assert "\n" not in str(error.value)
 
 
-def test_an_output_folder_that_is_a_file(world, tmp_path):
+def test_an_output_folder_that_is_a_file(diagnose, tmp_path):
     (tmp_path / "file").write_text("")
-    command = [
-        "diagnose",
-        "--teachers",
-        str(world.first),
-        str(world.second),
-        "--data",
-        str(world.data),
-        "--device",
-        "cpu",
-    ]
     with pytest.raises(InputError) as error:
-        main([*command, "--out", str(tmp_path / "file"), "--cache", str(tmp_path / "cache")])
+        main([*diagnose, "--out", str(tmp_path / "file"), "--cache", str(tmp_path / "cache")])
     assert str(error.value) == f"--out: cannot write to {tmp_path / 'file'}: File exists"
     assert not (tmp_path / "cache").exists()
 
