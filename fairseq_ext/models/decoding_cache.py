@@ -54,6 +54,12 @@ def reorder_sentences(
     return {**encoder_out, "beam": [shared]}
 
 
+def reorder_parts(parts: list[nn.Module], incremental_state: IncrementalState, new_order: Tensor) -> None:
+    """fairseq's ``reorder_incremental_state_scripting`` for the modules of a decoder that keep a state."""
+    for part in parts:
+        incremental_state = part.reorder_incremental_state(incremental_state, new_order) or incremental_state
+
+
 class GrowingStack:
     """Tensors (..., N, C), one a step, in one (T, ..., N, C) with room for more, reordered without allocating."""
 

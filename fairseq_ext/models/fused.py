@@ -25,7 +25,7 @@ from torch import nn
 
 from fairseq_ext.models.attention import SelectiveAttention
 from fairseq_ext.models.cross_view_attention import CrossViewAttention
-from fairseq_ext.models.decoding_cache import DecodingCache, reorder_sentences
+from fairseq_ext.models.decoding_cache import DecodingCache, reorder_parts, reorder_sentences
 from fairseq_ext.models.fused_layer import FusedDecoding
 from fairseq_ext.models.fused_muse import FusedMuseDecoderLayer, FusedMuseEncoderLayer
 from fairseq_ext.models.fused_transformer import FusedDecoderLayer, FusedEncoderLayer
@@ -70,18 +70,20 @@ def fuse_for_inference(module: nn.Module, forms: dict[type[nn.Module], Any] = MU
             form = forms.get(type(child))
             if form is not None and _is_covered(child):
                 setattr(parent, name, form(child, cache) if issubclass(form, FusedDecoding) else form(child))
-    _share_sentences(module)
+    if hasattr(module, "decoder"):
+        _reorder_less_(module)
     return module
 
 
-def _share_sentences(model: nn.Module) -> None:
-    """Lets the hypotheses of a sentence read one copy of the encoder's output, if all layers of the decoder can."""
-    if not (hasattr(model, "encoder") and hasattr(model, "decoder")):
-        return
-    layers = list(model.decoder.layers.children())
+def _reorder_less_(model: nn.Module) -> None:
+    """Lets a search touch only what moves: fairseq asks all modules at every step, and copies the encoder's output."""
+    decoder = model.decoder
+    stateful = [part for part in decoder.modules() if part is not decoder and hasattr(part, "reorder_incremental_state")]
+    decoder.reorder_incremental_state_scripting = functools.partial(reorder_parts, stateful)
+    layers = list(decoder.layers.children())
     able = all(isinstance(layer, FusedDecoding) and layer.encoder_attn is None for layer in layers)
-    reorder = model.encoder.reorder_encoder_out
-    if layers and able and not isinstance(reorder, functools.partial):
+    reorder = getattr(getattr(model, "encoder", None), "reorder_encoder_out", None)
+    if able and reorder is not None and not isinstance(reorder, functools.partial):
         model.encoder.reorder_encoder_out = functools.partial(reorder_sentences, reorder)
 
 

@@ -123,14 +123,15 @@ class FusedDecoding(FusedLayer):
         self, qkv: Tensor, incremental_state: IncrementalState, key_padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Self-attention of the newest position, ``qkv`` (B, 3 * C): (1, B, C), and all its values (B, H, T, D)."""
-        query, latest = qkv.split([self.embed_dim, 2 * self.embed_dim], dim=-1)
+        rows, heads = qkv.size(0), (self.num_heads, self.embed_dim // self.num_heads)
+        qkv = qkv.view(rows, 3, self.embed_dim)
         key_value, padding = self.cache.append(
-            incremental_state, self.cache_number, latest.unflatten(-1, (2, -1)).transpose(0, 1), key_padding_mask
+            incremental_state, self.cache_number, qkv[:, 1:].transpose(0, 1), key_padding_mask
         )
-        key, value = key_value.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 3, 0, 4).unbind()
+        key, value = key_value.view(-1, 2, rows, *heads).permute(1, 2, 3, 0, 4)
         mask = None if padding is None else additive(padding, key)
-        context, _ = self.self_attention(query.unflatten(-1, (self.num_heads, 1, -1)), key, value, mask)
-        return context.reshape(1, -1, self.embed_dim), value
+        context, _ = self.self_attention(qkv[:, 0].view(rows, heads[0], 1, heads[1]), key, value, mask)
+        return context.reshape(1, rows, self.embed_dim), value
 
     def read(
         self,
@@ -145,15 +146,17 @@ class FusedDecoding(FusedLayer):
         The encoder's output may hold one row for each sentence, which the hypotheses of a beam share.
         """
         key, value, mask = self.memory(encoder_out, key_padding_mask, incremental_state)
-        length, batch, _ = query.shape
+        length, batch, channels = query.shape
+        sentences, heads, _, width = key.shape
         # the hypotheses of a beam read one memory like successive positions of one sentence
-        beam = batch // key.size(0)
-        query = query.unflatten(-1, (self.num_heads, -1)).unflatten(1, (-1, beam)).permute(1, 3, 2, 0, 4).flatten(2, 3)
+        beam = batch // sentences
+        query = query.view(length, sentences, beam, heads, width).permute(1, 3, 2, 0, 4)
+        query = query.reshape(sentences, heads, beam * length, width)
         context, weights = self.cross_attention(query, key, value, mask, need_weights)
-        context = context.unflatten(2, (beam, length)).permute(3, 0, 2, 1, 4).reshape(length, batch, -1)
+        context = context.view(sentences, heads, beam, length, width).permute(3, 0, 2, 1, 4)
         if weights is not None:
             weights = weights.unflatten(2, (beam, length)).permute(1, 0, 2, 3, 4).flatten(1, 2)
-        return context, weights
+        return context.reshape(length, batch, channels), weights
 
     def memory(
         self, encoder_out: Tensor | None, key_padding_mask: Tensor | None, incremental_state: IncrementalState | None
