@@ -84,19 +84,17 @@ class GrowingStack:
         assert self._room is not None, "nothing was appended"
         return self._room[: self.length]
 
-    def reorder(self, new_order: Tensor, unchanged: int = 0) -> None:
-        """Lets row ``i`` be what row ``new_order[i]`` was, but in the ``unchanged`` first items, where it is equal."""
-        if unchanged == self.length:
-            return
+    def reorder(self, new_order: Tensor) -> None:
+        """Lets row ``i`` of every item be what row ``new_order[i]`` was."""
         target = self._spare_for(new_order.numel())
-        moved = target[unchanged : self.length]
-        torch.index_select(self.items[unchanged:], -2, new_order, out=moved)
-        if 2 * unchanged > self.length:  # copying back is less than copying what is unchanged
-            self.items[unchanged:] = moved
-            return
-        if unchanged:
-            target[:unchanged] = self.items[:unchanged]
+        torch.index_select(self.items, -2, new_order, out=target[: self.length])
         self._room, self._spare = target, self._room
+
+    def move(self, target: Tensor, source: Tensor) -> None:
+        """Lets the rows ``target`` of the flattened stack (T * ... * N, C) be what the rows ``source`` were."""
+        rows = self.items.flatten(0, -2)
+        moved = self._spare_for(self.items.size(-2)).flatten(0, -2)[: len(source)]
+        rows.index_copy_(0, target, torch.index_select(rows, 0, source, out=moved))
 
     def _spare_for(self, rows: int) -> Tensor:
         room = self._room
@@ -123,8 +121,8 @@ class DecodingCache(FairseqIncrementalState, nn.Module):
     """Keys and values of the layers of one decoder while it generates, in fairseq's ``incremental_state``.
 
     Shared by the layers, so that fairseq's search reorders once. Those of earlier words lie in buffers that grow by
-    doubling; hypotheses of a sentence mostly have their first words in common, which are not copied. Those of the
-    encoder's output are kept once a sentence.
+    doubling; hypotheses of a sentence have most words in common, which are not copied when they change places. Those of
+    the encoder's output are kept once a sentence.
     """
 
     def __init__(self) -> None:
@@ -172,11 +170,14 @@ class DecodingCache(FairseqIncrementalState, nn.Module):
         if not generation.writers.length:
             return incremental_state
         writers = generation.writers.items[..., 0]
-        rows, unchanged = writers.size(1), 0
-        if new_order.numel() == rows:
-            unchanged = int((writers.index_select(1, new_order) == writers).all(dim=1).sum())
-        for stack in (generation.writers, *generation.prefixes.values()):
-            stack.reorder(new_order, unchanged)
+        rows = writers.size(1)
+        moves = _moves(writers, new_order) if new_order.numel() == rows else None
+        for prefix in generation.prefixes.values():
+            if moves is None:
+                prefix.reorder(new_order)
+            elif len(moves[0]):
+                prefix.move(*moves)
+        generation.writers.reorder(new_order)
         if generation.padding is not None:
             generation.padding = generation.padding.index_select(0, new_order)
         self._reorder_memories(generation.memories, new_order, rows)
@@ -200,6 +201,17 @@ class DecodingCache(FairseqIncrementalState, nn.Module):
         if key not in incremental_state:
             incremental_state[key] = {"state": _Generation()}
         return incremental_state[key]["state"]
+
+
+def _moves(writers: Tensor, new_order: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Which rows of a flattened (T, 2, N, C) change, and what each becomes; ``None`` if they are many."""
+    step, row = (writers.index_select(1, new_order) != writers).nonzero(as_tuple=True)
+    if 2 * len(row) > writers.numel():  # a row that is moved is copied twice
+        return None
+    rows = writers.size(1)
+    key = 2 * rows * step
+    target, source = key + row, key + new_order[row]
+    return torch.cat([target, target + rows]), torch.cat([source, source + rows])
 
 
 def _extend_padding(padding: Tensor | None, latest: Tensor | None, writers: Tensor) -> Tensor:

@@ -78,7 +78,9 @@ def fuse_for_inference(module: nn.Module, forms: dict[type[nn.Module], Any] = MU
 def _reorder_less_(model: nn.Module) -> None:
     """Lets a search touch only what moves: fairseq asks all modules at every step, and copies the encoder's output."""
     decoder = model.decoder
-    stateful = [part for part in decoder.modules() if part is not decoder and hasattr(part, "reorder_incremental_state")]
+    stateful = [
+        part for part in decoder.modules() if part is not decoder and hasattr(part, "reorder_incremental_state")
+    ]
     decoder.reorder_incremental_state_scripting = functools.partial(reorder_parts, stateful)
     layers = list(decoder.layers.children())
     able = all(isinstance(layer, FusedDecoding) and layer.encoder_attn is None for layer in layers)
