@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -62,6 +63,11 @@ def run(tmp_path, capsys, monkeypatch):
         return code, *capsys.readouterr()
 
     return call
+
+
+def with_options(state: dict, **options) -> dict:
+    state["cfg"]["model"] |= options
+    return state
 
 
 def mean(*seeds: int, name: str = "encoder.embed_tokens.weight") -> torch.Tensor:
@@ -189,6 +195,51 @@ def damaged(kind: str) -> None:
         open("bad.pt", "w").write("<html>404</html>")
     elif kind == "not there":
         os.remove("bad.pt")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(("name", "one", "other"), [("adanorm_k", 0.1, 0.2), ("attention_topk", 0, 8), ("heads", 4, 8)])
+def test_models_that_compute_something_else_are_refused(run, nested, name, one, other):
+    for file, value in (("checkpoint1.pt", one), ("checkpoint2.pt", other)):
+        options = {"encoder": {name: value}} if nested else {name: value}
+        torch.save(with_options(checkpoint(1), **options), file)
+    code, _, err = run("average", "--inputs", "checkpoint1.pt", "checkpoint2.pt", "--output", "average.pt")
+    shown = f"encoder.{name}" if nested else name
+    assert code == 2 and not os.path.exists("average.pt") and len(err.splitlines()) == 1
+    assert f"{shown} is {one!r} in checkpoint1.pt and {other!r} in checkpoint2.pt" in err
+
+
+def test_namespaces_that_compute_something_else_are_refused(run):
+    for number, heads in ((1, 4), (2, 8)):
+        state = namespace("transformer_ext")
+        vars(state["cfg"]["model"]).update(encoder_attention_heads=heads, seed=number, save_dir=str(number))
+        torch.save(state, f"checkpoint{number}.pt")
+    code, _, err = run("average", "--inputs", "checkpoint1.pt", "checkpoint2.pt", "--output", "average.pt")
+    assert code == 2 and "encoder_attention_heads is 4 in checkpoint1.pt and 8 in checkpoint2.pt" in err
+
+
+def test_options_of_the_training_may_differ(run):
+    changes = {"dropout": 0.3, "encoder_layerdrop": 0.1, "init": "km", "checkpoint_activations": True}
+    torch.save(with_options(checkpoint(1), **changes, quant_noise={"pq": 0.1}), "checkpoint1.pt")
+    torch.save(with_options(checkpoint(2), encoder_layerdrop=0.0, init="", quant_noise={"pq": 0}), "checkpoint2.pt")
+    run_of = ("average", "--inputs", "checkpoint1.pt", "checkpoint2.pt", "--output", "average.pt")
+    assert run(*run_of)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["transformer_ext", "transformer_lm_ext"])
+def test_every_option_of_what_a_model_computes_is_compared(name):
+    from fairseq.models import MODEL_DATACLASS_REGISTRY
+
+    import fairseq_ext.models  # noqa: F401
+
+    skipped = {
+        item.name
+        for item in dataclasses.fields(MODEL_DATACLASS_REGISTRY[name])
+        if checkpoint_averaging._OF_TRAINING.fullmatch(item.name)
+    }
+    compared = ("norm", "adanorm", "attention_topk", "attention_normalizer", "cross_view", "block", "muse_kernels")
+    assert not [option for option in skipped if option.startswith(compared) and option != "norm_detach"]
+    assert not skipped & {"activation_fn", "encoder_attention_heads", "decoder_attention_heads", "attention_span"}
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ def make_loss(options: Options) -> EncouragingLoss:
     """
     if options.loss == "cross-entropy":
         return EncouragingLoss(log_end=options.log_end, bonus_weight=0.0)
-    return EncouragingLoss(log_end=options.log_end, defer_start=options.defer_start + 1)
+    return EncouragingLoss(log_end=options.log_end, defer_start=options.last_epoch_without_bonus + 1)
 
 
 def bonus_epochs(options: Options, epochs: int) -> int:
     """How many of the first ``epochs`` had the bonus."""
-    return 0 if options.loss == "cross-entropy" else max(epochs - 1 - options.defer_start, 0)
+    return 0 if options.loss == "cross-entropy" else max(epochs - 1 - options.last_epoch_without_bonus, 0)

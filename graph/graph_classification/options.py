@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import OptionSet, option
@@ -56,10 +57,20 @@ class Options(OptionSet):
         super().__post_init__()
         if self.loss != "encouraging":
             return
-        if self.defer_start == AS_PUBLISHED:  # results tell which epoch that is
-            object.__setattr__(self, "defer_start", DEFER_START.get(self.dataset, DEFER_START_OF_OTHERS))
-        if self.epochs < self.defer_start + 2:
+        if self.epochs < self.last_epoch_without_bonus + 2:
             raise OptionError(
                 f"--loss encouraging: has no effect with --epochs {self.epochs}, as the bonus starts after epoch "
-                f"{self.defer_start}, counted from 0 (--defer-start)"
+                f"{self.last_epoch_without_bonus}, counted from 0 (--defer-start)"
             )
+
+    @property
+    def last_epoch_without_bonus(self) -> int:
+        """``defer_start``, or the published one of the data set."""
+        if self.defer_start != AS_PUBLISHED:
+            return self.defer_start
+        return DEFER_START.get(self.dataset, DEFER_START_OF_OTHERS)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Names and values; results tell which epoch the published one is."""
+        resolved = {"defer_start": self.last_epoch_without_bonus} if self.loss == "encouraging" else {}
+        return super().as_dict() | resolved

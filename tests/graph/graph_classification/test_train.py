@@ -98,7 +98,9 @@ def test_published_settings():
     options = Options(dataset="PROTEINS")
     assert (options.lr, options.weight_decay, options.batch_size) == (5e-4, 1e-4, 128)
     assert (options.patience, options.dropout, options.log_end) == (50, 0.5, 0.5)
-    assert [Options(dataset=name).defer_start for name in ("PROTEINS", "NCI1", "MUTAG")] == [25, 130, 25]
+    each = [Options(dataset=name) for name in ("PROTEINS", "NCI1", "MUTAG")]
+    assert [options.last_epoch_without_bonus for options in each] == [25, 130, 25]
+    assert [options.as_dict()["defer_start"] for options in each] == [25, 130, 25]
 
 
 def test_pairs_are_equal_to_the_bit_until_the_bonus_starts(dataset, weights):
