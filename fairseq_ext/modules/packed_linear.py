@@ -15,8 +15,8 @@ of megabytes, and that is most of the time. Here the weight is arranged once, an
     \cdot \hat W_i) + b_i`. As each row has a scale of its own, no result depends on what else is in the batch, and a
     row that is not finite stays visible. (LLM.int8(), Dettmers et al., arXiv 2208.07339, calls it vector-wise.)
 
-The operators are those that torch's compiler emits for quantized CPU graphs; its eager quantization API and the
-quantized tensors of fbgemm are deprecated.
+float32 and bfloat16 are the operators that torch's compiler emits for frozen CPU graphs; for int8 see
+:mod:`~fairseq_ext.modules.int8_product`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
+
+from fairseq_ext.modules.int8_product import int8_product, levels
 
 __all__ = ["INFERENCE_DTYPES", "PackedLinear", "is_supported", "pack_linears_", "processor_note"]
 
@@ -150,31 +152,32 @@ class PackedInt8Linear(PackedLinear):
     def quantize(self, weight: Tensor) -> Tensor:
         self.scale = weight.abs().amax(dim=1) / 127
         self.zero_points = torch.zeros(self.out_features, dtype=torch.int32)
-        levels = (weight / self.scale[:, None]).nan_to_num(0)  # an output whose weights are all 0
-        return levels.round().to(torch.int8)
+        steps = (weight / self.scale[:, None]).nan_to_num(0)  # an output whose weights are all 0
+        return steps.round().to(torch.int8)
 
     def pack(self, weight: Tensor) -> Tensor:
-        self.levels = 127 if _has_vnni() else 63
-        self.zero = torch.tensor(self.levels + 1.5)
-        return torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)  # it takes any order for this one
+        self.multiply = int8_product(weight, self.scale)
+        return weight  # which the product has a copy of, in an order of its own
 
     def unpack(self) -> Tensor:
-        return self.packed.to_dense().t()
+        return self.packed
 
     def product(self, input: Tensor) -> Tensor:
+        if input.dim() == 1:  # fbgemm takes matrices
+            return self.product(input[None])[0]
         largest = input.abs().amax(dim=-1, keepdim=True)
-        # truncation rounds what is half a step too large; a row of zeros is 0 / 0 here and 0 after the last product
-        levels = torch.addcdiv(self.zero, input, largest, value=self.levels).to(torch.uint8)
-        quantized_input = levels, 1 / self.levels, self.levels + 1
-        weight = self.packed, self.scale, self.zero_points
-        output = torch.ops.onednn.qlinear_pointwise(
-            *quantized_input, *weight, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        # a row of zeros is 0 / 0 here, any integers in the product, and 0 after it
+        output = self.multiply(input / largest)
         return output * largest if self.bias is None else torch.addcmul(self.bias, output, largest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "multiply": None}
 
     @classmethod
     def note(cls) -> str:
-        return "" if _has_vnni() else "no AVX-512 VNNI: activations in 7 bits, products not much faster than in float32"
+        return (
+            "" if levels() == 127 else "no AVX-512 VNNI: inputs have 7 bits, products are little faster than in float32"
+        )
 
 
 PACKED_FORMS: dict[str, type[PackedLinear]] = {
@@ -246,8 +249,3 @@ def pack_linears_(module: nn.Module, dtype: str) -> nn.Module:
 def _frozen(tensor: Tensor) -> nn.Parameter:
     """A parameter, so that a packed model still counts its weights."""
     return nn.Parameter(tensor, requires_grad=False)
-
-
-def _has_vnni() -> bool:
-    # Without it, two products of 8 and 8 bits are added in 16, where they saturate without a word; 7 and 8 bits fit.
-    return torch.cpu._is_vnni_supported()
