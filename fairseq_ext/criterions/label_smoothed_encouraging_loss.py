@@ -5,6 +5,7 @@ arXiv:2110.06537. The mathematics is in :mod:`fairseq_ext.losses.encouraging`.
 """
 
 # No `from __future__ import annotations` here: fairseq reads the field types of the dataclass.
+import inspect
 import math
 from dataclasses import dataclass
 
@@ -213,6 +214,10 @@ def _output_matrix(model: nn.Module) -> nn.Linear:
     if not plain or not isinstance(projection, nn.Linear):
         name = type(model if decoder is None else decoder).__name__
         raise OptionError(f"--fused-output-loss: needs an output layer that is one matrix, {name} has none")
+    if not _gives_features(model):
+        raise OptionError(
+            f"--fused-output-loss: {type(model).__name__} cannot leave its output layer out (features_only)"
+        )
     tied = projection.weight is getattr(decoder.embed_tokens, "weight", None)
     if getattr(model, "find_unused_parameters", False) and not tied:
         raise OptionError(
@@ -220,3 +225,11 @@ def _output_matrix(model: nn.Module) -> nn.Linear:
             " that of the embeddings"
         )
     return projection
+
+
+def _gives_features(model: nn.Module) -> bool:
+    """Whether its forward pass can leave the output layer out; that of some models of speech cannot."""
+    while isinstance(getattr(model, "module", None), nn.Module):  # what fairseq wraps a model in
+        model = model.module
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(item.name == "features_only" or item.kind is item.VAR_KEYWORD for item in parameters)

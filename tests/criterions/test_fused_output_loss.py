@@ -186,3 +186,24 @@ def test_the_logits_of_the_batch_are_never_there(monkeypatch):
     model, sample = build("translation"), sample_of("translation")
     monkeypatch.setattr(model.decoder, "output_layer", lambda features: pytest.fail("logits of the whole batch"))
     criterion(True)(model, sample)
+
+
+class OfSpeech(nn.Module):
+    """Always gives logits, as fairseq's models of speech do."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.decoder = model.decoder
+
+    def forward(self, src_tokens, src_lengths, prev_output_tokens):
+        raise AssertionError("called in vain")
+
+
+def test_a_model_that_always_gives_logits_is_refused():
+    model = OfSpeech(build("translation"))
+    with pytest.raises(OptionError, match="--fused-output-loss: OfSpeech cannot leave its output layer out"):
+        criterion(True)(model, sample_of("translation"))
+    wrapped = nn.DataParallel(model)  # shows what it wraps as .module
+    wrapped.decoder = model.decoder
+    with pytest.raises(OptionError, match="cannot leave its output layer out"):
+        criterion(True)(wrapped, sample_of("translation"))
