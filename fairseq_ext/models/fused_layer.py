@@ -92,7 +92,7 @@ class FusedLayer(NotExportable, nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         if mode:
-            raise RuntimeError("a fused layer has no dropout and no gradients: train the model it was made from")
+            raise RuntimeError("a fused layer has no dropout and no gradients: train the model that was fused")
         return super().train(mode)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Fused MUSE layers give what the layers they were made from give."""
+"""Fused MUSE layers give what the originals give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers in their form for generation give what the layers they were made from give, whatever the options."""
+"""Layers in their form for generation give what the originals give, whatever the options."""
 
 from __future__ import annotations
 
