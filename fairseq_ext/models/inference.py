@@ -12,7 +12,13 @@ from fairseq.modules.adaptive_softmax import TiedLinear
 from torch import nn
 
 from fairseq_ext.models.fused import TRANSFORMER_FORMS, fuse_for_inference
-from fairseq_ext.modules.packed_linear import INFERENCE_DTYPES, is_supported, pack_linears_, processor_note
+from fairseq_ext.modules.packed_linear import (
+    INFERENCE_DTYPES,
+    check_packable,
+    is_supported,
+    pack_linears_,
+    processor_note,
+)
 from fairseq_ext.training.errors import OptionError, choose
 
 logger = logging.getLogger(__name__)
@@ -49,12 +55,13 @@ def convert_for_inference_(model: BaseFairseqModel, dtype: str) -> BaseFairseqMo
     for name, module in model.named_modules():
         if type(module).__module__.startswith("fairseq.modules.quantization."):
             raise OptionError(f"{OPTION} {dtype}: the model is quantized already, {name} is {type(module).__name__}")
-    fuse_for_inference(model, TRANSFORMER_FORMS)
-    _untie_heads_(model)
     try:
-        pack_linears_(model, dtype)
+        check_packable(model, dtype)
     except ValueError as error:
         raise OptionError(f"{OPTION} {dtype}: {error}; --cpu without --fp16 gives float32 on the CPU") from None
+    fuse_for_inference(model, TRANSFORMER_FORMS)
+    _untie_heads_(model)
+    pack_linears_(model, dtype)
     for attention in model.modules():
         if isinstance(attention, MultiheadAttention) and not attention.use_xformers:
             # keeps it off torch's fused attention, which reads the weights of the linear layers

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from fairseq_ext.modules.int8_product import int8_product, levels
 
-__all__ = ["INFERENCE_DTYPES", "PackedLinear", "is_supported", "pack_linears_", "processor_note"]
+__all__ = ["INFERENCE_DTYPES", "PackedLinear", "check_packable", "is_supported", "pack_linears_", "processor_note"]
 
 # The rows that oneDNN chooses its blocks for: a beam. Packed for one row, five are up to twice slower.
 _ROWS = 5
@@ -95,6 +95,9 @@ class PackedLinear(nn.Module):
                 f"packed weights stay on the CPU as they are, cannot make them {probe.dtype} on {probe.device}"
             )
         return self
+
+    def __prepare_scriptable__(self) -> NoReturn:  # called by torch.jit.script for every module, before it compiles
+        raise RuntimeError("packed weights have no torch.jit.script form: script the model before it is packed")
 
     def _save_to_state_dict(self, *args: Any) -> NoReturn:
         raise RuntimeError("packed weights have no state dict: take it before the model is packed")
@@ -201,6 +204,22 @@ def processor_note(dtype: str) -> str:
     return PACKED_FORMS[dtype].note() if is_supported(dtype) else "no packed products in this PyTorch on this processor"
 
 
+def check_packable(module: nn.Module, dtype: str) -> None:
+    """Refuses what :func:`pack_linears_` would refuse.
+
+    Raises:
+        ValueError: another dtype, one that this machine has no product for, or weights that are not float32 on a CPU.
+    """
+    if dtype not in PACKED_FORMS:
+        raise ValueError(f"dtype must be one of {', '.join(PACKED_FORMS)}, got {dtype!r}")
+    if dtype != "float32" and not is_supported(dtype):
+        raise ValueError(f"{dtype}: {processor_note(dtype)}")
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and (parameter.device.type != "cpu" or parameter.dtype != torch.float32):
+            kind = f"{str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
+            raise ValueError(f"weights must be float32 on the CPU to be packed, {name} is {kind}")
+
+
 def pack_linears_(module: nn.Module, dtype: str) -> nn.Module:
     """Replaces every :class:`torch.nn.Linear` inside ``module`` by a :class:`PackedLinear`, in place.
 
@@ -218,17 +237,10 @@ def pack_linears_(module: nn.Module, dtype: str) -> nn.Module:
     Raises:
         ValueError: another dtype, one that this machine has no product for, or weights that are not float32 on a CPU.
     """
-    if dtype not in PACKED_FORMS:
-        raise ValueError(f"dtype must be one of {', '.join(PACKED_FORMS)}, got {dtype!r}")
-    for name, parameter in module.named_parameters():
-        if parameter.is_floating_point() and (parameter.device.type != "cpu" or parameter.dtype != torch.float32):
-            kind = f"{str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
-            raise ValueError(f"weights must be float32 on the CPU to be packed, {name} is {kind}")
+    check_packable(module, dtype)
     module.requires_grad_(False)
     if not is_supported(dtype):
-        if dtype == "float32":
-            return module
-        raise ValueError(f"{dtype}: {processor_note(dtype)}")
+        return module
     packed: dict[tuple[int, int], PackedLinear] = {}
 
     def form(linear: nn.Linear) -> PackedLinear:

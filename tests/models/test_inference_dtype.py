@@ -194,8 +194,10 @@ def test_what_cannot_be_converted_is_refused_by_name(name: str, dtype: str, monk
     monkeypatch.setattr(Tensor, "cuda", lambda tensor: tensor)  # fairseq quantizes on a GPU
     make, message = REFUSED[name]
     model = make()
+    before = list(model.modules())
     with pytest.raises(OptionError, match=rf"^--inference-dtype {dtype}: .*({message})"):
-        prepared(model, dtype)
+        convert_for_inference_(model, dtype)
+    assert list(model.modules()) == before
 
 
 def test_what_the_processor_lacks_is_told_or_refused(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

@@ -131,13 +131,13 @@ def test_weights_in_any_memory_order(dtype):
 
 
 def test_without_vnni_no_sum_of_two_products_leaves_16_bits(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     layer, x = linear(64, 20), torch.randn(5, 64)
+    with_vnni = packed(layer, "int8")(x)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     assert 2 * (2 * levels()) * 127 <= 2**15 - 1
     with torch.no_grad():
-        error = (packed(layer, "int8")(x) - layer(x)).abs()
-    assert (error <= bound(layer, x, "int8", levels=levels())).all()
-    assert (error > bound(layer, x, "int8") / 4).any(), "as with 8 bits"
+        result, error = packed(layer, "int8")(x), (packed(layer, "int8")(x) - layer(x)).abs()
+    assert (error <= bound(layer, x, "int8", levels=levels())).all() and not torch.equal(result, with_vnni)
     assert "VNNI" in processor_note("int8")
 
 
@@ -185,6 +185,7 @@ def test_copies_pickles_and_threads(dtype, tmp_path):
 REFUSED = {
     "state_dict": lambda layer: layer.state_dict(),
     "load_state_dict": lambda layer: layer.load_state_dict({}),
+    "torch.jit.script": torch.jit.script,
     "train": lambda layer: layer.train(),
     "half": lambda layer: layer.half(),
     "to another device": lambda layer: layer.to("meta"),
