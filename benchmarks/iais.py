@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertConfig
 
-from benchmarks.timing import Row, forward_backward, generator, rate_row, time_row
+from benchmarks.timing import Row, forward_backward, generator, on_gpu, rate_row, time_row
 from fairseq_ext.training.accelerator import adamw, make_accelerator
 from vision_language.iais.alignment import iais_loss
 from vision_language.iais.data import Collator, Image, RegionData, box_geometry
@@ -157,6 +157,6 @@ def scoring(quick: bool) -> Row:
 
 def run(quick: bool) -> list[Row]:
     rows = [*steps(quick), *batched_and_loop(quick)]
-    if torch.get_default_device().type == "cpu":  # what is scored lies there
+    if not on_gpu():  # what is scored lies there
         rows.append(scoring(quick))
     return rows

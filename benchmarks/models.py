@@ -13,14 +13,13 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
-from benchmarks.timing import Function, Row, generator, time_row
+from benchmarks.timing import Function, Row, generator, on_gpu, time_row
 from fairseq_ext.models import TransformerExtModel
 from fairseq_ext.models.config import TransformerExtConfig, option_values
 
 # IWSLT14 De-En size; a CPU's batch is smaller than a GPU's, so that one core makes a step in seconds.
 LAYERS, WIDTH, FFN, HEADS, VOCABULARY = 6, 512, 1024, 4, 10_000
-SENTENCES, LENGTH = {"cpu": 32, "cuda": 170}, 24
-TRAINED_IN = {"cpu": torch.float32, "cuda": torch.bfloat16}
+SENTENCES, SENTENCES_OF_A_GPU, LENGTH = 32, 170, 24
 # --quick: enough to see that everything runs.
 QUICK_LAYERS, QUICK_WIDTH, QUICK_FFN, QUICK_VOCABULARY, QUICK_SENTENCES, QUICK_LENGTH = 2, 32, 64, 100, 2, 10
 
@@ -90,7 +89,7 @@ def equal_size_options(quick: bool, **options: Any) -> dict[str, Any]:
 def batch(quick: bool, sentences: int | None = None) -> dict[str, Tensor]:
     """Sentences of nearly equal length, as fairseq batches them: sources padded left, targets padded right."""
     words = task(quick).source_dictionary
-    sentences = sentences or (QUICK_SENTENCES if quick else SENTENCES[torch.get_default_device().type])
+    sentences = sentences or (QUICK_SENTENCES if quick else SENTENCES_OF_A_GPU if on_gpu() else SENTENCES)
     longest = QUICK_LENGTH if quick else LENGTH
     random = generator(2)
     tokens = torch.randint(words.nspecial, len(words), (2, sentences, longest), generator=random)
@@ -107,7 +106,7 @@ def batch(quick: bool, sentences: int | None = None) -> dict[str, Tensor]:
 
 def train_step(model: nn.Module, quick: bool) -> Function:
     """Forward, smoothed cross-entropy, backward, Adam; on a GPU in bfloat16."""
-    model.to(TRAINED_IN[torch.get_default_device().type]).train()
+    model.to(torch.bfloat16 if on_gpu() else torch.float32).train()
     data = batch(quick)
     target = data.pop("target").flatten()
     padding = task(quick).target_dictionary.pad()
@@ -126,7 +125,7 @@ def train_step_row(
     claim: str, case: str, ours: nn.Module, reference: nn.Module, quick: bool, target: float | None = None
 ) -> Row:
     """Training steps of two models; the case tells their parameters."""
-    dtype = " in bfloat16" if torch.get_default_device().type == "cuda" else ""
+    dtype = " in bfloat16" if on_gpu() else ""
     case = f"train step{dtype}, {case}, {parameters(ours) / 1e6:.1f}M / {parameters(reference) / 1e6:.1f}M parameters"
     steps = train_step(ours, quick), train_step(reference, quick)
     return time_row(claim, case, *steps, pairs=1 if quick else 5, target=target)

@@ -79,6 +79,11 @@ def _measuring() -> Iterator[torch.device]:
             torch.set_default_device(device)
 
 
+def on_gpu() -> bool:
+    """Whether inputs are made on a GPU."""
+    return torch.get_default_device().type != "cpu"
+
+
 def generator(seed: int) -> torch.Generator:
     """A source of random numbers for inputs."""
     return torch.Generator(torch.get_default_device()).manual_seed(seed)

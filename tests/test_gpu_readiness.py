@@ -1,4 +1,4 @@
-"""``make gpu``: what its parts keep, that limits end all processes, and that a second call does what is missing."""
+"""What stands ready for a GPU: its tests work, nothing is left on the CPU, and ``make gpu`` keeps, ends and resumes."""
 
 from __future__ import annotations
 
@@ -45,6 +45,13 @@ def test_the_gpu_tests_themselves_work() -> None:
     ended = python("-m", "pytest", "tests/gpu", "-m", "gpu", "--dry-run", "-q", "-k", "not test_block")
     assert ended.returncode == 0, ended.stdout[-5000:]
     assert int(re.search(r"(\d+) passed", ended.stdout)[1]) > 100
+
+
+def test_nothing_is_left_on_the_cpu() -> None:
+    """Blocks, losses, models and benchmarks on a device whose tensors meet none of the CPU."""
+    ended = python("-m", "tests.gpu.pretended")
+    assert ended.returncode == 0, ended.stdout[-5000:] + ended.stderr[-3000:]
+    assert ended.stdout.endswith("0 failures\n")
 
 
 class Counting(Part):
