@@ -34,7 +34,8 @@ def fbgemm_product(weight: Tensor, scale: Tensor) -> Product:
         zeros = torch.zeros(len(scale), dtype=torch.int64)
         quantized = torch._make_per_channel_quantized_tensor(weight, scale, zeros, 0)
         packed = torch.ops.quantized.linear_prepack(quantized, None)
-    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    # by its overload: a call that leaves it open looks at every argument in Python, which the few rows of a beam notice
+    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
     return lambda rows: multiply(rows, 1 / largest, largest, packed)
 
 
@@ -46,7 +47,7 @@ def onednn_product(weight: Tensor, scale: Tensor) -> Product:
 
     def product(rows: Tensor) -> Tensor:
         quantized = torch.add(rounding, rows, alpha=largest).to(torch.uint8), 1 / largest, largest
-        return torch.ops.onednn.qlinear_pointwise(
+        return torch.ops.onednn.qlinear_pointwise.default(
             *quantized, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
 
