@@ -13,7 +13,8 @@ from tests.test_floors import SOURCES
 
 PACKAGES = (
     *("fairseq_ext.modules", "fairseq_ext.losses"),
-    *("graph.renode", "graph.label_graph", "vision_language.iais", "vision_language.muka"),
+    *("graph.renode", "graph.label_graph"),
+    *("vision_language.iais", "vision_language.muka", "vision_language.image_classification"),
 )
 LONG = 300
 

@@ -59,6 +59,9 @@ MAY_IMPORT = {
     "graph/__init__.py": (),
     "vision_language/iais": (*TRAINER, *HUGGING_FACE, "vision_language.iais"),
     "vision_language/muka": (*TRAINER, *HUGGING_FACE, "vision_language.muka", "datasets"),
+    "vision_language/image_classification": (
+        *(*TRAINER, *HUGGING_FACE, "vision_language.image_classification", "foolbox", "eagerpy", "PIL", "timm"),
+    ),
     "vision_language": (*TRAINER, *HUGGING_FACE),
     "vision_language/__init__.py": (),
 }
@@ -103,6 +106,7 @@ def starts_with(name: str, *packages: str) -> bool:
         ("import vision_language", ["fairseq", "graph", "torch", "transformers", "torch_geometric"]),
         ("import vision_language.iais.train", ["fairseq", "hydra", "graph", "torch_geometric"]),
         ("import vision_language.muka.train", ["fairseq", "hydra", "graph", "torch_geometric"]),
+        ("import vision_language.image_classification.train", ["fairseq", "hydra", "graph", "torch_geometric"]),
     ],
 )
 def test_import_stays_on_its_floor(statement, forbidden):

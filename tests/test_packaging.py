@@ -191,11 +191,12 @@ INSTALLED_AS = {
     "hydra": "hydra-core",
     "tokenizers": "transformers",
     "yaml": "pyyaml",
+    "PIL": "pillow",
     "sklearn": "scikit-learn",
     "bitarray": "ve-fairseq",
     "fairseq": "ve-fairseq",
 }
-OPTIONAL = {"datasets", "sacremoses", "subword_nmt"}
+OPTIONAL = {"datasets", "timm", "sacremoses", "subword_nmt"}
 """Imported where they are there, or where an option asks for them."""
 
 

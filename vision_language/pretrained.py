@@ -215,8 +215,11 @@ def cut_layers(config: PreTrainedConfig, layers: int, folder: str | Path) -> Non
         raise OptionError(f"--num-layers: {folder}: {str(error).splitlines()[0]}") from error
 
 
-def save_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def save_folder(model: PreTrainedModel, processor: Any, folder: str | Path) -> None:
     """Write a folder that ``from_pretrained`` reads; the weights, which make it a model, come last.
+
+    Args:
+        processor: tokenizer or image preprocessing, with ``save_pretrained``.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -227,7 +230,7 @@ def save_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     try:
         partial.mkdir(parents=True)
         with quiet():
-            tokenizer.save_pretrained(partial)
+            processor.save_pretrained(partial)
             model.save_pretrained(partial)
         for path in sorted(partial.iterdir(), key=lambda path: ".safetensors" in path.name):
             os.replace(path, folder / path.name)

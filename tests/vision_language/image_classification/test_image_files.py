@@ -1,0 +1,217 @@
+"""Every form of images that is read, and every form damaged: refused with one line that names the file."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fairseq_ext.training.errors import InputError
+from tests.helpers import require_data
+from vision_language.image_classification.image_files import read_split, read_unlabelled
+from vision_language.image_classification.image_set import PictureFiles
+
+PIXELS = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4)
+LABELS = np.array([0, 1, 2, 1, 0])
+
+
+def idx(array: np.ndarray) -> bytes:
+    header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def write_idx(folder, packed: bool = False, place: str = ""):
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    for stem in ("train", "t10k"):
+        for kind, array in (("images-idx3", PIXELS), ("labels-idx1", LABELS)):
+            path = folder / place / f"{stem}-{kind}-ubyte"
+            if packed:
+                path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(idx(array)))
+            else:
+                path.write_bytes(idx(array))
+    return folder
+
+
+def write_npz(folder, **arrays):
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val", "test"):
+        np.savez(folder / f"{split}.npz", **(arrays or {"x": PIXELS, "y": LABELS}))
+    return folder
+
+
+def write_cifar(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = np.arange(4 * 3072, dtype=np.int64).astype(np.uint8).reshape(4, 3072)
+    for name in ("data_batch_1", "data_batch_2", "test_batch"):
+        (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": [0, 1, 1, 0]}, protocol=2))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat", "dog"]}, protocol=2))
+    return folder
+
+
+def write_pictures(folder, mode: str = "L"):
+    for split in ("train", "test"):
+        for name, count in (("cat", 2), ("dog", 3)):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new(mode, (6, 4), 40 * number).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("place", ["", "raw", "MNIST/raw"])
+def test_idx_files(tmp_path, packed, place):
+    images = read_split(write_idx(tmp_path, packed, place), "train")
+    assert np.array_equal(images.images, PIXELS) and images.labels.tolist() == LABELS.tolist()
+    assert images.classes == ("0", "1", "2") and images.counts == [2, 2, 1] and images.channels == 1
+    assert read_split(tmp_path, "valid") is None
+
+
+def test_npz_files_of_splits(tmp_path):
+    write_npz(tmp_path)
+    assert read_split(tmp_path, "valid").origin.endswith("val.npz")
+    assert np.array_equal(read_split(tmp_path, "test").images, PIXELS)
+
+
+def test_one_npz_file_of_all_splits(tmp_path):
+    path = tmp_path / "all.npz"
+    np.savez(path, x_train=PIXELS, y_train=LABELS, x_test=PIXELS[..., None].repeat(3, -1), y_test=LABELS)
+    for source in (path, tmp_path):
+        assert read_split(source, "train").channels == 1
+        assert read_split(source, "test").channels == 3
+        assert read_split(source, "valid") is None
+
+
+def test_cifar_batches(tmp_path):
+    write_cifar(tmp_path / "cifar-10-batches-py")
+    images = read_split(tmp_path, "train")
+    assert images.images.shape == (8, 32, 32, 3) and images.classes == ("cat", "dog")
+    # A row is the red, then the green, then the blue plane.
+    assert images.images[0, 0, :3].tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
+    assert len(read_split(tmp_path, "test")) == 4
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_folders_of_pictures(tmp_path, mode):
+    images = read_split(write_pictures(tmp_path, mode), "train")
+    assert images.classes == ("cat", "dog") and images.labels.tolist() == [0, 0, 1, 1, 1]
+    assert images.images[4].shape == ((4, 6) if mode == "L" else (4, 6, 3))
+    part = images.subset([3, 0])
+    assert part.labels.tolist() == [1, 0] and isinstance(part.images, PictureFiles)
+    assert np.array_equal(part.images[0], images.images[3])
+
+
+def test_pictures_of_any_kind_below_a_folder(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    Image.new("L", (3, 3), 7).save(tmp_path / "a" / "b" / "x.PNG")
+    images = read_unlabelled(tmp_path)
+    assert len(images) == 1 and images.images[0].tolist() == [[7] * 3] * 3
+    (tmp_path / "a" / "b" / "x.PNG").unlink()
+    with pytest.raises(InputError, match="holds no idx files"):
+        read_unlabelled(tmp_path)
+
+
+def test_the_digest_tells_pixels_labels_and_files(tmp_path):
+    first = read_split(write_npz(tmp_path / "1"), "train")
+    changed = PIXELS.copy()
+    changed[0, 0, 0] += 1
+    others = [
+        read_split(write_npz(tmp_path / "2", x=changed, y=LABELS), "train"),
+        read_split(write_npz(tmp_path / "3", x=PIXELS, y=np.roll(LABELS, 1)), "train"),
+        read_split(write_pictures(tmp_path / "4"), "train"),
+    ]
+    assert len({first.digest(), *(images.digest() for images in others)}) == 4
+    again = read_split(write_npz(tmp_path / "5"), "train")
+    assert first.digest() == again.digest()
+    pictures = others[-1].digest()
+    Image.new("L", (6, 4), 99).save(tmp_path / "4" / "train" / "cat" / "0.png")
+    assert read_split(tmp_path / "4", "train").digest() != pictures
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "tail": lambda content: content[:-3],
+    "noise": lambda content: bytes(range(256)) * 4,
+    "flipped": lambda content: bytes(255 - byte for byte in content[:16]) + content[16:],
+    "text": lambda content: b"hello",
+}
+FORMS = {
+    "idx": (write_idx, "train-images-idx3-ubyte"),
+    "idx labels": (write_idx, "train-labels-idx1-ubyte"),
+    "idx.gz": (lambda folder: write_idx(folder, packed=True), "train-images-idx3-ubyte.gz"),
+    "npz": (write_npz, "train.npz"),
+    "cifar": (write_cifar, "data_batch_1"),
+    "cifar names": (write_cifar, "batches.meta"),
+    "picture": (write_pictures, "train/dog/2.png"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_refused_by_name(tmp_path, form, damage):
+    if (form, damage) == ("picture", "tail"):
+        pytest.skip("a PNG without its last bytes has all of its pixels")
+    write, name = FORMS[form]
+    path = write(tmp_path) / name
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(InputError) as refusal:
+        images = read_split(tmp_path, "train")
+        assert [images.images[index] for index in range(len(images))]
+    assert path.name.partition(".")[0] in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_cifar(tmp_path)
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps({"data": Evil(), "labels": []}))
+    with pytest.raises(InputError, match=r"data_batch_1: refused: it holds posix\.system, which could run code"):
+        read_split(tmp_path, "train")
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": PIXELS.astype(float), "y": LABELS}, r"x must be uint8 \(N, H, W\) or \(N, H, W, 3\), got float64"),
+        ({"x": PIXELS[0], "y": LABELS}, "x must be uint8"),
+        ({"x": PIXELS, "y": LABELS[:3]}, r"y must be 5 whole numbers, got int64 \(3,\)"),
+        ({"x": PIXELS, "y": LABELS / 2}, "y must be 5 whole numbers, got float64"),
+        ({"x": PIXELS, "y": LABELS - 1}, "labels from -1 to 1, of 2 classes"),
+        ({"x": PIXELS[:0], "y": LABELS[:0]}, "there is no image in it"),
+        ({"x": PIXELS}, "has no array y, it has x"),
+        ({"x": np.array([object()] * 5), "y": LABELS}, "damaged"),
+    ],
+)
+def test_refused_arrays(tmp_path, arrays, message):
+    with pytest.raises(InputError, match=f"train.npz: .*{message}"):
+        read_split(write_npz(tmp_path, **arrays), "train")
+
+
+def test_refused_folders(tmp_path):
+    with pytest.raises(InputError, match=r"--data: .*absent does not exist"):
+        read_split(tmp_path / "absent", "train")
+    with pytest.raises(InputError, match="holds no idx files, CIFAR batches"):
+        read_split(tmp_path, "train")
+    write_idx(tmp_path)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(LABELS[:2]))
+    with pytest.raises(InputError, match="2 labels for the 5 images of train-images-idx3-ubyte"):
+        read_split(tmp_path, "train")
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(InputError, match="its labels, train-labels-idx1-ubyte, are not beside it"):
+        read_split(tmp_path, "train")
+
+
+def test_the_real_mnist():
+    folder = require_data("images/mnist")
+    train, test = (read_split(folder / "MNIST", split) for split in ("train", "test"))
+    assert (len(train), len(test), train.counts[0], test.counts[9]) == (60_000, 10_000, 5923, 1009)

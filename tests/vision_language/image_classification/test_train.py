@@ -1,0 +1,251 @@
+"""Training: what a kill leaves behind, what seeds and resumption change, every network, what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+
+from fairseq_ext.training.checkpoint import Checkpoint
+from fairseq_ext.training.errors import InputError
+from vision_language.image_classification import train as training
+from vision_language.image_classification.data import Batches, read_data
+from vision_language.image_classification.model import load
+from vision_language.image_classification.options import NETWORKS, Options
+from vision_language.image_classification.predict import predict_logits
+from vision_language.image_classification.train import lr_factor, run
+from vision_language.image_classification.transforms import Transform
+
+
+def options_of(data, **changes) -> Options:
+    return Options(**{"data": str(data), "epochs": 2, "batch_size": 40, "log_end": 1.0, **changes})
+
+
+def record_of(out, seed: int = 1) -> dict:
+    return json.loads((out / "results.json").read_text())["runs"][f"seed{seed}"]
+
+
+def outcome(out, seed: int = 1):
+    record = record_of(out, seed)
+    figures = {name: value for name, value in record.items() if not name.startswith("seconds")}
+    return figures, load_file(out / f"seed{seed}" / "model.safetensors")
+
+
+def same(first, second) -> bool:
+    return first[0] == second[0] and all(torch.equal(value, second[1][name]) for name, value in first[1].items())
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("augment", ["none", "pad-crop"])
+def test_a_training_that_was_killed_ends_as_if_it_had_not_been(pictures, tmp_path, monkeypatch, augment):
+    options = options_of(pictures, augment=augment)
+    run(options, tmp_path / "straight")
+
+    def save(checkpoint, real=Checkpoint.save):
+        real(checkpoint)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoint, "save", save)
+        run(options, tmp_path / "killed")
+    assert (tmp_path / "killed" / "seed1" / "checkpoint.pt").exists()
+    run(options, tmp_path / "killed")
+    assert same(outcome(tmp_path / "straight"), outcome(tmp_path / "killed"))
+    assert not (tmp_path / "killed" / "seed1" / "checkpoint.pt").exists()
+
+
+def test_a_seed_gives_the_same_run_alone_and_beside_others(pictures, tmp_path):
+    run(options_of(pictures, epochs=1), tmp_path / "both", runs=2)
+    run(options_of(pictures, epochs=1, seed=2), tmp_path / "second")
+    assert same(outcome(tmp_path / "both", 2), outcome(tmp_path / "second", 2))
+    assert not same(outcome(tmp_path / "both", 1), outcome(tmp_path / "both", 2))
+
+
+def test_a_finished_run_is_kept_and_other_settings_are_refused(pictures, tmp_path, monkeypatch):
+    options = options_of(pictures, epochs=1)
+    run(options, tmp_path)
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    run(options, tmp_path)
+    with pytest.raises(InputError, match=r"--out: .* holds runs with log_end = 1.0, now log_end = 0.5"):
+        run(replace(options, log_end=0.5), tmp_path)
+
+
+def test_runs_of_two_losses_are_pairs_until_the_bonus_starts(pictures, tmp_path):
+    run(options_of(pictures, epochs=1, loss="cross-entropy", log_end=0.75), tmp_path / "ce")
+    run(options_of(pictures, epochs=2, bonus_from=2), tmp_path / "el")
+    (first,), (other, later) = (record_of(tmp_path / name)["history"] for name in ("ce", "el"))
+    assert first == other and later["train_loss"] < first["train_loss"]
+
+
+@pytest.mark.parametrize("select", ["valid", "test", "last"])
+def test_the_selected_epoch_is_saved(pictures, tmp_path, monkeypatch, select):
+    accuracies = iter([0.9, 0.1])
+    real = training.short_metrics
+    monkeypatch.setattr(training, "short_metrics", lambda *args: real(*args) | {"accuracy": next(accuracies)})
+    run(options_of(pictures, select=select), tmp_path)
+    record, classifier = record_of(tmp_path), load(tmp_path / "seed1")
+    test = read_data(options_of(pictures))["test"]
+    predicted = predict_logits(classifier, test).argmax(1).numpy()
+    assert (predicted == test.labels).mean() == pytest.approx(record["test_accuracy"])
+    assert record["best_step"] == record["steps_per_epoch"] and record["selected_on"] == select
+    assert (record["test_nll"] != record["last_test_nll"]) == (select != "last")
+
+
+def test_what_is_saved_is_a_model_of_hugging_face(pictures, tmp_path):
+    run(options_of(pictures, epochs=1), tmp_path)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "seed1").eval()
+    classifier = load(tmp_path / "seed1")
+    pixels = torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(model((pixels - classifier.mean) / classifier.std).logits, classifier(pixels))
+    assert classifier.classes == tuple(map(str, range(10)))
+    assert json.loads((tmp_path / "seed1" / "preprocessor_config.json").read_text())["size"]["height"] == 28
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_trains_and_is_loaded(colours, pictures, tmp_path, network):
+    grey = network in ("three-convolutions", "large-margin-cnn")
+    shape = {"large-margin-cnn": {"width": 4}, "efficientnet-b0": {"image_size": 32}}.get(network, {})
+    data = pictures if grey else colours
+    options = options_of(data, network=network, epochs=1, batch_size=12, valid_fraction=0.2, **shape)
+    run(options, tmp_path)
+    classifier = load(tmp_path / "seed1")
+    test = read_data(options)["test"]
+    accuracy = (predict_logits(classifier, test).argmax(1).numpy() == test.labels).mean()
+    assert accuracy == pytest.approx(record_of(tmp_path)["test_accuracy"])
+
+
+def test_a_margin_and_cosines_are_loaded_too(pictures, tmp_path):
+    shape = {"network": "large-margin-cnn", "width": 4, "epochs": 1}
+    run(options_of(pictures, margin=2, **shape), tmp_path / "margin")
+    assert load(tmp_path / "margin" / "seed1").last_linear().margin == 2
+    steps = load_file(tmp_path / "margin" / "seed1" / "model.safetensors")["network.classifier.steps"]
+    assert steps == record_of(tmp_path / "margin")["steps"]
+    run(options_of(pictures, cosine_scale=7.0, epochs=1), tmp_path / "cosine")
+    assert load(tmp_path / "cosine" / "seed1").last_linear().scale == 7
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vit")
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = ViTConfig(image_size=16, patch_size=8, num_channels=3, num_labels=5, **shape)
+    ViTForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_hugging_face_classifier_learns_other_classes(vit, colours, tmp_path):
+    run(options_of(colours, network=str(vit), epochs=1), tmp_path / "tuned")
+    before, after = load_file(vit / "model.safetensors"), load_file(tmp_path / "tuned" / "seed1" / "model.safetensors")
+    name = "vit.embeddings.patch_embeddings.projection.weight"
+    assert after["classifier.weight"].shape == (2, 8)
+    assert (before[name] - after[name]).abs().max() < 0.05
+    run(options_of(colours, network=str(vit), epochs=1, from_scratch=True), tmp_path / "scratch")
+    other = load_file(tmp_path / "scratch" / "seed1" / "model.safetensors")
+    assert (before[name] - other[name]).abs().max() > 0.02
+
+
+def test_a_second_stage_learns_the_last_layer_on_even_classes(pictures, tmp_path):
+    tail = {"long_tail": "exponential", "imbalance_factor": 4.0}
+    run(options_of(pictures, epochs=1, **tail), tmp_path / "first")
+    second = options_of(pictures, epochs=1, init=str(tmp_path / "first" / "seed1"), freeze=True, **tail)
+    run(second, tmp_path / "second")
+    before, after = (load_file(tmp_path / name / "seed1" / "model.safetensors") for name in ("first", "second"))
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"network.classifier.weight", "network.classifier.bias"}
+    images = read_data(second)["train"]
+    drawn = np.bincount(images.labels[training._order(second, images, 0)], minlength=10)
+    assert drawn.max() - drawn.min() <= 1
+
+
+def test_a_tail_is_cut_from_the_training_images_alone(pictures, tmp_path):
+    options = options_of(pictures, long_tail="step", imbalance_factor=3.0, epochs=1, valid_fraction=0.2)
+    splits = read_data(options)
+    counts = [a + b for a, b in zip(splits["train"].counts, splits["valid"].counts, strict=True)]
+    assert len(set(counts[:5])) == len(set(counts[5:])) == 1 and counts[0] // 3 == counts[9]
+    assert len(splits["test"]) == 20
+    run(options, tmp_path)
+    record = record_of(tmp_path)
+    assert record["train_counts"] == splits["train"].counts and record["test_many"] is None
+    assert len(record["test_class_accuracy"]) == 10
+
+
+def test_training_on_attacked_images(pictures, tmp_path):
+    plain = options_of(pictures, epochs=1)
+    run(plain, tmp_path / "plain")
+    run(replace(plain, attack="fgsm", epsilon=0.1), tmp_path / "fgsm")
+    losses = [record_of(tmp_path / name)["history"][0]["train_loss"] for name in ("plain", "fgsm")]
+    assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize(("images", "sizes"), [(9, [4, 5]), (8, [4, 4]), (10, [4, 4, 2]), (1, [1])])
+def test_no_batch_is_one_image_beside_others(images, sizes):
+    batches = training._batches(np.arange(images), 4)
+    assert [len(batch) for batch in batches] == sizes
+    assert np.concatenate(batches).tolist() == list(range(images))
+
+
+def test_step_sizes_by_epoch():
+    steps = Options(data="x", optimizer="sgd", lr_schedule="steps", lr_steps=(3, 5), warmup_epochs=2, epochs=6)
+    assert [lr_factor(steps, epoch) for epoch in range(1, 7)] == pytest.approx([0.5, 1, 0.1, 0.1, 0.01, 0.01])
+    cosine = Options(data="x", lr_schedule="cosine", epochs=4)
+    assert [lr_factor(cosine, epoch) for epoch in range(1, 5)] == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+
+
+def test_an_augmented_image_depends_on_seed_epoch_and_number_alone(pictures):
+    images, transform = read_data(options_of(pictures))["train"], Transform(28, "pad-crop")
+
+    def pixels(numbers, *augmented):
+        return Batches(images, transform, [np.array(numbers)], augmented)[0][0]
+
+    assert torch.equal(pixels([3, 5], 1, 0)[1], pixels([5], 1, 0)[0])
+    assert len({pixels([5], 1, epoch).numpy().tobytes() for epoch in range(4)}) > 1
+    assert len({pixels([5], seed, 0).numpy().tobytes() for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"valid_fraction": 0.0}, "--select valid: there are no validation images, with --valid-fraction 0"),
+        ({"image_size": 8}, "--image-size: the network cannot take images of 1 x 8 x 8"),
+        ({"network": "resnet"}, "--network: 'resnet' is not one of .*; did you mean 'resnet"),
+        ({"network": "timm:resnet18"}, "--network timm:resnet18: timm cannot be imported here"),
+        ({"init": "absent"}, "absent is not a folder"),
+        ({"lr": 1e30}, "is nan; lower --lr 1e"),
+        (
+            {"long_tail": "step", "imbalance_factor": 1e4},
+            r"--imbalance-factor 10000: .* leaves class 5 without an image",
+        ),
+        ({"long_tail": "step", "largest_class": 99}, "--largest-class 99: the smallest class has"),
+    ],
+)
+def test_refused_trainings(pictures, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(options_of(pictures, **changes), tmp_path)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_other_classes_are_refused(pictures, colours, tmp_path):
+    run(options_of(colours, network="resnet32", epochs=1, valid_fraction=0.2), tmp_path / "two")
+    with pytest.raises(InputError, match=r"--init: .* has 2 classes, not those of --data"):
+        run(options_of(pictures, init=str(tmp_path / "two" / "seed1")), tmp_path / "ten")
+
+
+def test_one_class_and_an_empty_class_are_refused(tmp_path):
+    pixels = np.zeros((4, 6, 6), dtype=np.uint8)
+    for name, labels in (("one", [0, 0, 0, 0]), ("empty", [0, 0, 2, 2])):
+        (tmp_path / name).mkdir()
+        for split in ("train", "test"):
+            np.savez(tmp_path / name / f"{split}.npz", x=pixels, y=np.array(labels))
+    with pytest.raises(InputError, match=r"train\.npz: its images are of one class"):
+        run(options_of(tmp_path / "one"), tmp_path / "out")
+    with pytest.raises(InputError, match=r"train\.npz: class 1 has no training image"):
+        run(options_of(tmp_path / "empty"), tmp_path / "out")

@@ -1,0 +1,131 @@
+"""What is trained and tested on: the splits of a folder, its long-tailed version, and batches of either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fairseq_ext.training.errors import DataError, OptionError
+from vision_language.image_classification.image_files import SPLITS, read_split
+from vision_language.image_classification.image_set import ImageSet, PictureFiles
+from vision_language.image_classification.long_tail import long_tail_counts, long_tail_subset
+from vision_language.image_classification.options import DataOptions
+from vision_language.image_classification.transforms import Transform
+
+__all__ = ["Batches", "in_channels", "mean_and_std", "read_data"]
+
+
+def read_data(options: DataOptions) -> dict[str, ImageSet]:
+    """Training, validation and test images; a tail is cut from the training images before any is held out.
+
+    Raises:
+        OptionError: ``--data``, a tail that the classes do not allow, or no test images.
+        DataError: files that cannot be used, or splits that do not fit each other.
+    """
+    read = {split: read_split(options.data, split) for split in SPLITS}
+    if read["train"] is None or read["test"] is None:
+        missing = "train" if read["train"] is None else "test"
+        raise DataError(f"{options.data}: there is no {missing} split in it")
+    classes = max((images.classes for images in read.values() if images), key=len)
+    # Numbered classes of a split may end before the last one.
+    splits = {split: replace(images, classes=classes) for split, images in read.items() if images}
+    if len(classes) < 2 or sum(count > 0 for count in splits["train"].counts) < 2:
+        raise DataError(f"{splits['train'].origin}: its images are of one class")
+    if options.long_tail:
+        splits["train"] = _long_tailed(splits["train"], options)
+    if "valid" not in splits and options.valid_fraction:
+        splits |= _held_out(splits["train"], options.valid_fraction, options.subset_seed)
+    if empty := [name for name, count in zip(classes, splits["train"].counts, strict=True) if not count]:
+        raise DataError(f"{splits['train'].origin}: class {empty[0]} has no training image")
+    return splits
+
+
+def _long_tailed(images: ImageSet, options: DataOptions) -> ImageSet:
+    largest = min(options.largest_class or min(images.counts), *images.counts)
+    if options.largest_class > largest:
+        raise OptionError(f"--largest-class {options.largest_class}: the smallest class has {largest} images")
+    try:
+        counts = long_tail_counts(len(images.classes), largest, options.imbalance_factor, options.long_tail)
+    except ValueError as error:
+        raise OptionError(f"--imbalance-factor {options.imbalance_factor:g}: {error}") from error
+    return images.subset(long_tail_subset(torch.from_numpy(images.labels), counts, options.subset_seed))
+
+
+def _held_out(images: ImageSet, fraction: float, seed: int) -> dict[str, ImageSet]:
+    """Of each class the same share, at least one image, and never all."""
+    generator = np.random.default_rng(seed)
+    valid: list[np.ndarray] = []
+    for label, count in enumerate(images.counts):
+        size = min(max(1, round(fraction * count)), count - 1)
+        valid.append(generator.permutation(np.flatnonzero(images.labels == label))[: max(size, 0)])
+    chosen = np.sort(np.concatenate(valid))
+    if not len(chosen):
+        raise DataError(f"{images.origin}: its classes have one image each, none can be held out")
+    rest = np.setdiff1d(np.arange(len(images)), chosen)
+    return {"train": images.subset(rest), "valid": images.subset(chosen)}
+
+
+def in_channels(images: ImageSet, channels: int) -> ImageSet:
+    """The images in grey (1) or colours (3)."""
+    if images.channels == channels:
+        return images
+    if isinstance(images.images, PictureFiles):
+        return replace(images, images=PictureFiles(images.images.paths, grey=channels == 1))
+    if channels == 3:
+        return replace(images, images=np.repeat(images.images[..., None], 3, axis=-1))
+    # The weights of ITU-R 601-2, as Pillow's.
+    grey = images.images @ np.array([0.299, 0.587, 0.114])
+    return replace(images, images=grey.round().astype(np.uint8))
+
+
+def mean_and_std(images: ImageSet) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, pixels in [0, 1], over at most 10,000 images spread evenly."""
+    step = max(1, len(images) // 10_000)
+    pixels = [images.images[i].reshape(-1, images.channels) for i in range(0, len(images), step)]
+    sums = np.array([[values.sum(0), np.square(values, dtype=np.float64).sum(0)] for values in pixels]).sum(0) / 255
+    count = sum(len(values) for values in pixels)
+    mean = sums[0] / count
+    std = np.sqrt(np.maximum(sums[1] / 255 / count - mean**2, 0))
+    if not std.all():
+        raise DataError(f"{images.origin}: every pixel of a channel is the same")
+    return mean.tolist(), std.tolist()
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Lists of image numbers as batches of pixels in [0, 1], ``(N, channels, size, size)``, and labels.
+
+    Args:
+        images: what is drawn from.
+        transform: the size, and what training images go through.
+        batches: the numbers of each batch.
+        augmented: the seed and the epoch of training images; None: test images.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        transform: Transform,
+        batches: Sequence[np.ndarray],
+        augmented: tuple[int, int] | None = None,
+    ) -> None:
+        self.images, self.transform, self.batches, self.augmented = images, transform, batches, augmented
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        numbers = self.batches[index]
+        pixels = np.stack([self._image(int(number)) for number in numbers])
+        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+        return torch.from_numpy(pixels.copy()).float() / 255, torch.from_numpy(self.images.labels[numbers])
+
+    def _image(self, number: int) -> np.ndarray:
+        image = self.images.images[number]
+        if self.augmented is None:
+            return self.transform.test(image)
+        return self.transform.train(image, np.random.default_rng([*self.augmented, number]))

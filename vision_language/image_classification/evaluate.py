@@ -1,0 +1,212 @@
+"""A trained classifier on a test set, on images of another kind, and under attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairseq_ext.training.errors import DataError, OptionError, choose
+from fairseq_ext.training.files import replacing, write_json, writing_to
+from fairseq_ext.training.flags import Device
+from fairseq_ext.training.options import option
+from fairseq_ext.training.runs import environment, torch_device
+from vision_language.image_classification.attacks import ATTACKS, OBJECTIVES, Attack, vanishing_gradients
+from vision_language.image_classification.detection import detection_metrics
+from vision_language.image_classification.image_files import read_split, read_unlabelled
+from vision_language.image_classification.image_set import ImageSet
+from vision_language.image_classification.model import ImageClassifier, load
+from vision_language.image_classification.predict import batches_of, classification_metrics, predict_logits
+from vision_language.image_classification.scores import OOD_SCORES, ood_scores
+from vision_language.image_classification.transforms import AUGMENTATIONS, resize
+
+__all__ = ["AttackOptions", "EvaluationOptions", "OodOptions", "attack", "evaluate", "ood"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(Device):
+    """The model and the images."""
+
+    model: str = option(help="folder of a trained classifier, such as runs/images/seed1")
+    data: str = option(help="folder of images, as of the training")
+    split: str = option("test", "which images", ("train", "valid", "test"))
+    crop: str = option("none", "--augment of the training, which decides how test images are cropped", AUGMENTATIONS)
+    batch_size: int = option(512, "images of a step", least=1)
+    limit: int = option(0, "only the first so many images, 0: all", least=0)
+    out: str = option("", "folder of the results as JSON, and of scores and logits as .npz (default: none)")
+
+    def load(self) -> tuple[ImageClassifier, ImageSet]:
+        """Both, the images being of the model's classes.
+
+        Raises:
+            OptionError: other classes, or a split that is not there.
+        """
+        classifier, images = load(self.model).to(torch_device(self.device)), read_split(self.data, self.split)
+        if images is None:
+            raise OptionError(f"--split {self.split}: {self.data} has none")
+        if len(images.classes) > len(classifier.classes):
+            raise OptionError(
+                f"--data: {self.data} has {len(images.classes)} classes, {self.model} knows {len(classifier.classes)}"
+            )
+        names = not all(name.isdecimal() for name in images.classes)
+        if names and images.classes != classifier.classes:
+            raise OptionError(f"--data: {self.data} has other classes than {self.model}, such as {images.classes[0]}")
+        return classifier, images.subset(np.arange(min(self.limit, len(images)))) if self.limit else images
+
+
+@dataclass(frozen=True, kw_only=True)
+class OodOptions(EvaluationOptions):
+    """The other images."""
+
+    others: tuple[str, ...] = option(help="folders of images of other kinds: in any form of --data, or of pictures")
+    scores: tuple[str, ...] = option(tuple(OOD_SCORES), f"what images are ranked by: {', '.join(OOD_SCORES)}")
+    temperature: float = option(1.0, "of msp and energy", above=0)
+    invert: bool = option(False, "other images are dark on bright: turn them round")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for score in self.scores:
+            choose("--scores", score, OOD_SCORES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackOptions(EvaluationOptions):
+    """The attack."""
+
+    attack: str = option("fgsm", "which one", tuple(ATTACKS))
+    objectives: tuple[str, ...] = option(
+        tuple(OBJECTIVES), f"what it raises, of {', '.join(OBJECTIVES)}; the paper's is cross-entropy, see README"
+    )
+    epsilons: tuple[float, ...] = option(
+        (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
+        "radii in pixels from 0 to 1 (paper: these)",
+    )
+    attack_steps: int = option(40, "of pgd and pgd-l2 (released: 40)", least=1, idle={"attack": ("fgsm",)})
+    attack_step_size: float = option(
+        0.0, "of pgd and pgd-l2, 0: 2/255 and 0.2 (released)", least=0, idle={"attack": ("fgsm",)}
+    )
+    random_start: bool = option(True, "begin pgd at a random point of the ball", idle={"attack": ("fgsm", "pgd-l2")})
+    seed: int = option(0, "of that point", least=0, idle={"attack": ("fgsm", "pgd-l2")})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for objective in self.objectives:
+            choose("--objectives", objective, OBJECTIVES)
+        if bad := [epsilon for epsilon in self.epsilons if epsilon < 0 or (epsilon > 1 and self.attack != "pgd-l2")]:
+            raise OptionError(f"--epsilons must be in [0, 1], in pixels from 0 to 1, got {bad[0]:g}")
+
+    def make(self, objective: str) -> Attack:
+        """The attack on one objective."""
+        if self.attack == "fgsm":
+            return Attack("fgsm", objective)
+        start = {"random_start": self.random_start} if self.attack == "pgd" else {}
+        return Attack(self.attack, objective, self.attack_steps, self.attack_step_size or None, seed=self.seed, **start)
+
+
+def evaluate(options: EvaluationOptions) -> dict[str, Any]:
+    """Accuracy, loss, calibration and margins of a model."""
+    classifier, images = options.load()
+    logits = predict_logits(classifier, images, options.batch_size, augment=options.crop)
+    gold = torch.from_numpy(images.labels)
+    result = {"images": len(images), **classification_metrics(logits, gold)}
+    return _kept(options, "evaluation", result, {"logits": logits.numpy(), "labels": images.labels})
+
+
+def ood(options: OodOptions) -> dict[str, Any]:
+    """How well a model tells its own kind of images from others."""
+    classifier, images = options.load()
+    inside = predict_logits(classifier, images, options.batch_size, augment=options.crop)
+    arrays, result = {"test": inside.numpy()}, {}
+    for other in options.others:
+        name, unknown = Path(other).name, read_unlabelled(other, options.split)
+        if unknown.digest() == images.digest():
+            raise OptionError(f"--others: {other} holds the images of --data")
+        if name in result:
+            raise OptionError(f"--others: two folders are called {name}")
+        fitted = _fitted(unknown, classifier, options.invert)
+        outside = predict_logits(classifier, fitted, options.batch_size)
+        result[name] = {"images": len(fitted), "size": list(unknown.images[0].shape[:2]), "mean": _mean(fitted)}
+        arrays[name] = outside.numpy()
+        for score in options.scores:
+            temperature = options.temperature if score in ("msp", "energy") else 1.0
+            values = [ood_scores(logits, score, temperature).numpy() for logits in (inside, outside)]
+            result[name][score] = detection_metrics(*values)
+    return _kept(options, "ood", result, arrays)
+
+
+def attack(options: AttackOptions) -> dict[str, Any]:
+    """Accuracy under attack, by radius, on each objective."""
+    classifier, images = options.load()
+    batches = list(batches_of(classifier, images, options.batch_size, augment=options.crop))
+    device = classifier.mean.device
+    hidden = _mean_of(vanishing_gradients(classifier, x.to(device), y.to(device)) | {"n": len(y)} for x, y in batches)
+    result: dict[str, Any] = {"images": len(images), "attack": options.attack, **hidden, "accuracy": {}}
+    for objective in options.objectives:
+        made = options.make(objective)
+        result["accuracy"][objective] = {
+            f"{epsilon:g}": _accuracy(classifier, made, batches, epsilon) for epsilon in options.epsilons
+        }
+    rows = list(result["accuracy"].values())
+    result["robust_accuracy"] = {epsilon: min(row[epsilon] for row in rows) for epsilon in rows[0]}
+    return _kept(options, f"attack_{options.attack}", result)
+
+
+def _accuracy(classifier: ImageClassifier, made: Attack, batches: list[tuple[Tensor, Tensor]], epsilon: float) -> float:
+    correct = first = 0
+    for pixels, labels in batches:
+        pixels, labels = pixels.to(classifier.mean.device), labels.to(classifier.mean.device)
+        try:
+            attacked = made(classifier, pixels, labels, epsilon, first)
+        except ValueError as error:
+            raise OptionError(f"--epsilons {epsilon:g}: {error}") from error
+        with torch.no_grad():
+            correct += int((classifier(attacked).argmax(1) == labels).sum())
+        first += len(labels)
+    return correct / first
+
+
+def _mean_of(rows: Iterator[dict[str, float]]) -> dict[str, float]:
+    """Means over images of means over batches of n."""
+    batches = list(rows)
+    total = sum(batch["n"] for batch in batches)
+    return {name: sum(b[name] * b["n"] for b in batches) / total for name in batches[0] if name != "n"}
+
+
+def _fitted(images: ImageSet, classifier: ImageClassifier, invert: bool) -> ImageSet:
+    """Other images as a classifier takes them: in its size, its channels, ink bright."""
+    size, grey = classifier.preprocessing.size, classifier.channels == 1
+    rows = []
+    for index in range(len(images)):
+        image = images.images[index]
+        if grey and image.ndim == 3:
+            image = (image @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
+        image = resize(image, (size, size))
+        image = 255 - image if invert else image
+        rows.append(np.repeat(image[..., None], 3, -1) if not grey and image.ndim == 2 else image)
+    if not rows:
+        raise DataError(f"{images.origin}: there is no image in it")
+    return ImageSet(np.stack(rows), images.labels, images.classes, images.origin)
+
+
+def _mean(images: ImageSet) -> float:
+    return float(np.mean([image.mean() / 255 for image in images.images]))
+
+
+def _kept(
+    options: EvaluationOptions, name: str, result: dict[str, Any], arrays: dict[str, np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Write what ``--out`` asks for, and return it."""
+    result = {"model": options.model, "data": options.data, **result}
+    if options.out:
+        with writing_to(options.out) as out:
+            where = environment("transformers", device=torch_device(options.device))
+            write_json(out / f"{name}.json", {**result, "environment": where})
+            if arrays:
+                with replacing(out / f"{name}.npz") as partial, open(partial, "wb") as file:
+                    np.savez_compressed(file, allow_pickle=False, **arrays)
+    return result

@@ -1,0 +1,166 @@
+"""Images with labels as people have them: idx files, CIFAR batches, ``.npz``, folders of pictures. Nothing is fetched.
+
+===============  =====================================================================================================
+idx              ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-...``, also ``.gz``, in the folder or
+                 in ``raw`` or ``*/raw`` of it: MNIST, Fashion-MNIST, KMNIST, notMNIST
+CIFAR batches    ``data_batch_1`` ... ``test_batch``, or ``train`` and ``test``: pickles, which may hold arrays only
+``.npz``         ``SPLIT.npz`` with arrays ``x`` (uint8, ``(N, H, W)`` or ``(N, H, W, 3)``) and ``y``; or one file with
+                 ``x_SPLIT`` and ``y_SPLIT``
+pictures         ``SPLIT/CLASS/*.png`` (ImageFolder), any format that Pillow reads
+===============  =====================================================================================================
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import read_bytes
+from vision_language.image_classification.binary_files import Splits, cifar_splits, idx_splits, numbered
+from vision_language.image_classification.image_set import ImageSet, PictureFiles, first_line
+
+__all__ = ["SPLITS", "read_split", "read_unlabelled"]
+
+SPLITS = ("train", "valid", "test")
+OTHER_NAMES = {"valid": ("val", "validation")}
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def read_split(folder: str | Path, split: str) -> ImageSet | None:
+    """One split of a data folder, or of one ``.npz`` file; None where it has the others only.
+
+    Args:
+        folder: in one of the forms at the top.
+        split: one of ``SPLITS``; ``val`` and ``validation`` are taken for ``valid``.
+
+    Raises:
+        OptionError: no such folder, or none of the forms in it.
+        DataError: a file that is missing, damaged, or does not fit the others.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise OptionError(f"--data: {folder} does not exist")
+    for reader in (_npz, idx_splits, cifar_splits, _pictures):
+        present = {name: read for name, read in reader(folder).items() if read}
+        if present:
+            return _checked(present[split]()) if split in present else None
+    raise OptionError(
+        f"--data: {folder} holds no idx files, CIFAR batches, {{train,valid,test}}.npz, or pictures in "
+        "{train,valid,test}/CLASS/"
+    )
+
+
+def read_unlabelled(path: str | Path, split: str = "test") -> ImageSet:
+    """Images whose classes do not matter: a data folder's split, or all pictures below a folder.
+
+    Raises:
+        OptionError: nothing there.
+        DataError: as :func:`read_split`.
+    """
+    path = Path(path)
+    try:
+        images = read_split(path, split)
+    except OptionError:
+        files = _picture_files(path, recursive=True) if path.is_dir() else []
+        if not files:
+            raise
+        return ImageSet(PictureFiles(files, _all_grey(files)), np.zeros(len(files), dtype=np.int64), ("",), str(path))
+    if images is None:
+        raise OptionError(f"{path}: has no {split} split")
+    return images
+
+
+def _checked(images: ImageSet) -> ImageSet:
+    if not len(images):
+        raise DataError(f"{images.origin}: there is no image in it")
+    lowest, highest = int(images.labels.min()), int(images.labels.max())
+    if lowest < 0 or highest >= len(images.classes):
+        raise DataError(f"{images.origin}: labels from {lowest} to {highest}, of {len(images.classes)} classes")
+    return images
+
+
+def _names(split: str) -> tuple[str, ...]:
+    return (split, *OTHER_NAMES.get(split, ()))
+
+
+def _npz(path: Path) -> Splits:
+    if path.suffix == ".npz" and path.is_file():
+        with _arrays(path) as arrays:
+            names = {split: next((n for n in _names(split) if f"x_{n}" in arrays), None) for split in SPLITS}
+        return {s: partial(_from_npz, path, f"x_{n}", f"y_{n}") if n else None for s, n in names.items()}
+    if single := sorted(path.glob("*.npz")) if path.is_dir() else []:
+        by_split = {s: next((f for f in single if f.stem in _names(s)), None) for s in SPLITS}
+        if any(by_split.values()):
+            return {s: partial(_from_npz, f, "x", "y") if f else None for s, f in by_split.items()}
+        if len(single) == 1:
+            return _npz(single[0])
+    return {}
+
+
+def _arrays(path: Path) -> Any:
+    try:
+        return np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a .npz file ({first_line(error)})") from error
+
+
+def _from_npz(path: Path, x: str, y: str) -> ImageSet:
+    with _arrays(path) as arrays:
+        for name in (x, y):
+            if name not in arrays:
+                raise DataError(f"{path}: has no array {name}, it has {', '.join(arrays) or 'none'}")
+        try:
+            images, labels = arrays[x], arrays[y]
+        except Exception as error:  # damage makes zipfile and NumPy raise many types
+            raise DataError(f"{path}: damaged ({first_line(error)})") from error
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
+        form = f"{images.dtype} {images.shape}"
+        raise DataError(f"{path}: {x} must be uint8 (N, H, W) or (N, H, W, 3), got {form}")
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise DataError(f"{path}: {y} must be {len(images)} whole numbers, got {labels.dtype} {labels.shape}")
+    images = images[..., 0] if images.shape[-1] == 1 and images.ndim == 4 else images
+    return ImageSet(images, labels.astype(np.int64), numbered(labels), str(path))
+
+
+def _pictures(folder: Path) -> Splits:
+    places = {split: next((folder / n for n in _names(split) if (folder / n).is_dir()), None) for split in SPLITS}
+    if not any(places.values()):
+        return {}
+    classes = tuple(sorted({p.name for place in places.values() if place for p in place.iterdir() if p.is_dir()}))
+    if not classes:
+        return {}
+    return {s: partial(_from_folders, place, classes) if place else None for s, place in places.items()}
+
+
+def _from_folders(place: Path, classes: tuple[str, ...]) -> ImageSet:
+    files = [(file, label) for label, name in enumerate(classes) for file in _picture_files(place / name)]
+    if not files:
+        raise DataError(f"{place}: no picture in its folders ({', '.join(ENDINGS)})")
+    paths = [file for file, _ in files]
+    labels = np.array([label for _, label in files], dtype=np.int64)
+    return ImageSet(PictureFiles(paths, _all_grey(paths)), labels, classes, str(place))
+
+
+def _picture_files(folder: Path, recursive: bool = False) -> list[Path]:
+    files = folder.rglob("*") if recursive else folder.glob("*")
+    return sorted(file for file in files if file.suffix.lower() in ENDINGS and file.is_file())
+
+
+def _all_grey(paths: Sequence[Path]) -> bool:
+    """Whether no picture has colours, by the headers."""
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                if picture.mode not in ("1", "L", "LA", "I;16", "I"):
+                    return False
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path}: cannot be read as a picture ({first_line(error)})") from error
+    return True

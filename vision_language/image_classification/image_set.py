@@ -1,0 +1,96 @@
+"""Images with labels, in memory or as files that are decoded when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.settings import digest
+
+__all__ = ["ImageSet", "PictureFiles", "first_line"]
+
+HEAD = 2**16
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class PictureFiles(Sequence[np.ndarray]):
+    """Picture files as arrays ``(H, W)`` or ``(H, W, 3)``, decoded when they are asked for.
+
+    Args:
+        paths: of the files.
+        grey: one channel instead of three.
+    """
+
+    def __init__(self, paths: Sequence[Path], grey: bool) -> None:
+        self.paths, self.grey = list(paths), grey
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, (int, np.integer)):
+            return PictureFiles([self.paths[i] for i in index], self.grey)
+        try:
+            with Image.open(self.paths[index]) as picture:
+                return np.asarray(picture.convert("L" if self.grey else "RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"{self.paths[index]}: cannot be read as a picture ({first_line(error)})") from error
+
+    def digest(self) -> str:
+        """Of names, sizes and beginnings of the files: all of a large set would take longer to read than to train."""
+        sha = hashlib.sha256()
+        for path in self.paths:
+            with open(path, "rb") as file:
+                sha.update(f"{path.parent.name}/{path.name} {path.stat().st_size}".encode() + file.read(HEAD))
+        return digest(sha.hexdigest(), self.grey)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images, their labels, and the names of the classes.
+
+    Args:
+        images: uint8 arrays ``(H, W)`` or ``(H, W, 3)`` by number: one array of all, or :class:`PictureFiles`.
+        labels: ``(N)``, int64.
+        classes: names; a label is the number of one.
+        origin: for messages.
+    """
+
+    images: Any
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return 1 if self.images[0].ndim == 2 else 3
+
+    @property
+    def counts(self) -> list[int]:
+        """Images of each class."""
+        return np.bincount(self.labels, minlength=len(self.classes)).tolist()
+
+    def subset(self, indices: Any) -> Self:
+        """Those of the given numbers, in their order."""
+        indices = np.asarray(indices)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def digest(self) -> str:
+        """Of everything that a training sees."""
+        pixels = self.images.digest() if isinstance(self.images, PictureFiles) else digest(self.images)
+        return digest(pixels, self.labels, list(self.classes))

@@ -1,0 +1,113 @@
+r"""Long-tailed versions of a balanced data set, and how well each part of the tail is classified.
+
+As in Cao, Wei, Gaidon, Arechiga, Ma, "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
+arXiv:1906.07413, and Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition",
+arXiv:1910.09217.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+from torch import Tensor
+
+__all__ = ["GROUPS", "group_metrics", "groups", "long_tail_counts", "long_tail_subset"]
+
+GROUPS = ("many", "medium", "few")
+"""Classes of more than 100, of 20 to 100, and of less than 20 training images."""
+
+KINDS = ("exponential", "step")
+
+
+def long_tail_counts(classes: int, largest: int, factor: float, kind: str = "exponential") -> list[int]:
+    r"""How many images each class keeps.
+
+    .. math::
+        \text{exponential: } n_c = \lfloor n_{max}\, r^{-c / (C - 1)} \rfloor \qquad
+        \text{step: } n_c = n_{max} \text{ for the first } \lceil C/2 \rceil, \; \lfloor n_{max} / r \rfloor
+        \text{ for the others}
+
+    Args:
+        classes: C.
+        largest: :math:`n_{max}`, images of the largest class.
+        factor: r, how many times the smallest class the largest one is; at least 1, which keeps the set balanced.
+        kind: ``"exponential"`` or ``"step"``.
+
+    Raises:
+        ValueError: an argument out of its range, or a class that would be empty.
+    """
+    if classes < 2:
+        raise ValueError(f"a long tail needs at least 2 classes, got {classes}")
+    if not 1 <= factor < math.inf:
+        raise ValueError(f"factor must be at least 1, got {factor}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind == "exponential":
+        counts = [int(largest * (1 / factor) ** (c / (classes - 1))) for c in range(classes)]
+    else:
+        head = math.ceil(classes / 2)
+        counts = [largest] * head + [int(largest / factor)] * (classes - head)
+    if min(counts) < 1:
+        raise ValueError(f"factor {factor:g} leaves class {counts.index(0)} without an image of {largest}")
+    return counts
+
+
+def long_tail_subset(labels: Tensor, counts: list[int], seed: int = 0) -> Tensor:
+    """The images that a long-tailed version keeps: of each class the first of a seeded permutation.
+
+    Args:
+        labels: of the whole set, ``(N)``.
+        counts: of :func:`long_tail_counts`.
+        seed: of the permutations, apart from that of a training, so that runs may share one subset.
+
+    Returns:
+        Their indices, ascending. A larger count keeps what a smaller one kept.
+
+    Raises:
+        ValueError: a class with less images than its count.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kept = []
+    for label, count in enumerate(counts):
+        members = (labels == label).nonzero()[:, 0]
+        if len(members) < count:
+            raise ValueError(f"class {label} has {len(members)} images, {count} are wanted")
+        kept.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return torch.cat(kept).sort().values
+
+
+def groups(train_counts: list[int]) -> list[str]:
+    """The group of each class, one of ``GROUPS``, by its training images."""
+    return ["many" if count > 100 else "medium" if count >= 20 else "few" for count in train_counts]
+
+
+def group_metrics(labels: Tensor, predicted: Tensor, train_counts: list[int]) -> dict[str, Any]:
+    """Accuracy of all, of each class, and of classes with many, medium and few training images.
+
+    Args:
+        labels: of the test set, ``(N)``; a class that is not among them counts in no mean.
+        predicted: ``(N)``.
+        train_counts: training images of each class.
+
+    Returns:
+        ``accuracy``; ``class_accuracy``, None for a class without test images; ``balanced_accuracy``, its mean;
+        ``many``, ``medium`` and ``few``, means over the classes of a group, None for an empty one; ``macro_f1``;
+        ``train_weighted_accuracy``, the mean weighted by ``train_counts``.
+    """
+    gold, guess = labels.cpu().numpy(), predicted.cpu().numpy()
+    present = np.unique(gold)
+    accuracies = recall_score(gold, guess, labels=present, average=None, zero_division=0)
+    of_class, counts = np.array(groups(train_counts))[present], np.array(train_counts)[present]
+    by_class = dict(zip(present.tolist(), accuracies.tolist(), strict=True))
+    return {
+        "accuracy": float(accuracy_score(gold, guess)),
+        "class_accuracy": [by_class.get(label) for label in range(len(train_counts))],
+        "balanced_accuracy": float(accuracies.mean()),
+        **{name: float(accuracies[of_class == name].mean()) if name in of_class else None for name in GROUPS},
+        "macro_f1": float(f1_score(gold, guess, labels=present, average="macro", zero_division=0)),
+        "train_weighted_accuracy": float((accuracies * counts).sum() / counts.sum()),
+    }

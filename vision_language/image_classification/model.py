@@ -1,0 +1,300 @@
+"""A classifier of pixels: a Hugging Face model with the normalisation of its images inside, saved as such a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+from fairseq_ext.training.errors import CheckpointError, OptionError, choose
+from fairseq_ext.training.files import read_json, write_json
+from vision_language.image_classification.classifiers import CosineLinear, LargeMarginLinear
+from vision_language.image_classification.efficientnet import EfficientNet
+from vision_language.image_classification.networks import CifarResNet, LargeMarginCNN, ThreeConvolutions
+from vision_language.image_classification.options import NETWORKS, NetworkOptions
+from vision_language.pretrained import LOCAL, check_weights, loading, read_config, save_folder
+
+__all__ = ["ImageClassifier", "ImageNetwork", "ImageNetworkConfig", "Preprocessing", "build", "load"]
+
+PREPROCESSOR = "preprocessor_config.json"
+SMALL_IMAGE = 64
+"""Up to this size a ResNet begins with a convolution of 3x3 and without pooling, which would leave hardly a pixel."""
+
+RESNETS = {
+    "resnet18": {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]},
+    "resnet50": {"layer_type": "bottleneck", "depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048]},
+}
+
+
+class ImageNetworkConfig(PreTrainedConfig):
+    """Shape of an :class:`ImageNetwork`.
+
+    Args:
+        network: a name of ``NETWORKS``, or ``timm:NAME``.
+        num_channels: of an image.
+        image_size: height and width.
+        width: of ``large-margin-cnn``, 0 for its own.
+        margin: of ``large-margin-cnn``.
+        cosine_scale: of a last layer of cosines; 0 for a linear one.
+        **options: of every configuration, such as ``id2label``.
+    """
+
+    model_type = "fairseq_ext_image_network"
+
+    def __init__(
+        self,
+        network: str = "three-convolutions",
+        num_channels: int = 1,
+        image_size: int = 28,
+        width: int = 0,
+        margin: int = 1,
+        cosine_scale: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.network, self.num_channels, self.image_size = network, num_channels, image_size
+        self.width, self.margin, self.cosine_scale = width, margin, cosine_scale
+
+
+class _ResNet(nn.Module):
+    """The ResNet of transformers, with a stem for small images."""
+
+    def __init__(self, config: ImageNetworkConfig) -> None:
+        super().__init__()
+        channels = config.num_channels
+        settings: Any = {"num_channels": channels, "num_labels": config.num_labels, **RESNETS[config.network]}
+        self.model = ResNetForImageClassification(ResNetConfig(**settings))
+        if config.image_size <= SMALL_IMAGE:
+            stem: Any = self.model.resnet.embedder
+            stem.embedder.convolution = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(stem.embedder.convolution.weight, mode="fan_out", nonlinearity="relu")
+            stem.pooler = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).logits
+
+
+def _timm(config: ImageNetworkConfig) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise OptionError(f"--network {config.network}: timm cannot be imported here ({error})") from error
+    name = config.network.removeprefix("timm:")
+    if name not in timm.list_models():
+        choose("--network timm", name, timm.list_models())
+    return timm.create_model(name, pretrained=False, num_classes=config.num_labels, in_chans=config.num_channels)
+
+
+def _network(config: ImageNetworkConfig) -> nn.Module:
+    channels, classes = config.num_channels, config.num_labels
+    if config.network.startswith("timm:"):
+        return _timm(config)
+    return {
+        "three-convolutions": lambda: ThreeConvolutions(channels, classes),
+        "large-margin-cnn": lambda: LargeMarginCNN(channels, classes, config.width or 64, config.margin),
+        "resnet32": lambda: CifarResNet(channels, classes),
+        "resnet18": lambda: _ResNet(config),
+        "resnet50": lambda: _ResNet(config),
+        "efficientnet-b0": lambda: EfficientNet(channels, classes),
+    }[config.network]()
+
+
+class ImageNetwork(PreTrainedModel):
+    """The networks of this package in Hugging Face's form.
+
+    Args:
+        config: which one.
+    """
+
+    config_class = ImageNetworkConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: ImageNetworkConfig) -> None:
+        super().__init__(config)
+        self.network = _network(config)
+        if config.cosine_scale:
+            name, layer = last_linear(self.network, config.num_labels)
+            cosines = CosineLinear(layer.weight.size(1), config.num_labels, config.cosine_scale)
+            parent, _, last = name.rpartition(".")
+            setattr(self.network.get_submodule(parent), last, cosines)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every network has drawn its own weights."""
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutputWithNoAttention:
+        """Logits; ``labels`` are for the margin of ``large-margin-cnn``."""
+        arguments = () if self.config.margin == 1 else (labels,)
+        return ImageClassifierOutputWithNoAttention(logits=self.network(pixel_values, *arguments))
+
+
+AutoConfig.register(ImageNetworkConfig.model_type, ImageNetworkConfig)
+AutoModelForImageClassification.register(ImageNetworkConfig, ImageNetwork)
+
+
+def last_linear(model: nn.Module, classes: int) -> tuple[str, Any]:
+    """Name and module of the layer that gives the logits.
+
+    Raises:
+        OptionError: none that is linear.
+    """
+    for name, module in reversed(list(model.named_modules())):
+        if isinstance(module, (nn.Linear, LargeMarginLinear)) and module.weight.size(0) == classes:
+            return name, module
+    raise OptionError(f"--network: a {type(model).__name__} has no linear last layer of {classes} classes")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What turns pixels in [0, 1] into the input of a network.
+
+    Args:
+        mean, std: of each channel.
+        size: height and width.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``preprocessor_config.json`` as Hugging Face's image processors do."""
+        content = {
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "size": {"height": self.size, "width": self.size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+        }
+        write_json(Path(folder) / PREPROCESSOR, content)
+
+    @classmethod
+    def read(cls, folder: str | Path, config: Any) -> Preprocessing:
+        """Of a model's folder; without the file, no normalisation and the size of the configuration.
+
+        Raises:
+            CheckpointError: a file that does not fit its model.
+        """
+        path, channels = Path(folder) / PREPROCESSOR, getattr(config, "num_channels", 3)
+        content = read_json(path) if path.is_file() else {}
+        size = content.get("size", getattr(config, "image_size", 224))
+        if isinstance(size, dict):
+            size = size.get("height", size.get("shortest_edge"))
+        mean, std = content.get("image_mean", [0.0] * channels), content.get("image_std", [1.0] * channels)
+        numbers = all(isinstance(v, (int, float)) for v in [*mean, *std]) and all(v > 0 for v in std)
+        if not (numbers and len(mean) == len(std) == channels and isinstance(size, int) and size > 0):
+            raise CheckpointError(f"{path}: mean, deviation and size must be those of {channels} channels")
+        return cls(tuple(map(float, mean)), tuple(map(float, std)), size)
+
+
+class ImageClassifier(nn.Module):
+    """Logits of pixels in [0, 1]: the normalisation is inside, so that an attack works on what a person sees.
+
+    Args:
+        model: a Hugging Face image classifier.
+        preprocessing: of its images.
+
+    Shape:
+        - pixels: ``(N, channels, size, size)``; output: ``(N, classes)``
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: PreTrainedModel, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.model, self.preprocessing = model, preprocessing
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(preprocessing, name)).view(1, -1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(name for _, name in sorted((self.model.config.id2label or {}).items()))
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        return len(self.preprocessing.mean)
+
+    def last_linear(self) -> Any:
+        """The layer that gives the logits."""
+        return last_linear(self.model, len(self.classes))[1]
+
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits; ``labels`` are for a margin in training."""
+        arguments = {"labels": labels} if isinstance(self.model, ImageNetwork) else {}
+        return self.model(pixel_values=(pixels - self.mean) / self.std, **arguments).logits
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that ``AutoModelForImageClassification.from_pretrained`` and :func:`load` read."""
+        save_folder(self.model, self.preprocessing, folder)
+
+
+def build(options: NetworkOptions, classes: tuple[str, ...], preprocessing: Preprocessing) -> ImageClassifier:
+    """A network to train, with random weights or those of a Hugging Face folder.
+
+    Args:
+        options: which one.
+        classes: their names.
+        preprocessing: of the training images; that of a Hugging Face folder wins.
+
+    Raises:
+        OptionError: no such network, or an option that it does not have.
+        CheckpointError: a folder that is no image classifier.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels: dict[str, Any] = {"id2label": dict(enumerate(classes)), "label2id": numbers}
+    channels = len(preprocessing.mean)
+    if options.network in NETWORKS or options.network.startswith("timm:"):
+        shape = options.network, channels, preprocessing.size, options.width, options.margin, options.cosine_scale
+        config = ImageNetworkConfig(*shape, **labels)
+        return ImageClassifier(ImageNetwork(config), preprocessing)
+    if not Path(options.network).is_dir():
+        choose("--network", options.network, NETWORKS)
+    if options.cosine_scale:
+        raise OptionError(f"--cosine-scale {options.cosine_scale:g}: only of --network {', '.join(NETWORKS)}")
+    read_config(options.network)
+    with loading(options.network):
+        settings = AutoConfig.from_pretrained(options.network, **LOCAL, **labels)
+        if options.from_scratch:
+            model = AutoModelForImageClassification.from_config(settings)
+        else:
+            check_weights(options.network)
+            model = AutoModelForImageClassification.from_pretrained(
+                options.network, config=settings, ignore_mismatched_sizes=True, use_safetensors=True, **LOCAL
+            )
+    read = Preprocessing.read(options.network, model.config)
+    if options.image_size:
+        read = Preprocessing(read.mean, read.std, options.image_size)
+    return ImageClassifier(model, read)
+
+
+def load(folder: str | Path) -> ImageClassifier:
+    """A trained classifier, in evaluation mode.
+
+    Args:
+        folder: of a Hugging Face image classifier, such as a training of this package leaves.
+
+    Raises:
+        OptionError: no such folder.
+        CheckpointError: no image classifier in it.
+    """
+    read_config(folder)
+    check_weights(folder)
+    with loading(folder):
+        model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, **LOCAL)
+    return ImageClassifier(model, Preprocessing.read(folder, model.config)).eval()

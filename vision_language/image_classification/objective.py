@@ -1,0 +1,137 @@
+"""What is minimised: the loss of the options, with the class sizes and the epoch that its terms depend on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_ext.losses import encouraging_loss_terms, mirror_bonus_loss
+from fairseq_ext.losses.bonus_schedule import bonus_schedule
+from fairseq_ext.losses.imbalance import class_weights
+from vision_language.image_classification.options import LossOptions
+from vision_language.image_classification.scores import log_odds
+
+__all__ = ["Objective", "halted_focal_loss", "ldam_margins"]
+
+LDAM_MARGIN = 0.5
+
+
+def ldam_margins(class_counts: Tensor, largest: float = LDAM_MARGIN) -> Tensor:
+    r"""Margins of the label-distribution-aware loss, :math:`m_c = m_{max} \, n_c^{-1/4} / \max_j n_j^{-1/4}`.
+
+    Cao, Wei, Gaidon, Arechiga, Ma, arXiv:1906.07413.
+
+    Args:
+        class_counts: n, ``(C)``.
+        largest: :math:`m_{max}`. Default 0.5.
+    """
+    margins = class_counts.double() ** -0.25
+    return margins * (largest / margins.max())
+
+
+def halted_focal_loss(logits: Tensor, labels: Tensor, gamma: float, halted: bool) -> Tensor:
+    r"""Focal loss on the softmax of every image, and its halted form (arXiv:2110.06537).
+
+    .. math::
+        L = -(1 - p_y)^\gamma \log p_y, \qquad
+        L_{halted} = -\log p_y - (1 - 2^{-\gamma}) \log 2 \;\text{ for } p_y > \tfrac12
+
+    The two meet at one half. The released code lacks its multi-class form; this is the paper's formula.
+
+    Args:
+        logits: ``(N, C)``.
+        labels: ``(N)``.
+        gamma: the focusing exponent.
+        halted: whether what is well classified goes on in full.
+
+    Returns:
+        ``(N)``.
+    """
+    cross_entropy, odds = F.cross_entropy(logits, labels, reduction="none"), log_odds(logits, labels)
+    focal = (gamma * F.logsigmoid(-odds)).exp() * cross_entropy
+    if not halted:
+        return focal
+    rest = (1 - 0.5**gamma) * math.log(2)
+    return torch.where(odds > 0, cross_entropy - rest, focal)
+
+
+class Objective:
+    """The mean loss of a batch.
+
+    Args:
+        options: of the loss.
+        counts: training images of each class.
+        epochs: of the whole training, which a schedule of the bonus needs.
+        scale: of cosine logits, which the margins of ``ldam`` are multiplied by; 1 for others.
+    """
+
+    def __init__(self, options: LossOptions, counts: list[int], epochs: int, scale: float = 1.0) -> None:
+        self.options, self.epochs = options, epochs
+        sizes = torch.tensor(counts, dtype=torch.double)
+        self.weights = class_weights(sizes, options.beta).float() if options.reweight != "none" else None
+        self.shift = torch.zeros(len(counts))
+        if options.adjust_logits == "ldam":
+            self.shift = -(scale or 1.0) * ldam_margins(sizes).float()
+        elif options.adjust_logits == "prior":
+            self.shift = (sizes / sizes.sum()).log().float()
+
+    def __call__(self, logits: Tensor, labels: Tensor, epoch: int) -> Tensor:
+        """The loss of a batch in training.
+
+        Args:
+            logits: ``(N, C)``; half precision is computed in float32.
+            labels: ``(N)``.
+            epoch: counted from 1.
+        """
+        options, logits = self.options, logits.float()
+        weight = self._weights_of("loss", epoch, logits)
+        adjusted = self._adjusted(logits, labels)
+        if options.loss in ("mse", "mae", "mirror-mse", "mirror-mae"):
+            loss = self._of_probabilities(adjusted, labels)
+        elif "focal" in options.loss:
+            loss = halted_focal_loss(adjusted, labels, options.gamma, options.loss == "halted-focal")
+        else:
+            loss = encouraging_loss_terms(adjusted, labels, label_smoothing=options.label_smoothing)[0]
+        rows = weight[labels] if weight is not None else torch.ones_like(loss)
+        total = (rows * loss).sum() / rows.sum()
+        strength = self._bonus_weight(epoch)
+        return total + strength * self._bonus(logits, labels, epoch) if strength else total
+
+    def _adjusted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        shift = self.shift.to(logits)
+        if self.options.adjust_logits == "prior":  # Menon et al., arXiv:2007.07314
+            return logits + shift
+        return logits + F.one_hot(labels, len(shift)) * shift
+
+    def _of_probabilities(self, logits: Tensor, labels: Tensor) -> Tensor:
+        base = self.options.loss.removeprefix("mirror-")
+        weight, power = float(base != self.options.loss), self.options.mirror_power
+        return mirror_bonus_loss(logits, labels, "none", base=base, bonus_power=power, bonus_weight=weight).mean(1)
+
+    def _bonus_weight(self, epoch: int) -> float:
+        options = self.options
+        if options.loss != "encouraging" or epoch < options.bonus_from:
+            return 0.0
+        return options.bonus_weight * bonus_schedule(epoch, self.epochs, options.schedule)
+
+    def _bonus(self, logits: Tensor, labels: Tensor, epoch: int) -> Tensor:
+        """Its plain mean: unlike the loss it is not divided by the sum of its weights, as published."""
+        options = self.options
+        form: dict[str, Any] = {"bonus": options.bonus, "bonus_start": options.bonus_start}
+        if options.bonus == "log":
+            form["log_end"] = options.log_end
+        if options.bonus == "power":
+            form["bonus_power"] = options.bonus_power
+        bonus = encouraging_loss_terms(logits, labels, label_smoothing=options.label_smoothing, **form)[1]
+        weight = self._weights_of("bonus", epoch, logits)
+        return bonus.mean() if weight is None else (weight[labels] * bonus).mean()
+
+    def _weights_of(self, term: str, epoch: int, like: Tensor) -> Tensor | None:
+        options = self.options
+        if self.weights is None or options.reweight not in (term, "both") or epoch < options.reweight_from:
+            return None
+        return self.weights.to(like)

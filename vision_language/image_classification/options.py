@@ -1,0 +1,178 @@
+"""Every option of a training; the command line is made from these classes. "released" is the paper's code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fairseq_ext.losses.bonus_schedule import SCHEDULES
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.flags import Precision
+from fairseq_ext.training.options import OptionSet, flag, option
+from vision_language.image_classification.long_tail import KINDS
+from vision_language.image_classification.transforms import AUGMENTATIONS
+
+__all__ = ["DataOptions", "LossOptions", "NetworkOptions", "Options"]
+
+LOSSES = ("cross-entropy", "encouraging", "focal", "halted-focal", "mse", "mae", "mirror-mse", "mirror-mae")
+BONUSES = ("log", "power", "cosine")
+NOT_ENCOURAGING = tuple(loss for loss in LOSSES if loss != "encouraging")
+WITHOUT_BONUS = {"loss": NOT_ENCOURAGING}
+WITHOUT_STEPS = {"attack": ("", "fgsm")}
+NETWORKS = ("three-convolutions", "large-margin-cnn", "resnet32", "resnet18", "resnet50", "efficientnet-b0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(OptionSet):
+    """The images."""
+
+    data: str = option(help="folder of idx files, CIFAR batches, .npz files or SPLIT/CLASS/ pictures; or one .npz file")
+    long_tail: str = option("", "cut a long tail from the training images: exponential or step (default: no)")
+    imbalance_factor: float = option(
+        100.0, "images of its largest class for one of its smallest", least=1, idle={"long_tail": ("",)}
+    )
+    largest_class: int = option(
+        0, "images of its largest class, 0: of the smallest class before", least=0, idle={"long_tail": ("",)}
+    )
+    valid_fraction: float = option(
+        0.1, "share of each class held out where there are no validation images; 0: none", least=0, most=0.9
+    )
+    subset_seed: int = option(0, "of the tail and the hold-out, whatever the seed of a run", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.long_tail not in ("", *KINDS):
+            raise OptionError(f"--long-tail must be {' or '.join(KINDS)}, got {self.long_tail!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(OptionSet):
+    """The network."""
+
+    network: str = option(
+        "three-convolutions",
+        f"{', '.join(NETWORKS)}; a folder of a Hugging Face image classifier; or timm:NAME where timm is installed",
+    )
+    image_size: int = option(0, "height and width that the network sees, 0: of the training images", least=0)
+    width: int = option(0, "channels of large-margin-cnn, 0: 64 as released", least=0)
+    margin: int = option(1, "m of the large-margin softmax of large-margin-cnn (paper: 1 and 2)", least=1)
+    cosine_scale: float = option(0.0, "last layer of cosines times this scale (LDAM: 30), 0: a linear layer", least=0)
+    from_scratch: bool = option(False, "take only the shape of a Hugging Face or timm model, with random weights")
+    normalize: bool = option(True, "subtract the mean of the training images and divide by their deviation")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network != "large-margin-cnn":
+            self.refuse_idle(f"with --network {self.network}", "width", "margin")
+        if self.network in NETWORKS:
+            self.refuse_idle(f"with --network {self.network}, which has no other weights", "from_scratch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(OptionSet):
+    """The loss."""
+
+    loss: str = option("encouraging", "what is minimised; mirror-: with the mirror bonus", LOSSES)
+    label_smoothing: float = option(
+        0.0,
+        "of cross-entropy and bonus (released: 0 and 0.1)",
+        least=0,
+        below=1,
+        idle={"loss": ("focal", "halted-focal", "mse", "mae", "mirror-mse", "mirror-mae")},
+    )
+    bonus: str = option("log", "form of the bonus", BONUSES, idle=WITHOUT_BONUS)
+    log_end: float = option(
+        0.75, "where its logarithm turns linear (paper: 1 on MNIST, 0.75 on CIFAR)", least=0, most=1, idle=WITHOUT_BONUS
+    )
+    bonus_start: float = option(
+        0.0, "no bonus below this probability (paper's aggressive: 0.5)", least=0, below=1, idle=WITHOUT_BONUS
+    )
+    bonus_power: float = option(1.0, "exponent of --bonus power", above=0, idle={"bonus": ("log", "cosine")})
+    bonus_weight: float = option(1.0, "factor of the bonus", least=0, idle=WITHOUT_BONUS)
+    bonus_from: int = option(1, "first epoch with the bonus, counted from 1", least=1, idle=WITHOUT_BONUS)
+    schedule: str = option("none", "how the bonus grows over the epochs", tuple(SCHEDULES), idle=WITHOUT_BONUS)
+    mirror_power: float = option(2.0, "exponent of the mirror bonus (paper: 2)", above=0, idle={"loss": (*LOSSES[:6],)})
+    gamma: float = option(
+        1.0,
+        "focusing exponent of focal losses (released: 1)",
+        least=0,
+        idle={"loss": tuple(loss for loss in LOSSES if "focal" not in loss)},
+    )
+    adjust_logits: str = option(
+        "none",
+        "in training: ldam subtracts margins, prior adds the logarithm of the class sizes",
+        ("none", "ldam", "prior"),
+    )
+    reweight: str = option(
+        "none", "what is weighted by the effective number of a class's images", ("none", "loss", "bonus", "both")
+    )
+    beta: float = option(0.9999, "of the effective number", least=0, below=1, idle={"reweight": ("none",)})
+    reweight_from: int = option(
+        1, "first epoch of these weights (deferred re-weighting: 161 of 200)", least=1, idle={"reweight": ("none",)}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bonus != "log":
+            self.refuse_idle(f"with --bonus {self.bonus}", "log_end")
+        if self.reweight in ("bonus", "both") and self.loss != "encouraging":
+            raise OptionError(f"--reweight {self.reweight}: --loss {self.loss} has no bonus")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(DataOptions, NetworkOptions, LossOptions, Precision):
+    """A training.
+
+    Raises:
+        OptionError: a value that is not allowed, or one that would do nothing.
+    """
+
+    augment: str = option("none", "of training images: see README", AUGMENTATIONS)
+    optimizer: str = option("adam", "which one", ("adam", "sgd"))
+    lr: float = option(1e-3, "largest step size (released: 1e-3 with Adam, 0.1 with SGD)", above=0)
+    momentum: float = option(0.9, "of SGD", least=0, below=1, idle={"optimizer": ("adam",)})
+    nesterov: bool = option(False, "Nesterov's momentum", idle={"optimizer": ("adam",)})
+    weight_decay: float = option(0.0, "L2 penalty of all parameters", least=0)
+    lr_schedule: str = option("constant", "how the step size falls", ("constant", "steps", "cosine"))
+    lr_steps: tuple[int, ...] = option((), "epochs from which it is multiplied by --lr-factor, counted from 1")
+    lr_factor: float = option(0.1, "of each of --lr-steps", above=0, below=1)
+    warmup_epochs: int = option(0, "epochs in which the step size rises to --lr", least=0)
+    epochs: int = option(5, "passes over the training images", least=1)
+    batch_size: int = option(128, "images of a step, over all processes", least=1)
+    eval_batch_size: int = option(512, "images of a step without training", least=1)
+    shuffle: bool = option(True, "a new order in each epoch (released adversarial MNIST: none)")
+    select: str = option(
+        "valid",
+        "which split picks the epoch; test: as the released code, for comparison only",
+        ("valid", "test", "last"),
+    )
+    freeze: bool = option(False, "second stage of cRT: learn a new last layer on classes drawn evenly; needs --init")
+    init: str = option("", "folder of a trained model to start from")
+    workers: int = option(0, "processes that read images", least=0)
+    attack: str = option("", "train on attacked images: fgsm, pgd or pgd-l2 (default: no)")
+    epsilon: float = option(0.3, "radius of --attack in pixels", above=0, idle={"attack": ("",)})
+    attack_steps: int = option(
+        7, "steps of --attack pgd and pgd-l2 (released: 7)", least=1, idle={"attack": ("", "fgsm")}
+    )
+    attack_step_size: float = option(
+        0.1, "their size (released: 0.1 of pgd, 0.2 of pgd-l2)", above=0, idle={"attack": ("", "fgsm")}
+    )
+    seed: int = option(1, "of weights, order and dropout", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attack not in ("", "fgsm", "pgd", "pgd-l2"):
+            raise OptionError(f"--attack must be fgsm, pgd or pgd-l2, got {self.attack!r}")
+        if self.lr_schedule != "steps":
+            self.refuse_idle(f"with --lr-schedule {self.lr_schedule}", "lr_steps", "lr_factor")
+        elif not self.lr_steps:
+            raise OptionError("--lr-schedule steps: needs the epochs, --lr-steps")
+        if self.freeze and not self.init:
+            raise OptionError("--freeze: needs the model of the first stage, --init FOLDER")
+        for name in ("bonus_from", "reweight_from", "warmup_epochs"):
+            if getattr(self, name) > self.epochs:
+                raise OptionError(f"{flag(name)} {getattr(self, name)}: there are only --epochs {self.epochs}")
+        steps = list(self.lr_steps)
+        if steps != sorted(set(steps)) or any(not 2 <= epoch <= self.epochs for epoch in steps):
+            raise OptionError(
+                f"--lr-steps must rise, from 2 to --epochs {self.epochs}, got {' '.join(map(str, steps))}"
+            )

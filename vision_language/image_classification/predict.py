@@ -1,0 +1,120 @@
+"""Logits of whole sets of images, and what they say of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vision_language.image_classification.data import Batches, in_channels
+from vision_language.image_classification.image_set import ImageSet
+from vision_language.image_classification.long_tail import group_metrics
+from vision_language.image_classification.model import ImageClassifier
+from vision_language.image_classification.scores import expected_calibration_error, log_odds, margin
+from vision_language.image_classification.transforms import Transform
+
+__all__ = ["QUANTILES", "batches_of", "classification_metrics", "predict_logits", "short_metrics"]
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def batches_of(
+    classifier: ImageClassifier,
+    images: ImageSet,
+    batch_size: int,
+    *,
+    augment: str = "none",
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Test images in file order, as the classifier takes them, and their labels.
+
+    Args:
+        classifier: whose size and channels they get.
+        images: the set.
+        batch_size: of a batch.
+        augment: that of the training, which decides how test images are cropped.
+        workers: processes that read images.
+    """
+    transform = Transform(classifier.preprocessing.size, augment)
+    numbers = [np.arange(i, min(i + batch_size, len(images))) for i in range(0, len(images), batch_size)]
+    view = Batches(in_channels(images, classifier.channels), transform, numbers)
+    yield from DataLoader(view, batch_size=None, num_workers=workers)
+
+
+def predict_logits(
+    classifier: ImageClassifier,
+    images: ImageSet,
+    batch_size: int = 512,
+    *,
+    augment: str = "none",
+    workers: int = 0,
+    accelerator: Any | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Logits of every image, ``(N, C)`` in float32 on the CPU.
+
+    Args:
+        classifier: in whatever mode, which it keeps.
+        images: the set.
+        batch_size: of a batch.
+        augment, workers: as :func:`batches_of`.
+        accelerator: the processes that share the work, and the number format. Default: one process.
+        forward: in place of the classifier's.
+    """
+    training, device = classifier.training, classifier.mean.device
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    classifier.eval()
+    rows: list[tuple[int, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for index, (pixels, _) in enumerate(
+                batches_of(classifier, images, batch_size, augment=augment, workers=workers)
+            ):
+                if index % world == rank:
+                    rows.append((index, (forward or classifier)(pixels.to(device)).float().cpu()))
+    finally:
+        classifier.train(training)
+    if world > 1:
+        rows = gather_object(rows)
+    return torch.cat([logits for _, logits in sorted(rows, key=lambda row: row[0])])
+
+
+def short_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """What is told after every epoch: accuracy, loss, margin, and the quantiles of the log-odds of the labels.
+
+    Args:
+        logits: ``(N, C)``.
+        labels: ``(N)``.
+    """
+    logits = logits.double()
+    quantiles = log_odds(logits, labels).quantile(torch.tensor(QUANTILES, dtype=torch.double))
+    return {
+        "accuracy": float((logits.argmax(1) == labels).double().mean()),
+        "nll": float(F.cross_entropy(logits, labels)),
+        "margin": float(margin(logits, labels).mean()),
+        "log_odds_quantiles": quantiles.tolist(),
+    }
+
+
+def classification_metrics(logits: Tensor, labels: Tensor, train_counts: list[int] | None = None) -> dict[str, Any]:
+    """Everything that the logits of a test set say.
+
+    Args:
+        logits: ``(N, C)``.
+        labels: ``(N)``.
+        train_counts: training images of each class, for the groups of a long tail. Default: no groups.
+
+    Returns:
+        :func:`short_metrics`, ``ece`` with 15 bins, ``class_accuracy`` and ``balanced_accuracy``; with ``train_counts``
+        all of :func:`~vision_language.image_classification.long_tail.group_metrics`.
+    """
+    groups = group_metrics(labels, logits.argmax(1), train_counts or [1] * logits.size(1))
+    if not train_counts:
+        groups = {name: groups[name] for name in ("class_accuracy", "balanced_accuracy", "macro_f1")}
+    return {**short_metrics(logits, labels), "ece": expected_calibration_error(logits, labels), **groups}

@@ -1,0 +1,249 @@
+"""Training of one network on one set of images, and all runs of an experiment."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.checkpoint import BestWeights
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.loop import Training, seed_of
+from fairseq_ext.training.runs import Experiment
+from fairseq_ext.training.settings import Settings
+from vision_language.image_classification.attacks import Attack
+from vision_language.image_classification.data import Batches, in_channels, mean_and_std, read_data
+from vision_language.image_classification.image_set import ImageSet
+from vision_language.image_classification.model import ImageClassifier, Preprocessing, build, load
+from vision_language.image_classification.objective import Objective
+from vision_language.image_classification.options import Options
+from vision_language.image_classification.predict import classification_metrics, predict_logits, short_metrics
+from vision_language.image_classification.transforms import Transform
+from vision_language.pretrained import fingerprint
+
+__all__ = ["run", "train"]
+
+PACKAGES = ("transformers", "accelerate", "pillow")
+
+
+def run(options: Options, out: str | Path, runs: int = 1, device: str = "auto") -> Experiment:
+    """Train with every seed that ``out`` does not hold yet.
+
+    Args:
+        options: everything that a run depends on; ``seed`` is the first one.
+        out: gets ``results.json``, and the model of each seed in a folder of its name.
+        runs: how many seeds.
+        device: as ``--device``.
+
+    Raises:
+        InputError: options, data or models that cannot be used.
+    """
+    accelerator = make_accelerator(options.mixed_precision, device)
+    splits = read_data(options)
+    if options.select == "valid" and "valid" not in splits:
+        raise OptionError("--select valid: there are no validation images, with --valid-fraction 0")
+    inputs = {split: images.digest() for split, images in splits.items()}
+    for name in ("network", "init"):
+        if Path(getattr(options, name) or "-").is_dir():
+            inputs[name] = fingerprint(getattr(options, name))
+    where = ("data", "workers", "seed")
+    experiment = Experiment(
+        out, Settings.of(options, inputs=inputs, leave_out=where), PACKAGES, device=accelerator.device
+    )
+
+    def one(seed: int) -> dict[str, Any]:
+        folder, settings = Path(out) / f"seed{seed}", Settings.of(options, inputs=inputs, leave_out=where, run=seed)
+        _, record = train(replace(options, seed=seed), splits, folder, settings, accelerator)
+        return record
+
+    seeds = range(options.seed, options.seed + runs)
+    return experiment.complete({f"seed{seed}": partial(one, seed) for seed in seeds}, accelerator)
+
+
+def train(
+    options: Options,
+    splits: dict[str, ImageSet],
+    folder: Path,
+    settings: Settings,
+    accelerator: Accelerator | None = None,
+) -> tuple[ImageClassifier, dict[str, Any]]:
+    """Train, test the last epoch and the one that ``--select`` picks, and save the latter.
+
+    Args:
+        options: everything that the run depends on.
+        splits: of :func:`~vision_language.image_classification.data.read_data`.
+        folder: of checkpoint and model; a training that was killed is resumed, to the bit on a CPU.
+        settings: a checkpoint of others is refused.
+        accelerator: devices and processes.
+
+    Returns:
+        The classifier, and ``test_accuracy`` and the other figures of the selected epoch, ``last_test_accuracy``, and
+        the history.
+
+    Raises:
+        OptionError: images that the network cannot take; a loss that is not finite.
+        CheckpointError: a checkpoint that is damaged or cannot be written.
+    """
+    accelerator = accelerator or make_accelerator(options.mixed_precision)
+    torch.manual_seed(seed_of(options.seed))
+    classifier = _classifier(options, splits["train"]).to(accelerator.device)
+    images = in_channels(splits["train"], classifier.channels)
+    transform = Transform(classifier.preprocessing.size, options.augment)
+    objective = Objective(options, images.counts, options.epochs, options.cosine_scale or 1.0)
+    per_epoch = len(_batches(np.arange(len(images)), options.batch_size))
+    learned = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    optimizer = accelerator.prepare_optimizer(_optimizer(options, learned))
+    schedule = LambdaLR(optimizer.optimizer, lambda step: lr_factor(options, step // per_epoch + 1))
+    parallel, best = accelerator.prepare_model(classifier), BestWeights(classifier)
+    attack = _attack(options)
+    reading: dict[str, Any] = {"augment": options.augment, "workers": options.workers, "accelerator": accelerator}
+    split = "test" if options.select == "test" or "valid" not in splits else "valid"
+
+    def step(pixels: Tensor, labels: Tensor, epoch: int, whole: int) -> Tensor:
+        pixels, labels = pixels.to(accelerator.device), labels.to(accelerator.device)
+        if attack:
+            pixels = attack(classifier, pixels, labels, options.epsilon)
+        classifier.train()
+        # Gradients are averaged over the processes, whose shares of a batch may differ.
+        share = len(labels) * accelerator.num_processes / whole
+        loss = share * objective(parallel(pixels, labels), labels, epoch)
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        optimizer.step()
+        schedule.step()
+        return loss
+
+    def logits(split: str) -> Tensor:
+        return predict_logits(classifier, splits[split], options.eval_batch_size, **reading)
+
+    _prove(classifier, images, transform, accelerator)
+    training = Training(
+        per_epoch * options.epochs,
+        select="accuracy",
+        validate_every=per_epoch,
+        seed=options.seed,
+        folder=folder,
+        settings=settings,
+        parts={
+            "model": classifier,
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "scaler": accelerator.scaler,
+            "best": best,
+        },
+        accelerator=accelerator,
+        name=folder.name,
+        advice=f"lower --lr {options.lr:g}",
+    )
+    loader = None
+    for number in training:
+        epoch, position = divmod(number - 1, per_epoch)
+        if loader is None or position == 0:
+            order = _order(options, images, epoch)
+            rest = _batches(order, options.batch_size)[position:]
+            rank, world = accelerator.process_index, accelerator.num_processes
+            shares = [batch[rank::world] if len(batch[rank::world]) else batch[:1] for batch in rest]
+            view = Batches(images, transform, shares, augmented=(options.seed, epoch))
+            loader = zip(rest, DataLoader(view, batch_size=None, num_workers=options.workers), strict=True)
+        batch, (pixels, labels) = next(loader)
+        training.log(train_loss=step(pixels, labels, epoch + 1, len(batch)), lr=optimizer.param_groups[0]["lr"])
+        if training.validates:
+            gold = torch.from_numpy(splits[split].labels)
+            improved = training.improved({"epoch": epoch + 1, **short_metrics(logits(split), gold)})
+            if improved and options.select != "last":
+                best.keep()
+
+    gold, counts = torch.from_numpy(splits["test"].labels), images.counts if options.long_tail else None
+    last = classification_metrics(logits("test"), gold, counts)
+    best.restore()
+    selected = classification_metrics(logits("test"), gold, counts)
+    if accelerator.is_main_process:
+        classifier.save(folder)
+    record = {f"test_{name}": value for name, value in selected.items()} | {
+        f"last_test_{name}": last[name] for name in ("accuracy", "nll")
+    }
+    record |= {"selected_on": options.select, "train_images": len(images), "train_counts": images.counts}
+    return classifier, record | {"steps_per_epoch": per_epoch} | training.record()
+
+
+def _classifier(options: Options, images: ImageSet) -> ImageClassifier:
+    if options.init:
+        classifier = load(options.init)
+        if classifier.classes != images.classes:
+            raise OptionError(f"--init: {options.init} has {len(classifier.classes)} classes, not those of --data")
+        if options.freeze:
+            for parameter in classifier.parameters():
+                parameter.requires_grad_(False)
+            layer = classifier.last_linear().requires_grad_(True)
+            layer.reset_parameters()
+        return classifier
+    side = options.image_size or max(images.images[0].shape[:2])
+    mean, std = mean_and_std(images) if options.normalize else ([0.0] * images.channels, [1.0] * images.channels)
+    return build(options, images.classes, Preprocessing(tuple(mean), tuple(std), side))
+
+
+def _optimizer(options: Options, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if options.optimizer == "adam":
+        return torch.optim.Adam(parameters, options.lr, weight_decay=options.weight_decay)
+    return torch.optim.SGD(
+        parameters, options.lr, options.momentum, weight_decay=options.weight_decay, nesterov=options.nesterov
+    )
+
+
+def lr_factor(options: Options, epoch: int) -> float:
+    """What ``--lr`` is multiplied by in an epoch, counted from 1."""
+    if epoch <= options.warmup_epochs:
+        return epoch / options.warmup_epochs
+    if options.lr_schedule == "cosine":
+        return (1 + math.cos(math.pi * (epoch - 1) / options.epochs)) / 2
+    return options.lr_factor ** sum(first <= epoch for first in options.lr_steps)
+
+
+def _attack(options: Options) -> Attack | None:
+    """That of adversarial training, which raises the cross-entropy whatever the loss, as published."""
+    if not options.attack:
+        return None
+    steps: dict[str, Any] = {"steps": options.attack_steps, "step_size": options.attack_step_size}
+    return Attack(options.attack, "cross-entropy", **({} if options.attack == "fgsm" else steps), seed=options.seed)
+
+
+def _order(options: Options, images: ImageSet, epoch: int) -> np.ndarray:
+    """The numbers of an epoch's images; with ``--freeze`` every class is drawn equally often."""
+    generator = np.random.default_rng([options.seed, epoch])
+    if options.freeze:
+        of_class = [np.flatnonzero(images.labels == label) for label in range(len(images.classes))]
+        drawn = generator.permuted(np.arange(len(images)) % len(of_class))
+        return np.array([generator.choice(of_class[label]) for label in drawn])
+    return generator.permutation(len(images)) if options.shuffle else np.arange(len(images))
+
+
+def _batches(order: np.ndarray, size: int) -> list[np.ndarray]:
+    """A last image alone joins the batch before it: batch norm cannot learn from one."""
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+def _prove(classifier: ImageClassifier, images: ImageSet, transform: Transform, accelerator: Accelerator) -> None:
+    """Refuse images of a size that the network cannot take."""
+    pixels, _ = Batches(images, transform, [np.array([0, len(images) - 1])])[0]
+    try:
+        with torch.no_grad():
+            logits = classifier.eval()(pixels.to(accelerator.device))
+    except (RuntimeError, ValueError) as error:
+        size = " x ".join(map(str, pixels.shape[1:]))
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"--image-size: the network cannot take images of {size}: {reason}") from error
+    if logits.shape != (2, len(images.classes)):
+        raise OptionError(f"--network: gives {tuple(logits.shape)} for 2 images of {len(images.classes)} classes")

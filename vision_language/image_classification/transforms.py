@@ -1,0 +1,119 @@
+"""What happens to an image before the network sees it: arrays of bytes in, arrays of bytes out, by Pillow and NumPy.
+
+All chance comes from the generator that is given, so that the image of an epoch depends on seed, epoch and its number
+alone: neither on batches nor on workers nor on where a training was resumed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["AUGMENTATIONS", "Transform", "centre_crop", "pad_crop", "random_resized_crop", "resize"]
+
+AUGMENTATIONS = ("none", "pad-crop", "resized-crop")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Training and test images of one size.
+
+    ================  ================================================================================================
+    ``none``          training images as they are, resized where they have another size
+    ``pad-crop``      :func:`pad_crop` by 4 pixels and a horizontal flip in half of the cases (CIFAR)
+    ``resized-crop``  :func:`random_resized_crop` and the flip; test images are resized to 8/7 of ``size`` and cropped
+                      at the centre (ImageNet)
+    ================  ================================================================================================
+
+    Args:
+        size: height and width of what comes out.
+        augment: one of ``AUGMENTATIONS``.
+    """
+
+    size: int
+    augment: str = "none"
+
+    def train(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """A training image, ``(H, W)`` or ``(H, W, 3)``."""
+        if self.augment == "none":
+            return resize(image, (self.size, self.size))
+        if self.augment == "pad-crop":
+            image = pad_crop(resize(image, (self.size, self.size)), 4, generator)
+        else:
+            image = random_resized_crop(image, self.size, generator)
+        return np.ascontiguousarray(image[:, ::-1]) if generator.random() < 0.5 else image
+
+    def test(self, image: np.ndarray) -> np.ndarray:
+        """The same image without chance."""
+        if self.augment != "resized-crop":
+            return resize(image, (self.size, self.size))
+        height, width = image.shape[:2]
+        shorter = round(self.size * 8 / 7)
+        scaled = (
+            (shorter, int(shorter * width / height)) if height <= width else (int(shorter * height / width), shorter)
+        )
+        return centre_crop(resize(image, scaled), self.size)
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, with antialiasing.
+
+    Args:
+        image: ``(H, W)`` or ``(H, W, 3)``.
+        size: height and width.
+    """
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The square in the middle.
+
+    Args:
+        image: ``(H, W)`` or ``(H, W, 3)``, no side shorter than ``size``.
+        size: of its sides.
+    """
+    top, left = (round((side - size) / 2) for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
+
+
+def pad_crop(image: np.ndarray, padding: int, generator: np.random.Generator) -> np.ndarray:
+    """A crop of the old size from the image inside a frame of zeros.
+
+    Args:
+        image: ``(H, W)`` or ``(H, W, 3)``.
+        padding: width of the frame.
+        generator: of the place.
+    """
+    height, width = image.shape[:2]
+    padded = np.pad(image, [(padding, padding), (padding, padding)] + [(0, 0)] * (image.ndim - 2))
+    top, left = generator.integers(0, 2 * padding + 1, size=2)
+    return padded[top : top + height, left : left + width]
+
+
+def random_resized_crop(image: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """A random part of 8 to 100 % of the area and a ratio of sides from 3/4 to 4/3, resized to a square.
+
+    After ten misfits it is the largest part at the centre with such a ratio.
+
+    Args:
+        image: ``(H, W)`` or ``(H, W, 3)``.
+        size: of the sides of what comes out.
+        generator: of the part.
+    """
+    height, width = image.shape[:2]
+    for _ in range(10):
+        area = height * width * generator.uniform(0.08, 1)
+        ratio = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = generator.integers(0, height - h + 1), generator.integers(0, width - w + 1)
+            break
+    else:
+        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        top, left = (height - h) // 2, (width - w) // 2
+    return resize(image[top : top + h, left : left + w], (size, size))
