@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import logging
 import sys
 import traceback
@@ -73,8 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     # fairseq's attention passes torch two kinds of mask, which torch deprecates
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
 
+    packages = ["ve-fairseq", "entmax", "scipy", "torch-geometric", "transformers"]
+    packages += ["ctranslate2"] if importlib.util.find_spec("ctranslate2") else []
     header = {
-        **environment("ve-fairseq", "entmax", "scipy", "torch-geometric", "transformers", device=device),
+        **environment(*packages, device=device),
         "quick": options.quick,
     }
     print(", ".join(f"{name} {value}" for name, value in header.items()))
