@@ -19,27 +19,38 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["takes", "topk_attention"]
+from fairseq_ext.kernels.selection import largest, log2, merge
+
+__all__ = ["fits", "takes", "topk_attention"]
 
 _LARGEST_K = 64
 _LARGEST_WIDTH = 128
 _TILE = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 32}
-"""Queries and keys of a tile. 64 rows are one ``wgmma`` of an H100; the scores of 64 by 64 take 32 registers a thread
-with four warps, and selecting the 64 largest needs as many columns."""
+"""Queries and keys of a tile. 64 rows are one ``wgmma`` of an H100, and the scores of 64 by 64 take 32 registers of a
+thread in four warps. float32 is multiplied without tensor cores, with operands in registers: more do not fit."""
+
+_FLOAT32_MAX = tl.constexpr(torch.finfo(torch.float32).max)
 
 
-def takes(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout_p: float, k: int) -> bool:
+def fits(num_keys: int, width: int, k: int) -> bool:
+    """Whether there is a kernel for heads of ``width`` that keep ``k`` of the keys, fewer than all."""
+    return 0 < width <= _LARGEST_WIDTH and 0 < k <= _LARGEST_K and k < num_keys
+
+
+def takes(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, keep: Tensor | None, dropout_p: float, k: int
+) -> bool:
     """Whether :func:`topk_attention` computes this call.
 
-    It has no gradient for ``bias``, no broadcasting of heads, and neither dense attention nor dropout of everything.
+    Heads do not broadcast, ``bias`` gets no gradient; no queries and a dropout of everything are left to torch.
     """
     if not query.dim() == key.dim() == value.dim() == 4 or not query.dtype == key.dtype == value.dtype:
         return False
-    fits = query.shape[:2] == key.shape[:2] == value.shape[:2] and key.size(2) == value.size(2)
-    widths = (query.size(3), value.size(3))
-    fits &= query.size(3) == key.size(3) and min(widths) > 0 and max(widths) <= _LARGEST_WIDTH
+    heads = query.shape[:2] == key.shape[:2] == value.shape[:2] and query.size(3) == key.size(3)
+    sizes = key.size(2) == value.size(2) and all(fits(key.size(2), x.size(3), k) for x in (query, value))
+    masks = all(mask is None or mask.device == query.device for mask in (bias, keep))
     constant = bias is None or not (bias.requires_grad and torch.is_grad_enabled())
-    return fits and constant and 0 < k <= _LARGEST_K and k < key.size(2) and 0 <= dropout_p < 1
+    return query.numel() > 0 and heads and sizes and masks and constant and 0 <= dropout_p < 1
 
 
 def topk_attention(
@@ -156,58 +167,6 @@ def _scores(query, key, rows, columns, bias, keep, batch, head, T, S, CAUSAL: tl
     return tl.where(visible, scores, float("-inf"))
 
 
-@triton.constexpr_function
-def _log2(n):
-    return n.bit_length() - 1
-
-
-@triton.jit
-def _exchange(x, BIT: tl.constexpr, RUN: tl.constexpr, ASCENDING: tl.constexpr):
-    """Orders the pairs of columns that differ in one bit: the larger first in every other run of ``2**RUN`` columns.
-    A maximum and a minimum are half the instructions of Triton's own exchange, which compares and selects."""
-    ROWS: tl.constexpr = x.shape[0]
-    COLUMNS: tl.constexpr = x.shape[1]
-    GROUPS: tl.constexpr = COLUMNS // 2 ** (BIT + 1)
-    pairs = tl.reshape(x, (ROWS, GROUPS, 2, 2**BIT))
-    run = tl.arange(0, GROUPS)[None, :, None, None] >> (RUN - BIT - 1)
-    second = tl.arange(0, 2)[None, None, :, None]
-    larger = ((run + second + ASCENDING) & 1) == 0
-    ordered = tl.where(larger, tl.max(pairs, 2, keep_dims=True), tl.min(pairs, 2, keep_dims=True))
-    return tl.reshape(ordered, (ROWS, COLUMNS))
-
-
-@triton.jit
-def _merge(x, RUN: tl.constexpr, ASCENDING: tl.constexpr = False):
-    """Sorts bitonic runs of ``2**RUN`` columns, descending and ascending in turn."""
-    for i in tl.static_range(RUN):
-        x = _exchange(x, RUN - 1 - i, RUN, ASCENDING)
-    return x
-
-
-@triton.jit
-def _largest(x, RUN: tl.constexpr):
-    """The ``2**RUN`` largest numbers of each row, descending (Shanbhag et al., "Efficient Top-K Query Processing on
-    Massively Parallel Hardware", SIGMOD 2018)."""
-    # A tensor core leaves neighbouring columns in different threads. Which column is which does not matter here: with
-    # those that one thread has next to each other, most exchanges are between registers.
-    owned = tl.permute(tl.reshape(x, (x.shape[0], x.shape[1] // 16, 2, 4, 2)), (0, 3, 2, 1, 4))
-    x = tl.reshape(owned, x.shape)
-    for i in tl.static_range(RUN):
-        x = _merge(x, i + 1)
-    for _ in tl.static_range(_log2(x.shape[1]) - RUN):
-        pairs = tl.reshape(x, (x.shape[0], x.shape[1] // 2 ** (RUN + 1), 2, 2**RUN))
-        x = _merge(tl.reshape(tl.max(pairs, 2), (x.shape[0], x.shape[1] // 2)), RUN)
-    return x
-
-
-@triton.jit
-def _padded(x, COLUMNS: tl.constexpr):
-    if x.shape[1] < COLUMNS:
-        return tl.reshape(tl.join(x, tl.full(x.shape, float("-inf"), tl.float32)), (x.shape[0], COLUMNS))
-    else:
-        return x
-
-
 @triton.jit
 def _weights(scores, threshold, maximum):
     """``exp(score - maximum)`` of what is not below the threshold, which NaN is not."""
@@ -234,7 +193,7 @@ def _any(tile, SKIP: tl.constexpr):
 
 
 @triton.jit
-def _forward(
+def _topk_forward(
     query, key, value, bias, keep, seed, out, row, heads, T, S, k, scale, dropout_p,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, RUN: tl.constexpr,
     CAUSAL: tl.constexpr, SKIP: tl.constexpr, TILE: tl.constexpr,
@@ -251,13 +210,13 @@ def _forward(
         keys = _load(key, batch, head, columns, S, D, BLOCK_D)
         scores = _scores(q, keys, rows, columns, bias, keep, batch, head, T, S, CAUSAL)
         if tl.max(tl.max((scores > threshold[:, None]).to(tl.int32), 1), 0) > 0:
-            best = _merge(tl.maximum(best, _largest(_padded(scores, 2**RUN), RUN)), RUN, ASCENDING=True)
+            best = merge(tl.maximum(best, largest(scores, RUN)), RUN, ASCENDING=True)
             chosen = tl.arange(0, 2**RUN)[None, :] == 2**RUN - k
             threshold = tl.max(tl.where(chosen, best, float("-inf")), 1)
     maximum = tl.max(best, 1)
     # Beside +inf nothing else has a weight. The ends of float32 stand for infinity, for inf - inf is NaN.
     threshold = tl.where(maximum == float("inf"), maximum, threshold)
-    maximum = tl.clamp(maximum, -3.4028234663852886e38, 3.4028234663852886e38)
+    maximum = tl.clamp(maximum, -_FLOAT32_MAX, _FLOAT32_MAX)
 
     total = tl.zeros((TILE,), tl.float32)
     context = tl.zeros((TILE, BLOCK_DV), tl.float32)
@@ -291,7 +250,7 @@ def _statistics(row, index, rows, T):
 
 
 @triton.jit
-def _backward_query(
+def _topk_backward_query(
     query, key, value, bias, keep, seed, out, grad, dquery, row, heads, T, S, scale, dropout_p,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     CAUSAL: tl.constexpr, SKIP: tl.constexpr, TILE: tl.constexpr,
@@ -321,7 +280,7 @@ def _backward_query(
 
 
 @triton.jit
-def _backward_key_value(
+def _topk_backward_key_value(
     query, key, value, bias, keep, seed, grad, dkey, dvalue, row, heads, T, S, scale, dropout_p,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     CAUSAL: tl.constexpr, SKIP: tl.constexpr, TILE: tl.constexpr,
@@ -367,7 +326,7 @@ def _launch(query: Tensor, value: Tensor, k: int, is_causal: bool) -> dict[str, 
         # At fewer keys than that nearly every tile has one that some query keeps.
         "SKIP": value.size(2) >= 4 * tile * k,
         "TILE": tile,
-        "num_warps": 4,
+        "num_warps": 8 if query.dtype == torch.float32 else 4,
         "num_stages": 2,
         "enable_fp_fusion": True,
     }
@@ -394,12 +353,11 @@ class _TopKAttention(torch.autograd.Function):
         row = _Rows(*query.new_empty(4, B, H, T, dtype=torch.float32))
         inputs = *(None if x is None else _Heads.of(x) for x in (query, key, value, bias, keep)), seed
         constants = _launch(query, value, k, is_causal)
-        if out.numel():
-            with torch.cuda.device_of(query):
-                _forward[_grid(query)](
-                    *inputs, _Heads.of(out), row, H, T, key.size(2), k, scale, dropout_p,
-                    RUN=max(3, _log2(triton.next_power_of_2(k))), **constants,
-                )  # fmt: skip
+        with torch.cuda.device_of(query):
+            _topk_forward[_grid(query)](
+                *inputs, _Heads.of(out), row, H, T, key.size(2), k, scale, dropout_p,
+                RUN=max(3, log2(triton.next_power_of_2(k))), **constants,
+            )  # fmt: skip
         ctx.save_for_backward(query, key, value, bias, keep, seed, out, *row)
         ctx.numbers, ctx.constants = (scale, dropout_p), constants
         return out
@@ -414,12 +372,16 @@ class _TopKAttention(torch.autograd.Function):
         dquery, dkey, dvalue = map(_Heads.of, grads)
         sizes = query.size(1), query.size(2), key.size(2)
         arguments = _Rows(*rows), *sizes, *ctx.numbers
-        if out.numel():
-            with torch.cuda.device_of(query):
-                _backward_query[_grid(query)](
-                    *inputs, _Heads.of(out), _Heads.of(grad), dquery, *arguments, **ctx.constants
-                )  # fmt: skip
-                _backward_key_value[_grid(key)](*inputs, _Heads.of(grad), dkey, dvalue, *arguments, **ctx.constants)
+        # Gradients of wide keys and values leave no registers for the addresses of a tile read ahead.
+        wide = max(ctx.constants["BLOCK_D"], ctx.constants["BLOCK_DV"]) > 64
+        stages = {"num_stages": 1 if wide else 2}
+        with torch.cuda.device_of(query):
+            _topk_backward_query[_grid(query)](
+                *inputs, _Heads.of(out), _Heads.of(grad), dquery, *arguments, **ctx.constants
+            )  # fmt: skip
+            _topk_backward_key_value[_grid(key)](
+                *inputs, _Heads.of(grad), dkey, dvalue, *arguments, **ctx.constants | stages
+            )  # fmt: skip
         return *grads, *(None,) * 7
 
 

@@ -10,7 +10,8 @@ import torch
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
-from fairseq_ext.modules.sparse_attention import attention_weights
+from fairseq_ext.kernels import load, usable
+from fairseq_ext.modules.sparse_attention import attention_weights, blockwise_topk_attention
 from fairseq_ext.modules.topk import effective_k, topk_softmax
 from fairseq_ext.training.errors import OptionError
 
@@ -109,6 +110,11 @@ class SelectiveAttention(MultiheadAttention):
                 before_softmax=before_softmax,
                 need_head_weights=need_head_weights,
             )
+        if not torch.jit.is_scripting():
+            if not (need_weights or need_head_weights) and incremental_state is None:
+                blockwise = self.blockwise(query, key, value, key_padding_mask, attn_mask)
+                if blockwise is not None:
+                    return self.out_proj(blockwise), None
         scores, values = self.scores_and_values(
             query, key, value, key_padding_mask, incremental_state, static_kv=static_kv, attn_mask=attn_mask
         )
@@ -117,6 +123,43 @@ class SelectiveAttention(MultiheadAttention):
         if need_head_weights:
             return output, weights
         return output, weights.mean(dim=0) if need_weights else None
+
+    @torch.jit.unused
+    def blockwise(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        key_padding_mask: Tensor | None,
+        attn_mask: Tensor | None,
+    ) -> Tensor | None:
+        """Contexts (T, B, C) without the scores in memory, or None where there is no kernel for that."""
+        if self.self_attention:
+            key = value = query
+        elif self.encoder_decoder_attention:
+            value = key
+        assert key is not None and value is not None
+        k = effective_k(key.size(0), self.topk, self.topk_ratio, self.topk_min)
+        plain = self.normalizer == "softmax" and self.select == "scores"
+        plain &= self.bias_k is None and not self.add_zero_attn and self.beam_size == 1
+        plain &= attn_mask is None or (attn_mask.dim() == 2 and attn_mask.is_floating_point())
+        if not plain or not usable(query) or not load("topk_attention").fits(key.size(0), self.head_dim, k):
+            return None
+        keep = None if key_padding_mask is None else ~key_padding_mask.bool()[:, None, None]
+        dropout = self.dropout_module
+        context = blockwise_topk_attention(
+            *(
+                projection(states).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
+                for projection, states in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+            ),
+            attn_mask,
+            keep,
+            dropout.p if self.training or dropout.apply_during_inference else 0.0,
+            is_causal=False,  # it is in the mask
+            scale=self.scaling,
+            k=k,
+        )
+        return None if context is None else context.permute(2, 0, 1, 3).flatten(2)
 
     def scores_and_values(
         self,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from entmax import entmax15, entmax_bisect, sparsemax
 from torch import Tensor
 
+from fairseq_ext.kernels import load, usable
 from fairseq_ext.modules.sparse_variants import SELECTIONS
 from fairseq_ext.modules.topk import below_maximum, effective_k, topk_softmax
 
@@ -158,10 +159,45 @@ def topk_attention(
     scale = 1.0 / math.sqrt(max(1, query.size(-1))) if scale is None else scale
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
+    effective = effective_k(key.size(-2), k)
+    if not torch.jit.is_scripting():
+        bias = None if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask
+        # A mask of another dtype would change that of the scores; the dense gradient needs all of them.
+        if not straight_through and (bias is None or bias.dtype == query.dtype):
+            keep = attn_mask if bias is None else None
+            context = blockwise_topk_attention(query, key, value, bias, keep, dropout_p, is_causal, scale, effective)
+            if context is not None:
+                return context
     scores = (query * scale) @ key.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    weights = topk_softmax(scores, effective_k(scores.size(-1), k), straight_through=straight_through)
+    weights = topk_softmax(scores, effective, straight_through=straight_through)
     return F.dropout(weights, dropout_p) @ value
+
+
+def blockwise_topk_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float,
+    k: int,
+) -> Tensor | None:
+    """What :mod:`fairseq_ext.kernels.topk_attention` computes of CUDA tensors, None where the torch path has to.
+
+    That is wherever kernels are not used at all; in ``float32`` under autocast, which casts products only; and for a
+    single query, whose scores are few: decoding.
+    """
+    if query.dim() != 4 or query.size(2) == 1 or not usable(query, key, value):
+        return None
+    if query.dtype == torch.float32 and torch.is_autocast_enabled(query.device.type):
+        return None
+    kernel = load("topk_attention")
+    if not kernel.takes(query, key, value, bias, keep, dropout_p, k):
+        return None
+    return kernel.topk_attention(query, key, value, bias, keep, dropout_p, is_causal, scale=scale, k=k)

@@ -67,13 +67,13 @@ class Compiled:
     stack: int
     ptx: str
 
-    def assert_fits(self) -> None:
-        """It can be launched, and keeps its numbers in registers."""
+    def assert_fits(self, spilt: int = 16) -> None:
+        """It can be launched, and keeps its numbers in registers, all but ``spilt`` bytes of a thread's."""
         where = f"{self.kernel}, {self.case}, sm_{self.capability}"
         assert self.shared <= SHARED_MEMORY[self.capability], f"{where}: {self.shared} bytes of shared memory"
         assert self.registers * self.warps * 32 <= 65536, f"{where}: {self.registers} registers, {self.warps} warps"
         # The assembler moves two or three out of its own accord, with registers to spare.
-        assert self.stack <= 16, f"{where}: {self.stack} bytes of registers spilt"
+        assert self.stack <= spilt, f"{where}: {self.stack} bytes of registers spilt"
         limits = (2**31 - 1, 65535, 65535)
         assert all(1 <= n <= most for n, most in zip(self.grid, limits, strict=True)), f"{where}: grid {self.grid}"
 

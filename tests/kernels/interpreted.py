@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -21,14 +23,25 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @contextmanager
 def interpreter() -> Iterator[None]:
-    """What kernels run in: the interpreter's product mended, and no warning that a default will change."""
+    """What kernels run in: the interpreter mended, and no warning that a default will change."""
     with pytest.MonkeyPatch.context() as patch:
         if DEVICE.type == "cpu" and importlib.util.find_spec("triton") is not None:
-            from triton.runtime.interpreter import InterpreterBuilder
+            from triton.runtime import interpreter
 
-            patch.setattr(InterpreterBuilder, "create_dot", _dot)
+            patch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
+            patch.setattr(interpreter, "_patch_lang", functools.partial(_patch_once, interpreter._patch_lang))
         patch.setenv("TRITON_DEFAULT_FP_FUSION", os.environ.get("TRITON_DEFAULT_FP_FUSION", "1"))
         yield
+
+
+def _patch_once(patch: Callable[[Any], Any], function: Any) -> Any:
+    """What lets Triton's language compute, of which Triton's own does all again at every call of a function: half of
+    the time of a kernel that has many."""
+    from triton.language import core
+    from triton.runtime.interpreter import _LangPatchScope
+
+    languages = [x for x in function.__globals__.values() if x is core or x is sys.modules["triton.language"]]
+    return patch(function) if any(core.is_builtin(x.load) for x in languages) else _LangPatchScope()
 
 
 def _float(handle: Any) -> np.ndarray:
