@@ -7,6 +7,7 @@ computes the scores again. Kept for it are the output and three float32 numbers 
 
 Whether a key is kept must be the same in all of these passes, to the last bit and for ties too: all take their scores
 from :func:`_scores`, in tiles of one shape. As in the reference, scores are compared in the dtype of the queries.
+More than 300 lines, since the three kernels share what must be the same in all.
 """
 
 from __future__ import annotations

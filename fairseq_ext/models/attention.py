@@ -10,8 +10,7 @@ import torch
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
-from fairseq_ext.kernels import load, usable
-from fairseq_ext.modules.sparse_attention import attention_weights, blockwise_topk_attention
+from fairseq_ext.modules.sparse_attention import attention_weights, blockwise_topk_attention, has_blockwise
 from fairseq_ext.modules.topk import effective_k, topk_softmax
 from fairseq_ext.training.errors import OptionError
 
@@ -143,7 +142,7 @@ class SelectiveAttention(MultiheadAttention):
         plain = self.normalizer == "softmax" and self.select == "scores"
         plain &= self.bias_k is None and not self.add_zero_attn and self.beam_size == 1
         plain &= attn_mask is None or (attn_mask.dim() == 2 and attn_mask.is_floating_point())
-        if not plain or not usable(query) or not load("topk_attention").fits(key.size(0), self.head_dim, k):
+        if not plain or not has_blockwise(query, key.size(0), self.head_dim, k):
             return None
         keep = None if key_padding_mask is None else ~key_padding_mask.bool()[:, None, None]
         dropout = self.dropout_module

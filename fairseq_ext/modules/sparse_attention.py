@@ -177,6 +177,11 @@ def topk_attention(
     return F.dropout(weights, dropout_p) @ value
 
 
+def has_blockwise(states: Tensor, num_keys: int, width: int, k: int) -> bool:
+    """Whether :func:`blockwise_topk_attention` may take heads of ``width`` projected from ``states``."""
+    return usable(states) and load("topk_attention").fits(num_keys, width, k)
+
+
 def blockwise_topk_attention(
     query: Tensor,
     key: Tensor,

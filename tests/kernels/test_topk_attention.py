@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fairseq_ext.models import attention
 from fairseq_ext.models.attention import SelectiveAttention
 from fairseq_ext.modules import sparse_attention
 from fairseq_ext.modules.sparse_attention import topk_attention
@@ -228,7 +227,6 @@ def handed(topk, monkeypatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """The calls that the kernel gets where it may have any."""
     calls = []
     monkeypatch.setattr(sparse_attention, "usable", lambda *tensors: True)
-    monkeypatch.setattr(attention, "usable", lambda *tensors: True)
     original = topk.topk_attention
 
     def recorded(*args: Any, **names: Any) -> Tensor:
@@ -366,8 +364,8 @@ def test_every_launch_fits_its_card(compiled):
     functions = ("_topk_forward", "_topk_backward_query", "_topk_backward_key_value")
     assert {(one.kernel, one.capability) for one in compiled} == set(itertools.product(functions, CAPABILITIES))
     for one in compiled:
-        # Both gradients of 64 keys, 128 wide, are half of the registers: some numbers wait in the cache.
-        one.assert_fits(spilt=128 if "128 wide" in one.case and one.kernel.endswith("key_value") else 16)
+        # Beside two tiles of scores and one or two of gradients, some numbers wait in the cache.
+        one.assert_fits(spilt=256 if "backward" in one.kernel and "float32" not in one.case else 16)
 
 
 def test_half_precision_is_multiplied_by_tensor_cores(compiled):
