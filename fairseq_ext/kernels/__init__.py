@@ -48,9 +48,10 @@ def usable(*tensors: Tensor) -> bool:
     Raises:
         ValueError: the environment variable ``FAIRSEQ_EXT_KERNELS`` is neither 0 nor 1.
     """
-    if _disabled or not tensors[0].is_cuda or not _switched_on():
-        return False
+    # First of all, since a graph of torch.compile would end at the environment's variable.
     if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return False
+    if _disabled or not tensors[0].is_cuda or not _switched_on():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False

@@ -70,3 +70,9 @@ def test_transforms_stay_on_the_torch_path():
     torch.func.vmap(lambda x: seen.append(kernels.usable(on_card())) or x)(torch.zeros(2))
     torch.jit.trace(lambda x: seen.append(kernels.usable(on_card())) or x + 1, torch.zeros(2), check_trace=False)
     assert seen == [False, False]
+
+
+def test_a_compiler_sees_one_graph_of_the_torch_path(monkeypatch):
+    monkeypatch.setenv(kernels.SWITCH, "0")
+    double = torch.compile(lambda x: x if kernels.usable(x) else 2 * x, fullgraph=True, backend="eager")
+    assert double(torch.ones(1)).item() == 2
