@@ -8,6 +8,7 @@ from typing import Any
 
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json
+from fairseq_ext.training.pairs import paired_differences
 
 __all__ = ["compare", "spread_of_repeats"]
 
@@ -39,8 +40,7 @@ def compare(first: str | Path, second: str | Path) -> dict[str, float]:
     """Paired differences, ``second - first``, of the test accuracies of two experiment folders.
 
     Returns:
-        ``runs`` that both hold, ``first`` and ``second`` (their means), ``difference`` and its ``std`` over the runs,
-        and how often the second was ``better``, ``equal`` and ``worse``.
+        Those of :func:`~fairseq_ext.training.pairs.paired_differences`.
 
     Raises:
         DataError: a folder without results.
@@ -51,17 +51,6 @@ def compare(first: str | Path, second: str | Path) -> dict[str, float]:
         values = [of_one.get(name) for of_one in settings]
         if values[0] != values[1]:
             raise OptionError(f"compare: {name} is {values[0]} in {first} and {values[1]} in {second}: no pairs")
-    shared = [name for name in accuracies[0] if name in accuracies[1]]
-    if not shared:
+    if not accuracies[0].keys() & accuracies[1].keys():
         raise OptionError(f"compare: {first} and {second} share no finished run")
-    differences = [accuracies[1][name] - accuracies[0][name] for name in shared]
-    return {
-        "runs": len(shared),
-        "first": statistics.fmean(accuracies[0][name] for name in shared),
-        "second": statistics.fmean(accuracies[1][name] for name in shared),
-        "difference": statistics.fmean(differences),
-        "std": statistics.pstdev(differences),
-        "better": sum(difference > 0 for difference in differences),
-        "equal": sum(difference == 0 for difference in differences),
-        "worse": sum(difference < 0 for difference in differences),
-    }
+    return paired_differences(*accuracies)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.pairs import paired_differences
 
 __all__ = ["Pair", "compare"]
 
@@ -50,17 +50,6 @@ def compare(pair: Pair) -> dict[str, float]:
     for name in PAIRED_BY:
         if one.get(name) != other.get(name):
             raise OptionError(f"compare: {name} differs between {pair.first} and {pair.second}: no pairs")
-    shared = [name for name in first if name in second]
-    if not shared:
+    if not first.keys() & second.keys():
         raise OptionError(f"compare: {pair.first} and {pair.second} share no finished run")
-    differences = [second[name] - first[name] for name in shared]
-    return {
-        "runs": len(shared),
-        "first": statistics.fmean(first[name] for name in shared),
-        "second": statistics.fmean(second[name] for name in shared),
-        "difference": statistics.fmean(differences),
-        "std": statistics.stdev(differences) if len(differences) > 1 else 0.0,
-        "better": sum(difference > 0 for difference in differences),
-        "equal": sum(difference == 0 for difference in differences),
-        "worse": sum(difference < 0 for difference in differences),
-    }
+    return paired_differences(first, second)
