@@ -16,7 +16,7 @@ from tests.helpers import ROOT, Row, options_of, words_of
 from vision_language.image_classification.__main__ import main
 from vision_language.image_classification.options import Options
 
-TRAIN = "train --data DATA --out OUT --epochs 2 --batch-size 40 --device cpu"
+TRAIN = "train --data DATA --out OUT --epochs 1 --batch-size 40 --device cpu"
 EVALUATE = "--model MODEL --data DATA --device cpu"
 
 
@@ -24,7 +24,7 @@ EVALUATE = "--model MODEL --data DATA --device cpu"
 def model(pictures, tmp_path_factory):
     """A trained experiment."""
     folder = tmp_path_factory.mktemp("trained") / "el"
-    main([*TRAIN.replace("DATA", str(pictures)).replace("OUT", str(folder)).split(), "--log-end", "1"])
+    main([*TRAIN.replace("DATA", str(pictures)).replace("OUT", str(folder)).split(), *"--log-end 1 --epochs 3".split()])
     return folder
 
 
@@ -77,17 +77,17 @@ def test_pictures_are_drawn_of_what_is_there(command, model, tmp_path):
 
 
 # Beside "data" and "device", an option of training by another value, where it acts, and where it would do nothing.
-CROSS_ENTROPY, ADAM, NO_TAIL = "--loss cross-entropy", "--optimizer adam", ""
+CROSS_ENTROPY, ADAM, TWO = "--loss cross-entropy", "--optimizer adam", "--epochs 2"
 ROWS = {
     "long_tail": Row("step", "--imbalance-factor 3"),
     "imbalance_factor": Row("4", "--long-tail step --imbalance-factor 3", ("",)),
     "largest_class": Row("6", "--long-tail step --imbalance-factor 3", ("",)),
     "valid_fraction": Row("0.3"),
     "subset_seed": Row("1"),
-    "network": Row("large-margin-cnn", "--epochs 1"),
-    "image_size": Row("16", "--network resnet32 --epochs 1"),
-    "width": Row("4", "--network large-margin-cnn --epochs 1", ("",)),
-    "margin": Row("2", "--network large-margin-cnn --width 4 --epochs 1", ("",)),
+    "network": Row("large-margin-cnn", ""),
+    "image_size": Row("16", "--network resnet32"),
+    "width": Row("4", "--network large-margin-cnn", ("",)),
+    "margin": Row("2", "--network large-margin-cnn --width 4", ("",)),
     "cosine_scale": Row("9"),
     "from_scratch": Row(idle=("",)),
     "normalize": Row(),
@@ -98,14 +98,14 @@ ROWS = {
     "bonus_start": Row("0.05", "", (CROSS_ENTROPY,)),
     "bonus_power": Row("2", "--bonus power", ("",)),
     "bonus_weight": Row("0.5", "", (CROSS_ENTROPY,)),
-    "bonus_from": Row("2", "", (CROSS_ENTROPY,)),
-    "schedule": Row("linear", "", (CROSS_ENTROPY,)),
+    "bonus_from": Row("2", TWO, (CROSS_ENTROPY,)),
+    "schedule": Row("linear", TWO, (CROSS_ENTROPY,)),
     "mirror_power": Row("3", "--loss mirror-mse", ("", "--loss mse")),
     "gamma": Row("3", "--loss focal", ("",)),
     "adjust_logits": Row("ldam"),
     "reweight": Row("both", "--long-tail step --imbalance-factor 3"),
     "beta": Row("0.5", "--reweight both --long-tail step --imbalance-factor 3", ("",)),
-    "reweight_from": Row("2", "--reweight both --long-tail step --imbalance-factor 3", ("",)),
+    "reweight_from": Row("2", f"{TWO} --reweight both --long-tail step --imbalance-factor 3", ("",)),
     "mixed_precision": Row("bf16"),
     "augment": Row("pad-crop"),
     "optimizer": Row("sgd"),
@@ -113,22 +113,22 @@ ROWS = {
     "momentum": Row("0.5", "--optimizer sgd", (ADAM,)),
     "nesterov": Row("", "--optimizer sgd", (ADAM,)),
     "weight_decay": Row("0.5"),
-    "lr_schedule": Row("cosine"),
-    "lr_steps": Row("2", "--lr-schedule steps", ("", "--lr-schedule cosine")),
-    "lr_factor": Row("0.5", "--lr-schedule steps --lr-steps 2", ("",)),
-    "warmup_epochs": Row("2"),
-    "epochs": Row("1"),
+    "lr_schedule": Row("cosine", TWO),
+    "lr_steps": Row("2", f"{TWO} --lr-schedule steps", ("", "--lr-schedule cosine")),
+    "lr_factor": Row("0.5", f"{TWO} --lr-schedule steps --lr-steps 2", ("",)),
+    "warmup_epochs": Row("2", TWO),
+    "epochs": Row("2"),
     "batch_size": Row("30"),
     "eval_batch_size": Row("7"),
     "shuffle": Row(),
-    "select": Row("last"),
+    "select": Row("last", TWO),
     "freeze": Row("", "--init MODEL"),
     "init": Row("MODEL"),
     "workers": Row("1"),
     "attack": Row("fgsm"),
     "epsilon": Row("0.1", "--attack fgsm", ("",)),
-    "attack_steps": Row("1", "--attack pgd --epochs 1", ("--attack fgsm", "")),
-    "attack_step_size": Row("0.05", "--attack pgd --attack-steps 2 --epochs 1", ("--attack fgsm", "")),
+    "attack_steps": Row("1", "--attack pgd", ("--attack fgsm", "")),
+    "attack_step_size": Row("0.05", "--attack pgd --attack-steps 2", ("--attack fgsm", "")),
     "seed": Row("2"),
 }
 SAME = {"workers"}
@@ -162,7 +162,7 @@ def test_an_option_changes_what_comes_out_or_is_refused(command, outcomes, optio
         record = next(iter(json.loads((tmp_path / name / "results.json").read_text())["runs"].values()))
         return {key: value for key, value in record.items() if not key.startswith("seconds") and key != "environment"}
 
-    base = "" if option in ("lr_steps", "long_tail") else row.given  # refused without the option
+    base = {"lr_steps": TWO, "long_tail": ""}.get(option, row.given)  # refused without the option
     if base not in outcomes:
         outcomes[base] = outcome("base", base)
     assert (outcome("changed", f"{row.given} {words}") == outcomes[base]) == (option in SAME)
@@ -215,7 +215,7 @@ def test_equal_experiments_are_equal_pairs(command):
 
 def test_a_killed_command_is_resumed(pictures, tmp_path):
     start = [sys.executable, "-m", "vision_language.image_classification"]
-    words = TRAIN.replace("DATA", str(pictures)).replace("--epochs 2", "--epochs 8")
+    words = TRAIN.replace("DATA", str(pictures)).replace("--epochs 1", "--epochs 4")
     environment = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}}
     process = subprocess.Popen([*start, *words.split()], **environment, stderr=subprocess.DEVNULL)
     checkpoint, deadline = tmp_path / "OUT" / "seed1" / "checkpoint.pt", time.monotonic() + 300
