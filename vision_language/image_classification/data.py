@@ -38,7 +38,10 @@ def read_data(options: DataOptions) -> dict[str, ImageSet]:
         raise DataError(f"{splits['train'].origin}: its images are of one class")
     if options.long_tail:
         splits["train"] = _long_tailed(splits["train"], options)
-    if "valid" not in splits and options.valid_fraction:
+    if "valid" in splits:
+        reason = f"with --data {options.data}, which has validation images"
+        options.refuse_idle(reason, "valid_fraction", *(() if options.long_tail else ("subset_seed",)))
+    elif options.valid_fraction:
         splits |= _held_out(splits["train"], options.valid_fraction, options.subset_seed)
     if empty := [name for name, count in zip(classes, splits["train"].counts, strict=True) if not count]:
         raise DataError(f"{splits['train'].origin}: class {empty[0]} has no training image")

@@ -17,6 +17,7 @@ from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import option
 from fairseq_ext.training.runs import environment, torch_device
 from vision_language.image_classification.attacks import ATTACKS, OBJECTIVES, Attack, vanishing_gradients
+from vision_language.image_classification.data import in_channels
 from vision_language.image_classification.detection import detection_metrics
 from vision_language.image_classification.image_files import read_split, read_unlabelled
 from vision_language.image_classification.image_set import ImageSet
@@ -72,6 +73,8 @@ class OodOptions(EvaluationOptions):
         super().__post_init__()
         for score in self.scores:
             choose("--scores", score, OOD_SCORES)
+        if not {"msp", "energy"} & set(self.scores):
+            self.refuse_idle("without --scores msp or energy", "temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,18 +182,12 @@ def _mean_of(rows: Iterator[dict[str, float]]) -> dict[str, float]:
 
 def _fitted(images: ImageSet, classifier: ImageClassifier, invert: bool) -> ImageSet:
     """Other images as a classifier takes them: in its size, its channels, ink bright."""
-    size, grey = classifier.preprocessing.size, classifier.channels == 1
-    rows = []
-    for index in range(len(images)):
-        image = images.images[index]
-        if grey and image.ndim == 3:
-            image = (image @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
-        image = resize(image, (size, size))
-        image = 255 - image if invert else image
-        rows.append(np.repeat(image[..., None], 3, -1) if not grey and image.ndim == 2 else image)
+    size, images = classifier.preprocessing.size, in_channels(images, classifier.channels)
+    rows = [resize(images.images[index], (size, size)) for index in range(len(images))]
     if not rows:
         raise DataError(f"{images.origin}: there is no image in it")
-    return ImageSet(np.stack(rows), images.labels, images.classes, images.origin)
+    pixels = np.stack(rows)
+    return ImageSet(255 - pixels if invert else pixels, images.labels, images.classes, images.origin)
 
 
 def _mean(images: ImageSet) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fairseq_ext.losses import encouraging_loss_terms, mirror_bonus_loss
 from fairseq_ext.losses.bonus_schedule import bonus_schedule
+from fairseq_ext.losses.common import sigmoid_power
 from fairseq_ext.losses.imbalance import class_weights
 from vision_language.image_classification.options import LossOptions
 from vision_language.image_classification.scores import log_odds
@@ -52,7 +53,7 @@ def halted_focal_loss(logits: Tensor, labels: Tensor, gamma: float, halted: bool
         ``(N)``.
     """
     cross_entropy, odds = F.cross_entropy(logits, labels, reduction="none"), log_odds(logits, labels)
-    focal = (gamma * F.logsigmoid(-odds)).exp() * cross_entropy
+    focal = sigmoid_power(-odds, gamma) * cross_entropy
     if not halted:
         return focal
     rest = (1 - 0.5**gamma) * math.log(2)
@@ -75,7 +76,7 @@ class Objective:
         self.weights = class_weights(sizes, options.beta).float() if options.reweight != "none" else None
         self.shift = torch.zeros(len(counts))
         if options.adjust_logits == "ldam":
-            self.shift = -(scale or 1.0) * ldam_margins(sizes).float()
+            self.shift = -scale * ldam_margins(sizes).float()
         elif options.adjust_logits == "prior":
             self.shift = (sizes / sizes.sum()).log().float()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from fairseq_ext.losses.bonus_schedule import SCHEDULES
 from fairseq_ext.training.errors import OptionError
@@ -56,15 +56,17 @@ class NetworkOptions(OptionSet):
     width: int = option(0, "channels of large-margin-cnn, 0: 64 as released", least=0)
     margin: int = option(1, "m of the large-margin softmax of large-margin-cnn (paper: 1 and 2)", least=1)
     cosine_scale: float = option(0.0, "last layer of cosines times this scale (LDAM: 30), 0: a linear layer", least=0)
-    from_scratch: bool = option(False, "take only the shape of a Hugging Face or timm model, with random weights")
+    from_scratch: bool = option(False, "take only the shape of a Hugging Face model, with random weights")
     normalize: bool = option(True, "subtract the mean of the training images and divide by their deviation")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.network != "large-margin-cnn":
             self.refuse_idle(f"with --network {self.network}", "width", "margin")
-        if self.network in NETWORKS:
+        if self.network in NETWORKS or self.network.startswith("timm:"):
             self.refuse_idle(f"with --network {self.network}, which has no other weights", "from_scratch")
+        else:
+            self.refuse_idle(f"with --network {self.network}, which has a normalisation of its own", "normalize")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,12 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
             self.refuse_idle(f"with --lr-schedule {self.lr_schedule}", "lr_steps", "lr_factor")
         elif not self.lr_steps:
             raise OptionError("--lr-schedule steps: needs the epochs, --lr-steps")
+        if self.init:
+            self.refuse_idle(
+                f"with --init {self.init}, whose network it is", *(item.name for item in fields(NetworkOptions))
+            )
+        if self.freeze:
+            self.refuse_idle("with --freeze, which draws the classes evenly", "shuffle")
         if self.freeze and not self.init:
             raise OptionError("--freeze: needs the model of the first stage, --init FOLDER")
         for name in ("bonus_from", "reweight_from", "warmup_epochs"):

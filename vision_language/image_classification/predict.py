@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,6 @@ def predict_logits(
     augment: str = "none",
     workers: int = 0,
     accelerator: Any | None = None,
-    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Logits of every image, ``(N, C)`` in float32 on the CPU.
 
@@ -64,8 +63,7 @@ def predict_logits(
         images: the set.
         batch_size: of a batch.
         augment, workers: as :func:`batches_of`.
-        accelerator: the processes that share the work, and the number format. Default: one process.
-        forward: in place of the classifier's.
+        accelerator: the processes that share the work. Default: one process.
     """
     training, device = classifier.training, classifier.mean.device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -77,7 +75,7 @@ def predict_logits(
                 batches_of(classifier, images, batch_size, augment=augment, workers=workers)
             ):
                 if index % world == rank:
-                    rows.append((index, (forward or classifier)(pixels.to(device)).float().cpu()))
+                    rows.append((index, classifier(pixels.to(device)).float().cpu()))
     finally:
         classifier.train(training)
     if world > 1:

@@ -19,7 +19,7 @@ from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.loop import Training, seed_of
-from fairseq_ext.training.runs import Experiment
+from fairseq_ext.training.runs import Experiment, run_name
 from fairseq_ext.training.settings import Settings
 from vision_language.image_classification.attacks import Attack
 from vision_language.image_classification.data import Batches, in_channels, mean_and_std, read_data
@@ -62,12 +62,15 @@ def run(options: Options, out: str | Path, runs: int = 1, device: str = "auto") 
     )
 
     def one(seed: int) -> dict[str, Any]:
-        folder, settings = Path(out) / f"seed{seed}", Settings.of(options, inputs=inputs, leave_out=where, run=seed)
+        folder, settings = (
+            Path(out) / run_name(seed=seed),
+            Settings.of(options, inputs=inputs, leave_out=where, run=seed),
+        )
         _, record = train(replace(options, seed=seed), splits, folder, settings, accelerator)
         return record
 
     seeds = range(options.seed, options.seed + runs)
-    return experiment.complete({f"seed{seed}": partial(one, seed) for seed in seeds}, accelerator)
+    return experiment.complete({run_name(seed=seed): partial(one, seed) for seed in seeds}, accelerator)
 
 
 def train(
@@ -99,7 +102,7 @@ def train(
     classifier = _classifier(options, splits["train"]).to(accelerator.device)
     images = in_channels(splits["train"], classifier.channels)
     transform = Transform(classifier.preprocessing.size, options.augment)
-    objective = Objective(options, images.counts, options.epochs, options.cosine_scale or 1.0)
+    objective = Objective(options, images.counts, options.epochs, getattr(classifier.last_linear(), "scale", 1.0))
     per_epoch = len(_batches(np.arange(len(images)), options.batch_size))
     learned = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     optimizer = accelerator.prepare_optimizer(_optimizer(options, learned))
@@ -166,13 +169,18 @@ def train(
     gold, counts = torch.from_numpy(splits["test"].labels), images.counts if options.long_tail else None
     last = classification_metrics(logits("test"), gold, counts)
     best.restore()
-    selected = classification_metrics(logits("test"), gold, counts)
+    selected = last if options.select == "last" else classification_metrics(logits("test"), gold, counts)
     if accelerator.is_main_process:
         classifier.save(folder)
     record = {f"test_{name}": value for name, value in selected.items()} | {
         f"last_test_{name}": last[name] for name in ("accuracy", "nll")
     }
-    record |= {"selected_on": options.select, "train_images": len(images), "train_counts": images.counts}
+    record |= {
+        "selected_on": options.select,
+        "validated_on": split,
+        "train_images": len(images),
+        "train_counts": images.counts,
+    }
     return classifier, record | {"steps_per_epoch": per_epoch} | training.record()
 
 

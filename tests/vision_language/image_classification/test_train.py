@@ -232,6 +232,16 @@ def test_refused_trainings(pictures, tmp_path, changes, message):
     assert not (tmp_path / "results.json").exists()
 
 
+def test_a_hold_out_beside_validation_images_is_refused(pictures, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.npz").write_bytes((pictures / f"{split}.npz").read_bytes())
+    (tmp_path / "valid.npz").write_bytes((pictures / "test.npz").read_bytes())
+    for changes, option in (({"valid_fraction": 0.2}, "--valid-fraction 0.2"), ({"subset_seed": 1}, "--subset-seed 1")):
+        with pytest.raises(InputError, match=f"{option}: has no effect with --data"):
+            read_data(options_of(tmp_path, **changes))
+    assert len(read_data(options_of(tmp_path))["valid"]) == 20
+
+
 def test_other_classes_are_refused(pictures, colours, tmp_path):
     run(options_of(colours, network="resnet32", epochs=1, valid_fraction=0.2), tmp_path / "two")
     with pytest.raises(InputError, match=r"--init: .* has 2 classes, not those of --data"):
