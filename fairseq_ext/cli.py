@@ -1,4 +1,4 @@
-"""The ``fairseq-ext`` command: where the plugin is, what it registers, whether it works; recipes; averaging."""
+"""The ``fairseq-ext`` command: the plugin, what it registers, whether it works; recipes; averaging; captions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         InputError: bad input; ends the program with code 2.
     """
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["captions"]:  # its own commands parse what follows
+        from .captions.__main__ import main as captions
+
+        captions(words[1:])
+        return 0
+    args = _parser().parse_args(words)
     try:
         with _quiet():
             return args.run(args)
@@ -118,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--by", choices=["epoch", "update"], help=f"which checkpoints --last counts. {forms}")
     add("--upper", type=int, metavar="BOUND", help="with --last: no epoch (or update) beyond this one (default: any)")
     add("--ema", action="store_true", help="use the moving average of --store-ema; with one file, extract it")
+
+    commands.add_parser("captions", help="Captions of images: prepare data, score what was generated.", add_help=False)
     return parser
 
 

@@ -23,8 +23,8 @@ from tests.vision_language.muka.texts import write_encoder, write_texts
 
 MODULES = [
     ".".join([*path.relative_to(ROOT).parent.parts, "__main__"])
-    for top in ("graph", "vision_language")
-    for path in sorted(ROOT.glob(f"{top}/*/__main__.py"))
+    for pattern in ("graph/*/__main__.py", "vision_language/*/__main__.py", "fairseq_ext/captions/__main__.py")
+    for path in sorted(ROOT.glob(pattern))
 ]
 
 

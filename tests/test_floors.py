@@ -30,6 +30,13 @@ MAY_IMPORT = {
     ),
     "fairseq_ext/recipes": ("yaml", "fairseq_ext.recipes", "fairseq_ext.training.errors"),
     "fairseq_ext/criterions": (*BINDING, "fairseq_ext.criterions", "fairseq_ext.losses"),
+    # fairseq writes the binary captions; pictures and Java's tokeniser are read where they are installed.
+    "fairseq_ext/captions": (
+        *("numpy", "torch", "tqdm", "sentencepiece", "fairseq", "PIL", "matplotlib", "pycocoevalcap"),
+        *("fairseq_ext.captions", "fairseq_ext.regions", *KIT),
+    ),
+    "fairseq_ext/regions": ("numpy", "fairseq_ext.regions", "fairseq_ext.training"),
+    "fairseq_ext/tasks": (*BINDING, "fairseq_ext.compat", "fairseq_ext.captions", "fairseq_ext.tasks"),
     "fairseq_ext/fonts.py": ("matplotlib",),
     "fairseq_ext/remembered.py": ("torch",),
     "fairseq_ext/training": ("torch", "numpy", "tqdm", "yaml", "tensorboardX", "fairseq_ext.training"),
@@ -57,7 +64,7 @@ MAY_IMPORT = {
     ),
     "graph/metrics.py": ("torch", "numpy", "sklearn"),
     "graph/__init__.py": (),
-    "vision_language/iais": (*TRAINER, *HUGGING_FACE, "vision_language.iais"),
+    "vision_language/iais": (*TRAINER, *HUGGING_FACE, "vision_language.iais", "fairseq_ext.regions"),
     "vision_language/muka": (*TRAINER, *HUGGING_FACE, "vision_language.muka", "datasets"),
     "vision_language/image_classification": (
         *(*TRAINER, *HUGGING_FACE, "vision_language.image_classification", "foolbox", "eagerpy", "PIL", "timm"),
@@ -96,6 +103,7 @@ def starts_with(name: str, *packages: str) -> bool:
         ("import fairseq_ext", ["torch", "fairseq"]),
         ("import fairseq_ext.losses", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric", "triton"]),
         ("import fairseq_ext.modules", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric", "triton"]),
+        ("import fairseq_ext.captions, fairseq_ext.captions.__main__", ["fairseq", "hydra", "transformers", "PIL"]),
         ("import fairseq_ext.recipes", ["fairseq", "hydra", "omegaconf", "torch", "yaml"]),
         ("import graph", ["fairseq", "vision_language", "transformers", "torch_geometric"]),
         # torch_geometric itself imports transformers where it is installed.

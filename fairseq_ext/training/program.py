@@ -35,6 +35,7 @@ class Program:
     Args:
         name: the module.
         description: what it is for.
+        prog: what a user types for it. Default: ``python -m NAME``.
 
     Example:
         >>> program = Program("graph.label_graph", __doc__)
@@ -45,8 +46,9 @@ class Program:
         >>> program()  # or program(["train", "--data", "folder"])
     """
 
-    def __init__(self, name: str, description: str | None) -> None:
+    def __init__(self, name: str, description: str | None, prog: str = "") -> None:
         self.name, self.description = name, description
+        self.prog = prog or f"python -m {name}"
         self.commands: dict[str, Callable[..., Any]] = {}
 
     def command(self, function: Command) -> Command:
@@ -57,7 +59,7 @@ class Program:
     def parser(self, config: str = "", chosen: str = "") -> argparse.ArgumentParser:
         """The command line; the command ``chosen`` has the defaults of the file ``config``."""
         # An abbreviation of --config would be accepted, and its file not read.
-        top = argparse.ArgumentParser(prog=f"python -m {self.name}", description=self.description, allow_abbrev=False)
+        top = argparse.ArgumentParser(prog=self.prog, description=self.description, allow_abbrev=False)
         parsers = top.add_subparsers(metavar="COMMAND", required=True)
         for name, function in self.commands.items():
             about = inspect.getdoc(function) or ""

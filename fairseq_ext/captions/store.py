@@ -1,0 +1,175 @@
+"""A folder of prepared images and captions: what ``fairseq-ext captions prepare`` writes and the task reads.
+
+::
+
+    captioning.json           the Preparation below
+    dict.txt                  fairseq's dictionary of the training captions
+    categories.txt            class names, a line each, where boxes have classes
+    sentencepiece.model       with --sentencepiece
+    SPLIT.features.npy        (rows, D), the regions of all images one after the other; mapped, never read whole
+    SPLIT.images.npz          image_ids (N,), offsets (N + 1,), sizes (N, 2), boxes (rows, 4), labels (rows,),
+                              caption_offsets (N + 1,)
+    SPLIT.captions.{bin,idx}  fairseq's mapped token ids with the end of sentence: all captions of a training split,
+                              the first of each image elsewhere
+    SPLIT.references.jsonl.gz {"image_id": ..., "captions": [...]} a line an image, as they were written
+
+Image i has the rows ``offsets[i]:offsets[i + 1]`` and the captions ``caption_offsets[i]:caption_offsets[i + 1]``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairseq_ext.training.errors import DataError, choose
+from fairseq_ext.training.files import read_json, read_lines, write_json
+
+__all__ = ["KINDS", "Preparation", "Split"]
+
+VERSION = 1
+KINDS = ("regions", "grid", "classes")
+FILE = "captioning.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What was prepared; it decides the shape of a model's parameters, which no option of the task does.
+
+    Attributes:
+        kind: ``regions`` (vectors and boxes), ``grid`` (vectors of equal cells) or ``classes`` (boxes with classes).
+        feature_dim: size of a vector; 0 without vectors.
+        grid: rows and columns; empty without a grid.
+        num_classes: of boxes; 0 without classes.
+        max_regions: the most that an image has.
+        tokenizer: ``word`` or ``sentencepiece``.
+        lowercase: whether captions were lower-cased.
+        min_count: rarer words are unknown.
+        language: of the captions, where the source has several.
+        fingerprint: of sources and options.
+    """
+
+    kind: str
+    feature_dim: int = 0
+    grid: tuple[int, ...] = ()
+    num_classes: int = 0
+    max_regions: int
+    tokenizer: str = "word"
+    lowercase: bool = True
+    min_count: int = 1
+    language: str = ""
+    fingerprint: str = ""
+    version: int = VERSION
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Preparation:
+        """Read ``captioning.json``.
+
+        Raises:
+            DataError: it is missing, of another version, or not what ``prepare`` writes.
+        """
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise DataError(f"{folder}: no {FILE} in it; `fairseq-ext captions prepare` makes such a folder")
+        value = read_json(path)
+        version = value.get("version") if isinstance(value, dict) else None
+        if version != VERSION:
+            raise DataError(f"{path}: version {version!r}, this release reads {VERSION}: prepare the data again")
+        names = {item.name for item in fields(cls)}
+        if names != value.keys():
+            raise DataError(f"{path}: {', '.join(sorted(names ^ value.keys()))} missing or not known")
+        choose(f"{path}: kind", value["kind"], KINDS)
+        return cls(**{**value, "grid": tuple(value["grid"])})
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``captioning.json``."""
+        write_json(Path(folder) / FILE, asdict(self))
+
+
+class Split:
+    """The images of one split.
+
+    Args:
+        folder: of prepared data.
+        name: ``train``, ``valid`` or ``test``.
+        preparation: of the folder.
+
+    Attributes:
+        image_ids: ``(N,)`` texts.
+        offsets, caption_offsets: ``(N + 1,)`` int64.
+        sizes: ``(N, 2)`` width and height in pixels.
+        boxes: ``(rows, 4)`` float32, x1, y1, x2, y2 in pixels.
+        labels: ``(rows,)`` int64, or None without classes.
+
+    Raises:
+        DataError: files that are missing, damaged, or do not belong together.
+    """
+
+    def __init__(self, folder: str | Path, name: str, preparation: Preparation) -> None:
+        self.folder, self.name, self.preparation = Path(folder), name, preparation
+        path = self._path("images.npz")
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            self.image_ids, self.sizes, self.boxes = arrays["image_ids"], arrays["sizes"], arrays["boxes"]
+            self.offsets, self.caption_offsets = arrays["offsets"], arrays["caption_offsets"]
+            self.labels = arrays["labels"] if preparation.num_classes else None
+        except Exception as error:  # damaged files make numpy, and the zip reader below it, raise many types
+            raise DataError(f"{path}: not the images of a prepared split: {' '.join(str(error).split())}") from error
+        rows = int(self.offsets[-1])
+        parts = {"boxes": self.boxes, "labels": self.labels, "features": self.features}
+        for part, array in parts.items():
+            if array is not None and len(array) != rows:
+                raise DataError(f"{path}: {rows} regions, but {len(array)} {part}: prepare the data again")
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def _path(self, ending: str) -> Path:
+        return self.folder / f"{self.name}.{ending}"
+
+    @functools.cached_property
+    def features(self) -> np.ndarray | None:
+        """``(rows, D)`` on the disk, or None without vectors."""
+        if not self.preparation.feature_dim:
+            return None
+        path = self._path("features.npy")
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # as above
+            raise DataError(f"{path}: not features: {' '.join(str(error).split())}") from error
+        if array.ndim != 2 or array.shape[1] != self.preparation.feature_dim:
+            raise DataError(f"{path}: {array.shape}, but {FILE} says {self.preparation.feature_dim} numbers a region")
+        return array
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A map would travel to another process as a copy of the whole file.
+        return {name: value for name, value in self.__dict__.items() if name != "features"}
+
+    def rows(self, image: int) -> slice:
+        """The rows of an image in ``features``, ``boxes`` and ``labels``."""
+        return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
+
+    @functools.cached_property
+    def references(self) -> list[list[str]]:
+        """The captions of each image, as people wrote them.
+
+        Raises:
+            DataError: not a line for each image, in their order.
+        """
+        path = self._path("references.jsonl.gz")
+        references = []
+        for number, (line, origin) in enumerate(read_lines(path)):
+            value = json.loads(line)
+            if number >= len(self) or str(value["image_id"]) != self.image_ids[number]:
+                raise DataError(
+                    f"{origin}: image {value['image_id']} is not image {number} of {self._path('images.npz')}"
+                )
+            references.append(value["captions"])
+        if len(references) != len(self):
+            raise DataError(f"{path}: {len(references)} images, {self._path('images.npz')} has {len(self)}")
+        return references
