@@ -12,11 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import replacing, writing_to
-from fairseq_ext.training.options import OptionSet, option
-from vision_language.iais.data import SPLITS
-from vision_language.iais.sources import (
+from fairseq_ext.regions.sources import (
     Regions,
     read_captions,
     read_feature_tsv,
@@ -24,6 +20,10 @@ from vision_language.iais.sources import (
     read_karpathy,
     read_npz,
 )
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import replacing, writing_to
+from fairseq_ext.training.options import OptionSet, option
+from vision_language.iais.data import SPLITS
 
 __all__ = ["ConvertOptions", "convert"]
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from fairseq_ext.regions.arrays import read_array
+from fairseq_ext.regions.region_files import FeatureFiles, category_names, read_records
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.settings import digest
-from vision_language.iais.region_files import FeatureFiles, category_names, read_array, read_records
 
 __all__ = ["Collator", "Image", "RegionData", "box_geometry", "read_regions", "read_splits"]
 

@@ -8,11 +8,11 @@ import json
 import numpy as np
 import pytest
 
+from fairseq_ext.regions.sources import image_key, read_captions, read_feature_tsv, read_karpathy, read_npz
 from fairseq_ext.training.errors import DataError, OptionError
 from vision_language.iais import convert as conversion
 from vision_language.iais.__main__ import main
 from vision_language.iais.data import read_splits
-from vision_language.iais.sources import image_key, read_captions, read_feature_tsv, read_karpathy, read_npz
 
 IDS = (1, 22, 333, 4444)
 SPLIT_OF = dict(zip(IDS, ("train", "restval", "val", "test"), strict=True))

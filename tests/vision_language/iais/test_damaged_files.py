@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fairseq_ext.regions.sources import read_captions, read_feature_tsv, read_instances, read_karpathy, read_npz
 from fairseq_ext.training.errors import InputError
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
 from tests.vision_language.iais.test_convert import detectron_folder, tsv, uniter_folder
 from vision_language.iais.data import read_regions
 from vision_language.iais.encoder import load
 from vision_language.iais.plot import read_history
-from vision_language.iais.sources import read_captions, read_feature_tsv, read_instances, read_karpathy, read_npz
 from vision_language.pretrained import read_weights, save_folder
 
 BOM = b"\xef\xbb\xbf"

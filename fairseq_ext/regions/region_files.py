@@ -16,17 +16,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fairseq_ext.regions.arrays import least, load_npz, read_array
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_lines
 
-__all__ = ["FeatureFiles", "Record", "category_names", "load_npz", "read_array", "read_records"]
+__all__ = ["FeatureFiles", "Record", "category_names", "read_records"]
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ class FeatureFiles:
         name = str(record.image_id)
         if self.arrays is not None:
             if name not in self.arrays:
-                raise DataError(f"{record.origin}: {self.archive} has no array {name!r}; {_some(self.arrays)} in it")
+                raise DataError(f"{record.origin}: {self.archive} has no array {name!r}; {least(self.arrays)} in it")
             return self.arrays[name]
         if not self.one_by_one:
             return None
@@ -210,44 +211,5 @@ class FeatureFiles:
         for ending in (".npy", ".npz"):
             if (path := self.folder / f"{name}{ending}").is_file():
                 return path
-        there = _some(path.name for path in self.folder.glob("*"))
+        there = least(path.name for path in self.folder.glob("*"))
         raise DataError(f"{record.origin}: missing feature file {self.folder / name}.npy or .npz; {there} in there")
-
-
-def _some(names: Iterable[str]) -> str:
-    """A name to compare with one that is missing."""
-    least = min(names, default=None)
-    return "there is none" if least is None else f"{least!r} is"
-
-
-def read_array(path: Path, header_only: bool = False) -> np.ndarray:
-    """The features in an npy, or in the array ``features`` of an npz; ``header_only`` does not read those of an npy."""
-    if path.suffix == ".npz":
-        arrays = load_npz(path, "features")
-        if "features" not in arrays:
-            raise DataError(f"{path}: no array 'features' in it")
-        return arrays["features"]
-    try:
-        array = np.load(path, allow_pickle=False, mmap_mode="r" if header_only else None)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("it is an npz")
-        return array
-    except Exception as error:  # damaged files make numpy, and the zip reader below it, raise many types
-        raise DataError(f"{path}: not an npy of numbers: {_line(error)}") from error
-
-
-def load_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Arrays of an npz by name; with ``names`` those of them that it has, and no other is looked at.
-
-    Raises:
-        DataError: no npz, a damaged one, or an array of objects, whose reader would run code.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if not names or name in names}
-    except Exception as error:  # as above
-        raise DataError(f"{path}: not an npz of number arrays: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

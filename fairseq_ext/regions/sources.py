@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from fairseq_ext.regions.arrays import load_npz
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines
-from vision_language.iais.region_files import load_npz
 
 __all__ = ["Regions", "image_key", "read_captions", "read_feature_tsv", "read_instances", "read_karpathy", "read_npz"]
 
