@@ -1,0 +1,109 @@
+"""The tokeniser and the scores: Java's tokens, pycocoevalcap's figures, sacreBLEU's, and what must hold of any text."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU
+
+from fairseq_ext.captions.scores import DocumentFrequencies, bleu, bleu_of, bleu_statistics, cider_d, rouge_l
+from fairseq_ext.captions.tokenizer import tokenize
+from tests.helpers import golden_files
+
+WORDS = st.lists(st.sampled_from("a b c d e".split()), max_size=9).map(" ".join)
+SETS = st.lists(st.tuples(WORDS, st.lists(WORDS.filter(bool), min_size=1, max_size=4)), min_size=1, max_size=5)
+
+
+def golden(name):
+    return json.loads(golden_files("captioning")[f"{name}.json"])
+
+
+def test_tokens_are_those_of_java():
+    fixture = golden("ptb_tokens")
+    assert list(map(tokenize, fixture["raw"])) == fixture["tokens"]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [*" .,:;'\"`-()[]{}?!$&’“—\t\n59ast", "'s", "n't", "cannot", "-lrb-", "mr.", "u.s.", "pm", "ß", "İ", "…"]
+        ),
+        max_size=12,
+    ).map("".join)
+)
+def test_tokens_stay_as_they_are(caption):
+    tokens = tokenize(caption)
+    assert tokenize(tokens) == tokens
+    assert tokens == " ".join(tokens.split())
+
+
+@pytest.mark.parametrize("name", ["scores_five_references", "scores_ragged_references", "scores_one_image"])
+def test_scores_of_the_coco_evaluation(name):
+    fixture = golden(name)
+    captions = fixture["hypotheses"], fixture["references"]
+    for scores, each in ((rouge_l(*captions), "rouge_l"), (cider_d(*captions), "cider_d")):
+        np.testing.assert_allclose(scores, fixture[f"{each}_each"], rtol=0, atol=1e-8)
+        assert scores.mean() == pytest.approx(fixture[each], abs=1e-8)
+    np.testing.assert_allclose(bleu(*captions), fixture["bleu"], rtol=0, atol=1e-8)
+    np.testing.assert_allclose(bleu(*captions), fixture["bleu_exact"], rtol=0, atol=1e-12)
+
+
+def test_cider_d_with_the_frequencies_of_another_set():
+    fixture = golden("cider_d_given_frequencies")
+    frequencies = DocumentFrequencies(fixture["documents"])
+    assert frequencies.images == fixture["num_documents"]
+    assert {" ".join(ngram): count for ngram, count in frequencies.counts.items()} == fixture["document_frequency"]
+    scores = cider_d(fixture["hypotheses"], fixture["references"], frequencies)
+    np.testing.assert_allclose(scores, fixture["cider_d_each"], rtol=0, atol=1e-8)
+
+
+@given(SETS)
+def test_bleu_is_sacrebleus(images):
+    hypotheses, references = zip(*images, strict=True)
+    streams = [
+        [others[place] if place < len(others) else None for others in references]
+        for place in range(max(map(len, references)))
+    ]
+    expected = [
+        BLEU(max_ngram_order=n, tokenize="none", smooth_method="none", force=True).corpus_score(hypotheses, streams)
+        for n in range(1, 5)
+    ]
+    np.testing.assert_allclose(bleu(hypotheses, references), [score.score / 100 for score in expected], atol=1e-12)
+
+
+@given(SETS)
+def test_parts_of_a_set_add_up_to_its_scores(images):
+    hypotheses, references = zip(*images, strict=True)
+    frequencies = DocumentFrequencies(references)
+    alone = [([hypothesis], [others]) for hypothesis, others in images]
+    assert np.concatenate([cider_d(*part, frequencies) for part in alone]).tolist() == (
+        cider_d(hypotheses, references).tolist()
+    )
+    assert bleu_of(sum(bleu_statistics(*part)[0] for part in alone)).tolist() == bleu(hypotheses, references)
+
+
+@given(SETS)
+def test_scores_have_their_ranges(images):
+    hypotheses, references = zip(*images, strict=True)
+    for scores, most in (
+        (rouge_l(hypotheses, references), 1),
+        (cider_d(hypotheses, references), 10),
+        (np.array(bleu(hypotheses, references)), 1),
+    ):
+        assert ((scores >= 0) & (scores <= most * (1 + 1e-9))).all()
+
+
+def test_scores_are_those_of_pycocoevalcap():
+    """Also where a fixture of its scores has no example; the package is 104 MB, so the tests do not install it."""
+    Cider = pytest.importorskip("pycocoevalcap.cider.cider").Cider
+    Rouge = pytest.importorskip("pycocoevalcap.rouge.rouge").Rouge
+    words = np.random.default_rng(0)
+    texts = [" ".join(words.choice(list("abcdefg"), words.integers(1, 12))) for _ in range(60)]
+    hypotheses, references = texts[:12], [texts[12 + 4 * image : 16 + 4 * image] for image in range(12)]
+    keyed = dict(enumerate(references)), {image: [text] for image, text in enumerate(hypotheses)}
+    for scorer, scores in ((Cider(), cider_d(hypotheses, references)), (Rouge(), rouge_l(hypotheses, references))):
+        np.testing.assert_allclose(scores, scorer.compute_score(*keyed)[1], rtol=0, atol=1e-8)
