@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import BertConfig
 
 from benchmarks.timing import Row, forward_backward, generator, on_gpu, rate_row, time_row
+from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.training.accelerator import adamw, make_accelerator
 from vision_language.iais.alignment import iais_loss
-from vision_language.iais.data import Collator, Image, RegionData, box_geometry
+from vision_language.iais.data import Collator, Image, RegionData
 from vision_language.iais.encoder import learn_tokenizer
 from vision_language.iais.evaluate import score_matrix
 from vision_language.iais.hook import IAISHook

@@ -9,6 +9,7 @@ from fairseq_ext.modules.packed_linear import pack_linears_
 from fairseq_ext.modules.sparse_attention import attention_weights, topk_attention
 from fairseq_ext.modules.sparse_variants import out_of_window_softmax
 from fairseq_ext.modules.topk import topk_softmax
+from fairseq_ext.modules.visual import VisualEmbedding, box_geometry, grid_geometry, grid_sinusoid
 
 __all__ = [
     "AdaNorm",
@@ -20,8 +21,12 @@ __all__ = [
     "KernelGate",
     "LayerNormSimple",
     "MultiScaleConv",
+    "VisualEmbedding",
     "attention_weights",
+    "box_geometry",
     "create_norm",
+    "grid_geometry",
+    "grid_sinusoid",
     "out_of_window_softmax",
     "pack_linears_",
     "topk_attention",

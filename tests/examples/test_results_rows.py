@@ -16,11 +16,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from examples.results import __main__ as command
 from examples.results import graph_classification, iais, inference_dtype, label_graph, muka, renode, report, translation
+from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import write_json
 from fairseq_ext.training.flags import Runs
 from graph.renode.options import TrainRuns
-from vision_language.iais.data import Image, RegionData, box_geometry
+from vision_language.iais.data import Image, RegionData
 
 ENVIRONMENT = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch": "2"}
 

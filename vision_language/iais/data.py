@@ -13,25 +13,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.regions.arrays import read_array
 from fairseq_ext.regions.region_files import FeatureFiles, category_names, read_records
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.settings import digest
 
-__all__ = ["Collator", "Image", "RegionData", "box_geometry", "read_regions", "read_splits"]
+__all__ = ["Collator", "Image", "RegionData", "read_regions", "read_splits"]
 
 SPLITS = ("train", "valid", "test")
 MIN_REGIONS = 10
-
-
-def box_geometry(boxes: Tensor, width: float, height: float) -> Tensor:
-    """UNITER's seven numbers of a box: ``[x1/W, y1/H, x2/W, y2/H, w/W, h/H, (w/W)(h/H)]``.
-
-    Shape: boxes ``(..., 4)`` as x1, y1, x2, y2 in the unit of width and height. Returns ``(..., 7)``.
-    """
-    corners = boxes / boxes.new_tensor([width, height, width, height])
-    size = corners[..., 2:] - corners[..., :2]
-    return torch.cat((corners, size, size.prod(-1, keepdim=True)), -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +31,7 @@ class Image:
 
     Attributes:
         boxes: ``(V, 4)`` in pixels.
-        geometry: ``(V, 7)``, see :func:`box_geometry`.
+        geometry: ``(V, 7)``, see :func:`~fairseq_ext.modules.visual.box_geometry`.
         labels: ``(V,)`` class numbers, where the data has them.
         origin: file and line, for messages.
         rows: places of the V regions in the file.

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import MAX_LINE
 from tests.helpers import golden_names, load_golden, require_data
 from tests.vision_language.iais.regions import THINGS, WORDS, tiny_model, tiny_tokenizer, write_regions
-from vision_language.iais.data import Collator, box_geometry, read_regions, read_splits
+from vision_language.iais.data import Collator, read_regions, read_splits
 from vision_language.iais.negatives import PairBatches
 
 IMAGE = {
