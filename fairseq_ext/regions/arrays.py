@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from fairseq_ext.training.errors import DataError
 
-__all__ = ["least", "load_npz", "read_array"]
+__all__ = ["load_npz", "read_array"]
 
 POINTER = b"version https://git-lfs"
 
@@ -55,9 +54,3 @@ def _reason(path: Path, error: Exception) -> str:
     except OSError:
         pass
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def least(names: Iterable[str]) -> str:
-    """A name to compare with one that is missing."""
-    first = min(names, default=None)
-    return "there is none" if first is None else f"{first!r} is"

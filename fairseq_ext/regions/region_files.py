@@ -10,6 +10,9 @@
 Feature vectors, optional, lie beside the file, a row for each box: ``features/IMAGE_ID.npy``,
 ``features/IMAGE_ID.npz`` (its array ``features``) or, for small sets, one ``features.npz`` with an array for each image
 id. Other keys are ignored.
+
+Captions may also be a mapping from languages to a caption, or to a list of them. Where vectors are of a grid, an image
+needs no boxes and no size, and may be named by ``image`` or ``file`` alone.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_ext.regions.arrays import least, load_npz, read_array
+from fairseq_ext.regions.arrays import load_npz, read_array
+from fairseq_ext.regions.names import few, image_key, least
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_lines
 
@@ -38,12 +42,14 @@ class Record:
     width: float
     height: float
     boxes: np.ndarray
-    """(V, 4) float64, pixels."""
+    """(V, 4) float64, pixels; V is 0 where there need be none."""
     labels: np.ndarray | None
     """(V,) int64."""
     confidence: np.ndarray | None
     """(V,) float64."""
     captions: tuple[str, ...]
+    file: str
+    """Of the picture, as ``image`` or ``file`` has it; else empty."""
     origin: str
     """File and line, for messages."""
 
@@ -63,29 +69,34 @@ def category_names(folder: Path) -> list[str] | None:
     return names
 
 
-def read_records(path: Path, num_labels: int | None, need_captions: bool) -> Iterator[Record]:
+def read_records(
+    path: Path, num_labels: int | None, need_captions: bool, *, need_boxes: bool = True, language: str = ""
+) -> Iterator[Record]:
     """The checked images of one file.
 
     Args:
         path: ``.jsonl`` or ``.jsonl.gz``.
         num_labels: number of region classes, where boxes must have a label.
         need_captions: refuse images without captions.
+        need_boxes: refuse images without boxes; else boxes and labels are not looked at.
+        language: of the captions, where they are in several.
 
     Raises:
         DataError: names the file and the line.
     """
     seen: dict[str, str] = {}
     for line, origin in read_lines(path):
-        value = _mapping(line, origin)
-        boxes, labels = _boxes(value, origin, num_labels)
+        value = _mapping(line, origin, need_boxes)
+        boxes, labels = _boxes(value, origin, num_labels) if need_boxes else (np.zeros((0, 4)), None)
         record = Record(
             value["image_id"],
             value["width"],
             value["height"],
             boxes,
             labels,
-            _confidence(value, origin),
-            _captions(value, origin, need_captions),
+            _confidence(value, origin) if need_boxes else None,
+            _captions(value, origin, need_captions, language),
+            value.get("image") or value.get("file") or "",
             origin,
         )
         before = seen.setdefault(str(record.image_id), origin)
@@ -98,14 +109,21 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _mapping(line: str, origin: str) -> dict[str, Any]:
+def _mapping(line: str, origin: str, need_boxes: bool) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{origin}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise DataError(f"{origin}: an image is a mapping, got {type(value).__name__}")
-    for key in ("image_id", "width", "height", "boxes"):
+    for key in ("image", "file"):
+        if not isinstance(value.get(key, ""), str):
+            raise DataError(f"{origin}: {key} must be the name of a file, got {value[key]!r}")
+    if not need_boxes:
+        value = {"width": 1, "height": 1} | value
+        if name := value.get("image") or value.get("file"):
+            value = {"image_id": image_key(name)} | value
+    for key in ("image_id", "width", "height", *(["boxes"] if need_boxes else [])):
         if key not in value:
             raise DataError(f"{origin}: no {key!r}")
     name = value["image_id"]
@@ -139,12 +157,19 @@ def _boxes(value: Mapping[str, Any], origin: str, num_labels: int | None) -> tup
     return table[:, :4], None if num_labels is None else table[:, 4].astype(np.int64)
 
 
-def _captions(value: Mapping[str, Any], origin: str, needed: bool) -> tuple[str, ...]:
+def _captions(value: Mapping[str, Any], origin: str, needed: bool, language: str) -> tuple[str, ...]:
     captions = value.get("captions", [])
+    if isinstance(captions, dict):
+        if not language and captions:
+            raise DataError(f"{origin}: captions in {len(captions)} languages; --language chooses one: {few(captions)}")
+        captions = captions.get(language, [])
+        captions = [captions] if isinstance(captions, str) else captions
+    elif language:
+        raise DataError(f"{origin}: captions in no named language, but {language!r} is chosen")
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise DataError(f"{origin}: captions must be a list of strings")
     if needed and not captions:
-        raise DataError(f"{origin}: image {value['image_id']} has no captions")
+        raise DataError(f"{origin}: image {value['image_id']} has no captions{f' in {language!r}' * bool(language)}")
     for caption in captions:
         if not any(map(str.isalnum, caption)):
             raise DataError(f"{origin}: a caption without words: {caption!r}")

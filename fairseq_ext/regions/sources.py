@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from fairseq_ext.regions.arrays import load_npz
+from fairseq_ext.regions.names import image_key
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines
 
-__all__ = ["Regions", "image_key", "read_captions", "read_feature_tsv", "read_instances", "read_karpathy", "read_npz"]
+__all__ = ["Regions", "read_captions", "read_feature_tsv", "read_instances", "read_karpathy", "read_npz"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,18 +31,6 @@ SPLIT_NAMES = {"train": "train", "restval": "train", "val": "valid", "test": "te
 """Karpathy's splits; ``restval`` is the part of COCO's validation images that is trained on."""
 COLUMNS = (("image", "image_name", "filename"), ("caption", "comment"))
 MAX_BROKEN = 10
-NUMBERED = re.compile(r"(?:(?:COCO_(?:train|val|test)\d{4}|flickr30k)_)?(\d+)", re.IGNORECASE)
-
-
-def image_key(name: str | int) -> str:
-    """``"391895"`` of 391895, ``COCO_val2014_000000391895.jpg`` and ``flickr30k_000000391895.npz``.
-
-    Any other name, such as Flickr8k's ``1001773457_577c3a7d70.jpg``, is its own key, without the folder and the ending.
-    """
-    stem = str(name).replace("\\", "/").rpartition("/")[2]
-    stem = re.sub(r"(\.(jpe?g|png|npz))+$", "", stem, flags=re.IGNORECASE)
-    number = NUMBERED.fullmatch(stem)
-    return str(int(number[1])) if number else stem
 
 
 def _read_lists(path: Path, *keys: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from fairseq_ext.regions.sources import image_key, read_captions, read_feature_tsv, read_karpathy, read_npz
+from fairseq_ext.regions.names import image_key
+from fairseq_ext.regions.sources import read_captions, read_feature_tsv, read_karpathy, read_npz
 from fairseq_ext.training.errors import DataError, OptionError
 from vision_language.iais import convert as conversion
 from vision_language.iais.__main__ import main

@@ -1,0 +1,118 @@
+"""A prepared split, written image by image: features never lie in the memory all at once."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fairseq_ext.regions.sources import Regions
+from fairseq_ext.training.errors import DataError
+
+__all__ = ["SplitWriter"]
+
+
+class SplitWriter:
+    """The files of one split, in the form that :mod:`fairseq_ext.captions.store` describes.
+
+    Args:
+        folder: that is being prepared.
+        name: ``train``, ``valid`` or ``test``.
+        dtype: of the features, ``float16`` or ``float32``.
+        vocabulary_size: of the dictionary, which decides how wide the token ids are.
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: str, vocabulary_size: int) -> None:
+        # An import of seconds, which other commands do without.
+        from fairseq.data import indexed_dataset
+
+        self.folder, self.name, self.dtype = folder, name, np.dtype(dtype)
+        self._captions = indexed_dataset.make_builder(str(self._path("captions.bin")), "mmap", vocabulary_size)
+        self._references = gzip.GzipFile(self._path("references.jsonl.gz"), "wb", mtime=0)
+        self._features = open(self._path("features.npy"), "wb")
+        self.feature_dim = 0
+        self.rows = 0
+        self._images: dict[str, list[Any]] = {"image_ids": [], "sizes": [], "boxes": [], "labels": []}
+        self._lengths: dict[str, list[int]] = {"offsets": [0], "caption_offsets": [0]}
+
+    def _path(self, ending: str) -> Path:
+        return self.folder / f"{self.name}.{ending}"
+
+    def __len__(self) -> int:
+        return len(self._images["image_ids"])
+
+    def add(self, regions: Regions, captions: Sequence[str], targets: Sequence[torch.Tensor]) -> None:
+        """Write one image.
+
+        Args:
+            regions: of the image.
+            captions: of people, as they wrote them.
+            targets: the token ids of those that a model learns, each with the end of sentence.
+
+        Raises:
+            DataError: vectors of another size than those before, or numbers beyond the range of ``dtype``.
+        """
+        if regions.features is not None:
+            self._add_features(regions)
+        self.rows += len(regions.boxes)
+        self._images["image_ids"].append(regions.key)
+        self._images["sizes"].append((regions.width, regions.height))
+        self._images["boxes"].append(regions.boxes.astype(np.float32))
+        if regions.labels is not None:
+            self._images["labels"].append(regions.labels)
+        for target in targets:
+            self._captions.add_item(target)
+        self._lengths["offsets"].append(self.rows)
+        self._lengths["caption_offsets"].append(self._lengths["caption_offsets"][-1] + len(targets))
+        line = {"image_id": regions.key, "captions": list(captions)}
+        self._references.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
+
+    def _add_features(self, regions: Regions) -> None:
+        features = regions.features
+        assert features is not None
+        if not self.feature_dim:
+            self.feature_dim = features.shape[1]
+            self._write_header(0)
+        if features.shape[1] != self.feature_dim:
+            raise DataError(
+                f"{regions.origin}: features of image {regions.key} have {features.shape[1]} numbers, those before "
+                f"have {self.feature_dim}"
+            )
+        with np.errstate(over="ignore"):  # said below
+            stored = np.ascontiguousarray(features, dtype=self.dtype)
+        if not np.isfinite(stored).all():
+            largest = np.abs(features).max()
+            raise DataError(
+                f"{regions.origin}: a feature of image {regions.key} is {largest:g}, beyond {self.dtype}: "
+                "--feature-dtype float32"
+            )
+        self._features.write(stored.tobytes())
+
+    def _write_header(self, rows: int) -> None:
+        # NumPy pads the header so that the first axis may grow in place.
+        form = {"descr": self.dtype.str, "fortran_order": False, "shape": (rows, self.feature_dim)}
+        np.lib.format.write_array_header_1_0(self._features, form)
+
+    def close(self) -> None:
+        """Write what is known only at the end."""
+        self._captions.finalize(str(self._path("captions.idx")))
+        self._references.close()
+        if self.feature_dim:
+            self._features.seek(0)
+            self._write_header(self.rows)
+        self._features.close()
+        if not self.feature_dim:
+            self._path("features.npy").unlink()
+        arrays: dict[str, Any] = {
+            "image_ids": np.array(self._images["image_ids"], dtype=str),
+            "sizes": np.array(self._images["sizes"], dtype=np.float32).reshape(-1, 2),
+            "boxes": np.concatenate([np.zeros((0, 4), np.float32), *self._images["boxes"]]),
+            "labels": np.concatenate([np.zeros(0, np.int64), *self._images["labels"]]),
+            **{name: np.array(lengths, dtype=np.int64) for name, lengths in self._lengths.items()},
+        }
+        np.savez_compressed(self._path("images.npz"), **arrays)
