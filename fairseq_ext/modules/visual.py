@@ -160,17 +160,19 @@ class VisualEmbedding(nn.Module):
             if position == "learned":
                 self.cell_embedding = nn.Parameter(torch.empty(rows * columns, embed_dim))
             else:
-                self.register_buffer("cell_embedding", grid_sinusoid(*grid, embed_dim).float(), persistent=False)
+                self.register_buffer(
+                    "cell_embedding", grid_sinusoid(rows, columns, embed_dim).float(), persistent=False
+                )
         self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier's uniform law for maps, N(0, 1/E) for tables, as in fairseq's Transformer."""
-        for name, module in self.named_children():
-            if name.endswith("_projection"):
+        for module in self.children():
+            if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-            elif name.endswith("_norm"):
+            elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
         if self.num_classes:
             nn.init.normal_(self.class_embedding.weight, std=self.embed_dim**-0.5)
@@ -187,8 +189,8 @@ class VisualEmbedding(nn.Module):
         if self.num_classes:
             parts.append(math.sqrt(self.embed_dim) * self.class_embedding(labels))
         if self.numbers:
-            chosen = geometry if self.numbers == 7 else geometry[..., _columns(self.numbers)]
-            parts.append(self.geometry_norm(self.geometry_projection(chosen)))
+            assert geometry is not None
+            parts.append(self.geometry_norm(self.geometry_projection(geometry[..., _columns(self.numbers)])))
         if self.grid:
             parts.append(self.cell_embedding)
         return sum(parts[1:], parts[0])
