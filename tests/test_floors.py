@@ -34,8 +34,9 @@ MAY_IMPORT = {
     # fairseq writes the binary captions; pictures and Java's tokeniser are read where they are installed.
     "fairseq_ext/captions": (
         *("numpy", "torch", "tqdm", "sentencepiece", "fairseq", "PIL", "matplotlib", "pycocoevalcap"),
-        *("fairseq_ext.captions", "fairseq_ext.regions", *KIT),
+        *("fairseq_ext.captions", "fairseq_ext.regions", "fairseq_ext.text", *KIT),
     ),
+    "fairseq_ext/text.py": ("sentencepiece", "subword_nmt", "fairseq_ext.training"),
     "fairseq_ext/regions": ("numpy", "fairseq_ext.regions", "fairseq_ext.training"),
     "fairseq_ext/tasks": (*BINDING, "fairseq_ext.compat", "fairseq_ext.captions", "fairseq_ext.tasks"),
     "fairseq_ext/fonts.py": ("matplotlib",),

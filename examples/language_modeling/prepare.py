@@ -15,10 +15,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from examples.translation.staging import check_unknown, fairseq_preprocess, progress, staged_folder
-from examples.translation.text import learn_subwords, subword_encoder
+from examples.translation.staging import check_unknown, fairseq_preprocess, progress
+from fairseq_ext.text import learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import read_bytes, write_json
+from fairseq_ext.training.files import read_bytes, staged_folder, write_json
 
 SPLITS = ("train", "valid", "test")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.translation.staging import MAX_TOKENS, WARN_UNKNOWN
-from examples.translation.text import clean, dictionary_symbols, subword_encoder, unknown_share
+from fairseq_ext.text import clean, dictionary_symbols, subword_encoder, unknown_share
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines
 

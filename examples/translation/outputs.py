@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from examples.translation.text import clean
+from fairseq_ext.text import clean
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_lines
 

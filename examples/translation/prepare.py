@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from itertools import product, zip_longest
 from pathlib import Path
 
-from examples.translation.staging import check_unknown, count_long, fairseq_preprocess, progress, staged_folder
-from examples.translation.text import UNICODE_FORMS, clean, join_subwords, keep, learn_subwords, subword_encoder
+from examples.translation.staging import check_unknown, count_long, fairseq_preprocess, progress
+from fairseq_ext.text import UNICODE_FORMS, clean, join_subwords, learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import read_lines, write_json
+from fairseq_ext.training.files import read_lines, staged_folder, write_json
 
 SPLITS = ("train", "valid", "test")
 
@@ -49,6 +49,12 @@ def read_pairs(source: Path, target: Path, form: str) -> Iterator[tuple[str, str
             raise DataError(f"{file} is empty")
     if counts[0] != counts[1]:
         raise DataError(f"line counts differ: {source} has {counts[0]}, {target} has {counts[1]}")
+
+
+def keep(source: str, target: str, min_length: int, max_length: int, max_ratio: float) -> bool:
+    """Whether a training pair passes the filter; lengths are counted in words (between spaces)."""
+    lengths = len(source.split()), len(target.split())
+    return min_length <= min(lengths) and max(lengths) <= max_length and max(lengths) <= max_ratio * min(lengths)
 
 
 def write_split(split: str, args: argparse.Namespace, folder: Path) -> dict[str, int]:

@@ -1,19 +1,15 @@
-"""What the preparation tools share: a folder whole or absent, fairseq-preprocess, and what a model will not see."""
+"""What the preparation tools share: fairseq-preprocess, and what a model will not see."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from examples.translation.text import dictionary_symbols, unknown_share
+from fairseq_ext.text import dictionary_symbols, unknown_share
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import read_lines, writing_to
+from fairseq_ext.training.files import read_lines
 
 WARN_UNKNOWN, REFUSE_UNKNOWN = 0.01, 0.2
 MAX_TOKENS = 1024
@@ -22,23 +18,6 @@ MAX_TOKENS = 1024
 
 def progress(message: str) -> None:
     print(f"| {message}", flush=True)
-
-
-@contextmanager
-def staged_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that becomes ``out`` in one rename, or disappears if anything fails."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"--out: {out} already exists and is not an empty folder; remove it or name another")
-    with writing_to(out.parent):
-        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        try:
-            yield stage
-            umask = os.umask(0)
-            os.umask(umask)
-            stage.chmod(0o777 & ~umask)  # mkdtemp makes it private
-            os.replace(stage, out)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
 
 
 def fairseq_preprocess(arguments: list[str], destination: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import fcntl
 import gzip
 import json
 import os
 import pickle
 import re
+import shutil
 import sys
 import zipfile
 import zlib
@@ -32,6 +34,7 @@ __all__ = [
     "replacing",
     "safe_loads_only",
     "save_atomically",
+    "staged_folder",
     "write_json",
     "writing_to",
 ]
@@ -79,6 +82,38 @@ def writing_to(folder: str | Path, option: str = "--out") -> Iterator[Path]:
         yield folder
     except OSError as error:
         raise OptionError(f"{option}: cannot write to {folder}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def staged_folder(out: str | Path, option: str = "--out") -> Iterator[Path]:
+    """A temporary folder beside ``out`` that becomes ``out`` in one rename, or disappears if anything fails.
+
+    One that a kill left behind is emptied.
+
+    Raises:
+        OptionError: ``out`` holds anything, cannot be written, or another process is about to write it.
+    """
+    out = Path(out).absolute()
+    with writing_to(out.parent, option):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise OptionError(f"{option}: {out} already exists and is not an empty folder; remove it or name another")
+        stage = out.parent / f".{out.name}.tmp"
+        stage.mkdir(exist_ok=True)
+        descriptor = os.open(stage, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system drops it at a kill
+            except BlockingIOError:
+                raise OptionError(f"{option}: another process is writing {out}") from None
+            try:
+                for left in stage.iterdir():
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                yield stage
+                os.replace(stage, out)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 def output_folder(folder: str | Path, option: str = "--out") -> Path:

@@ -6,16 +6,14 @@ import gzip
 import json
 import subprocess
 import sys
-import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from examples.translation import encode, staging, text
+from examples.translation import encode, staging
 from examples.translation import prepare as mt
 from examples.translation.tatoeba import split as tatoeba
+from fairseq_ext.text import join_subwords
 from fairseq_ext.training.errors import DataError, InputError, OptionError
 from tests.helpers import ROOT, damaged_texts, require_data
 
@@ -115,35 +113,17 @@ def test_other_subwords(corpus: Path, pieces: dict[str, str], bpe: str, size: st
     assert len(pieces) == 6 and "@@ " in pieces["train.de"]
     whole = (tmp_path / "out" / "text" / "test.de").read_text()
     assert "@@" not in whole
-    assert "".join(text.join_subwords(line) + "\n" for line in pieces["test.de"].splitlines()) == whole
+    assert "".join(join_subwords(line) + "\n" for line in pieces["test.de"].splitlines()) == whole
     if bpe == "none":
         assert pieces["train.en"] == split and whole == "schnell\nläuft schnell\n"
 
 
-def test_clean() -> None:
-    assert text.clean("\ufeff a\x00b\t c\u00a0d\u2028e\r\x0c f\x7f  \n") == "ab c d e f"
-    assert text.clean("été 中文 👩\u200d🔬") == "été 中文 👩\u200d🔬"
-    assert text.clean("cafe\u0301 ﬁn") == "café ﬁn"
-    assert text.clean("cafe\x00\u0301") == "café", "what the control character kept apart belongs together"
-    assert text.clean("cafe\u0301 ﬁn\u00a8x", "NFKC") == "café fin \u0308x"
-    assert text.clean("café", "NFD") == "cafe\u0301" == text.clean("cafe\u0301", "none")
-
-
-@given(st.text(), st.sampled_from(text.UNICODE_FORMS))
-def test_a_clean_line_is_one_line_of_one_form(line: str, form: str) -> None:
-    cleaned = text.clean(line, form)
-    assert text.clean(cleaned, form) == cleaned
-    assert len(cleaned.splitlines()) <= 1 and cleaned.split() == cleaned.split(" ") * bool(cleaned)
-    assert not any(unicodedata.category(letter) == "Cc" for letter in cleaned)
-    assert form == "none" or unicodedata.is_normalized(form, cleaned)
-
-
 def test_filter() -> None:
-    assert text.keep("a b", "c", 1, 2, 2.0)
-    assert not text.keep("a b c", "c", 1, 3, 2.0)
-    assert not text.keep("a b c", "c d e", 1, 2, 9.0)
-    assert not text.keep("", "c", 1, 9, 9.0)
-    assert not text.keep("a", "b c", 2, 9, 9.0)
+    assert mt.keep("a b", "c", 1, 2, 2.0)
+    assert not mt.keep("a b c", "c", 1, 3, 2.0)
+    assert not mt.keep("a b c", "c d e", 1, 2, 9.0)
+    assert not mt.keep("", "c", 1, 9, 9.0)
+    assert not mt.keep("a", "b c", 2, 9, 9.0)
 
 
 def test_line_counts_that_differ(corpus: Path) -> None:

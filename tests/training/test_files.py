@@ -29,6 +29,7 @@ from fairseq_ext.training.files import (
     replacing,
     safe_loads_only,
     save_atomically,
+    staged_folder,
     write_json,
 )
 from tests.helpers import ROOT, damaged_texts
@@ -97,6 +98,24 @@ def test_what_a_kill_left_is_overwritten(tmp_path):
     write_json(tmp_path / "file.json", [1])
     assert read_json(tmp_path / "file.json") == [1]
     assert names(tmp_path) == {"file.json"}
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / ".out.tmp" / "inner").mkdir(parents=True)
+    (tmp_path / ".out.tmp" / "left").write_text("by a kill")
+    with staged_folder(out) as stage:
+        (stage / "file").write_text("new")
+        with pytest.raises(OptionError, match=f"--out: another process is writing {out}"), staged_folder(out):
+            pass
+        assert names(tmp_path) == {".out.tmp"} and names(stage) == {"file"}
+    assert names(tmp_path) == {"out"} and names(out) == {"file"}
+    with pytest.raises(OptionError, match=f"DATA: {out} already exists"), staged_folder(out, "DATA"):
+        pass
+    with pytest.raises(RuntimeError), staged_folder(tmp_path / "other") as stage:
+        (stage / "file").write_text("half")
+        raise RuntimeError
+    assert names(tmp_path) == {"out"}
 
 
 def test_json_keeps_any_text(tmp_path):

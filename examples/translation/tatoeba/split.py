@@ -14,10 +14,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from examples.translation.staging import progress, staged_folder
-from examples.translation.text import clean
+from examples.translation.staging import progress
+from fairseq_ext.text import clean
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import read_lines
+from fairseq_ext.training.files import read_lines, staged_folder
 
 
 def split_pairs(pairs: list[tuple[str, str]], held_out: int, seed: int) -> dict[str, list[tuple[str, str]]]:

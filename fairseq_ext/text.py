@@ -8,10 +8,18 @@ from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 
-import sentencepiece
-
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_lines
+
+__all__ = [
+    "UNICODE_FORMS",
+    "clean",
+    "dictionary_symbols",
+    "join_subwords",
+    "learn_subwords",
+    "subword_encoder",
+    "unknown_share",
+]
 
 UNICODE_FORMS = ("NFC", "NFKC", "NFD", "NFKD", "none")
 _DROPPED = {code: None for code in [*range(32), *range(127, 160), 0xFEFF] if not chr(code).isspace()}
@@ -31,23 +39,18 @@ def clean(line: str, form: str = "NFC") -> str:
     return " ".join((text if form == "none" else unicodedata.normalize(form, text)).split())
 
 
-def keep(source: str, target: str, min_length: int, max_length: int, max_ratio: float) -> bool:
-    """Whether a training pair passes the filter; lengths are counted in words (between spaces)."""
-    lengths = len(source.split()), len(target.split())
-    return min_length <= min(lengths) and max(lengths) <= max_length and max(lengths) <= max_ratio * min(lengths)
-
-
-def learn_subwords(kind: str, files: list[Path], folder: Path, size: int) -> None:
+def learn_subwords(kind: str, files: list[Path], folder: Path, size: int, option: str = "--vocab-size") -> None:
     """Learns ``size`` subwords on ``files`` into ``folder``.
 
     Args:
         kind: ``"sentencepiece"`` (``sentencepiece.bpe.model``) or ``"subword-nmt"`` (``bpe.codes``).
+        option: the name of ``size`` in messages.
 
     Raises:
         OptionError: where the text does not allow this size.
     """
     if kind == "sentencepiece":
-        _learn_sentencepiece(files, folder, size)
+        _learn_sentencepiece(files, folder, size, option)
         return
     try:
         from subword_nmt.learn_bpe import learn_bpe
@@ -60,10 +63,12 @@ def learn_subwords(kind: str, files: list[Path], folder: Path, size: int) -> Non
             learn_bpe(both, stream, size)
     learned = sum(1 for _ in read_lines(codes)) - 1  # the first line names the format
     if learned < size:
-        raise OptionError(f"--vocab-size {size} is too large for this corpus: it allows at most {learned}")
+        raise OptionError(f"{option} {size} is too large for this corpus: it allows at most {learned}")
 
 
-def _learn_sentencepiece(files: list[Path], folder: Path, size: int) -> None:
+def _learn_sentencepiece(files: list[Path], folder: Path, size: int, option: str) -> None:
+    import sentencepiece
+
     try:
         sentencepiece.SentencePieceTrainer.train(
             input=[str(file) for file in files],
@@ -78,11 +83,11 @@ def _learn_sentencepiece(files: list[Path], folder: Path, size: int) -> None:
         message = str(error)
         if "too high" in message:
             most = message.rsplit("<=", 1)[-1].strip(" .\n")
-            raise OptionError(f"--vocab-size {size} is too large for this corpus: it allows at most {most}") from None
+            raise OptionError(f"{option} {size} is too large for this corpus: it allows at most {most}") from None
         if "required_chars" in message:
             least = message.split(" vs ", 1)[-1].split(".", 1)[0]
             problem = f"the characters of this corpus alone need {least}"
-            raise OptionError(f"--vocab-size {size} is too small: {problem}") from None
+            raise OptionError(f"{option} {size} is too small: {problem}") from None
         raise
 
 
@@ -92,6 +97,8 @@ def subword_encoder(kind: str, folder: Path) -> Callable[[str], str]:
         return lambda line: line
     try:
         if kind == "sentencepiece":
+            import sentencepiece
+
             model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
             return lambda line: " ".join(model.encode(line, out_type=str))
         from subword_nmt.apply_bpe import BPE
