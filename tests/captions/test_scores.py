@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
 
@@ -27,18 +27,16 @@ def test_tokens_are_those_of_java():
     assert list(map(tokenize, fixture["raw"])) == fixture["tokens"]
 
 
-@given(
-    st.lists(
-        st.sampled_from(
-            [*" .,:;'\"`-()[]{}?!$&’“—\t\n59ast", "'s", "n't", "cannot", "-lrb-", "mr.", "u.s.", "pm", "ß", "İ", "…"]
-        ),
-        max_size=12,
-    ).map("".join)
-)
+@settings(max_examples=150)
+@given(st.lists(st.sampled_from([*" .,-'`\"(!5as’İ", "n't", "'s", "cannot", "mr.", "pm"]), max_size=8).map("".join))
 def test_tokens_stay_as_they_are(caption):
     tokens = tokenize(caption)
     assert tokenize(tokens) == tokens
     assert tokens == " ".join(tokens.split())
+
+
+def test_of_two_equally_close_references_the_shorter_counts():
+    assert bleu_statistics(["a b c"], [["a b c d", "a b"]])[0, -1] == 2
 
 
 @pytest.mark.parametrize("name", ["scores_five_references", "scores_ragged_references", "scores_one_image"])
