@@ -47,13 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         InputError: bad input; ends the program with code 2.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] == ["captions"]:  # its own commands parse what follows
-        from .captions.__main__ import main as captions
-
-        captions(words[1:])
-        return 0
-    args = _parser().parse_args(words)
     try:
+        if words[:1] == ["captions"]:  # its own commands parse what follows
+            from .captions.__main__ import main as captions
+
+            captions(words[1:])
+            return 0
+        args = _parser().parse_args(words)
         with _quiet():
             return args.run(args)
     except BrokenPipeError:  # `fairseq-ext list | head`

@@ -18,7 +18,7 @@ RULES = [
     for pattern, replacement in (
         (r"\.{2,}|-{2,}|[…–—;?!]", " "),
         (r"(?<!\d)[,:]|[,:](?!\d)", " "),
-        (r"([$#%&@*+=<>~])", r" \1 "),
+        (r"(<unk>|[$#%&@*+=<>~])", r" \1 "),
         (r"(?<=\d)(am|pm)\b", r" \1"),
         (r"(?<=\w)n't\b", " n't"),
         (r"\bcannot\b", "can not"),
@@ -31,7 +31,7 @@ def tokenize(caption: str) -> str:
 
     What the COCO evaluation does with Java (Stanford's ``PTBTokenizer -lowerCase``, then its punctuation tokens
     removed), without Java: equal on 24,769 of 24,774 captions of COCO. ``'s`` and ``n't`` become tokens, and brackets
-    survive as ``-lrb-`` and ``-rrb-``, there too. A tokenised caption stays as it is.
+    survive as ``-lrb-`` and ``-rrb-``, there too, and so does a model's ``<unk>``. A tokenised caption stays as it is.
 
     Args:
         caption: as a person or a model wrote it.

@@ -25,6 +25,7 @@ def golden(name):
 def test_tokens_are_those_of_java():
     fixture = golden("ptb_tokens")
     assert list(map(tokenize, fixture["raw"])) == fixture["tokens"]
+    assert tokenize("A <unk> hat; 3<4.") == "a <unk> hat 3 < 4"
 
 
 @settings(max_examples=150)
