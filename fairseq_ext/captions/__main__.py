@@ -10,6 +10,7 @@ from fairseq_ext.training.program import Program
 
 main = Program("fairseq_ext.captions", __doc__, prog="fairseq-ext captions")
 
+
 @main.command
 def prepare(options: preparation.PrepareOptions) -> dict[str, Any]:
     """Images and captions to a folder that fairseq-train reads."""
