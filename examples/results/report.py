@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import importlib
 import shutil
 import statistics
@@ -15,12 +16,13 @@ from scipy import stats
 
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, replacing
+from fairseq_ext.training.settings import digest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PARTS = (
     *("translation", "inference_dtype", "renode", "label_graph", "graph_classification", "iais", "muka"),
-    "benchmarks",
+    *("image_classification", "benchmarks"),
 )
 
 HEAD = """# Measured results
@@ -116,6 +118,27 @@ def copied(source: Path, target: Path) -> None:
     _, other, missing = filecmp.cmpfiles(source, target, files, shallow=False)
     if other or missing:
         raise DataError(f"{target} was copied from other data than {source} ({(other or missing)[0]}): delete it")
+
+
+def unpacked(archives: Sequence[Path], target: Path) -> Path:
+    """A folder with the content of archives, beside ``target`` and called by their content as well.
+
+    Raises:
+        DataError: an archive that is absent or damaged.
+    """
+    if absent := [archive for archive in archives if not archive.is_file()]:
+        raise DataError(f"--data: {absent[0]} is not there")
+    key = digest(*[hashlib.sha256(archive.read_bytes()).hexdigest() for archive in archives])
+    target = target.with_name(f"{target.name}-{key[:8]}")
+    if not target.is_dir():
+        with replacing(target) as partial:
+            for archive in archives:
+                safely: dict[str, Any] = {} if archive.suffix == ".zip" else {"filter": "data"}
+                try:
+                    shutil.unpack_archive(archive, partial, **safely)
+                except Exception as error:  # damage makes zipfile, tarfile and lzma raise many types
+                    raise DataError(f"{archive}: damaged ({type(error).__name__})") from error
+    return target
 
 
 def mean_spread(values: Sequence[float], digits: int) -> str:

@@ -130,6 +130,8 @@ class Attack:
             raise ValueError(f"epsilon must be in [0, {most:g}], in pixels from 0 to 1, got {epsilon}")
         if images.numel() and not (float(images.min()) >= 0 and float(images.max()) <= 1):
             raise ValueError("images must be pixels in [0, 1]: put the normalisation inside the model")
+        if not epsilon:
+            return images.clone()
         attacker = ATTACKS[self.name](**self._arguments())
         attacker.objective, attacker.start = self.objective, self._start(images, first)
         with _frozen(model):

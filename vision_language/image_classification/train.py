@@ -110,7 +110,7 @@ def train(
     parallel, best = accelerator.prepare_model(classifier), BestWeights(classifier)
     attack = _attack(options)
     reading: dict[str, Any] = {"augment": options.augment, "workers": options.workers, "accelerator": accelerator}
-    split = "test" if options.select == "test" or "valid" not in splits else "valid"
+    split = "test" if options.select == "test" else "valid" if "valid" in splits else None
 
     def step(pixels: Tensor, labels: Tensor, epoch: int, whole: int) -> Tensor:
         pixels, labels = pixels.to(accelerator.device), labels.to(accelerator.device)
@@ -133,7 +133,8 @@ def train(
     training = Training(
         per_epoch * options.epochs,
         select="accuracy",
-        validate_every=per_epoch,
+        validate_every=per_epoch if split else 0,
+        save_every=per_epoch,
         seed=options.seed,
         folder=folder,
         settings=settings,
@@ -160,7 +161,7 @@ def train(
             loader = zip(rest, DataLoader(view, batch_size=None, num_workers=options.workers), strict=True)
         batch, (pixels, labels) = next(loader)
         training.log(train_loss=step(pixels, labels, epoch + 1, len(batch)), lr=optimizer.param_groups[0]["lr"])
-        if training.validates:
+        if split and training.validates:
             gold = torch.from_numpy(splits[split].labels)
             improved = training.improved({"epoch": epoch + 1, **short_metrics(logits(split), gold)})
             if improved and options.select != "last":

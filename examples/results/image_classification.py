@@ -1,0 +1,232 @@
+"""Images with the encouraging loss: MNIST under attack and against other images, long tails, adversarial training."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from examples.results.image_text import pictures, section
+from examples.results.report import asked, seeds, unique, unpacked
+from fairseq_ext.training.files import output_folder, read_json, write_json
+from fairseq_ext.training.settings import digest
+from vision_language.image_classification.detection import detection_metrics
+from vision_language.image_classification.evaluate import AttackOptions, OodOptions, attack, ood
+from vision_language.image_classification.options import NetworkOptions, Options
+from vision_language.image_classification.train import run
+
+__all__ = ["SELECTS", "add_arguments", "measure", "names", "pictures", "section"]
+
+CROSS_ENTROPY: dict[str, Any] = {"loss": "cross-entropy"}
+ENCOURAGING: dict[str, Any] = {"loss": "encouraging", "log_end": 1.0}
+BOTH = {"cross-entropy": CROSS_ENTROPY, "encouraging": ENCOURAGING}
+# No images are held out, so none pick an epoch.
+LAST: dict[str, Any] = {"valid_fraction": 0.0, "select": "last"}
+PUBLISHED: dict[str, Any] = {**LAST, "normalize": False, "shuffle": False, "epochs": 5, "batch_size": 128, "lr": 1e-3}
+
+DEFERRED = 9
+"""First of ten epochs with re-weighting, as 181 of 200 in the released code."""
+
+TAIL_ROWS: dict[str, dict[str, Any]] = {
+    "cross-entropy": CROSS_ENTROPY,
+    "class-balanced": {**CROSS_ENTROPY, "reweight": "loss"},
+    "DRW": {**CROSS_ENTROPY, "reweight": "loss", "reweight_from": DEFERRED},
+    "LDAM, DRW": {
+        **CROSS_ENTROPY,
+        **{"adjust_logits": "ldam", "cosine_scale": 30.0, "reweight": "loss", "reweight_from": DEFERRED},
+    },
+    "logit adjustment": {**CROSS_ENTROPY, "adjust_logits": "prior"},
+    "cRT": {**CROSS_ENTROPY, "init": "cross-entropy", "freeze": True},
+    "focal": {"loss": "focal"},
+    "halted focal": {"loss": "halted-focal"},
+    "encouraging, LE 0.5": {**ENCOURAGING, "log_end": 0.5},
+    "encouraging, LE 1": ENCOURAGING,
+    "aggressive": {**ENCOURAGING, "bonus_start": 0.5},
+    "class-weighted bonus": {**ENCOURAGING, "reweight": "bonus"},
+    "DRW + bonus": {**ENCOURAGING, "reweight": "both", "reweight_from": DEFERRED, "bonus_from": DEFERRED},
+}
+# For what takes longer: those that the paper compares.
+FEWER_ROWS = {
+    name: TAIL_ROWS[name]
+    for name in (
+        *("cross-entropy", "class-balanced", "DRW", "LDAM, DRW"),
+        *("encouraging, LE 0.5", "encouraging, LE 1", "class-weighted bonus", "DRW + bonus"),
+    )
+}
+TAIL: dict[str, Any] = {**LAST, "long_tail": "exponential", "epochs": 10}
+DIGITS: dict[str, Any] = {**TAIL, "normalize": False, "largest_class": 1500}
+PHOTOGRAPHS: dict[str, Any] = {**TAIL, "largest_class": 1000, "image_size": 28, "batch_size": 32}
+
+RADII = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+PGD_RADII, PGD_IMAGES = (0.0, 0.1, 0.2, 0.3), 1000
+
+OTHERS = {"notMNIST": ("notmnist_test", False), "Omniglot": ("omniglot", True), "USPS": ("usps", False)}
+"""Folder of the images of another kind, and whether their ink is dark."""
+
+KEPT = (
+    *("test_accuracy", "test_nll", "test_margin", "test_ece", "test_class_accuracy", "test_many", "test_medium"),
+    *("test_few", "train_images", "train_counts", "steps", "seconds_per_step"),
+)
+
+
+class Places(NamedTuple):
+    """Where the data sets are, and where the archives of some are unpacked."""
+
+    data: Path
+    out: Path
+
+    def mnist(self) -> Path:
+        return self.data / "images" / "mnist"
+
+    def cifar10(self) -> Path:
+        folder = self.data / "images" / "cifar10_jpeg"
+        return unpacked([folder / f"{split}.tar.xz" for split in ("train", "test")], self.out / "cifar10_jpeg")
+
+    def other(self, name: str) -> Path:
+        folder = self.data / "images" / name
+        if name != "omniglot":
+            return folder
+        archive = self.data / "images" / "omniglot_small" / "images_background_small2.zip"
+        return unpacked([archive], self.out / "omniglot")
+
+
+def under_attack(model: Path, places: Places) -> dict[str, Any]:
+    """FGSM on all test images, PGD on the first."""
+    shared: dict[str, Any] = {"model": str(model), "data": str(places.mnist()), "device": "cpu"}
+    made = {
+        "fgsm": AttackOptions(**shared, attack="fgsm", epsilons=RADII),
+        "pgd": AttackOptions(**shared, attack="pgd", epsilons=PGD_RADII, limit=PGD_IMAGES),
+    }
+    return {name: _kept(name, options, partial(attack, options)) for name, options in made.items()}
+
+
+def against_others(model: Path, places: Places) -> dict[str, Any]:
+    """Every score, and the largest probability in float32 as it is usually ranked by."""
+    found: dict[str, Any] = {}
+    for name, (folder, invert) in OTHERS.items():
+        other = places.other(folder)
+        options = OodOptions(
+            **{"model": str(model), "data": str(places.mnist()), "others": (str(other),), "device": "cpu"},
+            invert=invert,
+            out=str(model / "ood" / name),
+        )
+        found[name] = _kept(f"ood-{name}", options, partial(_detected, options, other.name))
+    return found
+
+
+def _detected(options: OodOptions, name: str) -> dict[str, Any]:
+    result = ood(options)[name]
+    with np.load(Path(options.out) / "ood.npz") as arrays:
+        largest = [torch.from_numpy(arrays[part]).softmax(1).amax(1).numpy() for part in ("test", name)]
+    return {**result, "msp-float32": detection_metrics(*largest)}
+
+
+class Experiment(NamedTuple):
+    """Rows that are trained alike on one data set, and what is done with each model."""
+
+    trainings: str
+    data: Callable[[Places], Path]
+    settings: dict[str, Any]
+    rows: dict[str, dict[str, Any]]
+    then: Callable[[Path, Places], dict[str, Any]] | None = None
+
+
+EXPERIMENTS = {
+    "attacks": Experiment("plain", Places.mnist, PUBLISHED, BOTH, under_attack),
+    "others": Experiment("plain", Places.mnist, PUBLISHED, BOTH, against_others),
+    "mnist_r100": Experiment("mnist_r100", Places.mnist, {**DIGITS, "imbalance_factor": 100.0}, TAIL_ROWS),
+    "cifar10_r100": Experiment("cifar10_r100", Places.cifar10, {**PHOTOGRAPHS, "imbalance_factor": 100.0}, FEWER_ROWS),
+    "clean": Experiment(
+        "clean",
+        Places.mnist,
+        {
+            **{**LAST, "network": "large-margin-cnn", "width": 16, "long_tail": "exponential", "imbalance_factor": 1.0},
+            **{"largest_class": 600, "optimizer": "sgd", "lr": 0.1, "batch_size": 256, "epochs": 4},
+            **{"lr_schedule": "steps", "lr_steps": (3, 4)},
+        },
+        {
+            "cross-entropy": CROSS_ENTROPY,
+            "cross-entropy, smoothed": {**CROSS_ENTROPY, "label_smoothing": 0.1},
+            "encouraging": ENCOURAGING,
+            "encouraging, smoothed": {**ENCOURAGING, "label_smoothing": 0.1},
+        },
+    ),
+    "mnist_r10": Experiment("mnist_r10", Places.mnist, {**DIGITS, "imbalance_factor": 10.0}, FEWER_ROWS),
+    "cifar10_r10": Experiment("cifar10_r10", Places.cifar10, {**PHOTOGRAPHS, "imbalance_factor": 10.0}, FEWER_ROWS),
+    "adversarial_training": Experiment(
+        "adversarial", Places.mnist, {**PUBLISHED, "epochs": 2, "attack": "fgsm", "epsilon": 0.3}, BOTH, under_attack
+    ),
+}
+
+SELECTS = "experiments"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS), help="tables")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
+
+
+def names(options: argparse.Namespace) -> list[str]:
+    return [f"images_{name}" for name in options.experiments]
+
+
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every row of every experiment; a finished training or test is not repeated."""
+    for name in options.experiments:
+        experiment, rows, environments = EXPERIMENTS[name], [], []
+        places = Places(options.data, output_folder(options.out / "images_data"))
+        for system in experiment.rows:
+            runs = _trained(experiment, system, places, options)
+            environments += [run["environment"] for _, run in runs.values()]
+            kept = {}
+            for seed, (model, run) in runs.items():
+                kept[seed] = {key: run[key] for key in KEPT if key in run}
+                kept[seed] |= experiment.then(model, places) if experiment.then else {}
+            rows.append({"system": system, "runs": kept})
+            print(f"{name}, {system}: {[round(run['test_accuracy'], 4) for run in kept.values()]}", flush=True)
+        yield {
+            "name": f"images_{name}",
+            "experiment": name,
+            "settings": experiment.settings,
+            "environments": unique(environments),
+            "rows": rows,
+        }
+
+
+def _trained(
+    experiment: Experiment, system: str, places: Places, options: argparse.Namespace
+) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """The folder and the record of every seed; a second stage begins with the first stage's model of its seed."""
+    changes = {**experiment.settings, "data": str(experiment.data(places)), **experiment.rows[system]}
+    folder = options.out / "image_classification" / experiment.trainings
+    wanted = seeds(options.seeds)
+    own = folder / _slug(system)
+    if not (first := changes.pop("init", "")):
+        records = asked(run(Options(**changes), own, options.seeds, "cpu").runs, wanted)
+        return {seed: (own / seed, record) for seed, record in records.items()}
+    shape = {item.name for item in fields(NetworkOptions)}
+    changes = {key: value for key, value in changes.items() if key not in shape}
+    trained = {}
+    for number, seed in enumerate(wanted, 1):
+        stage = Options(**changes, init=str(folder / _slug(first) / seed), seed=number)
+        trained[seed] = (own / seed / seed, run(stage, own / seed, 1, "cpu").runs[seed])
+    return trained
+
+
+def _slug(system: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in system)
+
+
+def _kept(name: str, options: Any, result: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A test of a model, which is kept beside it for its options."""
+    settings: Sequence[Any] = [{key: value for key, value in asdict(options).items() if key != "out"}]
+    file = Path(options.model) / f"{name}-{digest(*settings)[:8]}.json"
+    if not file.exists():
+        write_json(file, result())
+    return read_json(file)
