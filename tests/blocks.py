@@ -191,6 +191,8 @@ def blocks() -> list[Block]:
         ),
         *(Block("halted_focal_loss", losses.halted_focal_loss, (logits, binary), options, unsupported=script)
           for options in ({}, {"gamma": 0.5, "halt": "positive"})),
+        *(Block("softmax_focal_loss", losses.softmax_focal_loss, (logits, classes), options, unsupported=script)
+          for options in ({}, {"gamma": 0.5, "halted": True})),
         *(
             Block("binary_encouraging_loss", losses.binary_encouraging_loss, (logits, binary), options,
                   unsupported=script)

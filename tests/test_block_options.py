@@ -91,6 +91,7 @@ RUN: dict[str, Callable[..., Any]] = {
     "bonus_schedule": lambda **o: torch.tensor(losses.bonus_schedule(2, 10, **o)),
     "mirror_bonus_loss": encouraging(losses.mirror_bonus_loss),
     "halted_focal_loss": lambda **o: losses.halted_focal_loss(LOGITS, BINARY, **o),
+    "softmax_focal_loss": lambda **o: losses.softmax_focal_loss(LOGITS, CLASSES, **o),
     "binary_encouraging_loss": lambda **o: losses.binary_encouraging_loss(LOGITS, BINARY, **o),
     "reweighted_cross_entropy": lambda **o: losses.reweighted_cross_entropy(LOGITS, CLASSES, COUNTS, **o),
     "focal_loss": lambda **o: losses.focal_loss(LOGITS, CLASSES, COUNTS, **o),
@@ -176,6 +177,7 @@ OPTIONS: dict[str, dict[str, Change]] = {
         "bonus_weight": (1.0, 0.5),
     },
     "halted_focal_loss": {**REDUCTION, "alpha": (0.5, 0.25), "gamma": (1.0, 2.0), "halt": ("correct", "positive")},
+    "softmax_focal_loss": {**REDUCTION, "gamma": (1.0, 2.0), "halted": (False, True)},
     "binary_encouraging_loss": {
         **REDUCTION, "weight": (None, WEIGHT), "log_end": (0.75, 0.5), "bonus_weight": (1.0, 0.5),
         "bonus_alpha": (None, 0.25), "bonus_gamma": (0.0, 1.0), "bonus_clamp": (1e-5, 1e-2, {"log_end": 1.0}),

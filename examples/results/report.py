@@ -28,7 +28,8 @@ PARTS = (
 HEAD = """# Measured results
 
 Written by `python -m examples.results` from `results/*.json`, which hold every run with its settings, hardware and
-library versions. Nothing here is copied from a paper. The command resumes where it was stopped.
+library versions. Nothing here is copied from a paper, but for the rows that say *published*. The command resumes where
+it was stopped.
 
 ± is the population standard deviation. A difference is paired (the same seed or split on both sides); in brackets is
 its 95 % interval by the t-distribution. A row *gains* or *loses* where that interval excludes 0; of rows without any

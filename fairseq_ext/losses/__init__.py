@@ -9,7 +9,12 @@ from fairseq_ext.losses.divergence import (
     soft_target_kl,
 )
 from fairseq_ext.losses.encouraging import encouraging_loss, encouraging_loss_terms
-from fairseq_ext.losses.encouraging_variants import binary_encouraging_loss, halted_focal_loss, mirror_bonus_loss
+from fairseq_ext.losses.encouraging_variants import (
+    binary_encouraging_loss,
+    halted_focal_loss,
+    mirror_bonus_loss,
+    softmax_focal_loss,
+)
 from fairseq_ext.losses.fused_linear import fused_linear_encouraging_loss
 from fairseq_ext.losses.imbalance import (
     class_balanced_softmax_loss,
@@ -36,4 +41,5 @@ __all__ = [
     "reweighted_cross_entropy",
     "soft_target_cross_entropy",
     "soft_target_kl",
+    "softmax_focal_loss",
 ]

@@ -1,4 +1,4 @@
-"""Relatives of the encouraging loss: binary problems, squared and absolute errors, the halted focal loss.
+"""Relatives of the encouraging loss: binary problems, squared and absolute errors, halted focal losses.
 
 All from Zhao et al., "Well-classified Examples are Underestimated in Classification with Deep Neural Networks",
 arXiv:2110.06537, and its released code.
@@ -17,7 +17,7 @@ from fairseq_ext.losses.common import one_hot, reduce_weighted, require, sigmoid
 from fairseq_ext.losses.log_bonus import top_bonus
 from fairseq_ext.precision import compute_dtype
 
-__all__ = ["binary_encouraging_loss", "halted_focal_loss", "mirror_bonus_loss"]
+__all__ = ["binary_encouraging_loss", "halted_focal_loss", "mirror_bonus_loss", "softmax_focal_loss"]
 
 
 def binary_encouraging_loss(
@@ -156,6 +156,38 @@ def halted_focal_loss(
     wrong = torch.where(target == 1, -logits, logits)
     alpha_t = alpha * target + (1 - alpha) * (1 - target)
     halted = (logits > 0) if halt == "positive" else wrong < 0
+    return reduce_weighted(alpha_t * _focal(wrong, gamma, halted), None, reduction)
+
+
+def softmax_focal_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", *, gamma: float = 1.0, halted: bool = False
+) -> Tensor:
+    r"""Focal loss of the softmax probability of the target, and its halted form (arXiv:2110.06537).
+
+    .. math::
+        L = -(1 - p_y)^\gamma \log p_y, \qquad
+        L_{halted} = -\log p_y - (1 - 2^{-\gamma}) \log 2 \;\text{ for } p_y > \tfrac12
+
+    The two meet at one half. The released code lacks its halted multi-class form; this is the paper's formula.
+
+    Args:
+        input: logits ``(*, C)`` of at least two classes. Half precision is computed in float32.
+        target: class indices ``(*)``.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        gamma: focusing exponent. Default 1, as the released code; 0 is the cross-entropy.
+        halted: whether what is well classified keeps the gradient of the cross-entropy. Default: no.
+
+    Raises:
+        ValueError: a negative gamma, or an unknown reduction.
+    """
+    require("gamma", gamma, 0 <= gamma < math.inf, "at least 0")
+    logits = input.to(compute_dtype(input))
+    others = logits.masked_fill(one_hot(target, logits).bool(), torch.finfo(logits.dtype).min)
+    wrong = others.logsumexp(-1) - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    return reduce_weighted(_focal(wrong, gamma, (wrong < 0) & halted), None, reduction)
+
+
+def _focal(wrong: Tensor, gamma: float, halted: Tensor) -> Tensor:
+    """Of the log-odds against the target; where ``halted`` the cross-entropy less a constant."""
     error = F.softplus(wrong)
-    loss = torch.where(halted, error - math.log(2) * (1 - 0.5**gamma), sigmoid_power(wrong, gamma) * error)
-    return reduce_weighted(alpha_t * loss, None, reduction)
+    return torch.where(halted, error - math.log(2) * (1 - 0.5**gamma), sigmoid_power(wrong, gamma) * error)

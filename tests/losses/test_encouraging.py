@@ -17,6 +17,7 @@ from fairseq_ext.losses import (
     encouraging_loss_terms,
     halted_focal_loss,
     mirror_bonus_loss,
+    softmax_focal_loss,
 )
 from tests.helpers import golden_names, load_golden
 
@@ -519,6 +520,7 @@ def test_bad_shapes():
         (lambda x, y: mirror_bonus_loss(x, y, activation="tanh"), "activation"),
         (lambda x, y: mirror_bonus_loss(x, y, "average"), "reduction"),
         (lambda x, y: halted_focal_loss(x[:, 0], y, halt="never"), "halt"),
+        (lambda x, y: softmax_focal_loss(x, y, gamma=-1.0), "gamma"),
         (lambda x, y: EncouragingLoss(schedule="step"), "schedule"),
         (lambda x, y: EncouragingLoss(schedule="cos"), "max_epoch"),
         (lambda x, y: EncouragingLoss(schedule="cos", max_epoch=3, schedule_of="weight"), "schedule_of"),

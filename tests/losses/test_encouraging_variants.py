@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_ext.losses import binary_encouraging_loss, encouraging_loss, halted_focal_loss, mirror_bonus_loss
+from fairseq_ext.losses import (
+    binary_encouraging_loss,
+    encouraging_loss,
+    halted_focal_loss,
+    mirror_bonus_loss,
+    softmax_focal_loss,
+)
 
 LOG_ENDS = [0.0, 0.25, 0.5, 0.75, 0.9, 1.0]
 EXACT = dict(rtol=1e-10, atol=1e-10)
@@ -135,3 +141,36 @@ def test_halted_focal_loss_is_continuous_where_it_halts():
     x, target = torch.tensor([-1e-9, 1e-9], dtype=torch.float64), torch.tensor([1, 1])
     below, above = halted_focal_loss(x, target, "none", gamma=1.5)
     assert below.item() == pytest.approx(above.item(), abs=1e-8)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_the_softmax_focal_loss_is_its_formula(gamma):
+    logits = 3 * torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits.requires_grad_()
+    labels = torch.arange(20) % 4
+    p = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    assert (p > 0.5).any() and (p < 0.5).any()
+    focal = -((1 - p) ** gamma) * p.log()
+    halted = torch.where(p > 0.5, -p.log() - (1 - 0.5**gamma) * math.log(2), focal)
+    for expected, options in ((focal, {}), (halted, {"halted": True})):
+        torch.testing.assert_close(softmax_focal_loss(logits, labels, "none", gamma=gamma, **options), expected)
+        assert torch.autograd.gradcheck(
+            lambda z, options=options: softmax_focal_loss(z, labels, gamma=gamma, **options), (logits,)
+        )
+    grid = softmax_focal_loss(logits.view(4, 5, 4), labels.view(4, 5), "none", gamma=gamma)
+    torch.testing.assert_close(grid.view(-1), focal)
+
+
+def test_the_softmax_focal_loss_of_two_classes_is_the_binary_one():
+    odds, target = torch.linspace(-8, 8, 11, dtype=torch.float64), torch.arange(11) % 2
+    pair = torch.stack([torch.zeros_like(odds), odds], 1)
+    binary = halted_focal_loss(odds, target, "none", alpha=0.5, gamma=1.5)
+    torch.testing.assert_close(softmax_focal_loss(pair, target, "none", gamma=1.5, halted=True), 2 * binary)
+
+
+def test_the_softmax_focal_loss_of_extreme_logits_has_a_gradient():
+    logits = torch.tensor([[-1e-6, 0.0], [1e-6, 0.0], [500.0, 0.0], [-500.0, 0.0]], requires_grad=True)
+    rows = softmax_focal_loss(logits, torch.zeros(4, dtype=torch.long), "none", gamma=1.5, halted=True)
+    assert rows[0].item() == pytest.approx(rows[1].item(), abs=1e-5)
+    rows.sum().backward()
+    assert logits.grad.isfinite().all() and logits.grad[3].abs().sum() == pytest.approx(2.0)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.losses import encouraging_loss_terms, mirror_bonus_loss
+from fairseq_ext.losses import encouraging_loss_terms, mirror_bonus_loss, softmax_focal_loss
 from fairseq_ext.losses.bonus_schedule import bonus_schedule
-from fairseq_ext.losses.common import sigmoid_power
 from fairseq_ext.losses.imbalance import class_weights
 from vision_language.image_classification.options import LossOptions
-from vision_language.image_classification.scores import log_odds
 
-__all__ = ["Objective", "halted_focal_loss", "ldam_margins"]
+__all__ = ["Objective", "ldam_margins"]
 
 LDAM_MARGIN = 0.5
 
@@ -32,32 +29,6 @@ def ldam_margins(class_counts: Tensor, largest: float = LDAM_MARGIN) -> Tensor:
     """
     margins = class_counts.double() ** -0.25
     return margins * (largest / margins.max())
-
-
-def halted_focal_loss(logits: Tensor, labels: Tensor, gamma: float, halted: bool) -> Tensor:
-    r"""Focal loss on the softmax of every image, and its halted form (arXiv:2110.06537).
-
-    .. math::
-        L = -(1 - p_y)^\gamma \log p_y, \qquad
-        L_{halted} = -\log p_y - (1 - 2^{-\gamma}) \log 2 \;\text{ for } p_y > \tfrac12
-
-    The two meet at one half. The released code lacks its multi-class form; this is the paper's formula.
-
-    Args:
-        logits: ``(N, C)``.
-        labels: ``(N)``.
-        gamma: the focusing exponent.
-        halted: whether what is well classified goes on in full.
-
-    Returns:
-        ``(N)``.
-    """
-    cross_entropy, odds = F.cross_entropy(logits, labels, reduction="none"), log_odds(logits, labels)
-    focal = sigmoid_power(-odds, gamma) * cross_entropy
-    if not halted:
-        return focal
-    rest = (1 - 0.5**gamma) * math.log(2)
-    return torch.where(odds > 0, cross_entropy - rest, focal)
 
 
 class Objective:
@@ -94,7 +65,8 @@ class Objective:
         if options.loss in ("mse", "mae", "mirror-mse", "mirror-mae"):
             loss = self._of_probabilities(adjusted, labels)
         elif "focal" in options.loss:
-            loss = halted_focal_loss(adjusted, labels, options.gamma, options.loss == "halted-focal")
+            halted = options.loss == "halted-focal"
+            loss = softmax_focal_loss(adjusted, labels, "none", gamma=options.gamma, halted=halted)
         else:
             loss = encouraging_loss_terms(adjusted, labels, label_smoothing=options.label_smoothing)[0]
         rows = weight[labels] if weight is not None else torch.ones_like(loss)

@@ -148,16 +148,19 @@ def training(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
         history = [entry for entry in figures.runs[0]["history"] if "log_odds_quantiles" in entry]
+        if not history:  # without validation images
+            continue
         rows = np.array([entry["log_odds_quantiles"] for entry in history])
         epochs = [entry["epoch"] for entry in history]
         numbers[name] = {"epochs": epochs, "quantiles": list(QUANTILES), "log_odds": rows.tolist()}
         axes.plot(epochs, rows[:, 2], "o-", color=colour, markersize=3, label=f"{name}: median")
         axes.fill_between(epochs, rows[:, 1], rows[:, 3], color=colour, alpha=0.3, linewidth=0)
         axes.fill_between(epochs, rows[:, 0], rows[:, 4], color=colour, alpha=0.12, linewidth=0)
-    axes.axhline(0, color="0.6", linewidth=0.8)
-    axes.set(xlabel="epoch", ylabel=r"$\log\, p_y / (1 - p_y)$", title="Validation images: half and 90 % of them")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=8)
+    if numbers:
+        axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.set(xlabel="epoch", ylabel=r"$\log\, p_y / (1 - p_y)$", title="Validation images: half and 90 % of them")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=8)
     return numbers
 
 

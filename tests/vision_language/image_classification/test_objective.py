@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from fairseq_ext.losses import class_weights, encouraging_loss, encouraging_loss_terms, mirror_bonus_loss
 from tests.helpers import load_golden
-from vision_language.image_classification.objective import Objective, halted_focal_loss, ldam_margins
+from vision_language.image_classification.objective import Objective, ldam_margins
 from vision_language.image_classification.options import LossOptions
 
 COUNTS = [200, 40, 10]
@@ -58,14 +58,6 @@ def test_focal_losses(batch):
     halted = torch.where(p > 0.5, -p.log() - 0.75 * math.log(2), focal)
     assert loss(batch, loss="halted-focal", gamma=2.0) == pytest.approx(float(halted.mean()), rel=1e-4)
     assert loss(batch, loss="focal", gamma=0.0) == pytest.approx(loss(batch, loss="cross-entropy"))
-
-
-def test_the_halted_focal_loss_is_continuous_and_its_gradient_finite():
-    logits = torch.tensor([[-1e-6, 0.0], [1e-6, 0.0], [500.0, 0.0], [-500.0, 0.0]], requires_grad=True)
-    rows = halted_focal_loss(logits, torch.zeros(4, dtype=torch.long), 1.5, halted=True)
-    assert rows[0].item() == pytest.approx(rows[1].item(), abs=1e-5)
-    rows.sum().backward()
-    assert logits.grad.isfinite().all()
 
 
 def test_weights_of_the_loss_divide_by_their_sum_those_of_the_bonus_do_not(batch):

@@ -98,6 +98,26 @@ def test_the_selected_epoch_is_saved(pictures, tmp_path, monkeypatch, select):
     assert (record["test_nll"] != record["last_test_nll"]) == (select != "last")
 
 
+def test_without_held_out_images_the_test_set_is_read_at_the_end_only(pictures, tmp_path, monkeypatch):
+    read = []
+    real = training.predict_logits
+    monkeypatch.setattr(training, "predict_logits", lambda *a, **k: read.append(1) or real(*a, **k))
+    options = options_of(pictures, valid_fraction=0.0, select="last")
+
+    def save(checkpoint, real=Checkpoint.save):
+        real(checkpoint)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoint, "save", save)
+        run(options, tmp_path)
+    assert not read
+    run(options, tmp_path)
+    record = record_of(tmp_path)
+    assert len(read) == 1 and record["history"] == [] and record["validated_on"] is None
+    assert record["train_images"] == 80 and record["test_accuracy"] == record["last_test_accuracy"]
+
+
 def test_what_is_saved_is_a_model_of_hugging_face(pictures, tmp_path):
     run(options_of(pictures, epochs=1), tmp_path)
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "seed1").eval()

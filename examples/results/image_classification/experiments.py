@@ -1,10 +1,9 @@
-"""Images with the encouraging loss: MNIST under attack and against other images, long tails, adversarial training."""
+"""What is trained, on which data, and what is done with each model."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,16 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from examples.results.image_text import pictures, section
-from examples.results.report import asked, seeds, unique, unpacked
-from fairseq_ext.training.files import output_folder, read_json, write_json
+from examples.results.report import unpacked
+from fairseq_ext.training.files import read_json, write_json
 from fairseq_ext.training.settings import digest
 from vision_language.image_classification.detection import detection_metrics
 from vision_language.image_classification.evaluate import AttackOptions, OodOptions, attack, ood
-from vision_language.image_classification.options import NetworkOptions, Options
-from vision_language.image_classification.train import run
 
-__all__ = ["SELECTS", "add_arguments", "measure", "names", "pictures", "section"]
+__all__ = ["EXPERIMENTS", "Experiment", "Places"]
 
 CROSS_ENTROPY: dict[str, Any] = {"loss": "cross-entropy"}
 ENCOURAGING: dict[str, Any] = {"loss": "encouraging", "log_end": 1.0}
@@ -69,11 +65,6 @@ PGD_RADII, PGD_IMAGES = (0.0, 0.1, 0.2, 0.3), 1000
 OTHERS = {"notMNIST": ("notmnist_test", False), "Omniglot": ("omniglot", True), "USPS": ("usps", False)}
 """Folder of the images of another kind, and whether their ink is dark."""
 
-KEPT = (
-    *("test_accuracy", "test_nll", "test_margin", "test_ece", "test_class_accuracy", "test_many", "test_medium"),
-    *("test_few", "train_images", "train_counts", "steps", "seconds_per_step"),
-)
-
 
 class Places(NamedTuple):
     """Where the data sets are, and where the archives of some are unpacked."""
@@ -108,7 +99,7 @@ def under_attack(model: Path, places: Places) -> dict[str, Any]:
 
 def against_others(model: Path, places: Places) -> dict[str, Any]:
     """Every score, and the largest probability in float32 as it is usually ranked by."""
-    found: dict[str, Any] = {}
+    detected: dict[str, Any] = {}
     for name, (folder, invert) in OTHERS.items():
         other = places.other(folder)
         options = OodOptions(
@@ -116,8 +107,8 @@ def against_others(model: Path, places: Places) -> dict[str, Any]:
             invert=invert,
             out=str(model / "ood" / name),
         )
-        found[name] = _kept(f"ood-{name}", options, partial(_detected, options, other.name))
-    return found
+        detected[name] = _kept(f"ood-{name}", options, partial(_detected, options, other.name))
+    return detected
 
 
 def _detected(options: OodOptions, name: str) -> dict[str, Any]:
@@ -163,64 +154,6 @@ EXPERIMENTS = {
         "adversarial", Places.mnist, {**PUBLISHED, "epochs": 2, "attack": "fgsm", "epsilon": 0.3}, BOTH, under_attack
     ),
 }
-
-SELECTS = "experiments"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS), help="tables")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
-
-
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"images_{name}" for name in options.experiments]
-
-
-def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every row of every experiment; a finished training or test is not repeated."""
-    for name in options.experiments:
-        experiment, rows, environments = EXPERIMENTS[name], [], []
-        places = Places(options.data, output_folder(options.out / "images_data"))
-        for system in experiment.rows:
-            runs = _trained(experiment, system, places, options)
-            environments += [run["environment"] for _, run in runs.values()]
-            kept = {}
-            for seed, (model, run) in runs.items():
-                kept[seed] = {key: run[key] for key in KEPT if key in run}
-                kept[seed] |= experiment.then(model, places) if experiment.then else {}
-            rows.append({"system": system, "runs": kept})
-            print(f"{name}, {system}: {[round(run['test_accuracy'], 4) for run in kept.values()]}", flush=True)
-        yield {
-            "name": f"images_{name}",
-            "experiment": name,
-            "settings": experiment.settings,
-            "environments": unique(environments),
-            "rows": rows,
-        }
-
-
-def _trained(
-    experiment: Experiment, system: str, places: Places, options: argparse.Namespace
-) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """The folder and the record of every seed; a second stage begins with the first stage's model of its seed."""
-    changes = {**experiment.settings, "data": str(experiment.data(places)), **experiment.rows[system]}
-    folder = options.out / "image_classification" / experiment.trainings
-    wanted = seeds(options.seeds)
-    own = folder / _slug(system)
-    if not (first := changes.pop("init", "")):
-        records = asked(run(Options(**changes), own, options.seeds, "cpu").runs, wanted)
-        return {seed: (own / seed, record) for seed, record in records.items()}
-    shape = {item.name for item in fields(NetworkOptions)}
-    changes = {key: value for key, value in changes.items() if key not in shape}
-    trained = {}
-    for number, seed in enumerate(wanted, 1):
-        stage = Options(**changes, init=str(folder / _slug(first) / seed), seed=number)
-        trained[seed] = (own / seed / seed, run(stage, own / seed, 1, "cpu").runs[seed])
-    return trained
-
-
-def _slug(system: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in system)
 
 
 def _kept(name: str, options: Any, result: Callable[[], dict[str, Any]]) -> dict[str, Any]:
