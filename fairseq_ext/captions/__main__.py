@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fairseq_ext.captions import page as pages
 from fairseq_ext.captions import prepare as preparation
 from fairseq_ext.captions import score as scoring
 from fairseq_ext.training.program import Program
@@ -24,6 +25,12 @@ def score(options: scoring.ScoreOptions) -> str:
     All references of an image count. fairseq-generate's own BLEU line is of one reference, in the model's words.
     """
     return scoring.score(options)
+
+
+@main.command
+def page(options: pages.PageOptions) -> str:
+    """One HTML file of images, references and captions with their CIDEr-D, and of where the model looked."""
+    return str(pages.write_page(options))
 
 
 if __name__ == "__main__":

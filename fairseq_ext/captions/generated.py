@@ -10,7 +10,7 @@ from fairseq_ext.captions.store import Split
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines, write_json
 
-__all__ = ["read_generated", "write_results"]
+__all__ = ["joined", "read_generated", "write_results"]
 
 HYPOTHESIS = re.compile(r"D-(\d+)\t\S+\t(.*)")
 SUBSET = re.compile(r"Generate (\S+) with beam=")
@@ -87,7 +87,17 @@ def _words(captions: list[str], path: str | Path, split: Split) -> list[str]:
         return captions
     if split.preparation.tokenizer != "sentencepiece":
         raise DataError(f"{path}: {pieces[0]!r} is in pieces, but {split.folder} was prepared in words: of other data")
-    return [caption.replace(" ", "").replace(SPACE_OF_PIECES, " ").strip() for caption in captions]
+    return [joined(caption.split()) for caption in captions]
+
+
+def joined(tokens: Sequence[str]) -> str:
+    """The text of words, or of pieces.
+
+    Args:
+        tokens: of a caption.
+    """
+    text = " ".join(tokens)
+    return text.replace(" ", "").replace(SPACE_OF_PIECES, " ").strip() if SPACE_OF_PIECES in text else text
 
 
 def write_results(path: str | Path, split: Split, captions: Sequence[str]) -> None:

@@ -1,0 +1,93 @@
+"""An image as SVG: its picture, and the regions that a model saw."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from fairseq_ext.regions.names import image_key
+from fairseq_ext.training.errors import DataError, OptionError
+
+__all__ = ["draw_image", "embedded", "find_pictures"]
+
+LONGEST = 480
+"""Of an embedded picture, in pixels."""
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+
+
+def find_pictures(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Path]:
+    """The picture of each image: the file in ``folder`` or below that is named by its identifier.
+
+    Args:
+        folder: of pictures.
+        image_ids: that need one; ``391895`` may lie as ``COCO_val2014_000000391895.jpg``.
+
+    Raises:
+        OptionError: no such folder, an image without picture or with several.
+    """
+    if importlib.util.find_spec("PIL") is None:
+        raise OptionError("--images: needs Pillow: pip install pillow")
+    pictures: dict[str, list[Path]] = {image_id: [] for image_id in image_ids}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.suffix.lower() in ENDINGS:
+            for key in {path.stem, image_key(path.name)} & pictures.keys():
+                pictures[key].append(path)
+    for image_id, paths in pictures.items():
+        if len(paths) != 1:
+            files = " and ".join(map(str, paths[:2])) or f"none in {folder}"
+            raise OptionError(f"--images: one picture of image {image_id} is needed, there is {files}")
+    return {image_id: paths[0] for image_id, paths in pictures.items()}
+
+
+def embedded(path: Path) -> str:
+    """A picture, shrunk, as the address of itself: ``data:image/jpeg;base64,...``.
+
+    Args:
+        path: of the picture.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            shrunk = picture.convert("RGB")
+            shrunk.thumbnail((LONGEST, LONGEST))
+            file = io.BytesIO()
+            shrunk.save(file, "JPEG", quality=80)
+    except Exception as error:  # damaged files make Pillow raise many types
+        raise DataError(f"{path}: cannot be read as a picture: {' '.join(str(error).split())}") from error
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def draw_image(
+    size: tuple[float, float], boxes: np.ndarray, names: Sequence[str], hues: Sequence[float], picture: str = ""
+) -> str:
+    """SVG of an image; its ``rect`` elements are the regions, in their order.
+
+    Args:
+        size: width and height.
+        boxes: ``(R, 4)``, x1, y1, x2, y2.
+        names: of the regions; an empty one is not written.
+        hues: R angles of colour.
+        picture: its address. Default: the regions alone.
+    """
+    width, height = size
+    letters = max(width, height) / 28
+    parts = [
+        f'<image href="{picture}" width="{width:g}" height="{height:g}" preserveAspectRatio="none"/>' if picture else ""
+    ]
+    for (left, top, right, bottom), name, hue in zip(boxes.tolist(), names, hues, strict=True):
+        place = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"'
+        label = f'<text x="{left:.1f}" y="{top + letters:.1f}">{escape(name)}</text>' if name else ""
+        parts.append(f'<g style="--hue:{hue:.0f}"><rect {place}/>{label}</g>')
+    kind = "" if any(names) else ' class="grid"'
+    return f'<svg{kind} viewBox="0 0 {width:g} {height:g}" font-size="{letters:.1f}">{"".join(parts)}</svg>'
