@@ -11,7 +11,7 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
 from fairseq_ext.modules.sparse_attention import attention_weights, blockwise_topk_attention, has_blockwise
-from fairseq_ext.modules.topk import effective_k, topk_softmax
+from fairseq_ext.modules.topk import effective_k, ratio_softmax, topk_softmax
 from fairseq_ext.training.errors import OptionError
 
 IncrementalState = dict[str, dict[str, Tensor | None]]
@@ -138,8 +138,8 @@ class SelectiveAttention(MultiheadAttention):
         elif self.encoder_decoder_attention:
             value = key
         assert key is not None and value is not None
-        k = effective_k(key.size(0), self.topk, self.topk_ratio, self.topk_min)
-        plain = self.normalizer == "softmax" and self.select == "scores"
+        k = effective_k(key.size(0), self.topk)
+        plain = self.normalizer == "softmax" and self.select == "scores" and not self.topk_ratio
         plain &= self.bias_k is None and not self.add_zero_attn and self.beam_size == 1
         plain &= attn_mask is None or (attn_mask.dim() == 2 and attn_mask.is_floating_point())
         if not plain or not has_blockwise(query, key.size(0), self.head_dim, k):
@@ -200,7 +200,9 @@ class SelectiveAttention(MultiheadAttention):
     def weights(self, scores: Tensor) -> Tensor:
         """Masked scores (B*H, T, S) to the weights of the selected keys."""
         if torch.jit.is_scripting():
-            return topk_softmax(scores, effective_k(scores.size(-1), self.topk, self.topk_ratio, self.topk_min))
+            if self.topk_ratio > 0:
+                return ratio_softmax(scores, self.topk_ratio, self.topk_min)
+            return topk_softmax(scores, effective_k(scores.size(-1), self.topk))
         return self.any_weights(scores)
 
     @torch.jit.unused

@@ -80,11 +80,6 @@ def _check_attention(cfg: Any, self_attending_encoder: bool, cross_attention: bo
         f"--attention-normalizer {cfg.attention_normalizer}: chooses keys itself and excludes --attention-topk",
     )
     _check_window(cfg, cross_attention)
-    if ratio and "decoder-self" in selecting_attentions(cfg):
-        logger.warning(
-            "--attention-topk-ratio in decoder self-attention: k follows the number of keys, which is the whole target "
-            "in training and the prefix in decoding, so the two differ; --attention-topk does not have this problem"
-        )
     present = {"encoder-self": self_attending_encoder, "decoder-self": True, "cross": cross_attention}
     for name in selecting_attentions(cfg):
         choose("--attention-topk-in", name, ATTENTIONS)

@@ -69,7 +69,9 @@ class ExtOptions(FairseqDataclass):
     attention_topk: int = option(
         0, "keys that each query keeps, 0 keeps all (arXiv 1912.11637; authors' De-En: 8)", least=0
     )
-    attention_topk_ratio: float = option(0.0, "keep ceil(keys / ratio) instead of a fixed number", least=0)
+    attention_topk_ratio: float = option(
+        0.0, "keep ceil(keys / ratio) of the keys that a query may see, instead of a fixed number", least=0
+    )
     attention_topk_min: int = option(
         0, "lower bound on the keys kept with --attention-topk-ratio", least=0, idle={"attention_topk_ratio": (0,)}
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fairseq_ext.kernels import load, usable
 from fairseq_ext.modules.sparse_variants import SELECTIONS
-from fairseq_ext.modules.topk import below_maximum, effective_k, topk_softmax
+from fairseq_ext.modules.topk import below_maximum, effective_k, ratio_budget, ratio_softmax, topk_softmax
 
 NORMALIZERS = ("softmax", "sparsemax", "entmax15", "entmax-bisect")
 
@@ -34,8 +34,9 @@ def attention_weights(
 ) -> Tensor:
     r"""Turn masked attention scores into weights over the last axis.
 
-    With ``normalizer="softmax"`` this is :func:`topk_softmax` with the budget of :func:`effective_k`. The other
-    normalizers are sparse by themselves, with a data-dependent number of keys, and come from the ``entmax`` library:
+    With ``normalizer="softmax"`` this is :func:`topk_softmax`, or :func:`~fairseq_ext.modules.topk.ratio_softmax`. The
+    other normalizers are sparse by themselves, with a data-dependent number of keys, and come from the ``entmax``
+    library:
 
     .. math::
         \text{sparsemax: } p = [s - \tau]_+ \qquad
@@ -49,7 +50,8 @@ def attention_weights(
         scores: masked entries must already be ``-inf``.
         normalizer: one of ``NORMALIZERS``. ``"entmax-bisect"`` solves for any ``alpha`` by bisection; at its default
             of 1.5 it equals ``"entmax15"``, only slower.
-        k, ratio, minimum: the top-k budget, see :func:`effective_k`; all zero is dense.
+        k, ratio, minimum: the top-k budget, see :func:`effective_k`, a ratio of the unmasked keys of each row; all zero
+            is dense.
         straight_through: see :func:`topk_softmax`.
         alpha: the exponent of ``"entmax-bisect"``, above 1; 2 is sparsemax.
         select: how the budget is spent, one of ``SELECTIONS``: on the best ``"scores"`` of a head, half of it on a
@@ -83,10 +85,12 @@ def attention_weights(
     if causal and select != "window":
         raise ValueError(f"causal is an option of select='window', got select={select!r}")
     if normalizer == "softmax":
-        if select == "scores" or not effective:
-            return topk_softmax(scores, effective, straight_through=straight_through)
-        # A window is half of the whole k, however few keys there are: with k cut to them, it would follow the padding.
-        return SELECTIONS[select](scores, k or effective, causal)
+        if select != "scores" and effective:
+            # not k cut to the keys: a window is half of it, and would follow the padding
+            return SELECTIONS[select](scores, k or ratio_budget(scores, ratio, minimum), causal)
+        if ratio:
+            return ratio_softmax(scores, ratio, minimum, straight_through)
+        return topk_softmax(scores, effective, straight_through=straight_through)
     if k or ratio or straight_through:
         option = "k or ratio" if k or ratio else "straight_through"
         raise ValueError(

@@ -15,11 +15,26 @@ from torch import Tensor
 
 from fairseq_ext.modules.topk import topk_softmax
 
+# One for all rows, or one of each row, (..., T, 1), as :func:`~fairseq_ext.modules.topk.ratio_budget` gives.
+Budget = int | Tensor
 
-def out_of_window_mask(scores: Tensor, k: int, causal: bool = False) -> Tensor:
-    """The keys that :func:`out_of_window_softmax` keeps: boolean, shaped like ``scores``, True where a key is kept."""
-    if k < 1:
+
+def _check_budget(k: Budget) -> None:
+    if isinstance(k, int) and k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
+
+
+def _kth_largest(values: Tensor, k: Budget) -> Tensor:
+    """The ``k``-th largest of each row, or the least where there are fewer: (..., 1)."""
+    keys = values.size(-1)
+    if isinstance(k, int):
+        return values.topk(min(k, keys), -1, sorted=False).values.amin(-1, keepdim=True)
+    return values.sort(-1, descending=True).values.gather(-1, (k - 1).clamp(0, keys - 1))
+
+
+def out_of_window_mask(scores: Tensor, k: Budget, causal: bool = False) -> Tensor:
+    """The keys that :func:`out_of_window_softmax` keeps: boolean, shaped like ``scores``, True where a key is kept."""
+    _check_budget(k)
     queries, keys = scores.shape[-2:]
     if queries > keys:
         raise ValueError(
@@ -34,11 +49,11 @@ def out_of_window_mask(scores: Tensor, k: int, causal: bool = False) -> Tensor:
     else:
         window = (offset >= -(width // 2)) & (offset < width - width // 2)
     outside = scores.masked_fill(window, -math.inf)
-    threshold = outside.topk(min(k - width, keys), -1, sorted=False).values.amin(-1, keepdim=True)
+    threshold = _kth_largest(outside, k - width)
     return (window | ~(scores < threshold)) & (scores != -math.inf)
 
 
-def out_of_window_softmax(scores: Tensor, k: int, causal: bool = False) -> Tensor:
+def out_of_window_softmax(scores: Tensor, k: Budget, causal: bool = False) -> Tensor:
     r"""Softmax over a local window and the best keys outside it ("top-k out of window", for long documents).
 
     Of a budget ``k``, ``w = k // 2`` keys form a window around query ``i`` and ``k - w`` are the highest-scoring keys
@@ -56,7 +71,8 @@ def out_of_window_softmax(scores: Tensor, k: int, causal: bool = False) -> Tenso
     Args:
         scores: self-attention scores, ``-inf`` at masked keys. With fewer queries than keys, the queries are the last
             positions, so one decoding step gives the last row of the full matrix.
-        k: total budget, at least 1. In the authors' document translation runs 8 was better than 16 and 32.
+        k: total budget, at least 1, or one of each row, ``(..., T, 1)``. In the authors' document translation runs 8
+            was better than 16 and 32.
         causal: use the causal window, and mask future keys.
 
     Shape:
@@ -68,11 +84,10 @@ def out_of_window_softmax(scores: Tensor, k: int, causal: bool = False) -> Tenso
     return topk_softmax(scores.masked_fill(~out_of_window_mask(scores, k, causal), -math.inf), 0)
 
 
-def _joint_threshold(values: Tensor, k: int) -> Tensor:
+def _joint_threshold(values: Tensor, k: Budget) -> Tensor:
     """The ``H * k``-th largest of ``values`` (B, H, T, S) over heads and keys together: (B, 1, T, 1)."""
-    heads, keys = values.size(1), values.size(-1)
-    joint = values.transpose(1, 2).flatten(2)
-    return joint.topk(heads * min(k, keys), -1, sorted=False).values.amin(-1)[:, None, :, None]
+    together = values.size(1) * k if isinstance(k, int) else k.sum(1)
+    return _kth_largest(values.transpose(1, 2).flatten(2), together)[:, None]
 
 
 def _softmax_over(values: Tensor, keep: Tensor, valid: Tensor) -> Tensor:
@@ -84,7 +99,7 @@ def _softmax_over(values: Tensor, keep: Tensor, valid: Tensor) -> Tensor:
     return topk_softmax(values.masked_fill(~torch.where(unselected, valid, keep), -math.inf), 0)
 
 
-def ensemble_topk_softmax(scores: Tensor, k: int) -> Tensor:
+def ensemble_topk_softmax(scores: Tensor, k: Budget) -> Tensor:
     r"""Top-k softmax whose budget is shared by the heads: the ``H * k`` best (head, key) pairs of each query are kept.
 
     .. math::
@@ -96,18 +111,17 @@ def ensemble_topk_softmax(scores: Tensor, k: int) -> Tensor:
 
     Args:
         scores: masked entries must already be ``-inf``.
-        k: average budget of a head, at least 1.
+        k: average budget of a head, at least 1, or that of each row, ``(B, H, T, 1)``.
 
     Shape:
         - scores: ``(B, H, T, S)``; the output has the same shape.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    _check_budget(k)
     valid = scores != -math.inf
     return _softmax_over(scores, ~(scores < _joint_threshold(scores, k)) & valid, valid)
 
 
-def topk_probabilities(scores: Tensor, k: int, *, softmax_again: bool = False, across_heads: bool = False) -> Tensor:
+def topk_probabilities(scores: Tensor, k: Budget, *, softmax_again: bool = False, across_heads: bool = False) -> Tensor:
     r"""Dense softmax first, then keep the ``k`` largest probabilities.
 
     .. math::
@@ -120,7 +134,7 @@ def topk_probabilities(scores: Tensor, k: int, *, softmax_again: bool = False, a
     Args:
         scores: masked entries must already be ``-inf``; they get no weight (our choice: the release lets the second
             softmax give weight to masked keys of a row with fewer than ``k`` others).
-        k: entries to keep in each row, at least 1; ties are kept.
+        k: entries to keep in each row, at least 1, or how many of each, ``(..., T, 1)``; ties are kept.
         softmax_again: apply a second softmax to the kept *probabilities*, which flattens them: with ``k`` keys no
             weight exceeds ``e / (e + k - 1)``. Otherwise the weights are left as they are and a row sums to less than
             one.
@@ -129,27 +143,23 @@ def topk_probabilities(scores: Tensor, k: int, *, softmax_again: bool = False, a
     Shape:
         - scores: ``(..., T, S)``, with ``across_heads`` ``(B, H, T, S)``; the output has the same shape.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    _check_budget(k)
     valid = scores != -math.inf
     probabilities = topk_softmax(scores, 0)
-    if across_heads:
-        threshold = _joint_threshold(probabilities, k)
-    else:
-        threshold = probabilities.topk(min(k, scores.size(-1)), -1, sorted=False).values.amin(-1, keepdim=True)
+    threshold = _joint_threshold(probabilities, k) if across_heads else _kth_largest(probabilities, k)
     keep = ~(probabilities < threshold) & valid
     if softmax_again:
         return _softmax_over(probabilities, keep, valid)
     return probabilities.masked_fill(~keep, 0.0)
 
 
-def _per_row(function: Callable[..., Tensor], **options: bool) -> Callable[[Tensor, int, bool], Tensor]:
+def _per_row(function: Callable[..., Tensor], **options: bool) -> Callable[[Tensor, Budget, bool], Tensor]:
     """``function`` with the arguments of a window, which only placing a window takes."""
     return lambda scores, k, causal: function(scores, k, **options)
 
 
 # How the k of top-k attention are chosen: masked scores (B, H, T, S), k and whether the future is masked, to weights.
-SELECTIONS: dict[str, Callable[[Tensor, int, bool], Tensor]] = {
+SELECTIONS: dict[str, Callable[[Tensor, Budget, bool], Tensor]] = {
     "scores": _per_row(topk_softmax),
     "window": out_of_window_softmax,
     "heads": _per_row(ensemble_topk_softmax),

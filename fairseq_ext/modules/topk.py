@@ -49,12 +49,12 @@ def effective_k(num_keys: int, k: int = 0, ratio: float = 0.0, minimum: int = 0)
     .. math::
         k_\text{eff} = \min(k, S) \quad\text{or}\quad \min(\max(\lceil S / \text{ratio} \rceil, \text{minimum}), S)
 
-    Prefer the fixed ``k``. With a ratio, ``S`` counts padded keys too, so the result depends on how the batch was
-    padded; and in decoder self-attention ``S`` is the whole target in training but only the prefix in generation, so
-    the two disagree.
+    The released code takes the length of the key axis for ``S``, so that with a ratio a result depends on how the batch
+    was padded, and a decoder trains with budgets of the whole target and generates with those of the prefix.
+    :func:`ratio_softmax` takes the unmasked keys of each row instead.
 
     Args:
-        num_keys: length ``S`` of the key axis, padding included.
+        num_keys: number ``S`` of keys.
         k: fixed budget, clamped to ``S``; 0 turns it off. The released runs use 8 (IWSLT14 De-En) and 6
             (IWSLT15 En-Vi).
         ratio: keep one key in ``ratio``; 0 turns it off, otherwise at least 1.
@@ -75,6 +75,17 @@ def effective_k(num_keys: int, k: int = 0, ratio: float = 0.0, minimum: int = 0)
     if ratio:
         k = max(math.ceil(num_keys / ratio), minimum)
     return min(k, num_keys)
+
+
+def ratio_budget(scores: Tensor, ratio: float, minimum: int = 0) -> Tensor:
+    """:func:`effective_k` of the unmasked keys of each row, ``(..., 1)``; 0 for a row without any.
+
+    Args:
+        scores: ``(..., S)``, ``-inf`` at masked keys.
+        ratio, minimum: see :func:`effective_k`.
+    """
+    budgets = [effective_k(num_keys, 0, ratio, minimum) for num_keys in range(scores.size(-1) + 1)]
+    return torch.tensor(budgets, device=scores.device)[(scores != -math.inf).sum(-1, keepdim=True)]
 
 
 class _TopKSoftmax(torch.autograd.Function):
@@ -178,3 +189,30 @@ def topk_softmax(scores: Tensor, k: int, dim: int = -1, straight_through: bool =
         dense = _TopKSoftmax.apply(scores, None, dim)
         return _TopKSoftmax.apply(scores.detach(), k, dim) + (dense - dense.detach())
     return _TopKSoftmax.apply(scores, k if sparse else None, dim)
+
+
+def ratio_softmax(scores: Tensor, ratio: float, minimum: int = 0, straight_through: bool = False) -> Tensor:
+    r"""Softmax over the largest scores of each row, one in ``ratio`` of its unmasked keys, zero elsewhere.
+
+    As :func:`topk_softmax` with :math:`k = \max(\lceil S_i / \text{ratio} \rceil, \text{minimum})` for a row i of
+    :math:`S_i` unmasked keys, so that neither padding nor the future changes what is kept. (The ``--div`` of Zhao et
+    al.'s release, arXiv 1912.11637, counts both.)
+
+    Args:
+        scores: masked entries must already be ``-inf``.
+        ratio: at least 1.
+        minimum: lower bound on k.
+        straight_through: see :func:`topk_softmax`.
+
+    Shape:
+        - scores: ``(..., S)``; the output has the same shape. A row without any unmasked key is zero.
+    """
+    if scores.size(-1) == 0:
+        return scores.clone()
+    ranked = scores.detach().sort(-1, descending=True)[0]
+    threshold = ranked.gather(-1, (ratio_budget(scores, ratio, minimum) - 1).clamp(min=0))
+    weights = topk_softmax(scores.masked_fill(scores < threshold, -math.inf), 0)
+    if straight_through:
+        dense = topk_softmax(scores, 0)
+        weights = weights.detach() + (dense - dense.detach())
+    return weights

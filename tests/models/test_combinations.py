@@ -27,6 +27,10 @@ CHOICES = {
     select: {"attention_topk": 3, "attention_topk_select": select}
     for select in ("window", "heads", "probabilities-softmax", "heads-probabilities-softmax")
 }
+RATIOS: dict[str, dict[str, Any]] = {
+    "half": {"attention_topk_ratio": 2.0},
+    **{f"half-{select}": {"attention_topk_ratio": 2.0, "attention_topk_select": select} for select in CHOICES},
+}
 NORMS = ("layernorm", "adanorm")
 VIEWS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -59,9 +63,9 @@ TRANSLATION["separate-view-norms"] = {
     "decoder_normalize_before": True,
 }
 TRANSLATION["no-view-norms"] = {**TRANSLATION["separate-view-norms"], "cross_view_norm": "none"}
-for _block, _select in itertools.product(BLOCKS, CHOICES):
-    _in = "encoder-self,decoder-self" if _select == "window" else "encoder-self,decoder-self,cross"
-    TRANSLATION[f"{_block}-{_select}"] = {"block": _block, **CHOICES[_select], "attention_topk_in": _in}
+for _block, (_select, _options) in itertools.product(BLOCKS, {**CHOICES, **RATIOS}.items()):
+    _in = "encoder-self,decoder-self" if "window" in _select else "encoder-self,decoder-self,cross"
+    TRANSLATION[f"{_block}-{_select}"] = {"block": _block, **_options, "attention_topk_in": _in}
 
 LANGUAGE_MODELS = {
     f"{block}-{selection}-{norm}-{'pre' if pre_norm else 'post'}": {
@@ -76,6 +80,8 @@ for _block, _select in itertools.product(BLOCKS, (*CHOICES, "probabilities", "he
     LANGUAGE_MODELS[f"{_block}-{_select}"] = {
         "block": _block, "attention_topk": 3, "attention_topk_select": _select,
     }  # fmt: skip
+for _block in BLOCKS:
+    LANGUAGE_MODELS[f"{_block}-half"] = {"block": _block, **RATIOS["half"]}
 for _k, _norm, _pre_norm in itertools.product((0, 2), NORMS, (False, True)):
     LANGUAGE_MODELS[f"span-top{_k}-{_norm}-{'pre' if _pre_norm else 'post'}"] = {
         "attention_span": 4, "attention_span_ramp": 3, "attention_span_init": 0.3, "attention_topk": _k,

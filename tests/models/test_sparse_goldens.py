@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fairseq_ext.models.attention import SelectiveAttention
 from fairseq_ext.models.config import nested_config
 from fairseq_ext.models.layers import DecoderLayer, EncoderLayer
+from fairseq_ext.modules.topk import effective_k
 from tests.helpers import golden_names, load_golden
 from tests.models.tiny import PAD, decode_by_step, translation_config, translation_model
 
@@ -26,6 +27,12 @@ def selection(golden: dict[str, np.ndarray]) -> dict[str, Any]:
     """A negative ``div`` is a fixed number of keys, a positive one a ratio, zero keeps all."""
     div = int(golden["meta.div"])
     return {"topk": max(-div, 0), "topk_ratio": float(max(div, 0)), "topk_min": int(golden["meta.lb"])}
+
+
+def released_selection(golden: dict[str, np.ndarray], num_keys: int) -> dict[str, Any]:
+    """The number of keys of :func:`selection`: the release counts masked keys too, where we do not."""
+    chosen = selection(golden)
+    return {"topk": effective_k(num_keys, chosen["topk"], chosen["topk_ratio"], chosen["topk_min"])}
 
 
 def set_weights(module: nn.Module, golden: dict[str, np.ndarray]) -> nn.Module:
@@ -54,7 +61,7 @@ def test_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, padding, mask, grad_out = inputs(golden, "query", "key", "key_padding_mask", "attn_mask", "grad_out")
     is_self, normalizer = str(golden["meta.mode"]) == "self", int(golden["meta.entmax"])
     active = str(golden["meta.attn_type"]) in str(golden["meta.use_att"]).split(",")
-    options = selection(golden) if active else {}
+    options = released_selection(golden, len(query if key is None else key)) if active else {}
     if normalizer:  # a normalizer that selects keys itself; top-k stays off in all of these files
         options = {"normalizer": NORMALIZERS[normalizer]}
         assert not active or not int(golden["meta.div"])
@@ -96,21 +103,23 @@ def test_one_position_at_a_time(name: str) -> None:
     golden = load_golden("sparse", name)
     query = torch.from_numpy(golden["query"])
     length, _, width = query.shape
-    attention = SelectiveAttention(
-        width, int(golden["meta.num_heads"]), self_attention=True, **selection(golden)
-    ).eval()
-    set_weights(attention, golden)
     causal = torch.full((length, length), float("-inf")).triu(1)
+
+    def build(**chosen: Any) -> nn.Module:
+        attention = SelectiveAttention(width, int(golden["meta.num_heads"]), self_attention=True, **chosen).eval()
+        return set_weights(attention, golden)
+
+    released, attention = build(**released_selection(golden, length)), build(**selection(golden))
     with torch.no_grad():
-        out, weights = attention(query, query, query, attn_mask=causal, need_head_weights=True)
+        out, weights = released(query, query, query, attn_mask=causal, need_head_weights=True)
+        torch.testing.assert_close(out, torch.from_numpy(golden["out_full"]), **TOLERANCE)
+        torch.testing.assert_close(weights, torch.from_numpy(golden["attn_full"]), **TOLERANCE)
+        # the release decodes with a ratio as it never trained; here both are what it decodes
+        expected = torch.from_numpy(golden["out_incremental"])
         state: dict[str, Any] = {}
         steps = [attention(row, row, row, incremental_state=state)[0] for row in query.split(1)]
-    torch.testing.assert_close(out, torch.from_numpy(golden["out_full"]), **TOLERANCE)
-    torch.testing.assert_close(weights, torch.from_numpy(golden["attn_full"]), **TOLERANCE)
-    stepwise = torch.cat(steps)
-    torch.testing.assert_close(stepwise, torch.from_numpy(golden["out_incremental"]), **TOLERANCE)
-    # a ratio counts the keys that are there: the prefix while decoding, the whole target in training
-    assert torch.allclose(stepwise, out, atol=1e-4) is (attention.topk > 0)
+        torch.testing.assert_close(torch.cat(steps), expected, **TOLERANCE)
+        torch.testing.assert_close(attention(query, query, query, attn_mask=causal)[0], expected, **TOLERANCE)
 
 
 def layer_config(golden: dict[str, np.ndarray], ffn: int) -> SimpleNamespace:

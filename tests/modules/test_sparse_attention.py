@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fairseq_ext.modules.sparse_attention import (
     NORMALIZERS,
     attention_weights,
     effective_k,
+    ratio_softmax,
     topk_attention,
     topk_softmax,
 )
@@ -35,6 +37,11 @@ def close(actual: Tensor, expected: np.ndarray, tolerance: float = 8e-6) -> None
 def budget(div: int, lb: int = 0) -> dict[str, int]:
     """The released code's single option: negative is a fixed budget, positive a ratio with a lower bound."""
     return {"k": -div} if div < 0 else {"ratio": div, "minimum": lb}
+
+
+def released_k(scores: Tensor, options: dict[str, int]) -> dict[str, int]:
+    """Of :func:`budget`, the number of keys: the release counts masked keys too, where we do not."""
+    return {"k": effective_k(scores.size(-1), **options)}
 
 
 def leaf(array: np.ndarray) -> Tensor:
@@ -91,7 +98,7 @@ def test_golden_multi_head(name: str) -> None:
         optional["keep"] = torch.from_numpy(g["dropout_keep"]).transpose(0, 1)
     out, attn = multi_head_attention(
         query, key, w, int(g["meta.num_heads"]), dropout=float(g["meta.dropout"]), **optional,
-        weights=lambda scores: attention_weights(scores, normalizer=normalizer, **options),
+        weights=lambda scores: attention_weights(scores, normalizer=normalizer, **released_k(scores, options)),
     )  # fmt: skip
     close(out, g["out"])
     close(attn, g["attn"])
@@ -111,18 +118,20 @@ def test_golden_incremental(name: str) -> None:
     options = budget(int(g["meta.div"]), int(g["meta.lb"]))
     length = query.size(0)
 
-    def attend(queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return multi_head_attention(
-            queries, keys, w, int(g["meta.num_heads"]), mask=mask, weights=lambda s: attention_weights(s, **options)
-        )
+    def attend(queries: Tensor, keys: Tensor, budget: Callable[[Tensor], dict], mask: Tensor | None = None):
+        def weights(scores: Tensor) -> Tensor:
+            return attention_weights(scores, **budget(scores))
 
-    full, attn = attend(query, query, torch.full((length, length), NEG_INF).triu(1))
-    steps = torch.cat([attend(query[t : t + 1], query[: t + 1])[0] for t in range(length)])
+        return multi_head_attention(queries, keys, w, int(g["meta.num_heads"]), mask=mask, weights=weights)
+
+    causal = torch.full((length, length), NEG_INF).triu(1)
+    full, attn = attend(query, query, lambda scores: released_k(scores, options), causal)
     close(full, g["out_full"])
     close(attn, g["attn_full"])
-    close(steps, g["out_incremental"])
-    # A fixed budget decodes as it trains; a ratio does not.
-    assert math.isclose((full - steps).abs().max(), g["max_abs_diff_full_vs_incremental"], abs_tol=1e-5)
+    # the release decodes with a ratio as it never trained; here both are what it decodes
+    steps = [attend(query[t : t + 1], query[: t + 1], lambda scores: options)[0] for t in range(length)]
+    close(torch.cat(steps), g["out_incremental"])
+    close(attend(query, query, lambda scores: options, causal)[0], g["out_incremental"])
 
 
 # --- Recorded values: functions --------------------------------------------------------------------------------------
@@ -235,6 +244,16 @@ def test_number_of_kept_keys(case: tuple[Tensor, Tensor, int]) -> None:
     ranks = scores.argsort(-1).argsort(-1) / scores.size(-1)  # no two keys of a row are equal
     distinct = ranks.masked_fill(~valid, NEG_INF)
     assert ((topk_softmax(distinct, k) > 0).sum(-1) == least).all()
+
+
+@given(masked_scores(), st.sampled_from([1, 1.5, 2, 7]), st.integers(0, 3))
+def test_a_ratio_is_of_the_unmasked_keys(case: tuple[Tensor, Tensor, int], ratio: float, minimum: int) -> None:
+    scores, valid, _ = case
+    rows = [
+        plain_topk_softmax(row[None], max(1, effective_k(int(there.sum()), ratio=ratio, minimum=minimum)))
+        for row, there in zip(scores.flatten(0, -2), valid.flatten(0, -2), strict=True)
+    ]
+    close(ratio_softmax(scores, ratio, minimum).flatten(0, -2), torch.cat(rows).numpy(), 1e-6)
 
 
 @given(masked_scores(), st.sampled_from([0, -1, None]))
