@@ -1,8 +1,8 @@
 """A fairseq plugin (``--user-dir``) of sequence-to-sequence methods, and the torch blocks that they are made of.
 
 Imported after fairseq, as ``--user-dir`` does, this package repairs fairseq (:mod:`fairseq_ext.compat`) and registers
-its models and criterions. Imported alone it stays light, so that ``fairseq_ext.modules`` and ``fairseq_ext.losses``
-serve users who have no fairseq.
+its models, criterions and tasks. Imported alone it stays light, so that ``fairseq_ext.modules`` and
+``fairseq_ext.losses`` serve users who have no fairseq.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["__version__", "register"]
 
 
 def register() -> None:
-    """Repair fairseq and register our models and criterions with it; calling it again changes nothing.
+    """Repair fairseq and register our models, criterions and tasks with it; calling it again changes nothing.
 
     Only a program that imports ``fairseq_ext`` *before* fairseq has to call it: otherwise the import does.
 
@@ -37,7 +37,7 @@ def register() -> None:
     if os.path.isdir(alias) and alias not in __path__:
         __path__.append(alias)
     compat.apply()
-    for binding in ("models", "criterions"):
+    for binding in ("models", "criterions", "tasks"):
         importlib.import_module(f"{__name__}.{binding}")
 
 

@@ -30,6 +30,9 @@ single models      ``--task multilingual_translation`` with an architecture that
 bfloat16           ``--bf16`` and ``--memory-efficient-bf16`` on a command line are taken for ``--tpu``.
 hydra refusals     with ``fairseq-hydra-train`` an option that is refused ends in a traceback and exit code 1.
 hydra names        ``fairseq-hydra-train`` trains with its defaults where no file has the name of ``--config-name``.
+batch size         a training that is not told one ends in a traceback.
+captioned images   a task for text ends in a traceback beside images and captions.
+resumed task       a training resumes with another dictionary of the same size, and its words mean others.
 inference dtype    there is no ``--inference-dtype``, with which decoding on a CPU takes less than half the time.
 =================  ===================================================================================================
 """
@@ -40,7 +43,12 @@ import logging
 import os
 from collections.abc import Callable
 
-from .checkpoints import allow_checkpoint_types, heed_overrides, write_whole_checkpoints
+from .checkpoints import (
+    allow_checkpoint_types,
+    compare_resumed_tasks,
+    heed_overrides,
+    write_whole_checkpoints,
+)
 from .data import (
     configure_plain_encoders,
     keep_last_batch,
@@ -53,8 +61,10 @@ from .data import (
 from .generation import replace_unknown_words, search_diverse_beams, spare_short_sentences
 from .inference import add_inference_dtype
 from .messages import (
+    ask_for_batch_size,
     end_hydra_in_one_line,
     name_absent_configurations,
+    name_captioned_images,
     name_damaged_checkpoints,
     name_long_sentences,
     name_single_models,
@@ -122,5 +132,8 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "bfloat16": keep_bfloat16_off_tpus,
     "hydra refusals": end_hydra_in_one_line,
     "hydra names": name_absent_configurations,  # after the refusals, which end its own in one line
+    "batch size": ask_for_batch_size,
+    "captioned images": name_captioned_images,
+    "resumed task": compare_resumed_tasks,
     "inference dtype": add_inference_dtype,
 }

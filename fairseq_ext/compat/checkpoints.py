@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["allow_checkpoint_types", "heed_overrides", "write_whole_checkpoints"]
+__all__ = ["allow_checkpoint_types", "compare_resumed_tasks", "heed_overrides", "write_whole_checkpoints"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,4 +124,21 @@ def heed_overrides() -> bool:
         upstream(cfg, overrides)
 
     checkpoint_utils.overwrite_args_by_name = overwrite_args_by_name
+    return True
+
+
+def compare_resumed_tasks() -> bool:
+    """Let a task's ``check_checkpoint`` look at the file that a training resumes, which gives it no saved state."""
+    from fairseq.trainer import Trainer
+
+    load = Trainer.load_checkpoint
+
+    @functools.wraps(load)
+    def load_checkpoint(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
+        check = getattr(self.task, "check_checkpoint", None)
+        if check is not None and os.path.isfile(filename):
+            check(filename)
+        return load(self, filename, *args, **kwargs)
+
+    Trainer.load_checkpoint = load_checkpoint
     return True

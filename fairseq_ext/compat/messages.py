@@ -14,8 +14,10 @@ from ..training.errors import DataError, InputError, OptionError
 from ..training.files import load_safely
 
 __all__ = [
+    "ask_for_batch_size",
     "end_hydra_in_one_line",
     "name_absent_configurations",
+    "name_captioned_images",
     "name_damaged_checkpoints",
     "name_long_sentences",
     "name_single_models",
@@ -124,4 +126,44 @@ def name_single_models() -> bool:
     }
     for name, task in tasks.items():
         task.build_model = checked(task.build_model, name)
+    return True
+
+
+def ask_for_batch_size() -> bool:
+    """Let a training or validation without ``--batch-size`` and ``--max-tokens`` ask for one in one line."""
+    from fairseq.distributed import utils
+
+    call = utils.call_main
+
+    @functools.wraps(call)
+    def call_main(cfg: Any, main: Any, **kwargs: Any) -> Any:
+        trains, validates = cfg.get("optimizer") is not None, "override_args" in kwargs
+        if (trains or validates) and cfg.dataset.batch_size is None and cfg.dataset.max_tokens is None:
+            raise OptionError("--batch-size or --max-tokens: one of them must say how large a batch is")
+        return call(cfg, main, **kwargs)
+
+    utils.call_main = call_main
+    return True
+
+
+def name_captioned_images() -> bool:
+    """Let a task for text name the one that a folder of prepared images and captions is for."""
+    from fairseq import tasks
+
+    setup = tasks.setup_task
+
+    @functools.wraps(setup)
+    def setup_task(cfg: Any, **kwargs: Any) -> Any:
+        name = getattr(cfg, "_name", None) or getattr(cfg, "task", None)
+        data = str(getattr(cfg, "data", None) or "").partition(os.pathsep)[0]
+        if (
+            isinstance(name, str)
+            and name in tasks.TASK_REGISTRY
+            and os.path.isfile(os.path.join(data, "captioning.json"))
+        ):
+            if tasks.TASK_REGISTRY[name].__module__.startswith("fairseq.tasks."):
+                raise OptionError(f"--task {name}: reads no images, and {data} has them; use --task captioning")
+        return setup(cfg, **kwargs)
+
+    tasks.setup_task = setup_task
     return True

@@ -27,6 +27,9 @@ NAMES = [
         "bfloat16",
         "hydra refusals",
         "hydra names",
+        "batch size",
+        "captioned images",
+        "resumed task",
         "inference dtype",
     ),
 ]

@@ -1,0 +1,272 @@
+"""``--task captioning``: captions of images that ``fairseq-ext captions prepare`` has prepared."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fairseq.data import Dictionary
+from fairseq.logging import metrics
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import OmegaConf
+
+from fairseq_ext.captions.store import Preparation, Split
+from fairseq_ext.regions.region_files import category_names
+from fairseq_ext.tasks.caption_dataset import CaptionDataset
+from fairseq_ext.tasks.caption_options import BEAM, MAX_LEN, CaptioningConfig, check_options
+from fairseq_ext.tasks.caption_scorer import HOW_TO_SCORE
+from fairseq_ext.tasks.caption_scores import SCORES, SUMS, ReferenceScores
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError, choose
+from fairseq_ext.training.files import load_safely
+
+logger = logging.getLogger(__name__)
+
+IDLE_GENERATION = {
+    "print_alignment": "it reads words alone; `fairseq-ext captions generate --json` has the attention",
+    "constraints": "it reads none from prepared captions",
+    "match_source_len": "a caption is not as long as its image has regions",
+    "replace_unk": "an image has no words",
+}
+
+
+@register_task("captioning", dataclass=CaptioningConfig)
+class CaptioningTask(FairseqTask):
+    """Captions of regions, of the cells of a grid, or of boxes with classes.
+
+    Training has a sample for each caption, validation and test one for each image. ``--eval-captions`` generates at
+    validation and logs ``cider`` (CIDEr-D) and ``bleu4``, times 100, against all references of an image: choose
+    checkpoints with ``--best-checkpoint-metric cider --maximize-best-checkpoint-metric``.
+
+    What decides the shape of parameters is read from the folder, as fairseq-generate builds the task from its own
+    command line; checkpoints keep it too, and are refused beside a folder that differs.
+
+    Args:
+        cfg: the options.
+        preparation: of the folder.
+        dictionary: of the captions.
+        categories: names of the classes of boxes.
+
+    Raises:
+        OptionError: options that are refused, or would do nothing.
+    """
+
+    cfg: CaptioningConfig
+
+    def __init__(self, cfg: Any, preparation: Preparation, dictionary: Dictionary, categories: list[str]) -> None:
+        super().__init__(cfg)
+        self.preparation, self.dictionary, self.categories = preparation, dictionary, categories
+        self.search = check_options(cfg, preparation)
+        self.state.merge_state_dict(
+            {"preparation": asdict(preparation), "words": list(dictionary.symbols), "categories": categories}
+        )
+        self._references: dict[str, ReferenceScores] = {}
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """The options, and of fairseq's generation the defaults for captions."""
+        super().add_args(parser)
+        ours = {"beam": BEAM, "max_len_b": MAX_LEN, "scoring": "captions"}
+        if {"path", *ours} <= {action.dest for action in parser._actions}:
+            parser.set_defaults(**ours)
+
+    @classmethod
+    def setup_task(cls, cfg: Any, **kwargs: Any) -> CaptioningTask:
+        """The task of a prepared folder.
+
+        Raises:
+            DataError: no such folder, or a damaged one.
+        """
+        preparation = Preparation.load(cfg.data)
+        path = Path(cfg.data, "dict.txt")
+        try:
+            dictionary = cls.load_dictionary(str(path))
+        except Exception as error:  # fairseq raises many types, and OSError with a line of its own
+            raise DataError(f"{path}: no dictionary of fairseq: {' '.join(str(error).split())}") from error
+        categories = category_names(Path(cfg.data)) or []
+        if len(categories) != preparation.num_classes:
+            names = f"{len(categories)} names, the data has {preparation.num_classes} classes"
+            raise DataError(f"{Path(cfg.data, 'categories.txt')}: {names}")
+        logger.info("dictionary: %d types", len(dictionary))
+        return cls(cfg, preparation, dictionary, categories)
+
+    @property
+    def source_dictionary(self) -> None:
+        """None: what is read are images."""
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        """Of the captions."""
+        return self.dictionary
+
+    def max_positions(self) -> tuple[int, int]:
+        """Regions of an image, tokens of a caption."""
+        return self.cfg.max_source_positions, self.cfg.max_target_positions
+
+    def load_dataset(
+        self, split: str, epoch: int = 1, combine: bool = False, task_cfg: Any = None, **kwargs: Any
+    ) -> None:
+        """Load a split; the one to train on caption by caption, others (and all of a trained model) by image."""
+        folder = Path(self.cfg.data)
+        choose(f"{folder}: split", split, sorted(path.name.split(".")[0] for path in folder.glob("*.images.npz")))
+        training = split == self.cfg.train_subset and task_cfg is None
+        longest = min(self.cfg.max_target_positions, getattr(task_cfg, "max_target_positions", 1 << 30))
+        dataset = CaptionDataset(Split(folder, split, self.preparation), self.dictionary, longest, training)
+        logger.info(
+            *("%s: %d samples of %d images, %d captions cut to %d tokens", split, len(dataset), len(dataset.split)),
+            *(dataset.num_cut, longest),
+        )
+        self.datasets[split] = dataset
+
+    def get_batch_iterator(self, dataset: CaptionDataset, *args: Any, **kwargs: Any) -> Any:
+        """As fairseq's.
+
+        Raises:
+            DataError: images to validate or test on that no batch would hold.
+        """
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        if not dataset.training:
+            count = sum(map(len, iterator.frozen_batches))
+            if count != len(dataset):
+                raise DataError(f"{dataset.split.name}: only {count} of {len(dataset)} images are in a batch")
+            logger.info("%s: %d of %d images in %d batches", dataset.split.name, count, count, len(iterator))
+        return iterator
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """A model that reads images.
+
+        Raises:
+            OptionError: an architecture for text.
+        """
+        arch = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+        home = getattr(ARCH_MODEL_REGISTRY.get(arch), "__module__", "")
+        if home.startswith(("fairseq.", "fairseq_ext.models.")) and not home.endswith(".captioning"):
+            raise OptionError(f"--arch {arch}: reads text; --task captioning needs --arch captioning_transformer_ext")
+        model = super().build_model(cfg, from_checkpoint)
+        if self.cfg.eval_captions:
+            self.sequence_generator = self.build_generator([model], self.search)
+        return model
+
+    def build_generator(self, models: Any, args: Any, *rest: Any, **kwargs: Any) -> Any:
+        """As fairseq's.
+
+        Raises:
+            OptionError: what would do nothing, or not be obeyed.
+        """
+        for name, reason in IDLE_GENERATION.items():
+            if getattr(args, name, None):
+                raise OptionError(f"--{name.replace('_', '-')}: not for captions, {reason}")
+        most = min(model.max_decoder_positions() for model in models) - 1
+        length = getattr(args, "max_len_b", MAX_LEN)
+        if length > most and length != MAX_LEN:
+            raise OptionError(f"--max-len-b {length}: the model writes at most {most} tokens (--max-target-positions)")
+        root = args._get_root() if OmegaConf.is_config(args) else {}
+        scoring = (root.get("scoring") or {}).get("_name", "captions")
+        if scoring != "captions":
+            logger.warning(
+                "--scoring %s: has one reference an image, and no score of captions; %s", scoring, HOW_TO_SCORE
+            )
+        try:
+            return super().build_generator(models, args, *rest, **kwargs)
+        except (AssertionError, ValueError) as error:  # of options that exclude each other
+            raise OptionError(" ".join(str(error).split())) from error
+
+    def build_bpe(self, args: Any) -> Any:
+        """Joins pieces to words where the captions are made of pieces, whatever ``--bpe`` says."""
+        return super().build_bpe(args) if self.preparation.tokenizer == "word" else Pieces()
+
+    def text(self, tokens: Any) -> str:
+        """The caption that tokens spell."""
+        text = self.dictionary.string(tokens.int().cpu())
+        return text if self.preparation.tokenizer == "word" else Pieces().decode(text)
+
+    def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
+        """As fairseq's; with ``--eval-captions`` also the sums that scores are made of."""
+        loss, sample_size, log = super().valid_step(sample, model, criterion)
+        if self.cfg.eval_captions:
+            log.update(self._sums(sample, model))
+        return loss, sample_size, log
+
+    def _sums(self, sample: Any, model: Any) -> dict[str, float]:
+        dataset = self.datasets[sample["split"]]
+        if dataset.training:  # what stands in where a process has no batch left: to be ignored, under the same names
+            return dict.fromkeys(SUMS, 0.0)
+        if dataset.split.name not in self._references:
+            self._references[dataset.split.name] = ReferenceScores(dataset.split.references)
+        found = self.inference_step(self.sequence_generator, [model], sample)
+        hypotheses = [self.text(best["tokens"]) for best, *_ in found]
+        images = sample["id"].tolist()
+        if self.cfg.eval_captions_print_samples:
+            logger.info("example hypothesis: %s", hypotheses[0])
+            logger.info("example references: %s", " | ".join(dataset.split.references[images[0]]))
+        return self._references[dataset.split.name].sums(images, hypotheses)
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """As fairseq's, with the scores."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if not any(SUMS[0] in log for log in logging_outputs):
+            return
+        for name in SUMS:
+            metrics.log_scalar(name, float(sum(log.get(name, 0) for log in logging_outputs)))
+        for name, score in SCORES.items():
+            # metrics calls it later, with the sums over all batches
+            metrics.log_derived(name, lambda meters, score=score: round(score({k: meters[k].sum for k in SUMS}), 2))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the folder with that of a checkpoint.
+
+        Raises:
+            CheckpointError: they differ.
+        """
+        self._check_state(state_dict, "the checkpoint")
+
+    def check_checkpoint(self, path: str) -> None:
+        """:meth:`load_state_dict` before a training resumes, when fairseq does not call it.
+
+        Raises:
+            CheckpointError: see there.
+        """
+        self._check_state(load_safely(path).get("task_state") or {}, path)
+
+    def _check_state(self, state: dict[str, Any], origin: str) -> None:
+        if "preparation" not in state:
+            raise CheckpointError(f"{origin}: not trained with --task captioning")
+        ours = {**asdict(self.preparation), "words": self.dictionary.symbols, "categories": self.categories}
+        theirs = {**state["preparation"], "words": state["words"], "categories": state["categories"]}
+        for name in ("kind", "feature_dim", "grid", "num_classes", "tokenizer", "words", "categories"):
+            if (own := ours[name]) != (other := theirs[name]):
+                if isinstance(own, list):
+                    own, other = (_at_difference(one, two) for one, two in ((own, other), (other, own)))
+                raise CheckpointError(f"{self.cfg.data}: {name} {own}, but {origin} was trained on {other}")
+
+    def get_interactive_tokens_and_lengths(self, lines: Any, encode_fn: Any) -> Any:
+        """Refused: ``fairseq-interactive`` reads text."""
+        raise OptionError(
+            "--task captioning: fairseq-interactive reads text; `fairseq-ext captions generate MODEL FOLDER` captions "
+            "the images of a folder"
+        )
+
+    def eval_lm_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: ``fairseq-eval-lm`` reads text."""
+        raise OptionError(
+            "--task captioning: fairseq-eval-lm reads text; fairseq-validate gives the loss of captions, "
+            "`fairseq-ext captions score` their scores"
+        )
+
+
+class Pieces:
+    """SentencePiece's pieces as words, in the place of one of fairseq's ``--bpe``."""
+
+    @staticmethod
+    def decode(text: str) -> str:
+        """The words; a text without a piece's mark, whose pieces ``--post-process`` has joined, stays as it is."""
+        return text.replace(" ", "").replace("\u2581", " ").strip() if "\u2581" in text else text
+
+
+def _at_difference(one: list[str], two: list[str]) -> str:
+    """Of a list of words, its size and the first that another list does not have in its place."""
+    pairs = enumerate(zip(one, two, strict=False))
+    place = next((place for place, (own, other) in pairs if own != other), min(len(one), len(two)))
+    return f"{len(one)}, number {place} {one[place]!r}" if place < len(one) else f"{len(one)}"
