@@ -39,8 +39,8 @@ MAY_IMPORT = {
     "fairseq_ext/text.py": ("sentencepiece", "subword_nmt", "fairseq_ext.training"),
     "fairseq_ext/regions": ("numpy", "fairseq_ext.regions", "fairseq_ext.training"),
     "fairseq_ext/tasks": (
-        *(*BINDING, "numpy", "fairseq_ext.captions", "fairseq_ext.modules", "fairseq_ext.regions"),
-        *("fairseq_ext.tasks", "fairseq_ext.training.files"),
+        *(*BINDING, "numpy", "fairseq_ext.captions", "fairseq_ext.compat", "fairseq_ext.modules"),
+        *("fairseq_ext.regions", "fairseq_ext.tasks", "fairseq_ext.training.files"),
     ),
     "fairseq_ext/fonts.py": ("matplotlib",),
     "fairseq_ext/remembered.py": ("torch",),

@@ -137,7 +137,7 @@ def ask_for_batch_size() -> bool:
 
     @functools.wraps(call)
     def call_main(cfg: Any, main: Any, **kwargs: Any) -> Any:
-        trains, validates = cfg.get("optimizer") is not None, "override_args" in kwargs
+        trains, validates = cfg.common_eval.path is None, "override_args" in kwargs
         if (trains or validates) and cfg.dataset.batch_size is None and cfg.dataset.max_tokens is None:
             raise OptionError("--batch-size or --max-tokens: one of them must say how large a batch is")
         return call(cfg, main, **kwargs)

@@ -31,7 +31,7 @@ def read_captions(split: Split, dictionary: Dictionary) -> MMapIndexedDataset:
         tokens = np.memmap(f"{prefix}.bin", mode="r", dtype=captions._index.dtype)
     except Exception as error:  # damaged files make fairseq and numpy raise many types
         raise DataError(f"{prefix}.bin, .idx: missing or damaged: {' '.join(str(error).split())}") from error
-    if len(tokens) != captions.sizes.sum() or len(captions) not in (len(split), split.caption_offsets[-1]):
+    if len(tokens) != captions.sizes.sum() or len(captions) != split.caption_offsets[-1]:
         raise DataError(f"{prefix}.bin, .idx: not the captions of {len(split)} images: prepare the data again")
     if len(tokens) and tokens.max() >= len(dictionary):
         words = f"word {tokens.max()}, {split.folder / 'dict.txt'} has {len(dictionary)}"
@@ -88,19 +88,17 @@ class CaptionDataset(FairseqDataset):
         self.split, self.dictionary, self.training = split, dictionary, training
         self.captions = read_captions(split, dictionary)
         self.max_target_positions = max_target_positions
-        per_image = np.diff(split.caption_offsets) if len(self.captions) > len(split) else np.ones(len(split), np.int64)
-        # of each sample: the number of its image, and that of its caption
-        self.images = np.repeat(np.arange(len(split)), per_image)
+        # of each sample, the number of its image and of its caption
+        self.images = np.repeat(np.arange(len(split)), np.diff(split.caption_offsets))
         self.lines = np.arange(len(self.captions))
         if not training:
-            self.lines = np.cumsum(per_image) - per_image
-            self.images = np.arange(len(split))
+            self.images, self.lines = np.arange(len(split)), split.caption_offsets[:-1]
         lengths = self.captions.sizes[self.lines]
         self.num_cut = int((lengths > max_target_positions).sum())
         self.num_regions = np.diff(split.offsets)[self.images]
         self.lengths = np.minimum(lengths, max_target_positions)
-        rows_and_columns = split.preparation.grid
-        self.cells = grid_geometry(*rows_and_columns).float() if rows_and_columns else None
+        grid = split.preparation.grid
+        self.cells = grid_geometry(*grid).float() if grid else None
 
     def __len__(self) -> int:
         return len(self.images)
