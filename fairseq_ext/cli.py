@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import logging
 import platform
 import re
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command("user-dir", _user_dir, 'Print the path for fairseq: --user-dir "$(fairseq-ext user-dir)".')
     command("doctor", _doctor, "Print versions and repairs; exit code 1 if this installation has a problem.")
-    command("list", _list, "Print every architecture with its presets, and every criterion.")
+    command("list", _list, "Print every architecture with its presets, every criterion and every task.")
 
     recipe = command(
         "recipe",
@@ -194,28 +195,25 @@ def _list(args: argparse.Namespace) -> int:
         raise OptionError(NO_FAIRSEQ)
     from fairseq.criterions import CRITERION_REGISTRY
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_INV_REGISTRY, MODEL_REGISTRY
+    from fairseq.tasks import TASK_REGISTRY
 
     register()
 
-    def ours(thing: object) -> bool:
-        return getattr(thing, "__module__", "").partition(".")[0] == __package__
+    def ours(registry: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in registry.items() if value.__module__.split(".")[0] == __package__}
 
-    models = {name: model for name, model in MODEL_REGISTRY.items() if ours(model)}
-    criterions = {name: criterion for name, criterion in CRITERION_REGISTRY.items() if ours(criterion)}
-    presets = {
-        name: [arch for arch in ARCH_MODEL_INV_REGISTRY.get(name, []) if ours(ARCH_CONFIG_REGISTRY[arch])]
-        for name in models
-    }
-    width = 2 + max((len(name) for names in (models, criterions, *presets.values()) for name in names), default=0)
-
+    models, presets = ours(MODEL_REGISTRY), ours(ARCH_CONFIG_REGISTRY)
+    others = {"criterions (--criterion)": ours(CRITERION_REGISTRY), "tasks (--task)": ours(TASK_REGISTRY)}
+    width = 2 + max(map(len, [*models, *presets, *itertools.chain(*others.values())]))
     print("architectures (--arch)")
     for name, model in models.items():
         print(f"  {name:<{width}}  {_summary(model)}")
-        for arch in sorted(set(presets[name]) - {name}):
-            print(f"    {arch:<{width - 2}}  {_summary(ARCH_CONFIG_REGISTRY[arch])}")
-    print("criterions (--criterion)")
-    for name, criterion in criterions.items():
-        print(f"  {name:<{width}}  {_summary(criterion)}")
+        for arch in sorted(presets.keys() & set(ARCH_MODEL_INV_REGISTRY.get(name, [])) - {name}):
+            print(f"    {arch:<{width - 2}}  {_summary(presets[arch])}")
+    for title, registered in others.items():
+        print(title)
+        for name, value in registered.items():
+            print(f"  {name:<{width}}  {_summary(value)}")
     return 0
 
 

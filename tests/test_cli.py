@@ -332,18 +332,19 @@ def test_user_dir_and_average_do_not_wait_for_fairseq(run):
 def test_list_names_everything_we_register(run):
     from fairseq.criterions import CRITERION_REGISTRY
     from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_REGISTRY
+    from fairseq.tasks import TASK_REGISTRY
 
     code, out, err = run("list")
     assert (code, err) == (0, "")
     lines = {line.split()[0]: line.split(maxsplit=1)[1:] for line in out.splitlines() if line.startswith("  ")}
     ours = {
         name
-        for registry in (CRITERION_REGISTRY, ARCH_CONFIG_REGISTRY, MODEL_REGISTRY)
+        for registry in (CRITERION_REGISTRY, ARCH_CONFIG_REGISTRY, MODEL_REGISTRY, TASK_REGISTRY)
         for name, thing in registry.items()
         if thing.__module__.startswith("fairseq_ext.")
     }
     assert lines.keys() == ours
-    assert {"transformer_ext", "label_smoothed_encouraging_loss"} <= ours
+    assert {"transformer_ext", "label_smoothed_encouraging_loss", "captioning"} <= ours
     undocumented = [name for name, summary in lines.items() if not summary]
     assert not undocumented, "each needs a first docstring line"
     assert "transformer_iwslt_de_en" not in lines
