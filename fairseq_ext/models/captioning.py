@@ -94,9 +94,7 @@ class CaptioningTransformerExtModel(TransformerExtModel):
     def build_model(cls, cfg: Any, task: Any) -> CaptioningTransformerExtModel:
         check_task(task, "captioning_transformer_ext", ("captioning",))
         data = getattr(task, "preparation", None)
-        require(
-            data is not None, f"{type(task).__name__}: captioning_transformer_ext needs the images of a captioning task"
-        )
+        require(data is not None, f"captioning_transformer_ext: needs --task captioning, got {type(task).__name__}")
         nested = nested_config(cfg, CaptioningTransformerExtConfig)
         check_visual_options(nested, data)
         check_options(nested, encoder=nested.encoder, decoder=nested.decoder, cross_attention=True)
