@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fairseq_ext.training.errors import DataError
 
-__all__ = ["load_npz", "read_array"]
+__all__ = ["load_npz", "read_array", "stream_npz"]
 
 POINTER = b"version https://git-lfs"
 
@@ -42,6 +46,35 @@ def load_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files if not names or name in names}
+    except Exception as error:  # as above
+        raise DataError(f"{path}: not an npz of number arrays: {_reason(path, error)}") from error
+
+
+def stream_npz(path: Path, name: str) -> tuple[tuple[int, ...], Iterator[np.ndarray]]:
+    """The shape of an array in an npz, and its entries along the first axis, of which one is in the memory at a time.
+
+    Raises:
+        DataError: as :func:`load_npz`; or no such array, or not one of floating-point numbers in C order.
+    """
+    rows = _stream(path, name)
+    return next(rows), rows
+
+
+def _stream(path: Path, name: str) -> Iterator[Any]:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            version = np.lib.format.read_magic(file)
+            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, by_columns, dtype = header[version](file)
+            if dtype.kind != "f" or by_columns or len(shape) < 2:
+                raise ValueError(f"{name} is {dtype} {shape}")
+            yield shape
+            length = dtype.itemsize * math.prod(shape[1:])
+            for _ in range(shape[0]):
+                data = file.read(length)
+                if len(data) < length:
+                    raise ValueError(f"{name} is cut short")
+                yield np.frombuffer(data, dtype).reshape(shape[1:])
     except Exception as error:  # as above
         raise DataError(f"{path}: not an npz of number arrays: {_reason(path, error)}") from error
 

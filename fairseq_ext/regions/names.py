@@ -16,7 +16,7 @@ def image_key(name: str | int) -> str:
     Any other name, such as Flickr8k's ``1001773457_577c3a7d70.jpg``, is its own key, without the folder and the ending.
     """
     stem = str(name).replace("\\", "/").rpartition("/")[2]
-    stem = re.sub(r"(\.(jpe?g|png|npz))+$", "", stem, flags=re.IGNORECASE)
+    stem = re.sub(r"(\.(jpe?g|png|gif|webp|bmp|tiff?|npz|npy))+$", "", stem, flags=re.IGNORECASE)
     number = NUMBERED.fullmatch(stem)
     return str(int(number[1])) if number else stem
 

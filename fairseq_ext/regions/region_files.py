@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from fairseq_ext.regions.arrays import load_npz, read_array
+from fairseq_ext.regions.boxes import check_boxes
 from fairseq_ext.regions.names import few, image_key, least
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_lines
@@ -136,7 +137,7 @@ def _mapping(line: str, origin: str, need_boxes: bool) -> dict[str, Any]:
 
 
 def _boxes(value: Mapping[str, Any], origin: str, num_labels: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-    rows, width, height = value["boxes"], value["width"], value["height"]
+    rows = value["boxes"]
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{origin}: an image without regions; boxes must be a list with at least one box")
     for box in rows:
@@ -146,15 +147,11 @@ def _boxes(value: Mapping[str, Any], origin: str, num_labels: int | None) -> tup
             raise DataError(f"{origin}: box {box!r} has a label, but there is no categories.txt beside the file")
         if num_labels is not None and len(box) == 4:
             raise DataError(f"{origin}: box {box!r} has no label, but there is a categories.txt beside the file")
-        x1, y1, x2, y2 = box[:4]
-        if x1 >= x2 or y1 >= y2:
-            raise DataError(f"{origin}: box {box[:4]!r} has no size; expected x1 < x2 and y1 < y2")
-        if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
-            raise DataError(f"{origin}: box {box[:4]!r} is not inside its image of {width} x {height}")
         if num_labels is not None and box[4] not in range(num_labels):
             raise DataError(f"{origin}: label {box[4]!r} is not one of the {num_labels} in categories.txt, from 0")
     table = np.array(rows, dtype=np.float64)
-    return table[:, :4], None if num_labels is None else table[:, 4].astype(np.int64)
+    boxes = check_boxes(table[:, :4], value["width"], value["height"], origin)
+    return boxes, None if num_labels is None else table[:, 4].astype(np.int64)
 
 
 def _captions(value: Mapping[str, Any], origin: str, needed: bool, language: str) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +11,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fairseq_ext.regions.sources import (
-    Regions,
-    read_captions,
-    read_feature_tsv,
-    read_instances,
-    read_karpathy,
-    read_npz,
-)
+from fairseq_ext.regions.boxes import Regions
+from fairseq_ext.regions.caption_files import read_captions
+from fairseq_ext.regions.feature_files import Images, open_features
+from fairseq_ext.regions.json_files import read_instances, read_karpathy, read_sizes
+from fairseq_ext.regions.splits import SPLITS, drawn
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import replacing, writing_to
 from fairseq_ext.training.options import OptionSet, option
-from vision_language.iais.data import SPLITS
 
 __all__ = ["ConvertOptions", "convert"]
 
@@ -43,8 +38,8 @@ class ConvertOptions(OptionSet):
     instances: tuple[str, ...] = option((), "COCO instances json: boxes with class labels")
     features: tuple[str, ...] = option(
         (),
-        "in their place bottom-up-attention tsv files, or folders of npz files with features, norm_bb and conf, or x, "
-        "bbox, image_w and image_h",
+        "in their place bottom-up-attention tsv files, or folders of npz files: with features, norm_bb and conf; with "
+        "x, bbox, image_w and image_h; or NAME_att with feat, beside NAME_box",
     )
     split_file: str = option("", "Karpathy's dataset_flickr30k.json or dataset_coco.json")
     valid: int = option(500, "validation images, drawn where no --split-file", least=1)
@@ -88,7 +83,9 @@ def convert(options: ConvertOptions) -> dict[str, int]:
     if options.instances:
         names, sources = _label_sources(options.instances)
     else:
-        names, sources = None, _feature_sources(options.features)
+        images = Images(read_sizes(options.captions))
+        files = [open_features(path, images) for path in options.features]
+        names, sources = None, (regions for file in files for regions in file.read())
 
     with writing_to(out):
         if options.features:
@@ -112,7 +109,7 @@ def convert(options: ConvertOptions) -> dict[str, int]:
         if options.split_file:
             chosen = {key: split_of[key] for key in lines}
         else:
-            chosen = _drawn(sorted(lines), options.valid, options.test, options.seed)
+            chosen = drawn(sorted(lines), options.valid, options.test, options.seed)
         counts = {split: list(chosen.values()).count(split) for split in SPLITS}
         if not all(counts.values()):
             raise DataError(f"convert: a split would be empty: {counts}; {left_out} images were left out")
@@ -129,17 +126,6 @@ def _label_sources(paths: Sequence[str | Path]) -> tuple[list[str], Iterator[Reg
         if names != files[0][0]:
             raise DataError(f"{path}: its categories are not those of {paths[0]}")
     return files[0][0], (regions for _, images in files for regions in images.values())
-
-
-def _feature_sources(paths: Sequence[str | Path]) -> Iterator[Regions]:
-    for path in map(Path, paths):
-        if path.is_dir():
-            files = sorted(path.glob("*.npz"))
-            if not files:
-                raise DataError(f"{path}: no npz file in it")
-            yield from map(read_npz, files)
-        else:
-            yield from read_feature_tsv(path)
 
 
 def _line(regions: Regions, captions: list[str], out: Path) -> str | None:
@@ -164,14 +150,6 @@ def _line(regions: Regions, captions: list[str], out: Path) -> str | None:
 def _save_features(path: Path, features: np.ndarray) -> None:
     with replacing(path) as partial, open(partial, "wb") as file:
         np.save(file, features)
-
-
-def _drawn(keys: list[str], valid: int, test: int, seed: int) -> dict[str, str]:
-    if valid + test >= len(keys):
-        raise OptionError(f"--valid and --test must leave some of the {len(keys)} images, got {valid} and {test}")
-    shuffled = random.Random(seed).sample(keys, len(keys))
-    held_out = {**dict.fromkeys(shuffled[:valid], "valid"), **dict.fromkeys(shuffled[valid : valid + test], "test")}
-    return {key: held_out.get(key, "train") for key in keys}
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

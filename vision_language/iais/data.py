@@ -16,12 +16,12 @@ from tqdm import tqdm
 from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.regions.arrays import read_array
 from fairseq_ext.regions.region_files import FeatureFiles, category_names, read_records
+from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.settings import digest
 
 __all__ = ["Collator", "Image", "RegionData", "read_regions", "read_splits"]
 
-SPLITS = ("train", "valid", "test")
 MIN_REGIONS = 10
 
 

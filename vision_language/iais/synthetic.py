@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.files import replacing, writing_to
 from fairseq_ext.training.options import OptionSet, option
-from vision_language.iais.data import SPLITS
 
 __all__ = ["THINGS", "SceneOptions", "synthesize"]
 

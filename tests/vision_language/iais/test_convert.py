@@ -8,8 +8,10 @@ import json
 import numpy as np
 import pytest
 
+from fairseq_ext.regions.caption_files import read_captions
+from fairseq_ext.regions.feature_files import read_feature_tsv, read_npz
+from fairseq_ext.regions.json_files import read_karpathy
 from fairseq_ext.regions.names import image_key
-from fairseq_ext.regions.sources import read_captions, read_feature_tsv, read_karpathy, read_npz
 from fairseq_ext.training.errors import DataError, OptionError
 from vision_language.iais import convert as conversion
 from vision_language.iais.__main__ import main
@@ -198,7 +200,7 @@ class TestConvert:
         other = json.loads(instances.read_text()) | {"categories": [{"id": 3, "name": "van"}, {"id": 90, "name": "x"}]}
         with pytest.raises(DataError, match=r"other.json: its categories are not those of .*instances.json"):
             convert(out, instances=[instances, dump(tmp_path / "other.json", other)], split_file=str(karpathy))
-        with pytest.raises(DataError, match=r"empty: no npz file in it"):
+        with pytest.raises(DataError, match=r"empty: no npz or npy file in it"):
             (tmp_path / "empty").mkdir()
             convert(out, features=[tmp_path / "empty"], split_file=str(karpathy))
         (tmp_path / "file").write_text("")

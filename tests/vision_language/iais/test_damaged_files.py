@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fairseq_ext.regions.sources import read_captions, read_feature_tsv, read_instances, read_karpathy, read_npz
+from fairseq_ext.regions.caption_files import read_captions
+from fairseq_ext.regions.feature_files import read_feature_tsv, read_npz
+from fairseq_ext.regions.json_files import read_instances, read_karpathy
 from fairseq_ext.training.errors import InputError
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
 from tests.vision_language.iais.test_convert import detectron_folder, tsv, uniter_folder

@@ -1,0 +1,95 @@
+"""The regions of one image, and what their boxes must be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from fairseq_ext.training.errors import DataError
+
+__all__ = ["Regions", "check_boxes", "grid_cells"]
+
+
+def check_boxes(boxes: np.ndarray, width: float, height: float, origin: str) -> np.ndarray:
+    """Boxes ``(V, 4)`` of x1, y1, x2, y2, cut at the border of their image where they reach over it by rounding.
+
+    That is by a pixel at most, and by a hundredth of the image at most.
+
+    Raises:
+        DataError: a box without size, one outside of the image, or fractions of the image in the place of pixels.
+    """
+    corners = np.array([width, height, width, height], dtype=np.float64)
+    inside = boxes.clip(0, corners)
+    slack = np.minimum(1, corners / 100)
+    for wrong, what in (
+        ((boxes[:, :2] >= boxes[:, 2:]).any(1), "has no size; expected x1 < x2 and y1 < y2"),
+        ((abs(boxes - inside) > slack).any(1), f"is not inside its image of {width:g} x {height:g}"),
+        ((inside[:, :2] >= inside[:, 2:]).any(1), f"is not inside its image of {width:g} x {height:g}"),
+    ):
+        if wrong.any():
+            raise DataError(f"{origin}: box {boxes[wrong.argmax()].tolist()} {what}")
+    if len(boxes) and boxes.max() <= 1 < min(width, height):
+        raise DataError(
+            f"{origin}: boxes such as {boxes[0].tolist()} are fractions of an image, expected pixels of "
+            f"{width:g} x {height:g}"
+        )
+    return inside
+
+
+def grid_cells(rows: int, columns: int, width: float, height: float) -> np.ndarray:
+    """The boxes ``(rows * columns, 4)`` of the equal cells of an image, row by row."""
+    top, left = np.divmod(np.arange(rows * columns), columns)
+    corners = np.stack([left / columns, top / rows, (left + 1) / columns, (top + 1) / rows], 1)
+    return corners * [width, height, width, height]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The regions of an image: boxes ``(V, 4)`` in pixels, and what else describes them.
+
+    Raises:
+        DataError: a number that is not finite, or an image without size.
+    """
+
+    key: str
+    width: float
+    height: float
+    boxes: np.ndarray
+    origin: str
+    """The file, and the place in it, for messages."""
+    labels: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    features: np.ndarray | None = None
+    grid: tuple[int, ...] = ()
+    """Rows and columns, where the boxes are the cells of a grid."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.width < np.inf and 0 < self.height < np.inf):
+            raise DataError(f"{self.origin}: an image of {self.width} x {self.height}")
+        for name in ("boxes", "confidence", "features"):
+            array = getattr(self, name)
+            if array is not None and not np.isfinite(array).all():
+                raise DataError(f"{self.origin}: {name} of image {self.key} are not all finite numbers")
+
+    def inside(self) -> Self:
+        """With boxes that :func:`check_boxes` let pass.
+
+        Raises:
+            DataError: it did not, or there is no box.
+        """
+        if not len(self.boxes):
+            raise DataError(f"{self.origin}: image {self.key} has no regions")
+        origin = f"{self.origin}: image {self.key}"
+        return replace(self, boxes=check_boxes(self.boxes.astype(np.float64), self.width, self.height, origin))
+
+    def cut(self, most: int) -> Self:
+        """At most so many regions: those of highest confidence, without one the first in the file."""
+        if len(self.boxes) <= most:
+            return self
+        rows = np.arange(most)
+        if self.confidence is not None:
+            rows = np.sort(np.argsort(-self.confidence, kind="stable")[:most])
+        parts = {name: getattr(self, name) for name in ("boxes", "labels", "confidence", "features")}
+        return replace(self, **{name: None if part is None else part[rows] for name, part in parts.items()})
