@@ -1,23 +1,25 @@
-"""What is prepared: the captions of each split by image, and the regions of the images one after the other."""
+"""What is prepared: the captions of each image, its split, and where its regions are read from."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+from fairseq_ext.regions.arrays import read_array
+from fairseq_ext.regions.boxes import Regions
+from fairseq_ext.regions.caption_files import read_captions
+from fairseq_ext.regions.feature_files import FeatureSet, Images, open_features
+from fairseq_ext.regions.json_files import read_instances, read_karpathy, read_sizes
+from fairseq_ext.regions.names import few, image_key
+from fairseq_ext.regions.region_files import FeatureFiles, Record, category_names, read_records, split_file
+from fairseq_ext.regions.splits import SPLITS
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import read_json, read_lines
 
-from fairseq_ext.regions.arrays import load_npz, read_array
-from fairseq_ext.regions.names import image_key
-from fairseq_ext.regions.region_files import FeatureFiles, Record, category_names, read_records
-from fairseq_ext.regions.sources import Regions
-from fairseq_ext.training.errors import DataError
+__all__ = ["Source", "published_source", "region_source"]
 
-__all__ = ["SPLITS", "Source", "read_source"]
-
-SPLITS = ("train", "valid", "test")
 GRIDS = "grid_features.npz"
 
 
@@ -26,62 +28,152 @@ class Source:
     """Images with captions.
 
     Attributes:
-        captions: of each image by its key, by split.
-        regions: of all images.
+        captions: of each image, by its key.
+        split_of: each image; empty where the splits are drawn.
+        files: the regions of the images, by the same keys.
         categories: class names, where boxes have classes.
-        grid: rows and columns, where the vectors are of a grid.
+        image_ids: of the images, where they are not the keys.
     """
 
-    captions: dict[str, dict[str, tuple[str, ...]]]
-    regions: Iterator[Regions]
+    captions: Mapping[str, Sequence[str]]
+    split_of: Mapping[str, str]
+    files: Sequence[FeatureSet]
     categories: list[str] | None = None
-    grid: tuple[int, ...] = ()
+    image_ids: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_source(folder: Path, grid: tuple[int, ...] = (), language: str = "") -> Source:
-    """A folder of the region format, or with vectors of grids in ``grid_features.npz``."""
-    archive = folder / GRIDS
-    names = None if archive.is_file() else category_names(folder)
-    records: dict[str, list[Record]] = {}
-    for split in SPLITS:
-        path = next((p for p in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz") if p.is_file()), None)
-        if path is None:
-            raise DataError(f"{folder}: neither {split}.jsonl nor {split}.jsonl.gz in it")
+def region_source(
+    path: Path, features: Sequence[str] = (), kind: str = "", grid: tuple[int, ...] = (), language: str = ""
+) -> Source:
+    """Images of the region format: a folder of splits, or one file.
+
+    Args:
+        path: the folder or the file.
+        features: files and folders that :func:`~fairseq_ext.regions.feature_files.open_features` reads. Default: what
+            lies beside the file, ``grid_features.npz`` or the vectors of the region format.
+        kind: which of them, where both are there.
+        grid: rows and columns.
+        language: of the captions.
+
+    Raises:
+        DataError: a bad or missing file, or an image that is in two splits.
+    """
+    folder = path if path.is_dir() else path.parent
+    paths = {split: split_file(path, split) for split in SPLITS} if path.is_dir() else {"": path}
+    places = [Path(place) for place in features] or _grid_places(folder, kind, grid)
+    names = None if places else category_names(folder)
+    records: dict[str, Record] = {}
+    split_of: dict[str, str] = {}
+    for split, file in paths.items():
         labels = None if names is None else len(names)
-        records[split] = list(read_records(path, labels, True, need_boxes=not archive.is_file(), language=language))
-    captions = {split: {str(r.image_id): r.captions for r in lines} for split, lines in records.items()}
-    everything = [record for lines in records.values() for record in lines]
+        for record in read_records(file, labels, False, need_boxes=not places, language=language):
+            before = records.setdefault(str(record.image_id), record)
+            if before is not record:
+                raise DataError(f"{record.origin}: image_id {record.image_id} is also at {before.origin}")
+            if split:
+                split_of[str(record.image_id)] = split
+    if language and not any(record.captions for record in records.values()):
+        line, origin = next(read_lines(next(iter(paths.values()))))
+        raise DataError(f"{path}: no caption in {language!r}; {origin} has {few(json.loads(line).get('captions', ()))}")
+    if places:
+        return _with_files(records, split_of, places, grid)
+    vectors = FeatureFiles(folder) if kind != "classes" else None
+    captions = {key: record.captions for key, record in records.items()}
+    files = FeatureSet(str(path), list(records), lambda wanted: _stored(records, vectors, wanted))
+    return Source(captions, split_of, [files], names)
+
+
+def _grid_places(folder: Path, kind: str, grid: tuple[int, ...]) -> list[Path]:
+    archive, vectors = folder / GRIDS, folder / "features"
+    if kind in ("regions", "classes"):
+        return []
     if archive.is_file():
-        features = _grids(archive)
-        grid = grid or _square(next(iter(features.values())))
-        return Source(captions, (_grid_regions(record, features, grid) for record in everything), grid=grid)
-    files = FeatureFiles(folder)
-    return Source(captions, (_regions(record, files) for record in everything), names)
+        if vectors.is_dir() and not kind:
+            raise OptionError(f"--kind: {folder} has both {GRIDS} and {vectors.name}; is it grid or regions?")
+        return [archive]
+    return [vectors] if vectors.is_dir() and (kind == "grid" or grid) else []
 
 
-def _grids(path: Path) -> dict[str, np.ndarray]:
-    arrays = load_npz(path, "features", "names")
-    return {image_key(name): array for name, array in zip(arrays["names"].tolist(), arrays["features"], strict=True)}
+def _stored(
+    records: Mapping[str, Record], vectors: FeatureFiles | None, wanted: Callable[[str], bool]
+) -> Iterator[Regions]:
+    for key, record in records.items():
+        if wanted(key):
+            place = vectors.find(record) if vectors else None
+            features = read_array(place) if isinstance(place, Path) else place
+            size = record.width, record.height
+            yield Regions(key, *size, record.boxes, record.origin, record.labels, record.confidence, features)
 
 
-def _square(array: np.ndarray) -> tuple[int, int]:
-    side = math.isqrt(len(array))
-    if side**2 != len(array):
-        raise DataError(f"{len(array)} cells are no square: --grid ROWS COLUMNS")
-    return side, side
+def _with_files(
+    records: Mapping[str, Record], split_of: Mapping[str, str], places: Sequence[Path], grid: tuple[int, ...]
+) -> Source:
+    """Images whose regions are in files that know them by the name of the picture or by its id."""
+    sizes: dict[str, tuple[float, float]] = {}
+    files = [open_features(place, Images(sizes, grid)) for place in places]
+    present = {key for file in files for key in file.keys or ()}
+    keys = {image_id: image_key(record.file or image_id) for image_id, record in records.items()}
+    if not present & set(keys.values()):
+        keys = {image_id: image_key(image_id) for image_id in records}
+    captions: dict[str, Sequence[str]] = {}
+    ids: dict[str, str] = {}
+    for image_id, record in records.items():
+        key = keys[image_id]
+        if key in ids:
+            raise DataError(f"{record.origin}: its picture {key} is also that of {records[ids[key]].origin}")
+        captions[key], ids[key] = record.captions, image_id
+        if (record.width, record.height) != (1, 1):
+            sizes[key] = (record.width, record.height)
+    return Source(captions, {keys[image]: split for image, split in split_of.items()}, files, image_ids=ids)
 
 
-def _grid_regions(record: Record, features: dict[str, np.ndarray], grid: tuple[int, ...]) -> Regions:
-    array = features[image_key(record.file)]
-    rows, columns = grid
-    top, left = np.divmod(np.arange(rows * columns), columns)
-    corners = np.stack([left / columns, top / rows, (left + 1) / columns, (top + 1) / rows], 1)
-    boxes = corners * [record.width, record.height, record.width, record.height]
-    return Regions(str(record.image_id), record.width, record.height, boxes, record.origin, features=array)
+def published_source(
+    paths: Sequence[Path],
+    splits: str = "",
+    features: Sequence[str] = (),
+    instances: Sequence[str] = (),
+    grid: tuple[int, ...] = (),
+) -> Source:
+    """Captions of COCO, Flickr30k or Karpathy, with human boxes or files of features.
+
+    Args:
+        paths: captions, which are joined; Karpathy's file has its splits.
+        splits: Karpathy's file, for the splits of other captions; images that it does not name are left out.
+        features, instances, grid: as in :class:`~fairseq_ext.captions.prepare.PrepareOptions`.
+
+    Raises:
+        DataError: a bad or missing file.
+    """
+    split_of: Mapping[str, str] = {}
+    captions: dict[str, list[str]] = {}
+    if len(paths) == 1 and _is_karpathys(paths[0]):
+        if splits:
+            raise OptionError(f"--split-file {splits}: has no effect: {paths[0]} has splits")
+        split_of, captions = read_karpathy(paths[0])
+    else:
+        for path in paths:
+            for key, texts in read_captions(path).items():
+                captions.setdefault(key, []).extend(texts)
+        if splits:
+            split_of = read_karpathy(splits)[0]
+            captions = {key: captions.get(key, []) for key in split_of}
+    if features:
+        images = Images(read_sizes(paths), grid)
+        return Source(captions, split_of, [open_features(path, images) for path in features])
+    files, names = [], None
+    for place in instances:
+        categories, regions = read_instances(place)
+        if names not in (None, categories):
+            raise DataError(f"{place}: its categories are not those of {instances[0]}")
+        names = categories
+        files.append(FeatureSet(place, list(regions), _chosen(regions)))
+    return Source(captions, split_of, files, names)
 
 
-def _regions(record: Record, files: FeatureFiles) -> Regions:
-    found = files.find(record)
-    features = read_array(found) if isinstance(found, Path) else found
-    regions = Regions(str(record.image_id), record.width, record.height, record.boxes, record.origin)
-    return replace(regions, labels=record.labels, confidence=record.confidence, features=features)
+def _is_karpathys(path: Path) -> bool:
+    value = read_json(path) if path.suffix == ".json" else None
+    return isinstance(value, dict) and "images" in value and "annotations" not in value
+
+
+def _chosen(regions: Mapping[str, Regions]) -> Callable[[Callable[[str], bool]], Iterator[Regions]]:
+    return lambda wanted: (image for key, image in regions.items() if wanted(key))

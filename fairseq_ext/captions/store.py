@@ -3,9 +3,10 @@
 ::
 
     captioning.json           the Preparation below
+    prepare.json              what was prepared, for people
     dict.txt                  fairseq's dictionary of the training captions
     categories.txt            class names, a line each, where boxes have classes
-    sentencepiece.model       with --sentencepiece
+    sentencepiece.bpe.model   with --sentencepiece
     SPLIT.features.npy        (rows, D), the regions of all images one after the other; mapped, never read whole
     SPLIT.images.npz          image_ids (N,), offsets (N + 1,), sizes (N, 2), boxes (rows, 4), labels (rows,),
                               caption_offsets (N + 1,)

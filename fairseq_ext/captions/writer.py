@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairseq_ext.regions.sources import Regions
+from fairseq_ext.regions.boxes import Regions
 from fairseq_ext.training.errors import DataError
 
 __all__ = ["SplitWriter"]
@@ -25,6 +25,11 @@ class SplitWriter:
         name: ``train``, ``valid`` or ``test``.
         dtype: of the features, ``float16`` or ``float32``.
         vocabulary_size: of the dictionary, which decides how wide the token ids are.
+
+    Attributes:
+        feature_dim: size of the vectors; 0 without.
+        rows, captions: written until now.
+        most: regions of an image.
     """
 
     def __init__(self, folder: Path, name: str, dtype: str, vocabulary_size: int) -> None:
@@ -36,7 +41,7 @@ class SplitWriter:
         self._references = gzip.GzipFile(self._path("references.jsonl.gz"), "wb", mtime=0)
         self._features = open(self._path("features.npy"), "wb")
         self.feature_dim = 0
-        self.rows = 0
+        self.rows = self.captions = self.most = 0
         self._images: dict[str, list[Any]] = {"image_ids": [], "sizes": [], "boxes": [], "labels": []}
         self._lengths: dict[str, list[int]] = {"offsets": [0], "caption_offsets": [0]}
 
@@ -50,16 +55,18 @@ class SplitWriter:
         """Write one image.
 
         Args:
-            regions: of the image.
+            regions: of the image, with its id as their key.
             captions: of people, as they wrote them.
             targets: the token ids of those that a model learns, each with the end of sentence.
 
         Raises:
-            DataError: vectors of another size than those before, or numbers beyond the range of ``dtype``.
+            DataError: numbers beyond the range of ``dtype``.
         """
         if regions.features is not None:
             self._add_features(regions)
         self.rows += len(regions.boxes)
+        self.captions += len(targets)
+        self.most = max(self.most, len(regions.boxes))
         self._images["image_ids"].append(regions.key)
         self._images["sizes"].append((regions.width, regions.height))
         self._images["boxes"].append(regions.boxes.astype(np.float32))
@@ -68,7 +75,7 @@ class SplitWriter:
         for target in targets:
             self._captions.add_item(target)
         self._lengths["offsets"].append(self.rows)
-        self._lengths["caption_offsets"].append(self._lengths["caption_offsets"][-1] + len(targets))
+        self._lengths["caption_offsets"].append(self.captions)
         line = {"image_id": regions.key, "captions": list(captions)}
         self._references.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
 
@@ -78,11 +85,6 @@ class SplitWriter:
         if not self.feature_dim:
             self.feature_dim = features.shape[1]
             self._write_header(0)
-        if features.shape[1] != self.feature_dim:
-            raise DataError(
-                f"{regions.origin}: features of image {regions.key} have {features.shape[1]} numbers, those before "
-                f"have {self.feature_dim}"
-            )
         with np.errstate(over="ignore"):  # said below
             stored = np.ascontiguousarray(features, dtype=self.dtype)
         if not np.isfinite(stored).all():

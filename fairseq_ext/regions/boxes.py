@@ -13,28 +13,29 @@ __all__ = ["Regions", "check_boxes", "grid_cells"]
 
 
 def check_boxes(boxes: np.ndarray, width: float, height: float, origin: str) -> np.ndarray:
-    """Boxes ``(V, 4)`` of x1, y1, x2, y2, cut at the border of their image where they reach over it by rounding.
+    """Boxes ``(V, 4)`` of x1, y1, x2, y2, cut at the border of their image where they reach over it by a pixel at most.
 
-    That is by a pixel at most, and by a hundredth of the image at most.
+    An image of 1 x 1 has boxes in fractions, which may reach over by 0.01.
 
     Raises:
         DataError: a box without size, one outside of the image, or fractions of the image in the place of pixels.
     """
     corners = np.array([width, height, width, height], dtype=np.float64)
     inside = boxes.clip(0, corners)
-    slack = np.minimum(1, corners / 100)
+    slack = 1 if min(width, height) > 1 else 0.01
+    sizes = f"its image of {width:g} x {height:g}"
     for wrong, what in (
         ((boxes[:, :2] >= boxes[:, 2:]).any(1), "has no size; expected x1 < x2 and y1 < y2"),
-        ((abs(boxes - inside) > slack).any(1), f"is not inside its image of {width:g} x {height:g}"),
-        ((inside[:, :2] >= inside[:, 2:]).any(1), f"is not inside its image of {width:g} x {height:g}"),
+        ((abs(boxes - inside) > slack).any(1), f"is not inside {sizes}"),
+        ((inside[:, :2] >= inside[:, 2:]).any(1), f"is not inside {sizes}"),
+        (
+            (boxes <= 1).all(1) & (boxes <= 1).all() & (slack == 1),
+            f"is in fractions of an image, expected pixels of {sizes}",
+        ),
     ):
         if wrong.any():
-            raise DataError(f"{origin}: box {boxes[wrong.argmax()].tolist()} {what}")
-    if len(boxes) and boxes.max() <= 1 < min(width, height):
-        raise DataError(
-            f"{origin}: boxes such as {boxes[0].tolist()} are fractions of an image, expected pixels of "
-            f"{width:g} x {height:g}"
-        )
+            box = ", ".join(f"{number:g}" for number in boxes[wrong.argmax()])
+            raise DataError(f"{origin}: box [{box}] {what}")
     return inside
 
 

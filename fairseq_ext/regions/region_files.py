@@ -32,7 +32,7 @@ from fairseq_ext.regions.names import few, image_key, least
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_lines
 
-__all__ = ["FeatureFiles", "Record", "category_names", "read_records"]
+__all__ = ["FeatureFiles", "Record", "category_names", "read_records", "split_file"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,18 @@ class Record:
     """Of the picture, as ``image`` or ``file`` has it; else empty."""
     origin: str
     """File and line, for messages."""
+
+
+def split_file(folder: Path, split: str) -> Path:
+    """``SPLIT.jsonl`` or ``SPLIT.jsonl.gz``.
+
+    Raises:
+        DataError: there is not one of them.
+    """
+    paths = [path for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz") if path.is_file()]
+    if len(paths) != 1:
+        raise DataError(f"{folder}: expected one of {split}.jsonl and {split}.jsonl.gz, got {len(paths)}")
+    return paths[0]
 
 
 def category_names(folder: Path) -> list[str] | None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.regions.arrays import read_array
-from fairseq_ext.regions.region_files import FeatureFiles, category_names, read_records
+from fairseq_ext.regions.region_files import FeatureFiles, category_names, read_records, split_file
 from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.settings import digest
@@ -190,7 +190,7 @@ def read_splits(folder: str | Path, **options: Any) -> dict[str, RegionData]:
     folder = Path(folder)
     if not folder.is_dir():
         raise OptionError(f"--data: {folder} is not a folder")
-    splits = {split: read_regions(_split_file(folder, split), **options) for split in SPLITS}
+    splits = {split: read_regions(split_file(folder, split), **options) for split in SPLITS}
     seen: dict[str, str] = {}
     for data in splits.values():
         for image in data.images:
@@ -201,13 +201,6 @@ def read_splits(folder: str | Path, **options: Any) -> dict[str, RegionData]:
     if len(set(sizes.values())) > 1:
         raise DataError(f"{folder}: the splits have features of different sizes: {sizes}")
     return splits
-
-
-def _split_file(folder: Path, split: str) -> Path:
-    paths = [path for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz") if path.is_file()]
-    if len(paths) != 1:
-        raise DataError(f"{folder}: expected one of {split}.jsonl and {split}.jsonl.gz, got {len(paths)}")
-    return paths[0]
 
 
 def read_regions(
