@@ -17,12 +17,12 @@ def parameters(log: Path) -> int:
     return int(match[1].replace(",", ""))
 
 
-def validation_curve(log: Path) -> list[tuple[int, float]]:
-    """(update, validation nll in bits per token) from fairseq's JSON log."""
+def validation_curve(log: Path, metric: str = "nll_loss") -> list[tuple[int, float]]:
+    """(update, ``metric`` of validation) from fairseq's JSON log; ``nll_loss`` is in bits per token."""
     points = {}  # a resumed training may validate an update again
     for line in log.read_text(encoding="utf-8").splitlines():
         start = line.find('{"epoch"')
-        if start >= 0 and "valid_nll_loss" in line:
+        if start >= 0 and f'valid_{metric}"' in line:
             entry = json.loads(line[start:])
-            points[int(entry["valid_num_updates"])] = float(entry["valid_nll_loss"])
+            points[int(entry["valid_num_updates"])] = float(entry[f"valid_{metric}"])
     return sorted(points.items())

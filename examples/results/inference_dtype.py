@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from examples.results.fairseq_programs import train
 from examples.results.report import common, environments, unique
-from examples.results.translation import DECODING, SIZES, SYSTEMS, prepare, train, training, translate_and_score
+from examples.results.translation import DECODING, SIZES, SYSTEMS, prepare, training, translate_and_score
 from examples.translation.outputs import read_outputs
 from fairseq_ext.modules.packed_linear import INFERENCE_DTYPES
 from fairseq_ext.training.errors import DataError

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PARTS = (
     *("translation", "inference_dtype", "renode", "label_graph", "graph_classification", "iais", "muka"),
-    *("image_classification", "benchmarks"),
+    *("image_classification", "captioning", "benchmarks"),
 )
 
 HEAD = """# Measured results

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -14,13 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from examples.results import fairseq_log
-from examples.results.report import ROOT, Paired, commands, common, environments, mean_spread, unique
+from examples.results import fairseq_log, fairseq_programs
+from examples.results.fairseq_programs import DEVICE_OPTIONS, device, generate, train
+from examples.results.report import Paired, commands, common, environments, mean_spread, unique
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
 from fairseq_ext.training.runs import environment
@@ -75,17 +73,7 @@ SIZES = {
 }
 
 
-PLUGIN = ["--user-dir", str(ROOT / "fairseq_ext")]
-DEVICE_OPTIONS = {"cuda": ["--fp16"], "cpu": ["--cpu"]}
 DECODING = ("--beam", "5", "--lenpen", "1", "--remove-bpe", "sentencepiece", "--batch-size", "100")
-
-
-def _run(command: list[str], log: Path) -> None:
-    with log.open("a", encoding="utf-8") as output:  # a resumed training goes on in the log, too
-        done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-    if done.returncode:
-        last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-        raise SystemExit(f"error: {command[0]} ended with code {done.returncode}: {last}; its output is in {log}")
 
 
 def prepare(text: Path, out: Path, pieces: int = 6000) -> Path:
@@ -98,7 +86,7 @@ def prepare(text: Path, out: Path, pieces: int = 6000) -> Path:
         files_of = [part for option, prefix in prefixes.items() for part in (option, str(text / prefix))]
         options = ["--source", "de", "--target", "en", "--out", str(data_bin), "--joined-dictionary"]
         learned = ["--bpe", "sentencepiece", "--vocab-size", str(pieces)]
-        _run(["examples.translation.prepare", *files_of, *options, *learned], out / "prepare.log")
+        fairseq_programs.run(["examples.translation.prepare", *files_of, *options, *learned], out / "prepare.log")
     return data_bin
 
 
@@ -117,11 +105,7 @@ def training(name: str, size: str, seed: int, updates: int) -> list[str]:
     )
     logging = "--no-epoch-checkpoints --best-checkpoint-metric nll_loss --log-format json --log-interval 100"
     options = f"--arch transformer_ext {shape} {optimisation} {logging}".split()
-    return [*options, "--adam-betas", "(0.9, 0.98)", *DEVICE_OPTIONS[_device()], "--seed", str(seed), *SYSTEMS[name]]
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return [*options, "--adam-betas", "(0.9, 0.98)", *DEVICE_OPTIONS[device()], "--seed", str(seed), *SYSTEMS[name]]
 
 
 def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, updates: int | None = None) -> dict:
@@ -137,33 +121,24 @@ def train_and_score(name: str, size: str, seed: int, data_bin: Path, out: Path, 
     if result.exists():
         return read_json(result)
     checkpoint = train(options, data_bin, folder)
-    decoding = [*DEVICE_OPTIONS[_device()], "--seed", str(seed), *DECODING]
+    decoding = [*DEVICE_OPTIONS[device()], "--seed", str(seed), *DECODING]
     scores = translate_and_score(checkpoint, decoding, data_bin, folder)
     row = {"system": name, "size": size, "seed": seed, "updates": updates, **scores}
     log = folder / "train.log"
     row |= {"parameters": fairseq_log.parameters(log), "curve": fairseq_log.validation_curve(log)}
-    row["environment"] = environment("ve-fairseq", "sacrebleu", "sentencepiece", device=_device())
+    row["environment"] = environment("ve-fairseq", "sacrebleu", "sentencepiece", device=device())
     write_json(result, row)
     for checkpoint in folder.glob("checkpoint_*.pt"):
         checkpoint.unlink()
     return row
 
 
-def train(options: list[str], data_bin: Path, folder: Path) -> Path:
-    """The checkpoint with the best validation likelihood; a killed training is resumed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _run(["fairseq_cli.train", str(data_bin), *PLUGIN, "--save-dir", str(folder), *options], folder / "train.log")
-    return folder / "checkpoint_best.pt"
-
-
 def translate_and_score(checkpoint: Path, decoding: list[str], data_bin: Path, folder: Path) -> dict[str, Any]:
     """The scores of test 2016, whose translations are left in ``generate.txt``."""
-    translations, scores = folder / "generate.txt", folder / "score.json"
-    translations.unlink(missing_ok=True)
-    best = ["--gen-subset", "test", "--path", str(checkpoint)]
-    _run(["fairseq_cli.generate", str(data_bin), *PLUGIN, *best, *decoding], translations)
+    scores = folder / "score.json"
+    translations = generate(decoding, data_bin, checkpoint, folder / "generate.txt")
     reference = ["--reference", str(data_bin / "text" / "test.en"), "--json", str(scores)]
-    _run(["examples.translation.score", str(translations), *reference], folder / "score.log")
+    fairseq_programs.run(["examples.translation.score", str(translations), *reference], folder / "score.log")
     return read_json(scores)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,22 +33,32 @@ class Evaluation:
         captions: one an image.
         split: with the references.
         tokenizer: of :data:`TOKENIZERS`; of captions and references.
+        references: other ones of the same images. Default: those of the split.
 
     Attributes:
         hypotheses, references: tokenised.
         rouge_l, cider_d: ``(N,)``, of each image.
+        key: of images, references and tokeniser; scores of another key are not comparable.
 
     Raises:
         DataError: an image without references.
         OptionError: a tokeniser that is not installed.
     """
 
-    def __init__(self, captions: Sequence[str], split: Split, tokenizer: str = "words") -> None:
+    def __init__(
+        self,
+        captions: Sequence[str],
+        split: Split,
+        tokenizer: str = "words",
+        references: Sequence[Sequence[str]] | None = None,
+    ) -> None:
         self.captions, self.split, self.tokenizer = list(captions), split, tokenizer
+        originals = split.references if references is None else references
+        self.key = digest(split.image_ids.tolist(), [list(others) for others in originals], tokenizer)
         tokenized = TOKENIZERS[tokenizer]
         self.hypotheses = tokenized(self.captions)
-        flat = iter(tokenized([reference for references in split.references for reference in references]))
-        self.references = [[next(flat) for _ in references] for references in split.references]
+        flat = iter(tokenized([reference for others in originals for reference in others]))
+        self.references = [[next(flat) for _ in others] for others in originals]
         empty = [image for image, references in enumerate(self.references) if not any(references)]
         if empty:
             raise DataError(
@@ -60,11 +69,6 @@ class Evaluation:
         self.rouge_l = rouge_l(self.hypotheses, self.references)
         self.cider_d = cider_d(self.hypotheses, self.references, self.frequencies)
         self._bleu = bleu_statistics(self.hypotheses, self.references)
-
-    @functools.cached_property
-    def key(self) -> str:
-        """Of images, references and tokeniser: figures of another key are not comparable."""
-        return digest(self.split.image_ids.tolist(), self.split.references, self.tokenizer)
 
     def metrics(self, counts: np.ndarray | None = None) -> dict[str, float]:
         """The :data:`METRICS` of the set, in natural units.

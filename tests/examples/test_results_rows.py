@@ -15,7 +15,17 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from examples.results import __main__ as command
-from examples.results import graph_classification, iais, inference_dtype, label_graph, muka, renode, report, translation
+from examples.results import (
+    fairseq_programs,
+    graph_classification,
+    iais,
+    inference_dtype,
+    label_graph,
+    muka,
+    renode,
+    report,
+    translation,
+)
 from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import write_json
@@ -91,7 +101,7 @@ def programs(monkeypatch, tmp_path):
         if words[0] == "examples.translation.score":
             write_json(words[words.index("--json") + 1], {"sacrebleu": float(len(calls)), "sentences": 5})
 
-    monkeypatch.setattr(translation, "_run", run)
+    monkeypatch.setattr(fairseq_programs, "run", run)
     return calls
 
 
@@ -143,7 +153,7 @@ def test_each_inference_dtype_decodes_one_training(monkeypatch, tmp_path):
     (data_bin / "text").mkdir(parents=True)
     (data_bin / "text" / "test.en").write_text("a\nb\nc\nd\n")
     (tmp_path / "multi30k_de_en").mkdir()
-    monkeypatch.setattr(translation, "_run", run)
+    monkeypatch.setattr(fairseq_programs, "run", run)
     monkeypatch.setattr(inference_dtype, "prepare", lambda text, out: data_bin)
     options = argparse.Namespace(
         size="small", systems=["Transformer"], seed=1, updates=None, data=tmp_path, out=tmp_path / "runs"

@@ -1,0 +1,149 @@
+"""The text about measured captions."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from examples.results.report import Paired, commands, environments, mean_spread
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+__all__ = ["pictures", "section"]
+
+SHOWN = {"bleu1": "BLEU-1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
+CURVES = {"cider": "CIDEr-D", "nll_loss": "negative log-likelihood (bits a token)"}
+INPUTS = {
+    "coco_val2017_regions": "Images are boxes drawn by people, with their class and without pixels.",
+    "tuxpaint_stamps_en": "Images are grids of 7 x 7 vectors of EfficientNet-Lite0; English captions.",
+    "tuxpaint_stamps_de": "Images are grids of 7 x 7 vectors of EfficientNet-Lite0; German captions.",
+}
+
+HEAD = """## Explicit Sparse Transformer: captions of images
+
+Scores times 100, by `fairseq-ext captions score` (its own tokeniser), of captions against all references; mean ± spread
+over the seeds. Encoder and decoder: 2 + 2 layers, width 128, FFN 512, 4 heads, post-norm; Adam (0.9, 0.98), lr 1e-3
+inverse_sqrt, label smoothing 0.1; the epoch with the highest CIDEr-D on valid; beam 3, at most 20 words. The settings
+are our choice, sized for one core, and were not tuned for any row. The first rows are captions without training.
+{environments}.
+
+Other images, or another number of references, make other figures of the same captions: nothing here may stand beside
+those of COCO. fairseq-generate's own BLEU is not among them.
+
+{commands}
+"""
+
+TABLE = """
+### {dataset}
+
+{input} {train_images:,} images to train on, {images} to test, {references:.1f} references each; {epochs} epochs of
+batches of {batch}, dropout {dropout}, {warmup} warm-up updates; words rarer than {min_count} are unknown.
+
+| system | {metrics} | CIDEr-D minus dense | words | distinct |
+|---|{lines}---|---|---|
+{rows}
+
+{reading}
+
+![CIDEr-D and loss on valid by update](results/{name}.png)
+"""
+
+
+def section(contents: list[dict[str, Any]]) -> str:
+    """A table for each data set."""
+    head = HEAD.format(
+        environments="; and ".join(dict.fromkeys(map(environments, contents))), commands=commands(contents)
+    )
+    return "\n".join([head, *map(_table, contents)])
+
+
+def _table(content: dict[str, Any]) -> str:
+    settings = content["settings"]
+    return TABLE.format(
+        **{key: content[key] for key in ("name", "dataset", "images", "train_images", "references")},
+        **{key: settings[key] for key in ("epochs", "batch", "dropout", "warmup", "min_count")},
+        input=INPUTS[content["dataset"]],
+        metrics=" | ".join(SHOWN.values()),
+        lines="---|" * len(SHOWN),
+        rows="\n".join(_row(row) for row in content["rows"]),
+        reading="\n\n".join(filter(None, [_people(content), _baselines(content), _seeds(content), _missing(content)])),
+    )
+
+
+def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
+    """CIDEr-D and loss on valid over each training, the mean of its seeds."""
+    for content in contents:
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+        for axis, (metric, label) in zip(axes, CURVES.items(), strict=True):
+            for row in content["rows"]:
+                curves = [run["curves"][metric] for run in row["runs"].values() if "curves" in run]
+                if curves:
+                    updates = [update for update, _ in min(curves, key=len)]
+                    means = [statistics.fmean(value for _, value in points) for points in zip(*curves, strict=False)]
+                    axis.plot(updates, means, label=row["system"], linewidth=1.6)
+            axis.set_xlabel("updates")
+            axis.set_ylabel(label)
+            axis.grid(alpha=0.3)
+        axes[0].legend(fontsize=8)
+        figure.suptitle(f"{content['dataset']}, valid")
+        figure.savefig(folder / f"{content['name']}.png", dpi=120)
+        plt.close(figure)
+
+
+def _row(row: dict[str, Any]) -> str:
+    runs = list(row["runs"].values())
+    cells = [mean_spread([100 * run[metric] for run in runs], 1) for metric in SHOWN]
+    gains = [100 * run["minus_dense"]["cider_d"]["difference"] for run in runs if "minus_dense" in run]
+    cells.append(Paired.of(gains).text(1) if gains else "")
+    cells += [
+        mean_spread([run["counts"][name] for run in runs], digits) for name, digits in (("words", 1), ("distinct", 0))
+    ]
+    return f"| {row['system']} | {' | '.join(cells)} |"
+
+
+def _people(content: dict[str, Any]) -> str:
+    people = content["human"]
+    if not people:
+        return ""
+    scores = ", ".join(f"{name} {100 * people[metric]:.1f}" for metric, name in SHOWN.items())
+    return f"The last caption of people against the others: {scores}; with one reference less, so not comparable."
+
+
+def _baselines(content: dict[str, Any]) -> str:
+    """Whether every training beats every caption without training."""
+    untrained = [row for row in content["rows"] if "" in row["runs"]]
+    best = max(untrained, key=lambda row: row["runs"][""]["cider_d"])
+    level = best["runs"][""]["cider_d"]
+    parts = []
+    for row in content["rows"]:
+        if "" not in row["runs"]:
+            above = sum(run["cider_d"] > level for run in row["runs"].values())
+            parts.append(f"{row['system']} with {above} of {len(row['runs'])} seeds")
+    return f"CIDEr-D above the best without training ({best['system']}, {100 * level:.1f}): {'; '.join(parts)}."
+
+
+def _seeds(content: dict[str, Any]) -> str:
+    """The bootstrap over the images, seed by seed: it does not see how trainings differ."""
+    lines = []
+    for row in content["rows"]:
+        cells = []
+        for name, run in row["runs"].items():
+            if "minus_dense" in run:
+                difference = run["minus_dense"]["cider_d"]
+                low, high = (100 * bound for bound in difference["interval"])
+                equal = f"{100 * run['equal_to_dense']:.0f} % equal"
+                cells.append(f"{name} {100 * difference['difference']:+.1f} [{low:+.1f}, {high:+.1f}], {equal}")
+        if cells:
+            lines.append(f"- {row['system']}: {'; '.join(cells)}")
+    if not lines:
+        return ""
+    head = "CIDEr-D minus dense of the same seed, its 95 % interval over the images (paired bootstrap), equal captions:"
+    return "\n".join([head, "", *lines])
+
+
+def _missing(content: dict[str, Any]) -> str:
+    return f"Not measured yet: {'; '.join(content['missing'])}." if content["missing"] else ""
