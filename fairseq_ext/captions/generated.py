@@ -1,10 +1,12 @@
-"""Captions that a model wrote: what fairseq-generate prints, and COCO's results files."""
+"""Captions that a model wrote: what fairseq-generate and ``fairseq-ext captions generate`` print, COCO's results."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from fairseq_ext.captions.store import Split
 from fairseq_ext.training.errors import DataError
@@ -22,23 +24,26 @@ def read_generated(path: str | Path, split: Split) -> list[str]:
 
     Args:
         path: the output of ``fairseq-generate``, whose ``D-`` lines count the images from 0 (``-``: the standard
-            input); or, with the suffix ``.json``, a COCO results file, ``[{"image_id": ..., "caption": ...}]``. Pieces
-            are joined where the data was prepared with SentencePiece.
+            input); with the suffix ``.json`` a COCO results file, ``[{"image_id": ..., "caption": ...}]``; with
+            ``.jsonl`` such a mapping a line, as ``fairseq-ext captions generate --json`` writes it. Pieces are joined
+            where the data was prepared with SentencePiece.
         split: that was generated.
 
     Raises:
         DataError: not exactly one caption for each image; captions of another split or of other data; another format.
     """
-    is_results = str(path).endswith((".json", ".json.gz"))
+    name = str(path).removesuffix(".gz")
+    if name.endswith((".json", ".jsonl")):
+        entries = _results(_json_lines(path) if name.endswith(".jsonl") else _json_list(path), split)
+    else:
+        entries = _hypotheses(path, split)
     captions: dict[int, str] = {}
-    for image, caption, origin in (_results if is_results else _hypotheses)(path, split):
+    for image, caption, origin in entries:
         if image in captions:
-            hint = "" if is_results else ": generate with --nbest 1, once"
-            raise DataError(f"{origin}: a second caption of image {split.image_ids[image]}{hint}")
+            raise DataError(f"{origin}: a second caption of image {split.image_ids[image]}: generate once, --nbest 1")
         captions[image] = caption
     if not captions:
-        hint = "image_id" if is_results else "D- line of fairseq-generate (a COCO results file must end in .json)"
-        raise DataError(f"{path}: no {hint} in it")
+        raise DataError(f"{path}: no caption: neither a D- line of fairseq-generate, nor .json or .jsonl with some")
     missing = [split.image_ids[image] for image in range(len(split)) if image not in captions]
     if missing:
         raise DataError(
@@ -62,15 +67,26 @@ def _hypotheses(path: str | Path, split: Split) -> Iterator[tuple[int, str, str]
         yield image, hypothesis[2], origin
 
 
-def _results(path: str | Path, split: Split) -> Iterator[tuple[int, str, str]]:
+def _json_list(path: str | Path) -> Iterator[tuple[Any, str]]:
     value = read_json(path)
-    entries = value if isinstance(value, list) else [value]
+    for number, entry in enumerate(value if isinstance(value, list) else [value], 1):
+        yield entry, f"{path}: entry {number}"
+
+
+def _json_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
+    for line, origin in read_lines(path):
+        try:
+            yield json.loads(line), origin
+        except ValueError as error:
+            raise DataError(f"{origin}: not a JSON value: {error}") from error
+
+
+def _results(entries: Iterable[tuple[Any, str]], split: Split) -> Iterator[tuple[int, str, str]]:
     places = {image_id: place for place, image_id in enumerate(split.image_ids.tolist())}
     types = set()
-    for number, entry in enumerate(entries, 1):
-        origin = f"{path}: entry {number}"
+    for entry, origin in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("caption"), str) or "image_id" not in entry:
-            raise DataError(f'{origin}: not {{"image_id": ..., "caption": "..."}} in a list')
+            raise DataError(f'{origin}: not {{"image_id": ..., "caption": "..."}}')
         image_id = entry["image_id"]
         types.add(type(image_id))
         if not types <= {int, str} or len(types) > 1:

@@ -38,7 +38,9 @@ class PageOptions(GeneratedOptions):
 
     out: str = option("page.html", "file to write, complete in itself")
     images: str = option("", "folder of pictures, named by the identifiers of the images (default: the regions alone)")
-    attention: str = option("", "where the model looked: what `fairseq-ext captions generate` wrote")
+    attention: str = option("", "what `captions generate --json` printed (default: --generated where that is .jsonl)")
+        "", "where the model looked: what `captions generate --json` printed (default: --generated, if .jsonl)"
+    )
     order: str = option("worst", "images of the lowest or highest CIDEr-D, or of any", (*ORDERS,))
     count: int = option(24, "images", least=1)
 
@@ -54,9 +56,10 @@ def write_page(options: PageOptions) -> Path:
     evaluation = options.evaluate()
     split = evaluation.split
     chosen = ORDERS[options.order](evaluation.cider_d, options.seed)[: options.count].tolist()
-    attention = read_attention(options.attention, split, evaluation.captions) if options.attention else {}
-    if attention and (missing := [place for place in chosen if place not in attention]):
-        raise DataError(f"{options.attention}: nothing of image {split.image_ids[missing[0]]}")
+    source = options.attention or (options.generated if options.generated.endswith(".jsonl") else "")
+    attention = read_attention(source, split, evaluation.captions) if source else {}
+    if source and (missing := [place for place in chosen if place not in attention]):
+        raise DataError(f"{source}: nothing of image {split.image_ids[missing[0]]}")
     ids = [str(split.image_ids[place]) for place in chosen]
     pictures = find_pictures(options.images, ids) if options.images else {}
     names = _class_names(evaluation)
@@ -67,7 +70,7 @@ def write_page(options: PageOptions) -> Path:
     template = importlib.resources.files("fairseq_ext.captions").joinpath("page.html").read_text(encoding="utf-8")
     page = string.Template(template).substitute(
         title=escape(f"{Path(options.data).resolve().name}, {split.name}"),
-        summary=_summary(evaluation, options),
+        summary=_summary(evaluation, options, bool(attention)),
         images="\n".join(articles),
     )
     with writing_to(path.parent), replacing(path) as partial:
@@ -87,7 +90,7 @@ def _class_names(evaluation: Evaluation) -> list[str]:
     return names
 
 
-def _summary(evaluation: Evaluation, options: PageOptions) -> str:
+def _summary(evaluation: Evaluation, options: PageOptions, has_attention: bool) -> str:
     counts = evaluation.counts()
     scores = ", ".join(f"{METRICS[name]} {100 * value:.1f}" for name, value in evaluation.metrics().items())
     chosen = {"worst": "lowest", "best": "highest"}.get(options.order)
@@ -96,7 +99,7 @@ def _summary(evaluation: Evaluation, options: PageOptions) -> str:
         f"{escape(options.generated)}: {scores} on all {counts['images']} images, "
         f"{counts['references']:.1f} references each; tokenizer {evaluation.tokenizer}",
         f"Shown: {min(options.count, len(evaluation.split))} images {shown}."
-        + (" Point at a word to see where the model looked." if options.attention else ""),
+        + (" Point at a word to see where the model looked." if has_attention else ""),
     ]
     return "\n".join(f"<p>{line}</p>" for line in lines)
 

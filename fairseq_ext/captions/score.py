@@ -23,7 +23,8 @@ class GeneratedOptions(OptionSet):
 
     data: str = option(help="folder of prepared data", positional=True)
     generated: str = option(
-        help="what fairseq-generate printed (-: the standard input), or a COCO results file that ends in .json"
+        help="what fairseq-generate printed (-: the standard input), what `fairseq-ext captions generate --json` "
+        "printed (.jsonl), or a COCO results file (.json)"
     )
     split: str = option("test", "that was generated", ("train", "valid", "test"))
     tokenizer: str = option(

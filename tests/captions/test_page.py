@@ -64,7 +64,12 @@ def paged(data, generated, out="page.html", **options):
 def attention(path, **changes):
     """A line an image, whose region i has the weight i of a caption's every word."""
     lines = [
-        {"image_id": key, "tokens": caption.split(), "attention": [[*range(image + 1)] for _ in caption.split()]}
+        {
+            "image_id": key,
+            "caption": caption,
+            "tokens": caption.split(),
+            "attention": [[*range(image + 1)] for _ in caption.split()],
+        }
         for image, (key, caption) in enumerate(zip(REFERENCES, CAPTIONS, strict=True))
     ]
     lines[1] |= changes
@@ -96,6 +101,8 @@ def test_the_order_chooses_the_images(data, generated):
 def test_attention_is_shown_word_by_word(data, generated, tmp_path):
     page = paged(data, generated, attention=attention(tmp_path / "attention.jsonl"))
     assert sorted(word["data-attention"] for word in page.of("b")) == ["0"] * 4 + ["0 1"] * 3 + ["0 1 2 3"] * 5
+    own = paged(data, tmp_path / "attention.jsonl")
+    assert own.of("b") == page.of("b"), "one file of captions and attention"
     (tmp_path / "attention.jsonl").write_text((tmp_path / "attention.jsonl").read_text().partition("\n")[0])
     with pytest.raises(InputError, match="nothing of image"):
         paged(data, generated, count=4, attention=str(tmp_path / "attention.jsonl"))

@@ -58,6 +58,9 @@ def test_the_scores_are_of_all_references(data, generated, tmp_path):
         {"image_id": int(image_id), "caption": caption} for image_id, caption in zip(REFERENCES, CAPTIONS, strict=True)
     ]
     assert scored(data, results) == report
+    lines = [json.dumps({"image_id": key, "caption": text}) for key, text in zip(REFERENCES, CAPTIONS, strict=True)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(reversed(lines)))
+    assert scored(data, tmp_path / "lines.jsonl") == report
     for name, (low, high) in record["intervals"].items():
         assert low <= record["metrics"][name] <= high
 
@@ -120,7 +123,7 @@ def entries(*changes):
     ("name", "text", "message"),
     [
         ("gen.txt", lines(_2=""), "no caption of 1 of the 4 images of test, such as 33"),
-        ("gen.txt", lines(_2="D-1\t-1\ta cat"), "gen.txt:3: a second caption of image 22: generate with --nbest 1"),
+        ("gen.txt", lines(_2="D-1\t-1\ta cat"), "gen.txt:3: a second caption of image 22: generate once, --nbest 1"),
         ("gen.txt", lines(_2="D-4\t-1\ta cat"), "gen.txt:3: image number 4, but test has 4 images"),
         ("gen.txt", lines(_2="D-2\t-1"), "gen.txt:3: not D-NUMBER, score and caption"),
         ("gen.txt", lines(_2="D-2\t-1\t\u2581a \u2581cat"), "is in pieces, but"),
@@ -129,8 +132,8 @@ def entries(*changes):
             f"{lines()}\nGenerate valid with beam=5: BLEU4 = 1",
             "gen.txt:5: the captions of valid, not of",
         ),
-        ("gen.txt", "S-0\ta\nH-0\t-1\ta", "no D- line of fairseq-generate"),
-        ("gen.txt", "", "no D- line of fairseq-generate"),
+        ("gen.txt", "S-0\ta\nH-0\t-1\ta", "neither a D- line of fairseq-generate"),
+        ("gen.txt", "", "gen.txt: no caption"),
         ("r.json", entries({"image_id": "44", "caption": "a"}), "entry 4: image_id '44': all must be whole numbers"),
         ("r.json", entries({"image_id": True, "caption": "a"}), "entry 4: image_id True: all must be whole numbers"),
         ("r.json", entries({"image_id": 5, "caption": "a"}), "image_id 5 is not in test, which has 11"),
@@ -138,7 +141,10 @@ def entries(*changes):
         ("r.json", entries({"image_id": 44}), "entry 4: not"),
         ("r.json", entries({"image_id": 44, "caption": None}), "entry 4: not"),
         ("r.json", '{"image_id": 11}', "entry 1: not"),
-        ("r.json", "[]", "no image_id in it"),
+        ("r.json", "[]", "r.json: no caption"),
+        ("r.jsonl", '{"image_id": 11, "caption": "a"}\n{"image', "r.jsonl:2: not a JSON value"),
+        ("r.jsonl", '{"image_id": 11, "caption": "a"}\n' * 2, "r.jsonl:2: a second caption of image 11"),
+        ("r.jsonl", "11", "r.jsonl:1: not"),
         ("r.json", "[", "not a JSON file"),
         ("none.txt", None, "cannot be read"),
     ],
