@@ -39,8 +39,6 @@ class PageOptions(GeneratedOptions):
     out: str = option("page.html", "file to write, complete in itself")
     images: str = option("", "folder of pictures, named by the identifiers of the images (default: the regions alone)")
     attention: str = option("", "what `captions generate --json` printed (default: --generated where that is .jsonl)")
-        "", "where the model looked: what `captions generate --json` printed (default: --generated, if .jsonl)"
-    )
     order: str = option("worst", "images of the lowest or highest CIDEr-D, or of any", (*ORDERS,))
     count: int = option(24, "images", least=1)
 

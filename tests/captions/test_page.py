@@ -63,15 +63,11 @@ def paged(data, generated, out="page.html", **options):
 
 def attention(path, **changes):
     """A line an image, whose region i has the weight i of a caption's every word."""
-    lines = [
-        {
-            "image_id": key,
-            "caption": caption,
-            "tokens": caption.split(),
-            "attention": [[*range(image + 1)] for _ in caption.split()],
-        }
-        for image, (key, caption) in enumerate(zip(REFERENCES, CAPTIONS, strict=True))
-    ]
+    lines = []
+    for image, (key, caption) in enumerate(zip(REFERENCES, CAPTIONS, strict=True)):
+        words = caption.split()
+        weights = [[*range(image + 1)] for _ in words]
+        lines.append({"image_id": key, "caption": caption, "tokens": words, "attention": weights})
     lines[1] |= changes
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return str(path)
