@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
-from fairseq import utils
 from fairseq.hub_utils import GeneratorHubInterface
-from omegaconf import open_dict
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from fairseq_ext.modules.visual import grid_geometry
+from fairseq_ext.tasks.caption_dataset import image_batch
 from fairseq_ext.training.errors import DataError, OptionError
 
 
@@ -46,23 +45,23 @@ class CaptioningHubInterface(GeneratorHubInterface):
         Raises:
             DataError: the image is not what the model was trained on.
         """
-        sample = utils.apply_to_sample(lambda tensor: tensor.to(self.device), self._sample(features, geometry, labels))
-        cfg = copy.deepcopy(self.cfg.generation)
-        with open_dict(cfg):
-            for name, value in {"max_len_b": 20, **generation, "beam": beam}.items():
-                if name not in cfg:
-                    raise OptionError(f"caption: fairseq's generation has no option {name}")
-                cfg[name] = value
+        batch = image_batch([self._image(features, geometry, labels)], self.tgt_dict)
+        net_input = {name: values.to(self.device) for name, values in batch.items()}
+        # of the generation alone: the task warns of a scoring beside it, and nothing is scored here
+        cfg = OmegaConf.create(OmegaConf.to_container(self.cfg.generation, enum_to_str=True))
+        for name, value in {"max_len_b": 20, **generation, "beam": beam}.items():
+            if name not in cfg:
+                raise OptionError(f"caption: fairseq's generation has no option {name}")
+            cfg[name] = value
         generator = self.task.build_generator(self.models, cfg)
-        tokens = self.task.inference_step(generator, self.models, sample)[0][0]["tokens"]
-        bpe = "sentencepiece" if self.task.preparation.tokenizer == "sentencepiece" else None
-        return self.tgt_dict.string(tokens.int().cpu(), bpe)
+        hypotheses = self.task.inference_step(generator, self.models, {"net_input": net_input})
+        return self.task.text(hypotheses[0][0]["tokens"])
 
     def encode(self, sentence: str) -> Tensor:
         """Refused: what fairseq's ``translate``, ``sample`` and ``score`` begin with."""
         raise OptionError("a captioning model reads images, not sentences: use caption(features, geometry, labels)")
 
-    def _sample(self, features: Tensor | None, geometry: Tensor | None, labels: Tensor | None) -> dict[str, Any]:
+    def _image(self, features: Tensor | None, geometry: Tensor | None, labels: Tensor | None) -> dict[str, Tensor]:
         data, visual = self.task.preparation, [model.encoder.visual for model in self.models]
         if data.kind == "grid" and geometry is None:
             geometry = grid_geometry(*data.grid)
@@ -73,22 +72,22 @@ class CaptioningHubInterface(GeneratorHubInterface):
             "labels": (labels, any(part.num_classes for part in visual), ()),
         }
         given = {name: values for name, (values, _, _) in parts.items() if values is not None}
-        absent = [name for name, (_, read, _) in parts.items() if read and name not in given]
-        if absent:
-            raise DataError(f"caption: no {absent[0]}, which the model reads of {data.kind}")
+        for name, (_, read, _) in parts.items():
+            if read and name not in given:
+                raise DataError(f"caption: no {name}, which the model reads of {data.kind}")
+        if features is not None and not data.feature_dim:
+            raise DataError(f"caption: features are given, the model reads {data.kind} without")
         regions = data.grid[0] * data.grid[1] if data.grid else max(map(len, given.values()))
+        if not regions:
+            raise DataError("caption: the image has no regions")
         for name, values in given.items():
             shape = (regions, *parts[name][2])
-            if tuple(values.shape) != shape or not regions:
-                raise DataError(f"caption: {name} {tuple(values.shape)}, must be {shape}, of one region at least")
+            if tuple(values.shape) != shape:
+                raise DataError(f"caption: {name} {tuple(values.shape)}, must be {shape}")
             if not values.isfinite().all():
                 raise DataError(f"caption: a number of {name} is not finite")
         if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < data.num_classes:
             raise DataError(f"caption: labels must be at least 0 and below {data.num_classes}")
-        tokens = torch.full((1, regions), self.tgt_dict.unk())
-        if data.kind == "classes":
-            tokens = given.pop("labels").long()[None] + self.tgt_dict.nspecial
+        given.setdefault("geometry", torch.zeros(regions, 7))
         dtypes = {"features": torch.float, "geometry": torch.float, "labels": torch.long}
-        net_input = {name: values.to(dtypes[name])[None] for name, values in given.items()}
-        lengths = torch.tensor([regions])
-        return {"id": torch.tensor([0]), "net_input": {"src_tokens": tokens, "src_lengths": lengths, **net_input}}
+        return {name: values.to("cpu", dtypes[name]) for name, values in given.items()}

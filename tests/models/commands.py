@@ -42,12 +42,13 @@ def configuration(arch: str, values: dict[str, Any], **kwargs: Any) -> DictConfi
     return convert_namespace_to_omegaconf(parse(arch, values, **kwargs))
 
 
-def save_checkpoint(model: nn.Module, cfg: DictConfig, path: Path) -> Path:
-    """A checkpoint with ``model``, and the dictionaries its task reads, beside it in ``data``."""
+def save_checkpoint(model: nn.Module, cfg: DictConfig, path: Path, **state: Any) -> Path:
+    """A checkpoint with ``model`` and more ``state``, and in ``data`` beside it the dictionaries that text needs."""
     data = path.parent / "data"
     data.mkdir(exist_ok=True)
-    for language in ("de", "en", ""):
-        dictionary().save(str(data / f"dict{language and '.'}{language}.txt"))
+    if cfg.task._name != "captioning":
+        for language in ("de", "en", ""):
+            dictionary().save(str(data / f"dict{language and '.'}{language}.txt"))
     cfg.task.data = str(data)
     if "source_lang" in cfg.task:
         cfg.task.source_lang, cfg.task.target_lang = "de", "en"
@@ -55,11 +56,12 @@ def save_checkpoint(model: nn.Module, cfg: DictConfig, path: Path) -> Path:
     iterator = {"epoch": 1, "iterations_in_epoch": 0}
     torch.save(
         {
-            "cfg": OmegaConf.to_container(cfg),
+            "cfg": OmegaConf.to_container(cfg, resolve=True),
             "args": None,
             "model": model.state_dict(),
             "optimizer_history": [history],
             "extra_state": {"train_iterator": iterator},
+            **state,
         },
         path,
     )
