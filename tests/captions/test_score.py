@@ -15,7 +15,9 @@ from fairseq_ext.captions.scores import bleu, cider_d, rouge_l
 from fairseq_ext.captions.store import Preparation, Split
 from fairseq_ext.captions.tokenizer import tokenize
 from fairseq_ext.training.errors import InputError
+from fairseq_ext.training.files import read_lines
 from tests.captions.splits import REFERENCES, write_generated, write_split
+from tests.helpers import require_data
 
 CAPTIONS = ["a dog is running", "two cats", "a red <unk> .", "a boat near a tree"]
 
@@ -214,3 +216,8 @@ def test_java_has_the_tokens_of_the_stand_in():
         pytest.skip("no Java")
     captions = ["A man's hand (left).\u2028Behind", "", "Ein Café, größer!", "a <unk> b"]
     assert java.tokenize(captions) == list(map(tokenize, captions))
+    folder = require_data("coco_val2017_regions")
+    lines = [line for split in ("train", "valid", "test") for line, _ in read_lines(folder / f"{split}.jsonl.gz")]
+    captions = [caption for line in lines for caption in json.loads(line)["captions"]]
+    equal = sum(map(str.__eq__, java.tokenize(captions), map(tokenize, captions)))
+    assert (equal, len(captions)) == (24769, 24774), "what the docstring of the tokeniser says"
