@@ -33,7 +33,7 @@ def find_pictures(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Pat
         OptionError: no such folder, an image without picture or with several.
     """
     if importlib.util.find_spec("PIL") is None:
-        raise OptionError("--images: needs Pillow: pip install pillow")
+        raise OptionError("--pictures: needs Pillow: pip install pillow")
     pictures: dict[str, list[Path]] = {image_id: [] for image_id in image_ids}
     for path in sorted(Path(folder).rglob("*")):
         if path.suffix.lower() in ENDINGS:
@@ -42,7 +42,7 @@ def find_pictures(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Pat
     for image_id, paths in pictures.items():
         if len(paths) != 1:
             files = " and ".join(map(str, paths[:2])) or f"none in {folder}"
-            raise OptionError(f"--images: one picture of image {image_id} is needed, there is {files}")
+            raise OptionError(f"--pictures: one picture of image {image_id} is needed, there is {files}")
     return {image_id: paths[0] for image_id, paths in pictures.items()}
 
 

@@ -37,7 +37,9 @@ class PageOptions(GeneratedOptions):
     """What is shown of them."""
 
     out: str = option("page.html", "file to write, complete in itself")
-    images: str = option("", "folder of pictures, named by the identifiers of the images (default: the regions alone)")
+    pictures: str = option(
+        "", "their folder; a file is named by the identifier of its image (default: the regions alone)"
+    )
     attention: str = option("", "what `captions generate --json` printed (default: --generated where that is .jsonl)")
     order: str = option("worst", "images of the lowest or highest CIDEr-D, or of any", (*ORDERS,))
     count: int = option(24, "images", least=1)
@@ -59,7 +61,7 @@ def write_page(options: PageOptions) -> Path:
     if source and (missing := [place for place in chosen if place not in attention]):
         raise DataError(f"{source}: nothing of image {split.image_ids[missing[0]]}")
     ids = [str(split.image_ids[place]) for place in chosen]
-    pictures = find_pictures(options.images, ids) if options.images else {}
+    pictures = find_pictures(options.pictures, ids) if options.pictures else {}
     names = _class_names(evaluation)
     articles = [
         _article(evaluation, place, rank, names, pictures.get(image_id), attention.get(place))

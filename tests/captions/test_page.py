@@ -135,7 +135,7 @@ def pictures(tmp_path):
 
 
 def test_pictures_are_embedded_small(data, generated, pictures):
-    images = paged(data, generated, images=str(pictures)).of("image")
+    images = paged(data, generated, pictures=str(pictures)).of("image")
     assert len(images) == 4 and {image["width"] for image in images} == {"120"}, "drawn in the units of the boxes"
     kind, _, code = images[0]["href"].partition(",")
     assert kind == "data:image/jpeg;base64"
@@ -156,7 +156,7 @@ def test_a_picture_that_is_not_there_is_refused(data, generated, pictures, chang
     else:
         pictures, message = pictures / "none", "there is none in"
     with pytest.raises(InputError, match=message):
-        paged(data, generated, images=str(pictures))
+        paged(data, generated, pictures=str(pictures))
 
 
 def test_a_file_that_is_read_is_never_written(data, generated, tmp_path):
