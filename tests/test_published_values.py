@@ -10,12 +10,12 @@ from argparse import Namespace
 from typing import Any
 
 import pytest
-from fairseq.models import ARCH_CONFIG_REGISTRY
+from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_DATACLASS_REGISTRY
 
 import fairseq_ext.losses
 import fairseq_ext.modules
 from fairseq_ext.criterions.label_smoothed_encouraging_loss import LabelSmoothedEncouragingLossCriterionConfig
-from fairseq_ext.models.config import TransformerExtConfig, TransformerLanguageModelExtConfig
+from fairseq_ext.models.config import TransformerExtConfig
 from fairseq_ext.recipes import OURS, PRESETS, RECIPES
 from tests import published
 from tests.published import Ours
@@ -23,7 +23,7 @@ from tests.published import Ours
 
 def effective(name: str) -> dict[str, Any]:
     """Every option of the model under ``--arch name``: the preset's, then the defaults."""
-    config = TransformerLanguageModelExtConfig if "_lm_" in name else TransformerExtConfig
+    config = MODEL_DATACLASS_REGISTRY[PRESETS[name].model]
     args = Namespace()
     ARCH_CONFIG_REGISTRY[name](args)
     return {field.name: field.default for field in dataclasses.fields(config)} | vars(args)

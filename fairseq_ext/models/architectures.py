@@ -1,6 +1,7 @@
 """The presets of :mod:`fairseq_ext.recipes.presets` as fairseq's ``--arch``.
 
-A preset is nothing but defaults of ``transformer_ext`` or ``transformer_lm_ext``: an option of the command line wins.
+A preset is nothing but defaults of ``transformer_ext``, or of its form for another task: an option of the command line
+wins.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 from fairseq.models import register_model_architecture
 
+import fairseq_ext.models.captioning
 import fairseq_ext.models.language_model
 import fairseq_ext.models.transformer  # noqa: F401  (a preset needs its model registered)
 from fairseq_ext.models.ext_options import ExtOptions

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 
+from fairseq_ext.recipes.captioning import CAPTIONING
 from fairseq_ext.recipes.equal_settings import EQUAL_SETTINGS
 from fairseq_ext.recipes.iwslt import IWSLT_RECIPES
 from fairseq_ext.recipes.language_modeling import LANGUAGE_MODELING
@@ -20,7 +21,7 @@ from fairseq_ext.training.errors import OptionError
 __all__ = ["OURS", "PRESETS", "RECIPES", "Data", "Preset", "Recipe", "Setting", "Settings", "find", "values"]
 
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe for recipe in (*IWSLT_RECIPES, *WMT_RECIPES, *EQUAL_SETTINGS, *LANGUAGE_MODELING)
+    recipe.name: recipe for recipe in (*IWSLT_RECIPES, *WMT_RECIPES, *EQUAL_SETTINGS, *LANGUAGE_MODELING, *CAPTIONING)
 }
 
 

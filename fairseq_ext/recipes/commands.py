@@ -120,7 +120,9 @@ def commands(
     count, checkpoint = evaluation.pop("average", 0), evaluation.pop("checkpoint", "checkpoint_average.pt")
     if count:
         steps.append([f"fairseq-ext average --inputs {save} --last {count} --output {save}/{checkpoint}"])
-    evaluate = {"translation": _generate, "language_modeling": _evaluate_language_model}[training["task"]]
+    evaluate = {"language_modeling": _evaluate_language_model}.get(training["task"], _generate)
+    if training["task"] == "captioning":  # what fairseq-generate takes for one of translation otherwise
+        evaluation = {"task": training["task"], **evaluation}
     steps.append(evaluate(checkpoint, evaluation, precision, data, save))
     steps.append([recipe.data.score.format(data=data, save=save)])
     # joined, so that what is pasted ends with the step that fails instead of scoring an older checkpoint

@@ -1,4 +1,4 @@
-"""Model presets, ``--arch NAME``: nothing but defaults of ``transformer_ext`` and ``transformer_lm_ext``.
+"""Model presets, ``--arch NAME``: nothing but defaults of ``transformer_ext`` and its forms for other tasks.
 
 Sizes follow fairseq's architectures:
 
@@ -215,5 +215,15 @@ PRESETS: dict[str, Preset] = {
         "AdaNorm, enwik8: 12 plain layers of width 512. Our choice: the authors released no such script.",
         ENWIK8 | ADANORM,
         model="transformer_lm_ext",
+    ),
+    "captioning_transformer_ext_coco": Preset(
+        "Captioning Transformer, COCO: base size, regions or a grid. Our choice: the size is usual for this task.",
+        BASE | by(OURS, dropout=0.1),
+        model="captioning_transformer_ext",
+    ),
+    "explicit_sparse_captioning_coco": Preset(
+        "Top-k attention, COCO captions: base size, k = 8. Our choice: the authors released nothing on captions.",
+        BASE | by(OURS, dropout=0.1) | TOPK_8,
+        model="captioning_transformer_ext",
     ),
 }

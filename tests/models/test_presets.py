@@ -13,17 +13,30 @@ from fairseq import options
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import nn
 
-from fairseq_ext.models import TransformerExtModel, TransformerLanguageModelExt
+from fairseq_ext.models import CaptioningTransformerExtModel, TransformerExtModel, TransformerLanguageModelExt
+from fairseq_ext.models.captioning_options import CaptioningTransformerExtConfig
 from fairseq_ext.models.config import TransformerExtConfig, TransformerLanguageModelExtConfig
 from fairseq_ext.recipes import PRESETS, values
 from fairseq_ext.training.errors import OptionError
+from tests.models import tiny_images
 from tests.models.tiny import dictionary, task
 
 DEFAULTS = {name: values(preset.settings) for name, preset in PRESETS.items()}
 CONFIGS = {
     TransformerExtModel: TransformerExtConfig,
     TransformerLanguageModelExt: TransformerLanguageModelExtConfig,
+    CaptioningTransformerExtModel: CaptioningTransformerExtConfig,
 }
+TASKS = {
+    TransformerExtModel: "translation",
+    TransformerLanguageModelExt: "language_modeling",
+    CaptioningTransformerExtModel: "captioning",
+}
+
+
+def task_of(name: str) -> SimpleNamespace:
+    """What the preset's model is built from."""
+    return tiny_images.task("regions") if TASKS[ARCH_MODEL_REGISTRY[name]] == "captioning" else task()
 
 
 def arguments(name: str, **given: Any) -> argparse.Namespace:
@@ -34,8 +47,8 @@ def arguments(name: str, **given: Any) -> argparse.Namespace:
     for field in dataclasses.fields(defaults):
         if not hasattr(args, field.name):
             setattr(args, field.name, getattr(defaults, field.name))
-    if ARCH_MODEL_REGISTRY[name] is TransformerLanguageModelExt:
-        args.tokens_per_sample = args.max_target_positions = 16
+    if ARCH_MODEL_REGISTRY[name] is not TransformerExtModel:  # what the task says
+        args.tokens_per_sample = args.max_source_positions = args.max_target_positions = 16
     return args
 
 
@@ -59,15 +72,17 @@ def test_every_preset_builds(name: str) -> None:
     sides = ("decoder",) if ARCH_MODEL_REGISTRY[name] is TransformerLanguageModelExt else ("encoder", "decoder")
     small = {f"{side}_{what}": size for side in sides for what, size in (("embed_dim", 32), ("ffn_embed_dim", 16))}
     small |= {option: "6,10" for option in DEFAULTS[name] if option.endswith("_cutoff")}
-    model = ARCH_MODEL_REGISTRY[name].build_model(arguments(name, **small), task())
+    model = ARCH_MODEL_REGISTRY[name].build_model(arguments(name, **small), task_of(name))
     for side in sides:
         stack = getattr(model, side)
         assert len(stack.layers) == DEFAULTS[name][f"{side}_layers"]
         assert stack.layers[0].self_attn.num_heads == DEFAULTS[name][f"{side}_attention_heads"]
     tokens = torch.tensor([[5, 6, 7, 2]])
     with torch.no_grad():
-        inputs = (tokens,) if len(sides) == 1 else (tokens, None, tokens)
-        assert model.eval()(*inputs)[0].isfinite().all()
+        inputs = {"src_tokens": tokens} if len(sides) == 1 else {"src_tokens": tokens, "src_lengths": None}
+        inputs = tiny_images.image("regions", 4) if isinstance(model, CaptioningTransformerExtModel) else inputs
+        previous = {"prev_output_tokens": tokens} if len(sides) == 2 else {}
+        assert model.eval()(**inputs, **previous)[0].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +134,7 @@ def test_a_preset_leaves_out_what_the_user_has_switched_off() -> None:
     for name, defaults in DEFAULTS.items():
         for option, off in (("block", "transformer"), ("norm", "layernorm"), ("attention_topk", 0)):
             if option in defaults:
-                build(name, task(), **{option: off})
+                build(name, task_of(name), **{option: off})
     assert arguments("muse_wmt_en_de", block="transformer").muse_input_dropout == 0.0
     assert arguments("muse_wmt_en_de", block="muse-simple").muse_input_dropout == 0.1
     assert arguments("adanorm_released_transformer_iwslt_de_en", norm="layernorm").norm_scope == "all"
@@ -129,7 +144,7 @@ def test_a_preset_leaves_out_what_the_user_has_switched_off() -> None:
 
 def test_a_preset_is_a_choice_of_fairseqs_command_line(tmp_path: Any) -> None:
     for name in PRESETS:
-        task_name = "language_modeling" if ARCH_MODEL_REGISTRY[name] is TransformerLanguageModelExt else "translation"
+        task_name = TASKS[ARCH_MODEL_REGISTRY[name]]
         parser = options.get_training_parser(task_name)
         args = options.parse_args_and_arch(parser, [str(tmp_path), "--task", task_name, "--arch", name])
         for option, value in DEFAULTS[name].items():

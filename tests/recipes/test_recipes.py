@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 import fairseq_ext
 from examples.language_modeling import bpc
 from examples.translation import score
+from fairseq_ext.captions.__main__ import main as captions_main
 from fairseq_ext.recipes import PRESETS, RECIPES, Recipe, find, values
 from fairseq_ext.recipes.__main__ import CONF, main
 from fairseq_ext.recipes.commands import GIVEN, adapted, commands, sources
@@ -121,7 +122,7 @@ def test_fairseq_reads_the_printed_commands_as_the_table_has_them(recipe: Recipe
     assert evaluation["path"] == f"{train['save_dir']}/{checkpoint}"
     assert (evaluation["fp16"], evaluation["gen_subset"]) == (recipe.training["fp16"].value, "test")
 
-    averages = [call for call in printed(recipe) if call[0] == "fairseq-ext"]
+    averages = [call for call in printed(recipe) if call[:2] == ["fairseq-ext", "average"]]
     output = ["--output", evaluation["path"]]
     expected_average = ["fairseq-ext", "average", "--inputs", train["save_dir"], "--last", str(average), *output]
     assert averages == ([expected_average] if average else [])
@@ -133,6 +134,10 @@ def test_the_scores_are_those_of_our_tools(recipe: Recipe) -> None:
     program, *words = printed(recipe)[-1]
     if program == "grep":  # fairseq's own figure, and a failure where there is none
         assert words == ["Loss (base 2)", f"checkpoints/{recipe.name}/eval.log"]
+        return
+    if program == "fairseq-ext":
+        assert words.pop(0) == "captions"
+        captions_main.parser().parse_args(words)
         return
     tools[words[1]].parser().parse_args(words[2:])
 
@@ -246,7 +251,10 @@ def test_every_field_of_the_file_exists_in_fairseq(recipe: Recipe) -> None:
 @pytest.mark.filterwarnings("ignore")  # hydra's, of what fairseq asks it to do
 @pytest.mark.parametrize(
     "name",
-    ["explicit_sparse_transformer_iwslt_en_vi", "encouraging_transformer_wmt_en_fr_big", "transformer_lm_ext_wiki103"],
+    [
+        *("explicit_sparse_transformer_iwslt_en_vi", "encouraging_transformer_wmt_en_fr_big"),
+        *("transformer_lm_ext_wiki103", "encouraging_captioning_coco"),
+    ],
 )
 def test_whole_configurations_agree(name: str) -> None:
     """As fairseq itself composes them, every field of every section, with all defaults."""
