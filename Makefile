@@ -30,7 +30,7 @@ help:
 	@echo "make recipes      write fairseq_ext/conf from the table of recipes"
 	@echo "make results      write docs/RESULTS.md from the stored measurements"
 	@echo "make benchmarks   measure speed and memory, print every ratio"
-	@echo "make gpu          nine minutes on a GPU: its tests, ratios, Multi30k (make gpu DRY_RUN=1: on the CPU, tiny)"
+	@echo "make gpu          nine minutes on a GPU: its tests, ratios, Multi30k, MNIST (make gpu DRY_RUN=1: on the CPU, tiny)"
 	@echo "make clean        remove the environment and every cache"
 
 quickstart: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""Everything that only a GPU can tell, in nine minutes: tests, ratios, and Multi30k to convergence (``make gpu``).
+"""Everything that only a GPU can tell, in nine minutes: tests, ratios, Multi30k to convergence, MNIST (``make gpu``).
 
 Each part has a time limit, after which its processes end, and a file ``gpu_PART.json`` that is rewritten while the part
 runs: whatever ends it leaves what is known, and says what is missing. A second call does what is missing.

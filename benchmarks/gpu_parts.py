@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.__main__ import NAMES
+from examples.results.image_classification import figures_of, slug
+from examples.results.image_classification.experiments import EXPERIMENTS
 from examples.results.report import unique
 from examples.results.translation import SIZES, SYSTEMS
 from fairseq_ext.training.files import output_folder, read_json, write_json
+from vision_language.image_classification.synthetic import PictureOptions, synthesize
 
 Content = dict[str, Any]
 
@@ -156,7 +159,54 @@ class Multi30k(Part):
         return [f"{len(rows)} trainings", *rows]
 
 
-PARTS = (GpuTests, Ratios, Multi30k)
+class Images(Part):
+    """MNIST with the network of the encouraging loss's paper, in full."""
+
+    name, limit = "images", 540.0
+
+    @property
+    def experiment(self) -> str:
+        return "trial" if self.dry_run else "l_softmax"
+
+    def command(self) -> list[str]:
+        data = self.data
+        if self.dry_run:
+            data = self.work / "data"
+            synthesize(PictureOptions(out=str(data / "images" / "mnist"), images=100))
+        words = ["--experiments", self.experiment, "--seeds", "1"]
+        places = ["--data", str(data), "--out", str(self.work / "runs"), "--docs", str(self.work / "docs"), "--replace"]
+        return ["-m", "examples.results", "image_classification", *words, *places]
+
+    def known(self) -> Content:
+        contents = {name: read_json(self._results(name)) for name in self._rows if self._results(name).exists()}
+        rows = [
+            {"system": name, "runs": {seed: figures_of(run) for seed, run in content["runs"].items()}}
+            for name, content in contents.items()
+        ]
+        known: Content = {"part": "image_classification", "experiment": self.experiment, "rows": rows, "failed": {}}
+        runs = [run for content in contents.values() for run in content["runs"].values()]
+        known |= {"environments": unique(run["environment"] for run in runs)} if runs else {}
+        return known | {"results": contents, "missing": [name for name in self._rows if name not in contents]}
+
+    def resume(self, content: Content) -> None:
+        for name, results in content["results"].items():
+            write_json(output_folder(self._results(name).parent) / "results.json", results)
+
+    @property
+    def _rows(self) -> list[str]:
+        return list(EXPERIMENTS[self.experiment].rows)
+
+    def _results(self, name: str) -> Path:
+        folder = EXPERIMENTS[self.experiment].trainings
+        return self.work / "runs" / "image_classification" / folder / slug(name) / "results.json"
+
+    @staticmethod
+    def summary(content: Content) -> list[str]:
+        rows = [(row["system"], run) for row in content["rows"] for run in row["runs"].values()]
+        return [f"{len(rows)} trainings", *(f"{100 * run['test_accuracy']:6.2f} %  {name}" for name, run in rows)]
+
+
+PARTS = (GpuTests, Ratios, Multi30k, Images)
 
 
 def write_corpus(folder: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu_parts import PARTS, GpuTests, Multi30k, Part, Ratios
+from benchmarks.gpu_parts import PARTS, GpuTests, Images, Multi30k, Part, Ratios
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import read_json, write_json
 from tests.helpers import ROOT, python_path
@@ -33,12 +33,16 @@ def test_a_dry_run_does_everything_on_the_cpu(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert re.findall(r"^(\w+) +complete", ended.stdout, re.MULTILINE) == [kind.name for kind in PARTS]
     contents = {file.name: read_json(file) for file in out.iterdir()}
-    assert sorted(contents) == ["gpu_benchmarks.json", "gpu_multi30k.json", "gpu_tests.json"]
+    assert sorted(contents) == [*("gpu_benchmarks.json", "gpu_images.json", "gpu_multi30k.json", "gpu_tests.json")]
     assert not any(content["missing"] or content["failed"] for content in contents.values())
     assert contents["gpu_tests.json"]["passed"] > 10
     assert {row["claim"] for row in contents["gpu_benchmarks.json"]["rows"]} == {"kernels", "norm"}
     (row,) = contents["gpu_multi30k.json"]["rows"]
     assert row["size"] == "trial" and 0 <= row["sacrebleu"] <= 100
+    images = contents["gpu_images.json"]
+    assert images["experiment"] == "trial" and [row["system"] for row in images["rows"]] == [
+        *("cross-entropy", "encouraging")
+    ]
 
 
 def test_the_gpu_tests_themselves_work() -> None:
@@ -198,3 +202,19 @@ def test_multi30k_resumes_on_another_machine(tmp_path: Path) -> None:
     assert there.known() == known
     there.resume({"rows": [{**known["rows"][0], "updates": 99}]})  # of another budget
     assert there.known()["rows"] == []
+
+
+def test_the_images_resume_on_another_machine(tmp_path: Path) -> None:
+    here = Images(tmp_path / "here", dry_run=True, jobs=1, data=tmp_path)
+    assert here.known()["missing"] == ["cross-entropy", "encouraging"] and here.known()["rows"] == []
+    run = {"test_accuracy": 0.5, "history": [], "environment": {}}
+    folder = here.work / "runs" / "image_classification" / "trial" / "encouraging"
+    folder.mkdir(parents=True)
+    write_json(folder / "results.json", {"settings": {"lr": 0.1}, "runs": {"seed1": run}})
+    known = here.known()
+    assert known["missing"] == ["cross-entropy"] and known["environments"] == [{}]
+    assert known["rows"] == [{"system": "encouraging", "runs": {"seed1": {"test_accuracy": 0.5}}}]
+    there = Images(tmp_path / "there", dry_run=True, jobs=1, data=tmp_path)
+    there.resume(known)
+    assert there.known() == known
+    assert Images.summary(known) == ["1 trainings", " 50.00 %  encouraging"]

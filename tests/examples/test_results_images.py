@@ -34,7 +34,7 @@ def trained(monkeypatch):
     """Trainings and attacks, replaced by what they leave behind: all options by folder, and the tests of each model."""
     calls = SimpleNamespace(trainings={}, tests=[])
 
-    def run(options: Options, out: Path, runs: int, device: str) -> SimpleNamespace:
+    def run(options: Options, out: Path, runs: int = 1) -> SimpleNamespace:
         calls.trainings[str(out)] = options
         names = [f"seed{seed}" for seed in range(options.seed, options.seed + runs + 1)]  # one more than is asked for
         for name in names:
@@ -134,9 +134,9 @@ def test_each_row_of_a_tail_trains_what_it_says(name, trained, tmp_path):
     of_folder = {Path(folder): changed(options) for folder, options in trained.trainings.items()}
     systems = [row["system"] for row in content["rows"]]
     folder = tmp_path / "out" / "image_classification" / name
-    first = images._slug("cross-entropy")
+    first = images.slug("cross-entropy")
     for system in systems:
-        own = folder / images._slug(system)
+        own = folder / images.slug(system)
         if system == "cRT":
             plain = {key: value for key, value in shared.items() if key != "normalize"}
             for seed in (1, 2):
@@ -146,7 +146,7 @@ def test_each_row_of_a_tail_trains_what_it_says(name, trained, tmp_path):
         else:
             assert of_folder[own] == shared | TAIL[system]
     assert (name != "mnist_r100") or set(systems) == {*TAIL, "cRT"}
-    assert len({images._slug(system) for system in systems}) == len(systems)
+    assert len({images.slug(system) for system in systems}) == len(systems)
 
 
 def test_the_smaller_network_and_the_adversarial_training(trained, tmp_path):

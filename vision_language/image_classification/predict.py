@@ -31,6 +31,7 @@ def batches_of(
     *,
     augment: str = "none",
     workers: int = 0,
+    share: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Test images in file order, as the classifier takes them, and their labels.
 
@@ -40,10 +41,11 @@ def batches_of(
         batch_size: of a batch.
         augment: that of the training, which decides how test images are cropped.
         workers: processes that read images.
+        share: which of the batches are read. Default: all.
     """
     transform = Transform(classifier.preprocessing.size, augment)
     numbers = [np.arange(i, min(i + batch_size, len(images))) for i in range(0, len(images), batch_size)]
-    view = Batches(in_channels(images, classifier.channels), transform, numbers)
+    view = Batches(in_channels(images, classifier.channels), transform, numbers[share])
     yield from DataLoader(view, batch_size=None, num_workers=workers)
 
 
@@ -63,19 +65,19 @@ def predict_logits(
         images: the set.
         batch_size: of a batch.
         augment, workers: as :func:`batches_of`.
-        accelerator: the processes that share the work. Default: one process.
+        accelerator: the processes, each of which reads and classifies its share. Default: one process.
     """
     training, device = classifier.training, classifier.mean.device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     classifier.eval()
     rows: list[tuple[int, Tensor]] = []
+    batches = batches_of(
+        classifier, images, batch_size, augment=augment, workers=workers, share=slice(rank, None, world)
+    )
     try:
         with torch.no_grad():
-            for index, (pixels, _) in enumerate(
-                batches_of(classifier, images, batch_size, augment=augment, workers=workers)
-            ):
-                if index % world == rank:
-                    rows.append((index, classifier(pixels.to(device)).float().cpu()))
+            for number, (pixels, _) in enumerate(batches):
+                rows.append((number * world + rank, classifier(pixels.to(device)).float().cpu()))
     finally:
         classifier.train(training)
     if world > 1:

@@ -23,6 +23,7 @@ from fairseq_ext.training.runs import Experiment, run_name
 from fairseq_ext.training.settings import Settings
 from vision_language.image_classification.attacks import Attack
 from vision_language.image_classification.data import Batches, in_channels, mean_and_std, read_data
+from vision_language.image_classification.gradients import binned_gradients, gradient_norms, mean_gradients
 from vision_language.image_classification.image_set import ImageSet
 from vision_language.image_classification.model import ImageClassifier, Preprocessing, build, load
 from vision_language.image_classification.objective import Objective
@@ -162,13 +163,16 @@ def train(
         batch, (pixels, labels) = next(loader)
         training.log(train_loss=step(pixels, labels, epoch + 1, len(batch)), lr=optimizer.param_groups[0]["lr"])
         if split and training.validates:
-            gold = torch.from_numpy(splits[split].labels)
-            improved = training.improved({"epoch": epoch + 1, **short_metrics(logits(split), gold)})
+            gold, scores = torch.from_numpy(splits[split].labels), logits(split)
+            pull = mean_gradients(gradient_norms(objective, scores, gold, epoch + 1, classifier.last_linear()))
+            improved = training.improved({"epoch": epoch + 1, **short_metrics(scores, gold), **pull})
             if improved and options.select != "last":
                 best.keep()
 
     gold, counts = torch.from_numpy(splits["test"].labels), images.counts if options.long_tail else None
-    last = classification_metrics(logits("test"), gold, counts)
+    scores = logits("test")
+    last = classification_metrics(scores, gold, counts)
+    norms = gradient_norms(objective, scores, gold, options.epochs, classifier.last_linear())
     best.restore()
     selected = last if options.select == "last" else classification_metrics(logits("test"), gold, counts)
     if accelerator.is_main_process:
@@ -177,6 +181,7 @@ def train(
         f"last_test_{name}": last[name] for name in ("accuracy", "nll")
     }
     record |= {
+        "test_gradients": binned_gradients(norms, scores, gold),
         "selected_on": options.select,
         "validated_on": split,
         "train_images": len(images),

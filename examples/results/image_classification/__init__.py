@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from examples.results.image_classification import attacks, tails
-from examples.results.image_classification.experiments import EXPERIMENTS, Experiment, Places
+from examples.results.image_classification.experiments import EXPERIMENTS, USUAL, Experiment, Places
 from examples.results.report import asked, commands, distinct, environments, seeds, unique
 from fairseq_ext.training.files import output_folder
 from vision_language.image_classification.options import NetworkOptions, Options
 from vision_language.image_classification.train import run
 
-__all__ = ["SELECTS", "add_arguments", "measure", "names", "pictures", "section"]
+__all__ = ["SELECTS", "add_arguments", "figures_of", "measure", "names", "pictures", "section", "slug"]
 
 TABLES = {**attacks.TABLES, **tails.TABLES}
 
@@ -38,7 +38,8 @@ SELECTS = "experiments"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS), help="tables")
+    help = "tables; l_softmax for a GPU; trial shows only that everything runs"
+    parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=USUAL, help=help)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
 
 
@@ -49,14 +50,14 @@ def names(options: argparse.Namespace) -> list[str]:
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every row of every experiment; a finished training or test is not repeated."""
     for name in options.experiments:
-        experiment, rows, environments = EXPERIMENTS[name], [], []
+        experiment, rows, recorded = EXPERIMENTS[name], [], []
         places = Places(options.data, output_folder(options.out / "images_data"))
         for system in experiment.rows:
             runs = _trained(experiment, system, places, options)
-            environments += [record["environment"] for _, record in runs.values()]
+            recorded += [record["environment"] for _, record in runs.values()]
             kept = {}
             for seed, (model, record) in runs.items():
-                kept[seed] = {key: record[key] for key in KEPT if key in record}
+                kept[seed] = figures_of(record)
                 kept[seed] |= experiment.then(model, places) if experiment.then else {}
             rows.append({"system": system, "runs": kept})
             print(f"{name}, {system}: {[round(row['test_accuracy'], 4) for row in kept.values()]}", flush=True)
@@ -64,7 +65,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "name": f"images_{name}",
             "experiment": name,
             "settings": experiment.settings,
-            "environments": unique(environments),
+            "environments": unique(recorded),
             "rows": rows,
         }
 
@@ -76,20 +77,26 @@ def _trained(
     changes = {**experiment.settings, "data": str(experiment.data(places)), **experiment.rows[system]}
     folder = options.out / "image_classification" / experiment.trainings
     wanted = seeds(options.seeds)
-    own = folder / _slug(system)
+    own = folder / slug(system)
     if not (first := changes.pop("init", "")):
-        records = asked(run(Options(**changes), own, options.seeds, "cpu").runs, wanted)
+        records = asked(run(Options(**changes), own, options.seeds).runs, wanted)
         return {seed: (own / seed, record) for seed, record in records.items()}
     shape = {item.name for item in fields(NetworkOptions)}
     changes = {key: value for key, value in changes.items() if key not in shape}
     trained = {}
     for number, seed in enumerate(wanted, 1):
-        stage = Options(**changes, init=str(folder / _slug(first) / seed), seed=number)
-        trained[seed] = (own / seed / seed, run(stage, own / seed, 1, "cpu").runs[seed])
+        stage = Options(**changes, init=str(folder / slug(first) / seed), seed=number)
+        trained[seed] = (own / seed / seed, run(stage, own / seed).runs[seed])
     return trained
 
 
-def _slug(system: str) -> str:
+def figures_of(record: dict[str, Any]) -> dict[str, Any]:
+    """Of the record of a training, what the tables are made of."""
+    return {key: record[key] for key in KEPT if key in record}
+
+
+def slug(system: str) -> str:
+    """The name of a row's folder."""
     return "".join(letter if letter.isalnum() else "_" for letter in system)
 
 

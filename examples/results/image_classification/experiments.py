@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from fairseq_ext.training.settings import digest
 from vision_language.image_classification.detection import detection_metrics
 from vision_language.image_classification.evaluate import AttackOptions, OodOptions, attack, ood
 
-__all__ = ["EXPERIMENTS", "Experiment", "Places"]
+__all__ = ["EXPERIMENTS", "USUAL", "Experiment", "Places"]
 
 CROSS_ENTROPY: dict[str, Any] = {"loss": "cross-entropy"}
 ENCOURAGING: dict[str, Any] = {"loss": "encouraging", "log_end": 1.0}
@@ -59,8 +59,22 @@ TAIL: dict[str, Any] = {**LAST, "long_tail": "exponential", "epochs": 10}
 DIGITS: dict[str, Any] = {**TAIL, "normalize": False, "largest_class": 1500}
 PHOTOGRAPHS: dict[str, Any] = {**TAIL, "largest_class": 1000, "image_size": 28, "batch_size": 32}
 
+L_SOFTMAX: dict[str, Any] = {
+    **{**LAST, "network": "large-margin-cnn", "optimizer": "sgd", "lr": 0.1, "batch_size": 256, "epochs": 100},
+    **{"lr_schedule": "steps", "lr_steps": (51, 65)},
+}
+SMOOTHED = {
+    "cross-entropy": CROSS_ENTROPY,
+    "cross-entropy, smoothed": {**CROSS_ENTROPY, "label_smoothing": 0.1},
+    "encouraging": ENCOURAGING,
+    "encouraging, smoothed": {**ENCOURAGING, "label_smoothing": 0.1},
+}
+
 RADII = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 PGD_RADII, PGD_IMAGES = (0.0, 0.1, 0.2, 0.3), 1000
+
+PLACES = ("model", "data", "others", "out", "device", "batch_size")
+"""Options of a test that change no figure: where it reads, writes and computes."""
 
 OTHERS = {"notMNIST": ("notmnist_test", False), "Omniglot": ("omniglot", True), "USPS": ("usps", False)}
 """Folder of the images of another kind, and whether their ink is dark."""
@@ -89,7 +103,7 @@ class Places(NamedTuple):
 
 def under_attack(model: Path, places: Places) -> dict[str, Any]:
     """FGSM on all test images, PGD on the first."""
-    shared: dict[str, Any] = {"model": str(model), "data": str(places.mnist()), "device": "cpu"}
+    shared: dict[str, Any] = {"model": str(model), "data": str(places.mnist())}
     made = {
         "fgsm": AttackOptions(**shared, attack="fgsm", epsilons=RADII),
         "pgd": AttackOptions(**shared, attack="pgd", epsilons=PGD_RADII, limit=PGD_IMAGES),
@@ -103,7 +117,7 @@ def against_others(model: Path, places: Places) -> dict[str, Any]:
     for name, (folder, invert) in OTHERS.items():
         other = places.other(folder)
         options = OodOptions(
-            **{"model": str(model), "data": str(places.mnist()), "others": (str(other),), "device": "cpu"},
+            **{"model": str(model), "data": str(places.mnist()), "others": (str(other),)},
             invert=invert,
             out=str(model / "ood" / name),
         )
@@ -137,29 +151,27 @@ EXPERIMENTS = {
         "clean",
         Places.mnist,
         {
-            **{**LAST, "network": "large-margin-cnn", "width": 16, "long_tail": "exponential", "imbalance_factor": 1.0},
-            **{"largest_class": 600, "optimizer": "sgd", "lr": 0.1, "batch_size": 256, "epochs": 4},
-            **{"lr_schedule": "steps", "lr_steps": (3, 4)},
+            **{**L_SOFTMAX, "width": 16, "long_tail": "exponential", "imbalance_factor": 1.0, "largest_class": 600},
+            **{"epochs": 4, "lr_steps": (3, 4)},
         },
-        {
-            "cross-entropy": CROSS_ENTROPY,
-            "cross-entropy, smoothed": {**CROSS_ENTROPY, "label_smoothing": 0.1},
-            "encouraging": ENCOURAGING,
-            "encouraging, smoothed": {**ENCOURAGING, "label_smoothing": 0.1},
-        },
+        SMOOTHED,
     ),
     "mnist_r10": Experiment("mnist_r10", Places.mnist, {**DIGITS, "imbalance_factor": 10.0}, FEWER_ROWS),
     "cifar10_r10": Experiment("cifar10_r10", Places.cifar10, {**PHOTOGRAPHS, "imbalance_factor": 10.0}, FEWER_ROWS),
     "adversarial_training": Experiment(
         "adversarial", Places.mnist, {**PUBLISHED, "epochs": 2, "attack": "fgsm", "epsilon": 0.3}, BOTH, under_attack
     ),
+    "l_softmax": Experiment("l_softmax", Places.mnist, L_SOFTMAX, SMOOTHED),
+    "trial": Experiment("trial", Places.mnist, {**L_SOFTMAX, "width": 2, "epochs": 3, "lr_steps": (2, 3)}, BOTH),
 }
+USUAL = [name for name in EXPERIMENTS if name not in ("l_softmax", "trial")]
+"""l_softmax is for a GPU, and trial shows only that everything runs."""
 
 
 def _kept(name: str, options: Any, result: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A test of a model, which is kept beside it for its options."""
-    settings: Sequence[Any] = [{key: value for key, value in asdict(options).items() if key != "out"}]
-    file = Path(options.model) / f"{name}-{digest(*settings)[:8]}.json"
+    settings = {key: value for key, value in asdict(options).items() if key not in PLACES}
+    file = Path(options.model) / f"{name}-{digest(settings)[:8]}.json"
     if not file.exists():
         write_json(file, result())
     return read_json(file)

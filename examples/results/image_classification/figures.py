@@ -66,7 +66,7 @@ def rows(content: Content, figures: dict[str, tuple[Figure, int, float]]) -> Ite
     runs = runs_of(content)
     accuracy = key("test_accuracy")
     for name, own in runs.items():
-        gain = difference(own, runs[BASELINE], accuracy) if name != BASELINE and BASELINE in runs else None
+        gain = difference(own, runs.get(BASELINE, {}), accuracy) if name != BASELINE else None
         cells = [cell(own, accuracy, 2), shown(gain, 2), *(cell(own, *form) for form in figures.values())]
         yield f"| {name} | {' | '.join(cells)} |"
 
@@ -75,7 +75,9 @@ def reading(content: Content) -> str:
     """Which rows are above and below cross-entropy, by the intervals of their differences."""
     runs = runs_of(content)
     gains: dict[str, Paired | None] = {
-        name: difference(own, runs[BASELINE], key("test_accuracy")) for name, own in runs.items() if name != BASELINE
+        name: difference(own, runs.get(BASELINE, {}), key("test_accuracy"))
+        for name, own in runs.items()
+        if name != BASELINE
     }
     above = [name for name, gain in gains.items() if gain and gain.gains]
     below = [name for name, gain in gains.items() if gain and gain.loses]

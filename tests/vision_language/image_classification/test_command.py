@@ -65,12 +65,13 @@ def test_pictures_are_drawn_of_what_is_there(command, model, tmp_path):
     (tmp_path / "el").mkdir()
     (tmp_path / "el" / "results.json").write_text((model / "results.json").read_text())
     drawn = command("plot el --out few")
-    assert drawn.startswith("training:")
+    assert drawn.startswith("training, losses, loss_gradients, gradients, gradient_training:")
     command(f"evaluate {EVALUATE} --out el/test")
     command(f"ood {EVALUATE} --others OTHERS --out el/test")
     command(f"attack {EVALUATE} --epsilons 0 0.1 --out el/test")
     drawn = command("plot el --out all").partition(":")[0].split(", ")
-    assert drawn == ["probabilities", "margins", "training", "energies", "robustness", "reliability"]
+    of_tests = ["probabilities", "margins", "training", "energies", "robustness", "reliability"]
+    assert drawn == [*of_tests, "losses", "loss_gradients", "gradients", "gradient_training"]
     for name in drawn:
         assert (tmp_path / "all" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert json.loads((tmp_path / "all" / f"{name}.json").read_text())

@@ -1,0 +1,184 @@
+"""What the bonus did to the test images: probabilities, margins, energies, robustness, the tail, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from vision_language.image_classification.figures import COLOURS, Experiments, Figures
+from vision_language.image_classification.predict import QUANTILES
+from vision_language.image_classification.scores import log_odds, margin, ood_scores
+
+__all__ = ["energies", "margins", "probabilities", "reliability", "robustness", "tail", "training"]
+
+BINS, CONFIDENCE_BINS = 40, 10
+
+
+def _of_labels(score: Callable[..., torch.Tensor], figures: Figures) -> np.ndarray:
+    """A score of logits and labels over the evaluations of an experiment."""
+    parts = [
+        score(torch.from_numpy(arrays["logits"]).double(), torch.from_numpy(arrays["labels"])).numpy()
+        for arrays in figures.arrays("evaluation")
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _histograms(axes: Axes, values: Mapping[str, np.ndarray], label: str) -> dict[str, Any]:
+    """Shares over common bins, so that experiments can be compared."""
+    values = {name: part for name, part in values.items() if len(part)}
+    if not values:
+        return {}
+    everything = np.concatenate(list(values.values()))
+    edges = np.histogram_bin_edges(everything, BINS, tuple(np.quantile(everything, [0.001, 0.999])))
+    shares = {}
+    for colour, (name, part) in zip(COLOURS, values.items(), strict=False):
+        clipped = part.clip(edges[0], edges[-1])
+        shares[name] = (np.histogram(clipped, edges)[0] / len(part)).tolist()
+        axes.stairs(shares[name], edges, color=colour, label=f"{name} (median {np.median(part):.3g})", linewidth=1.5)
+        axes.stairs(shares[name], edges, color=colour, fill=True, alpha=0.15)
+    axes.set(xlabel=label, ylabel="share of test images")
+    axes.legend(fontsize=8)
+    return {"edges": edges.tolist(), "shares": shares}
+
+
+def probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
+    """Log-odds of the labels; the probabilities themselves would all lie in the last bin."""
+    values = {name: _of_labels(log_odds, figures) for name, figures in experiments.items()}
+    numbers = _histograms(axes, values, r"$\log\, p_y / (1 - p_y)$")
+    if numbers:
+        axes.axvline(0, color="0.6", linewidth=0.8)
+        axes.axvline(16.6, color="0.6", linestyle=":", linewidth=0.8)
+        axes.text(17, 0.97, "$p_y$ = 1 in float32", fontsize=7, va="top", transform=axes.get_xaxis_transform())
+        axes.set_title("How sure is the model of the label?")
+    return numbers
+
+
+def margins(axes: Axes, experiments: Experiments) -> dict[str, Any]:
+    """Target logit minus the best other."""
+    values = {name: _of_labels(margin, figures) for name, figures in experiments.items()}
+    numbers = _histograms(axes, values, r"margin $z_y - \max_{j \neq y} z_j$")
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    axes.set_title("Margins of the test images")
+    return numbers
+
+
+def training(axes: Axes, experiments: Experiments) -> dict[str, Any]:
+    """The same log-odds over the epochs: median, half, and nine tenths of the images."""
+    numbers: dict[str, Any] = {}
+    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
+        history = [entry for entry in figures.runs[0]["history"] if "log_odds_quantiles" in entry]
+        if not history:  # without validation images
+            continue
+        rows = np.array([entry["log_odds_quantiles"] for entry in history])
+        epochs = [entry["epoch"] for entry in history]
+        numbers[name] = {"epochs": epochs, "quantiles": list(QUANTILES), "log_odds": rows.tolist()}
+        axes.plot(epochs, rows[:, 2], "o-", color=colour, markersize=3, label=f"{name}: median")
+        axes.fill_between(epochs, rows[:, 1], rows[:, 3], color=colour, alpha=0.3, linewidth=0)
+        axes.fill_between(epochs, rows[:, 0], rows[:, 4], color=colour, alpha=0.12, linewidth=0)
+    if numbers:
+        axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.set(xlabel="epoch", ylabel=r"$\log\, p_y / (1 - p_y)$", title="Validation images: half and 90 % of them")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=8)
+    return numbers
+
+
+def energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
+    """Energy scores of the test set and of the others."""
+    numbers: dict[str, Any] = {}
+    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
+        sets: dict[str, list[np.ndarray]] = {}
+        for arrays in figures.arrays("ood"):
+            for part, logits in arrays.items():
+                sets.setdefault(part, []).append(ood_scores(torch.from_numpy(logits), "energy").numpy())
+        if not sets:
+            continue
+        values = {part: np.concatenate(scores) for part, scores in sets.items()}
+        everything = np.concatenate(list(values.values()))
+        edges = np.histogram_bin_edges(everything, BINS // 2, tuple(np.quantile(everything, [0.005, 0.995])))
+        for style, (part, scores) in zip(("-", "--", ":", "-."), values.items(), strict=False):
+            density = np.histogram(scores, edges, density=True)[0]
+            numbers[f"{name}, {part}"] = {"edges": edges.tolist(), "density": density.tolist()}
+            axes.stairs(density, edges, color=colour, linestyle=style, linewidth=1.5, label=f"{name}: {part}")
+    if numbers:
+        axes.set(xlabel="energy score", ylabel="density", title="Known images against others")
+        axes.legend(fontsize=8)
+    return numbers
+
+
+def robustness(axes: Axes, experiments: Experiments) -> dict[str, Any]:
+    """Accuracy by radius, one style an objective: where they differ, the upper one is rounding."""
+    numbers: dict[str, Any] = {}
+    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
+        by_line: dict[str, list[dict[str, float]]] = {}
+        for attack in ("fgsm", "pgd", "pgd-l2"):
+            for result in figures.json(f"attack_{attack}"):
+                for objective, accuracy in result["accuracy"].items():
+                    by_line.setdefault(f"{attack}, {objective}", []).append(accuracy)
+        for line, rows in by_line.items():
+            radii = [float(radius) for radius in rows[0]]
+            values = np.array([list(row.values()) for row in rows])
+            numbers[f"{name}, {line}"] = {"epsilon": radii, "accuracy": values.tolist()}
+            style = "-" if line.endswith("log-odds") else "--"
+            marker = {"fgsm": "o", "pgd": "s"}.get(line.partition(",")[0], "^")
+            axes.plot(radii, values.mean(0), style, color=colour, marker=marker, markersize=3, label=f"{name}: {line}")
+            if len(rows) > 1:
+                axes.fill_between(radii, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
+    if numbers:
+        axes.set(xlabel=r"radius $\varepsilon$ in pixels", ylabel="accuracy", ylim=(0, 1))
+        axes.set_title("Accuracy under attack")
+        axes.legend(fontsize=7)
+    return numbers
+
+
+def tail(axes: Axes, experiments: Experiments) -> dict[str, Any]:
+    """Accuracy of each class by its training images."""
+    numbers: dict[str, Any] = {}
+    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
+        counts = np.array(figures.runs[0]["train_counts"])
+        if counts.max() < 2 * counts.min() or any(run["train_counts"] != counts.tolist() for run in figures.runs):
+            continue
+        accuracy = np.array([run["test_class_accuracy"] for run in figures.runs], dtype=float)
+        order = np.argsort(-counts, kind="stable")
+        numbers[name] = {"images": counts[order].tolist(), "accuracy": accuracy[:, order].tolist()}
+        axes.plot(counts[order], accuracy.mean(0)[order], "o-", color=colour, markersize=4, label=name)
+        if len(accuracy) > 1:
+            low, high = accuracy.min(0)[order], accuracy.max(0)[order]
+            axes.fill_between(counts[order], low, high, color=colour, alpha=0.15, linewidth=0)
+    if numbers:
+        axes.set(xscale="log", ylim=(0, 1.02), xlabel="training images of the class", ylabel="test accuracy")
+        axes.invert_xaxis()
+        axes.set_title("From the head to the tail")
+        axes.legend(fontsize=8)
+    return numbers
+
+
+def reliability(axes: Axes, experiments: Experiments) -> dict[str, Any]:
+    """Accuracy by confidence, over ten bins of equal width, the larger the more images; empty ones are left out."""
+    numbers: dict[str, Any] = {}
+    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
+        evaluations = figures.arrays("evaluation")
+        if not evaluations:
+            continue
+        logits = torch.from_numpy(np.concatenate([arrays["logits"] for arrays in evaluations])).double()
+        labels = np.concatenate([arrays["labels"] for arrays in evaluations])
+        confidence, predicted = (part.numpy() for part in logits.softmax(1).max(1))
+        index = np.ceil(confidence * CONFIDENCE_BINS).clip(1, CONFIDENCE_BINS)
+        parts = [index == bin for bin in np.unique(index)]
+        points = [(float(confidence[part].mean()), float((predicted == labels)[part].mean())) for part in parts]
+        numbers[name] = {"points": points, "images": [int(part.sum()) for part in parts]}
+        confident, right = zip(*points, strict=True)
+        axes.plot(confident, right, color=colour, alpha=0.5)
+        sizes = [4 + 200 * float(part.mean()) for part in parts]  # few images make a point that says little
+        axes.scatter(confident, right, s=sizes, color=colour, label=name)
+    if numbers:
+        axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=0.8)
+        axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+        axes.set_title("Is the confidence right?")
+        axes.legend(fontsize=8)
+    return numbers
