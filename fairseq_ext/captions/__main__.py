@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from fairseq_ext.captions import extract as extraction
 from fairseq_ext.captions import page as pages
 from fairseq_ext.captions import prepare as preparation
 from fairseq_ext.captions import score as scoring
 from fairseq_ext.training.program import Program
 
 main = Program("fairseq_ext.captions", __doc__, prog="fairseq-ext captions")
+
+
+@main.command
+def extract(options: extraction.ExtractOptions) -> str:
+    """Features from pixels, for a folder of pictures with captions and nothing else."""
+    return extraction.extract(options)
 
 
 @main.command

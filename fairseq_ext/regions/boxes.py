@@ -39,11 +39,17 @@ def check_boxes(boxes: np.ndarray, width: float, height: float, origin: str) -> 
     return inside
 
 
-def grid_cells(rows: int, columns: int, width: float, height: float) -> np.ndarray:
-    """The boxes ``(rows * columns, 4)`` of the equal cells of an image, row by row."""
+def grid_cells(rows: int, columns: int, width: float, height: float, padded: bool = False) -> np.ndarray:
+    """The boxes ``(rows * columns, 4)`` of the equal cells of an image, row by row.
+
+    Where it was ``padded``, they are of the square around it, and reach out of it.
+    """
     top, left = np.divmod(np.arange(rows * columns), columns)
     corners = np.stack([left / columns, top / rows, (left + 1) / columns, (top + 1) / rows], 1)
-    return corners * [width, height, width, height]
+    if not padded:
+        return corners * [width, height, width, height]
+    side = max(width, height)
+    return corners * side - np.array([side - width, side - height] * 2) / 2
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ folder of ``*.npz``             bottom-up-attention.pytorch: ``x``, ``bbox`` (pi
                                 UNITER: ``features``, ``norm_bb`` (fractions), ``conf`` where there is one
 ``NAME_att/*.npz``              ImageCaptioning.pytorch: ``feat``, with boxes in ``NAME_box/*.npy``, or of a grid
 folder of ``*.npy``, ``*.npz``  vectors of a grid, ``(h, w, D)`` or ``(h * w, D)``; in an npz the array ``features``
-one ``*.npz``                   the grids of all images, ``features`` ``(N, h * w, D)``, and their ``names`` ``(N,)``
+one ``*.npz``                   the grids of all images, ``features`` ``(N, h * w, D)`` or ``(N, h, w, D)``, their
+                                ``names`` ``(N,)``; where there are, ``sizes`` ``(N, 2)``, and ``padded``: whether
+                                the grids are of the squares around the images
 ==============================  ==================================================================================
 
 Arrays with other names are not looked at: some are pickled, and could run code. Images are matched across files by
@@ -42,10 +44,12 @@ class Images:
     Attributes:
         sizes: width and height of images by key, where they are told.
         grid: rows and columns of each image's vectors, where they have no boxes and are of no square.
+        padded: whether they are of the square around the image.
     """
 
     sizes: Sizes = field(default_factory=dict)
     grid: tuple[int, ...] = ()
+    padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,13 +106,21 @@ def _folder(path: Path, images: Images) -> FeatureSet:
 
 
 def _archive(path: Path, images: Images) -> FeatureSet:
-    names = load_npz(path, "names").get("names", np.zeros(0)).reshape(-1).tolist()
+    arrays = load_npz(path, "names", "sizes", "padded")
+    names = arrays.get("names", np.zeros(0)).reshape(-1).tolist()
     keys = [image_key(str(name)) for name in names]
     if not keys or len(set(keys)) != len(keys):
         raise DataError(f"{path}: array 'names' must have a name for each image, got {len(set(keys))} different ones")
     shape, _ = stream_npz(path, "features")
     if shape[0] != len(keys):
         raise DataError(f"{path}: features {shape} and {len(keys)} names")
+
+    if "sizes" in arrays:
+        sizes = _numbers(path, "sizes", arrays["sizes"])
+        if sizes.shape != (len(keys), 2):
+            raise DataError(f"{path}: sizes {sizes.shape} of {len(keys)} images")
+        told = {key: (float(width), float(height)) for key, (width, height) in zip(keys, sizes, strict=True)}
+        images = Images(told, images.grid, bool(arrays.get("padded", False)))
 
     def read(wanted: Callable[[str], bool]) -> Iterator[Regions]:
         for key, array in zip(keys, stream_npz(path, "features")[1], strict=True):
@@ -150,7 +162,7 @@ def _grid(origin: str, key: str, vectors: np.ndarray, images: Images) -> Regions
     width, height = images.sizes.get(key, (1, 1))
     vectors = vectors.reshape(cells, vectors.shape[-1])
     rows, columns = map(int, shape)
-    boxes = grid_cells(rows, columns, width, height)
+    boxes = grid_cells(rows, columns, width, height, images.padded)
     return Regions(key, width, height, boxes, origin, features=vectors, grid=(rows, columns))
 
 

@@ -83,7 +83,7 @@ def category_names(folder: Path) -> list[str] | None:
 
 
 def read_records(
-    path: Path, num_labels: int | None, need_captions: bool, *, need_boxes: bool = True, language: str = ""
+    path: Path, num_labels: int | None, need_captions: bool, *, need_boxes: bool = True, language: str | None = ""
 ) -> Iterator[Record]:
     """The checked images of one file.
 
@@ -92,7 +92,7 @@ def read_records(
         num_labels: number of region classes, where boxes must have a label.
         need_captions: refuse images without captions.
         need_boxes: refuse images without boxes; else boxes and labels are not looked at.
-        language: of the captions, where they are in several.
+        language: of the captions, where they are in several; None: captions are not read.
 
     Raises:
         DataError: names the file and the line.
@@ -166,8 +166,8 @@ def _boxes(value: Mapping[str, Any], origin: str, num_labels: int | None) -> tup
     return boxes, None if num_labels is None else table[:, 4].astype(np.int64)
 
 
-def _captions(value: Mapping[str, Any], origin: str, needed: bool, language: str) -> tuple[str, ...]:
-    captions = value.get("captions", [])
+def _captions(value: Mapping[str, Any], origin: str, needed: bool, language: str | None) -> tuple[str, ...]:
+    captions = value.get("captions", []) if language is not None else []
     if isinstance(captions, dict):
         if not language and captions:
             raise DataError(f"{origin}: captions in {len(captions)} languages; --language chooses one: {few(captions)}")

