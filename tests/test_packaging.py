@@ -167,7 +167,7 @@ def test_constraints_pin_every_core_and_test_requirement():
 def test_the_extras_are_complete():
     extras = PROJECT["optional-dependencies"]
     languages = {"chinese", "japanese", "korean"}
-    used = {"fairseq", "quickstart", "graph", "vl", "demo", "moses", "triton", "benchmarks"}
+    used = {"fairseq", "quickstart", "graph", "vl", "captions", "demo", "moses", "triton", "benchmarks"}
     assert set(extras) == languages | used | {"test", "all"}
     assert set(extras["all"][0].removeprefix("fairseq-ext[").removesuffix("]").split(",")) == set(extras) - {"all"}
     assert PROJECT["requires-python"] == ">=3.11,<3.13"
@@ -176,6 +176,7 @@ def test_the_extras_are_complete():
 # What the code of a folder may expect beside the core. Of an entry of the table the longest path counts.
 EXTRAS = {
     "fairseq_ext": ("fairseq",),
+    "fairseq_ext/captions": ("fairseq", "captions", "vl"),
     "fairseq_ext/modules": (),
     "fairseq_ext/losses": (),
     "fairseq_ext/kernels": ("triton",),
@@ -196,7 +197,7 @@ INSTALLED_AS = {
     "bitarray": "ve-fairseq",
     "fairseq": "ve-fairseq",
 }
-OPTIONAL = {"datasets", "timm", "sacremoses", "subword_nmt"}
+OPTIONAL = {"datasets", "timm", "sacremoses", "subword_nmt", "pycocoevalcap"}
 """Imported where they are there, or where an option asks for them."""
 
 

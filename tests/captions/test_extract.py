@@ -1,0 +1,185 @@
+"""Features of pictures: what is made anew, what is not, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
+
+from fairseq_ext.captions import extract as extraction
+from fairseq_ext.captions.extract import ExtractOptions, extract
+from fairseq_ext.captions.networks import LITE0
+from fairseq_ext.captions.prepare import PrepareOptions, prepare
+from fairseq_ext.captions.projection import Projection
+from fairseq_ext.captions.store import Preparation, Split
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
+from tests.helpers import require_data
+
+COLOURS = {"red.png": (255, 0, 0), "green.jpg": (0, 255, 0), "blue.png": (0, 0, 255), "grey.png": (128, 128, 128)}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        Image.new("RGB", (40 + 20 * number, 50), colour).save(folder / ("more" if number else ".") / name)
+    return folder
+
+
+@pytest.fixture
+def network(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 4, "hidden_sizes": [4, 6], "depths": [1, 1], "layer_type": "basic"}
+    ResNetModel(ResNetConfig(**sizes)).save_pretrained(tmp_path / "resnet")
+    return tmp_path / "resnet"
+
+
+def options(folder, model, **more) -> ExtractOptions:
+    given = {"pictures": str(folder), "out": str(folder.parent / "out.npz"), "network": str(model), "size": 32}
+    return ExtractOptions(**given | {"batch_size": 3, "device": "cpu"} | more)
+
+
+def test_features_of_pictures(pictures, network):
+    assert extract(options(pictures, network)).endswith("out.npz: features 4 x 4 x 4 x 6")
+    with np.load(pictures.parent / "out.npz") as archive:
+        features, names, sizes = archive["features"], archive["names"], archive["sizes"]
+    assert features.dtype == np.float16 and sorted(names) == sorted(COLOURS)
+    assert {name: size for name, size in zip(names, sizes.tolist(), strict=True)}["red.png"] == [40, 50]
+    assert not (pictures.parent / "out.npz.parts").exists()
+
+
+def test_a_picture_is_put_on_a_grey_square(pictures):
+    square, size = extraction._square(pictures / "red.png", 50)
+    assert size == (40, 50) and square.shape == (50, 50, 3)
+    assert (square[:, 5:45] == [255, 0, 0]).all() and (square[:, [*range(5), *range(45, 50)]] == 128).all()
+    clear = Image.new("RGBA", (20, 40), (255, 0, 0, 0))
+    clear.putpixel((19, 39), (0, 255, 0, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera on its side
+    clear.save(pictures / "clear.png", exif=exif)
+    square, size = extraction._square(pictures / "clear.png", 40)
+    assert size == (40, 20) and square[29, 0].tolist() == [0, 255, 0] and (square[:25] == 128).all()
+
+
+def test_a_killed_extraction_is_resumed(pictures, network, monkeypatch):
+    square, seen = extraction._square, []
+
+    def killed(path, size):
+        seen.append(path.name)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return square(path, size)
+
+    monkeypatch.setattr(extraction, "_square", killed)
+    with pytest.raises(KeyboardInterrupt):
+        extract(options(pictures, network))
+    assert not (pictures.parent / "out.npz").exists()
+    with pytest.raises(OptionError, match=r"out.npz.parts is of other pictures or options"):
+        extract(options(pictures, network, size=64))
+    extract(options(pictures, network))
+    assert seen[4:] == seen[3:4], "the first batch was there"
+    resumed = (pictures.parent / "out.npz").read_bytes()
+    seen[:] = [""] * 9
+    extract(options(pictures, network))
+    assert len(seen) == 9 + 4
+    with np.load(pictures.parent / "out.npz") as archive:
+        assert np.isfinite(archive["features"]).all() and len(resumed) == (pictures.parent / "out.npz").stat().st_size
+
+
+def test_components_are_of_the_pictures_that_are_named_and_can_be_used_again(pictures, network):
+    lines = pictures.parent / "train.jsonl"
+    lines.write_text('{"image": "more/green.jpg", "captions": {"en": "a", "de": "b"}}\n{"image_id": "red"}\n')
+    extract(options(pictures, network))
+    with np.load(pictures.parent / "out.npz") as archive:
+        whole = dict(zip(archive["names"].tolist(), archive["features"].astype(np.float64), strict=True))
+    report = extract(options(pictures, network, pca=2, pca_images=str(lines)))
+    fitted = np.concatenate([whole[name].reshape(-1, 6) for name in ("green.jpg", "red.png")])
+    _, values, vectors = np.linalg.svd(fitted - fitted.mean(0), full_matrices=False)
+    assert report.endswith(f", {(values[:2] ** 2).sum() / (values**2).sum():.0%} of the variance")
+    components = Projection.load(pictures.parent / "out.pca.npz")
+    assert abs(components.components @ vectors[:2].T).round(3).tolist() == np.eye(2).tolist()
+    with np.load(pictures.parent / "out.npz") as archive:
+        blue = archive["features"][archive["names"].tolist().index("blue.png")]
+    assert blue == pytest.approx(components(whole["blue.png"]), abs=2e-2)
+    extract(
+        options(pictures, network, out=str(pictures.parent / "b.npz"), pca_file=str(pictures.parent / "out.pca.npz"))
+    )
+    with np.load(pictures.parent / "b.npz") as archive:
+        assert (archive["features"][archive["names"].tolist().index("blue.png")] == blue).all()
+
+
+def test_the_tokens_of_a_vision_transformer_are_a_grid(pictures, tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(tmp_path / "vit")
+    assert extract(options(pictures, tmp_path / "vit")).endswith("features 4 x 4 x 4 x 8")
+    with pytest.raises(CheckpointError, match="vit: gives no features of"):
+        extract(options(pictures, tmp_path / "vit", size=64, out=str(tmp_path / "other.npz")))
+
+
+def broken(pictures):
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+
+
+def twice(pictures):
+    Image.new("RGB", (9, 9)).save(pictures / "green.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "error", "message"),
+    [
+        (broken, {}, DataError, "broken.jpg: cannot be read as a picture"),
+        (twice, {}, DataError, "green.jpg: of the same name as .*green.png|green.png: of the same name as .*green.jpg"),
+        (None, {"pictures": "nowhere"}, OptionError, "PICTURES: nowhere is not a folder"),
+        (None, {"network": "nowhere"}, OptionError, "--network: 'nowhere' is neither efficientnet-lite0 nor a folder"),
+        (None, {"pca": 7}, OptionError, "--pca 7: at most 6"),
+        (None, {"pca": 2, "pca_file": "x"}, OptionError, "--pca 2: has no effect with --pca-file x"),
+        (None, {"pca_images": "x"}, OptionError, "--pca-images x: has no effect without --pca"),
+        (None, {"out": "x.npy"}, OptionError, "OUT must end in .npz, got x.npy"),
+    ],
+)
+def test_refused(pictures, network, change, more, error, message):
+    if change:
+        change(pictures)
+    with pytest.raises(error, match=message) as refusal:
+        extract(options(pictures, network, **more))
+    assert "\n" not in str(refusal.value)
+    assert not list(pictures.parent.glob("*.npz"))
+
+
+def test_other_models_and_empty_folders_are_refused(pictures, tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(**sizes, vocab_size=9)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(CheckpointError, match="bert: gives no features of"):
+        extract(options(pictures, tmp_path / "bert"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="empty: cannot be loaded"):
+        extract(options(pictures, tmp_path / "empty", out=str(tmp_path / "other.npz")))
+    with pytest.raises(OptionError, match="PICTURES: none in"):
+        extract(options(tmp_path / "empty", LITE0))
+
+
+def test_pictures_with_captions_are_enough(tmp_path):
+    source = require_data("captioning/tuxpaint_stamps")
+    pytest.importorskip("efficientnet_lite_pytorch")
+    (tmp_path / "images").mkdir()
+    for split in ("train", "valid", "test"):
+        line = gzip.open(source / f"{split}.jsonl.gz", "rt").readline()
+        (tmp_path / f"{split}.jsonl").write_text(line)
+        image = json.loads(line)["image"]
+        (tmp_path / image).write_bytes((source / image).read_bytes())
+    extract(ExtractOptions(pictures=str(tmp_path / "images"), out=str(tmp_path / "grid_features.npz"), pca=8))
+    prepare(PrepareOptions(source=(str(tmp_path),), data=str(tmp_path / "data"), language="de", min_count=1))
+    preparation = Preparation.load(tmp_path / "data")
+    assert (preparation.kind, preparation.grid, preparation.feature_dim) == ("grid", (7, 7), 8)
+    split = Split(tmp_path / "data", "test", preparation)
+    assert np.isfinite(split.features[:]).all() and split.features[:].std() > 0.1
+    # Cells are of the square around the picture.
+    width, height = split.sizes[0]
+    left, top, right, bottom = split.boxes[0, 0], split.boxes[0, 1], split.boxes[-1, 2], split.boxes[-1, 3]
+    assert right - left == bottom - top == max(width, height) and left + right == pytest.approx(width)
