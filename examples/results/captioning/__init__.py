@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="rows, where a data set has them"
     )
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 1 on")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--epochs", type=int, help="training epochs, instead of the data set's own")
 
 
@@ -51,24 +53,25 @@ def _measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
     runs: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     planned = list(product(range(1, options.seeds + 1), arms))
     dense: Evaluation | None = None
-    for number, (seed, arm) in enumerate(planned, 1):
-        run, evaluation = train_and_score(name, arm, seed, data, out, options.epochs)
-        dense = evaluation if arm == "dense" else dense
-        runs[arm][f"seed{seed}"] = run | _beside(evaluation, dense if "dense" in arms else None)
-        print(f"{name}, {arm}, seed {seed}: CIDEr-D {100 * run['cider_d']:.1f}", flush=True)
-        trained = [{"system": arm, "runs": of_arm} for arm, of_arm in runs.items() if of_arm]
-        yield {
-            "name": f"captioning_{name}",
-            "dataset": name,
-            "images": len(test),
-            "train_images": len(train),
-            "references": sum(map(len, test.references)) / len(test),
-            "settings": {**experiment._asdict(), "epochs": options.epochs or experiment.epochs},
-            "environments": unique(run["environment"] for of_arm in runs.values() for run in of_arm.values()),
-            "rows": [*rows, *trained],
-            "human": people and _scores(people),
-            "missing": [f"{arm}, seed {seed}" for seed, arm in planned[number:]],
-        }
+    with ThreadPoolExecutor(options.jobs) as pool:
+        finished = pool.map(lambda cell: train_and_score(name, cell[1], cell[0], data, out, options.epochs), planned)
+        for number, ((seed, arm), (run, evaluation)) in enumerate(zip(planned, finished, strict=True), 1):
+            dense = evaluation if arm == "dense" else dense
+            runs[arm][f"seed{seed}"] = run | _beside(evaluation, dense if "dense" in arms else None)
+            print(f"{name}, {arm}, seed {seed}: CIDEr-D {100 * run['cider_d']:.1f}", flush=True)
+            trained = [{"system": arm, "runs": of_arm} for arm, of_arm in runs.items() if of_arm]
+            yield {
+                "name": f"captioning_{name}",
+                "dataset": name,
+                "images": len(test),
+                "train_images": len(train),
+                "references": sum(map(len, test.references)) / len(test),
+                "settings": {**experiment._asdict(), "epochs": options.epochs or experiment.epochs},
+                "environments": unique(run["environment"] for of_arm in runs.values() for run in of_arm.values()),
+                "rows": [*rows, *trained],
+                "human": people and _scores(people),
+                "missing": [f"{arm}, seed {seed}" for seed, arm in planned[number:]],
+            }
 
 
 def _scores(evaluation: Evaluation) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
                 if curves:
                     updates = [update for update, _ in min(curves, key=len)]
                     means = [statistics.fmean(value for _, value in points) for points in zip(*curves, strict=False)]
-                    axis.plot(updates, means, label=row["system"], linewidth=1.6)
+                    axis.plot(updates, means, label=row["system"], marker=".", linewidth=1.6)
             axis.set_xlabel("updates")
             axis.set_ylabel(label)
             axis.grid(alpha=0.3)
