@@ -11,7 +11,7 @@ __all__ = ["CAPTIONING"]
 COCO = Data(
     "coco",
     folder="data-bin/coco",
-    prepare="fairseq-ext captions prepare REGIONS {data}",
+    prepare="fairseq-ext captions prepare dataset_coco.json {data} --features FEATURES",
     score="fairseq-ext captions score {data} --generated {save}/generate.txt --out {save}/scores.json",
 )
 
