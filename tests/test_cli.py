@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import io
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from fairseq_ext import checkpoint_averaging, cli, compat
+from fairseq_ext.captions import __main__ as captions
 from fairseq_ext.modules.packed_linear import INFERENCE_DTYPES, processor_note
 from fairseq_ext.recipes import RECIPES
 from fairseq_ext.recipes.commands import GIVEN, adapted, commands, sources
@@ -491,3 +493,14 @@ def test_help_and_version(run):
     assert all(option in out for option in ("--inputs", "--output", "--last", "--by", "--upper", "--ema"))
     assert run()[0] == 2
     assert run("unknown")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["list", "captions"])
+def test_a_reader_that_leaves_ends_a_command_quietly(monkeypatch, command):
+    def leave(*arguments):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_list", leave)
+    monkeypatch.setattr(captions, "main", leave)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert cli.main([command]) == 0

@@ -59,10 +59,12 @@ def embedded(path: Path) -> str:
 
     try:
         with Image.open(path) as picture:
-            shrunk = picture.convert("RGB")
+            shrunk = picture.convert("RGBA")
             shrunk.thumbnail((LONGEST, LONGEST))
+            opaque = Image.new("RGBA", shrunk.size, "white")
+            opaque.alpha_composite(shrunk)
             file = io.BytesIO()
-            shrunk.save(file, "JPEG", quality=80)
+            opaque.convert("RGB").save(file, "JPEG", quality=80)
     except Exception as error:  # damaged files make Pillow raise many types
         raise DataError(f"{path}: cannot be read as a picture: {' '.join(str(error).split())}") from error
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

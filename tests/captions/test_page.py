@@ -140,6 +140,10 @@ def test_pictures_are_embedded_small(data, generated, pictures):
     kind, _, code = images[0]["href"].partition(",")
     assert kind == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(code))).size == (480, 320)
+    Image.new("RGBA", (120, 80), (0, 0, 0, 0)).save(pictures / "11.png")
+    images = paged(data, generated, pictures=str(pictures), order="best", count=1).of("image")
+    picture = Image.open(io.BytesIO(base64.b64decode(images[0]["href"].partition(",")[2])))
+    assert min(picture.getpixel((9, 9))) > 250, "what is transparent"
 
 
 @pytest.mark.parametrize("change", ["missing", "twice", "damaged", "no folder"])
