@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from fairseq_ext.captions.drawing import embedded
 from fairseq_ext.captions.page import PageOptions, write_page
 from fairseq_ext.training.errors import InputError
 from tests.captions.splits import REFERENCES, write_generated, write_split
@@ -134,15 +135,15 @@ def pictures(tmp_path):
     return folder
 
 
-def test_pictures_are_embedded_small(data, generated, pictures):
+def test_pictures_are_embedded_small(data, generated, pictures, tmp_path):
     images = paged(data, generated, pictures=str(pictures)).of("image")
     assert len(images) == 4 and {image["width"] for image in images} == {"120"}, "drawn in the units of the boxes"
     kind, _, code = images[0]["href"].partition(",")
     assert kind == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(code))).size == (480, 320)
-    Image.new("RGBA", (120, 80), (0, 0, 0, 0)).save(pictures / "11.png")
-    images = paged(data, generated, pictures=str(pictures), order="best", count=1).of("image")
-    picture = Image.open(io.BytesIO(base64.b64decode(images[0]["href"].partition(",")[2])))
+    transparent = tmp_path / "transparent.png"
+    Image.new("RGBA", (120, 80), (0, 0, 0, 0)).save(transparent)
+    picture = Image.open(io.BytesIO(base64.b64decode(embedded(transparent).partition(",")[2])))
     assert min(picture.getpixel((9, 9))) > 250, "what is transparent"
 
 
