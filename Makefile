@@ -20,7 +20,7 @@ CHECK := import platform, sys; \
 PROBLEM = $(shell $(PYTHON) -c '$(CHECK)' 2>/dev/null || echo '$(NEEDS), but `$(PYTHON)` does not run: try `make PYTHON=python3.12 ...`')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test coverage lint recipes results benchmarks gpu clean
+.PHONY: help quickstart test coverage lint style recipes results benchmarks gpu clean
 
 help:
 	@echo "make quickstart   install, then train and translate on the embedded corpus (examples/quickstart)"
@@ -36,16 +36,21 @@ help:
 quickstart: $(VENV)/.installed
 	$(RUN) -m examples.quickstart
 
-test: lint
-	$(RUN) -m pytest -n $(JOBS) --dist worksteal --durations 10
+# The type checker beside the tests, as it keeps one core busy for half a minute; what it finds is shown after them.
+test: style
+	$(RUN) -m mypy >$(VENV)/mypy.log 2>&1 & types=$$!; \
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal --durations 10; tests=$$?; \
+	wait $$types || { cat $(VENV)/mypy.log; exit 1; }; exit $$tests
 
 coverage: $(VENV)/.installed-test
 	$(RUN) -m pytest -n $(JOBS) --dist worksteal --cov --cov-report term-missing:skip-covered
 
-lint: $(VENV)/.installed-test
+lint: style
+	$(RUN) -m mypy
+
+style: $(VENV)/.installed-test
 	$(RUN) -m ruff check $(SOURCES)
 	$(RUN) -m ruff format --check $(SOURCES)
-	$(RUN) -m mypy
 
 recipes: $(VENV)/.installed
 	$(RUN) -m fairseq_ext.recipes

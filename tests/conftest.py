@@ -1,14 +1,20 @@
-"""Settings for the whole suite: one thread (the tests run in parallel processes), no hypothesis deadline; GPU tests."""
+"""Settings for the whole suite: one thread (the tests run in parallel processes), no hypothesis deadline; GPU tests;
+what runs fairseq's commands."""
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests.fairseq_commands import FairseqServer
 
 if not torch.cuda.is_available():
     # Before anything imports Triton, which decorates functions of its own then: kernels are interpreted in these tests.
@@ -32,3 +38,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def fairseq_server() -> Iterator[FairseqServer]:
+    server = FairseqServer()
+    yield server
+    server.close()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected lives to the end: no collection of garbage, as after each training, walks it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else nanobind, in Triton, reports what is still there when Python ends

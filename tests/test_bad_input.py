@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fairseq_commands import FairseqCommands, Outcome
+from tests.fairseq_commands import FairseqCommands, FairseqServer, Outcome
 from tests.test_end_to_end import COMBINED, SCHEDULE, TINY, USER_DIR, make_data_bin, updates
 
 
 class Workshop(FairseqCommands):
     """A folder with a data-bin and a trained model."""
 
-    def __init__(self, folder: Path):
-        super().__init__(folder)
-        self.data_bin = make_data_bin(folder)
+    def __init__(self, folder: Path, server: FairseqServer):
+        super().__init__(folder, server)
+        self.data_bin = make_data_bin(self)
         outcome = self.train("--save-dir", self.good, "--max-update", "3")
         assert outcome.code == 0, outcome.stderr[-6000:]
 
@@ -34,10 +34,8 @@ class Workshop(FairseqCommands):
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
-    workshop = Workshop(tmp_path_factory.mktemp("workshop"))
-    yield workshop
-    workshop.close()
+def workshop(tmp_path_factory, fairseq_server):
+    return Workshop(tmp_path_factory.mktemp("workshop"), fairseq_server)
 
 
 @pytest.mark.parametrize(

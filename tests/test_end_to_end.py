@@ -1,4 +1,4 @@
-"""The commands a user types, each in a process of its own: train, kill, resume, average, translate."""
+"""The commands a user types: train, kill, resume, average, translate; two of them in an interpreter of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairseq_ext import compat
+from fairseq_ext import cli, compat
+from tests.fairseq_commands import FairseqCommands
 from tests.helpers import ROOT, python_path
 
 PAIRS = """
@@ -79,44 +80,30 @@ SCHEDULE = [
 ]
 
 
-def start(module: str, *arguments: object, cwd: Path, **options) -> subprocess.Popen:
-    """``python -m module arguments`` on one thread, where equal runs give equal bits."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
-    return subprocess.Popen(
+def run(module: str, *arguments: object, cwd: Path) -> str:
+    """The output of ``python -m module arguments`` on one thread, where equal runs give equal bits."""
+    done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=cwd,
-        env=environment,
-        stdin=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        **options,
     )
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
 
 
-def finish(process: subprocess.Popen, stdin: str | None = None) -> str:
-    """The output of a process that must succeed."""
-    try:
-        output, _ = process.communicate(stdin, timeout=240)
-    finally:
-        process.kill()
-    assert process.returncode == 0, output[-6000:]
-    return output
-
-
-def run(module: str, *arguments: object, cwd: Path, stdin: str | None = None) -> str:
-    return finish(start(module, *arguments, cwd=cwd), stdin)
-
-
-def make_data_bin(folder: Path) -> Path:
+def make_data_bin(fairseq: FairseqCommands) -> Path:
     """The pairs above, binarised by ``fairseq-preprocess``."""
+    folder = fairseq.folder
     pairs = [line.split("|") for line in PAIRS.splitlines()]
     for split, chosen in SPLITS.items():
         for side, language in enumerate(("de", "en")):
             text = "".join(f"{pair[side]}\n" for pair in pairs[chosen])
             (folder / f"{split}.{language}").write_text(text, encoding="utf-8")
     prefixes = [word for split in SPLITS for word in (f"--{split}pref", split)]
-    run("fairseq_cli.preprocess", "-s", "de", "-t", "en", *prefixes, "--destdir", "data-bin", cwd=folder)
+    fairseq.must("fairseq_cli.preprocess", "-s", "de", "-t", "en", *prefixes, "--destdir", "data-bin")
     return folder / "data-bin"
 
 
@@ -137,8 +124,13 @@ def assert_same_bits(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def data_bin(tmp_path_factory):
-    return make_data_bin(tmp_path_factory.mktemp("corpus"))
+def data_bin(tmp_path_factory, fairseq_server):
+    return make_data_bin(FairseqCommands(tmp_path_factory.mktemp("corpus"), fairseq_server))
+
+
+@pytest.fixture
+def fairseq(tmp_path, fairseq_server):
+    return FairseqCommands(tmp_path, fairseq_server)
 
 
 def training(data_bin: Path, save_dir: Path, user_dir: object, *more: object) -> list[object]:
@@ -156,48 +148,44 @@ def trained(data_bin, tmp_path_factory):
     return save_dir
 
 
-def test_a_killed_run_resumes_to_the_same_bits(trained, data_bin, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bits(trained, data_bin, fairseq, tmp_path):
     command = training(data_bin, tmp_path / "save", USER_DIR)
     # The victim would run on for long: that it is killed in the middle does not depend on the machine's speed.
-    victim = start("fairseq_cli.train", *command, "--max-update", "100000", cwd=tmp_path, start_new_session=True)
+    (victim,) = fairseq.start([("fairseq_cli.train", *command, "--max-update", "100000")])
     deadline = time.monotonic() + 200
-    while not (tmp_path / "save" / "checkpoint_last.pt").exists():
-        assert victim.poll() is None, victim.communicate()[0][-6000:]
-        assert time.monotonic() < deadline
+    while not (tmp_path / "save" / "checkpoint_last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.001)
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
-    assert victim.returncode == -signal.SIGKILL
+    os.kill(victim, signal.SIGKILL)
+    (outcome,) = fairseq.finish()
+    assert outcome.code == -signal.SIGKILL, outcome.stderr[-6000:]
 
     last = tmp_path / "save" / "checkpoint_last.pt"
     done = updates(last)
     assert done % 10 and done < 13, f"killed at update {done}, which is not inside the epochs of the straight run"
-    log = run("fairseq_cli.train", *command, "--max-update", "13", cwd=tmp_path)
+    log = fairseq.must("fairseq_cli.train", *command, "--max-update", "13").output
     assert re.search(rf"Loaded checkpoint {last} \(epoch \d+ @ {done} updates\)", log)
     assert updates(last) == 13
     assert_same_bits(last, trained / "checkpoint_last.pt")
 
 
-def test_average_ensemble_generate_and_interactive(trained, data_bin, tmp_path):
+def test_average_ensemble_generate_and_interactive(trained, data_bin, fairseq, tmp_path):
     average = tmp_path / "average.pt"
-    run(
-        *("fairseq_ext.cli", "average", "--inputs", trained, "--last", "3", "--by", "update", "--output", average),
-        cwd=tmp_path,
-    )
+    cli.main(["average", "--inputs", str(trained), "--last", "3", "--by", "update", "--output", str(average)])
     parts = [weights(trained / f"checkpoint_{name}.pt") for name in ("1_6", "1_9", "2_12")]
     for name, value in weights(average).items():
         torch.testing.assert_close(value, sum(part[name].double() for part in parts).div(3).to(value.dtype))
 
-    common = ("--user-dir", "fairseq_ext", "--beam", "3", "--cpu")
+    common = ("--user-dir", USER_DIR, "--beam", "3", "--cpu")
     ensemble = f"{average}:{trained / 'checkpoint_last.pt'}"
-    log = run("fairseq_cli.generate", data_bin, *common, "--path", ensemble, "--scoring", "sacrebleu", cwd=ROOT)
+    scored = ("--path", ensemble, "--scoring", "sacrebleu")
+    log = fairseq.must("fairseq_cli.generate", data_bin, *common, *scored).output
     assert sorted(map(int, re.findall(r"^H-(\d+)\t", log, re.MULTILINE))) == list(range(13))
     assert "Translated 13 sentences" in log
     assert "BLEU" in log
 
     sentences = "der zug kommt .\nwo ist die katze ?\nguten morgen .\n"
-    options = ("--user-dir", USER_DIR, "--beam", "3", "--cpu", "-s", "de", "-t", "en", "--path", average)
-    log = run("fairseq_cli.interactive", data_bin, *options, cwd=tmp_path, stdin=sentences)
+    options = (*common, "-s", "de", "-t", "en", "--path", average)
+    log = fairseq.must("fairseq_cli.interactive", data_bin, *options, stdin=sentences).output
     assert re.findall(r"^S-\d+\t(.*)$", log, re.MULTILINE) == sentences.splitlines()
     assert len(re.findall(r"^D-\d+\t", log, re.MULTILINE)) == 3
 
@@ -216,7 +204,7 @@ def test_from_pretrained_in_a_fresh_process(trained, data_bin, tmp_path):
     assert re.search(r"^answer: '.*'$", log, re.MULTILINE)
 
 
-def test_hydra_preset_with_eval_bleu_resumes(data_bin, tmp_path):
+def test_hydra_preset_with_eval_bleu_resumes(data_bin, fairseq, tmp_path):
     """BLEU counts are NumPy arrays in the checkpoint, which torch's safe loader refuses without our repair."""
     sizes = [
         f"++model.{side}_{name}" for side in ("encoder", "decoder") for name in ("embed_dim=16", "ffn_embed_dim=16")
@@ -238,48 +226,42 @@ def test_hydra_preset_with_eval_bleu_resumes(data_bin, tmp_path):
             "++checkpoint.no_epoch_checkpoints=true",
         ),
     ]
-    log = run("fairseq_cli.hydra_train", *command, "++optimization.max_update=5", cwd=tmp_path)
-    assert "valid_bleu" in log
+    assert "valid_bleu" in fairseq.must("fairseq_cli.hydra_train", *command, "++optimization.max_update=5").output
     last = tmp_path / "save" / "checkpoint_last.pt"
     assert updates(last) == 5
-    log = run("fairseq_cli.hydra_train", *command, "++optimization.max_update=8", cwd=tmp_path)
-    assert "@ 5 updates" in log
+    assert "@ 5 updates" in fairseq.must("fairseq_cli.hydra_train", *command, "++optimization.max_update=8").output
     assert updates(last) == 8
 
 
-def test_hydra_refuses_in_one_line(data_bin, tmp_path):
+def test_hydra_refuses_in_one_line(data_bin, fairseq):
     command = ["--config-dir", USER_DIR / "conf", "--config-name", "muse_iwslt_de_en", f"++common.user_dir={USER_DIR}"]
     command += ["common.cpu=true", "common.fp16=false", f"task.data={data_bin}", "++model.norm=adanrom"]
-    process = start("fairseq_cli.hydra_train", *command, cwd=tmp_path)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert out.splitlines()[-1].startswith("--norm: 'adanrom' is not one of ") and "Traceback" not in out
+    outcome = fairseq.run("fairseq_cli.hydra_train", *command)
+    assert outcome.code == 2 and not outcome.traceback
+    assert outcome.last_line.startswith("--norm: 'adanrom' is not one of ")
 
 
-def test_hydra_refuses_a_name_without_a_file(data_bin, tmp_path):
+def test_hydra_refuses_a_name_without_a_file(data_bin, fairseq):
     command = ["--config-dir", USER_DIR / "conf", "--config-name", "muse_iwslt_de_em", f"common.user_dir={USER_DIR}"]
-    process = start("fairseq_cli.hydra_train", *command, "common.cpu=true", f"++task.data={data_bin}", cwd=tmp_path)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 2
-    message = out.splitlines()[-1]
-    assert message.startswith("--config-name: there is no muse_iwslt_de_em.yaml in ") and "Traceback" not in out
-    assert message.endswith("; did you mean 'muse_iwslt_de_en'?")
+    outcome = fairseq.run("fairseq_cli.hydra_train", *command, "common.cpu=true", f"++task.data={data_bin}")
+    assert outcome.code == 2 and not outcome.traceback
+    assert outcome.last_line.startswith("--config-name: there is no muse_iwslt_de_em.yaml in ")
+    assert outcome.last_line.endswith("; did you mean 'muse_iwslt_de_en'?")
 
 
-def test_two_processes_train_and_resume(data_bin, tmp_path):
-    def train(max_update: int) -> list[str]:
+def test_two_processes_train_and_resume(data_bin, fairseq, tmp_path):
+    def train(max_update: int) -> str:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         command = training(data_bin, tmp_path / "save", USER_DIR, "--max-update", max_update)
         command += ["--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo", "--distributed-world-size", "2"]
         command += ["--distributed-no-spawn", "--distributed-init-method", address]
-        ranks = [start("fairseq_cli.train", *command, "--distributed-rank", rank, cwd=tmp_path) for rank in (0, 1)]
-        return [finish(rank) for rank in ranks]
+        ranks = [("fairseq_cli.train", *command, "--distributed-rank", rank) for rank in (0, 1)]
+        return fairseq.must_together(ranks)[0].output
 
     last = tmp_path / "save" / "checkpoint_last.pt"
     train(3)
     assert updates(last) == 3
-    logs = train(5)
-    assert "@ 3 updates" in logs[0]
+    assert "@ 3 updates" in train(5)
     assert updates(last) == 5

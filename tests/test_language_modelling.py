@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from fairseq_ext.models import TransformerLanguageModelExt
-from tests.fairseq_commands import FairseqCommands, Outcome
+from tests.fairseq_commands import FairseqCommands, FairseqServer, Outcome
 from tests.helpers import ROOT
 
 WORDS = "a b c d e f g h i j".split()
@@ -39,8 +38,8 @@ BLOCK = 12
 class Workshop(FairseqCommands):
     """A text, and a model of it that has adaptive layers, top-k attention, AdaNorm and the blocks of MUSE."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, server: FairseqServer) -> None:
+        super().__init__(folder, server)
         for split, length in (("train", 60), ("test", 11)):
             lines = [" ".join(WORDS[(i * i + j * j) % 10] for j in range(3 + i % 4)) for i in range(length)]
             (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
@@ -78,10 +77,8 @@ class Workshop(FairseqCommands):
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path_factory.mktemp("workshop"))
-    yield workshop
-    workshop.close()
+def workshop(tmp_path_factory: pytest.TempPathFactory, fairseq_server: FairseqServer) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("workshop"), fairseq_server)
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +158,9 @@ def test_adaptive_spans(workshop: Workshop) -> None:
     outcome, whole = train_spans(workshop, "spans", 6, "--save-interval-updates", 2)
     spans = {name: value for name, value in whole.items() if name.endswith("current_val")}
     assert len(spans) == 2 and all(0 <= z <= 1 for value in spans.values() for z in value.flatten().tolist())
-    logged = [float(value) for value in re.findall(r'"avg_span": "([\d.]+)"', outcome.stdout + outcome.stderr)]
+    logged = [float(value) for value in re.findall(r'"avg_span": "([\d.]+)"', outcome.output)]
     assert logged and all(2 <= value <= 8 for value in logged) and len(set(logged)) > 1
-    assert re.search(r'"span_loss": "0\.\d+"', outcome.stdout + outcome.stderr)
+    assert re.search(r'"span_loss": "0\.\d+"', outcome.output)
 
     middle = workshop.folder / "spans" / "checkpoint_1_2.pt"
     _, resumed = train_spans(workshop, "resumed", 6, "--restore-file", middle)

@@ -10,7 +10,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.search import DiverseBeamSearch
 
-from tests.fairseq_commands import FairseqCommands, Outcome
+from tests.fairseq_commands import FairseqCommands, FairseqServer, Outcome
 from tests.test_end_to_end import PAIRS, SCHEDULE, SPLITS, TINY, USER_DIR
 
 SHORT = ("--max-len-b", "6")
@@ -21,8 +21,8 @@ LONG = "der " * 1100
 class Project(FairseqCommands):
     """Data in three formats, and a model that has learned nothing."""
 
-    def __init__(self, folder: Path):
-        super().__init__(folder)
+    def __init__(self, folder: Path, server: FairseqServer):
+        super().__init__(folder, server)
         pairs = [line.split("|") for line in PAIRS.splitlines()]
         for split, chosen in SPLITS.items():
             for side, language in enumerate(("de", "en")):
@@ -32,11 +32,6 @@ class Project(FairseqCommands):
             options = ["-s", "de", "-t", "en", *prefixes, "--destdir", form, "--dataset-impl", form]
             self.must("fairseq_cli.preprocess", *options)
         self.train("mmap", "--save-dir", "model")
-
-    def must(self, module: str, *arguments: object, stdin: str = "") -> Outcome:
-        outcome = self.run(module, *arguments, stdin=stdin)
-        assert outcome.code == 0, outcome.stderr[-3000:]
-        return outcome
 
     def train(self, data: str, *options: object) -> Outcome:
         plain = ["--user-dir", USER_DIR, "--arch", "transformer_ext", *TINY, *SCHEDULE, "--max-update", "1"]
@@ -63,10 +58,8 @@ def sources(outcome: Outcome) -> dict[int, str]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    project = Project(tmp_path_factory.mktemp("project"))
-    yield project
-    project.close()
+def project(tmp_path_factory, fairseq_server):
+    return Project(tmp_path_factory.mktemp("project"), fairseq_server)
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,8 @@ USER_DIR = ROOT / "fairseq_ext"
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    project = Project(tmp_path_factory.mktemp("project"))
-    yield project
-    project.close()
+def project(tmp_path_factory, fairseq_server):
+    return Project(tmp_path_factory.mktemp("project"), fairseq_server)
 
 
 def scores(outcome) -> dict[str, float]:

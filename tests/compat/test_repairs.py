@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 
 import pytest
 from fairseq import checkpoint_utils, options, utils
@@ -15,7 +12,7 @@ from fairseq.search import DiverseBeamSearch
 from fairseq.tasks import FairseqTask
 
 from fairseq_ext import compat
-from tests.helpers import ROOT
+from tests.fairseq_commands import FairseqCommands
 
 NAMES = [
     *("safe checkpoints", "whole checkpoints", "overrides", "last batch", "numpy names", "cached data", "huffman data"),
@@ -55,10 +52,11 @@ def test_patched_is_a_copy():
 
 
 SCRIPT = """
-import logging, sys
-logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
+import logging, os, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(name)s %(message)s", force=True)
 from fairseq.data import data_utils
 upstream = data_utils.batch_by_size
+name, os.environ[name] = sys.argv[1:]
 from fairseq_ext import compat
 compat.apply()
 print("patched", compat.patched(), data_utils.batch_by_size is upstream)
@@ -66,17 +64,15 @@ print("patched", compat.patched(), data_utils.batch_by_size is upstream)
 
 
 @pytest.mark.parametrize("switch", ["0", "1"])
-def test_log_line_and_off_switch(switch):
-    environment = {**os.environ, compat.OFF_SWITCH: switch}
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=ROOT, env=environment, check=True
-    )
-    lines = [line for line in result.stdout.splitlines() if "fairseq_ext.compat" in line]
+def test_log_line_and_off_switch(switch, tmp_path, fairseq_server):
+    (tmp_path / "repairs.py").write_text(SCRIPT)
+    output = FairseqCommands(tmp_path, fairseq_server).must("repairs", compat.OFF_SWITCH, switch).stdout
+    lines = [line for line in output.splitlines() if "fairseq_ext.compat" in line]
     if switch == "1":
         assert not lines
-        assert "patched [] True" in result.stdout
+        assert "patched [] True" in output
     else:
         assert lines == [
             f"INFO fairseq_ext.compat fairseq repaired: {', '.join(NAMES)} ({compat.OFF_SWITCH}=1 turns this off)"
         ]
-        assert f"patched {NAMES} False" in result.stdout
+        assert f"patched {NAMES} False" in output

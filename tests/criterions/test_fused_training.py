@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.fairseq_commands import FairseqCommands, Outcome
+from tests.fairseq_commands import FairseqCommands, FairseqServer, Outcome
 from tests.test_end_to_end import PAIRS, TINY, USER_DIR
 
 UPDATES = 3
@@ -40,8 +39,8 @@ METRICS = {"loss", "nll_loss", "bonus", "accuracy", "ppl"}
 class Workshop(FairseqCommands):
     """Sentence pairs with one dictionary for both languages, and one side of them as a text."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, server: FairseqServer) -> None:
+        super().__init__(folder, server)
         for side, language in enumerate(("de", "en")):
             lines = [pair.split("|")[side] + "\n" for pair in PAIRS.splitlines()]
             (folder / f"train.{language}").write_text("".join(lines), encoding="utf-8")
@@ -50,15 +49,6 @@ class Workshop(FairseqCommands):
         self.must("fairseq_cli.preprocess", "-s", "de", "-t", "en", "--joined-dictionary", *sets, "--destdir", "pairs")
         sets = ("--trainpref", "train.en", "--validpref", "valid.en")
         self.must("fairseq_cli.preprocess", "--only-source", *sets, "--destdir", "text")
-
-    def must(self, *command: object) -> Outcome:
-        return self.must_together([command])[0]
-
-    def must_together(self, commands: list[tuple[object, ...]]) -> list[Outcome]:
-        outcomes = self.run_together(commands)
-        for outcome in outcomes:
-            assert outcome.code == 0, outcome.stderr[-3000:]
-        return outcomes
 
     def command(self, name: str, folder: str, *options: object) -> tuple[object, ...]:
         data = "text" if name == "language model" else "pairs"
@@ -69,15 +59,13 @@ class Workshop(FairseqCommands):
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path_factory.mktemp("fused"))
-    yield workshop
-    workshop.close()
+def workshop(tmp_path_factory: pytest.TempPathFactory, fairseq_server: FairseqServer) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("fused"), fairseq_server)
 
 
 def metrics(outcome: Outcome) -> list[dict[str, float]]:
     """What the log says about each update and about the validation."""
-    lines = re.findall(r"\b(?:train_inner|valid)(?: \| |:)(\{.*\})$", outcome.stdout + outcome.stderr, re.MULTILINE)
+    lines = re.findall(r"\b(?:train_inner|valid)(?: \| |:)(\{.*\})$", outcome.output, re.MULTILINE)
     parts = ({key.removeprefix("valid_"): float(v) for key, v in json.loads(line).items()} for line in lines)
     return [{key: value for key, value in part.items() if key in METRICS} for part in parts]
 

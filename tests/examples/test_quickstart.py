@@ -110,22 +110,17 @@ def test_curve_of_a_resumed_run_counts_the_later_record(tmp_path):
     assert curve(log, "train_inner", "nll_loss", "num_updates") == ([10, 20], [8.0, 5.0])
 
 
-def test_whole_pipeline_and_second_run(tmp_path):
-    def quickstart() -> str:
-        command = [sys.executable, "-m", "examples.quickstart", "--out", str(tmp_path / "out")]
-        command += ["--pairs", "600", "--vocab", "300", "--updates", "8"]
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    first = quickstart()
+def test_whole_pipeline_and_second_run(tmp_path, capsys):
+    options = ["--out", str(tmp_path / "out"), "--pairs", "100", "--vocab", "150", "--updates", "3"]
+    command = [sys.executable, "-m", "examples.quickstart", *options]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first = done.stdout
     assert "already done" not in first
     out = tmp_path / "out"
     assert (out / "quickstart.png").read_bytes().startswith(b"\x89PNG")
     row = json.loads((out / "results.json").read_text(encoding="utf-8"))["systems"]["combined"]
-    assert row["sentences"] == 60 and len(row["samples"]) == 5
+    assert row["sentences"] == 10 and len(row["samples"]) == 5
     assert row["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|")
     files = (out / "combined" / "test" / "hypotheses.de", out / "corpus" / "test.de")
     hypotheses, references = (file.read_text(encoding="utf-8").splitlines() for file in files)
@@ -134,13 +129,14 @@ def test_whole_pipeline_and_second_run(tmp_path):
         hypotheses[references.index(sample["reference"])] for sample in row["samples"]
     ]
     log = out / "combined" / "fairseq-train.log"
-    assert curve(log, "train_inner", "nll_loss", "num_updates")[0] == list(range(1, 9))
-    assert curve(log, "valid", "valid_nll_loss", "valid_num_updates")[0][-1] == 8
+    assert curve(log, "train_inner", "nll_loss", "num_updates")[0] == [1, 2, 3]
+    assert curve(log, "valid", "valid_nll_loss", "valid_num_updates")[0][-1] == 3
     checkpoint = out / "combined" / "checkpoint_best.pt"
     written = checkpoint.stat().st_mtime_ns
 
     (out / "combined" / "test" / "done.json").unlink()  # as if killed while translating
-    second = quickstart()
+    assert main(options) == 0
+    second = capsys.readouterr().out
     assert second.count("already done") == 3
     assert checkpoint.stat().st_mtime_ns == written
     assert json.loads((out / "results.json").read_text(encoding="utf-8"))["systems"]["combined"]["bleu"] == row["bleu"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.fairseq_commands import FairseqServer
 from tests.gpu.devices import Device
 from tests.gpu.tiny_fairseq import TinyFairseq
 
@@ -31,7 +32,5 @@ def exact_float32() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def fairseq(tmp_path_factory: pytest.TempPathFactory, device: Device) -> Iterator[TinyFairseq]:
-    commands = TinyFairseq(tmp_path_factory.mktemp("fairseq"), device)
-    yield commands
-    commands.close()
+def fairseq(tmp_path_factory: pytest.TempPathFactory, fairseq_server: FairseqServer, device: Device) -> TinyFairseq:
+    return TinyFairseq(tmp_path_factory.mktemp("fairseq"), fairseq_server, device)

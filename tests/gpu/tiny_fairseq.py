@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-from tests.fairseq_commands import FairseqCommands, Outcome
+from tests.fairseq_commands import FairseqCommands, FairseqServer, Outcome
 from tests.gpu.devices import Device
 from tests.test_end_to_end import COMBINED, PAIRS, SPLITS, TINY, USER_DIR
 
@@ -22,8 +21,8 @@ OPTIONS = [
 class TinyFairseq(FairseqCommands):
     """Binarised pairs in ``data-bin``."""
 
-    def __init__(self, folder: Path, device: Device) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, server: FairseqServer, device: Device) -> None:
+        super().__init__(folder, server)
         self.device = device
         pairs = [line.split("|") for line in PAIRS.splitlines()]
         for split, chosen in SPLITS.items():
@@ -32,15 +31,6 @@ class TinyFairseq(FairseqCommands):
                 (folder / f"{split}.{language}").write_text(text, encoding="utf-8")
         prefixes = [word for split in SPLITS for word in (f"--{split}pref", split)]
         self.must("fairseq_cli.preprocess", "-s", "de", "-t", "en", *prefixes, "--destdir", "data-bin")
-
-    def must(self, *command: object) -> Outcome:
-        return self.must_together([command])[0]
-
-    def must_together(self, commands: Sequence[Sequence[object]]) -> list[Outcome]:
-        outcomes = self.run_together(commands)
-        for outcome in outcomes:
-            assert outcome.code == 0, outcome.stdout[-1000:] + outcome.stderr[-5000:]
-        return outcomes
 
     def training(self, folder: str, updates: int, *options: object) -> list[object]:
         """The command that trains the combination of every method, on the device unless ``options`` say ``--cpu``."""
@@ -55,5 +45,5 @@ class TinyFairseq(FairseqCommands):
 
 def logged(outcome: Outcome) -> list[dict[str, float]]:
     """The numbers of each update."""
-    lines = re.findall(r"\btrain_inner\b[^{\n]*(\{.*\})$", outcome.stdout + outcome.stderr, re.MULTILINE)
+    lines = re.findall(r"\btrain_inner\b[^{\n]*(\{.*\})$", outcome.output, re.MULTILINE)
     return [{name: float(value) for name, value in json.loads(line).items()} for line in lines]

@@ -32,7 +32,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
 }
 FEATURES: dict[str, dict[str, Any]] = {
     "pq": {"quant_noise_pq": 0.1, "quant_noise_pq_block_size": 4},
-    "scalar": {"quant_noise_scalar": 0.1},
+    "scalar": {"quant_noise_scalar": 0.1, "layers": 1},  # its statistics take a second of three layers
     "encoder-layerdrop": {"encoder_layerdrop": 0.3},
     "decoder-layerdrop": {"decoder_layerdrop": 0.3},
     "checkpoint": {"checkpoint_activations": True},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import debug_launcher
 from accelerate.state import AcceleratorState
 
 from fairseq_ext.training.errors import InputError
@@ -254,15 +255,11 @@ def test_models_and_queries_that_are_none(trained, data, tmp_path):
         main(["evaluate", *model, "--data", str(other), "--device", "cpu"])
 
 
-def test_two_processes_evaluate_one_image(trained, data, tmp_path):
+def test_two_processes_evaluate_one_image(trained, data, capfd):
     """The second process has no caption to score."""
     command = ["evaluate", "--model", str(trained / "seed1" / "model"), "--data", str(data)]
-    command += ["--device", "cpu", "--images", "1"]
-    result = subprocess.run(
-        [*LAUNCH, "-m", "vision_language.iais", *command], capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD
-    )
-    assert result.returncode == 0, result.stderr
-    printed = json.loads(result.stdout)
+    debug_launcher(main, ([*command, "--device", "cpu", "--images", "1"],), num_processes=2)
+    printed = json.loads(capfd.readouterr().out)
     assert (printed["captions"], printed["images"], printed["ir_r1"]) == (2, 1, 1.0)
 
 

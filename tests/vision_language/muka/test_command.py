@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import io
 import json
-import os
+import multiprocessing
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from fairseq_ext.training.errors import InputError
 from fairseq_ext.training.files import load_safely
-from tests.helpers import ROOT
 from tests.vision_language.muka.test_architectures import write
 from tests.vision_language.muka.texts import write_encoder
 from vision_language.muka.__main__ import main
@@ -33,7 +32,7 @@ from vision_language.muka.text_files import read_file
 
 QUICK = ["--batch-size", "10", "--lr", "0.01", "--max-length", "16", "--device", "cpu"]
 TWO = ["--teachers", "ONE", "ONE"]
-ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module")
@@ -236,16 +235,13 @@ def test_a_killed_command_goes_on(command, tmp_path):
     command = [*command, "--epochs", "8", "--save-every", "1", *cache]
     main([*command, "--out", str(tmp_path / "straight")])
     out = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vision_language.muka", *command, "--out", str(out)],
-        cwd=ROOT,
-        env=os.environ | ENVIRONMENT,
-        stderr=subprocess.DEVNULL,
-    )
-    while not (out / "checkpoint.pt").exists() and process.poll() is None:
+    process = FORK.Process(target=main, args=([*command, "--out", str(out)],))
+    process.start()
+    while not (out / "checkpoint.pt").exists() and process.is_alive():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert load_safely(out / "checkpoint.pt")["progress"]["step"] < 96 and not (out / "results.json").exists()
     main([*command, "--out", str(out)])
     straight, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "killed"))
@@ -267,16 +263,8 @@ def test_two_processes_equal_one(command, tmp_path):
     command = [*command, *data, "--student", str(encoder), "--passes", "4", "--no-margin"]
     command += ["--batch-size", "3", "--clip-norm", "2"]
     main([*command, "--out", str(tmp_path / "one")])
-    # accelerate's own --cpu would start one process only; --device cpu keeps the two of --multi_gpu on the CPU.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    subprocess.run(
-        [*launch, "-m", "vision_language.muka", *command, "--out", str(tmp_path / "two")],
-        cwd=ROOT,
-        env=os.environ | ENVIRONMENT,
-        check=True,
-        capture_output=True,
-    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    debug_launcher(main, ([*command, "--out", str(tmp_path / "two")],), num_processes=2)
     for path in sorted((tmp_path / "one" / "cache").iterdir()):
         with np.load(path) as one, np.load(tmp_path / "two" / "cache" / path.name) as two:
             assert all(np.allclose(one[name], two[name], atol=1e-6) for name in one.files if name != "key")
