@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from examples.results import captioning, fairseq_programs
+from examples.results.captioning import experiments
 from examples.results.captioning.baselines import consensus, human, most_frequent, nearest
 from examples.results.captioning.experiments import ARMS, EXPERIMENTS, train_and_score, training
 from fairseq_ext.captions.store import Preparation, Split
@@ -107,6 +108,8 @@ def programs(monkeypatch):
         if words[1] == "prepare":
             for name, references in (("train", TRAIN), ("test", TEST)):
                 write_split(Path(words[3]), references, name)
+        elif words[1] == "extract":
+            Path(words[3]).touch()
         elif words[0] == "fairseq_cli.train":
             Path(given["--save-dir"], "checkpoint_best.pt").touch()
             valid = {"epoch": 1, "valid_nll_loss": "4.5", "valid_cider": "81.5", "valid_num_updates": "9"}
@@ -156,6 +159,27 @@ def test_what_is_complete_is_told_after_every_training(programs, tmp_path):
     assert "Not measured yet: top-k 4, seed 1; dense, seed 2" in captioning.section([{**contents[0], "command": ""}])
     captioning.pictures([last], tmp_path)
     assert (tmp_path / "captioning_coco_val2017_regions.png").stat().st_size > 5_000
+
+
+def test_stamps_start_from_their_pixels(programs, tmp_path):
+    pictures = tmp_path / "captioning" / "tuxpaint_stamps" / "images"
+    pictures.mkdir(parents=True)
+    (pictures / "1.jpg").write_bytes(b"1")
+
+    def commands(language):
+        before = len(programs)
+        experiments.prepared(f"tuxpaint_stamps_{language}", tmp_path, tmp_path / "out")
+        return programs[before:]
+
+    extract, prepare = commands("en")
+    given = dict(pairwise(extract))
+    assert extract[1:3] == ["extract", str(pictures)] and given["--pca"] == "128"
+    assert given["--pca-images"] == str(pictures.parent / "train.jsonl.gz")
+    assert {"--language": "en", "--features": extract[3], "--min-count": "1"}.items() <= dict(pairwise(prepare)).items()
+    (prepare,) = commands("de")
+    assert {"--language": "de", "--features": extract[3]}.items() <= dict(pairwise(prepare)).items()
+    (pictures / "1.jpg").write_bytes(b"11")
+    assert len(commands("de")) == 2, "other pictures"
 
 
 def test_without_the_data_it_is_named(programs, tmp_path):

@@ -30,7 +30,11 @@ ARMS: dict[str, list[str]] = {
 
 
 class Experiment(NamedTuple):
-    """A data set and the settings of all its rows; words less frequent than ``min_count`` are unknown."""
+    """A data set and the settings of all its rows.
+
+    Words less frequent than ``min_count`` are unknown; ``pictures`` is the folder of the pictures that the vectors of
+    ``components`` principal components each are extracted from, where the source has none.
+    """
 
     source: str
     epochs: int
@@ -41,6 +45,8 @@ class Experiment(NamedTuple):
     arms: tuple[str, ...] = tuple(ARMS)
     language: str = ""
     model: tuple[str, ...] = ()
+    pictures: str = ""
+    components: int = 128
 
 
 STAMPS = Experiment(
@@ -52,6 +58,7 @@ STAMPS = Experiment(
     min_count=1,
     arms=("dense", "top-k 8"),
     model=("--visual-position", "learned"),
+    pictures="images",
 )
 EXPERIMENTS = {
     "coco_val2017_regions": Experiment(
@@ -72,9 +79,23 @@ def prepared(name: str, data: Path, out: Path) -> Path:
     folder = out / "data" / name
     output_folder(folder.parent)
     language = ["--language", experiment.language] if experiment.language else []
-    options = [str(source), str(folder), "--min-count", str(experiment.min_count), *language]
-    fairseq_programs.run(["fairseq_ext.captions", "prepare", *options], folder.parent / f"{name}.log")
+    log = folder.parent / f"{name}.log"
+    features = ["--features", str(_extracted(experiment, source, folder.parent, log))] if experiment.pictures else []
+    options = [str(source), str(folder), "--min-count", str(experiment.min_count), *language, *features]
+    fairseq_programs.run(["fairseq_ext.captions", "prepare", *options], log)
     return folder
+
+
+def _extracted(experiment: Experiment, source: Path, out: Path, log: Path) -> Path:
+    """The grids of the pictures, extracted once; the components are those of the training pictures."""
+    pictures = sorted((source / experiment.pictures).iterdir())
+    key = digest([[path.name, path.stat().st_size] for path in pictures], experiment.components)
+    grids = out / f"{source.name}-{key[:8]}.npz"
+    if not grids.is_file():
+        components = ["--pca", str(experiment.components), "--pca-images", str(source / "train.jsonl.gz")]
+        words = ["extract", str(source / experiment.pictures), str(grids), *components]
+        fairseq_programs.run(["fairseq_ext.captions", *words], log)
+    return grids
 
 
 def training(experiment: Experiment, arm: str, seed: int, epochs: int | None = None) -> list[str]:

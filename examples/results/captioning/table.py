@@ -17,10 +17,14 @@ __all__ = ["pictures", "section"]
 
 SHOWN = {"bleu1": "BLEU-1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
 CURVES = {"cider": "CIDEr-D", "nll_loss": "negative log-likelihood (bits a token)"}
+STAMPS = (
+    "Pictures to grids of 7 x 7 vectors by `fairseq-ext captions extract` (EfficientNet-Lite0; the first 128 principal "
+    "components of the training pictures); {} captions, one a picture."
+)
 INPUTS = {
     "coco_val2017_regions": "Images are boxes drawn by people, with their class and without pixels.",
-    "tuxpaint_stamps_en": "Images are grids of 7 x 7 vectors of EfficientNet-Lite0; English captions.",
-    "tuxpaint_stamps_de": "Images are grids of 7 x 7 vectors of EfficientNet-Lite0; German captions.",
+    "tuxpaint_stamps_en": STAMPS.format("English"),
+    "tuxpaint_stamps_de": STAMPS.format("German"),
 }
 
 HEAD = """## Explicit Sparse Transformer: captions of images
