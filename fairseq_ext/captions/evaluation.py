@@ -15,10 +15,16 @@ from fairseq_ext.training.settings import digest
 
 __all__ = ["METRICS", "TOKENIZERS", "Evaluation"]
 
-METRICS = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4"} | {
+METRICS = {
+    "bleu1": "BLEU-1",
+    "bleu2": "BLEU-2",
+    "bleu3": "BLEU-3",
+    "bleu4": "BLEU-4",
     "rouge_l": "ROUGE-L",
     "cider_d": "CIDEr-D",
 }
+"""Names in results, and in tables."""
+
 TOKENIZERS: dict[str, Callable[[Sequence[str]], list[str]]] = {
     "words": lambda captions: [tokenize(caption) for caption in captions],
     "ptb-java": java.tokenize,
