@@ -28,10 +28,7 @@ def check_boxes(boxes: np.ndarray, width: float, height: float, origin: str) -> 
         ((boxes[:, :2] >= boxes[:, 2:]).any(1), "has no size; expected x1 < x2 and y1 < y2"),
         ((abs(boxes - inside) > slack).any(1), f"is not inside {sizes}"),
         ((inside[:, :2] >= inside[:, 2:]).any(1), f"is not inside {sizes}"),
-        (
-            (boxes <= 1).all(1) & (boxes <= 1).all() & (slack == 1),
-            f"is in fractions of an image, expected pixels of {sizes}",
-        ),
+        (np.full(len(boxes), slack == 1 and (boxes <= 1).all()), f"is in fractions, expected pixels of {sizes}"),
     ):
         if wrong.any():
             box = ", ".join(f"{number:g}" for number in boxes[wrong.argmax()])

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 from fairseq_ext.regions.caption_files import read_captions
-from fairseq_ext.regions.feature_files import read_feature_tsv, read_npz
+from fairseq_ext.regions.feature_files import Images, open_features, read_feature_tsv, read_npz
 from fairseq_ext.regions.json_files import read_instances, read_karpathy
 from fairseq_ext.training.errors import InputError
+from tests.regions.files import detectron_folder, grids_archive, grids_folder, tsv, uniter_folder, vectors_folder
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
-from tests.vision_language.iais.test_convert import detectron_folder, tsv, uniter_folder
 from vision_language.iais.data import read_regions
 from vision_language.iais.encoder import load
 from vision_language.iais.plot import read_history
@@ -85,6 +85,14 @@ def one(path: Path, read: Callable[[Path], Any]) -> tuple[Path, Callable[[], Any
     return path, lambda: read(path)
 
 
+def features(path: Path) -> tuple[Path, Callable[[], Any]]:
+    """A file of features, and the reader of the folder or archive that it belongs to."""
+    place = path if path.parent.name not in ("a_att", "a_box", "grids") else path.parent
+    place = place.with_name(place.name.replace("_box", "_att"))
+    images = Images({"1": (100, 80)}, () if place.name == "a_att" else (1, 3))
+    return path, lambda: list(open_features(place, images).read())
+
+
 READERS: dict[str, Callable[[Path], tuple[Path, Callable[[], Any]]]] = {
     "regions": lambda folder: regions(folder, "train.jsonl"),
     "regions.gz": lambda folder: regions(folder, "train.jsonl.gz"),
@@ -100,6 +108,10 @@ READERS: dict[str, Callable[[Path], tuple[Path, Callable[[], Any]]]] = {
     "tsv": lambda folder: one(tsv(folder / "a.tsv"), lambda path: list(read_feature_tsv(path))),
     "uniter npz": lambda folder: one(next(uniter_folder(folder / "npz", [1]).iterdir()), read_npz),
     "detectron npz": lambda folder: one(next(detectron_folder(folder / "npz", [1]).iterdir()), read_npz),
+    "vectors npz": lambda folder: features(vectors_folder(folder / "a", [1]) / "1.npz"),
+    "boxes npy": lambda folder: features(vectors_folder(folder / "a", [1]).with_name("a_box") / "1.npy"),
+    "grid npy": lambda folder: features(grids_folder(folder / "grids", [1]) / "1.npy"),
+    "grids npz": lambda folder: features(grids_archive(folder / "grids", [1])),
     "history": lambda folder: one(
         written(folder / "results.json", json.dumps(RESULTS)), lambda path: read_history(path, "seed1")
     ),
