@@ -139,7 +139,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         record = _write(images, source, options, stage, fingerprint)
         record |= {"left_out": dict(left_out), "settings": options.as_dict()}
         write_json(stage / RECORD, record)
-    return record
+    return read_json(folder / RECORD)
 
 
 def _write(

@@ -19,13 +19,13 @@ def dump(path, value):
     return path
 
 
-def karpathy_file(folder):
+def karpathy_file(folder, *captions):
     images = [
         {
             "cocoid": number,
             "filename": f"COCO_val2014_{number:012}.jpg",
             "split": split,
-            "sentences": [{"raw": f"A dog {number}."}, {"raw": " ... "}],
+            "sentences": [{"raw": text} for text in captions or (f"A dog {number}.", " ... ")],
         }
         for number, split in SPLIT_OF.items()
     ]
