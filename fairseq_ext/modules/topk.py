@@ -84,8 +84,9 @@ def ratio_budget(scores: Tensor, ratio: float, minimum: int = 0) -> Tensor:
         scores: ``(..., S)``, ``-inf`` at masked keys.
         ratio, minimum: see :func:`effective_k`.
     """
-    budgets = [effective_k(num_keys, 0, ratio, minimum) for num_keys in range(scores.size(-1) + 1)]
-    return torch.tensor(budgets, device=scores.device)[(scores != -math.inf).sum(-1, keepdim=True)]
+    effective_k(0, 0, ratio, minimum)  # raises on a bad budget
+    num_keys = (scores != -math.inf).sum(-1, keepdim=True)
+    return (num_keys.double() / ratio).ceil().long().clamp(min=minimum).minimum(num_keys)
 
 
 class _TopKSoftmax(torch.autograd.Function):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq.quantization_utils import quantize_model_scalar
+from fairseq.tasks import TASK_REGISTRY
 from torch import nn
 
 from fairseq_ext.models import CaptioningTransformerExtModel
@@ -133,6 +134,12 @@ def test_what_would_do_nothing_is_refused(case: str) -> None:
     with pytest.raises(OptionError) as caught:
         captioning_model(kind, **options)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["translation", "language_modeling", "masked_lm"])
+def test_tasks_of_fairseq_are_refused(name: str) -> None:
+    with pytest.raises(OptionError, match=f"^--task {name}: not for captioning_transformer_ext, .* captioning$"):
+        CaptioningTransformerExtModel.build_model(captioning_config(), object.__new__(TASK_REGISTRY[name]))
 
 
 def test_a_task_without_images_is_refused() -> None:
