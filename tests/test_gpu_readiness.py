@@ -47,9 +47,8 @@ def test_a_dry_run_does_everything_on_the_cpu(tmp_path: Path) -> None:
 
 def test_the_gpu_tests_themselves_work() -> None:
     """One of each kind; the blocks are those of the dry run above."""
-    chosen = (
-        "test_graph or test_label_graph or test_iais or generates and float32 or bf16 and trains or top2-layernorm-none"
-    )
+    trainers = "test_graph or test_label_graph or test_iais or test_images and bf16"
+    chosen = f"{trainers} or generates and float32 or bf16 and trains or top2-layernorm-none"
     ended = python("-m", "pytest", "tests/gpu", "-m", "gpu", "--dry-run", "-q", "-k", chosen)
     assert ended.returncode == 0, ended.stdout[-5000:]
     assert int(re.search(r"(\d+) passed", ended.stdout)[1]) >= 8

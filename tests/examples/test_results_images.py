@@ -236,9 +236,10 @@ def test_rows_above_and_below_cross_entropy(written, tmp_path):
     rows = {"cross-entropy": runs(0.5, 0.6), "DRW": runs(0.55, 0.651), "focal": runs(0.4, 0.501), "cRT": runs(0.5, 0.7)}
     text = written(content("mnist_r100", rows), content("clean", rows))
     assert "| DRW | 60.05 ± 5.05 | +5.05 [" in text and "| 75.0 ± 0.0 |  |  | 50.0 ± 0.0 |" in text
-    said = "Against cross-entropy gains: DRW; loses: focal; the interval of the other 1 holds 0."
+    said = "Against cross-entropy gains: *DRW*; loses: *focal*; the interval of the other 1 holds 0."
     assert text.count(said) == 2 and "Training images: 9, 3." in text
     assert (tmp_path / "results" / "images_tails.png").stat().st_size > 10_000
+    assert "(results/images_tails.png)" in text
     assert text.index("smaller stand-in") < text.index("Long-tailed MNIST, factor 100")
 
 

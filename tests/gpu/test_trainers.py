@@ -116,3 +116,19 @@ def test_muka(mixed_precision: str, tmp_path: Path, device: Device) -> None:
     options = AmalgamationOptions(student=encoder, teachers=tuple(teachers), passes=2, **shared)
     amalgamate(options, tmp_path / "student", accelerator)
     assert_learned(tmp_path / "student", device)
+
+
+@pytest.mark.parametrize("mixed_precision", MIXED)
+def test_images(mixed_precision: str, tmp_path: Path, device: Device) -> None:
+    """Trained on attacked images, then attacked."""
+    pytest.importorskip("foolbox")
+    from vision_language.image_classification.evaluate import AttackOptions, attack
+    from vision_language.image_classification.synthetic import PictureOptions, synthesize
+
+    data, out = str(tmp_path / "data"), tmp_path / "out"
+    synthesize(PictureOptions(out=data, images=50))
+    words = ["train", "--data", data, *"--epochs 2 --batch-size 20 --attack fgsm --epsilon 0.1".split()]
+    words += ["--mixed-precision", precision_of(mixed_precision, device)]
+    train("vision_language.image_classification", words, out, device)
+    options = AttackOptions(model=str(out / "seed1"), data=data, attack="pgd", attack_steps=2, device=device.name)
+    assert attack(options)["robust_accuracy"].keys() == {f"{epsilon:g}" for epsilon in options.epsilons}

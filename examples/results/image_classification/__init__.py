@@ -104,7 +104,10 @@ def section(contents: list[dict[str, Any]]) -> str:
     """A table for each experiment."""
     by_name = {content["experiment"]: content for content in contents}
     head = HEAD.format(environments=distinct(contents, environments, "; "), commands=commands(contents))
-    return "\n".join([head, *(table(by_name[name]) for name, table in TABLES.items() if name in by_name)])
+    tables = [table(by_name[name]) for name, table in TABLES.items() if name in by_name]
+    if tails.TAIL_TEXTS.keys() & by_name.keys():
+        tables.append("![Accuracy from head to tail](results/images_tails.png)\n")
+    return "\n".join([head, *tables])
 
 
 def pictures(contents: list[dict[str, Any]], folder: Path) -> None:

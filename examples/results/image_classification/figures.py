@@ -81,7 +81,11 @@ def reading(content: Content) -> str:
     }
     above = [name for name, gain in gains.items() if gain and gain.gains]
     below = [name for name, gain in gains.items() if gain and gain.loses]
-    said = [f"{verb} {', '.join(names)}" for names, verb in ((above, "gains:"), (below, "loses:")) if names]
+    said = [
+        f"{verb} {', '.join(f'*{name}*' for name in names)}"
+        for names, verb in ((above, "gains:"), (below, "loses:"))
+        if names
+    ]
     rest = len(gains) - len(above) - len(below)
     said += [f"the interval of the other {rest} holds 0"] if said and rest else []
     return f"Against cross-entropy {'; '.join(said)}." if said else "No interval excludes 0."

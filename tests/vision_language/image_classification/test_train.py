@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import InputError
+from vision_language.image_classification import predict
 from vision_language.image_classification import train as training
 from vision_language.image_classification.data import Batches, read_data
 from vision_language.image_classification.model import load
@@ -116,6 +118,23 @@ def test_without_held_out_images_the_test_set_is_read_at_the_end_only(pictures, 
     record = record_of(tmp_path)
     assert len(read) == 1 and record["history"] == [] and record["validated_on"] is None
     assert record["train_images"] == 80 and record["test_accuracy"] == record["last_test_accuracy"]
+
+
+def test_each_process_reads_its_share_of_the_images(pictures, tmp_path, monkeypatch):
+    run(options_of(pictures, epochs=1), tmp_path)
+    classifier, test = load(tmp_path / "seed1"), read_data(options_of(pictures))["test"]
+    whole = predict_logits(classifier, test, batch_size=3)
+    read, rows = [], []
+    real = Batches.__getitem__
+    monkeypatch.setattr(Batches, "__getitem__", lambda self, i: read.extend(self.batches[i]) or real(self, i))
+    monkeypatch.setattr(predict, "gather_object", lambda own: rows.extend(own) or rows)
+    for rank in range(3):
+        before = len(read)
+        accelerator = SimpleNamespace(process_index=rank, num_processes=3)
+        logits = predict_logits(classifier, test, batch_size=3, accelerator=accelerator)
+        assert 0 < len(read) - before < len(test)
+    assert sorted(read) == list(range(len(test)))
+    torch.testing.assert_close(logits, whole)
 
 
 def test_what_is_saved_is_a_model_of_hugging_face(pictures, tmp_path):
