@@ -7,6 +7,7 @@ from typing import Any
 
 from fairseq import hub_utils
 from fairseq.models import register_model
+from fairseq.modules import FairseqDropout
 from torch import Tensor
 
 from fairseq_ext.captions.store import Preparation
@@ -45,6 +46,8 @@ class _ImageInput(NotExportable):
         self.embed_tokens, self.embed_positions, self.embed_scale = None, None, 1.0
         self.kind = data.kind
         self.visual = VisualEmbedding(cfg.encoder.embed_dim, **visual_arguments(cfg, data))
+        # fairseq's, which --retain-dropout reaches
+        self.visual.dropout = FairseqDropout(cfg.visual_dropout, module_name="VisualEmbedding")
 
     def forward(
         self,

@@ -36,7 +36,7 @@ class CaptioningHubInterface(GeneratorHubInterface):
 
         Args:
             features: ``(R, D)``, or None for images that are classes of boxes alone.
-            geometry: ``(R, 7)``, see :func:`~fairseq_ext.modules.visual.box_geometry`; that of a grid is known.
+            geometry: ``(R, 7)``, see :func:`~fairseq_ext.modules.visual.box_geometry`; not needed for a grid.
             labels: ``(R,)`` class numbers, where the data has classes.
             beam: size of the beam.
             **generation: fairseq's other options of generation, such as ``lenpen=1.2``; ``max_len_b``, the most words

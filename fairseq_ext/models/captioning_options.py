@@ -62,14 +62,13 @@ class CaptioningTransformerExtConfig(VisualOptions, TransformerExtConfig):
 
 
 def visual_arguments(cfg: Any, data: Preparation) -> dict[str, Any]:
-    """The arguments of :class:`~fairseq_ext.modules.visual.VisualEmbedding` beside its width."""
+    """The arguments of :class:`~fairseq_ext.modules.visual.VisualEmbedding` beside its width and dropout."""
     position = cfg.visual_position if data.kind == "grid" else "geometry"
     table = {"grid": data.grid, "position": position} if position in ("learned", "sinusoid") else {}
     return {
         "feature_dim": data.feature_dim,
         "num_classes": data.num_classes if data.kind == "classes" or cfg.visual_classes else 0,
         "numbers": GEOMETRIES[cfg.visual_geometry] if position == "geometry" else 0,
-        "dropout": cfg.visual_dropout,
         **table,
     }
 

@@ -175,6 +175,28 @@ def test_the_encouraging_loss_with_and_without_its_logits(kind: str) -> None:
     torch.testing.assert_close(*losses)
 
 
+@pytest.mark.parametrize(
+    ("names", "retained"), [(None, True), (["VisualEmbedding"], True), (["TransformerDecoder"], False)]
+)
+def test_its_dropout_can_be_retained(names: list[str] | None, retained: bool) -> None:
+    model, inputs = build("regions", visual_dropout=0.5).eval(), image("regions", 6)
+    generation = {"retain_dropout": True, "retain_dropout_modules": names}
+    model.prepare_for_inference_(OmegaConf.create({"generation": generation, "common_eval": {}}))
+    with torch.no_grad():
+        one, other = (model(**inputs, prev_output_tokens=PREVIOUS[:1])[0] for _ in range(2))
+    assert torch.equal(one, other) is not retained
+
+
+@pytest.mark.parametrize("name", ["checkpoint_activations", "offload_activations"])
+def test_activations_may_be_computed_again(name: str) -> None:
+    gradients = []
+    for options in ({}, {name: True}):
+        model = build("regions", **options, attention_topk=2)
+        model(**batch("regions"), prev_output_tokens=PREVIOUS)[0].square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
 def test_compiling_is_refused_by_name() -> None:
     with pytest.raises(OptionError, match=r"^--arch captioning_transformer_ext: no torch.jit.script form"):
         torch.jit.script(build("regions"))

@@ -46,7 +46,7 @@ def parts(hub: CaptioningHubInterface, number: int) -> dict[str, Tensor]:
     """An image of the test set, as a user gives it."""
     image = dict(hub.task.dataset("test").image(number))
     if hub.task.preparation.kind == "grid":
-        del image["geometry"]  # the cells of a grid are known
+        del image["geometry"]  # a user need not give the cells
     return {"features": None, **image}
 
 
