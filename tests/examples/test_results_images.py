@@ -149,15 +149,21 @@ def test_each_row_of_a_tail_trains_what_it_says(name, trained, tmp_path):
     assert len({images.slug(system) for system in systems}) == len(systems)
 
 
-def test_the_smaller_network_and_the_adversarial_training(trained, tmp_path):
-    measured(tmp_path, "clean", "adversarial_training")
-    of_loss = {
-        folder.split("/")[-2:][0] + "/" + Path(folder).name: changed(o) for folder, o in trained.trainings.items()
+def test_the_l_softmax_network_and_the_adversarial_training(trained, tmp_path):
+    measured(tmp_path, "clean", "l_softmax", "adversarial_training")
+    by_name = {"/".join(Path(folder).parts[-2:]): changed(options) for folder, options in trained.trainings.items()}
+    recipe = {
+        **{**LAST, "network": "large-margin-cnn", "optimizer": "sgd", "lr": 0.1, "batch_size": 256, "epochs": 100},
+        **{"lr_schedule": "steps", "lr_steps": (51, 65)},
     }
-    smoothed = of_loss["clean/encouraging__smoothed"]
-    assert (smoothed["network"], smoothed["width"], smoothed["label_smoothing"]) == ("large-margin-cnn", 16, 0.1)
-    assert smoothed["lr_steps"] == (3, 4) and smoothed["largest_class"] == 600 and smoothed["imbalance_factor"] == 1
-    assert of_loss["adversarial/encouraging"] | {"attack": "fgsm", "epochs": 2} == of_loss["adversarial/encouraging"]
+    smaller = {"width": 16, "long_tail": "exponential", "imbalance_factor": 1.0, "largest_class": 600, "epochs": 4}
+    losses = {"cross_entropy": CE, "encouraging": EL}
+    losses |= {f"{name}__smoothed": {**loss, "label_smoothing": 0.1} for name, loss in losses.items()}
+    for name, loss in losses.items():
+        assert by_name[f"l_softmax/{name}"] == recipe | loss
+        assert by_name[f"clean/{name}"] == recipe | smaller | {"lr_steps": (3, 4)} | loss
+    attacked = {**LAST, "normalize": False, "shuffle": False, "attack": "fgsm", "epochs": 2}
+    assert by_name["adversarial/encouraging"] == attacked | EL
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
@@ -241,6 +247,14 @@ def test_rows_above_and_below_cross_entropy(written, tmp_path):
     assert (tmp_path / "results" / "images_tails.png").stat().st_size > 10_000
     assert "(results/images_tails.png)" in text
     assert text.index("smaller stand-in") < text.index("Long-tailed MNIST, factor 100")
+
+
+def test_a_table_of_a_gpu_says_what_is_missing(written):
+    rows = {"encouraging": [{"test_accuracy": 0.9956}]}
+    gpu = content("l_softmax", rows) | {"shell": "make gpu", "missing": ["cross-entropy"]}
+    text = written(gpu | {"environments": [{**ENVIRONMENT, "gpu": "Card 9"}]})
+    assert "| encouraging | 99.56 |  | 1.000 | 2.0 | 0.100 | 99.56 ± 0.05 |" in text
+    assert "Card 9; python 3" in text and "Not measured yet: cross-entropy." in text and "    make gpu" in text
 
 
 # --- archives --------------------------------------------------------------------------------------------------------
