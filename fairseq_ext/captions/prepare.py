@@ -16,6 +16,7 @@ from fairseq_ext.captions.store import FILE, KINDS, VERSION, Preparation
 from fairseq_ext.captions.vocabulary import Vocabulary
 from fairseq_ext.captions.writer import SplitWriter
 from fairseq_ext.regions.boxes import Regions
+from fairseq_ext.regions.feature_files import boxes_folder
 from fairseq_ext.regions.splits import SPLITS, drawn
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, staged_folder, write_json
@@ -26,6 +27,7 @@ __all__ = ["PrepareOptions", "prepare"]
 
 RECORD = "prepare.json"
 READ = ("*.jsonl", "*.jsonl.gz", "*.npz", "*.npy", "features/*", "categories.txt")
+"""Of folders that are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +94,18 @@ class PrepareOptions(OptionSet):
     def fingerprint(self) -> str:
         """Of the options and of the names, sizes and dates of all files that are read."""
         settings = {name: value for name, value in self.as_dict().items() if name != "data"}
+        places = {role: settings.pop(role) for role in ("source", "features", "instances")}
+        places["splits"] = (settings.pop("split_file"),)
+        places["boxes"] = tuple(boxes_folder(Path(path)) for path in self.features)
+        if self.is_region_format:
+            places["beside"] = tuple(path if path.is_dir() else path.parent for path in map(Path, self.source))
         files = {}
-        for role in ("source", "features", "instances", "split_file"):
-            given = settings.pop(role)
-            for path in map(Path, [given] if isinstance(given, str) else given):
-                patterns = READ if path.is_dir() else ()
-                for file in [path, *(file for pattern in patterns for file in sorted(path.glob(pattern)))]:
+        for role, paths in places.items():
+            for path in map(Path, paths):
+                for file in [path, *(file for pattern in READ for file in path.glob(pattern))]:
                     if file.is_file():
                         status = file.stat()
-                        files[f"{role} {file.name}"] = [status.st_size, status.st_mtime_ns]
+                        files[f"{role} {path.name} {file.name}"] = [status.st_size, status.st_mtime_ns]
         return digest(VERSION, settings, files)
 
     def read(self) -> Source:

@@ -32,7 +32,7 @@ from fairseq_ext.regions.names import image_key
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_lines
 
-__all__ = ["FeatureSet", "Images", "open_features", "read_feature_tsv", "read_npz"]
+__all__ = ["FeatureSet", "Images", "boxes_folder", "open_features", "read_feature_tsv", "read_npz"]
 
 Sizes = Mapping[str, tuple[float, float]]
 
@@ -130,10 +130,16 @@ def _archive(path: Path, images: Images) -> FeatureSet:
     return FeatureSet(str(path), keys, read)
 
 
+def boxes_folder(folder: Path) -> Path:
+    """Where the boxes of the vectors in ``NAME_att`` lie."""
+    folder = folder.absolute()  # which has a name
+    return folder.with_name(folder.name.removesuffix("_att") + "_box")
+
+
 def _of_vectors(path: Path, array: np.ndarray, images: Images) -> Regions:
     """Vectors without boxes in the same file."""
     key, vectors = image_key(path.name), _numbers(path, "features", array)
-    corners = path.parent.with_name(path.parent.name.removesuffix("_att") + "_box") / f"{path.stem}.npy"
+    corners = boxes_folder(path.parent) / f"{path.stem}.npy"
     if images.grid or vectors.ndim == 3:
         return _grid(str(path), key, vectors, images)
     if not corners.parent.is_dir():

@@ -180,6 +180,28 @@ def test_a_second_run_does_nothing_and_another_one_is_refused(tmp_path, monkeypa
         prepare(options(data, [source]))
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "vectors and boxes"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_file_that_is_read_counts(tmp_path, kind, whole):
+    if kind in KINDS:
+        folder = write_captioned(tmp_path / "source", kind, images=2)
+        given = options("data", [folder if whole else folder / "train.jsonl"])
+        files = [path for path in folder.rglob("*") if path.is_file() and (whole or path.stem not in ("valid", "test"))]
+    else:
+        vectors, captions, splits = (
+            vectors_folder(tmp_path / "a"),
+            coco_captions_file(tmp_path),
+            karpathy_file(tmp_path),
+        )
+        given = options("data", [captions], features=[vectors], split_file=str(splits))
+        files = [captions, splits, *vectors.iterdir(), *(tmp_path / "a_box").iterdir()]
+    seen = {given.fingerprint()}
+    for file in files:
+        file.write_bytes(file.read_bytes() + b" ")
+        assert given.fingerprint() not in seen, file
+        seen.add(given.fingerprint())
+
+
 def test_a_killed_preparation_leaves_nothing_and_the_next_one_is_whole(tmp_path, monkeypatch):
     source, data = write_captioned(tmp_path / "source", "regions", images=4), tmp_path / "data"
     prepare(options(tmp_path / "whole", [source]))
