@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Set
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
+from typing import Any, cast
 
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_lines
@@ -36,7 +37,7 @@ def clean(line: str, form: str = "NFC") -> str:
         form: one of ``UNICODE_FORMS``; ``"none"`` leaves the letters as they are.
     """
     text = line.translate(_DROPPED)
-    return " ".join((text if form == "none" else unicodedata.normalize(form, text)).split())
+    return " ".join((text if form == "none" else unicodedata.normalize(cast(Any, form), text)).split())
 
 
 def learn_subwords(kind: str, files: list[Path], folder: Path, size: int, option: str = "--vocab-size") -> None:

@@ -218,5 +218,7 @@ def _check_kind(regions: Regions, first: Regions, options: PrepareOptions) -> No
         raise DataError(f"{regions.origin} is of {forms[0]}, {first.origin} of {forms[1]}")
     if kind == "grid":
         options.refuse_idle("on grids", "max_regions")
+    else:
+        options.refuse_idle(f"on {kind}", "grid")
     if kind == "classes":
         options.refuse_idle("on classes", "feature_dtype")

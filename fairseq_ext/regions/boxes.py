@@ -95,5 +95,10 @@ class Regions:
         rows = np.arange(most)
         if self.confidence is not None:
             rows = np.sort(np.argsort(-self.confidence, kind="stable")[:most])
-        parts = {name: getattr(self, name) for name in ("boxes", "labels", "confidence", "features")}
-        return replace(self, **{name: None if part is None else part[rows] for name, part in parts.items()})
+        return replace(
+            self,
+            boxes=self.boxes[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            confidence=None if self.confidence is None else self.confidence[rows],
+            features=None if self.features is None else self.features[rows],
+        )

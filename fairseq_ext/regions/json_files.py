@@ -50,7 +50,8 @@ def read_annotations(path: str | Path) -> dict[str, list[str]]:
 def read_karpathy(path: str | Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     """The split (train, valid or test) and the captions of each image in a ``dataset_{flickr30k,coco}.json``."""
     path = Path(path)
-    splits, captions = {}, {}
+    splits: dict[str, str] = {}
+    captions: dict[str, list[str]] = {}
     for number, image in enumerate(_read_lists(path, "images")["images"]):
         place = f"image {number}"
         split = _field(path, place, image, "split", str)

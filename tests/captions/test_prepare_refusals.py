@@ -147,6 +147,7 @@ OPTIONS = {
     "idle dtype": ("classes", {"feature_dtype": "float32"}, "--feature-dtype float32: has no effect on classes"),
     "idle cut": ("grid", GRID | {"max_regions": 3}, "--max-regions 3: has no effect on grids"),
     "idle grid": ("classes", {"kind": "classes"} | GRID, "--grid 2 3: has no effect with --kind classes"),
+    "grid of classes": ("classes", GRID, "--grid 2 3: has no effect on classes"),
     "bad grid": ("grid", {"grid": (2,)}, "--grid must be rows and columns, got 2"),
     "idle instances": (
         "classes",
