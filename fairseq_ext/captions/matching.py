@@ -18,7 +18,7 @@ SILENT, UNSEEN = "images without captions", "captions without image"
 
 
 def match(source: Source, skip: bool, left_out: Counter[str]) -> Source:
-    """The source with clean captions, without images that are known to lack captions or regions.
+    """The source with clean captions, without images that lack captions or regions.
 
     Args:
         source: as it was read.

@@ -75,16 +75,6 @@ class PrepareOptions(OptionSet):
             self.refuse_idle("with --kind classes", "features", "feature_dtype")
         if self.sentencepiece:
             self.refuse_idle(f"with --sentencepiece {self.sentencepiece}", "min_count")
-        if self.is_region_format:
-            self.refuse_idle("with a SOURCE of the region format", "instances", "split_file")
-            if len(self.source) > 1:
-                raise OptionError(f"SOURCE: one of the region format, got {len(self.source)}")
-        else:
-            self.refuse_idle("with a SOURCE of captions in one language", "language")
-            if bool(self.features) == bool(self.instances):
-                raise OptionError("regions come from either --features or --instances, got both or neither")
-            if self.instances:
-                self.refuse_idle("with --instances", "grid", "feature_dtype")
 
     @property
     def is_region_format(self) -> bool:
@@ -109,17 +99,38 @@ class PrepareOptions(OptionSet):
         return digest(VERSION, settings, files)
 
     def read(self) -> Source:
-        """The source as it is; its splits may be left to draw."""
+        """The source as it is; its splits may be left to draw.
+
+        Raises:
+            OptionError: no such source, or options that do not fit its form.
+            DataError: a bad file.
+        """
         paths = [Path(path) for path in self.source]
+        for path in paths:
+            if not path.exists():
+                raise OptionError(f"SOURCE: {path} does not exist")
+        self._check_form()
         if self.is_region_format:
             return region_source(paths[0], self.features, self.kind, self.grid, self.language)
         return published_source(paths, self.split_file, self.features, self.instances, self.grid)
+
+    def _check_form(self) -> None:
+        if self.is_region_format:
+            self.refuse_idle("with a SOURCE of the region format", "instances", "split_file")
+            if len(self.source) > 1:
+                raise OptionError(f"SOURCE: one of the region format, got {len(self.source)}")
+        else:
+            self.refuse_idle("with a SOURCE of captions in one language", "language")
+            if bool(self.features) == bool(self.instances):
+                raise OptionError("regions come from either --features or --instances, got both or neither")
+            if self.instances:
+                self.refuse_idle("with --instances", "grid", "feature_dtype")
 
 
 def prepare(options: PrepareOptions) -> dict[str, Any]:
     """Write a folder as :mod:`fairseq_ext.captions.store` describes it; it appears when all of it is written.
 
-    Nothing is done where the folder was made of the same files with the same options.
+    Nothing is done where the folder is of the same files and options.
 
     Returns:
         What was prepared: images and captions of each split, words, what was left out or cut; also in ``prepare.json``.
@@ -132,7 +143,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     if (folder / FILE).is_file():
         if Preparation.load(folder).fingerprint == fingerprint:
             return read_json(folder / RECORD)
-        raise OptionError(f"DATA: {folder} was made of other files or with other options: remove it or name another")
+        raise OptionError(f"DATA: {folder} is of other files or options: remove it or name another")
     left_out: Counter[str] = Counter()
     source = match(options.read(), options.skip_missing, left_out)
     if source.split_of:

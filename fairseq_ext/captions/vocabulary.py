@@ -61,8 +61,8 @@ class Vocabulary:
     @property
     def coverage(self) -> float:
         """The share of the training captions' words that are in the dictionary."""
-        known = sum(count for word, count in self.counts.items() if word in self.dictionary)
-        return known / self.counts.total()
+        covered = sum(count for word, count in self.counts.items() if word in self.dictionary)
+        return covered / self.counts.total()
 
     def encode(self, caption: str) -> torch.Tensor:
         """Token ids with the end of sentence."""

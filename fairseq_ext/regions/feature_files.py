@@ -42,7 +42,7 @@ class Images:
     """What files of vectors alone do not say.
 
     Attributes:
-        sizes: width and height of images by key, where they are told.
+        sizes: width and height of images by key, where another file has them.
         grid: rows and columns of each image's vectors, where they have no boxes and are of no square.
         padded: whether they are of the square around the image.
     """
@@ -119,8 +119,8 @@ def _archive(path: Path, images: Images) -> FeatureSet:
         sizes = _numbers(path, "sizes", arrays["sizes"])
         if sizes.shape != (len(keys), 2):
             raise DataError(f"{path}: sizes {sizes.shape} of {len(keys)} images")
-        told = {key: (float(width), float(height)) for key, (width, height) in zip(keys, sizes, strict=True)}
-        images = Images(told, images.grid, bool(arrays.get("padded", False)))
+        by_key = {key: (float(width), float(height)) for key, (width, height) in zip(keys, sizes, strict=True)}
+        images = Images(by_key, images.grid, bool(arrays.get("padded", False)))
 
     def read(wanted: Callable[[str], bool]) -> Iterator[Regions]:
         for key, array in zip(keys, stream_npz(path, "features")[1], strict=True):

@@ -1,4 +1,4 @@
-"""Features of pictures: what is made anew, what is not, and what is refused."""
+"""Features of pictures: what is computed again, what is not, and what is refused."""
 
 from __future__ import annotations
 

@@ -173,10 +173,10 @@ def test_a_second_run_does_nothing_and_another_one_is_refused(tmp_path, monkeypa
         assert prepare(options(data, [source])) == first
     assert {path: path.stat().st_mtime_ns for path in data.iterdir()} == before
     for change in ({"min_count": 2}, {"max_regions": 2}):
-        with pytest.raises(InputError, match=r"DATA: .*data was made of other files or with other options"):
+        with pytest.raises(InputError, match=r"DATA: .*data is of other files or options"):
             prepare(options(data, [source], **change))
     (source / "test.jsonl").write_text((source / "test.jsonl").read_text().replace("There is", "Here is"))
-    with pytest.raises(InputError, match="was made of other files or with other options"):
+    with pytest.raises(InputError, match="is of other files or options"):
         prepare(options(data, [source]))
 
 

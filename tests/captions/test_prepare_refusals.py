@@ -155,9 +155,15 @@ OPTIONS = {
         "--instances x: has no effect with a SOURCE of the region format",
     ),
     "hdf5": ("grid", {"features": ("coco_detections.hdf5",)}, "coco_detections.hdf5: HDF5 is not read"),
-    "absent": ("classes", {"source": ("nowhere.jsonl",)}, "nowhere.jsonl: cannot be read"),
-    "absent json": ("classes", {"source": ("nowhere.json",), "features": ("x",)}, "nowhere.json: cannot be read"),
-    "no regions": ("classes", {"source": ("a.json",)}, "either --features or --instances, got both or neither"),
+    "absent folder": ("classes", {"source": ("nowhere",)}, "SOURCE: nowhere does not exist"),
+    "absent vectors": ("grid", {"features": ("nowhere",)}, "nowhere: cannot be read"),
+    "absent": ("classes", {"source": ("nowhere.jsonl",)}, "SOURCE: nowhere.jsonl does not exist"),
+    "absent json": (
+        "classes",
+        {"source": ("nowhere.json",), "features": ("x",)},
+        "SOURCE: nowhere.json does not exist",
+    ),
+    "no regions": ("classes", {"source": (__file__,)}, "either --features or --instances, got both or neither"),
 }
 CASES = {
     **{name: ("classes", change, NOTHING, message) for name, (change, message) in IMAGES.items()},
