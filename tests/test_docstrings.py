@@ -12,7 +12,7 @@ import pytest
 from tests.test_floors import SOURCES
 
 PACKAGES = (
-    *("fairseq_ext.modules", "fairseq_ext.losses"),
+    *("fairseq_ext.modules", "fairseq_ext.losses", "fairseq_ext.integrations"),
     *("graph.renode", "graph.label_graph"),
     *("vision_language.iais", "vision_language.muka", "vision_language.image_classification"),
 )

@@ -46,6 +46,10 @@ MAY_IMPORT = {
         *(*BINDING, "numpy", "fairseq_ext.captions", "fairseq_ext.compat", "fairseq_ext.modules"),
         *("fairseq_ext.regions", "fairseq_ext.tasks", "fairseq_ext.training.files"),
     ),
+    "fairseq_ext/integrations": (
+        *("torch", "transformers", "fairseq_ext.integrations", "fairseq_ext.losses", "fairseq_ext.modules"),
+        "fairseq_ext.training.errors",
+    ),
     "fairseq_ext/fonts.py": ("matplotlib",),
     "fairseq_ext/remembered.py": ("torch",),
     "fairseq_ext/training": ("torch", "numpy", "tqdm", "yaml", "tensorboardX", "fairseq_ext.training"),
@@ -113,6 +117,7 @@ IMPORTS = {
         ("import fairseq_ext.recipes", ["fairseq", "hydra", "omegaconf", "torch", "yaml"]),
         ("import fairseq_ext.losses", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric", "triton"]),
         ("import fairseq_ext.modules", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric", "triton"]),
+        ("import fairseq_ext.integrations", ["fairseq", "hydra", "transformers", "torch_geometric", "triton"]),
         ("import fairseq_ext.captions, fairseq_ext.captions.__main__", ["fairseq", "hydra", "transformers", "PIL"]),
     ],
     "graph": [

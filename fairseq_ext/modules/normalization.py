@@ -41,6 +41,7 @@ from fairseq_ext.modules.norm_function import normalize
 
 __all__ = [
     "NORMS",
+    "NORM_CLASSES",
     "AdaNorm",
     "DetachNorm",
     "LayerNormSimple",
@@ -222,13 +223,13 @@ class DetachNorm(_Norm):
         return f"{self.normalized_shape}, detach={self.detach!r}, eps={self.eps}, unbiased={self.unbiased}"
 
 
-_CLASSES: dict[str, type[nn.Module]] = {
+NORM_CLASSES: dict[str, type[nn.Module]] = {
     "layernorm": nn.LayerNorm,
     "layernorm-simple": LayerNormSimple,
     "adanorm": AdaNorm,
     "detachnorm": DetachNorm,
 }
-NORMS = tuple(_CLASSES)
+NORMS = tuple(NORM_CLASSES)
 
 
 def create_norm(
@@ -273,4 +274,4 @@ def create_norm(
         "adanorm": {"scale": adanorm_scale, "k": adanorm_k, "unbiased": unbiased},
         "detachnorm": {"detach": detach, "unbiased": unbiased},
     }
-    return _CLASSES[kind](normalized_shape, eps=eps, **options[kind])
+    return NORM_CLASSES[kind](normalized_shape, eps=eps, **options[kind])

@@ -1,0 +1,175 @@
+"""AdaNorm and its siblings in place of the norms of any model."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fairseq_ext.modules.normalization import NORM_CLASSES
+from fairseq_ext.training.errors import OptionError, choose
+
+PARAMETER_FREE = tuple(norm for norm in NORM_CLASSES if norm != "layernorm")
+
+
+class NormChange(NamedTuple):
+    """A norm that :func:`replace_norms` replaces."""
+
+    names: tuple[str, ...]
+    """In the model; several where its layers share it."""
+    replaced: str
+    """The class that stood there."""
+    shape: tuple[int, ...]
+    by: str
+    """The new norm, with its options."""
+    dropped: tuple[str, ...]
+    """Its parameters: the new norm has none, and adds none to the model."""
+    trained: bool
+    """Whether a dropped gain is not 1, or a bias not 0, everywhere."""
+
+
+def replace_norms(
+    model: nn.Module,
+    norm: str = "adanorm",
+    *,
+    rms_norms: bool = False,
+    names: Iterable[str] | None = None,
+    dry_run: bool = False,
+    eps: float | None = 1e-5,
+    unbiased: bool = True,
+    **options: Any,
+) -> list[NormChange]:
+    r"""Put AdaNorm, LayerNorm-simple or DetachNorm in place of the LayerNorms of a model.
+
+    .. math:: y = \frac{x - \mu}{s} \quad\text{(LayerNorm-simple, DetachNorm)}, \qquad
+        C\,(1 - k\,\mathrm{sg}(y))\,y \quad\text{(AdaNorm)}
+
+    (Xu et al., "Understanding and Improving Layer Normalization", arXiv:1911.07013.) None of them has parameters, so
+    gains and biases are dropped, and a trained model has to be trained on. Replace before the optimizer is made. What
+    is shared between layers stays shared, and a module that only has the name of a norm, or normalises another
+    dimension, is refused by name.
+
+    A model is loaded again as it was made: ``load_state_dict`` after ``replace_norms`` with the same arguments, or
+
+        >>> model = AutoModel.from_pretrained(folder)  # which tells of the gains and biases that it misses
+        >>> replace_norms(model, "adanorm")
+
+    Args:
+        model: any module; it is changed in place.
+        norm: ``"adanorm"``, ``"layernorm-simple"`` or ``"detachnorm"``.
+        rms_norms: also replace RMSNorms (``nn.RMSNorm``, and classes of models that compute the same, Gemma's and T5's
+            among them), which have no mean to subtract and no bias. Default: only LayerNorms.
+        names: of the norms to replace, as ``dry_run`` lists them. Default: all.
+        dry_run: only list what would change.
+        eps: of the new norms. Default: 1e-5, the released code's; None keeps that of each norm.
+        unbiased: True (default, released code) or False (paper), see :class:`~fairseq_ext.modules.AdaNorm`.
+        **options: the others of the class: ``scale`` and ``k`` of :class:`~fairseq_ext.modules.AdaNorm`, ``detach`` of
+            :class:`~fairseq_ext.modules.DetachNorm`.
+
+    Returns:
+        One :class:`NormChange` for each norm, in the order of the model.
+
+    Raises:
+        OptionError: there is nothing to replace, a name that is no norm, a norm that computes something else, or an
+            option that ``norm`` does not have. The model is as it was.
+
+    Example:
+        >>> for change in replace_norms(model, "adanorm", scale=2.0, dry_run=True):
+        ...     print(change)
+    """
+    choose("norm", norm, PARAMETER_FREE)
+    allowed = [name for name in inspect.signature(NORM_CLASSES[norm]).parameters if name != "normalized_shape"]
+    for option in options:
+        choose(f"option of {norm}", option, allowed)
+    places = _norms(model, rms_norms)
+    if names is not None:
+        wanted = set(names)
+        if unknown := sorted(wanted - {name for at in places.values() for name in at}):
+            raise OptionError(f"names: {unknown[0]!r} is none of the norms; a dry run lists them")
+        places = {module: at for module, at in places.items() if wanted & set(at)}
+    if not places:
+        hint = "" if rms_norms or not _norms(model, True) else "; its RMSNorms need rms_norms=True"
+        raise OptionError(f"model: {type(model).__name__} has no LayerNorm to replace{hint}")
+
+    changes = []
+    for module, at in places.items():
+        shape, own_eps, start = _check_norm(module, at[0])
+        try:
+            new = NORM_CLASSES[norm](shape, eps=own_eps if eps is None else eps, unbiased=unbiased, **options)
+        except ValueError as error:
+            raise OptionError(f"{at[0]}: {error}") from error
+        parameters = dict(module.named_parameters())
+        trained = any(bool((value != (0.0 if name == "bias" else start)).any()) for name, value in parameters.items())
+        changes.append((new, NormChange(at, type(module).__name__, shape, repr(new), tuple(parameters), trained)))
+    if not dry_run:
+        for new, change in changes:
+            for name in change.names:
+                model.set_submodule(name, new)
+        _keep_off_fused_layers(model)
+    return [change for _, change in changes]
+
+
+def _norms(model: nn.Module, rms_norms: bool) -> dict[nn.Module, tuple[str, ...]]:
+    """The norms with all their names."""
+    places: dict[nn.Module, tuple[str, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name and (isinstance(module, nn.LayerNorm) or (rms_norms and _is_rms_norm(module))):
+            places[module] = (*places.get(module, ()), name)
+    return places
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    # T5's LayerNorm, and those made after it, subtract no mean and have no bias.
+    named = type(module).__name__.endswith(("RMSNorm", "LayerNorm")) and not isinstance(module, nn.LayerNorm)
+    return isinstance(module, nn.RMSNorm) or (named and [*dict(module.named_parameters())] in (["weight"], []))
+
+
+def _check_norm(module: Any, name: str) -> tuple[tuple[int, ...], float, float]:
+    """Shape, epsilon and untrained gain of a norm, once it is seen to compute what its name says.
+
+    Under these names subclasses move the channels (ConvNeXt's) and models add gates (Mamba's).
+    """
+    weight = getattr(module, "weight", None)
+    shape = tuple(getattr(module, "normalized_shape", None) or getattr(weight, "shape", ()))
+    eps = next(
+        (value for key in ("eps", "variance_epsilon") if (value := getattr(module, key, None)) is not None), 1e-5
+    )
+    if type(module) in (nn.LayerNorm, nn.RMSNorm):
+        return shape, eps, 1.0
+    like = {"dtype": torch.float32} if weight is None else {"device": weight.device, "dtype": weight.dtype}
+    try:
+        with torch.no_grad():
+            matches = [_untrained_gains(module, places, shape, eps, like) for places in ((2, 3), (2, 3, 2))]
+            if starts := sorted(set.intersection(*matches)):
+                return shape, eps, starts[-1]
+    except (RuntimeError, TypeError, ValueError):
+        pass
+    raise OptionError(
+        f"{name}: {type(module).__name__} is no plain norm of its last dimension; leave it out with names="
+    )
+
+
+def _untrained_gains(module: Any, places: tuple[int, ...], shape: tuple[int, ...], eps: float, like: Any) -> set[float]:
+    """The untrained values of the gain in those formulas that the norm agrees with at so many ``places``."""
+    x = torch.arange(math.prod(places) * math.prod(shape), **like).sin().view(*places, *shape)
+    weight, plain = getattr(module, "weight", None), F.rms_norm(x, shape, eps=eps)
+    if isinstance(module, nn.LayerNorm):
+        formulas = {1.0: F.layer_norm(x, shape, weight, module.bias, eps)}
+    else:  # Gemma's gain is 1 + weight
+        formulas = {1.0: plain} if weight is None else {1.0: plain * weight, 0.0: plain * (1 + weight)}
+    output = module(x)
+    return {start for start, expected in formulas.items() if torch.allclose(output, expected, atol=1e-2)}
+
+
+def _keep_off_fused_layers(model: nn.Module) -> None:
+    """torch's fused inference of encoder layers reads the gains and biases of their norms."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
