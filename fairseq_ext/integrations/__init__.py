@@ -1,6 +1,8 @@
 """The methods in models that people have, in Hugging Face or their own. Other libraries are imported by their use."""
 
 from fairseq_ext.integrations.attention import register_attention
+from fairseq_ext.integrations.causal_lm import FusedCausalLMLoss
 from fairseq_ext.integrations.norms import NormChange, replace_norms
+from fairseq_ext.integrations.trainer import encouraging_compute_loss
 
-__all__ = ["NormChange", "register_attention", "replace_norms"]
+__all__ = ["FusedCausalLMLoss", "NormChange", "encouraging_compute_loss", "register_attention", "replace_norms"]

@@ -135,7 +135,7 @@ def _check_norm(module: Any, name: str) -> tuple[tuple[int, ...], float, float]:
     Under these names subclasses move the channels (ConvNeXt's) and models add gates (Mamba's).
     """
     weight = getattr(module, "weight", None)
-    shape = tuple(getattr(module, "normalized_shape", None) or getattr(weight, "shape", ()))
+    shape = tuple(module.normalized_shape if hasattr(module, "normalized_shape") else getattr(weight, "shape", ()))
     eps = next(
         (value for key in ("eps", "variance_epsilon") if (value := getattr(module, key, None)) is not None), 1e-5
     )

@@ -37,7 +37,9 @@ class ReNode(BaseTransform):
     once, weights are ignored, self-loops may be there or not, and a graph with an edge without its reverse is a
     directed one (apply :class:`~torch_geometric.transforms.ToUndirected` before, where that is not meant).
 
-    The weights belong to the ``data.train_mask`` of the moment: apply the transform after the one that makes the split.
+    The weights belong to the ``data.train_mask`` of the moment: apply the transform after the one that makes the split,
+    and before a loader that samples neighbours (:class:`~torch_geometric.loader.NeighborLoader`), of whose batches it
+    would see a part of the graph.
 
     Args:
         w_min: Weight of the labelled node with the most conflict, above 0, which marks nodes without label. Default:
@@ -98,6 +100,8 @@ class ReNode(BaseTransform):
     @torch.no_grad()
     def forward(self, data: Data | HeteroData) -> Data | HeteroData:
         nodes, edges, name = self._stores(data)
+        if "n_id" in nodes:
+            raise DataError(f"{name}n_id: this is a sampled part of a graph; apply ReNode to the graph, then sample")
         if nodes.get("y") is None:
             raise DataError(f"{name}y: the graph has none")
         y = as_labels(nodes.y, name=f"{name}y")
@@ -171,22 +175,28 @@ class WeightOptions(OptionSet):
 def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
     r"""The mean of the labelled nodes' losses, each times its weight: :math:`\frac1L \sum_v w_v \ell_v`.
 
+    Of a batch that was sampled around seed nodes, as :class:`~torch_geometric.loader.NeighborLoader` does, the labelled
+    seeds count, which are among its first ``batch_size`` nodes: a labelled neighbour has its turn as a seed.
+
     Args:
-        loss: Loss of each node of ``data``; those of nodes without label are not looked at.
+        loss: Loss of each node of ``data``, or of each seed; those of nodes without label are not looked at.
         data: What :class:`ReNode` wrote to, or a batch of it with its ``train_mask`` and ``renode_weight``; of a
             :class:`~torch_geometric.data.HeteroData` the nodes of one type, as ``data["paper"]``.
         split: As in :class:`ReNode`.
 
     Shape:
-        - loss: :math:`(n)`
+        - loss: :math:`(n)`, or of a sampled batch :math:`(\text{batch\_size})`
         - output: scalar
 
     Raises:
-        DataError: there are no weights, or they are those of another mask.
+        DataError: there are no weights, or they are those of another mask; or a loss of another length.
     """
     if data.get("renode_weight") is None:
         raise DataError("data.renode_weight: the graph has none; apply ReNode first")
-    labelled = _labelled(data, len(data.renode_weight), "data.", split)
+    size = len(data.renode_weight)
+    if "n_id" in data and len(data.train_mask) != size:
+        raise DataError("data.train_mask: to be sampled with the nodes it has to be a mask, got ids")
+    labelled = _labelled(data, size, "data.", split)
     if not len(labelled):
         raise DataError("data.train_mask: there is no labelled node")
     weight = as_weights(data.renode_weight[labelled], len(labelled), "data.renode_weight")
@@ -195,7 +205,25 @@ def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
             f"data.renode_weight: {others} nodes outside of train_mask weigh more than 0: the weights are of another "
             "mask; apply ReNode after the split is made"
         )
+    seeds = _seeds(data, size)
+    labelled, weight = labelled[labelled < seeds], weight[labelled < seeds]
+    if not len(labelled):
+        raise DataError(
+            "data.train_mask: no seed node of the batch is labelled; sample around input_nodes=data.train_mask"
+        )
+    if len(loss) not in (size, seeds):
+        wanted = f"{size}" if seeds == size else f"{size} or, for the seeds, {seeds}"
+        raise DataError(f"loss: wanted one for each of the {wanted} nodes, got shape {tuple(loss.shape)}")
     return reduce_weighted(loss[labelled], weight.to(loss.device))
+
+
+def _seeds(nodes: Any, size: int) -> int:
+    """How many of the first nodes a loss is for: all, but in a batch that was sampled around some."""
+    if "n_id" not in nodes:
+        return size
+    if nodes.get("batch_size") is None:
+        raise DataError("data.batch_size: the batch was sampled around nodes of another type")
+    return int(nodes.batch_size)
 
 
 def _labelled(nodes: Any, size: int, name: str, split: int | None) -> Tensor:

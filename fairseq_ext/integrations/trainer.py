@@ -1,0 +1,142 @@
+"""The encouraging loss as ``compute_loss_func`` of Hugging Face's ``Trainer``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_ext.losses import encouraging_loss
+from fairseq_ext.training.errors import DataError, OptionError
+
+IGNORED = -100
+# Loss types of transformers that are a cross-entropy over the last dimension of the logits, and whether they shift.
+ONE_LABEL = tuple(f"For{kind}Classification" for kind in ("Sequence", "Image", "Video", "Audio"))
+SHIFTS = {
+    **dict.fromkeys(("ForCausalLM", "ForConditionalGeneration"), True),
+    **dict.fromkeys(("ForMaskedLM", "ForTokenClassification", *ONE_LABEL), False),
+}
+
+
+@dataclass(frozen=True)
+class EncouragingComputeLoss:
+    """What :func:`encouraging_compute_loss` returns: ``loss(outputs, labels, num_items_in_batch=None)``."""
+
+    shift: bool
+    options: dict[str, Any]
+
+    def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        if labels is None:
+            raise DataError("labels: the batch has none")
+        named = isinstance(outputs, Mapping)
+        if named and outputs.get("aux_loss") is not None:
+            raise OptionError("output_router_logits: the model's auxiliary loss would be lost beside this one")
+        logits = outputs["logits"] if named else outputs[0]
+        labels = labels.to(logits.device)
+        if labels.is_floating_point() or labels.numel() != logits.shape[:-1].numel():
+            shapes = f"{tuple(logits.shape[:-1])} for logits {tuple(logits.shape)}, got {tuple(labels.shape)}"
+            raise DataError(f"labels: must be class indices of shape {shapes} of {labels.dtype}")
+        if self.shift:
+            labels = next_labels(labels)
+        options = {name: value.to(logits.device) if name == "weight" else value for name, value in self.options.items()}
+        total = encouraging_loss(logits.flatten(0, -2), labels.flatten(), reduction="sum", **options)
+        return mean_over_items(total, labels, num_items_in_batch)
+
+
+def next_labels(labels: Tensor) -> Tensor:
+    """The label of the next position at each; copies of labels are smaller than those of logits."""
+    return F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+
+
+def mean_over_items(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """Over the items of the whole accumulated batch, or of this one; 0 where all are ignored."""
+    if num_items_in_batch is None:
+        num_items_in_batch = (labels != IGNORED).sum().clamp_min(1)
+    elif isinstance(num_items_in_batch, Tensor):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
+
+
+def encouraging_compute_loss(
+    model: nn.Module, args: Any, *, shift: bool | None = None, **options: Any
+) -> EncouragingComputeLoss:
+    r"""The encouraging loss for ``transformers.Trainer(model, args, compute_loss_func=...)``.
+
+    .. math:: \frac1N \sum_{y_n \ne -100} \big(-\log p_n + B(p_n)\big)
+
+    (Zhao et al., arXiv:2110.06537; see :func:`~fairseq_ext.losses.encouraging_loss`.) :math:`N` is Trainer's
+    ``num_items_in_batch``, so that accumulated gradients are those of one large batch; in evaluation it is the number
+    of labels in the batch. Evaluation's ``eval_loss`` has the bonus too: compare runs by their metrics.
+
+    It takes causal language models (whose labels it shifts, as they do), encoder-decoders, masked language models and
+    classifiers of texts, tokens, images, sounds and videos. As Trainer takes the labels out of the batch, an
+    encoder-decoder needs ``decoder_input_ids`` there: ``DataCollatorForSeq2Seq(tokenizer, model=model)``.
+
+    Args:
+        model: the one that is given to Trainer. It says whether labels are shifted, and is told where transformers
+            itself has that wrong (``model.loss_type``, by which Trainer counts labels).
+        args: the ``TrainingArguments``. Their ``label_smoothing_factor``, which Trainer ignores beside a
+            ``compute_loss_func``, is the ``label_smoothing`` here. None in a loop of your own.
+        shift: whether the label of a position is that of the next. Default: as the model's own loss.
+        **options: the others of :func:`~fairseq_ext.losses.encouraging_loss`: ``log_end``, ``label_smoothing``,
+            ``bonus``, ... Class weights do not change what the sum is divided by.
+
+    Shape:
+        - outputs: ``logits`` :math:`(*, V)`, labels :math:`(*)`; the loss is a scalar.
+
+    Raises:
+        OptionError: label smoothing twice, an option out of its range, ``ignore_index`` (Trainer counts the labels
+            other than -100), or a model with another loss: regression, several labels, questions, detection.
+        DataError: in a batch, labels are missing or of another shape.
+
+    Example:
+        >>> loss = encouraging_compute_loss(model, args, log_end=0.75)
+        >>> Trainer(model, args, train_dataset=data, compute_loss_func=loss).train()
+    """
+    factor = getattr(args, "label_smoothing_factor", 0.0)
+    if factor and options.get("label_smoothing"):
+        given = options["label_smoothing"]
+        raise OptionError(f"label_smoothing: {given} beside label_smoothing_factor={factor} of the arguments; give one")
+    if factor:
+        options["label_smoothing"] = factor
+    check_options(options)
+    return EncouragingComputeLoss(_shifts(model, shift), options)
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse those of :func:`~fairseq_ext.losses.encouraging_loss` that do not work here, before the first batch."""
+    if "ignore_index" in options:
+        raise OptionError("ignore_index: Trainer counts the labels other than -100; mark with -100 what to ignore")
+    if "reduction" in options:
+        raise OptionError("reduction: it is the mean over num_items_in_batch")
+    try:
+        tried = {name: value for name, value in options.items() if name not in ("weight", "class_weight")}
+        encouraging_loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), **tried)
+    except (TypeError, ValueError) as error:
+        raise OptionError(str(error)) from error
+
+
+def _shifts(model: Any, shift: bool | None) -> bool:
+    """Whether labels are shifted. The model is told, as Trainer counts those of its ``loss_type``."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
+    name, config, loss_type = type(model).__name__, getattr(model, "config", None), getattr(model, "loss_type", None)
+    if shift is None:
+        if loss_type is None and hasattr(model, "can_generate") and model.can_generate():
+            loss_type = "ForCausalLM"  # what transformers computes for GPT2LMHeadModel and its like
+        if loss_type not in SHIFTS:
+            raise OptionError(
+                f"model: {name} has no loss of one label a position (loss_type {loss_type}); your own needs shift="
+            )
+        shift = SHIFTS[loss_type] and not getattr(config, "is_encoder_decoder", False)
+    problem = getattr(config, "problem_type", None)
+    if problem is None and loss_type in ONE_LABEL and config.num_labels == 1:
+        problem = "regression"
+    if problem in ("regression", "multi_label_classification"):
+        raise OptionError(f"model: {name} is for {problem}; for several labels see binary_encouraging_loss")
+    if shift != SHIFTS.get(getattr(model, "loss_type", None), False):
+        model.loss_type = "ForCausalLM" if shift else "ForMaskedLM"
+    return shift
