@@ -8,6 +8,7 @@ import gzip
 import io
 import itertools
 import os
+import re
 import shlex
 import tarfile
 from pathlib import Path
@@ -106,3 +107,8 @@ def pasted(text: str) -> list[list[str]]:
     text = text.replace("\\\n", " ").replace("$(fairseq-ext user-dir)", str(ROOT / "fairseq_ext"))
     commands = filter(None, (shlex.split(line, comments=True) for line in text.splitlines()))
     return [list(itertools.takewhile(lambda word: word not in (">", "2>&1", "|", "&&"), words)) for words in commands]
+
+
+def python_blocks(page: str) -> list[str]:
+    """The Python code of a page of documentation."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)

@@ -156,6 +156,10 @@ def register_attention(
         raise OptionError(
             f"name: {name!r} is not a word without {', '.join(RESERVED)}, which transformers reads its own"
         )
+    if name in AttentionInterface().valid_keys() and name not in _registered:
+        raise OptionError(f"name: {name!r} is the attention of somebody else already; choose another name")
+    if not isinstance(k, int):
+        raise OptionError(f"k: must be a whole number, got {k!r}")
     if select == "window":
         raise OptionError("select: 'window' needs the position of the query, which transformers does not pass")
     if _registered.get(name, attention) != attention:

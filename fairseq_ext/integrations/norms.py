@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 import math
 from collections.abc import Iterable
@@ -38,7 +39,8 @@ def replace_norms(
     norm: str = "adanorm",
     *,
     rms_norms: bool = False,
-    names: Iterable[str] | None = None,
+    names: str | Iterable[str] = "*",
+    skip: Iterable[str] = (),
     dry_run: bool = False,
     eps: float | None = 1e-5,
     unbiased: bool = True,
@@ -64,7 +66,8 @@ def replace_norms(
         norm: ``"adanorm"``, ``"layernorm-simple"`` or ``"detachnorm"``.
         rms_norms: also replace RMSNorms (``nn.RMSNorm``, and classes of models that compute the same, Gemma's and T5's
             among them), which have no mean to subtract and no bias. Default: only LayerNorms.
-        names: of the norms to replace, as ``dry_run`` lists them. Default: all.
+        names: of the norms to replace, or patterns such as ``"encoder.*"``. Default: all.
+        skip: names or patterns of those among them to leave as they are.
         dry_run: only list what would change.
         eps: of the new norms. Default: 1e-5, the released code's; None keeps that of each norm.
         unbiased: True (default, released code) or False (paper), see :class:`~fairseq_ext.modules.AdaNorm`.
@@ -75,7 +78,7 @@ def replace_norms(
         One :class:`NormChange` for each norm, in the order of the model.
 
     Raises:
-        OptionError: there is nothing to replace, a name that is no norm, a norm that computes something else, or an
+        OptionError: there is nothing to replace, a name that fits no norm, a norm that computes something else, or an
             option that ``norm`` does not have. The model is as it was.
 
     Example:
@@ -86,12 +89,7 @@ def replace_norms(
     allowed = [name for name in inspect.signature(NORM_CLASSES[norm]).parameters if name != "normalized_shape"]
     for option in options:
         choose(f"option of {norm}", option, allowed)
-    places = _norms(model, rms_norms)
-    if names is not None:
-        wanted = set(names)
-        if unknown := sorted(wanted - {name for at in places.values() for name in at}):
-            raise OptionError(f"names: {unknown[0]!r} is none of the norms; a dry run lists them")
-        places = {module: at for module, at in places.items() if wanted & set(at)}
+    places = _selected(_norms(model, rms_norms), [names] if isinstance(names, str) else names, skip)
     if not places:
         hint = "" if rms_norms or not _norms(model, True) else "; its RMSNorms need rms_norms=True"
         raise OptionError(f"model: {type(model).__name__} has no LayerNorm to replace{hint}")
@@ -123,6 +121,23 @@ def _norms(model: nn.Module, rms_norms: bool) -> dict[nn.Module, tuple[str, ...]
     return places
 
 
+def _selected(
+    places: dict[nn.Module, tuple[str, ...]], names: Iterable[str], skip: Iterable[str]
+) -> dict[nn.Module, tuple[str, ...]]:
+    """Those of which a name fits a pattern of ``names`` and none fits one of ``skip``."""
+
+    def fitting(option: str, patterns: Iterable[str]) -> set[str]:
+        fits = {
+            pattern: fnmatch.filter((name for at in places.values() for name in at), pattern) for pattern in patterns
+        }
+        if idle := [pattern for pattern, matches in fits.items() if places and not matches]:
+            raise OptionError(f"{option}: {idle[0]!r} is the name of no norm that could be replaced")
+        return {name for matches in fits.values() for name in matches}
+
+    wanted, skipped = fitting("names", names), fitting("skip", skip)
+    return {module: at for module, at in places.items() if wanted & set(at) and not skipped & set(at)}
+
+
 def _is_rms_norm(module: nn.Module) -> bool:
     # T5's LayerNorm, and those made after it, subtract no mean and have no bias.
     named = type(module).__name__.endswith(("RMSNorm", "LayerNorm")) and not isinstance(module, nn.LayerNorm)
@@ -135,7 +150,8 @@ def _check_norm(module: Any, name: str) -> tuple[tuple[int, ...], float, float]:
     Under these names subclasses move the channels (ConvNeXt's) and models add gates (Mamba's).
     """
     weight = getattr(module, "weight", None)
-    shape = tuple(module.normalized_shape if hasattr(module, "normalized_shape") else getattr(weight, "shape", ()))
+    own = isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+    shape = tuple(module.normalized_shape) if own else () if weight is None else tuple(weight.shape)
     eps = next(
         (value for key in ("eps", "variance_epsilon") if (value := getattr(module, key, None)) is not None), 1e-5
     )
@@ -150,7 +166,7 @@ def _check_norm(module: Any, name: str) -> tuple[tuple[int, ...], float, float]:
     except (RuntimeError, TypeError, ValueError):
         pass
     raise OptionError(
-        f"{name}: {type(module).__name__} is no plain norm of its last dimension; leave it out with names="
+        f"{name}: {type(module).__name__} is no plain norm of its last dimension; skip= leaves it as it is"
     )
 
 
@@ -163,7 +179,7 @@ def _untrained_gains(module: Any, places: tuple[int, ...], shape: tuple[int, ...
     else:  # Gemma's gain is 1 + weight
         formulas = {1.0: plain} if weight is None else {1.0: plain * weight, 0.0: plain * (1 + weight)}
     output = module(x)
-    return {start for start, expected in formulas.items() if torch.allclose(output, expected, atol=1e-2)}
+    return {start for start, expected in formulas.items() if torch.allclose(output, expected, atol=2e-2, rtol=2e-2)}
 
 
 def _keep_off_fused_layers(model: nn.Module) -> None:

@@ -42,7 +42,7 @@ LEFT_PADDED = ("gpt2", "llama", "mistral")
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    register_attention(k=K)
+    register_attention(k=K, name="few")
     register_attention(k=1, name="one")
     register_attention(k=99, name="many")
     register_attention(k=0, name="entmax", normalizer="entmax15")
@@ -91,22 +91,22 @@ def inputs_of(family):
 def test_with_every_key_it_is_sdpa_and_with_few_the_reference(family):
     inputs, at = inputs_of(family)
     outputs, gradients = {}, {}
-    for name in ("sdpa", "many", "topk", "reference"):
+    for name in ("sdpa", "many", "few", "reference"):
         model = make(family, name)
         outputs[name] = model(**inputs)[0][at]
-        if name in ("topk", "reference"):
+        if name in ("few", "reference"):
             outputs[name].square().mean().backward()
             gradients[name] = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
     torch.testing.assert_close(outputs["many"], outputs["sdpa"], atol=1e-6, rtol=0)
-    assert (outputs["topk"] - outputs["sdpa"]).abs().max() > 1e-2
-    torch.testing.assert_close(outputs["topk"], outputs["reference"], atol=1e-9, rtol=0)
-    assert len(gradients["topk"]) > 10
-    torch.testing.assert_close(gradients["topk"], gradients["reference"], atol=1e-9, rtol=1e-6)
+    assert (outputs["few"] - outputs["sdpa"]).abs().max() > 1e-2
+    torch.testing.assert_close(outputs["few"], outputs["reference"], atol=1e-9, rtol=0)
+    assert len(gradients["few"]) > 10
+    torch.testing.assert_close(gradients["few"], gradients["reference"], atol=1e-9, rtol=1e-6)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "vit"])
 def test_padding_changes_nothing(family):
-    model, (inputs, _) = make(family, "topk"), inputs_of(family)
+    model, (inputs, _) = make(family, "few"), inputs_of(family)
     kept = inputs["attention_mask"][1].bool()
     alone = {
         name: value[1:] if name.startswith("decoder") else value[1:, kept]
@@ -121,7 +121,7 @@ def test_padding_changes_nothing(family):
 
 @pytest.mark.parametrize("family", GENERATORS)
 def test_generation_with_a_cache_is_that_without(family):
-    model, (inputs, _) = make(family, "topk"), inputs_of(family)
+    model, (inputs, _) = make(family, "few"), inputs_of(family)
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
 
     def generate(model, **options):
@@ -137,25 +137,25 @@ def test_generation_with_a_cache_is_that_without(family):
 
 
 def test_a_beam_with_a_cache_is_that_without():
-    model, (inputs, _) = make("gpt2", "topk"), inputs_of("gpt2")
+    model, (inputs, _) = make("gpt2", "few"), inputs_of("gpt2")
     options = {"max_new_tokens": 5, "num_beams": 3, "input_ids": inputs["input_ids"][:1]}
     assert torch.equal(model.generate(**options), model.generate(**options, use_cache=False))
 
 
 def test_two_settings_and_other_normalizers_stay_apart():
     inputs, at = inputs_of("llama")
-    names = ("topk", "one", "entmax", "sdpa")
+    names = ("few", "one", "entmax", "sdpa")
     models = {name: make("llama", name) for name in names}
     outputs = {name: model(**inputs)[0][at] for name, model in models.items()}
     assert all((outputs[a] - outputs[b]).abs().max() > 1e-3 for a in names for b in names if a < b)
-    assert torch.equal(models["topk"](**inputs)[0][at], outputs["topk"])
+    assert torch.equal(models["few"](**inputs)[0][at], outputs["few"])
     models["sdpa"].set_attn_implementation("one")
     assert torch.equal(models["sdpa"](**inputs)[0][at], outputs["one"])
 
 
 @pytest.mark.parametrize("family", ["bert", "bart"])
 def test_the_weights_on_request_are_those_of_the_selected_keys(family):
-    model, (inputs, _) = make(family, "topk"), inputs_of(family)
+    model, (inputs, _) = make(family, "few"), inputs_of(family)
     outputs = model(**inputs, output_attentions=True)
     torch.testing.assert_close(outputs[0], model(**inputs)[0], atol=1e-9, rtol=0)
     weights = [outputs.attentions] if family == "bert" else [outputs.cross_attentions, outputs.encoder_attentions]
@@ -164,7 +164,7 @@ def test_the_weights_on_request_are_those_of_the_selected_keys(family):
 
 
 def test_dropout_falls_on_the_weights():
-    attention, states = AttentionInterface()["topk"], torch.randn(1, 2, 40, 40)
+    attention, states = AttentionInterface()["few"], torch.randn(1, 2, 40, 40)
     module = nn.Module()
     value = torch.eye(40).expand_as(states)
     context = attention(module, states, states, value, None, dropout=0.5)[0]
@@ -177,7 +177,7 @@ def test_dropout_falls_on_the_weights():
 
 
 def test_half_precision_and_a_query_without_keys():
-    attention, states = AttentionInterface()["topk"], torch.randn(1, 2, 5, 8).bfloat16()
+    attention, states = AttentionInterface()["few"], torch.randn(1, 2, 5, 8).bfloat16()
     mask = torch.zeros(1, 1, 5, 5)
     mask[..., 3:] = torch.finfo(torch.float32).min
     float_mask = attention(nn.Module(), states, states, states, mask)[0]
@@ -207,11 +207,11 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_a_model_that_would_ignore_it_is_refused_by_name(message):
     with pytest.raises(OptionError, match=message) as error:
-        transformers.AutoModel.from_config(REFUSED[message](), attn_implementation="topk")
+        transformers.AutoModel.from_config(REFUSED[message](), attn_implementation="few")
     assert "\n" not in str(error.value) and error.value.code == 2
     model = transformers.AutoModel.from_config(REFUSED[message]())
     with pytest.raises(OptionError, match="does not go through"):
-        model.set_attn_implementation("topk")
+        model.set_attn_implementation("few")
     model.set_attn_implementation("eager")
 
 
@@ -221,23 +221,23 @@ def test_a_part_of_a_model_may_keep_another_attention():
         text_config=sizes | SIZES, vision_config=sizes | {"image_size": 8, "patch_size": 4}
     )
     with pytest.raises(OptionError, match=r"SiglipVisionModel .*MultiheadAttention"):
-        transformers.SiglipModel._from_config(copy.deepcopy(config), attn_implementation="topk")
-    parts = {"text_config": "topk", "vision_config": "sdpa"}
+        transformers.SiglipModel._from_config(copy.deepcopy(config), attn_implementation="few")
+    parts = {"text_config": "few", "vision_config": "sdpa"}
     model = transformers.SiglipModel._from_config(copy.deepcopy(config), attn_implementation=parts)
-    assert model.text_model.config._attn_implementation == "topk"
+    assert model.text_model.config._attn_implementation == "few"
     model = transformers.SiglipModel._from_config(config)
     model.set_attn_implementation(parts)
-    assert model.text_model.config._attn_implementation == "topk"
+    assert model.text_model.config._attn_implementation == "few"
     with pytest.raises(OptionError, match=r"SiglipVision.*MultiheadAttention"):
-        model.set_attn_implementation({"vision_config": "topk"})
+        model.set_attn_implementation({"vision_config": "few"})
 
 
 def test_what_it_does_not_compute_is_refused_by_name():
     gemma = {**ENCODER, "head_dim": 4, "num_key_value_heads": 2, "attn_logit_softcapping": 5.0}
-    model = transformers.Gemma2Model._from_config(transformers.Gemma2Config(**gemma), attn_implementation="topk")
+    model = transformers.Gemma2Model._from_config(transformers.Gemma2Config(**gemma), attn_implementation="few")
     with pytest.raises(OptionError, match="Gemma2Attention asks for softcap"):
         model(torch.tensor([[3, 4]]))
-    attention, states = AttentionInterface()["topk"], torch.randn(1, 2, 5, 8)
+    attention, states = AttentionInterface()["few"], torch.randn(1, 2, 5, 8)
     for other in ({"s_aux": torch.zeros(2)}, {"indices": 3}, {"not_yet_known": 0.5}):
         with pytest.raises(OptionError, match=next(iter(other))):
             attention(nn.Module(), states, states, states, None, **other)
@@ -248,10 +248,12 @@ def test_what_it_does_not_compute_is_refused_by_name():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 3}, "'topk' is .*k=2"),
+        ({"k": 3, "name": "few"}, "'few' is .*k=2"),
         ({"name": "sdpa"}, "'sdpa' is not a word"),
         ({"name": "my-flash"}, "flash"),
         ({"name": "org/kernel"}, "org/kernel"),
+        ({"name": "reference"}, "'reference' is the attention of somebody else"),
+        ({"k": 2.5, "name": "x"}, "k: must be a whole number, got 2.5"),
         ({"k": -1, "name": "x"}, "k must be"),
         ({"name": "x", "normalizer": "softmin"}, "normalizer must be"),
         ({"name": "x", "normalizer": "sparsemax"}, "k or ratio needs normalizer"),
@@ -264,4 +266,4 @@ def test_a_wrong_setting_is_refused_and_not_registered(options, message):
     with pytest.raises(OptionError, match=message):
         register_attention(**options)
     assert "x" not in AttentionInterface().valid_keys()
-    register_attention(k=K)  # the same again is fine
+    register_attention(k=K, name="few")  # the same again is fine

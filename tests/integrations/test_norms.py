@@ -113,6 +113,14 @@ class ChannelsFirst(nn.LayerNorm):
         return super().forward(x.transpose(1, -1)).transpose(1, -1)
 
 
+def test_patterns_choose_norms_and_leave_others():
+    model = nn.Sequential(ChannelsFirst(8), nn.Sequential(nn.LayerNorm(8), nn.LayerNorm(8)), nn.LayerNorm(8))
+    assert [change.names for change in replace_norms(model, names="1.*", dry_run=True)] == [("1.0",), ("1.1",)]
+    changes = replace_norms(model, skip=["0", "1.1"])
+    assert [change.names for change in changes] == [("1.0",), ("2",)]
+    assert isinstance(model[0], ChannelsFirst) and isinstance(model[1][1], nn.LayerNorm)
+
+
 class GatedRMSNorm(nn.Module):
     def __init__(self, size):
         super().__init__()
@@ -136,6 +144,8 @@ class GatedRMSNorm(nn.Module):
         ),
         (nn.Sequential(nn.LayerNorm(4)), {"k": float("nan")}, "0: k must be finite"),
         (nn.Sequential(nn.LayerNorm(4)), {"names": ["1"]}, "names: '1'"),
+        (nn.Sequential(nn.LayerNorm(4)), {"skip": ["layer.*"]}, "skip: 'layer"),
+        (nn.Sequential(nn.LayerNorm(4)), {"skip": ["0"]}, "no LayerNorm to replace"),
         (nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(1)), {}, "1: normalized_shape must have at least 2"),
         (nn.Sequential(nn.LayerNorm(4), ChannelsFirst(8)), {}, "1: ChannelsFirst is no plain norm"),
         (nn.Sequential(nn.LayerNorm(4), GatedRMSNorm(8)), {"rms_norms": True}, "1: GatedRMSNorm is no plain norm"),

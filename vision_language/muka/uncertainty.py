@@ -150,7 +150,7 @@ def mc_dropout_probabilities(
         if not largest:
             raise OptionError(
                 f"{passes} Monte-Carlo passes: the model has no dropout above 0, so they cannot differ; "
-                "set one (--teacher-dropout 0.1), or use one pass without (--no-mc)"
+                "set one (dropout=0.1, --teacher-dropout 0.1), or use one pass without (--no-mc)"
             )
         if seed is not None:
             torch.manual_seed(seed)

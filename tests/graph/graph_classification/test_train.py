@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
-import re
 import shutil
 import signal
 import time
@@ -31,7 +30,7 @@ from graph.graph_classification.options import DEFER_START, Options
 from graph.graph_classification.splits import Split, random_splits
 from graph.graph_classification.train import train as train_one
 from tests.graph.graph_classification.conftest import write_tu
-from tests.helpers import ROOT, require_data
+from tests.helpers import ROOT, python_blocks, require_data
 
 SMALL = {"hidden_size": 16, "num_layers": 1, "batch_size": 16, "lr": 0.01, "patience": 100}
 SMALL_OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -480,6 +479,6 @@ def test_mutag_end_to_end(tmp_path, capsys):
 def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     write_tu(tmp_path / "data" / "TUDataset", "PROTEINS")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall("```python\n(.*?)```", (ROOT / "graph/graph_classification/README.md").read_text(), re.DOTALL)
+    (code,) = python_blocks("graph/graph_classification/README.md")
     exec(code, {})
     assert capsys.readouterr().out

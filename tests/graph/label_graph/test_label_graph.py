@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graph.label_graph import LabelGraph, label_graph_loss, label_graph_loss_terms, soft_targets
-from tests.helpers import ROOT, golden_names, load_golden
+from tests.helpers import golden_names, load_golden, python_blocks
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 
@@ -188,6 +186,6 @@ def test_bad_arguments(call, message):
 
 
 def test_the_code_of_the_readme_runs(capsys):
-    (code,) = re.findall("```python\n(.*?)```", (ROOT / "graph/label_graph/README.md").read_text(), re.DOTALL)
+    (code,) = python_blocks("graph/label_graph/README.md")
     exec(code, {})
     assert "micro_f1" in capsys.readouterr().out
