@@ -235,7 +235,6 @@ def _parts_with(module: nn.Module, name: str) -> Iterator[nn.Module]:
             yield from _parts_with(child, name)
 
 
-@functools.cache
 def _kind(cls: type[nn.Module]) -> str | None:
     """``"interface"`` for an attention that asks for its function, ``"own"`` for one that computes it itself."""
     from transformers import PreTrainedModel

@@ -71,7 +71,8 @@ def _parts(model: Any) -> tuple[nn.Module, nn.Linear]:
         raise OptionError(f"model: {name} is no language model of transformers with a linear output layer")
     if getattr(model.config, "is_encoder_decoder", False) or getattr(model.config, "output_router_logits", False):
         raise OptionError(f"model: {name} is an encoder-decoder, or adds the loss of a router (output_router_logits)")
-    backbone, seen = model.base_model, {}
+    backbone = model.base_model
+    seen: dict[str, Tensor] = {}
     hooks = [
         backbone.register_forward_hook(lambda _, __, output: seen.update(states=output.last_hidden_state)),
         head.register_forward_hook(lambda _, inputs, output: seen.update(inputs=inputs[0], output=output)),

@@ -123,7 +123,8 @@ def check_options(options: dict[str, Any]) -> None:
 def _shifts(model: Any, shift: bool | None) -> bool:
     """Whether labels are shifted. The model is told, as Trainer counts those of its ``loss_type``."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
-    name, config, loss_type = type(model).__name__, getattr(model, "config", None), getattr(model, "loss_type", None)
+    name, config = type(model).__name__, getattr(model, "config", None)
+    loss_type: Any = getattr(model, "loss_type", None)
     if shift is None:
         if loss_type is None and hasattr(model, "can_generate") and model.can_generate():
             loss_type = "ForCausalLM"  # what transformers computes for GPT2LMHeadModel and its like
@@ -133,10 +134,10 @@ def _shifts(model: Any, shift: bool | None) -> bool:
             )
         shift = SHIFTS[loss_type] and not getattr(config, "is_encoder_decoder", False)
     problem = getattr(config, "problem_type", None)
-    if problem is None and loss_type in ONE_LABEL and config.num_labels == 1:
+    if problem is None and loss_type in ONE_LABEL and getattr(config, "num_labels", 2) == 1:
         problem = "regression"
     if problem in ("regression", "multi_label_classification"):
         raise OptionError(f"model: {name} is for {problem}; for several labels see binary_encouraging_loss")
-    if shift != SHIFTS.get(getattr(model, "loss_type", None), False):
+    if shift != SHIFTS.get(getattr(model, "loss_type", None) or "", False):
         model.loss_type = "ForCausalLM" if shift else "ForMaskedLM"
     return shift
