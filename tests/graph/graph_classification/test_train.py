@@ -30,7 +30,7 @@ from graph.graph_classification.options import DEFER_START, Options
 from graph.graph_classification.splits import Split, random_splits
 from graph.graph_classification.train import train as train_one
 from tests.graph.graph_classification.conftest import write_tu
-from tests.helpers import ROOT, python_blocks, require_data
+from tests.helpers import python_blocks, require_data
 
 SMALL = {"hidden_size": 16, "num_layers": 1, "batch_size": 16, "lr": 0.01, "patience": 100}
 SMALL_OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
