@@ -41,6 +41,10 @@ MAY_IMPORT = {
         "fairseq_ext.training",
     ),
     "fairseq_ext/text.py": ("sentencepiece", "subword_nmt", "fairseq_ext.training"),
+    # It stands on the task, which the rest of its folder carries.
+    "fairseq_ext/captions/generate.py": (
+        *("torch", "tqdm", "fairseq", "fairseq_ext.register", "fairseq_ext.captions", "fairseq_ext.tasks", *KIT),
+    ),
     "fairseq_ext/regions": ("numpy", "fairseq_ext.regions", "fairseq_ext.training"),
     "fairseq_ext/tasks": (
         *(*BINDING, "numpy", "fairseq_ext.captions", "fairseq_ext.compat", "fairseq_ext.modules"),

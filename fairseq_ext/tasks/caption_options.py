@@ -15,7 +15,7 @@ from fairseq_ext.tasks.caption_scores import SCORES
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import check_fields, option
 
-__all__ = ["BEAM", "MAX_LEN", "CaptioningConfig", "check_options"]
+__all__ = ["BEAM", "MAX_LEN", "CaptioningConfig", "check_options", "search_config"]
 
 BEAM, MAX_LEN = 3, 20
 SEARCH = (
@@ -84,7 +84,7 @@ def _search(option: str, text: str) -> Any:
             raise ValueError('must be a mapping like {"beam": 3}')
         for name in given:
             choose(option, name, SEARCH)
-        search = OmegaConf.merge(OmegaConf.structured(GenerationConfig), {"beam": BEAM, "max_len_b": MAX_LEN, **given})
+        search = search_config(**given)
         if not 1 <= search.min_len <= search.max_len_b or search.beam < 1:
             raise ValueError("beam and min_len must be at least 1, and max_len_b at least min_len")
     except OptionError:
@@ -92,3 +92,12 @@ def _search(option: str, text: str) -> Any:
     except (ValueError, OmegaConfBaseException) as error:
         raise OptionError(f"{option}: {str(error).splitlines()[0]}") from error
     return search
+
+
+def search_config(**given: Any) -> Any:
+    """fairseq's options of generation, with the defaults for captions.
+
+    Args:
+        **given: those that differ.
+    """
+    return OmegaConf.merge(OmegaConf.structured(GenerationConfig), {"beam": BEAM, "max_len_b": MAX_LEN, **given})

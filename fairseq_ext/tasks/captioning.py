@@ -13,6 +13,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import OmegaConf
 
+from fairseq_ext.captions.generated import joined
 from fairseq_ext.captions.store import Preparation, Split
 from fairseq_ext.regions.region_files import category_names
 from fairseq_ext.tasks.caption_dataset import CaptionDataset
@@ -91,6 +92,20 @@ class CaptioningTask(FairseqTask):
             raise DataError(f"{Path(cfg.data, 'categories.txt')}: {names}")
         logger.info("dictionary: %d types", len(dictionary))
         return cls(cfg, preparation, dictionary, categories)
+
+    @classmethod
+    def of_checkpoint(cls, cfg: Any, state: dict[str, Any]) -> CaptioningTask:
+        """The task of a trained model, without the folder that it was trained on; it has no split to load.
+
+        Args:
+            cfg: the options.
+            state: what :meth:`state_dict` had then.
+        """
+        preparation = Preparation(**{**state["preparation"], "grid": tuple(state["preparation"]["grid"])})
+        dictionary = Dictionary()
+        for word in state["words"][dictionary.nspecial :]:
+            dictionary.add_symbol(word)
+        return cls(cfg, preparation, dictionary, state["categories"])
 
     @property
     def source_dictionary(self) -> None:
@@ -179,8 +194,7 @@ class CaptioningTask(FairseqTask):
 
     def text(self, tokens: Any) -> str:
         """The caption that tokens spell."""
-        text = self.dictionary.string(tokens.int().cpu())
-        return text if self.preparation.tokenizer == "word" else Pieces().decode(text)
+        return joined(self.dictionary.string(tokens.int().cpu()).split())
 
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
         """As fairseq's; with ``--eval-captions`` also the sums that scores are made of."""
@@ -261,8 +275,8 @@ class Pieces:
 
     @staticmethod
     def decode(text: str) -> str:
-        """The words; a text without a piece's mark, whose pieces ``--post-process`` has joined, stays as it is."""
-        return text.replace(" ", "").replace("\u2581", " ").strip() if "\u2581" in text else text
+        """The words; a text whose pieces ``--post-process`` has joined stays as it is."""
+        return joined(text.split())
 
 
 def _at_difference(one: list[str], two: list[str]) -> str:

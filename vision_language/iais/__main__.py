@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fairseq_ext.regions.synthetic import SceneOptions
+from fairseq_ext.regions.synthetic import synthesize as write_scenes
 from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.flags import Runs
@@ -18,8 +20,6 @@ from vision_language.iais.options import Options
 from vision_language.iais.pictures import PictureOptions, draw_pair
 from vision_language.iais.search import SearchOptions, region_names
 from vision_language.iais.search import search as best_images
-from vision_language.iais.synthetic import SceneOptions
-from vision_language.iais.synthetic import synthesize as write_scenes
 from vision_language.iais.train import run
 
 main = Program("vision_language.iais", __doc__)

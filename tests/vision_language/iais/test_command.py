@@ -14,13 +14,13 @@ import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState
 
+from fairseq_ext.regions.synthetic import THINGS, SceneOptions, synthesize
 from fairseq_ext.training.errors import InputError
 from fairseq_ext.training.files import read_json
 from tests.helpers import ROOT
 from tests.vision_language.iais.regions import write_regions
 from vision_language.iais.__main__ import main
 from vision_language.iais.data import read_splits
-from vision_language.iais.synthetic import THINGS, SceneOptions, synthesize
 from vision_language.pretrained import read_weights
 
 SMALL = ["--hidden-size", "16", "--num-heads", "2", "--intermediate-size", "32", "--num-steps", "4", "--device", "cpu"]

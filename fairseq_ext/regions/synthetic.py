@@ -25,7 +25,7 @@ SIDES = ("on the left", "in the middle", "on the right")
 class SceneOptions(OptionSet):
     """The made-up scenes."""
 
-    out: str = option("runs/iais_data", "folder")
+    out: str = option("runs/scenes", "folder")
     images: int = option(1000, "images of all splits together", least=30)
     captions_per_image: int = option(3, "captions of an image", least=1)
     seed: int = option(0, "of all that is drawn", least=0)

@@ -1,0 +1,136 @@
+"""Captions of images, and where the model looked for each word."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.training.files import safe_loads_only
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.runs import torch_device
+
+if TYPE_CHECKING:  # imports of seconds, which other commands do without
+    from fairseq.models import BaseFairseqModel
+
+    from fairseq_ext.tasks.captioning import CaptioningTask
+
+__all__ = ["GenerateOptions", "captions", "load"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(OptionSet):
+    """The trained model, the images, and how a caption is searched for."""
+
+    model: str = option(help="checkpoint file; several, joined by a colon, are an ensemble", positional=True)
+    data: str = option(help="folder of prepared data", positional=True)
+    split: str = option("test", "of prepared data", ("train", "valid", "test"))
+    beam: int = option(3, "size of the beam", least=1)
+    nbest: int = option(1, "captions of an image, at most as many as the beam has", least=1)
+    min_len: int = option(1, "fewest tokens of a caption", least=1)
+    max_len_b: int = option(20, "most tokens of a caption", least=1)
+    lenpen: float = option(1.0, "above 1 favours long captions, below 1 short ones")
+    unkpen: float = option(0.0, "how unlikely unknown words are made")
+    no_repeat_ngram_size: int = option(0, "no sequence of so many tokens stands twice; 0: any may", least=0)
+    batch_size: int = option(32, "images at a time", least=1)
+    device: str = option("auto", "auto: the GPU where there is one; cpu, cuda, ...")
+    json: bool = option(False, "a line of JSON for each caption, with tokens, attention and score")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nbest > self.beam:
+            raise OptionError(f"--nbest {self.nbest}: a beam of {self.beam} has no more captions, give --beam")
+        if self.min_len > self.max_len_b:
+            raise OptionError(f"--min-len {self.min_len}: more than --max-len-b {self.max_len_b}")
+
+
+SEARCH = ("beam", "nbest", "min_len", "max_len_b", "lenpen", "unkpen", "no_repeat_ngram_size")
+
+
+def captions(options: GenerateOptions) -> Iterator[dict[str, Any]] | str:
+    """The captions of the images in their order, the best first.
+
+    Returns:
+        With ``json`` a mapping for each caption, else lines of image and caption.
+
+    Raises:
+        CheckpointError: no checkpoint of ``--task captioning``, or one that does not fit the data.
+        DataError: a damaged split.
+    """
+    rows = _rows(options)
+    return rows if options.json else "\n".join(f"{row['image_id']}\t{row['caption']}" for row in rows)
+
+
+def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
+    device = torch_device(options.device)
+    task, models = load(options.model.split(os.pathsep), options.data)
+    from fairseq import utils
+
+    from fairseq_ext.tasks.caption_dataset import image_batch
+    from fairseq_ext.tasks.caption_options import search_config
+
+    for model in models:
+        model.to(device)
+    generator = task.build_generator(models, search_config(**{name: getattr(options, name) for name in SEARCH}))
+    task.load_dataset(options.split, task_cfg=task.cfg)
+    dataset = task.datasets[options.split]
+    numbers = range(len(dataset))
+    with tqdm(total=len(dataset), unit=" images", leave=False) as progress:
+        for start in numbers[:: options.batch_size]:
+            chosen = numbers[start : start + options.batch_size]
+            batch = image_batch([dataset.image(number) for number in chosen], task.target_dictionary)
+            sample = utils.apply_to_sample(lambda tensor: tensor.to(device), {"net_input": batch})
+            for number, best in zip(chosen, task.inference_step(generator, models, sample), strict=True):
+                for hypothesis in best[: options.nbest]:
+                    regions = int(dataset.num_regions[number])
+                    yield {"image_id": str(dataset.split.image_ids[number]), **_row(task, hypothesis, regions)}
+            progress.update(len(chosen))
+
+
+def _row(task: CaptioningTask, hypothesis: dict[str, Any], regions: int) -> dict[str, Any]:
+    tokens = hypothesis["tokens"][:-1]  # without the end of sentence
+    weights = hypothesis["attention"].T[: len(tokens), :regions].tolist()
+    return {
+        "caption": task.text(tokens),
+        "tokens": [task.target_dictionary[token] for token in tokens.tolist()],
+        "attention": [[round(weight, 6) for weight in row] for row in weights],
+        "score": round(float(hypothesis["score"]), 6),
+    }
+
+
+def load(paths: list[str], data: str) -> tuple[CaptioningTask, list[BaseFairseqModel]]:
+    """The task of a folder, and the models that are to caption its images.
+
+    Args:
+        paths: of checkpoints.
+        data: folder of prepared data.
+
+    Raises:
+        CheckpointError: a file that is no checkpoint of the task, or of other data.
+    """
+    from fairseq_ext import register
+
+    register()
+    from fairseq import checkpoint_utils, tasks
+
+    task, models = None, []
+    for path in paths:
+        if not Path(path).is_file():
+            raise CheckpointError(f"{path}: no such file")
+        with safe_loads_only():
+            state = checkpoint_utils.load_checkpoint_to_cpu(path, {"data": data})
+        cfg = state.get("cfg")
+        if cfg is None or cfg.task._name != "captioning":
+            raise CheckpointError(f"{path}: not trained with --task captioning")
+        task = task or tasks.setup_task(cfg.task, from_checkpoint=True)
+        ensemble, cfg, _ = checkpoint_utils.load_model_ensemble_and_task([path], task=task, state=state)
+        for model in ensemble:
+            model.prepare_for_inference_(cfg)
+        models += ensemble
+    assert task is not None  # a text has at least one part
+    return task, models

@@ -1,0 +1,266 @@
+"""Captions as a user makes them: prepare, train, kill, resume, average, generate, score."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fairseq_ext.captions.__main__ import main
+from fairseq_ext.captions.generate import load
+from fairseq_ext.captions.store import Preparation, Split
+from fairseq_ext.captions.tokenizer import tokenize
+from fairseq_ext.cli import main as fairseq_ext_command
+from fairseq_ext.training.errors import CheckpointError, OptionError
+from tests.captions.pictures import write_captioned
+from tests.fairseq_commands import FairseqCommands
+from tests.test_end_to_end import USER_DIR, assert_same_bits, start, updates
+
+MODEL = [
+    *("--arch", "captioning_transformer_ext", "--encoder-layers", "1", "--decoder-layers", "1"),
+    *("--encoder-embed-dim", "32", "--encoder-ffn-embed-dim", "32", "--encoder-attention-heads", "2"),
+    *("--decoder-attention-heads", "2", "--attention-topk", "2", "--dropout", "0.1"),
+]
+TRAINING = [
+    *("--criterion", "label_smoothed_encouraging_loss", "--optimizer", "adam", "--lr", "0.005", "--batch-size", "8"),
+    *("--cpu", "--num-workers", "0", "--seed", "3", "--log-format", "json", "--save-interval-updates", "40"),
+    *("--no-epoch-checkpoints", "--validate-interval", "1000", "--validate-interval-updates", "40"),
+    *("--eval-captions", "--eval-captions-args", '{"beam": 2, "max_len_b": 12}', "--eval-captions-print-samples"),
+    *("--best-checkpoint-metric", "cider", "--maximize-best-checkpoint-metric"),
+]
+LAST = 160
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """20 images to train on, in ``data``."""
+    folder = tmp_path_factory.mktemp("captions")
+    source = write_captioned(folder / "source", "regions", images=20)
+    main(["prepare", str(source), str(folder / "data"), "--min-count", "1"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fairseq(folder):
+    commands = FairseqCommands(folder)
+    yield commands
+    commands.close()
+
+
+def training(data: Path, save_dir: Path, *more: object) -> list[object]:
+    words = [data, "--user-dir", USER_DIR, "--task", "captioning", "--save-dir", save_dir]
+    return [*words, *MODEL, *TRAINING, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(fairseq, folder) -> Path:
+    """160 updates, with the log beside the checkpoints."""
+    outcome = fairseq.run("fairseq_cli.train", *training(folder / "data", folder / "trained", "--max-update", LAST))
+    assert outcome.code == 0, outcome.stderr[-4000:]
+    (folder / "trained" / "log.txt").write_text(outcome.stdout + outcome.stderr)
+    return folder / "trained"
+
+
+@pytest.fixture(scope="module")
+def generated(fairseq, folder, trained) -> Path:
+    """What fairseq-generate prints, with nothing of the model on its command line."""
+    common = ["--user-dir", USER_DIR, "--task", "captioning", "--cpu", "--batch-size", "7"]
+    outcome = fairseq.run(
+        "fairseq_cli.generate", folder / "data", *common, "--path", trained / "checkpoint_best.pt", "--beam", "2"
+    )
+    assert outcome.code == 0, outcome.stderr[-4000:]
+    assert re.search(r"^Generate test with beam=2: 6 captions, not scored: score the output with", outcome.stdout, re.M)
+    (folder / "generated.txt").write_text(outcome.stdout)
+    return folder / "generated.txt"
+
+
+def images_and_captions(*words: object, capsys) -> list[tuple[str, str]]:
+    main(["generate", *map(str, words), "--device", "cpu"])
+    return [tuple(line.split("\t")) for line in capsys.readouterr().out.splitlines()]
+
+
+def validations(log: str) -> list[dict[str, str]]:
+    return [json.loads(line.partition("| valid | ")[2]) for line in log.splitlines() if "| valid | " in line]
+
+
+def test_validation_scores_captions_and_chooses_by_them(trained, folder, tmp_path):
+    log = (trained / "log.txt").read_text()
+    scores = validations(log)
+    assert len(scores) == LAST / 40
+    best = max(scores, key=lambda entry: float(entry["valid_cider"]))
+    assert updates(trained / "checkpoint_best.pt") == int(best["valid_num_updates"])
+    assert "| example hypothesis: " in log and "| example references: There is " in log
+
+
+def test_the_score_of_a_training_is_that_of_its_captions(trained, folder, tmp_path, capsys):
+    best = max(float(entry["valid_cider"]) for entry in validations((trained / "log.txt").read_text()))
+    rows = images_and_captions(
+        trained / "checkpoint_best.pt", folder / "data", *"--split valid --beam 2 --max-len-b 12".split(), capsys=capsys
+    )
+    results = tmp_path / "captions.json"
+    results.write_text(json.dumps([{"image_id": image, "caption": caption} for image, caption in rows]))
+    words = ["--generated", results, "--split", "valid", "--out", tmp_path / "scores.json"]
+    main(["score", str(folder / "data"), *map(str, words)])
+    metrics = json.loads((tmp_path / "scores.json").read_text())["metrics"]
+    assert 100 * metrics["cider_d"] == pytest.approx(best, abs=0.006)
+
+
+def test_generated_captions_are_scored(generated, folder, tmp_path, capsys):
+    main(["score", str(folder / "data"), "--generated", str(generated), "--out", str(tmp_path / "scores.json")])
+    assert len(json.loads((tmp_path / "scores.json").read_text())["images"]) == 6
+
+
+def test_both_programs_write_the_same_at_any_batch_size(generated, folder, trained, capsys):
+    lines = re.findall(r"^D-(\d+)\t\S+\t(.*)$", generated.read_text(), re.M)
+    split = Split(folder / "data", "test", Preparation.load(folder / "data"))
+    expected = [
+        (str(split.image_ids[int(number)]), caption) for number, caption in sorted(lines, key=lambda line: int(line[0]))
+    ]
+    assert len(expected) == len(split)
+    for batch_size in (1, 7, 64):
+        words = [trained / "checkpoint_best.pt", folder / "data", "--beam", "2", "--batch-size", batch_size]
+        assert images_and_captions(*words, capsys=capsys) == expected
+
+
+def test_training_images_are_learned_by_heart(trained, folder, capsys):
+    rows = images_and_captions(trained / "checkpoint_last.pt", folder / "data", "--split", "train", capsys=capsys)
+    split = Split(folder / "data", "train", Preparation.load(folder / "data"))
+    references = [[tokenize(caption) for caption in captions] for captions in split.references]
+    right = sum(caption in own for (_, caption), own in zip(rows, references, strict=True))
+    assert right >= 18, rows
+
+
+def test_another_image_is_worse(trained, folder):
+    """A model that ignores its images passes every other test."""
+    task, (model,) = load([str(trained / "checkpoint_last.pt")], str(folder / "data"))
+    task.load_dataset("train", task_cfg=task.cfg)
+    dataset = task.datasets["train"]
+    batch = dataset.collater([dataset[number] for number in range(len(dataset))])
+    images = {name: value for name, value in batch["net_input"].items() if name != "prev_output_tokens"}
+
+    def loss(shift: int) -> float:
+        rolled = {name: value.roll(shift, dims=0) for name, value in images.items()}
+        with torch.no_grad():
+            logits, _ = model(**rolled, prev_output_tokens=batch["net_input"]["prev_output_tokens"])
+        return float(torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["target"], ignore_index=1))
+
+    assert loss(1) > loss(0) + 1
+
+
+def test_json_has_tokens_attention_and_score(trained, folder, tmp_path, capsys):
+    words = [trained / "checkpoint_best.pt", folder / "data", "--json", "--nbest", "2", "--device", "cpu"]
+    main(["generate", *map(str, words)])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    split = Split(folder / "data", "test", Preparation.load(folder / "data"))
+    assert [row["image_id"] for row in rows] == [image_id for image_id in split.image_ids for _ in range(2)]
+    assert all(first["score"] >= second["score"] for first, second in zip(rows[::2], rows[1::2], strict=True))
+    for row, image in zip(rows[::2], range(len(split)), strict=True):
+        weights = torch.tensor(row["attention"])
+        regions = split.rows(image)
+        assert weights.shape == (len(row["tokens"]), regions.stop - regions.start)
+        torch.testing.assert_close(weights.sum(dim=1), torch.ones(len(weights)), atol=1e-4, rtol=0)
+        assert row["caption"] == " ".join(row["tokens"])
+    attention = tmp_path / "attention.jsonl"
+    attention.write_text("".join(f"{json.dumps(row)}\n" for row in rows[::2]))
+    results = tmp_path / "captions.json"
+    results.write_text(json.dumps([{"image_id": row["image_id"], "caption": row["caption"]} for row in rows[::2]]))
+    page = tmp_path / "page.html"
+    words = ["--generated", results, "--attention", attention, "--out", page]
+    main(["page", str(folder / "data"), *map(str, words)])
+    assert page.read_text().count("<article") == len(split)
+
+
+def test_average_and_ensemble(trained, folder, tmp_path, capsys):
+    average = tmp_path / "average.pt"
+    words = ["average", "--inputs", trained, "--last", "2", "--by", "update", "--output", average]
+    assert fairseq_ext_command([str(word) for word in words]) == 0
+    ensemble = f"{average}:{trained / 'checkpoint_last.pt'}"
+    assert len(images_and_captions(ensemble, folder / "data", capsys=capsys)) == 6
+
+
+def test_a_killed_run_resumes_to_the_same_bits(trained, folder, fairseq, tmp_path):
+    command = training(folder / "data", tmp_path / "save")
+    victim = start("fairseq_cli.train", *command, "--max-update", "100000", cwd=tmp_path, start_new_session=True)
+    last, deadline = tmp_path / "save" / "checkpoint_last.pt", time.monotonic() + 200
+    while not last.exists():
+        assert victim.poll() is None, victim.communicate()[0][-6000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert victim.returncode == -signal.SIGKILL
+    assert updates(last) < LAST
+    outcome = fairseq.run("fairseq_cli.train", *command, "--max-update", LAST)
+    assert outcome.code == 0, outcome.stderr[-4000:]
+    assert updates(last) == LAST
+    assert_same_bits(last, trained / "checkpoint_last.pt")
+
+
+def test_a_training_resumes_on_its_own_words_alone(trained, folder, fairseq, tmp_path):
+    """A dictionary of the same size, in which two words have changed places, fits every parameter."""
+    data = shutil.copytree(folder / "data", tmp_path / "data")
+    first, second, *others = (data / "dict.txt").read_text().splitlines(keepends=True)
+    (data / "dict.txt").write_text("".join([second, first, *others]))
+    save = shutil.copytree(trained, tmp_path / "save")
+    outcome = fairseq.run("fairseq_cli.train", *training(data, save, "--max-update", LAST + 1))
+    assert outcome.code == 2
+    assert not outcome.traceback
+    assert re.fullmatch(rf"{data}: words .*, but {save}/checkpoint_last.pt was trained on .*", outcome.last_line)
+    with pytest.raises(CheckpointError, match=f"{data}: words .*, but the checkpoint was trained on"):
+        load([str(trained / "checkpoint_best.pt")], str(data))
+
+
+def test_two_processes_score_all_images(trained, folder, fairseq, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    # what it has learned is validated before the first update: by one process, and by two with a batch more in one
+    command = training(folder / "data", tmp_path / "save", "--restore-file", trained / "checkpoint_last.pt")
+    command += [
+        "--max-update",
+        LAST + 1,
+        "--batch-size-valid",
+        "2",
+        "--distributed-world-size",
+        "2",
+        "--distributed-no-spawn",
+    ]
+    command += ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", "--distributed-init-method", address]
+    outcomes = fairseq.run_together(
+        [("fairseq_cli.train", *command, "--distributed-rank", str(rank)) for rank in (0, 1)]
+    )
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[0].stderr[-4000:]
+    (scores,) = validations(outcomes[0].stdout + outcomes[0].stderr)
+    assert scores
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        ("absent.pt", CheckpointError, "absent.pt: no such file"),
+        ("source/train.jsonl", CheckpointError, "train.jsonl: truncated, or no checkpoint"),
+        ("trained/checkpoint_best.pt", OptionError, "--max-len-b 64: the model writes at most 63 tokens"),
+    ],
+)
+def test_bad_input_to_generate(trained, folder, model, error, message):
+    with pytest.raises(error, match=message):
+        main(["generate", str(folder / model), str(folder / "data"), "--max-len-b", "64"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nbest", "4"], "--nbest 4: a beam of 3 has no more captions"),
+        (["--min-len", "21"], "--min-len 21: more than --max-len-b 20"),
+    ],
+)
+def test_options_that_exclude_each_other(words, message):
+    with pytest.raises(OptionError, match=message):
+        main(["generate", "model.pt", "data", *words])
