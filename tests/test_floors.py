@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "fairseq_ext/text.py": ("sentencepiece", "subword_nmt", "fairseq_ext.training"),
     # It stands on the task, which the rest of its folder carries.
     "fairseq_ext/captions/generate.py": (
-        *("torch", "tqdm", "fairseq", "fairseq_ext.register", "fairseq_ext.captions", "fairseq_ext.tasks", *KIT),
+        *("torch", "tqdm", "fairseq", "fairseq_ext.register", "fairseq_ext.captions", "fairseq_ext.modules", *KIT),
+        *("fairseq_ext.regions", "fairseq_ext.tasks"),
     ),
     "fairseq_ext/regions": ("numpy", "fairseq_ext.regions", "fairseq_ext.training"),
     "fairseq_ext/tasks": (

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.regions.arrays import load_npz
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from fairseq_ext.training.files import safe_loads_only
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.runs import torch_device
@@ -28,8 +32,10 @@ class GenerateOptions(OptionSet):
     """The trained model, the images, and how a caption is searched for."""
 
     model: str = option(help="checkpoint file; several, joined by a colon, are an ensemble", positional=True)
-    data: str = option(help="folder of prepared data", positional=True)
+    data: str = option(help="folder of prepared data, or of pictures", positional=True)
     split: str = option("test", "of prepared data", ("train", "valid", "test"))
+    network: str = option("", "of pictures: as in `captions extract` for the training data (default: its default)")
+    pca_file: str = option("", "of pictures: the components that `captions extract --pca` wrote for the training data")
     beam: int = option(3, "size of the beam", least=1)
     nbest: int = option(1, "captions of an image, at most as many as the beam has", least=1)
     min_len: int = option(1, "fewest tokens of a caption", least=1)
@@ -47,6 +53,17 @@ class GenerateOptions(OptionSet):
             raise OptionError(f"--nbest {self.nbest}: a beam of {self.beam} has no more captions, give --beam")
         if self.min_len > self.max_len_b:
             raise OptionError(f"--min-len {self.min_len}: more than --max-len-b {self.max_len_b}")
+        if not Path(self.data).is_dir():
+            raise OptionError(f"DATA: {self.data} is not a folder")
+        if self.of_pictures:
+            self.refuse_idle(f"with pictures, and {self.data} has no captioning.json", "split")
+        else:
+            self.refuse_idle("with prepared data", "network", "pca_file")
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether ``data`` is a folder of pictures."""
+        return not Path(self.data, "captioning.json").is_file()
 
 
 SEARCH = ("beam", "nbest", "min_len", "max_len_b", "lenpen", "unkpen", "no_repeat_ngram_size")
@@ -68,7 +85,7 @@ def captions(options: GenerateOptions) -> Iterator[dict[str, Any]] | str:
 
 def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
     device = torch_device(options.device)
-    task, models = load(options.model.split(os.pathsep), options.data)
+    task, models = load(options.model.split(os.pathsep), "" if options.of_pictures else options.data)
     from fairseq import utils
 
     from fairseq_ext.tasks.caption_dataset import image_batch
@@ -77,19 +94,55 @@ def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
     for model in models:
         model.to(device)
     generator = task.build_generator(models, search_config(**{name: getattr(options, name) for name in SEARCH}))
+    ids, image = _pictures(options, task) if options.of_pictures else _prepared(options, task)
+    with tqdm(total=len(ids), unit=" images", leave=False) as progress:
+        for start in range(0, len(ids), options.batch_size):
+            chosen = range(start, min(start + options.batch_size, len(ids)))
+            batch = image_batch([image(number) for number in chosen], task.target_dictionary)
+            sample = utils.apply_to_sample(lambda tensor: tensor.to(device), {"net_input": batch})
+            best = task.inference_step(generator, models, sample)
+            for number, hypotheses, regions in zip(chosen, best, batch["src_lengths"].tolist(), strict=True):
+                for hypothesis in hypotheses[: options.nbest]:
+                    yield {"image_id": ids[number], **_row(task, hypothesis, regions)}
+            progress.update(len(chosen))
+
+
+Image = dict[str, Tensor]
+
+
+def _prepared(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str], Callable[[int], Image]]:
+    """The identifiers of the images of a split, and what a model reads of one."""
     task.load_dataset(options.split, task_cfg=task.cfg)
     dataset = task.datasets[options.split]
-    numbers = range(len(dataset))
-    with tqdm(total=len(dataset), unit=" images", leave=False) as progress:
-        for start in numbers[:: options.batch_size]:
-            chosen = numbers[start : start + options.batch_size]
-            batch = image_batch([dataset.image(number) for number in chosen], task.target_dictionary)
-            sample = utils.apply_to_sample(lambda tensor: tensor.to(device), {"net_input": batch})
-            for number, best in zip(chosen, task.inference_step(generator, models, sample), strict=True):
-                for hypothesis in best[: options.nbest]:
-                    regions = int(dataset.num_regions[number])
-                    yield {"image_id": str(dataset.split.image_ids[number]), **_row(task, hypothesis, regions)}
-            progress.update(len(chosen))
+    return [str(image_id) for image_id in dataset.split.image_ids], dataset.image
+
+
+def _pictures(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str], Callable[[int], Image]]:
+    """The same of pictures, whose names are their identifiers."""
+    from fairseq_ext.captions.extract import ExtractOptions, extract
+    from fairseq_ext.modules.visual import grid_geometry
+
+    data = task.preparation
+    if data.kind != "grid":
+        raise DataError(f"{options.data}: pictures give a grid of vectors, the model reads {data.kind}")
+    given = {name: getattr(options, name) for name in ("network", "pca_file") if getattr(options, name)}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "features.npz")
+        common = {"batch_size": options.batch_size, "device": options.device}
+        extract(ExtractOptions(pictures=options.data, out=str(out), **common, **given))
+        arrays = load_npz(out, "features", "names")
+    features = arrays["features"]
+    if (*data.grid, data.feature_dim) != features.shape[1:]:
+        shape = f"{features.shape[1:]} of rows, columns and numbers"
+        raise DataError(
+            f"{options.data}: --network and --pca-file give {shape}, the model reads {(*data.grid, data.feature_dim)}"
+        )
+    geometry = grid_geometry(*data.grid).float()
+
+    def image(number: int) -> Image:
+        return {"geometry": geometry, "features": torch.from_numpy(features[number]).flatten(0, 1).float()}
+
+    return [Path(name).stem for name in arrays["names"].tolist()], image
 
 
 def _row(task: CaptioningTask, hypothesis: dict[str, Any], regions: int) -> dict[str, Any]:
@@ -108,7 +161,7 @@ def load(paths: list[str], data: str) -> tuple[CaptioningTask, list[BaseFairseqM
 
     Args:
         paths: of checkpoints.
-        data: folder of prepared data.
+        data: folder of prepared data; empty for images that do not come from one.
 
     Raises:
         CheckpointError: a file that is no checkpoint of the task, or of other data.
@@ -118,16 +171,21 @@ def load(paths: list[str], data: str) -> tuple[CaptioningTask, list[BaseFairseqM
     register()
     from fairseq import checkpoint_utils, tasks
 
+    from fairseq_ext.tasks.captioning import CaptioningTask
+
     task, models = None, []
     for path in paths:
         if not Path(path).is_file():
             raise CheckpointError(f"{path}: no such file")
         with safe_loads_only():
-            state = checkpoint_utils.load_checkpoint_to_cpu(path, {"data": data})
+            state = checkpoint_utils.load_checkpoint_to_cpu(path, {"data": data} if data else {})
         cfg = state.get("cfg")
         if cfg is None or cfg.task._name != "captioning":
             raise CheckpointError(f"{path}: not trained with --task captioning")
-        task = task or tasks.setup_task(cfg.task, from_checkpoint=True)
+        if task is None and data:
+            task = tasks.setup_task(cfg.task, from_checkpoint=True)
+        elif task is None:
+            task = CaptioningTask.of_checkpoint(cfg.task, state["task_state"])
         ensemble, cfg, _ = checkpoint_utils.load_model_ensemble_and_task([path], task=task, state=state)
         for model in ensemble:
             model.prepare_for_inference_(cfg)

@@ -145,6 +145,13 @@ class CaptionDataset(FairseqDataset):
         }
 
     @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """False in training: batches are drawn for each epoch by its number, so that a training that is resumed has
+        those of one that was never killed. fairseq's other datasets keep the batches of the epoch that they began in.
+        """
+        return not self.training
+
+    @property
     def sizes(self) -> np.ndarray:
         """``(samples, 2)``: regions, and tokens of the caption."""
         return np.stack([self.num_regions, self.lengths], axis=1)
