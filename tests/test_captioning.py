@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,11 +20,14 @@ from fairseq_ext.captions.generate import load
 from fairseq_ext.captions.store import Preparation, Split
 from fairseq_ext.captions.tokenizer import tokenize
 from fairseq_ext.cli import main as fairseq_ext_command
-from fairseq_ext.training.errors import CheckpointError, OptionError
-from tests.captions.pictures import write_captioned
+from fairseq_ext.tasks.caption_scores import SCORES, ReferenceScores
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
+from tests.captions.pictures import COLUMNS, ROWS, SIZE, write_captioned
 from tests.fairseq_commands import FairseqCommands
-from tests.test_end_to_end import USER_DIR, assert_same_bits, start, updates
+from tests.helpers import ROOT
+from tests.test_end_to_end import assert_same_bits, updates
 
+USER_DIR = ROOT / "fairseq_ext"
 MODEL = [
     *("--arch", "captioning_transformer_ext", "--encoder-layers", "1", "--decoder-layers", "1"),
     *("--encoder-embed-dim", "32", "--encoder-ffn-embed-dim", "32", "--encoder-attention-heads", "2"),
@@ -48,10 +53,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fairseq(folder):
-    commands = FairseqCommands(folder)
-    yield commands
-    commands.close()
+def fairseq(folder, fairseq_server) -> FairseqCommands:
+    return FairseqCommands(folder, fairseq_server)
 
 
 def training(data: Path, save_dir: Path, *more: object) -> list[object]:
@@ -62,9 +65,8 @@ def training(data: Path, save_dir: Path, *more: object) -> list[object]:
 @pytest.fixture(scope="module")
 def trained(fairseq, folder) -> Path:
     """168 updates, with the log beside the checkpoints."""
-    outcome = fairseq.run("fairseq_cli.train", *training(folder / "data", folder / "trained", "--max-update", LAST))
-    assert outcome.code == 0, outcome.stderr[-4000:]
-    (folder / "trained" / "log.txt").write_text(outcome.stdout + outcome.stderr)
+    outcome = fairseq.must("fairseq_cli.train", *training(folder / "data", folder / "trained", "--max-update", LAST))
+    (folder / "trained" / "log.txt").write_text(outcome.output)
     return folder / "trained"
 
 
@@ -72,10 +74,9 @@ def trained(fairseq, folder) -> Path:
 def generated(fairseq, folder, trained) -> Path:
     """What fairseq-generate prints, with nothing of the model on its command line."""
     common = ["--user-dir", USER_DIR, "--task", "captioning", "--cpu", "--batch-size", "7"]
-    outcome = fairseq.run(
+    outcome = fairseq.must(
         "fairseq_cli.generate", folder / "data", *common, "--path", trained / "checkpoint_best.pt", "--beam", "2"
     )
-    assert outcome.code == 0, outcome.stderr[-4000:]
     assert re.search(r"^Generate test with beam=2: 6 captions, not scored: score the output with", outcome.stdout, re.M)
     (folder / "generated.txt").write_text(outcome.stdout)
     return folder / "generated.txt"
@@ -187,18 +188,15 @@ def test_average_and_ensemble(trained, folder, tmp_path, capsys):
 
 def test_a_killed_run_resumes_to_the_same_bits(trained, folder, fairseq, tmp_path):
     command = training(folder / "data", tmp_path / "save")
-    victim = start("fairseq_cli.train", *command, "--max-update", "100000", cwd=tmp_path, start_new_session=True)
     last, deadline = tmp_path / "save" / "checkpoint_last.pt", time.monotonic() + 200
-    while not last.exists():
-        assert victim.poll() is None, victim.communicate()[0][-6000:]
-        assert time.monotonic() < deadline
+    (victim,) = fairseq.start([("fairseq_cli.train", *command, "--max-update", "100000")])
+    while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.001)
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
-    assert victim.returncode == -signal.SIGKILL
+    os.kill(victim, signal.SIGKILL)
+    (outcome,) = fairseq.finish()
+    assert outcome.code == -signal.SIGKILL, outcome.stderr[-4000:]
     assert updates(last) < LAST
-    outcome = fairseq.run("fairseq_cli.train", *command, "--max-update", LAST)
-    assert outcome.code == 0, outcome.stderr[-4000:]
+    fairseq.must("fairseq_cli.train", *command, "--max-update", LAST)
     assert updates(last) == LAST
     assert_same_bits(last, trained / "checkpoint_last.pt")
 
@@ -217,28 +215,24 @@ def test_a_training_resumes_on_its_own_words_alone(trained, folder, fairseq, tmp
         load([str(trained / "checkpoint_best.pt")], str(data))
 
 
-def test_two_processes_score_all_images(trained, folder, fairseq, tmp_path):
+def test_two_processes_score_all_images(trained, folder, fairseq, tmp_path, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    # what it has learned is validated before the first update: by one process, and by two with a batch more in one
+    # 6 images in batches of 4: the second process has one batch fewer
     command = training(folder / "data", tmp_path / "save", "--restore-file", trained / "checkpoint_last.pt")
-    command += [
-        "--max-update",
-        LAST + 1,
-        "--batch-size-valid",
-        "2",
-        "--distributed-world-size",
-        "2",
-        "--distributed-no-spawn",
-    ]
-    command += ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", "--distributed-init-method", address]
-    outcomes = fairseq.run_together(
+    command += ["--reset-dataloader", "--max-update", LAST + 1, "--batch-size-valid", "4"]
+    command += ["--distributed-world-size", "2", "--distributed-no-spawn", "--distributed-init-method", address]
+    command += ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
+    first, _ = fairseq.must_together(
         [("fairseq_cli.train", *command, "--distributed-rank", str(rank)) for rank in (0, 1)]
     )
-    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[0].stderr[-4000:]
-    (scores,) = validations(outcomes[0].stdout + outcomes[0].stderr)
-    assert scores
+    (scores,) = validations(first.output)
+    words = ["--split", "valid", "--beam", "2", "--max-len-b", "12"]
+    rows = images_and_captions(tmp_path / "save" / "checkpoint_last.pt", folder / "data", *words, capsys=capsys)
+    split = Split(folder / "data", "valid", Preparation.load(folder / "data"))
+    sums = ReferenceScores(split.references).sums(range(len(split)), [caption for _, caption in rows])
+    assert float(scores["valid_cider"]) == pytest.approx(SCORES["cider"](sums), abs=0.006)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +246,35 @@ def test_two_processes_score_all_images(trained, folder, fairseq, tmp_path):
 def test_bad_input_to_generate(trained, folder, model, error, message):
     with pytest.raises(error, match=message):
         main(["generate", str(folder / model), str(folder / "data"), "--max-len-b", "64"])
+
+
+def test_pictures_are_captioned_without_the_training_data(fairseq, tmp_path, monkeypatch, capsys):
+    """Their vectors come from the extractor; that which the model reads of a grid is in the checkpoint."""
+    source = write_captioned(tmp_path / "source", "grid")
+    main(["prepare", str(source), str(tmp_path / "data"), "--min-count", "1", "--grid", str(ROWS), str(COLUMNS)])
+    words = ["--user-dir", USER_DIR, "--task", "captioning", "--save-dir", tmp_path / "save", *MODEL]
+    words += "--optimizer adam --batch-size 8 --cpu --num-workers 0 --max-update 1 --disable-validation".split()
+    fairseq.must("fairseq_cli.train", tmp_path / "data", *words)
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    (tmp_path / "pictures").mkdir()
+    asked = []
+
+    def extract(options):
+        asked.append(options)
+        with np.load(source / "grid_features.npz") as arrays:
+            features = arrays["features"][-4:].reshape(4, ROWS, COLUMNS, -1)
+            np.savez(options.out, features=features[..., : SIZE - len(asked) // 2], names=arrays["names"][-4:])
+
+    monkeypatch.setattr("fairseq_ext.captions.extract.extract", extract)
+    model = tmp_path / "save" / "checkpoint_last.pt"
+    capsys.readouterr()
+    rows = images_and_captions(model, tmp_path / "pictures", "--size", "64", capsys=capsys)
+    assert rows == images_and_captions(model, tmp_path / "elsewhere", capsys=capsys)
+    assert (asked[0].pictures, asked[0].size) == (str(tmp_path / "pictures"), 64)
+    with pytest.raises(
+        DataError, match=r"--network, --size and --pca-file give \(2, 3, 5\) .*, the model reads \(2, 3, 6\)"
+    ):
+        images_and_captions(model, tmp_path / "pictures", capsys=capsys)
 
 
 @pytest.mark.parametrize(

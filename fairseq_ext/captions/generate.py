@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fairseq_ext.captions.networks import LITE0
 from fairseq_ext.regions.arrays import load_npz
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from fairseq_ext.training.files import safe_loads_only
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.flags import Device
+from fairseq_ext.training.options import option
 from fairseq_ext.training.runs import torch_device
 
 if TYPE_CHECKING:  # imports of seconds, which other commands do without
@@ -28,13 +30,14 @@ __all__ = ["GenerateOptions", "captions", "load"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(OptionSet):
+class GenerateOptions(Device):
     """The trained model, the images, and how a caption is searched for."""
 
     model: str = option(help="checkpoint file; several, joined by a colon, are an ensemble", positional=True)
     data: str = option(help="folder of prepared data, or of pictures", positional=True)
     split: str = option("test", "of prepared data", ("train", "valid", "test"))
-    network: str = option("", "of pictures: as in `captions extract` for the training data (default: its default)")
+    network: str = option(LITE0, "of pictures, as `captions extract` had it for the training data")
+    size: int = option(224, "of pictures, likewise", least=32)
     pca_file: str = option("", "of pictures: the components that `captions extract --pca` wrote for the training data")
     beam: int = option(3, "size of the beam", least=1)
     nbest: int = option(1, "captions of an image, at most as many as the beam has", least=1)
@@ -44,7 +47,6 @@ class GenerateOptions(OptionSet):
     unkpen: float = option(0.0, "how unlikely unknown words are made")
     no_repeat_ngram_size: int = option(0, "no sequence of so many tokens stands twice; 0: any may", least=0)
     batch_size: int = option(32, "images at a time", least=1)
-    device: str = option("auto", "auto: the GPU where there is one; cpu, cuda, ...")
     json: bool = option(False, "a line of JSON for each caption, with tokens, attention and score")
 
     def __post_init__(self) -> None:
@@ -58,7 +60,7 @@ class GenerateOptions(OptionSet):
         if self.of_pictures:
             self.refuse_idle(f"with pictures, and {self.data} has no captioning.json", "split")
         else:
-            self.refuse_idle("with prepared data", "network", "pca_file")
+            self.refuse_idle("with prepared data", "network", "size", "pca_file")
 
     @property
     def of_pictures(self) -> bool:
@@ -125,18 +127,18 @@ def _pictures(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str]
     data = task.preparation
     if data.kind != "grid":
         raise DataError(f"{options.data}: pictures give a grid of vectors, the model reads {data.kind}")
-    given = {name: getattr(options, name) for name in ("network", "pca_file") if getattr(options, name)}
+    given = {name: getattr(options, name) for name in ("network", "size", "pca_file", "batch_size", "device")}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "features.npz")
-        common = {"batch_size": options.batch_size, "device": options.device}
-        extract(ExtractOptions(pictures=options.data, out=str(out), **common, **given))
+        extract(ExtractOptions(pictures=options.data, out=str(out), **given))
         arrays = load_npz(out, "features", "names")
     features = arrays["features"]
-    if (*data.grid, data.feature_dim) != features.shape[1:]:
-        shape = f"{features.shape[1:]} of rows, columns and numbers"
-        raise DataError(
-            f"{options.data}: --network and --pca-file give {shape}, the model reads {(*data.grid, data.feature_dim)}"
+    wanted = (*data.grid, data.feature_dim)
+    if wanted != features.shape[1:]:
+        found = (
+            f"{options.data}: --network, --size and --pca-file give {features.shape[1:]} of rows, columns and numbers"
         )
+        raise DataError(f"{found}, the model reads {wanted}")
     geometry = grid_geometry(*data.grid).float()
 
     def image(number: int) -> Image:
