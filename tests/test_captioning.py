@@ -236,16 +236,35 @@ def test_two_processes_score_all_images(trained, folder, fairseq, tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    ("model", "error", "message"),
+    ("model", "data", "words", "error", "message"),
     [
-        ("absent.pt", CheckpointError, "absent.pt: no such file"),
-        ("source/train.jsonl", CheckpointError, "train.jsonl: .* damaged, or no checkpoint"),
-        ("trained/checkpoint_best.pt", OptionError, "--max-len-b 64: the model writes at most 63 tokens"),
+        ("absent.pt", "data", [], CheckpointError, "absent.pt: no such file"),
+        ("source/train.jsonl", "data", [], CheckpointError, "train.jsonl: .* damaged, or no checkpoint"),
+        ("trained/checkpoint_best.pt", "absent", [], OptionError, "DATA: .*absent is not a folder"),
+        ("trained/checkpoint_best.pt", "data", ["--size", "64"], OptionError, "--size 64: has no effect with prepared"),
+        (
+            "trained/checkpoint_best.pt",
+            "source",
+            ["--split", "valid"],
+            OptionError,
+            "--split valid: has no effect with",
+        ),
+        (
+            "trained/checkpoint_best.pt",
+            "source",
+            [],
+            DataError,
+            "source: pictures give a grid .* the model reads regions",
+        ),
+        (
+            *("trained/checkpoint_best.pt", "data", ["--max-len-b", "64"], OptionError),
+            "--max-len-b 64: the model writes at most 63 tokens",
+        ),
     ],
 )
-def test_bad_input_to_generate(trained, folder, model, error, message):
+def test_bad_input_to_generate(trained, folder, model, data, words, error, message):
     with pytest.raises(error, match=message):
-        main(["generate", str(folder / model), str(folder / "data"), "--max-len-b", "64"])
+        main(["generate", str(folder / model), str(folder / data), *words])
 
 
 def test_pictures_are_captioned_without_the_training_data(fairseq, tmp_path, monkeypatch, capsys):

@@ -32,14 +32,15 @@ def code_lines(text: str) -> list[str]:
 
 
 def documented_commands() -> list[Any]:
-    """Page, module and words of each command; those with an ellipsis are no whole command."""
+    """Page, module and words of each command; those with an ellipsis, and a name alone, are no whole command."""
     commands = []
     for page in PAGES:
         name = str(page.relative_to(ROOT))
         for line in code_lines(page.read_text(encoding="utf-8")):
-            for module, rest in re.findall(rf"-m ({SYSTEMS}) ([^|]+)", line):
+            for typed, rest in re.findall(rf"(-m (?:{SYSTEMS})|fairseq-ext captions) ([^|>]+)", line):
+                module = typed.removeprefix("-m ").replace("fairseq-ext captions", "fairseq_ext.captions")
                 words = shlex.split(re.sub(r"(\S*)\{(\S+),(\S+)\}", r"\1\2 \1\3", rest), comments=True)
-                if "..." not in words and "COMMAND" not in words:
+                if len(words) > 1 and "..." not in words and "COMMAND" not in words:
                     commands.append(pytest.param(module, words, id=f"{name}: {module} {' '.join(words)}"))
     return commands
 

@@ -55,17 +55,21 @@ class GenerateOptions(Device):
             raise OptionError(f"--nbest {self.nbest}: a beam of {self.beam} has no more captions, give --beam")
         if self.min_len > self.max_len_b:
             raise OptionError(f"--min-len {self.min_len}: more than --max-len-b {self.max_len_b}")
+
+    def are_pictures(self) -> bool:
+        """Whether ``data`` is a folder of pictures, and not of prepared data.
+
+        Raises:
+            OptionError: no folder, or options that are for the other.
+        """
         if not Path(self.data).is_dir():
             raise OptionError(f"DATA: {self.data} is not a folder")
-        if self.of_pictures:
-            self.refuse_idle(f"with pictures, and {self.data} has no captioning.json", "split")
-        else:
+        prepared = Path(self.data, "captioning.json").is_file()
+        if prepared:
             self.refuse_idle("with prepared data", "network", "size", "pca_file")
-
-    @property
-    def of_pictures(self) -> bool:
-        """Whether ``data`` is a folder of pictures."""
-        return not Path(self.data, "captioning.json").is_file()
+        else:
+            self.refuse_idle(f"with pictures, and {self.data} has no captioning.json", "split")
+        return not prepared
 
 
 SEARCH = ("beam", "nbest", "min_len", "max_len_b", "lenpen", "unkpen", "no_repeat_ngram_size")
@@ -86,8 +90,8 @@ def captions(options: GenerateOptions) -> Iterator[dict[str, Any]] | str:
 
 
 def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
-    device = torch_device(options.device)
-    task, models = load(options.model.split(os.pathsep), "" if options.of_pictures else options.data)
+    device, pictures = torch_device(options.device), options.are_pictures()
+    task, models = load(options.model.split(os.pathsep), "" if pictures else options.data)
     from fairseq import utils
 
     from fairseq_ext.tasks.caption_dataset import image_batch
@@ -96,7 +100,7 @@ def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
     for model in models:
         model.to(device)
     generator = task.build_generator(models, search_config(**{name: getattr(options, name) for name in SEARCH}))
-    ids, image = _pictures(options, task) if options.of_pictures else _prepared(options, task)
+    ids, image = (_pictures if pictures else _prepared)(options, task)
     with tqdm(total=len(ids), unit=" images", leave=False) as progress:
         for start in range(0, len(ids), options.batch_size):
             chosen = range(start, min(start + options.batch_size, len(ids)))
