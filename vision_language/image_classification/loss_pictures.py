@@ -43,12 +43,14 @@ def _loss_options(figures: Figures) -> LossOptions:
 @cache
 def _curve(options: LossOptions, epochs: int = 1, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Probability, loss and size of its slope in the label's logit, of two equally large classes in the last epoch."""
-    odds = torch.linspace(-5, 9, 71, dtype=torch.double).float().requires_grad_()
+    odds, label = torch.linspace(-5, 9, 141), torch.zeros(1, dtype=torch.long)
     objective = Objective(options, [1, 1], epochs, scale)
-    label = torch.zeros(1, dtype=torch.long)
-    rows = torch.stack([objective(torch.stack([z, torch.zeros_like(z)])[None], label, epochs) for z in odds])
-    (slope,) = torch.autograd.grad(rows.sum(), odds)
-    return odds.detach().sigmoid().numpy(), rows.detach().numpy(), slope.abs().numpy()
+
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        return objective(torch.stack([z, torch.zeros_like(z)])[None], label, epochs)
+
+    slopes, values = torch.func.vmap(torch.func.grad_and_value(loss))(odds)
+    return odds.sigmoid().numpy(), values.numpy(), slopes.abs().numpy()
 
 
 def _curves(axes: Axes, experiments: Experiments, which: int) -> dict[str, Any]:

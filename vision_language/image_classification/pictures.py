@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
         values = {part: np.concatenate(scores) for part, scores in sets.items()}
         everything = np.concatenate(list(values.values()))
         edges = np.histogram_bin_edges(everything, BINS // 2, tuple(np.quantile(everything, [0.005, 0.995])))
-        for style, (part, scores) in zip(("-", "--", ":", "-."), values.items(), strict=False):
+        for style, (part, scores) in zip(cycle(("-", "--", ":", "-.")), values.items(), strict=False):
             density = np.histogram(scores, edges, density=True)[0]
             numbers[f"{name}, {part}"] = {"edges": edges.tolist(), "density": density.tolist()}
             axes.stairs(density, edges, color=colour, linestyle=style, linewidth=1.5, label=f"{name}: {part}")

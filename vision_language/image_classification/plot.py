@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import replacing, write_json, writing_to
 from fairseq_ext.training.options import OptionSet, option
-from vision_language.image_classification.figures import Experiments, Figures
+from vision_language.image_classification.figures import COLOURS, Experiments, Figures
 from vision_language.image_classification.loss_pictures import (
     gradient_training,
     gradients,
@@ -48,9 +48,11 @@ def plot(options: PlotOptions) -> str:
     """Draw every picture that the folders have the figures for.
 
     Raises:
-        OptionError: two experiments of one name, or one without results.
+        OptionError: more experiments than colours, two of one name, or one without results.
         DataError: damaged results.
     """
+    if len(options.experiments) > len(COLOURS):
+        raise OptionError(f"plot: at most {len(COLOURS)} experiments can be told apart, got {len(options.experiments)}")
     names = [Path(folder).name for folder in options.experiments]
     if len(set(names)) < len(names):
         raise OptionError(f"plot: two experiments are called {next(n for n in names if names.count(n) > 1)}")

@@ -22,7 +22,8 @@ from vision_language.image_classification.loss_pictures import (
     sweep,
 )
 from vision_language.image_classification.objective import Objective
-from vision_language.image_classification.options import LossOptions
+from vision_language.image_classification.options import BONUSES, LOSSES, LossOptions
+from vision_language.image_classification.pictures import energies
 
 CROSS_ENTROPY, ENCOURAGING = {"loss": "cross-entropy"}, {"log_end": 1.0}
 
@@ -96,6 +97,16 @@ def test_curves_are_those_of_the_loss(axes):
     assert slope["experiment own"] == slope["LE 0.5"]
 
 
+def test_the_curve_of_every_loss_is_drawn(axes):
+    every = [{"loss": loss} for loss in LOSSES] + [{"bonus": bonus} for bonus in BONUSES]
+    every += [{"adjust_logits": "ldam"}, {"adjust_logits": "prior"}, {"reweight": "both"}, {"label_smoothing": 0.1}]
+    numbers = {}
+    for part in (every[:10], every[10:]):
+        numbers |= loss_gradients(axes, {str(options): figures(**options) for options in part})
+    own = [np.array(curve["value"]) for name, curve in numbers.items() if name.startswith("experiment")]
+    assert len(own) == len(every) and all(np.isfinite(slope).all() and slope.max() > 0.1 for slope in own)
+
+
 def test_gradients_are_pooled_over_seeds_and_followed_over_epochs(axes):
     history = [{"epoch": 1, "logits_gradient": 0.5, "features_gradient": 1.5}, {"step": 9}]
     experiments = {"el": figures((0.5, 0.7), history), "older": SimpleNamespace(runs=[{"history": []}], settings={})}
@@ -117,3 +128,9 @@ def test_a_sweep_is_of_experiments_that_differ_in_log_end_alone(axes):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["no bonus", "0.5", "1"]
     assert sweep(axes, {"a": one, "c": plain}) == {}
     assert sweep(axes, {"a": one, "b": figures(log_end=0.5, lr=3.0)}) == {}
+
+
+def test_no_set_of_others_is_left_out(axes):
+    sets = {f"set{number}": np.full((3, 2), float(number)) for number in range(7)}
+    drawn = energies(axes, {"el": SimpleNamespace(arrays=lambda name: [sets])})
+    assert list(drawn) == [f"el, set{number}" for number in range(7)]
