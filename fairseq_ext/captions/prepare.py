@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fairseq_ext.captions.checksums import write_checksums
 from fairseq_ext.captions.matching import match, read_regions
 from fairseq_ext.captions.sources import Source, published_source, region_source
 from fairseq_ext.captions.store import FILE, KINDS, VERSION, Preparation
@@ -155,6 +156,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         record = _write(images, source, options, stage, fingerprint)
         record |= {"left_out": dict(left_out), "settings": options.as_dict()}
         write_json(stage / RECORD, record)
+        write_checksums(stage)
     return read_json(folder / RECORD)
 
 

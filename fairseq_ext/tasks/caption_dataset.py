@@ -14,29 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fairseq_ext.captions.store import Split
 from fairseq_ext.modules.visual import box_geometry, grid_geometry
-from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.errors import OptionError
 
-__all__ = ["CaptionDataset", "image_batch", "read_captions"]
-
-
-def read_captions(split: Split, dictionary: Dictionary) -> MMapIndexedDataset:
-    """The mapped captions of a split.
-
-    Raises:
-        DataError: missing or damaged files, words that ``dict.txt`` does not have, or not the captions of the images.
-    """
-    prefix = str(split.folder / f"{split.name}.captions")
-    try:
-        captions = MMapIndexedDataset(prefix)
-        tokens = np.memmap(f"{prefix}.bin", mode="r", dtype=captions._index.dtype)
-    except Exception as error:  # damaged files make fairseq and numpy raise many types
-        raise DataError(f"{prefix}.bin, .idx: missing or damaged: {' '.join(str(error).split())}") from error
-    if len(tokens) != captions.sizes.sum() or len(captions) != split.caption_offsets[-1]:
-        raise DataError(f"{prefix}.bin, .idx: not the captions of {len(split)} images: prepare the data again")
-    if len(tokens) and tokens.max() >= len(dictionary):
-        words = f"word {tokens.max()}, {split.folder / 'dict.txt'} has {len(dictionary)}"
-        raise DataError(f"{prefix}.bin: {words}: the dictionary is of another preparation")
-    return captions
+__all__ = ["CaptionDataset", "image_batch"]
 
 
 def image_batch(images: Sequence[dict[str, Tensor]], dictionary: Dictionary) -> dict[str, Tensor]:
@@ -79,14 +59,11 @@ class CaptionDataset(FairseqDataset):
 
     Attributes:
         num_cut: how many captions are cut.
-
-    Raises:
-        DataError: see :func:`read_captions`.
     """
 
     def __init__(self, split: Split, dictionary: Dictionary, max_target_positions: int, training: bool) -> None:
         self.split, self.dictionary, self.training = split, dictionary, training
-        self.captions = read_captions(split, dictionary)
+        self.captions = MMapIndexedDataset(str(split.folder / f"{split.name}.captions"))
         self.max_target_positions = max_target_positions
         # of each sample, the number of its image and of its caption
         self.images = np.repeat(np.arange(len(split)), np.diff(split.caption_offsets))

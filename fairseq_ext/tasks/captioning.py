@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from fairseq_ext.captions.generated import joined
 from fairseq_ext.captions.store import Preparation, Split
 from fairseq_ext.regions.region_files import category_names
+from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.tasks.caption_dataset import CaptionDataset
 from fairseq_ext.tasks.caption_options import BEAM, MAX_LEN, CaptioningConfig, check_options
 from fairseq_ext.tasks.caption_scorer import HOW_TO_SCORE
@@ -81,15 +82,8 @@ class CaptioningTask(FairseqTask):
             DataError: no such folder, or a damaged one.
         """
         preparation = Preparation.load(cfg.data)
-        path = Path(cfg.data, "dict.txt")
-        try:
-            dictionary = cls.load_dictionary(str(path))
-        except Exception as error:  # fairseq raises many types, and OSError with a line of its own
-            raise DataError(f"{path}: no dictionary of fairseq: {' '.join(str(error).split())}") from error
+        dictionary = cls.load_dictionary(str(Path(cfg.data, "dict.txt")))
         categories = category_names(Path(cfg.data)) or []
-        if len(categories) != preparation.num_classes:
-            names = f"{len(categories)} names, the data has {preparation.num_classes} classes"
-            raise DataError(f"{Path(cfg.data, 'categories.txt')}: {names}")
         logger.info("dictionary: %d types", len(dictionary))
         return cls(cfg, preparation, dictionary, categories)
 
@@ -125,7 +119,7 @@ class CaptioningTask(FairseqTask):
     ) -> None:
         """Load a split; the one to train on caption by caption, others (and all of a trained model) by image."""
         folder = Path(self.cfg.data)
-        choose(f"{folder}: split", split, sorted(path.name.split(".")[0] for path in folder.glob("*.images.npz")))
+        choose(f"{folder}: split", split, SPLITS)
         training = split == self.cfg.train_subset and task_cfg is None
         longest = min(self.cfg.max_target_positions, getattr(task_cfg, "max_target_positions", 1 << 30))
         dataset = CaptionDataset(Split(folder, split, self.preparation), self.dictionary, longest, training)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fairseq_ext.captions.checksums import write_checksums
 from fairseq_ext.captions.store import Preparation
 
 REFERENCES = {
@@ -40,6 +41,7 @@ def write_split(folder: Path, references: dict[str, list[str]] = REFERENCES, nam
     lines = [json.dumps({"image_id": image_id, "captions": captions}) for image_id, captions in references.items()]
     with gzip.open(folder / f"{name}.references.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in lines))
+    write_checksums(folder)
     return folder
 
 

@@ -22,6 +22,7 @@ from fairseq.distributed import utils
 from omegaconf import DictConfig, OmegaConf
 
 import fairseq_ext
+from fairseq_ext.captions.checksums import write_checksums
 from fairseq_ext.captions.scores import bleu, cider_d
 from fairseq_ext.captions.store import KINDS
 from fairseq_ext.captions.tokenizer import tokenize
@@ -118,6 +119,7 @@ def test_classes_beside_vectors_are_labels(regions, tmp_path):
     arrays = dict(np.load(data / "train.images.npz"))
     arrays["labels"] = np.arange(len(arrays["boxes"])) % 3
     np.savez(data / "train.images.npz", **arrays)
+    write_checksums(data)
     task = task_of(data)
     dataset = dataset_of(task, "train")
     read = dataset.collater([dataset[index] for index in (0, 6)])["net_input"]
@@ -308,34 +310,31 @@ def test_a_folder_of_text_is_refused(tmp_path):
 
 
 def test_a_split_that_is_not_there_is_named(regions):
-    with pytest.raises(OptionError, match=r"split: 'vaild' is not one of test, train, valid; did you mean 'valid'"):
+    with pytest.raises(OptionError, match=r"split: 'vaild' is not one of train, valid, test; did you mean 'valid'"):
         task_of(regions).load_dataset("vaild")
 
 
-DAMAGED = {
-    "dict.txt": ("a 1 2 x\n", "dict.txt: no dictionary of fairseq"),
-    "train.captions.idx": ("", "train.captions.bin, .idx: missing or damaged"),
-    "train.captions.bin": ("abcd", "train.captions.bin, .idx: not the captions of 12 images"),
-    "train.images.npz": ("", "train.images.npz: not the images of a prepared split"),
-    "categories.txt": ("a\n", "categories.txt: 1 names, the data has 0 classes"),
+HARM = {
+    "missing": lambda path, other: path.unlink(),
+    "cut": lambda path, other: path.write_bytes(path.read_bytes()[:-2]),
+    "of another preparation": lambda path, other: shutil.copy(other / path.name, path),
+    "of another split": lambda path, other: shutil.copy(path.with_name(path.name.replace("valid", "test", 1)), path),
 }
 
 
-@pytest.mark.parametrize("name", DAMAGED)
-def test_damaged_files_are_named(regions, tmp_path, name):
-    data = shutil.copytree(regions, tmp_path / "data")
-    content, message = DAMAGED[name]
-    (data / name).write_text(content)
-    with pytest.raises(DataError, match=message):
-        task_of(data).load_dataset("train")
-
-
-def test_a_smaller_dictionary_is_named(regions, tmp_path):
-    data = shutil.copytree(regions, tmp_path / "data")
-    lines = (data / "dict.txt").read_text().splitlines(keepends=True)
-    (data / "dict.txt").write_text("".join(lines[:2]))
-    with pytest.raises(DataError, match=r"train.captions.bin: word \d+, .*dict.txt has 6: .* another preparation"):
-        task_of(data).load_dataset("train")
+@pytest.mark.parametrize("harm", HARM)
+def test_every_file_is_what_was_prepared_or_is_named(regions, tmp_path, capfd, harm):
+    other = prepared(tmp_path / "other", "regions", pictures=1)
+    for file in sorted(regions.iterdir()):
+        split = file.name.split(".")[0]
+        if harm == "of another split" and split != "valid":
+            continue
+        copied = shutil.copytree(regions, tmp_path / "data", dirs_exist_ok=True)
+        HARM[harm](copied / file.name, other)
+        with pytest.raises(DataError) as error:
+            task_of(copied).load_dataset(split)
+        assert file.name in str(error.value) and "\n" not in str(error.value)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_batch_below_an_image_is_refused(regions):

@@ -1,0 +1,59 @@
+"""Whether the files of a prepared folder are still those that were written, together."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from fairseq_ext.regions.splits import SPLITS
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import read_json, write_json
+
+__all__ = ["FILE", "check_files", "write_checksums"]
+
+FILE = "checksums.json"
+EDGE = 1 << 20
+"""Bytes at both ends of a file that are read: features are too large to read them all before each command."""
+
+
+def write_checksums(folder: Path) -> None:
+    """Write ``checksums.json``, of all other files of a folder."""
+    files = sorted(path for path in folder.iterdir() if path.name != FILE)
+    write_json(folder / FILE, {path.name: _checksum(path) for path in files})
+
+
+def check_files(folder: Path, split: str = "") -> None:
+    """Compare files with ``checksums.json``: by size, and by what they begin and end with.
+
+    Args:
+        folder: of prepared data.
+        split: whose files. Default: those that all splits share.
+
+    Raises:
+        DataError: names the first that is missing, damaged, or of another preparation.
+    """
+    checksums = read_json(folder / FILE)
+    if not isinstance(checksums, dict):
+        raise DataError(f"{folder / FILE}: not what `fairseq-ext captions prepare` writes")
+    for name, expected in checksums.items():
+        part = name.split(".")[0]
+        if part != split if split else part in SPLITS:
+            continue
+        path = folder / name
+        try:
+            checksum = _checksum(path)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; prepare the data again") from error
+        if checksum != expected:
+            raise DataError(f"{path}: damaged, or of another preparation than {FILE}; prepare the data again")
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for start in (0, max(0, size - EDGE)):
+            file.seek(start)
+            digest.update(file.read(EDGE))
+    return f"{size} {digest.hexdigest()}"
