@@ -202,10 +202,11 @@ def test_a_killed_run_resumes_to_the_same_bits(trained, folder, fairseq, tmp_pat
 
 
 def test_a_training_resumes_on_its_own_words_alone(trained, folder, fairseq, tmp_path):
-    """A dictionary of the same size, in which two words have changed places, fits every parameter."""
-    data = shutil.copytree(folder / "data", tmp_path / "data")
-    first, second, *others = (data / "dict.txt").read_text().splitlines(keepends=True)
-    (data / "dict.txt").write_text("".join([second, first, *others]))
+    """Another preparation has a dictionary of the same size, whose words have other places: every parameter fits."""
+    source, data = write_captioned(tmp_path / "source", "regions", images=20, seed=1), tmp_path / "data"
+    main(["prepare", str(source), str(data), "--min-count", "1"])
+    words, others = ((place / "dict.txt").read_text().split()[::2] for place in (folder / "data", data))
+    assert sorted(words) == sorted(others) and words != others
     save = shutil.copytree(trained, tmp_path / "save")
     outcome = fairseq.run("fairseq_cli.train", *training(data, save, "--max-update", LAST + 1))
     assert outcome.code == 2
