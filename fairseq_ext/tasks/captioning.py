@@ -203,8 +203,8 @@ class CaptioningTask(FairseqTask):
             return dict.fromkeys(SUMS, 0.0)
         if dataset.split.name not in self._references:
             self._references[dataset.split.name] = ReferenceScores(dataset.split.references)
-        found = self.inference_step(self.sequence_generator, [model], sample)
-        hypotheses = [self.text(best["tokens"]) for best, *_ in found]
+        searched = self.inference_step(self.sequence_generator, [model], sample)
+        hypotheses = [self.text(best["tokens"]) for best, *_ in searched]
         images = sample["id"].tolist()
         if self.cfg.eval_captions_print_samples:
             logger.info("example hypothesis: %s", hypotheses[0])

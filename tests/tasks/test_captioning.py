@@ -275,7 +275,7 @@ def test_every_option_of_the_search_is_one_of_fairseq(regions):
     assert set(SEARCH) <= set(task_of(regions).search)
 
 
-def test_a_score_of_one_reference_is_told_apart(regions, caplog, monkeypatch):
+def test_a_score_of_one_reference_is_warned_of(regions, caplog, monkeypatch):
     task = task_of(regions)
     monkeypatch.setattr("fairseq.sequence_generator.SequenceGenerator", lambda *args, **kwargs: None)
     for name in ("captions", "bleu"):
