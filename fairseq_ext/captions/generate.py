@@ -139,10 +139,10 @@ def _pictures(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str]
     features = arrays["features"]
     wanted = (*data.grid, data.feature_dim)
     if wanted != features.shape[1:]:
-        found = (
+        shape = (
             f"{options.data}: --network, --size and --pca-file give {features.shape[1:]} of rows, columns and numbers"
         )
-        raise DataError(f"{found}, the model reads {wanted}")
+        raise DataError(f"{shape}, the model reads {wanted}")
     geometry = grid_geometry(*data.grid).float()
 
     def image(number: int) -> Image:
