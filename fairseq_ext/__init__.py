@@ -11,9 +11,20 @@ import importlib
 import importlib.util
 import os
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .translate.translator import Translator
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "register"]
+__all__ = ["Translator", "__version__", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Translator":  # only who translates waits the seconds that fairseq's import takes
+        register()
+        return importlib.import_module(f"{__name__}.translate.translator").Translator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def register() -> None:

@@ -1,4 +1,4 @@
-"""The ``fairseq-ext`` command: the plugin, what it registers, whether it works; recipes; averaging; captions."""
+"""The ``fairseq-ext`` command: the plugin, what it registers, whether it works; recipes, averaging, programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
-from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.errors import OptionError, one_line
 
 from . import __version__, register
 
@@ -32,6 +32,11 @@ SUPPORTED = [
     ("torch", "2.6", None),
     ("numpy", "1.24", None),
 ]
+# Commands that parse what follows themselves.
+PROGRAMS = {
+    "captions": (".captions.__main__", "Captions of images: prepare data, score what was generated."),
+    "translate": (".translate.command", "Translate a text with a trained model, line for line."),
+}
 NO_FAIRSEQ = (
     "fairseq is not installed (pip install 'fairseq-ext[fairseq]'; Linux x86_64, Python 3.11 or 3.12 only); "
     "fairseq_ext.modules and fairseq_ext.losses work without it"
@@ -49,11 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        if words[:1] == ["captions"]:  # its own commands parse what follows
-            from .captions.__main__ import main as captions
-
-            captions(words[1:])
-            return 0
+        if words and words[0] in PROGRAMS:
+            with _quiet():
+                return importlib.import_module(PROGRAMS[words[0]][0], __package__).main(words[1:]) or 0
         args = _parser().parse_args(words)
         with _quiet():
             return args.run(args)
@@ -126,7 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--upper", type=int, metavar="BOUND", help="with --last: no epoch (or update) beyond this one (default: any)")
     add("--ema", action="store_true", help="use the moving average of --store-ema; with one file, extract it")
 
-    commands.add_parser("captions", help="Captions of images: prepare data, score what was generated.", add_help=False)
+    for name, (_, summary) in PROGRAMS.items():
+        commands.add_parser(name, help=summary, add_help=False)
     return parser
 
 
@@ -167,7 +171,7 @@ def _doctor(args: argparse.Namespace) -> int:
             for dtype in INFERENCE_DTYPES:
                 report("decoding", f"--inference-dtype {dtype}: {processor_note(dtype) or 'at full speed'}")
         except Exception as error:
-            problems.append(f"fairseq_ext.modules cannot be imported: {_one_line(error)}")
+            problems.append(f"fairseq_ext.modules cannot be imported: {one_line(error)}")
     if importlib.util.find_spec("fairseq") is not None:
         try:
             import fairseq
@@ -182,7 +186,7 @@ def _doctor(args: argparse.Namespace) -> int:
             if not repairs:
                 problems.append(f"the repairs of fairseq are turned off: unset {compat.OFF_SWITCH}")
         except Exception as error:
-            problems.append(f"fairseq cannot be imported: {_one_line(error)}")
+            problems.append(f"fairseq cannot be imported: {one_line(error)}")
 
     for problem in problems:
         print(f"problem: {problem}")
@@ -288,11 +292,6 @@ def _number(text: str) -> tuple[int, ...]:
 def _summary(thing: object) -> str:
     lines = (getattr(thing, "__doc__", None) or "").strip().splitlines()
     return lines[0] if lines else ""
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 if __name__ == "__main__":

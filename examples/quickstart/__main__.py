@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import shlex
 import sys
 import time
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import write_json, writing_to
 
-from .corpus import parse_locale
+from .corpus import new_line, parse_locale
 from .pipeline import Pipeline, Settings
 
 
@@ -86,6 +87,9 @@ def run(options: argparse.Namespace) -> None:
         print(f"  {settings.source}  {sample['source']}")
         print(f"  {'->':<{len(settings.source)}}  {sample['hypothesis']}")
         print(f"  {'=':<{len(settings.source)}}  {sample['reference']}\n")
+    line = new_line(settings.source)
+    print(f"Your own text:\n  echo {shlex.quote(line)} | fairseq-ext translate {options.out / 'combined'}")
+    print(f"  -> {pipeline.translate('combined', line)}\n")
     print(f"picture {options.out / 'quickstart.png'}, results {options.out / 'results.json'}")
     print(f"{time.perf_counter() - start:.0f} s in all")
 

@@ -66,6 +66,11 @@ def parse_locale(name: str, option: str) -> Locale:
         ) from None
 
 
+def new_line(source: str) -> str:
+    """A line of text in the language `source`, of a kind that the corpus has."""
+    return dates.format_date(dt.date(2031, 5, 17), "full", locale=Locale.parse(source)).translate(_BIDI_MARKS)
+
+
 class _Facts:
     """Draws facts that both locales can express. Each `_kind` method is one kind of text and returns one fact."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fairseq_ext
+from fairseq_ext.text import PREPARATION, SUBWORD_FILES
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import read_json, write_json
 
@@ -122,17 +123,21 @@ class Pipeline:
         return {**{split: len(getattr(corpus, split)) for split in SPLITS}, "train_tokens": tokens}
 
     def binarize(self) -> dict[str, Any]:
-        """`fairseq-preprocess` with one dictionary for both sides."""
+        """`fairseq-preprocess` with one dictionary for both sides, and how the text was cleaned and split."""
         s = self.settings
         prefixes = [arg for split in SPLITS for arg in (f"--{split}pref", str(self.corpus_dir / f"{split}.spm"))]
         arguments = ["--source-lang", s.source, "--target-lang", s.target, "--destdir", str(self.data_dir)]
         arguments += ["--srcdict", str(self.corpus_dir / "dict.txt"), "--joined-dictionary", *prefixes]
-        return self._step(
-            "preprocess",
-            self.data_dir,
-            self._settings_of(self.corpus_dir),
-            lambda: self._fairseq("preprocess", arguments, self.data_dir) or {},
-        )
+        text = {"source": s.source, "target": s.target, "bpe": "sentencepiece", "unicode": "NFC", "lowercase": False}
+
+        def run() -> dict[str, Any]:
+            self._fairseq("preprocess", arguments, self.data_dir)
+            # What `fairseq-ext translate` puts new text through, beside the dictionaries.
+            shutil.copyfile(self.corpus_dir / "spm.model", self.data_dir / SUBWORD_FILES["sentencepiece"])
+            write_json(self.data_dir / PREPARATION, {"settings": text})
+            return {}
+
+        return self._step("preprocess", self.data_dir, {**self._settings_of(self.corpus_dir), "text": text}, run)
 
     def train(self, system: str) -> dict[str, Any]:
         """`fairseq-train`: a fixed number of updates, the best checkpoint chosen by validation likelihood."""
@@ -207,6 +212,11 @@ class Pipeline:
             }
 
         return self._step(f"translate {system}", folder, self._settings_of(self.out / system), run)
+
+    def translate(self, system: str, line: str) -> str:
+        """One line of new text, as `fairseq-ext translate` does it."""
+        translator = fairseq_ext.Translator.from_pretrained(self.out / system)
+        return translator.translate([line], beam=BEAM, lenpen=LENPEN)[0]
 
     def summary(self, systems: list[str]) -> dict[str, Any]:
         """What `results.json` holds: the outcomes of all steps, the settings and the versions that made them."""

@@ -11,28 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from examples.translation.staging import MAX_TOKENS, WARN_UNKNOWN
-from fairseq_ext.text import clean, dictionary_symbols, subword_encoder, unknown_share
-from fairseq_ext.training.errors import DataError
-from fairseq_ext.training.files import read_json, read_lines
-
-
-def encode(lines: list[str], data: Path) -> list[str]:
-    """``lines`` of the source language, as ``examples.translation.prepare`` wrote those of ``data``."""
-    settings = _settings(data)
-    split = subword_encoder(settings["bpe"], data)
-    cleaned = [clean(line, settings["unicode"]) for line in lines]
-    return [split(line.lower() if settings["lowercase"] else line) for line in cleaned]
-
-
-def _settings(data: Path) -> dict[str, Any]:
-    try:
-        settings = read_json(data / "prepare.json")["settings"]
-        return {name: settings[name] for name in ("source", "bpe", "unicode", "lowercase")}
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{data / 'prepare.json'}: no folder of examples.translation.prepare (no {error})") from error
+from fairseq_ext.text import Preparation, dictionary_symbols, unknown_share
+from fairseq_ext.training.files import read_lines
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,9 +25,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("text", help="a sentence a line, plain or .gz; - reads standard input")
     parser.add_argument("--data", type=Path, required=True, help="folder of examples.translation.prepare")
     args = parser.parse_args(argv)
-    encoded = encode([line for line, _ in read_lines(args.text, keep_blank=True)], args.data)
-    source = _settings(args.data)["source"]
-    unknown = unknown_share(encoded, dictionary_symbols(args.data / f"dict.{source}.txt"))
+    preparation = Preparation.of(args.data)
+    encode = preparation.encoder()
+    encoded = [encode(line) for line, _ in read_lines(args.text, keep_blank=True)]
+    unknown = unknown_share(encoded, dictionary_symbols(args.data / f"dict.{preparation.source}.txt"))
     if unknown >= WARN_UNKNOWN:
         print(f"warning: {unknown:.2%} of the symbols are <unk>: is this the source language?", file=sys.stderr)
     for number, line in enumerate(encoded, 1):

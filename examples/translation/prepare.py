@@ -19,7 +19,7 @@ from itertools import product, zip_longest
 from pathlib import Path
 
 from examples.translation.staging import check_unknown, count_long, fairseq_preprocess, progress
-from fairseq_ext.text import UNICODE_FORMS, clean, join_subwords, learn_subwords, subword_encoder
+from fairseq_ext.text import PREPARATION, SUBWORDS, UNICODE_FORMS, clean, join_subwords, learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_lines, staged_folder, write_json
 
@@ -146,7 +146,7 @@ def prepare(args: argparse.Namespace) -> None:
             file.unlink()
         pieces.rmdir()
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-        write_json(stage / "prepare.json", {"settings": settings, "pairs": counts, "symbols": symbols})
+        write_json(stage / PREPARATION, {"settings": settings, "pairs": counts, "symbols": symbols})
     progress(f"done: {args.out}")
 
 
@@ -162,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--source", required=True, metavar="LANG", help="source language, as in the file names")
     out.add_argument("--target", required=True, metavar="LANG", help="target language, as in the file names")
     out.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not hold anything")
-    out.add_argument("--bpe", choices=["sentencepiece", "subword-nmt", "none"], default="sentencepiece",
+    out.add_argument("--bpe", choices=SUBWORDS, default="sentencepiece",
                      help="sentencepiece takes plain text; subword-nmt expects text that is already tokenised; "
                      "none: text that subword-nmt has already split (words end in @@)")  # fmt: skip
     out.add_argument("--vocab-size", type=int, metavar="N",

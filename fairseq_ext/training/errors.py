@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "DataError", "InputError", "OptionError", "choose"]
+__all__ = ["CheckpointError", "DataError", "InputError", "OptionError", "choose", "one_line"]
 
 
 class InputError(SystemExit, ValueError):
@@ -43,3 +43,9 @@ def choose(option: str, value: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.3)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise OptionError(f"{option}: {value!r} is not one of {', '.join(allowed)}{hint}")
+
+
+def one_line(error: BaseException) -> str:
+    """An error of a library, for a message: its kind, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -37,7 +37,7 @@ def option(
         help: what it means, with the paper's value.
         choices: the only values allowed.
         least, above, most, below: limits of a number.
-        positional: whether it is given without its name.
+        positional: whether it is given without its name; with a default it may be left out.
         aliases: its other names: those of a paper's code, and earlier ones.
         idle: values of other options with which this one does nothing, such as ``{"loss": ("ce", "focal")}``; of
             several options, all must have such a value.
@@ -199,7 +199,8 @@ class OptionSet:
             else:
                 settings |= {"nargs": "+", "type": get_args(types[item.name])[0], "metavar": item.name.upper()}
             if item.metadata["positional"]:
-                parser.add_argument(item.name, **settings)
+                optional = {} if item.default is MISSING else {"nargs": "?", "default": item.default}
+                parser.add_argument(item.name, **settings, **optional)
                 continue
             settings |= {"required": True} if item.default is MISSING else {"default": item.default}
             parser.add_argument(flag(item.name), *map(flag, item.metadata["aliases"]), dest=item.name, **settings)

@@ -15,6 +15,7 @@ from examples.quickstart.__main__ import main
 from examples.quickstart.corpus import build_corpus
 from examples.quickstart.pipeline import log_records
 from examples.quickstart.plot import curve
+from fairseq_ext.text import clean
 from fairseq_ext.training.errors import OptionError
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def test_corpus_is_large_and_disjoint_on_both_sides(english_german):
 def test_corpus_lines_are_plain_text(english_german):
     for pair in english_german.train:
         for text in pair:
-            assert text and text == " ".join(text.split()) and "\u200e" not in text
+            assert text and text == clean(text) and "\u200e" not in text
 
 
 def test_corpus_really_is_in_two_languages(english_german):
@@ -133,6 +134,10 @@ def test_whole_pipeline_and_second_run(tmp_path, capsys):
     assert curve(log, "valid", "valid_nll_loss", "valid_num_updates")[0][-1] == 3
     checkpoint = out / "combined" / "checkpoint_best.pt"
     written = checkpoint.stat().st_mtime_ns
+
+    command, translation = first.partition("Your own text:\n")[2].splitlines()[:2]
+    assert command.split("|") == ["  echo 'Saturday, May 17, 2031' ", f" fairseq-ext translate {out / 'combined'}"]
+    assert translation.startswith("  -> ")
 
     (out / "combined" / "test" / "done.json").unlink()  # as if killed while translating
     assert main(options) == 0
