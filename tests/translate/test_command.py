@@ -61,8 +61,8 @@ def test_a_line_for_a_line(run, trained, translator, tmp_path):
 
 
 def test_nbest_json_and_warnings(run, trained, translator):
-    long, strange = " ".join(LINES), "xyz qqq"
-    text = [LINES[0], "", long, strange]
+    long, strange = " ".join(LINES), "ж " * 15
+    text = [LINES[0], "", long, strange.strip()]
     code, out, err = run(trained / "model", "--nbest", 3, stdin=text_of(text))
     lines = out.split("\n")
     best = translator.translations(text, command.Decoding(nbest=3))
