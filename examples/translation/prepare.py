@@ -7,7 +7,7 @@
 Every line is cleaned (control characters dropped, whitespace made single spaces, letters in one Unicode form). Only
 the training pairs are filtered by length and ratio: valid and test keep each of their lines, so that scores stay
 comparable. The subwords are learned on the filtered training text, both languages together. The result appears in one
-piece, or not at all. Text to translate later goes through ``examples.translation.encode``.
+piece, or not at all. Text to translate later goes through ``fairseq-ext translate``.
 """
 
 from __future__ import annotations
