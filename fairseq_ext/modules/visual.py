@@ -185,12 +185,16 @@ class VisualEmbedding(nn.Module):
         """See the class."""
         parts = []
         if self.feature_dim:
+            assert features is not None
+            # fairseq-generate --fp16 halves the model, not what it reads
+            features = features.to(self.feature_norm.weight.dtype)
             parts.append(self.dropout(self.feature_norm(self.feature_projection(features))))
         if self.num_classes:
             parts.append(math.sqrt(self.embed_dim) * self.class_embedding(labels))
         if self.numbers:
             assert geometry is not None
-            parts.append(self.geometry_norm(self.geometry_projection(geometry[..., _columns(self.numbers)])))
+            geometry = geometry[..., _columns(self.numbers)].to(self.geometry_norm.weight.dtype)
+            parts.append(self.geometry_norm(self.geometry_projection(geometry)))
         if self.grid:
             parts.append(self.cell_embedding)
         return sum(parts[1:], parts[0])

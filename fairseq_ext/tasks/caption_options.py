@@ -46,6 +46,8 @@ class CaptioningConfig(FairseqDataclass):
     disable_validation: bool = II("dataset.disable_validation")
     dataset_impl: Optional[str] = II("dataset.dataset_impl")  # noqa: UP045, fairseq reads no other spelling
     required_seq_len_multiple: int = II("dataset.required_seq_len_multiple")
+    max_valid_steps: Optional[int] = II("dataset.max_valid_steps")  # noqa: UP045
+    post_process: Optional[str] = II("common_eval.post_process")  # noqa: UP045
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
     maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
 
@@ -66,6 +68,10 @@ def check_options(cfg: Any, preparation: Preparation) -> Any:
         raise OptionError(f"--required-seq-len-multiple {cfg.required_seq_len_multiple}: has no effect on captions")
     if cfg.eval_captions and cfg.disable_validation:
         raise OptionError("--eval-captions: has no effect with --disable-validation")
+    if cfg.eval_captions and cfg.max_valid_steps is not None:
+        raise OptionError(f"--eval-captions: scores are of all images, --max-valid-steps {cfg.max_valid_steps} of some")
+    if cfg.post_process and preparation.tokenizer == "word":
+        raise OptionError(f"--post-process {cfg.post_process}: the captions are of words, there are no pieces to join")
     if cfg.eval_captions and cfg.train_subset in cfg.valid_subset.split(","):
         raise OptionError(f"--eval-captions: --valid-subset {cfg.valid_subset} has what is trained on")
     if cfg.best_checkpoint_metric in SCORES:

@@ -30,6 +30,9 @@ IDLE_GENERATION = {
     "print_alignment": "it reads words alone; `fairseq-ext captions generate --json` has the attention",
     "constraints": "it reads none from prepared captions",
     "match_source_len": "a caption is not as long as its image has regions",
+    "max_len_a": "a caption is not as long as its image has regions",
+    "print_step": "it counts the steps of models that do not write word by word",
+    "retain_iter_history": "it keeps the steps of models that do not write word by word",
     "replace_unk": "an image has no words",
 }
 
@@ -171,6 +174,11 @@ class CaptioningTask(FairseqTask):
         length = getattr(args, "max_len_b", MAX_LEN)
         if length > most and length != MAX_LEN:
             raise OptionError(f"--max-len-b {length}: the model writes at most {most} tokens (--max-target-positions)")
+        if not 1 <= getattr(args, "min_len", 1) <= length or getattr(args, "beam", BEAM) < 1:
+            raise OptionError(
+                f"--beam {args.beam} and --min-len {args.min_len} must be at least 1, and --max-len-b {length} at "
+                "least --min-len"
+            )
         root = args._get_root() if OmegaConf.is_config(args) else {}
         scoring = (root.get("scoring") or {}).get("_name", "captions")
         if scoring != "captions":

@@ -137,13 +137,15 @@ def reordered_difference(kind: str, options: dict[str, Any]) -> float:
 @pytest.mark.parametrize("kind", [*KINDS, "labelled"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(kind: str, dtype: torch.dtype) -> None:
-    """The trainer casts every floating number of a batch, geometry too."""
+    """The trainer casts every floating number of a batch, geometry too; fairseq-generate --fp16 the model alone."""
     model, inputs = build(kind, visual_classes=kind == "labelled").eval(), batch(kind)
     half = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
     with torch.no_grad():
         expected, _ = model(**inputs, prev_output_tokens=PREVIOUS)
         actual, _ = model.to(dtype)(**half, prev_output_tokens=PREVIOUS)
+        generated, _ = model(**inputs, prev_output_tokens=PREVIOUS)
     assert actual.dtype == dtype
+    assert torch.equal(generated, actual)
     torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.1)
 
 
