@@ -191,8 +191,14 @@ class CaptioningTask(FairseqTask):
             raise OptionError(" ".join(str(error).split())) from error
 
     def build_bpe(self, args: Any) -> Any:
-        """Joins pieces to words where the captions are made of pieces, whatever ``--bpe`` says."""
-        return super().build_bpe(args) if self.preparation.tokenizer == "word" else Pieces()
+        """What joins pieces to words, where the captions are made of pieces.
+
+        Raises:
+            OptionError: another ``--bpe`` is asked for.
+        """
+        if name := getattr(args, "_name", None):
+            raise OptionError(f"--bpe {name}: not for captions, the folder says what they are made of")
+        return None if self.preparation.tokenizer == "word" else Pieces()
 
     def text(self, tokens: Any) -> str:
         """The caption that tokens spell."""

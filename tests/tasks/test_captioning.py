@@ -213,6 +213,12 @@ def test_pieces_become_words():
     assert Pieces().decode("▁a ▁do g") == Pieces().decode("a dog") == "a dog"
 
 
+def test_another_way_to_join_pieces_is_refused(regions):
+    assert task_of(regions).build_bpe(None) is None
+    with pytest.raises(OptionError, match="--bpe gpt2: not for captions"):
+        task_of(regions).build_bpe(OmegaConf.create({"_name": "gpt2"}))
+
+
 def scored(**given):
     return {"eval_captions": True, **given}
 
