@@ -67,6 +67,23 @@ def test_nothing_measured_writes_nothing(results, tmp_path):
     assert not (tmp_path / "docs" / "RESULTS.md").exists()
 
 
+def absolute_paths(content):
+    """Texts of a measurement that name a place of the machine it was made on."""
+    if isinstance(content, dict):
+        content = [*content.values()]
+    if isinstance(content, list):
+        return [path for item in content for path in absolute_paths(item)]
+    return [content] if isinstance(content, str) and re.match(r"/\w", content) else []
+
+
+def test_stored_measurements_name_no_place_of_their_machine():
+    files = sorted((report.DOCS / "results").glob("*.json"))
+    assert files
+    wrong = {file.name: paths for file in files if (paths := absolute_paths(json.loads(file.read_text())))}
+    assert not wrong
+    assert absolute_paths({"runs": [{"model": "/home/someone/model", "loss": "a/b"}]}) == ["/home/someone/model"]
+
+
 def test_the_curve_comes_from_the_log(tmp_path):
     lines = [
         '2026 | INFO | valid | {"epoch": 1, "valid_nll_loss": "5.5", "valid_num_updates": "100"}',

@@ -174,4 +174,4 @@ def _kept(name: str, options: Any, result: Callable[[], dict[str, Any]]) -> dict
     file = Path(options.model) / f"{name}-{digest(settings)[:8]}.json"
     if not file.exists():
         write_json(file, result())
-    return read_json(file)
+    return {key: value for key, value in read_json(file).items() if key not in PLACES}
