@@ -152,6 +152,10 @@ def blocks() -> list[Block]:
         Block("AdaptiveSpanAttention", modules.AdaptiveSpanAttention(8, 2, 6, ramp=2, init=0.3, k=2),
               (rows, draw(2, 11, 8), draw(1, 4, 6)), largest=MAPPED_TWICE,
               unsupported=trims | {"empty": "the positions have no examples"}),
+        Block("box_geometry", modules.box_geometry, (torch.rand(4, 5, 4),), {"width": 4.0, "height": 3.0},
+              unsupported={"script": "takes its columns from a table"}),
+        Block("VisualEmbedding", modules.VisualEmbedding(8, 6), (draw(4, 5, 6), draw(4, 5, 7)), largest=MAPPED,
+              unsupported={"script": "what it reads depends on its arguments"}),
         *(
             Block("CrossViewFusion", Fusion(*options), tuple(draw(3, 4, 2, 8)), batch=1, largest=MAPPED,
                   unsupported=closure)
@@ -216,6 +220,8 @@ def blocks() -> list[Block]:
 
 # Public names that no sweep over tensors fits.
 OTHERS = {
+    "grid_geometry": "whole numbers",
+    "grid_sinusoid": "whole numbers",
     "view_schedule": "whole numbers",
     "bonus_schedule": "a number of the epoch",
     "class_weights": "counts of examples",

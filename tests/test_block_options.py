@@ -67,7 +67,18 @@ def module_loss(epoch: int = 1, **options: Any) -> Tensor:
     return criterion(LOGITS, CLASSES)
 
 
+def embedded(**options: Any) -> Tensor:
+    """Regions of vectors, boxes and, with ``num_classes``, classes; with ``grid`` they are its cells."""
+    torch.manual_seed(0)
+    module = modules.VisualEmbedding(8, **{"feature_dim": 6, **options})
+    return module(torch.randn(2, 6, 6), torch.rand(2, 6, 7), torch.tensor([[0, 1, 2, 0, 1, 2]] * 2))
+
+
 RUN: dict[str, Callable[..., Any]] = {
+    "box_geometry": lambda **o: modules.box_geometry(torch.rand(5, 4), 4.0, 3.0, **o),
+    "grid_geometry": lambda **o: modules.grid_geometry(2, 3, **o),
+    "grid_sinusoid": lambda **o: modules.grid_sinusoid(2, 3, 8, **o),
+    "VisualEmbedding": embedded,
     "topk_softmax": lambda **o: modules.topk_softmax(SCORES.requires_grad_(), **{"k": 2, **o}),
     "topk_attention": lambda **o: modules.topk_attention(*HEADS.requires_grad_(), **{"k": 2, **o}),
     "attention_weights": lambda **o: modules.attention_weights(SCORES.requires_grad_(), **o),
@@ -129,6 +140,13 @@ TERMS: dict[str, Change] = {  # arXiv:2110.06537 and its released code
 SOFT: dict[str, Change] = {"temperature": (1.0, 2.0), "weight": (None, EACH), **REDUCTION}
 BALANCED: dict[str, Change] = {"sample_weight": (None, EACH), **REDUCTION}
 OPTIONS: dict[str, dict[str, Change]] = {
+    "box_geometry": {"numbers": (7, 5)},
+    "grid_geometry": {},
+    "grid_sinusoid": {},
+    "VisualEmbedding": {
+        "feature_dim": (0, 6, {"feature_dim": 0, "num_classes": 3}), "num_classes": (0, 3), "numbers": (7, 5),
+        "grid": ((), (2, 3)), "position": ("learned", "sinusoid", {"grid": (2, 3)}), "dropout": (0.0, 0.5),
+    },
     "topk_softmax": {"dim": (-1, 1), "straight_through": (False, True)},
     "topk_attention": {
         "attn_mask": (None, KEEP), "dropout_p": (0.0, 0.9), "is_causal": (False, True), "scale": (None, 2.0),

@@ -177,6 +177,7 @@ def test_the_extras_are_complete():
 EXTRAS = {
     "fairseq_ext": ("fairseq",),
     "fairseq_ext/captions": ("fairseq", "captions", "vl"),
+    "fairseq_ext/integrations": ("vl", "graph"),
     "fairseq_ext/modules": (),
     "fairseq_ext/losses": (),
     "fairseq_ext/kernels": ("triton",),

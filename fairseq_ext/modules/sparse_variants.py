@@ -40,7 +40,11 @@ def out_of_window_mask(scores: Tensor, k: Budget, causal: bool = False) -> Tenso
         raise ValueError(
             f"scores must have no more queries than keys (self-attention), got {queries} queries and {keys} keys"
         )
-    width = k // 2
+    beyond: Budget = k
+    if isinstance(k, int):  # TorchScript has no arithmetic of what may be a number or a tensor
+        beyond, width = k - k // 2, torch.full((), k // 2, device=scores.device)
+    else:
+        beyond, width = k - k // 2, k // 2
     positions = torch.arange(keys, device=scores.device)
     offset = positions - positions[keys - queries :, None]
     if causal:
@@ -49,7 +53,7 @@ def out_of_window_mask(scores: Tensor, k: Budget, causal: bool = False) -> Tenso
     else:
         window = (offset >= -(width // 2)) & (offset < width - width // 2)
     outside = scores.masked_fill(window, -math.inf)
-    threshold = _kth_largest(outside, k - width)
+    threshold = _kth_largest(outside, beyond)
     return (window | ~(scores < threshold)) & (scores != -math.inf)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import logging
@@ -19,9 +20,20 @@ from fairseq_ext import Translator
 from fairseq_ext.training.errors import InputError, OptionError
 from fairseq_ext.translate.long_lines import parts
 from fairseq_ext.translate.options import Decoding
+from tests.helpers import python_blocks
 from tests.translate.conftest import LINES, POSITIONS
 
 BEST, BOTH = ("checkpoint_best.pt",), ("checkpoint_best.pt", "checkpoint_last.pt")
+
+
+def test_the_readme_translates(trained, tmp_path, monkeypatch, capsys):
+    """As pasted, where the quickstart's model lies."""
+    (code,) = (code for code in python_blocks("README.md") if "runs/quickstart" in code)
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    (tmp_path / "runs" / "quickstart" / "combined").symlink_to(trained / "model")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "__main__"})
+    assert len(ast.literal_eval(capsys.readouterr().out)) == 2
 
 
 def generated(folder, checkpoints, capsys, *more):
