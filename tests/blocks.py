@@ -152,8 +152,7 @@ def blocks() -> list[Block]:
         Block("AdaptiveSpanAttention", modules.AdaptiveSpanAttention(8, 2, 6, ramp=2, init=0.3, k=2),
               (rows, draw(2, 11, 8), draw(1, 4, 6)), largest=MAPPED_TWICE,
               unsupported=trims | {"empty": "the positions have no examples"}),
-        Block("box_geometry", modules.box_geometry, (torch.rand(4, 5, 4),), {"width": 4.0, "height": 3.0},
-              unsupported={"script": "takes its columns from a table"}),
+        Block("box_geometry", modules.box_geometry, (torch.rand(4, 5, 4),), {"width": 4.0, "height": 3.0}),
         Block("VisualEmbedding", modules.VisualEmbedding(8, 6), (draw(4, 5, 6), draw(4, 5, 7)), largest=MAPPED,
               unsupported={"script": "what it reads depends on its arguments"}),
         *(

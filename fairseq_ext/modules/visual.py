@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 __all__ = ["VisualEmbedding", "box_geometry", "grid_geometry", "grid_sinusoid"]
 
-# of UNITER's seven numbers, by how many are taken
-_COLUMNS = {7: (0, 1, 2, 3, 4, 5, 6), 5: (0, 1, 2, 3, 6)}
+
+def _check_numbers(numbers: int) -> None:
+    if numbers not in (5, 7):
+        raise ValueError(f"numbers must be one of 7, 5, got {numbers}")
 
 
-def _columns(numbers: int) -> tuple[int, ...]:
-    if numbers not in _COLUMNS:
-        raise ValueError(f"numbers must be one of {', '.join(map(str, _COLUMNS))}, got {numbers}")
-    return _COLUMNS[numbers]
+def _first(geometry: Tensor, numbers: int) -> Tensor:
+    """All of UNITER's seven numbers, or the corners and the area."""
+    return geometry if numbers == 7 else torch.cat((geometry[..., :4], geometry[..., 6:]), -1)
 
 
 def box_geometry(boxes: Tensor, width: float, height: float, numbers: int = 7) -> Tensor:
@@ -46,11 +47,11 @@ def box_geometry(boxes: Tensor, width: float, height: float, numbers: int = 7) -
     Raises:
         ValueError: another ``numbers``.
     """
-    columns = _columns(numbers)
-    corners = boxes / boxes.new_tensor([width, height, width, height])
+    _check_numbers(numbers)
+    left, top, right, bottom = boxes.unbind(-1)
+    corners = torch.stack((left / width, top / height, right / width, bottom / height), -1)
     size = corners[..., 2:] - corners[..., :2]
-    geometry = torch.cat((corners, size, size.prod(-1, keepdim=True)), -1)
-    return geometry if numbers == 7 else geometry[..., columns]
+    return _first(torch.cat((corners, size, size.prod(-1, keepdim=True)), -1), numbers)
 
 
 def grid_geometry(rows: int, columns: int) -> Tensor:
@@ -153,7 +154,8 @@ class VisualEmbedding(nn.Module):
         if num_classes:
             self.class_embedding = nn.Embedding(num_classes, embed_dim)
         if numbers:
-            self.geometry_projection = nn.Linear(len(_columns(numbers)), embed_dim)
+            _check_numbers(numbers)
+            self.geometry_projection = nn.Linear(numbers, embed_dim)
             self.geometry_norm = nn.LayerNorm(embed_dim)
         if grid:
             rows, columns = grid
@@ -193,7 +195,7 @@ class VisualEmbedding(nn.Module):
             parts.append(math.sqrt(self.embed_dim) * self.class_embedding(labels))
         if self.numbers:
             assert geometry is not None
-            geometry = geometry[..., _columns(self.numbers)].to(self.geometry_norm.weight.dtype)
+            geometry = _first(geometry, self.numbers).to(self.geometry_norm.weight.dtype)
             parts.append(self.geometry_norm(self.geometry_projection(geometry)))
         if self.grid:
             parts.append(self.cell_embedding)
