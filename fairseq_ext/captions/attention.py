@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from fairseq_ext.captions.generated import joined
 from fairseq_ext.captions.store import Split
 from fairseq_ext.captions.tokenizer import tokenize
 from fairseq_ext.training.errors import DataError
-from fairseq_ext.training.files import read_lines
+from fairseq_ext.training.files import read_json_lines
 
 __all__ = ["Attention", "read_attention"]
 
@@ -47,8 +47,8 @@ def read_attention(path: str | Path, split: Split, captions: Sequence[str]) -> d
     """
     places = {image_id: place for place, image_id in enumerate(split.image_ids.tolist())}
     attention = {}
-    for line, origin in read_lines(path):
-        image_id, entry = _entry(line, origin)
+    for value, origin in read_json_lines(path):
+        image_id, entry = _entry(value, origin)
         if image_id not in places:
             raise DataError(f"{origin}: image {image_id} is not in {split.name}, which has {split.image_ids[0]!s}")
         place = places[image_id]
@@ -66,9 +66,8 @@ def read_attention(path: str | Path, split: Split, captions: Sequence[str]) -> d
     return attention
 
 
-def _entry(line: str, origin: str) -> tuple[str, Attention]:
+def _entry(value: Any, origin: str) -> tuple[str, Attention]:
     try:
-        value = json.loads(line)
         tokens, weights = value["tokens"], np.array(value["attention"], dtype=np.float64)
         if all(isinstance(token, str) for token in tokens) and np.isfinite(weights).all() and (weights >= 0).all():
             return str(value["image_id"]), Attention(list(tokens), weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from fairseq_ext.captions.store import Split
 from fairseq_ext.training.errors import DataError
-from fairseq_ext.training.files import read_json, read_lines, write_json
+from fairseq_ext.training.files import read_json, read_json_lines, read_lines, write_json
 
 __all__ = ["joined", "read_generated", "write_results"]
 
@@ -34,7 +33,7 @@ def read_generated(path: str | Path, split: Split) -> list[str]:
     """
     name = str(path).removesuffix(".gz")
     if name.endswith((".json", ".jsonl")):
-        entries = _results(_json_lines(path) if name.endswith(".jsonl") else _json_list(path), split)
+        entries = _results(read_json_lines(path) if name.endswith(".jsonl") else _json_list(path), split)
     else:
         entries = _hypotheses(path, split)
     captions: dict[int, str] = {}
@@ -71,14 +70,6 @@ def _json_list(path: str | Path) -> Iterator[tuple[Any, str]]:
     value = read_json(path)
     for number, entry in enumerate(value if isinstance(value, list) else [value], 1):
         yield entry, f"{path}: entry {number}"
-
-
-def _json_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
-    for line, origin in read_lines(path):
-        try:
-            yield json.loads(line), origin
-        except ValueError as error:
-            raise DataError(f"{origin}: not a JSON value: {error}") from error
 
 
 def _results(entries: Iterable[tuple[Any, str]], split: Split) -> Iterator[tuple[int, str, str]]:

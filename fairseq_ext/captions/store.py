@@ -21,7 +21,6 @@ Image i has the rows ``offsets[i]:offsets[i + 1]`` and the captions ``caption_of
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ import numpy as np
 
 from fairseq_ext.captions.checksums import check_files
 from fairseq_ext.training.errors import DataError, choose
-from fairseq_ext.training.files import read_json, read_lines, write_json
+from fairseq_ext.training.files import read_json, read_json_lines, write_json
 
 __all__ = ["KINDS", "Preparation", "Split"]
 
@@ -146,4 +145,4 @@ class Split:
     @functools.cached_property
     def references(self) -> list[list[str]]:
         """The captions of each image, as people wrote them."""
-        return [json.loads(line)["captions"] for line, _ in read_lines(self._path("references.jsonl.gz"))]
+        return [value["captions"] for value, _ in read_json_lines(self._path("references.jsonl.gz"))]

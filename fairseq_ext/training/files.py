@@ -30,6 +30,7 @@ __all__ = [
     "output_folder",
     "read_bytes",
     "read_json",
+    "read_json_lines",
     "read_lines",
     "replacing",
     "safe_loads_only",
@@ -207,6 +208,19 @@ def read_json(path: str | Path) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # hostile nesting
         raise DataError(f"{path}: not a JSON file: {error}") from error
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
+    """The value in each line of a text, and where it stands; see :func:`read_lines`.
+
+    Raises:
+        DataError: a line that is not JSON, or a text that cannot be read.
+    """
+    for line, origin in read_lines(path):
+        try:
+            yield json.loads(line), origin
+        except (ValueError, RecursionError) as error:  # as above
+            raise DataError(f"{origin}: not a JSON value: {error}") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -148,6 +148,7 @@ def entries(*changes):
         ("r.jsonl", '{"image_id": 11, "caption": "a"}\n' * 2, "r.jsonl:2: a second caption of image 11"),
         ("r.jsonl", "11", "r.jsonl:1: not"),
         ("r.json", "[", "not a JSON file"),
+        ("r.jsonl", "[" * 100_000, "r.jsonl:1: not a JSON value"),
         ("none.txt", None, "cannot be read"),
     ],
 )
