@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 PIP := $(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-SOURCES := fairseq_ext graph vision_language tests $(wildcard examples benchmarks)
+SOURCES := fairseq_ext graph vision_language tests $(wildcard docs/hooks examples benchmarks)
 
 # One line that says what is wrong with this machine, or nothing. Python 2 can run it too.
 NEEDS := fairseq-ext needs Python 3.11 or 3.12 on Linux x86_64
@@ -20,13 +20,14 @@ CHECK := import platform, sys; \
 PROBLEM = $(shell $(PYTHON) -c '$(CHECK)' 2>/dev/null || echo '$(NEEDS), but `$(PYTHON)` does not run: try `make PYTHON=python3.12 ...`')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test coverage lint style recipes results benchmarks gpu clean
+.PHONY: help quickstart test coverage lint style docs recipes results benchmarks gpu clean
 
 help:
 	@echo "make quickstart   install, then train and translate on the embedded corpus (examples/quickstart)"
 	@echo "make test         install with the test extra, then lint, type check and run every test"
 	@echo "make coverage     run every test, and show the lines of each file that none of them reaches"
 	@echo "make lint         linter, formatter check and type checker only"
+	@echo "make docs         build the site into site/ (open site/index.html)"
 	@echo "make recipes      write fairseq_ext/conf from the table of recipes"
 	@echo "make results      write docs/RESULTS.md from the stored measurements"
 	@echo "make benchmarks   measure speed and memory, print every ratio"
@@ -52,6 +53,10 @@ style: $(VENV)/.installed-test
 	$(RUN) -m ruff check $(SOURCES)
 	$(RUN) -m ruff format --check $(SOURCES)
 
+# The variable: the theme's advertisement of its successor.
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 recipes: $(VENV)/.installed
 	$(RUN) -m fairseq_ext.recipes
 
@@ -66,7 +71,7 @@ gpu:
 	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m benchmarks.gpu $(if $(DRY_RUN),--dry-run)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The order matters: ve-fairseq asks for any torch, so the tested one is installed before it.

@@ -167,7 +167,7 @@ def test_constraints_pin_every_core_and_test_requirement():
 def test_the_extras_are_complete():
     extras = PROJECT["optional-dependencies"]
     languages = {"chinese", "japanese", "korean"}
-    used = {"fairseq", "quickstart", "graph", "vl", "captions", "demo", "moses", "triton", "benchmarks"}
+    used = {"fairseq", "quickstart", "graph", "vl", "captions", "demo", "moses", "triton", "benchmarks", "docs"}
     assert set(extras) == languages | used | {"test", "all"}
     assert set(extras["all"][0].removeprefix("fairseq-ext[").removesuffix("]").split(",")) == set(extras) - {"all"}
     assert PROJECT["requires-python"] == ">=3.11,<3.13"
