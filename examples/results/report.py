@@ -10,9 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
-
-from scipy import stats
+from typing import Any
 
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, replacing
@@ -146,35 +144,6 @@ def mean_spread(values: Sequence[float], digits: int) -> str:
     """Mean ± population standard deviation; of one value, the value alone."""
     spread = f" ± {statistics.pstdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
-
-
-class Paired(NamedTuple):
-    """The mean of paired differences and its 95 % interval; of one pair the interval is unknown."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def of(cls, gains: Sequence[float]) -> Paired:
-        """From the difference of each pair; the pairs must be independent of each other."""
-        mean, count = statistics.fmean(gains), len(gains)
-        if count < 2:
-            return cls(mean)
-        half = stats.t.ppf(0.975, count - 1) * statistics.stdev(gains) / count**0.5
-        return cls(mean, mean - half, mean + half)
-
-    @property
-    def gains(self) -> bool:
-        return self.low is not None and self.low > 0
-
-    @property
-    def loses(self) -> bool:
-        return self.high is not None and self.high < 0
-
-    def text(self, digits: int) -> str:
-        interval = "" if self.low is None else f" [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
-        return f"{self.mean:+.{digits}f}{interval}"
 
 
 def write_report(docs: Path = DOCS) -> None:

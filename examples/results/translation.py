@@ -18,7 +18,8 @@ import matplotlib.pyplot as plt
 
 from examples.results import fairseq_log, fairseq_programs
 from examples.results.fairseq_programs import DEVICE_OPTIONS, device, generate, train
-from examples.results.report import Paired, commands, common, environments, mean_spread, unique
+from examples.results.paired import Paired
+from examples.results.report import commands, common, environments, mean_spread, unique
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
 from fairseq_ext.training.runs import environment

@@ -6,9 +6,6 @@ import json
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
 
 from examples.results import benchmarks, fairseq_log, graph_classification, iais, label_graph, muka, renode, report
 from fairseq_ext.training.errors import DataError
@@ -101,28 +98,6 @@ def test_a_log_without_the_size_is_refused(tmp_path):
     (tmp_path / "train.log").write_text("")
     with pytest.raises(DataError, match=r"train\.log: has no number of parameters"):
         fairseq_log.parameters(tmp_path / "train.log")
-
-
-@given(st.lists(st.integers(-50, 50), min_size=2, max_size=12))
-def test_the_interval_is_that_of_the_paired_t_test(gains):
-    paired = report.Paired.of(gains)
-    if len(set(gains)) == 1:
-        assert paired.low == paired.mean == paired.high == gains[0]
-        return
-    test = stats.ttest_rel(gains, [0] * len(gains))
-    expected = test.confidence_interval(0.95)
-    assert (paired.low, paired.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
-    if abs(test.pvalue - 0.05) > 1e-9:
-        assert (paired.gains or paired.loses) == (test.pvalue < 0.05)
-        assert not paired.gains or paired.mean > 0
-
-
-def test_one_pair_has_no_interval():
-    paired = report.Paired.of([3.0])
-    assert paired.text(1) == "+3.0" and not paired.gains and not paired.loses
-    assert (
-        report.Paired.of([1.0, 2.0, 3.0]).text(2) == "+2.00 [-0.48, +4.48]"
-    )  # t(0.975; 2) = 4.303, over the root of 3
 
 
 ENVIRONMENT = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch": "2"}

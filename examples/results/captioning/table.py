@@ -8,7 +8,8 @@ from typing import Any
 
 import matplotlib
 
-from examples.results.report import Paired, commands, environments, mean_spread
+from examples.results.paired import Paired
+from examples.results.report import commands, environments, mean_spread
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

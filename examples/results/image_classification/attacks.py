@@ -22,7 +22,7 @@ from examples.results.image_classification.figures import (
     seconds,
     shown,
 )
-from examples.results.report import Paired
+from examples.results.paired import Paired
 
 __all__ = ["TABLES", "pictures"]
 

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from examples.results.report import Paired, mean_spread
+from examples.results.paired import Paired
+from examples.results.report import mean_spread
 
 __all__ = [
     "BASELINE",
