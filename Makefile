@@ -29,7 +29,7 @@ help:
 	@echo "make lint         linter, formatter check and type checker only"
 	@echo "make docs         build the site into site/ (open site/index.html)"
 	@echo "make recipes      write fairseq_ext/conf from the table of recipes"
-	@echo "make results      write docs/RESULTS.md from the stored measurements"
+	@echo "make results      write docs/RESULTS.md from the stored measurements (make results CHECK=1: fail if it differs)"
 	@echo "make benchmarks   measure speed and memory, print every ratio"
 	@echo "make gpu          nine minutes on a GPU: its tests, ratios, Multi30k, MNIST (make gpu DRY_RUN=1: on the CPU, tiny)"
 	@echo "make clean        remove the environment and every cache"
@@ -61,7 +61,7 @@ recipes: $(VENV)/.installed
 	$(RUN) -m fairseq_ext.recipes
 
 results: $(VENV)/.installed-test
-	$(RUN) -m examples.results report
+	$(RUN) -m examples.results report $(if $(CHECK),--check)
 
 benchmarks: $(VENV)/.installed-test
 	$(RUN) -m benchmarks

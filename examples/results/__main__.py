@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.results.report import DOCS, PARTS, ROOT, part, write_report
+from examples.results.report import DOCS, PARTS, ROOT, check_report, part, write_report
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import output_folder, read_json, write_json
 from fairseq_ext.training.options import flag
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser, own = _parsers()
     options = parser.parse_args(arguments)
     if options.part == "report":
-        write_report(options.docs)
+        (check_report if options.check else write_report)(options.docs)
         return
     chosen = {options.part: options} if options.part else {name: form.parse_args([]) for name, form in own.items()}
     for name, values in chosen.items():
@@ -52,7 +52,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     shared.add_argument("--out", type=Path, default=Path("runs/results"), help="folder of the runs; finished ones stay")
     shared.add_argument("--replace", action="store_true", help="replace measurements that were made with other options")
     commands = parser.add_subparsers(dest="part", metavar="PART")
-    commands.add_parser("report", parents=[docs], help="only write the report, from results/*.json")
+    report = commands.add_parser("report", parents=[docs], help="only write the report, from results/*.json")
+    report.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the report would change")
     own = {}
     for name in PARTS:
         help = (part(name).__doc__ or "").splitlines()[0]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from scipy import stats
 
-__all__ = ["Paired", "holm"]
+__all__ = ["Paired", "holm", "p_value"]
 
 LEVEL = 0.05
 RANKED = 6
@@ -80,3 +80,8 @@ def holm(values: Sequence[float], level: float = LEVEL) -> list[bool]:
             break
         rejected[index] = True
     return rejected
+
+
+def p_value(value: float | None) -> str:
+    """A cell; of one pair there is no p."""
+    return "" if value is None else f"{value:.3f}" if value >= 0.0005 else "< 0.001"

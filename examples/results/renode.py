@@ -7,11 +7,12 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from examples.results.paired import Paired
+from examples.results.paired import Paired, holm, p_value
 from examples.results.report import asked, copied, environments, mean_spread, unique
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import flag
 from graph.renode.options import TrainOptions, TrainRuns
+from graph.renode.recipe import Recipe
 from graph.renode.train import run
 
 BACKBONES = ("gcn", "gat", "sage", "sgc", "cheb", "ppnp")
@@ -33,16 +34,17 @@ TEXT = """## ReNode: node classification, {dataset}{title}
 
 F1 (x 100) on the test nodes, mean ± spread over {runs} runs ({protocol}).
 {recipe}
-*Difference*: on minus off, paired by split and initial weights, its interval over the splits (the runs of a split share
-their nodes, so their mean is one pair); *better*: runs that gained; *Totoro*: of the data set, mean over the runs. With
-equal classes re-weight is ce. {environment}.
+*Difference*: on minus off, paired by split and initial weights, its interval and *p* over the splits (the runs of a
+split share their nodes, so their mean is one pair; all splits are of one graph, for which the interval speaks);
+*better*: runs that gained; *Totoro*: of the data set, mean over the runs. With equal classes re-weight is ce.
+{environment}.
 
     python -m examples.results {command}
 
 {reading}
 
-| backbone | loss | split | weighted F1, off | on | difference | better | macro F1, off | on | difference | Totoro |
-|---|---|---|---|---|---|---|---|---|---|---|
+| backbone | loss | split | weighted F1, off | on | difference | p | better | macro F1, off | on | difference | Totoro |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
 """
 
@@ -152,24 +154,33 @@ def _cells(row: dict[str, Any]) -> str:
         parts += [mean_spread(side, 1) for side in (off, on)]
         parts.append(_paired(row, score).text(2))
         if score == "weighted_f1":
+            parts.append(p_value(_paired(row, score).p))
             parts.append(f"{sum(value > 0 for value in gain)}/{len(gain)}")
     parts.append(f"{statistics.fmean(run['totoro'] for run in row['on'].values()):.4f}")
     return " | ".join(parts)
 
 
 def _recipe(name: str) -> str:
+    recipe = Recipe(**RECIPES[name])
     changes = " ".join(f"{flag(option)} {value}" for option, value in RECIPES[name].items())
-    return f"Trained with the released recipe, but for `{changes}` (our choice)." if changes else "The released recipe."
+    kind = f"The released recipe, but for `{changes}` (our choice)" if changes else "The released recipe"
+    return f"{kind}: at most {recipe.epochs} epochs, ended by {recipe.patience} without a better validation F1."
+
+
+def different(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without those that repeat others: with equal classes re-weight is ce."""
+    return [row for row in rows if (row["loss"], row["split"]) != ("re-weight", "balanced")]
 
 
 def _reading(rows: list[dict[str, Any]]) -> str:
-    """What the table says, in one sentence; re-weight with equal classes is ce and not counted again."""
-    rows = [row for row in rows if (row["loss"], row["split"]) != ("re-weight", "balanced")]
-    paired = [_paired(row, "weighted_f1") for row in rows]
+    """What the table says, in two sentences."""
+    paired = [_paired(row, "weighted_f1") for row in different(rows)]
+    kept = [gain for gain, holds in zip(paired, holm([gain.p or 0.0 for gain in paired]), strict=True) if holds]
     return (
         f"Weighted F1 is higher with ReNode on average in {sum(gain.mean > 0 for gain in paired)} "
-        f"of {len(paired)} rows; "
-        f"it gains in {sum(gain.gains for gain in paired)} and loses in {sum(gain.loses for gain in paired)}."
+        f"of {len(paired)} rows; it gains in {sum(gain.gains for gain in paired)} and loses in "
+        f"{sum(gain.loses for gain in paired)}. With Holm's correction over these rows it gains in "
+        f"{sum(gain.gains for gain in kept)} and loses in {sum(gain.loses for gain in kept)}."
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import filecmp
 import hashlib
 import importlib
+import re
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +24,11 @@ PARTS = (
     *("translation", "inference_dtype", "renode", "label_graph", "graph_classification", "iais", "muka"),
     *("image_classification", "captioning", "benchmarks"),
 )
+
+LONG = 14
+"""Rows of a table beyond which it is folded."""
+SHOWN = 12
+"""Lines of a difference that are printed."""
 
 HEAD = """# Measured results
 
@@ -148,14 +155,57 @@ def mean_spread(values: Sequence[float], digits: int) -> str:
 
 def write_report(docs: Path = DOCS) -> None:
     """Writes ``RESULTS.md`` into ``docs``, the sections in the order of ``PARTS``, from ``docs/results/*.json``."""
+    by_part = measured(docs)
+    text = report_text(by_part)
+    for name, own in by_part.items():
+        if hasattr(part(name), "pictures"):
+            part(name).pictures(own, docs / "results")
+    (docs / "RESULTS.md").write_text(text, encoding="utf-8")
+
+
+def check_report(docs: Path = DOCS) -> None:
+    """Whether ``RESULTS.md`` is what the measurements give, to the letter; pictures are not compared.
+
+    Raises:
+        SystemExit: it differs, with the first lines that do; exit code 1.
+    """
+    file = docs / "RESULTS.md"
+    stands = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    given = report_text(measured(docs)).splitlines()
+    difference = [*difflib.unified_diff(stands, given, str(file), "what results/*.json gives", n=0, lineterm="")]
+    if difference:
+        print(*difference[:SHOWN], sep="\n")
+        raise SystemExit(
+            f"error: {file} is not what results/*.json gives: write it with python -m examples.results report"
+        )
+
+
+def measured(docs: Path) -> dict[str, list[dict[str, Any]]]:
+    """The contents of ``docs/results/*.json`` of each part that has some.
+
+    Raises:
+        DataError: there are none.
+    """
     folder = docs / "results"
     contents = [read_json(file) for file in sorted(folder.glob("*.json"))]
     contents = [content for content in contents if content.get("rows") != []]  # of a part that ended before its first
-    measured = {name: [content for content in contents if content.get("part") == name] for name in PARTS}
-    sections = [part(name).section(own) for name, own in measured.items() if own]
-    if not sections:
+    by_part = {name: [content for content in contents if content.get("part") == name] for name in PARTS}
+    if not any(by_part.values()):
         raise DataError(f"no measurement in {folder}")
-    for name, own in measured.items():
-        if own and hasattr(part(name), "pictures"):
-            part(name).pictures(own, folder)
-    (docs / "RESULTS.md").write_text("\n".join([HEAD, *sections]), encoding="utf-8")
+    return {name: own for name, own in by_part.items() if own}
+
+
+def report_text(by_part: Mapping[str, list[dict[str, Any]]]) -> str:
+    """RESULTS.md."""
+    return "\n".join([HEAD, *(folded(part(name).section(own)) for name, own in by_part.items())])
+
+
+def folded(text: str) -> str:
+    """The same text, its long tables under a line that opens them."""
+
+    def fold(table: re.Match[str]) -> str:
+        rows = table[0].count("\n") - 2
+        summary = f"<summary>The table of {rows} rows</summary>"
+        return f"<details markdown>\n{summary}\n\n{table[0]}\n</details>\n" if rows > LONG else table[0]
+
+    return re.sub(r"(?:^\|.*\n)+", fold, text, flags=re.MULTILINE)
