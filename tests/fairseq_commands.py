@@ -80,12 +80,17 @@ class Outcome(NamedTuple):
 
 
 class FairseqServer:
-    """The process that the commands are forked from."""
+    """The process that the commands are forked from.
 
-    def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
+    Args:
+        python: the environment's interpreter.
+        path: what ``PYTHONPATH`` is there.
+    """
+
+    def __init__(self, python: str = sys.executable, path: str | None = None) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path() if path is None else path}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, "-c", SERVER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def start(self, cases: list[dict[str, Any]]) -> list[int]:
