@@ -55,7 +55,7 @@ style: $(VENV)/.installed-test
 
 # The variable: the theme's advertisement of its successor.
 docs: $(VENV)/.installed-test
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 recipes: $(VENV)/.installed
 	$(RUN) -m fairseq_ext.recipes

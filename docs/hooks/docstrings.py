@@ -7,7 +7,7 @@ import re
 import textwrap
 from typing import Any
 
-from griffe import Alias, Class, Extension, GriffeError, GriffeLoader, Object
+from griffe import Alias, Class, Extension, GriffeError, GriffeLoader, Module, Object
 
 OURS = ("fairseq_ext", "graph", "vision_language")
 
@@ -27,6 +27,9 @@ logger = logging.getLogger("mkdocs.plugins.docstrings")
 
 class Markup(Extension):
     """Rewrites each docstring once it is known what the names in it are."""
+
+    def on_module(self, *, mod: Module, **kwargs: Any) -> None:
+        mod.members.pop("__all__", None)
 
     def on_object(self, *, obj: Object, loader: GriffeLoader, **kwargs: Any) -> None:
         if obj.docstring:
@@ -51,8 +54,10 @@ def to_markdown(text: str, obj: Object, loader: GriffeLoader) -> str:
 def _displayed(formula: re.Match[str]) -> str:
     indent, first, rest = formula.groups()
     lines = [first, *textwrap.dedent(rest).splitlines()]
-    body = "\n".join(indent + line for line in lines if line.strip())
-    return f"{indent}$$\n{body}\n{indent}$$\n\n"
+    body = "\n".join(line for line in lines if line.strip())
+    if re.search(r"&|\\\\", body) and r"\begin" not in body:  # docutils does so
+        body = f"\\begin{{aligned}}\n{body}\n\\end{{aligned}}"
+    return textwrap.indent(f"$$\n{body}\n$$\n", indent) + "\n"
 
 
 def _literal(block: re.Match[str]) -> str:
@@ -88,6 +93,8 @@ def _reference(role: re.Match[str], obj: Object, loader: GriffeLoader) -> str:
     kind, short, name = role.groups()
     shown = (name.rpartition(".")[2] if short else name) + ("()" if kind in ("func", "meth") else "")
     path = _path(name, obj, loader)
+    if path and kind == "func" and _is_module(path, loader):  # a function that is named as its module
+        path += f".{path.rpartition('.')[2]}"
     return f'<autoref identifier="{path}" optional>`{shown}`</autoref>' if path else f"`{shown}`"
 
 
@@ -115,6 +122,10 @@ def _path(name: str, obj: Object, loader: GriffeLoader) -> str | None:
             return None
         logger.warning("%s: its docstring refers to %s, which does not exist", obj.path, name)
         return None
+
+
+def _is_module(path: str, loader: GriffeLoader) -> bool:
+    return path.partition(".")[0] in loader.modules_collection and loader.modules_collection[path].is_module
 
 
 def _has_foreign_base(obj: Object) -> bool:

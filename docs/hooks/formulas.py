@@ -31,7 +31,10 @@ def to_mathml(latex: str, display: bool) -> str:
     Raises:
         ValueError: a command that is not understood, which would be shown as its name.
     """
-    mathml = convert(latex.strip(), display="block" if display else "inline")
+    # It lacks \arg, and shows the backslash of an escaped sign within \text.
+    latex = re.sub(r"\\arg\b", r"\\operatorname{arg}", latex.strip())
+    mathml = convert(latex, display="block" if display else "inline")
+    mathml = re.sub(r"\\([_%#&$])", r"\1", mathml)
     if unknown := re.search(r"\\[A-Za-z]+", html.unescape(mathml)):
         raise ValueError(f"unknown command {unknown[0]}")
     return mathml

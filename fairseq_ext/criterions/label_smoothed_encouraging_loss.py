@@ -16,6 +16,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 from fairseq.logging import metrics
 from fairseq.models.transformer import TransformerDecoderBase
+from fairseq.tasks import FairseqTask
 from torch import nn
 
 from fairseq_ext.criterions.span_loss import SpanLoss, has_spans
@@ -94,18 +95,18 @@ class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyC
 
     def __init__(
         self,
-        task,
-        sentence_avg,
-        label_smoothing,
-        ignore_prefix_size=0,
-        report_accuracy=False,
-        log_end=0.5,
-        bonus_weight=1.0,
-        bonus_clamp=1e-5,
-        smoothing_form="uniform",
-        bonus_at_validation=False,
-        fused_output_loss=False,
-    ):
+        task: FairseqTask,
+        sentence_avg: bool,
+        label_smoothing: float,
+        ignore_prefix_size: int = 0,
+        report_accuracy: bool = False,
+        log_end: float = 0.5,
+        bonus_weight: float = 1.0,
+        bonus_clamp: float = 1e-5,
+        smoothing_form: str = "uniform",
+        bonus_at_validation: bool = False,
+        fused_output_loss: bool = False,
+    ) -> None:
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         self.log_end = log_end
         self.bonus_weight = bonus_weight

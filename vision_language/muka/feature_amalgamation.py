@@ -194,9 +194,7 @@ class LayerwiseAmalgamation(_AlignedBlocks):
         - teacher_states: the same of each teacher, ``(B, S, H_t)``; no gradient flows into them.
         - mask: ``attention_mask``, ``(B, S)``. Padding does not count (our choice); ``None`` counts every position, as
           the released code.
-
-    Returns:
-        :class:`AmalgamationTerms`, both of weight 1 in the released code.
+        - output: :class:`AmalgamationTerms`, both of weight 1 in the released code.
 
     Raises:
         ValueError: more layers than the shallowest model has, or states of different lengths, as different tokenizers
@@ -229,10 +227,8 @@ class CommonFeatureLearning(_AlignedBlocks):
         num_layers: how many layers are aligned, see :func:`aligned_layers`. Default 1, the last, as the released code.
 
     Shape:
-        as :class:`LayerwiseAmalgamation`. With a mask, padding adds nothing to the vectors.
-
-    Returns:
-        :class:`AmalgamationTerms`, both of weight 1 in the released code.
+        - input: as :class:`LayerwiseAmalgamation`. With a mask, padding adds nothing to the vectors.
+        - output: :class:`AmalgamationTerms`, both of weight 1 in the released code.
 
     Raises:
         ValueError: as :class:`LayerwiseAmalgamation`.

@@ -265,7 +265,7 @@ def test_idle_options_are_refused(command, name, given, tmp_path):
 
 
 def shown_commands():
-    for name in ("README.md", "graph/renode/README.md"):
+    for name in ("docs/howto/graph.md", "graph/renode/README.md"):
         for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
             if match := re.search(r"(?:^|\s)-m graph\.renode (\w[^#`]*)", line):
                 yield match[1].strip()
