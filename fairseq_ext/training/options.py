@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import operator
+import os
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from fairseq_ext.training.errors import OptionError, choose
 
@@ -136,11 +137,20 @@ def check_fields(holder: Any, kind: Any) -> None:
         _refuse_idle(items[name], getattr(holder, name), reason)
 
 
+def _as_typed(kind: Any, value: Any) -> Any:
+    """``value`` as the command line would have given it."""
+    if get_origin(kind) is tuple:
+        several = value if isinstance(value, (list, tuple)) else (value,)
+        return tuple(_as_typed(get_args(kind)[0], one) for one in several)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptionSet:
     """Base of option classes, whose fields are ``str``, ``int``, ``float``, ``bool``, or tuples of one such type.
 
-    Values are checked when an object is made, so that a program gets the same messages as the command line.
+    Values are checked when an object is made, so that a program gets the same messages as the command line. A path is
+    taken for its text, and a list or a single value where a tuple is meant.
 
     Raises:
         OptionError: a value that is not allowed.
@@ -154,6 +164,8 @@ class OptionSet:
     """
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _as_typed(kind, getattr(self, name)))  # the class is frozen
         check_fields(self, type(self))
 
     def refuse_idle(self, reason: str, *names: str) -> None:

@@ -123,7 +123,10 @@ def _rendered(chunk: list[str], translations: list[Translation], first: int, opt
             "source_tokens": translation.source_tokens,
             "long": translation.long or None,
             "cut": translation.cut,
-            "hypotheses": [hypothesis._asdict() for hypothesis in translation.hypotheses],
+            "hypotheses": [
+                {name: value for name, value in hypothesis._asdict().items() if name != "attention"}
+                for hypothesis in translation.hypotheses
+            ],
         }
         for number, (line, translation) in enumerate(zip(chunk, translations, strict=True), first)
     )

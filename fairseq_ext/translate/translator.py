@@ -48,6 +48,9 @@ class Hypothesis(NamedTuple):
     """Logarithm to base 2 of each token's probability."""
     alignment: list[tuple[int, int]] | None
     """Source and target token of each link, counted from 0; None where it was not asked for."""
+    attention: Tensor | None = None
+    """Weights that the alignment is the largest of, ``(T, S)``: of the last decoder layer, the mean of its heads. Rows
+    are ``tokens``; columns are the source's subwords with the end of the sentence, of a line in parts that of each."""
 
 
 class Translation(NamedTuple):
@@ -156,7 +159,7 @@ class Translator:
         Args:
             sentences: raw text.
             decoding: options of the search.
-            alignment: whether hypotheses are aligned to the source, by the attention of the model.
+            alignment: whether hypotheses have their attention, and are aligned to the source by it.
             progress: called with the number of sentences that were finished since the last call.
 
         Raises:
@@ -257,7 +260,13 @@ class Translator:
             tokens=tokens,
             token_scores=scores,
             alignment=links if alignment else None,
+            attention=torch.block_diag(*map(_attention, pieces, ranked)) if alignment else None,
         )
+
+
+def _attention(piece: list[str], part: dict[str, Any]) -> Tensor:
+    """``(T, S)`` of a part, of which fairseq has ``(S, T)`` with the padding that stood before it in its batch."""
+    return part["attention"][-len(piece) - 1 :].T.float().cpu()
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

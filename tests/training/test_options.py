@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +41,13 @@ def test_the_command_line_is_that_of_the_fields():
     assert parse(*arguments) == Options(data="d", **chosen)
     assert parse(*arguments).as_dict() == {"data": "d", **chosen}
     assert flag("lr_decay") == "--lr-decay"
+
+
+def test_values_of_a_program_become_those_of_the_command_line():
+    typed = Options(data="runs/texts", names=("a", "runs/b"))
+    assert Options(data=Path("runs/texts"), names=["a", Path("runs/b")]) == typed
+    assert Options(data="d", names=Path("runs/b")) == Options(data="d", names="runs/b") == parse("--names", "runs/b")
+    assert json.loads(json.dumps(Options(data=Path("runs/texts")).as_dict()))["data"] == "runs/texts"
 
 
 def test_help_tells_default_and_choices(capsys):

@@ -21,7 +21,7 @@ from fairseq_ext.training.errors import InputError, OptionError
 from fairseq_ext.translate.long_lines import parts
 from fairseq_ext.translate.options import Decoding
 from tests.helpers import python_blocks
-from tests.translate.conftest import LINES, POSITIONS
+from tests.translate.conftest import LINES, METHODS, POSITIONS, SIZES
 
 BEST, BOTH = ("checkpoint_best.pt",), ("checkpoint_best.pt", "checkpoint_last.pt")
 
@@ -114,6 +114,26 @@ def test_long_sentences(translator, caplog):
     assert max(source for source, _ in best.alignment) < len(split.source_tokens)
     assert best.tokens.count("</s>") == len(pieces) and max(target for _, target in best.alignment) < len(best.tokens)
     assert best.score == pytest.approx(sum(best.token_scores) / len(best.tokens))
+    assert best.attention.shape == (len(best.tokens), len(split.source_tokens) + len(pieces))
+    assert torch.count_nonzero(best.attention[: best.tokens.index("</s>") + 1, len(pieces[0]) + 1 :]) == 0
+
+
+def test_attention_is_that_of_the_model(translator):
+    """Of every hypothesis, whatever stood beside it in the batch; of top-k, what is not selected weighs nothing."""
+    translations = translator.translations(LINES[:12], Decoding(nbest=2), alignment=True)
+    assert len({len(translation.source_tokens) for translation in translations}) > 3
+    selected = METHODS["attention_topk"]
+    for translation, line in zip(translations, LINES, strict=False):
+        (alone,) = translator.translations([line], Decoding(nbest=2), alignment=True)
+        for hypothesis, other in zip(translation.hypotheses, alone.hypotheses, strict=True):
+            weights, size = hypothesis.attention, len(translation.source_tokens)
+            assert weights.shape == (len(hypothesis.tokens), size + 1)
+            torch.testing.assert_close(weights, other.attention)
+            torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)))
+            assert (weights > 0).sum(-1).max() <= selected * SIZES["decoder_attention_heads"]
+            inside = [(source, target) for source, target in hypothesis.alignment if source < size]
+            assert all(weights[target, :size].argmax() == source for source, target in inside)
+    assert translator.translations(LINES[:1])[0].hypotheses[0].attention is None
 
 
 def test_parts_of_any_line():
