@@ -5,9 +5,20 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from examples.results.paired import Paired, holm, p_value
+from examples.results.paired import holm, p_value
+from examples.results.renode_gains import (
+    PERMUTATIONS,
+    different,
+    draw_gains,
+    draw_relation,
+    paired,
+    pairs,
+    relation,
+    title,
+)
 from examples.results.report import asked, copied, environments, mean_spread, unique
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import flag
@@ -28,9 +39,12 @@ DEBIAN: dict[str, Any] = {"split_kind": "random", "train_each": 5, "valid_each":
 
 # The released recipe was made for small citation graphs: on Amazon's its rate has decayed before a model has learned
 # them, and runs differ by tens of points.
+LEAST_SPLITS = 5
+"""Fewer have no correlation."""
+
 RECIPES: dict[str, dict[str, Any]] = {"released": {}, "longer": {"lr_decay": 0.99, "patience": 60}}
 
-TEXT = """## ReNode: node classification, {dataset}{title}
+TEXT = """## ReNode: node classification, {title}
 
 F1 (x 100) on the test nodes, mean ± spread over {runs} runs ({protocol}).
 {recipe}
@@ -46,6 +60,24 @@ split share their nodes, so their mean is one pair; all splits are of one graph,
 | backbone | loss | split | weighted F1, off | on | difference | p | better | macro F1, off | on | difference | Totoro |
 |---|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
+{picture}"""
+
+PICTURE = """
+![Differences in weighted F1](results/{name}.png)
+"""
+
+RELATION = """## ReNode: gain and Totoro of the split
+
+Whether ReNode gains more in splits of more conflict, as its paper says. A point of the picture is a split: its Totoro,
+and the gain in weighted F1 as the mean over backbones, losses and initial weights. r: rank correlation within the kinds
+of splits, p by {permutations:,} permutations within them; *all splits*: Spearman's correlation over all of them, which
+takes any other difference between the kinds for one of Totoro.
+
+| data set | splits | pairs of runs | r | p | all splits | p |
+|---|---|---|---|---|---|---|
+{rows}
+
+![Gain by Totoro](results/renode_totoro.png)
 """
 
 
@@ -131,30 +163,14 @@ def _source(dataset: str, options: argparse.Namespace) -> dict[str, Any]:
     return {"dataset": dataset, "root": str(root)}
 
 
-def _pairs(row: dict[str, Any], score: str) -> tuple[list[float], list[float], list[float]]:
-    """A score without ReNode, with it, and what it gains, of every split and initialisation."""
-    names = [name for name in row["off"] if name in row["on"]]
-    off, on = ([100 * row[side][name][score] for name in names] for side in ("off", "on"))
-    return off, on, [b - a for a, b in zip(off, on, strict=True)]
-
-
-def _paired(row: dict[str, Any], score: str) -> Paired:
-    """The gain with one pair a split: its initial weights share the nodes and are no independent pairs."""
-    by_split: dict[str, list[float]] = {}
-    names = [name for name in row["off"] if name in row["on"]]
-    for name, gain in zip(names, _pairs(row, score)[2], strict=True):
-        by_split.setdefault(name.split("-")[0], []).append(gain)
-    return Paired.of([statistics.fmean(gains) for gains in by_split.values()])
-
-
 def _cells(row: dict[str, Any]) -> str:
     parts = []
     for score in ("weighted_f1", "macro_f1"):
-        off, on, gain = _pairs(row, score)
+        off, on, gain = pairs(row, score)
         parts += [mean_spread(side, 1) for side in (off, on)]
-        parts.append(_paired(row, score).text(2))
+        parts.append(paired(row, score).text(2))
         if score == "weighted_f1":
-            parts.append(p_value(_paired(row, score).p))
+            parts.append(p_value(paired(row, score).p))
             parts.append(f"{sum(value > 0 for value in gain)}/{len(gain)}")
     parts.append(f"{statistics.fmean(run['totoro'] for run in row['on'].values()):.4f}")
     return " | ".join(parts)
@@ -167,25 +183,20 @@ def _recipe(name: str) -> str:
     return f"{kind}: at most {recipe.epochs} epochs, ended by {recipe.patience} without a better validation F1."
 
 
-def different(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows without those that repeat others: with equal classes re-weight is ce."""
-    return [row for row in rows if (row["loss"], row["split"]) != ("re-weight", "balanced")]
-
-
 def _reading(rows: list[dict[str, Any]]) -> str:
     """What the table says, in two sentences."""
-    paired = [_paired(row, "weighted_f1") for row in different(rows)]
-    kept = [gain for gain, holds in zip(paired, holm([gain.p or 0.0 for gain in paired]), strict=True) if holds]
+    gains = [paired(row, "weighted_f1") for row in different(rows)]
+    kept = [gain for gain, holds in zip(gains, holm([gain.p or 0.0 for gain in gains]), strict=True) if holds]
     return (
-        f"Weighted F1 is higher with ReNode on average in {sum(gain.mean > 0 for gain in paired)} "
-        f"of {len(paired)} rows; it gains in {sum(gain.gains for gain in paired)} and loses in "
-        f"{sum(gain.loses for gain in paired)}. With Holm's correction over these rows it gains in "
+        f"Weighted F1 is higher with ReNode on average in {sum(gain.mean > 0 for gain in gains)} "
+        f"of {len(gains)} rows; it gains in {sum(gain.gains for gain in gains)} and loses in "
+        f"{sum(gain.loses for gain in gains)}. With Holm's correction over these rows it gains in "
         f"{sum(gain.gains for gain in kept)} and loses in {sum(gain.loses for gain in kept)}."
     )
 
 
 def section(contents: list[dict[str, Any]]) -> str:
-    """A table for each data set."""
+    """A table for each data set, and what gain has to do with Totoro."""
     parts = []
     for content in contents:
         rows, dataset = content["rows"], content["rows"][0]["dataset"]
@@ -195,8 +206,7 @@ def section(contents: list[dict[str, Any]]) -> str:
             protocol = "5 labelled and 5 validation nodes of each of 58 classes, drawn at random"
         parts.append(
             TEXT.format(
-                dataset=dataset,
-                title="" if content["recipe"] == "released" else ", trained longer",
+                title=title(content),
                 recipe=_recipe(content["recipe"]),
                 runs=len(rows[0]["off"]),
                 protocol=protocol,
@@ -204,6 +214,30 @@ def section(contents: list[dict[str, Any]]) -> str:
                 command=content["command"],
                 reading=_reading(rows),
                 rows="\n".join(lines),
+                picture=PICTURE.format(name=content["name"]) if len(rows) > 1 else "",
             )
         )
+    if related := _related(contents):
+        lines = [_relation_row(content) for content in related]
+        parts.append(RELATION.format(permutations=PERMUTATIONS, rows="\n".join(lines)))
     return "\n".join(parts)
+
+
+def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
+    """Differences of each data set, and gains by Totoro."""
+    for content in contents:
+        if len(content["rows"]) > 1:
+            draw_gains(content, folder / f"{content['name']}.png")
+    if related := _related(contents):
+        draw_relation(related, folder / "renode_totoro.png")
+
+
+def _related(contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those with splits enough for a correlation."""
+    return [content for content in contents if len(relation(content["rows"]).gain) >= LEAST_SPLITS]
+
+
+def _relation_row(content: dict[str, Any]) -> str:
+    own = relation(content["rows"])
+    figures = " | ".join(f"{rank:+.2f} | {p_value:.3f}" for rank, p_value in (own.within, own.spearman))
+    return f"| {title(content)} | {len(own.gain)} | {own.runs} | {figures} |"

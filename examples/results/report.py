@@ -9,7 +9,8 @@ import importlib
 import re
 import shutil
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -159,7 +160,8 @@ def write_report(docs: Path = DOCS) -> None:
     text = report_text(by_part)
     for name, own in by_part.items():
         if hasattr(part(name), "pictures"):
-            part(name).pictures(own, docs / "results")
+            with _naming(own):
+                part(name).pictures(own, docs / "results")
     (docs / "RESULTS.md").write_text(text, encoding="utf-8")
 
 
@@ -197,7 +199,11 @@ def measured(docs: Path) -> dict[str, list[dict[str, Any]]]:
 
 def report_text(by_part: Mapping[str, list[dict[str, Any]]]) -> str:
     """RESULTS.md."""
-    return "\n".join([HEAD, *(folded(part(name).section(own)) for name, own in by_part.items())])
+    sections = []
+    for name, own in by_part.items():
+        with _naming(own):
+            sections.append(folded(part(name).section(own)))
+    return "\n".join([HEAD, *sections])
 
 
 def folded(text: str) -> str:
@@ -209,3 +215,13 @@ def folded(text: str) -> str:
         return f"<details markdown>\n{summary}\n\n{table[0]}\n</details>\n" if rows > LONG else table[0]
 
     return re.sub(r"(?:^\|.*\n)+", fold, text, flags=re.MULTILINE)
+
+
+@contextmanager
+def _naming(contents: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """What the contents lack is said in one line, with their files."""
+    try:
+        yield
+    except KeyError as error:
+        files = ", ".join(f"{content.get('name', 'a file without name')}.json" for content in contents)
+        raise DataError(f"{files}: {error} is missing, or not what this version measures") from error

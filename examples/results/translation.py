@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import statistics
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from examples.results import fairseq_log, fairseq_programs
 from examples.results.fairseq_programs import DEVICE_OPTIONS, device, generate, train
-from examples.results.paired import Paired
 from examples.results.report import commands, common, environments, mean_spread, unique
+from examples.results.translation_pictures import BASELINE, best_bits, draw, gains, links
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
 from fairseq_ext.training.runs import environment
@@ -34,7 +28,7 @@ def _encouraging(log_end: str) -> list[str]:
 
 # What each row adds to the plain Transformer; MUSE runs with the initial weights its authors call essential.
 SYSTEMS: dict[str, list[str]] = {
-    "Transformer": SMOOTHED,
+    BASELINE: SMOOTHED,
     "top-k (k = 8)": ["--attention-topk", "8", *SMOOTHED],
     "AdaNorm": ["--norm", "adanorm", *SMOOTHED],
     "LayerNorm-simple": ["--norm", "layernorm-simple", *SMOOTHED],
@@ -159,7 +153,7 @@ for any row. BLEU and bits: mean ± spread over the seeds {seeds}; {environment}
 
 sacreBLEU signature: `{signature}`, {sentences} of 1,000 sentences scored. {spread}{budget}
 
-![Validation curves](results/{name}.png)
+{pictures}
 """
 
 SHORT = """The budget is far from
@@ -215,9 +209,9 @@ def section(contents: list[dict[str, Any]]) -> str:
 
 
 def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
-    """The learning curves of each size."""
+    """Differences to the Transformer and learning curves of each size."""
     for content in contents:
-        _plot(_by_system(content), folder / f"{content['name']}.png")
+        draw(_by_system(content), content["name"], folder)
 
 
 def _by_system(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -228,13 +222,12 @@ def _by_system(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 def _table(content: dict[str, Any]) -> str:
     """The table of one size."""
     rows, by_system = content["rows"], _by_system(content)
-    baseline = {row["seed"]: row["sacrebleu"] for row in by_system.get("Transformer", [])}
+    differences = gains(by_system, lambda row: row["sacrebleu"])
     lines = []
     for name, of_system in by_system.items():
-        gains = [row["sacrebleu"] - baseline[row["seed"]] for row in of_system if row["seed"] in baseline]
-        gain = Paired.of(gains).text(2) if gains and name != "Transformer" else ""
+        gain = differences[name].text(2) if name in differences else ""
         bleu = mean_spread([row["sacrebleu"] for row in of_system], 2)
-        bits = mean_spread([min(value for _, value in row["curve"]) for row in of_system], 3)
+        bits = mean_spread([best_bits(row) for row in of_system], 3)
         lines.append(f"| {name} | {common(of_system, 'parameters'):,} | {bleu} | {gain} | {bits} |")
     seeds = sorted({row["seed"] for row in rows})
     updates = common(rows, "updates")
@@ -242,7 +235,7 @@ def _table(content: dict[str, Any]) -> str:
     return TEXT.format(
         **{**SIZES[content["size"]]._asdict(), "updates": updates},
         size=content["size"],
-        name=content["name"],
+        pictures=links(by_system, content["name"]),
         warmup=updates // 5,
         seeds=", ".join(map(str, seeds)),
         environment=environments(content),
@@ -253,21 +246,3 @@ def _table(content: dict[str, Any]) -> str:
         budget="" if content["size"] == "converged" else SHORT,
         spread=(ONE_SEED if len(seeds) == 1 else "") + unfinished,
     )
-
-
-def _plot(by_system: dict[str, list[dict]], file: Path) -> None:
-    figure, axes = plt.subplots(figsize=(9, 5.5))
-    colours = plt.get_cmap("tab20")
-    for index, (name, rows) in enumerate(by_system.items()):
-        curves = [row["curve"] for row in rows]
-        steps = [update for update, _ in min(curves, key=len)]
-        values = [statistics.mean(value for _, value in points) for points in zip(*curves, strict=False)]
-        axes.plot(steps, values, label=name, color=colours(index), linewidth=1.6)
-    axes.set_xlabel("updates")
-    axes.set_ylabel("validation negative log-likelihood (bits per token)")
-    axes.set_title("Multi30k German to English, equal budget")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
-    figure.tight_layout()
-    figure.savefig(file, dpi=130)
-    plt.close(figure)

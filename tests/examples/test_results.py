@@ -9,7 +9,7 @@ import pytest
 
 from examples.results import benchmarks, fairseq_log, graph_classification, iais, label_graph, muka, renode, report
 from fairseq_ext.training.errors import DataError
-from fairseq_ext.training.files import write_json
+from fairseq_ext.training.files import read_json, write_json
 
 
 def row(system: str, seed: int, bleu: float, bits: float) -> dict:
@@ -32,6 +32,11 @@ def write(folder, rows):
     write_json(folder / "multi30k_small.json", {**content, "environment": environment, "rows": rows})
 
 
+def linked(text):
+    """The pictures that a report names."""
+    return set(re.findall(r"!\[[^]]+\]\(results/([^)]+)\)", text))
+
+
 def test_means_spread_and_differences(results, tmp_path):
     write(results, [row("Transformer", 1, 30.0, 3.0), row("Transformer", 2, 32.0, 3.2), row("MUSE", 1, 33.5, 2.5)])
     report.write_report(tmp_path / "docs")
@@ -40,7 +45,7 @@ def test_means_spread_and_differences(results, tmp_path):
     assert "| MUSE | 1,234 | 33.50 | +3.50 | 2.500 |" in text  # against the same seed
     assert "python -m examples.results translation --seeds 1 2" in text
     assert "over the seeds 1, 2" in text and "One seed" not in text and "P, 1 thread(s); python 3, torch 2" in text
-    assert (results / "multi30k_small.png").stat().st_size > 10_000
+    assert linked(text) == {"multi30k_small.png", "multi30k_small_curves.png"}
     assert not re.search(r"[{}]", text)
 
 
@@ -49,6 +54,7 @@ def test_one_seed_is_said_to_be_one(results, tmp_path):
     report.write_report(tmp_path / "docs")
     text = (tmp_path / "docs" / "RESULTS.md").read_text()
     assert "| AdaNorm | 1,234 | 30.00 |  | 3.000 |" in text and "One seed: the table cannot tell" in text
+    assert linked(text) == {"multi30k_small_curves.png"}, "without the Transformer there is no difference to draw"
 
 
 def test_rows_of_different_budgets_share_no_table(results, tmp_path):
@@ -71,6 +77,35 @@ def absolute_paths(content):
     if isinstance(content, list):
         return [path for item in content for path in absolute_paths(item)]
     return [content] if isinstance(content, str) and re.match(r"/\w", content) else []
+
+
+def test_stored_pictures_are_those_of_the_report():
+    files = {file.name: file.stat().st_size for file in (report.DOCS / "results").glob("*.png")}
+    assert set(files) == linked((report.DOCS / "RESULTS.md").read_text())
+    assert all(10_000 < size < 80_000 for size in files.values()), files
+
+
+STORED = [read_json(file) for file in sorted((report.DOCS / "results").glob("*.json"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *(("multi30k_small", "curve"), ("renode_Photo_longer", "on"), ("label_graph_mams_acsa", "runs")),
+        *(("iais_coco_val2017_regions", "system"), ("muka_heterogeneous", "runs"), ("images_attacks", "runs")),
+        *(("captioning_coco_val2017_regions", "runs"), ("benchmarks_stock", "ratio"), ("images_mnist_r100", "system")),
+        ("graph_classification_NCI1", "runs_of"),
+    ],
+)
+def test_what_a_measurement_lacks_is_named_with_its_file(results, tmp_path, name, key):
+    (content,) = (content for content in STORED if content["name"] == name)
+    rows = content.get("rows", [])
+    lacking = {**content, "rows": [{k: v for k, v in row.items() if k != key} for row in rows]}
+    lacking = lacking if rows else {k: v for k, v in content.items() if k != key}
+    write_json(results / f"{name}.json", lacking)
+    with pytest.raises(DataError, match=rf"{name}\.json: '{key}' is missing"):
+        report.write_report(tmp_path / "docs")
+    assert not (tmp_path / "docs" / "RESULTS.md").exists()
 
 
 def test_stored_measurements_name_no_place_of_their_machine():
@@ -261,13 +296,16 @@ def test_what_a_gpu_has_finished_is_a_table(results, tmp_path):
     """Of trainings that were stopped, those that ended; the others are named. A part that has none is no table."""
     gpu = {"part": "translation", "size": "converged", "shell": "make gpu", "failed": {}}
     environment = {"processor": "P", "cores": 2, "threads": 1, "gpu": "Card 9", "python": "3", "torch": "2"}
-    rows = [{**row("Transformer", 1, 40.0, 2.0), "updates": 5000}]
-    content = {**gpu, "name": "gpu_multi30k", "environments": [environment], "rows": rows, "missing": ["MUSE, seed 1"]}
+    seeds = (1, 2, 3)
+    rows = [{**row("Transformer", seed, 40.0 + seed, 2.0), "updates": 5000} for seed in seeds]
+    rows += [{**row("MUSE", seed, 40.0 + 2 * seed, 1.5), "updates": 5000} for seed in seeds[:2]]
+    content = {**gpu, "name": "gpu_multi30k", "environments": [environment], "rows": rows, "missing": ["MUSE, seed 3"]}
     write_json(results / "gpu_multi30k.json", content)
     write_json(results / "gpu_benchmarks.json", {**gpu, "part": "benchmarks", "rows": [], "missing": ["kernels"]})
     write_json(results / "gpu_tests.json", {**gpu, "part": "gpu_tests", "passed": 3})
     report.write_report(tmp_path / "docs")
     text = (tmp_path / "docs" / "RESULTS.md").read_text()
-    assert "| Transformer | 1,234 | 40.00 |" in text and "Not measured yet: MUSE, seed 1." in text
+    assert "| Transformer | 1,234 | 42.00 ± 0.82 |" in text and "Not measured yet: MUSE, seed 3." in text
+    assert "| +1.50 [-4.85, +7.85] |" in text
     assert "    make gpu\n" in text and "Card 9; python 3, torch 2" in text and "far from" not in text
-    assert "## Speed" not in text and (results / "gpu_multi30k.png").exists()
+    assert "## Speed" not in text and linked(text) == {"gpu_multi30k.png", "gpu_multi30k_curves.png"}

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
 from examples.results.paired import Paired
 from examples.results.report import commands, environments, mean_spread
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from fairseq_ext.training.plotting import limits_after_first, picture, small_multiples
 
 __all__ = ["pictures", "section"]
 
 SHOWN = {"bleu1": "BLEU-1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
-CURVES = {"cider": "CIDEr-D", "nll_loss": "negative log-likelihood (bits a token)"}
+DENSE = "dense"
+CURVES = {"cider": "CIDEr-D", "nll_loss": "bits a token"}
 STAMPS = (
     "Pictures to grids of 7 x 7 vectors by `fairseq-ext captions extract` (EfficientNet-Lite0; the first 128 principal "
     "components of the training pictures); {} captions, one a picture."
@@ -80,23 +76,18 @@ def _table(content: dict[str, Any]) -> str:
 
 
 def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
-    """CIDEr-D and loss on valid over each training, the mean of its seeds."""
+    """CIDEr-D and loss on valid over each training, a panel for each arm."""
     for content in contents:
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-        for axis, (metric, label) in zip(axes, CURVES.items(), strict=True):
-            for row in content["rows"]:
-                curves = [run["curves"][metric] for run in row["runs"].values() if "curves" in run]
-                if curves:
-                    updates = [update for update, _ in min(curves, key=len)]
-                    means = [statistics.fmean(value for _, value in points) for points in zip(*curves, strict=False)]
-                    axis.plot(updates, means, label=row["system"], marker=".", linewidth=1.6)
-            axis.set_xlabel("updates")
-            axis.set_ylabel(label)
-            axis.grid(alpha=0.3)
-        axes[0].legend(fontsize=8)
-        figure.suptitle(f"{content['dataset']}, valid")
-        figure.savefig(folder / f"{content['name']}.png", dpi=120)
-        plt.close(figure)
+        trained = {row["system"]: list(row["runs"].values()) for row in content["rows"]}
+        trained = {name: runs for name, runs in trained.items() if all("curves" in run for run in runs)}
+        seeds = max(map(len, trained.values()))
+        title = f"{content['dataset']}, valid: each arm beside {DENSE} (grey), {seeds} seed{'s' if seeds > 1 else ''}"
+        with picture(folder / f"{content['name']}.png", (9, 5.6), title) as figure:
+            for part, (metric, label) in zip(figure.subfigures(2, 1), CURVES.items(), strict=True):
+                curves = {name: [run["curves"][metric] for run in runs] for name, runs in trained.items()}
+                panels = small_multiples(part, curves, DENSE, limits=limits_after_first(curves), marker=".")
+                next(iter(panels.values())).set_ylabel(label)
+                part.supxlabel("updates")
 
 
 def _row(row: dict[str, Any]) -> str:

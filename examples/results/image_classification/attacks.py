@@ -5,11 +5,6 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from examples.results.image_classification.figures import (
     BASELINE,
     Content,
@@ -23,6 +18,7 @@ from examples.results.image_classification.figures import (
     shown,
 )
 from examples.results.paired import Paired
+from fairseq_ext.training.plotting import colour_of, mean_and_range, name_lines, picture
 
 __all__ = ["TABLES", "pictures"]
 
@@ -210,21 +206,18 @@ def pictures(contents: dict[str, Content], folder: Path) -> None:
 
 
 def _draw(content: Content, file: Path) -> None:
-    figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
-    for axes, objective in zip(panels, OBJECTIVES, strict=True):
-        for colour, (name, runs) in zip(("C0", "C1"), runs_of(content).items(), strict=True):
-            for attack, style in (("fgsm", "o-"), ("pgd", "s--")):
-                accuracies = [run[attack]["accuracy"][objective] for run in runs.values()]
-                radii = [float(radius) for radius in accuracies[0]]
-                columns = list(zip(*(row.values() for row in accuracies), strict=True))
-                means = [statistics.fmean(column) for column in columns]
-                label = f"{name}, {attack.upper()}"
-                axes.plot(radii, means, style, color=colour, markersize=4, label=label)
-                axes.fill_between(radii, [*map(min, columns)], [*map(max, columns)], color=colour, alpha=0.12, lw=0)
-        axes.set(title=f"attack raises the {objective}", xlabel=r"radius $\varepsilon$ in pixels", ylim=(0, 1))
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("test accuracy")
-    panels[0].legend(fontsize=8)
-    figure.suptitle("MNIST under attack: mean and range over the seeds", fontsize=10)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+    title = "MNIST under attack: mean and range over the seeds"
+    with picture(file, (9, 3.6), title) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, objective in zip(panels, OBJECTIVES, strict=True):
+            for name, runs in runs_of(content).items():
+                for attack, style in (("fgsm", "o-"), ("pgd", "s--")):
+                    accuracies = [run[attack]["accuracy"][objective].items() for run in runs.values()]
+                    curves = [[(float(radius), 100 * accuracy) for radius, accuracy in each] for each in accuracies]
+                    label = f"{name}, {attack.upper()}"
+                    mean_and_range(axes, curves, label, linestyle=style[1:], marker=style[0], color=colour_of(name))
+            axes.set(title=f"attack raises the {objective}", xlabel=r"radius $\varepsilon$ (pixels are 0 to 1)")
+            axes.set_ylim(-2, 102)
+        panels[0].set_ylabel("test accuracy (%)")
+        for axes in panels:
+            name_lines(axes)

@@ -6,11 +6,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from examples.results.image_classification.figures import (
     BASELINE,
     Content,
@@ -22,6 +17,7 @@ from examples.results.image_classification.figures import (
     seconds,
 )
 from examples.results.report import environments
+from fairseq_ext.training.plotting import picture, small_multiples
 
 __all__ = ["TABLES", "pictures"]
 
@@ -143,23 +139,25 @@ def pictures(contents: dict[str, Content], folder: Path) -> None:
         _draw(tails, folder / "images_tails.png")
 
 
+SHOWN = (BASELINE, "encouraging, LE 0.5", "encouraging, LE 1", "class-weighted bonus", "DRW", "DRW + bonus")
+
+
 def _draw(contents: list[Content], file: Path) -> None:
-    figure, panels = plt.subplots(
-        1, len(contents), figsize=(4.6 * len(contents), 4), layout="constrained", squeeze=False
-    )
-    shown = (BASELINE, "encouraging, LE 0.5", "encouraging, LE 1", "class-weighted bonus", "DRW", "DRW + bonus")
-    for axes, content in zip(panels[0], contents, strict=True):
-        for name, runs in runs_of(content).items():
-            if name not in shown:
-                continue
-            counts = next(iter(runs.values()))["train_counts"]
-            columns = zip(*(run["test_class_accuracy"] for run in runs.values()), strict=True)
-            means = [statistics.fmean(column) for column in columns]
-            axes.plot(counts, means, "o-", color=f"C{shown.index(name)}", markersize=3, label=name)
-        axes.set(title=TAIL_TEXTS[content["experiment"]]["title"], xlabel="training images of the class", xscale="log")
-        axes.invert_xaxis()
-        axes.grid(alpha=0.3)
-    panels[0][0].set_ylabel("test accuracy")
-    panels[0][0].legend(fontsize=8)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+    title = f"Test accuracy from the head to the tail: mean and range over the seeds, beside {BASELINE} (grey)"
+    with picture(file, (9.5, 0.6 + 2.6 * len(contents)), title) as figure:
+        parts = figure.subfigures(len(contents), 1, squeeze=False)[:, 0]
+        for part, content in zip(parts, contents, strict=True):
+            part.suptitle(TAIL_TEXTS[content["experiment"]]["title"], x=0.01, ha="left", fontsize=12)
+            curves = {name: list(map(_by_images, runs.values())) for name, runs in runs_of(content).items()}
+            shown = {name: curves[name] for name in SHOWN if name in curves}
+            panels = small_multiples(part, shown, BASELINE, columns=5, limits=(-2, 102), marker="o", markersize=3)
+            first = next(iter(panels.values()))
+            first.set(xscale="log", ylabel="accuracy (%)")
+            first.invert_xaxis()
+            part.supxlabel("training images of the class")
+
+
+def _by_images(run: dict[str, Any]) -> list[tuple[float, float]]:
+    """Accuracy (%) of each class by the number of its training images."""
+    pairs = zip(run["train_counts"], run["test_class_accuracy"], strict=True)
+    return [(count, 100 * accuracy) for count, accuracy in pairs]
