@@ -14,7 +14,9 @@ from fairseq_ext.training.runs import run_name
 from graph.graph_classification.__main__ import main as train
 from graph.graph_classification.options import DEFER_START, LOSSES
 
-TEXT = """## Encouraging loss on graphs
+HEADING = "Encouraging loss on graphs"
+
+TEXT = """## {heading}
 
 Test accuracy (%). *Difference*: encouraging loss minus cross-entropy, paired by fold, seed and initial weights. Folds
 share their training data, so the variance of the mean is (1/n + ρ) s² in the place of s²/n (n pairs, ρ the ratio of
@@ -92,6 +94,7 @@ def section(contents: list[dict[str, Any]]) -> str:
         start = f"{content['dataset']} | {content['protocol']} | {means}"
         rows.append(f"| {start} | {gain.text(2)} | {p_value(gain.p)} | {counts} |")
     return TEXT.format(
+        heading=HEADING,
         environments=distinct(contents, environments, "; "),
         commands=commands(contents),
         defer=", ".join(f"{epoch} on {dataset}" for dataset, epoch in DEFER_START.items()),

@@ -50,7 +50,7 @@ SETTINGS = {
     "attn_implementation": "eager",
 }
 
-TEXT = """## IAIS: retrieval on {dataset}
+TEXT = """## {heading}
 
 Test split ({images} images, {captions} captions), recall of the whole score matrix in %, mean ± spread
 over {seeds} seeds; ISD (less is closer) of the matched pairs by anchors, which is the singular loss itself.
@@ -130,17 +130,22 @@ def _cells(row: dict[str, Any]) -> str:
     return " | ".join(cells)
 
 
-def _reading(rows: list[dict[str, Any]]) -> str:
-    """What alignment changes, seed by seed."""
+def gains_of(rows: list[dict[str, Any]], system: str) -> list[float]:
+    """Sum of the six recalls minus that of the ranking loss alone, in points, seed by seed."""
 
     def recalls(run: dict[str, float]) -> float:
         return 100 * sum(run[metric] for metric in METRICS if metric != "isd")
 
     runs = {row["system"]: row["runs"] for row in rows}
-    plain, parts = runs.get(ARMS["none"], {}), []
+    plain = runs.get(ARMS["none"], {})
+    return [recalls(run) - recalls(plain[seed]) for seed, run in runs.get(system, {}).items() if seed in plain]
+
+
+def _reading(rows: list[dict[str, Any]]) -> str:
+    """What alignment changes, seed by seed."""
+    parts = []
     for name in (ARMS[arm] for arm in MIRRORS):
-        gains = [recalls(run) - recalls(plain[seed]) for seed, run in runs.get(name, {}).items() if seed in plain]
-        if gains:
+        if gains := gains_of(rows, name):
             more = f"more with {sum(gain > 0 for gain in gains)} of {len(gains)} seeds"
             parts.append(f"{name}, {Paired.of(gains).text(1)} ({more})")
     if not parts:
@@ -148,11 +153,17 @@ def _reading(rows: list[dict[str, Any]]) -> str:
     return f"Sum of the six recalls minus that of the {ARMS['none']}, paired by seed: {'; '.join(parts)}."
 
 
+def heading(content: dict[str, Any]) -> str:
+    """Of the section with the table."""
+    return f"IAIS: retrieval on {content['dataset']}"
+
+
 def section(contents: list[dict[str, Any]]) -> str:
     """A table for each data set."""
     return "\n".join(
         TEXT.format(
-            **{key: content[key] for key in ("dataset", "images", "captions", "settings", "command")},
+            **{key: content[key] for key in ("images", "captions", "settings", "command")},
+            heading=heading(content),
             seeds=max(len(row["runs"]) for row in content["rows"]),
             environment=environments(content),
             metrics=" | ".join(METRICS.values()),

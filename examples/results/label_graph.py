@@ -34,7 +34,7 @@ SETTINGS = {
     "threshold": "tuned",
 }
 
-TEXT = """## Label graph: {dataset}
+TEXT = """## {heading}
 
 Test set, mean ± spread over {runs} seeds; one-error and Hamming loss: less is better.
 {settings}. {environment}.
@@ -98,6 +98,11 @@ def _cells(row: dict[str, Any]) -> str:
     return " | ".join(mean_spread(values, 3) for values in columns)
 
 
+def heading(content: dict[str, Any]) -> str:
+    """Of the section with the table."""
+    return f"Label graph: {content['rows'][0]['dataset']}"
+
+
 def section(contents: list[dict[str, Any]]) -> str:
     """A table for each data set."""
     parts = []
@@ -105,7 +110,7 @@ def section(contents: list[dict[str, Any]]) -> str:
         rows = content["rows"]
         parts.append(
             TEXT.format(
-                dataset=rows[0]["dataset"],
+                heading=heading(content),
                 runs=max(len(row["runs"]) for row in rows),
                 settings=content["settings"],
                 environment=environments(content),

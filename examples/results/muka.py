@@ -52,8 +52,9 @@ TITLES = {
     "cross_dataset": "a teacher of ag_news_7600 (4 classes) and one of stackoverflow20 (20)",
 }
 ENSEMBLE = "ensemble of the teachers"
+BASELINE = "vanilla KD"
 ARMS: dict[str, dict[str, Any]] = {
-    "vanilla KD": {"method": "vkd"},
+    BASELINE: {"method": "vkd"},
     "UHC": {"method": "uhc"},
     "DFA": {"method": "dfa"},
     "CFL": {"method": "cfl"},
@@ -66,7 +67,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 AMALGAMATED = ("MUKA, hard", "MUKA, soft", "MUKI, hard", "MUKI, soft")
 
-TEXT = """## MUKA: {title}
+TEXT = """## {heading}
 
 Test accuracy (%), mean ± spread over {seeds} seeds, each with teachers of its own. All models
 start from MiniLM ({layers}); students see the training texts without labels; epochs {epochs}, batches of {batch_size},
@@ -213,6 +214,11 @@ def _source(options: argparse.Namespace, dataset: str, prefix: bool) -> Path:
     return copy
 
 
+def heading(content: dict[str, Any]) -> str:
+    """Of the section with the table."""
+    return f"MUKA: {TITLES[content['setting']]}"
+
+
 def section(contents: list[dict[str, Any]]) -> str:
     """A table for each setting, and what they say of CFL."""
     order = list(SETTINGS)
@@ -222,12 +228,12 @@ def section(contents: list[dict[str, Any]]) -> str:
 
 def _table(content: dict[str, Any]) -> str:
     runs = {row["system"]: row["runs"] for row in content["rows"]}
-    baseline = runs["vanilla KD"]
+    baseline = runs[BASELINE]
     lines, amalgamated = [], []
     for system, by_seed in runs.items():
         accuracy = [100 * value for value in by_seed.values()]
         gain = Paired.of([100 * (value - baseline[seed]) for seed, value in by_seed.items()])
-        shown = "" if system == "vanilla KD" else gain.text(2)
+        shown = "" if system == BASELINE else gain.text(2)
         if system in AMALGAMATED:
             amalgamated.append(gain)
         lines.append(f"| {system} | {mean_spread(accuracy, 2)} | {shown} |")
@@ -236,7 +242,7 @@ def _table(content: dict[str, Any]) -> str:
     kl = [teachers["kl_to_supervised"] for teachers in content["diagnostics"]]
     return TEXT.format(
         **{**settings, "layers": layers},
-        title=TITLES[content["setting"]],
+        heading=heading(content),
         environment=environments(content),
         command=content["command"],
         rows="\n".join(lines),

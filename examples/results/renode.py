@@ -37,14 +37,14 @@ GRID = {"Cora": BACKBONES, "CiteSeer": ("gcn", "gat"), "Photo": ("gcn", "sage"),
 # 58 classes, the smallest of 15 nodes: a small quota, and random validation nodes.
 DEBIAN: dict[str, Any] = {"split_kind": "random", "train_each": 5, "valid_each": 5}
 
-# The released recipe was made for small citation graphs: on Amazon's its rate has decayed before a model has learned
-# them, and runs differ by tens of points.
 LEAST_SPLITS = 5
 """Fewer have no correlation."""
 
+# The released recipe was made for small citation graphs: on Amazon's its rate has decayed before a model has learned
+# them, and runs differ by tens of points.
 RECIPES: dict[str, dict[str, Any]] = {"released": {}, "longer": {"lr_decay": 0.99, "patience": 60}}
 
-TEXT = """## ReNode: node classification, {title}
+TEXT = """## {heading}
 
 F1 (x 100) on the test nodes, mean ± spread over {runs} runs ({protocol}).
 {recipe}
@@ -66,7 +66,9 @@ PICTURE = """
 ![Differences in weighted F1](results/{name}.png)
 """
 
-RELATION = """## ReNode: gain and Totoro of the split
+RELATION_HEADING = "ReNode: gain and Totoro of the split"
+
+RELATION = """## {heading}
 
 Whether ReNode gains more in splits of more conflict, as its paper says. A point of the picture is a split: its Totoro,
 and the gain in weighted F1 as the mean over backbones, losses and initial weights. r: rank correlation within the kinds
@@ -195,6 +197,11 @@ def _reading(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def heading(content: dict[str, Any]) -> str:
+    """Of the section with the table."""
+    return f"ReNode: node classification, {title(content)}"
+
+
 def section(contents: list[dict[str, Any]]) -> str:
     """A table for each data set, and what gain has to do with Totoro."""
     parts = []
@@ -206,7 +213,7 @@ def section(contents: list[dict[str, Any]]) -> str:
             protocol = "5 labelled and 5 validation nodes of each of 58 classes, drawn at random"
         parts.append(
             TEXT.format(
-                title=title(content),
+                heading=heading(content),
                 recipe=_recipe(content["recipe"]),
                 runs=len(rows[0]["off"]),
                 protocol=protocol,
@@ -217,9 +224,9 @@ def section(contents: list[dict[str, Any]]) -> str:
                 picture=PICTURE.format(name=content["name"]) if len(rows) > 1 else "",
             )
         )
-    if related := _related(contents):
-        lines = [_relation_row(content) for content in related]
-        parts.append(RELATION.format(permutations=PERMUTATIONS, rows="\n".join(lines)))
+    if those := related(contents):
+        lines = [_relation_row(content) for content in those]
+        parts.append(RELATION.format(heading=RELATION_HEADING, permutations=PERMUTATIONS, rows="\n".join(lines)))
     return "\n".join(parts)
 
 
@@ -228,11 +235,11 @@ def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
     for content in contents:
         if len(content["rows"]) > 1:
             draw_gains(content, folder / f"{content['name']}.png")
-    if related := _related(contents):
-        draw_relation(related, folder / "renode_totoro.png")
+    if those := related(contents):
+        draw_relation(those, folder / "renode_totoro.png")
 
 
-def _related(contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def related(contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those with splits enough for a correlation."""
     return [content for content in contents if len(relation(content["rows"]).gain) >= LEAST_SPLITS]
 

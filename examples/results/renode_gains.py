@@ -13,7 +13,9 @@ from scipy import stats
 from examples.results.paired import Paired
 from fairseq_ext.training.plotting import PALETTE, Effect, forest, picture
 
-__all__ = ["Relation", "different", "draw_gains", "draw_relation", "paired", "pairs", "relation", "title"]
+__all__ = [
+    *("Relation", "different", "draw_gains", "draw_relation", "gain_by_split", "paired", "pairs", "relation", "title"),
+]
 
 Row = dict[str, Any]
 KINDS = ("balanced", "step 5", "step 10")

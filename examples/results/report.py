@@ -15,6 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from examples.results.claims import PARTS as CLAIMED
+from examples.results.claims import claims_of
+from examples.results.verdicts import page
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, replacing
 from fairseq_ext.training.settings import digest
@@ -34,13 +37,13 @@ SHOWN = 12
 HEAD = """# Measured results
 
 Written by `python -m examples.results` from `results/*.json`, which hold every run with its settings, hardware and
-library versions. Nothing here is copied from a paper, but for the rows that say *published*. The command resumes where
-it was stopped.
+library versions. Nothing here is copied from a paper, but for what says *published* and the numbers of its claims. The
+command resumes where it was stopped.
 
 ± is the population standard deviation. A difference is paired (the same seed or split on both sides); in brackets is
 its 95 % interval by the t-distribution. A row *gains* or *loses* where that interval excludes 0; of rows without any
-effect one in twenty does, as no correction is made for how many a table has. With three pairs it takes a mean of 2.5
-sample standard deviations.
+effect one in twenty does, and the verdicts and ReNode's tables say what is left with Holm's correction. With three
+pairs it takes a mean of 2.5 sample standard deviations.
 """
 
 
@@ -198,12 +201,16 @@ def measured(docs: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def report_text(by_part: Mapping[str, list[dict[str, Any]]]) -> str:
-    """RESULTS.md."""
+    """RESULTS.md: its head, the verdicts, the sections."""
     sections = []
     for name, own in by_part.items():
         with _naming(own):
             sections.append(folded(part(name).section(own)))
-    return "\n".join([HEAD, *sections])
+    claims = []
+    for name in CLAIMED:
+        with _naming(own := by_part.get(name, [])):
+            claims += claims_of(name, own)
+    return "\n".join([HEAD, *([page(claims)] if claims else []), *sections])
 
 
 def folded(text: str) -> str:

@@ -137,7 +137,7 @@ def translate_and_score(checkpoint: Path, decoding: list[str], data_bin: Path, f
     return read_json(scores)
 
 
-TEXT = """## Multi30k German to English, test 2016, size {size}
+TEXT = """## {heading}
 
 All systems: the same data ({pieces:,} joint SentencePiece pieces), size (width {width}, FFN {ffn}, {heads} heads,
 {layers} + {layers} pre-norm layers, shared embeddings), dropout {dropout}, {updates:,} updates of at most {tokens:,}
@@ -203,6 +203,11 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     }
 
 
+def heading(content: dict[str, Any]) -> str:
+    """Of the section with the table."""
+    return f"Multi30k German to English, test 2016, size {content['size']}"
+
+
 def section(contents: list[dict[str, Any]]) -> str:
     """A table for each size."""
     return "\n".join(map(_table, contents))
@@ -234,7 +239,7 @@ def _table(content: dict[str, Any]) -> str:
     unfinished = f"Not measured yet: {'; '.join(content['missing'])}. " if content.get("missing") else ""
     return TEXT.format(
         **{**SIZES[content["size"]]._asdict(), "updates": updates},
-        size=content["size"],
+        heading=heading(content),
         pictures=links(by_system, content["name"]),
         warmup=updates // 5,
         seeds=", ".join(map(str, seeds)),

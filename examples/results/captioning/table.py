@@ -9,7 +9,7 @@ from examples.results.paired import Paired
 from examples.results.report import commands, environments, mean_spread
 from fairseq_ext.training.plotting import limits_after_first, picture, small_multiples
 
-__all__ = ["pictures", "section"]
+__all__ = ["heading", "pictures", "section"]
 
 SHOWN = {"bleu1": "BLEU-1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
 DENSE = "dense"
@@ -39,7 +39,7 @@ those of COCO. fairseq-generate's own BLEU is not among them.
 """
 
 TABLE = """
-### {dataset}
+### {heading}
 
 {input} {train_images:,} images to train on, {images} to test, {references:.1f} references each; {epochs} epochs of
 batches of {batch}, dropout {dropout}, {warmup} warm-up updates; words rarer than {min_count} are unknown.
@@ -54,6 +54,11 @@ batches of {batch}, dropout {dropout}, {warmup} warm-up updates; words rarer tha
 """
 
 
+def heading(content: dict[str, Any]) -> str:
+    """Of the part with the table of a data set."""
+    return f"Captions: {content['dataset']}"
+
+
 def section(contents: list[dict[str, Any]]) -> str:
     """A table for each data set."""
     head = HEAD.format(
@@ -65,8 +70,9 @@ def section(contents: list[dict[str, Any]]) -> str:
 def _table(content: dict[str, Any]) -> str:
     settings = content["settings"]
     return TABLE.format(
-        **{key: content[key] for key in ("name", "dataset", "images", "train_images", "references")},
+        **{key: content[key] for key in ("name", "images", "train_images", "references")},
         **{key: settings[key] for key in ("epochs", "batch", "dropout", "warmup", "min_count")},
+        heading=heading(content),
         input=INPUTS[content["dataset"]],
         metrics=" | ".join(SHOWN.values()),
         lines="---|" * len(SHOWN),

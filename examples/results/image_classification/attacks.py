@@ -76,7 +76,9 @@ ATTACK_TEXTS = {
     },
 }
 
-OTHERS = """### MNIST against images of another kind
+OTHERS_HEADING = "MNIST against images of another kind"
+
+OTHERS = """### {heading}
 
 The models of the attacked runs. AUROC and FPR at 95 % TPR in %, MNIST's test images being the positive class, ties
 counted as one group. notMNIST: letters; Omniglot: characters of other alphabets, inverted, 28x28; USPS: the same digits
@@ -192,7 +194,7 @@ def _others(content: Content) -> str:
         f"largest probability in float32 instead of its log-odds, AUROC falls by {cost} points on average: ties of "
         "rounded probabilities, which a comparison by that score would take for the model's."
     )
-    return OTHERS.format(rows="\n".join(lines), reading=reading)
+    return OTHERS.format(heading=OTHERS_HEADING, rows="\n".join(lines), reading=reading)
 
 
 TABLES = {"attacks": _attacks, "adversarial_training": _attacks, "others": _others}

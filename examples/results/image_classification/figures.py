@@ -16,6 +16,7 @@ __all__ = [
     "Runs",
     "cell",
     "difference",
+    "differences",
     "key",
     "reading",
     "rows",
@@ -47,10 +48,15 @@ def cell(runs: Runs, figure: Figure, digits: int = 1, scale: float = 100) -> str
     return mean_spread([scale * value for value in values], digits) if values else ""
 
 
+def differences(runs: Runs, baseline: Runs, figure: Figure, scale: float = 100) -> list[float]:
+    """Minus the baseline, seed by seed."""
+    pairs = [(figure(run), figure(baseline[seed])) for seed, run in runs.items() if seed in baseline]
+    return [scale * (own - other) for own, other in pairs if own is not None and other is not None]
+
+
 def difference(runs: Runs, baseline: Runs, figure: Figure, scale: float = 100) -> Paired | None:
     """Minus the baseline, paired by seed; None where there is no pair."""
-    pairs = [(figure(run), figure(baseline[seed])) for seed, run in runs.items() if seed in baseline]
-    gains = [scale * (own - other) for own, other in pairs if own is not None and other is not None]
+    gains = differences(runs, baseline, figure, scale)
     return Paired.of(gains) if gains else None
 
 

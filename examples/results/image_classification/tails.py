@@ -21,7 +21,12 @@ from fairseq_ext.training.plotting import picture, small_multiples
 
 __all__ = ["TABLES", "pictures"]
 
-L_SOFTMAX = """### MNIST, the L-Softmax network
+HEADINGS = {
+    "clean": "MNIST, smaller stand-in for the L-Softmax network",
+    "l_softmax": "MNIST, the L-Softmax network",
+}
+
+L_SOFTMAX = """### {heading}
 
 The paper's recipe in full: 64 channels, 60,000 images, 100 epochs of batches of 256, SGD 0.1 with momentum 0.9, x 0.1
 from epoch 51 and 65, smoothing 0.1, LE 1. *published*: of the best epoch on the test set, over five runs.
@@ -69,7 +74,7 @@ TAIL_TEXTS = {
     "cifar10_r10": {"title": "Long-tailed CIFAR-10 (JPEG), factor 10", "recipe": PHOTOGRAPHS},
 }
 
-CLEAN = """### MNIST, smaller stand-in for the L-Softmax network
+CLEAN = """### {heading}
 
 The paper's network with 16 channels instead of 64, on 6,000 of the training images, 4 epochs instead of 100 (SGD 0.1,
 momentum 0.9, batches of 256, step size x 0.1 from the third and again in the fourth): in full it takes 1,250 s an epoch
@@ -114,13 +119,19 @@ PLAIN: dict[str, tuple[Figure, int, float]] = {
 
 
 def _clean(content: Content) -> str:
-    return CLEAN.format(seconds=seconds(content), rows="\n".join(rows(content, PLAIN)), reading=reading(content))
+    return CLEAN.format(
+        heading=HEADINGS["clean"],
+        seconds=seconds(content),
+        rows="\n".join(rows(content, PLAIN)),
+        reading=reading(content),
+    )
 
 
 def _l_softmax(content: Content) -> str:
     missing = content.get("missing")
     lines = zip(rows(content, PLAIN), runs_of(content), strict=True)
     return L_SOFTMAX.format(
+        heading=HEADINGS["l_softmax"],
         environment=environments(content),
         seconds=seconds(content),
         missing=f" Not measured yet: {'; '.join(missing)}." if missing else "",

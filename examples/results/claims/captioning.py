@@ -1,0 +1,44 @@
+"""Captions with the Explicit Sparse Transformer, by CIDEr-D."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from examples.results.captioning.table import heading
+from examples.results.paired import Paired
+from examples.results.verdicts import Claim, Limit, unfinished
+
+__all__ = ["claims"]
+
+ARMS = ("top-k 4", "top-k 8")
+WITHOUT_PIXELS = Limit(
+    "data", "boxes with a class and no pixels, at most 4 in half of the images: a detector's features"
+)
+STAMPS = Limit("data", "one caption a picture, and a few hundred pictures: a set such as COCO")
+
+
+def claims(contents: list[dict[str, Any]]) -> list[Claim]:
+    """One for each data set and number of keys."""
+    return [
+        _claim(content, arm, runs)
+        for content in contents
+        for arm, runs in ((row["system"], row["runs"]) for row in content["rows"])
+        if arm in ARMS
+    ]
+
+
+def _claim(content: dict[str, Any], arm: str, runs: dict[str, dict[str, Any]]) -> Claim:
+    dense = next((row["runs"] for row in content["rows"] if row["system"] == "dense"), {})
+    gains = [100 * (run["cider_d"] - dense[seed]["cider_d"]) for seed, run in runs.items() if seed in dense]
+    short = unfinished(run["curves"]["nll_loss"] for run in dense.values())
+    return Claim(
+        "Explicit Sparse Transformer",
+        "Attention to few keys raises the scores of captions (COCO; no verified number)",
+        f"{content['dataset']}, {arm}",
+        heading(content),
+        Paired.of(gains) if gains else None,
+        "CIDEr-D",
+        digits=1,
+        better=(sum(gain > 0 for gain in gains), len(gains)),
+        limits=(*([short] if short else []), STAMPS if "stamps" in content["dataset"] else WITHOUT_PIXELS),
+    )

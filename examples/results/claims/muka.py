@@ -1,0 +1,100 @@
+"""MUKA and MUKI, by test accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, median
+from typing import Any
+
+from examples.results.muka import BASELINE, ENSEMBLE, heading
+from examples.results.paired import Paired
+from examples.results.verdicts import Claim, Limit
+
+__all__ = ["claims"]
+
+SETTINGS = {
+    "Two teachers of one data set": ("stackoverflow20_2", "google_snippets", "ag_news_7600"),
+    "More than two teachers": ("stackoverflow20_4",),
+    "Teachers of different depth": ("heterogeneous",),
+    "Teachers of different data sets": ("cross_dataset",),
+}
+MUKA = ("MUKA, hard", "MUKA, soft")
+MUKI = ("MUKI, hard", "MUKI, soft")
+BASELINES = (BASELINE, "UHC", "DFA", "CFL")
+
+BEHIND = 5.0
+"""Points by which a student that has learned may stay behind the ensemble of its teachers."""
+STRAY = 10.0
+"""Points below the median of its row from which a run counts as one that has not converged."""
+
+
+def claims(contents: list[dict[str, Any]]) -> list[Claim]:
+    """MUKA in each kind of setting against vanilla KD, and MUKI against MUKA in all of them."""
+    of = {content["setting"]: content for content in contents}
+    chosen = {kind: [of[name] for name in names if name in of] for kind, names in SETTINGS.items()}
+    parts = [
+        _claim("MUKA", f"{kind}: better than the baselines (abstract; no numbers at hand)", those, MUKA, (BASELINE,))
+        for kind, those in chosen.items()
+        if those
+    ]
+    every = [content for those in chosen.values() for content in those]
+    says = "Weights by the margin improve on MUKA (abstract of MUKI; no numbers at hand)"
+    return [*parts, _claim("MUKI", says, every, MUKI, MUKA)] if every else []
+
+
+def _claim(method: str, says: str, contents: list[dict[str, Any]], own: Sequence[str], against: Sequence[str]) -> Claim:
+    """The pairs are the seeds: of each the mean over settings, and over hard and soft targets."""
+    seeds: dict[str, list[float]] = {}
+    for content in contents:
+        runs = _runs(content)
+        for seed in runs[own[0]]:
+            gain = fmean(100 * runs[row][seed] for row in own) - fmean(100 * runs[row][seed] for row in against)
+            seeds.setdefault(seed, []).append(gain)
+    gains = [gain for of_seed in seeds.values() for gain in of_seed]
+    here = ", ".join(content["setting"] for content in contents)
+    return Claim(
+        method,
+        says,
+        f"{here if len(contents) < 4 else f'{len(contents)} settings'}; mean of hard and soft targets",
+        heading(contents[0]),
+        Paired.of([fmean(of_seed) for of_seed in seeds.values()]),
+        f"points against {'vanilla KD' if against == (BASELINE,) else 'MUKA'}",
+        better=(sum(gain > 0 for gain in gains), len(gains)),
+        limits=tuple(_limits(contents, own, against)),
+    )
+
+
+def _runs(content: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {row["system"]: row["runs"] for row in content["rows"]}
+
+
+def _mean(runs: dict[str, float]) -> float:
+    return 100 * fmean(runs.values())
+
+
+def _limits(contents: list[dict[str, Any]], own: Sequence[str], against: Sequence[str]) -> list[Limit]:
+    limits = []
+    for content in contents:
+        runs, name = _runs(content), content["setting"]
+        behind = _mean(runs[ENSEMBLE]) - _mean(runs[BASELINE])
+        if behind > BEHIND:
+            what = f"on {name} vanilla KD is {behind:.1f} points behind its teachers"
+            limits.append(Limit("budget", f"{what}: a student within {BEHIND:g} is needed", True))
+        reached = fmean(_mean(runs[row]) for row in own)
+        best = max((row for row in BASELINES if row in runs), key=lambda row: _mean(runs[row]))
+        if against == (BASELINE,) and _mean(runs[best]) > reached:
+            limits.append(Limit("method", f"on {name} {best} has {_mean(runs[best]):.1f}, it {reached:.1f}"))
+        limits += [_stray(name, row, runs[row]) for row in own if _strays(runs[row])]
+    epochs = sorted({content["settings"]["epochs"] for content in contents})
+    passes = " or ".join(map(str, epochs))
+    return [*limits, Limit("budget", f"{passes} epoch(s) of a few layers of MiniLM: the papers' encoders and schedule")]
+
+
+def _strays(runs: dict[str, float]) -> bool:
+    return 100 * (median(runs.values()) - min(runs.values())) > STRAY
+
+
+def _stray(setting: str, row: str, runs: dict[str, float]) -> Limit:
+    seed, lowest = min(runs.items(), key=lambda item: item[1])
+    what = f"{row} on {setting}: {seed} ends at {100 * lowest:.1f}, the median at {100 * median(runs.values()):.1f}"
+    return Limit("budget", f"{what}: train that student until it converges")

@@ -1,0 +1,88 @@
+"""ReNode, by weighted F1: its gain on each data set, pooled over the grid, and whether it grows with Totoro."""
+
+from __future__ import annotations
+
+from statistics import fmean, median, pstdev
+from typing import Any
+
+from examples.results.paired import Paired
+from examples.results.renode import RELATION_HEADING, heading, related
+from examples.results.renode_gains import METRIC, different, gain_by_split, pairs, relation, title
+from examples.results.verdicts import Claim, Limit
+
+__all__ = ["claims"]
+
+FLOORS = {"Computers": 80.0, "Photo": 90.0}
+"""Weighted F1 (%) that a baseline which has learned reaches with balanced labels and cross-entropy."""
+STEADY = 5.0
+"""Points by which runs of a split may spread over their initial weights, if the networks have learned."""
+
+
+def claims(contents: list[dict[str, Any]]) -> list[Claim]:
+    """One a data set, and one of all in which the baseline has learned."""
+    return [*map(_gain, contents), *([_more_with_totoro(those)] if (those := related(contents)) else [])]
+
+
+def _gain(content: dict[str, Any]) -> Claim:
+    """The pairs are the splits: of each the mean over initial weights, losses, backbones and imbalances."""
+    rows = different(content["rows"])
+    splits: dict[str, list[float]] = {}
+    for row in rows:
+        for split, gain in gain_by_split(row, METRIC).items():
+            splits.setdefault(split, []).append(gain)
+    gains = [gain for row in rows for gain in pairs(row, METRIC)[2]]
+    return Claim(
+        "ReNode",
+        "Weights by the rank of the conflict raise F1 (abstract: consistently; no numbers at hand)",
+        f"{title(content)}, mean of {len(rows)} rows" if len(rows) > 1 else title(content),
+        heading(content),
+        Paired.of([fmean(split) for split in splits.values()]),
+        "points",
+        pairs="splits",
+        better=(sum(gain > 0 for gain in gains), len(gains)),
+        limits=tuple(_limits(content)),
+    )
+
+
+def _more_with_totoro(contents: list[dict[str, Any]]) -> Claim:
+    """The pairs are the data sets: of each the rank correlation within the kinds of splits."""
+    learned = [content for content in contents if not any(limit.decisive for limit in _limits(content))]
+    ranks = [relation(content["rows"]).within[0] for content in learned]
+    left = "; ".join(title(content) for content in contents if content not in learned)
+    missing = Limit("recipe", f"{left}: left out, as their baselines have not learned")
+    return Claim(
+        "ReNode",
+        "It gains more where Totoro says more conflict",
+        ", ".join(map(title, learned)),
+        RELATION_HEADING,
+        Paired.of(ranks) if ranks else None,
+        "of rank correlation",
+        pairs="data sets",
+        limits=(missing,) if left else (),
+    )
+
+
+def _limits(content: dict[str, Any]) -> list[Limit]:
+    rows = different(content["rows"])
+    floor = FLOORS.get(rows[0]["dataset"], 0.0)
+    balanced = [row for row in rows if (row["loss"], row["split"]) == ("ce", "balanced")]
+    reached = max((100 * fmean(run[METRIC] for run in row["off"].values()) for row in balanced), default=0.0)
+    spread = median(map(_spread, rows))
+    limits = []
+    if reached < floor:
+        what = f"the baseline reaches {reached:.1f} F1 on balanced labels"
+        limits.append(Limit("recipe", f"{what}: one that reaches {floor:g} is needed", True))
+    if spread > STEADY:
+        what = f"runs of a split lie {spread:.0f} points (one standard deviation) apart without ReNode"
+        limits.append(Limit("recipe", f"{what}: trainings that end alike, within {STEADY:g}, are needed", True))
+    if len(rows) == 1:
+        limits.append(Limit("recipe", "one backbone and one loss, with settings for citation graphs: others untried"))
+    return limits
+
+
+def _spread(row: dict[str, Any]) -> float:
+    """Of the baseline's runs of one split over their initial weights, the mean over the splits."""
+    splits: dict[str, list[float]] = {}
+    for name, run in row["off"].items():
+        splits.setdefault(name.split("-")[0], []).append(100 * run[METRIC])
+    return fmean(map(pstdev, splits.values()))

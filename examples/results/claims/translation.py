@@ -1,0 +1,87 @@
+"""Translation: every method against the Transformer, by BLEU."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any, NamedTuple
+
+from examples.results.paired import Paired
+from examples.results.translation import SIZES, heading
+from examples.results.translation_pictures import BASELINE, best_bits
+from examples.results.verdicts import Claim, Limit, unfinished
+
+__all__ = ["claims"]
+
+
+class Paper(NamedTuple):
+    """A method's claim, the rows that are the method, and its published gain in BLEU."""
+
+    method: str
+    says: str
+    systems: tuple[str, ...]
+    published: float | None = None
+
+
+PAPERS = (
+    Paper(
+        "GCA",
+        "Views of other encoder layers raise BLEU (abstract: WMT14 En-De and En-Fr, IWSLT De-En; no numbers at hand)",
+        ("GCA, mean", "GCA, gate", "GCA, concat", "GCA, sequential"),
+    ),
+    Paper(
+        "MUSE-simple",
+        "Parallel attention and feed-forward raise BLEU (IWSLT De-En 35.3 to 35.8, journal version)",
+        ("MUSE-simple",),
+        0.5,
+    ),
+    Paper("MUSE", "With convolutions, more (IWSLT De-En 35.3 to 36.3, journal version)", ("MUSE",), 1.0),
+    Paper(
+        "Explicit Sparse Transformer",
+        "Attention to 8 keys raises BLEU (IWSLT17 Fr-En 37.10 to 37.64, later version)",
+        ("top-k (k = 8)",),
+        0.54,
+    ),
+    Paper("AdaNorm", "Better than LayerNorm (IWSLT De-En 35.5 to 35.6, poster)", ("AdaNorm",), 0.1),
+    Paper(
+        "Encouraging loss, text",
+        "A bonus for well-classified tokens raises BLEU (IWSLT De-En 35.09 to 35.50, log_end 0.5, poster)",
+        ("encouraging loss, log_end 0.5",),
+        0.41,
+    ),
+)
+
+
+def claims(contents: list[dict[str, Any]]) -> list[Claim]:
+    """One a method: of the longest training that has it."""
+    by_length = sorted(contents, key=_tokens, reverse=True)
+    longest = {paper: next((one for one in by_length if _rows(one, paper.systems)), None) for paper in PAPERS}
+    return [_claim(paper, content) for paper, content in longest.items() if content]
+
+
+def _tokens(content: dict[str, Any]) -> int:
+    return max(row["updates"] for row in content["rows"]) * SIZES[content["size"]].tokens
+
+
+def _rows(content: dict[str, Any], systems: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Those of the system with the best validation likelihood."""
+    rows = {system: [row for row in content["rows"] if row["system"] == system] for system in systems}
+    return min(filter(None, rows.values()), key=lambda own: statistics.fmean(map(best_bits, own)), default=[])
+
+
+def _claim(paper: Paper, content: dict[str, Any]) -> Claim:
+    rows = _rows(content, paper.systems)
+    plain = {row["seed"]: row for row in _rows(content, (BASELINE,))}
+    gains = [row["sacrebleu"] - plain[row["seed"]]["sacrebleu"] for row in rows if row["seed"] in plain]
+    chosen = f", best by validation: {rows[0]['system']}" if len(paper.systems) > 1 else ""
+    short = unfinished(row["curve"] for row in plain.values())
+    return Claim(
+        paper.method,
+        paper.says,
+        f"Multi30k De-En, {rows[0]['updates']:,} updates{chosen}",
+        heading(content),
+        Paired.of(gains) if gains else None,
+        "BLEU",
+        better=(sum(gain > 0 for gain in gains), len(gains)),
+        published=paper.published,
+        limits=(*([short] if short else []), Limit("data", "short captions: longer sentences, as in IWSLT and WMT")),
+    )

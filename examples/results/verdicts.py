@@ -1,0 +1,184 @@
+"""Which claims of the papers hold here: the rule of the verdicts, and the page that RESULTS.md starts with."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+from examples.results.paired import Paired, holm, p_value
+
+__all__ = ["Claim", "Limit", "Verdict", "anchor", "page", "unfinished"]
+
+PAIRS = 3
+"""Independent pairs that a verdict needs."""
+FLAT = 0.01
+"""Share by which a validation metric may still improve at the end of a training that has converged."""
+END = 0.8
+"""Share of a training after which its end begins."""
+
+PAGE = """## Verdicts
+
+What the papers claim and what the tables below say of it; a verdict leads to its table. {summary}
+
+| method | claim | tested on | verdict | evidence | what limits it, and what it would take |
+|---|---|---|---|---|---|
+{rows}
+
+**The rule.** Evidence is the mean of paired differences in the direction that is claimed, with its 95 % interval. With
+the interval above 0 a claim is *reproduced*, below 0 *not reproduced*, and with 0 inside it is *in the spread*. It is
+*not testable here* with fewer than {pairs} independent pairs, or where the baseline has not learned, since the table
+then says nothing about the method: its validation metric still improves by more than {flat} % after the last validation
+before {end} % of the training, or it stays below a floor that the row names, such as a linear model.
+
+**Why there is no better answer**: *method*, it does not help here, or not by what is said; *budget*, too few pairs or
+too short a training; *recipe*, the networks have not learned what they should, which settings or code have
+to mend first; *data*, what is at hand lacks what the claim is about. Whether the code computes what the paper says is
+not judged here: the tests compare it with values of the released code where there is one. Published gains are those on
+the papers' own data and at their size.
+"""
+
+
+class Verdict(StrEnum):
+    """What the tables say of a claim."""
+
+    REPRODUCED = "reproduced"
+    SPREAD = "in the spread"
+    NOT_REPRODUCED = "not reproduced"
+    NOT_TESTABLE = "not testable here"
+
+
+class Limit(NamedTuple):
+    """What keeps a table from being a better test and what that would take; after a ``decisive`` one it is none."""
+
+    cause: Literal["method", "budget", "recipe", "data"]
+    text: str
+    decisive: bool = False
+
+
+class Claim(NamedTuple):
+    """What a paper says of its method, and what was measured.
+
+    Args:
+        method: the paper's method.
+        says: its claim in words, with the source of any number.
+        here: what it is tested on.
+        heading: of the section of RESULTS.md that has the table.
+        paired: the differences in the direction claimed, of independent pairs; None: nothing is measured.
+        unit: of the differences.
+        digits: of the differences.
+        pairs: what a pair is.
+        better: of how many runs how many are better with the method.
+        published: gain of the paper, in the same unit.
+        limits: what else stands in the way.
+    """
+
+    method: str
+    says: str
+    here: str
+    heading: str
+    paired: Paired | None
+    unit: str
+    digits: int = 2
+    pairs: str = "seeds"
+    better: tuple[int, int] | None = None
+    published: float | None = None
+    limits: tuple[Limit, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """By the rule."""
+        few = self.paired is None or self.paired.pairs < PAIRS
+        if self.paired is None or few or any(limit.decisive for limit in self.limits):
+            return Verdict.NOT_TESTABLE
+        if self.paired.gains:
+            return Verdict.REPRODUCED
+        return Verdict.NOT_REPRODUCED if self.paired.loses else Verdict.SPREAD
+
+    def evidence(self) -> str:
+        """The statistic, in one cell."""
+        if self.paired is None:
+            return "none"
+        parts = [f"{self.paired.text(self.digits)} {self.unit}", _count(self.paired.pairs, self.pairs)]
+        if self.better:
+            parts.append(f"better in {self.better[0]} of {_count(self.better[1], 'runs')}")
+        parts += [f"p {p_value(self.paired.p)}"] if self.paired.p is not None else []
+        parts += [f"signed ranks p {p_value(self.paired.wilcoxon)}"] if self.paired.wilcoxon is not None else []
+        return ", ".join(parts)
+
+    def reasons(self) -> list[Limit]:
+        """The limits, the decisive ones first, and what follows from the verdict."""
+        pairs = self.paired.pairs if self.paired else 0
+        few = [Limit("budget", f"{_count(pairs, self.pairs)}; {PAIRS} are needed", True)] if pairs < PAIRS else []
+        limits = sorted([*few, *self.limits], key=lambda limit: not limit.decisive)
+        return [*self._consequence(), *limits]
+
+    def _consequence(self) -> list[Limit]:
+        if self.verdict is Verdict.NOT_REPRODUCED:
+            return [Limit("method", "worse than the baseline")]
+        if self.verdict is not Verdict.SPREAD or self.paired is None or self.paired.high is None:
+            return []
+        high = f"{self.paired.high:+.{self.digits}f}"
+        if self.published is None:
+            return [Limit("budget", f"gains of up to {high} fit the interval: more {self.pairs} would narrow it")]
+        gain = f"{self.published:+g}"
+        if self.published > self.paired.high:
+            return [Limit("method", f"a gain as large as the published {gain} is excluded")]
+        return [Limit("budget", f"the published gain of {gain} fits the interval: more {self.pairs} would narrow it")]
+
+
+def _count(number: int, things: str) -> str:
+    return f"{number} {things if number != 1 else things.removesuffix('s')}"
+
+
+def unfinished(curves: Iterable[Sequence[tuple[float, float]]]) -> Limit | None:
+    """A decisive limit where trainings of the baseline ended before their validation loss was flat, else None.
+
+    Args:
+        curves: of each training the pairs (update, loss); of a metric of which more is better, its negative.
+    """
+    ends = [(_before_the_end(curve), curve[-1]) for curve in curves if len(curve) > 1]
+    move = statistics.fmean((loss - last) / abs(loss) for (_, loss), (_, last) in ends) if ends else 0.0
+    if move <= FLAT:
+        return None
+    (start, _), (end, _) = ends[0]
+    still = f"validation still improves by {100 * move:.1f} % after update {start:,} of {end:,}"
+    return Limit("budget", f"{still}: train until it is flat", True)
+
+
+def _before_the_end(curve: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The last validation before the end of a training, or the first of all."""
+    return [point for point in curve if point is curve[0] or point[0] <= END * curve[-1][0]][-1]
+
+
+def anchor(heading: str) -> str:
+    """What GitHub and MkDocs call a heading in links."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def page(claims: Sequence[Claim]) -> str:
+    """The table of the verdicts, in the order of the claims."""
+    rule = {"pairs": PAIRS, "flat": f"{100 * FLAT:g}", "end": f"{100 * END:g}"}
+    return PAGE.format(summary=_summary(claims), rows="\n".join(map(_row, claims)), **rule)
+
+
+def _row(claim: Claim) -> str:
+    limits = "; ".join(f"**{cause}:** {text}" for cause, text, _ in claim.reasons())
+    verdict = f"[{claim.verdict}](#{anchor(claim.heading)})"
+    return f"| {claim.method} | {claim.says} | {claim.here} | {verdict} | {claim.evidence()} | {limits} |"
+
+
+def _summary(claims: Sequence[Claim]) -> str:
+    """How many claims have each verdict, and how many verdicts hold when all tests are taken together."""
+    of = {verdict: [claim for claim in claims if claim.verdict is verdict] for verdict in Verdict}
+    counts = ", ".join(f"{len(those)} {verdict}" for verdict, those in of.items())
+    tested = [claim for claim in claims if claim.verdict is not Verdict.NOT_TESTABLE]
+    holds = holm([claim.paired.p for claim in tested if claim.paired and claim.paired.p is not None])
+    kept = [claim.verdict for claim, held in zip(tested, holds, strict=True) if held]
+    return (
+        f"Of {len(claims)} claims: {counts}. With Holm's correction over the {len(tested)} that are tested, "
+        f"{kept.count(Verdict.REPRODUCED)} of those reproduced and {kept.count(Verdict.NOT_REPRODUCED)} of those "
+        "not reproduced remain."
+    )

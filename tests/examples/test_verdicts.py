@@ -1,0 +1,310 @@
+"""The verdicts of RESULTS.md: the rule at its borders, and what each part counts as a baseline that has not learned."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from examples.results import report
+from examples.results.claims import PARTS, claims_of
+from examples.results.paired import Paired
+from examples.results.verdicts import Claim, Limit, Verdict, anchor, page, unfinished
+
+
+def claim(low: float, high: float, pairs: int = 3, published: float | None = None, *limits: Limit) -> Claim:
+    paired = Paired((low + high) / 2, low, high, pairs, 0.01)
+    return Claim("M", "helps", "a set", "The table", paired, "points", published=published, limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.01, 2.0, Verdict.REPRODUCED),
+        (0.0, 2.0, Verdict.SPREAD),
+        (-1.0, 1.0, Verdict.SPREAD),
+        (-2.0, 0.0, Verdict.SPREAD),
+        (-2.0, -0.01, Verdict.NOT_REPRODUCED),
+    ],
+)
+def test_the_rule(low, high, verdict):
+    """Also with a limit that is not decisive; never with two pairs, nor with a decisive limit."""
+    limit = Limit("data", "other data")
+    assert claim(low, high).verdict is verdict and claim(low, high, 3, None, limit).verdict is verdict
+    assert claim(low, high, 2).verdict is Verdict.NOT_TESTABLE
+    assert claim(low, high, 3, None, limit, Limit("recipe", "below", True)).verdict is Verdict.NOT_TESTABLE
+    assert claim(low, high)._replace(paired=None).verdict is Verdict.NOT_TESTABLE
+    assert claim(low, high)._replace(paired=Paired.of([5.0])).verdict is Verdict.NOT_TESTABLE
+
+
+def test_why_there_is_no_better_answer():
+    """The method, where the published gain is excluded; the budget, where it may be there; nothing where it is."""
+
+    def why(*arguments: Any) -> list[str]:
+        return [f"{limit.cause}: {limit.text}" for limit in claim(*arguments).reasons()]
+
+    assert why(-1.0, 0.5, 3, 0.6) == ["method: a gain as large as the published +0.6 is excluded"]
+    assert why(-1.0, 0.5, 3, 0.5)[0].startswith("budget: the published gain of +0.5 fits the interval: more seeds")
+    assert why(-1.0, 0.5)[0].startswith("budget: gains of up to +0.50 fit the interval")
+    assert why(-1.0, -0.5) == ["method: worse than the baseline"] and why(0.5, 1.0) == []
+    first, second = why(-1.0, 0.5, 1, 0.6, Limit("data", "other data"), Limit("recipe", "below", True))[:2]
+    assert (first, second) == ("budget: 1 seed; 3 are needed", "recipe: below"), "decisive ones first, none of a spread"
+
+
+def test_the_evidence_is_one_cell():
+    paired = Paired.of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    shown = claim(0, 1)._replace(paired=paired, pairs="splits", better=(11, 12)).evidence()
+    assert shown == "+3.50 [+1.54, +5.46] points, 6 splits, better in 11 of 12 runs, p 0.006, signed ranks p 0.031"
+    assert claim(0, 1)._replace(paired=Paired.of([1.0])).evidence() == "+1.00 points, 1 seed"
+    assert claim(0, 1)._replace(paired=None).evidence() == "none"
+
+
+@pytest.mark.parametrize(
+    ("curves", "decisive"),
+    [
+        ([[(10, 4.0), (80, 2.0), (100, 1.981)]], False),  # just below 1 %
+        ([[(10, 4.0), (80, 2.0), (100, 1.979)]], True),
+        ([[(10, 4.0), (80, 2.0), (90, 1.0), (100, 2.1)]], False),  # it was best before
+        ([[(85, 2.0), (100, 1.9)]], True),  # from the first on, where none is earlier
+        ([[(50, -4.0), (100, -4.2)]], True),  # of which more is better
+        ([[(80, 2.0), (100, 1.9)], [(80, 2.0), (100, 2.1)]], False),  # the mean of both
+        ([[(100, 2.0)]], False),
+        ([], False),
+    ],
+)
+def test_trainings_that_ended_too_early(curves, decisive):
+    limit = unfinished(curves)
+    assert (limit is not None) == decisive
+    assert limit is None or (limit.decisive and limit.cause == "budget" and "after update" in limit.text)
+
+
+def test_the_page_counts_and_corrects():
+    claims = [claim(0.1, 1.0)._replace(paired=Paired(0.5, 0.1, 1.0, 3, p)) for p in (0.02, 0.03)]
+    claims += [claim(-1.0, 1.0)._replace(paired=Paired(0.0, -1.0, 1.0, 3, 0.9)), claim(0.1, 1.0, 2)]
+    text = page(claims)
+    assert "Of 4 claims: 2 reproduced, 1 in the spread, 0 not reproduced, 1 not testable here." in text
+    assert (
+        "the 3 that are tested, 0 of those reproduced and 0 of those not reproduced remain" in text
+    )  # 0.02 > 0.05 / 3
+    sure = [*claims[:3], claims[0]._replace(paired=Paired(0.5, 0.1, 1.0, 3, 0.001))]
+    assert "the 4 that are tested, 1 of those reproduced" in page(sure)
+    assert text.count("[reproduced](#the-table)") == 2 and len(re.findall(r"^\| M \|", text, re.MULTILINE)) == 4
+
+
+# --- the page of the stored measurements -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return report.measured(report.DOCS)
+
+
+@pytest.fixture(scope="module")
+def text(stored):
+    return report.report_text(stored)
+
+
+def test_every_system_has_a_verdict(stored):
+    methods = {claim.method for part in PARTS for claim in claims_of(part, stored[part])}
+    assert methods >= {
+        *("GCA", "MUSE-simple", "MUSE", "Explicit Sparse Transformer", "AdaNorm", "ReNode", "Label graph (RMSC)"),
+        *("Encouraging loss, text", "Encouraging loss, images", "Encouraging loss, images: attack artefact"),
+        *("Encouraging loss, graphs", "IAIS", "MUKA", "MUKI"),
+    }
+    assert set(stored) - {"benchmarks", "inference_dtype"} <= set(PARTS), "a part that is measured has claims"
+
+
+def test_links_lead_to_tables(text):
+    """On GitHub and on the site, whose rules for the names of headings differ."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = [anchor(heading) for heading in headings]
+    assert len(set(anchors)) == len(anchors), "two headings of one name"
+    links = re.findall(r"\]\(#([^)]*)\)", text)
+    assert len(links) > 20 and not set(links) - set(anchors)
+    slugify = pytest.importorskip("markdown.extensions.toc").slugify
+    assert [slugify(heading, "-") for heading in headings] == anchors
+
+
+# --- what each part takes for a baseline that has not learned --------------------------------------------------------
+
+
+def verdicts(part: str, *contents: dict[str, Any]) -> list[Verdict]:
+    return [claim.verdict for claim in claims_of(part, list(contents))]
+
+
+def causes(part: str, content: dict[str, Any]) -> list[set[str]]:
+    return [{limit.cause for limit in claim.reasons() if limit.decisive} for claim in claims_of(part, [content])]
+
+
+def translation(last: float, gains: Iterable[float], updates: int = 1000, size: str = "small") -> dict[str, Any]:
+    curve = [[updates // 2, 2.0], [updates, last]]
+    rows = [{"system": "Transformer", "seed": n, "sacrebleu": 30.0} for n, _ in enumerate(gains)]
+    rows += [{"system": "AdaNorm", "seed": n, "sacrebleu": 30.0 + gain} for n, gain in enumerate(gains)]
+    return {"size": size, "name": "n", "rows": [{**row, "curve": curve, "updates": updates} for row in rows]}
+
+
+def test_translation_is_judged_when_it_has_converged():
+    gains = (0.5, 0.6, 0.7)
+    assert verdicts("translation", translation(2.0, gains)) == [Verdict.REPRODUCED]
+    assert verdicts("translation", translation(2.0, [-gain for gain in gains])) == [Verdict.NOT_REPRODUCED]
+    assert causes("translation", translation(1.9, gains)) == [{"budget"}]
+    (judged,) = claims_of("translation", [translation(2.0, gains, 900), translation(2.0, (0, 1), 8000, "converged")])
+    assert judged.verdict is Verdict.NOT_TESTABLE and "8,000 updates" in judged.here, "the longest, not the best"
+
+
+def test_the_fusion_is_chosen_by_validation():
+    content = translation(2.0, (0, 0, 0))
+    for system, bits, bleu in (("GCA, mean", 1.9, 29.0), ("GCA, gate", 2.0, 35.0)):
+        curve = [[500, bits], [1000, bits]]
+        row = {"system": system, "sacrebleu": bleu, "curve": curve, "updates": 1000}
+        content["rows"] += [{**row, "seed": seed} for seed in range(3)]
+    gca = next(claim for claim in claims_of("translation", [content]) if claim.method == "GCA")
+    assert "GCA, mean" in gca.here and gca.paired and gca.paired.mean == -1
+
+
+def renode(dataset: str, level: float, apart: float = 0.0, gains: Iterable[float] = (0.01, 0.011, 0.012)) -> dict:
+    off = {f"split{s}-init{i}": level + i * apart for s, _ in enumerate(gains) for i in range(2)}
+    on = {name: value + [*gains][int(name[5])] for name, value in off.items()}
+    sides = {
+        side: {name: {"weighted_f1": value, "totoro": int(name[5]) / 10} for name, value in runs.items()}
+        for side, runs in (("off", off), ("on", on))
+    }
+    cell = {"dataset": dataset, "model": "gcn", "loss": "ce", "split": "balanced"}
+    return {"recipe": "released", "rows": [{**cell, **sides}]}
+
+
+def test_renode_is_judged_where_the_baseline_has_learned():
+    assert verdicts("renode", renode("Computers", 0.801), renode("Cora", 0.5)) == [Verdict.REPRODUCED] * 2
+    assert causes("renode", renode("Computers", 0.799)) == causes("renode", renode("Photo", 0.89)) == [{"recipe"}]
+    assert causes("renode", renode("Cora", 0.5, apart=0.11)) == [{"recipe"}], "runs of a split that end apart"
+    assert verdicts("renode", renode("Cora", 0.5, apart=0.09)) == [Verdict.REPRODUCED]
+
+
+def test_the_splits_are_the_pairs_of_renodes_whole_grid():
+    content = renode("Cora", 0.5, gains=(0.01, 0.02, 0.03))
+    second = renode("Cora", 0.5, gains=(0.03, 0.02, -0.05))["rows"][0]
+    content["rows"] += [{**second, "loss": "focal"}, {**second, "loss": "re-weight"}]  # balanced: ce once more
+    (judged,) = claims_of("renode", [content])
+    assert judged.paired == pytest.approx(Paired.of([2.0, 2.0, -1.0])) and judged.better == (10, 12)
+
+
+def test_the_data_sets_are_the_pairs_of_totoros_claim():
+    """Those in which the baseline has learned: a correlation of 1 in three of them."""
+    rising = (0.01, 0.02, 0.03, 0.04, 0.05)
+    contents = [renode(name, 0.7, gains=rising) for name in ("Cora", "CiteSeer", "Photo", "x")]
+    *_, judged = claims_of("renode", contents)
+    assert judged.paired and judged.paired[:4] == (1.0, 1.0, 1.0, 3) and judged.verdict is Verdict.REPRODUCED
+    assert judged.here == "Cora, CiteSeer, x" and judged.limits[0].text.startswith("Photo: left out")
+
+
+def label_graph(svm: float, soft: float) -> dict[str, Any]:
+    def runs(*scores: float) -> dict[str, Any]:
+        return {f"seed{n}": {"micro_f1": score} for n, score in enumerate(scores)}
+
+    scores = {"linear SVM, TF-IDF": (svm,), "attention network": (0.4, 0.41, 0.42)}
+    scores |= {"+ label graph": (0.4,) * 3, "+ soft training": (soft, soft + 0.01, soft + 0.03)}
+    return {"rows": [{"dataset": "d", "system": system, "runs": runs(*each)} for system, each in scores.items()]}
+
+
+def test_the_label_graph_is_judged_where_networks_reach_a_linear_model():
+    assert verdicts("label_graph", label_graph(svm=0.51, soft=0.5)) == [Verdict.REPRODUCED]
+    assert causes("label_graph", label_graph(svm=0.52, soft=0.5)) == [{"recipe"}]
+
+
+def graphs(plain: float, bonus_epochs: int = 50) -> dict[str, Any]:
+    def runs(gain: float) -> dict[str, Any]:
+        each = {"best_epoch": 60, "epochs": 100, "bonus_epochs": bonus_epochs}
+        return {f"repeat0-fold{n}": {"test_accuracy": plain + n * gain, **each} for n in range(10)}
+
+    runs_of = {"cross-entropy": runs(0.0), "encouraging": runs(0.01)}
+    return {"dataset": "NCI1", "protocol": "1 x 10 folds", "runs_of": runs_of}
+
+
+def test_graphs_are_judged_at_the_published_level():
+    (judged,) = claims_of("graph_classification", [graphs(0.69)])
+    assert judged.verdict is Verdict.REPRODUCED and judged.better == (9, 10) and not judged.limits
+    plain = Paired.of([100 * 0.01 * n for n in range(10)])
+    assert judged.paired and judged.paired.low and plain.low and judged.paired.low < plain.low, "folds overlap"
+    assert causes("graph_classification", graphs(0.68)) == [{"recipe"}]
+    (judged,) = claims_of("graph_classification", [graphs(0.69, bonus_epochs=40)])
+    assert "10 of 10 runs are best before the bonus starts" in judged.limits[0].text
+
+
+def iais(last: float) -> dict[str, Any]:
+    def runs(gain: float) -> dict[str, Any]:
+        recalls = dict.fromkeys(("ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5"), 0.5)
+        history = [{"step": 500, "rsum": 5.0}, {"step": 1000, "rsum": last}]
+        return {f"seed{n}": {**recalls, "tr_r10": 0.5 + gain * (1 + n / 10), "history": history} for n in range(3)}
+
+    rows = [{"system": "ranking loss alone", "runs": runs(0.0)}, {"system": "+ IAIS, singular", "runs": runs(0.1)}]
+    return {"dataset": "d", "rows": rows}
+
+
+def test_iais_is_judged_when_its_recall_is_flat():
+    assert verdicts("iais", iais(5.05)) == [Verdict.REPRODUCED] and causes("iais", iais(5.06)) == [{"budget"}]
+
+
+def muka(behind: float = 0.0, last: float = 0.53) -> dict[str, Any]:
+    levels = dict.fromkeys(("vanilla KD", "UHC", "MUKI, hard", "MUKI, soft"), (0.5, 0.5, 0.5))
+    levels |= {"ensemble of the teachers": (0.5 + behind,) * 3, "MUKA, hard": (0.53, 0.52, 0.53)}
+    levels["MUKA, soft"] = (0.53, 0.52, last)
+    rows = [
+        {"system": system, "runs": {f"seed{n}": value for n, value in enumerate(each)}}
+        for system, each in levels.items()
+    ]
+    return {"setting": "stackoverflow20_4", "settings": {"epochs": 1}, "rows": rows}
+
+
+def test_muka_is_judged_where_a_student_learns_from_its_teachers():
+    assert verdicts("muka", muka()) == [Verdict.REPRODUCED, Verdict.NOT_REPRODUCED]
+    assert causes("muka", muka(behind=0.06))[0] == {"budget"}
+    first, _ = claims_of("muka", [muka(last=0.4)])
+    assert "MUKA, soft on stackoverflow20_4: seed2 ends at 40.0, the median at 52.0" in first.limits[0].text
+
+
+def images(experiment: str, **rows: list[dict[str, Any]]) -> dict[str, Any]:
+    named = {name.replace("_", "-"): runs for name, runs in rows.items()}
+    listed = [{"system": name, "runs": {f"seed{n}": run for n, run in enumerate(runs)}} for name, runs in named.items()]
+    return {"experiment": experiment, "rows": listed}
+
+
+def attacked(accuracy: float, by_cross_entropy: float, by_log_odds: float) -> list[dict[str, Any]]:
+    def run(shift: float) -> dict[str, Any]:
+        accuracies = {"cross-entropy": {"0.2": by_cross_entropy + shift}, "log-odds": {"0.2": by_log_odds + shift}}
+        return {"test_accuracy": accuracy, "fgsm": {"accuracy": accuracies}, "pgd": {"accuracy": accuracies}}
+
+    return [run(0.0), run(0.01), run(0.02)]
+
+
+def test_robustness_by_rounding_is_a_claim_of_its_own():
+    content = images("attacks", cross_entropy=attacked(0.99, 0.3, 0.3), encouraging=attacked(0.99, 0.5, 0.3))
+    first, artefact = claims_of("image_classification", [content])
+    assert first.verdict is Verdict.REPRODUCED and artefact.verdict is Verdict.SPREAD
+    assert any("100 % of the gain as published is rounding" in limit.text for limit in artefact.limits)
+    weak = images("attacks", cross_entropy=attacked(0.97, 0.3, 0.3), encouraging=attacked(0.97, 0.5, 0.3))
+    assert causes("image_classification", weak) == [{"recipe"}] * 2
+
+
+@pytest.mark.parametrize(("many", "expected"), [(0.71, Verdict.NOT_REPRODUCED), (0.69, Verdict.NOT_TESTABLE)])
+def test_tails_are_judged_where_the_head_is_learned(many, expected):
+    def runs(*accuracies: float) -> list[dict[str, Any]]:
+        return [{"test_accuracy": accuracy, "test_many": many} for accuracy in accuracies]
+
+    content = images("mnist_r100", cross_entropy=runs(0.5, 0.5, 0.5))
+    content["rows"] += images("", **{"encouraging, LE 1": runs(0.4, 0.41, 0.42)})["rows"]
+    assert verdicts("image_classification", content) == [expected]
+
+
+def test_captions_are_judged_when_their_loss_is_flat():
+    def runs(gain: float, last: float) -> dict[str, Any]:
+        curves = {"nll_loss": [[80, 4.0], [100, last]]}
+        return {f"seed{n}": {"cider_d": 0.8 + gain * (1 + n / 10), "curves": curves} for n in range(3)}
+
+    def content(last: float) -> dict[str, Any]:
+        rows = [{"system": "dense", "runs": runs(0.0, last)}, {"system": "top-k 4", "runs": runs(0.1, last)}]
+        return {"dataset": "coco_val2017_regions", "rows": rows}
+
+    assert verdicts("captioning", content(3.97)) == [Verdict.REPRODUCED]
+    assert causes("captioning", content(3.9)) == [{"budget"}]
