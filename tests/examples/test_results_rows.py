@@ -353,7 +353,7 @@ def test_graph_classification_rows(monkeypatch, tmp_path):
     def train(arguments: list[str]) -> None:
         options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
         calls.append(options)
-        names = ["repeat0-fold0", "repeat0-fold1", "repeat1-fold0"]  # one repeat more than is asked for
+        names = [*(f"repeat0-fold{fold}" for fold in range(3)), "repeat1-fold0"]  # one repeat more than is asked for
         score = {"cross-entropy": 0.5, "encouraging": 0.75}[options["--loss"]]
         Path(options["--out"]).mkdir(parents=True)
         run = {"test_accuracy": score, "environment": ENVIRONMENT}
@@ -361,14 +361,16 @@ def test_graph_classification_rows(monkeypatch, tmp_path):
 
     monkeypatch.setattr(graph_classification, "train", train)
     monkeypatch.setattr(graph_classification, "copied", lambda source, target: None)
-    options = defaults("graph_classification", data=tmp_path, out=tmp_path, datasets=["NCI1"], folds=2, repeats=1)
+    options = defaults("graph_classification", data=tmp_path, out=tmp_path, datasets=["NCI1"], folds=3, repeats=1)
     (content,) = graph_classification.measure(options)
     assert {call["--loss"] for call in calls} == {"cross-entropy", "encouraging"}
-    assert {(call["--folds"], call["--repeats"], call["--epochs"]) for call in calls} == {("2", "1", "1000")}
+    assert {(call["--folds"], call["--repeats"], call["--epochs"]) for call in calls} == {("3", "1", "1000")}
     assert content["runs_of"].keys() == {"cross-entropy", "encouraging"}
-    assert all(list(runs) == ["repeat0-fold0", "repeat0-fold1"] for runs in content["runs_of"].values())
+    assert all(
+        list(runs) == ["repeat0-fold0", "repeat0-fold1", "repeat0-fold2"] for runs in content["runs_of"].values()
+    )
     text = graph_classification.section([{**content, "command": "c"}])
-    assert "| 50.00 | 75.00 | +25.00 ± 0.00 | 2 / 0 / 0 |" in text
+    assert "| 50.00 | 75.00 | +25.00 [+25.00, +25.00] | < 0.001 | 3 / 0 / 0 |" in text
 
 
 MUKA_ROWS = {
