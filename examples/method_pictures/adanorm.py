@@ -5,32 +5,34 @@ from __future__ import annotations
 import torch
 from matplotlib.figure import Figure
 
-from examples.method_pictures.style import BLUE, GREY, ORANGE, figure
 from fairseq_ext.modules import AdaNorm, DetachNorm, LayerNormSimple
+from fairseq_ext.training.plotting import GREY, PALETTE, colour_of
 
-__all__ = ["draw"]
+__all__ = ["SIZE", "draw"]
+
+SIZE = (9.5, 4.4)
 
 NORMS = {
     "DetachNorm": (DetachNorm, GREY, "o"),
-    "LayerNorm-simple": (LayerNormSimple, ORANGE, "s"),
-    "AdaNorm": (AdaNorm, BLUE, "^"),
+    "LayerNorm-simple": (LayerNormSimple, PALETTE[1], "s"),
+    "AdaNorm": (AdaNorm, colour_of("AdaNorm"), "^"),
 }
 
 
-def draw() -> Figure:
+def draw(figure: Figure) -> None:
     """Left, the output of one entry as it grows; right, each entry's gradient behind the norm and before it."""
-    drawn, grid = figure(3.3, 1, 2)
+    grid = figure.subplots(1, 2, squeeze=False)
     left, right = grid[0]
     rest = torch.randn(511, generator=torch.Generator().manual_seed(0))
     entry = torch.linspace(-8, 17, 200)[:, None]
     rows = torch.cat([entry, rest.expand(len(entry), -1)], -1)
-    normalised = LayerNormSimple(512)(rows)[:, 0]
+    normalised = LayerNormSimple(512)(rows)[:, 0].numpy()
     left.axvspan(-3, 3, color="0.93", zorder=0)
-    left.annotate("nearly all\nentries", (0, -10.5), ha="center", color="0.35", fontsize=8)
+    left.annotate("nearly all\nentries", (0, -10.5), ha="center", color="0.35")
     left.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     for name in ("LayerNorm-simple", "AdaNorm"):
         norm, colour, _ = NORMS[name]
-        left.plot(normalised, norm(512)(rows)[:, 0], color=colour, label=name)
+        left.plot(normalised, norm(512)(rows)[:, 0].numpy(), color=colour, label=name)
     left.set(
         xlabel="normalised entry $y$", ylabel="output $z$", title="$z = C\\,(1 - k\\,y)\\,y$ with $C = 1$, $k = 0.1$"
     )
@@ -43,9 +45,8 @@ def draw() -> Figure:
     for name, (norm, colour, marker) in NORMS.items():
         x = row.clone().requires_grad_()
         (norm(len(row))(x) * upstream).sum().backward()
-        right.scatter(
-            upstream, x.grad * row.std(), s=22, color=colour, marker=marker, label=name, alpha=0.85, linewidths=0
-        )
+        gradient, look = x.grad * row.std(), {"s": 22, "alpha": 0.85, "linewidths": 0}
+        right.scatter(upstream.numpy(), gradient.numpy(), color=colour, marker=marker, label=name, **look)
     right.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     right.set(
         xlabel="gradient of the output",
@@ -53,4 +54,3 @@ def draw() -> Figure:
         title="Gradient of each entry, behind and before the norm",
     )
     right.legend()
-    return drawn

@@ -5,20 +5,23 @@ from __future__ import annotations
 import torch
 from matplotlib.figure import Figure
 
-from examples.method_pictures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, figure
 from fairseq_ext.losses import encouraging_loss
+from fairseq_ext.training.plotting import GREY, PALETTE, name_lines
 
-__all__ = ["draw"]
+__all__ = ["SIZE", "draw"]
 
-LOG_ENDS = {0.0: PURPLE, 0.5: GREEN, 0.75: BLUE, 1.0: ORANGE}
+SIZE = (9.5, 4.2)
+
+BLUE, VERMILION, GREEN, PURPLE, *_ = PALETTE
+LOG_ENDS = {0.0: PURPLE, 0.5: GREEN, 0.75: BLUE, 1.0: VERMILION}
 
 
-def draw() -> Figure:
+def draw(figure: Figure) -> None:
     """Two classes; the same axis of probabilities for the loss and for the size of its gradient."""
-    drawn, grid = figure(3.2, 1, 2)
+    grid = figure.subplots(1, 2, squeeze=False)
     left, right = grid[0]
     odds = torch.linspace(-5, 6.2, 200)
-    probability = odds.sigmoid()
+    probability = odds.sigmoid().numpy()
     for log_end, colour in {None: GREY, **LOG_ENDS}.items():
         logits = torch.stack([odds, torch.zeros_like(odds)], -1).requires_grad_()
         target = torch.zeros(len(odds), dtype=torch.long)
@@ -27,12 +30,10 @@ def draw() -> Figure:
         loss.sum().backward()
         name = "cross-entropy" if log_end is None else f"log_end {log_end:g}"
         style = {"color": colour, "linestyle": "--" if log_end is None else "-", "label": name}
-        left.plot(probability, loss.detach(), **style)
-        right.plot(probability, logits.grad[:, 0].abs(), **style)
-    left.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+        left.plot(probability, loss.detach().numpy(), **style)
+        right.plot(probability, logits.grad[:, 0].abs().numpy(), **style)
     left.set(ylim=(-6, 4), ylabel="loss", title="Loss of a token")
     right.set(ylim=(0, 1.05), ylabel="gradient in the logit of the target", title="Its gradient")
     for axes in (left, right):
         axes.set(xlim=(0, 1), xlabel="probability of the target")
-    left.legend()
-    return drawn
+    name_lines(left)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from matplotlib.figure import Figure
 
-from examples.method_pictures.style import SHADES, figure
 from fairseq_ext.modules import attention_weights
 
-__all__ = ["draw"]
+__all__ = ["SIZE", "draw"]
+
+SIZE = (9.5, 3.0)
 
 TOKENS, K = 16, 4
 FORMS = {
@@ -19,20 +20,20 @@ FORMS = {
 }
 
 
-def draw() -> Figure:
+def draw(figure: Figure) -> None:
     """Four matrices of a decoder's self-attention on one scale; the scores are made up."""
-    drawn, grid = figure(2.3, 1, len(FORMS), sharey=True)
+    grid = figure.subplots(1, len(FORMS), squeeze=False, sharey=True)
     generator = torch.Generator().manual_seed(1)
     query, key = torch.randn(2, TOKENS, 8, generator=generator)
     future = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1)
     scores = (query @ key.T / 2).masked_fill(future, -torch.inf)
     for axes, (name, options) in zip(grid[0], FORMS.items(), strict=True):
         weights = attention_weights(scores, **options)
-        image = axes.imshow(weights.masked_fill(weights == 0, torch.nan), cmap=SHADES, vmin=-0.05, vmax=1)
+        image = axes.imshow(weights.masked_fill(weights == 0, torch.nan).numpy(), cmap="Blues", vmin=-0.05, vmax=1)
         least, most = (weights > 0).sum(-1)[K:].aminmax()
         kept = f"{least} to {most}" if least < most else f"{least}"
         axes.set(title=name, xlabel=f"key\nkept: {kept}", xticks=[], yticks=[])
+        axes.grid(visible=False)
         axes.spines[:].set(visible=True, color="0.7")
     grid[0, 0].set_ylabel("query")
-    drawn.colorbar(image, ax=grid, shrink=0.7, label="weight", ticks=(0, 0.5, 1))
-    return drawn
+    figure.colorbar(image, ax=grid, shrink=0.7, label="weight", ticks=(0, 0.5, 1))

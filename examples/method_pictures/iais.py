@@ -9,14 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from examples.method_pictures.style import ORANGE, SHADES, figure
+from fairseq_ext.training.plotting import PALETTE
 from vision_language.iais import AttentionBlocks, attention_blocks, mirrored_maps
 
-__all__ = ["draw", "pair"]
+__all__ = ["SIZE", "draw", "pair"]
+
+SIZE = (9.5, 4.7)
 
 WORDS = ("a", "dog", "left", "of", "a", "sofa")
 REGIONS = ("sofa", "wall", "dog")
 WIDTH = 16
+VERMILION = PALETTE[1]
 
 
 def pair() -> AttentionBlocks:
@@ -36,17 +39,17 @@ def pair() -> AttentionBlocks:
     return attention_blocks(states, attention, words, ~words)
 
 
-def draw() -> Figure:
+def draw(figure: Figure) -> None:
     """The blocks as one matrix; beside it the map of the words and what it is compared with, on one scale."""
     blocks = pair()
-    drawn, grid = figure(3.0, 1, 4, width_ratios=(1.5, 1, 1, 1))
+    grid = figure.subplots(1, 4, squeeze=False, width_ratios=(1.5, 1, 1, 1))
     whole, own, singular, distributed = grid[0]
     rows = torch.cat([torch.cat([blocks.ll, blocks.lv], 2), torch.cat([blocks.vl, blocks.vv], 2)], 1)
     _map(whole, rows[0], (*WORDS, *REGIONS), "Self-attention, by blocks")
     middle = len(WORDS) - 0.5
-    whole.axhline(middle, color=ORANGE, linewidth=1.5)
-    whole.axvline(middle, color=ORANGE, linewidth=1.5)
-    look = {"xycoords": "axes fraction", "ha": "center", "va": "center", "color": ORANGE}
+    whole.axhline(middle, color=VERMILION, linewidth=1.5)
+    whole.axvline(middle, color=VERMILION, linewidth=1.5)
+    look = {"xycoords": "axes fraction", "ha": "center", "va": "center", "color": VERMILION}
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
     for x, y, block in ((0.33, 0.67, "LL"), (0.83, 0.67, "LV"), (0.33, 0.17, "VL"), (0.83, 0.17, "VV")):
         whole.annotate(f"$S_{{{block}}}$", (x, y), bbox=box, **look)
@@ -55,13 +58,13 @@ def draw() -> Figure:
     _map(distributed, mirrored_maps(blocks, "distributed")[0][0], WORDS, "distributed $P_{LL}$")
     for axes in (singular, distributed):
         axes.set_yticks([])
-    drawn.colorbar(image, ax=grid, shrink=0.7, label="weight", location="bottom", aspect=40)
-    return drawn
+    figure.colorbar(image, ax=grid, shrink=0.7, label="weight", location="bottom", aspect=40)
 
 
 def _map(axes: Axes, values: Tensor, names: tuple[str, ...], title: str) -> Any:
-    image = axes.imshow(values, cmap=SHADES, vmin=0, vmax=1)
+    image = axes.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.set_title(title)
+    axes.grid(visible=False)
     return image

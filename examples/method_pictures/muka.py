@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
@@ -11,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from examples.method_pictures.style import BLUE, GREEN, ORANGE, PURPLE, SHADES, figure
+from fairseq_ext.training.plotting import PALETTE
 from vision_language.muka import (
     LabelUnion,
     amalgamation_targets,
@@ -19,9 +20,11 @@ from vision_language.muka import (
     teacher_scores,
 )
 
-__all__ = ["draw", "train_teacher"]
+__all__ = ["SIZE", "draw", "train_teacher"]
 
-COLOURS, MARKERS = (BLUE, ORANGE, GREEN, PURPLE), ("o", "s", "^", "D")
+SIZE = (9.5, 4.3)
+
+COLOURS, MARKERS = PALETTE[:4], ("o", "s", "^", "D")
 CENTRES = torch.tensor([[0.0, 2.3], [0.2, -2.2], [-2.3, 0.1], [2.2, -0.1]])
 """What one teacher knows lies on the border of the other, which is so unsure there: the case that the method is for."""
 EXAMPLES = 50
@@ -43,7 +46,7 @@ def train_teacher(x: Tensor, y: Tensor, steps: int = 200) -> nn.Module:
     return teacher.eval()
 
 
-def draw() -> Figure:
+def draw(figure: Figure) -> None:
     """Three maps of the plane: each teacher's score, and the classes of the target."""
     generator = torch.Generator().manual_seed(0)
     x = CENTRES.repeat_interleave(EXAMPLES, 0) + 0.55 * torch.randn(4 * EXAMPLES, 2, generator=generator)
@@ -61,31 +64,30 @@ def draw() -> Figure:
     with torch.no_grad():
         target = amalgamation_targets([teacher(plane) for teacher in teachers], scores, LabelUnion.disjoint([2, 2]))
 
-    drawn, grid = figure(3.5, 1, 3, sharex=True, sharey=True)
+    grid = figure.subplots(1, 3, squeeze=False, sharex=True, sharey=True)
     extent = (-4, 4, -4, 4)
     for part, axes in enumerate(grid[0, :2]):
-        image = axes.imshow(_as_picture(scores[:, part]), extent=extent, cmap=SHADES, vmin=0, vmax=1)
+        image = axes.imshow(_as_picture(scores[:, part]), extent=extent, cmap="Blues", vmin=0, vmax=1)
         _scatter(axes, x, y, (2 * part, 2 * part + 1))
         axes.set_title(f"Teacher {part + 1}: certainty $s_{part + 1}$")
-    drawn.colorbar(
-        image, ax=grid[0, :2], location="bottom", shrink=0.6, aspect=30, ticks=(0, 0.5, 1), label="certainty"
-    )
+    bar = figure.colorbar(image, ax=grid, location="bottom", shrink=0.6, aspect=30, ticks=(0, 0.5, 1))
+    bar.set_label("certainty of a teacher")
     colours = torch.tensor([to_rgb(colour) for colour in COLOURS])
     mixed = target @ colours  # a certain target has the colour of its class, a mixture one between
     grid[0, 2].imshow(_as_picture(0.45 + 0.55 * mixed), extent=extent)
     _scatter(grid[0, 2], x, y, range(4))
     grid[0, 2].set_title("Target $q$ of the student")
     for axes in grid[0]:
+        axes.grid(visible=False)
         axes.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
-    return drawn
 
 
-def _as_picture(values: Tensor) -> Tensor:
+def _as_picture(values: Tensor) -> np.ndarray:
     """Values over the plane, (x, y), as rows from the top."""
-    return values.unflatten(0, (SIDE, SIDE)).transpose(0, 1).flip(0)
+    return values.unflatten(0, (SIDE, SIDE)).transpose(0, 1).flip(0).numpy()
 
 
 def _scatter(axes: Axes, x: Tensor, y: Tensor, classes: Iterable[int]) -> None:
     for label in classes:
-        points = x[y == label]
-        axes.scatter(*points.T, s=9, color=COLOURS[label], marker=MARKERS[label], edgecolors="white", linewidths=0.3)
+        look = {"color": COLOURS[label], "marker": MARKERS[label], "edgecolors": "white", "linewidths": 0.3}
+        axes.scatter(*x[y == label].T.numpy(), s=9, **look)

@@ -6,11 +6,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from examples.method_pictures.style import SHADES, figure
 from fairseq_ext.modules import MultiScaleConv, attention_weights
 from fairseq_ext.modules.dynamic_convolution import dynamic_convolution
 
-__all__ = ["draw"]
+__all__ = ["SIZE", "draw"]
+
+SIZE = (9.5, 5.1)
 
 TOKENS, CHANNELS, HEADS = 24, 64, 4
 KERNELS = (3, 15)
@@ -18,9 +19,9 @@ SPREAD = 3.0
 """Factor of the input, with which untrained kernels are as peaked as trained ones."""
 
 
-def draw() -> Figure:
+def draw(figure: Figure) -> None:
     """Rows of weights: from the token of the row to what it reads. Input and projections are random."""
-    drawn, grid = figure(3.9, 2, 4, sharex=True, sharey=True)
+    grid = figure.subplots(2, 4, squeeze=False, sharex=True, sharey=True)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(TOKENS, 1, CHANNELS, generator=generator)
     query, key = torch.randn(2, TOKENS, CHANNELS // HEADS, generator=generator)
@@ -30,16 +31,18 @@ def draw() -> Figure:
         masked = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf) if causal else scores
         maps = {"self-attention": attention_weights(1.5 * masked), **_convolutions(x, causal)}
         for axis, (name, weights) in zip(axes, maps.items(), strict=True):
-            image = axis.imshow(weights.masked_fill(weights == 0, torch.nan), cmap=SHADES, vmin=-0.03, vmax=0.6)
+            image = axis.imshow(
+                weights.masked_fill(weights == 0, torch.nan).numpy(), cmap="Blues", vmin=-0.03, vmax=0.6
+            )
             axis.set(xticks=[], yticks=[])
+            axis.grid(visible=False)
             axis.spines[:].set(visible=True, color="0.7")
             if not causal:
                 axis.set_title(name)
         axes[0].set_ylabel(f"{side}: token")
     for axis in grid[-1]:
         axis.set_xlabel("reads token")
-    drawn.colorbar(image, ax=grid, shrink=0.7, label="weight", extend="max", ticks=(0, 0.2, 0.4, 0.6))
-    return drawn
+    figure.colorbar(image, ax=grid, shrink=0.7, label="weight", extend="max", ticks=(0, 0.2, 0.4, 0.6))
 
 
 @torch.no_grad()

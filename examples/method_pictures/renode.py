@@ -9,12 +9,14 @@ from matplotlib.figure import Figure
 from torch_geometric.data import Data
 from torch_geometric.datasets import KarateClub
 
-from examples.method_pictures.style import BLUE, GREEN, ORANGE, PURPLE, figure
+from fairseq_ext.training.plotting import PALETTE
 from graph.renode import ReNode
 
-__all__ = ["draw"]
+__all__ = ["SIZE", "draw"]
 
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
+SIZE = (9.5, 4.8)
+
+COLOURS = PALETTE[:4]
 MARKERS = ("o", "s", "^", "D")
 LABELLED = 5
 
@@ -30,10 +32,10 @@ def karate_club() -> Data:
     return ReNode()(data)
 
 
-def draw() -> Figure:
+def draw(figure: Figure) -> None:
     """Left, the graph, its labelled nodes as large as their weights; right, the weight of each by its score."""
     data = karate_club()
-    drawn, grid = figure(3.6, 1, 2, width_ratios=(1.25, 1))
+    grid = figure.subplots(1, 2, squeeze=False, width_ratios=(1.25, 1))
     left, right = grid[0]
     graph = networkx.Graph(data.edge_index.T.tolist())
     place = networkx.kamada_kawai_layout(graph)
@@ -62,4 +64,3 @@ def draw() -> Figure:
         ylim=(0.4, 1.6),
     )
     right.legend()
-    return drawn
