@@ -77,7 +77,7 @@ def test_the_parts_of_a_page(name):
     assert f"]({name}.png)" in part(page, "Formula")
     assert f"`python -m examples.method_pictures {name}`" in " ".join(page.split())
     assert "```python" in part(page, "Use") and "```bash" in part(page, "Use")
-    assert "](../RESULTS.md#" in part(page, "Measured")
+    assert "](../RESULTS.md#verdicts)" in part(page, "Measured")
     assert (FOLDER / "index.md").read_text(encoding="utf-8").count(f"]({name}.md)") == 1
 
 
@@ -87,6 +87,13 @@ def test_the_recipes_of_a_page_are_those_of_the_table(name):
     text = page.partition("| recipe |")[2].partition("\n\n")[0]
     expected = [recipe for recipe in RECIPES.values() if recipe.method.startswith(RECIPES_OF[name])]
     assert table_rows(f"| recipe |{text}") == [[f"`{recipe.name}`", recipe.summary] for recipe in expected]
+
+
+def test_every_verdict_is_on_one_page():
+    results = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+    methods = {row[0] for row in table_rows(results.partition("\n## Verdicts\n")[2].partition("\n## ")[0])}
+    marks = [re.search(r"^<!-- table: verdicts (.*) -->$", page, flags=re.MULTILINE)[1] for page in PAGES.values()]
+    assert methods and all(sum(one.startswith(tuple(mark.split(", "))) for mark in marks) == 1 for one in methods)
 
 
 def test_every_recipe_is_on_a_page():
