@@ -92,7 +92,7 @@ def test_the_recipes_of_a_page_are_those_of_the_table(name):
 def test_every_verdict_is_on_one_page():
     results = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
     methods = {row[0] for row in table_rows(results.partition("\n## Verdicts\n")[2].partition("\n## ")[0])}
-    marks = [re.search(r"^<!-- table: verdicts (.*) -->$", page, flags=re.MULTILINE)[1] for page in PAGES.values()]
+    marks = [re.search(r"^<!-- verdicts: (.*) -->$", page, flags=re.MULTILINE)[1] for page in PAGES.values()]
     assert methods and all(sum(one.startswith(tuple(mark.split(", "))) for mark in marks) == 1 for one in methods)
 
 

@@ -1,4 +1,4 @@
-"""Tables of presets and recipes, from those of ``--arch`` and ``fairseq-ext recipe``, and of the results' verdicts."""
+"""Tables of presets and recipes, from the tables that ``--arch`` and ``fairseq-ext recipe`` are made of."""
 
 from __future__ import annotations
 
@@ -14,19 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fairseq_ext.recipes import PRESETS, RECIPES
 
-MARK = re.compile(r"^<!-- table: (\w+)(?: (.+))? -->$", re.MULTILINE)
-RESULTS = Path(__file__).resolve().parents[1] / "RESULTS.md"
+MARK = re.compile(r"^<!-- table: (\w+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
-    """The page with a table in the place of each ``<!-- table: NAME -->``; what follows the name are its arguments."""
+    """The page with a table in the place of each ``<!-- table: NAME -->``."""
 
     def replace(mark: re.Match[str]) -> str:
         if mark[1] not in TABLES:
             raise PluginError(f"{page.file.src_uri}: there is no table {mark[1]!r}, only {', '.join(TABLES)}")
-        head, *rows = TABLES[mark[1]](*(mark[2].split(", ") if mark[2] else ()))
-        if not rows:
-            raise PluginError(f"{page.file.src_uri}: the table {mark[0]!r} is empty")
+        head, *rows = TABLES[mark[1]]()
         return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
     return MARK.sub(replace, markdown)
@@ -45,18 +42,4 @@ def _recipes() -> Iterable[list[str]]:
         yield [f"`{name}`", f"`{recipe.alias}`", recipe.summary]
 
 
-def _verdicts(*methods: str) -> Iterable[list[str]]:
-    """Of the methods whose names begin so, for a page in a folder beside the results."""
-    yield ["claim", "tested on", "verdict", "evidence"]
-    section = RESULTS.read_text(encoding="utf-8").partition("\n## Verdicts\n")[2].partition("\n## ")[0]
-    for line in section.splitlines():
-        method, *cells = line.strip("| ").split(" | ")
-        if line.startswith("| ") and method.startswith(methods):
-            yield [cell.replace("](#", "](../RESULTS.md#") for cell in cells[:4]]
-
-
-TABLES: dict[str, Callable[..., Iterable[list[str]]]] = {
-    "presets": _presets,
-    "recipes": _recipes,
-    "verdicts": _verdicts,
-}
+TABLES: dict[str, Callable[[], Iterable[list[str]]]] = {"presets": _presets, "recipes": _recipes}
