@@ -149,7 +149,7 @@ def scoring(quick: bool) -> Row:
         return torch.cat([model(**collator(data.pairs(chunk))).scores for chunk in chunks])
 
     def matrix() -> Tensor:
-        return score_matrix(model, data, collator, progress=False)
+        return score_matrix(model, data, collator)
 
     torch.testing.assert_close(matrix().flatten(), pair_by_pair(), rtol=1e-3, atol=1e-4)
     case = f"score_matrix of {len(data)} captions, {len(data.images)} images / model(**batch) in chunks of 400"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import CheckpointError
 from fairseq_ext.training.files import load_safely
+from fairseq_ext.training.progress import progress
 
 from .compat import allow_checkpoint_types
 
@@ -102,7 +103,7 @@ def average_checkpoints(paths: Sequence[str | Path], ema: bool = False) -> dict[
     reference = _parameters(result, paths[0], ema)
     architecture, options = _architecture(result), _model_options(result)
     sums = {name: value.double() for name, value in reference.items() if value.is_floating_point()}
-    for path in paths[1:]:
+    for path in progress(paths[1:], "averaging", total=len(paths), initial=1, unit=" checkpoints"):
         state = load_checkpoint(path)
         parameters = _parameters(state, path, ema)
         _check_same(paths[0], architecture, reference, path, _architecture(state), parameters)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_ext.training.errors import OptionError, one_line
+from fairseq_ext.training.progress import Reporting, reporting, say
 
 from . import __version__, register
 
@@ -128,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--by", choices=["epoch", "update"], help=f"which checkpoints --last counts. {forms}")
     add("--upper", type=int, metavar="BOUND", help="with --last: no epoch (or update) beyond this one (default: any)")
     add("--ema", action="store_true", help="use the moving average of --store-ema; with one file, extract it")
+    Reporting.add_to(average)
 
     for name, (_, summary) in PROGRAMS.items():
         commands.add_parser(name, help=summary, add_help=False)
@@ -265,9 +267,10 @@ def _average(args: argparse.Namespace) -> int:
         raise OptionError(f"--output: the directory {args.output.absolute().parent} does not exist")
 
     paths = last_checkpoints(folders[0], args.last, args.by or "epoch", args.upper) if folders else args.inputs
-    save_atomically(average_checkpoints(paths, ema=args.ema), args.output)
-    what = "moving average" if args.ema else "weights"
-    print(f"{args.output}: {what} of {', '.join(map(str, paths))}", file=sys.stderr)
+    with reporting(args.quiet):
+        save_atomically(average_checkpoints(paths, ema=args.ema), args.output)
+        what = "moving average" if args.ema else "weights"
+        say(f"{args.output}: {what} of {', '.join(map(str, paths))}")
     return 0
 
 

@@ -15,10 +15,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from examples.translation.staging import check_unknown, fairseq_preprocess, progress
+from examples.translation.staging import check_unknown, fairseq_preprocess
 from fairseq_ext.text import learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_bytes, staged_folder, write_json
+from fairseq_ext.training.progress import Reporting, progress, reporting, say
 
 SPLITS = ("train", "valid", "test")
 
@@ -53,7 +54,7 @@ def byte_symbols(parts: list[bytes], stage: Path) -> list[str]:
     dictionary.write_text("".join(f"{symbol} {count}\n" for symbol, count in counts.most_common()))
     for split, part in zip(SPLITS, parts, strict=True):
         with (stage / "symbols" / split).open("w") as out:
-            for line in part.removesuffix(b"\n").split(b"\n"):
+            for line in progress(part.removesuffix(b"\n").split(b"\n"), split, unit=" lines"):
                 out.write(" ".join(map(str, line)) + "\n")
     return ["--srcdict", str(dictionary)]
 
@@ -67,7 +68,7 @@ def subword_symbols(parts: list[bytes], stage: Path, vocab_size: int, file: Path
     number = 0
     for split, part in zip(SPLITS, parts, strict=True):
         with (stage / "symbols" / split).open("w", encoding="utf-8") as out:
-            for line in part.removesuffix(b"\n").split(b"\n"):
+            for line in progress(part.removesuffix(b"\n").split(b"\n"), split, unit=" lines"):
                 number += 1
                 try:
                     out.write(encode(line.decode("utf-8")) + "\n")
@@ -101,8 +102,8 @@ def prepare(args: argparse.Namespace) -> None:
                 tokens = sum(len(line.split()) + 1 for line in lines)  # the end of line is predicted too
             characters = len(part) if args.symbols == "bytes" else len(part.decode("utf-8"))
             report[split] = {"tokens": tokens, "characters": characters}
-            progress(f"{split}: {characters:,} characters, {tokens:,} symbols")
-        progress("fairseq-preprocess")
+            say(f"{split}: {characters:,} characters, {tokens:,} symbols")
+        say("fairseq-preprocess")
         files = [argument for split in SPLITS for argument in (f"--{split}pref", str(symbols / split))]
         fairseq_preprocess(["--only-source", *files, *options, "--workers", str(args.workers)], stage)
         if args.symbols == "sentencepiece":
@@ -113,7 +114,7 @@ def prepare(args: argparse.Namespace) -> None:
             file.unlink()
         symbols.rmdir()
         write_json(stage / "prepare.json", {"symbols": args.symbols, "splits": report})
-    progress(f"done: {args.out}")
+    say(f"results: {args.out}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,12 +130,14 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--vocab-size", type=int, metavar="N", help="size of the sentencepiece model (default: 8000)")
     out.add_argument("--allow-unknown", action="store_true", help="go on where 20 %% of a text or more is unknown")
     out.add_argument("--workers", type=int, default=1, metavar="N", help="processes of fairseq-preprocess (default: 1)")
+    Reporting.add_to(out)
     return out
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    prepare(args)
+    with reporting(args.quiet):
+        prepare(args)
 
 
 if __name__ == "__main__":

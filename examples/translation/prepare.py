@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from itertools import product, zip_longest
 from pathlib import Path
 
-from examples.translation.staging import check_unknown, count_long, fairseq_preprocess, progress
+from examples.translation.staging import check_unknown, count_long, fairseq_preprocess
 from fairseq_ext.text import PREPARATION, SUBWORDS, UNICODE_FORMS, clean, join_subwords, learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import read_lines, staged_folder, write_json
+from fairseq_ext.training.files import count_lines, read_lines, staged_folder, write_json
+from fairseq_ext.training.progress import Reporting, progress, reporting, say
 
 SPLITS = ("train", "valid", "test")
 
@@ -65,7 +66,8 @@ def write_split(split: str, args: argparse.Namespace, folder: Path) -> dict[str,
         (folder / f"{split}.{args.source}").open("w", encoding="utf-8") as source_out,
         (folder / f"{split}.{args.target}").open("w", encoding="utf-8") as target_out,
     ):
-        for source, target in read_pairs(*files, args.unicode):
+        pairs = read_pairs(*files, args.unicode)
+        for source, target in progress(pairs, split, total=count_lines(files[0]), unit=" pairs"):
             read += 1
             if args.lowercase:
                 source, target = source.lower(), target.lower()
@@ -73,9 +75,7 @@ def write_split(split: str, args: argparse.Namespace, folder: Path) -> dict[str,
                 kept += 1
                 source_out.write(source + "\n")
                 target_out.write(target + "\n")
-            if read % 500_000 == 0:
-                progress(f"{split}: {read:,} pairs read")
-    progress(f"{split}: {read:,} pairs read, {kept:,} kept")
+    say(f"{split}: {read:,} pairs read, {kept:,} kept")
     if not kept:
         raise OptionError(
             f"no training pair passes --min-length {args.min_length} --max-length {args.max_length} "
@@ -92,12 +92,16 @@ def split_into_subwords(args: argparse.Namespace, text: Path, pieces: Path, out:
             file.rename(pieces / file.name)
         convert, origin, destination = join_subwords, pieces, text
     else:
-        progress(f"learning {args.vocab_size:,} subwords ({args.bpe}) on train")
+        say(f"learning {args.vocab_size:,} subwords ({args.bpe}) on train")
         learn_subwords(args.bpe, [text / f"train.{language}" for language in languages], out, args.vocab_size)
         convert, origin, destination = subword_encoder(args.bpe, out), text, pieces
-    for file in sorted(origin.iterdir()):
-        with file.open(encoding="utf-8") as lines, (destination / file.name).open("w", encoding="utf-8") as stream:
-            stream.writelines(convert(line.rstrip("\n")) + "\n" for line in lines)
+    files = sorted(origin.iterdir())
+    with progress(total=sum(map(count_lines, files)), desc="subwords", unit=" lines") as bar:
+        for file in files:
+            with file.open(encoding="utf-8") as lines, (destination / file.name).open("w", encoding="utf-8") as stream:
+                for line in lines:
+                    stream.write(convert(line.rstrip("\n")) + "\n")
+                    bar.update()
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -125,7 +129,7 @@ def prepare(args: argparse.Namespace) -> None:
 
         split_into_subwords(args, text, pieces, stage)
 
-        progress("fairseq-preprocess")
+        say("fairseq-preprocess")
         arguments = ["--source-lang", args.source, "--target-lang", args.target, "--workers", str(args.workers)]
         for split in counts:
             arguments += [f"--{split}pref", str(pieces / split)]
@@ -146,8 +150,9 @@ def prepare(args: argparse.Namespace) -> None:
             file.unlink()
         pieces.rmdir()
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+        del settings["quiet"]
         write_json(stage / PREPARATION, {"settings": settings, "pairs": counts, "symbols": symbols})
-    progress(f"done: {args.out}")
+    say(f"results: {args.out}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -175,11 +180,14 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--allow-unknown", action="store_true", help="go on where 20 %% of a text or more is unknown")
     out.add_argument("--lowercase", action="store_true", help="lowercase all three splits")
     out.add_argument("--workers", type=int, default=1, metavar="N", help="processes of fairseq-preprocess")
+    Reporting.add_to(out)
     return out
 
 
 def main(argv: list[str] | None = None) -> None:
-    prepare(parser().parse_args(argv))
+    args = parser().parse_args(argv)
+    with reporting(args.quiet):
+        prepare(args)
 
 
 if __name__ == "__main__":

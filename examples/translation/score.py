@@ -23,6 +23,7 @@ from sacrebleu.metrics import BLEU, BLEUScore
 from examples.translation.outputs import read_outputs, spacing_warnings
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import write_json, writing_to
+from fairseq_ext.training.progress import Reporting, reporting, say, warn
 
 _COMPOUND = re.compile(r"(\S)-(\S)")
 # Written without spaces, and without a tokeniser in sacreBLEU: characters are the honest unit.
@@ -96,7 +97,7 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     if not 0.5 < bleu.ratio < 2:
         warnings.append(f"the hypotheses have {bleu.ratio:.2f} times the words of the references: are they of one set?")
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     print(*lines, f"sacreBLEU: {bleu.format(signature=signature)}", sep="\n")
     return result | {"sacrebleu": bleu.score, "signature": signature, "warnings": warnings}
 
@@ -112,15 +113,18 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--split-compounds", action="store_true", help="X-Y -> X ##AT##-##AT## Y on both sides (En-De)")
     out.add_argument("--target", metavar="LANG", help="target language, where sacreBLEU needs it: zh, ja, ko, th, ...")
     out.add_argument("--json", type=Path, help="also write the numbers to this file")
+    Reporting.add_to(out)
     return out
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    result = score(args)
-    if args.json:
-        with writing_to(args.json.parent, "--json"):
-            write_json(args.json, result)
+    with reporting(args.quiet):
+        result = score(args)
+        if args.json:
+            with writing_to(args.json.parent, "--json"):
+                write_json(args.json, result)
+            say(f"results: {args.json}")
 
 
 if __name__ == "__main__":

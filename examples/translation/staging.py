@@ -10,14 +10,11 @@ from pathlib import Path
 from fairseq_ext.text import dictionary_symbols, unknown_share
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_lines
+from fairseq_ext.training.progress import say, warn
 
 WARN_UNKNOWN, REFUSE_UNKNOWN = 0.01, 0.2
 MAX_TOKENS = 1024
 """What fairseq's models read by default (``--max-source-positions``), the end of the sentence included."""
-
-
-def progress(message: str) -> None:
-    print(f"| {message}", flush=True)
 
 
 def fairseq_preprocess(arguments: list[str], destination: Path) -> None:
@@ -42,7 +39,8 @@ def check_unknown(file: Path, dictionary: Path, train: Path, allow: bool) -> flo
         DataError: otherwise: it can hardly be the text that was meant.
     """
     share = unknown_share(_symbols(file), dictionary_symbols(dictionary))
-    progress(f"{'warning: ' * (share >= WARN_UNKNOWN)}{file.name}: {share:.2%} of the symbols are <unk>")
+    show = warn if share >= WARN_UNKNOWN else say
+    show(f"{file.name}: {share:.2%} of the symbols are <unk>")
     strange = unknown_share(_symbols(file), {symbol for line in _symbols(train) for symbol in line.split()})
     if strange >= REFUSE_UNKNOWN and not allow:
         raise DataError(
@@ -61,8 +59,8 @@ def count_long(file: Path) -> int:
     lines = enumerate(read_lines(file, keep_blank=True), 1)
     long = [number for number, (line, _) in lines if len(line.split()) + 1 > MAX_TOKENS]
     if long:
-        progress(
-            f"warning: {file.name}: {len(long)} lines (the first is {long[0]}) have more than {MAX_TOKENS - 1} "
+        warn(
+            f"{file.name}: {len(long)} lines (the first is {long[0]}) have more than {MAX_TOKENS - 1} "
             "symbols; a model of --max-source-positions 1024 does not read them"
         )
     return len(long)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from fairseq_ext.captions.networks import LITE0, load_network
 from fairseq_ext.captions.projection import Projection
@@ -25,6 +24,7 @@ from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, replacing, write_json, writing_to
 from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import option
+from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import torch_device
 from fairseq_ext.training.settings import digest
 
@@ -127,7 +127,7 @@ def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) ->
         return files
     device = torch_device(options.device)
     network = load_network(options.network, device)
-    with tqdm(total=len(pictures), unit=" pictures") as progress:
+    with progress(total=len(pictures), desc="features", unit=" pictures") as bar:
         for start, file in zip(starts, files, strict=True):
             batch = pictures[start : start + options.batch_size]
             if not file.is_file():
@@ -137,7 +137,7 @@ def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) ->
                     raise DataError(f"{batch[0]} or one of the {len(batch)} from it on: features beyond float16")
                 with replacing(file) as partial, open(partial, "wb") as stream:
                     np.savez(stream, features=features, sizes=np.array(sizes))
-            progress.update(len(batch))
+            bar.update(len(batch))
     return files
 
 
@@ -174,7 +174,7 @@ def _write(
     with replacing(out) as partial, zipfile.ZipFile(partial, "w") as archive:
         with archive.open("features.npy", "w", force_zip64=True) as stream:
             np.lib.format.write_array_header_1_0(stream, form)
-            for array in tqdm(_features(files), total=len(pictures), unit=" pictures"):
+            for array in progress(_features(files), "writing", total=len(pictures), unit=" pictures"):
                 stream.write((projection(array) if projection else array).astype("<f2").tobytes())
         others = {
             "names": np.array([path.name for path in pictures]),

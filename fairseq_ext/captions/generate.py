@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fairseq_ext.captions.networks import LITE0
 from fairseq_ext.regions.arrays import load_npz
@@ -19,6 +18,7 @@ from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from fairseq_ext.training.files import safe_loads_only
 from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import option
+from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import torch_device
 
 if TYPE_CHECKING:  # imports of seconds, which other commands do without
@@ -101,7 +101,7 @@ def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
         model.to(device)
     generator = task.build_generator(models, search_config(**{name: getattr(options, name) for name in SEARCH}))
     ids, image = (_pictures if pictures else _prepared)(options, task)
-    with tqdm(total=len(ids), unit=" images", leave=False) as progress:
+    with progress(total=len(ids), desc="captions", unit=" images", leave=False) as bar:
         for start in range(0, len(ids), options.batch_size):
             chosen = range(start, min(start + options.batch_size, len(ids)))
             batch = image_batch([image(number) for number in chosen], task.target_dictionary)
@@ -110,7 +110,7 @@ def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
             for number, hypotheses, regions in zip(chosen, best, batch["src_lengths"].tolist(), strict=True):
                 for hypothesis in hypotheses[: options.nbest]:
                     yield {"image_id": ids[number], **_row(task, hypothesis, regions)}
-            progress.update(len(chosen))
+            bar.update(len(chosen))
 
 
 Image = dict[str, Tensor]

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from fairseq_ext.captions.checksums import write_checksums
 from fairseq_ext.captions.matching import match, read_regions
 from fairseq_ext.captions.sources import Source, published_source, region_source
@@ -22,6 +20,7 @@ from fairseq_ext.regions.splits import SPLITS, drawn
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, staged_folder, write_json
 from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.progress import progress
 from fairseq_ext.training.settings import digest
 
 __all__ = ["PrepareOptions", "prepare"]
@@ -44,7 +43,7 @@ class PrepareOptions(OptionSet):
         "Karpathy's dataset_coco.json; COCO's captions_*.json, a Flickr30k token file or a csv, one or several",
         positional=True,
     )
-    data: str = option(help="folder to make", positional=True)
+    data: str = option(help="folder to make", positional=True, written=True)
     features: tuple[str, ...] = option(
         (),
         "vectors: bottom-up-attention tsv files, folders of an npz or npy for each image, or npz files of all grids "
@@ -169,7 +168,7 @@ def _write(
     writers = {split: SplitWriter(folder, split, options.feature_dtype, size) for split in SPLITS}
     first: Regions | None = None
     cut: Counter[str] = Counter(images=0, regions=0)
-    for regions in tqdm(images, total=len(source.captions), unit=" images"):
+    for regions in progress(images, "images", total=len(source.captions), unit=" images"):
         first = first or regions
         _check_kind(regions, first, options)
         kept = regions if regions.grid else regions.inside().cut(options.max_regions)

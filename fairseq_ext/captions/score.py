@@ -66,7 +66,7 @@ class ScoreOptions(GeneratedOptions):
     samples: int = option(1000, "bootstrap samples of the images, for the intervals", least=100)
     compare: str = option("", "a file that --out wrote for other captions: the difference to them, paired by image")
     out: str = option("", "JSON file for the scores, in natural units, and those of each image")
-    results: str = option("", "JSON file for the captions as COCO's server takes them")
+    results: str = option("", "JSON file for the captions as COCO's server takes them", written=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from fairseq_ext.captions.tokenizer import tokenize
 from fairseq_ext.text import learn_subwords, subword_encoder
 from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.progress import progress
 
 __all__ = ["Vocabulary"]
 
@@ -38,7 +38,7 @@ class Vocabulary:
         from fairseq.data import Dictionary
 
         # Kept, as it takes longer than all else.
-        self._texts = {caption: tokenize(caption) for caption in tqdm(captions, unit=" captions")}
+        self._texts = {caption: tokenize(caption) for caption in progress(captions, "words", unit=" captions")}
         texts = [self._texts[caption] for caption in captions]
         self._into_pieces = _learned(texts, folder, pieces) if pieces else str
         self.counts = Counter(word for caption in captions for word in self.split(caption))

@@ -26,6 +26,7 @@ from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 __all__ = [
     "MAX_LINE",
     "STDIN",
+    "count_lines",
     "load_safely",
     "output_folder",
     "read_bytes",
@@ -175,6 +176,16 @@ def read_lines(path: str | Path, keep_blank: bool = False) -> Iterator[tuple[str
                 raise DataError(f"{origin}: a line has at most {MAX_LINE} characters, this one has more")
             if keep_blank or line.strip():
                 yield line.removesuffix("\n").removesuffix("\r"), origin
+
+
+def count_lines(path: str | Path) -> int:
+    """How many line feeds a text has, plain or gzip.
+
+    Raises:
+        DataError: where it cannot be read or unpacked.
+    """
+    with _unpacked(path) as (file, _):
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
 def read_bytes(path: str | Path) -> bytes:

@@ -15,19 +15,20 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
 
+from fairseq_ext.training.board import Board
 from fairseq_ext.training.checkpoint import CHECKPOINT, Checkpoint
 from fairseq_ext.training.errors import CheckpointError, OptionError
 from fairseq_ext.training.files import output_folder
+from fairseq_ext.training.progress import Parts, progress
 
 __all__ = ["Training", "seed_of"]
 
@@ -59,7 +60,8 @@ class Training:
         least: no such end before this step. Default: 0.
         save_every: steps between checkpoints beside those of validations; 0: none. Default: 0.
         seed: where given, torch's generators are seeded anew before each step, from it, the step and the process.
-        folder: of ``checkpoint.pt`` and ``tensorboard``; None keeps nothing. Default: None.
+        folder: of ``checkpoint.pt``, and of ``tensorboard`` where it is no run of an experiment; None keeps nothing.
+            Default: None.
         settings: a checkpoint of others is refused. See :class:`~fairseq_ext.training.settings.Settings`.
         parts: what a checkpoint holds beside the progress, as :class:`~fairseq_ext.training.checkpoint.Checkpoint`.
         best: where the body keeps the best model: a training that is resumed must find it there.
@@ -105,12 +107,16 @@ class Training:
             self.checkpoint = Checkpoint(Path(folder) / CHECKPOINT, settings or {}, self.progress, **(parts or {}))
         self._recent: list[dict[str, Any]] = []
         self._shown: dict[str, float] = {}
-        self._write: Callable[[Mapping[str, float]], None] = lambda values: None
 
     @property
     def step(self) -> int:
         """The step that is done, or under way: 1, 2, ..."""
         return self.progress["step"]
+
+    @property
+    def best_step(self) -> int:
+        """The best one so far; 0 before a validation."""
+        return self.progress["best_step"]
 
     @property
     def validates(self) -> bool:
@@ -138,15 +144,12 @@ class Training:
             self.checkpoint.prove()
         if self.accelerator:
             self.accelerator.wait_for_everyone()  # nobody replaces the checkpoint before all have read it
-        bar = tqdm(
-            total=self.total,
-            initial=self.step,
-            unit=self.unit,
-            desc=self.name,
-            leave=None,
-            disable=None if self.main else True,
-        )
-        with bar, self._board():
+        runs = Parts.around()
+        if runs:
+            runs.resume(self.step / self.total)
+        bar = progress(total=self.total, initial=self.step, unit=self.unit, desc=self.name, leave=None)
+        self._board = Board(self.folder, self.step)
+        with bar, contextlib.closing(self._board):
             while self.step < self.total and not self._out_of_patience:
                 self.progress["step"] += 1
                 if self.seed is not None:
@@ -155,6 +158,8 @@ class Training:
                 self._start = time.perf_counter()
                 yield self.step
                 self._end_step(bar)
+                if runs:
+                    runs.move(self.step / self.total)
         if self.accelerator:
             self.accelerator.wait_for_everyone()  # the first process has written what the others read next
 
@@ -169,7 +174,7 @@ class Training:
         """Record a validation; whether it is the best so far."""
         entry = {**self._entry(), **metrics}
         self.progress["history"].append(entry)
-        self._write({f"valid/{name}": value for name, value in metrics.items() if isinstance(value, (int, float))})
+        self._board.write("valid", metrics, self.step)
         value = self.sign * metrics[self.select]
         if not math.isfinite(value):
             raise OptionError(f"{self.unit} {self.step}: the validation's {self.select} is {value}; {self.advice}")
@@ -201,6 +206,7 @@ class Training:
         bar.set_postfix({name: f"{value:.4g}" for name, value in self._shown.items()}, refresh=False)
         bar.update()
         if self._saves and self.checkpoint and self.main:
+            self._board.flush()
             self.checkpoint.save()
 
     def _flush(self) -> None:
@@ -221,7 +227,7 @@ class Training:
                 raise OptionError(f"{self.unit} {self.step}: the {name} is {value}; {self.advice}")
             total, count = self.progress["logged"].get(name, (0.0, 0))
             self.progress["logged"][name] = (total + value * len(self._recent), count + len(self._recent))
-        self._write({f"train/{name}": value for name, value in logged.items()})
+        self._board.write("train", logged, self.step)
         self._shown |= logged
         self._recent = []
 
@@ -230,18 +236,3 @@ class Training:
         means = {name: total / count for name, (total, count) in self.progress["logged"].items()}
         self.progress["logged"] = {}
         return {self.unit: self.step, **means}
-
-    @contextlib.contextmanager
-    def _board(self) -> Iterator[None]:
-        """TensorBoard's file, of the first process, where there is a folder."""
-        if self.folder is None or not self.main:
-            yield
-            return
-        with SummaryWriter(str(Path(self.folder) / "tensorboard"), purge_step=self.step + 1) as writer:
-
-            def write(values: Mapping[str, float]) -> None:
-                for name, value in values.items():
-                    writer.add_scalar(name, value, self.step)
-
-            self._write = write
-            yield

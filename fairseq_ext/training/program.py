@@ -9,15 +9,17 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
-from torch import distributed
+from tqdm import tqdm
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet, flag
+from fairseq_ext.training.progress import Reporting, is_first_process, reporting, say
 
 __all__ = ["Program"]
 
@@ -28,9 +30,10 @@ class Program:
     """``python -m NAME COMMAND``.
 
     A command's name is that of its function, its help is the function's docstring, and each parameter is annotated with
-    the :class:`~fairseq_ext.training.options.OptionSet` that it is called with. Every command takes ``--config FILE``.
-    What it returns is printed: a text as it is, a mapping as JSON, and each row of an iterator as a line of JSON; of
-    several processes the first prints.
+    the :class:`~fairseq_ext.training.options.OptionSet` that it is called with. Every command also takes
+    ``--config FILE`` and ``--quiet``. What it returns is printed: a text as it is, a mapping as JSON, and each row of
+    an iterator as a line of JSON; of several processes the first prints. Where it has written to, by ``--out`` or
+    another option of the metadata ``written=True``, stands in that text, or else in a last line on stderr.
 
     Args:
         name: the module.
@@ -69,10 +72,11 @@ class Program:
             command.add_argument(
                 "--config", help="YAML file of options, or an earlier results.json; the command line wins"
             )
-            for kind in _option_sets(function).values():
+            kinds: list[type[OptionSet]] = [*_option_sets(function).values(), Reporting]
+            for kind in kinds:
                 kind.add_to(command.add_argument_group(_title(kind)))
             if config and name == chosen:
-                _set_defaults(command, config, list(_option_sets(function).values()))
+                _set_defaults(command, config, kinds)
         return top
 
     def __call__(self, arguments: Sequence[str] | None = None) -> None:
@@ -93,7 +97,19 @@ class Program:
         config = early.parse_known_args(arguments)[0].config
         parsed = self.parser(config, arguments[0] if arguments else "").parse_args(arguments)
         sets = {name: kind.of(parsed) for name, kind in _option_sets(parsed.function).items()}
-        _show(parsed.function(**sets))
+        with reporting(Reporting.of(parsed).quiet):
+            result = parsed.function(**sets)
+            _show(result)
+            printed = result if isinstance(result, str) else ""
+            if places := [place for options in sets.values() for place in _written(options) if place not in printed]:
+                say(f"results: {', '.join(places)}")
+
+
+def _written(options: OptionSet) -> Iterator[str]:
+    """The places that a command has written to."""
+    for item in fields(options):
+        if item.name == "out" or item.metadata.get("written"):
+            yield from filter(None, [getattr(options, item.name)])
 
 
 def _show(result: str | Mapping[str, Any] | Iterator[Any] | None) -> None:
@@ -107,7 +123,11 @@ def _show(result: str | Mapping[str, Any] | Iterator[Any] | None) -> None:
 
 
 def _print(text: str) -> None:
-    if not distributed.is_initialized() or distributed.get_rank() == 0:
+    if not is_first_process():
+        return
+    if sys.stdout.isatty():
+        tqdm.write(text)  # above a bar
+    else:
         print(text, flush=True)
 
 

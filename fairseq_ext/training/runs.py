@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from tqdm import tqdm
 
+from fairseq_ext.training.board import board_of_run
 from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import output_folder, read_json, write_json, writing_to
+from fairseq_ext.training.progress import Parts
 from fairseq_ext.training.settings import Settings
 
 __all__ = ["Experiment", "environment", "run_name", "torch_device"]
@@ -161,14 +162,15 @@ class Experiment:
         if main:
             self._drop_checkpoints(*self.runs)  # of a run that was killed in between
         left = {name: run for name, run in runs.items() if name not in self.runs}
-        for name, run in tqdm(left.items(), unit="run", disable=None if main and len(left) > 1 else True):
-            with _unchanged(accelerator):
-                record = run()
-            if main:
-                self.add(name, record)
-                self._drop_checkpoints(name)
-            else:
-                self.runs[name] = dict(record)
+        with Parts(len(runs), len(runs) - len(left)) as parts:
+            for name, run in parts.each(left.items()):
+                with _unchanged(accelerator), board_of_run(self.file.parent, name):
+                    record = run()
+                if main:
+                    self.add(name, record)
+                    self._drop_checkpoints(name)
+                else:
+                    self.runs[name] = dict(record)
         return self
 
     def _drop_checkpoints(self, *names: str) -> None:

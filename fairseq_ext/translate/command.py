@@ -7,16 +7,14 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import STDIN, read_lines
+from fairseq_ext.training.progress import progress, reporting, say, warn
 from fairseq_ext.training.settings import Settings
 from fairseq_ext.translate.options import Decoding, TranslateOptions
 from fairseq_ext.translate.output import Output, check_place, opened
@@ -80,13 +78,13 @@ def translate(options: TranslateOptions) -> None:
     )
     inputs = {"text": text, "model": _digest(translator.files)}
     settings = Settings.of(options, inputs=inputs, leave_out=NO_SETTINGS)
-    say = (lambda message: None) if options.quiet else _say
-    say(f"| {translator}")
-    with opened(options.out, settings, options.resume) as output:
-        if output.done:
-            say(f"| resuming after {output.done:,} of {total:,} lines")
-        _translate(translator, itertools.islice(lines(), output.done, None), total, output, options)
-    say(f"| {total:,} lines{f': {options.out}' if options.out else ''}")
+    with reporting(options.quiet):
+        say(str(translator))
+        with opened(options.out, settings, options.resume) as output:
+            if output.done:
+                say(f"resuming after {output.done:,} of {total:,} lines")
+            _translate(translator, itertools.islice(lines(), output.done, None), total, output, options)
+        say(f"{total:,} lines{f': {options.out}' if options.out else ''}")
 
 
 def _translate(
@@ -96,18 +94,18 @@ def _translate(
     name = "stdin" if options.file == STDIN else options.file
     symbols = unknown = 0
     done = output.done
-    with tqdm(total=total, initial=done, unit="line", disable=options.quiet or None) as bar:
+    with progress(total=total, initial=done, desc="translating", unit=" lines") as bar:
         while chunk := list(itertools.islice(lines, CHUNK)):
             translations = translator.translations(chunk, decoding, alignment=options.json, progress=bar.update)
             for number, translation in enumerate(translations, done + 1):
                 symbols += len(translation.source_tokens)
                 unknown += translation.unknown
                 for problem in translator.problems(translation):
-                    bar.write(f"warning: {name}:{number}: {problem}", file=sys.stderr)
+                    warn(f"{name}:{number}: {problem}")
             output.write(_rendered(chunk, translations, done + 1, options), len(chunk))
             done += len(chunk)
     if unknown > WARN_UNKNOWN * symbols:
-        _say(f"warning: {unknown / symbols:.2%} of the symbols are <unk>: is this the source language?")
+        warn(f"{unknown / symbols:.2%} of the symbols are <unk>: is this the source language?")
 
 
 def _rendered(chunk: list[str], translations: list[Translation], first: int, options: TranslateOptions) -> str:
@@ -157,7 +155,3 @@ def _digest(files: list[Path]) -> str:
         with path.open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())
     return sha.hexdigest()
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.progress import Reporting
 
 __all__ = ["Decoding", "Loading", "TranslateOptions"]
 
@@ -56,7 +57,7 @@ class Decoding(OptionSet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranslateOptions(Loading, Decoding):
+class TranslateOptions(Loading, Decoding, Reporting):
     """``fairseq-ext translate``."""
 
     model: str = option(help="folder of checkpoints, such as a --save-dir of fairseq-train", positional=True)
@@ -66,4 +67,3 @@ class TranslateOptions(Loading, Decoding):
         False, "one JSON object a line: hypotheses with score, subwords, their scores, and alignment to the source"
     )
     resume: bool = option(False, "continue the killed translation of the same FILE into the same --out")
-    quiet: bool = option(False, "no progress; warnings stay")

@@ -11,6 +11,7 @@ from torch_geometric import seed_everything
 from torch_geometric.data import Dataset
 from torch_geometric.loader import DataLoader
 
+from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights, RandomState
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.loop import Training
@@ -94,6 +95,7 @@ def train(
 
     best.restore()
     metrics = {f"test_{name}": value for name, value in evaluate(model, test).items()}
+    log_test(metrics, training.best_step)
     return model, {**metrics, "bonus_epochs": bonus_epochs(options, training.step), **training.record()}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from fairseq_ext.training.errors import CheckpointError
 from fairseq_ext.training.files import load_safely, save_atomically
 from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.progress import progress
 from graph.label_graph.data import Sample
 from graph.label_graph.label_graph import LabelGraph
 from graph.label_graph.model import HierarchicalAttentionNetwork
@@ -31,7 +32,7 @@ def tokenized(samples: Sequence[Sample], options: Options) -> list[list[list[str
             for piece in split_text(review, options.pieces)
             if (words := tokenize(piece))
         ]
-        for sample in samples
+        for sample in progress(samples, "words", unit=" samples", leave=False)
     ]
 
 
@@ -93,7 +94,8 @@ class Classifier:
         self.network.eval()
         device = self.network.output.weight.device
         batches = ids.split(self.options.batch_size)
-        return torch.cat([self.network(batch.to(device)).sigmoid().cpu() for batch in batches])
+        bar = progress(batches, "labels", unit=" batches", leave=False)
+        return torch.cat([self.network(batch.to(device)).sigmoid().cpu() for batch in bar])
 
     def save(self, path: str | Path) -> None:
         """Write one file that holds plain data and tensors only."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.progress import progress
 from graph.label_graph.classifier import Predictor
 from graph.label_graph.data import SPLITS, label_matrix, read_file, read_splits, unknown_labels
 from graph.label_graph.epoch import score
@@ -58,7 +59,8 @@ def predict(model: Predictor, texts: Texts) -> Iterator[dict[str, Any]]:
     size = classifier.options.batch_size  # the ids of all samples may not fit into memory
     batches = (classifier.encode(samples[first : first + size]) for first in range(0, len(samples), size))
     rows = (row for ids in batches for row in classifier.probabilities(ids).tolist())
-    for number, (sample, row) in enumerate(zip(samples, rows, strict=True), 1):
+    bar = progress(samples, "texts", unit=" texts")
+    for number, (sample, row) in enumerate(zip(bar, rows, strict=True), 1):
         ranked = sorted(zip(classifier.labels, row, strict=True), key=lambda pair: -pair[1])
         yield {
             "number": number,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import CHECKPOINT, RandomState
 from fairseq_ext.training.files import output_folder
 from fairseq_ext.training.flags import Runs
@@ -74,8 +75,10 @@ def train(
 
     best = Classifier.load(folder / "model.pt")
     best.network.to(device)
+    metrics = score(best, *corpus.split("test"))
+    log_test(metrics, training.best_step)
     return {
-        **score(best, *corpus.split("test")),
+        **metrics,
         "threshold": best.threshold,
         "threshold_source": "tuned on validation" if tuned else "fixed",
         "coverage": corpus.coverage,

@@ -8,6 +8,7 @@ from scipy import sparse
 from torch import Tensor
 
 from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.progress import progress
 from graph.renode.inputs import node_ids
 from graph.renode.pagerank import binary_adjacency, check_alpha
 
@@ -75,7 +76,7 @@ def push_pagerank(
     # float32 options too, as in the released code: one push more or less changes an estimate by up to its threshold.
     options = np.float32(alpha), np.float32(eps)
     columns, values = [], []
-    for source in sources:
+    for source in progress(sources, "rows of PageRank", unit=" rows", leave=False):
         reached = touched[: _push(adjacency.indptr, adjacency.indices, source, *options, *scratch)]
         kept = reached[estimate[reached] > 0]
         if 0 < topk < len(kept):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.utils import coalesce, remove_self_loops, scatter
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
+from fairseq_ext.training.progress import progress
 from graph.renode.inputs import as_edges, as_labels, as_tensor, node_ids
 from graph.renode.pagerank import BLOCK, PageRank
 
@@ -79,7 +80,8 @@ def totoro(
     pagerank = PageRank(edge_index, size, alpha, tol, max_iter, method)
     scores = torch.zeros(len(nodes), dtype=torch.float64, device=nodes.device)
     # A block of classes at a time: the memory does not grow with their number.
-    for classes in torch.arange(int(labels.max()) + 1).split(BLOCK):
+    blocks = torch.arange(int(labels.max()) + 1).split(BLOCK)
+    for classes in progress(blocks, "Totoro", unit=" blocks of classes", leave=False):
         overlap = pagerank.overlap(_class_means(nodes, labels, size, classes), nodes)
         scores += _of_other_classes(overlap, labels, classes)
     return scores

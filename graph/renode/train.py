@@ -13,6 +13,7 @@ from torch_geometric import seed_everything
 from torch_geometric.data import Data
 
 from fairseq_ext.remembered import Remembered
+from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.loop import Training
@@ -133,8 +134,9 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
         record = fit(model, on_device, splits[split], options.make_loss(counts[split]), weight, options)
         test = splits[split].test
         logits, y = predict(model, on_device)[test], on_device.y[test]
-        scores = f1_scores(y.cpu(), logits.argmax(1).cpu())
-        return {**scores, **classification_metrics(logits, y), **conflict, **record}
+        metrics = f1_scores(y.cpu(), logits.argmax(1).cpu()) | classification_metrics(logits, y)
+        log_test(metrics, record["best_epoch"])
+        return {**metrics, **conflict, **record}
 
     # Made to refuse wrong options before anything is written.
     options.make_model(data.num_features, classes, options.alpha), options.make_loss(counts[0])

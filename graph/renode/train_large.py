@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fairseq_ext.remembered import Remembered
 from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.files import save_atomically
 from fairseq_ext.training.loop import Training
@@ -190,7 +191,10 @@ def run(options: LargeOptions, runs: LargeRuns | None = None) -> Experiment:
         if not accelerator.is_main_process:
             return record
         save_atomically(model.state_dict(), folder / "model.pt")
-        return evaluate(model, graph, splits[split], options, accelerator.device) | record
+        metrics = evaluate(model, graph, splits[split], options, accelerator.device)
+        tested = {name: value for name, value in metrics.items() if not name.startswith(("train_", "valid_"))}
+        log_test(tested, record.get("best_epoch", record["epochs"]))
+        return metrics | record
 
     experiment = Experiment(runs.out, settings, ("scipy", "accelerate"), device=accelerator.device)
     return experiment.complete(

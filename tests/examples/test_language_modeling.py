@@ -117,7 +117,7 @@ def test_what_valid_and_test_hold_beyond_train_is_said(tmp_path: Path, capsys, m
     lm.main([*command, "--allow-unknown"])
     splits = json.loads((tmp_path / "out" / "prepare.json").read_text())["splits"]
     assert splits["train"]["unknown"] == splits["test"]["unknown"] == 0 and splits["valid"]["unknown"] > 0.2
-    assert "warning: valid: " in capsys.readouterr().out
+    assert "warning: valid: " in capsys.readouterr().err
 
 
 LOG = "INFO | Evaluated 1,000 tokens in 2.0s (500 tokens/s)\nINFO | Loss (base 2): 3.2500, Perplexity: 9.51\n"

@@ -83,7 +83,7 @@ def test_prepare_from_the_command_line(corpus: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.translation.prepare", *arguments(corpus, "--vocab-size", "50")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "train: 63 pairs read, 61 kept" in done.stdout
+    assert "train: 63 pairs read, 61 kept" in done.stderr and not done.stdout
     out = tmp_path / "out"
     pairs = json.loads((out / "prepare.json").read_text())["pairs"]
     assert pairs["valid"] == {"read": 10, "kept": 10} and pairs["test"] == {"read": 7, "kept": 7}
@@ -242,7 +242,7 @@ def test_the_share_of_unknown_symbols_by_hand(tmp_path: Path, capsys: pytest.Cap
     for listed, unknown, warned in ((993, 7, 0), (990, 10, 1), (801, 199, 1)):
         capsys.readouterr()
         assert share("a " * listed + "x " * unknown) == unknown / 1000
-        assert capsys.readouterr().out.count("warning: test.en") == warned
+        assert capsys.readouterr().err.count("warning: test.en") == warned
     for strange in ("x", "z"):
         with pytest.raises(DataError, match=r"test.en: 20% of the symbols do not occur in train.en"):
             share("a " * 800 + f"{strange} " * 200)
@@ -265,10 +265,10 @@ def test_swapped_sides_are_refused_unless_told(corpus: Path, pieces: dict[str, s
     symbols = json.loads((tmp_path / "out" / "prepare.json").read_text())["symbols"]
     assert symbols["train"] == {side: {"unknown": 0, "too_long": 0} for side in ("de", "en")} == symbols["valid"]
     assert all(side["unknown"] > 0.2 for side in symbols["test"].values())
-    printed = capsys.readouterr().out.replace("warning: ", "")
+    printed = capsys.readouterr().err
     for split in ("train", "valid", "test"):
         for language in ("de", "en"):
-            assert f"| {split}.{language}: " in printed
+            assert f" {split}.{language}: " in printed
 
 
 def test_lines_above_the_models_positions_are_counted(
@@ -280,7 +280,7 @@ def test_lines_above_the_models_positions_are_counted(
     mt.main(arguments(corpus, "--bpe", "none"))
     symbols = json.loads((tmp_path / "out" / "prepare.json").read_text())["symbols"]
     assert [symbols[split]["de"]["too_long"] for split in ("train", "valid", "test")] == [0, 1, 0]
-    assert "warning: valid.de: 1 lines (the first is 11) have more than 1023 symbols" in capsys.readouterr().out
+    assert "warning: valid.de: 1 lines (the first is 11) have more than 1023 symbols" in capsys.readouterr().err
 
 
 # --- text of later ----------------------------------------------------------------------------------------------------

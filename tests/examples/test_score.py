@@ -43,7 +43,7 @@ class Bench:
             text = "".join(f"{line}\n" for line in text) if isinstance(text, list) else text
             (self.folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         paths = [str(self.folder / name) for name in ("output", "reference", "score.json")]
-        score.main([paths[0], "--reference", paths[1], "--json", paths[2], *options])
+        score.main([paths[0], "--reference", paths[1], "--json", paths[2], "--quiet", *options])
         printed = self.capsys.readouterr()
         result = json.loads((self.folder / "score.json").read_text())
         assert [f"warning: {text}" for text in result["warnings"]] == printed.err.splitlines()

@@ -208,20 +208,3 @@ def test_what_cannot_be_saved_is_not_trained(tmp_path):
         for step in Training(3, select="score", folder=tmp_path, parts={"model": Unsaveable()}):
             steps.append(step)
     assert not steps
-
-
-def test_tensorboard_has_losses_and_validations(tmp_path):
-    from tensorboardX.proto import event_pb2
-    from tensorboardX.record_writer import RecordWriter  # noqa: F401  (the format that is read below)
-
-    learn(tmp_path)
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    data, tags = file.read_bytes(), {}
-    while data:
-        length = int.from_bytes(data[:8], "little")
-        event = event_pb2.Event.FromString(data[12 : 12 + length])
-        data = data[16 + length :]
-        for value in event.summary.value:
-            tags.setdefault(value.tag, []).append(event.step)
-    assert tags["valid/score"] == [4, 8, 12]
-    assert tags["train/loss"] == [3, 4, 6, 8, 9, 12]

@@ -11,6 +11,7 @@ from fairseq_ext.training.errors import DataError, InputError, OptionError
 from fairseq_ext.training.flags import Runs
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.program import Program
+from fairseq_ext.training.progress import say
 from fairseq_ext.training.runs import Experiment
 from fairseq_ext.training.settings import Settings
 
@@ -185,6 +186,54 @@ def test_what_a_command_returns_is_printed(result, printed, capsys):
 
     some(["show"])
     assert capsys.readouterr().out == printed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(OptionSet):
+    """Where it writes."""
+
+    out: str = option("", "folder")
+    table: str = option("", "file", written=True)
+
+
+@pytest.mark.parametrize(
+    ("result", "words", "shown"),
+    [
+        ({"f1": 0.5}, "--out o --table t", "| results: o, t\n"),
+        ({"f1": 0.5}, "--table t", "| results: t\n"),
+        ({"f1": 0.5}, "--out o --table t --quiet", ""),
+        ({"f1": 0.5}, "", ""),
+        (iter([{"f1": 0.5}]), "--out o", "| results: o\n"),
+        (None, "--out o", "| results: o\n"),
+        ("written: o/a.json", "--out o", ""),
+    ],
+)
+def test_where_the_results_lie_is_said_once(result, words, shown, capsys):
+    some = Program("some.trainer", "Trains something.")
+
+    @some.command
+    def show(output: Output):
+        """Show it."""
+        return result
+
+    some(["show", *words.split()])
+    assert capsys.readouterr().err == shown
+
+
+def test_quiet_may_stand_in_a_file(tmp_path, capsys):
+    some = Program("some.trainer", "Trains something.")
+
+    @some.command
+    def show(output: Output):
+        """Show it."""
+        say("begins")
+        return {}
+
+    file = config(tmp_path, {"out": "o", "quiet": True})
+    some(["show", *file])
+    assert capsys.readouterr() == ("{}\n", "")
+    some(["show", *file, "--no-quiet"])
+    assert capsys.readouterr().err == "| begins\n| results: o\n"
 
 
 @pytest.mark.parametrize(("rank", "printed"), [(0, 2), (1, 0)])

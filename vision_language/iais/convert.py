@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from fairseq_ext.regions.boxes import Regions
 from fairseq_ext.regions.caption_files import read_captions
@@ -19,6 +18,7 @@ from fairseq_ext.regions.splits import SPLITS, drawn
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import replacing, writing_to
 from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.progress import progress
 
 __all__ = ["ConvertOptions", "convert"]
 
@@ -92,7 +92,7 @@ def convert(options: ConvertOptions) -> dict[str, int]:
             (out / "features").mkdir(exist_ok=True)
         lines: dict[str, str] = {}
         left_out, unmatched = 0, None
-        for regions in tqdm(sources, unit=" images"):
+        for regions in progress(sources, "images", unit=" images"):
             if regions.key in lines:
                 raise DataError(f"image {regions.key} is in two of the files of --instances or --features")
             if regions.key not in wanted:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.regions.arrays import read_array
 from fairseq_ext.regions.region_files import FeatureFiles, category_names, read_records, split_file
 from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.progress import progress
 from fairseq_ext.training.settings import digest
 
 __all__ = ["Collator", "Image", "RegionData", "read_regions", "read_splits"]
@@ -108,7 +108,7 @@ class RegionData(torch.utils.data.Dataset):
             DataError: a feature is not a finite number.
         """
         parts = [digest(self.labels, self.feature_size)]
-        for image in tqdm(self.images, "features", unit=" images", disable=not self.feature_size, leave=False):
+        for image in progress(self.images, "features", unit=" images", leave=False):
             contents = (image.geometry, image.labels, image.features() if self.feature_size else None)
             parts.append(digest(str(image.image_id), image.captions, *contents))
         return digest(*parts)

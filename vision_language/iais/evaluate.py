@@ -13,9 +13,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
 from fairseq_ext.training.errors import CheckpointError
+from fairseq_ext.training.progress import progress
 from vision_language.iais.alignment import isd, map_entropy
 from vision_language.iais.data import Collator, RegionData
 from vision_language.iais.hook import IAISHook
@@ -43,7 +43,6 @@ def score_matrix(
     collator: Collator,
     chunk: int = 400,
     device: torch.device | str | None = None,
-    progress: bool = True,
 ) -> Tensor:
     """The scores of every caption with every image, ``(captions, images)``, float32 on the CPU.
 
@@ -56,7 +55,6 @@ def score_matrix(
         collator: makes its batches.
         chunk: pairs in a forward pass. Default 400, as UNITER's.
         device: default: the model's.
-        progress: show a bar.
 
     Returns:
         No rows where the split has no caption.
@@ -75,7 +73,8 @@ def score_matrix(
     text_blocks = lengths.argsort(stable=True).split(chunk)
     by_regions = torch.tensor([len(image.boxes) for image in data.images]).argsort(stable=True)
     image_blocks = by_regions.split(max(1, chunk // len(data)))
-    with _evaluating(model), tqdm(total=scores.numel(), unit=" pairs", unit_scale=True, disable=not progress) as bar:
+    bar = progress(total=scores.numel(), desc="scores", unit=" pairs", unit_scale=True, leave=False)
+    with _evaluating(model), bar:
         cut = [{name: value[block, : lengths[block[-1]]] for name, value in texts.items()} for block in text_blocks]
         for images in image_blocks:
             regions = collator.regions([data.images[image] for image in images.tolist()])
@@ -226,7 +225,8 @@ def pair_measures(
     order = sorted(range(len(data)), key=lambda text: len(data.captions[text]))
     shifts = {"isd": 0} if len(data.images) < 2 else {"isd": 0, "isd_mismatched": 1}
     values = {name: torch.empty(len(data)) for name in (*shifts, "map_entropy")}
-    with _evaluating(model), IAISHook(model) as hook:
+    bar = progress(total=len(shifts) * len(order), desc="maps", unit=" pairs", leave=False)
+    with _evaluating(model), IAISHook(model) as hook, bar:
         for (name, shift), start in itertools.product(shifts.items(), range(0, len(order), batch_size)):
             texts = order[start : start + batch_size]
             images = [(int(data.text_to_image[text]) + shift) % len(data.images) for text in texts]
@@ -237,6 +237,7 @@ def pair_measures(
             values[name][texts] = isd(blocks).float().cpu()
             if not shift:
                 values["map_entropy"][texts] = map_entropy(blocks).float().cpu()
+            bar.update(len(texts))
     return values
 
 
@@ -273,7 +274,7 @@ def metrics(
     """
     numbers, share = _share(data, accelerator)
     with accelerator.autocast():
-        rows = score_matrix(model, share, collator, batch_size, progress=False)
+        rows = score_matrix(model, share, collator, batch_size)
         part = (numbers, rows, pair_measures(model, share, collator, batch_size))
     matrix = torch.empty(len(data), len(data.images))
     measures = {name: torch.empty(len(data)) for name in part[2]}

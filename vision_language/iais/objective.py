@@ -94,7 +94,7 @@ class TrainingStep:
 
         Returns:
             ``rank_loss`` and ``iais_loss``, the means of r and of the alignment loss on this process; ``iais_weight``,
-            λ; and ``lr``.
+            λ; ``loss``, r + λ times that; and ``lr``.
         """
         options = self.options
         weight, rate = (
@@ -109,7 +109,8 @@ class TrainingStep:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {"rank_loss": rank_loss, "iais_loss": iais, "iais_weight": weight, "lr": rate}
+        loss = rank_loss + weight * iais
+        return {"loss": loss, "rank_loss": rank_loss, "iais_loss": iais, "iais_weight": weight, "lr": rate}
 
     @classmethod
     def of(cls, options: Options, data: RegionData, seed: int, accelerator: Accelerator) -> Self:

@@ -39,9 +39,7 @@ def search(
     check_query(query)
     images = [replace(image, captions=() if number else (query,)) for number, image in enumerate(data.images)]
     asked = RegionData(images, data.labels, data.feature_size)
-    scores, order = score_matrix(model, asked, collator, batch_size, progress=False)[0].sort(
-        descending=True, stable=True
-    )
+    scores, order = score_matrix(model, asked, collator, batch_size)[0].sort(descending=True, stable=True)
     best = zip(scores[:count].tolist(), order[:count].tolist(), strict=True)
     return [(score, data.images[number]) for score, number in best]
 

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import output_folder
@@ -99,8 +100,10 @@ def train(
             if better and training.main:
                 save_folder(model, collator.tokenizer, folder / "model")
     best, _ = load(folder / "model", accelerator.device)
+    tested = metrics(best, test, collator, options.eval_batch_size, accelerator)
+    log_test(tested, training.best_step)
     return {
-        **metrics(best, test, collator, options.eval_batch_size, accelerator),
+        **tested,
         "processes": accelerator.num_processes,
         **training.record(),
     }

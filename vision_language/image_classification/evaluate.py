@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import replacing, write_json, writing_to
 from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import option
+from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import environment, torch_device
 from vision_language.image_classification.attacks import ATTACKS, OBJECTIVES, Attack, vanishing_gradients
 from vision_language.image_classification.data import in_channels
@@ -149,17 +151,21 @@ def attack(options: AttackOptions) -> dict[str, Any]:
     device = classifier.mean.device
     hidden = _mean_of(vanishing_gradients(classifier, x.to(device), y.to(device)) | {"n": len(y)} for x, y in batches)
     result: dict[str, Any] = {"images": len(images), "attack": options.attack, **hidden, "accuracy": {}}
-    for objective in options.objectives:
-        made = options.make(objective)
-        result["accuracy"][objective] = {
-            f"{epsilon:g}": _accuracy(classifier, made, batches, epsilon) for epsilon in options.epsilons
-        }
+    total = len(options.objectives) * len(options.epsilons) * len(images)
+    with progress(total=total, desc=options.attack, unit=" images") as bar:
+        for objective in options.objectives:
+            made = options.make(objective)
+            result["accuracy"][objective] = {
+                f"{epsilon:g}": _accuracy(classifier, made, batches, epsilon, bar) for epsilon in options.epsilons
+            }
     rows = list(result["accuracy"].values())
     result["robust_accuracy"] = {epsilon: min(row[epsilon] for row in rows) for epsilon in rows[0]}
     return _kept(options, f"attack_{options.attack}", result)
 
 
-def _accuracy(classifier: ImageClassifier, made: Attack, batches: list[tuple[Tensor, Tensor]], epsilon: float) -> float:
+def _accuracy(
+    classifier: ImageClassifier, made: Attack, batches: list[tuple[Tensor, Tensor]], epsilon: float, bar: tqdm
+) -> float:
     correct = first = 0
     for pixels, labels in batches:
         pixels, labels = pixels.to(classifier.mean.device), labels.to(classifier.mean.device)
@@ -170,6 +176,7 @@ def _accuracy(classifier: ImageClassifier, made: Attack, batches: list[tuple[Ten
         with torch.no_grad():
             correct += int((classifier(attacked).argmax(1) == labels).sum())
         first += len(labels)
+        bar.update(len(labels))
     return correct / first
 
 

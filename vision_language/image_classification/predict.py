@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fairseq_ext.training.progress import progress
 from vision_language.image_classification.data import Batches, in_channels
 from vision_language.image_classification.image_set import ImageSet
 from vision_language.image_classification.long_tail import group_metrics
@@ -75,9 +76,10 @@ def predict_logits(
         classifier, images, batch_size, augment=augment, workers=workers, share=slice(rank, None, world)
     )
     try:
-        with torch.no_grad():
+        with torch.no_grad(), progress(total=len(images), desc="logits", unit=" images", leave=False) as bar:
             for number, (pixels, _) in enumerate(batches):
                 rows.append((number * world + rank, classifier(pixels.to(device)).float().cpu()))
+                bar.update(world * len(pixels))
     finally:
         classifier.train(training)
     if world > 1:

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.loop import Training, seed_of
@@ -180,6 +181,7 @@ def train(
     record = {f"test_{name}": value for name, value in selected.items()} | {
         f"last_test_{name}": last[name] for name in ("accuracy", "nll")
     }
+    log_test(selected, training.step if options.select == "last" else training.best_step)
     record |= {
         "test_gradients": binned_gradients(norms, scores, gold),
         "selected_on": options.select,

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import replacing, writing_to
 from fairseq_ext.training.loop import seed_of
+from fairseq_ext.training.progress import say
 from vision_language.muka.logits import predict_logits, row_values
 from vision_language.muka.models import Classifier
 from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions
@@ -51,8 +51,8 @@ def cached_arrays(
     hits = accelerator.reduce(torch.tensor(stored is not None, device=accelerator.device).long(), "sum")
     if stored is not None and int(hits) == accelerator.num_processes:
         return stored
-    if reason and accelerator.is_main_process:
-        tqdm.write(f"{path}: {reason}; computed again")
+    if reason:
+        say(f"{path}: {reason}; computed again")
     arrays = compute()
     if accelerator.is_main_process:
         with writing_to(path.parent, "--cache"), replacing(path) as partial, open(partial, "wb") as file:

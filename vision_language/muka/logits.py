@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from fairseq_ext.training.progress import progress
 from vision_language.muka.models import Classifier
 from vision_language.muka.tokens import Tokens
 from vision_language.muka.trial import prove_reading
@@ -29,12 +29,11 @@ def row_values(
         tokens: n texts.
         values_of: called with the model's arguments for B texts and the number of the batch; gives ``(B, *)``.
         batch_size: B.
-        description: of the progress bar; none without it.
+        description: of the progress bar.
     """
     batches = list(enumerate(tokens.in_order(batch_size)))
-    hidden = None if description and accelerator.is_main_process else True
     values = None
-    for step in tqdm(range(0, len(batches), accelerator.num_processes), description, disable=hidden, leave=False):
+    for step in progress(range(0, len(batches), accelerator.num_processes), description, leave=False):
         # Towards the end a process may be without a batch; it repeats the last, so that all know the shape.
         number, rows = batches[min(step + accelerator.process_index, len(batches) - 1)]
         part = values_of(tokens.batch(rows, accelerator.device), number).float()

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.runs import Experiment, run_name
@@ -106,7 +107,7 @@ def _run(
     tokens = {split: classifier.tokens(texts.texts, options.max_length) for split, texts in splits.items()}
 
     def logits(split: str) -> Tensor:
-        return predict_logits(classifier.model, tokens[split], options.eval_batch_size, accelerator)
+        return predict_logits(classifier.model, tokens[split], options.eval_batch_size, accelerator, split)
 
     def validate() -> dict[str, float]:
         valid = logits("valid")
@@ -118,7 +119,9 @@ def _run(
     )
     if "test" in gold:
         test = logits("test")
-        record = {"test_accuracy": accuracy(test, gold["test"])} | record
+        metrics = {"test_accuracy": accuracy(test, gold["test"])}
+        log_test(metrics, record["best_step"])
+        record = metrics | record
         if task.union:
             record["test_accuracy_by_teacher"] = accuracy_by_teacher(test.argmax(-1), gold["test"], task.union)
     record |= {"train_texts": len(tokens["train"]), "classes": len(classifier.labels)}

@@ -14,10 +14,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from examples.translation.staging import progress
 from fairseq_ext.text import clean
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import read_lines, staged_folder
+from fairseq_ext.training.files import count_lines, read_lines, staged_folder
+from fairseq_ext.training.progress import Reporting, progress, reporting, say
 
 
 def split_pairs(pairs: list[tuple[str, str]], held_out: int, seed: int) -> dict[str, list[tuple[str, str]]]:
@@ -38,7 +38,7 @@ def split(args: argparse.Namespace) -> None:
     if min(args.columns) < 1:
         raise OptionError(f"--columns count from 1, got {args.columns[0]} and {args.columns[1]}")
     pairs = []
-    for line, origin in read_lines(args.pairs):
+    for line, origin in progress(read_lines(args.pairs), "pairs", total=count_lines(args.pairs), unit=" pairs"):
         columns = line.split("\t")
         if len(columns) < max(args.columns):
             problem = f"{len(columns)} columns, --columns asks for {max(args.columns)}"
@@ -49,7 +49,7 @@ def split(args: argparse.Namespace) -> None:
             for side, language in enumerate((args.source, args.target)):
                 text = "".join(pair[side] + "\n" for pair in part)
                 (stage / f"{name}.{language}").write_text(text, encoding="utf-8")
-            progress(f"{name}: {len(part):,} pairs")
+            say(f"{name}: {len(part):,} pairs")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,8 +65,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--held-out", type=int, default=3000, metavar="N", help="pairs in valid, and in test")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    Reporting.add_to(parser)
     args = parser.parse_args(argv)
-    split(args)
+    with reporting(args.quiet):
+        split(args)
+        say(f"results: {args.out}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def test_results(trained):
     assert content["settings"]["iais"] == "singular" and content["summary"]["rsum"]["runs"] == 2
     assert [entry["step"] for entry in content["runs"]["seed1"]["history"]] == [2, 4]
     assert content["runs"]["seed1"]["history"] != content["runs"]["seed2"]["history"]
-    names = {"model", "initial", "tensorboard"}
+    names = {"model", "initial"}
     assert {path.name for path in (trained / "seed1").iterdir()} == names
 
 

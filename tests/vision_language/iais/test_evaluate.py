@@ -139,7 +139,7 @@ class TestScoreMatrix:
                 [model(**collator([(caption, image) for image in data.images])).scores for caption in data.captions]
             )
         model.train()
-        scored = score_matrix(model, data, collator, chunk=chunk, progress=False)
+        scored = score_matrix(model, data, collator, chunk=chunk)
         assert model.training and not scored.requires_grad and scored.dtype == torch.float32
         assert expected.std() > 0.01
         torch.testing.assert_close(scored, expected, rtol=0, atol=1e-5)
@@ -148,8 +148,8 @@ class TestScoreMatrix:
         model, data, collator = made
         images = [*data.images[1:], data.images[0]]
         query = RegionData([data.images[0]], data.labels, data.feature_size)
-        expected = score_matrix(model, data, collator, progress=False)[:1, :1]
-        torch.testing.assert_close(score_matrix(model, query, collator, progress=False)[:1], expected)
+        expected = score_matrix(model, data, collator)[:1, :1]
+        torch.testing.assert_close(score_matrix(model, query, collator)[:1], expected)
         assert score_matrix(model, RegionData(images, data.labels, data.feature_size), collator).shape == (24, 12)
 
     def test_no_captions_have_no_rows(self, made):

@@ -237,7 +237,6 @@ def test_trained_model_ranks_better_than_chance(tmp_path):
     assert record["ir_mean_rank"] < 8.8 and record["isd"] > 0  # by chance 9.5
     best = max(record["history"], key=lambda entry: entry["rsum"])
     assert (record["best_step"], record["valid_rsum"]) == (best["step"], best["rsum"])
-    assert list((tmp_path / "seed1" / "tensorboard").iterdir())
     # the model that is kept is the best step's, and gives the published numbers
     model, tokenizer = load(tmp_path / "seed1" / "model")
     for split, wanted in (("valid", best), ("test", record)):

@@ -1,0 +1,89 @@
+"""TensorBoard's curves, of every training alike.
+
+Those of a run are in ``OUT/tensorboard/RUN``, so that ``tensorboard --logdir OUT/tensorboard`` shows the runs side by
+side: ``train/NAME`` of what its steps give, ``valid/METRIC``, and ``test/METRIC`` at the step that validation picked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from fairseq_ext.training.progress import is_first_process
+
+__all__ = ["Board", "board_of_run", "log_test"]
+
+FOLDER = "tensorboard"
+TESTED = ".test"
+"""Ending of the file of test metrics, which is replaced where a run is tested again."""
+
+_folder: ContextVar[Path | None] = ContextVar("folder", default=None)
+
+
+@contextlib.contextmanager
+def board_of_run(out: Path, name: str) -> Iterator[None]:
+    """Inside, a training writes to the folder of the run ``name``."""
+    token = _folder.set(out / FOLDER / name)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+class Board:
+    """The curves of one training, written by the first process.
+
+    Args:
+        folder: for ``tensorboard`` where the training is no run of an experiment; None keeps nothing then.
+        step: the last one that is done: what was written behind it, before a kill, is dropped by TensorBoard.
+    """
+
+    def __init__(self, folder: str | Path | None, step: int) -> None:
+        own = _folder.get() or (Path(folder) / FOLDER if folder is not None else None)
+        self._writer = None
+        if own and is_first_process():
+            # The names of files hold seconds, in which a training of a few steps can be killed and resumed.
+            self._writer = SummaryWriter(str(own), purge_step=step + 1, filename_suffix=f".{step + 1}")
+
+    def write(self, part: str, values: Mapping[str, Any], step: int) -> None:
+        """The numbers among ``values``, as ``PART/NAME``."""
+        if self._writer:
+            _write(self._writer, part, values, step)
+
+    def flush(self) -> None:
+        """Have on disk what was written, as a checkpoint has the steps behind it."""
+        if self._writer:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer:
+            self._writer.close()
+
+
+def log_test(metrics: Mapping[str, Any], step: int) -> None:
+    """Write ``test/METRIC`` of the run under way, where there is one.
+
+    Args:
+        metrics: whose names may begin with ``test_``.
+        step: whose model was tested.
+    """
+    folder = _folder.get()
+    if folder is None or not is_first_process():
+        return
+    for old in folder.glob(f"*{TESTED}"):
+        old.unlink()
+    with SummaryWriter(str(folder), filename_suffix=TESTED) as writer:
+        _write(writer, "test", metrics, step)
+
+
+def _write(writer: SummaryWriter, part: str, values: Mapping[str, Any], step: int) -> None:
+    """Every number that is a metric, not where the training stands."""
+    for name, value in values.items():
+        if name != "epoch" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            writer.add_scalar(f"{part}/{name.removeprefix(f'{part}_')}", value, step)
