@@ -269,8 +269,7 @@ def _average(args: argparse.Namespace) -> int:
     paths = last_checkpoints(folders[0], args.last, args.by or "epoch", args.upper) if folders else args.inputs
     with reporting(args.quiet):
         save_atomically(average_checkpoints(paths, ema=args.ema), args.output)
-        what = "moving average" if args.ema else "weights"
-        say(f"{args.output}: {what} of {', '.join(map(str, paths))}")
+        say(f"{args.output}: {'moving average' if args.ema else 'weights'} of {', '.join(map(str, paths))}")
     return 0
 
 

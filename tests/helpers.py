@@ -86,11 +86,14 @@ class Row(NamedTuple):
     idle: tuple[str, ...] = ()
 
 
+SHARED = ("help", "config", "quiet")
+
+
 def options_of(parser: argparse.ArgumentParser) -> dict[str, dict[str, argparse.Action]]:
     """The options of every command of a program by name, without those that all commands have."""
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return {
-        name: {action.dest: action for action in command._actions if action.dest not in ("help", "config")}
+        name: {action.dest: action for action in command._actions if action.dest not in SHARED}
         for name, command in commands.choices.items()
     }
 

@@ -110,7 +110,7 @@ class TrainingStep:
         self.optimizer.step()
         self.optimizer.zero_grad()
         loss = rank_loss + weight * iais
-        return {"loss": loss, "rank_loss": rank_loss, "iais_loss": iais, "iais_weight": weight, "lr": rate}
+        return {"rank_loss": rank_loss, "iais_loss": iais, "iais_weight": weight, "loss": loss, "lr": rate}
 
     @classmethod
     def of(cls, options: Options, data: RegionData, seed: int, accelerator: Accelerator) -> Self:
