@@ -177,6 +177,8 @@ class Experiment:
         for name in names:
             for folder in (self.file.parent / name, self.file.parent):
                 (folder / CHECKPOINT).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # one that holds a model stays
+                (self.file.parent / name).rmdir()
 
     def summary(self) -> dict[str, dict[str, float]]:
         """``{metric: {"mean", "std", "runs"}}`` of every number that all runs hold."""

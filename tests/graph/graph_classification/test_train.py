@@ -351,7 +351,8 @@ def test_command_line_and_comparison(rings, tmp_path, capsys):
         printed = capsys.readouterr().out
         assert f"6 runs: {folder / 'results.json'}" in printed and "test_accuracy of the repeats ± 0." in printed
         names = [f"repeat{repeat}-fold{fold}" for repeat in range(2) for fold in range(3)]
-        assert {path.name for path in folder.iterdir()} == {"results.json", *names}
+        assert {path.name for path in folder.iterdir()} == {"results.json", "tensorboard"}
+        assert {path.name for path in (folder / "tensorboard").iterdir()} == set(names)
     results = [read_json(folder / "results.json") for folder in folders]
     assert results[1]["settings"]["defer_start"] == 0
     assert list(results[1]["runs"]) == names

@@ -174,7 +174,9 @@ def test_command_line_and_resume_after_a_kill(tmp_path):
     assert process.exitcode == -signal.SIGKILL
     main([*command, "--out", str(out)])
     assert results(out) == runs
-    assert sorted(path.name for path in out.iterdir()) == ["results.json", "split0-init0", "split0-init1"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("results.json", "split0-init0", "split0-init1", "tensorboard")
+    ]
     model, straight = (
         torch.load(folder / "split0-init1" / "model.pt", weights_only=True) for folder in (out, tmp_path / "straight")
     )

@@ -157,7 +157,8 @@ class TestScoreMatrix:
         bare = RegionData([replace(image, captions=()) for image in data.images], data.labels, data.feature_size)
         assert score_matrix(model, bare, collator).shape == (0, 12)
 
-    def test_progress_counts_pairs(self, made, capsys):
+    def test_progress_counts_pairs(self, made, capsys, monkeypatch):
+        monkeypatch.setattr("fairseq_ext.training.progress.FIRST", 0.0)
         model, data, collator = made
         score_matrix(model, data, collator)
         assert "288/288" in capsys.readouterr().err

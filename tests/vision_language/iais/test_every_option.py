@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 
 from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import InputError
+from tests.helpers import SHARED
 from tests.vision_language.iais.regions import write_regions
 from tests.vision_language.iais.test_train import save_encoder
 from vision_language.iais import __main__ as command_line
@@ -122,7 +123,7 @@ ROWS = {
 def options_of(command: str) -> dict[str, argparse.Action]:
     (commands,) = (action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction))
     actions = commands.choices[command]._actions
-    return {action.dest: action for action in actions if action.dest not in ("help", "config")}  # not of IAIS alone
+    return {action.dest: action for action in actions if action.dest not in SHARED}  # not of IAIS alone
 
 
 def test_every_option_of_every_command_has_a_row():

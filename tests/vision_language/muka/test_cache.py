@@ -122,7 +122,7 @@ def test_what_changed_is_computed_again_and_this_is_said(
         return made.scores(loaded, case["texts"], "x", case["passes"], case["seed"])["entropy"]
 
     before = scores()
-    assert computed and not capsys.readouterr().out
+    assert computed and "computed again" not in capsys.readouterr().err
     del computed[:]
     CHANGES[change](case)
     if change in ("weights", "dropout"):
@@ -133,7 +133,7 @@ def test_what_changed_is_computed_again_and_this_is_said(
         words["the"], words["of"] = words["of"], words["the"]
         (teacher.folder / "tokenizer.json").write_text(json.dumps(edited))
     after = scores()
-    assert computed and "x-scores.npz: of other teachers, texts or settings; computed again" in capsys.readouterr().out
+    assert computed and "x-scores.npz: of other teachers, texts or settings; computed again" in capsys.readouterr().err
     if change != "length":  # few texts are so long
         assert not torch.equal(before, after)
     del computed[:]
@@ -200,10 +200,10 @@ def test_damaged_files_are_replaced(damage, teacher, texts, accelerator, tmp_pat
     else:
         np.savez(path, logits=np.zeros(3))
     assert torch.equal(store(tmp_path, accelerator).logits(teacher, texts, "x"), logits)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert f"{path}: {'of other' if damage == 'foreign' else 'damaged'}" in said and said.count("\n") == 1
     store(tmp_path, accelerator).logits(teacher, texts, "x")
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().err
 
 
 def test_single_pass_scores():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import InputError
+from tests.helpers import SHARED
 from tests.vision_language.muka.texts import write_texts
 from vision_language.muka import __main__ as command_line
 from vision_language.muka import cache, evaluate, logits, train
@@ -250,7 +251,7 @@ def _without_time(value):
 def options_of(command):
     top = command_line.main.parser()
     (commands,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
-    actions = [action for action in commands.choices[command]._actions if action.dest not in ("help", "config")]
+    actions = [action for action in commands.choices[command]._actions if action.dest not in SHARED]
     return {action.option_strings[0] if action.option_strings else action.dest for action in actions}
 
 
