@@ -7,16 +7,14 @@ import contextlib
 import importlib.util
 import itertools
 import logging
-import platform
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
-from fairseq_ext.training.errors import OptionError, one_line
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.extras import missing_package
 from fairseq_ext.training.progress import Reporting, reporting, say
 
 from . import __version__, register
@@ -25,23 +23,11 @@ __all__ = ["main"]
 
 USER_DIR = Path(__file__).resolve().parent
 
-# (distribution, first version that works, first that does not): the bounds of pyproject.toml.
-SUPPORTED = [
-    ("ve-fairseq", "0.12.3", "0.12.4"),
-    ("hydra-core", "1.3.2", "1.4"),
-    ("omegaconf", "2.3", "2.4"),
-    ("torch", "2.6", None),
-    ("numpy", "1.24", None),
-]
 # Commands that parse what follows themselves.
 PROGRAMS = {
     "captions": (".captions.__main__", "Captions of images: prepare data, score what was generated."),
     "translate": (".translate.command", "Translate a text with a trained model, line for line."),
 }
-NO_FAIRSEQ = (
-    "fairseq is not installed (pip install 'fairseq-ext[fairseq]'; Linux x86_64, Python 3.11 or 3.12 only); "
-    "fairseq_ext.modules and fairseq_ext.losses work without it"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 where ``doctor`` finds a problem.
 
     Raises:
-        InputError: bad input; ends the program with code 2.
+        InputError: bad input, or a package that is not installed; ends the program with code 2.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -61,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(words)
         with _quiet():
             return args.run(args)
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "fairseq") or error from None
     except BrokenPipeError:  # `fairseq-ext list | head`
         sys.stderr.close()
         return 0
@@ -81,7 +69,16 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command("user-dir", _user_dir, 'Print the path for fairseq: --user-dir "$(fairseq-ext user-dir)".')
-    command("doctor", _doctor, "Print versions and repairs; exit code 1 if this installation has a problem.")
+    doctor = command(
+        "doctor",
+        _doctor,
+        "Print what is installed, what this machine can do, and what is wrong; exit code 1 if something is, else 0.",
+        epilog="a problem is a version that does not work here, a core package that is missing, a fairseq that is "
+        "broken, a folder that cannot be written, a card that torch cannot use. An extra that is not complete is one "
+        "where it is named: fairseq-ext doctor fairseq graph",
+    )
+    doctor.add_argument("extras", nargs="*", metavar="EXTRA", help="has to be complete: fairseq, graph, vl, ...")
+    doctor.add_argument("--json", action="store_true", help="for programs: every value, and the problems")
     command("list", _list, "Print every architecture with its presets, every criterion and every task.")
 
     recipe = command(
@@ -142,63 +139,18 @@ def _user_dir(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    problems = []
+    from . import doctor
 
-    def report(name: str, value: str) -> None:
-        print(f"{name:<12} {value}")
-
-    report("python", f"{platform.python_version()} ({sys.executable})")
-    report("platform", f"{platform.system()} {platform.machine()}")
-    report("fairseq-ext", f"{__version__} ({USER_DIR})")
-    if sys.version_info[:2] not in ((3, 11), (3, 12)):
-        problems.append(f"Python {platform.python_version()} is not supported: fairseq needs 3.11 or 3.12")
-    for name, lowest, beyond in SUPPORTED:
-        try:
-            installed = version(name)
-        except PackageNotFoundError:
-            report(name, "not installed")
-            problems.append(NO_FAIRSEQ if name == "ve-fairseq" else f"{name} is not installed: pip install {name}")
-            continue
-        report(name, installed)
-        if _number(installed) < _number(lowest) or (beyond and _number(installed) >= _number(beyond)):
-            bound = f">={lowest}" + (f",<{beyond}" if beyond else "")
-            problems.append(f"{name} {installed} does not work with this plugin: pip install '{name}{bound}'")
-    for name in sorted({dist.name for dist in distributions()} & {"fairseq", "fairseq-fixed", "fairseq-built"}):
-        problems.append(f"{name} shares its files with ve-fairseq: uninstall both, then pip install ve-fairseq==0.12.3")
-
-    if importlib.util.find_spec("torch") is not None:
-        try:
-            from .modules.packed_linear import INFERENCE_DTYPES, processor_note
-
-            for dtype in INFERENCE_DTYPES:
-                report("decoding", f"--inference-dtype {dtype}: {processor_note(dtype) or 'at full speed'}")
-        except Exception as error:
-            problems.append(f"fairseq_ext.modules cannot be imported: {one_line(error)}")
-    if importlib.util.find_spec("fairseq") is not None:
-        try:
-            import fairseq
-
-            from . import compat
-
-            repairs = compat.apply()
-            report("fairseq", f"{fairseq.__version__} ({Path(fairseq.__file__).parent})")
-            report("repaired", ", ".join(repairs) or "nothing")
-            for what, way_out in compat.BROKEN.items():
-                report("broken", f"{what}: {way_out}")
-            if not repairs:
-                problems.append(f"the repairs of fairseq are turned off: unset {compat.OFF_SWITCH}")
-        except Exception as error:
-            problems.append(f"fairseq cannot be imported: {one_line(error)}")
-
-    for problem in problems:
-        print(f"problem: {problem}")
-    print(f"{len(problems)} problem{'s' * (len(problems) != 1)} found" if problems else "no problem found")
-    return 1 if problems else 0
+    sections = doctor.examine(args.extras)
+    print(doctor.as_json(sections) if args.json else doctor.render(sections))
+    return 1 if doctor.problems(sections) else 0
 
 
 def _list(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("fairseq") is None:
-        raise OptionError(NO_FAIRSEQ)
+        from .doctor.fairseq import NOT_INSTALLED
+
+        raise OptionError(NOT_INSTALLED)
     from fairseq.criterions import CRITERION_REGISTRY
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_INV_REGISTRY, MODEL_REGISTRY
     from fairseq.tasks import TASK_REGISTRY
@@ -283,12 +235,6 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(logging.NOTSET)
-
-
-def _number(text: str) -> tuple[int, ...]:
-    """The release numbers of a version; a pre-release counts as its release, as 1.4.0rc1 breaks what 1.4.0 breaks."""
-    match = re.match(r"\d+(\.\d+)*", text)
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
 def _summary(thing: object) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["fonts_for"]
+__all__ = ["fonts_for", "without_font"]
 
 PLACEHOLDERS = "Last Resort"
 """matplotlib's own font of boxes, which has every character."""
@@ -44,6 +44,11 @@ def fonts_for(figure: Figure) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")  # said above, in one line
         yield
+
+
+def without_font(characters: set[str]) -> set[str]:
+    """Those of ``characters`` that no installed font has."""
+    return characters.difference(*(covered for _, covered in _covering(characters)))
 
 
 @functools.cache

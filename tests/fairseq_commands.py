@@ -18,11 +18,14 @@ from tests.helpers import python_path
 
 # Runs each command as `python -m` would, in a child forked after the slow import of fairseq; those of a line together.
 # Optimisers import torch._dynamo, and attention symbolic_shapes, when first used: here once instead of in every child.
-SERVER = """
-import gc, json, os, resource, runpy, sys, traceback, torch
+FAIRSEQ = """
+import torch
 torch.cuda.device_count = lambda: 1  # fairseq's import asks CUDA, which could not be used after a fork then
 import fairseq_cli.eval_lm, fairseq_cli.generate, fairseq_cli.hydra_train, fairseq_cli.interactive
 import fairseq_cli.preprocess, fairseq_cli.train, torch._dynamo, torch.fx.experimental.symbolic_shapes
+"""
+SERVER = """
+import gc, json, os, resource, runpy, sys
 gc.freeze()
 
 def start(case):
@@ -35,7 +38,8 @@ def start(case):
         sys.stdin = open(0, encoding="utf-8", closefd=False)
         if case["largest_file"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (case["largest_file"],) * 2)
-        module, *sys.argv[1:] = case["command"]
+        module, *arguments = case["command"]
+        sys.argv = ["-m", *arguments]
         sys.modules.pop(module, None)
         code = 0
         try:
@@ -46,8 +50,11 @@ def start(case):
                 print(code, file=sys.stderr)
                 code = 1
         except BaseException:
-            traceback.print_exc()
             code = 1
+            try:
+                sys.excepthook(*sys.exc_info())
+            except SystemExit as end:
+                code = end.code
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -85,12 +92,13 @@ class FairseqServer:
     Args:
         python: the environment's interpreter.
         path: what ``PYTHONPATH`` is there.
+        imports: what all commands have in common.
     """
 
-    def __init__(self, python: str = sys.executable, path: str | None = None) -> None:
+    def __init__(self, python: str = sys.executable, path: str | None = None, imports: str = FAIRSEQ) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path() if path is None else path}
         self.process = subprocess.Popen(
-            [python, "-c", SERVER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, "-c", imports + SERVER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def start(self, cases: list[dict[str, Any]]) -> list[int]:

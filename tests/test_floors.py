@@ -64,6 +64,7 @@ MAY_IMPORT = {
     "fairseq_ext/training": ("torch", "numpy", "tqdm", "yaml", "tensorboardX", "fairseq_ext.training"),
     "fairseq_ext/training/plotting.py": ("numpy", "matplotlib", "PIL", "fairseq_ext.fonts", "fairseq_ext.training"),
     "fairseq_ext/training/accelerator.py": ("torch", "accelerate", "fairseq_ext.training"),
+    "fairseq_ext/doctor": ("torch", "packaging", "fairseq", "fairseq_ext"),
     "fairseq_ext/compat": ("torch", "numpy", "fairseq", "hydra", "omegaconf", "bitarray", "fairseq_ext"),
     "fairseq_ext": ("torch", "numpy", "fairseq", "hydra", "omegaconf", "fairseq_ext"),
     "graph/renode": (
@@ -86,14 +87,14 @@ MAY_IMPORT = {
         "sklearn",
     ),
     "graph/metrics.py": ("torch", "numpy", "sklearn"),
-    "graph/__init__.py": (),
+    "graph/__init__.py": ("fairseq_ext.training.extras",),
     "vision_language/iais": (*TRAINER, *HUGGING_FACE, "vision_language.iais", "fairseq_ext.regions"),
     "vision_language/muka": (*TRAINER, *HUGGING_FACE, "vision_language.muka", "datasets"),
     "vision_language/image_classification": (
         *(*TRAINER, *HUGGING_FACE, "vision_language.image_classification", "foolbox", "eagerpy", "PIL", "timm"),
     ),
     "vision_language": (*TRAINER, *HUGGING_FACE),
-    "vision_language/__init__.py": (),
+    "vision_language/__init__.py": ("fairseq_ext.training.extras",),
 }
 SOURCES = [path for top in ("fairseq_ext", "graph", "vision_language") for path in sorted(ROOT.glob(f"{top}/**/*.py"))]
 

@@ -1,1 +1,5 @@
-"""Trainers for images with text and for language models on transformers: IAIS and MUKA."""
+"""Trainers for images with text and for language models on transformers: IAIS, MUKA, image classification."""
+
+from fairseq_ext.training.extras import name_missing_packages
+
+name_missing_packages("vl")

@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-__all__ = ["disabled", "load", "usable"]
+__all__ = ["disabled", "load", "usable", "why_unused"]
 
 SWITCH = "FAIRSEQ_EXT_KERNELS"
 """Environment variable: ``0`` keeps every method on its torch path, ``1`` (or nothing) lets kernels be used."""
@@ -57,7 +57,7 @@ def usable(*tensors: Tensor) -> bool:
         return False
     device = tensors[0].device
     fit = all(tensor.device == device and tensor.dtype in DTYPES for tensor in tensors)
-    return fit and _runs_kernels(device)
+    return fit and not _lacks(device)
 
 
 @functools.cache
@@ -73,6 +73,22 @@ def _switched_on() -> bool:
     return value == "1"
 
 
+def why_unused(device: torch.device) -> str:
+    """Why no kernel is used on ``device``, for people; empty where they are used.
+
+    Raises:
+        ValueError: the environment variable ``FAIRSEQ_EXT_KERNELS`` is neither 0 nor 1.
+    """
+    if device.type != "cuda":
+        return "kernels need a CUDA card"
+    return _lacks(device) if _switched_on() else f"{SWITCH}=0"
+
+
 @functools.cache
-def _runs_kernels(device: torch.device) -> bool:
-    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= CAPABILITY
+def _lacks(device: torch.device) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'fairseq-ext[triton]'"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        return "capability {}.{}, kernels need {}.{}".format(*capability, *CAPABILITY)
+    return ""

@@ -19,9 +19,9 @@ def on_card(dtype=torch.float32, index=0):
 def new_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.delenv(kernels.SWITCH, raising=False)
-    kernels._runs_kernels.cache_clear()
+    kernels._lacks.cache_clear()
     yield
-    kernels._runs_kernels.cache_clear()
+    kernels._lacks.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
@@ -46,6 +46,24 @@ def test_an_old_card_stays_on_the_torch_path(monkeypatch):
 def test_without_triton(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert not kernels.usable(on_card())
+
+
+@pytest.mark.parametrize(
+    ("switch", "capability", "installed", "reason"),
+    [
+        ("1", (8, 0), True, ""),
+        ("0", (9, 0), True, "FAIRSEQ_EXT_KERNELS=0"),
+        ("1", (7, 5), True, "capability 7.5, kernels need 8.0"),
+        ("1", (9, 0), False, "Triton is not installed: pip install 'fairseq-ext[triton]'"),
+    ],
+)
+def test_the_reason_is_that_of_the_decision(monkeypatch, switch, capability, installed, reason):
+    monkeypatch.setenv(kernels.SWITCH, switch)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: installed or None)
+    assert kernels.why_unused(on_card().device) == reason
+    assert kernels.usable(on_card()) == (not reason)
+    assert kernels.why_unused(torch.device("cpu"))
 
 
 def test_disabled_inside_and_nested():

@@ -1,0 +1,39 @@
+"""How a program ends where a package is missing that one of the extras brings."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from types import TracebackType
+
+from fairseq_ext.training.errors import OptionError
+
+__all__ = ["missing_package", "name_missing_packages"]
+
+OURS = {"fairseq_ext", "graph", "vision_language"}
+
+
+def missing_package(error: BaseException, extra: str) -> OptionError | None:
+    """What to say where ``error`` is that a package of another project is not installed; else nothing."""
+    name = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else ""
+    if not name or name in OURS:
+        return None
+    return OptionError(f"the package {name} is not installed: pip install 'fairseq-ext[{extra}]'")
+
+
+def name_missing_packages(extra: str) -> None:
+    """Called by a package before it imports what ``extra`` brings: ``python -m PACKAGE`` then ends in one line, code 2.
+
+    Whoever imports the package gets the ``ModuleNotFoundError`` itself.
+    """
+    if sys.argv[:1] == ["-m"]:  # what Python has there while it looks for the module to run
+        sys.excepthook = functools.partial(_end_in_one_line, extra)
+
+
+def _end_in_one_line(
+    extra: str, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    message = missing_package(error, extra)
+    if message is not None:
+        raise message from None
+    sys.__excepthook__(kind, error, traceback)
