@@ -23,7 +23,7 @@ PAGE = """## Verdicts
 
 What the papers claim and what the tables below say of it; a verdict leads to its table. {summary}
 
-| method | claim | tested on | verdict | evidence | what limits it, and what it would take |
+| method | claim | tested on | verdict | evidence | [limits](#limits-of-the-verdicts) |
 |---|---|---|---|---|---|
 {rows}
 
@@ -33,11 +33,17 @@ the interval above 0 a claim is *reproduced*, below 0 *not reproduced*, and with
 then says nothing about the method: its validation metric still improves by more than {flat} % after the last validation
 before {end} % of the training, or it stays below a floor that the row names, such as a linear model.
 
-**Why there is no better answer**: *method*, it does not help here, or not by what is said; *budget*, too few pairs or
-too short a training; *recipe*, the networks have not learned what they should, which settings or code have
+**The limits** say why there is no better answer: *method*, it does not help here, or not by what is said; *budget*, too
+few pairs or too short a training; *recipe*, the networks have not learned what they should, which settings or code have
 to mend first; *data*, what is at hand lacks what the claim is about. Whether the code computes what the paper says is
-not judged here: the tests compare it with values of the released code where there is one. Published gains are those on
-the papers' own data and at their size.
+not judged here: the tests compare it with values of the released code where there is one. Claimed numbers are those on
+the papers' own data and at their size; *better* counts runs.
+
+### Limits of the verdicts
+
+What limits each test, and after the colon what it would take.
+
+{notes}
 """
 
 
@@ -103,8 +109,7 @@ class Claim(NamedTuple):
             return "none"
         parts = [f"{self.paired.text(self.digits)} {self.unit}", _count(self.paired.pairs, self.pairs)]
         if self.better:
-            parts.append(f"better in {self.better[0]} of {_count(self.better[1], 'runs')}")
-        parts += [f"p {p_value(self.paired.p)}"] if self.paired.p is not None else []
+            parts.append(f"{self.better[0]}/{self.better[1]} better")
         parts += [f"signed ranks p {p_value(self.paired.wilcoxon)}"] if self.paired.wilcoxon is not None else []
         return ", ".join(parts)
 
@@ -161,11 +166,18 @@ def anchor(heading: str) -> str:
 def page(claims: Sequence[Claim]) -> str:
     """The table of the verdicts, in the order of the claims."""
     rule = {"pairs": PAIRS, "flat": f"{100 * FLAT:g}", "end": f"{100 * END:g}"}
-    return PAGE.format(summary=_summary(claims), rows="\n".join(map(_row, claims)), **rule)
+    notes: dict[str, int] = {}  # by their texts, so that claims share them
+    rows = "\n".join(_row(claim, notes) for claim in claims)
+    listed = "\n".join(f"{number}. {text}" for text, number in notes.items())
+    return PAGE.format(summary=_summary(claims), rows=rows, notes=listed, **rule)
 
 
-def _row(claim: Claim) -> str:
-    limits = "; ".join(f"**{cause}:** {text}" for cause, text, _ in claim.reasons())
+def _row(claim: Claim, notes: dict[str, int]) -> str:
+    """A line of the table; the texts of its limits go into ``notes``."""
+    numbers: dict[str, list[int]] = {}
+    for cause, text, _ in claim.reasons():
+        numbers.setdefault(cause, []).append(notes.setdefault(f"*{cause}*, {text}", len(notes) + 1))
+    limits = "; ".join(f"{cause} {', '.join(map(str, sorted(own)))}" for cause, own in numbers.items())
     verdict = f"[{claim.verdict}](#{anchor(claim.heading)})"
     return f"| {claim.method} | {claim.says} | {claim.here} | {verdict} | {claim.evidence()} | {limits} |"
 

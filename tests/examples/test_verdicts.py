@@ -56,7 +56,7 @@ def test_why_there_is_no_better_answer():
 def test_the_evidence_is_one_cell():
     paired = Paired.of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     shown = claim(0, 1)._replace(paired=paired, pairs="splits", better=(11, 12)).evidence()
-    assert shown == "+3.50 [+1.54, +5.46] points, 6 splits, better in 11 of 12 runs, p 0.006, signed ranks p 0.031"
+    assert shown == "+3.50 [+1.54, +5.46] points, 6 splits, 11/12 better, signed ranks p 0.031"
     assert claim(0, 1)._replace(paired=Paired.of([1.0])).evidence() == "+1.00 points, 1 seed"
     assert claim(0, 1)._replace(paired=None).evidence() == "none"
 
@@ -67,6 +67,7 @@ def test_the_evidence_is_one_cell():
         ([[(10, 4.0), (80, 2.0), (100, 1.981)]], False),  # just below 1 %
         ([[(10, 4.0), (80, 2.0), (100, 1.979)]], True),
         ([[(10, 4.0), (80, 2.0), (90, 1.0), (100, 2.1)]], False),  # it was best before
+        ([[(80, 2.0), (85, 1.98), (100, 1.97)]], True),  # from the last before 80 %
         ([[(85, 2.0), (100, 1.9)]], True),  # from the first on, where none is earlier
         ([[(50, -4.0), (100, -4.2)]], True),  # of which more is better
         ([[(80, 2.0), (100, 1.9)], [(80, 2.0), (100, 2.1)]], False),  # the mean of both
@@ -90,6 +91,8 @@ def test_the_page_counts_and_corrects():
     )  # 0.02 > 0.05 / 3
     sure = [*claims[:3], claims[0]._replace(paired=Paired(0.5, 0.1, 1.0, 3, 0.001))]
     assert "the 4 that are tested, 1 of those reproduced" in page(sure)
+    assert "| budget 1 |" in text and "\n1. *budget*, gains of up to +1.00 fit" in text
+    assert "| budget 2 |" in text and "\n2. *budget*, 2 seeds; 3 are needed" in text
     assert text.count("[reproduced](#the-table)") == 2 and len(re.findall(r"^\| M \|", text, re.MULTILINE)) == 4
 
 
@@ -123,6 +126,9 @@ def test_links_lead_to_tables(text):
     assert len(set(anchors)) == len(anchors), "two headings of one name"
     links = re.findall(r"\]\(#([^)]*)\)", text)
     assert len(links) > 20 and not set(links) - set(anchors)
+    pages = [report.ROOT / "README.md", *report.DOCS.rglob("*.md")]
+    others = {page.name: re.findall(r"RESULTS\.md#([^)\s]*)", page.read_text(encoding="utf-8")) for page in pages}
+    assert any(others.values()) and not {(page, to) for page, own in others.items() for to in own if to not in anchors}
     slugify = pytest.importorskip("markdown.extensions.toc").slugify
     assert [slugify(heading, "-") for heading in headings] == anchors
 
@@ -229,7 +235,7 @@ def test_graphs_are_judged_at_the_published_level():
     assert judged.paired and judged.paired.low and plain.low and judged.paired.low < plain.low, "folds overlap"
     assert causes("graph_classification", graphs(0.68)) == [{"recipe"}]
     (judged,) = claims_of("graph_classification", [graphs(0.69, bonus_epochs=40)])
-    assert "10 of 10 runs are best before the bonus starts" in judged.limits[0].text
+    assert "10 of 10 models are of an epoch before the bonus starts" in judged.limits[0].text
 
 
 def iais(last: float) -> dict[str, Any]:

@@ -56,7 +56,7 @@ batches of {batch}, dropout {dropout}, {warmup} warm-up updates; words rarer tha
 
 def heading(content: dict[str, Any]) -> str:
     """Of the part with the table of a data set."""
-    return f"Captions: {content['dataset']}"
+    return content["dataset"]
 
 
 def section(contents: list[dict[str, Any]]) -> str:

@@ -33,7 +33,7 @@ def _claim(content: dict[str, Any], arm: str, runs: dict[str, dict[str, Any]]) -
     short = unfinished(run["curves"]["nll_loss"] for run in dense.values())
     return Claim(
         "Explicit Sparse Transformer",
-        "Attention to few keys raises the scores of captions (COCO; no verified number)",
+        "better captions (COCO)",
         f"{content['dataset']}, {arm}",
         heading(content),
         Paired.of(gains) if gains else None,

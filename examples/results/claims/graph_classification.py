@@ -33,21 +33,21 @@ def _claim(content: dict[str, Any]) -> Claim:
     published = PUBLISHED.get(content["dataset"])
     runs = content["runs_of"]["encouraging"].values()
     before = sum(run["best_epoch"] <= run["epochs"] - run["bonus_epochs"] for run in runs)
-    equal = f"{before} of {len(runs)} runs are best before the bonus starts, so equal"
+    equal = f"{before} of {len(runs)} models are of an epoch before the bonus starts"
     limits = [Limit("recipe", f"{equal}: an earlier start than published")] if before else []
     if published and fmean(plain) < published.plain - BEHIND:
         behind = f"cross-entropy reaches {fmean(plain):.1f} of the published {published.plain}"
         limits.append(Limit("recipe", f"{behind}: within {BEHIND:g} points is needed", True))
-    numbers = f" ({published.plain} to {published.encouraging} %, poster)" if published else ""
+    gain = round(published.encouraging - published.plain, 2) if published else None
     return Claim(
         "Encouraging loss, graphs",
-        f"A bonus for well-classified graphs raises accuracy{numbers}",
-        f"{content['dataset']}, {content['protocol']}",
+        f"{gain:+g} accuracy ({content['dataset']}, poster)" if gain else "higher accuracy",
+        content["dataset"],
         HEADING,
         paired(content),
         "points",
         pairs="folds",
         better=(sum(own > other for other, own in zip(plain, encouraging, strict=True)), len(plain)),
-        published=round(published.encouraging - published.plain, 2) if published else None,
+        published=gain,
         limits=tuple(limits),
     )

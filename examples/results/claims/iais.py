@@ -25,11 +25,11 @@ def _claim(content: dict[str, Any], arm: str) -> Claim | None:
     short = unfinished([(point["step"], -point["rsum"]) for point in run["history"]] for run in plain.values())
     return Claim(
         "IAIS",
-        "Aligned self-attentions raise recall (abstract: considerably, on Flickr30k and COCO; no numbers at hand)",
+        "raises recall (abstract)",
         f"{content['dataset']}, {arm}",
         heading(content),
         Paired.of(gains) if gains else None,
-        "points (sum of six recalls)",
+        "points of six recalls",
         digits=1,
         better=(sum(gain > 0 for gain in gains), len(gains)),
         limits=(

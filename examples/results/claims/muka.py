@@ -13,10 +13,10 @@ from examples.results.verdicts import Claim, Limit
 __all__ = ["claims"]
 
 SETTINGS = {
-    "Two teachers of one data set": ("stackoverflow20_2", "google_snippets", "ag_news_7600"),
-    "More than two teachers": ("stackoverflow20_4",),
-    "Teachers of different depth": ("heterogeneous",),
-    "Teachers of different data sets": ("cross_dataset",),
+    "two teachers": ("stackoverflow20_2", "google_snippets", "ag_news_7600"),
+    "more teachers": ("stackoverflow20_4",),
+    "teachers of unequal depth": ("heterogeneous",),
+    "teachers of other data sets": ("cross_dataset",),
 }
 MUKA = ("MUKA, hard", "MUKA, soft")
 MUKI = ("MUKI, hard", "MUKI, soft")
@@ -33,12 +33,12 @@ def claims(contents: list[dict[str, Any]]) -> list[Claim]:
     of = {content["setting"]: content for content in contents}
     chosen = {kind: [of[name] for name in names if name in of] for kind, names in SETTINGS.items()}
     parts = [
-        _claim("MUKA", f"{kind}: better than the baselines (abstract; no numbers at hand)", those, MUKA, (BASELINE,))
+        _claim("MUKA", f"{kind}: beats the baselines (abstract)", those, MUKA, (BASELINE,))
         for kind, those in chosen.items()
         if those
     ]
     every = [content for those in chosen.values() for content in those]
-    says = "Weights by the margin improve on MUKA (abstract of MUKI; no numbers at hand)"
+    says = "weights by the margin beat MUKA (abstract)"
     return [*parts, _claim("MUKI", says, every, MUKI, MUKA)] if every else []
 
 
@@ -55,10 +55,10 @@ def _claim(method: str, says: str, contents: list[dict[str, Any]], own: Sequence
     return Claim(
         method,
         says,
-        f"{here if len(contents) < 4 else f'{len(contents)} settings'}; mean of hard and soft targets",
+        here if len(contents) < len(SETTINGS) else f"{len(contents)} settings",
         heading(contents[0]),
         Paired.of([fmean(of_seed) for of_seed in seeds.values()]),
-        f"points against {'vanilla KD' if against == (BASELINE,) else 'MUKA'}",
+        f"points over {'vanilla KD' if against == (BASELINE,) else 'MUKA'}",
         better=(sum(gain > 0 for gain in gains), len(gains)),
         limits=tuple(_limits(contents, own, against)),
     )

@@ -33,8 +33,8 @@ def _gain(content: dict[str, Any]) -> Claim:
     gains = [gain for row in rows for gain in pairs(row, METRIC)[2]]
     return Claim(
         "ReNode",
-        "Weights by the rank of the conflict raise F1 (abstract: consistently; no numbers at hand)",
-        f"{title(content)}, mean of {len(rows)} rows" if len(rows) > 1 else title(content),
+        "raises F1 (abstract)",
+        f"{title(content)}, {len(rows)} rows" if len(rows) > 1 else title(content),
         heading(content),
         Paired.of([fmean(split) for split in splits.values()]),
         "points",
@@ -52,7 +52,7 @@ def _more_with_totoro(contents: list[dict[str, Any]]) -> Claim:
     missing = Limit("recipe", f"{left}: left out, as their baselines have not learned")
     return Claim(
         "ReNode",
-        "It gains more where Totoro says more conflict",
+        "more so where Totoro says more conflict",
         ", ".join(map(title, learned)),
         RELATION_HEADING,
         Paired.of(ranks) if ranks else None,
