@@ -1,4 +1,4 @@
-"""Bad input to the fairseq commands: one clear line, exit code not 0, and nothing left half-written."""
+"""Bad input to the fairseq commands: one clear line, exit code 2, and nothing left half-written."""
 
 from __future__ import annotations
 
@@ -70,17 +70,86 @@ def test_an_option_out_of_range_is_named(workshop, tmp_path, options, words):
 
 
 def refused(outcome: Outcome, *words: object) -> None:
-    """fairseq's own refusals may follow a traceback; their last line is the one that tells."""
-    assert outcome.code != 0
-    assert all(str(word) in outcome.last_line for word in words), outcome.stderr[-3000:]
+    assert outcome.code == 2 and not outcome.traceback, outcome.stderr[-3000:]
+    assert all(str(word) in outcome.last_line for word in words), outcome.last_line
 
 
-def test_data_that_is_missing_or_empty(workshop, tmp_path):
-    (tmp_path / "empty").mkdir()
-    options = ("--save-dir", tmp_path / "save", "--source-lang", "de", "--target-lang", "en")
-    for folder in (tmp_path / "nowhere", tmp_path / "empty"):
-        refused(workshop.train(*options, data=folder), "FileNotFoundError", folder / "dict.de.txt")
-    assert not list(tmp_path.rglob("*.pt*"))
+MISTAKES = {
+    "train nowhere": "data nowhere: No such file",
+    "train empty": "--source-lang, --target-lang",
+    "train empty -s de -t en": "data empty: empty/dict.de.txt: No such file",
+    "train damaged": "damaged/dict.en.txt: Incorrect dictionary format",
+    "train cut": "cut/train.de-en.en.bin: truncated",
+    "train data --train-subset trian": "--train-subset trian: Dataset not found",
+    "train data --restore-file absent.pt": "--restore-file absent.pt: no such file",
+    "train data --finetune-from-model absent.pt": "--finetune-from-model absent.pt",
+    "train data --restore-file good.pt --optimizer sgd": "--reset-optimizer",
+    "train data --batch-size 1 --max-tokens 2": "--max-tokens",
+    "train data --adam-betas x": "--adam-betas must be two numbers",
+    "train data --fp16": "--fp16: trains on a GPU",
+    "train data --update-freq 0": "--update-freq must be at least 1, got 0",
+    "train data --dropout 1.5": "--dropout must be at least 0 and at most 1, got 1.5",
+    "train data --eval-bleu --eval-bleu-args {": "--eval-bleu-args must be an object",
+    "train data --lr-scheduler polynomial_decay": "--total-num-update: is required",
+    "train data --log-file file/log": "--log-file file/log",
+    "train data --arch transformer_exd": "--arch/-a: invalid choice: 'transformer_exd'; did you mean transformer_ext",
+    "train data --nope": "unrecognized arguments: --nope",
+    "generate data --path None": "--path: must name a trained model",
+    "generate data --path absent.pt": "--path absent.pt: Model file not found",
+    "generate data --lm-path absent.pt": "--lm-path absent.pt: Model file not found",
+    "generate data --sampling --beam 2": "--sampling requires --nbest",
+    "generate data --replace-unk": "--replace-unk requires a raw text dataset",
+    "generate data --gen-subset tset": "--gen-subset tset: Dataset not found",
+    "generate data --max-tokens 2": "--max-tokens: Sentences lengths should not exceed",
+    "generate swapped": "--path (trained with other dictionaries or another architecture)",
+    "generate data --results-path file/x": "--results-path file/x: Not a directory",
+    "generate data --model-overrides {": "--model-overrides must be a dictionary",
+    "generate data --bpe sentencepiece": "--sentencepiece-model: ",
+    "interactive data --batch-size 4": "--batch-size cannot be larger than --buffer-size",
+    "interactive data --input absent.txt": "--input absent.txt: No such file",
+    "eval_lm data": "data data: data/dict.txt: No such file",
+    "validate data --valid-subset vallid": "--valid-subset vallid: Dataset not found",
+    "validate data --task None": "--task: must be that of the model",
+}
+
+
+def test_fairseq_refuses_in_one_line(workshop):
+    """What fairseq itself notices, before the first step, of the mistakes that are made most."""
+    folder, model = workshop.folder, ("--path", "good/checkpoint_last.pt")
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("in the way")
+    for name in ("data", "damaged", "cut", "swapped"):
+        shutil.copytree(workshop.data_bin, folder / name)
+    shutil.copy(workshop.good / "checkpoint_last.pt", folder / "good.pt")
+    (folder / "damaged" / "dict.en.txt").write_text("word\n")
+    os.truncate(folder / "cut" / "train.de-en.en.bin", 20)
+    shutil.copy(folder / "data" / "dict.de.txt", folder / "swapped" / "dict.en.txt")
+    batch = ("--batch-size", "4")
+    given = {
+        "train": [*COMBINED, *TINY, *SCHEDULE, "--save-dir", "refused", "--disable-validation", "--max-update", "1"],
+        "generate": [*model, *batch, "--max-len-b", "3"],
+        "interactive": [*model, "-s", "de", "-t", "en"],
+        "eval_lm": model,
+        "validate": [*model, *batch, "--task", "translation"],
+    }
+
+    def command(line: str) -> list[object]:
+        name, data, *options = line.split()
+        words = [*given[name], *options]
+        if options[1:] == ["None"]:  # an option that is left out
+            place = words.index(options[0])
+            words = words[:place] + words[place + 2 : -2]
+        common = [] if name == "train" else ["--cpu", "--num-workers", "0"]
+        return [f"fairseq_cli.{name}", data, "--user-dir", USER_DIR, *common, *words]
+
+    lines, wrong = list(MISTAKES), {}
+    for start in range(0, len(lines), 4):
+        some = lines[start : start + 4]
+        for line, outcome in zip(some, workshop.run_together([command(line) for line in some]), strict=True):
+            if outcome.code != 2 or outcome.traceback or MISTAKES[line] not in outcome.last_line:
+                wrong[line] = outcome.code, outcome.last_line
+    assert not wrong
+    assert not list((folder / "refused").glob("*"))
 
 
 def test_source_and_target_of_different_length(workshop, tmp_path):

@@ -271,6 +271,8 @@ def test_bad_input_to_generate(trained, folder, model, data, words, error, messa
 def test_pictures_are_captioned_without_the_training_data(fairseq, tmp_path, monkeypatch, capsys):
     """Their vectors come from the extractor; that which the model reads of a grid is in the checkpoint."""
     source = write_captioned(tmp_path / "source", "grid")
+    with np.load(source / "grid_features.npz") as arrays:
+        np.savez(source / "grid_features.npz", **{**arrays, "extractor": "network 1"})
     main(["prepare", str(source), str(tmp_path / "data"), "--min-count", "1", "--grid", str(ROWS), str(COLUMNS)])
     words = ["--user-dir", USER_DIR, "--task", "captioning", "--save-dir", tmp_path / "save", *MODEL]
     words += "--optimizer adam --batch-size 8 --cpu --num-workers 0 --max-update 1 --disable-validation".split()
@@ -283,7 +285,8 @@ def test_pictures_are_captioned_without_the_training_data(fairseq, tmp_path, mon
         asked.append(options)
         with np.load(source / "grid_features.npz") as arrays:
             features = arrays["features"][-4:].reshape(4, ROWS, COLUMNS, -1)
-            np.savez(options.out, features=features[..., : SIZE - len(asked) // 2], names=arrays["names"][-4:])
+            names, extractor = arrays["names"][-4:], f"copy {max(1, len(asked))}"
+            np.savez(options.out, features=features[..., : SIZE - len(asked) // 3], names=names, extractor=extractor)
 
     monkeypatch.setattr("fairseq_ext.captions.extract.extract", extract)
     model = tmp_path / "save" / "checkpoint_last.pt"
@@ -291,6 +294,8 @@ def test_pictures_are_captioned_without_the_training_data(fairseq, tmp_path, mon
     rows = images_and_captions(model, tmp_path / "pictures", "--size", "64", capsys=capsys)
     assert rows == images_and_captions(model, tmp_path / "elsewhere", capsys=capsys)
     assert (asked[0].pictures, asked[0].size) == (str(tmp_path / "pictures"), 64)
+    with pytest.raises(DataError, match=r"reads features of network 1, but --network, .* give those of copy 2"):
+        images_and_captions(model, tmp_path / "pictures", capsys=capsys)
     with pytest.raises(
         DataError, match=r"--network, --size and --pca-file give \(2, 3, 5\) .*, the model reads \(2, 3, 6\)"
     ):

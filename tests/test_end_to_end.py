@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -141,9 +142,9 @@ def training(data_bin: Path, save_dir: Path, user_dir: object, *more: object) ->
 
 @pytest.fixture(scope="module")
 def trained(data_bin, tmp_path_factory):
-    """A straight run of 13 updates, started in the repository with a relative ``--user-dir``."""
+    """A straight run of 23 updates, started in the repository with a relative ``--user-dir``."""
     save_dir = tmp_path_factory.mktemp("straight")
-    log = run("fairseq_cli.train", *training(data_bin, save_dir, "fairseq_ext", "--max-update", "13"), cwd=ROOT)
+    log = run("fairseq_cli.train", *training(data_bin, save_dir, "fairseq_ext", "--max-update", "23"), cwd=ROOT)
     assert '"train_bonus"' in log
     return save_dir
 
@@ -161,17 +162,30 @@ def test_a_killed_run_resumes_to_the_same_bits(trained, data_bin, fairseq, tmp_p
 
     last = tmp_path / "save" / "checkpoint_last.pt"
     done = updates(last)
-    assert done % 10 and done < 13, f"killed at update {done}, which is not inside the epochs of the straight run"
-    log = fairseq.must("fairseq_cli.train", *command, "--max-update", "13").output
+    assert done % 10 and done < 23, f"killed at update {done}, which is not inside the epochs of the straight run"
+    log = fairseq.must("fairseq_cli.train", *command, "--max-update", "23").output
     assert re.search(rf"Loaded checkpoint {last} \(epoch \d+ @ {done} updates\)", log)
-    assert updates(last) == 13
+    assert updates(last) == 23
     assert_same_bits(last, trained / "checkpoint_last.pt")
+
+
+def test_a_run_resumes_to_the_same_bits_in_later_epochs(trained, data_bin, fairseq, tmp_path):
+    """In the second epoch and in the third: fairseq would draw new batches then."""
+    folders = [tmp_path / name for name in ("2_12", "3_21")]
+    for folder in folders:
+        folder.mkdir()
+        shutil.copy(trained / f"checkpoint_{folder.name}.pt", folder / "checkpoint_last.pt")
+    fairseq.must_together(
+        [("fairseq_cli.train", *training(data_bin, folder, USER_DIR, "--max-update", "23")) for folder in folders]
+    )
+    for folder in folders:
+        assert_same_bits(folder / "checkpoint_last.pt", trained / "checkpoint_last.pt")
 
 
 def test_average_ensemble_generate_and_interactive(trained, data_bin, fairseq, tmp_path):
     average = tmp_path / "average.pt"
     cli.main(["average", "--inputs", str(trained), "--last", "3", "--by", "update", "--output", str(average)])
-    parts = [weights(trained / f"checkpoint_{name}.pt") for name in ("1_6", "1_9", "2_12")]
+    parts = [weights(trained / f"checkpoint_{name}.pt") for name in ("2_15", "2_18", "3_21")]
     for name, value in weights(average).items():
         torch.testing.assert_close(value, sum(part[name].double() for part in parts).div(3).to(value.dtype))
 

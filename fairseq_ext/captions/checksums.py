@@ -9,8 +9,9 @@ from pathlib import Path
 from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.settings import digest
 
-__all__ = ["FILE", "check_files", "write_checksums"]
+__all__ = ["FILE", "check_files", "split_checksums", "write_checksums"]
 
 FILE = "checksums.json"
 EDGE = 1 << 20
@@ -49,11 +50,21 @@ def check_files(folder: Path, split: str = "") -> None:
             raise DataError(f"{path}: damaged, or of another preparation than {FILE}; prepare the data again")
 
 
+def split_checksums(folder: Path) -> dict[str, str]:
+    """What the images and captions of each split are, whenever and wherever they were prepared.
+
+    Args:
+        folder: of prepared data.
+    """
+    files = sorted(read_json(folder / FILE).items())
+    return {split: digest([item for item in files if item[0].split(".")[0] == split]) for split in SPLITS}
+
+
 def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
+    content = hashlib.sha256()
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         for start in (0, max(0, size - EDGE)):
             file.seek(start)
-            digest.update(file.read(EDGE))
-    return f"{size} {digest.hexdigest()}"
+            content.update(file.read(EDGE))
+    return f"{size} {content.hexdigest()}"

@@ -75,6 +75,7 @@ class Evaluation:
         self.rouge_l = rouge_l(self.hypotheses, self.references)
         self.cider_d = cider_d(self.hypotheses, self.references, self.frequencies)
         self._bleu = bleu_statistics(self.hypotheses, self.references)
+        self._samples: dict[tuple[int, int], dict[str, np.ndarray]] = {}
 
     def metrics(self, counts: np.ndarray | None = None) -> dict[str, float]:
         """The :data:`METRICS` of the set, in natural units.
@@ -87,10 +88,12 @@ class Evaluation:
         return dict(zip(METRICS, map(float, [*bleu_of(counts @ self._bleu), *means]), strict=True))
 
     def samples(self, number: int, seed: int) -> dict[str, np.ndarray]:
-        """The metrics of bootstrap samples of the images; the same images for every model of a seed."""
-        rng, size = np.random.default_rng(seed), len(self.split)
-        drawn = [self.metrics(rng.multinomial(size, np.full(size, 1 / size))) for _ in range(number)]
-        return {name: np.array([metrics[name] for metrics in drawn]) for name in METRICS}
+        """The metrics of bootstrap samples of the images; the same images for every model of a seed. Drawn once."""
+        if (number, seed) not in self._samples:
+            rng, size = np.random.default_rng(seed), len(self.split)
+            drawn = [self.metrics(rng.multinomial(size, np.full(size, 1 / size))) for _ in range(number)]
+            self._samples[number, seed] = {name: np.array([metrics[name] for metrics in drawn]) for name in METRICS}
+        return self._samples[number, seed]
 
     def intervals(self, number: int = 1000, seed: int = 1) -> dict[str, list[float]]:
         """The 95 % interval of each metric, over the images: that of another training is wider.

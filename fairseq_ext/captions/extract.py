@@ -6,6 +6,7 @@ normalised as the network had them in training (EfficientNet-Lite0: from -1 to 1
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fairseq_ext.captions.networks import LITE0, load_network
+from fairseq_ext.captions.networks import LITE0, load_network, network_files
 from fairseq_ext.captions.projection import Projection
 from fairseq_ext.regions.arrays import load_npz, read_array
 from fairseq_ext.regions.names import image_key
@@ -58,7 +59,8 @@ class ExtractOptions(Device):
 
 
 def extract(options: ExtractOptions) -> str:
-    """Write ``features`` ``(N, rows, columns, D)`` of float16, the pictures' ``names`` and ``sizes``, and ``padded``.
+    """Write ``features`` ``(N, rows, columns, D)`` of float16, the pictures' ``names`` and ``sizes``, ``padded`` and
+    ``extractor``: the name of the network, and a checksum of what decides the features of a picture.
 
     What a killed run has extracted is in ``OUT.parts`` and is not extracted again.
 
@@ -73,6 +75,8 @@ def extract(options: ExtractOptions) -> str:
     pictures = _pictures(Path(options.pictures))
     fitted = _fitted(options, pictures)
     projection = Projection.load(Path(options.pca_file)) if options.pca_file else None
+    if out.is_dir():
+        raise OptionError(f"OUT: {out} is a folder, must be a file")
     with writing_to(out.parent, "OUT"):
         parts = Path(f"{out}.parts")
         files = _extract(options, pictures, parts)
@@ -80,10 +84,19 @@ def extract(options: ExtractOptions) -> str:
             features = zip(pictures, _features(files), strict=True)
             projection = Projection.fit((array for picture, array in features if picture in fitted), options.pca)
             projection.save(out.with_suffix(".pca.npz"))
-        shape = _write(out, files, pictures, projection)
+        shape = _write(out, files, pictures, projection, _extractor(options, projection))
         shutil.rmtree(parts)
     kept = f", {projection.explained:.0%} of the variance" if projection else ""
     return f"{out}: features {' x '.join(map(str, shape))}{kept}"
+
+
+def _extractor(options: ExtractOptions, projection: Projection | None = None) -> str:
+    content = hashlib.sha256()
+    for path in network_files(options.network):
+        with open(path, "rb") as file:
+            content.update(hashlib.file_digest(file, "sha256").digest())
+    components = [projection.mean, projection.components] if projection else []
+    return f"{Path(options.network).name} {digest(content.hexdigest(), options.size, *components)[:12]}"
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -115,12 +128,10 @@ def _fitted(options: ExtractOptions, pictures: Sequence[Path]) -> set[Path]:
 def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) -> list[Path]:
     """Features and sizes of the pictures, an npz a batch."""
     names = [[path.name, path.stat().st_size] for path in pictures]
-    settings = {"of": digest(names, options.network, options.size, options.batch_size)}
+    settings = {"of": digest(names, _extractor(options), options.batch_size)}
     record = folder / "settings.json"
     if record.is_file() and read_json(record) != settings:
         raise OptionError(f"OUT: {folder} is of other pictures or options: remove it or name another file")
-    folder.mkdir(exist_ok=True)
-    write_json(record, settings)
     starts = range(0, len(pictures), options.batch_size)
     files = [folder / f"{start:09}.npz" for start in starts]
     if all(file.is_file() for file in files):
@@ -135,6 +146,8 @@ def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) ->
                 features = network(torch.from_numpy(np.stack(squares)).to(device)).to("cpu", torch.float16).numpy()
                 if not np.isfinite(features).all():
                     raise DataError(f"{batch[0]} or one of the {len(batch)} from it on: features beyond float16")
+                folder.mkdir(exist_ok=True)
+                write_json(record, settings)
                 with replacing(file) as partial, open(partial, "wb") as stream:
                     np.savez(stream, features=features, sizes=np.array(sizes))
             bar.update(len(batch))
@@ -164,7 +177,7 @@ def _features(files: Sequence[Path]) -> Iterator[np.ndarray]:
 
 
 def _write(
-    out: Path, files: Sequence[Path], pictures: Sequence[Path], projection: Projection | None
+    out: Path, files: Sequence[Path], pictures: Sequence[Path], projection: Projection | None, extractor: str
 ) -> tuple[int, ...]:
     """Write the npz, a picture at a time, and return the shape of its features."""
     first = next(_features(files))
@@ -180,6 +193,7 @@ def _write(
             "names": np.array([path.name for path in pictures]),
             "sizes": np.concatenate([load_npz(file, "sizes")["sizes"] for file in files]),
             "padded": np.array(True),
+            "extractor": np.array(extractor),
         }
         for name, array in others.items():
             with archive.open(f"{name}.npy", "w") as stream:

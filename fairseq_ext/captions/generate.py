@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fairseq_ext.captions.networks import LITE0
 from fairseq_ext.regions.arrays import load_npz
-from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
+from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
 from fairseq_ext.training.files import safe_loads_only
 from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import option
@@ -135,7 +135,7 @@ def _pictures(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "features.npz")
         extract(ExtractOptions(pictures=options.data, out=str(out), **given))
-        arrays = load_npz(out, "features", "names")
+        arrays = load_npz(out, "features", "names", "extractor")
     features = arrays["features"]
     wanted = (*data.grid, data.feature_dim)
     if wanted != features.shape[1:]:
@@ -143,6 +143,8 @@ def _pictures(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str]
             f"{options.data}: --network, --size and --pca-file give {features.shape[1:]} of rows, columns and numbers"
         )
         raise DataError(f"{shape}, the model reads {wanted}")
+    of = "--network, --size and --pca-file give those of"
+    data.check_extractor(str(arrays.get("extractor", "")), f"{options.model}: reads", of)
     geometry = grid_geometry(*data.grid).float()
 
     def image(number: int) -> Image:
@@ -183,8 +185,13 @@ def load(paths: list[str], data: str) -> tuple[CaptioningTask, list[BaseFairseqM
     for path in paths:
         if not Path(path).is_file():
             raise CheckpointError(f"{path}: no such file")
-        with safe_loads_only():
-            state = checkpoint_utils.load_checkpoint_to_cpu(path, {"data": data} if data else {})
+        try:
+            with safe_loads_only():
+                state = checkpoint_utils.load_checkpoint_to_cpu(path, {"data": data} if data else {})
+        except InputError:
+            raise
+        except Exception as error:  # what fairseq brings up to date may lack anything
+            raise CheckpointError(f"{path}: not a checkpoint of fairseq ({type(error).__name__})") from error
         cfg = state.get("cfg")
         if cfg is None or cfg.task._name != "captioning":
             raise CheckpointError(f"{path}: not trained with --task captioning")

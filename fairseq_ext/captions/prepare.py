@@ -196,6 +196,7 @@ def _write(
         min_count=1 if options.sentencepiece else options.min_count,
         language=options.language,
         fingerprint=fingerprint,
+        extractor=_extractor(source),
     )
     preparation.save(folder)
     return {
@@ -206,6 +207,16 @@ def _write(
         "coverage": round(vocabulary.coverage, 4),
         "cut": dict(cut),
     }
+
+
+def _extractor(source: Source) -> str:
+    """What made the vectors of all files."""
+    first = source.files[0]
+    for file in source.files:
+        if file.extractor and first.extractor and file.extractor != first.extractor:
+            two = f"{file.origin} are of {file.extractor}, those of {first.origin} of {first.extractor}"
+            raise DataError(f"features of different networks: those of {two}")
+    return first.extractor if all(file.extractor for file in source.files) else ""
 
 
 def _kind(regions: Regions) -> str:

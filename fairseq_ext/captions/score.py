@@ -10,6 +10,7 @@ from fairseq_ext.captions.evaluation import METRICS, TOKENIZERS, Evaluation
 from fairseq_ext.captions.generated import read_generated, write_results
 from fairseq_ext.captions.java import SCORERS
 from fairseq_ext.captions.store import Preparation, Split
+from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import output_folder, read_json, write_json, writing_to
 from fairseq_ext.training.options import OptionSet, option
@@ -26,7 +27,7 @@ class GeneratedOptions(OptionSet):
         help="what fairseq-generate printed (-: the standard input), what `fairseq-ext captions generate --json` "
         "printed (.jsonl), or a COCO results file (.json)"
     )
-    split: str = option("test", "that was generated", ("train", "valid", "test"))
+    split: str = option("", "that was generated (default: test)", ("", *SPLITS))
     tokenizer: str = option(
         "words", "of captions and references: as Java's, without Java; or Java's own, of pycocoevalcap", (*TOKENIZERS,)
     )
@@ -38,8 +39,9 @@ class GeneratedOptions(OptionSet):
         Raises:
             DataError: a folder that is not prepared data, or captions of others than its images.
         """
-        split = Split(self.data, self.split, Preparation.load(self.data))
-        return Evaluation(read_generated(self.generated, split), split, self.tokenizer)
+        split = Split(self.data, self.split or "test", Preparation.load(self.data))
+        captions = read_generated(self.generated, split, certain=bool(self.split))
+        return Evaluation(captions, split, self.tokenizer)
 
     def output(self, name: str) -> Path:
         """The file that an option names, whose folder can be written to.
@@ -157,7 +159,7 @@ def _table(metrics: dict[str, float], intervals: dict[str, list[float]]) -> list
 def _about(evaluation: Evaluation, options: ScoreOptions) -> list[str]:
     counts = evaluation.counts()
     lines = [
-        f"scored {counts['images']} of {counts['images']} images of {options.split}, "
+        f"scored {counts['images']} of {counts['images']} images of {evaluation.split.name}, "
         f"{counts['references']:.1f} references each; tokenizer {evaluation.tokenizer}",
         f"{counts['distinct']} distinct captions, {counts['words']:.1f} words on average, {counts['empty']} empty, "
         f"{100 * counts['with_unknown']:.1f} % with <unk>",

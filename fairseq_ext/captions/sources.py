@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from fairseq_ext.regions.names import few, image_key
 from fairseq_ext.regions.region_files import FeatureFiles, Record, category_names, read_records, split_file
 from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import read_json, read_lines
+from fairseq_ext.training.files import read_json, read_json_lines
 
 __all__ = ["Source", "published_source", "region_source"]
 
@@ -73,8 +72,8 @@ def region_source(
             if split:
                 split_of[str(record.image_id)] = split
     if language and not any(record.captions for record in records.values()):
-        line, origin = next(read_lines(next(iter(paths.values()))))
-        raise DataError(f"{path}: no caption in {language!r}; {origin} has {few(json.loads(line).get('captions', ()))}")
+        image, origin = next(read_json_lines(next(iter(paths.values()))))
+        raise DataError(f"{path}: no caption in {language!r}; {origin} has {few(image.get('captions', ()))}")
     if places:
         return _with_files(records, split_of, places, grid)
     vectors = FeatureFiles(folder) if kind != "classes" else None

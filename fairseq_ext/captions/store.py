@@ -28,10 +28,12 @@ from typing import Any
 import numpy as np
 
 from fairseq_ext.captions.checksums import check_files
+from fairseq_ext.regions.arrays import load_npz
+from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import DataError, choose
 from fairseq_ext.training.files import read_json, read_json_lines, write_json
 
-__all__ = ["KINDS", "Preparation", "Split"]
+__all__ = ["KINDS", "Preparation", "Split", "split_sizes"]
 
 VERSION = 1
 KINDS = ("regions", "grid", "classes")
@@ -53,6 +55,7 @@ class Preparation:
         min_count: rarer words are unknown.
         language: of the captions, where the source has several.
         fingerprint: of sources and options.
+        extractor: name and checksum of what made the vectors; empty where their file does not say.
     """
 
     kind: str
@@ -65,6 +68,7 @@ class Preparation:
     min_count: int = 1
     language: str = ""
     fingerprint: str = ""
+    extractor: str = ""
     version: int = VERSION
 
     @classmethod
@@ -81,6 +85,7 @@ class Preparation:
         version = value.get("version") if isinstance(value, dict) else None
         if version != VERSION:
             raise DataError(f"{path}: version {version!r}, this release reads {VERSION}: prepare the data again")
+        value = {"extractor": "", **value}  # folders of earlier releases have none
         names = {item.name for item in fields(cls)}
         if names != value.keys():
             raise DataError(f"{path}: {', '.join(sorted(names ^ value.keys()))} missing or not known")
@@ -88,9 +93,31 @@ class Preparation:
         check_files(Path(folder))
         return cls(**{**value, "grid": tuple(value["grid"])})
 
+    def check_extractor(self, other: str, origin: str, what: str) -> None:
+        """Compare what made vectors with what made those of another place; one that is not recorded fits any.
+
+        Args:
+            other: its name and checksum.
+            origin, what: introduce this and the other in the message.
+
+        Raises:
+            DataError: they differ.
+        """
+        if self.extractor and other and self.extractor.split()[-1] != other.split()[-1]:
+            raise DataError(f"{origin} features of {self.extractor}, but {what} {other}")
+
     def save(self, folder: str | Path) -> None:
         """Write ``captioning.json``."""
         write_json(Path(folder) / FILE, asdict(self))
+
+
+def split_sizes(folder: str | Path) -> dict[str, int]:
+    """How many images each split of a prepared folder has."""
+    sizes = {}
+    for name in SPLITS:
+        if (path := Path(folder) / f"{name}.images.npz").is_file():
+            sizes[name] = len(load_npz(path, "image_ids")["image_ids"])
+    return sizes
 
 
 class Split:

@@ -14,6 +14,8 @@ overrides          a mistyped name in ``--model-overrides`` is ignored, and so i
                    checkpoint.
 last batch         up to ``required_batch_size_multiple - 1`` (7) sentences of every validation and test set are
                    dropped without a word, the longest ones; a set of fewer than 8 sentences yields no batch at all.
+resumed batches    a training that is resumed after its first epoch puts other sentences into a batch than one that was
+                   never killed, and ends with other weights.
 numpy names        ``--num-batch-buckets``, ``--sample-break-mode eos`` and others use names that NumPy 2 removed.
 cached data        training on data of ``--dataset-impl cached`` ends in a ``KeyError``.
 huffman data       data of ``HuffmanMMapIndexedDataset`` use a function that bitarray 3 removed.
@@ -24,15 +26,19 @@ diverse beams      ``--diverse-beam-groups`` ends in an ``IndexError``, or mixes
 replace unk        ``--replace-unk`` ends in a ``TypeError`` at the first ``<unk>``; without a file, it looks for one.
 short sentences    one sentence above the model's positions ends ``fairseq-interactive`` and loses its whole buffer.
 damaged files      a truncated or refused checkpoint ends in a traceback that does not name the file.
+damaged data       a dictionary or an index that cannot be read ends in a traceback that does not name the file; a
+                   truncated ``.bin`` ends the training in the middle.
 long sentences     sentences above the model's positions end ``fairseq-generate`` in a traceback.
 single models      ``--task multilingual_translation`` with an architecture that has a dataclass ends in an error of
                    omegaconf.
 bfloat16           ``--bf16`` and ``--memory-efficient-bf16`` on a command line are taken for ``--tpu``.
 hydra refusals     with ``fairseq-hydra-train`` an option that is refused ends in a traceback and exit code 1.
 hydra names        ``fairseq-hydra-train`` trains with its defaults where no file has the name of ``--config-name``.
-batch size         a training that is not told one ends in a traceback.
+refusals           what fairseq refuses (an option, a file, a folder) ends in a traceback and exit code 1, which leaves
+                   the option to guess; ``LOGLEVEL=DEBUG`` shows the traceback beside the line.
 captioned images   a task for text ends in a traceback beside images and captions.
-resumed task       a training resumes with another dictionary of the same size, and its words mean others.
+resumed task       a training resumes with another dictionary of the same size, and its words mean others; where the
+                   file of ``--restore-file`` is not there, it starts from random weights without a word.
 inference dtype    there is no ``--inference-dtype``, with which decoding on a CPU takes less than half the time.
 =================  ===================================================================================================
 """
@@ -57,19 +63,20 @@ from .data import (
     read_huffman_data,
     restore_mbart_task,
     restore_numpy_names,
+    resume_with_the_same_batches,
 )
 from .generation import replace_unknown_words, search_diverse_beams, spare_short_sentences
 from .inference import add_inference_dtype
 from .messages import (
-    ask_for_batch_size,
-    end_hydra_in_one_line,
     name_absent_configurations,
     name_captioned_images,
     name_damaged_checkpoints,
+    name_damaged_data,
     name_long_sentences,
     name_single_models,
 )
 from .number_formats import keep_bfloat16_off_tpus
+from .refusals import end_commands_in_one_line, end_hydra_in_one_line
 
 __all__ = ["BROKEN", "OFF_SWITCH", "allow_checkpoint_types", "apply", "patched"]
 
@@ -117,6 +124,7 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "whole checkpoints": write_whole_checkpoints,
     "overrides": heed_overrides,
     "last batch": keep_last_batch,
+    "resumed batches": resume_with_the_same_batches,
     "numpy names": restore_numpy_names,
     "cached data": read_cached_data,
     "huffman data": read_huffman_data,
@@ -127,12 +135,13 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "replace unk": replace_unknown_words,
     "short sentences": spare_short_sentences,
     "damaged files": name_damaged_checkpoints,
+    "damaged data": name_damaged_data,
     "long sentences": name_long_sentences,
     "single models": name_single_models,
     "bfloat16": keep_bfloat16_off_tpus,
     "hydra refusals": end_hydra_in_one_line,
     "hydra names": name_absent_configurations,  # after the refusals, which end its own in one line
-    "batch size": ask_for_batch_size,
+    "refusals": end_commands_in_one_line,
     "captioned images": name_captioned_images,
     "resumed task": compare_resumed_tasks,
     "inference dtype": add_inference_dtype,

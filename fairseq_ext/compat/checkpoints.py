@@ -15,9 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from ..training.errors import CheckpointError
+
 __all__ = ["allow_checkpoint_types", "compare_resumed_tasks", "heed_overrides", "write_whole_checkpoints"]
 
 logger = logging.getLogger(__name__)
+
+RESTORED = "checkpoint_last.pt"
+"""The default of ``--restore-file``, which a first training has not yet."""
 
 
 def allow_checkpoint_types() -> bool:
@@ -128,17 +133,25 @@ def heed_overrides() -> bool:
 
 
 def compare_resumed_tasks() -> bool:
-    """Let a task's ``check_checkpoint`` look at the file that a training resumes, which gives it no saved state."""
+    """Let a task's ``check_checkpoint`` look at the file that a training resumes, which gives it no saved state.
+
+    Refused is also a file to start from that is not there: fairseq starts from random weights then.
+    """
+    from fairseq.file_io import PathManager
     from fairseq.trainer import Trainer
 
     load = Trainer.load_checkpoint
 
     @functools.wraps(load)
-    def load_checkpoint(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
+    def load_checkpoint(self: Any, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any) -> Any:
+        cfg = self.cfg.checkpoint
+        option = "--restore-file" if cfg.restore_file != RESTORED else "--continue-once"
+        if not PathManager.isfile(filename) and (cfg.restore_file != RESTORED or filename == cfg.continue_once):
+            raise CheckpointError(f"{option} {filename}: no such file")
         check = getattr(self.task, "check_checkpoint", None)
         if check is not None and os.path.isfile(filename):
-            check(filename)
-        return load(self, filename, *args, **kwargs)
+            check(filename, not (cfg.reset_dataloader or reset_optimizer))
+        return load(self, filename, reset_optimizer, *args, **kwargs)
 
     Trainer.load_checkpoint = load_checkpoint
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ __all__ = [
     "read_huffman_data",
     "restore_mbart_task",
     "restore_numpy_names",
+    "resume_with_the_same_batches",
 ]
 
 
@@ -41,6 +43,37 @@ def keep_last_batch() -> bool:
         return batches
 
     data_utils.batch_by_size = batch_by_size
+    return True
+
+
+def resume_with_the_same_batches() -> bool:
+    """Make the batches of a resumed training from the seed of epoch 1, as those of one that was never killed.
+
+    fairseq draws which sentences share a batch once, from the seed and the epoch that the process began with, and
+    keeps the batches for all epochs. Data that change with the epoch have new ones in each epoch, and keep them.
+    """
+    from fairseq.tasks import FairseqTask
+
+    upstream = FairseqTask.get_batch_iterator
+    signature = inspect.signature(upstream)
+
+    @functools.wraps(upstream)
+    def get_batch_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        options = given.arguments
+        fresh = options["disable_iterator_cache"] or options["update_epoch_batch_itr"]
+        if fresh or options["epoch"] <= 1 or not self.can_reuse_epoch_itr(options["dataset"]):
+            return upstream(*given.args, **given.kwargs)
+        epoch, options["epoch"] = options["epoch"], 1
+        cached = options["dataset"] in self.dataset_to_epoch_iter
+        iterator = upstream(*given.args, **given.kwargs)
+        if not cached:
+            options["dataset"].set_epoch(epoch)
+            iterator.epoch = epoch
+        return iterator
+
+    FairseqTask.get_batch_iterator = get_batch_iterator
     return True
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..training.errors import DataError, InputError, OptionError
+from ..training.errors import DataError, OptionError
 from ..training.files import load_safely
 
 __all__ = [
-    "ask_for_batch_size",
-    "end_hydra_in_one_line",
     "name_absent_configurations",
     "name_captioned_images",
     "name_damaged_checkpoints",
+    "name_damaged_data",
     "name_long_sentences",
     "name_single_models",
 ]
@@ -43,19 +44,37 @@ def name_damaged_checkpoints() -> bool:
     return True
 
 
-def end_hydra_in_one_line() -> bool:
-    """Let bad input end a hydra job as it ends every other program: hydra keeps any ``Exception`` for a traceback."""
-    from hydra.core import utils
+def name_damaged_data() -> bool:
+    """Let the errors of a dictionary, or of data that ``fairseq-preprocess`` has written, name the file."""
+    from fairseq.data import Dictionary, indexed_dataset
 
-    job: Any = utils.JobReturn
-    kept = job.return_value
+    add, make = Dictionary.add_from_file, indexed_dataset.make_dataset
 
-    def keep(self: Any, value: Any) -> None:
-        if isinstance(value, InputError):
-            raise SystemExit(value.code) from value
-        kept.__set__(self, value)
+    @functools.wraps(add)
+    def add_from_file(self: Any, f: Any) -> None:
+        try:
+            add(self, f)
+        except (ValueError, RuntimeError) as error:
+            if not isinstance(f, str):  # given a path, the method calls itself with the open file
+                raise
+            raise DataError(f"{f}: {' '.join(str(error).split())}") from error
 
-    job.return_value = kept.setter(keep)
+    @functools.wraps(make)
+    def make_dataset(path: str, impl: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            dataset = make(path, impl, *args, **kwargs)
+        except (AssertionError, ValueError, struct.error) as error:
+            raise DataError(f"{path}.idx, {path}.bin: damaged, or not of --dataset-impl {impl}: {error}") from error
+        if isinstance(dataset, indexed_dataset.MMapIndexedDataset) and len(dataset):
+            index = dataset._index
+            needed, size = int(index._pointers[-1]) + int(index.sizes[-1]) * index.dtype().itemsize, 0
+            with contextlib.suppress(OSError):
+                size = os.path.getsize(indexed_dataset.data_file_path(path))
+            if size < needed:
+                raise DataError(f"{path}.bin: truncated: has {size} of {needed} bytes")
+        return dataset
+
+    Dictionary.add_from_file, indexed_dataset.make_dataset = add_from_file, make_dataset
     return True
 
 
@@ -126,23 +145,6 @@ def name_single_models() -> bool:
     }
     for name, task in tasks.items():
         task.build_model = checked(task.build_model, name)
-    return True
-
-
-def ask_for_batch_size() -> bool:
-    """Let a training or validation without ``--batch-size`` and ``--max-tokens`` ask for one in one line."""
-    from fairseq.distributed import utils
-
-    call = utils.call_main
-
-    @functools.wraps(call)
-    def call_main(cfg: Any, main: Any, **kwargs: Any) -> Any:
-        trains, validates = cfg.common_eval.path is None, "override_args" in kwargs
-        if (trains or validates) and cfg.dataset.batch_size is None and cfg.dataset.max_tokens is None:
-            raise OptionError("--batch-size or --max-tokens: one of them must say how large a batch is")
-        return call(cfg, main, **kwargs)
-
-    utils.call_main = call_main
     return True
 
 

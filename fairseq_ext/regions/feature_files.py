@@ -7,8 +7,8 @@ folder of ``*.npz``             bottom-up-attention.pytorch: ``x``, ``bbox`` (pi
 ``NAME_att/*.npz``              ImageCaptioning.pytorch: ``feat``, with boxes in ``NAME_box/*.npy``, or of a grid
 folder of ``*.npy``, ``*.npz``  vectors of a grid, ``(h, w, D)`` or ``(h * w, D)``; in an npz the array ``features``
 one ``*.npz``                   the grids of all images, ``features`` ``(N, h * w, D)`` or ``(N, h, w, D)``, their
-                                ``names`` ``(N,)``; where there are, ``sizes`` ``(N, 2)``, and ``padded``: whether
-                                the grids are of the squares around the images
+                                ``names`` ``(N,)``; where there are, ``sizes`` ``(N, 2)``, ``padded``: whether the
+                                grids are of the squares around the images, and ``extractor``: what made them
 ==============================  ==================================================================================
 
 Arrays with other names are not looked at: some are pickled, and could run code. Images are matched across files by
@@ -60,11 +60,13 @@ class FeatureSet:
         origin: for messages.
         keys: of its images; None where only reading all of it tells.
         regions: of the images whose keys a function accepts.
+        extractor: what made the vectors; empty where the file does not say.
     """
 
     origin: str
     keys: Sequence[str] | None
     regions: Callable[[Callable[[str], bool]], Iterator[Regions]]
+    extractor: str = ""
 
     def read(self, wanted: Container[str] | None = None) -> Iterator[Regions]:
         """Of the images that are wanted (default: of all), one after the other."""
@@ -106,7 +108,7 @@ def _folder(path: Path, images: Images) -> FeatureSet:
 
 
 def _archive(path: Path, images: Images) -> FeatureSet:
-    arrays = load_npz(path, "names", "sizes", "padded")
+    arrays = load_npz(path, "names", "sizes", "padded", "extractor")
     names = arrays.get("names", np.zeros(0)).reshape(-1).tolist()
     keys = [image_key(str(name)) for name in names]
     if not keys or len(set(keys)) != len(keys):
@@ -127,7 +129,7 @@ def _archive(path: Path, images: Images) -> FeatureSet:
             if wanted(key):
                 yield _grid(f"{path}: {key}", key, array, images)
 
-    return FeatureSet(str(path), keys, read)
+    return FeatureSet(str(path), keys, read, str(arrays.get("extractor", "")))
 
 
 def boxes_folder(folder: Path) -> Path:

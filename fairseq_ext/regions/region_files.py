@@ -17,7 +17,6 @@ needs no boxes and no size, and may be named by ``image`` or ``file`` alone.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from fairseq_ext.regions.arrays import load_npz, read_array
 from fairseq_ext.regions.boxes import check_boxes
 from fairseq_ext.regions.names import few, image_key, least
 from fairseq_ext.training.errors import DataError
-from fairseq_ext.training.files import read_lines
+from fairseq_ext.training.files import read_json_lines, read_lines
 
 __all__ = ["FeatureFiles", "Record", "category_names", "read_records", "split_file"]
 
@@ -98,8 +97,8 @@ def read_records(
         DataError: names the file and the line.
     """
     seen: dict[str, str] = {}
-    for line, origin in read_lines(path):
-        value = _mapping(line, origin, need_boxes)
+    for image, origin in read_json_lines(path):
+        value = _mapping(image, origin, need_boxes)
         boxes, labels = _boxes(value, origin, num_labels) if need_boxes else (np.zeros((0, 4)), None)
         record = Record(
             value["image_id"],
@@ -122,11 +121,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _mapping(line: str, origin: str, need_boxes: bool) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{origin}: not JSON: {error}") from error
+def _mapping(value: Any, origin: str, need_boxes: bool) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{origin}: an image is a mapping, got {type(value).__name__}")
     for key in ("image", "file"):

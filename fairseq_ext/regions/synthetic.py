@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from fairseq_ext.regions.splits import SPLITS
+from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import replacing, writing_to
 from fairseq_ext.training.options import OptionSet, option
 
@@ -38,17 +40,24 @@ def synthesize(options: SceneOptions) -> None:
     them, one with its place.
 
     Raises:
-        OptionError: a folder that cannot be written.
+        OptionError: a folder that cannot be written, or has another ``train.jsonl`` in it.
     """
     generator = np.random.default_rng(options.seed)
     lines = [_scene(number, options.captions_per_image, generator) for number in range(1, options.images + 1)]
     held_out = options.images // 10
     cuts = (0, options.images - 2 * held_out, options.images - held_out, options.images)
+    texts = {"categories.txt": "\n".join(THINGS) + "\n"}
+    for split, (begin, end) in zip(SPLITS, pairwise(cuts), strict=True):
+        texts[f"{split}.jsonl"] = "".join(lines[begin:end])
     with writing_to(options.out) as out:
-        (out / "categories.txt").write_text("\n".join(THINGS) + "\n", encoding="utf-8")
-        for split, begin, end in zip(SPLITS, cuts, cuts[1:], strict=False):
-            with replacing(out / f"{split}.jsonl") as partial:
-                partial.write_text("".join(lines[begin:end]), encoding="utf-8")
+        for name, text in texts.items():
+            if (out / name).exists() and (out / name).read_bytes() != text.encode():
+                raise OptionError(
+                    f"--out: {out / name} is of other images or options; remove it or name another folder"
+                )
+        for name, text in texts.items():
+            with replacing(out / name) as partial:
+                partial.write_text(text, encoding="utf-8")
 
 
 def _scene(number: int, captions: int, generator: np.random.Generator) -> str:

@@ -124,7 +124,7 @@ class CaptionDataset(FairseqDataset):
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
         """False in training: batches are drawn for each epoch by its number, so that a training that is resumed has
-        those of one that was never killed. fairseq's other datasets keep the batches of the epoch that they began in.
+        those of one that was never killed. fairseq's other datasets keep those of the first epoch.
         """
         return not self.training
 

@@ -13,6 +13,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import OmegaConf
 
+from fairseq_ext.captions.checksums import split_checksums
 from fairseq_ext.captions.generated import joined
 from fairseq_ext.captions.store import Preparation, Split
 from fairseq_ext.regions.region_files import category_names
@@ -21,7 +22,8 @@ from fairseq_ext.tasks.caption_dataset import CaptionDataset
 from fairseq_ext.tasks.caption_options import BEAM, MAX_LEN, CaptioningConfig, check_options
 from fairseq_ext.tasks.caption_scorer import HOW_TO_SCORE
 from fairseq_ext.tasks.caption_scores import SCORES, SUMS, ReferenceScores
-from fairseq_ext.training.errors import CheckpointError, DataError, OptionError, choose
+from fairseq_ext.tasks.caption_state import compare_images, compare_states
+from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import load_safely
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class CaptioningTask(FairseqTask):
         preparation: of the folder.
         dictionary: of the captions.
         categories: names of the classes of boxes.
+        images: a checksum of each split, where there is a folder.
 
     Raises:
         OptionError: options that are refused, or would do nothing.
@@ -60,12 +63,20 @@ class CaptioningTask(FairseqTask):
 
     cfg: CaptioningConfig
 
-    def __init__(self, cfg: Any, preparation: Preparation, dictionary: Dictionary, categories: list[str]) -> None:
+    def __init__(
+        self,
+        cfg: Any,
+        preparation: Preparation,
+        dictionary: Dictionary,
+        categories: list[str],
+        images: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(cfg)
         self.preparation, self.dictionary, self.categories = preparation, dictionary, categories
         self.search = check_options(cfg, preparation)
+        words = list(dictionary.symbols)
         self.state.merge_state_dict(
-            {"preparation": asdict(preparation), "words": list(dictionary.symbols), "categories": categories}
+            {"preparation": asdict(preparation), "words": words, "categories": categories, "images": images or {}}
         )
         self._references: dict[str, ReferenceScores] = {}
 
@@ -88,7 +99,7 @@ class CaptioningTask(FairseqTask):
         dictionary = cls.load_dictionary(str(Path(cfg.data, "dict.txt")))
         categories = category_names(Path(cfg.data)) or []
         logger.info("dictionary: %d types", len(dictionary))
-        return cls(cfg, preparation, dictionary, categories)
+        return cls(cfg, preparation, dictionary, categories, split_checksums(Path(cfg.data)))
 
     @classmethod
     def of_checkpoint(cls, cfg: Any, state: dict[str, Any]) -> CaptioningTask:
@@ -242,26 +253,22 @@ class CaptioningTask(FairseqTask):
         Raises:
             CheckpointError: they differ.
         """
-        self._check_state(state_dict, "the checkpoint")
+        compare_states(self.state_dict(), state_dict, self.cfg.data, "the checkpoint")
 
-    def check_checkpoint(self, path: str) -> None:
+    def check_checkpoint(self, path: str, resumes: bool) -> None:
         """:meth:`load_state_dict` before a training resumes, when fairseq does not call it.
 
-        Raises:
-            CheckpointError: see there.
-        """
-        self._check_state(load_safely(path).get("task_state") or {}, path)
+        Args:
+            path: of the checkpoint.
+            resumes: whether the training goes on with its images; else it may have others.
 
-    def _check_state(self, state: dict[str, Any], origin: str) -> None:
-        if "preparation" not in state:
-            raise CheckpointError(f"{origin}: not trained with --task captioning")
-        ours = {**asdict(self.preparation), "words": self.dictionary.symbols, "categories": self.categories}
-        theirs = {**state["preparation"], "words": state["words"], "categories": state["categories"]}
-        for name in ("kind", "feature_dim", "grid", "num_classes", "tokenizer", "words", "categories"):
-            if (own := ours[name]) != (other := theirs[name]):
-                if isinstance(own, list):
-                    own, other = (_at_difference(one, two) for one, two in ((own, other), (other, own)))
-                raise CheckpointError(f"{self.cfg.data}: {name} {own}, but {origin} was trained on {other}")
+        Raises:
+            CheckpointError: the folder differs, or has other images to train on or to choose checkpoints by.
+        """
+        own, state = self.state_dict(), load_safely(path).get("task_state") or {}
+        compare_states(own, state, self.cfg.data, path)
+        if resumes:
+            compare_images(own, state, [self.cfg.train_subset, *self.cfg.valid_subset.split(",")], self.cfg.data, path)
 
     def get_interactive_tokens_and_lengths(self, lines: Any, encode_fn: Any) -> Any:
         """Refused: ``fairseq-interactive`` reads text."""
@@ -285,10 +292,3 @@ class Pieces:
     def decode(text: str) -> str:
         """The words; a text whose pieces ``--post-process`` has joined stays as it is."""
         return joined(text.split())
-
-
-def _at_difference(one: list[str], two: list[str]) -> str:
-    """Of a list of words, its size and the first that another list does not have in its place."""
-    pairs = enumerate(zip(one, two, strict=False))
-    place = next((place for place, (own, other) in pairs if own != other), min(len(one), len(two)))
-    return f"{len(one)}, number {place} {one[place]!r}" if place < len(one) else f"{len(one)}"

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from fairseq_ext.captions import extract as extraction
 from fairseq_ext.captions.extract import ExtractOptions, extract
 from fairseq_ext.captions.networks import LITE0
 from fairseq_ext.captions.prepare import PrepareOptions, prepare
+from fairseq_ext.captions.prepare import _extractor as made_by
 from fairseq_ext.captions.projection import Projection
+from fairseq_ext.captions.sources import Source
 from fairseq_ext.captions.store import Preparation, Split
+from fairseq_ext.regions.feature_files import FeatureSet, open_features
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from tests.helpers import require_data
 
@@ -52,6 +57,29 @@ def test_features_of_pictures(pictures, network):
     assert features.dtype == np.float16 and sorted(names) == sorted(COLOURS)
     assert {name: size for name, size in zip(names, sizes.tolist(), strict=True)}["red.png"] == [40, 50]
     assert not (pictures.parent / "out.npz.parts").exists()
+
+
+def test_features_say_which_network_made_them(pictures, network):
+    """By its weights, whatever the folder is called."""
+
+    def extractor(model, **more):
+        extract(options(pictures, model, **more))
+        return open_features(pictures.parent / "out.npz").extractor
+
+    first = extractor(network)
+    copied = shutil.copytree(network, network.with_name("copy"))
+    name, checksum = extractor(copied).split()
+    assert name == "copy" and first == f"resnet {checksum}"
+    weights = load_file(copied / "model.safetensors")
+    weights["embedder.embedder.convolution.weight"] *= 1.5
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    others = [extractor(copied), extractor(network, size=64), extractor(network, pca=2)]
+    assert len({other.split()[1] for other in others} | {checksum}) == 4
+    assert extractor(network, pca_file=str(pictures.parent / "out.pca.npz")).split()[1] == others[2].split()[1]
+    files = [FeatureSet(other, (), lambda wanted: iter(()), other) for other in (first, first, others[0], "")]
+    assert made_by(Source({}, {}, files[:2])) == first and made_by(Source({}, {}, files[2:])) == ""
+    with pytest.raises(DataError, match=r"features of different networks: those of copy .*, those of resnet"):
+        made_by(Source({}, {}, files))
 
 
 def test_a_picture_is_put_on_a_grey_square(pictures):

@@ -94,7 +94,7 @@ IMAGES = {
     "pixels": (first(width=1, height=1), "is not inside its image of 1 x 1"),
     "class": (first(boxes=[[0, 0, 5, 5, 6]]), "label 6 is not one of the 6 in categories.txt"),
     "box of text": (first(boxes=["a"]), "train.jsonl:1: a box is"),
-    "not JSON": (content("train.jsonl", b"{\n"), "train.jsonl:1: not JSON"),
+    "not JSON": (content("train.jsonl", b"{\n"), "train.jsonl:1: not a JSON value"),
     "empty split": (content("valid.jsonl", b""), "no image of valid"),
     "no split": (lambda f: (f / "valid.jsonl").unlink(), "expected one of valid.jsonl and valid.jsonl.gz, got 0"),
 }

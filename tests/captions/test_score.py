@@ -14,7 +14,7 @@ from fairseq_ext.captions.score import ScoreOptions, score
 from fairseq_ext.captions.scores import bleu, cider_d, rouge_l
 from fairseq_ext.captions.store import Preparation, Split
 from fairseq_ext.captions.tokenizer import tokenize
-from fairseq_ext.training.errors import InputError
+from fairseq_ext.training.errors import DataError, InputError
 from fairseq_ext.training.files import read_lines
 from tests.captions.splits import REFERENCES, write_generated, write_split
 from tests.helpers import require_data
@@ -80,6 +80,34 @@ def test_an_interval_is_of_sets_of_images_drawn_with_replacement(data):
     score = reference.corpus_score([evaluation.hypotheses[image] for image in drawn], streams)
     assert metrics["bleu2"] == pytest.approx(score.score / 100)
     assert metrics["cider_d"] == pytest.approx(evaluation.cider_d[drawn].mean())
+
+
+def test_d_lines_alone_need_a_split_where_two_are_as_large(data, generated, tmp_path):
+    report = scored(data, generated)
+    bare = tmp_path / "bare.txt"
+    bare.write_text("".join(line for line in generated.open() if line.startswith("D-")))
+    assert scored(data, bare) == report, "no other split has as many images"
+    write_split(data, name="valid")
+    assert scored(data, generated) == report
+    with pytest.raises(DataError, match=r"bare.txt: its D- lines do not say .* valid and test have 4 images each"):
+        scored(data, bare)
+    assert scored(data, bare, split="test") == report
+    assert "of 4 images of valid" in scored(data, bare, split="valid")
+
+
+def test_the_sets_of_images_are_drawn_once(data, monkeypatch):
+    """However many systems are compared with one."""
+    split = Split(data, "test", Preparation.load(data))
+    base, drawn = Evaluation(CAPTIONS, split), []
+    monkeypatch.setattr(
+        Evaluation, "metrics", lambda self, counts=None: drawn.append(self) or dict.fromkeys(METRICS, 0)
+    )
+    for other in (Evaluation(CAPTIONS[::-1], split), Evaluation(CAPTIONS, split)):
+        other.intervals(5)
+        other.differences(base, 5)
+    assert drawn.count(base) == 5 + 2
+    base.samples(5, seed=2)
+    assert drawn.count(base) == 5 + 2 + 5
 
 
 def test_two_systems_are_compared_image_by_image(data, generated, tmp_path):

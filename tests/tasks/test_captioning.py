@@ -18,7 +18,6 @@ import torch
 from fairseq import options, tasks
 from fairseq.data.data_utils import numpy_seed
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.distributed import utils
 from omegaconf import DictConfig, OmegaConf
 
 import fairseq_ext
@@ -28,8 +27,9 @@ from fairseq_ext.captions.store import KINDS
 from fairseq_ext.captions.tokenizer import tokenize
 from fairseq_ext.tasks.caption_options import SEARCH
 from fairseq_ext.tasks.caption_scores import SCORES, ReferenceScores
+from fairseq_ext.tasks.caption_state import compare_states
 from fairseq_ext.tasks.captioning import CaptioningTask, Pieces
-from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from tests.captions.pictures import SIZE, prepared
 from tests.helpers import ROOT
 
@@ -377,27 +377,42 @@ def test_a_checkpoint_of_other_data_is_refused(regions, tmp_path, name):
     for loaded in (saved, differently(name, saved)):
         torch.save({"task_state": loaded}, tmp_path / "checkpoint.pt")
         if loaded is saved:
-            task.check_checkpoint(str(tmp_path / "checkpoint.pt"))
+            task.check_checkpoint(str(tmp_path / "checkpoint.pt"), True)
     message = f"{regions}: {name.removeprefix('fewer ')} .*, but {{}} was trained on "
     with pytest.raises(CheckpointError, match=message.format("the checkpoint")):
         task.load_state_dict(differently(name, saved))
     with pytest.raises(CheckpointError, match=message.format(tmp_path / "checkpoint.pt")):
-        task.check_checkpoint(str(tmp_path / "checkpoint.pt"))
+        task.check_checkpoint(str(tmp_path / "checkpoint.pt"), False)
+
+
+def test_a_training_resumes_with_its_own_images_alone(regions, tmp_path):
+    """Another training may start from its weights on images with the same words."""
+    task, other = task_of(regions), task_of(prepared(tmp_path / "again", "regions"))
+    path, saved = tmp_path / "checkpoint.pt", task.state_dict()
+    assert other.state_dict()["images"] == saved["images"], "prepared again they are the same"
+    for split, count in saved["images"].items():
+        torch.save({"task_state": saved | {"images": saved["images"] | {split: count[::-1]}}}, path)
+        task.check_checkpoint(str(path), False)
+        if split != "test":
+            with pytest.raises(CheckpointError, match=f"not the images and captions of {split} that {path} was"):
+                task.check_checkpoint(str(path), True)
+    torch.save({"task_state": {name: value for name, value in saved.items() if name != "images"}}, path)
+    task.check_checkpoint(str(path), True)
+
+
+def test_features_of_another_network_are_refused(regions):
+    task = task_of(regions)
+    saved = task.state_dict()
+
+    def state(extractor):
+        return saved | {"preparation": saved["preparation"] | {"extractor": extractor}}
+
+    for own, trained in (("", "a 1"), ("a 1", ""), ("a 1", "b 1")):  # not recorded; a copy of another name
+        compare_states(state(own), state(trained), "folder", "x.pt")
+    with pytest.raises(DataError, match=r"folder: features of a 1, but x.pt was trained on those of a 2"):
+        compare_states(state("a 1"), state("a 2"), "folder", "x.pt")
 
 
 def test_a_checkpoint_of_another_task_is_refused(regions):
     with pytest.raises(CheckpointError, match="the checkpoint: not trained with --task captioning"):
         task_of(regions).load_state_dict({})
-
-
-@pytest.mark.parametrize(("batch_size", "max_tokens"), [(None, None), (4, None), (None, 40)])
-def test_a_training_asks_for_a_batch_size(batch_size, max_tokens):
-    cfg = copy.deepcopy(training())
-    cfg.dataset.batch_size, cfg.dataset.max_tokens = batch_size, max_tokens
-    called = []
-    if batch_size or max_tokens:
-        utils.call_main(cfg, called.append)
-        assert called == [cfg]
-    else:
-        with pytest.raises(InputError, match="--batch-size or --max-tokens"):
-            utils.call_main(cfg, called.append)

@@ -110,8 +110,8 @@ class TestReading:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ("[", "not JSON"),
-            ("[" * 100_000, "not JSON"),
+            ("[", "not a JSON value"),
+            ("[" * 100_000, "not a JSON value"),
             ("3", "an image is a mapping, got int"),
             ("x" * (MAX_LINE + 1), f"a line has at most {MAX_LINE} characters"),
             ({"image_id": True}, "image_id must be a whole number or a string, got True"),

@@ -1,0 +1,238 @@
+"""Refusals: what fairseq refuses ends in one line that names the option, and exit code 2, as what this suite refuses.
+
+Errors of programs stay tracebacks: :func:`refusal` says which are which. ``LOGLEVEL=DEBUG`` shows all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import dis
+import functools
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from torch.multiprocessing import ProcessRaisedException
+
+from ..training.errors import InputError, OptionError
+from .stock_checks import check_stock_values
+
+__all__ = ["end_commands_in_one_line", "end_hydra_in_one_line", "refusal"]
+
+MEANT_FOR_USERS = (AssertionError, ValueError, OSError, ImportError, NotImplementedError)
+"""What fairseq raises, with a message, where an option or a file is wrong; besides ``Exception`` itself."""
+
+HOMES = ("fairseq", "fairseq_cli")
+GENERATE = ("fairseq_cli", "generate.py")
+STEPS = {"train_step", "valid_step"}
+"""Within these, and within the forward of a module, an error is one of the program."""
+
+OPTIONS = {
+    "Could not infer language pair": "--source-lang, --target-lang (or the data folder)",
+    "Sentences lengths should not exceed": "--max-tokens",
+    "The dataset is empty": "--max-tokens, --max-source-positions, --max-target-positions",
+    "world size is": "--distributed-world-size",
+    "Cannot resume training due to dataloader mismatch": "--batch-size, --max-tokens, --save-dir (batches differ)",
+    "Neither args nor cfg exist": "--path (no checkpoint of fairseq)",
+    "Error(s) in loading state_dict": "--path (trained with other dictionaries or another architecture)",
+}
+"""How messages start that name no option, and the option; whoever raises them."""
+
+
+def refusal(error: BaseException, cfg: Any = None) -> InputError | None:
+    """The line that an error of one of fairseq's commands is worth, or ``None`` for a fault of the program.
+
+    A refusal is a file that cannot be read or written, or what fairseq itself raises with a message, outside of a step:
+    not what Python or PyTorch raises in an expression, and nothing without a message.
+
+    Args:
+        error: what ended the command.
+        cfg: its configuration, in which the option is looked for.
+    """
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, ProcessRaisedException):  # its last line is the error of a process that it has started
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        return OptionError(message) if kind.startswith(f"{InputError.__module__}.") else None
+    message = " ".join(str(error).split()).partition(": {'_name'")[0]  # some repeat the configuration
+    if isinstance(error, OSError) and error.filename is not None:
+        return OptionError(_with_option(f"{error.filename}: {error.strerror}", cfg))
+    if not message or _in_a_step(error.__traceback__):
+        return None
+    deliberate = type(error) is Exception or isinstance(error, MEANT_FOR_USERS)
+    deliberate |= isinstance(error, RuntimeError) and _names_option(message)
+    if message.startswith(tuple(OPTIONS)) or (deliberate and _raised_by_fairseq(error.__traceback__)):
+        return OptionError(_with_option(message, cfg))
+    if key := getattr(error, "full_key", None):  # omegaconf: no value, or none of that type
+        return OptionError(f"--{key.rpartition('.')[2].replace('_', '-')}: {str(error).splitlines()[0]}")
+    return None
+
+
+def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def _in_a_step(trace: TracebackType | None) -> bool:
+    names = [frame.tb_frame.f_code.co_name for frame in _frames(trace)]
+    return any(name in STEPS or name.startswith("forward") for name in names)
+
+
+def _raised_by_fairseq(trace: TracebackType | None) -> bool:
+    """Whether a ``raise`` or an ``assert`` of fairseq is where the error comes from."""
+    *_, last = _frames(trace)
+    code, place = last.tb_frame.f_code, last.tb_lasti
+    if not set(HOMES) & set(Path(code.co_filename).parts):
+        return False
+    return place < len(code.co_code) and dis.opname[code.co_code[place]] == "RAISE_VARARGS"
+
+
+def _with_option(message: str, cfg: Any) -> str:
+    """The message behind the option that it is about, where it names none itself."""
+    for start, option in OPTIONS.items():
+        if message.startswith(start):
+            return f"{option}: {message}"
+    if _names_option(message):
+        return message
+    words = [word.rstrip(":.;") for word in re.split(r"[\s'\"(),]+", message)]
+    given = dict(_texts(cfg))
+    for word in words:
+        for name, value in given.items():
+            if message.startswith(f"{value}:"):
+                return f"{name} {message}"
+            if word in (value, os.path.abspath(value)) or word.startswith(value.rstrip("/") + "/"):
+                return f"{name} {value}: {message}"
+    return message
+
+
+def _names_option(message: str) -> bool:
+    return re.search(r"(^|[\s(`])--[a-z]", message) is not None
+
+
+def _texts(cfg: Any) -> Iterator[tuple[str, str]]:
+    """The options of a configuration that are texts, so files, folders and splits among them."""
+    items = vars(cfg) if isinstance(cfg, argparse.Namespace) else cfg if hasattr(cfg, "items") else {}
+    for name, value in items.items():
+        if isinstance(value, str) and len(value) > 1 and name != "_name":
+            yield "data" if name == "data" else f"--{name.replace('_', '-')}", value
+        else:
+            yield from _texts(value)
+
+
+@contextlib.contextmanager
+def _in_one_line(cfg: Any = None) -> Iterator[None]:
+    """Raises the refusal that an error is worth in its place."""
+    try:
+        yield
+    except Exception as error:
+        refused = refusal(error, cfg)
+        if refused is None or refused is error:
+            raise
+        _show(error)
+        raise refused from error
+
+
+def _show(error: BaseException) -> None:
+    if os.environ.get("LOGLEVEL", "").upper() == "DEBUG":
+        traceback.print_exception(error)
+
+
+def end_commands_in_one_line() -> bool:
+    """Let fairseq's commands end bad input in one line, from their command line to their end."""
+    from fairseq import options
+    from fairseq.dataclass import utils as dataclass_utils
+    from fairseq.distributed import utils
+    from fairseq.trainer import Trainer
+
+    call, parse = utils.call_main, options.parse_args_and_arch
+    compose, init = dataclass_utils.compose, Trainer.__init__
+
+    @functools.wraps(call)
+    def call_main(cfg: Any, main: Any, **kwargs: Any) -> Any:
+        with _in_one_line(cfg):
+            check_stock_values(cfg, Path(getattr(main, "__code__", call.__code__).co_filename).stem)
+            return call(cfg, main, **kwargs)
+
+    def generate(main: Any) -> Any:
+        """The one command that calls its ``main`` by itself."""
+
+        @functools.wraps(main)
+        def generate_main(args: argparse.Namespace) -> Any:
+            cfg = dataclass_utils.convert_namespace_to_omegaconf(args) if isinstance(args, argparse.Namespace) else args
+            with _in_one_line(cfg):
+                check_stock_values(cfg, "generate")
+                return main(cfg)
+
+        return generate_main
+
+    @functools.wraps(parse)
+    def parse_args_and_arch(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
+        parser.error = _refuse_argument  # type: ignore[method-assign]
+        caller = sys._getframe(1).f_globals
+        if Path(caller.get("__file__", "")).parts[-2:] == GENERATE and not hasattr(caller["main"], "__wrapped__"):
+            caller["main"] = generate(caller["main"])
+        words = args[0] if args else kwargs.get("input_args")
+        if parser.get_default("task") is None and parser.parse_known_args(words)[0].task is None:
+            raise OptionError("--task: must be that of the model")
+        with _in_one_line():
+            return parse(parser, *args, **kwargs)
+
+    @functools.wraps(compose)
+    def named_compose(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return compose(*args, **kwargs)
+        except Exception as error:
+            merged = re.match(r"Error merging override [\w.]*?(\w+)=(.*)", str(error))
+            if merged is None:
+                raise
+            dataclass_utils.logger.disabled = True  # it would repeat every option
+            name, value = merged[1].replace("_", "-"), merged[2]
+            reason = str(error.__cause__).strip().splitlines()[0] if error.__cause__ else "not a value for it"
+            raise OptionError(f"--{name}: {'is required' if value == 'null' else f'{value}: {reason}'}") from error
+
+    @functools.wraps(init)
+    def checked_init(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        check_stock_values(cfg, "train")  # a job of hydra comes here first
+        init(self, cfg, *args, **kwargs)
+
+    utils.call_main, options.parse_args_and_arch = call_main, parse_args_and_arch
+    dataclass_utils.compose, Trainer.__init__ = named_compose, checked_init
+    return True
+
+
+def _refuse_argument(message: str) -> NoReturn:
+    """What argparse says, without the hundred lines of usage that fairseq's commands have before it."""
+    message = message.removeprefix("argument ").replace("invalid <lambda> value", "invalid value")
+    choice = re.fullmatch(r"(.*: invalid choice: )'(.*)' \(choose from (.*)\)", message)
+    if choice is not None and len(choice[3]) > 300:
+        near = difflib.get_close_matches(choice[2], re.findall(r"[^\s',]+", choice[3]), n=3, cutoff=0.3)
+        message = (
+            f"{choice[1]}{choice[2]!r}; did you mean {' or '.join(near)}?" if near else f"{choice[1]}{choice[2]!r}"
+        )
+    raise OptionError(message)
+
+
+def end_hydra_in_one_line() -> bool:
+    """Let bad input end a hydra job as it ends every other program: hydra keeps any ``Exception`` for a traceback."""
+    from hydra.core import utils
+
+    job: Any = utils.JobReturn
+    kept = job.return_value
+
+    def keep(self: Any, value: Any) -> None:
+        refused = refusal(value, self.cfg) if isinstance(value, Exception) else None
+        if refused is not None:
+            _show(value)
+            raise SystemExit(refused.code) from value
+        kept.__set__(self, value)
+
+    job.return_value = kept.setter(keep)
+    return True

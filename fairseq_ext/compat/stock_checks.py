@@ -1,0 +1,143 @@
+"""Values of fairseq's own options that it takes, and fails with later or ignores: refused by name at the start."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import logging
+from typing import Any
+
+import torch
+
+from ..training.errors import OptionError, choose
+
+__all__ = ["check_stock_values"]
+
+logger = logging.getLogger(__name__)
+
+LEAST = {
+    "dataset.num_workers": 0,
+    "dataset.batch_size": 1,
+    "dataset.max_tokens": 1,
+    "optimization.update_freq": 1,
+    "lr_scheduler.warmup_updates": 0,
+    "generation.beam": 1,
+    "generation.nbest": 1,
+    "generation.max_len_b": 0,
+    "generation.prefix_size": 0,
+    "model.encoder_layers": 0,
+    "model.decoder_layers": 0,
+}
+PROBABILITIES = ("model.dropout", "model.attention_dropout", "model.activation_dropout")
+DICTIONARIES = ("common_eval.model_overrides", "checkpoint.optimizer_overrides")
+OBJECTS = ("task.eval_bleu_args", "task.eval_bleu_detok_args")
+
+
+def check_stock_values(cfg: Any, command: str) -> None:
+    """Refuse what can be seen from the options of a command alone.
+
+    Args:
+        cfg: its configuration.
+        command: the module of ``fairseq_cli``.
+
+    Raises:
+        OptionError: one line that names the option, what it got and what is allowed.
+    """
+    trains = command == "train"
+    if command in ("generate", "interactive", "eval_lm", "validate") and _value(cfg, "common_eval.path") is None:
+        raise OptionError("--path: must name a trained model")
+    if command in ("train", "validate") and not (
+        _value(cfg, "dataset.batch_size") or _value(cfg, "dataset.max_tokens")
+    ):
+        raise OptionError("--batch-size or --max-tokens: one of them must say how large a batch is")
+    if trains and _value(cfg, "common.fp16") and not torch.cuda.is_available():
+        raise OptionError("--fp16: trains on a GPU, and there is none; --bf16 and single precision train without")
+    for place, least in LEAST.items():
+        values = _value(cfg, place)
+        for value in values if _is_list(values) else [values]:
+            if isinstance(value, int | float) and value < least:
+                raise OptionError(f"{_flag(place)} must be at least {least}, got {value}")
+    for place in PROBABILITIES:
+        value = _value(cfg, place)
+        if isinstance(value, int | float) and not 0 <= value <= 1:
+            raise OptionError(f"{_flag(place)} must be at least 0 and at most 1, got {value}")
+    _check_texts(cfg)
+    least, most = _value(cfg, "generation.min_len"), _value(cfg, "generation.max_len_b")
+    if not trains and least is not None and not _value(cfg, "generation.max_len_a") and least > most:
+        raise OptionError(f"--min-len must be at most --max-len-b {most}, got {least}")
+    if command == "generate" and _value(cfg, "generation.constraints"):
+        raise OptionError("--constraints: fairseq-generate reads none; fairseq-interactive reads them with a sentence")
+    if command in ("generate", "interactive", "eval_lm"):
+        _refuse_idle(cfg, f"fairseq-{command.replace('_', '-')}")
+    window, tokens = _value(cfg, "eval_lm.context_window"), _value(cfg, "task.tokens_per_sample")
+    if command == "eval_lm" and tokens is not None and not 0 <= window < tokens:
+        raise OptionError(
+            f"--context-window must be at least 0 and less than --tokens-per-sample {tokens}, got {window}"
+        )
+
+
+def _refuse_idle(cfg: Any, command: str) -> None:
+    """Options of training and validation: this suite's are refused, fairseq's own are named."""
+    from fairseq.criterions import CRITERION_REGISTRY
+
+    if _value(cfg, "task.eval_captions"):
+        raise OptionError(f"--eval-captions: has no effect in {command}; `fairseq-ext captions score` scores captions")
+    if _value(cfg, "task.eval_bleu"):
+        logger.warning("--eval-bleu: has no effect in %s; --scoring sacrebleu scores what it generates", command)
+    criterion = _value(cfg, "criterion._name")
+    if getattr(CRITERION_REGISTRY.get(criterion), "__module__", "").startswith("fairseq_ext."):
+        raise OptionError(f"--criterion {criterion}: has no effect in {command}, which computes no loss")
+
+
+def _check_texts(cfg: Any) -> None:
+    for place in DICTIONARIES:
+        text = _value(cfg, place)
+        if isinstance(text, str) and not isinstance(_literal(text), dict):
+            raise OptionError(
+                f"{_flag(place)} must be a dictionary as Python writes it, such as {{'lr': 0.1}}, got {text}"
+            )
+    for place in OBJECTS:
+        text = _value(cfg, place)
+        if text and not isinstance(_json(text), dict):
+            raise OptionError(f'{_flag(place)} must be an object as JSON writes it, such as {{"beam": 4}}, got {text}')
+    betas = _value(cfg, "optimizer.adam_betas")
+    if betas is not None:
+        pair = _literal(betas) if isinstance(betas, str) else betas
+        if not (
+            _is_list(pair) and len(pair) == 2 and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in pair)
+        ):
+            raise OptionError(f"--adam-betas must be two numbers below 1, such as (0.9, 0.98), got {betas}")
+    if (tokenizer := _value(cfg, "task.eval_bleu_detok")) is not None:
+        from fairseq.registry import REGISTRIES
+
+        choose("--eval-bleu-detok", tokenizer, REGISTRIES["tokenizer"]["registry"])
+
+
+def _value(cfg: Any, place: str) -> Any:
+    """The value at ``group.name``; ``None`` where the command, or what it has chosen, has no such option."""
+    group, name = place.split(".")
+    holder = cfg.get(group) if hasattr(cfg, "get") else getattr(cfg, group, None)
+    return getattr(holder, name, None) if isinstance(holder, argparse.Namespace) else (holder or {}).get(name)
+
+
+def _is_list(value: Any) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, str)
+
+
+def _flag(place: str) -> str:
+    return f"--{place.split('.')[1].replace('_', '-')}"
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

@@ -1,0 +1,70 @@
+"""What a checkpoint of ``--task captioning`` keeps of the folder that it was trained on, against another folder.
+
+Both are what the task's ``state_dict`` has: ``preparation``, ``words``, ``categories``, and ``images``, a checksum of
+each split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fairseq_ext.captions.store import Preparation
+from fairseq_ext.training.errors import CheckpointError
+
+__all__ = ["compare_images", "compare_states"]
+
+COMPARED = ("kind", "feature_dim", "grid", "num_classes", "tokenizer", "words", "categories")
+
+
+def compare_states(own: dict[str, Any], trained: dict[str, Any], folder: str, origin: str) -> None:
+    """Whether a trained model reads the images of a folder and writes its words.
+
+    Args:
+        own: of the folder.
+        trained: of the checkpoint.
+        folder, origin: their names, for messages.
+
+    Raises:
+        CheckpointError: it was trained with another task, or on data that differ.
+        DataError: on features of another network.
+    """
+    if "preparation" not in trained:
+        raise CheckpointError(f"{origin}: not trained with --task captioning")
+    ours, theirs = ({**state["preparation"], **state} for state in (own, trained))
+    for name in COMPARED:
+        one, other = ours[name], theirs[name]
+        if one != other:
+            if isinstance(one, list):
+                one, other = _at_difference(one, other), _at_difference(other, one)
+            raise CheckpointError(f"{folder}: {name} {one}, but {origin} was trained on {other}")
+    preparation = Preparation(**own["preparation"])
+    preparation.check_extractor(theirs.get("extractor", ""), f"{folder}:", f"{origin} was trained on those of")
+
+
+def compare_images(
+    own: dict[str, Any], trained: dict[str, Any], splits: Sequence[str], folder: str, origin: str
+) -> None:
+    """Whether a training that resumes has its own images and captions; checkpoints of earlier releases do not say.
+
+    Args:
+        own, trained, folder, origin: as in :func:`compare_states`.
+        splits: to train on and to validate on.
+
+    Raises:
+        CheckpointError: another one.
+    """
+    images = trained.get("images", {})
+    for split in splits:
+        if split in images and images[split] != own["images"].get(split):
+            raise CheckpointError(
+                f"{folder}: not the images and captions of {split} that {origin} was trained with; --reset-dataloader "
+                "starts on others from its weights"
+            )
+
+
+def _at_difference(one: list[str], two: list[str]) -> str:
+    """Of a list of words, its size and the first that another list does not have in its place."""
+    pairs = enumerate(zip(one, two, strict=False))
+    place = next((place for place, (own, other) in pairs if own != other), min(len(one), len(two)))
+    return f"{len(one)}, number {place} {one[place]!r}" if place < len(one) else f"{len(one)}"

@@ -1,0 +1,148 @@
+"""Which errors of a command are worth one line, and which stay the traceback of a faulty program."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+import pytest
+import torch
+from fairseq import utils
+from fairseq.data import data_utils
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.trainer import Trainer
+from omegaconf import OmegaConf
+from torch.multiprocessing import ProcessRaisedException
+
+import fairseq_ext
+from fairseq_ext.compat.refusals import refusal
+from fairseq_ext.compat.stock_checks import DICTIONARIES, LEAST, OBJECTS, PROBABILITIES, check_stock_values
+from fairseq_ext.training.errors import OptionError
+
+CFG = OmegaConf.create({"task": {"data": "folder"}, "dataset": {"gen_subset": "tset"}, "optimization": {"lr": [0.1]}})
+
+
+def caught(action):
+    try:
+        action()
+    except BaseException as error:
+        return error
+    raise AssertionError("no error")
+
+
+@pytest.mark.parametrize(
+    ("action", "line"),
+    [
+        (lambda: open("folder/x.txt"), "data folder: folder/x.txt: No such file or directory"),
+        (lambda: utils.get_activation_fn("nope"), "--activation-fn nope not supported"),
+        (lambda: utils.import_user_module(argparse.Namespace(user_dir="tset")), "--gen-subset tset: .*tset"),
+        (lambda: torch.nn.Linear(1, 2).load_state_dict({}), r"--path \(trained with other .*\): Error\(s\) in loading"),
+        (lambda: OmegaConf.create({"lr": "???"}).lr, "--lr: Missing mandatory value: lr"),
+    ],
+)
+def test_what_is_meant_for_users_is_one_line(action, line):
+    refused = refusal(caught(action), CFG)
+    assert isinstance(refused, OptionError) and refused.code == 2
+    assert re.match(line, str(refused)), refused
+
+
+def test_the_refusal_of_a_process_that_was_started():
+    """What ``torch.multiprocessing.spawn`` makes of it, for a training on several GPUs."""
+    error = "-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n ...\n{}: --norm: x"
+    refused = refusal(ProcessRaisedException(error.format("fairseq_ext.training.errors.OptionError"), 1, 2))
+    assert str(refused) == "--norm: x" and refused.code == 2
+    assert refusal(ProcessRaisedException(error.format("ValueError"), 1, 2)) is None
+
+
+class Layer(torch.nn.Module):
+    def forward(self):
+        utils.get_activation_fn("nope")
+
+
+class Training(Trainer):
+    def __init__(self):
+        pass
+
+    def train_step(self, samples):
+        utils.get_activation_fn("nope")
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda: data_utils.collate_tokens([], pad_idx=1),  # a ValueError, which Python raises
+        lambda: data_utils.collate_tokens(None, pad_idx=1),  # a TypeError
+        lambda: data_utils.load_indexed_dataset(3),
+        lambda: torch.zeros(2) + torch.zeros(3),
+        lambda: torch.nn.Linear(1, 2)(torch.zeros(3)),
+        lambda: [].pop(),
+        lambda: {}["missing"],
+        lambda: int("x"),  # not raised by fairseq
+        Layer(),
+        lambda: Training().train_step(None),
+    ],
+)
+def test_a_faulty_program_keeps_its_traceback(action):
+    error = caught(action)
+    assert isinstance(error, Exception) and refusal(error, CFG) is None
+
+
+def config(place=None, value=None):
+    groups = {"dataset": {"batch_size": 4}, "common_eval": {"path": "x.pt"}, "generation": {}, "model": {}, "task": {}}
+    cfg = OmegaConf.create({**groups, "optimizer": {}, "checkpoint": {}, "optimization": {}, "lr_scheduler": {}})
+    if place:
+        OmegaConf.update(cfg, place, value)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("place", "good", "bad"),
+    [
+        *((place, least, least - 1) for place, least in LEAST.items()),
+        *((place, 1.0, 1.1) for place in PROBABILITIES),
+        *((place, "{'a': 1}", "[1]") for place in DICTIONARIES),
+        *((place, '{"a": 1}', "{'a': 1}") for place in OBJECTS),
+        ("optimizer.adam_betas", "(0.9, 0.98)", "(0.9, x)"),
+        ("task.eval_bleu_detok", "space", "mooses"),
+        ("optimization.update_freq", [1, 2], [1, 0]),
+    ],
+)
+def test_the_limits_of_stock_options(place, good, bad):
+    for command in ("train", "generate"):
+        check_stock_values(config(place, good), command)
+        with pytest.raises(OptionError, match=f"^--{place.split('.')[1].replace('_', '-')}[ :]"):
+            check_stock_values(config(place, bad), command)
+
+
+def test_a_training_asks_for_a_batch_size():
+    for batch_size, max_tokens in ((4, None), (None, 40)):
+        check_stock_values(config("dataset", {"batch_size": batch_size, "max_tokens": max_tokens}), "train")
+    cfg = config()
+    cfg.dataset.batch_size = None
+    check_stock_values(cfg, "generate")
+    for command in ("train", "validate"):
+        with pytest.raises(OptionError, match=r"^--batch-size or --max-tokens"):
+            check_stock_values(cfg, command)
+
+
+def test_what_is_for_training_does_nothing_in_generation(caplog):
+    fairseq_ext.register()
+    ours = {"task.eval_captions": True, "criterion": {"_name": "label_smoothed_encouraging_loss"}}
+    for command in ("generate", "interactive", "eval_lm"):
+        for place, value in ours.items():
+            option = f"--{place.rpartition('.')[2].replace('_', '-')}"
+            with pytest.raises(OptionError, match=f"^{option}.*: has no effect in fairseq-{command.replace('_', '-')}"):
+                check_stock_values(config(place, value), command)
+        check_stock_values(config("task.eval_bleu", True), command)
+        assert "--eval-bleu: has no effect" in caplog.records[-1].message
+    for place, value in ours.items():
+        for command in ("train", "validate"):
+            check_stock_values(config(place, value), command)
+    check_stock_values(config("criterion", {"_name": "cross_entropy"}), "generate")
+    assert len(caplog.records) == 3
+
+
+def test_every_limit_is_of_an_option_of_fairseq():
+    groups = OmegaConf.structured(FairseqConfig())
+    places = [place.split(".") for place in (*LEAST, *DICTIONARIES)]
+    assert not [(group, name) for group, name in places if groups.get(group) is not None and name not in groups[group]]
