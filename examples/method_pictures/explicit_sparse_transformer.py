@@ -21,7 +21,7 @@ FORMS = {
 
 
 def draw(figure: Figure) -> None:
-    """Four matrices of a decoder's self-attention on one scale; the scores are made up."""
+    """Four matrices of a decoder's self-attention on one scale; the scores are synthetic."""
     grid = figure.subplots(1, len(FORMS), squeeze=False, sharey=True)
     generator = torch.Generator().manual_seed(1)
     query, key = torch.randn(2, TOKENS, 8, generator=generator)

@@ -23,7 +23,7 @@ VERMILION = PALETTE[1]
 
 
 def pair() -> AttentionBlocks:
-    """Blocks of one matched pair, whose states are made up so that a noun and its region have a direction in common."""
+    """Blocks of one matched pair, whose states are drawn so that a noun and its region have a direction in common."""
     generator = torch.Generator().manual_seed(3)
     directions = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator)).Q
     names = (*WORDS, *REGIONS)

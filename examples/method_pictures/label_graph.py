@@ -25,10 +25,10 @@ ALBUM = ("rock", "alternative")
 
 def albums() -> tuple[Tensor, Tensor]:
     """How often an album's reviews use the words of each style, and its styles."""
-    made = make_albums(1000, reviews=4)
+    records = make_albums(1000, reviews=4)
     words = {style.replace("&", ""): number for number, style in enumerate(STYLES)}
-    counts, gold = torch.zeros(2, len(made), len(STYLES))
-    for row, album in enumerate(made):
+    counts, gold = torch.zeros(2, len(records), len(STYLES))
+    for row, album in enumerate(records):
         gold[row, [STYLES.index(tag) for tag in album["tags"]]] = 1
         for comment in album["all_short_comments"]:
             for word in re.findall(r"[a-z]+", comment["comment"]):
