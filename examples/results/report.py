@@ -55,6 +55,8 @@ def part(name: str) -> ModuleType:
     - ``SELECTS``: the option that chooses those names; every other option changes what a file holds
     - ``measure(options)``: yields the contents
     - ``section(contents)``: their text; and, where there are some, ``pictures(contents, folder)``
+
+    What its method claims, :mod:`examples.results.claims` derives from the contents.
     """
     return importlib.import_module(f"examples.results.{name}")
 

@@ -8,12 +8,19 @@ import pytest
 
 from examples.results import __main__ as command
 from examples.results import report
+from examples.results.claims import PARTS, claims_of
+from examples.results.verdicts import anchor
 from fairseq_ext.training.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
-def text():
-    return report.report_text(report.measured(report.DOCS))
+def stored():
+    return report.measured(report.DOCS)
+
+
+@pytest.fixture(scope="module")
+def text(stored):
+    return report.report_text(stored)
 
 
 def test_the_report_is_what_the_measurements_give():
@@ -71,3 +78,27 @@ def test_what_is_long_is_folded_and_what_is_read_is_not(text):
     assert max(len(rows.splitlines()) for rows in re.findall(r"(?:^\|.*\n)+", outside, flags=re.MULTILINE)) < 40
     assert "Weighted F1 is higher with ReNode" in outside and outside.count("\n## ") == text.count("\n## ")
     assert text.count("<details") == text.count("</details>") > 3
+
+
+def test_every_system_has_a_verdict(stored):
+    methods = {claim.method for part in PARTS for claim in claims_of(part, stored[part])}
+    assert methods >= {
+        *("GCA", "MUSE-simple", "MUSE", "Explicit Sparse Transformer", "AdaNorm", "ReNode", "Label graph (RMSC)"),
+        *("Encouraging loss, text", "Encouraging loss, images", "Encouraging loss, images: attack artefact"),
+        *("Encouraging loss, graphs", "IAIS", "MUKA", "MUKI"),
+    }
+    assert set(stored) - {"benchmarks", "inference_dtype"} <= set(PARTS), "a part that is measured has claims"
+
+
+def test_links_lead_to_tables(text):
+    """On GitHub and on the site, whose rules for the names of headings differ."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = [anchor(heading) for heading in headings]
+    assert len(set(anchors)) == len(anchors), "two headings of one name"
+    links = re.findall(r"\]\(#([^)]*)\)", text)
+    assert len(links) > 20 and not set(links) - set(anchors)
+    pages = [report.ROOT / "README.md", *report.DOCS.rglob("*.md")]
+    others = {page.name: re.findall(r"RESULTS\.md#([^)\s]*)", page.read_text(encoding="utf-8")) for page in pages}
+    assert any(others.values()) and not {(page, to) for page, own in others.items() for to in own if to not in anchors}
+    slugify = pytest.importorskip("markdown.extensions.toc").slugify
+    assert [slugify(heading, "-") for heading in headings] == anchors

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from examples.results import report
-from examples.results.claims import PARTS, claims_of
+from examples.results.claims import claims_of
 from examples.results.paired import Paired
-from examples.results.verdicts import Claim, Limit, Verdict, anchor, page, unfinished
+from examples.results.verdicts import Claim, Limit, Verdict, page, unfinished
 
 
 def claim(low: float, high: float, pairs: int = 3, published: float | None = None, *limits: Limit) -> Claim:
@@ -94,43 +93,6 @@ def test_the_page_counts_and_corrects():
     assert "| budget 1 |" in text and "\n1. *budget*, gains of up to +1.00 fit" in text
     assert "| budget 2 |" in text and "\n2. *budget*, 2 seeds; 3 are needed" in text
     assert text.count("[reproduced](#the-table)") == 2 and len(re.findall(r"^\| M \|", text, re.MULTILINE)) == 4
-
-
-# --- the page of the stored measurements -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def stored():
-    return report.measured(report.DOCS)
-
-
-@pytest.fixture(scope="module")
-def text(stored):
-    return report.report_text(stored)
-
-
-def test_every_system_has_a_verdict(stored):
-    methods = {claim.method for part in PARTS for claim in claims_of(part, stored[part])}
-    assert methods >= {
-        *("GCA", "MUSE-simple", "MUSE", "Explicit Sparse Transformer", "AdaNorm", "ReNode", "Label graph (RMSC)"),
-        *("Encouraging loss, text", "Encouraging loss, images", "Encouraging loss, images: attack artefact"),
-        *("Encouraging loss, graphs", "IAIS", "MUKA", "MUKI"),
-    }
-    assert set(stored) - {"benchmarks", "inference_dtype"} <= set(PARTS), "a part that is measured has claims"
-
-
-def test_links_lead_to_tables(text):
-    """On GitHub and on the site, whose rules for the names of headings differ."""
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    anchors = [anchor(heading) for heading in headings]
-    assert len(set(anchors)) == len(anchors), "two headings of one name"
-    links = re.findall(r"\]\(#([^)]*)\)", text)
-    assert len(links) > 20 and not set(links) - set(anchors)
-    pages = [report.ROOT / "README.md", *report.DOCS.rglob("*.md")]
-    others = {page.name: re.findall(r"RESULTS\.md#([^)\s]*)", page.read_text(encoding="utf-8")) for page in pages}
-    assert any(others.values()) and not {(page, to) for page, own in others.items() for to in own if to not in anchors}
-    slugify = pytest.importorskip("markdown.extensions.toc").slugify
-    assert [slugify(heading, "-") for heading in headings] == anchors
 
 
 # --- what each part takes for a baseline that has not learned --------------------------------------------------------
