@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     if device.type not in ("cpu", "cuda"):
         raise OptionError(f"--device must be cpu or cuda, got {options.device}")
     torch.set_num_threads(options.threads)
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING)  # before fairseq is imported, which opens the root logger for debugging
     # fairseq's attention passes torch two kinds of mask, which torch deprecates
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
 

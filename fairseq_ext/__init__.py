@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,14 @@ def register() -> None:
         >>> import fairseq_ext
         >>> fairseq_ext.register()  # now ``transformer_ext`` is in fairseq's registries
     """
+    # Importing fairseq opens the root logger for debugging, of every library: one of its models calls basicConfig.
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
     import fairseq
+
+    if not handlers:
+        root.setLevel(level)
+        root.handlers[:] = []
 
     from . import compat
 

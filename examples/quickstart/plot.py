@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
 import fairseq_ext
+from fairseq_ext.training.plotting import LETTERS, colour_of, name_lines, picture
 
 from .pipeline import Pipeline, log_records
 
-_COLOURS = {"combined": "#0b6e99", "plain": "#c0562b"}
-_LABELS = {"combined": "all methods combined", "plain": "plain Transformer"}
+_LABELS = {"combined": "all combined", "plain": "plain Transformer"}
 
 
 def curve(log: Path, kind: str, loss: str, step: str) -> tuple[list[int], list[float]]:
@@ -63,45 +58,41 @@ def choose_sentence(pipeline: Pipeline, shortest: int = 16, longest: int = 22) -
 
 def plot(pipeline: Pipeline, systems: list[str], path: Path) -> None:
     """Write the picture of the finished run to `path`."""
-    # Importing fairseq opens the root logger: without this, matplotlib's font search would fill the screen.
-    logging.disable(logging.INFO)
     index = choose_sentence(pipeline)
     dense, target, source = cross_attention(pipeline, index, topk=0)
     selected, _, _ = cross_attention(pipeline, index, topk=None)
     most = int((selected > 0).sum(dim=-1).max())
+    title = "Quickstart: negative log-likelihood (left), and one head of cross-attention (right)"
+    with picture(path, (14, 5.4), title) as figure:
+        left, middle, right = figure.subplots(1, 3, width_ratios=(0.9, 1, 1))
+        for system in systems:
+            log, label = pipeline.out / system / "fairseq-train.log", _LABELS[system]
+            style: dict[str, Any] = {"color": colour_of(label)}
+            left.plot(*curve(log, "train_inner", "nll_loss", "num_updates"), linestyle=":", **style)
+            left.plot(*curve(log, "valid", "valid_nll_loss", "valid_num_updates"), marker="o", label=label, **style)
+        left.set(title="validation (dots) and training (dotted)", xlabel="update", ylabel="bits per token")
+        left.set_ylim(bottom=0)
 
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(17, 6), width_ratios=(1.05, 1, 1), layout="constrained", dpi=110
-    )
-    for system in systems:
-        log, colour = pipeline.out / system / "fairseq-train.log", _COLOURS[system]
-        label = _LABELS[system]
-        left.plot(
-            *curve(log, "train_inner", "nll_loss", "num_updates"), color=colour, alpha=0.45, label=f"{label}: train"
-        )
-        valid = curve(log, "valid", "valid_nll_loss", "valid_num_updates")
-        left.plot(*valid, color=colour, marker="o", markersize=4, label=f"{label}: validation")
-    left.set(title="Learning curve", xlabel="update", ylabel="negative log-likelihood (bits per token)", ylim=(0, None))
-    left.grid(alpha=0.25)
-    left.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False)
+        top = float(max(dense.max(), selected.max()))
+        titles = ("over all keys", f"over the selected keys (at most {most})")
+        for axis, weights, heading in zip((middle, right), (dense, selected), titles, strict=True):
+            # A key that was not selected has weight exactly zero: it is left white, unlike a small weight.
+            image = axis.imshow(
+                weights.masked_fill(weights == 0, float("nan")),
+                **{"cmap": "YlGnBu", "vmin": -0.12 * top, "vmax": top, "aspect": "auto"},
+            )
+            axis.grid(visible=False)
+            axis.set_title(heading)
+            axis.set_xticks(range(len(source)), _legible(source), rotation=90, fontsize=LETTERS)
+            axis.set_yticks(range(len(target)), _legible(target), fontsize=LETTERS)
+            axis.set_xlabel("source pieces (keys)")
+            axis.tick_params(length=0)
+        middle.set_ylabel("target piece being predicted")
+        label = "attention weight (white: not selected)"
+        bar = figure.colorbar(image, ax=(middle, right), shrink=0.75, pad=0.015, label=label)
+        bar.ax.set_ylim(0, top)
+        name_lines(left)
 
-    top = float(max(dense.max(), selected.max()))
-    titles = ("Cross-attention over all keys", f"Cross-attention over the selected keys (at most {most})")
-    for axis, weights, title in zip((middle, right), (dense, selected), titles, strict=True):
-        # A key that was not selected has weight exactly zero: it is left white, unlike a small weight.
-        image = axis.imshow(
-            weights.masked_fill(weights == 0, float("nan")), cmap="YlGnBu", vmin=-0.12 * top, vmax=top, aspect="auto"
-        )
-        axis.set_title(title)
-        axis.set_xticks(range(len(source)), [p.replace("▁", "_") for p in source], rotation=90, fontsize=8)
-        axis.set_yticks(range(len(target)), [p.replace("▁", "_") for p in target], fontsize=8)
-        axis.set_xlabel("source pieces (keys)")
-        axis.tick_params(length=0)
-    middle.set_ylabel("target piece being predicted")
-    bar = figure.colorbar(
-        image, ax=(middle, right), shrink=0.75, pad=0.015, label="attention weight (white: not selected)"
-    )
-    bar.ax.set_ylim(0, top)
-    figure.savefig(path)
-    plt.close(figure)
+
+def _legible(pieces: list[str]) -> list[str]:
+    return [piece.replace("▁", "_") for piece in pieces]

@@ -20,14 +20,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.rcsetup import cycler
+from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
 from fairseq_ext.fonts import fonts_for
 from fairseq_ext.training.files import replacing
 
 __all__ = [
-    *("GREY", "PALETTE", "STYLE", "Effect", "categories", "colour_of", "forest", "limits_after_first"),
-    *("mean_and_range", "name_lines", "picture", "small_multiples"),
+    *("GREY", "LETTERS", "PALETTE", "STYLE", "Effect", "categories", "colour_of", "forest", "legend_outside"),
+    *("limits_after_first", "mean_and_range", "name_lines", "picture", "second_scale", "small_multiples"),
 ]
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -41,7 +42,7 @@ METHODS = {
     **dict.fromkeys(("MUSE", "MUKA", "+ IAIS"), ORANGE),
     **dict.fromkeys(("GCA", "MUKI", "+ soft training"), PURPLE),
     **dict.fromkeys(("encouraging", "class-weighted bonus", "aggressive"), VERMILION),
-    **dict.fromkeys(("all combined", "top-k 4, AdaNorm", "DRW + bonus"), BLACK),
+    **dict.fromkeys(("all combined", "top-k 4, AdaNorm", "DRW + bonus"), SKY),
 }
 """The colour of a method, by what the names of its arms begin with; the longest fitting beginning counts."""
 
@@ -85,7 +86,7 @@ def categories(count: int) -> list[Any]:
 
 @contextmanager
 def picture(path: str | Path, size: tuple[float, float], title: str = "") -> Iterator[Figure]:
-    """A figure in the common style, which is written to ``path`` at the end unless the block fails.
+    """A figure in the common style, which is written to ``path`` at the end, unless the block fails or leaves it empty.
 
     Args:
         path: its suffix tells the format; without one it is PNG.
@@ -108,9 +109,12 @@ def picture(path: str | Path, size: tuple[float, float], title: str = "") -> Ite
         if title:
             figure.suptitle(title, x=0.01, ha="left", wrap=True, parse_math=False)
         yield figure
+        if not figure.axes:
+            return
         with replacing(path) as partial, fonts_for(figure):
             figure.savefig(partial, format=path.suffix[1:] or "png")
-            if path.suffix in ("", ".png"):
+            shaded = figure.findobj(lambda artist: getattr(artist, "get_array", lambda: None)() is not None)
+            if path.suffix in ("", ".png") and not shaded:
                 with Image.open(partial) as image:
                     few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
                 few.save(partial, format="png", optimize=True)  # a third of the bytes
@@ -144,7 +148,7 @@ def name_lines(axes: Axes) -> None:
     """
     lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     if len(lines) > NAMED:
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        legend_outside(axes)
         return
     figure = axes.figure.canvas.figure
     figure.draw_without_rendering()  # the layout gives the axes their height
@@ -176,6 +180,26 @@ def name_lines(axes: Axes) -> None:
             arrowprops=leader,
             annotation_clip=False,
         )
+
+
+def legend_outside(axes: Axes, *handles: Any, below: bool = False) -> None:
+    """The legend of what is no line, or of many lines, at the right of the axes or below their label.
+
+    ``handles`` are as of ``Axes.legend``.
+    """
+    if below:
+        under = axes.transAxes + ScaledTranslation(0, -3.6 * LETTERS / 72, axes.figure.dpi_scale_trans)
+        axes.legend(*handles, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=under, borderpad=0, frameon=False)
+    else:
+        axes.legend(*handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+
+
+def second_scale(axes: Axes) -> Axes:
+    """Axes over ``axes`` whose upright scale is at the right."""
+    twin = axes.twinx()
+    twin.grid(visible=False)
+    twin.spines.right.set_visible(True)
+    return twin
 
 
 class Effect(NamedTuple):

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fairseq_ext.fonts import fonts_for
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import output_folder, write_json
 from fairseq_ext.training.options import OptionSet, option
@@ -55,35 +54,27 @@ def draw_label_graph(
     graph: Tensor, labels: Sequence[str], path: str | Path, title: str = "Learned label graph"
 ) -> None:
     """Heat map of G with label names. The diagonal, which starts at 1, is left out of the colour scale."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from fairseq_ext.training.plotting import LETTERS, picture
 
     weights = graph.detach().cpu().double().numpy()
     size = len(labels)
     off_diagonal = np.ma.masked_array(weights, np.eye(size, dtype=bool))
     limit = max(float(np.abs(off_diagonal).max()) if size > 1 else 0.0, 1e-3)
     side = min(max(4.5, 0.32 * size + 2.5), LARGEST)
-    figure, axes = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
-    axes.set_facecolor("0.88")  # shows through the diagonal
-    image = axes.imshow(off_diagonal, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    text: dict[str, Any] = {
-        "fontsize": min(10.0, 72 * 0.9 * (side - 2.5) / size),
-        "parse_math": False,
-    }  # $ is a character
-    axes.set_xticks(range(size), labels, rotation=90, **text)
-    axes.set_yticks(range(size), labels, **text)
-    axes.set_xlabel("adds to the score of")
-    axes.set_ylabel("score of")
-    axes.set_title(title)
-    for i, j in np.ndindex(size, size) if size <= ANNOTATED else ():
-        colour = "white" if i != j and abs(weights[i, j]) > 0.6 * limit else "0.2"
-        axes.text(j, i, f"{weights[i, j]:z.2f}", ha="center", va="center", fontsize=8, color=colour)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="weight (the grey diagonal is not to scale)")
-    with fonts_for(figure):
-        figure.savefig(path, dpi=150)
-    plt.close(figure)
+    letters = min(LETTERS, 72 * 0.9 * (side - 2.5) / size)
+    with picture(path, (side + 0.8, side), title) as figure:
+        axes = figure.subplots()
+        axes.set_facecolor("0.88")  # shows through the diagonal
+        axes.grid(visible=False)
+        image = axes.imshow(off_diagonal, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axes.set_xticks(range(size), labels, rotation=90, fontsize=letters, parse_math=False)  # $ is a character
+        axes.set_yticks(range(size), labels, fontsize=letters, parse_math=False)
+        axes.set_xlabel("adds to the score of")
+        axes.set_ylabel("score of")
+        for i, j in np.ndindex(size, size) if size <= ANNOTATED else ():
+            colour = "white" if i != j and abs(weights[i, j]) > 0.6 * limit else "0.2"
+            axes.text(j, i, f"{weights[i, j]:z.2f}", ha="center", va="center", fontsize=LETTERS, color=colour)
+        figure.colorbar(image, ax=axes, shrink=0.8, label="weight (the grey diagonal is not to scale)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
 import networkx
 import numpy as np
 import torch
@@ -13,14 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import spearmanr
 from torch_geometric.data import Data
 from torch_geometric.utils import subgraph, to_undirected
 
 from fairseq_ext.training.errors import DataError
-from fairseq_ext.training.files import output_folder, replacing, writing_to
+from fairseq_ext.training.files import output_folder, writing_to
+from fairseq_ext.training.plotting import PALETTE, categories, legend_outside, picture, second_scale
 from graph.renode.options import PlotFiles, ScoreOptions
 from graph.renode.score import score_table, scored_graph
 from graph.renode.totoro import neighbor_conflict
@@ -35,12 +34,7 @@ CONTESTED = 10
 def class_colors(data: Data) -> np.ndarray:
     """A colour for each class and, last, grey for nodes without label (-1), (C + 1, 4)."""
     classes = int(data.y.max()) + 1
-    colors = (
-        matplotlib.colormaps["tab10"](np.arange(classes))
-        if classes <= 10
-        else matplotlib.colormaps["gist_ncar"](np.linspace(0.03, 0.93, classes))
-    )
-    return np.vstack([colors, to_rgba("0.85")])
+    return np.array([to_rgba(color) for color in (*categories(classes), "0.85")])
 
 
 def class_legend(data: Data, labels: np.ndarray, axes: Axes) -> None:
@@ -49,7 +43,7 @@ def class_legend(data: Data, labels: np.ndarray, axes: Axes) -> None:
     if len(shown) <= LEGEND_CLASSES:
         handles = [axes.scatter([], [], s=30, color=colors[label]) for label in shown]
         names = [f"class {label}" if label >= 0 else "no label" for label in shown]
-        axes.legend(handles, names, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        legend_outside(axes, handles, names)
         return
     classes = len(colors) - 1
     scale = BoundaryNorm(np.arange(classes + 1) - 0.5, classes)
@@ -76,15 +70,16 @@ def plot_weights(data: Data, axes: Axes) -> None:
     """The weight of each labelled node over the rank of its score, and the scores themselves."""
     table = score_table(data)
     order = table["rank"].argsort()
-    (curve,) = axes.plot(table["rank"][order], table["weight"][order], ".-", color="tab:blue", markersize=4)
-    axes.set(xlabel="rank of the Totoro score (0: least conflict)", ylabel="ReNode weight", title="From rank to weight")
+    weights, scores = PALETTE[:2]
+    axes.plot(table["rank"][order], table["weight"][order], ".-", color=weights)
+    axes.set(xlabel="rank of the Totoro score (0: least conflict)", title="From rank to weight")
     axes.set_ylim(0, 1.05 * table["weight"].max())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    twin = axes.twinx()
-    (scores,) = twin.plot(table["rank"][order], table["totoro"][order], color="tab:orange", linewidth=1)
-    twin.set_ylabel("Totoro score")
+    twin = second_scale(axes)
+    twin.plot(table["rank"][order], table["totoro"][order], color=scores, linestyle="--")
     twin.set_ylim(bottom=0)
-    axes.legend([curve, scores], ["weight", "Totoro score"], loc="center left", frameon=False)
+    for own, label, color in ((axes, "ReNode weight (line)", weights), (twin, "Totoro score (dashes)", scores)):
+        own.set_ylabel(label, color=color)
 
 
 def plot_neighbors(data: Data, axes: Axes) -> None:
@@ -125,7 +120,7 @@ def plot_layout(data: Data, axes: Axes, max_nodes: int = 400) -> None:
     size, color = 90 * weight**2, colors[labelled]
     axes.scatter(x[labelled], y[labelled], s=size, color=color, edgecolors="black", linewidths=0.8)
     for number, node in enumerate(contested.tolist(), start=1):
-        axes.annotate(str(number), place[node], (4, 4), textcoords="offset points", fontsize=9, fontweight="bold")
+        axes.annotate(str(number), place[node], (4, 4), textcoords="offset points", fontsize=10, fontweight="bold")
     around = "" if len(nodes) == len(data.y) else ", with what is around them"
     axes.set_title(f"Labelled nodes, sized by ReNode weight\n1 to {len(contested)}: the most contested{around}")
     axes.set_axis_off()
@@ -163,10 +158,10 @@ def draw(options: ScoreOptions, files: PlotFiles) -> list[Path]:
     """The paths of all pictures of one split."""
     folder, data = output_folder(files.out), scored_graph(options, files.split_seed)
     paths = []
-    for name, picture in PICTURES.items():
-        figure = Figure(figsize=(8, 7) if picture is plot_layout else (7, 4.5), layout="constrained")
-        picture(data, figure.subplots(), *([files.layout_nodes] if picture is plot_layout else []))
+    title = Path(options.dataset).stem
+    for name, function in PICTURES.items():
         paths.append(folder / name)
-        with writing_to(folder), replacing(paths[-1]) as partial:
-            figure.savefig(partial, format="png", dpi=150)
+        size = (8.5, 7) if function is plot_layout else (7, 4.5)
+        with writing_to(folder), picture(paths[-1], size, f"{title}, split seed {files.split_seed}") as figure:
+            function(data, figure.subplots(), *([files.layout_nodes] if function is plot_layout else []))
     return paths

@@ -175,6 +175,9 @@ def test_a_picture_is_whole_or_not_there(tmp_path):
     with pytest.raises(ZeroDivisionError), picture(tmp_path / "a.png", (3, 2)) as figure:
         figure.subplots().plot([1 / 0])
     assert not list(tmp_path.iterdir())
-    with picture(tmp_path / "a.svg", (3, 2)):
+    with picture(tmp_path / "a.png", (3, 2)):
         pass
+    assert not list(tmp_path.iterdir()), "nothing was drawn"
+    with picture(tmp_path / "a.svg", (3, 2)) as figure:
+        figure.subplots()
     assert (tmp_path / "a.svg").read_text().startswith("<?xml") and len(list(tmp_path.iterdir())) == 1

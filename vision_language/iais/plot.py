@@ -7,27 +7,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize, to_rgb
-from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fairseq_ext.fonts import fonts_for
 from fairseq_ext.training.errors import DataError
-from fairseq_ext.training.files import read_json, replacing
+from fairseq_ext.training.files import read_json
+from fairseq_ext.training.plotting import GREY, LETTERS, PALETTE, picture, second_scale
 
 __all__ = ["distinct_names", "draw_alignment", "draw_history", "draw_self_attention", "read_history"]
 
 CROWDED = 12
 """With more columns than this, cells show no numbers, and boxes a number in place of a name."""
 WIDEST = 9.0
-"""Inches of a map, at 150 pixels each, whatever it shows: a hundred regions make no picture of gigabytes."""
+"""Inches of a map, at 130 pixels each, whatever it shows: a hundred regions make no picture of gigabytes."""
 LONGEST = 16
 """Letters of a label."""
 CONTROLS = ("isd_mismatched", "map_entropy")
@@ -37,11 +35,6 @@ FLATNESS = "entropy of the maps (1: flat, relations of nothing)"
 
 def _array(values: Tensor | ArrayLike) -> np.ndarray:
     return np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, dtype=float)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    with replacing(path) as partial, fonts_for(figure):
-        figure.savefig(partial, format=Path(path).suffix[1:] or "png", dpi=150)
 
 
 def _literal(text: str) -> str:
@@ -60,12 +53,12 @@ def _inches(count: int, each: float, least: float) -> float:
 
 def _points(count: int, side: float) -> float:
     """The size of letters that lets labels of all rows stand apart."""
-    return float(np.clip(72 * (side - 1.6) / count / 1.2, 2.5, 10))
+    return float(np.clip(72 * (side - 1.6) / count / 1.2, 2.5, LETTERS))
 
 
 def _colors(count: int) -> list[tuple[float, float, float]]:
     """A colour for each region, strong enough for text on white."""
-    palette = [to_rgb(color) for color in matplotlib.color_sequences["tab10"]]
+    palette = [to_rgb(color) for color in PALETTE]
     return [palette[number % len(palette)] for number in range(count)]
 
 
@@ -91,13 +84,14 @@ def _heat_map(
 ) -> AxesImage:
     """A map with its numbers where they are few; ``sides`` are inches across and down."""
     image = axes.imshow(values, cmap="Blues", norm=scale, aspect="auto")
+    axes.grid(visible=False)
     wide, high_points = (_points(count, side) for count, side in zip((len(columns), len(rows)), sides, strict=True))
     turned = 90 if len(columns) > 4 else 45
     axes.set_xticks(range(len(columns)), map(_label, columns), rotation=turned, fontsize=wide)
     axes.set_yticks(range(len(rows)), map(_label, rows), fontsize=high_points)
     for i, j in np.ndindex(values.shape) if max(values.shape) <= CROWDED else ():
         color = "white" if scale(values[i, j]) > 0.6 else "0.2"
-        axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=7, color=color)
+        axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=LETTERS, color=color)
     return image
 
 
@@ -119,7 +113,7 @@ def _boxes(axes: Axes, size: tuple[float, float], boxes: np.ndarray, names: Sequ
             label,
             ha="right" if at_edge else "left",
             va="top",
-            fontsize=6 if crowded else 8,
+            fontsize=8 if crowded else LETTERS,
             color=color,
             bbox=inside,
         )
@@ -151,21 +145,18 @@ def draw_alignment(
     names, values = distinct_names(region_names), _array(lv)
     high = _inches(len(words), 0.3, 4.5)
     wide = _inches(len(names), 0.25 if len(names) > CROWDED else 0.5, 5)
-    if size is None or boxes is None:
-        figure = Figure(figsize=(wide, high), layout="constrained")
-        left = figure.subplots()
-    else:
-        beside = float(np.clip(0.85 * high * size[0] / size[1], 4, WIDEST))
-        figure = Figure(figsize=(wide + beside, high), layout="constrained")
-        left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [wide, beside]})
-        _boxes(right, size, _array(boxes), names)
-    image = _heat_map(left, values, words, names, Normalize(values.min(), values.max() + 1e-9), (wide, high))
-    figure.colorbar(image, ax=left, shrink=0.8, pad=0.02)
-    left.set_title("attention from words to regions")
-    for label, color in zip(left.get_xticklabels(), _colors(len(names)), strict=True):
-        label.set_color(color)
-    figure.suptitle(_literal(title), wrap=True)
-    _save(figure, path)
+    beside = float(np.clip(0.85 * high * size[0] / size[1], 4, WIDEST)) if size and boxes is not None else 0.0
+    with picture(path, (wide + beside, high), title) as figure:
+        if size is None or boxes is None:
+            left = figure.subplots()
+        else:
+            left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [wide, beside]})
+            _boxes(right, size, _array(boxes), names)
+        image = _heat_map(left, values, words, names, Normalize(values.min(), values.max() + 1e-9), (wide, high))
+        figure.colorbar(image, ax=left, shrink=0.8, pad=0.02)
+        left.set_title("attention from words to regions")
+        for label, color in zip(left.get_xticklabels(), _colors(len(names)), strict=True):
+            label.set_color(color)
 
 
 def draw_self_attention(
@@ -192,20 +183,18 @@ def draw_self_attention(
     more than one colour. The scale is logarithmic, from a hundredth of attention to all alike.
     """
     side = _inches(len(names), 0.34, 3.6)
-    figure = Figure(figsize=(2 * side + 1, 2 * side), layout="constrained")
-    grid = figure.subplots(2, 2)
-    every = np.concatenate([_array(values).ravel() for values in (*before, *after)])
-    least = 0.01 / len(names)
-    scale = LogNorm(max(float(every.min()), least), max(float(every.max()), 2 * least), clip=True)
-    for column, (label, maps) in enumerate(zip(labels, (before, after), strict=True)):
-        for row, (kind, values) in enumerate(zip(("self-attention", "mirror"), maps, strict=True)):
-            axes = grid[row, column]
-            image = _heat_map(axes, _array(values), names, names, scale, (side, side))
-            axes.set_title(f"{kind}, {label}")
-    ticks = np.geomspace(float(scale.vmin or 0), float(scale.vmax or 0), 7).tolist()
-    figure.colorbar(image, ax=grid, shrink=0.6, pad=0.02, ticks=ticks, format="%.2g").minorticks_off()
-    figure.suptitle(_literal(title), wrap=True)
-    _save(figure, path)
+    with picture(path, (2 * side + 1, 2 * side), title) as figure:
+        grid = figure.subplots(2, 2)
+        every = np.concatenate([_array(values).ravel() for values in (*before, *after)])
+        least = 0.01 / len(names)
+        scale = LogNorm(max(float(every.min()), least), max(float(every.max()), 2 * least), clip=True)
+        for column, (label, maps) in enumerate(zip(labels, (before, after), strict=True)):
+            for row, (kind, values) in enumerate(zip(("self-attention", "mirror"), maps, strict=True)):
+                axes = grid[row, column]
+                image = _heat_map(axes, _array(values), names, names, scale, (side, side))
+                axes.set_title(f"{kind}, {label}")
+        ticks = np.geomspace(float(scale.vmin or 0), float(scale.vmax or 0), 7).tolist()
+        figure.colorbar(image, ax=grid, shrink=0.6, pad=0.02, ticks=ticks, format="%.2g").minorticks_off()
 
 
 def read_history(path: Path, run: str) -> list[dict[str, Any]]:
@@ -254,29 +243,28 @@ def draw_history(
     """
     step, isd, recall = (_column(history, key) for key in ("step", "isd", metric))
     label = metric_label or metric
-    figure = Figure(figsize=(15, 4.4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    left.plot(step, recall, "o-", color="tab:blue", markersize=4)
-    left.set(xlabel="optimiser step", ylabel=label, title="Recall over training")
-    middle.plot(step, isd, "s-", color="tab:orange", markersize=4, label="ISD of captions and their images")
-    if all("isd_mismatched" in record for record in history):
-        control = _column(history, "isd_mismatched")
-        middle.plot(step, control, "s--", color="tab:brown", markersize=4, label="ISD with other images (control)")
-    middle.set(xlabel="optimiser step", ylabel="ISD", title="Distance of relations, and what may cause it")
-    middle.set_ylim(bottom=0)
-    lines = middle.get_lines()
-    if all("map_entropy" in record for record in history):
-        twin = middle.twinx()
-        lines += twin.plot(step, _column(history, "map_entropy"), "^:", color="0.4", markersize=4, label=FLATNESS)
-        twin.set(ylabel="entropy of the maps", ylim=(0, 1.02))
-    figure.legend(handles=lines, loc="outside lower center", ncols=3, fontsize=9)
-    for axes in (left, middle):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.plot(isd, recall, color="0.8", linewidth=1, zorder=0)
-    points = right.scatter(isd, recall, c=step, cmap="viridis", s=28)
-    right.set(xlabel="ISD", ylabel=label, title="One against the other")
-    figure.colorbar(points, ax=right, label="optimiser step")
-    _save(figure, path)
+    with picture(path, (11.5, 4.4), "IAIS: recall and the distance of relations over the training") as figure:
+        left, middle, right = figure.subplots(1, 3)
+        left.plot(step, recall, "o-", color=PALETTE[0])
+        left.set(xlabel="optimiser step", ylabel=label, title="Recall over training")
+        middle.plot(step, isd, "s-", color=PALETTE[1], label="ISD of captions and their images")
+        if all("isd_mismatched" in record for record in history):
+            control = _column(history, "isd_mismatched")
+            middle.plot(step, control, "s--", color=PALETTE[1], label="ISD with other images (control)")
+        middle.set(xlabel="optimiser step", ylabel="ISD", title="Distance of relations, and\nwhat may cause it")
+        middle.set_ylim(bottom=0)
+        lines = middle.get_lines()
+        if all("map_entropy" in record for record in history):
+            twin = second_scale(middle)
+            lines += twin.plot(step, _column(history, "map_entropy"), "^:", color=GREY, label=FLATNESS)
+            twin.set(ylabel="entropy of the maps", ylim=(0, 1.02))
+        figure.legend(handles=lines, loc="outside lower center", ncols=3)
+        for axes in (left, middle):
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        right.plot(isd, recall, color="0.8", linewidth=1, zorder=0)
+        points = right.scatter(isd, recall, c=step, cmap="viridis", s=28)
+        right.set(xlabel="ISD", ylabel=label, title="One against the other")
+        figure.colorbar(points, ax=right, label="optimiser step")
 
 
 def _column(history: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:

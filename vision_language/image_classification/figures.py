@@ -10,11 +10,13 @@ import numpy as np
 
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json
+from fairseq_ext.training.plotting import PALETTE
 from vision_language.image_classification.image_set import first_line
 
 __all__ = ["COLOURS", "Experiments", "Figures"]
 
-COLOURS = tuple(f"C{number}" for number in range(10))
+COLOURS = PALETTE
+"""Of experiments, in their order."""
 
 
 class Figures:

@@ -13,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from fairseq_ext.training.plotting import name_lines
 from vision_language.image_classification.figures import COLOURS, Experiments, Figures
 from vision_language.image_classification.objective import Objective
 from vision_language.image_classification.options import LossOptions
@@ -68,7 +69,7 @@ def _curves(axes: Axes, experiments: Experiments, which: int) -> dict[str, Any]:
         axes.plot(parts[0], parts[which], color=colour, linewidth=3, alpha=0.6, label=f"{name} (its loss)", zorder=1)
     axes.set(xlabel="$p_y$", xlim=(0, 1))
     axes.axvline(0.5, color="0.8", linewidth=0.8, zorder=0)
-    axes.legend(fontsize=7)
+    name_lines(axes)
     return numbers
 
 
@@ -97,9 +98,7 @@ def gradients(axes: Axes, experiments: Experiments) -> dict[str, Any]:
             if points:
                 numbers[f"{name}, {part}"] = points
                 line = f"{style}o"
-                axes.plot(
-                    points["log_odds"], points["norm"], line, color=colour, markersize=3, label=f"{name}: {OF[part]}"
-                )
+                axes.plot(points["log_odds"], points["norm"], line, color=colour, label=f"{name}: {OF[part]}")
     if numbers:
         axes.axvline(0, color="0.6", linewidth=0.8)
         axes.set(yscale="log", xlabel=r"$\log\, p_y / (1 - p_y)$", ylabel="mean norm of the gradient")
@@ -112,7 +111,7 @@ def gradients(axes: Axes, experiments: Experiments) -> dict[str, Any]:
         ]
         axes.set_xlim(min(seen) - 1, max(seen) + 2)
         axes.set_title("What is left to learn from a test image?")
-        axes.legend(fontsize=8)
+        name_lines(axes)
     return numbers
 
 
@@ -141,12 +140,12 @@ def gradient_training(axes: Axes, experiments: Experiments) -> dict[str, Any]:
             epochs = [entry["epoch"] for entry in histories[0]]
             values = np.array([[entry[key] for entry in history] for history in histories])
             numbers[f"{name}, {part}"] = {"epochs": epochs, "norm": values.tolist()}
-            axes.plot(epochs, values.mean(0), f"{style}o", color=colour, markersize=3, label=f"{name}: {OF[part]}")
+            axes.plot(epochs, values.mean(0), f"{style}o", color=colour, label=f"{name}: {OF[part]}")
     if numbers:
         axes.set(yscale="log", xlabel="epoch", ylabel="mean norm of the gradient")
         axes.set_title("What is left to learn from the validation images?")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(fontsize=8)
+        name_lines(axes)
     return numbers
 
 
@@ -178,4 +177,4 @@ def sweep(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 def _bars(axes: Axes, values: Mapping[str, list[float]], places: list[float], style: str) -> None:
     means = [statistics.fmean(each) for each in values.values()]
     spreads = [statistics.pstdev(each) for each in values.values()]
-    axes.errorbar(places, means, yerr=spreads, fmt=style, color="C0", capsize=3, markersize=4)
+    axes.errorbar(places, means, yerr=spreads, fmt=style, color=COLOURS[0], elinewidth=2.2)

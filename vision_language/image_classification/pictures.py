@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from fairseq_ext.training.plotting import BAND, legend_outside, mean_and_range, name_lines
 from vision_language.image_classification.figures import COLOURS, Experiments, Figures
 from vision_language.image_classification.predict import QUANTILES
 from vision_language.image_classification.scores import log_odds, margin, ood_scores
@@ -40,10 +41,10 @@ def _histograms(axes: Axes, values: Mapping[str, np.ndarray], label: str) -> dic
     for colour, (name, part) in zip(COLOURS, values.items(), strict=False):
         clipped = part.clip(edges[0], edges[-1])
         shares[name] = (np.histogram(clipped, edges)[0] / len(part)).tolist()
-        axes.stairs(shares[name], edges, color=colour, label=f"{name} (median {np.median(part):.3g})", linewidth=1.5)
+        axes.stairs(shares[name], edges, color=colour, label=f"{name} (median {np.median(part):.3g})", linewidth=1.8)
         axes.stairs(shares[name], edges, color=colour, fill=True, alpha=0.15)
     axes.set(xlabel=label, ylabel="share of test images")
-    axes.legend(fontsize=8)
+    legend_outside(axes)
     return {"edges": edges.tolist(), "shares": shares}
 
 
@@ -54,7 +55,9 @@ def probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     if numbers:
         axes.axvline(0, color="0.6", linewidth=0.8)
         axes.axvline(16.6, color="0.6", linestyle=":", linewidth=0.8)
-        axes.text(17, 0.97, "$p_y$ = 1 in float32", fontsize=7, va="top", transform=axes.get_xaxis_transform())
+        axes.text(
+            16.2, 0.97, "$p_y$ = 1 in float32", fontsize=10, ha="right", va="top", transform=axes.get_xaxis_transform()
+        )
         axes.set_title("How sure is the model of the label?")
     return numbers
 
@@ -78,14 +81,14 @@ def training(axes: Axes, experiments: Experiments) -> dict[str, Any]:
         rows = np.array([entry["log_odds_quantiles"] for entry in history])
         epochs = [entry["epoch"] for entry in history]
         numbers[name] = {"epochs": epochs, "quantiles": list(QUANTILES), "log_odds": rows.tolist()}
-        axes.plot(epochs, rows[:, 2], "o-", color=colour, markersize=3, label=f"{name}: median")
-        axes.fill_between(epochs, rows[:, 1], rows[:, 3], color=colour, alpha=0.3, linewidth=0)
-        axes.fill_between(epochs, rows[:, 0], rows[:, 4], color=colour, alpha=0.12, linewidth=0)
+        axes.plot(epochs, rows[:, 2], "o-", color=colour, label=f"{name}: median")
+        axes.fill_between(epochs, rows[:, 1], rows[:, 3], color=colour, alpha=BAND, linewidth=0)
+        axes.fill_between(epochs, rows[:, 0], rows[:, 4], color=colour, alpha=BAND, linewidth=0)
     if numbers:
         axes.axhline(0, color="0.6", linewidth=0.8)
         axes.set(xlabel="epoch", ylabel=r"$\log\, p_y / (1 - p_y)$", title="Validation images: half and 90 % of them")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(fontsize=8)
+        name_lines(axes)
     return numbers
 
 
@@ -105,10 +108,10 @@ def energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
         for style, (part, scores) in zip(cycle(("-", "--", ":", "-.")), values.items(), strict=False):
             density = np.histogram(scores, edges, density=True)[0]
             numbers[f"{name}, {part}"] = {"edges": edges.tolist(), "density": density.tolist()}
-            axes.stairs(density, edges, color=colour, linestyle=style, linewidth=1.5, label=f"{name}: {part}")
+            axes.stairs(density, edges, color=colour, linestyle=style, linewidth=1.8, label=f"{name}: {part}")
     if numbers:
         axes.set(xlabel="energy score", ylabel="density", title="Known images against others")
-        axes.legend(fontsize=8)
+        legend_outside(axes)
     return numbers
 
 
@@ -127,13 +130,12 @@ def robustness(axes: Axes, experiments: Experiments) -> dict[str, Any]:
             numbers[f"{name}, {line}"] = {"epsilon": radii, "accuracy": values.tolist()}
             style = "-" if line.endswith("log-odds") else "--"
             marker = {"fgsm": "o", "pgd": "s"}.get(line.partition(",")[0], "^")
-            axes.plot(radii, values.mean(0), style, color=colour, marker=marker, markersize=3, label=f"{name}: {line}")
-            if len(rows) > 1:
-                axes.fill_between(radii, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
+            curves = [list(zip(radii, row, strict=True)) for row in values.tolist()]
+            mean_and_range(axes, curves, f"{name}: {line}", linestyle=style, color=colour, marker=marker)
     if numbers:
         axes.set(xlabel=r"radius $\varepsilon$ in pixels", ylabel="accuracy", ylim=(0, 1))
         axes.set_title("Accuracy under attack")
-        axes.legend(fontsize=7)
+        name_lines(axes)
     return numbers
 
 
@@ -147,15 +149,13 @@ def tail(axes: Axes, experiments: Experiments) -> dict[str, Any]:
         accuracy = np.array([run["test_class_accuracy"] for run in figures.runs], dtype=float)
         order = np.argsort(-counts, kind="stable")
         numbers[name] = {"images": counts[order].tolist(), "accuracy": accuracy[:, order].tolist()}
-        axes.plot(counts[order], accuracy.mean(0)[order], "o-", color=colour, markersize=4, label=name)
-        if len(accuracy) > 1:
-            low, high = accuracy.min(0)[order], accuracy.max(0)[order]
-            axes.fill_between(counts[order], low, high, color=colour, alpha=0.15, linewidth=0)
+        curves = [list(zip(counts[order].tolist(), row, strict=True)) for row in accuracy[:, order].tolist()]
+        mean_and_range(axes, curves, name, color=colour, marker="o")
     if numbers:
         axes.set(xscale="log", ylim=(0, 1.02), xlabel="training images of the class", ylabel="test accuracy")
         axes.invert_xaxis()
         axes.set_title("From the head to the tail")
-        axes.legend(fontsize=8)
+        name_lines(axes)
     return numbers
 
 
@@ -181,5 +181,5 @@ def reliability(axes: Axes, experiments: Experiments) -> dict[str, Any]:
         axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=0.8)
         axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
         axes.set_title("Is the confidence right?")
-        axes.legend(fontsize=8)
+        legend_outside(axes)
     return numbers

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from fairseq_ext.training.errors import OptionError
-from fairseq_ext.training.files import replacing, write_json, writing_to
+from fairseq_ext.training.files import write_json, writing_to
 from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.plotting import picture
 from vision_language.image_classification.figures import COLOURS, Experiments, Figures
 from vision_language.image_classification.loss_pictures import (
     gradient_training,
@@ -59,23 +59,20 @@ def plot(options: PlotOptions) -> str:
     experiments = {name: Figures(Path(folder)) for name, folder in zip(names, options.experiments, strict=True)}
     drawn = []
     with writing_to(options.out) as out:
-        for picture, draw in PICTURES.items():
-            figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-            try:
-                numbers = draw(axes, experiments)
-                if numbers:
-                    with replacing(out / f"{picture}.png") as partial:
-                        figure.savefig(partial, format="png", dpi=150)
-                    write_json(out / f"{picture}.json", numbers)
-                    drawn.append(picture)
-            finally:
-                plt.close(figure)
+        for name, draw in PICTURES.items():
+            with picture(out / f"{name}.png", (8.5, 4.4)) as figure:
+                numbers = draw(figure.subplots(), experiments)
+                if not numbers:
+                    figure.clear()
+            if numbers:
+                write_json(out / f"{name}.json", numbers)
+                drawn.append(name)
     return f"{', '.join(drawn)}: {options.out}"
 
 
 PICTURES: dict[str, Callable[[Axes, Experiments], dict[str, Any]]] = {
-    picture.__name__: picture
-    for picture in (
+    function.__name__: function
+    for function in (
         *(probabilities, margins, training, energies, robustness, tail, reliability),
         *(losses, loss_gradients, gradients, gradient_training, sweep),
     )

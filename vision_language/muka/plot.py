@@ -7,18 +7,16 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fairseq_ext.fonts import fonts_for
-from fairseq_ext.training.files import replacing
+from fairseq_ext.training.plotting import PALETTE, legend_outside, picture
 from vision_language.muka.diagnostics import reliability, selected_right, specialty
 from vision_language.muka.targets import LabelUnion
 
 __all__ = ["draw_scores", "plot_confidence", "plot_reliability", "plot_selection", "score_range"]
 
-INSIDE, OUTSIDE = "tab:blue", "tab:orange"
+INSIDE, OUTSIDE = PALETTE[:2]
 
 
 def plot_selection(scores: Tensor, labels: Tensor, union: LabelUnion, axes: Axes, groups: int = 10) -> None:
@@ -41,16 +39,16 @@ def plot_selection(scores: Tensor, labels: Tensor, union: LabelUnion, axes: Axes
     error = np.sqrt(accuracy * (1 - accuracy) / [len(part) for part in parts])
     chance, overall = float(specialty(labels, union).double().mean()), float(right.mean())
     axes.axhline(chance, color="0.5", linestyle=":", label=f"a teacher at random: {chance:.2f}")
-    axes.axhline(overall, color="tab:green", linestyle="--", label=f"all examples: {overall:.2f}")
-    share = f"by margin, {len(parts)} groups of about {len(parts[0])} (± std. error)"
+    axes.axhline(overall, color=PALETTE[2], linestyle="--", label=f"all examples: {overall:.2f}")
+    share = f"{len(parts)} groups by margin (± std. error)"
     axes.errorbar(
-        [margin[part].mean() for part in parts], accuracy, error, fmt="o-", color=INSIDE, capsize=2, label=share
+        [margin[part].mean() for part in parts], accuracy, error, fmt="o-", color=INSIDE, elinewidth=2.2, label=share
     )
     axes.set(xlabel="margin between the two best scores", ylabel="selection accuracy", ylim=(-0.02, 1.04))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_title("Does the best-scored teacher know the class?")
-    axes.legend(fontsize=8)
+    axes.set_title("Does the best-scored teacher\nknow the class?")
+    legend_outside(axes, below=True)
 
 
 def score_range(scores: Tensor) -> tuple[float, float]:
@@ -78,7 +76,7 @@ def plot_confidence(
             )
     axes.set(xlabel="score", ylabel="share of examples", title=title, xlim=(edges[0], edges[-1]))
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.legend(fontsize=8)
+    legend_outside(axes, below=True)
 
 
 def plot_reliability(
@@ -102,17 +100,16 @@ def plot_reliability(
     middle, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
     filled = table.examples > 0
     probability = low == 0
-    error = f" (calibration error {table.calibration_error:.2f})" if probability else ""
-    label = f"accuracy, number of examples{error}"
-    axes.bar(middle[filled], table.accuracy[filled], 0.94 * width[filled], color=INSIDE, alpha=0.55, label=label)
+    error = f", calibration error {table.calibration_error:.2f}" if probability else ""
+    axes.bar(middle[filled], table.accuracy[filled], 0.94 * width[filled], color=INSIDE, alpha=0.55)
     if probability:
-        axes.plot([0, 1], [0, 1], color="0.5", linestyle="--", label="score = accuracy")
+        axes.plot([0, 1], [0, 1], color="0.5", linestyle="--")
     for place, height, count in zip(middle[filled], table.accuracy[filled], table.examples[filled], strict=True):
-        axes.annotate(str(count), (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=7)
-    axes.set(xlabel="score", ylabel="accuracy", title=title, xlim=(low, high), ylim=(0, 1.25))
+        axes.annotate(str(count), (place, height), (0, 2), textcoords="offset points", ha="center")
+    axes.set(xlabel="score", ylabel="accuracy", xlim=(low, high), ylim=(0, 1.12))
+    axes.set_title(f"{title}\ncounts{error}")
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.legend(fontsize=8, loc="upper left")
 
 
 def draw_scores(
@@ -141,21 +138,20 @@ def draw_scores(
     path, teachers = Path(path), scores.size(-1)
     inside = specialty(labels, union)
     names = names or [f"teacher {teacher}" for teacher in range(teachers)]
-    figure = Figure(figsize=(13.8, 3.6 * teachers), layout="constrained")
-    grid = figure.subplots(teachers, 3)
-    plot_selection(scores, labels, union, grid[0, 0])
-    best, chosen = scores.max(-1, keepdim=True)
-    limits = score_range(scores)
-    plot_reliability(best[:, 0], right.gather(1, chosen)[:, 0], grid[1, 0], "The best-scored teacher is right", limits)
-    for axes in grid[2:, 0]:
-        axes.set_axis_off()
-    for teacher, (name, (histogram, diagram)) in enumerate(zip(names, grid[:, 1:], strict=True)):
-        heading = f"{name}: {len(union.index[teacher])} of {len(union)} classes"
-        plot_confidence(scores[:, teacher], inside[:, teacher], histogram, heading, limits=limits)
-        plot_reliability(scores[:, teacher], right[:, teacher], diagram, f"{name} is right", limits)
-    highest = max(axes.get_ylim()[1] for axes in grid[:, 1])
-    for axes in grid[:, 1]:
-        axes.set_ylim(0, highest)
-    figure.suptitle(title)
-    with replacing(path) as partial, fonts_for(figure):
-        figure.savefig(partial, dpi=150, format=path.suffix[1:] or "png")
+    with picture(path, (10.8, 3.8 * teachers), title) as figure:
+        grid = figure.subplots(teachers, 3)
+        plot_selection(scores, labels, union, grid[0, 0])
+        best, chosen = scores.max(-1, keepdim=True)
+        limits = score_range(scores)
+        plot_reliability(
+            best[:, 0], right.gather(1, chosen)[:, 0], grid[1, 0], "The best-scored teacher is right", limits
+        )
+        for axes in grid[2:, 0]:
+            axes.set_axis_off()
+        for teacher, (name, (histogram, diagram)) in enumerate(zip(names, grid[:, 1:], strict=True)):
+            heading = f"{name}: {len(union.index[teacher])} of {len(union)} classes"
+            plot_confidence(scores[:, teacher], inside[:, teacher], histogram, heading, limits=limits)
+            plot_reliability(scores[:, teacher], right[:, teacher], diagram, f"{name} is right", limits)
+        highest = max(axes.get_ylim()[1] for axes in grid[:, 1])
+        for axes in grid[:, 1]:
+            axes.set_ylim(0, highest)

@@ -203,7 +203,7 @@ def test_an_option_changes_what_comes_out_or_is_refused(command, outcomes, optio
         ("compare TRAINED TRAINED --metric accuracy", "--metric accuracy: run seed1 of .* has test_accuracy"),
         ("plot DATA", "holds no finished run of train"),
         ("plot TRAINED TRAINED", "two experiments are called el"),
-        (f"plot {'TRAINED ' * 11}", "plot: at most 10 experiments can be told apart, got 11"),
+        (f"plot {'TRAINED ' * 11}", "plot: at most 8 experiments can be told apart, got 11"),
         ("synthesize --images 3", "--images must be at least 50, got 3"),
     ],
 )
