@@ -11,15 +11,16 @@ from griffe import Alias, Class, Extension, GriffeError, GriffeLoader, Module, O
 
 OURS = ("fairseq_ext", "graph", "vision_language")
 
-ROLE = re.compile(r":(class|func|meth|mod|data|attr|exc):`(~?)\.?([\w.]+)`")
+ROLE = re.compile(r":(class|func|meth|mod|data|attr|exc):`(?:(?P<title>[^`<]+) <)?(~?)\.?([\w.]+)>?`")
 FORMULA = re.compile(r":math:`([^`]*)`")
 DISPLAYED = re.compile(r"^( *)\.\. math::[ ]*(.*)\n((?:\1 +.*\n|\n(?=\1 ))*)", re.MULTILINE)
 LITERAL = re.compile(r"^( *)(.*?)(?<!:)::\n((?:\1 +.*\n|\n)+)", re.MULTILINE)
-TABLE = re.compile(r"^( *)(=+(?: +=+)+)\n(.*)\n\1\2\n((?:.*\n)*?)\1\2$", re.MULTILINE)
+TABLE = re.compile(r"^( *)(=+(?: +=+)+)\n(?:(.*)\n\1\2\n)?((?:(?! *=+ ).*\n)*?)\1\2$", re.MULTILINE)
 LINK = re.compile(r"`([^`<]+?)\s+<(https?://[^>]+)>`_+")
 TITLE = re.compile(r"(?<![`:\w])`([^`\n]+)`(?![`_\w])")
-PAPER = re.compile(r"(?<![\w/\[])arXiv[: ](\d{4}\.\d{5})")
+PAPER = re.compile(r"(?<![\w/\[])arXiv[: ](\d{4}\.\d{4,5})")
 SHARED = re.compile(r"^    (\w+(?:, \w+)+)(: .*\n(?: {5,}.*\n)*)", re.MULTILINE)
+SHAPE = re.compile(r"^Shape:\n((?: {4}.*\n|\n)+)", re.MULTILINE)
 CODE = re.compile(r"(```.*?^ *```|``.*?``|\$\$.*?\$\$|(?<![\w$])\$[^$]+\$)", re.DOTALL | re.MULTILINE)
 
 logger = logging.getLogger("mkdocs.plugins.docstrings")
@@ -27,6 +28,9 @@ logger = logging.getLogger("mkdocs.plugins.docstrings")
 
 class Markup(Extension):
     """Rewrites each docstring once it is known what the names in it are."""
+
+    def on_package(self, *, pkg: Module, loader: GriffeLoader, **kwargs: Any) -> None:
+        self.on_object(obj=pkg, loader=loader)
 
     def on_module(self, *, mod: Module, **kwargs: Any) -> None:
         mod.members.pop("__all__", None)
@@ -40,6 +44,9 @@ def to_markdown(text: str, obj: Object, loader: GriffeLoader) -> str:
     """A docstring of ``obj`` as Markdown."""
     text = TABLE.sub(_table, text + "\n")
     text = SHARED.sub(lambda entry: "".join(f"    {name}{entry[2]}" for name in entry[1].split(", ")), text)
+    # The parser knows the plural alone, and no section of shapes.
+    text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
+    text = SHAPE.sub(lambda shape: f"**Shape:**\n\n{textwrap.dedent(shape[1])}", text)
     text = DISPLAYED.sub(_displayed, text)
     text = LITERAL.sub(_literal, text)
     text = FORMULA.sub(lambda formula: f"${' '.join(formula[1].split())}$", text)
@@ -57,7 +64,7 @@ def _displayed(formula: re.Match[str]) -> str:
     body = "\n".join(line for line in lines if line.strip())
     if re.search(r"&|\\\\", body) and r"\begin" not in body:  # docutils does so
         body = f"\\begin{{aligned}}\n{body}\n\\end{{aligned}}"
-    return textwrap.indent(f"$$\n{body}\n$$\n", indent) + "\n"
+    return textwrap.indent(f"$$\n{body}\n$$\n", indent)
 
 
 def _literal(block: re.Match[str]) -> str:
@@ -77,7 +84,7 @@ def _table(table: re.Match[str]) -> str:
         line = line[len(indent) :]
         return [line[start:end].strip().replace("|", r"\|") for start, end in zip(starts, ends, strict=True)]
 
-    rows = [cells(head)]
+    rows = [cells(head or "")]
     for line in body.splitlines():
         row = cells(line)
         if row[0] or len(rows) == 1:
@@ -85,13 +92,14 @@ def _table(table: re.Match[str]) -> str:
         else:
             rows[-1] = [f"{old} {new}".strip() for old, new in zip(rows[-1], row, strict=True)]
     rows.insert(1, ["---"] * len(starts))
-    return "\n".join(f"{indent}| {' | '.join(row)} |" for row in rows) + "\n"
+    return "\n".join(f"{indent}| {' | '.join(row)} |" for row in rows)
 
 
 def _reference(role: re.Match[str], obj: Object, loader: GriffeLoader) -> str:
     """A link to the object where the site has a place for it, else its name."""
-    kind, short, name = role.groups()
-    shown = (name.rpartition(".")[2] if short else name) + ("()" if kind in ("func", "meth") else "")
+    kind, title, short, name = role.groups()
+    call = "()" if kind in ("func", "meth") else ""
+    shown = title or (name.rpartition(".")[2] if short else name) + call
     path = _path(name, obj, loader)
     if path and kind == "func" and _is_module(path, loader):  # a function that is named as its module
         path += f".{path.rpartition('.')[2]}"

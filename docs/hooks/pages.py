@@ -16,7 +16,6 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = "docs/"
 FOREIGN_SCRIPT = "https://unpkg.com/iframe-worker/shim"
 LINK = re.compile(r"(?P<open>!?\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\()(?P<path>[^)\s#:]+)(?P<rest>#[^)\s]*)?\)")
 
@@ -34,7 +33,7 @@ def _listed(entry: Any) -> Any:
         return {title: _listed(part) for title, part in entry.items()}
     if not entry.endswith("/"):
         return entry
-    pages = sorted((ROOT / DOCS / entry).glob("*.md"), key=lambda page: (page.stem != "index", page.stem))
+    pages = sorted((ROOT / "docs" / entry).glob("*.md"), key=lambda page: (page.stem != "index", page.stem))
     return [entry + page.name for page in pages]
 
 
@@ -61,7 +60,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = Path(os.path.normpath(folder / link["path"]))
         if not target.exists():
             return link[0]  # which the strict build reports
-        path = page_of(target)
+        path = page_of(target, Path(config.docs_dir))
         if files.get_file_from_path(path) is None:
             return link["text"] if link["text"].startswith("`") else f"`{link['text']}`"
         here = os.path.dirname(page.file.src_uri)
@@ -75,7 +74,14 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     return output.replace(FOREIGN_SCRIPT, os.path.relpath("search_in_frame.js", os.path.dirname(page.url) or "."))
 
 
-def page_of(target: Path) -> str:
+def on_post_template(output_content: str, template_name: str, config: MkDocsConfig) -> str:
+    """The same in 404.html, which is shown at any depth."""
+    return output_content.replace(FOREIGN_SCRIPT, "/search_in_frame.js")
+
+
+def page_of(target: Path, docs: Path) -> str:
     """The name of the page that a file or a folder of the tree has on the site, if it has one."""
-    path = (target / "README.md" if target.is_dir() else target).relative_to(ROOT).as_posix()
-    return "index.md" if path == "README.md" else path.removeprefix(DOCS)
+    target = target / "README.md" if target.is_dir() else target
+    if target == ROOT / "README.md":
+        return "index.md"
+    return target.relative_to(docs if target.is_relative_to(docs) else ROOT).as_posix()
