@@ -14,6 +14,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort, BuildError
 
+from fairseq_ext.recipes import PRESETS, RECIPES
 from tests.helpers import ROOT
 
 PACKAGES = ("fairseq_ext", "graph", "vision_language")
@@ -91,11 +92,17 @@ def test_pages_hold_no_markup_of_docstrings_or_formulas(site):
     assert {name: text[match.start() :][:80] for name, text in texts.items() if (match := left.search(text))} == {}
 
 
-def test_tables_of_presets_and_recipes(site):
-    from fairseq_ext.recipes import PRESETS, RECIPES
-
+def test_tables_of_presets_recipes_and_options(site):
     page = site["howto/options.html"]
     assert [name for name in [*PRESETS, *RECIPES] if f"<code>{name}</code>" not in page] == []
+    page = site["api/commands.html"]
+    programs = [".".join(path.relative_to(ROOT).parent.parts) for path in ROOT.glob("[gv]*/*/__main__.py")]
+    assert len(programs) >= 6
+    assert [name for name in programs if f'">python -m {name} train' not in page] == []
+    options = re.findall(r"<td><code>(\S+)</code></td>\s<td>(.*?)</td>\s<td>(.*?)</td>", page)
+    assert ("--head-classes", "<code>0 1 2</code>", "for step (released: 0 1 2)") in options
+    assert ("--weight-decay", "<code>0</code>", "of Adam (released: 0)") in options
+    assert {("MODEL", "required"), ("--no-margin", "on"), ("--nbest", "<code>1</code>")} <= {row[:2] for row in options}
 
 
 @pytest.mark.parametrize(
@@ -198,6 +205,7 @@ def test_docstrings_become_markdown(caplog):
         (r"\arg\max_i s_i", "<mo>arg</mo>"),
         (r"\text{normalized\_shape}", "<mtext>normalized_shape</mtext>"),
         (r"\frac{a}{b}", "<mfrac>"),
+        (r"\log C", '<mi>log</mi><mspace width="0.17em"/><mi>C</mi>'),
     ],
 )
 def test_formulas_become_mathml(latex, part):

@@ -12,6 +12,8 @@ from mkdocs.exceptions import PluginError
 # What pymdownx.arithmatex writes.
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
+SPACE = '<mspace width="0.17em"/>'
+
 
 def on_page_content(content: str, page: Any, **kwargs: Any) -> str:
     """The page with every formula as MathML."""
@@ -31,10 +33,11 @@ def to_mathml(latex: str, display: bool) -> str:
     Raises:
         ValueError: a command that is not understood, which would be shown as its name.
     """
-    # It lacks \arg, and shows the backslash of an escaped sign within \text.
+    # It lacks \arg, shows the backslash of an escaped sign within \text, and sets log x as logx.
     latex = re.sub(r"\\arg\b", r"\\operatorname{arg}", latex.strip())
     mathml = convert(latex, display="block" if display else "inline")
     mathml = re.sub(r"\\([_%#&$])", r"\1", mathml)
+    mathml = re.sub(r"(<mi>(?:exp|log|ln|cos|sin|tanh)</mi>)(?=<m(?:i|n|sub|sup|over|frac)\b)", rf"\1{SPACE}", mathml)
     if unknown := re.search(r"\\[A-Za-z]+", html.unescape(mathml)):
         raise ValueError(f"unknown command {unknown[0]}")
     return mathml
