@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -52,18 +53,23 @@ def _recipes() -> str:
 def _options(path: str) -> str:
     """Of the option set of this path."""
     module, _, name = path.rpartition(".")
-    return _option_table([getattr(importlib.import_module(module), name)])
+    return _option_table([getattr(_imported(module), name)])
 
 
 def _commands(module: str) -> str:
     """Of the program ``python -m MODULE``: a heading and a table for each of its commands."""
-    program = importlib.import_module(f"{module}.__main__").main
+    program = _imported(f"{module}.__main__").main
     parts = []
     for name, function in program.commands.items():
         kinds = [kind for key, kind in get_type_hints(function).items() if key != "return"]
         summary = (inspect.getdoc(function) or "").partition("\n\n")[0]
         parts.append(f"### {program.prog} {name}\n\n{summary}\n\n{_option_table(kinds)}")
     return "\n\n".join(parts)
+
+
+def _imported(module: str) -> Any:
+    with warnings.catch_warnings(action="ignore"):  # of other libraries, to their developers
+        return importlib.import_module(module)
 
 
 def _option_table(kinds: list[Any]) -> str:

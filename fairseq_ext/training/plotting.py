@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-BLACK, GREY = "#000000", "#555555"
+BLACK = "#000000"
+GREY = "#555555"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
 """Colours of what is no method, in this order: Okabe and Ito, "Color Universal Design", without its light yellow."""
 
