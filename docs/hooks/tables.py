@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -100,4 +100,4 @@ def _default(value: Any) -> str:
     return f"`{words}`" if words else ""
 
 
-TABLES = {"presets": _presets, "recipes": _recipes, "options": _options, "commands": _commands}
+TABLES: dict[str, Callable[..., str]] = {"presets": _presets, "recipes": _recipes, "options": _options, "commands": _commands}
