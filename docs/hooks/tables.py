@@ -100,4 +100,9 @@ def _default(value: Any) -> str:
     return f"`{words}`" if words else ""
 
 
-TABLES: dict[str, Callable[..., str]] = {"presets": _presets, "recipes": _recipes, "options": _options, "commands": _commands}
+TABLES: dict[str, Callable[..., str]] = {
+    "presets": _presets,
+    "recipes": _recipes,
+    "options": _options,
+    "commands": _commands,
+}
