@@ -248,11 +248,17 @@ def test_hydra_preset_with_eval_bleu_resumes(data_bin, fairseq, tmp_path):
 
 
 def test_hydra_refuses_in_one_line(data_bin, fairseq):
+    """What this suite refuses, and what fairseq does."""
     command = ["--config-dir", USER_DIR / "conf", "--config-name", "muse_iwslt_de_en", f"++common.user_dir={USER_DIR}"]
-    command += ["common.cpu=true", "common.fp16=false", f"task.data={data_bin}", "++model.norm=adanrom"]
-    outcome = fairseq.run("fairseq_cli.hydra_train", *command)
-    assert outcome.code == 2 and not outcome.traceback
-    assert outcome.last_line.startswith("--norm: 'adanrom' is not one of ")
+    wrong = {
+        "--norm: 'adanrom' is not one of ": ["common.fp16=false", f"task.data={data_bin}", "++model.norm=adanrom"],
+        "data nowhere: No such file": ["common.fp16=false", "task.data=nowhere"],
+        "--fp16: trains on a GPU": [f"task.data={data_bin}", "dataset.batch_size=4", "++model.encoder_layers=1"],
+    }
+    commands = [["fairseq_cli.hydra_train", *command, "common.cpu=true", *words] for words in wrong.values()]
+    for line, outcome in zip(wrong, fairseq.run_together(commands), strict=True):
+        assert outcome.code == 2 and not outcome.traceback, outcome.stderr[-3000:]
+        assert outcome.last_line.startswith(line)
 
 
 def test_hydra_refuses_a_name_without_a_file(data_bin, fairseq):
