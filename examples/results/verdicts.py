@@ -31,7 +31,8 @@ What the papers claim and what the tables below say of it; a verdict leads to it
 the interval above 0 a claim is *reproduced*, below 0 *not reproduced*, and with 0 inside it is *in the spread*. It is
 *not testable here* with fewer than {pairs} independent pairs, or where the baseline has not learned, since the table
 then says nothing about the method: its validation metric still improves by more than {flat} % after the last validation
-before {end} % of the training, or it stays below a floor that the row names, such as a linear model.
+before {end} % of the training, or it stays below a floor that the row names, such as a linear model. The floors and
+what a claim is pooled over are our choice, made after the first measurements.
 
 **The limits** say why there is no better answer: *method*, it does not help here, or not by what is said; *budget*, too
 few pairs or too short a training; *recipe*, the networks have not learned what they should, which settings or code have
