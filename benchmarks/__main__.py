@@ -19,6 +19,7 @@ import torch
 from benchmarks.timing import Row, inputs_on
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.progress import Reporting, reporting, say
 from fairseq_ext.training.runs import environment, torch_device
 
 NAMES = (
@@ -56,7 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--resume", action="store_true", help="only what FILE does not hold")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition: shows only that it runs")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    Reporting.add_to(parser)
     options = parser.parse_args(arguments)
+    with reporting(options.quiet):
+        return _measure(options)
+
+
+def _measure(options: argparse.Namespace) -> list[Row]:
     for name in options.names:
         choose("NAME", name, NAMES)
     if options.threads < 1:
@@ -92,9 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         if options.json:
             write_json(options.json, content | {"rows": [asdict(row) | {"met": row.met} | noted for row in rows]})
 
-    for name in dict.fromkeys(options.names or NAMES):
-        if name in {row.claim for row in rows}:
+    finished = {row.claim for row in rows}
+    chosen = list(dict.fromkeys(options.names or NAMES))
+    for number, name in enumerate(chosen, 1):
+        if name in finished:
             continue
+        say(f"{name}: claim {number} of {len(chosen)}")
         print(f"\n{name}", flush=True)
         module = importlib.import_module(f"benchmarks.{name}")
         if reason := not_on(module, device, options.quick):
@@ -116,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         keep()
     if failed:
         raise SystemExit("error: " + "; ".join(f"{name}: {error}" for name, error in failed.items()))
+    if options.json:
+        say(f"results: {options.json}")
     return rows
 
 

@@ -24,6 +24,7 @@ from benchmarks.gpu_parts import PARTS, Content, Part
 from examples.results.report import DOCS, ROOT
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import output_folder, read_json, write_json
+from fairseq_ext.training.progress import Reporting, reporting, say
 from fairseq_ext.training.runs import environment
 from fairseq_ext.training.settings import digest
 
@@ -41,7 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of the data sets (default: $FAIRSEQ_EXT_DATA)")
     parser.add_argument("--jobs", type=int, default=6, help="trainings that share the card (default: 6)")
     parser.add_argument("--seconds", type=float, default=WHOLE, help=f"for everything (default: {WHOLE:g})")
+    Reporting.add_to(parser)
     options = parser.parse_args(arguments)
+    with reporting(options.quiet):
+        return _measure(options)
+
+
+def _measure(options: argparse.Namespace) -> int:
     if not options.dry_run and not torch.cuda.is_available():
         raise OptionError("this machine has no GPU: --dry-run tries everything on the CPU")
     if options.jobs < 1:
@@ -58,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         part = kind(work, options.dry_run, options.jobs, data)
         contents.append(measured(part, out / f"gpu_{part.name}.json", deadline))
     print("\n" + "\n".join(map(report, PARTS, contents)))
+    say(f"results: {out}")
     return int(any(content["missing"] or content["failed"] for content in contents))
 
 
@@ -73,7 +81,7 @@ def measured(part: Part, file: Path, deadline: float) -> Content:
         part.resume(before)
     seconds = min(part.limit, deadline - time.monotonic())
     if seconds > 0:
-        print(f"{part.name}: at most {seconds:.0f} seconds", flush=True)
+        say(f"{part.name}: at most {seconds:.0f} seconds")
         run(part, keeper, seconds)
     else:
         keeper.keep("no time was left for it")

@@ -18,6 +18,7 @@ import torch
 from fairseq_ext import cli, compat
 from tests.fairseq_commands import FairseqCommands
 from tests.helpers import ROOT, python_path
+from tests.training.boards import scalars
 
 PAIRS = """
 guten morgen .|good morning .
@@ -144,9 +145,15 @@ def training(data_bin: Path, save_dir: Path, user_dir: object, *more: object) ->
 def trained(data_bin, tmp_path_factory):
     """A straight run of 23 updates, started in the repository with a relative ``--user-dir``."""
     save_dir = tmp_path_factory.mktemp("straight")
-    log = run("fairseq_cli.train", *training(data_bin, save_dir, "fairseq_ext", "--max-update", "23"), cwd=ROOT)
+    more = ("--max-update", "23", "--tensorboard-logdir", save_dir / "tensorboard")
+    log = run("fairseq_cli.train", *training(data_bin, save_dir, "fairseq_ext", *more), cwd=ROOT)
     assert '"train_bonus"' in log
     return save_dir
+
+
+def test_tensorboard_has_the_numbers_of_the_criterion(trained):
+    curves = scalars(trained / "tensorboard" / "train")
+    assert {"loss", "nll_loss", "bonus", "lr"} <= curves.keys() and all(curves["bonus"].values())
 
 
 def test_a_killed_run_resumes_to_the_same_bits(trained, data_bin, fairseq, tmp_path):

@@ -14,10 +14,13 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from fairseq_ext.training.errors import InputError
+from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet
 from fairseq_ext.training.program import Program
+from fairseq_ext.training.progress import say
 from tests.graph.graph_classification.conftest import write_tu
 from tests.helpers import ROOT, options_of, words_of
+from tests.training.boards import scalars
 from tests.vision_language.iais.regions import write_regions
 from tests.vision_language.muka.texts import write_encoder, write_texts
 
@@ -211,7 +214,7 @@ TRAININGS = {
 
 
 @pytest.mark.parametrize(("module", "command"), TRAININGS)
-def test_the_results_of_a_training_are_a_file_of_its_options(module, command, tmp_path):
+def test_the_results_of_a_training_are_a_file_of_its_options(module, command, tmp_path, capsys, monkeypatch):
     write, words, unsaved = TRAININGS[module, command]
     data = tmp_path / "data"
     data.mkdir()
@@ -219,7 +222,53 @@ def test_the_results_of_a_training_are_a_file_of_its_options(module, command, tm
         write(data)
     main, results = program_of(f"{module}.__main__"), tmp_path / "out" / "results.json"
     common = ["--out", str(results.parent), "--device", "cpu"]
+    monkeypatch.setattr("fairseq_ext.training.progress.FIRST", 0.0)
     main([command, *words.format(data=data).split(), *common])
-    before = results.read_bytes()
+    before, (out, err) = results.read_bytes(), capsys.readouterr()
+    assert str(results) in out and re.search(r"100% .*\[\d\d:\d\d<00:00", err), "no progress, or no place"
     main([command, "--config", str(results), *unsaved.format(data=data).split(), *common])
     assert results.read_bytes() == before, "other settings, or trained again"
+
+    runs = read_json(results)["runs"]
+    for name in runs:
+        curves = scalars(results.parent / "tensorboard" / name)
+        assert "train/loss" in curves and {tag.partition("/")[0] for tag in curves} == {"train", "valid", "test"}
+
+    capsys.readouterr()
+    main([command, *words.format(data=data).split(), "--out", str(tmp_path / "quiet"), "--device", "cpu", "--quiet"])
+    out, err = capsys.readouterr()
+    assert str(tmp_path / "quiet" / "results.json") in out and not err
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_command_is_quiet_and_says_where_it_wrote(module, capsys, monkeypatch):
+    """Whatever it does: a command that is added has both by itself."""
+    program = program_of(module)
+    for command, function in list(program.commands.items()):
+        items = {
+            item.name: (item, get_type_hints(kind)[item.name])
+            for kind in option_sets(function).values()
+            for item in dataclasses.fields(kind)
+        }
+        required = {name for name in items if items[name][0].default is dataclasses.MISSING}
+        written = {name for name, (item, _) in items.items() if name == "out" or item.metadata.get("written")}
+        actions = options_of(program.parser())[command]
+        words = [word for name in sorted(required | written) for word in given(actions[name], another(*items[name]))]
+
+        @functools.wraps(function)
+        def busy(**sets: Any) -> dict[str, Any]:
+            say("begins")
+            return {}
+
+        monkeypatch.setitem(program.commands, command, busy)
+        try:
+            program([command, *words])
+        except InputError:
+            words = None  # values that its options refuse together
+        out, err = capsys.readouterr()
+        if words is None:
+            continue
+        assert out == "{}\n" and err.startswith("| begins\n"), command
+        assert ("| results: " in err) == bool(written), command
+        program([command, *words, "--quiet"])
+        assert capsys.readouterr() == ("{}\n", ""), command

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import write_json, writing_to
+from fairseq_ext.training.progress import Reporting, reporting, say
 
 from .corpus import new_line, parse_locale
 from .pipeline import Pipeline, Settings
@@ -36,6 +37,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--updates", type=int, default=default.updates, help="training updates")
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of the corpus and of the training")
+    Reporting.add_to(parser)
     return parser.parse_args(arguments)
 
 
@@ -71,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
             pipeline.evaluate(system)
         summary = pipeline.summary(systems)
         write_json(options.out / "results.json", summary)
-        print("[plot]")
+        say("plot")
         from .plot import plot
 
         plot(pipeline, systems, options.out / "quickstart.png")
@@ -98,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     sys.stdout.reconfigure(line_buffering=True)
     try:
-        run(options)
+        with reporting(options.quiet):
+            run(options)
     except KeyboardInterrupt:
         print("\nquickstart: stopped; the same command resumes", file=sys.stderr)
         return 130

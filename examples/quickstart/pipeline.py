@@ -21,6 +21,7 @@ import fairseq_ext
 from fairseq_ext.text import PREPARATION, SUBWORD_FILES
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.progress import progress, say
 
 from .corpus import build_corpus
 
@@ -152,17 +153,23 @@ class Pipeline:
         arguments += ["--best-checkpoint-metric", "nll_loss", "--log-format", "json"]
         arguments += ["--log-interval", str(report), "--no-progress-bar"]
 
-        def show(line: str) -> None:
-            for record in log_records([line]):
-                if record["kind"] == "train_inner":
-                    print(
-                        f"  update {record['num_updates']:>5}/{s.updates}  train loss {record['nll_loss']} bits/token"
-                    )
-                elif record["kind"] == "valid":
-                    print(f"  {'':>5}validation         loss {record['valid_nll_loss']} bits/token")
-
         def run() -> dict[str, Any]:
-            self._fairseq("train", arguments, folder, show)
+            bits: dict[str, str] = {}
+            with progress(total=s.updates, desc=f"train {system}", unit=" updates") as bar:
+
+                def show(line: str) -> None:
+                    for record in log_records([line]):
+                        if record["kind"] == "train_inner":
+                            update = int(record["num_updates"])
+                            if not bits:  # of a training that is resumed, where it began
+                                bar.initial = bar.n = update - report
+                            bits["train bits"] = record["nll_loss"]
+                            bar.set_postfix(bits, refresh=False)
+                            bar.update(update - bar.n)
+                        elif record["kind"] == "valid":
+                            bits["valid bits"] = record["valid_nll_loss"]
+
+                self._fairseq("train", arguments, folder, show)
             return {"parameters": _parameters(folder / "fairseq-train.log"), "command": ["fairseq-train", *arguments]}
 
         depends = {**self._settings_of(self.data_dir), "updates": s.updates, "arguments": arguments}
@@ -180,13 +187,16 @@ class Pipeline:
             import sacrebleu
 
             hypotheses: dict[int, str] = {}
+            total = read_json(self.corpus_dir / "done.json")["test"]
+            with progress(total=total, desc=f"translate {system}", unit=" lines") as bar:
 
-            def collect(line: str) -> None:
-                if line.startswith("H-"):
-                    index, _, text = line.rstrip("\n").split("\t")
-                    hypotheses[int(index[2:])] = text
+                def collect(line: str) -> None:
+                    if line.startswith("H-"):
+                        index, _, text = line.rstrip("\n").split("\t")
+                        hypotheses[int(index[2:])] = text
+                        bar.update()
 
-            self._fairseq("generate", arguments, folder, collect)
+                self._fairseq("generate", arguments, folder, collect)
             sources, references = (
                 (self.corpus_dir / f"test.{language}").read_text(encoding="utf-8").splitlines()
                 for language in (s.source, s.target)
@@ -252,10 +262,10 @@ class Pipeline:
         done, wanted = folder / "done.json", folder / "settings.json"
         same = wanted.is_file() and read_json(wanted) == settings
         if same and done.is_file():
-            print(f"[{title}] already done")
+            say(f"{title}: already done")
             return read_json(done)
         resuming = resumable and same
-        print(f"[{title}]" + (" resuming" if resuming else ""))
+        say(f"{title}: resuming" if resuming else title)
         if not resuming:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -264,7 +274,7 @@ class Pipeline:
         outcome = run()
         outcome["seconds"] = round(time.perf_counter() - start, 1)
         write_json(done, outcome)
-        print(f"  {outcome['seconds']} s")
+        say(f"{title}: {outcome['seconds']} s")
         return outcome
 
     @staticmethod

@@ -12,15 +12,21 @@ from examples.results.report import DOCS, PARTS, ROOT, check_report, part, write
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import output_folder, read_json, write_json
 from fairseq_ext.training.options import flag
+from fairseq_ext.training.progress import Reporting, reporting, say
 
 # Where and how fast, and not what is measured.
-PLACES = ("part", "data", "out", "docs", "replace", "jobs")
+PLACES = ("part", "data", "out", "docs", "replace", "jobs", "quiet")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser, own = _parsers()
     options = parser.parse_args(arguments)
+    with reporting(options.quiet):
+        _run(options, own)
+
+
+def _run(options: argparse.Namespace, own: dict[str, argparse.ArgumentParser]) -> None:
     if options.part == "report":
         (check_report if options.check else write_report)(options.docs)
         return
@@ -29,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _refuse_empty_and_double(values)
         _refuse_other(name, values, own[name])
     docs = DOCS
-    for name, values in chosen.items():
+    for number, (name, values) in enumerate(chosen.items(), 1):
+        say(f"{name}: part {number} of {len(chosen)}")
         docs = values.docs
         folder = output_folder(docs / "results", "--docs")
         output_folder(values.out)
@@ -37,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for content in part(name).measure(values):
             write_json(folder / f"{content['name']}.json", {"part": name, "command": command, **content})
     write_report(docs)
+    say(f"results: {docs / 'RESULTS.md'}")
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -45,12 +53,15 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         prog="python -m examples.results",
         description="Measure, then write docs/RESULTS.md. Without a part: all parts, each with its defaults.",
     )
+    Reporting.add_to(parser)
     docs = argparse.ArgumentParser(add_help=False)
     docs.add_argument("--docs", type=Path, default=DOCS, help="folder of RESULTS.md and results/*.json")
     shared = argparse.ArgumentParser(add_help=False, parents=[docs])
     shared.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
     shared.add_argument("--out", type=Path, default=Path("runs/results"), help="folder of the runs; finished ones stay")
     shared.add_argument("--replace", action="store_true", help="replace measurements that were made with other options")
+    # of a part too, where leaving it out must not undo it
+    shared.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="likewise")
     commands = parser.add_subparsers(dest="part", metavar="PART")
     report = commands.add_parser("report", parents=[docs], help="only write the report, from results/*.json")
     report.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the report would change")

@@ -117,7 +117,7 @@ def test_whole_pipeline_and_second_run(tmp_path, capsys):
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     first = done.stdout
-    assert "already done" not in first
+    assert "already done" not in done.stderr and "| translate combined\n" in done.stderr
     out = tmp_path / "out"
     assert (out / "quickstart.png").read_bytes().startswith(b"\x89PNG")
     row = json.loads((out / "results.json").read_text(encoding="utf-8"))["systems"]["combined"]
@@ -141,7 +141,7 @@ def test_whole_pipeline_and_second_run(tmp_path, capsys):
 
     (out / "combined" / "test" / "done.json").unlink()  # as if killed while translating
     assert main(options) == 0
-    second = capsys.readouterr().out
+    second = capsys.readouterr().err
     assert second.count("already done") == 3
     assert checkpoint.stat().st_mtime_ns == written
     assert json.loads((out / "results.json").read_text(encoding="utf-8"))["systems"]["combined"]["bleu"] == row["bleu"]
