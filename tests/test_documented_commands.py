@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fairseq_ext import cli
 from fairseq_ext.training.errors import InputError
 from tests.helpers import ROOT
 from tests.test_flags import MODULES, option_sets, program_of
@@ -87,3 +88,20 @@ def test_no_two_documented_trainings_want_one_folder():
             folder = options["out"] or f"{module} {options['dataset']}-{options['loss']}"
             settings = (module, words[0], {key: value for key, value in options.items() if key not in UNSAVED})
             assert wanted.setdefault(folder, settings) == settings, f"{command.id}: {folder} is another training's"
+
+
+def own_commands() -> list[Any]:
+    """Words of each ``fairseq-ext COMMAND ...`` but the programs, which the test above has."""
+    commands = {}
+    for page in PAGES:
+        for line in code_lines(page.read_text(encoding="utf-8")):
+            for rest in re.findall(r"^(?:.*\| )?fairseq-ext ((?:average|doctor|list|recipe) [^|>]+)", line):
+                words = shlex.split(rest, comments=True)
+                if "..." not in words and not set(words) & {"NAME", "DATA/METHOD"}:
+                    commands[" ".join(words)] = pytest.param(words, id=f"{page.relative_to(ROOT)}: {' '.join(words)}")
+    return list(commands.values())
+
+
+@pytest.mark.parametrize("words", own_commands())
+def test_a_documented_command_of_the_plugin_is_one(words):
+    assert cli._parser().parse_args(words)
