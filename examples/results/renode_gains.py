@@ -149,5 +149,8 @@ def draw_relation(contents: Sequence[dict[str, Any]], file: Path) -> None:
             axes.set_visible(False)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, [f"{label} split" for label in labels], loc="outside lower center", ncols=len(labels))
-        figure.supxlabel("Totoro of the split")
+        for axes in grid[
+            max(0, len(contents) - columns) : len(contents)
+        ]:  # a label of the figure would lie on the legend
+            axes.set_xlabel("Totoro of the split")
         figure.supylabel("gain in weighted F1 (points)")
