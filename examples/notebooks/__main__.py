@@ -25,7 +25,10 @@ ROOT = HERE.parents[1]
 QUICK: dict[str, dict[str, Any]] = {
     "translation": {"PAIRS": 600, "VOCAB": 300, "UPDATES": 15, "TEST_LINES": 40},
     "topology_imbalance": {"SPLITS": 2, "INITS": 1},
+    "merging_classifiers": {"PASSES": 4},
 }
+# What fairseq_ext.training.progress writes where there is no terminal.
+PROGRESS = re.compile(r"^(?:.*\d% \S+/\S+ \[.*\]|\| .*)\n", re.MULTILINE)
 MACHINE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|usr|work|opt|var|mnt|Users)/|\b0x[0-9a-f]{6,}\b")
 
 
@@ -44,7 +47,7 @@ def with_parameters(notebook: NotebookNode, values: Mapping[str, Any]) -> Notebo
 
 
 def execute(path: Path, folder: Path, parameters: Mapping[str, Any] | None = None, timeout: int = 3600) -> NotebookNode:
-    """The notebook with its outputs, and nothing that differs from run to run beside them.
+    """The notebook with its outputs, without the progress of trainings and whatever else differs from run to run.
 
     Args:
         path: of the notebook, which stays as it is.
@@ -75,6 +78,12 @@ def execute(path: Path, folder: Path, parameters: Mapping[str, Any] | None = Non
     }
     with tempfile.TemporaryDirectory() as settings:  # neither read nor written: the user's of IPython
         client.execute(env={**environment, "IPYTHONDIR": settings})
+    for cell in notebook.cells:
+        for output in cell.get("outputs", [])[:]:
+            if output.get("name") == "stderr":
+                output.text = PROGRESS.sub("", output.text)
+                if not output.text:
+                    cell.outputs.remove(output)
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -8,8 +8,6 @@ import nbformat
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from torch_geometric.data import Data
-from torch_geometric.utils import stochastic_blockmodel_graph
 
 from examples.notebooks.__main__ import HERE, QUICK, execute, main, problems, with_parameters
 from fairseq_ext.training.errors import OptionError
@@ -27,10 +25,13 @@ def graph_at_hand(folder) -> dict[str, object]:
     if CORA.is_dir():
         shutil.copytree(CORA, folder / "runs" / "data" / "Cora" / "raw")
         return {}
+    from torch_geometric.utils import stochastic_blockmodel_graph  # an import of seconds, which Cora does without
+
     torch.manual_seed(0)
     y = torch.arange(3).repeat_interleave(100)
     edges = stochastic_blockmodel_graph([100] * 3, [[0.05 if a == b else 0.01 for a in range(3)] for b in range(3)])
-    torch.save(Data(x=torch.eye(3)[y] + torch.randn(300, 3), y=y, edge_index=edges).to_dict(), folder / "graph.pt")
+    x = torch.eye(3)[y] + torch.randn(300, 3)
+    torch.save({"x": x, "y": y, "edge_index": edges}, folder / "graph.pt")
     return {"DATASET": "graph.pt"}
 
 
