@@ -62,7 +62,8 @@ def installed(monkeypatch):
     return versions
 
 
-def test_it_approves_this_installation(capsys):
+def test_it_approves_this_installation(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "no problem found" and len(lines) <= 50 and max(map(len, lines)) <= 120

@@ -38,7 +38,7 @@ TRAINERS = {
     "iais": ("vision_language.iais", "train"),
     "muka": ("vision_language.muka", "amalgamate"),
 }
-LARGEST = 60 * 1024
+LARGEST = 100 * 1024
 """Bytes of a picture."""
 
 

@@ -51,8 +51,11 @@ def check_stock_values(cfg: Any, command: str) -> None:
         _value(cfg, "dataset.batch_size") or _value(cfg, "dataset.max_tokens")
     ):
         raise OptionError("--batch-size or --max-tokens: one of them must say how large a batch is")
-    if trains and _value(cfg, "common.fp16") and not torch.cuda.is_available():
-        raise OptionError("--fp16: trains on a GPU, and there is none; --bf16 and single precision train without")
+    lean = _value(cfg, "common.memory_efficient_fp16")  # which sets --fp16, and trains anywhere
+    if trains and _value(cfg, "common.fp16") and not lean and not torch.cuda.is_available():
+        raise OptionError(
+            "--fp16: trains on a GPU, and there is none; without one train --memory-efficient-fp16 and --bf16"
+        )
     for place, least in LEAST.items():
         values = _value(cfg, place)
         for value in values if _is_list(values) else [values]:

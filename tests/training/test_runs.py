@@ -168,6 +168,7 @@ def test_a_finished_run_has_no_checkpoint(tmp_path, place):
         Experiment(tmp_path, SETTINGS).complete({"a": failing})
     assert checkpoint.exists()
     for _ in range(2):
+        checkpoint.parent.mkdir(exist_ok=True)  # an empty folder of a finished run goes, too
         checkpoint.touch()
         Experiment(tmp_path, SETTINGS).complete({"a": lambda: result})
         assert not checkpoint.exists() and read_json(tmp_path / "results.json")["runs"]["a"]["accuracy"] == 1.0

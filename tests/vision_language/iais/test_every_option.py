@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from matplotlib.figure import Figure
 
 from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import InputError
@@ -200,13 +202,16 @@ def events(monkeypatch):
     spied(train, "make_accelerator", lambda *args: ("device", args))
     spied(command_line, "torch_device", lambda name: ("device", name))
     spied(pictures, "torch_device", lambda name: ("device", name))
-    monkeypatch.setattr(plot, "_save", sketch)
+    monkeypatch.setattr(plot, "picture", sketch)
     return seen
 
 
-def sketch(figure, path):
+@contextlib.contextmanager
+def sketch(path, size, title=""):
     """What a picture shows, in place of a picture, which takes seconds."""
-    content = [figure.get_suptitle()]
+    figure = Figure(figsize=size)
+    yield figure
+    content = [title]
     for axes in figure.axes:
         content += [image.get_array().tolist() for image in axes.images]
         content += [line.get_xydata().tolist() for line in axes.lines]
