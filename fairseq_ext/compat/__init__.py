@@ -34,6 +34,7 @@ single models      ``--task multilingual_translation`` with an architecture that
 bfloat16           ``--bf16`` and ``--memory-efficient-bf16`` on a command line are taken for ``--tpu``.
 hydra refusals     with ``fairseq-hydra-train`` an option that is refused ends in a traceback and exit code 1.
 hydra names        ``fairseq-hydra-train`` trains with its defaults where no file has the name of ``--config-name``.
+whole help         ``--help`` shows no option of the architecture, task and criterion that were chosen.
 refusals           what fairseq refuses (an option, a file, a folder) ends in a traceback and exit code 1, which leaves
                    the option to guess; ``LOGLEVEL=DEBUG`` shows the traceback beside the line.
 captioned images   a task for text ends in a traceback beside images and captions.
@@ -66,6 +67,7 @@ from .data import (
     resume_with_the_same_batches,
 )
 from .generation import replace_unknown_words, search_diverse_beams, spare_short_sentences
+from .help import show_whole_help
 from .inference import add_inference_dtype
 from .messages import (
     name_absent_configurations,
@@ -141,6 +143,7 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "bfloat16": keep_bfloat16_off_tpus,
     "hydra refusals": end_hydra_in_one_line,
     "hydra names": name_absent_configurations,  # after the refusals, which end its own in one line
+    "whole help": show_whole_help,
     "refusals": end_commands_in_one_line,
     "captioned images": name_captioned_images,
     "resumed task": compare_resumed_tasks,

@@ -18,7 +18,8 @@ NAMES = [
     *("safe checkpoints", "whole checkpoints", "overrides", "last batch", "resumed batches", "numpy names"),
     *("cached data", "huffman data", "dictionary flags", "plain encoders", "mbart task", "diverse beams"),
     *("replace unk", "short sentences", "damaged files", "damaged data", "long sentences", "single models"),
-    *("bfloat16", "hydra refusals", "hydra names", "refusals", "captioned images", "resumed task", "inference dtype"),
+    *("bfloat16", "hydra refusals", "hydra names", "whole help", "refusals", "captioned images", "resumed task"),
+    "inference dtype",
 ]
 
 
