@@ -23,9 +23,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # What the parameters of each notebook become with --quick: enough for every cell to run, too little to learn from.
 QUICK: dict[str, dict[str, Any]] = {
-    "translation": {"PAIRS": 600, "VOCAB": 300, "UPDATES": 15, "TEST_LINES": 40},
-    "topology_imbalance": {"SPLITS": 2, "INITS": 1},
-    "merging_classifiers": {"PASSES": 4},
+    "translation": {"PAIRS": 600, "VOCAB": 300, "UPDATES": 12, "TEST_LINES": 16},
+    "topology_imbalance": {"SPLITS": 1, "INITS": 1},
+    "merging_classifiers": {"PASSES": 3},
 }
 # What fairseq_ext.training.progress writes where there is no terminal.
 PROGRESS = re.compile(r"^(?:.*\d% \S+/\S+ \[.*\]|\| .*)\n", re.MULTILINE)
