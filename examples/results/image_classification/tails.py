@@ -6,6 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import NullFormatter
+
 from examples.results.image_classification.figures import (
     BASELINE,
     Content,
@@ -164,6 +166,9 @@ def _draw(contents: list[Content], file: Path) -> None:
             panels = small_multiples(part, shown, BASELINE, columns=5, limits=(-2, 102), marker="o", markersize=3)
             first = next(iter(panels.values()))
             first.set(xscale="log", ylabel="accuracy (%)")
+            first.xaxis.set_minor_formatter(
+                NullFormatter()
+            )  # over a single decade they would be named, on top of each other
             first.invert_xaxis()
             part.supxlabel("training images of the class")
 
