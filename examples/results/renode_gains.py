@@ -14,7 +14,18 @@ from examples.results.paired import Paired
 from fairseq_ext.training.plotting import PALETTE, Effect, forest, picture
 
 __all__ = [
-    *("Relation", "different", "draw_gains", "draw_relation", "gain_by_split", "paired", "pairs", "relation", "title"),
+    *(
+        "Relation",
+        "different",
+        "draw_gains",
+        "draw_relation",
+        "gain_by_split",
+        "paired",
+        "pairs",
+        "relation",
+        "split_of",
+        "title",
+    ),
 ]
 
 Row = dict[str, Any]
@@ -29,12 +40,17 @@ def pairs(row: Row, score: str) -> tuple[list[float], list[float], list[float]]:
     return off, on, [b - a for a, b in zip(off, on, strict=True)]
 
 
+def split_of(run: str) -> str:
+    """The split of a run, which is named after its split and its initial weights."""
+    return run.split("-")[0]
+
+
 def gain_by_split(row: Row, score: str) -> dict[str, float]:
     """The mean gain of each split: its initial weights share the nodes and are no independent pairs."""
     by_split: dict[str, list[float]] = {}
     names = [name for name in row["off"] if name in row["on"]]
     for name, gain in zip(names, pairs(row, score)[2], strict=True):
-        by_split.setdefault(name.split("-")[0], []).append(gain)
+        by_split.setdefault(split_of(name), []).append(gain)
     return {split: statistics.fmean(gains) for split, gains in by_split.items()}
 
 
@@ -124,7 +140,7 @@ def relation(rows: Sequence[Row]) -> Relation:
         for split, gain in gain_by_split(row, METRIC).items():
             gains.setdefault((row["split"], split), []).append(gain)
         for name, run in row["on"].items():
-            totoro[row["split"], name.split("-")[0]] = run["totoro"]
+            totoro[row["split"], split_of(name)] = run["totoro"]
     count = sum(len(pairs(row, METRIC)[2]) for row in different(rows))
     means = {place: statistics.fmean(values) for place, values in gains.items()}
     return Relation([totoro[place] for place in means], [*means.values()], [kind for kind, _ in means], count)

@@ -6,7 +6,7 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from examples.results.paired import Paired, holm, p_value
 
@@ -93,6 +93,14 @@ class Claim(NamedTuple):
     better: tuple[int, int] | None = None
     published: float | None = None
     limits: tuple[Limit, ...] = ()
+
+    @classmethod
+    def of_runs(
+        cls, method: str, says: str, here: str, heading: str, gains: Sequence[float], unit: str, **about: Any
+    ) -> Self:
+        """A claim whose independent pairs are the runs, from the gain of each; of none, nothing is measured."""
+        better = sum(gain > 0 for gain in gains), len(gains)
+        return cls(method, says, here, heading, Paired.of(gains) if gains else None, unit, better=better, **about)
 
     @property
     def verdict(self) -> Verdict:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from examples.results.captioning.table import heading
-from examples.results.paired import Paired
 from examples.results.verdicts import Claim, Limit, unfinished
 
 __all__ = ["claims"]
@@ -31,14 +30,13 @@ def _claim(content: dict[str, Any], arm: str, runs: dict[str, dict[str, Any]]) -
     dense = next((row["runs"] for row in content["rows"] if row["system"] == "dense"), {})
     gains = [100 * (run["cider_d"] - dense[seed]["cider_d"]) for seed, run in runs.items() if seed in dense]
     short = unfinished(run["curves"]["nll_loss"] for run in dense.values())
-    return Claim(
+    return Claim.of_runs(
         "Explicit Sparse Transformer",
         "better captions (COCO)",
         f"{content['dataset']}, {arm}",
         heading(content),
-        Paired.of(gains) if gains else None,
+        gains,
         "CIDEr-D",
         digits=1,
-        better=(sum(gain > 0 for gain in gains), len(gains)),
         limits=(*([short] if short else []), STAMPS if "stamps" in content["dataset"] else WITHOUT_PIXELS),
     )

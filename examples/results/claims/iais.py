@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from examples.results.iais import ARMS, gains_of, heading
-from examples.results.paired import Paired
 from examples.results.verdicts import Claim, Limit, unfinished
 from vision_language.iais.options import MIRRORS
 
@@ -23,15 +22,14 @@ def _claim(content: dict[str, Any], arm: str) -> Claim | None:
         return None
     gains, plain = gains_of(content["rows"], ARMS[arm]), runs.get(ARMS["none"], {})
     short = unfinished([(point["step"], -point["rsum"]) for point in run["history"]] for run in plain.values())
-    return Claim(
+    return Claim.of_runs(
         "IAIS",
         "raises recall (abstract)",
         f"{content['dataset']}, {arm}",
         heading(content),
-        Paired.of(gains) if gains else None,
+        gains,
         "points of six recalls",
         digits=1,
-        better=(sum(gain > 0 for gain in gains), len(gains)),
         limits=(
             *([short] if short else []),
             Limit(

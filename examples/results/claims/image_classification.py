@@ -47,11 +47,7 @@ def _claim(content: Content, own: str, other: str, figure: Figure, **about: Any)
     """The pairs are the seeds."""
     runs = runs_of(content)
     gains = differences(runs.get(own, {}), runs.get(other, {}), figure)
-    return Claim(
-        **{"method": METHOD, "unit": "points", **about},
-        paired=Paired.of(gains) if gains else None,
-        better=(sum(gain > 0 for gain in gains), len(gains)),
-    )
+    return Claim.of_runs(**{"method": METHOD, "unit": "points", **about}, gains=gains)
 
 
 def _floor(content: Content, figure: Figure, floor: float, what: str) -> list[Limit]:

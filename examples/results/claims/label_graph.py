@@ -6,7 +6,6 @@ from statistics import fmean
 from typing import Any
 
 from examples.results.label_graph import ARMS, SVM, heading
-from examples.results.paired import Paired
 from examples.results.verdicts import Claim, Limit
 
 __all__ = ["claims"]
@@ -30,13 +29,12 @@ def _claim(content: dict[str, Any]) -> Claim:
     if SVM in runs and best < (linear := 100 * fmean(run[SCORE] for run in runs[SVM].values())):
         below = f"the best network has {best:.1f}, a linear SVM {linear:.1f}"
         limits.append(Limit("recipe", f"{below}: networks that reach it are needed", True))
-    return Claim(
+    return Claim.of_runs(
         "Label graph (RMSC)",
         "with soft training micro F1 53.9 to 64.5 over an LSTM (abstract)",
         f"{content['rows'][0]['dataset']}, both or neither",
         heading(content),
-        Paired.of(gains) if gains else None,
+        gains,
         "points",
-        better=(sum(gain > 0 for gain in gains), len(gains)),
         limits=tuple(limits),
     )

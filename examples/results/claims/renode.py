@@ -7,7 +7,7 @@ from typing import Any
 
 from examples.results.paired import Paired
 from examples.results.renode import RELATION_HEADING, heading, related
-from examples.results.renode_gains import METRIC, different, gain_by_split, pairs, relation, title
+from examples.results.renode_gains import METRIC, different, gain_by_split, pairs, relation, split_of, title
 from examples.results.verdicts import Claim, Limit
 
 __all__ = ["claims"]
@@ -84,5 +84,5 @@ def _spread(row: dict[str, Any]) -> float:
     """Of the baseline's runs of one split over their initial weights, the mean over the splits."""
     splits: dict[str, list[float]] = {}
     for name, run in row["off"].items():
-        splits.setdefault(name.split("-")[0], []).append(100 * run[METRIC])
+        splits.setdefault(split_of(name), []).append(100 * run[METRIC])
     return fmean(map(pstdev, splits.values()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from typing import Any, NamedTuple
 
-from examples.results.paired import Paired
 from examples.results.translation import SIZES, heading
 from examples.results.translation_pictures import BASELINE, best_bits
 from examples.results.verdicts import Claim, Limit, unfinished
@@ -55,14 +54,13 @@ def _claim(paper: Paper, content: dict[str, Any]) -> Claim:
     gains = [row["sacrebleu"] - plain[row["seed"]]["sacrebleu"] for row in rows if row["seed"] in plain]
     chosen = f", {rows[0]['system']} (best on valid)" if len(paper.systems) > 1 else ""
     short = unfinished(row["curve"] for row in plain.values())
-    return Claim(
+    return Claim.of_runs(
         paper.method,
         paper.says,
         f"Multi30k, {rows[0]['updates']:,} updates{chosen}",
         heading(content),
-        Paired.of(gains) if gains else None,
+        gains,
         "BLEU",
-        better=(sum(gain > 0 for gain in gains), len(gains)),
         published=paper.published,
         limits=(*([short] if short else []), Limit("data", "short captions: longer sentences, as in IWSLT and WMT")),
     )
