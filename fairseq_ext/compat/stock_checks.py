@@ -32,6 +32,14 @@ LEAST = {
 PROBABILITIES = ("model.dropout", "model.attention_dropout", "model.activation_dropout")
 DICTIONARIES = ("common_eval.model_overrides", "checkpoint.optimizer_overrides")
 OBJECTS = ("task.eval_bleu_args", "task.eval_bleu_detok_args")
+# An option of the search and the one without which fairseq does not read it.
+NEEDS = {
+    "sampling_topk": "sampling",
+    "sampling_topp": "sampling",
+    "diverse_beam_strength": "diverse_beam_groups",
+    "lm_weight": "lm_path",
+    "retain_dropout_modules": "retain_dropout",
+}
 
 
 def check_stock_values(cfg: Any, command: str) -> None:
@@ -66,6 +74,8 @@ def check_stock_values(cfg: Any, command: str) -> None:
         if isinstance(value, int | float) and not 0 <= value <= 1:
             raise OptionError(f"{_flag(place)} must be at least 0 and at most 1, got {value}")
     _check_texts(cfg)
+    if not trains:
+        _check_search(cfg)
     least, most = _value(cfg, "generation.min_len"), _value(cfg, "generation.max_len_b")
     if not trains and least is not None and not _value(cfg, "generation.max_len_a") and least > most:
         raise OptionError(f"--min-len must be at most --max-len-b {most}, got {least}")
@@ -78,6 +88,30 @@ def check_stock_values(cfg: Any, command: str) -> None:
         raise OptionError(
             f"--context-window must be at least 0 and less than --tokens-per-sample {tokens}, got {window}"
         )
+
+
+def _check_search(cfg: Any) -> None:
+    """What fairseq's search leaves out in silence."""
+    from fairseq.dataclass.configs import GenerationConfig
+
+    default = GenerationConfig()
+
+    def given(name: str) -> bool:
+        return _value(cfg, f"generation.{name}") not in (None, getattr(default, name))
+
+    beam, nbest = _value(cfg, "generation.beam"), _value(cfg, "generation.nbest")
+    if beam is not None and nbest is not None and nbest > beam:
+        raise OptionError(f"--nbest must be at most --beam {beam}, which is how many there are, got {nbest}")
+    for option, other in NEEDS.items():
+        if given(option) and not given(other):
+            raise OptionError(f"{_flag(f'.{option}')}: has no effect without {_flag(f'.{other}')}")
+    if given("sampling_topk") and given("sampling_topp"):
+        raise OptionError("--sampling-topk: has no effect with --sampling-topp; give one of them")
+    for option, most in (("sampling_topk", float("inf")), ("sampling_topp", 1), ("temperature", float("inf"))):
+        value = _value(cfg, f"generation.{option}")
+        if given(option) and not 0 < value <= most:
+            allowed = "more than 0" if most > 1 else f"more than 0 and at most {most}"
+            raise OptionError(f"{_flag(f'.{option}')} must be {allowed}, got {value}")
 
 
 def _refuse_idle(cfg: Any, command: str) -> None:

@@ -16,7 +16,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 import fairseq_ext
 from fairseq_ext.compat.refusals import refusal
-from fairseq_ext.compat.stock_checks import DICTIONARIES, LEAST, OBJECTS, PROBABILITIES, check_stock_values
+from fairseq_ext.compat.stock_checks import DICTIONARIES, LEAST, NEEDS, OBJECTS, PROBABILITIES, check_stock_values
 from fairseq_ext.training.errors import OptionError
 
 CFG = OmegaConf.create({"task": {"data": "folder"}, "dataset": {"gen_subset": "tset"}, "optimization": {"lr": [0.1]}})
@@ -142,7 +142,42 @@ def test_what_is_for_training_does_nothing_in_generation(caplog):
     assert len(caplog.records) == 3
 
 
+SEARCH = {"sampling": True, "diverse_beam_groups": 2, "lm_path": "lm.pt", "retain_dropout": True}
+OF_SEARCH = {
+    "sampling_topk": 3,
+    "sampling_topp": 0.9,
+    "diverse_beam_strength": 0.1,
+    "lm_weight": 0.1,
+    "retain_dropout_modules": ["all"],
+}
+
+
+@pytest.mark.parametrize("option", NEEDS)
+def test_an_option_of_a_search_needs_its_search(option):
+    check_stock_values(
+        config("generation", {option: OF_SEARCH[option], NEEDS[option]: SEARCH[NEEDS[option]]}), "generate"
+    )
+    flag, other = (f"--{name.replace('_', '-')}" for name in (option, NEEDS[option]))
+    with pytest.raises(OptionError, match=f"^{flag}: has no effect without {other}$"):
+        check_stock_values(config("generation", {option: OF_SEARCH[option]}), "generate")
+
+
+@pytest.mark.parametrize(
+    ("generation", "line"),
+    [
+        ({"beam": 2, "nbest": 3}, "--nbest must be at most --beam 2"),
+        ({"sampling": True, "sampling_topp": 3.0}, "--sampling-topp must be more than 0 and at most 1, got 3.0"),
+        ({"sampling": True, "sampling_topk": 0}, "--sampling-topk must be more than 0, got 0"),
+        ({"sampling": True, "sampling_topk": 3, "sampling_topp": 0.5}, "--sampling-topk: has no effect with"),
+        ({"temperature": 0.0}, "--temperature must be more than 0, got 0.0"),
+    ],
+)
+def test_what_a_search_would_leave_out_in_silence(generation, line):
+    with pytest.raises(OptionError, match=f"^{re.escape(line)}"):
+        check_stock_values(config("generation", generation), "generate")
+
+
 def test_every_limit_is_of_an_option_of_fairseq():
     groups = OmegaConf.structured(FairseqConfig())
-    places = [place.split(".") for place in (*LEAST, *DICTIONARIES)]
+    places = [place.split(".") for place in (*LEAST, *DICTIONARIES, *(f"generation.{name}" for name in NEEDS))]
     assert not [(group, name) for group, name in places if groups.get(group) is not None and name not in groups[group]]
