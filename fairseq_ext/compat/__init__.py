@@ -40,6 +40,7 @@ refusals           what fairseq refuses (an option, a file, a folder) ends in a 
 captioned images   a task for text ends in a traceback beside images and captions.
 resumed task       a training resumes with another dictionary of the same size, and its words mean others; where the
                    file of ``--restore-file`` is not there, it starts from random weights without a word.
+resumed patience   a resumed training counts the validations of ``--patience`` from 0 again, and stops later.
 inference dtype    there is no ``--inference-dtype``, with which decoding on a CPU takes less than half the time.
 =================  ===================================================================================================
 """
@@ -54,6 +55,7 @@ from .checkpoints import (
     allow_checkpoint_types,
     compare_resumed_tasks,
     heed_overrides,
+    keep_patience,
     write_whole_checkpoints,
 )
 from .data import (
@@ -147,5 +149,6 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "refusals": end_commands_in_one_line,
     "captioned images": name_captioned_images,
     "resumed task": compare_resumed_tasks,
+    "resumed patience": keep_patience,
     "inference dtype": add_inference_dtype,
 }

@@ -17,7 +17,13 @@ import numpy as np
 
 from ..training.errors import CheckpointError
 
-__all__ = ["allow_checkpoint_types", "compare_resumed_tasks", "heed_overrides", "write_whole_checkpoints"]
+__all__ = [
+    "allow_checkpoint_types",
+    "compare_resumed_tasks",
+    "heed_overrides",
+    "keep_patience",
+    "write_whole_checkpoints",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -154,4 +160,37 @@ def compare_resumed_tasks() -> bool:
         return load(self, filename, reset_optimizer, *args, **kwargs)
 
     Trainer.load_checkpoint = load_checkpoint
+    return True
+
+
+def keep_patience() -> bool:
+    """Keep in a checkpoint what ``--patience`` counts: the best value so far, and the validations since."""
+    from fairseq.trainer import Trainer
+
+    save, load = Trainer.save_checkpoint, Trainer.load_checkpoint
+
+    def counter() -> Any:
+        homes = (sys.modules.get(name) for name in ("__main__", "__mp_main__", "fairseq_cli.train"))
+        return next((home.should_stop_early for home in homes if hasattr(home, "should_stop_early")), None)
+
+    @functools.wraps(save)
+    def save_checkpoint(self: Any, filename: str, extra_state: dict[str, Any]) -> Any:
+        return save(self, filename, {**extra_state, "patience": dict(vars(counter() or argparse.Namespace()))})
+
+    @functools.wraps(load)
+    def load_checkpoint(
+        self: Any,
+        filename: str,
+        reset_optimizer: bool = False,
+        reset_lr_scheduler: bool = False,
+        optimizer_overrides: dict[str, Any] | None = None,
+        reset_meters: bool = False,
+    ) -> Any:
+        state = load(self, filename, reset_optimizer, reset_lr_scheduler, optimizer_overrides, reset_meters)
+        count = counter()
+        if state is not None and count is not None and not reset_optimizer and not reset_meters:
+            vars(count).update(state.get("patience", {}))
+        return state
+
+    Trainer.save_checkpoint, Trainer.load_checkpoint = save_checkpoint, load_checkpoint
     return True

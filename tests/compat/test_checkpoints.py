@@ -15,6 +15,8 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.trainer import Trainer
+from fairseq_cli.train import should_stop_early
 from omegaconf import OmegaConf
 
 from fairseq_ext.compat import checkpoints
@@ -129,3 +131,24 @@ def test_a_full_disk_while_saving_leaves_nothing_behind(tmp_path, monkeypatch):
         checkpoint_utils.torch_persistent_save({"step": 2}, str(path))
     assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
     assert torch.load(path) == {"step": 1}
+
+
+def test_a_resumed_training_keeps_its_patience(monkeypatch):
+    saved = {}
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda self, file, state: saved.update({file: state}))
+    monkeypatch.setattr(Trainer, "load_checkpoint", lambda self, file, *reset: saved[file])
+    checkpoints.keep_patience()
+    trainer = Trainer.__new__(Trainer)
+    cfg = OmegaConf.create({"checkpoint": {"patience": 3, "maximize_best_checkpoint_metric": False}})
+
+    def stops(*losses):
+        return [should_stop_early(cfg, loss) for loss in losses]
+
+    monkeypatch.setattr(should_stop_early, "__dict__", {})
+    assert stops(1.0, 2.0) == [False, False]
+    trainer.save_checkpoint("x.pt", {"best": 1.0})
+    assert saved["x.pt"]["best"] == 1.0
+    for reset, stopped in (((), True), ((True,), False), ((False, False, None, True), False)):
+        should_stop_early.__dict__.clear()  # another process
+        trainer.load_checkpoint("x.pt", *reset)
+        assert stops(2.0, 2.0)[-1] == stopped
