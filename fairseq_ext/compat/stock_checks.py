@@ -6,6 +6,7 @@ import argparse
 import ast
 import json
 import logging
+import os
 from typing import Any
 
 import torch
@@ -64,6 +65,8 @@ def check_stock_values(cfg: Any, command: str) -> None:
         raise OptionError(
             "--fp16: trains on a GPU, and there is none; without one train --memory-efficient-fp16 and --bf16"
         )
+    if trains:
+        _check_processes(cfg)
     for place, least in LEAST.items():
         values = _value(cfg, place)
         for value in values if _is_list(values) else [values]:
@@ -87,6 +90,23 @@ def check_stock_values(cfg: Any, command: str) -> None:
     if command == "eval_lm" and tokens is not None and not 0 <= window < tokens:
         raise OptionError(
             f"--context-window must be at least 0 and less than --tokens-per-sample {tokens}, got {window}"
+        )
+
+
+def _check_processes(cfg: Any) -> None:
+    """fairseq counts GPUs: processes that find none, or one each, train alone, all into one folder."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes == "1" or _value(cfg, "distributed_training.distributed_init_method") is not None:
+        return
+    if not torch.cuda.is_available():
+        raise OptionError(
+            f"--distributed-init-method: {processes} processes were started (WORLD_SIZE), which on a CPU would train "
+            "alone, all into one folder; start each with it, its --distributed-rank and --distributed-no-spawn"
+        )
+    if _value(cfg, "distributed_training.distributed_world_size") == 1:
+        raise OptionError(
+            f"--distributed-world-size: 1, but {processes} processes were started (WORLD_SIZE), which would train "
+            f"alone, all into one folder; give --distributed-world-size {processes}"
         )
 
 

@@ -125,6 +125,22 @@ def test_a_training_asks_for_a_batch_size():
             check_stock_values(cfg, command)
 
 
+@pytest.mark.parametrize(("gpu", "refused"), [(False, "--distributed-init-method"), (True, "--distributed-world-size")])
+def test_processes_that_would_train_alone_are_refused(monkeypatch, gpu, refused):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    alone = config("distributed_training", {"distributed_world_size": 1, "distributed_init_method": None})
+    address = config("distributed_training", {"distributed_world_size": 2, "distributed_init_method": "tcp://x:1"})
+    for processes in ("1", "2"):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        check_stock_values(address, "train")
+        check_stock_values(alone, "generate")
+        if processes == "1":
+            check_stock_values(alone, "train")
+            continue
+        with pytest.raises(OptionError, match=f"^{refused}: .*2 processes"):
+            check_stock_values(alone, "train")
+
+
 def test_what_is_for_training_does_nothing_in_generation(caplog):
     fairseq_ext.register()
     ours = {"task.eval_captions": True, "criterion": {"_name": "label_smoothed_encouraging_loss"}}
