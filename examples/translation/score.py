@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sacrebleu.metrics import BLEU, BLEUScore
+from sacrebleu.metrics import BLEU, CHRF, BLEUScore
 
 from examples.translation.outputs import read_outputs, spacing_warnings
 from fairseq_ext.training.errors import OptionError
@@ -98,8 +98,13 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
         warnings.append(f"the hypotheses have {bleu.ratio:.2f} times the words of the references: are they of one set?")
     for warning in warnings:
         warn(warning)
-    print(*lines, f"sacreBLEU: {bleu.format(signature=signature)}", sep="\n")
-    return result | {"sacrebleu": bleu.score, "signature": signature, "warnings": warnings}
+    chrf = CHRF()
+    characters = chrf.corpus_score(hypotheses, [references])
+    lines.append(f"sacreBLEU: {bleu.format(signature=signature)}")
+    lines.append(f"chrF: {characters.format(signature=str(chrf.get_signature()))}")
+    print(*lines, sep="\n")
+    result |= {"sacrebleu": bleu.score, "signature": signature}
+    return result | {"chrf": characters.score, "chrf_signature": str(chrf.get_signature()), "warnings": warnings}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from fairseq_ext.training.files import read_json, write_json
 def row(system: str, seed: int, bleu: float, bits: float) -> dict:
     curve = [[100, bits + 1], [200, bits], [300, bits + 0.5]]
     signature = "nrefs:1|case:mixed"
-    scores = {"sacrebleu": bleu, "sentences": 1000, "signature": signature}
+    scores = {"sacrebleu": bleu, "chrf": bleu + 20, "sentences": 1000, "signature": signature}
     return {"system": system, "seed": seed, "updates": 300, "parameters": 1234, "curve": curve, **scores}
 
 
@@ -41,8 +41,8 @@ def test_means_spread_and_differences(results, tmp_path):
     write(results, [row("Transformer", 1, 30.0, 3.0), row("Transformer", 2, 32.0, 3.2), row("MUSE", 1, 33.5, 2.5)])
     report.write_report(tmp_path / "docs")
     text = (tmp_path / "docs" / "RESULTS.md").read_text()
-    assert "| Transformer | 1,234 | 31.00 ± 1.00 |  | 3.100 ± 0.100 |" in text
-    assert "| MUSE | 1,234 | 33.50 | +3.50 | 2.500 |" in text  # against the same seed
+    assert "| Transformer | 1,234 | 31.00 ± 1.00 |  | 51.00 ± 1.00 | 3.100 ± 0.100 |" in text
+    assert "| MUSE | 1,234 | 33.50 | +3.50 | 53.50 | 2.500 |" in text  # against the same seed
     assert "python -m examples.results translation --seeds 1 2" in text
     assert "over the seeds 1, 2" in text and "One seed" not in text and "P, 1 thread(s); python 3, torch 2" in text
     assert linked(text) == {"multi30k_small.png", "multi30k_small_curves.png"}
@@ -53,7 +53,7 @@ def test_one_seed_is_said_to_be_one(results, tmp_path):
     write(results, [row("AdaNorm", 1, 30.0, 3.0)])
     report.write_report(tmp_path / "docs")
     text = (tmp_path / "docs" / "RESULTS.md").read_text()
-    assert "| AdaNorm | 1,234 | 30.00 |  | 3.000 |" in text and "One seed: the table cannot tell" in text
+    assert "| AdaNorm | 1,234 | 30.00 |  | 50.00 | 3.000 |" in text and "One seed: the table cannot tell" in text
     assert linked(text) == {"multi30k_small_curves.png"}, "without the Transformer there is no difference to draw"
 
 

@@ -96,13 +96,36 @@ def programs(monkeypatch, tmp_path):
         calls.append(words)
         if words[0] == "fairseq_cli.train":
             Path(words[words.index("--save-dir") + 1], "checkpoint_best.pt").touch()
-            valid = json.dumps({"epoch": 1, "valid_nll_loss": "4.5", "valid_num_updates": "9"})
+            valid = json.dumps({"epoch": 1, "valid_nll_loss": "4.5", "valid_bleu": "20", "valid_num_updates": "9"})
             log.write_text(f"num. shared model params: 1,234 (num.\n{valid}\n")
         if words[0] == "examples.translation.score":
             write_json(words[words.index("--json") + 1], {"sacrebleu": float(len(calls)), "sentences": 5})
 
     monkeypatch.setattr(fairseq_programs, "run", run)
     return calls
+
+
+def test_a_measurement_that_is_stopped_leaves_whole_seeds(programs, monkeypatch, tmp_path):
+    """What is finished is stored after each training, seed by seed, and the others are named."""
+    (tmp_path / "multi30k_de_en").mkdir()
+    monkeypatch.setattr(translation, "prepare", lambda *arguments: tmp_path / "data-bin")
+    options = defaults(
+        "translation", data=tmp_path, out=tmp_path, size="cpu", seeds=[1, 2], systems=["MUSE", "AdaNorm"]
+    )
+    contents = translation.measure(options)
+    assert next(contents)["missing"] == ["AdaNorm, seed 1", "MUSE, seed 2", "AdaNorm, seed 2"]
+    *_, last = contents
+    assert [(row["seed"], row["system"]) for row in last["rows"]] == [
+        *[(1, "MUSE"), (1, "AdaNorm"), (2, "MUSE"), (2, "AdaNorm")]
+    ]
+    assert last["missing"] == [] and all(row["bleu_curve"] == [(9, 20.0)] for row in last["rows"])
+
+
+def test_a_size_chooses_its_checkpoint_by_validation(programs, tmp_path):
+    for size, metric in (("small", "nll_loss"), ("cpu", "bleu")):
+        words = translation.training("MUSE", size, 1, 100)
+        assert words[words.index("--best-checkpoint-metric") + 1] == metric
+        assert ("--eval-bleu" in words) == ("--maximize-best-checkpoint-metric" in words) == (metric == "bleu")
 
 
 def test_a_translation_row_is_that_of_its_settings(programs, monkeypatch, tmp_path):

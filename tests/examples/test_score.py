@@ -78,6 +78,14 @@ def test_sacrebleu_by_hand(bench):
     assert result["signature"] in result["printed"] and result["sentences"] == 1
 
 
+def test_chrf_by_hand(bench):
+    """ "ab" against "abc": precisions 2/2 and 1/1, recalls 2/3 and 1/2; recall counts twice."""
+    result = bench.run("ab\n", references=["abc"])
+    precision, recall = 1.0, (2 / 3 + 1 / 2) / 2
+    assert result["chrf"] == pytest.approx(100 * 5 * precision * recall / (4 * precision + recall))
+    assert "|nc:6|nw:0|" in result["chrf_signature"] and result["chrf_signature"] in result["printed"]
+
+
 def test_capitals_count(bench):
     """ "the" is not "The": 5 of 6 words, then 4 of 5, 3 of 4 and 2 of 3 (every n-gram but the first)."""
     result = bench.run("the cat sat on a mat\n", references=["The cat sat on a mat"])
