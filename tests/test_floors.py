@@ -15,7 +15,7 @@ from tests.helpers import ROOT
 KIT = ("fairseq_ext.training", "fairseq_ext.fonts", "fairseq_ext.remembered")
 HUGGING_FACE = (
     *("transformers", "tokenizers", "safetensors", "accelerate", "tensorboardX", "sklearn"),
-    *("vision_language.options", "vision_language.pretrained"),
+    "vision_language.options",
 )
 TRAINER = ("torch", "numpy", "tqdm", "matplotlib", "fairseq_ext.losses", "fairseq_ext.modules", *KIT)
 BINDING = ("torch", "fairseq", "omegaconf", "fairseq_ext.training.errors", "fairseq_ext.training.options")
@@ -64,6 +64,7 @@ MAY_IMPORT = {
     "fairseq_ext/training": ("torch", "numpy", "tqdm", "yaml", "tensorboardX", "fairseq_ext.training"),
     "fairseq_ext/training/plotting.py": ("numpy", "matplotlib", "PIL", "fairseq_ext.fonts", "fairseq_ext.training"),
     "fairseq_ext/training/accelerator.py": ("torch", "accelerate", "fairseq_ext.training"),
+    "fairseq_ext/training/pretrained.py": ("torch", "transformers", "safetensors", "fairseq_ext.training"),
     "fairseq_ext/doctor": ("torch", "packaging", "fairseq", "fairseq_ext"),
     "fairseq_ext/compat": ("torch", "numpy", "fairseq", "hydra", "omegaconf", "bitarray", "fairseq_ext"),
     "fairseq_ext": ("torch", "numpy", "fairseq", "hydra", "omegaconf", "fairseq_ext"),

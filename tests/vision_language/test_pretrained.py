@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification, BertModel
 
+from fairseq_ext.training import pretrained
 from fairseq_ext.training.errors import InputError
+from fairseq_ext.training.pretrained import LOCAL, save_folder
 from tests.vision_language.iais.regions import THINGS, tiny_config, tiny_model, tiny_tokenizer
-from vision_language import pretrained
 from vision_language.iais import encoder
 from vision_language.iais.model import RegionRetriever
 from vision_language.muka.models import build_classifier, load_classifier
-from vision_language.pretrained import LOCAL, save_folder
 
 CODE = """
 from pathlib import Path

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
 
 from fairseq_ext.training.errors import CheckpointError, OptionError
-from vision_language.pretrained import LOCAL, check_weights, loading, read_config
+from fairseq_ext.training.pretrained import LOCAL, check_weights, loading, read_config
 
 __all__ = ["REGION_TYPE", "RegionEmbeddings", "RegionRetriever", "RegionRetrieverConfig", "RegionRetrieverOutput"]
 

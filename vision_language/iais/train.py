@@ -16,6 +16,7 @@ from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import output_folder
 from fairseq_ext.training.flags import Runs
 from fairseq_ext.training.loop import Training
+from fairseq_ext.training.pretrained import fingerprint, save_folder
 from fairseq_ext.training.runs import Experiment
 from fairseq_ext.training.settings import Settings
 from vision_language.iais.data import RegionData, read_splits
@@ -23,7 +24,6 @@ from vision_language.iais.encoder import load
 from vision_language.iais.evaluate import first_images, metrics
 from vision_language.iais.objective import TrainingStep, make_sampler
 from vision_language.iais.options import SCRATCH, Options
-from vision_language.pretrained import fingerprint, save_folder
 
 __all__ = ["read_data", "run", "settings_of", "train"]
 

@@ -20,11 +20,11 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from fairseq_ext.training.errors import CheckpointError, OptionError, choose
 from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.pretrained import LOCAL, check_weights, loading, read_config, save_folder
 from vision_language.image_classification.classifiers import CosineLinear, LargeMarginLinear
 from vision_language.image_classification.efficientnet import EfficientNet
 from vision_language.image_classification.networks import CifarResNet, LargeMarginCNN, ThreeConvolutions
 from vision_language.image_classification.options import NETWORKS, NetworkOptions
-from vision_language.pretrained import LOCAL, check_weights, loading, read_config, save_folder
 
 __all__ = ["ImageClassifier", "ImageNetwork", "ImageNetworkConfig", "Preprocessing", "build", "load"]
 

@@ -20,6 +20,7 @@ from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.loop import Training, seed_of
+from fairseq_ext.training.pretrained import fingerprint
 from fairseq_ext.training.runs import Experiment, run_name
 from fairseq_ext.training.settings import Settings
 from vision_language.image_classification.attacks import Attack
@@ -31,7 +32,6 @@ from vision_language.image_classification.objective import Objective
 from vision_language.image_classification.options import Options
 from vision_language.image_classification.predict import classification_metrics, predict_logits, short_metrics
 from vision_language.image_classification.transforms import Transform
-from vision_language.pretrained import fingerprint
 
 __all__ = ["run", "train"]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import replacing, writing_to
 from fairseq_ext.training.loop import seed_of
+from fairseq_ext.training.pretrained import model_digest
 from fairseq_ext.training.progress import say
 from vision_language.muka.logits import predict_logits, row_values
 from vision_language.muka.models import Classifier
@@ -28,7 +29,6 @@ from vision_language.muka.uncertainty import (
     mc_dropout_probabilities,
     teacher_scores,
 )
-from vision_language.pretrained import model_digest
 
 __all__ = ["TeacherCache", "cached_arrays", "single_pass_scores"]
 

@@ -20,8 +20,7 @@ from transformers import (
 )
 
 from fairseq_ext.training.errors import CheckpointError, OptionError
-from vision_language.muka.tokens import Tokens
-from vision_language.pretrained import (
+from fairseq_ext.training.pretrained import (
     LOCAL,
     check_weights,
     cut_layers,
@@ -30,6 +29,7 @@ from vision_language.pretrained import (
     read_config,
     save_folder,
 )
+from vision_language.muka.tokens import Tokens
 
 __all__ = ["Classifier", "accepted", "build_classifier", "load_classifier", "load_classifiers", "save_classifier"]
 

@@ -15,6 +15,7 @@ from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.pretrained import fingerprint
 from fairseq_ext.training.runs import Experiment, run_name
 from fairseq_ext.training.settings import Settings
 from vision_language.muka.data import gold_ids, read_data, teacher_data
@@ -26,7 +27,6 @@ from vision_language.muka.objectives import teacher_loss
 from vision_language.muka.options import AmalgamationOptions, TeacherOptions, TrainingOptions
 from vision_language.muka.task import Task, amalgamation_task, labelled_task
 from vision_language.muka.trial import prove_training, set_attention
-from vision_language.pretrained import fingerprint
 
 __all__ = ["amalgamate", "train_teacher"]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.training.pretrained import loading
 from vision_language.muka.models import Classifier, load_classifier, save_classifier
 from vision_language.muka.uncertainty import active_dropout
-from vision_language.pretrained import loading
 
 __all__ = ["prove_reading", "prove_training", "set_attention"]
 

@@ -17,11 +17,11 @@ from accelerate.state import AcceleratorState
 from fairseq_ext.regions.synthetic import THINGS, SceneOptions, synthesize
 from fairseq_ext.training.errors import InputError
 from fairseq_ext.training.files import read_json
+from fairseq_ext.training.pretrained import read_weights
 from tests.helpers import ROOT
 from tests.vision_language.iais.regions import write_regions
 from vision_language.iais.__main__ import main
 from vision_language.iais.data import read_splits
-from vision_language.pretrained import read_weights
 
 SMALL = ["--hidden-size", "16", "--num-heads", "2", "--intermediate-size", "32", "--num-steps", "4", "--device", "cpu"]
 SMALL += ["--negative-size", "7", "--hard-negatives", "3", "--batch-size", "4", "--lr", "0.01", "--warmup-steps", "1"]

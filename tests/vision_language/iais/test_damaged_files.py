@@ -20,12 +20,12 @@ from fairseq_ext.regions.caption_files import read_captions
 from fairseq_ext.regions.feature_files import Images, open_features, read_feature_tsv, read_npz
 from fairseq_ext.regions.json_files import read_instances, read_karpathy
 from fairseq_ext.training.errors import InputError
+from fairseq_ext.training.pretrained import read_weights, save_folder
 from tests.regions.files import detectron_folder, grids_archive, grids_folder, tsv, uniter_folder, vectors_folder
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
 from vision_language.iais.data import read_regions
 from vision_language.iais.encoder import load
 from vision_language.iais.plot import read_history
-from vision_language.pretrained import read_weights, save_folder
 
 BOM = b"\xef\xbb\xbf"
 

@@ -25,6 +25,7 @@ from transformers import BertConfig, BertModel
 from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
 from fairseq_ext.training.files import load_safely, read_json
 from fairseq_ext.training.flags import Runs
+from fairseq_ext.training.pretrained import save_folder
 from fairseq_ext.training.runs import Experiment
 from tests.helpers import load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
@@ -39,7 +40,6 @@ from vision_language.iais.model import RegionRetriever
 from vision_language.iais.negatives import IMAGE, TEXT, AnchorSampler, PairBatches, hardest
 from vision_language.iais.objective import TrainingStep, learning_rate, parameter_groups
 from vision_language.iais.options import Options
-from vision_language.pretrained import save_folder
 
 # A forked process needs no second import of everything.
 FORK = multiprocessing.get_context("fork")

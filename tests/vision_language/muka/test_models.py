@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from fairseq_ext.training.errors import CheckpointError, InputError, OptionError
+from fairseq_ext.training.pretrained import fingerprint
 from tests.vision_language.muka.texts import tiny_tokenizer, write_classifier, write_encoder
 from vision_language.muka.models import build_classifier, load_classifier, load_classifiers, save_classifier
-from vision_language.pretrained import fingerprint
 
 
 @pytest.fixture
