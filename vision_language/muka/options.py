@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fairseq_ext.training.errors import OptionError
@@ -60,6 +61,11 @@ class TrainingOptions(ComputeOptions):
         most=0.9,
     )
     seed: int = option(1, "of the new layers, the order, dropout and the hold-out (released: 1)", least=0)
+
+    def steps(self, texts: int) -> tuple[int, int, int]:
+        """The steps of an epoch over so many texts, of all epochs, and of the warm-up."""
+        per_epoch = math.ceil(texts / self.batch_size)
+        return per_epoch, per_epoch * self.epochs, math.ceil(self.warmup * per_epoch * self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +159,9 @@ class AmalgamationOptions(ScoreOptions, TrainingOptions):
         "what picks the checkpoint on the validation texts: loss against the teachers, no labels needed; or "
         "accuracy (released: accuracy)",
         SELECTIONS,
+    )
+    until_converged: bool = option(
+        False, "end once the validation loss is flat, told without labels; --epochs are then the most (our choice)"
     )
     cache: str = option("", "folder of the teachers' logits and scores, to share between runs (default: OUT/cache)")
 

@@ -16,8 +16,10 @@ from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.pretrained import fingerprint
+from fairseq_ext.training.progress import warn
 from fairseq_ext.training.runs import Experiment, run_name
 from fairseq_ext.training.settings import Settings
+from vision_language.muka.convergence import refuse_too_few, shortfall
 from vision_language.muka.data import gold_ids, read_data, teacher_data
 from vision_language.muka.diagnostics import accuracy_by_teacher
 from vision_language.muka.fit import fit
@@ -69,6 +71,8 @@ def amalgamate(options: AmalgamationOptions, out: str | Path, accelerator: Accel
     """
     accelerator = accelerator or make_accelerator(options.mixed_precision)
     splits = read_data(options)
+    if options.until_converged:
+        refuse_too_few(options, len(splits["train"]))
     if options.select == "accuracy":
         splits["valid"].gold()
     if options.method == "supervised":
@@ -114,9 +118,12 @@ def _run(
         metrics = {"loss": float(task.objective.logit_loss(valid, *signals["valid"]))}
         return metrics | ({"accuracy": accuracy(valid, gold["valid"])} if "valid" in gold else {})
 
-    record = fit(
-        options, task.objective, tokens["train"], signals["train"], validate, out, settings, accelerator, task.select
-    )
+    student = options if isinstance(options, AmalgamationOptions) else None
+    until = bool(student and student.until_converged)
+    of_training = (tokens["train"], signals["train"], validate, out, settings, accelerator)
+    record = fit(options, task.objective, *of_training, task.select, until)
+    if student and (lacking := shortfall(record["history"], record["converged"])):
+        warn(f"{out}: {lacking}")
     if "test" in gold:
         test = logits("test")
         metrics = {"test_accuracy": accuracy(test, gold["test"])}

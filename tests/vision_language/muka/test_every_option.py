@@ -99,6 +99,7 @@ ROWS = {
             "--amalgam-lr 0.1", base=f"{FEATURES} cfl", idle=("--method muka-soft", "--method vkd"), without="--passes"
         ),
         "--select": Row("--select accuracy"),
+        "--until-converged": Row("--until-converged", base="--epochs 2 --validate-every 1 --lr 1e-9", idle=("",)),
         "--cache": Row("--cache CACHE", idle=(LABELLED,)),
     },
     "evaluate": {
@@ -195,7 +196,7 @@ def outcome(places, tmp_path, monkeypatch, capsys):
     make, fit, save, predict = command_line.make_accelerator, train.fit, Checkpoint.save, logits.predict_logits
 
     def watched_fit(options, objective, *arguments):
-        seen.append((objective.model.config._attn_implementation, arguments[-1]))
+        seen.append((objective.model.config._attn_implementation, *arguments[-2:]))
         return fit(options, objective, *arguments)
 
     def watched_logits(model, tokens, batch_size, *arguments):

@@ -25,6 +25,7 @@ from tests.vision_language.muka.test_architectures import write
 from tests.vision_language.muka.texts import WORDS, write_encoder, write_texts
 from vision_language.muka import train
 from vision_language.muka.baselines import ensemble_probabilities
+from vision_language.muka.convergence import refuse_too_few
 from vision_language.muka.data import gold_ids, read_splits
 from vision_language.muka.fit import fit
 from vision_language.muka.models import build_classifier, load_classifier
@@ -82,7 +83,7 @@ def test_teachers_know_their_classes(world):
         content = json.loads((folder / "results.json").read_text())
         assert content["summary"]["test_accuracy"]["mean"] > 0.8 and content["settings"]["epochs"] == 8
         assert set(content["runs"]["seed1"]["environment"]) >= {"torch", "transformers", "accelerate"}
-        best = max(content["runs"]["seed1"]["history"], key=lambda entry: entry["accuracy"])
+        best = max(content["runs"]["seed1"]["history"], key=lambda entry: (entry["accuracy"], -entry["loss"]))
         assert content["runs"]["seed1"]["best_step"] == best["step"]
         assert content["runs"]["seed1"]["valid_accuracy"] == best["accuracy"]
 
@@ -255,9 +256,9 @@ def test_hidden_states_need_one_tokenizer(world, merge, tmp_path):
 
 
 def test_what_picks_the_checkpoint(world, merge, tmp_path, monkeypatch):
-    """The first best is kept, of the loss or of the accuracy, and its weights are those that are saved."""
-    for select, best in (("loss", 24), ("accuracy", 12)):
-        values = iter([(0.5, 0.9), (0.2, 0.7), (0.2, 0.9), (0.3, 0.1)])
+    """The best is kept, of equal accuracies that of the lower loss, then the first; its weights are those saved."""
+    for select, best in (("loss", 24), ("accuracy", 36)):
+        values = iter([(0.5, 0.9), (0.2, 0.7), (0.2, 0.9), (0.3, 0.9)])
         states = []
 
         def scripted_fit(options, objective, tokens, signals, validate, *arguments, _values=values, _states=states):
@@ -271,7 +272,50 @@ def test_what_picks_the_checkpoint(world, merge, tmp_path, monkeypatch):
         record = merge(student_options(world, select=select, epochs=4), tmp_path / select)
         assert record["best_step"] == best
         assert equal(weights(tmp_path / select), states[best // 12 - 1])
-        assert record["valid_loss"] == {"loss": 0.2, "accuracy": 0.5}[select]
+        assert record["valid_loss"] == 0.2
+
+
+CURVES = {
+    "flat": ([3.0, 2.0, 1.0, 0.995, 1.2, 0.991, 0.5, 0.4], 6, True),  # at most 1 % lower over three validations
+    "falling": ([3.0, 2.0, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4], 8, False),
+    "warmup": ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.9], 7, True),  # the first three are of the warm-up
+    "too few": ([3.0, 2.0, 1.0], 3, None),
+}
+"""Losses of the validations, of which one ends the training, and whether the student has converged then."""
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_a_student_trains_until_it_converges(world, merge, tmp_path, monkeypatch, capsys, curve):
+    losses, last, verdict = CURVES[curve]
+    values = iter(losses)
+
+    def scripted_fit(options, objective, tokens, signals, validate, *arguments):
+        return fit(options, objective, tokens, signals, lambda: {"loss": next(values)}, *arguments)
+
+    monkeypatch.setattr(train, "fit", scripted_fit)
+    options = student_options(
+        world, until_converged=verdict is not None, warmup=0.375 if curve == "warmup" else 0.0, epochs=len(losses)
+    )
+    record = merge(options, tmp_path)
+    assert (record["steps"] / 12, record["converged"]) == (last, verdict)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["runs"]["seed1"]["converged"] is verdict
+    warning = {True: "", False: "the student has not converged: its", None: "3 validation(s) cannot tell whether"}
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(said) == (verdict is not True) and all(f"{tmp_path}: {warning[verdict]}" in line for line in said)
+
+
+def test_an_end_that_cannot_come_is_refused_before_any_work(world, merge, tmp_path):
+    """The first validation that can end the training must not be its last."""
+    options = student_options(world, until_converged=True, epochs=4, warmup=0.0)
+    with pytest.raises(OptionError, match=r"^--until-converged: has no effect with 4 validations after the warm-up"):
+        merge(options, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for more in ({"epochs": 5}, {"epochs": 5, "warmup": 0.1}, {"validate_every": 10}):
+        refuse_too_few(replace(options, **more), 120)
+    for fewer in ({"epochs": 5, "warmup": 0.2}, {"validate_every": 12}, {"validate_every": 13}):
+        with pytest.raises(OptionError, match=r"^--until-converged"):
+            refuse_too_few(replace(options, **fewer), 120)
 
 
 def interrupted(function, at):
