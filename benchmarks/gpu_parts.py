@@ -13,7 +13,7 @@ from benchmarks.__main__ import NAMES
 from examples.results.image_classification import figures_of, slug
 from examples.results.image_classification.experiments import EXPERIMENTS
 from examples.results.report import unique
-from examples.results.translation import SIZES, SYSTEMS
+from examples.results.translation.experiments import SIZES, SYSTEMS
 from fairseq_ext.training.files import output_folder, read_json, write_json
 from vision_language.image_classification.synthetic import PictureOptions, synthesize
 
@@ -146,7 +146,11 @@ class Multi30k(Part):
         finished = {(row["seed"], row["system"]) for row in rows}
         missing = [f"{name}, seed {seed}" for seed in seeds for name in systems if (seed, name) not in finished]
         content: Content = {"part": "translation", "size": self.size, "rows": rows, "failed": {}, "missing": missing}
-        return content | ({"environments": unique(row["environment"] for row in rows)} if rows else {})
+        if not rows:
+            return content
+        stored = self.work / "docs" / "results" / f"multi30k_{self.size}.json"
+        tests = {"bootstrap": read_json(stored)["bootstrap"]} if stored.exists() else {}
+        return content | {"environments": unique(row["environment"] for row in rows), **tests}
 
     def resume(self, content: Content) -> None:
         for row in content["rows"]:

@@ -104,7 +104,8 @@ def _command(name: str, options: argparse.Namespace, form: argparse.ArgumentPars
     words = [name]
     for option, value in vars(options).items():
         if option not in PLACES and value != form.get_default(option):
-            words += [flag(option), *map(str, value if isinstance(value, list) else [value])]
+            given = [] if value is True else value if isinstance(value, list) else [value]
+            words += [flag(option), *map(str, given)]
     return shlex.join(words)
 
 

@@ -10,7 +10,15 @@ from typing import Any
 
 from examples.results.fairseq_programs import train
 from examples.results.report import common, environments, unique
-from examples.results.translation import DECODING, SIZES, SYSTEMS, prepare, training, translate_and_score
+from examples.results.translation.experiments import (
+    DATA,
+    DECODING,
+    SIZES,
+    SYSTEMS,
+    prepare,
+    training,
+    translate_and_score,
+)
 from examples.translation.outputs import read_outputs
 from fairseq_ext.modules.packed_linear import INFERENCE_DTYPES
 from fairseq_ext.training.errors import DataError
@@ -18,6 +26,7 @@ from fairseq_ext.training.files import read_json, write_json
 from fairseq_ext.training.runs import environment
 from fairseq_ext.training.settings import digest
 
+DATASET = "multi30k"
 AS_TRAINED = "as trained"
 DTYPES = (AS_TRAINED, *INFERENCE_DTYPES)
 BATCHES = (100, 1)
@@ -53,10 +62,7 @@ def names(options: argparse.Namespace) -> list[str]:
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Trains each system once, translates in every dtype at every batch size; what is finished stays."""
-    text = options.data / "multi30k_de_en"
-    if not text.is_dir():
-        raise DataError(f"--data: {text} is not a folder with {{train,val,test_2016_flickr}}.{{de,en}}.gz")
-    data_bin = prepare(text, options.out)
+    data_bin = prepare(DATASET, options.data, options.out)
     updates = options.updates or SIZES[options.size].updates
     rows = []
     for name in options.systems:
@@ -87,10 +93,13 @@ def decode(checkpoint: Path, dtype: str, batch: int, data_bin: Path, trained: Pa
         return read_json(result)
     folder.mkdir(exist_ok=True)
     given = [] if dtype == AS_TRAINED else ["--inference-dtype", dtype]
-    scores = translate_and_score(checkpoint, ["--cpu", *DECODING, "--batch-size", str(batch), *given], data_bin, folder)
+    decoding = ["--cpu", *DECODING, "--batch-size", str(batch), *given]
+    target = DATA[DATASET].target
+    scores = translate_and_score(checkpoint, decoding, data_bin, folder, target)
     plain = trained / f"{AS_TRAINED}-batch{batch}".replace(" ", "_")
     texts, wanted = (
-        read_outputs(where / "generate.txt", data_bin / "text" / "test.en", "H").hypotheses for where in (folder, plain)
+        read_outputs(where / "generate.txt", data_bin / "text" / f"test.{target}", "H").hypotheses
+        for where in (folder, plain)
     )
     row = {
         **scores,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +15,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from examples.results import __main__ as command
 from examples.results import (
-    fairseq_programs,
     graph_classification,
     iais,
-    inference_dtype,
     label_graph,
     muka,
     renode,
     report,
-    translation,
 )
 from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.training.errors import DataError, OptionError
@@ -39,170 +35,6 @@ ENVIRONMENT = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch
 def defaults(part: str, **changes: Any) -> argparse.Namespace:
     _, own = command._parsers()
     return argparse.Namespace(**{**vars(own[part].parse_args([])), **changes})
-
-
-# --- translation -----------------------------------------------------------------------------------------------------
-
-PLAIN = {
-    # not given, so at their defaults
-    **dict.fromkeys(("block", "init", "attention_topk", "norm", "cross_view", "cross_view_fusion", "log_end")),
-    "criterion": "label_smoothed_cross_entropy", "label_smoothing": 0.1, "arch": "transformer_ext",
-    "max_update": 300, "warmup_updates": 60, "seed": 7, "max_tokens": 2048, "dropout": 0.1, "lr": [2e-3],
-    "encoder_layers": 3, "decoder_layers": 3, "encoder_embed_dim": 128, "decoder_embed_dim": 128,
-    "encoder_normalize_before": True, "decoder_normalize_before": True, "share_all_embeddings": True,
-    "best_checkpoint_metric": "nll_loss", "optimizer": "adam",
-}  # fmt: skip
-MUSE = {"block": "muse", "init": "km"}
-ENCOURAGING = {"criterion": "label_smoothed_encouraging_loss"}
-CHANGES: dict[str, dict[str, Any]] = {
-    "Transformer": {},
-    "top-k (k = 8)": {"attention_topk": 8},
-    "AdaNorm": {"norm": "adanorm"},
-    "LayerNorm-simple": {"norm": "layernorm-simple"},
-    "MUSE-simple": {**MUSE, "block": "muse-simple"},
-    "MUSE": MUSE,
-    "GCA, mean": {"cross_view": "gca"},
-    "GCA, gate": {"cross_view": "gca", "cross_view_fusion": "gate"},
-    "GCA, concat": {"cross_view": "gca", "cross_view_fusion": "concat"},
-    "GCA, sequential": {"cross_view": "gca", "cross_view_fusion": "sequential"},
-    "encouraging loss, log_end 0.5": {**ENCOURAGING, "log_end": 0.5},
-    "encouraging loss, log_end 0.75": {**ENCOURAGING, "log_end": 0.75},
-    "all combined": {
-        **MUSE, "attention_topk": 8, "norm": "adanorm", "cross_view": "gca", **ENCOURAGING, "log_end": 0.75,
-    },
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", translation.SYSTEMS)
-def test_each_translation_row_trains_what_it_says(name: str) -> None:
-    from fairseq import options
-
-    import fairseq_ext.criterions
-    import fairseq_ext.models  # noqa: F401
-
-    parser = options.get_training_parser()
-    arguments = options.parse_args_and_arch(parser, ["data", *translation.training(name, "small", 7, 300)])
-    expected = PLAIN | CHANGES[name]
-    parsed = {option: getattr(arguments, option, None) for option in expected}
-    assert parsed == expected
-
-
-@pytest.fixture
-def programs(monkeypatch, tmp_path):
-    """fairseq's programs, replaced by what they leave behind; the list of the commands."""
-    calls: list[list[str]] = []
-
-    def run(words: list[str], log: Path) -> None:
-        calls.append(words)
-        if words[0] == "fairseq_cli.train":
-            Path(words[words.index("--save-dir") + 1], "checkpoint_best.pt").touch()
-            valid = json.dumps({"epoch": 1, "valid_nll_loss": "4.5", "valid_bleu": "20", "valid_num_updates": "9"})
-            log.write_text(f"num. shared model params: 1,234 (num.\n{valid}\n")
-        if words[0] == "examples.translation.score":
-            write_json(words[words.index("--json") + 1], {"sacrebleu": float(len(calls)), "sentences": 5})
-
-    monkeypatch.setattr(fairseq_programs, "run", run)
-    return calls
-
-
-def test_a_measurement_that_is_stopped_leaves_whole_seeds(programs, monkeypatch, tmp_path):
-    """What is finished is stored after each training, seed by seed, and the others are named."""
-    (tmp_path / "multi30k_de_en").mkdir()
-    monkeypatch.setattr(translation, "prepare", lambda *arguments: tmp_path / "data-bin")
-    options = defaults(
-        "translation", data=tmp_path, out=tmp_path, size="cpu", seeds=[1, 2], systems=["MUSE", "AdaNorm"]
-    )
-    contents = translation.measure(options)
-    assert next(contents)["missing"] == ["AdaNorm, seed 1", "MUSE, seed 2", "AdaNorm, seed 2"]
-    *_, last = contents
-    assert [(row["seed"], row["system"]) for row in last["rows"]] == [
-        *[(1, "MUSE"), (1, "AdaNorm"), (2, "MUSE"), (2, "AdaNorm")]
-    ]
-    assert last["missing"] == [] and all(row["bleu_curve"] == [(9, 20.0)] for row in last["rows"])
-
-
-def test_a_size_chooses_its_checkpoint_by_validation(programs, tmp_path):
-    for size, metric in (("small", "nll_loss"), ("cpu", "bleu")):
-        words = translation.training("MUSE", size, 1, 100)
-        assert words[words.index("--best-checkpoint-metric") + 1] == metric
-        assert ("--eval-bleu" in words) == ("--maximize-best-checkpoint-metric" in words) == (metric == "bleu")
-
-
-def test_a_translation_row_is_that_of_its_settings(programs, monkeypatch, tmp_path):
-    def row(name: str = "MUSE", size: str = "small", seed: int = 1, data: str = "data-bin", updates: int | None = None):
-        before = len(programs)
-        result = translation.train_and_score(name, size, seed, tmp_path / data, tmp_path, updates)
-        return result, programs[before:]
-
-    first, (train, generate, score) = row()
-    assert first["updates"] == 1800 and first["parameters"] == 1234 and first["curve"] == [(9, 4.5)]
-    assert first["environment"]["torch"] == torch.__version__
-    folder = Path(train[train.index("--save-dir") + 1])
-    following = dict(pairwise(generate))
-    wanted = {"--path": str(folder / "checkpoint_best.pt"), "--gen-subset": "test", "--beam": "5", "--lenpen": "1"}
-    assert wanted.items() <= following.items() and generate[1] == str(tmp_path / "data-bin")
-    assert score[1] == str(folder / "generate.txt")
-    assert score[score.index("--reference") + 1] == str(tmp_path / "data-bin" / "text" / "test.en")
-
-    again, calls = row()
-    assert calls == [] and again["sacrebleu"] == first["sacrebleu"]
-    for change in ({"name": "AdaNorm"}, {"size": "iwslt"}, {"seed": 2}, {"data": "other-bin"}, {"updates": 300}):
-        result, calls = row(**change)
-        assert len(calls) == 3 and result["sacrebleu"] != first["sacrebleu"], change
-    assert row(updates=300)[0]["updates"] == 300
-    monkeypatch.setitem(translation.SYSTEMS, "MUSE", ["--block", "muse-simple"])
-    assert len(row()[1]) == 3, "another recipe under the same name"
-    monkeypatch.undo()
-
-
-def test_each_inference_dtype_decodes_one_training(monkeypatch, tmp_path):
-    """Speeds, and equal translations, are those of the decoding that the row names; what is finished stays."""
-    commands: list[list[str]] = []
-    texts = {None: ["a", "b", "c", "d"], "float32": ["a", "b", "c", "d"], "bfloat16": ["a", "b", "c", "x"]}
-
-    def run(words: list[str], log: Path) -> None:
-        commands.append(words)
-        given = dict(pairwise(words))
-        if words[0] == "fairseq_cli.generate":
-            lines = texts.get(given.get("--inference-dtype"), ["a", "b", "y", "x"])
-            hypotheses = [f"H-{number}\t-0.5\t{line}" for number, line in enumerate(lines)]
-            batch = words[len(words) - 1 - words[::-1].index("--batch-size") + 1]
-            speed = f"Translated 4 sentences (9 tokens) in 2.0s (2.00 sentences/s, {1000 + int(batch)}.5 tokens/s)"
-            log.write_text("\n".join([*hypotheses, speed, "Generate test"]) + "\n")
-        if words[0] == "examples.translation.score":
-            write_json(words[words.index("--json") + 1], {"sacrebleu": 30.0 + len(commands)})
-
-    data_bin = tmp_path / "data-bin"
-    (data_bin / "text").mkdir(parents=True)
-    (data_bin / "text" / "test.en").write_text("a\nb\nc\nd\n")
-    (tmp_path / "multi30k_de_en").mkdir()
-    monkeypatch.setattr(fairseq_programs, "run", run)
-    monkeypatch.setattr(inference_dtype, "prepare", lambda text, out: data_bin)
-    options = argparse.Namespace(
-        size="small", systems=["Transformer"], seed=1, updates=None, data=tmp_path, out=tmp_path / "runs"
-    )
-    (content,) = inference_dtype.measure(options)
-    assert [words[0] for words in commands].count("fairseq_cli.train") == 1
-    assert all("--cpu" in words for words in commands if words[0] == "fairseq_cli.generate")
-    rows = {(row["dtype"], row["batch"]): row for row in content["rows"]}
-    assert [rows[dtype, 100]["equal"] for dtype in inference_dtype.DTYPES] == [1.0, 1.0, 0.75, 0.5]
-    assert {row["tokens_per_second"] for row in content["rows"] if row["batch"] == 1} == {1001.5}
-    text = inference_dtype.section([{**content, "command": "inference_dtype"}])
-    assert "| Transformer | int8 | 39.00 | +6.00 | 50.0 % | 1,100 | 1,002 |" in text
-    commands.clear()
-    (again,) = inference_dtype.measure(options)
-    assert commands == [] and again == content
-
-
-def test_other_text_is_prepared_anew(programs, tmp_path):
-    text = tmp_path / "text"
-    text.mkdir()
-    (text / "train.de").write_text("eins")
-    first = translation.prepare(text, tmp_path)
-    first.mkdir()
-    assert translation.prepare(text, tmp_path) == first and len(programs) == 1
-    (text / "train.de").write_text("zwei")
-    assert translation.prepare(text, tmp_path) != first and len(programs) == 2
 
 
 # --- stored measurements ---------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from examples.results import captioning, translation
+from examples.results import captioning
 from examples.results.captioning.table import DENSE
 from examples.results.image_classification import tails
+from examples.results.translation import experiments
 from fairseq_ext.training.plotting import (
     GREY,
     METHODS,
@@ -68,13 +69,13 @@ def test_colours_stand_apart_for_everybody(seen):
     assert set(METHODS.values()) <= set(PALETTE)
 
 
-ARMS = [*translation.SYSTEMS, *captioning.ARMS, *tails.SHOWN]
+ARMS = [*experiments.SYSTEMS, *captioning.ARMS, *tails.SHOWN]
 
 
 @pytest.mark.parametrize("arm", sorted(set(ARMS)))
 def test_every_arm_has_the_colour_of_its_method(arm):
     """What is compared with is grey, and nothing else is."""
-    assert (colour_of(arm) == GREY) == (arm in (translation.BASELINE, DENSE, tails.BASELINE))
+    assert (colour_of(arm) == GREY) == (arm in (experiments.BASELINE, DENSE, tails.BASELINE))
 
 
 def test_classes_have_colours_of_their_own():

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from examples.results.paired import Paired
+from examples.results.translation.experiments import BASELINE
 from fairseq_ext.training.plotting import Effect, forest, limits_after_first, picture, small_multiples
 
-__all__ = ["BASELINE", "best_bits", "draw", "gains", "links"]
+__all__ = ["best_bits", "draw", "gains", "links"]
 
-BASELINE = "Transformer"
 Rows = dict[str, list[dict[str, Any]]]
 """The rows of each system."""
 
 
 def best_bits(row: dict[str, Any]) -> float:
-    """Validation bits per token of the checkpoint that translates."""
+    """The best validation bits per token of a training, which are not those of a checkpoint chosen by BLEU."""
     return min(value for _, value in row["curve"])
 
 
@@ -32,7 +32,7 @@ def gains(by_system: Rows, metric: Callable[[dict[str, Any]], float]) -> dict[st
     return {name: Paired.of(differences) for name, differences in pairs.items() if differences}
 
 
-def drawable(by_system: Rows) -> dict[str, tuple[str, Callable[[Rows, Path], None]]]:
+def drawable(by_system: Rows) -> dict[str, tuple[str, Callable[[Rows, str, Path], None]]]:
     """What the rows have the numbers for: by the ending of its file, what it is called and how it is drawn."""
     drawings = {"_curves": ("Validation curves", draw_curves)}
     if gains(by_system, best_bits):
@@ -42,10 +42,10 @@ def drawable(by_system: Rows) -> dict[str, tuple[str, Callable[[Rows, Path], Non
     return drawings
 
 
-def draw(by_system: Rows, name: str, folder: Path) -> None:
-    """Draws ``folder/NAME.png`` and others."""
+def draw(by_system: Rows, name: str, data: str, folder: Path) -> None:
+    """Draws ``folder/NAME.png`` and others of rows on the data set called ``data``."""
     for ending, (_, drawing) in drawable(by_system).items():
-        drawing(by_system, folder / f"{name}{ending}.png")
+        drawing(by_system, data, folder / f"{name}{ending}.png")
 
 
 def links(by_system: Rows, name: str) -> str:
@@ -58,14 +58,14 @@ def _seeds(by_system: Rows) -> str:
     return "one seed: no interval" if count == 1 else f"{count} seeds: mean and 95 % interval"
 
 
-def draw_differences(by_system: Rows, file: Path) -> None:
+def draw_differences(by_system: Rows, data: str, file: Path) -> None:
     """BLEU and bits of each system minus those of the Transformer."""
     metrics = {
-        "sacreBLEU on test 2016 (right is better)": lambda row: row["sacrebleu"],
+        "sacreBLEU on test (right is better)": lambda row: row["sacrebleu"],
         "bits per token on valid (left is better)": best_bits,
     }
     size = (9, 1.3 + 0.26 * len(by_system))
-    with picture(file, size, f"Multi30k de-en, minus the {BASELINE} ({_seeds(by_system)})") as figure:
+    with picture(file, size, f"{data}, minus the {BASELINE} ({_seeds(by_system)})") as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (title, metric) in zip(panels, metrics.items(), strict=True):
             effects = [Effect(name, *paired[:3]) for name, paired in gains(by_system, metric).items()]
@@ -74,11 +74,11 @@ def draw_differences(by_system: Rows, file: Path) -> None:
             axes.set_xlabel("BLEU" if axes is panels[0] else "bits")
 
 
-def draw_curves(by_system: Rows, file: Path) -> None:
+def draw_curves(by_system: Rows, data: str, file: Path) -> None:
     """Validation bits over the updates, a panel for each system."""
     curves = {name: [row["curve"] for row in rows] for name, rows in by_system.items()}
     rows = -(-max(len(curves) - 1, 1) // 3)
-    title = f"Multi30k de-en: validation bits per token, beside the {BASELINE} (grey)"
+    title = f"{data}: validation bits per token, beside the {BASELINE} (grey)"
     with picture(file, (9, 1.1 + 1.5 * rows), title) as figure:
         panels = small_multiples(figure, curves, BASELINE, columns=3, limits=limits_after_first(curves))
         bits = gains(by_system, best_bits)
@@ -89,7 +89,7 @@ def draw_curves(by_system: Rows, file: Path) -> None:
         figure.supylabel("bits per token")
 
 
-def draw_lengths(by_system: Rows, file: Path) -> None:
+def draw_lengths(by_system: Rows, data: str, file: Path) -> None:
     """BLEU by the length of the source sentence, a panel for each system.
 
     Each row has ``bleu_by_length``: lists of ``[mean words of the source, sentences, BLEU]``, the same for all rows.
@@ -101,7 +101,7 @@ def draw_lengths(by_system: Rows, file: Path) -> None:
     groups = next(iter(by_system.values()))[0]["bleu_by_length"]
     rows = -(-max(len(curves) - 1, 1) // 3)
     counts = ", ".join(str(count) for _, count, _ in groups)
-    with picture(file, (9, 1.2 + 1.5 * rows), f"BLEU by source length, beside the {BASELINE} (grey)") as figure:
+    with picture(file, (9, 1.2 + 1.5 * rows), f"{data}: BLEU by source length, beside the {BASELINE} (grey)") as figure:
         small_multiples(figure, curves, BASELINE, columns=3, marker="o")
         figure.supxlabel(f"words of the source sentence, groups of {counts} sentences")
         figure.supylabel("BLEU")

@@ -1,0 +1,73 @@
+"""Translation: every method with the same size, data, budget and tuning."""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from examples.results.report import unique
+from examples.results.translation.experiments import BASELINE, DATA, SIZES, SYSTEMS, prepare, train_and_score, tune
+from examples.results.translation.outputs import sampled, sentence_statistics
+from examples.results.translation.table import pictures, section
+
+__all__ = ["SELECTS", "add_arguments", "measure", "names", "pictures", "section"]
+
+SELECTS = "size"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", choices=list(DATA), default="multi30k", help="parallel text")
+    help = "small and cpu for a CPU; converged and iwslt for a GPU; trial shows only that everything runs"
+    parser.add_argument("--size", choices=sorted(SIZES), default="small", help=help)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one run of every system for each seed")
+    parser.add_argument("--systems", nargs="+", choices=sorted(SYSTEMS), default=list(SYSTEMS), help="rows to run")
+    parser.add_argument("--updates", type=int, help="training updates, instead of the size's own")
+    help = "choose learning rate and dropout of every system on validation first, from the same grid"
+    parser.add_argument("--tune", action="store_true", help=help)
+
+
+def names(options: argparse.Namespace) -> list[str]:
+    return [f"{options.dataset}_{options.size}{'_tuned' if options.tune else ''}"]
+
+
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every system and seed, each trained, translated and scored once; what is complete, after each of them."""
+    data_bin = prepare(options.dataset, options.data, options.out, SIZES[options.size].pieces)
+    reference = data_bin / "text" / f"test.{DATA[options.dataset].target}"
+
+    def run(seed: int, name: str) -> tuple[dict[str, Any], list[str]]:
+        where = (name, options.size, seed, data_bin, options.out, options.updates)
+        try:
+            settings = tune(name, options.size, options.seeds[0], *where[3:]) if options.tune else None
+            row, translations = train_and_score(options.dataset, *where, settings)
+        except SystemExit as error:  # others go on
+            print(f"{name}, seed {seed}: {error}", flush=True)
+            raise
+        print(f"{name}, seed {seed}: BLEU {row['sacrebleu']:.2f}", flush=True)
+        return row, translations
+
+    planned = list(product(options.seeds, options.systems))  # seed by seed: stopped, it leaves whole seeds
+    rows: list[dict[str, Any]] = []
+    statistics: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for row, translations in pool.map(run, *zip(*planned, strict=True)):
+            rows.append(row)
+            if translations:
+                statistics[row["system"]][row["seed"]] = sentence_statistics(translations, reference)
+            yield {
+                "name": names(options)[0],
+                "dataset": options.dataset,
+                "size": options.size,
+                "tuned": options.tune,
+                "environments": unique(row["environment"] for row in rows),
+                "rows": rows,
+                "bootstrap": sampled(statistics, BASELINE),
+                "missing": [f"{name}, seed {seed}" for seed, name in planned[len(rows) :]],
+            }

@@ -1,0 +1,257 @@
+"""What is prepared, trained and translated for the tables of translation."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from examples.results import fairseq_log, fairseq_programs
+from examples.results.fairseq_programs import DEVICE_OPTIONS, device, generate, train
+from examples.results.translation.outputs import bleu_by_length, compress, translations_of
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.runs import environment
+from fairseq_ext.training.settings import digest
+
+__all__ = [
+    *("BASELINE", "DATA", "DECODING", "GRID", "SIZES", "SYSTEMS", "DataSet", "Settings", "Size"),
+    *("folder_of", "prepare", "train_and_score", "training", "translate_and_score", "tune", "warmup"),
+]
+
+BASELINE = "Transformer"
+SMOOTHED = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
+
+
+def _encouraging(log_end: str) -> list[str]:
+    return ["--criterion", "label_smoothed_encouraging_loss", "--label-smoothing", "0.1", "--log-end", log_end]
+
+
+SYSTEMS: dict[str, list[str]] = {
+    BASELINE: SMOOTHED,
+    "top-k (k = 8)": ["--attention-topk", "8", *SMOOTHED],
+    "AdaNorm": ["--norm", "adanorm", *SMOOTHED],
+    "LayerNorm-simple": ["--norm", "layernorm-simple", *SMOOTHED],
+    "MUSE-simple": ["--block", "muse-simple", "--init", "km", *SMOOTHED],
+    "MUSE": ["--block", "muse", "--init", "km", *SMOOTHED],
+    "GCA, mean": ["--cross-view", "gca", *SMOOTHED],
+    "GCA, gate": ["--cross-view", "gca", "--cross-view-fusion", "gate", *SMOOTHED],
+    "GCA, concat": ["--cross-view", "gca", "--cross-view-fusion", "concat", *SMOOTHED],
+    "GCA, sequential": ["--cross-view", "gca", "--cross-view-fusion", "sequential", *SMOOTHED],
+    "encouraging loss, log_end 0.5": _encouraging("0.5"),
+    "encouraging loss, log_end 0.75": _encouraging("0.75"),
+    "all combined": [
+        *("--block", "muse", "--init", "km", "--attention-topk", "8", "--norm", "adanorm", "--cross-view", "gca"),
+        *_encouraging("0.75"),
+    ],
+}
+"""What each row adds to the plain Transformer; MUSE runs with the initial weights its authors call essential."""
+
+
+class DataSet(NamedTuple):
+    """A parallel text in a folder of ``--data``; ``splits`` are what the names of its files begin with."""
+
+    folder: str
+    source: str
+    target: str
+    name: str
+    title: str
+    splits: tuple[str, str, str] = ("train", "valid", "test")
+
+
+DATA = {
+    "multi30k": DataSet(
+        *("multi30k_de_en", "de", "en", "Multi30k", "Multi30k German to English, test 2016"),
+        splits=("train", "val", "test_2016_flickr"),
+    ),
+    "libreoffice": DataSet(
+        *("libreoffice_help_en_de", "en", "de", "LibreOffice help", "LibreOffice help, English to German")
+    ),
+}
+
+
+class Size(NamedTuple):
+    """A model size and its training budget; layers count one side.
+
+    ``warmup`` is a fifth of the updates where it is not given. ``select`` is the validation metric that chooses the
+    checkpoint: the likelihood, or BLEU of greedy translations.
+    """
+
+    width: int
+    ffn: int
+    heads: int
+    layers: int
+    dropout: float
+    updates: int
+    tokens: int
+    pieces: int = 6000
+    warmup: int | None = None
+    select: Literal["nll_loss", "bleu"] = "nll_loss"
+
+
+SIZES = {
+    "small": Size(width=128, ffn=256, heads=4, layers=3, dropout=0.1, updates=1800, tokens=2048),
+    "cpu": Size(
+        **dict(width=128, ffn=256, heads=4, layers=3, dropout=0.1, updates=4500, tokens=2048),
+        **dict(warmup=400, select="bleu"),
+    ),
+    "converged": Size(width=128, ffn=256, heads=4, layers=4, dropout=0.3, updates=5000, tokens=4096),
+    "trial": Size(width=16, ffn=16, heads=2, layers=1, dropout=0.1, updates=5, tokens=512, pieces=60, select="bleu"),
+    "iwslt": Size(width=512, ffn=1024, heads=4, layers=6, dropout=0.3, updates=12000, tokens=4096),
+}
+
+
+class Settings(NamedTuple):
+    """What tuning chooses."""
+
+    lr: float
+    dropout: float
+
+
+GRID = tuple(Settings(*each) for each in product((1e-3, 2e-3), (0.1, 0.2, 0.3)))
+"""What is tried for every system alike."""
+LEARNING_RATE = 2e-3
+
+SELECTION = {
+    "nll_loss": ["--best-checkpoint-metric", "nll_loss"],
+    "bleu": [
+        *("--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"),
+        *("--eval-bleu", "--eval-bleu-remove-bpe", "sentencepiece"),
+        *("--eval-bleu-args", '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}'),
+    ],
+}
+DECODING = ("--beam", "5", "--lenpen", "1", "--remove-bpe", "sentencepiece", "--batch-size", "100")
+
+
+def prepare(name: str, data: Path, out: Path, pieces: int = 6000) -> Path:
+    """SentencePiece and fairseq-preprocess, once for each content: joint pieces of the training text.
+
+    Raises:
+        DataError: ``data`` has no folder of that text.
+    """
+    text = DATA[name]
+    folder = data / text.folder
+    if not folder.is_dir():
+        files = f"{{{','.join(text.splits)}}}.{{{text.source},{text.target}}}.gz"
+        raise DataError(f"--data: {folder} is not a folder with {files}")
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    key = digest(pieces, *[[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+    data_bin = out / f"data-bin-{key[:8]}"
+    if not data_bin.is_dir():
+        prefixes = zip(("--train", "--valid", "--test"), text.splits, strict=True)
+        files_of = [part for option, prefix in prefixes for part in (option, str(folder / prefix))]
+        options = ["--source", text.source, "--target", text.target, "--out", str(data_bin), "--joined-dictionary"]
+        learned = ["--bpe", "sentencepiece", "--vocab-size", str(pieces)]
+        fairseq_programs.run(["examples.translation.prepare", *files_of, *options, *learned], out / "prepare.log")
+    return data_bin
+
+
+def warmup(size: str, updates: int) -> int:
+    """Updates until the learning rate is at its peak."""
+    return SIZES[size].warmup or updates // 5
+
+
+def training(name: str, size: str, seed: int, updates: int, settings: Settings | None = None) -> list[str]:
+    """Everything that decides a row, but for the data: fairseq-train's options."""
+    model = SIZES[size]
+    lr, dropout = settings or Settings(LEARNING_RATE, model.dropout)
+    shape = " ".join(
+        f"--{side}-embed-dim {model.width} --{side}-ffn-embed-dim {model.ffn} --{side}-layers {model.layers} "
+        f"--{side}-attention-heads {model.heads} --{side}-normalize-before"
+        for side in ("encoder", "decoder")
+    )
+    optimisation = (
+        f"--max-tokens {model.tokens} --max-update {updates} --optimizer adam --weight-decay 1e-4 --lr {1e3 * lr:g}e-3 "
+        f"--lr-scheduler inverse_sqrt --warmup-updates {warmup(size, updates)} --warmup-init-lr 1e-7 "
+        f"--share-all-embeddings --dropout {dropout}"
+    )
+    saving = ["--no-epoch-checkpoints", *SELECTION[model.select]]
+    logging = ["--log-format", "json", "--log-interval", "100"]
+    options = [*f"--arch transformer_ext {shape} {optimisation}".split(), *saving, *logging]
+    return [*options, "--adam-betas", "(0.9, 0.98)", *DEVICE_OPTIONS[device()], "--seed", str(seed), *SYSTEMS[name]]
+
+
+def folder_of(name: str, size: str, seed: int, options: list[str], data_bin: Path, out: Path) -> Path:
+    """Where a row is trained: with another budget, recipe or data it is another folder."""
+    slug = "".join(letter if letter.isalnum() else "_" for letter in name)
+    return out / f"{size}-seed{seed}" / f"{slug}-{digest(options, DECODING, data_bin.name)[:8]}"
+
+
+def tune(name: str, size: str, seed: int, data_bin: Path, out: Path, updates: int | None = None) -> Settings:
+    """The settings of ``GRID`` with the best validation metric; only their training keeps its checkpoints."""
+    updates = updates or SIZES[size].updates
+    scores: dict[Settings, float] = {}
+    folders: dict[Settings, Path] = {}
+    for settings in GRID:
+        options = training(name, size, seed, updates, settings)
+        folder = folders[settings] = folder_of(name, size, seed, options, data_bin, out)
+        valid = folder / "valid.json"
+        if not valid.exists():
+            train(options, data_bin, folder)
+            write_json(valid, {**settings._asdict(), "best": _best(folder, SIZES[size].select)})
+        scores[settings] = read_json(valid)["best"]
+        chosen = max(scores, key=scores.__getitem__)
+        for other in folders.keys() - {chosen}:
+            _discard(folders[other])
+    return chosen
+
+
+def _best(folder: Path, metric: str) -> float:
+    """The best validation of a training; more is better."""
+    values = [value for _, value in fairseq_log.validation_curve(folder / "train.log", metric)]
+    return max(values) if metric == "bleu" else -min(values)
+
+
+def _discard(folder: Path) -> None:
+    for checkpoint in folder.glob("checkpoint*.pt"):
+        checkpoint.unlink()
+
+
+def train_and_score(
+    data: str,
+    name: str,
+    size: str,
+    seed: int,
+    data_bin: Path,
+    out: Path,
+    updates: int | None = None,
+    settings: Settings | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """One row, with its translations: trains (resuming a killed training), translates with the best checkpoint, scores.
+
+    A finished row is kept in ``result.json`` beside its translations, of which there are none where only the row was
+    restored.
+    """
+    updates = SIZES[size].updates if updates is None else updates
+    options = training(name, size, seed, updates, settings)
+    folder = folder_of(name, size, seed, options, data_bin, out)
+    result = folder / "result.json"
+    text = DATA[data]
+    source, reference = (data_bin / "text" / f"test.{language}" for language in (text.source, text.target))
+    if not result.exists():
+        checkpoint = train(options, data_bin, folder)
+        decoding = [*DEVICE_OPTIONS[device()], "--seed", str(seed), *DECODING]
+        scores = translate_and_score(checkpoint, decoding, data_bin, folder, text.target)
+        scores["bleu_by_length"] = bleu_by_length(compress(folder, reference), reference, source)
+        lr, dropout = settings or Settings(LEARNING_RATE, SIZES[size].dropout)
+        row = {"system": name, "size": size, "seed": seed, "updates": updates, "lr": lr, "dropout": dropout, **scores}
+        log = folder / "train.log"
+        row |= {"parameters": fairseq_log.parameters(log), "curve": fairseq_log.validation_curve(log)}
+        if SIZES[size].select == "bleu":
+            row["bleu_curve"] = fairseq_log.validation_curve(log, "bleu")
+        row["environment"] = environment("ve-fairseq", "sacrebleu", "sentencepiece", device=device())
+        write_json(result, row)
+        _discard(folder)
+    return read_json(result), translations_of(folder)
+
+
+def translate_and_score(
+    checkpoint: Path, decoding: list[str], data_bin: Path, folder: Path, target: str
+) -> dict[str, Any]:
+    """The scores of the test set, whose translations are left in ``generate.txt``."""
+    scores = folder / "score.json"
+    translations = generate(decoding, data_bin, checkpoint, folder / "generate.txt")
+    reference = ["--reference", str(data_bin / "text" / f"test.{target}"), "--json", str(scores)]
+    fairseq_programs.run(["examples.translation.score", str(translations), *reference], folder / "score.log")
+    return read_json(scores)

@@ -1,0 +1,133 @@
+"""The text about measured translations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from examples.results.paired import p_value
+from examples.results.report import commands, common, environments, mean_spread
+from examples.results.translation.experiments import DATA, GRID, LEARNING_RATE, SIZES, SYSTEMS, DataSet, warmup
+from examples.results.translation.pictures import BASELINE, best_bits, draw, gains, links
+
+__all__ = ["dataset", "heading", "pictures", "section"]
+
+TEXT = """## {heading}
+
+All systems: the same data ({pieces:,} joint SentencePiece pieces), size (width {width}, FFN {ffn}, {heads} heads,
+{layers} + {layers} pre-norm layers, shared embeddings), {updates:,} updates of at most {tokens:,} tokens, Adam
+(0.9, 0.98) with an inverse_sqrt schedule, {warmup} warm-up updates, label smoothing 0.1; the checkpoint with the best
+validation {selection}; beam 5, length penalty 1. {tuning} BLEU, chrF and bits (the best of a training): mean ± spread
+over the seeds {seeds}; {environment}.
+
+{command}
+
+{columns}
+{rows}
+
+sacreBLEU signature: `{signature}`, {scored}. {notes}
+
+{pictures}
+"""
+
+UNTUNED = """Learning rate
+{lr:g} and dropout {dropout} are our choice and were not tuned for any row."""
+TUNED = """Learning rate and
+dropout of each row, in brackets, are those with the best validation of {grid}, with one seed."""
+FAR = """The budget is far from
+convergence, so the table says how fast a method learns, not how good it can get."""
+PILOT = "GCA's fusion is the one with the best\nvalidation likelihood in the table of size small."
+ONE_SEED = "One seed: the table cannot tell a difference between methods from one between seeds."
+BOOTSTRAP = """*p* is that of a
+paired bootstrap over the test sentences, each drawn with its translations by all seeds; the interval is over seeds."""
+
+
+def dataset(content: dict[str, Any]) -> DataSet:
+    """The data set of a content."""
+    return DATA[content.get("dataset", "multi30k")]
+
+
+def heading(content: dict[str, Any]) -> str:
+    """Of the section with the table."""
+    return f"{dataset(content).title}, size {content['size']}{', tuned' if content.get('tuned') else ''}"
+
+
+def section(contents: list[dict[str, Any]]) -> str:
+    """A table for each data set and size."""
+    return "\n".join(map(_table, contents))
+
+
+def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
+    """Differences to the Transformer, learning curves and BLEU by length of each table."""
+    for content in contents:
+        draw(by_system(content), content["name"], dataset(content).title, folder)
+
+
+def by_system(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each system, in the order of the systems."""
+    rows = {name: [row for row in content["rows"] if row["system"] == name] for name in SYSTEMS}
+    return {name: own for name, own in rows.items() if own}
+
+
+def _table(content: dict[str, Any]) -> str:
+    """The table of one data set and size."""
+    rows, systems, size = content["rows"], by_system(content), SIZES[content["size"]]
+    updates = common(rows, "updates")
+    columns = [*_columns(content, systems).items()]
+    lines = [f"| {' | '.join(cells[name] for _, cells in columns)} |" for name in systems]
+    header = f"| {' | '.join(title for title, _ in columns)} |\n|{'---|' * len(columns)}"
+    return TEXT.format(
+        **size._asdict() | {"updates": updates, "warmup": warmup(content["size"], updates)},
+        heading=heading(content),
+        selection={"nll_loss": "likelihood", "bleu": "BLEU (greedy)"}[size.select],
+        tuning=_tuning(content),
+        seeds=", ".join(map(str, sorted({row["seed"] for row in rows}))),
+        environment=environments(content),
+        command=commands([content]),
+        columns=header,
+        rows="\n".join(lines),
+        signature=common(rows, "signature"),
+        scored=f"{common(rows, 'sentences'):,} sentences",
+        notes=" ".join(_notes(content)),
+        pictures=links(systems, content["name"]),
+    )
+
+
+def _columns(content: dict[str, Any], systems: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, str]]:
+    """The cells of each column, by system; a column that no row has the numbers for is left out."""
+    tests = content.get("bootstrap", {})
+    differences = gains(systems, lambda row: row["sacrebleu"])
+    columns = {
+        "system": {name: name + _settings(content, own[0]) for name, own in systems.items()},
+        "parameters": {name: f"{common(own, 'parameters'):,}" for name, own in systems.items()},
+        "BLEU": _means(systems, lambda row: row["sacrebleu"], 2),
+        f"difference to the {BASELINE}": {
+            name: differences[name].text(2) if name in differences else "" for name in systems
+        },
+        "p": {name: p_value(tests[name]["p"] if name in tests else None) for name in systems} if tests else {},
+        "chrF": _means(systems, lambda row: row["chrf"], 2) if "chrf" in content["rows"][0] else {},
+        "validation bits per token": _means(systems, best_bits, 3),
+    }
+    return {title: cells for title, cells in columns.items() if cells}
+
+
+def _means(systems: dict[str, list[dict[str, Any]]], metric: Any, digits: int) -> dict[str, str]:
+    return {name: mean_spread([metric(row) for row in own], digits) for name, own in systems.items()}
+
+
+def _settings(content: dict[str, Any], row: dict[str, Any]) -> str:
+    return f" ({row['lr']:g}, {row['dropout']})" if content.get("tuned") else ""
+
+
+def _tuning(content: dict[str, Any]) -> str:
+    if not content.get("tuned"):
+        return UNTUNED.format(lr=LEARNING_RATE, dropout=SIZES[content["size"]].dropout)
+    return TUNED.format(grid=", ".join(f"({lr:g}, {dropout})" for lr, dropout in GRID))
+
+
+def _notes(content: dict[str, Any]) -> list[str]:
+    """What limits the reading of a table."""
+    notes = [ONE_SEED] if len({row["seed"] for row in content["rows"]}) == 1 else []
+    notes += [BOOTSTRAP] if content.get("bootstrap") else []
+    notes += [f"Not measured yet: {'; '.join(content['missing'])}."] if content.get("missing") else []
+    return notes + {"small": [FAR], "cpu": [PILOT]}.get(content["size"], [])
