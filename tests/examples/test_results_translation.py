@@ -140,9 +140,10 @@ def test_of_a_row_the_translations_stay_and_the_checkpoints_go(programs, data):
 
 
 def test_a_size_chooses_its_checkpoint_by_validation(programs, tmp_path):
-    for size, metric in (("small", "nll_loss"), ("cpu", "bleu")):
+    for size, metric in (("small", "nll_loss"), ("cpu", "bleu"), ("converged", "bleu")):
         words = experiments.training("MUSE", size, 1, 100)
         assert words[words.index("--best-checkpoint-metric") + 1] == metric
+        assert ("--validate-interval" in words) == (size == "converged")
         assert ("--eval-bleu" in words) == ("--maximize-best-checkpoint-metric" in words) == (metric == "bleu")
 
 

@@ -75,7 +75,7 @@ class Size(NamedTuple):
     """A model size and its training budget; layers count one side.
 
     ``warmup`` is a fifth of the updates where it is not given. ``select`` is the validation metric that chooses the
-    checkpoint: the likelihood, or BLEU of greedy translations.
+    checkpoint, the likelihood or BLEU of greedy translations, after each ``epochs`` of them.
     """
 
     width: int
@@ -88,6 +88,7 @@ class Size(NamedTuple):
     pieces: int = 6000
     warmup: int | None = None
     select: Literal["nll_loss", "bleu"] = "nll_loss"
+    epochs: int = 1
 
 
 SIZES = {
@@ -96,7 +97,10 @@ SIZES = {
         **dict(width=128, ffn=256, heads=4, layers=3, dropout=0.1, updates=4500, tokens=2048),
         **dict(warmup=400, select="bleu"),
     ),
-    "converged": Size(width=128, ffn=256, heads=4, layers=4, dropout=0.3, updates=5000, tokens=4096),
+    "converged": Size(
+        **dict(width=128, ffn=256, heads=4, layers=4, dropout=0.3, updates=5000, tokens=4096),
+        **dict(select="bleu", epochs=4),
+    ),
     "trial": Size(width=16, ffn=16, heads=2, layers=1, dropout=0.1, updates=5, tokens=512, pieces=60, select="bleu"),
     "iwslt": Size(width=512, ffn=1024, heads=4, layers=6, dropout=0.3, updates=12000, tokens=4096),
 }
@@ -167,6 +171,7 @@ def training(name: str, size: str, seed: int, updates: int, settings: Settings |
         f"--share-all-embeddings --dropout {dropout}"
     )
     saving = ["--no-epoch-checkpoints", *SELECTION[model.select]]
+    saving += ["--validate-interval", str(model.epochs)] if model.epochs > 1 else []
     logging = ["--log-format", "json", "--log-interval", "100"]
     options = [*f"--arch transformer_ext {shape} {optimisation}".split(), *saving, *logging]
     return [*options, "--adam-betas", "(0.9, 0.98)", *DEVICE_OPTIONS[device()], "--seed", str(seed), *SYSTEMS[name]]
