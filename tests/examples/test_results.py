@@ -222,15 +222,29 @@ def test_iais_has_a_row_an_arm_and_one_without_learning():
         return {metric: scale for metric in iais.METRICS}
 
     rows = [
-        {"system": iais.BASELINE, "runs": {"": {"ir_r1": 0.2}}},
+        {"system": iais.CLASS_NAMES, "runs": {"": {"ir_r1": 0.2}}},
         {"system": "ranking loss alone", "runs": {"seed1": run(0.25), "seed2": run(0.5)}},
         {"system": "+ IAIS, singular", "runs": {"seed1": run(0.25), "seed2": run(0.75)}},
     ]
-    content = {"dataset": "d", "images": 5, "captions": 25, "settings": "s", "command": "iais"}
+    content = {"dataset": "coco_val2017_regions", "images": 5, "captions": 25, "settings": "s", "command": "iais"}
     text = iais.section([{**content, "environment": ENVIRONMENT, "rows": rows}])
-    assert f"| {iais.BASELINE} | 20.0 |  |" in text and "over 2 seeds" in text
+    assert f"| {iais.CLASS_NAMES} | 20.0 |  |" in text and "over 2 seeds" in text
     assert "| + IAIS, singular | 50.0 ± 25.0 |" in text and "| 0.500 ± 0.250 |" in text
     assert "paired by seed: + IAIS, singular, +75.0 [-878.0, +1028.0] (more with 1 of 2 seeds)." in text
+
+
+@pytest.mark.parametrize(("validations", "drawn"), [(5, True), (4, False)])
+def test_iais_shows_how_isd_and_recall_go_together(tmp_path, validations, drawn):
+    history = [{"isd": 2.0 + step, "rsum": 1.0 + step * step} for step in range(validations)]
+    run = {**dict.fromkeys(iais.METRICS, 0.5), "history": history}
+    rows = [{"system": iais.VECTORS, "runs": {"": {"ir_r1": 0.1}}}, {"system": "+ IAIS, singular", "runs": {"a": run}}]
+    content = {"name": "n", "dataset": "tuxpaint_stamps_en", "images": 1, "captions": 1, "settings": "", "command": "c"}
+    content |= {"environment": ENVIRONMENT, "rows": rows}
+    iais.pictures([content], tmp_path)
+    assert (tmp_path / "n.png").is_file() == drawn
+    text = iais.section([content])
+    assert ("mean of the seeds: + IAIS, singular, +1.00" in text) == ("(results/n.png)" in text) == drawn
+    assert "captions" in text and "in English" in text
 
 
 def test_muka_differences_are_paired_by_seed():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -17,6 +19,7 @@ from examples.results import __main__ as command
 from examples.results import (
     graph_classification,
     iais,
+    iais_data,
     label_graph,
     muka,
     renode,
@@ -27,7 +30,7 @@ from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import write_json
 from fairseq_ext.training.flags import Runs
 from graph.renode.options import TrainRuns
-from vision_language.iais.data import Image, RegionData
+from vision_language.iais.data import Image, RegionData, read_splits
 
 ENVIRONMENT = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch": "2"}
 
@@ -146,22 +149,72 @@ class Trainer:
         return SimpleNamespace(runs={name: figures for name in (*names, *self.extra)})
 
 
-def test_iais_rows(monkeypatch, tmp_path):
-    trainer = Trainer((*iais.METRICS, "seconds_per_step", "best_step", "history"))
-    monkeypatch.setattr(iais, "run", trainer)
-    test = SimpleNamespace(images=[1], captions=["a"])
+@pytest.mark.parametrize("labels", [["dog"], None])
+def test_iais_rows(monkeypatch, tmp_path, labels):
+    trainer, folders = Trainer((*iais.METRICS, "seconds_per_step", "best_step", "history")), []
+    monkeypatch.setattr(
+        iais, "run", lambda options, out: (folders.append(Path(out.out).name), trainer(options, out))[1]
+    )
+    test = SimpleNamespace(images=[1], captions=["a"], labels=labels)
     monkeypatch.setattr(iais, "read_data", lambda options: {"train": "the training split", "test": test})
-    monkeypatch.setattr(iais, "class_names", lambda train, tested: {"ir_r1": float(train == "the training split")})
-    (tmp_path / iais.DATASET).mkdir()
-    (content,) = iais.measure(defaults("iais", data=tmp_path, out=tmp_path, seeds=2, num_steps=70))
+    for name, other in (("class_names", 0), ("pooled_vectors", 1)):
+        plain = {"ir_r1": 1.0 + other}
+        monkeypatch.setattr(iais, name, lambda train, _, plain=plain: plain if train == "the training split" else {})
+    (tmp_path / "coco_val2017_regions").mkdir()
+    chosen = {"datasets": ["coco_val2017_regions"], "seeds": 2, "num_steps": 70}
+    (content,) = iais.measure(defaults("iais", data=tmp_path, out=tmp_path, **chosen))
     baseline, *rows = content["rows"]
-    assert baseline == {"system": iais.BASELINE, "runs": {"": {"ir_r1": 1.0}}}
+    plain = (iais.CLASS_NAMES, 1.0) if labels else (iais.VECTORS, 2.0)
+    assert baseline == {"system": plain[0], "runs": {"": {"ir_r1": plain[1]}}}
     shown = {"none": "ranking loss alone", "singular": "+ IAIS, singular", "distributed": "+ IAIS, distributed"}
     assert [row["system"] for row in rows] == [shown[options.iais] for options in trainer.calls]
+    assert [Path(folder).name for folder in folders] == [options.iais for options in trainer.calls]
     assert {options.num_steps for options in trainer.calls} == {70}
     assert [row["runs"]["seed2"]["ir_r1"] for row in rows] == [1.0, 2.0, 3.0]
     assert all(list(row["runs"]) == ["seed1", "seed2"] for row in rows), "runs of a longer command"
     assert [each["call"] for each in content["environments"]] == [1, 2, 3]
+
+
+@pytest.fixture
+def stamps(tmp_path):
+    """Grids whose vectors tell what a picture shows: 4 things, one of them in each picture, named in two languages."""
+    things = [
+        ("a red cat", "eine Katze"),
+        ("the moon", "der Mond"),
+        ("green grass", "das Gras"),
+        ("a fox", "ein Fuchs"),
+    ]
+    source, rows = tmp_path / "data" / "captioning" / "tuxpaint_stamps", {}
+    source.mkdir(parents=True)
+    for split, size in (("train", 12), ("valid", 4), ("test", 4)):
+        lines = []
+        for number in range(size):
+            name = f"{split}{number}.jpg"
+            rows[name] = np.eye(4, dtype=np.float16)[[number % 4] * 49]
+            english, german = things[number % 4]
+            captions = {"en": english, "de": german}
+            lines.append({"image": f"images/{name}", "width": 70, "height": 140, "captions": captions})
+        with gzip.open(source / f"{split}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(line)}\n" for line in lines)
+    np.savez(source / "grid_features.npz", names=np.array(list(rows)), features=np.stack(list(rows.values())))
+    return tmp_path
+
+
+def test_stamps_become_regions(stamps):
+    folder = iais_data.region_folder("tuxpaint_stamps_de", stamps / "data", stamps / "out")
+    splits = read_splits(folder, max_regions=49)
+    assert [len(splits[split].images) for split in ("train", "valid", "test")] == [12, 4, 4]
+    image = splits["test"].images[2]
+    assert image.captions == ("das Gras",) and image.features()[:, 2].eq(1).all()
+    assert image.boxes[[0, 1, 7, 48]].tolist() == [[0, 0, 10, 20], [10, 0, 20, 20], [0, 20, 10, 40], [60, 120, 70, 140]]
+    assert iais_data.region_folder("tuxpaint_stamps_de", stamps / "data", stamps / "out") == folder, "written once"
+    assert iais_data.region_folder("tuxpaint_stamps_en", stamps / "data", stamps / "out") != folder
+    recalls = iais_data.pooled_vectors(splits["train"], splits["test"])
+    assert recalls["ir_r1"] == recalls["tr_r1"] == 1.0
+    shuffled = RegionData(splits["test"].images[::-1], None, 4)
+    assert iais_data.pooled_vectors(splits["train"], shuffled)["rsum"] == recalls["rsum"]
+    with pytest.raises(DataError, match="coco_val2017_regions is not a folder"):
+        iais_data.region_folder("coco_val2017_regions", stamps / "data", stamps / "out")
 
 
 def test_label_graph_rows(monkeypatch, tmp_path):
@@ -328,7 +381,7 @@ def test_class_names_know_the_training_classes_only(fitted, monkeypatch):
         )  # fmt: skip
 
     matrices = []
-    monkeypatch.setattr(iais, "recall_at_k", lambda scores, truth: matrices.append(scores) or {})
-    iais.class_names(data("dog"), data("zebra", "dog"))
+    monkeypatch.setattr(iais_data, "recall_at_k", lambda scores, truth: matrices.append(scores) or {})
+    iais_data.class_names(data("dog"), data("zebra", "dog"))
     (scores,) = matrices
     assert fitted == ["dog"] and (scores[0] == 0).all() and scores[1, 1] > 0.5 and scores[1, 0] == 0

@@ -207,11 +207,28 @@ def iais(last: float) -> dict[str, Any]:
         return {f"seed{n}": {**recalls, "tr_r10": 0.5 + gain * (1 + n / 10), "history": history} for n in range(3)}
 
     rows = [{"system": "ranking loss alone", "runs": runs(0.0)}, {"system": "+ IAIS, singular", "runs": runs(0.1)}]
-    return {"dataset": "d", "rows": rows}
+    return {"dataset": "coco_val2017_regions", "rows": rows}
 
 
 def test_iais_is_judged_when_its_recall_is_flat():
     assert verdicts("iais", iais(5.05)) == [Verdict.REPRODUCED] and causes("iais", iais(5.06)) == [{"budget"}]
+
+
+def test_isd_is_judged_by_its_correlation_with_recall():
+    """Over the validations of the ranking loss, where the seeds are the pairs; and over all trained models."""
+    content = iais(5.0)
+    for row in content["rows"]:
+        aligned = row["system"] != "ranking loss alone"
+        for number, run in enumerate(row["runs"].values()):
+            run |= {"isd": 9.0 - number - 5 * aligned, "tr_r10": 0.1 * number + 0.5 * aligned}
+            run["history"] = [{"step": step, "isd": 1 / step, "rsum": step + 0.0} for step in range(1, 7)]
+    exception = content["rows"][0]["runs"]["seed0"]["history"]
+    exception[0]["rsum"], exception[1]["rsum"] = 2.0, 1.0
+    _, over_training, over_models = claims_of("iais", [content])
+    assert over_training.verdict is Verdict.REPRODUCED and over_training.paired
+    assert over_training.paired.mean == pytest.approx((1 - 6 * 2 / (6 * 35) + 1 + 1) / 3)
+    assert over_models.verdict is Verdict.REPRODUCED and over_models.evidence().startswith("+1.00 [+0.9")
+    assert "6 models" in over_models.evidence()
 
 
 def muka(behind: float = 0.0, last: float = 0.53) -> dict[str, Any]:
