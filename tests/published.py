@@ -246,7 +246,8 @@ HELP = {
         {
             "max-reviews": 40, "max-words": 20, "min-count": 1, "embedding-dim": 100, "graph-noise": 0,
             "temperature": 0, "ratio1": 1, "ratio2": 0, "hidden-size": 128, "attention-size": 100, "dropout": 0,
-            "epochs": 100, "start-eval": 20, "batch-size": 128, "lr": 1e-3, "threshold": 0.2, "seed": 1,
+            "word-dropout": 0, "epochs": 100, "start-eval": 20, "batch-size": 128, "lr": 1e-3, "threshold": 0.2,
+            "seed": 1,
         },
     ),
     ("graph.graph_classification", "train"): Published(

@@ -79,7 +79,10 @@ MAY_IMPORT = {
         "networkx",
         "accelerate",
     ),
-    "graph/label_graph": (*TRAINER, "graph.label_graph", "sklearn", "gensim", "jieba"),
+    "graph/label_graph": (
+        *(*TRAINER, "graph.label_graph", "sklearn", "gensim", "jieba"),
+        *("transformers", "safetensors"),  # where --encoder asks for them
+    ),
     "graph/graph_classification": (
         *TRAINER,
         "graph.graph_classification",

@@ -28,6 +28,7 @@ __all__ = [
     "load_tokenizer",
     "loading",
     "model_digest",
+    "positions",
     "read_config",
     "read_weights",
     "save_folder",
@@ -142,6 +143,20 @@ def model_digest(model: PreTrainedModel) -> str:
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         sha.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
     return sha.hexdigest()
+
+
+def _offset_positions(model: PreTrainedModel) -> Any:
+    """The positions of RoBERTa and its kin, which count from behind the padding index."""
+    places = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    return next((module for module in places if getattr(module, "padding_idx", None) is not None), None)
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """The longest sequence that a model has positions for; None where there is no limit."""
+    if offset := _offset_positions(model):
+        return int(offset.weight.size(0) - offset.padding_idx - 1)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions if positions and positions > 0 else None  # XLNet's -1
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from fairseq_ext.training.files import load_safely, save_atomically
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.progress import progress
 from graph.label_graph.data import Sample
+from graph.label_graph.encoder import Encoder, States, fingerprint_of
 from graph.label_graph.label_graph import LabelGraph
 from graph.label_graph.model import HierarchicalAttentionNetwork
 from graph.label_graph.options import Options, fixed_threshold
@@ -22,9 +24,17 @@ from graph.label_graph.text import Vocabulary, split_text, tokenizer
 __all__ = ["Classifier", "ModelFile", "Predictor", "build_network", "tokenized"]
 
 
-def tokenized(samples: Sequence[Sample], options: Options) -> list[list[list[str]]]:
-    """The words of every review, or piece of one, that has any."""
-    tokenize = tokenizer(options.tokenizer)
+def encoder_of(options: Options, fingerprint: str = "") -> Encoder | None:
+    """The encoder that ``options`` name, as it is now or as its fingerprint says; None where they name none."""
+    if not options.encoder:
+        return None
+    settings = (options.num_layers, options.encoder_pooling, options.encoder_precision)
+    return Encoder(options.encoder, fingerprint or fingerprint_of(options.encoder), *settings)
+
+
+def tokenized(samples: Sequence[Sample], options: Options, encoder: Encoder | None = None) -> list[list[list[Any]]]:
+    """The words of every review, or piece of one, that has any; or the token ids of an encoder."""
+    tokenize = encoder.tokenize if encoder else tokenizer(options.tokenizer)
     return [
         [
             words
@@ -37,26 +47,32 @@ def tokenized(samples: Sequence[Sample], options: Options) -> list[list[list[str
 
 
 def build_network(
-    options: Options, num_words: int, num_labels: int, vectors: Tensor | None = None
+    options: Options, num_words: int | None, num_labels: int, vectors: Tensor | None = None, state_size: int = 0
 ) -> HierarchicalAttentionNetwork:
-    """The untrained network of ``options``."""
+    """The untrained network of ``options``.
+
+    Args:
+        num_words: size of the vocabulary; None for a network that reads vectors of ``state_size``.
+    """
     graph = None
     if options.arm != "han":
         graph = LabelGraph(num_labels, options.graph_position, options.graph_noise)
     network = HierarchicalAttentionNetwork(
         num_words,
         num_labels,
-        options.embedding_dim,
+        state_size or options.embedding_dim,
         options.hidden_size,
         options.attention_size,
         options.cell,
         options.dropout,
+        options.word_dropout,
         masked=not options.unmasked_attention,
         vectors=vectors,
         label_graph=graph,
     )
-    # Constant also where the vectors come later, from a file: an optimiser is made for the parameters that are trained.
-    network.embedding.weight.requires_grad_(options.embedding != "word2vec")
+    if network.embedding is not None:
+        # Constant also where the vectors come later, from a file: an optimiser is made for what is trained.
+        network.embedding.weight.requires_grad_(options.embedding != "word2vec")
     return network
 
 
@@ -65,8 +81,8 @@ class Classifier:
     """From texts to probabilities of labels.
 
     Args:
-        network: gives logits of word ids.
-        vocabulary: its words.
+        network: gives logits of word ids, or of an encoder's states.
+        reader: the words of the network, or the encoder before it.
         labels: the names of its outputs.
         options: how it was trained, and so how text is cut.
         threshold: a label is predicted where its probability is greater.
@@ -78,30 +94,35 @@ class Classifier:
     """
 
     network: HierarchicalAttentionNetwork
-    vocabulary: Vocabulary
+    reader: Vocabulary | Encoder
     labels: list[str]
     options: Options
     threshold: float
 
-    def encode(self, samples: Sequence[Sample]) -> Tensor:
-        """Word ids ``(samples, max_reviews, max_words)``."""
-        options = self.options
-        return self.vocabulary.encode(tokenized(samples, options), options.max_reviews, options.max_words)
+    def encode(self, samples: Sequence[Sample]) -> Tensor | States:
+        """Word ids ``(samples, max_reviews, max_words)``, or the encoder's states."""
+        encoder = self.reader if isinstance(self.reader, Encoder) else None
+        reviews = tokenized(samples, self.options, encoder)
+        return self.reader.encode(reviews, self.options.max_reviews, self.options.max_words)
 
     @torch.no_grad()
-    def probabilities(self, ids: Tensor) -> Tensor:
-        """Probabilities ``(samples, labels)``, on the CPU."""
+    def probabilities(self, texts: Tensor | States) -> Tensor:
+        """Probabilities ``(samples, labels)``, on the CPU, of what :meth:`encode` gives."""
         self.network.eval()
         device = self.network.output.weight.device
-        batches = ids.split(self.options.batch_size)
+        batches = torch.arange(len(texts)).split(self.options.batch_size)
         bar = progress(batches, "labels", unit=" batches", leave=False)
-        return torch.cat([self.network(batch.to(device)).sigmoid().cpu() for batch in bar])
+        return torch.cat([self.network(texts[batch].to(device)).sigmoid().cpu() for batch in bar])
 
     def save(self, path: str | Path) -> None:
-        """Write one file that holds plain data and tensors only."""
-        state = {
+        """Write one file that holds plain data and tensors only; an encoder by its fingerprint."""
+        of_reader = (
+            {"encoder": [self.reader.fingerprint, self.network.embedding_dim]}
+            if isinstance(self.reader, Encoder)
+            else {"words": list(self.reader.words)}
+        )
+        state = of_reader | {
             "network": self.network.state_dict(),
-            "words": list(self.vocabulary.words),
             "labels": self.labels,
             "options": self.options.as_dict(),
             "threshold": self.threshold,
@@ -118,11 +139,13 @@ class Classifier:
         content = load_safely(path)
         state = content if isinstance(content, dict) else {}
         try:
-            options = Options(**state["options"])
-            vocabulary = Vocabulary(tuple(state["words"]))
-            network = build_network(options, len(vocabulary), len(state["labels"]))
+            options, labels = Options(**state["options"]), list(state["labels"])
+            fingerprint, size = state["encoder"] if options.encoder else ("", 0)
+            encoder = encoder_of(options, fingerprint)
+            vocabulary = Vocabulary(tuple(() if encoder else state["words"]))
+            network = build_network(options, None if encoder else len(vocabulary), len(labels), state_size=size)
             network.load_state_dict(state["network"])
-            return cls(network, vocabulary, list(state["labels"]), options, float(state["threshold"]))
+            return cls(network, encoder or vocabulary, labels, options, float(state["threshold"]))
         except Exception as error:  # torn and foreign files raise many types
             raise CheckpointError(f"{path}: not a model of graph.label_graph ({type(error).__name__})") from error
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.settings import Settings, digest
-from graph.label_graph.classifier import tokenized
+from graph.label_graph.classifier import encoder_of, tokenized
 from graph.label_graph.coverage import coverage
 from graph.label_graph.data import SPLITS, label_matrix, label_names, read_splits
+from graph.label_graph.encoder import Encoder, States
 from graph.label_graph.options import Options
 from graph.label_graph.text import Vocabulary
 
@@ -21,35 +24,44 @@ __all__ = ["Corpus", "prepare", "settings_of"]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Ids and gold labels of every split, the texts that word vectors are trained on, and what of it all is read."""
+    """What is read of every split, its gold labels, the texts that word vectors are trained on, and what is left out.
 
-    ids: dict[str, Tensor]
+    ``texts`` are word ids, or an encoder's states; ``reader`` is what gave them.
+    """
+
+    texts: dict[str, Tensor | States]
     gold: dict[str, Tensor]
     labels: list[str]
-    vocabulary: Vocabulary
+    reader: Vocabulary | Encoder
     sentences: list[list[str]]
     coverage: dict[str, dict[str, Any]]
 
-    def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Ids and gold labels of one split."""
-        return self.ids[name], self.gold[name]
+    def split(self, name: str) -> tuple[Tensor | States, Tensor]:
+        """Texts and gold labels of one split."""
+        return self.texts[name], self.gold[name]
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of everything that is trained and scored on."""
-        tensors = (part[split] for split in SPLITS for part in (self.ids, self.gold))
-        return digest(self.vocabulary.words, self.labels, self.sentences, *tensors)
+        texts = (text.digest if isinstance(text, States) else text for text in map(self.texts.get, SPLITS))
+        parts = (part for pair in zip(texts, map(self.gold.get, SPLITS), strict=True) for part in pair)
+        words = self.reader.words if isinstance(self.reader, Vocabulary) else None
+        return digest(words, self.labels, self.sentences, *parts)
 
 
-def prepare(options: Options) -> Corpus:
+def prepare(options: Options, device: str | torch.device = "cpu", cache: Path | None = None) -> Corpus:
     """Read, cut and number the data of ``options``.
+
+    Args:
+        device: where an encoder computes.
+        cache: folder of an encoder's states.
 
     Raises:
         OptionError: no word in the training texts, or an option that has no effect on them.
         DataError: what :func:`~graph.label_graph.data.read_splits` refuses.
     """
-    splits = read_splits(options.data)
-    reviews = {split: tokenized(splits[split], options) for split in SPLITS}
+    splits, encoder = read_splits(options.data), encoder_of(options)
+    reviews = {split: tokenized(splits[split], options, encoder) for split in SPLITS}
     if all(len(sample) <= 1 for samples in reviews.values() for sample in samples) and not options.unmasked_attention:
         options.refuse_idle("where no sample has two reviews", "max_reviews")
     learned_from = SPLITS if options.transductive else ("train",)
@@ -58,13 +70,20 @@ def prepare(options: Options) -> Corpus:
     ]
     if not sentences:
         raise OptionError(f"--tokenizer {options.tokenizer} finds no word in {options.data}")
-    vocabulary = Vocabulary.build(sentences, options.min_count)
+    sizes = options.max_reviews, options.max_words
+    texts: dict[str, Tensor | States]
+    if encoder:
+        sentences = []
+        texts = {split: encoder.encode(reviews[split], *sizes, device, cache) for split in SPLITS}
+    else:
+        vocabulary = Vocabulary.build(sentences, options.min_count)
+        texts = {split: vocabulary.encode(reviews[split], *sizes) for split in SPLITS}
     labels = label_names(splits["train"])
     return Corpus(
-        {split: vocabulary.encode(reviews[split], options.max_reviews, options.max_words) for split in SPLITS},
+        texts,
         {split: label_matrix(splits[split], labels) for split in SPLITS},
         labels,
-        vocabulary,
+        encoder or vocabulary,
         sentences,
         {split: coverage(splits[split], reviews[split], labels, options) for split in SPLITS},
     )
@@ -72,4 +91,4 @@ def prepare(options: Options) -> Corpus:
 
 def settings_of(options: Options, corpus: Corpus) -> Settings:
     """What results and checkpoints belong to: the options, and the data by its content."""
-    return Settings.of(options, inputs={"data": corpus.digest})
+    return Settings.of(options, inputs={"data": corpus.digest}, leave_out=("cache",))

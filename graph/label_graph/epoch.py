@@ -8,21 +8,24 @@ import torch
 from torch import Tensor
 
 from graph.label_graph.classifier import Classifier
+from graph.label_graph.encoder import States
 from graph.label_graph.label_graph import label_graph_loss
 from graph.label_graph.metrics import f1_by_label, multilabel_metrics, tune_threshold
 
 __all__ = ["score", "train_epoch", "validate"]
 
 
-def train_epoch(classifier: Classifier, optimizer: torch.optim.Optimizer, ids: Tensor, gold: Tensor) -> float:
+def train_epoch(
+    classifier: Classifier, optimizer: torch.optim.Optimizer, texts: Tensor | States, gold: Tensor
+) -> float:
     """One pass in random order; the mean loss."""
     network, options = classifier.network.train(), classifier.options
     device = network.output.weight.device
     graph = network.label_graph.weight if network.label_graph else torch.eye(gold.size(1), device=device)
     total = torch.zeros((), device=device)
-    for batch in torch.randperm(len(ids)).split(options.batch_size):
+    for batch in torch.randperm(len(texts)).split(options.batch_size):
         loss = label_graph_loss(
-            network(ids[batch].to(device)),
+            network(texts[batch].to(device)),
             gold[batch].to(device),
             graph,
             ratio1=options.ratio1 if options.arm == "soft" else 0.0,
@@ -37,20 +40,20 @@ def train_epoch(classifier: Classifier, optimizer: torch.optim.Optimizer, ids: T
         loss.backward()
         optimizer.step()
         total += loss.detach() * len(batch)
-    return float(total) / len(ids)
+    return float(total) / len(texts)
 
 
-def validate(classifier: Classifier, ids: Tensor, gold: Tensor, tune: bool = False) -> dict[str, float]:
+def validate(classifier: Classifier, texts: Tensor | States, gold: Tensor, tune: bool = False) -> dict[str, float]:
     """Metrics at the classifier's threshold; with ``tune`` this is first set to the best for these samples."""
-    probabilities = classifier.probabilities(ids)
+    probabilities = classifier.probabilities(texts)
     if tune:
         classifier.threshold = tune_threshold(probabilities, gold)
     return multilabel_metrics(probabilities, gold, classifier.threshold)
 
 
-def score(classifier: Classifier, ids: Tensor, gold: Tensor) -> dict[str, Any]:
+def score(classifier: Classifier, texts: Tensor | States, gold: Tensor) -> dict[str, Any]:
     """Metrics at the classifier's threshold, and ``f1_by_label``."""
-    probabilities, threshold = classifier.probabilities(ids), classifier.threshold
+    probabilities, threshold = classifier.probabilities(texts), classifier.threshold
     of_labels = f1_by_label(probabilities, gold, threshold)
     return {
         **multilabel_metrics(probabilities, gold, threshold),

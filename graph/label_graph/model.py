@@ -14,6 +14,7 @@ from graph.label_graph.label_graph import LabelGraph
 
 PADDING = 0
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU}
+NO_CELL = "none"
 
 
 class AttentionPooling(nn.Module):
@@ -57,7 +58,7 @@ class AttentionPooling(nn.Module):
 
 
 class _Level(nn.Module):
-    """A recurrent network in both directions over rows of at least one element, attention pooling, dropout.
+    """A recurrent network in both directions (or none) over rows of at least one element, attention pooling, dropout.
 
     The right-to-left network reads each row mirrored within its length. That gives what packed sequences give, in a
     third to a half of their time on a CPU.
@@ -65,9 +66,11 @@ class _Level(nn.Module):
 
     def __init__(self, in_features: int, hidden_size: int, out_features: int, cell: str, dropout: float, masked: bool):
         super().__init__()
-        self.left_to_right = CELLS[cell](in_features, hidden_size, batch_first=True)
-        self.right_to_left = CELLS[cell](in_features, hidden_size, batch_first=True)
-        self.pooling = AttentionPooling(2 * hidden_size, out_features)
+        self.recurrent = cell != NO_CELL
+        if self.recurrent:
+            self.left_to_right = CELLS[cell](in_features, hidden_size, batch_first=True)
+            self.right_to_left = CELLS[cell](in_features, hidden_size, batch_first=True)
+        self.pooling = AttentionPooling(2 * hidden_size if self.recurrent else in_features, out_features)
         self.dropout = nn.Dropout(dropout)
         self.masked = masked
 
@@ -79,15 +82,18 @@ class _Level(nn.Module):
             x = x[:, : int(lengths.max())]
         place = torch.arange(x.size(1), device=x.device)
         padding = place >= lengths[:, None]
-        mirror = torch.where(padding, place, lengths[:, None] - 1 - place)[..., None]
-        rightwards, _ = self.left_to_right(x)
-        leftwards, _ = self.right_to_left(x.take_along_dim(mirror, 1))
-        states = torch.cat((rightwards, leftwards.take_along_dim(mirror, 1)), -1)
+        states = self._recur(x, place, padding, lengths) if self.recurrent else x
         if self.masked:
             pooled, weights = self.pooling(states, padding)
         else:
             pooled, weights = self.pooling(states.masked_fill(padding[..., None], 0.0))
         return self.dropout(pooled), F.pad(weights, (0, positions - weights.size(1)))
+
+    def _recur(self, x: Tensor, place: Tensor, padding: Tensor, lengths: Tensor) -> Tensor:
+        mirror = torch.where(padding, place, lengths[:, None] - 1 - place)[..., None]
+        rightwards, _ = self.left_to_right(x)
+        leftwards, _ = self.right_to_left(x.take_along_dim(mirror, 1))
+        return torch.cat((rightwards, leftwards.take_along_dim(mirror, 1)), -1)
 
 
 class HierarchicalAttentionNetwork(nn.Module):
@@ -97,13 +103,16 @@ class HierarchicalAttentionNetwork(nn.Module):
     second pair of them; a linear layer scores the labels. With a label graph, it has the last word.
 
     Args:
-        num_words: size of the vocabulary, including id 0, which is padding.
+        num_words: size of the vocabulary, including id 0, which is padding. None: it reads vectors in the place of ids.
         num_labels: m.
         embedding_dim: size of word vectors. Default 100, as the paper's.
         hidden_size: units of each direction. Default 128, as the released code.
         attention_size: size of the vectors of reviews and samples. Default 100, as the released code.
-        cell: ``"lstm"`` or ``"gru"``. The default is our choice; the released code imports both.
+        cell: ``"lstm"`` or ``"gru"``. The default is our choice; the released code imports both. ``"none"``: attention
+            alone, for vectors that know their neighbours.
         dropout: on the vectors of reviews and samples. Default 0, as the released code.
+        word_dropout: share of the words whose vectors are zero in a training step, the others growing by 1 / (1 -
+            share). Default 0, as the released code.
         masked: padding gets no attention. Off is the behaviour of the code that the released one builds on, whose
             softmax runs over all positions, so that a result depends on how far a sample is padded.
         vectors: initial word vectors ``(num_words, embedding_dim)``; constants unless ``freeze_vectors`` is off.
@@ -112,8 +121,9 @@ class HierarchicalAttentionNetwork(nn.Module):
 
     Shape:
         ids ``(N, R, T)``: R reviews of T word ids, integers of any type, padded with 0 on the right. Reviews without
-        words are skipped wherever they stand; a sample without reviews has the vector zero. Returns logits ``(N, m)``,
-        and with ``need_weights=True`` also the attention of words ``(N, R, T)`` and of reviews ``(N, R)``.
+        words are skipped wherever they stand; a sample without reviews has the vector zero. Without a vocabulary,
+        vectors ``(N, R, T, embedding_dim)`` in their place, padded with zeros. Returns logits ``(N, m)``, and with
+        ``need_weights=True`` also the attention of words ``(N, R, T)`` and of reviews ``(N, R)``.
 
     Raises:
         ValueError: an argument, or ids, that do not fit; the message names them.
@@ -125,28 +135,31 @@ class HierarchicalAttentionNetwork(nn.Module):
 
     def __init__(
         self,
-        num_words: int,
+        num_words: int | None,
         num_labels: int,
         embedding_dim: int = 100,
         hidden_size: int = 128,
         attention_size: int = 100,
         cell: str = "lstm",
         dropout: float = 0.0,
+        word_dropout: float = 0.0,
         masked: bool = True,
         vectors: Tensor | None = None,
         freeze_vectors: bool = True,
         label_graph: LabelGraph | None = None,
     ) -> None:
         super().__init__()
-        if cell not in CELLS:
-            raise ValueError(f"cell must be one of {tuple(CELLS)}, got {cell!r}")
+        if cell not in (*CELLS, NO_CELL):
+            raise ValueError(f"cell must be one of {(*CELLS, NO_CELL)}, got {cell!r}")
         if vectors is not None and vectors.shape != (num_words, embedding_dim):
             raise ValueError(f"vectors must have shape {(num_words, embedding_dim)}, got {tuple(vectors.shape)}")
         if label_graph is not None and len(label_graph.weight) != num_labels:
             raise ValueError(f"label_graph must be of {num_labels} labels, got {len(label_graph.weight)}")
-        self.embedding = nn.Embedding(num_words, embedding_dim, padding_idx=PADDING)
+        self.embedding_dim = embedding_dim
+        self.embedding = None if num_words is None else nn.Embedding(num_words, embedding_dim, padding_idx=PADDING)
         if vectors is not None:
             self.embedding = nn.Embedding.from_pretrained(vectors, freeze=freeze_vectors, padding_idx=PADDING)
+        self.word_dropout = nn.Dropout1d(word_dropout)  # of vectors (reviews, words, D): whole words
         self.word_level = _Level(embedding_dim, hidden_size, attention_size, cell, dropout, masked)
         self.review_level = _Level(attention_size, hidden_size, attention_size, cell, dropout, masked)
         self.output = nn.Linear(attention_size, num_labels)
@@ -155,12 +168,7 @@ class HierarchicalAttentionNetwork(nn.Module):
         self.label_graph = label_graph
 
     def forward(self, ids: Tensor, need_weights: bool = False):
-        if ids.dim() != 3 or ids.is_floating_point():
-            raise ValueError(f"ids must be integers (samples, reviews, words), got {ids.dtype} {tuple(ids.shape)}")
-        words = self.embedding.num_embeddings
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < words:  # on a GPU it would end the process
-            raise ValueError(f"ids must be in [0, {words}), got {int(ids.min())} to {int(ids.max())}")
-        is_word = ids != PADDING
+        is_word = self._present(ids)
         if (is_word[..., 1:] & ~is_word[..., :-1]).any():
             raise ValueError("ids: padding, which is 0, must stand behind the words of a review")
         lengths = is_word.sum(-1)
@@ -169,7 +177,8 @@ class HierarchicalAttentionNetwork(nn.Module):
         # The j-th review with words of a sample moves to place j, so that the second level sees no gaps.
         place = (present.cumsum(1) - 1).clamp(min=0)
 
-        vectors, word_weights = self.word_level(self.embedding(ids[present].int()), lengths[present])
+        words = ids[present] if self.embedding is None else self.embedding(ids[present].int())
+        vectors, word_weights = self.word_level(self.word_dropout(words), lengths[present])
         reviews = vectors.new_zeros(*present.shape, vectors.size(-1)).index_put((sample, place[present]), vectors)
         count = present.sum(1)
         some = count > 0
@@ -181,6 +190,21 @@ class HierarchicalAttentionNetwork(nn.Module):
             logits = self.label_graph(logits)
         if not need_weights:
             return logits
-        of_words = word_weights.new_zeros(ids.shape).index_put((present,), word_weights)
+        of_words = word_weights.new_zeros(is_word.shape).index_put((present,), word_weights)
         of_reviews = review_weights.new_zeros(present.shape).index_put((some,), review_weights)
         return logits, of_words, of_reviews.gather(1, place).masked_fill(~present, 0.0)
+
+    def _present(self, ids: Tensor) -> Tensor:
+        """Where there are words, ``(N, R, T)``."""
+        if self.embedding is None:
+            if ids.dim() != 4 or not ids.is_floating_point():
+                raise ValueError(
+                    f"vectors must be numbers (samples, reviews, words, D), got {ids.dtype} {tuple(ids.shape)}"
+                )
+            return (ids != 0).any(-1)
+        if ids.dim() != 3 or ids.is_floating_point():
+            raise ValueError(f"ids must be integers (samples, reviews, words), got {ids.dtype} {tuple(ids.shape)}")
+        words = self.embedding.num_embeddings
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < words:  # on a GPU it would end the process
+            raise ValueError(f"ids must be in [0, {words}), got {int(ids.min())} to {int(ids.max())}")
+        return ids != PADDING

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import OptionSet, option
+from graph.label_graph.encoder import POOLINGS, PRECISIONS
 from graph.label_graph.label_graph import LOSSES, POSITIONS
 from graph.label_graph.metrics import METRICS
-from graph.label_graph.model import CELLS
+from graph.label_graph.model import CELLS, NO_CELL
 from graph.label_graph.text import PIECES, TOKENIZERS
 
 ARMS = ("soft", "graph", "han")
@@ -17,6 +18,7 @@ EMBEDDINGS = ("word2vec", "word2vec-tuned", "learned")
 TUNED = "tuned"
 NO_GRAPH = {"arm": ("han",)}
 NOT_SOFT = {"arm": ("graph", "han")}
+NO_ENCODER = {"encoder": ("",)}
 
 
 def fixed_threshold(text: str, also: str = "") -> float:
@@ -49,6 +51,16 @@ class Options(OptionSet):
     embedding_dim: int = option(100, "size of word vectors (paper: 100)", least=1)
     transductive: bool = option(False, "vocabulary and vectors from the texts of all splits, as the paper's code")
 
+    encoder: str = option("", "folder of a Hugging Face encoder whose states are read in the place of word vectors")
+    num_layers: int = option(0, "only the first so many layers of the encoder; 0: all", least=0, idle=NO_ENCODER)
+    encoder_pooling: str = option(
+        "mean", "the encoder's states of a review as their mean, or each of them", POOLINGS, idle=NO_ENCODER
+    )
+    encoder_precision: str = option(
+        "float32", "number format of the encoder's forward pass", tuple(PRECISIONS), idle=NO_ENCODER
+    )
+    cache: str = option("", "folder of the encoder's states, for runs to share (default: OUT/cache)", idle=NO_ENCODER)
+
     arm: str = option("soft", "label graph and soft training; the graph alone; or neither", ARMS)
     graph_position: str = option(
         "scores", "what the graph mixes: scores before the sigmoid, or what it gives", POSITIONS, idle=NO_GRAPH
@@ -70,10 +82,13 @@ class Options(OptionSet):
         0.75, "where the logarithm of --loss encouraging ends", least=0, most=1, idle={"loss": ("bce", "halted-focal")}
     )
 
-    cell: str = option("lstm", "recurrent cell", tuple(CELLS))
-    hidden_size: int = option(128, "units of each direction (paper's code: 128)", least=1)
+    cell: str = option("lstm", "recurrent cell; none: attention alone", (*CELLS, NO_CELL))
+    hidden_size: int = option(128, "units of each direction (paper's code: 128)", least=1, idle={"cell": (NO_CELL,)})
     attention_size: int = option(100, "size of the vectors of reviews and samples (paper's code: 100)", least=1)
     dropout: float = option(0.0, "on the vectors of reviews and samples (paper's code: 0)", least=0, below=1)
+    word_dropout: float = option(
+        0.0, "share of the words whose vectors are zero in a training step (paper's code: 0)", least=0, below=1
+    )
     unmasked_attention: bool = option(False, "attend to padding too, as the code that the paper's builds on")
 
     epochs: int = option(100, "passes over the training set (paper's code: 100)", least=1)
@@ -91,5 +106,7 @@ class Options(OptionSet):
             fixed_threshold(self.threshold, f"{TUNED!r} or ")
         if self.temperature:
             self.refuse_idle(f"with --temperature {self.temperature:g}", "no_soft_target_clip")
+        if self.encoder:
+            self.refuse_idle("with --encoder", "tokenizer", "min_count", "embedding", "embedding_dim", "transductive")
         if self.start_eval > self.epochs:
             self.refuse_idle(f"with --epochs {self.epochs}", "start_eval")

@@ -18,6 +18,7 @@ from fairseq_ext.training.runs import Experiment, torch_device
 from graph.label_graph.classifier import Classifier, build_network
 from graph.label_graph.corpus import Corpus, prepare, settings_of
 from graph.label_graph.coverage import notes
+from graph.label_graph.encoder import Encoder
 from graph.label_graph.epoch import score, train_epoch, validate
 from graph.label_graph.options import TUNED, Options
 from graph.label_graph.text import train_vectors
@@ -45,13 +46,18 @@ def train(
     """
     folder = output_folder(folder)
     torch.manual_seed(seed)
-    vectors = None
-    if options.embedding != "learned" and not (folder / CHECKPOINT).exists():
-        vectors = train_vectors(corpus.sentences, corpus.vocabulary, options.embedding_dim, seed=seed)
-    network = build_network(options, len(corpus.vocabulary), len(corpus.labels), vectors).to(device)
+    reader = corpus.reader
+    if isinstance(reader, Encoder):
+        network = build_network(options, None, len(corpus.labels), state_size=reader.hidden_size)
+    else:
+        vectors = None
+        if options.embedding != "learned" and not (folder / CHECKPOINT).exists():
+            vectors = train_vectors(corpus.sentences, reader, options.embedding_dim, seed=seed)
+        network = build_network(options, len(reader), len(corpus.labels), vectors)
+    network = network.to(device)
     tuned = options.threshold == TUNED
     threshold = 0.0 if tuned else float(options.threshold)
-    classifier = Classifier(network, corpus.vocabulary, corpus.labels, options, threshold)
+    classifier = Classifier(network, reader, corpus.labels, options, threshold)
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=options.lr)
 
     training = Training(
@@ -89,7 +95,8 @@ def train(
 def run(options: Options, runs: Runs) -> Experiment:
     """Train with every seed of ``runs`` that its folder does not hold yet."""
     device = torch_device(runs.device)
-    corpus = prepare(options)  # bad data must not leave a results.json
+    # Before the experiment: bad data must not leave a results.json.
+    corpus = prepare(options, device, Path(options.cache or Path(runs.out) / "cache"))
     for line in notes(corpus.coverage, options):
         print(line, file=sys.stderr)
     experiment = Experiment(runs.out, settings_of(options, corpus), ("gensim", "scikit-learn"), device=device)

@@ -26,6 +26,7 @@ from fairseq_ext.training.pretrained import (
     cut_layers,
     load_tokenizer,
     loading,
+    positions,
     read_config,
     save_folder,
 )
@@ -52,7 +53,7 @@ class Classifier:
         Raises:
             OptionError: more than the model has positions for.
         """
-        limit = min(limit for limit in (_positions(self.model), self.tokenizer.model_max_length) if limit)
+        limit = min(limit for limit in (positions(self.model), self.tokenizer.model_max_length) if limit)
         if asked > limit:
             raise OptionError(f"--max-length: {self.folder} reads at most {limit} tokens, got {asked}")
         return asked or min(DEFAULT_LENGTH, limit)
@@ -74,20 +75,6 @@ class Classifier:
 def accepted(model: PreTrainedModel) -> frozenset[str]:
     """The names of the arguments that a model takes."""
     return frozenset(inspect.signature(model.forward).parameters)
-
-
-def _offset_positions(model: PreTrainedModel) -> Any:
-    """The positions of RoBERTa and its kin, which count from behind the padding index."""
-    places = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    return next((module for module in places if getattr(module, "padding_idx", None) is not None), None)
-
-
-def _positions(model: PreTrainedModel) -> int | None:
-    """The longest sequence that a model has positions for; None where there is no limit."""
-    if offset := _offset_positions(model):
-        return int(offset.weight.size(0) - offset.padding_idx - 1)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return positions if positions and positions > 0 else None  # XLNet's -1
 
 
 def _label_names(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -369,8 +369,7 @@ def test_transductive_words_are_those_of_all_splits(tmp_path):
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.tsv").write_text(f"food\tsoup {split}\n")
     words = {
-        chosen: set(prepare(Options(data=str(tmp_path), transductive=chosen)).vocabulary.words)
-        for chosen in (False, True)
+        chosen: set(prepare(Options(data=str(tmp_path), transductive=chosen)).reader.words) for chosen in (False, True)
     }
     assert words[True] - words[False] == {"valid", "test"} and words[False] < words[True]
 

@@ -11,6 +11,7 @@ import pytest
 from fairseq_ext.training.errors import InputError, OptionError
 from graph.label_graph.__main__ import main
 from tests.helpers import Row, options_of, words_of
+from tests.vision_language.muka.texts import write_encoder
 
 COMMANDS = {
     "train": "train --data data --out out --embedding learned --embedding-dim 4 --hidden-size 4 --attention-size 4"
@@ -23,6 +24,8 @@ COMMANDS = {
 
 
 NOT_SOFT = ("--arm han", "--arm graph")
+ON_WORDS = "--embedding word2vec --embedding-dim 100"
+ON_STATES = f"--encoder encoder {ON_WORDS}"
 ROWS = {
     "train": {
         "data": Row("other"),
@@ -31,13 +34,18 @@ ROWS = {
         "runs": Row("2"),
         "device": Row("cuda:99"),
         "pieces": Row("sentences"),
-        "tokenizer": Row("jieba"),
+        "tokenizer": Row("jieba", "", (ON_STATES,)),
         "max_reviews": Row("1", "--pieces sentences", ("", "--pieces whole")),
         "max_words": Row("1"),
-        "min_count": Row("8"),
-        "embedding": Row("word2vec-tuned"),
-        "embedding_dim": Row("5"),
-        "transductive": Row(),
+        "min_count": Row("8", "", (ON_STATES,)),
+        "embedding": Row("word2vec-tuned", "", ("--encoder encoder --embedding-dim 100",)),
+        "embedding_dim": Row("5", "", ("--encoder encoder --embedding word2vec",)),
+        "transductive": Row("", "", (ON_STATES,)),
+        "encoder": Row("encoder", ON_WORDS),
+        "num_layers": Row("1", ON_STATES, ("",)),
+        "encoder_pooling": Row("none", ON_STATES, ("",)),
+        "encoder_precision": Row("bfloat16", ON_STATES, ("",)),
+        "cache": Row("states", ON_STATES, ("",)),
         "arm": Row("han"),
         "graph_position": Row("probabilities", "", ("--arm han",)),
         "graph_noise": Row("0.1", "", ("--arm han",)),
@@ -49,9 +57,10 @@ ROWS = {
         "loss": Row("encouraging"),
         "log_end": Row("0.5", "--loss encouraging", ("", "--loss halted-focal")),
         "cell": Row("gru"),
-        "hidden_size": Row("5"),
+        "hidden_size": Row("5", "", ("--cell none",)),
         "attention_size": Row("5"),
         "dropout": Row("0.5"),
+        "word_dropout": Row("0.5"),
         "unmasked_attention": Row(),
         "epochs": Row("3"),
         "start_eval": Row("2", "", ("--epochs 1",)),
@@ -105,6 +114,7 @@ def folder(tmp_path_factory):
             ]
             (folder / name / f"{split}.tsv").write_text("\n".join(lines))
     (folder / "new.txt").write_text("soup\n")
+    write_encoder(folder / "encoder", extra=tuple(words))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         main([*COMMANDS["train"].split(), "--runs", "2"])
@@ -139,6 +149,7 @@ def outcome(folder, outcomes, tmp_path, monkeypatch, capsys):
                 del content["settings"], content["summary"]
                 for seed in content["runs"].values():
                     del seed["seconds_per_epoch"], seed["environment"]
+        files |= {str(path.parent.relative_to(here)): "states" for path in here.rglob("*.safetensors")}
         printed = "" if words[0] == "train" else capsys.readouterr().out
         return outcomes.setdefault(words, (files, printed.replace(str(here), "")))
 

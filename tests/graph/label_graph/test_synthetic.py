@@ -84,7 +84,7 @@ def test_label_graph_finds_hidden_styles_that_the_plain_network_misses(tmp_path)
             folder = tmp_path / f"{arm}{seed}"
             result = train(options, corpus, seed, folder)
             classifier = Classifier.load(folder / "model.pt")
-            probabilities = classifier.probabilities(corpus.ids["test"])
+            probabilities = classifier.probabilities(corpus.texts["test"])
             gold = corpus.gold["test"]
             hidden_f1 = multilabel_metrics(probabilities[:, hidden], gold[:, hidden])["micro_f1"]
             scores[arm, seed] = np.array([1 - result["one_error"], result["micro_f1"], hidden_f1])

@@ -77,7 +77,7 @@ def test_the_figures_are_those_of_the_test_set_at_the_best_epoch(data, tmp_path,
     counts = {}
     for epoch, state in enumerate(networks, 1):
         classifier.network.load_state_dict(state)
-        probabilities = {split: classifier.probabilities(corpus.ids[split]) for split in ("valid", "test")}
+        probabilities = {split: classifier.probabilities(corpus.texts[split]) for split in ("valid", "test")}
         cut = float(threshold) if threshold != "tuned" else best_cut(probabilities["valid"], corpus.gold["valid"])
         for split, part in probabilities.items():
             counts[split, epoch] = (*counted(part, corpus.gold[split], cut), cut)
@@ -113,13 +113,13 @@ def test_a_training_is_that_of_a_plain_loop(data, tmp_path, arm):
 
     torch.manual_seed(7)
     graph = None if arm == "han" else LabelGraph(4)
-    network = HierarchicalAttentionNetwork(len(corpus.vocabulary), 4, 6, 6, 6, dropout=0.2, label_graph=graph)
+    network = HierarchicalAttentionNetwork(len(corpus.reader), 4, 6, 6, 6, dropout=0.2, label_graph=graph)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     for epoch in range(3):
         network.train()
         losses = []
         for batch in torch.randperm(50).split(8):
-            logits, gold = network(corpus.ids["train"][batch]), corpus.gold["train"][batch]
+            logits, gold = network(corpus.texts["train"][batch]), corpus.gold["train"][batch]
             if arm == "soft":
                 loss = label_graph_loss(logits, gold, graph.weight, temperature=2.0, soft_target_clip=True)
             else:
@@ -157,7 +157,7 @@ def test_every_epoch_reads_all_samples_in_another_order(data, tmp_path, monkeypa
 
     monkeypatch.setattr(training, "train_epoch", epoch)
     training.train(options, corpus, 1, tmp_path)
-    everything = sorted(corpus.ids["train"].tolist())
+    everything = sorted(corpus.texts["train"].tolist())
     assert [sorted(order) for order in orders] == [everything, everything, everything, []]
     assert orders[0] != orders[1] != orders[2]
 
@@ -169,7 +169,7 @@ def test_word_vectors_are_constants_or_trained(data, tmp_path, embedding):
     for seed in (1, 2):
         training.train(options, corpus, seed, tmp_path / str(seed))
         vectors[seed] = load_safely(tmp_path / str(seed) / "checkpoint.pt")["network"]["embedding.weight"]
-    pretrained = {seed: train_vectors(corpus.sentences, corpus.vocabulary, 6, seed=seed) for seed in (1, 2)}
+    pretrained = {seed: train_vectors(corpus.sentences, corpus.reader, 6, seed=seed) for seed in (1, 2)}
     assert not torch.equal(pretrained[1], pretrained[2])
     for seed in (1, 2):
         moved = (vectors[seed] - pretrained[seed]).abs()[2:].max()
@@ -194,7 +194,7 @@ def test_the_threshold_is_tuned_on_validation_alone(data, tmp_path):
 def test_ids_and_labels_are_those_of_the_training_texts(data):
     corpus = prepare(options_of(data))
     assert corpus.labels == sorted(WORDS)
-    assert corpus.gold["train"].shape == (50, 4) and corpus.ids["train"].max() == len(corpus.vocabulary) - 1
+    assert corpus.gold["train"].shape == (50, 4) and corpus.texts["train"].max() == len(corpus.reader) - 1
 
 
 def test_a_lost_model_is_missed_before_more_is_trained(data, tmp_path, monkeypatch):
@@ -222,7 +222,7 @@ def test_words_come_from_the_reviews_that_are_read(tmp_path):
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.tsv").write_text("food\tsoup here. bread there\n")
     words = {
-        reviews: set(prepare(options_of(tmp_path, pieces="sentences", max_reviews=reviews)).vocabulary.words)
+        reviews: set(prepare(options_of(tmp_path, pieces="sentences", max_reviews=reviews)).reader.words)
         for reviews in (1, 2)
     }
     assert words == {1: {"soup", "here"}, 2: {"soup", "here", "bread", "there"}}

@@ -1,0 +1,230 @@
+"""A pre-trained encoder of Hugging Face in the place of word vectors: its states are constants, computed once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.training.extras import missing_package
+from fairseq_ext.training.files import replacing, writing_to
+from fairseq_ext.training.progress import progress, say
+from fairseq_ext.training.settings import digest
+
+__all__ = ["POOLINGS", "PRECISIONS", "Encoder", "States", "fingerprint_of"]
+
+POOLINGS = ("mean", "none")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CHUNK = 2048
+"""Reviews of a file of the cache, so that a kill costs little."""
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class States:
+    """Constant vectors of what is read of some samples.
+
+    Args:
+        table: ``(1 + vectors, D)`` in half precision; row 0 is padding, zeros.
+        rows: rows of the table, ``(samples, reviews, vectors of a review)``, 0 where there is none.
+        digest: of the encoder and of all that it read.
+
+    Indexing with numbers of samples gives their vectors, ``(N, reviews, longest review, D)``, in single precision.
+    """
+
+    table: Tensor
+    rows: Tensor
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, samples: Tensor) -> Tensor:
+        rows = self.rows[samples]
+        longest = max(int(rows.count_nonzero(-1).max()), 1)
+        return self.table[rows[..., :longest].long()].float()
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What a text encoder makes of reviews; it is read when it is first needed.
+
+    Args:
+        folder: of the model: configuration, safetensors, tokenizer.
+        fingerprint: of the folder, as :func:`fingerprint_of` gives it.
+        num_layers: only the first so many layers; 0 for all.
+        pooling: ``"mean"`` of the states of a review, or ``"none"``: the state of each token.
+        precision: number format of the forward pass.
+
+    Raises:
+        OptionError: no such folder, or a model that is no encoder of texts.
+        CheckpointError: no model in the folder, or not the one of the fingerprint.
+    """
+
+    folder: str
+    fingerprint: str
+    num_layers: int = 0
+    pooling: str = "mean"
+    precision: str = "float32"
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        pretrained = _pretrained()
+        from transformers import AutoConfig, AutoModel
+
+        pretrained.read_config(self.folder)
+        pretrained.check_weights(self.folder)
+        if pretrained.fingerprint(self.folder) != self.fingerprint:
+            raise CheckpointError(f"{self.folder}: another encoder than that of the training")
+        with pretrained.loading(self.folder):
+            config = AutoConfig.from_pretrained(self.folder, **pretrained.LOCAL)
+            if config.is_encoder_decoder:
+                raise OptionError(f"--encoder: {self.folder} has a decoder; only encoders are read")
+            if self.num_layers:
+                whole = getattr(config.get_text_config(), "num_hidden_layers", self.num_layers)
+                if self.num_layers > whole:
+                    raise OptionError(f"--num-layers: {self.folder} has {whole} layers, got {self.num_layers}")
+                pretrained.cut_layers(config, self.num_layers, self.folder)
+            model, keys = AutoModel.from_pretrained(
+                self.folder,
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                **pretrained.LOCAL,
+            )
+        if missing := sorted(key for key in keys["missing_keys"] if not key.startswith("pooler.")):
+            raise CheckpointError(f"{self.folder}: its weights lack {', '.join(missing[:3])}")
+        return model.eval()
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        config = _pretrained().read_config(self.folder)
+        return _pretrained().load_tokenizer(self.folder, config.get("vocab_size"), config.get("pad_token_id"))
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the numbers of a state."""
+        return int(self._model.config.get_text_config().hidden_size)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, without those that begin and end it."""
+        # verbose: a text that is longer than the model reads is cut later.
+        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    @functools.cached_property
+    def _ends(self) -> tuple[list[int], list[int]]:
+        """The token ids before and behind those of a text."""
+        bare, whole = self.tokenize("a"), self._tokenizer("a")["input_ids"]
+        start = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+        return whole[:start], whole[start + len(bare) :]
+
+    def encode(
+        self,
+        reviews: Sequence[Sequence[Sequence[int]]],
+        max_reviews: int,
+        max_words: int,
+        device: str | torch.device = "cpu",
+        cache: Path | None = None,
+    ) -> States:
+        """States of the first reviews of each sample, and of the first tokens of each review.
+
+        Args:
+            reviews: token ids of :meth:`tokenize`, of the reviews of every sample.
+            max_reviews: of a sample.
+            max_words: tokens of a review.
+            device: where to compute.
+            cache: folder of states that were computed before; those of other encoders and texts may share it.
+        """
+        self._check_length(max_words)
+        first, last = self._ends
+        read = [[[*first, *review[:max_words], *last] for review in sample[:max_reviews]] for sample in reviews]
+        flat = [review for sample in read for review in sample]
+        starts = range(0, len(flat), CHUNK)
+        name = f"states of {len(flat)} reviews"
+        parts = [
+            self._stored(flat[start : start + CHUNK], device, cache)
+            for start in progress(starts, name, unit=f" x {CHUNK}", leave=False)
+        ]
+        table = torch.cat([torch.zeros(1, self.hidden_size, dtype=torch.float16), *parts])
+        counts = [[1 if self.pooling == "mean" else len(review) for review in sample] for sample in read]
+        shape = (len(read), max(map(len, read), default=0) or 1, max((n for c in counts for n in c), default=1))
+        rows, row = torch.zeros(shape, dtype=torch.int32), 1
+        for sample, of_sample in enumerate(counts):
+            for review, count in enumerate(of_sample):
+                rows[sample, review, :count] = torch.arange(row, row + count)
+                row += count
+        return States(table, rows, digest(self._identity, read))
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "folder"}
+
+    def _check_length(self, max_words: int) -> None:
+        limits = (_pretrained().positions(self._model), self._tokenizer.model_max_length)
+        longest = min(limit for limit in limits if limit) - sum(map(len, self._ends))
+        if max_words > longest:
+            raise OptionError(f"--max-words: {self.folder} reads at most {longest} tokens of a text, got {max_words}")
+
+    def _stored(self, reviews: list[list[int]], device: str | torch.device, cache: Path | None) -> Tensor:
+        """The vectors of ``reviews``, in their order, ``(vectors, D)``; from the cache where they are there."""
+        if cache is None:
+            return self._computed(reviews, device)
+        from safetensors.torch import load_file, save_file
+
+        path = cache / f"{digest(self._identity, reviews)[:32]}.safetensors"
+        if path.exists():
+            try:
+                return load_file(path)["states"]
+            except Exception as error:  # a damaged file raises many types
+                say(f"{path}: damaged ({type(error).__name__}); computed again")
+        states = self._computed(reviews, device)
+        with writing_to(cache, "--cache"), replacing(path) as partial:
+            save_file({"states": states}, partial)
+        return states
+
+    @torch.inference_mode()
+    def _computed(self, reviews: list[list[int]], device: str | torch.device) -> Tensor:
+        model, dtype = self._model.to(device), PRECISIONS[self.precision]
+        order = sorted(range(len(reviews)), key=lambda review: -len(reviews[review]))
+        states: dict[int, Tensor] = {}
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            padded = self._tokenizer.pad({"input_ids": [reviews[review] for review in batch]}, return_tensors="pt")
+            with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+                hidden = model(**padded.to(device)).last_hidden_state.float()
+            for review, of_review, mask in zip(batch, hidden, padded["attention_mask"].bool(), strict=True):
+                vectors = of_review[mask]
+                vectors = vectors.mean(0, keepdim=True) if self.pooling == "mean" else vectors
+                states[review] = vectors.half().cpu()
+        return torch.cat([states[review] for review in range(len(reviews))])
+
+
+def fingerprint_of(folder: str) -> str:
+    """SHA-256 of the encoder that is in ``folder`` now.
+
+    Raises:
+        OptionError: no such folder, or packages that are missing.
+        CheckpointError: no model in it.
+    """
+    try:
+        _pretrained().read_config(folder)
+    except OptionError as error:
+        raise OptionError(f"--encoder: {error}") from error
+    return _pretrained().fingerprint(folder)
+
+
+def _pretrained() -> Any:
+    """What reads folders of Hugging Face: an import of seconds, and of packages that the extra ``vl`` brings."""
+    try:
+        from fairseq_ext.training import pretrained
+    except ModuleNotFoundError as error:
+        message = missing_package(error, "vl")
+        raise message or error from None
+    return pretrained
