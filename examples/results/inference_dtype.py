@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     updates = options.updates or SIZES[options.size].updates
     rows = []
     for name in options.systems:
-        recipe = training(name, options.size, options.seed, updates)
+        recipe = training(SYSTEMS[name], options.size, options.seed, updates)
         folder = options.out / f"inference_dtype-{digest(recipe, DECODING, data_bin.name)[:8]}"
         checkpoint = folder / "checkpoint_best.pt"
         if not (folder / "trained").exists():

@@ -25,8 +25,8 @@ from fairseq_ext.training.settings import digest
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PARTS = (
-    *("translation", "inference_dtype", "renode", "label_graph", "graph_classification", "iais", "muka"),
-    *("image_classification", "captioning", "benchmarks"),
+    *("translation", "cross_view", "inference_dtype", "language_model", "renode", "label_graph"),
+    *("graph_classification", "iais", "muka", "image_classification", "captioning", "benchmarks"),
 )
 
 LONG = 14

@@ -82,13 +82,14 @@ def test_what_is_long_is_folded_and_what_is_read_is_not(text):
 
 
 def test_every_system_has_a_verdict(stored):
-    methods = {claim.method for part in PARTS for claim in claims_of(part, stored[part])}
+    methods = {claim.method for part in PARTS for claim in claims_of(part, stored.get(part, []))}
     assert methods >= {
         *("GCA", "MUSE-simple", "MUSE", "Explicit Sparse Transformer", "AdaNorm", "ReNode", "Label graph (RMSC)"),
         *("Encouraging loss, text", "Encouraging loss, images", "Encouraging loss, images: attack artefact"),
         *("Encouraging loss, graphs", "IAIS", "MUKA", "MUKI"),
     }
-    assert set(stored) - {"benchmarks", "inference_dtype"} <= set(PARTS), "a part that is measured has claims"
+    without = {"benchmarks", "inference_dtype", "cross_view"}  # what no paper says
+    assert set(stored) - without <= set(PARTS), "a part that is measured has claims"
 
 
 def test_links_lead_to_tables(text):

@@ -6,7 +6,7 @@ import statistics
 from typing import Any, NamedTuple
 
 from examples.results.translation.experiments import BASELINE, DATA, SIZES
-from examples.results.translation.pictures import best_bits
+from examples.results.translation.figures import best_bits
 from examples.results.translation.table import dataset, heading
 from examples.results.verdicts import Claim, Limit, unfinished
 

@@ -16,8 +16,9 @@ from fairseq_ext.training.runs import environment
 from fairseq_ext.training.settings import digest
 
 __all__ = [
-    *("BASELINE", "DATA", "DECODING", "GRID", "SIZES", "SYSTEMS", "DataSet", "Settings", "Size"),
-    *("folder_of", "prepare", "train_and_score", "training", "translate_and_score", "tune", "warmup"),
+    *("BASELINE", "DATA", "DECODING", "GRID", "SIZES", "SMOOTHED", "SYSTEMS", "DataSet", "Settings", "Size"),
+    *("discard", "folder_of", "prepare", "train_and_score", "training", "translate_and_score", "tune", "validate"),
+    "warmup",
 ]
 
 BASELINE = "Transformer"
@@ -101,6 +102,7 @@ SIZES = {
         **dict(width=128, ffn=256, heads=4, layers=4, dropout=0.3, updates=5000, tokens=4096),
         **dict(select="bleu", epochs=4),
     ),
+    "ablation": Size(width=64, ffn=128, heads=4, layers=4, dropout=0.1, updates=1200, tokens=2048, pieces=2000),
     "trial": Size(width=16, ffn=16, heads=2, layers=1, dropout=0.1, updates=5, tokens=512, pieces=60, select="bleu"),
     "iwslt": Size(width=512, ffn=1024, heads=4, layers=6, dropout=0.3, updates=12000, tokens=4096),
 }
@@ -156,8 +158,8 @@ def warmup(size: str, updates: int) -> int:
     return SIZES[size].warmup or updates // 5
 
 
-def training(name: str, size: str, seed: int, updates: int, settings: Settings | None = None) -> list[str]:
-    """Everything that decides a row, but for the data: fairseq-train's options."""
+def training(added: list[str], size: str, seed: int, updates: int, settings: Settings | None = None) -> list[str]:
+    """Everything that decides a row, but for the data: fairseq-train's options, to which the row has ``added`` some."""
     model = SIZES[size]
     lr, dropout = settings or Settings(LEARNING_RATE, model.dropout)
     shape = " ".join(
@@ -174,7 +176,7 @@ def training(name: str, size: str, seed: int, updates: int, settings: Settings |
     saving += ["--validate-interval", str(model.epochs)] if model.epochs > 1 else []
     logging = ["--log-format", "json", "--log-interval", "100"]
     options = [*f"--arch transformer_ext {shape} {optimisation}".split(), *saving, *logging]
-    return [*options, "--adam-betas", "(0.9, 0.98)", *DEVICE_OPTIONS[device()], "--seed", str(seed), *SYSTEMS[name]]
+    return [*options, "--adam-betas", "(0.9, 0.98)", *DEVICE_OPTIONS[device()], "--seed", str(seed), *added]
 
 
 def folder_of(name: str, size: str, seed: int, options: list[str], data_bin: Path, out: Path) -> Path:
@@ -186,29 +188,34 @@ def folder_of(name: str, size: str, seed: int, options: list[str], data_bin: Pat
 def tune(name: str, size: str, seed: int, data_bin: Path, out: Path, updates: int | None = None) -> Settings:
     """The settings of ``GRID`` with the best validation metric; only their training keeps its checkpoints."""
     updates = updates or SIZES[size].updates
+    metric = SIZES[size].select
     scores: dict[Settings, float] = {}
     folders: dict[Settings, Path] = {}
     for settings in GRID:
-        options = training(name, size, seed, updates, settings)
+        options = training(SYSTEMS[name], size, seed, updates, settings)
         folder = folders[settings] = folder_of(name, size, seed, options, data_bin, out)
-        valid = folder / "valid.json"
-        if not valid.exists():
-            train(options, data_bin, folder)
-            write_json(valid, {**settings._asdict(), "best": _best(folder, SIZES[size].select)})
-        scores[settings] = read_json(valid)["best"]
+        values = [value for _, value in validate(options, data_bin, folder, metric)["curve"]]
+        scores[settings] = max(values) if metric == "bleu" else -min(values)
         chosen = max(scores, key=scores.__getitem__)
         for other in folders.keys() - {chosen}:
-            _discard(folders[other])
+            discard(folders[other])
     return chosen
 
 
-def _best(folder: Path, metric: str) -> float:
-    """The best validation of a training; more is better."""
-    values = [value for _, value in fairseq_log.validation_curve(folder / "train.log", metric)]
-    return max(values) if metric == "bleu" else -min(values)
+def validate(options: list[str], data_bin: Path, folder: Path, metric: str = "nll_loss") -> dict[str, Any]:
+    """A training without a test: its size and the curve of a metric, kept in ``valid.json``; checkpoints stay."""
+    result = folder / "valid.json"
+    if not result.exists():
+        train(options, data_bin, folder)
+        log = folder / "train.log"
+        curve = fairseq_log.validation_curve(log, metric)
+        packages = environment("ve-fairseq", "sentencepiece", device=device())
+        write_json(result, {"parameters": fairseq_log.parameters(log), "curve": curve, "environment": packages})
+    return read_json(result)
 
 
-def _discard(folder: Path) -> None:
+def discard(folder: Path) -> None:
+    """Removes the checkpoints of a folder."""
     for checkpoint in folder.glob("checkpoint*.pt"):
         checkpoint.unlink()
 
@@ -229,7 +236,7 @@ def train_and_score(
     restored.
     """
     updates = SIZES[size].updates if updates is None else updates
-    options = training(name, size, seed, updates, settings)
+    options = training(SYSTEMS[name], size, seed, updates, settings)
     folder = folder_of(name, size, seed, options, data_bin, out)
     result = folder / "result.json"
     text = DATA[data]
@@ -247,7 +254,7 @@ def train_and_score(
             row["bleu_curve"] = fairseq_log.validation_curve(log, "bleu")
         row["environment"] = environment("ve-fairseq", "sacrebleu", "sentencepiece", device=device())
         write_json(result, row)
-        _discard(folder)
+        discard(folder)
     return read_json(result), translations_of(folder)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from examples.results.paired import p_value
 from examples.results.report import commands, common, environments, mean_spread
 from examples.results.translation.experiments import DATA, GRID, LEARNING_RATE, SIZES, SYSTEMS, DataSet, warmup
-from examples.results.translation.pictures import BASELINE, best_bits, draw, gains, links
+from examples.results.translation.figures import BASELINE, best_bits, draw, gains, links
 
 __all__ = ["dataset", "heading", "pictures", "section"]
 

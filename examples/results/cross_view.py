@@ -1,0 +1,155 @@
+"""Cross-view decoding of Multi30k: every wiring with every fusion, by validation likelihood."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import Any
+
+from examples.results.paired import Paired, holm
+from examples.results.report import commands, common, environments, unique
+from examples.results.translation.experiments import (
+    SIZES,
+    SMOOTHED,
+    discard,
+    folder_of,
+    prepare,
+    training,
+    validate,
+    warmup,
+)
+from examples.results.translation.figures import best_bits
+from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES, check_cross_view
+
+BASELINE = ("none", "mean")
+
+
+def _has_meaning(wiring: str, fusion: str) -> bool:
+    try:
+        check_cross_view(wiring, fusion)
+    except ValueError:
+        return False
+    return True
+
+
+CELLS = tuple(cell for cell in product(STRATEGIES, FUSIONS) if _has_meaning(*cell))
+"""Wirings and fusions that have a meaning together, the plain Transformer first."""
+
+TEXT = """## Cross-view decoding: wirings and fusions
+
+Multi30k German to English, validation bits per token minus those of the Transformer with the same seed (less is
+better), with the 95 % interval: {seeds} seeds of size {size} (width {width}, FFN {ffn}, {layers} + {layers} pre-norm
+layers, {pieces:,} pieces, dropout {dropout}, {updates:,} updates of at most {tokens:,} tokens, {warmup} of warm-up; our
+choice, not tuned). A fusion is left out (–) where it has no meaning: `fma` has more than two views, `ama` and
+`ama-static` weigh theirs by themselves. {environment}.
+
+{command}
+
+| wiring | {fusions} |
+|---|{rule}
+{rows}
+
+{reading}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", choices=("ablation", "trial"), default="ablation", help="trial: that everything runs")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--updates", type=int, help="training updates, instead of the size's own")
+
+
+SELECTS = "size"
+
+
+def names(options: argparse.Namespace) -> list[str]:
+    return [f"cross_view_{options.size}"]
+
+
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every cell with every seed; what is complete, after each of them, seed by seed."""
+    data_bin = prepare("multi30k", options.data, options.out, SIZES[options.size].pieces)
+    updates = options.updates or SIZES[options.size].updates
+
+    def run(seed: int, cell: tuple[str, str]) -> dict[str, Any]:
+        wiring, fusion = cell
+        added = [] if cell == BASELINE else ["--cross-view", wiring, "--cross-view-fusion", fusion]
+        recipe = training([*added, *SMOOTHED], options.size, seed, updates)
+        folder = folder_of("-".join(cell), options.size, seed, recipe, data_bin, options.out / "cross_view")
+        row = {"wiring": wiring, "fusion": fusion, "seed": seed, "updates": updates}
+        row |= validate(recipe, data_bin, folder)
+        discard(folder)
+        print(f"{wiring}, {fusion}, seed {seed}: {best_bits(row):.3f} bits", flush=True)
+        return row
+
+    planned = list(product(range(1, options.seeds + 1), CELLS))
+    rows: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for row in pool.map(run, *zip(*planned, strict=True)):
+            rows.append(row)
+            yield {
+                "name": names(options)[0],
+                "size": options.size,
+                "environments": unique(row["environment"] for row in rows),
+                "rows": rows,
+                "missing": [f"{', '.join(cell)}, seed {seed}" for seed, cell in planned[len(rows) :]],
+            }
+
+
+def section(contents: list[dict[str, Any]]) -> str:
+    """A table for each size."""
+    return "\n".join(map(_table, contents))
+
+
+def _table(content: dict[str, Any]) -> str:
+    gains = _gains(content["rows"])
+    lines = []
+    for wiring in STRATEGIES[1:]:
+        cells = ["–" if (wiring, fusion) not in CELLS else _cell(gains.get((wiring, fusion))) for fusion in FUSIONS]
+        lines.append(f"| {wiring} | {' | '.join(cells)} |")
+    updates = common(content["rows"], "updates")
+    return TEXT.format(
+        **SIZES[content["size"]]._asdict() | {"updates": updates, "warmup": warmup(content["size"], updates)},
+        size=content["size"],
+        seeds=len({row["seed"] for row in content["rows"]}),
+        environment=environments(content),
+        command=commands([content]),
+        fusions=" | ".join(FUSIONS),
+        rule="---|" * len(FUSIONS),
+        rows="\n".join(lines),
+        reading=_reading(content, gains),
+    )
+
+
+def _gains(rows: list[dict[str, Any]]) -> dict[tuple[str, str], Paired]:
+    """The difference of each cell to the Transformer, where it has one of the same seed."""
+    bits = {(row["wiring"], row["fusion"], row["seed"]): best_bits(row) for row in rows}
+    pairs = {
+        cell: [bits[*cell, seed] - bits[*BASELINE, seed] for *other, seed in bits if tuple(other) == cell]
+        for cell in CELLS[1:]
+    }
+    return {cell: Paired.of(differences) for cell, differences in pairs.items() if differences}
+
+
+def _cell(gain: Paired | None) -> str:
+    return gain.text(3) if gain else ""
+
+
+def _reading(content: dict[str, Any], gains: dict[tuple[str, str], Paired]) -> str:
+    """The best cell, and what is left of the differences when all are taken together."""
+    missing = f" Not measured yet: {'; '.join(content['missing'])}." if content["missing"] else ""
+    tested = [gain for gain in gains.values() if gain.p is not None]
+    if not tested:
+        return f"One seed, or none beside the Transformer: no interval.{missing}"
+    held = [gain for gain, holds in zip(tested, holm([gain.p or 0.0 for gain in tested]), strict=True) if holds]
+    best = min(gains, key=lambda cell: gains[cell].mean)
+    better = sum(gain.high is not None and gain.high < 0 for gain in tested)
+    worse = sum(gain.low is not None and gain.low > 0 for gain in tested)
+    return (
+        f"Fewest bits: `{best[0]}` with `{best[1]}`. Of {len(tested)} cells {better} have fewer bits than the "
+        f"Transformer and {worse} more, by their intervals; with Holm's correction "
+        f"{sum(gain.mean < 0 for gain in held)} and {sum(gain.mean > 0 for gain in held)}.{missing}"
+    )
