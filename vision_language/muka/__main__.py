@@ -10,6 +10,7 @@ from fairseq_ext.training.options import option
 from fairseq_ext.training.program import Program
 from vision_language.muka import train
 from vision_language.muka.evaluate import diagnose, evaluate, predict
+from vision_language.muka.merge import merge
 from vision_language.muka.options import AmalgamationOptions, TeacherOptions
 from vision_language.muka.synthetic import synthesize
 
@@ -45,7 +46,7 @@ def amalgamate(options: AmalgamationOptions, output: StudentOutput) -> str:
     return train.amalgamate(options, output.out, accelerator).report(*FIGURES)
 
 
-for command in (evaluate, diagnose, predict, synthesize):
+for command in (merge, evaluate, diagnose, predict, synthesize):
     main.command(command)
 
 

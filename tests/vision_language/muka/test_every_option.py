@@ -23,6 +23,7 @@ TO_DIAGNOSE = f"{TEACHERS} --data DATA --max-length 16 --passes 3"
 BASES = {
     "train-teacher": f"--model ENCODER --data FILE --valid-fraction 0.3 --classes sport music travel garden {QUICK}",
     "amalgamate": f"--student ENCODER --data FILE --valid-fraction 0.3 --passes 3 {TEACHERS} {QUICK}",
+    "merge": "--teachers FIRST THIRD",
     "evaluate": "--model WHOLE --data DATA --max-length 16",
     "diagnose": TO_DIAGNOSE,
     "predict": "NEW --model WHOLE --max-length 16",
@@ -101,6 +102,14 @@ ROWS = {
         "--select": Row("--select accuracy"),
         "--until-converged": Row("--until-converged", base="--epochs 2 --validate-every 1 --lr 1e-9", idle=("",)),
         "--cache": Row("--cache CACHE", idle=(LABELLED,)),
+    },
+    "merge": {
+        "--teachers": Row("--teachers THIRD FIRST"),
+        "--rename": Row("--rename sport=games"),
+        "--rule": Row("--rule task-arithmetic --base ENCODER"),
+        "--base": Row("--base WHOLE", base="--rule task-arithmetic --base ENCODER", idle=("--rule average",)),
+        "--scale": Row("--scale 1", base="--rule task-arithmetic --base ENCODER", idle=("--rule average",)),
+        "--out": Row("--out OUT"),
     },
     "evaluate": {
         "--model": Row("--model OTHER_WHOLE"),
