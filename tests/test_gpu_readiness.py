@@ -199,6 +199,9 @@ def test_multi30k_resumes_on_another_machine(tmp_path: Path) -> None:
     there = Multi30k(tmp_path / "there", dry_run=True, jobs=1, data=tmp_path)
     there.resume(known)
     assert there.known() == known
+    (there.work / "docs" / "results").mkdir(parents=True)
+    write_json(there.work / "docs" / "results" / "multi30k_trial.json", {"bootstrap": {"MUSE": {"p": 0.5}}})
+    assert there.known() == {**known, "bootstrap": {"MUSE": {"p": 0.5}}}
     there.resume({"rows": [{**known["rows"][0], "updates": 99}]})  # of another budget
     assert there.known()["rows"] == []
 

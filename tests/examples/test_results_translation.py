@@ -350,6 +350,8 @@ def test_each_data_set_has_a_table_and_a_verdict(tmp_path):
     report.write_report(tmp_path)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| MUSE | 1,234 | 31.40 ± 0.16 | +1.20 [+0.95, +1.45] | 0.004 | 51.40 ± 0.16 | 3.000 ± 0.000 |" in text
+    fewer = content("multi30k", bootstrap={"MUSE": {"p": 0.004, "seeds": 2}})
+    assert "| +1.20 [+0.95, +1.45] | 51.40 ± 0.16 |" in translation.section([fewer]), "p is of all seeds"
     assert "## LibreOffice help, English to German, size cpu" in text and "## Multi30k German to English" in text
     assert linked(text) == {f"{name}_cpu{end}.png" for name in experiments.DATA for end in ("", "_curves", "_lengths")}
     assert all((folder / picture).exists() for picture in linked(text))

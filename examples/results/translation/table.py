@@ -95,7 +95,7 @@ def _table(content: dict[str, Any]) -> str:
 
 def _columns(content: dict[str, Any], systems: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, str]]:
     """The cells of each column, by system; a column that no row has the numbers for is left out."""
-    tests = content.get("bootstrap", {})
+    tests = _tests(content, systems)
     differences = gains(systems, lambda row: row["sacrebleu"])
     columns = {
         "system": {name: name + _settings(content, own[0]) for name, own in systems.items()},
@@ -104,11 +104,17 @@ def _columns(content: dict[str, Any], systems: dict[str, list[dict[str, Any]]]) 
         f"difference to the {BASELINE}": {
             name: differences[name].text(2) if name in differences else "" for name in systems
         },
-        "p": {name: p_value(tests[name]["p"] if name in tests else None) for name in systems} if tests else {},
+        "p": {name: p_value(tests.get(name)) for name in systems} if tests else {},
         "chrF": _means(systems, lambda row: row["chrf"], 2) if "chrf" in content["rows"][0] else {},
         "validation bits per token": _means(systems, best_bits, 3),
     }
     return {title: cells for title, cells in columns.items() if cells}
+
+
+def _tests(content: dict[str, Any], systems: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """The p of the systems whose translations are there by every seed, as they are not of rows that were restored."""
+    tests = content.get("bootstrap", {})
+    return {name: test["p"] for name, test in tests.items() if test["seeds"] == len(systems[name])}
 
 
 def _means(systems: dict[str, list[dict[str, Any]]], metric: Any, digits: int) -> dict[str, str]:
@@ -128,6 +134,6 @@ def _tuning(content: dict[str, Any]) -> str:
 def _notes(content: dict[str, Any]) -> list[str]:
     """What limits the reading of a table."""
     notes = [ONE_SEED] if len({row["seed"] for row in content["rows"]}) == 1 else []
-    notes += [BOOTSTRAP] if content.get("bootstrap") else []
+    notes += [BOOTSTRAP] if _tests(content, by_system(content)) else []
     notes += [f"Not measured yet: {'; '.join(content['missing'])}."] if content.get("missing") else []
     return notes + {"small": [FAR], "cpu": [PILOT]}.get(content["size"], [])
