@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from examples.results.report import unique
-from examples.results.translation.experiments import BASELINE, DATA, SIZES, SYSTEMS, prepare, train_and_score, tune
+from examples.results.translation.experiments import (
+    BASELINE,
+    DATA,
+    SIZES,
+    SYSTEMS,
+    Settings,
+    prepare,
+    train_and_score,
+    tune,
+)
 from examples.results.translation.outputs import sampled, sentence_statistics
 from examples.results.translation.table import pictures, section
 
@@ -42,11 +51,12 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     data_bin = prepare(options.dataset, options.data, options.out, SIZES[options.size].pieces)
     reference = data_bin / "text" / f"test.{DATA[options.dataset].target}"
 
+    where = (options.size, data_bin, options.out, options.updates)
+    chosen: dict[str, Settings] = {}
+
     def run(seed: int, name: str) -> tuple[dict[str, Any], list[str]]:
-        where = (name, options.size, seed, data_bin, options.out, options.updates)
         try:
-            settings = tune(name, options.size, options.seeds[0], *where[3:]) if options.tune else None
-            row, translations = train_and_score(options.dataset, *where, settings)
+            row, translations = train_and_score(options.dataset, name, seed, *where, chosen.get(name))
         except SystemExit as error:  # others go on
             print(f"{name}, seed {seed}: {error}", flush=True)
             raise
@@ -57,6 +67,9 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     statistics: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     with ThreadPoolExecutor(options.jobs) as pool:
+        if options.tune:
+            tuned = pool.map(lambda name: tune(name, options.seeds[0], *where), options.systems)
+            chosen.update(zip(options.systems, tuned, strict=True))
         for row, translations in pool.map(run, *zip(*planned, strict=True)):
             rows.append(row)
             if translations:

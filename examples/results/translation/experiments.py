@@ -185,7 +185,7 @@ def folder_of(name: str, size: str, seed: int, options: list[str], data_bin: Pat
     return out / f"{size}-seed{seed}" / f"{slug}-{digest(options, DECODING, data_bin.name)[:8]}"
 
 
-def tune(name: str, size: str, seed: int, data_bin: Path, out: Path, updates: int | None = None) -> Settings:
+def tune(name: str, seed: int, size: str, data_bin: Path, out: Path, updates: int | None = None) -> Settings:
     """The settings of ``GRID`` with the best validation metric; only their training keeps its checkpoints."""
     updates = updates or SIZES[size].updates
     metric = SIZES[size].select
@@ -223,8 +223,8 @@ def discard(folder: Path) -> None:
 def train_and_score(
     data: str,
     name: str,
-    size: str,
     seed: int,
+    size: str,
     data_bin: Path,
     out: Path,
     updates: int | None = None,
