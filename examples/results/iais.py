@@ -34,7 +34,6 @@ SETTINGS = {
     "num_layers": 2,
     "dropout": 0.0,
     "hard_negatives": 1,
-    "random_steps": 100,
     "anchors_per_forward": 8,
     "lr": 5e-4,
     "warmup_steps": 40,

@@ -43,13 +43,16 @@ DATASETS = {
     "coco_val2017_regions": Dataset(
         "coco_val2017_regions",
         "Regions are boxes drawn and labelled by people, without pixels: their features are the class and the box.",
-        {"max_regions": 20, "batch_size": 16, "negative_size": 47, "num_steps": 1000, "validate_every": 500},
+        {
+            **{"max_regions": 20, "batch_size": 16, "negative_size": 47, "random_steps": 100},
+            **{"num_steps": 1000, "validate_every": 500},
+        },
     ),
     **{
         f"tuxpaint_stamps_{language}": Dataset(
             STAMPS,
             PIXELS.format(language=name),
-            {"batch_size": 8, "negative_size": 7, "num_steps": 600, "validate_every": 100},
+            {"batch_size": 8, "negative_size": 7, "random_steps": 400, "num_steps": 800, "validate_every": 100},
             language,
         )
         for language, name in (("en", "English"), ("de", "German"))

@@ -16,7 +16,7 @@ from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.pretrained import fingerprint
-from fairseq_ext.training.progress import warn
+from fairseq_ext.training.progress import say, warn
 from fairseq_ext.training.runs import Experiment, run_name
 from fairseq_ext.training.settings import Settings
 from vision_language.muka.convergence import refuse_too_few, shortfall
@@ -123,7 +123,7 @@ def _run(
     of_training = (tokens["train"], signals["train"], validate, out, settings, accelerator)
     record = fit(options, task.objective, *of_training, task.select, until)
     if student and (lacking := shortfall(record["history"], record["converged"])):
-        warn(f"{out}: {lacking}")
+        (say if record["converged"] is None else warn)(f"{out}: {lacking}")
     if "test" in gold:
         test = logits("test")
         metrics = {"test_accuracy": accuracy(test, gold["test"])}
