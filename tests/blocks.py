@@ -204,7 +204,8 @@ def blocks() -> list[Block]:
         *(
             Block(name, getattr(losses, name), (logits, classes), {"class_counts": counts}, largest=WEIGHED,
                   unsupported=values)
-            for name in ("reweighted_cross_entropy", "focal_loss", "class_balanced_softmax_loss")
+            for name in ("reweighted_cross_entropy", "focal_loss", "class_balanced_softmax_loss",
+                         "logit_adjusted_cross_entropy")
         ),
         *(
             Block(name, getattr(losses, name), (logits, probabilities), fixed=(1,), unsupported=script)

@@ -107,6 +107,7 @@ RUN: dict[str, Callable[..., Any]] = {
     "reweighted_cross_entropy": lambda **o: losses.reweighted_cross_entropy(LOGITS, CLASSES, COUNTS, **o),
     "focal_loss": lambda **o: losses.focal_loss(LOGITS, CLASSES, COUNTS, **o),
     "class_balanced_softmax_loss": lambda **o: losses.class_balanced_softmax_loss(LOGITS, CLASSES, COUNTS, **o),
+    "logit_adjusted_cross_entropy": lambda **o: losses.logit_adjusted_cross_entropy(LOGITS, CLASSES, COUNTS, **o),
     "class_weights": lambda **o: losses.class_weights(COUNTS, **o),
     "soft_target_cross_entropy": lambda **o: losses.soft_target_cross_entropy(LOGITS, PROBABILITIES, **o),
     "soft_target_kl": lambda **o: losses.soft_target_kl(LOGITS, PROBABILITIES, **o),
@@ -203,6 +204,7 @@ OPTIONS: dict[str, dict[str, Change]] = {
     "reweighted_cross_entropy": BALANCED,
     "focal_loss": {"gamma": (2.0, 0.5), **BALANCED},  # arXiv:1708.02002
     "class_balanced_softmax_loss": {"beta": (0.9999, 0.9), **BALANCED},  # arXiv:1901.05555
+    "logit_adjusted_cross_entropy": {"tau": (1.0, 0.5), **BALANCED},  # arXiv:2007.07314
     "class_weights": {"beta": (0.9999, 0.9)},
     "soft_target_cross_entropy": SOFT,
     "soft_target_kl": SOFT,

@@ -25,7 +25,7 @@ from fairseq_ext.training.settings import digest
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PARTS = (
-    *("translation", "cross_view", "inference_dtype", "language_model", "renode", "label_graph"),
+    *("translation", "cross_view", "inference_dtype", "language_model", "renode", "renode_large", "label_graph"),
     *("graph_classification", "iais", "muka", "muka_merging", "image_classification", "captioning", "benchmarks"),
 )
 

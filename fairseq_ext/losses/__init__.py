@@ -20,6 +20,7 @@ from fairseq_ext.losses.imbalance import (
     class_balanced_softmax_loss,
     class_weights,
     focal_loss,
+    logit_adjusted_cross_entropy,
     reweighted_cross_entropy,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "focal_loss",
     "fused_linear_encouraging_loss",
     "halted_focal_loss",
+    "logit_adjusted_cross_entropy",
     "matrix_kl",
     "mirror_bonus_loss",
     "reduce_weighted",

@@ -1,4 +1,4 @@
-r"""Losses for classes of unequal size: re-weighted cross-entropy, focal loss, class-balanced softmax.
+r"""Losses for classes of unequal size: re-weighted and logit-adjusted cross-entropy, focal, class-balanced softmax.
 
 Each takes the number n_c of training examples of every class, and a weight for each example beside it:
 
@@ -21,7 +21,10 @@ from torch import Tensor
 from fairseq_ext.losses.common import one_hot, reduce_weighted, require, sigmoid_power
 from fairseq_ext.precision import compute_dtype
 
-__all__ = ["class_balanced_softmax_loss", "class_weights", "focal_loss", "reweighted_cross_entropy"]
+__all__ = [
+    *("class_balanced_softmax_loss", "class_weights", "focal_loss", "logit_adjusted_cross_entropy"),
+    "reweighted_cross_entropy",
+]
 
 
 def class_weights(class_counts: Tensor, beta: float = 0.9999) -> Tensor:
@@ -80,6 +83,37 @@ def reweighted_cross_entropy(
     counts = _check(input, target, class_counts)
     loss = F.cross_entropy(input.to(counts.dtype), target, reduction="none")
     return reduce_weighted((counts.mean() / counts)[target] * loss, sample_weight, reduction)
+
+
+def logit_adjusted_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    class_counts: Tensor,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+    *,
+    tau: float = 1.0,
+) -> Tensor:
+    r"""Cross-entropy of logits that training shifts by the logarithm of the class frequency, and prediction does not.
+
+    .. math::
+        l = -\log \frac{n_y^\tau e^{z_y}}{\sum_c n_c^\tau e^{z_c}}
+
+    so that a rare class needs a larger margin over a frequent one than the other way round. Aditya Krishna Menon,
+    Sadeep Jayasumana, Ankit Singh Rawat, Himanshu Jain, Andreas Veit, Sanjiv Kumar, "Long-tail learning via logit
+    adjustment", arXiv:2007.07314.
+
+    Args:
+        input, target, class_counts, sample_weight, reduction: as :func:`reweighted_cross_entropy`.
+        tau: strength of the shift. Default 1, as the paper; 0 is cross-entropy.
+
+    Raises:
+        ValueError: as :func:`reweighted_cross_entropy`, or a negative tau.
+    """
+    require("tau", tau, 0 <= tau < math.inf, "at least 0")
+    counts = _check(input, target, class_counts)
+    logits = input.to(counts.dtype) + tau * counts.log()
+    return reduce_weighted(F.cross_entropy(logits, target, reduction="none"), sample_weight, reduction)
 
 
 def focal_loss(

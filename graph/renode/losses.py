@@ -14,6 +14,7 @@ from fairseq_ext.losses import (
     class_balanced_softmax_loss,
     encouraging_loss,
     focal_loss,
+    logit_adjusted_cross_entropy,
     reduce_weighted,
     reweighted_cross_entropy,
 )
@@ -26,7 +27,7 @@ __all__ = ["LOSSES", "Loss", "LossOptions", "make_loss"]
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Of logits, classes and weights: the mean of weight times loss."""
 
-LOSSES = ("ce", "re-weight", "focal", "cb-softmax", "encouraging")
+LOSSES = ("ce", "re-weight", "focal", "cb-softmax", "logit-adjusted", "encouraging")
 
 
 def _others(name: str) -> dict[str, tuple[str, ...]]:
@@ -52,8 +53,8 @@ def make_loss(name: str, class_counts: Any, *, gamma: float = 2.0, beta: float =
 
     Args:
         name: one of ``LOSSES``.
-        class_counts: labelled nodes of each class (a tensor, an array or a list), for ``re-weight``, ``focal`` and
-            ``cb-softmax``.
+        class_counts: labelled nodes of each class (a tensor, an array or a list), for ``re-weight``, ``focal``,
+            ``cb-softmax`` and ``logit-adjusted``.
         gamma: of ``focal``.
         beta: of ``cb-softmax``.
         log_end: of ``encouraging``.
@@ -79,6 +80,7 @@ def make_loss(name: str, class_counts: Any, *, gamma: float = 2.0, beta: float =
         "re-weight": balanced(reweighted_cross_entropy),
         "focal": balanced(focal_loss, gamma=gamma),
         "cb-softmax": balanced(class_balanced_softmax_loss, beta=beta),
+        "logit-adjusted": balanced(logit_adjusted_cross_entropy),
         "encouraging": plain(encouraging_loss, log_end=log_end),
     }
     loss = losses[choose("--loss", name, LOSSES)]

@@ -91,7 +91,7 @@ STORED = [read_json(file) for file in sorted((report.DOCS / "results").glob("*.j
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        *(("multi30k_small", "curve"), ("renode_Photo_longer", "on"), ("label_graph_mams_acsa", "runs")),
+        *(("multi30k_small", "curve"), ("renode_Photo", "on"), ("label_graph_mams_acsa", "runs")),
         *(("iais_coco_val2017_regions", "system"), ("muka_heterogeneous", "runs"), ("images_attacks", "runs")),
         *(("captioning_coco_val2017_regions", "runs"), ("benchmarks_stock", "ratio"), ("images_mnist_r100", "system")),
         ("graph_classification_NCI1", "runs_of"),
@@ -149,10 +149,20 @@ def test_renode_pairs_runs_by_name():
     cell = {"dataset": "Cora", "model": "gcn", "loss": "ce", "split": "balanced"}
     rows = [{**cell, "off": runs(0.5, 0.7, 0.5, 0.7), "on": runs(0.54, 0.7, 0.54, 0.7)}]
     shared = {"environment": ENVIRONMENT, "command": "renode", "rows": rows}
-    text = renode.section([{**shared, "recipe": "released"}, {**shared, "recipe": "longer"}])
-    assert "Cora, trained longer" in text and "`--lr-decay 0.99 --patience 60`" in text
+    choices = [{"options": typed, "valid_f1": f1} for typed, f1 in (("", [0.5, 0.7]), ("--lr 0.1", [0.8, 0.6]))]
+    converged = {**shared, "recipe": "converged", "choices": choices}
+    text = renode.section([{**shared, "recipe": "released"}, converged])
+    assert "`--lr-decay 1 --epochs 150 --patience 60 --normalize-features --lr 0.1`" in text
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert [heading.rpartition(", ")[2] for heading in headings[::2]] == ["trained to convergence", "Cora"]
+    # 20 epochs at the full rate, then a geometric series down to the least one
+    assert headings[1].startswith("## ReNode: why") and "as far as 40 at the full rate" in text
+    assert "| none | 60.0 ± 10.0 |" in text and "| `--lr 0.1` | **70.0 ± 10.0** |" in text
     assert "on average in 1 of 1 rows; it gains in 0 and loses in 0. With Holm's" in text
-    assert "The released recipe: at most 200 epochs, ended by 20 without" in text and "ended by 60 without" in text
+    assert (
+        "The released recipe: at most 200 epochs, ended by 20 without" in text
+        and "at most 150 epochs, ended by 60" in text
+    )
     # two splits, with gains of 4 and 0: the runs of a split share its nodes and are one pair
     expected = "60.0 ± 10.0 | 62.0 ± 8.0 | +2.00 [-23.41, +27.41] | 0.500 | 2/4 | 30.0 ± 5.0 | 31.0 ± 4.0 | +1.00 ["
     assert f"| gcn | ce | balanced | {expected}" in text and "## ReNode: node classification, Cora" in text

@@ -25,13 +25,15 @@ from examples.results import (
     muka_merging,
     muka_teachers,
     renode,
+    renode_large,
+    renode_recipes,
     report,
 )
 from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import write_json
 from fairseq_ext.training.flags import Runs
-from graph.renode.options import TrainRuns
+from graph.renode.options import LargeRuns
 from vision_language.iais.data import Image, RegionData, read_splits
 
 ENVIRONMENT = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch": "2"}
@@ -144,10 +146,11 @@ class Trainer:
     def __call__(self, options: Any, out: Any, *, seed: int = 1, runs: int = 1) -> SimpleNamespace:
         self.calls.append(options)
         names = (
-            list(out.seeds) if isinstance(out, (Runs, TrainRuns)) else [f"seed{n}" for n in range(seed, seed + runs)]
+            list(out.seeds) if isinstance(out, (Runs, LargeRuns)) else [f"seed{n}" for n in range(seed, seed + runs)]
         )
         recorded = {**ENVIRONMENT, "call": len(self.calls)}
-        figures = {**dict.fromkeys(self.metrics, float(len(self.calls))), "environment": recorded}
+        history = [{"epoch": 1, "f1": 0.5}]
+        figures = {"history": history, **dict.fromkeys(self.metrics, float(len(self.calls))), "environment": recorded}
         return SimpleNamespace(runs={name: figures for name in (*names, *self.extra)})
 
 
@@ -236,8 +239,9 @@ def test_label_graph_rows(monkeypatch, tmp_path):
 
 
 def test_renode_rows(monkeypatch, tmp_path):
-    trainer = Trainer(("weighted_f1", "macro_f1", "totoro"), extra=("split9-init9",))
+    trainer = Trainer(("weighted_f1", "macro_f1", "totoro", "valid_f1"), extra=("split9-init9",))
     monkeypatch.setattr(renode, "run", trainer)
+    monkeypatch.setattr(renode_recipes, "run", trainer)
     monkeypatch.setattr(renode, "copied", lambda source, target: None)
     options = defaults("renode", data=tmp_path, out=tmp_path, datasets=["Cora"], models=["gcn", "sage"], splits=2)
     (content,) = renode.measure(argparse.Namespace(**{**vars(options), "losses": ["ce", "focal"], "inits": 1}))
@@ -251,10 +255,34 @@ def test_renode_rows(monkeypatch, tmp_path):
             assert (chosen.imbalance == "step") == (ratio is not None) and ratio in (None, chosen.imbalance_ratio)
             assert list(row[side]) == ["split0-init0", "split1-init0"]
             assert row[side]["split1-init0"]["weighted_f1"] == number
-    (content,) = renode.measure(argparse.Namespace(**{**vars(options), "recipe": "longer", "losses": ["ce"]}))
-    assert content["name"] == "renode_Cora_longer" and trainer.calls[-1].lr_decay == 0.99
+    assert not content["choices"]
+    ce = {"recipe": "converged", "losses": ["ce"]}
+    (content,) = renode.measure(argparse.Namespace(**{**vars(options), **ce}))
+    assert content["name"] == "renode_Cora_converged" and len(content["choices"]) == len(renode_recipes.CHOICES)
+    numbers = [int(choice["valid_f1"][0]) for choice in content["choices"]]
+    assert numbers == [*range(numbers[0], len(trainer.calls) + 1)], "the last ones"
+    tried, trained = trainer.calls[numbers[0] - 1 :], trainer.calls[numbers[0] - 2]
+    assert all(choice.renode == "off" and choice.imbalance == "none" for choice in tried), "of the baseline"
+    assert trained.normalize_features and (trained.lr, trained.lr_decay) == (0.1, 1.0)
+    assert content["rows"][0]["off"]["split0-init0"]["curve"] == [[1, 0.5]]
     with pytest.raises(OptionError, match="--models: the table of Cora has gcn"):
         list(renode.measure(argparse.Namespace(**{**vars(options), "models": ["no"]})))
+
+
+def test_renode_large_rows(monkeypatch, tmp_path):
+    trainer = Trainer(renode_large.METRICS)
+    monkeypatch.setattr(renode_large, "run", trainer)
+    options = defaults("renode_large", data=tmp_path, out=tmp_path, datasets=["wordnet"], splits=3)
+    (content,) = renode_large.measure(options)
+    assert [row["system"] for row in content["rows"]] == list(renode_large.ARMS)
+    weighting = [(call.renode, call.totoro, call.w_min, call.w_max) for call in trainer.calls]
+    exact = ("on", "exact", 0.75, 1.25)
+    assert weighting == [("off", *exact[1:]), exact, ("on", "exact", 0.5, 1.5), ("on", "push-softmax", 0.75, 1.25)]
+    assert {call.train_each for call in trainer.calls} == {16} and "--train-each 16" in content["options"]
+    assert list(content["rows"][0]["runs"]) == [f"split{split}-init0" for split in range(3)]
+    text = renode_large.section([{**content, "command": "renode_large"}])
+    assert "| wordnet | off | 100.0 ± 0.0 | | | | 100.0 ± 0.0 | |" in text
+    assert "| wordnet | exact | 200.0 ± 0.0 | +100.00 [+100.00, +100.00] | < 0.001 | 3/3 | 200.0 ± 0.0 | +100" in text
 
 
 def test_graph_classification_rows(monkeypatch, tmp_path):

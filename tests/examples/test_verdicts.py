@@ -148,6 +148,33 @@ def test_renode_is_judged_where_the_baseline_has_learned():
     assert causes("renode", renode("Computers", 0.799)) == causes("renode", renode("Photo", 0.89)) == [{"recipe"}]
     assert causes("renode", renode("Cora", 0.5, apart=0.11)) == [{"recipe"}], "runs of a split that end apart"
     assert verdicts("renode", renode("Cora", 0.5, apart=0.09)) == [Verdict.REPRODUCED]
+    rising = renode("Cora", 0.5)
+    for run in rising["rows"][0]["off"].values():
+        run["curve"] = [[10, 0.4], [80, 0.5], [100, 0.51]]
+    assert causes("renode", rising) == [{"budget"}], "validation still improves"
+
+
+def test_the_released_recipe_gives_way_to_one_that_has_learned():
+    """Both have a line, but only one of them tells of Totoro."""
+    rising = (0.01, 0.02, 0.03, 0.04, 0.05)
+    released, converged = renode("Photo", 0.7, gains=rising), renode("Photo", 0.95, gains=rising)
+    converged["recipe"] = "converged"
+    first, second, relation = claims_of("renode", [released, converged])
+    assert first.here == "Photo, as released" and first.verdict is Verdict.NOT_TESTABLE
+    assert second.here == relation.here == "Photo, trained to convergence" and second.verdict is Verdict.REPRODUCED
+
+
+def test_renode_at_scale_is_judged_by_the_exact_scores():
+    def runs(level: float) -> dict[str, Any]:
+        return {
+            f"split{n}-init0": {"weighted_f1": level + n * level / 50, "curve": [[9, 0.3], [10, 0.3]]} for n in range(3)
+        }
+
+    rows = [{"system": name, "runs": runs(level)} for name, level in (("off", 0.5), ("exact", 0.52), ("push", 0.4))]
+    assert verdicts("renode_large", {"dataset": "wordnet", "rows": rows}) == [Verdict.REPRODUCED]
+    for run in rows[0]["runs"].values():
+        run["curve"] = [[1, 0.2], [8, 0.3], [10, 0.31]]
+    assert verdicts("renode_large", {"dataset": "wordnet", "rows": rows}) == [Verdict.NOT_TESTABLE]
 
 
 def test_the_splits_are_the_pairs_of_renodes_whole_grid():
@@ -164,7 +191,7 @@ def test_the_data_sets_are_the_pairs_of_totoros_claim():
     contents = [renode(name, 0.7, gains=rising) for name in ("Cora", "CiteSeer", "Photo", "x")]
     *_, judged = claims_of("renode", contents)
     assert judged.paired and judged.paired[:4] == (1.0, 1.0, 1.0, 3) and judged.verdict is Verdict.REPRODUCED
-    assert judged.here == "Cora, CiteSeer, x" and judged.limits[0].text.startswith("Photo: left out")
+    assert judged.here == "Cora, CiteSeer, x" and judged.limits[0].text.startswith("Photo, as released: left out")
 
 
 def label_graph(svm: float, soft: float) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fairseq_ext.losses import (
     class_balanced_softmax_loss,
     class_weights,
     focal_loss,
+    logit_adjusted_cross_entropy,
     reduce_weighted,
     reweighted_cross_entropy,
 )
@@ -35,7 +36,7 @@ RELEASED = {
     "cb_softmax_b0.9": partial(class_balanced_softmax_loss, beta=0.9),
     "cb_softmax_b0.99": partial(class_balanced_softmax_loss, beta=0.99),
 }
-LOSSES = [reweighted_cross_entropy, focal_loss, class_balanced_softmax_loss]
+LOSSES = [reweighted_cross_entropy, focal_loss, class_balanced_softmax_loss, logit_adjusted_cross_entropy]
 every_loss = pytest.mark.parametrize("loss", LOSSES)
 
 
@@ -94,11 +95,17 @@ def test_textbook_forms(seed):
     near_one = class_balanced_softmax_loss(logits, target, counts, reduction="none", beta=1 - 1e-9)
     torch.testing.assert_close(near_one, limit[target] * softmax_binary, rtol=1e-6, atol=0)
 
+    # as the paper's log(1 + Σ (n_c / n_y)^τ exp(z_c - z_y)) over the other classes
+    ratio = (counts.double() / counts[target, None]).sqrt() * (logits - logits.gather(1, target[:, None])).exp()
+    expected = ((1 - one_hot) * ratio).sum(1).log1p()
+    shifted = logit_adjusted_cross_entropy(logits, target, counts, reduction="none", tau=0.5)
+    torch.testing.assert_close(shifted, expected)
+
 
 def test_equal_classes_give_plain_cross_entropy():
     logits, target, _ = problem()
-    loss = reweighted_cross_entropy(logits, target, torch.full((4,), 20))
-    torch.testing.assert_close(loss, F.cross_entropy(logits, target))
+    for loss in (reweighted_cross_entropy, logit_adjusted_cross_entropy):
+        torch.testing.assert_close(loss(logits, target, torch.full((4,), 20)), F.cross_entropy(logits, target))
 
 
 @every_loss
@@ -113,6 +120,7 @@ def test_extreme_logits_stay_exact(loss, size):
         focal_loss: size + 2 * 0.25 * math.log(2),
         # -log p_y is `size`, and so is -log(1 - p) of the wrong class, less log 2
         class_balanced_softmax_loss: (2 * size - math.log(2)) / 3,
+        logit_adjusted_cross_entropy: size,
     }[loss]
     torch.testing.assert_close(value[1].item(), wrong, rtol=1e-5, atol=0)
     value.sum().backward()
@@ -159,6 +167,8 @@ def test_option_refusals():
         focal_loss(logits, target, counts, gamma=-1)
     with pytest.raises(ValueError, match="beta must be in"):
         class_balanced_softmax_loss(logits, target, counts, beta=1.0)
+    with pytest.raises(ValueError, match="tau must be at least 0"):
+        logit_adjusted_cross_entropy(logits, target, counts, tau=-1.0)
     with pytest.raises(ValueError, match="at least 2 classes"):
         class_balanced_softmax_loss(logits[:, :1], torch.zeros(5, dtype=torch.long), counts[:1])
 

@@ -8,7 +8,7 @@ from typing import Any
 from examples.results.paired import Paired
 from examples.results.renode import RELATION_HEADING, heading, related
 from examples.results.renode_gains import METRIC, different, gain_by_split, pairs, relation, split_of, title
-from examples.results.verdicts import Claim, Limit
+from examples.results.verdicts import Claim, Limit, unfinished
 
 __all__ = ["claims"]
 
@@ -68,7 +68,9 @@ def _limits(content: dict[str, Any]) -> list[Limit]:
     balanced = [row for row in rows if (row["loss"], row["split"]) == ("ce", "balanced")]
     reached = max((100 * fmean(run[METRIC] for run in row["off"].values()) for row in balanced), default=0.0)
     spread = median(map(_spread, rows))
-    limits = []
+    curves = [run["curve"] for row in rows for run in row["off"].values() if "curve" in run]
+    short = unfinished([(epoch, -f1) for epoch, f1 in curve] for curve in curves)
+    limits = [short] if short else []
     if reached < floor:
         what = f"the baseline reaches {reached:.1f} F1 on balanced labels"
         limits.append(Limit("recipe", f"{what}: one that reaches {floor:g} is needed", True))
