@@ -328,7 +328,7 @@ def test_bleu_by_length_counts_words_of_the_source(tmp_path):
 def content(dataset: str, **changes: Any) -> dict[str, Any]:
     groups = {"bleu_by_length": [[5, 200, 40.0], [9, 200, 38.0], [20, 200, 30.0]]}
     rows = [
-        {**scored(system, seed, 30 + seed / 10 + gain, 3.0), **groups, "updates": 4500}
+        {**scored(system, seed, 30 + seed / 10 + gain, 3.0), **groups, "updates": 6000}
         for seed in (1, 2, 3)
         for system, gain in (("Transformer", 0.0), ("MUSE", 1 + seed / 10))
     ]
@@ -358,7 +358,7 @@ def test_each_data_set_has_a_table_and_a_verdict(tmp_path):
     assert linked(text) == {f"{name}_cpu{end}.png" for name in experiments.DATA for end in ("", "_curves", "_lengths")}
     assert all((folder / picture).exists() for picture in linked(text))
     muse = claims_of("translation", [content(name) for name in experiments.DATA])
-    assert [claim.here for claim in muse] == ["Multi30k, 4,500 updates", "LibreOffice help, 4,500 updates"]
+    assert [claim.here for claim in muse] == ["Multi30k, 6,000 updates", "LibreOffice help, 6,000 updates"]
     assert [claim.paired.pairs for claim in muse] == [3, 3]
     tuned = content("multi30k", tuned=True, name="multi30k_cpu_tuned")
     assert [claim.heading[-5:] for claim in claims_of("translation", [content("multi30k"), tuned])] == ["tuned"]
