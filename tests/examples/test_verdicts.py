@@ -194,18 +194,23 @@ def test_the_data_sets_are_the_pairs_of_totoros_claim():
     assert judged.here == "Cora, CiteSeer, x" and judged.limits[0].text.startswith("Photo, as released: left out")
 
 
-def label_graph(svm: float, soft: float) -> dict[str, Any]:
+def label_graph(svm: float, soft: float, on_states: float | None = None) -> dict[str, Any]:
     def runs(*scores: float) -> dict[str, Any]:
         return {f"seed{n}": {"micro_f1": score} for n, score in enumerate(scores)}
 
     scores = {"linear SVM, TF-IDF": (svm,), "attention network": (0.4, 0.41, 0.42)}
     scores |= {"+ label graph": (0.4,) * 3, "+ soft training": (soft, soft + 0.01, soft + 0.03)}
+    if on_states:
+        scores |= {"MiniLM": (0.4, 0.41, 0.42), "MiniLM + soft training": (on_states, on_states + 0.01, on_states)}
     return {"rows": [{"dataset": "d", "system": system, "runs": runs(*each)} for system, each in scores.items()]}
 
 
 def test_the_label_graph_is_judged_where_networks_reach_a_linear_model():
     assert verdicts("label_graph", label_graph(svm=0.51, soft=0.5)) == [Verdict.REPRODUCED]
     assert causes("label_graph", label_graph(svm=0.52, soft=0.5)) == [{"recipe"}]
+    words, states = claims_of("label_graph", [label_graph(svm=0.52, soft=0.5, on_states=0.6), {"ablation": "d"}])
+    assert (words.verdict, states.verdict) == (Verdict.NOT_TESTABLE, Verdict.REPRODUCED)
+    assert words.here == "d, both or neither" and states.here == "d on the states of MiniLM, both or neither"
 
 
 def graphs(plain: float, bonus_epochs: int = 50) -> dict[str, Any]:
