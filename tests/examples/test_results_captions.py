@@ -157,6 +157,9 @@ def test_what_is_complete_is_told_after_every_training(programs, tmp_path):
     assert "- top-k 4: seed1 +" in text and "67 % equal" in text
     assert "most frequent caption" in text and "{" not in text
     assert "Not measured yet: top-k 4, seed 1; dense, seed 2" in captioning.section([{**contents[0], "command": ""}])
+    assert "The chosen epoch" not in text
+    rows["dense"]["seed2"]["counts"] |= {"images": 40, "distinct": 3}
+    assert "fewer than 10 % of the images differently: dense, seed2." in captioning.section([last])
     captioning.pictures([last], tmp_path)
     assert (tmp_path / "captioning_coco_val2017_regions.png").stat().st_size > 5_000
 

@@ -323,13 +323,19 @@ def test_tails_are_judged_where_the_head_is_learned(many, expected):
 
 
 def test_captions_are_judged_when_their_loss_is_flat():
-    def runs(gain: float, last: float) -> dict[str, Any]:
+    def runs(gain: float, last: float, distinct: int) -> dict[str, Any]:
         curves = {"nll_loss": [[80, 4.0], [100, last]]}
-        return {f"seed{n}": {"cider_d": 0.8 + gain * (1 + n / 10), "curves": curves} for n in range(3)}
+        scored = {"counts": {"images": 100, "distinct": distinct}, "curves": curves}
+        return {f"seed{n}": {"cider_d": 0.8 + gain * (1 + n / 10), **scored} for n in range(3)}
 
-    def content(last: float) -> dict[str, Any]:
-        rows = [{"system": "dense", "runs": runs(0.0, last)}, {"system": "top-k 4", "runs": runs(0.1, last)}]
+    def content(last: float, distinct: int = 10) -> dict[str, Any]:
+        rows = [
+            {"system": "dense", "runs": runs(0.0, last, distinct)},
+            {"system": "top-k 4", "runs": runs(0.1, last, 10)},
+        ]
         return {"dataset": "coco_val2017_regions", "rows": rows}
 
     assert verdicts("captioning", content(3.97)) == [Verdict.REPRODUCED]
+    assert verdicts("captioning", content(3.97, distinct=9)) == [Verdict.NOT_TESTABLE]
+    assert causes("captioning", content(3.97, distinct=9)) == [{"recipe"}]
     assert causes("captioning", content(3.9)) == [{"budget"}]

@@ -9,10 +9,12 @@ from examples.results.paired import Paired
 from examples.results.report import commands, environments, mean_spread
 from fairseq_ext.training.plotting import limits_after_first, picture, small_multiples
 
-__all__ = ["heading", "pictures", "section"]
+__all__ = ["heading", "pictures", "same_for_all", "section"]
 
 SHOWN = {"bleu1": "BLEU-1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
 DENSE = "dense"
+SAME = 0.1
+"""Share of distinct captions below which they hardly depend on the image."""
 CURVES = {"cider": "CIDEr-D", "nll_loss": "bits a token"}
 STAMPS = (
     "Pictures to grids of 7 x 7 vectors by `fairseq-ext captions extract` (EfficientNet-Lite0; the first 128 principal "
@@ -77,7 +79,7 @@ def _table(content: dict[str, Any]) -> str:
         metrics=" | ".join(SHOWN.values()),
         lines="---|" * len(SHOWN),
         rows="\n".join(_row(row) for row in content["rows"]),
-        reading="\n\n".join(filter(None, [_people(content), _baselines(content), _seeds(content), _missing(content)])),
+        reading="\n\n".join(filter(None, [part(content) for part in READING])),
     )
 
 
@@ -147,5 +149,28 @@ def _seeds(content: dict[str, Any]) -> str:
     return "\n".join([head, "", *lines])
 
 
+def same_for_all(runs: dict[str, dict[str, Any]]) -> list[str]:
+    """The seeds whose chosen epoch has hardly more than one caption for all images."""
+    counts = {name: run["counts"] for name, run in runs.items() if name}
+    return [name for name, count in counts.items() if count["distinct"] < SAME * count["images"]]
+
+
+def _same(content: dict[str, Any]) -> str:
+    """Trainings whose selection went wrong."""
+    seeds = {row["system"]: same_for_all(row["runs"]) for row in content["rows"]}
+    parts = [f"{system}, {' and '.join(names)}" for system, names in seeds.items() if names]
+    if not parts:
+        return ""
+    return (
+        f"The chosen epoch captions fewer than {100 * SAME:.0f} % of the images differently: {'; '.join(parts)}. Their "
+        "CIDEr-D on valid is that of an early epoch with nearly one caption for all images, which later epochs, with "
+        "captions of their own for each, do not reach."
+    )
+
+
 def _missing(content: dict[str, Any]) -> str:
     return f"Not measured yet: {'; '.join(content['missing'])}." if content["missing"] else ""
+
+
+READING = (_people, _baselines, _same, _seeds, _missing)
+"""The sentences below a table."""

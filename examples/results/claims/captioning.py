@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from examples.results.captioning.table import heading
+from examples.results.captioning.table import heading, same_for_all
 from examples.results.verdicts import Claim, Limit, unfinished
 
 __all__ = ["claims"]
@@ -29,6 +29,13 @@ def claims(contents: list[dict[str, Any]]) -> list[Claim]:
 def _claim(content: dict[str, Any], arm: str, runs: dict[str, dict[str, Any]]) -> Claim:
     dense = next((row["runs"] for row in content["rows"] if row["system"] == "dense"), {})
     gains = [100 * (run["cider_d"] - dense[seed]["cider_d"]) for seed, run in runs.items() if seed in dense]
+    same = sum(len(same_for_all(trained)) for trained in (dense, runs))
+    selection = Limit(
+        "recipe",
+        f"{same} of {len(dense) + len(runs)} trainings choose an epoch with hardly more than one caption for all "
+        "images: more and longer captions to choose by",
+        decisive=True,
+    )
     short = unfinished(run["curves"]["nll_loss"] for run in dense.values())
     return Claim.of_runs(
         "Explicit Sparse Transformer",
@@ -38,5 +45,9 @@ def _claim(content: dict[str, Any], arm: str, runs: dict[str, dict[str, Any]]) -
         gains,
         "CIDEr-D",
         digits=1,
-        limits=(*([short] if short else []), STAMPS if "stamps" in content["dataset"] else WITHOUT_PIXELS),
+        limits=(
+            *([selection] if same else []),
+            *([short] if short else []),
+            STAMPS if "stamps" in content["dataset"] else WITHOUT_PIXELS,
+        ),
     )
