@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from examples.results.paired import Paired, p_value
@@ -76,11 +76,16 @@ def accuracies(content: dict[str, Any]) -> tuple[list[float], list[float]]:
     ]
 
 
+def fold_gains(plain: Mapping[str, dict[str, Any]], runs: Mapping[str, dict[str, Any]]) -> tuple[list[float], float]:
+    """The gain (points) of each fold, and its test graphs for each training graph: one fold tests, one validates."""
+    folds = len({name.split("-")[1] for name in plain})
+    return [100 * (runs[name]["test_accuracy"] - plain[name]["test_accuracy"]) for name in plain], 1 / (folds - 2)
+
+
 def paired(content: dict[str, Any]) -> Paired:
-    """The gain of a fold is a pair; of ``folds`` one tests, one validates and the others train."""
-    folds = len({name.split("-")[1] for name in content["runs_of"]["encouraging"]})
-    gains = [own - other for other, own in zip(*accuracies(content), strict=True)]
-    return Paired.of(gains, test_per_train=1 / (folds - 2))
+    """The gain of a fold is a pair."""
+    gains, ratio = fold_gains(content["runs_of"]["cross-entropy"], content["runs_of"]["encouraging"])
+    return Paired.of(gains, test_per_train=ratio)
 
 
 def section(contents: list[dict[str, Any]]) -> str:

@@ -53,6 +53,7 @@ SELECTS = "datasets"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--datasets", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="data sets")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="weightings, with off")
     parser.add_argument("--splits", type=int, default=5, help="splits")
 
 
@@ -64,7 +65,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every arm of every data set."""
     for dataset in options.datasets:
         rows, recorded = [], []
-        for arm, changes in ARMS.items():
+        for arm, changes in ((arm, ARMS[arm]) for arm in ARMS if arm in {"off", *options.arms}):
             graph = str(options.data / "graph_npz" / f"{dataset}.npz")
             chosen = LargeOptions(dataset=graph, **RECIPES[dataset], **changes)
             folder = options.out / "renode_large" / "-".join((dataset, *arm.replace(",", "").split()))

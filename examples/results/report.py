@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PARTS = (
     *("translation", "cross_view", "inference_dtype", "language_model", "renode", "renode_large", "label_graph"),
-    *("graph_classification", "iais", "muka", "muka_merging", "image_classification", "captioning", "benchmarks"),
+    *("graph_classification", "graph_log_end", "iais", "muka", "muka_merging", "image_classification", "captioning"),
+    "benchmarks",
 )
 
 LONG = 14

@@ -18,6 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from examples.results import __main__ as command
 from examples.results import (
     graph_classification,
+    graph_log_end,
     iais,
     iais_data,
     label_graph,
@@ -29,6 +30,7 @@ from examples.results import (
     renode_recipes,
     report,
 )
+from examples.results.claims import claims_of
 from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import write_json
@@ -341,6 +343,49 @@ def test_graph_classification_rows(monkeypatch, tmp_path):
     )
     text = graph_classification.section([{**content, "command": "c"}])
     assert "| 50.00 | 75.00 | +25.00 [+25.00, +25.00] | < 0.001 | 3 / 0 / 0 |" in text
+
+
+def test_graph_log_end_rows(monkeypatch, tmp_path):
+    """The new arms are trained, and stand beside the stored runs of the table on the same folds."""
+    calls, folds = [], [f"repeat0-fold{fold}" for fold in range(4)]
+
+    def runs(*scores: float) -> dict[str, dict]:
+        return {
+            name: {"test_accuracy": score, "environment": ENVIRONMENT}
+            for name, score in zip(folds, scores, strict=False)
+        }
+
+    def train(arguments: list[str]) -> None:
+        options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+        calls.append(options)
+        Path(options["--out"]).mkdir(parents=True)
+        write_json(Path(options["--out"], "results.json"), {"runs": runs(0.5, 0.5, 0.47, 0.0)})
+
+    monkeypatch.setattr(graph_log_end, "train", train)
+    monkeypatch.setattr(graph_log_end, "copied", lambda source, target: None)
+    options = defaults("graph_log_end", data=tmp_path, out=tmp_path, docs=tmp_path, datasets=["NCI1"], folds=3)
+    options.log_ends = ["1"]
+    (tmp_path / "results").mkdir()
+    stored = {"encouraging": runs(0.6, 0.6), "cross-entropy": runs(0.4, 0.5, 0.5, 0.9)}
+    write_json(tmp_path / "results" / "graph_classification_NCI1.json", {"runs_of": stored})
+    with pytest.raises(DataError, match="has no repeat0-fold2; first: python -m"):
+        list(graph_log_end.measure(options))
+    assert not calls
+    stored["encouraging"] = runs(0.6, 0.6, 0.7, 0.0)
+    write_json(tmp_path / "results" / "graph_classification_NCI1.json", {"runs_of": stored})
+    (content,) = graph_log_end.measure(options)
+    assert [(call["--log-end"], call["--folds"]) for call in calls] == [("1", "3")]
+    assert {arm: list(own) for arm, own in content["runs_of"].items()} == dict.fromkeys(
+        ("cross-entropy", "0.5", "1"), folds[:3]
+    )
+    content["command"] = "c"
+    text = graph_log_end.section([content])
+    # differences of 10, 0 and -3 points; of three folds one tests and one trains, so their variance counts 4/3 times
+    assert "| NCI1 | 1 | 49.00 | +2.33 [-31.49, +36.15] | 0.795 | 1 / 1 / 1 | -0.15 |" in text
+    (claim,) = claims_of("graph_log_end", [content])
+    assert claim.published == 0.66 and claim.paired.mean == pytest.approx(43 / 3)
+    graph_log_end.pictures([content], tmp_path)
+    assert (tmp_path / "graph_log_end.png").stat().st_size > 1000
 
 
 MUKA_ROWS = {

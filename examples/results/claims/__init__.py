@@ -15,8 +15,8 @@ from examples.results.verdicts import Claim
 __all__ = ["PARTS", "claims_of"]
 
 PARTS = (
-    *("translation", "language_model", "captioning", "image_classification", "graph_classification", "renode"),
-    *("renode_large", "label_graph", "iais", "muka"),
+    *("translation", "language_model", "captioning", "image_classification", "graph_classification", "graph_log_end"),
+    *("renode", "renode_large", "label_graph", "iais", "muka"),
 )
 """Parts with claims, in the order of the page."""
 

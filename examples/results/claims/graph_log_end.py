@@ -1,0 +1,30 @@
+"""Encouraging loss on graphs by where its bonus turns linear: that all the way hurts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from examples.results.graph_log_end import HEADING, PUBLISHED, paired
+from examples.results.verdicts import Claim
+
+__all__ = ["claims"]
+
+
+def claims(contents: list[dict[str, Any]]) -> list[Claim]:
+    """One a data set in which log_end 1 is measured."""
+    return [_claim(content) for content in contents if "1" in content["runs_of"]]
+
+
+def _claim(content: dict[str, Any]) -> Claim:
+    of = PUBLISHED[content["dataset"]]
+    gain = round(of["0.5"] - of["1"], 2)
+    return Claim(
+        "Encouraging loss, graphs",
+        f"log_end 0.5 over 1: {gain:+g} accuracy (plot)",
+        content["dataset"],
+        HEADING,
+        paired(content, "0.5", "1"),
+        "points",
+        pairs="folds",
+        published=gain,
+    )
