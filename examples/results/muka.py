@@ -13,7 +13,7 @@ from examples.results.report import environments, mean_spread, unique
 from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.runs import run_name
 from vision_language.muka.cache import TeacherCache
-from vision_language.muka.convergence import FLAT, WINDOW
+from vision_language.muka.convergence import FLAT, FLOOR, WINDOW
 from vision_language.muka.evaluate import diagnose_teachers, evaluate_classifiers
 from vision_language.muka.options import AmalgamationOptions, DiagnosisOptions
 from vision_language.muka.train import amalgamate
@@ -56,8 +56,8 @@ chooses the right teacher for {selection:.1f} % of the test texts.{divergence}
 """
 BUDGET = f"""teachers
 have epochs {{epochs}}, students train until they converge, for at most {{until_converged}} epochs: until the best loss
-against the teachers on the validation texts, without labels, falls by no more than {100 * FLAT:g} % over {WINDOW}
-validations, one each {VALIDATE_EVERY} steps"""
+against the teachers on the validation texts, without labels, falls by no more than {100 * FLAT:g} %, or {FLOOR:g},
+over {WINDOW} validations, one each {VALIDATE_EVERY} steps"""
 DIVERGENCE = (
     "\nDivergence from the supervised model: soft targets {soft:.3f}, hard {hard:.3f}, ensemble {ensemble:.3f}."
 )

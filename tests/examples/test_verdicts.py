@@ -287,6 +287,8 @@ def test_muka_is_judged_where_a_student_learns_from_its_teachers():
         first, _ = claims_of("muka", contents)
         assert first.verdict is Verdict.REPRODUCED and first.heading.endswith("until converged")
         assert "1 of 9 students had not converged after 8 epochs" in first.limits[0].text
+    converged["rows"] = [row for row in converged["rows"] if row["system"] != "MUKI, hard"]
+    assert claims_of("muka", [muka(), converged]) == claims_of("muka", [muka()]) and not claims_of("muka", [converged])
 
 
 def images(experiment: str, **rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,21 +8,24 @@ from typing import Any
 from fairseq_ext.training.errors import OptionError
 from vision_language.muka.options import TrainingOptions
 
-__all__ = ["FLAT", "WINDOW", "converged", "refuse_too_few", "shortfall"]
+__all__ = ["FLAT", "FLOOR", "WINDOW", "converged", "refuse_too_few", "shortfall"]
 
 WINDOW = 3
 """Validations over which the loss must be flat."""
 FLAT = 0.01
 """Share of the loss by which it may still fall over these."""
+FLOOR = 1e-4
+"""Nats by which it may fall however small it is: no prediction changes for less."""
 
 
 def converged(history: Sequence[Mapping[str, Any]], warmup: int = 0) -> bool | None:
     r"""Whether the loss on the validation texts has gone flat (our choice: the papers have no such rule).
 
-    .. math:: \min_{j \le n - k} \ell_j - \min_{j \le n} \ell_j \le \epsilon \, |\min_{j \le n - k} \ell_j|
+    .. math:: \min_{j \le n - k} \ell_j - \min_{j \le n} \ell_j \le
+              \max(\epsilon \, |\min_{j \le n - k} \ell_j|, \delta)
 
     with the losses :math:`\ell_1, \dots, \ell_n` against the teachers of the validations after the warm-up,
-    :math:`k` = ``WINDOW`` and :math:`\epsilon` = ``FLAT``.
+    :math:`k` = ``WINDOW``, :math:`\epsilon` = ``FLAT`` and :math:`\delta` = ``FLOOR``.
 
     Args:
         history: a mapping with ``step`` and ``loss`` for each validation.
@@ -35,7 +38,7 @@ def converged(history: Sequence[Mapping[str, Any]], warmup: int = 0) -> bool | N
     before = losses[:-WINDOW]
     if not before:
         return None
-    return min(before) - min(losses) <= FLAT * abs(min(before))
+    return min(before) - min(losses) <= max(FLAT * abs(min(before)), FLOOR)
 
 
 def refuse_too_few(options: TrainingOptions, texts: int) -> None:

@@ -31,9 +31,11 @@ STRAY = 10.0
 def claims(contents: list[dict[str, Any]]) -> list[Claim]:
     """MUKA in each kind of setting against vanilla KD, and MUKI against MUKA in all of them.
 
-    Where students of a setting were also trained until they converged, these are the ones that count.
+    Where students of a setting were also trained until they converged, these are the ones that count. A table without
+    the rows of all claims has none.
     """
-    of = {content["setting"]: content for content in sorted(contents, key=_until_converged)}
+    complete = [content for content in contents if {*MUKA, *MUKI, BASELINE} <= _runs(content).keys()]
+    of = {content["setting"]: content for content in sorted(complete, key=_until_converged)}
     chosen = {kind: [of[name] for name in names if name in of] for kind, names in SETTINGS.items()}
     parts = [
         _claim("MUKA", f"{kind}: beats the baselines (abstract)", those, MUKA, (BASELINE,))

@@ -279,6 +279,7 @@ CURVES = {
     "flat": ([3.0, 2.0, 1.0, 0.995, 1.2, 0.991, 0.5, 0.4], 6, True),  # at most 1 % lower over three validations
     "falling": ([3.0, 2.0, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4], 8, False),
     "warmup": ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.9], 7, True),  # the first three are of the warm-up
+    "tiny": ([3e-4, 2.9e-4, 2.5e-4, 2.1e-4, 1e-4, 0.0], 4, True),  # whatever its share
     "too few": ([3.0, 2.0, 1.0], 3, None),
 }
 """Losses of the validations, of which one ends the training, and whether the student has converged then."""
