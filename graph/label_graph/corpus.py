@@ -69,7 +69,8 @@ def prepare(options: Options, device: str | torch.device = "cpu", cache: Path | 
         review for split in learned_from for sample in reviews[split] for review in sample[: options.max_reviews]
     ]
     if not sentences:
-        raise OptionError(f"--tokenizer {options.tokenizer} finds no word in {options.data}")
+        finder = "--encoder: its tokenizer" if encoder else f"--tokenizer {options.tokenizer}"
+        raise OptionError(f"{finder} finds no word in {options.data}")
     sizes = options.max_reviews, options.max_words
     texts: dict[str, Tensor | States]
     if encoder:

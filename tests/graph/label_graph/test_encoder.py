@@ -148,13 +148,17 @@ def test_an_encoder_that_has_changed_is_refused(trained, tmp_path):
         ("--encoder decoder", r"--encoder: decoder has a decoder; only encoders are read"),
         ("--encoder pickled", r"pickled: pytorch_model.bin could run code when loaded"),
         ("--encoder encoder --num-layers 3", r"--num-layers: encoder has 2 layers, got 3"),
+        ("--encoder encoder --data blank", r"--encoder: its tokenizer finds no word in blank"),
         ("--encoder encoder --max-words 31", r"--max-words: encoder reads at most 30 tokens of a text, got 31"),
     ],
 )
 def test_bad_encoders_end_with_one_line(folder, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
+    for name in ("data", "blank"):
+        (tmp_path / name).mkdir()
     write_topics(tmp_path / "data")
+    for split in ("train", "valid", "test"):
+        (tmp_path / "blank" / f"{split}.tsv").write_text("food\t \u200a\n")
     shutil.copytree(folder, "encoder")
     shutil.copytree(folder, "decoder")
     T5Config(d_model=8, num_layers=1, num_heads=1, d_kv=4, d_ff=8).save_pretrained("decoder")

@@ -54,7 +54,7 @@ def test_a_row_of_padding_is_zero_and_has_no_gradient():
     assert (out[1] == 0).all() and (weights[1] == 0).all() and (x.grad[1] == 0).all() and x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "none"])
 @given(seed=st.integers(0, 10**6))
 def test_padding_batch_and_empty_reviews_do_not_matter(cell, seed):
     model, ids = network(cell=cell), documents(seed)
@@ -119,6 +119,29 @@ def test_weights_are_distributions_over_what_is_there():
     torch.testing.assert_close(of_words.sum(-1), present.double())
     torch.testing.assert_close(of_reviews.sum(-1), present.any(-1).double())
     assert ((of_words > 0) == (ids != 0)).all() and ((of_reviews > 0) == present).all()
+
+
+def test_without_a_cell_it_is_attention_alone():
+    """Pooled words, pooled reviews, and a linear layer, of one sample without gaps."""
+    model, ids = network(cell="none"), torch.randint(1, WORDS, (1, 3, 5))
+    reviews, _ = model.word_level.pooling(model.embedding(ids[0]))
+    sample, _ = model.review_level.pooling(reviews[None])
+    torch.testing.assert_close(model(ids), model.output(sample))
+    assert not [name for name, _ in model.named_parameters() if "left" in name or "right" in name]
+
+
+def test_word_dropout_leaves_out_whole_words_in_training():
+    model, ids, read = network(word_dropout=0.5), documents(3, samples=200), []
+    model.word_level.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with torch.no_grad():
+        for mode in (True, False):
+            model.train(mode)(ids)
+    dropped, kept = read[0], read[1]
+    words = kept.abs().sum(-1) > 0
+    gone = (dropped == 0).all(-1)
+    torch.testing.assert_close(dropped[~gone], 2 * kept[~gone])
+    torch.testing.assert_close(kept, model.embedding(ids[(ids > 0).any(-1)]))
+    assert 0.45 < gone[words].double().mean() < 0.55 and len({tuple(row) for row in gone.tolist()}) > 10
 
 
 def test_label_graph_has_the_last_word():
