@@ -139,7 +139,7 @@ def required(names: list[str]) -> set[str]:
 
 LIGHT = ["losses", "modules", "integrations", "training", "regions", "recipes", "captions"]
 # Modules that are there for those who have the extra.
-OF_EXTRAS = {"fairseq_ext.training.accelerator"}
+OF_EXTRAS = {"fairseq_ext.training.accelerator", "fairseq_ext.training.pretrained"}
 
 
 def test_without_any_extra_the_rest_works_and_says_what_is_missing(site, outside, tmp_path):

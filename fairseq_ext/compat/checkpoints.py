@@ -170,8 +170,8 @@ def keep_patience() -> bool:
     save, load = Trainer.save_checkpoint, Trainer.load_checkpoint
 
     def counter() -> Any:
-        homes = (sys.modules.get(name) for name in ("__main__", "__mp_main__", "fairseq_cli.train"))
-        return next((home.should_stop_early for home in homes if hasattr(home, "should_stop_early")), None)
+        homes = [sys.modules.get(name) for name in ("__main__", "__mp_main__", "fairseq_cli.train")]
+        return next(filter(None, [getattr(home, "should_stop_early", None) for home in homes]), None)
 
     @functools.wraps(save)
     def save_checkpoint(self: Any, filename: str, extra_state: dict[str, Any]) -> Any:
