@@ -65,6 +65,15 @@ def test_the_history_can_end_a_training():
     assert run(training, range(1, 10))[0] == [2, 4] and training.record()["steps"] == 4
 
 
+def test_a_training_that_the_history_ended_is_not_resumed(tmp_path):
+    def training():
+        return Training(9, select="score", until=lambda history: len(history) == 3, folder=tmp_path)
+
+    assert run(training(), range(9))[0] == [1, 2, 3]
+    resumed = training()
+    assert run(resumed, range(9))[0] == [] and resumed.record()["steps"] == 3
+
+
 @pytest.mark.parametrize(
     ("options", "last"),
     [
