@@ -37,22 +37,20 @@ SVM = "linear SVM, TF-IDF"
 # All of it is our choice by validation, and the same for every arm.
 COMMON = {"batch_size": 32, "start_eval": 1, "threshold": "tuned"}
 WORDS = {"embedding": "learned", "hidden_size": 64, "dropout": 0.5, "word_dropout": 0.3, "epochs": 15}
-STATES = {
-    "encoder_pooling": "none",
-    "encoder_precision": "bfloat16",
-    "num_layers": 4,
-    "cell": "none",
-    "attention_size": 256,
-    "dropout": 0.3,
-    "epochs": 12,
+STATES = {"encoder_precision": "bfloat16", "cell": "none"}
+TOKENS = {"encoder_pooling": "none", "num_layers": 4, "attention_size": 256, "dropout": 0.3, "epochs": 12}
+MEANS = {"attention_size": 512, "dropout": 0.5, "word_dropout": 0.3, "epochs": 10}
+SENTENCES = {
+    "words": WORDS | {"max_words": 60},
+    "states": STATES | TOKENS | {"max_words": 60},
 }
-REVIEWS = {"max_reviews": 10, "max_words": 80}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "mams_acsa": {"words": WORDS | {"max_words": 60}, "states": STATES | {"max_words": 60}},
-    "netflix_genres": {"words": WORDS | {"max_words": 60}, "states": STATES | {"max_words": 60}},
+    "mams_acsa": SENTENCES,
+    "netflix_genres": SENTENCES,
     "imdb_reviews_genres": {
-        "words": WORDS | REVIEWS | {"embedding": "word2vec-tuned", "min_count": 2, "epochs": 10},
-        "states": STATES | REVIEWS | {"max_words": 110, "epochs": 8},
+        "words": WORDS
+        | {"embedding": "word2vec-tuned", "min_count": 2, "max_reviews": 10, "max_words": 80, "epochs": 10},
+        "states": STATES | MEANS | {"max_reviews": 10, "max_words": 128},
     },
 }
 
@@ -141,8 +139,8 @@ def _ablation(dataset: str, data: Path, options: argparse.Namespace) -> dict[str
     rows, recorded = [], []
     for change, (reader, values) in CHANGES.items():
         settings = SETTINGS[dataset][reader]
-        of_one_review = "max_reviews" not in settings
-        if values and (values.items() <= settings.items() or ("max_reviews" in values and of_one_review)):
+        of_one_review = "max_reviews" in values and "max_reviews" not in settings
+        if values and (of_one_review or values.items() <= (Options.defaults() | settings).items()):
             continue  # as it is
         runs = _trained(dataset, data, options, reader, {"arm": "han", **values})
         recorded += [run["environment"] for run in runs.values()]

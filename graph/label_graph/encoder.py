@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_ext.training.errors import CheckpointError, OptionError
@@ -53,7 +54,7 @@ class States:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What a text encoder makes of reviews; it is read when it is first needed.
+    """What a text encoder makes of reviews: vectors of mean 0 and deviation 1. It is read when it is first needed.
 
     Args:
         folder: of the model: configuration, safetensors, tokenizer.
@@ -202,7 +203,8 @@ class Encoder:
             for review, of_review, mask in zip(batch, hidden, padded["attention_mask"].bool(), strict=True):
                 vectors = of_review[mask]
                 vectors = vectors.mean(0, keepdim=True) if self.pooling == "mean" else vectors
-                states[review] = vectors.half().cpu()
+                # The size of states differs tenfold between encoders and layers; attention starts from tanh.
+                states[review] = F.layer_norm(vectors, vectors.shape[-1:]).half().cpu()
         return torch.cat([states[review] for review in range(len(reviews))])
 
 
