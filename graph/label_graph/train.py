@@ -99,7 +99,8 @@ def run(options: Options, runs: Runs) -> Experiment:
     corpus = prepare(options, device, Path(options.cache or Path(runs.out) / "cache"))
     for line in notes(corpus.coverage, options):
         print(line, file=sys.stderr)
-    experiment = Experiment(runs.out, settings_of(options, corpus), ("gensim", "scikit-learn"), device=device)
+    packages = ("transformers" if options.encoder else "gensim", "scikit-learn")
+    experiment = Experiment(runs.out, settings_of(options, corpus), packages, device=device)
     folder = Path(runs.out)
     return experiment.complete(
         {name: partial(train, options, corpus, seed, folder / name, device) for name, seed in runs.seeds.items()}
