@@ -42,6 +42,8 @@ IMBALANCES: dict[str, dict[str, Any]] = {
     "step 10": {"imbalance": "step", "imbalance_ratio": 10.0},
 }
 GRID = {"Cora": BACKBONES, "CiteSeer": ("gcn", "gat"), "Photo": ("gcn", "sage"), "Computers": ("gcn", "sage")}
+MORE = {"released": (), "converged": ("appnp",)}
+"""Backbones beside those of the released table."""
 # 58 classes, the smallest of 15 nodes: a small quota, and random validation nodes.
 DEBIAN: dict[str, Any] = {"split_kind": "random", "train_each": 5, "valid_each": 5}
 
@@ -113,12 +115,13 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for dataset in options.datasets:
         rows: list[dict[str, Any]] = []
         recorded: list[dict[str, Any]] = []
-        models = [model for model in GRID.get(dataset, ()) if model in (options.models or BACKBONES)]
+        grid = (*GRID.get(dataset, ()), *MORE[options.recipe])
+        models = [model for model in grid if model in (options.models or grid)]
         cells = [(model, loss, split) for model in models for loss in options.losses for split in IMBALANCES]
         if dataset == "debian_deps":
             cells = [("gcn", "ce", "balanced")]
         if not cells:
-            raise OptionError(f"--models: the table of {dataset} has {', '.join(GRID.get(dataset, ()))}")
+            raise OptionError(f"--models: the table of {dataset} has {', '.join(grid)}")
         for model, loss, split in cells:
             row = {"dataset": dataset, "model": model, "loss": loss, "split": split}
             for renode in ("off", "on"):

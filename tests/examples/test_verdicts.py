@@ -162,6 +162,7 @@ def test_the_released_recipe_gives_way_to_one_that_has_learned():
     first, second, relation = claims_of("renode", [released, converged])
     assert first.here == "Photo, as released" and first.verdict is Verdict.NOT_TESTABLE
     assert second.here == relation.here == "Photo, trained to convergence" and second.verdict is Verdict.REPRODUCED
+    assert not relation.limits, "nothing is said to be left out"
 
 
 def test_renode_at_scale_is_judged_by_the_exact_scores():
