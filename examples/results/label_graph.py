@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 from examples.results.report import asked, environments, mean_spread, seeds, unique
-from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.flags import Runs
 from graph.label_graph.data import label_matrix, label_names, read_splits
 from graph.label_graph.metrics import multilabel_metrics, tune_threshold
@@ -83,7 +83,7 @@ Test set, mean ± spread over {runs} seeds; one-error and Hamming loss: less is 
 | system | {metrics} |
 |---|---|---|---|---|
 {rows}
-"""
+{missing}"""
 
 ABLATION_TEXT = """## {heading}
 
@@ -103,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--datasets", nargs="+", choices=[*DATASETS, *ABLATED], default=[*DATASETS, ABLATED[0]], help="and ablations"
     )
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="rows of the tables")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
 
 
@@ -114,26 +115,31 @@ def names(options: argparse.Namespace) -> list[str]:
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every system on every data set, beside the linear SVM; and the ablations."""
+    """Every system on every data set, beside the linear SVM, with what is complete after each; and the ablations."""
+    if options.systems != list(SYSTEMS) and (ablated := set(options.datasets) & set(ABLATED)):
+        raise OptionError(f"--systems: has no effect on {', '.join(sorted(ablated))}; name tables with --datasets")
     for name in options.datasets:
         dataset = name.removesuffix(ABLATION)
         data = options.data / "multilabel" / dataset
         if not data.is_dir():
             raise DataError(f"--data: {data} is not a folder with {{train,valid,test}}.tsv.gz")
-        yield {"name": f"label_graph_{name}", **(_table if name == dataset else _ablation)(dataset, data, options)}
+        contents = _table(dataset, data, options) if name == dataset else [_ablation(dataset, data, options)]
+        yield from ({"name": f"label_graph_{name}", **content} for content in contents)
 
 
-def _table(dataset: str, data: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _table(dataset: str, data: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"dataset": dataset, "system": SVM, "runs": {"": linear_svm(data)}}]
     recorded: list[dict[str, Any]] = []
-    for system, (reader, arm) in SYSTEMS.items():
+    settings = "; ".join(f"{reader}: {_listed(COMMON | values)}" for reader, values in SETTINGS[dataset].items())
+    for number, system in enumerate(options.systems, 1):
+        reader, arm = SYSTEMS[system]
         runs = _trained(dataset, data, options, reader, {"arm": arm})
         recorded += [run["environment"] for run in runs.values()]
         scores = {seed: {key: run[key] for key in METRICS} for seed, run in runs.items()}
         rows.append({"dataset": dataset, "system": system, "runs": scores})
         print(dataset, system, _cells(rows[-1]), flush=True)
-    settings = "; ".join(f"{reader}: {_listed(COMMON | values)}" for reader, values in SETTINGS[dataset].items())
-    return {"settings": settings, "environments": unique(recorded), "rows": rows}
+        measured = {"settings": settings, "environments": unique(recorded), "rows": list(rows)}
+        yield {**measured, "missing": options.systems[number:]}
 
 
 def _ablation(dataset: str, data: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -212,6 +218,7 @@ def _table_text(content: dict[str, Any]) -> str:
         command=content["command"],
         metrics=" | ".join(METRICS.values()),
         rows="\n".join(f"| {row['system']} | {_cells(row)} |" for row in rows),
+        missing=f"\nNot measured yet: {'; '.join(content['missing'])}.\n" if content.get("missing") else "",
     )
 
 

@@ -235,10 +235,15 @@ def labelled(monkeypatch, tmp_path):
     )
     (tmp_path / "multilabel" / "mams_acsa").mkdir(parents=True)
 
-    def measured(name: str) -> tuple[dict, Trainer]:
-        options = defaults("label_graph", data=tmp_path, out=tmp_path, datasets=[name], seeds=2)
-        (content,) = label_graph.measure(options)
-        assert [content["name"]] == label_graph.names(options)
+    def measured(name: str, **chosen: object) -> tuple[dict, Trainer]:
+        options = defaults("label_graph", data=tmp_path, out=tmp_path, datasets=[name], seeds=2, **chosen)
+        *earlier, content = label_graph.measure(options)
+        systems = options.systems if name in label_graph.DATASETS else [""]
+        assert [each["missing"] for each in earlier] == [systems[number:] for number in range(1, len(systems))]
+        assert [content["name"]] == label_graph.names(options) and not content.get("missing")
+        for each in earlier:
+            text = label_graph.section([{**each, "command": "c"}])
+            assert text.rstrip().endswith(f"Not measured yet: {'; '.join(each['missing'])}.")
         return content, trainer
 
     return measured
@@ -255,6 +260,13 @@ def test_label_graph_rows(labelled):
     assert len({repr(options.as_dict() | {"arm": ""}) for options in trainer.calls}) == 2, "the arms differ by it alone"
     assert [row["runs"]["seed1"]["micro_f1"] for row in rows] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert all(list(row["runs"]) == ["seed1", "seed2"] for row in rows)
+
+
+def test_label_graph_rows_can_be_chosen(labelled):
+    content, trainer = labelled("mams_acsa", systems=["MiniLM"])
+    assert [row["system"] for row in content["rows"]] == [label_graph.SVM, "MiniLM"] and len(trainer.calls) == 1
+    with pytest.raises(OptionError, match=r"^--systems: has no effect on mams_acsa_ablation"):
+        labelled("mams_acsa_ablation", systems=["MiniLM"])
 
 
 def test_label_graph_ablation_rows(labelled):
