@@ -130,7 +130,8 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def _table(dataset: str, data: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"dataset": dataset, "system": SVM, "runs": {"": linear_svm(data)}}]
     recorded: list[dict[str, Any]] = []
-    settings = "; ".join(f"{reader}: {_listed(COMMON | values)}" for reader, values in SETTINGS[dataset].items())
+    readers = dict.fromkeys(SYSTEMS[system][0] for system in options.systems)
+    settings = "; ".join(f"{reader}: {_listed(COMMON | SETTINGS[dataset][reader])}" for reader in readers)
     for number, system in enumerate(options.systems, 1):
         reader, arm = SYSTEMS[system]
         runs = _trained(dataset, data, options, reader, {"arm": arm})

@@ -265,6 +265,7 @@ def test_label_graph_rows(labelled):
 def test_label_graph_rows_can_be_chosen(labelled):
     content, trainer = labelled("mams_acsa", systems=["MiniLM"])
     assert [row["system"] for row in content["rows"]] == [label_graph.SVM, "MiniLM"] and len(trainer.calls) == 1
+    assert content["settings"].startswith("states: ") and "words: " not in content["settings"]
     with pytest.raises(OptionError, match=r"^--systems: has no effect on mams_acsa_ablation"):
         labelled("mams_acsa_ablation", systems=["MiniLM"])
 
