@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.__main__ import NAMES
-from examples.results.image_classification import figures_of, slug
+from examples.results.image_classification import figures_of
 from examples.results.image_classification.experiments import EXPERIMENTS
-from examples.results.report import unique
+from examples.results.report import slug, unique
 from examples.results.translation.experiments import SIZES, SYSTEMS
 from fairseq_ext.training.files import output_folder, read_json, write_json
 from vision_language.image_classification.synthetic import PictureOptions, synthesize

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
+from examples.results.fairseq_programs import discard
 from examples.results.paired import Paired, holm
 from examples.results.report import commands, common, environments, unique
 from examples.results.translation.experiments import (
     SIZES,
     SMOOTHED,
-    discard,
     folder_of,
     prepare,
     training,

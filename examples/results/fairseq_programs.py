@@ -61,3 +61,9 @@ def generate(options: list[str], data: Path, checkpoint: Path, file: Path) -> Pa
     best = ["--gen-subset", "test", "--path", str(checkpoint)]
     run(["fairseq_cli.generate", str(data), *PLUGIN, *best, *options], file)
     return file
+
+
+def discard(folder: Path) -> None:
+    """Remove the checkpoints of a training whose row is complete."""
+    for checkpoint in folder.glob("checkpoint*.pt"):
+        checkpoint.unlink()

@@ -14,7 +14,7 @@ from examples.language_modeling.bpc import bits_per_character
 from examples.results import fairseq_log, fairseq_programs
 from examples.results.fairseq_programs import DEVICE_OPTIONS, PLUGIN, device
 from examples.results.paired import Paired
-from examples.results.report import commands, common, environments, mean_spread, unique
+from examples.results.report import commands, common, environments, mean_spread, slug, unique
 from examples.translation.staging import fairseq_preprocess
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines, replacing, write_json
@@ -176,8 +176,7 @@ def training(name: str, size: Size, seed: int) -> list[str]:
 def train_and_score(name: str, size: Size, seed: int, data_bin: Path, out: Path) -> dict[str, Any]:
     """One row: trains (resuming a killed training) and evaluates on test; a finished row is in ``result.json``."""
     options = training(name, size, seed)
-    slug = "".join(letter if letter.isalnum() else "_" for letter in name)
-    folder = out / f"seed{seed}" / f"{slug}-{digest(options, data_bin.name)[:8]}"
+    folder = out / f"seed{seed}" / f"{slug(name)}-{digest(options, data_bin.name)[:8]}"
     result = folder / "result.json"
     if result.exists():
         return read_json(result)
@@ -187,8 +186,7 @@ def train_and_score(name: str, size: Size, seed: int, data_bin: Path, out: Path)
     row = {"system": name, "seed": seed, "bits": bits, "perplexity": 2**bits}
     row |= {"parameters": fairseq_log.parameters(log), "curve": fairseq_log.validation_curve(log, "loss")}
     write_json(result, {**row, "environment": environment("ve-fairseq", device=device())})
-    for file in folder.glob("checkpoint*.pt"):
-        file.unlink()
+    fairseq_programs.discard(folder)
     return read_json(result)
 
 

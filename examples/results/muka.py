@@ -9,7 +9,7 @@ from typing import Any
 
 from examples.results.muka_teachers import OF_TEACHERS, SETTINGS, TITLES, add_teachers, pretrained, taught, training
 from examples.results.paired import Paired
-from examples.results.report import environments, mean_spread, unique
+from examples.results.report import environments, mean_spread, slug, unique
 from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.runs import run_name
 from vision_language.muka.cache import TeacherCache
@@ -122,7 +122,7 @@ def _one_seed(
         shared |= {"epochs": options.until_converged, "until_converged": True, "validate_every": VALIDATE_EVERY}
     for system in options.arms:
         arm = ARMS[system]
-        out = students / "".join(letter if letter.isalnum() else "_" for letter in system)
+        out = students / slug(system)
         asked: dict[str, Any] = {} if arm["method"] == "supervised" else {"teachers": teachers, "cache": str(cache)}
         passes: dict[str, Any] = (
             {"passes": options.passes} if arm["method"].startswith("muka") and not arm.get("no_mc") else {}

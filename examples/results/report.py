@@ -80,6 +80,11 @@ def distinct(things: Iterable[Any], of: Callable[[Any], str], between: str) -> s
     return between.join(dict.fromkeys(map(of, things)))
 
 
+def slug(system: str) -> str:
+    """The name of a row's folder."""
+    return "".join(letter if letter.isalnum() else "_" for letter in system)
+
+
 def unique(values: Iterable[Any]) -> list[Any]:
     """The different values, in order; unlike a set it takes dictionaries."""
     different: list[Any] = []

@@ -134,9 +134,9 @@ def test_each_row_of_a_tail_trains_what_it_says(name, trained, tmp_path):
     of_folder = {Path(folder): changed(options) for folder, options in trained.trainings.items()}
     systems = [row["system"] for row in content["rows"]]
     folder = tmp_path / "out" / "image_classification" / name
-    first = images.slug("cross-entropy")
+    first = report.slug("cross-entropy")
     for system in systems:
-        own = folder / images.slug(system)
+        own = folder / report.slug(system)
         if system == "cRT":
             plain = {key: value for key, value in shared.items() if key != "normalize"}
             for seed in (1, 2):
@@ -146,7 +146,7 @@ def test_each_row_of_a_tail_trains_what_it_says(name, trained, tmp_path):
         else:
             assert of_folder[own] == shared | TAIL[system]
     assert (name != "mnist_r100") or set(systems) == {*TAIL, "cRT"}
-    assert len({images.slug(system) for system in systems}) == len(systems)
+    assert len({report.slug(system) for system in systems}) == len(systems)
 
 
 def test_the_l_softmax_network_and_the_adversarial_training(trained, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from examples.results import fairseq_log, fairseq_programs
 from examples.results.fairseq_programs import DEVICE_OPTIONS, device
+from examples.results.report import slug
 from fairseq_ext.captions.evaluation import Evaluation
 from fairseq_ext.captions.generated import read_generated
 from fairseq_ext.captions.store import Preparation, Split
@@ -126,8 +127,7 @@ def train_and_score(
     preparation = Preparation.load(data)
     test = Split(data, "test", preparation)
     options = training(EXPERIMENTS[name], arm, seed, epochs)
-    slug = "".join(letter if letter.isalnum() else "_" for letter in arm)
-    folder = out / name / f"seed{seed}" / f"{slug}-{digest(options, DECODING, preparation.fingerprint)[:8]}"
+    folder = out / name / f"seed{seed}" / f"{slug(arm)}-{digest(options, DECODING, preparation.fingerprint)[:8]}"
     result, captions = folder / "result.json", folder / "generate.txt"
     if not result.exists():
         checkpoint = fairseq_programs.train(options, data, folder)
@@ -139,6 +139,5 @@ def train_and_score(
         row = {**evaluation.metrics(), "counts": evaluation.counts(), "parameters": fairseq_log.parameters(log)}
         packages = ("ve-fairseq", "numpy")
         write_json(result, {**row, "curves": curves, "environment": environment(*packages, device=device())})
-        for checkpoint in folder.glob("checkpoint*.pt"):
-            checkpoint.unlink()
+        fairseq_programs.discard(folder)
     return read_json(result), Evaluation(read_generated(captions, test), test)

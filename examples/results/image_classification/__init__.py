@@ -10,12 +10,12 @@ from typing import Any
 
 from examples.results.image_classification import attacks, tails
 from examples.results.image_classification.experiments import EXPERIMENTS, USUAL, Experiment, Places
-from examples.results.report import asked, commands, distinct, environments, seeds, unique
+from examples.results.report import asked, commands, distinct, environments, seeds, slug, unique
 from fairseq_ext.training.files import output_folder
 from vision_language.image_classification.options import NetworkOptions, Options
 from vision_language.image_classification.train import run
 
-__all__ = ["SELECTS", "add_arguments", "figures_of", "measure", "names", "pictures", "section", "slug"]
+__all__ = ["SELECTS", "add_arguments", "figures_of", "measure", "names", "pictures", "section"]
 
 TABLES = {**attacks.TABLES, **tails.TABLES}
 
@@ -93,11 +93,6 @@ def _trained(
 def figures_of(record: dict[str, Any]) -> dict[str, Any]:
     """Of the record of a training, what the tables are made of."""
     return {key: record[key] for key in KEPT if key in record}
-
-
-def slug(system: str) -> str:
-    """The name of a row's folder."""
-    return "".join(letter if letter.isalnum() else "_" for letter in system)
 
 
 def section(contents: list[dict[str, Any]]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from examples.results import fairseq_log, fairseq_programs
-from examples.results.fairseq_programs import DEVICE_OPTIONS, device, generate, train
+from examples.results.fairseq_programs import DEVICE_OPTIONS, device, discard, generate, train
+from examples.results.report import slug
 from examples.results.translation.outputs import bleu_by_length, compress, translations_of
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
@@ -17,7 +18,7 @@ from fairseq_ext.training.settings import digest
 
 __all__ = [
     *("BASELINE", "DATA", "DECODING", "GRID", "SIZES", "SMOOTHED", "SYSTEMS", "DataSet", "Settings", "Size"),
-    *("discard", "folder_of", "prepare", "train_and_score", "training", "translate_and_score", "tune", "validate"),
+    *("folder_of", "prepare", "train_and_score", "training", "translate_and_score", "tune", "validate"),
     "warmup",
 ]
 
@@ -181,8 +182,7 @@ def training(added: list[str], size: str, seed: int, updates: int, settings: Set
 
 def folder_of(name: str, size: str, seed: int, options: list[str], data_bin: Path, out: Path) -> Path:
     """Where a row is trained: with another budget, recipe or data it is another folder."""
-    slug = "".join(letter if letter.isalnum() else "_" for letter in name)
-    return out / f"{size}-seed{seed}" / f"{slug}-{digest(options, DECODING, data_bin.name)[:8]}"
+    return out / f"{size}-seed{seed}" / f"{slug(name)}-{digest(options, DECODING, data_bin.name)[:8]}"
 
 
 def tune(name: str, seed: int, size: str, data_bin: Path, out: Path, updates: int | None = None) -> Settings:
@@ -212,12 +212,6 @@ def validate(options: list[str], data_bin: Path, folder: Path, metric: str = "nl
         packages = environment("ve-fairseq", "sentencepiece", device=device())
         write_json(result, {"parameters": fairseq_log.parameters(log), "curve": curve, "environment": packages})
     return read_json(result)
-
-
-def discard(folder: Path) -> None:
-    """Removes the checkpoints of a folder."""
-    for checkpoint in folder.glob("checkpoint*.pt"):
-        checkpoint.unlink()
 
 
 def train_and_score(
