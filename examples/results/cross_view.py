@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
 from examples.results.fairseq_programs import discard
 from examples.results.paired import Paired, holm
+from examples.results.planned import not_measured, seed_by_seed
 from examples.results.report import commands, common, environments, unique
 from examples.results.translation.experiments import (
     SIZES,
@@ -85,18 +85,16 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         print(f"{wiring}, {fusion}, seed {seed}: {best_bits(row):.3f} bits", flush=True)
         return row
 
-    planned = list(product(range(1, options.seeds + 1), CELLS))
     rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for row in pool.map(run, *zip(*planned, strict=True)):
-            rows.append(row)
-            yield {
-                "name": names(options)[0],
-                "size": options.size,
-                "environments": unique(row["environment"] for row in rows),
-                "rows": rows,
-                "missing": [f"{', '.join(cell)}, seed {seed}" for seed, cell in planned[len(rows) :]],
-            }
+    for row, missing in seed_by_seed(range(1, options.seeds + 1), CELLS, run, options.jobs, ", ".join):
+        rows.append(row)
+        yield {
+            "name": names(options)[0],
+            "size": options.size,
+            "environments": unique(row["environment"] for row in rows),
+            "rows": rows,
+            "missing": missing,
+        }
 
 
 def section(contents: list[dict[str, Any]]) -> str:
@@ -140,7 +138,7 @@ def _cell(gain: Paired | None) -> str:
 
 def _reading(content: dict[str, Any], gains: dict[tuple[str, str], Paired]) -> str:
     """The best cell, and what is left of the differences when all are taken together."""
-    missing = f" Not measured yet: {'; '.join(content['missing'])}." if content["missing"] else ""
+    missing = f" {not_measured(content)}".rstrip()
     tested = [gain for gain in gains.values() if gain.p is not None]
     if not tested:
         return f"One seed, or none beside the Transformer: no interval.{missing}"

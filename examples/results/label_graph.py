@@ -14,6 +14,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
+from examples.results.planned import not_measured
 from examples.results.report import asked, environments, mean_spread, seeds, unique
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.flags import Runs
@@ -219,7 +220,7 @@ def _table_text(content: dict[str, Any]) -> str:
         command=content["command"],
         metrics=" | ".join(METRICS.values()),
         rows="\n".join(f"| {row['system']} | {_cells(row)} |" for row in rows),
-        missing=f"\nNot measured yet: {'; '.join(content['missing'])}.\n" if content.get("missing") else "",
+        missing=f"\n{sentence}\n" if (sentence := not_measured(content)) else "",
     )
 
 

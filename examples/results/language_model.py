@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +12,7 @@ from examples.language_modeling.bpc import bits_per_character
 from examples.results import fairseq_log, fairseq_programs
 from examples.results.fairseq_programs import DEVICE_OPTIONS, PLUGIN, device
 from examples.results.paired import Paired
+from examples.results.planned import not_measured, seed_by_seed
 from examples.results.report import commands, common, environments, mean_spread, slug, unique
 from examples.translation.staging import fairseq_preprocess
 from fairseq_ext.training.errors import DataError
@@ -111,19 +110,17 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         print(f"{name}, seed {seed}: perplexity {row['perplexity']:.1f}", flush=True)
         return row
 
-    planned = list(product(range(1, options.seeds + 1), options.systems))
     rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for row in pool.map(run, *zip(*planned, strict=True)):
-            rows.append(row)
-            yield {
-                "name": names(options)[0],
-                "size": size._asdict(),
-                "text": read_json(data_bin / "prepare.json"),
-                "environments": unique(row["environment"] for row in rows),
-                "rows": rows,
-                "missing": [f"{name}, seed {seed}" for seed, name in planned[len(rows) :]],
-            }
+    for row, missing in seed_by_seed(range(1, options.seeds + 1), options.systems, run, options.jobs):
+        rows.append(row)
+        yield {
+            "name": names(options)[0],
+            "size": size._asdict(),
+            "text": read_json(data_bin / "prepare.json"),
+            "environments": unique(row["environment"] for row in rows),
+            "rows": rows,
+            "missing": missing,
+        }
 
 
 def prepare(source: Path, out: Path, min_count: int) -> Path:
@@ -250,7 +247,7 @@ def _table(content: dict[str, Any]) -> str:
         environment=environments(content),
         command=commands([content]),
         rows="\n".join(lines),
-        missing=f"Not measured yet: {'; '.join(content['missing'])}." if content["missing"] else "",
+        missing=not_measured(content),
         name=content["name"],
     )
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from typing import Any
 
 from examples.results.captioning.baselines import BASELINES, human
 from examples.results.captioning.experiments import ARMS, EXPERIMENTS, prepared, train_and_score
 from examples.results.captioning.table import pictures, section
+from examples.results.planned import seed_by_seed
 from examples.results.report import unique
 from fairseq_ext.captions.evaluation import Evaluation
 from fairseq_ext.captions.store import Preparation, Split
@@ -51,27 +50,29 @@ def _measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
     experiment = EXPERIMENTS[name]
     arms = [arm for arm in options.arms if arm in experiment.arms]
     runs: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
-    planned = list(product(range(1, options.seeds + 1), arms))
+
+    def scored(seed: int, arm: str) -> tuple[int, str, dict[str, Any], Evaluation]:
+        return seed, arm, *train_and_score(name, arm, seed, data, out, options.epochs)
+
     dense: Evaluation | None = None
-    with ThreadPoolExecutor(options.jobs) as pool:
-        finished = pool.map(lambda cell: train_and_score(name, cell[1], cell[0], data, out, options.epochs), planned)
-        for number, ((seed, arm), (run, evaluation)) in enumerate(zip(planned, finished, strict=True), 1):
-            dense = evaluation if arm == "dense" else dense
-            runs[arm][f"seed{seed}"] = run | _beside(evaluation, dense if "dense" in arms else None)
-            print(f"{name}, {arm}, seed {seed}: CIDEr-D {100 * run['cider_d']:.1f}", flush=True)
-            trained = [{"system": arm, "runs": of_arm} for arm, of_arm in runs.items() if of_arm]
-            yield {
-                "name": f"captioning_{name}",
-                "dataset": name,
-                "images": len(test),
-                "train_images": len(train),
-                "references": sum(map(len, test.references)) / len(test),
-                "settings": {**experiment._asdict(), "epochs": options.epochs or experiment.epochs},
-                "environments": unique(run["environment"] for of_arm in runs.values() for run in of_arm.values()),
-                "rows": [*rows, *trained],
-                "human": people and _scores(people),
-                "missing": [f"{arm}, seed {seed}" for seed, arm in planned[number:]],
-            }
+    seeds = range(1, options.seeds + 1)
+    for (seed, arm, run, evaluation), missing in seed_by_seed(seeds, arms, scored, options.jobs):
+        dense = evaluation if arm == "dense" else dense
+        runs[arm][f"seed{seed}"] = run | _beside(evaluation, dense if "dense" in arms else None)
+        print(f"{name}, {arm}, seed {seed}: CIDEr-D {100 * run['cider_d']:.1f}", flush=True)
+        trained = [{"system": arm, "runs": of_arm} for arm, of_arm in runs.items() if of_arm]
+        yield {
+            "name": f"captioning_{name}",
+            "dataset": name,
+            "images": len(test),
+            "train_images": len(train),
+            "references": sum(map(len, test.references)) / len(test),
+            "settings": {**experiment._asdict(), "epochs": options.epochs or experiment.epochs},
+            "environments": unique(run["environment"] for of_arm in runs.values() for run in of_arm.values()),
+            "rows": [*rows, *trained],
+            "human": people and _scores(people),
+            "missing": missing,
+        }
 
 
 def _scores(evaluation: Evaluation) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.results.paired import Paired
+from examples.results.planned import not_measured
 from examples.results.report import commands, environments, mean_spread
 from fairseq_ext.training.plotting import limits_after_first, picture, small_multiples
 
@@ -168,9 +169,5 @@ def _same(content: dict[str, Any]) -> str:
     )
 
 
-def _missing(content: dict[str, Any]) -> str:
-    return f"Not measured yet: {'; '.join(content['missing'])}." if content["missing"] else ""
-
-
-READING = (_people, _baselines, _same, _seeds, _missing)
+READING = (_people, _baselines, _same, _seeds, not_measured)
 """The sentences below a table."""

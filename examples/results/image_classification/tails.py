@@ -18,6 +18,7 @@ from examples.results.image_classification.figures import (
     runs_of,
     seconds,
 )
+from examples.results.planned import not_measured
 from examples.results.report import environments
 from fairseq_ext.training.plotting import picture, small_multiples
 
@@ -130,13 +131,12 @@ def _clean(content: Content) -> str:
 
 
 def _l_softmax(content: Content) -> str:
-    missing = content.get("missing")
     lines = zip(rows(content, PLAIN), runs_of(content), strict=True)
     return L_SOFTMAX.format(
         heading=HEADINGS["l_softmax"],
         environment=environments(content),
         seconds=seconds(content),
-        missing=f" Not measured yet: {'; '.join(missing)}." if missing else "",
+        missing=f" {not_measured(content)}".rstrip(),
         rows="\n".join(f"{line} {PUBLISHED[name]} |" for line, name in lines),
         reading=reading(content),
     )

@@ -6,11 +6,11 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from typing import Any
 
 import numpy as np
 
+from examples.results.planned import seed_by_seed
 from examples.results.report import unique
 from examples.results.translation.experiments import (
     BASELINE,
@@ -63,24 +63,23 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         print(f"{name}, seed {seed}: BLEU {row['sacrebleu']:.2f}", flush=True)
         return row, translations
 
-    planned = list(product(options.seeds, options.systems))  # seed by seed: stopped, it leaves whole seeds
-    rows: list[dict[str, Any]] = []
-    statistics: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        if options.tune:
+    if options.tune:
+        with ThreadPoolExecutor(options.jobs) as pool:
             tuned = pool.map(lambda name: tune(name, options.seeds[0], *where), options.systems)
             chosen.update(zip(options.systems, tuned, strict=True))
-        for row, translations in pool.map(run, *zip(*planned, strict=True)):
-            rows.append(row)
-            if translations:
-                statistics[row["system"]][row["seed"]] = sentence_statistics(translations, reference)
-            yield {
-                "name": names(options)[0],
-                "dataset": options.dataset,
-                "size": options.size,
-                "tuned": options.tune,
-                "environments": unique(row["environment"] for row in rows),
-                "rows": rows,
-                "bootstrap": sampled(statistics, BASELINE),
-                "missing": [f"{name}, seed {seed}" for seed, name in planned[len(rows) :]],
-            }
+    rows: list[dict[str, Any]] = []
+    statistics: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+    for (row, translations), missing in seed_by_seed(options.seeds, options.systems, run, options.jobs):
+        rows.append(row)
+        if translations:
+            statistics[row["system"]][row["seed"]] = sentence_statistics(translations, reference)
+        yield {
+            "name": names(options)[0],
+            "dataset": options.dataset,
+            "size": options.size,
+            "tuned": options.tune,
+            "environments": unique(row["environment"] for row in rows),
+            "rows": rows,
+            "bootstrap": sampled(statistics, BASELINE),
+            "missing": missing,
+        }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.results.paired import p_value
+from examples.results.planned import not_measured
 from examples.results.report import commands, common, environments, mean_spread
 from examples.results.translation.experiments import DATA, GRID, LEARNING_RATE, SIZES, SYSTEMS, DataSet, warmup
 from examples.results.translation.figures import BASELINE, best_bits, draw, gains, links
@@ -135,5 +136,5 @@ def _notes(content: dict[str, Any]) -> list[str]:
     """What limits the reading of a table."""
     notes = [ONE_SEED] if len({row["seed"] for row in content["rows"]}) == 1 else []
     notes += [BOOTSTRAP] if _tests(content, by_system(content)) else []
-    notes += [f"Not measured yet: {'; '.join(content['missing'])}."] if content.get("missing") else []
+    notes += [sentence] if (sentence := not_measured(content)) else []
     return notes + {"small": [FAR], "cpu": [PILOT]}.get(content["size"], [])
