@@ -17,7 +17,7 @@ from graph.renode.train import run
 
 __all__ = ["RECIPES", "appendix", "best_so_far", "choose_on_validation", "described", "superseded", "typed"]
 
-KEPT: dict[str, Any] = {"lr_decay": 1.0, "epochs": 150, "patience": 60}
+KEPT: dict[str, Any] = {"lr_decay": 1.0, "epochs": 300, "patience": 100}
 RECIPES: dict[str, dict[str, Any]] = {
     "released": {},
     "converged": KEPT | {"normalize_features": True, "lr": 0.1},
