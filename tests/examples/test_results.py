@@ -152,7 +152,7 @@ def test_renode_pairs_runs_by_name():
     choices = [{"options": typed, "valid_f1": f1} for typed, f1 in (("", [0.5, 0.7]), ("--lr 0.1", [0.8, 0.6]))]
     converged = {**shared, "recipe": "converged", "choices": choices}
     text = renode.section([{**shared, "recipe": "released"}, converged])
-    assert "`--lr-decay 1 --epochs 150 --patience 60 --normalize-features --lr 0.1`" in text
+    assert "`--lr-decay 1 --epochs 300 --patience 100 --normalize-features --lr 0.1`" in text
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert [heading.rpartition(", ")[2] for heading in headings[::2]] == ["trained to convergence", "Cora"]
     # 20 epochs at the full rate, then a geometric series down to the least one
@@ -161,7 +161,7 @@ def test_renode_pairs_runs_by_name():
     assert "on average in 1 of 1 rows; it gains in 0 and loses in 0. With Holm's" in text
     assert (
         "The released recipe: at most 200 epochs, ended by 20 without" in text
-        and "at most 150 epochs, ended by 60" in text
+        and "at most 300 epochs, ended by 100" in text
     )
     # two splits, with gains of 4 and 0: the runs of a split share its nodes and are one pair
     expected = "60.0 ± 10.0 | 62.0 ± 8.0 | +2.00 [-23.41, +27.41] | 0.500 | 2/4 | 30.0 ± 5.0 | 31.0 ± 4.0 | +1.00 ["
