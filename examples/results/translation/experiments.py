@@ -96,7 +96,7 @@ class Size(NamedTuple):
 SIZES = {
     "small": Size(width=128, ffn=256, heads=4, layers=3, dropout=0.1, updates=1800, tokens=2048),
     "cpu": Size(
-        **dict(width=128, ffn=256, heads=4, layers=3, dropout=0.1, updates=8000, tokens=1024),
+        **dict(width=128, ffn=256, heads=4, layers=3, dropout=0.1, updates=12000, tokens=1024),
         **dict(warmup=400, select="bleu"),
     ),
     "converged": Size(
