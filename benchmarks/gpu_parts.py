@@ -48,6 +48,13 @@ class Part:
         """Nothing is kept of a part that was stopped, unless it says otherwise."""
 
 
+ONE_OF_EACH = (
+    "test_blocks and float32 and (Norm or topk or loss) or test_graph or test_label_graph or test_iais"
+    " or test_images and bf16 or generates and float32 or bf16 and trains or top2-layernorm-none"
+)
+"""GPU tests of every kind, of which a dry run runs these alone."""
+
+
 class GpuTests(Part):
     """``pytest -m gpu``."""
 
@@ -57,7 +64,7 @@ class GpuTests(Part):
         # not all tests: those of other folders need packages that a machine with a GPU may not have
         chosen = ["tests/gpu", "tests/kernels", "-n", "8", "--dist", "worksteal"]
         if self.dry_run:
-            chosen = ["tests/gpu/test_blocks.py", "--dry-run", "-k", "float32 and (Norm or topk or loss)"]
+            chosen = ["tests/gpu", "--dry-run", "-k", ONE_OF_EACH]
         outcomes = ["-p", "benchmarks.outcomes", "--outcomes", str(self.work / "outcomes.jsonl")]
         return ["-m", "pytest", "-m", "gpu", "-q", *outcomes, *chosen]
 

@@ -35,7 +35,7 @@ def test_a_dry_run_does_everything_on_the_cpu(tmp_path: Path) -> None:
     contents = {file.name: read_json(file) for file in out.iterdir()}
     assert sorted(contents) == [*("gpu_benchmarks.json", "gpu_images.json", "gpu_multi30k.json", "gpu_tests.json")]
     assert not any(content["missing"] or content["failed"] for content in contents.values())
-    assert contents["gpu_tests.json"]["passed"] > 10
+    assert contents["gpu_tests.json"]["passed"] >= 60
     assert {row["claim"] for row in contents["gpu_benchmarks.json"]["rows"]} == {"kernels", "norm"}
     (row,) = contents["gpu_multi30k.json"]["rows"]
     assert row["size"] == "trial" and 0 <= row["sacrebleu"] <= 100
@@ -43,15 +43,6 @@ def test_a_dry_run_does_everything_on_the_cpu(tmp_path: Path) -> None:
     assert images["experiment"] == "trial" and [row["system"] for row in images["rows"]] == [
         *("cross-entropy", "encouraging")
     ]
-
-
-def test_the_gpu_tests_themselves_work() -> None:
-    """One of each kind; the blocks are those of the dry run above."""
-    trainers = "test_graph or test_label_graph or test_iais or test_images and bf16"
-    chosen = f"{trainers} or generates and float32 or bf16 and trains or top2-layernorm-none"
-    ended = python("-m", "pytest", "tests/gpu", "-m", "gpu", "--dry-run", "-q", "-k", chosen)
-    assert ended.returncode == 0, ended.stdout[-5000:]
-    assert int(re.search(r"(\d+) passed", ended.stdout)[1]) >= 8
 
 
 def test_nothing_is_left_on_the_cpu() -> None:
