@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from benchmarks.__main__ import NAMES
 from examples.results.image_classification import figures_of
 from examples.results.image_classification.experiments import EXPERIMENTS
+from examples.results.planned import restore
 from examples.results.report import slug, unique
 from examples.results.translation.experiments import SIZES, SYSTEMS
 from fairseq_ext.training.files import output_folder, read_json, write_json
@@ -144,10 +145,7 @@ class Multi30k(Part):
         return ["-m", "examples.results", "translation", *words, *places]
 
     def known(self) -> Content:
-        rows = [
-            read_json(file) | {"folder": file.parent.relative_to(self.work).as_posix()}
-            for file in sorted(self.work.glob("runs/*/*/result.json"))
-        ]
+        rows = [read_json(file) for file in sorted(self.work.glob("runs/*/*/result.json"))]
         rows = [row for row in rows if row["updates"] == SIZES[self.size].updates]  # none of an earlier budget
         systems, seeds = self.arms
         finished = {(row["seed"], row["system"]) for row in rows}
@@ -160,9 +158,7 @@ class Multi30k(Part):
         return content | {"environments": unique(row["environment"] for row in rows), **tests}
 
     def resume(self, content: Content) -> None:
-        for row in content["rows"]:
-            result = {name: value for name, value in row.items() if name != "folder"}
-            write_json(output_folder(self.work / row["folder"]) / "result.json", result)
+        restore(content["rows"], self.work / "runs")
 
     @staticmethod
     def summary(content: Content) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.gpu_parts import PARTS, GpuTests, Images, Multi30k, Part, Ratios
+from examples.results.planned import finished
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import read_json, write_json
 from tests.helpers import ROOT, python_path
@@ -183,8 +184,9 @@ def test_multi30k_resumes_on_another_machine(tmp_path: Path) -> None:
     here = Multi30k(tmp_path / "here", dry_run=True, jobs=1, data=tmp_path)
     assert here.known()["missing"] == ["Transformer, seed 1"]
     row = {"system": "Transformer", "seed": 1, "size": "trial", "updates": 5, "sacrebleu": 30.0, "environment": {}}
-    (here.work / "runs" / "trial-seed1" / "Transformer-0").mkdir(parents=True)
-    write_json(here.work / "runs" / "trial-seed1" / "Transformer-0" / "result.json", row)
+    folder = here.work / "runs" / "trial-seed1" / "Transformer-0"
+    folder.mkdir(parents=True)
+    finished(folder, here.work / "runs", lambda: row)
     known = here.known()
     assert known["missing"] == [] and known["environments"] == [{}]
     there = Multi30k(tmp_path / "there", dry_run=True, jobs=1, data=tmp_path)
@@ -193,8 +195,9 @@ def test_multi30k_resumes_on_another_machine(tmp_path: Path) -> None:
     (there.work / "docs" / "results").mkdir(parents=True)
     write_json(there.work / "docs" / "results" / "multi30k_trial.json", {"bootstrap": {"MUSE": {"p": 0.5}}})
     assert there.known() == {**known, "bootstrap": {"MUSE": {"p": 0.5}}}
-    there.resume({"rows": [{**known["rows"][0], "updates": 99}]})  # of another budget
-    assert there.known()["rows"] == []
+    elsewhere = Multi30k(tmp_path / "elsewhere", dry_run=True, jobs=1, data=tmp_path)
+    elsewhere.resume({"rows": [{**known["rows"][0], "updates": 99}]})  # of another budget
+    assert elsewhere.known()["rows"] == []
 
 
 def test_the_images_resume_on_another_machine(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from examples.results.planned import take_over
 from examples.results.report import DOCS, PARTS, ROOT, check_report, part, write_report
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import output_folder, read_json, write_json
@@ -40,6 +41,8 @@ def _run(options: argparse.Namespace, own: dict[str, argparse.ArgumentParser]) -
         docs = values.docs
         folder = output_folder(docs / "results", "--docs")
         output_folder(values.out)
+        for title in part(name).names(values):
+            take_over(folder / f"{title}.json", values.out)
         command = _command(name, values, own[name])
         for content in part(name).measure(values):
             write_json(folder / f"{content['name']}.json", {"part": name, "command": command, **content})

@@ -9,7 +9,7 @@ from typing import Any
 
 from examples.results.fairseq_programs import discard
 from examples.results.paired import Paired, holm
-from examples.results.planned import not_measured, seed_by_seed
+from examples.results.planned import finished, not_measured, seed_by_seed
 from examples.results.report import commands, common, environments, unique
 from examples.results.translation.experiments import (
     SIZES,
@@ -79,8 +79,8 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         added = [] if cell == BASELINE else ["--cross-view", wiring, "--cross-view-fusion", fusion]
         recipe = training([*added, *SMOOTHED], options.size, seed, updates)
         folder = folder_of("-".join(cell), options.size, seed, recipe, data_bin, options.out / "cross_view")
-        row = {"wiring": wiring, "fusion": fusion, "seed": seed, "updates": updates}
-        row |= validate(recipe, data_bin, folder)
+        cell_of = {"wiring": wiring, "fusion": fusion, "seed": seed, "updates": updates}
+        row = finished(folder, options.out, lambda: cell_of | validate(recipe, data_bin, folder))
         discard(folder)
         print(f"{wiring}, {fusion}, seed {seed}: {best_bits(row):.3f} bits", flush=True)
         return row

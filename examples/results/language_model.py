@@ -12,7 +12,7 @@ from examples.language_modeling.bpc import bits_per_character
 from examples.results import fairseq_log, fairseq_programs
 from examples.results.fairseq_programs import DEVICE_OPTIONS, PLUGIN, device
 from examples.results.paired import Paired
-from examples.results.planned import not_measured, seed_by_seed
+from examples.results.planned import finished, not_measured, seed_by_seed
 from examples.results.report import commands, common, environments, mean_spread, slug, unique
 from examples.translation.staging import fairseq_preprocess
 from fairseq_ext.training.errors import DataError
@@ -106,7 +106,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     data_bin = prepare(options.data / "language_model" / "brown", out, size.min_count)
 
     def run(seed: int, name: str) -> dict[str, Any]:
-        row = train_and_score(name, size, seed, data_bin, out)
+        row = train_and_score(name, size, seed, data_bin, options.out)
         print(f"{name}, seed {seed}: perplexity {row['perplexity']:.1f}", flush=True)
         return row
 
@@ -173,18 +173,19 @@ def training(name: str, size: Size, seed: int) -> list[str]:
 def train_and_score(name: str, size: Size, seed: int, data_bin: Path, out: Path) -> dict[str, Any]:
     """One row: trains (resuming a killed training) and evaluates on test; a finished row is in ``result.json``."""
     options = training(name, size, seed)
-    folder = out / f"seed{seed}" / f"{slug(name)}-{digest(options, data_bin.name)[:8]}"
-    result = folder / "result.json"
-    if result.exists():
-        return read_json(result)
-    checkpoint = fairseq_programs.train(options, data_bin, folder)
-    bits = evaluate(checkpoint, size, data_bin, folder / "eval.log")
-    log = folder / "train.log"
-    row = {"system": name, "seed": seed, "bits": bits, "perplexity": 2**bits}
-    row |= {"parameters": fairseq_log.parameters(log), "curve": fairseq_log.validation_curve(log, "loss")}
-    write_json(result, {**row, "environment": environment("ve-fairseq", device=device())})
+    folder = out / "language_model" / f"seed{seed}" / f"{slug(name)}-{digest(options, data_bin.name)[:8]}"
+
+    def measure() -> dict[str, Any]:
+        checkpoint = fairseq_programs.train(options, data_bin, folder)
+        bits = evaluate(checkpoint, size, data_bin, folder / "eval.log")
+        log = folder / "train.log"
+        row = {"system": name, "seed": seed, "bits": bits, "perplexity": 2**bits}
+        row |= {"parameters": fairseq_log.parameters(log), "curve": fairseq_log.validation_curve(log, "loss")}
+        return row | {"environment": environment("ve-fairseq", device=device())}
+
+    row = finished(folder, out, measure)
     fairseq_programs.discard(folder)
-    return read_json(result)
+    return row
 
 
 def evaluate(checkpoint: Path, size: Size, data_bin: Path, log: Path) -> float:

@@ -1,11 +1,15 @@
-"""Trainings that are planned in an order, and what of them is left."""
+"""Trainings that are planned in an order, what of them is finished, and what is left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from pathlib import Path
 from typing import Any, TypeVar
+
+from fairseq_ext.training.files import output_folder, read_json, write_json
+from fairseq_ext.training.progress import say
 
 Row = TypeVar("Row")
 System = TypeVar("System")
@@ -26,6 +30,29 @@ def seed_by_seed(
     with ThreadPoolExecutor(jobs) as pool:
         for number, row in enumerate(pool.map(lambda cell: run(*cell), planned), 1):
             yield row, [f"{name(system)}, seed {seed}" for seed, system in planned[number:]]
+
+
+def finished(folder: Path, out: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The row of a run, measured once: it is kept in ``result.json`` of its folder, with its place below ``out``."""
+    result = folder / "result.json"
+    if not result.exists():
+        write_json(result, {**measure(), "run": folder.relative_to(out).as_posix()})
+    return read_json(result)
+
+
+def take_over(stored: Path, out: Path) -> None:
+    """Rows of a stored table are finished runs, so that a table can grow on another machine, where ``out`` is empty."""
+    rows = read_json(stored).get("rows", []) if stored.exists() else []
+    if restored := restore([row for row in rows if "run" in row], out):
+        say(f"{restored} rows of {stored} are not measured anew; they are with another --docs FOLDER")
+
+
+def restore(rows: Iterable[dict[str, Any]], out: Path) -> int:
+    """What :func:`finished` will find of rows that are not there: how many."""
+    absent = [(row, out / row["run"]) for row in rows if not (out / row["run"] / "result.json").exists()]
+    for row, folder in absent:
+        write_json(output_folder(folder) / "result.json", row)
+    return len(absent)
 
 
 def not_measured(content: Mapping[str, Any]) -> str:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics import BLEU, CHRF
 
 from examples.results import __main__ as command
 from examples.results import fairseq_programs, inference_dtype, report, translation
 from examples.results.claims import claims_of
 from examples.results.translation import experiments, outputs
 from fairseq_ext.training.errors import DataError
-from fairseq_ext.training.files import write_json
+from fairseq_ext.training.files import read_json, read_lines, write_json
 from tests.examples.test_results import linked
 from tests.examples.test_results import row as scored
 
@@ -110,7 +110,8 @@ def programs(monkeypatch, data):
 
 def options(data: Path, *words: str) -> Any:
     parser, _ = command._parsers()
-    return parser.parse_args(["translation", "--data", str(data), "--out", str(data / "runs"), *words])
+    places = ["--data", str(data), "--out", str(data / "runs"), "--docs", str(data / "docs")]
+    return parser.parse_args(["translation", *places, *words])
 
 
 def test_a_measurement_that_is_stopped_leaves_whole_seeds(programs, data):
@@ -123,6 +124,58 @@ def test_a_measurement_that_is_stopped_leaves_whole_seeds(programs, data):
     ]
     assert last["missing"] == [] and all(row["bleu_curve"] == [[9, 18.1]] for row in last["rows"])
     assert last["bootstrap"]["AdaNorm"]["seeds"] == 2 and last["bootstrap"].keys() == {"AdaNorm"}
+
+
+def test_a_table_grows_on_another_machine(programs, data, monkeypatch, capsys):
+    """Stored rows and their translations are enough: only what is new is trained, and the bootstrap is that of all."""
+    monkeypatch.setattr(command, "write_report", lambda docs: None)
+    places = ["--data", str(data), "--docs", str(data / "docs")]
+    first, all_of_them = ["Transformer", "MUSE"], ["Transformer", "MUSE", "AdaNorm"]
+
+    def measure(out: str, systems: list[str], *words: str) -> tuple[Any, int]:
+        before = sum(words[0] == "fairseq_cli.train" for words in programs)
+        command.main(["translation", "--systems", *systems, "--out", str(data / out), *places, *words])
+        content = read_json(data / "docs" / "results" / "multi30k_small.json")
+        return content, sum(words[0] == "fairseq_cli.train" for words in programs) - before
+
+    small, trained = measure("here", first)
+    assert trained == 2 and "not measured anew" not in capsys.readouterr().err
+    grown, trained = measure("there", all_of_them, "--replace")
+    assert trained == 1 and grown["rows"][:2] == small["rows"]
+    assert grown["bootstrap"]["MUSE"] == small["bootstrap"]["MUSE"]
+    assert "2 rows of" in capsys.readouterr().err
+    file = data / "docs" / "results" / grown["rows"][1]["translations"]
+    assert file.name == "MUSE.1.en" and file.read_text().splitlines()[1] == "en0 en1 en2 en3 ."
+    file.unlink()
+    lost, trained = measure("elsewhere", all_of_them)
+    assert trained == 0 and lost["bootstrap"].keys() == {"AdaNorm"}, "no p without translations"
+
+
+RESULTS = report.DOCS / "results"
+STORED = [
+    (row, content["dataset"], RESULTS / row["translations"])
+    for content in map(read_json, sorted(RESULTS.glob("*.json")))
+    if content["part"] == "translation"
+    for row in content["rows"]
+    if "translations" in row
+]
+
+
+def test_published_translations_are_those_of_the_tables():
+    """Each is there, and none that no table names."""
+    folders = [folder for folder in RESULTS.iterdir() if folder.is_dir()]
+    assert sorted(path for *_, path in STORED) == sorted(path for folder in folders for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("row", "dataset", "file"), STORED, ids=[path.name for *_, path in STORED])
+def test_published_translations_score_what_the_table_says(row, dataset, file):
+    text = experiments.DATA[dataset]
+    references = report.ROOT.parent / "shared" / "data" / text.folder / f"{text.splits[2]}.{text.target}.gz"
+    if not references.exists():
+        pytest.skip(f"{references} is not there")
+    lines, wanted = ([line for line, _ in read_lines(path, keep_blank=True)] for path in (file, references))
+    assert BLEU().corpus_score(lines, [wanted]).score == pytest.approx(row["sacrebleu"], abs=1e-9)
+    assert CHRF().corpus_score(lines, [wanted]).score == pytest.approx(row["chrf"], abs=1e-9)
 
 
 def test_of_a_row_the_translations_stay_and_the_checkpoints_go(programs, data):

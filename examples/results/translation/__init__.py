@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from examples.results.planned import seed_by_seed
-from examples.results.report import unique
+from examples.results.report import slug, unique
 from examples.results.translation.experiments import (
     BASELINE,
     DATA,
@@ -22,7 +22,7 @@ from examples.results.translation.experiments import (
     train_and_score,
     tune,
 )
-from examples.results.translation.outputs import sampled, sentence_statistics
+from examples.results.translation.outputs import published, sampled, sentence_statistics
 from examples.results.translation.table import pictures, section
 
 __all__ = ["SELECTS", "add_arguments", "measure", "names", "pictures", "section"]
@@ -51,6 +51,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     data_bin = prepare(options.dataset, options.data, options.out, SIZES[options.size].pieces)
     reference = data_bin / "text" / f"test.{DATA[options.dataset].target}"
 
+    (title,) = names(options)
     where = (options.size, data_bin, options.out, options.updates)
     chosen: dict[str, Settings] = {}
 
@@ -70,11 +71,13 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     statistics: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     for (row, translations), missing in seed_by_seed(options.seeds, options.systems, run, options.jobs):
-        rows.append(row)
-        if translations:
+        file = f"{title}/{slug(row['system'])}.{row['seed']}.{DATA[options.dataset].target}"
+        if translations := published(options.docs / "results" / file, translations):
             statistics[row["system"]][row["seed"]] = sentence_statistics(translations, reference)
+            row |= {"translations": file}
+        rows.append(row)
         yield {
-            "name": names(options)[0],
+            "name": title,
             "dataset": options.dataset,
             "size": options.size,
             "tuned": options.tune,

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from examples.results import fairseq_log, fairseq_programs
 from examples.results.fairseq_programs import DEVICE_OPTIONS, device, discard, generate, train
+from examples.results.planned import finished
 from examples.results.report import slug
 from examples.results.translation.outputs import bleu_by_length, compress, translations_of
 from fairseq_ext.training.errors import DataError
@@ -232,10 +233,10 @@ def train_and_score(
     updates = SIZES[size].updates if updates is None else updates
     options = training(SYSTEMS[name], size, seed, updates, settings)
     folder = folder_of(name, size, seed, options, data_bin, out)
-    result = folder / "result.json"
     text = DATA[data]
     source, reference = (data_bin / "text" / f"test.{language}" for language in (text.source, text.target))
-    if not result.exists():
+
+    def measure() -> dict[str, Any]:
         checkpoint = train(options, data_bin, folder)
         decoding = [*DEVICE_OPTIONS[device()], "--seed", str(seed), *DECODING]
         scores = translate_and_score(checkpoint, decoding, data_bin, folder, text.target)
@@ -247,9 +248,11 @@ def train_and_score(
         if SIZES[size].select == "bleu":
             row["bleu_curve"] = fairseq_log.validation_curve(log, "bleu")
         row["environment"] = environment("ve-fairseq", "sacrebleu", "sentencepiece", device=device())
-        write_json(result, row)
-        discard(folder)
-    return read_json(result), translations_of(folder)
+        return row
+
+    row = finished(folder, out, measure)
+    discard(folder)
+    return row, translations_of(folder)
 
 
 def translate_and_score(

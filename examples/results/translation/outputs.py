@@ -13,7 +13,10 @@ from sacrebleu.metrics import BLEU
 from examples.translation.outputs import read_outputs
 from fairseq_ext.training.files import read_lines, replacing
 
-__all__ = ["Sampled", "bleu_by_length", "bootstrap", "compress", "sampled", "sentence_statistics", "translations_of"]
+__all__ = [
+    *("Sampled", "bleu_by_length", "bootstrap", "compress", "published", "sampled", "sentence_statistics"),
+    "translations_of",
+]
 
 GROUPS = 5
 """Groups of source sentences by their lengths, each with as many sentences."""
@@ -33,6 +36,15 @@ def compress(folder: Path, reference: Path) -> list[str]:
 def translations_of(folder: Path) -> list[str]:
     """What :func:`compress` kept; none where nothing is."""
     file = folder / "translations.txt.gz"
+    return _lines(file) if file.exists() else []
+
+
+def published(file: Path, translations: Sequence[str]) -> list[str]:
+    """The translations of a run in a file beside the tables: written where some are given, or read."""
+    if translations:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as partial:
+            partial.write_text("".join(f"{line}\n" for line in translations), encoding="utf-8")
     return _lines(file) if file.exists() else []
 
 

@@ -42,6 +42,8 @@ ONE_SEED = "One seed: the table cannot tell a difference between methods from on
 BOOTSTRAP = """*p* is that of a
 paired bootstrap over the test sentences, each drawn with its translations by all seeds; the interval is over seeds."""
 
+TRANSLATIONS = "The translations are in `docs/results/{name}`, a file a system and seed."
+
 
 def dataset(content: dict[str, Any]) -> DataSet:
     """The data set of a content."""
@@ -136,5 +138,6 @@ def _notes(content: dict[str, Any]) -> list[str]:
     """What limits the reading of a table."""
     notes = [ONE_SEED] if len({row["seed"] for row in content["rows"]}) == 1 else []
     notes += [BOOTSTRAP] if _tests(content, by_system(content)) else []
+    notes += [TRANSLATIONS.format(**content)] if any("translations" in row for row in content["rows"]) else []
     notes += [sentence] if (sentence := not_measured(content)) else []
     return notes + {"small": [FAR], "cpu": [PILOT]}.get(content["size"], [])
