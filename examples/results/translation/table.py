@@ -140,4 +140,6 @@ def _notes(content: dict[str, Any]) -> list[str]:
     notes += [BOOTSTRAP] if _tests(content, by_system(content)) else []
     notes += [TRANSLATIONS.format(**content)] if any("translations" in row for row in content["rows"]) else []
     notes += [sentence] if (sentence := not_measured(content)) else []
-    return notes + {"small": [FAR], "cpu": [PILOT]}.get(content["size"], [])
+    notes += [FAR] if content["size"] == "small" else []
+    chosen = content["size"] == "cpu" and any(row["system"].startswith("GCA") for row in content["rows"])
+    return notes + ([PILOT] if chosen else [])
