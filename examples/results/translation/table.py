@@ -42,7 +42,7 @@ ONE_SEED = "One seed: the table cannot tell a difference between methods from on
 BOOTSTRAP = """*p* is that of a
 paired bootstrap over the test sentences, each drawn with its translations by all seeds; the interval is over seeds."""
 
-TRANSLATIONS = "The translations are in `docs/results/{name}`, a file a system and seed."
+TRANSLATIONS = "The translations of {kept} of {runs} runs are in `docs/results/{name}`."
 
 
 def dataset(content: dict[str, Any]) -> DataSet:
@@ -138,7 +138,8 @@ def _notes(content: dict[str, Any]) -> list[str]:
     """What limits the reading of a table."""
     notes = [ONE_SEED] if len({row["seed"] for row in content["rows"]}) == 1 else []
     notes += [BOOTSTRAP] if _tests(content, by_system(content)) else []
-    notes += [TRANSLATIONS.format(**content)] if any("translations" in row for row in content["rows"]) else []
+    kept, runs = sum("translations" in row for row in content["rows"]), len(content["rows"])
+    notes += [TRANSLATIONS.format(kept=kept, runs=runs, name=content["name"])] if kept else []
     notes += [sentence] if (sentence := not_measured(content)) else []
     notes += [FAR] if content["size"] == "small" else []
     chosen = content["size"] == "cpu" and any(row["system"].startswith("GCA") for row in content["rows"])
