@@ -149,6 +149,7 @@ def test_a_table_grows_on_another_machine(programs, data, monkeypatch, capsys):
     file.unlink()
     lost, trained = measure("elsewhere", all_of_them)
     assert trained == 0 and lost["bootstrap"].keys() == {"AdaNorm"}, "no p without translations"
+    assert ["translations" in row for row in lost["rows"]] == [True, False, True]
 
 
 RESULTS = report.DOCS / "results"

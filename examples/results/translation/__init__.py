@@ -71,6 +71,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     statistics: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     for (row, translations), missing in seed_by_seed(options.seeds, options.systems, run, options.jobs):
+        row.pop("translations", None)  # of a stored row, whose file may be gone
         file = f"{title}/{slug(row['system'])}.{row['seed']}.{DATA[options.dataset].target}"
         if translations := published(options.docs / "results" / file, translations):
             statistics[row["system"]][row["seed"]] = sentence_statistics(translations, reference)
