@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from examples.results.fairseq_programs import discard
 from examples.results.paired import Paired, holm
 from examples.results.planned import finished, not_measured, seed_by_seed
 from examples.results.report import commands, common, environments, unique
@@ -81,7 +80,6 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         folder = folder_of("-".join(cell), options.size, seed, recipe, data_bin, options.out / "cross_view")
         cell_of = {"wiring": wiring, "fusion": fusion, "seed": seed, "updates": updates}
         row = finished(folder, options.out, lambda: cell_of | validate(recipe, data_bin, folder))
-        discard(folder)
         print(f"{wiring}, {fusion}, seed {seed}: {best_bits(row):.3f} bits", flush=True)
         return row
 

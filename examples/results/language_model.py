@@ -183,9 +183,7 @@ def train_and_score(name: str, size: Size, seed: int, data_bin: Path, out: Path)
         row |= {"parameters": fairseq_log.parameters(log), "curve": fairseq_log.validation_curve(log, "loss")}
         return row | {"environment": environment("ve-fairseq", device=device())}
 
-    row = finished(folder, out, measure)
-    fairseq_programs.discard(folder)
-    return row
+    return finished(folder, out, measure)
 
 
 def evaluate(checkpoint: Path, size: Size, data_bin: Path, log: Path) -> float:

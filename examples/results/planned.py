@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
+from examples.results.fairseq_programs import discard
 from fairseq_ext.training.files import output_folder, read_json, write_json
 from fairseq_ext.training.progress import say
 
@@ -33,10 +34,14 @@ def seed_by_seed(
 
 
 def finished(folder: Path, out: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The row of a run, measured once: it is kept in ``result.json`` of its folder, with its place below ``out``."""
+    """The row of a run, measured once: it is kept in ``result.json`` of its folder, with its place below ``out``.
+
+    Once it is there the checkpoints go.
+    """
     result = folder / "result.json"
     if not result.exists():
         write_json(result, {**measure(), "run": folder.relative_to(out).as_posix()})
+    discard(folder)
     return read_json(result)
 
 

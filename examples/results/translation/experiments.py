@@ -250,9 +250,7 @@ def train_and_score(
         row["environment"] = environment("ve-fairseq", "sacrebleu", "sentencepiece", device=device())
         return row
 
-    row = finished(folder, out, measure)
-    discard(folder)
-    return row, translations_of(folder)
+    return finished(folder, out, measure), translations_of(folder)
 
 
 def translate_and_score(
