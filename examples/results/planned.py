@@ -39,8 +39,10 @@ def finished(folder: Path, out: Path, measure: Callable[[], dict[str, Any]]) -> 
     Once it is there the checkpoints go.
     """
     result = folder / "result.json"
-    if not result.exists():
-        write_json(result, {**measure(), "run": folder.relative_to(out).as_posix()})
+    row = read_json(result) if result.exists() else measure()
+    if "run" not in row:  # new, or of an earlier version
+        row["run"] = folder.relative_to(out).as_posix()
+        write_json(result, row)
     discard(folder)
     return read_json(result)
 
