@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
 
@@ -37,20 +38,31 @@ def over_training(row: Row) -> list[float]:
 
 
 def over_runs(rows: Sequence[Row]) -> Paired | None:
-    r"""The rank correlation over all trained models on the test split, with an interval; None of few.
+    r"""The rank correlation of the trained models on the test split within their arms, with an interval; None of few.
 
-    By Fisher's transformation, with the standard error :math:`1.06 / \sqrt{n - 3}` of ranks (Fieller, Hartley and
-    Pearson, Tests for Rank Correlation Coefficients, 1957).
+    Arms differ in ISD as they train on it, and in recall for other reasons, so each has ranks of its own, about their
+    mean. The interval is by Fisher's transformation, with the standard error :math:`1.06 / \sqrt{n - 3}` of ranks
+    (Fieller, Hartley and Pearson, Tests for Rank Correlation Coefficients, 1957), where each arm but one takes a model
+    from :math:`n`.
     """
-    points = [(run["isd"], sum_of_recalls(run)) for row in rows for run in row["runs"].values() if "isd" in run]
-    if len(points) < LEAST:
+    arms = [[(run["isd"], sum_of_recalls(run)) for run in row["runs"].values() if "isd" in run] for row in rows]
+    arms = [points for points in arms if len(points) > 1]
+    count = sum(map(len, arms))
+    if count < LEAST or count - len(arms) < 3:
         return None
-    correlation = _rank_correlation(points)
+    correlation = _within(arms)
     place = math.atanh(max(-0.999, min(0.999, correlation)))
-    error = 1.06 / math.sqrt(len(points) - 3)
+    error = 1.06 / math.sqrt(count - len(arms) - 2)
     half = float(stats.norm.ppf(1 - LEVEL / 2)) * error
     p = 2 * float(stats.norm.sf(abs(place) / error))
-    return Paired(correlation, math.tanh(place - half), math.tanh(place + half), len(points), p)
+    return Paired(correlation, math.tanh(place - half), math.tanh(place + half), count, p)
+
+
+def _within(arms: Sequence[Sequence[tuple[float, float]]]) -> float:
+    """The rank correlation over all arms."""
+    ranks = np.concatenate([stats.rankdata(points, axis=0) - (len(points) + 1) / 2 for points in arms])
+    size = np.sqrt((ranks**2).sum(axis=0).prod())
+    return float(ranks.prod(axis=1).sum() / size) if size else 0.0
 
 
 def _rank_correlation(points: Sequence[tuple[float, float]]) -> float:
@@ -72,7 +84,8 @@ def reading(content: Mapping[str, Any]) -> str:
     parts = [f"{row['system']}, {Paired.of(over_training(row)).text(2)}" for row in trained(content)]
     text = f"over the validations of a training, mean of the seeds: {'; '.join(parts)}" if parts else ""
     if whole := over_runs(rows):
-        text += f"{'; ' if text else ''}over the {whole.pairs} trained models on the test split: {whole.text(2)}"
+        text += f"{'; ' if text else ''}of the {whole.pairs} trained models on the test split, within the arms: "
+        text += whole.text(2)
     return f"Rank correlation of ISD and sum of recalls, {text}." if text else ""
 
 

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
-TWO_RECIPES = ("Computers", "Photo")
+TWO_RECIPES = ("Computers", "Photo", "debian_deps")
 """Data sets that the released recipe ends before they are learned."""
 KINDS = ("balanced", "step 5", "step 10")
 METRIC = "weighted_f1"
@@ -165,7 +165,7 @@ def draw_relation(contents: Sequence[dict[str, Any]], file: Path) -> None:
                     axes.plot(*zip(*points, strict=True), marker, color=colour, label=kind, markersize=6)
             axes.axhline(0, color="0.6", linewidth=1, zorder=0)
             rank, p_value = own.within
-            axes.set_title(f"{title(content)}\n{own.runs} pairs: r = {rank:+.2f}, p = {p_value:.2g}")
+            axes.set_title(f"{title(content)}\n{len(own.gain)} splits: r = {rank:+.2f}, p = {p_value:.2g}")
         for axes in grid[len(contents) :]:
             axes.set_visible(False)
         handles, labels = grid[0].get_legend_handles_labels()

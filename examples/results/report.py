@@ -39,7 +39,8 @@ HEAD = """# Measured results
 
 Written by `python -m examples.results` from `results/*.json`, which hold every run with its settings, hardware and
 library versions. Nothing here is copied from a paper, but for what says *published* and the numbers of its claims. The
-command resumes where it was stopped.
+command resumes where it was stopped; rows of translation, language models and cross-view decoding that are stored
+already are measured anew only with another `--docs FOLDER`.
 
 ± is the population standard deviation. A difference is paired (the same seed or split on both sides); in brackets is
 its 95 % interval by the t-distribution. A row *gains* or *loses* where that interval excludes 0; of rows without any

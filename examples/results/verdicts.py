@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from examples.results.paired import Paired, holm, p_value
 
-__all__ = ["Claim", "Limit", "Verdict", "anchor", "page", "unfinished"]
+__all__ = ["Claim", "Limit", "Verdict", "anchor", "page", "perplexities", "unfinished"]
 
 PAIRS = 3
 """Independent pairs that a verdict needs."""
@@ -30,9 +30,10 @@ What the papers claim and what the tables below say of it; a verdict leads to it
 **The rule.** Evidence is the mean of paired differences in the direction that is claimed, with its 95 % interval. With
 the interval above 0 a claim is *reproduced*, below 0 *not reproduced*, and with 0 inside it is *in the spread*. It is
 *not testable here* with fewer than {pairs} independent pairs, or where the baseline has not learned, since the table
-then says nothing about the method: its validation metric still improves by more than {flat} % after the last validation
-before {end} % of the training, or it stays below a floor that the row names, such as a linear model. The floors and
-what a claim is pooled over are our choice, made after the first measurements.
+then says nothing about the method: its validation metric (of a likelihood, the perplexity) still improves by more than
+{flat} % after the last validation before {end} % of the training, or it stays below a floor, such as a linear model.
+Every claim that compares trained models has one of the two, or both; the floors and what a claim is pooled over are our
+choice, made after the first measurements.
 
 **The limits** say why there is no better answer: *method*, it does not help here, or not by what is said; *budget*, too
 few pairs or too short a training; *recipe*, the networks have not learned what they should, which settings or code have
@@ -80,6 +81,7 @@ class Claim(NamedTuple):
         better: of how many runs how many are better with the method.
         published: gain of the paper, in the same unit.
         limits: what else stands in the way.
+        ours: whether it is our question and no claim of the paper, among which it is not counted.
     """
 
     method: str
@@ -93,6 +95,7 @@ class Claim(NamedTuple):
     better: tuple[int, int] | None = None
     published: float | None = None
     limits: tuple[Limit, ...] = ()
+    ours: bool = False
 
     @classmethod
     def of_runs(
@@ -150,16 +153,26 @@ def _count(number: int, things: str) -> str:
 def unfinished(curves: Iterable[Sequence[tuple[float, float]]]) -> Limit | None:
     """A decisive limit where trainings of the baseline ended before their validation loss was flat, else None.
 
+    It is one as well where no training has a curve, since nothing then says that they had learned.
+
     Args:
-        curves: of each training the pairs (update, loss); of a metric of which more is better, its negative.
+        curves: of each training the pairs (update, loss); of a metric of which more is better, its negative; of a
+            likelihood its :func:`perplexities`, as a share of bits depends on what a bit is counted for.
     """
     ends = [(_before_the_end(curve), curve[-1]) for curve in curves if len(curve) > 1]
-    move = statistics.fmean((loss - last) / abs(loss) for (_, loss), (_, last) in ends) if ends else 0.0
+    if not ends:
+        return Limit("budget", "no validation curve was kept: measure it again, with one", True)
+    move = statistics.fmean((loss - last) / abs(loss) for (_, loss), (_, last) in ends)
     if move <= FLAT:
         return None
     (start, _), (end, _) = ends[0]
     still = f"validation still improves by {100 * move:.1f} % after update {start:,} of {end:,}"
     return Limit("budget", f"{still}: train until it is flat", True)
+
+
+def perplexities(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of the pairs (update, bits) the pairs (update, perplexity)."""
+    return [(update, 2.0**bits) for update, bits in curve]
 
 
 def _before_the_end(curve: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -188,18 +201,28 @@ def _row(claim: Claim, notes: dict[str, int]) -> str:
         numbers.setdefault(cause, []).append(notes.setdefault(f"*{cause}*, {text}", len(notes) + 1))
     limits = "; ".join(f"{cause} {', '.join(map(str, sorted(own)))}" for cause, own in numbers.items())
     verdict = f"[{claim.verdict}](#{anchor(claim.heading)})"
-    return f"| {claim.method} | {claim.says} | {claim.here} | {verdict} | {claim.evidence()} | {limits} |"
+    says = f"{claim.says} (our question)" if claim.ours else claim.says
+    return f"| {claim.method} | {says} | {claim.here} | {verdict} | {claim.evidence()} | {limits} |"
 
 
 def _summary(claims: Sequence[Claim]) -> str:
     """How many claims have each verdict, and how many verdicts hold when all tests are taken together."""
-    of = {verdict: [claim for claim in claims if claim.verdict is verdict] for verdict in Verdict}
-    counts = ", ".join(f"{len(those)} {verdict}" for verdict, those in of.items())
+    papers = [claim for claim in claims if not claim.ours]
+    of = {verdict: [claim for claim in papers if claim.verdict is verdict] for verdict in Verdict}
+    counts = ", ".join(f"{len(those)} {verdict}{_by_method(those)}" for verdict, those in of.items())
+    others = f"; the other {len(claims) - len(papers)} are our questions" if len(papers) < len(claims) else ""
     tested = [claim for claim in claims if claim.verdict is not Verdict.NOT_TESTABLE]
     holds = holm([claim.paired.p for claim in tested if claim.paired and claim.paired.p is not None])
     kept = [claim.verdict for claim, held in zip(tested, holds, strict=True) if held]
     return (
-        f"Of {len(claims)} claims: {counts}. With Holm's correction over the {len(tested)} that are tested, "
+        f"Of {len(papers)} claims: {counts}{others}. With Holm's correction over the {len(tested)} that are tested, "
         f"{kept.count(Verdict.REPRODUCED)} of those reproduced and {kept.count(Verdict.NOT_REPRODUCED)} of those "
         "not reproduced remain."
     )
+
+
+def _by_method(claims: Sequence[Claim]) -> str:
+    """Of those reproduced, how many are not so by what the paper says they are."""
+    causes = [{limit.cause for limit in claim.limits} for claim in claims if claim.verdict is Verdict.REPRODUCED]
+    limited = sum("method" in each for each in causes)
+    return f" ({limited} of them with a limit of *method*)" if limited else ""

@@ -35,6 +35,7 @@ MUSE = {"block": "muse", "init": "km"}
 ENCOURAGING = {"criterion": "label_smoothed_encouraging_loss"}
 CHANGES: dict[str, dict[str, Any]] = {
     "Transformer": {},
+    "Transformer, km": {"init": "km"},
     "top-k (k = 8)": {"attention_topk": 8},
     "AdaNorm": {"norm": "adanorm"},
     "LayerNorm-simple": {"norm": "layernorm-simple"},

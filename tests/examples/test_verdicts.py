@@ -10,7 +10,7 @@ import pytest
 
 from examples.results.claims import claims_of
 from examples.results.paired import Paired
-from examples.results.verdicts import Claim, Limit, Verdict, page, unfinished
+from examples.results.verdicts import Claim, Limit, Verdict, page, perplexities, unfinished
 
 
 def claim(low: float, high: float, pairs: int = 3, published: float | None = None, *limits: Limit) -> Claim:
@@ -70,14 +70,25 @@ def test_the_evidence_is_one_cell():
         ([[(85, 2.0), (100, 1.9)]], True),  # from the first on, where none is earlier
         ([[(50, -4.0), (100, -4.2)]], True),  # of which more is better
         ([[(80, 2.0), (100, 1.9)], [(80, 2.0), (100, 2.1)]], False),  # the mean of both
-        ([[(100, 2.0)]], False),
-        ([], False),
+        ([[(80, 2.0), (100, 2.0)], []], False),  # as far as there are curves
     ],
 )
 def test_trainings_that_ended_too_early(curves, decisive):
     limit = unfinished(curves)
     assert (limit is not None) == decisive
     assert limit is None or (limit.decisive and limit.cause == "budget" and "after update" in limit.text)
+
+
+@pytest.mark.parametrize("curves", [[], [[]], [[(100, 2.0)]]])
+def test_nothing_is_taken_for_learned_without_a_curve(curves):
+    limit = unfinished(curves)
+    assert limit is not None and limit.decisive and limit.text.startswith("no validation curve was kept")
+
+
+def test_bits_are_judged_by_perplexity():
+    """0.02 bits are 0.2 % of 10 bits, and 1.4 % of any perplexity."""
+    curve = [(80, 10.02), (100, 10.0)]
+    assert unfinished([curve]) is None and unfinished([perplexities(curve)]) is not None
 
 
 def test_the_page_counts_and_corrects():
@@ -88,6 +99,11 @@ def test_the_page_counts_and_corrects():
     assert (
         "the 3 that are tested, 0 of those reproduced and 0 of those not reproduced remain" in text
     )  # 0.02 > 0.05 / 3
+    others = page([*claims, claims[0]._replace(ours=True)])
+    assert "Of 4 claims: 2 reproduced, 1 in the spread" in others and "; the other 1 are our questions." in others
+    assert others.count("| helps (our question) |") == 1
+    artefact = claims[0]._replace(limits=(Limit("method", "by rounding"),))
+    assert "Of 2 claims: 2 reproduced (1 of them with a limit of *method*), 0 in" in page([claims[0], artefact])
     sure = [*claims[:3], claims[0]._replace(paired=Paired(0.5, 0.1, 1.0, 3, 0.001))]
     assert "the 4 that are tested, 1 of those reproduced" in page(sure)
     assert "| budget 1 |" in text and "\n1. *budget*, gains of up to +1.00 fit" in text
@@ -136,7 +152,10 @@ def renode(dataset: str, level: float, apart: float = 0.0, gains: Iterable[float
     off = {f"split{s}-init{i}": level + i * apart for s, _ in enumerate(gains) for i in range(2)}
     on = {name: value + [*gains][int(name[5])] for name, value in off.items()}
     sides = {
-        side: {name: {"weighted_f1": value, "totoro": int(name[5]) / 10} for name, value in runs.items()}
+        side: {
+            name: {"weighted_f1": value, "totoro": int(name[5]) / 10, "curve": [[8, 0.5], [10 + int(name[5]), 0.5]]}
+            for name, value in runs.items()
+        }
         for side, runs in (("off", off), ("on", on))
     }
     cell = {"dataset": dataset, "model": "gcn", "loss": "ce", "split": "balanced"}
@@ -152,16 +171,38 @@ def test_renode_is_judged_where_the_baseline_has_learned():
     for run in rising["rows"][0]["off"].values():
         run["curve"] = [[10, 0.4], [80, 0.5], [100, 0.51]]
     assert causes("renode", rising) == [{"budget"}], "validation still improves"
+    unknown = renode("Cora", 0.5)
+    for run in unknown["rows"][0]["off"].values():
+        del run["curve"]
+    assert causes("renode", unknown) == [{"budget"}], "nothing says that it has learned"
+
+
+def test_renode_is_judged_by_the_backbones_of_the_paper_with_and_without_unequal_classes():
+    content = renode("Cora", 0.5)
+    (row,) = content["rows"]
+    content["rows"] += [row | {"split": "step 5"}, row | {"split": "step 10"}, row | {"model": "appnp"}]
+    balanced, step, *_ = claims_of("renode", [content])
+    assert (balanced.here, step.here) == ("Cora, balanced", "Cora, step, 2 rows")
+    assert balanced.better == (6, 6) and step.better == (12, 12)
+
+
+def test_trainings_of_renode_that_the_last_epoch_ended_are_counted():
+    def said(content: dict[str, Any]) -> list[str]:
+        return [limit.text for limit in claims_of("renode", [content])[0].limits if "the last allowed" in limit.text]
+
+    content = renode("Cora", 0.5)
+    assert said(content) == ["4 of 12 runs end at epoch 12, the last allowed: allow more"]
+    content["rows"][0]["off"]["split0-init0"]["curve"][-1][0] = 100
+    assert not said(content), "a single longest run was not cut"
 
 
 def test_the_released_recipe_gives_way_to_one_that_has_learned():
-    """Both have a line, but only one of them tells of Totoro."""
     rising = (0.01, 0.02, 0.03, 0.04, 0.05)
     released, converged = renode("Photo", 0.7, gains=rising), renode("Photo", 0.95, gains=rising)
     converged["recipe"] = "converged"
-    first, second, relation = claims_of("renode", [released, converged])
-    assert first.here == "Photo, as released" and first.verdict is Verdict.NOT_TESTABLE
-    assert second.here == relation.here == "Photo, trained to convergence" and second.verdict is Verdict.REPRODUCED
+    gain, relation = claims_of("renode", [released, converged])
+    assert gain.here == "Photo, trained to convergence, balanced" and gain.verdict is Verdict.REPRODUCED
+    assert relation.here == "Photo, trained to convergence"
     assert not relation.limits, "nothing is said to be left out"
 
 
@@ -254,14 +295,21 @@ def test_isd_is_judged_by_its_correlation_with_recall():
         aligned = row["system"] != "ranking loss alone"
         for number, run in enumerate(row["runs"].values()):
             run |= {"isd": 9.0 - number - 5 * aligned, "tr_r10": 0.1 * number + 0.5 * aligned}
-            run["history"] = [{"step": step, "isd": 1 / step, "rsum": step + 0.0} for step in range(1, 7)]
+            run["history"] = [{"step": step, "isd": 1 / step, "rsum": 9 + step / 99} for step in range(1, 7)]
     exception = content["rows"][0]["runs"]["seed0"]["history"]
-    exception[0]["rsum"], exception[1]["rsum"] = 2.0, 1.0
+    exception[0]["rsum"], exception[1]["rsum"] = exception[1]["rsum"], exception[0]["rsum"]
     _, over_training, over_models = claims_of("iais", [content])
     assert over_training.verdict is Verdict.REPRODUCED and over_training.paired
     assert over_training.paired.mean == pytest.approx((1 - 6 * 2 / (6 * 35) + 1 + 1) / 3)
     assert over_models.verdict is Verdict.REPRODUCED and over_models.evidence().startswith("+1.00 [+0.9")
     assert "6 models" in over_models.evidence()
+    for run in content["rows"][1]["runs"].values():  # less ISD by the loss, and less recall: no relation of the two
+        run["tr_r10"] -= 5.0
+    assert claims_of("iais", [content])[-1].paired == over_models.paired
+    for row in content["rows"]:
+        for run in row["runs"].values():
+            run["history"][-1]["rsum"] = 20.0
+    assert [claim.verdict for claim in claims_of("iais", [content])[1:]] == [Verdict.REPRODUCED, Verdict.NOT_TESTABLE]
 
 
 def muka(behind: float = 0.0, last: float = 0.53) -> dict[str, Any]:
@@ -292,6 +340,19 @@ def test_muka_is_judged_where_a_student_learns_from_its_teachers():
     assert claims_of("muka", [muka(), converged]) == claims_of("muka", [muka()]) and not claims_of("muka", [converged])
 
 
+def test_muka_is_judged_where_the_teachers_have_learned():
+    """They are left out where others have, and are all there is where none has."""
+    supervised = {"system": "supervised", "runs": {f"seed{n}": 0.61 for n in range(3)}}
+    weak, good = muka(), muka() | {"setting": "heterogeneous"}
+    weak["rows"] = [*weak["rows"], supervised]
+    assert causes("muka", weak) == [{"budget"}] * 2
+    more, unequal, muki = claims_of("muka", [weak, good])
+    assert (more.verdict, unequal.verdict) == (Verdict.NOT_TESTABLE, Verdict.REPRODUCED)
+    assert muki.here == "heterogeneous" and "stackoverflow20_4 (11 points), left out" in muki.limits[0].text
+    weak["rows"][-1] = supervised | {"runs": {f"seed{n}": 0.59 for n in range(3)}}
+    assert causes("muka", weak) == [set()] * 2
+
+
 def images(experiment: str, **rows: list[dict[str, Any]]) -> dict[str, Any]:
     named = {name.replace("_", "-"): runs for name, runs in rows.items()}
     listed = [{"system": name, "runs": {f"seed{n}": run for n, run in enumerate(runs)}} for name, runs in named.items()]
@@ -313,6 +374,15 @@ def test_robustness_by_rounding_is_a_claim_of_its_own():
     assert any("100 % of the gain as published is rounding" in limit.text for limit in artefact.limits)
     weak = images("attacks", cross_entropy=attacked(0.97, 0.3, 0.3), encouraging=attacked(0.97, 0.5, 0.3))
     assert causes("image_classification", weak) == [{"recipe"}] * 2
+
+
+@pytest.mark.parametrize(("reached", "expected"), [(0.981, Verdict.REPRODUCED), (0.979, Verdict.NOT_TESTABLE)])
+def test_accuracy_is_judged_near_the_published_level(reached, expected):
+    def runs(gain: float) -> list[dict[str, Any]]:
+        return [{"test_accuracy": reached + gain * (1 + seed / 10)} for seed in range(3)]
+
+    content = images("clean", cross_entropy=runs(0.0), encouraging=runs(0.001))
+    assert verdicts("image_classification", content) == [expected]
 
 
 @pytest.mark.parametrize(("many", "expected"), [(0.71, Verdict.NOT_REPRODUCED), (0.69, Verdict.NOT_TESTABLE)])
@@ -338,7 +408,27 @@ def test_captions_are_judged_when_their_loss_is_flat():
         ]
         return {"dataset": "coco_val2017_regions", "rows": rows}
 
-    assert verdicts("captioning", content(3.97)) == [Verdict.REPRODUCED]
-    assert verdicts("captioning", content(3.97, distinct=9)) == [Verdict.NOT_TESTABLE]
-    assert causes("captioning", content(3.97, distinct=9)) == [{"recipe"}]
-    assert causes("captioning", content(3.9)) == [{"budget"}]
+    flat = content(3.99)
+    assert verdicts("captioning", flat) == [Verdict.REPRODUCED] and causes("captioning", content(3.97)) == [{"budget"}]
+    assert verdicts("captioning", content(3.99, distinct=9)) == [Verdict.NOT_TESTABLE]
+    assert causes("captioning", content(3.99, distinct=9)) == [{"recipe"}]
+    for score, cause in ((0.79, set()), (0.81, {"recipe"})):
+        untrained = {"system": "nearest training image", "runs": {"": {"cider_d": score}}}
+        assert causes("captioning", {**flat, "rows": [untrained, *flat["rows"]]}) == [cause]
+
+
+def language(last: float) -> dict[str, Any]:
+    rows = [
+        {"system": system, "seed": seed, "bits": 7.0 + own, "curve": [[80, 7.0], [100, last]]}
+        for system, own in (("dense", 0.0), ("top-k 8", 0.01), ("AdaNorm", 0.5))
+        for seed in range(3)
+    ]
+    return {"name": "language_model_brown", "size": {"epochs": 8}, "rows": rows}
+
+
+def test_language_models_are_judged_when_their_perplexity_is_flat():
+    claims = claims_of("language_model", [language(6.99)])
+    assert [claim.method for claim in claims] == ["Explicit Sparse Transformer", "AdaNorm"]
+    assert [round(claim.paired.mean, 3) for claim in claims if claim.paired] == [-0.01, -0.5]
+    assert causes("language_model", language(6.99)) == [set()] * 2
+    assert causes("language_model", language(6.98)) == [{"budget"}] * 2

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from examples.results.graph_classification import HEADING, accuracies, paired
 from examples.results.verdicts import Claim, Limit
 
-__all__ = ["claims"]
+__all__ = ["behind", "claims"]
 
 
 class Published(NamedTuple):
@@ -28,6 +28,12 @@ def claims(contents: list[dict[str, Any]]) -> list[Claim]:
     return [_claim(content) for content in contents]
 
 
+def behind(reached: float, published: float) -> list[Limit]:
+    """A decisive limit where cross-entropy has not learned, by what it reaches in the publication."""
+    what = f"cross-entropy reaches {reached:.1f} of the published {published}: within {BEHIND:g} points is needed"
+    return [Limit("recipe", what, True)] if reached < published - BEHIND else []
+
+
 def _claim(content: dict[str, Any]) -> Claim:
     plain, encouraging = accuracies(content)
     published = PUBLISHED.get(content["dataset"])
@@ -35,9 +41,7 @@ def _claim(content: dict[str, Any]) -> Claim:
     before = sum(run["best_epoch"] <= run["epochs"] - run["bonus_epochs"] for run in runs)
     equal = f"{before} of {len(runs)} models are of an epoch before the bonus starts"
     limits = [Limit("recipe", f"{equal}: an earlier start than published")] if before else []
-    if published and fmean(plain) < published.plain - BEHIND:
-        behind = f"cross-entropy reaches {fmean(plain):.1f} of the published {published.plain}"
-        limits.append(Limit("recipe", f"{behind}: within {BEHIND:g} points is needed", True))
+    limits += behind(fmean(plain), published.plain) if published else []
     gain = round(published.encouraging - published.plain, 2) if published else None
     return Claim(
         "Encouraging loss, graphs",

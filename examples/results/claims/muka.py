@@ -21,9 +21,12 @@ SETTINGS = {
 MUKA = ("MUKA, hard", "MUKA, soft")
 MUKI = ("MUKI, hard", "MUKI, soft")
 BASELINES = (BASELINE, "UHC", "DFA", "CFL")
+SUPERVISED = "supervised"
 
 BEHIND = 5.0
 """Points by which a student that has learned may stay behind the ensemble of its teachers."""
+TAUGHT = 10.0
+"""Points by which teachers that have learned may, together, stay behind one model that is supervised on all classes."""
 STRAY = 10.0
 """Points below the median of its row from which a run counts as one that has not converged."""
 
@@ -32,23 +35,40 @@ def claims(contents: list[dict[str, Any]]) -> list[Claim]:
     """MUKA in each kind of setting against vanilla KD, and MUKI against MUKA in all of them.
 
     Where students of a setting were also trained until they converged, these are the ones that count. A table without
-    the rows of all claims has none.
+    the rows of all claims has none, and a setting whose teachers have not learned counts only where no other does.
     """
+    supervised = {
+        content["setting"]: runs[SUPERVISED] for content in contents if SUPERVISED in (runs := _runs(content))
+    }
     complete = [content for content in contents if {*MUKA, *MUKI, BASELINE} <= _runs(content).keys()]
     of = {content["setting"]: content for content in sorted(complete, key=_until_converged)}
     chosen = {kind: [of[name] for name in names if name in of] for kind, names in SETTINGS.items()}
     parts = [
-        _claim("MUKA", f"{kind}: beats the baselines (abstract)", those, MUKA, (BASELINE,))
+        _claim("MUKA", f"{kind}: beats the baselines (abstract)", those, MUKA, (BASELINE,), supervised)
         for kind, those in chosen.items()
         if those
     ]
     every = [content for those in chosen.values() for content in those]
     says = "weights by the margin beat MUKA (abstract)"
-    return [*parts, _claim("MUKI", says, every, MUKI, MUKA)] if every else []
+    return [*parts, _claim("MUKI", says, every, MUKI, MUKA, supervised)] if every else []
 
 
-def _claim(method: str, says: str, contents: list[dict[str, Any]], own: Sequence[str], against: Sequence[str]) -> Claim:
+def _claim(
+    method: str,
+    says: str,
+    asked: list[dict[str, Any]],
+    own: Sequence[str],
+    against: Sequence[str],
+    supervised: dict[str, dict[str, float]],
+) -> Claim:
     """The pairs are the seeds: of each the mean over settings, and over hard and soft targets."""
+    behind = {
+        content["setting"]: _mean(supervised[content["setting"]]) - _mean(_runs(content)[ENSEMBLE])
+        for content in asked
+        if content["setting"] in supervised
+    }
+    untaught = {name: points for name, points in behind.items() if points > TAUGHT}
+    contents = [content for content in asked if content["setting"] not in untaught] or asked
     seeds: dict[str, list[float]] = {}
     for content in contents:
         runs = _runs(content)
@@ -65,8 +85,17 @@ def _claim(method: str, says: str, contents: list[dict[str, Any]], own: Sequence
         Paired.of([fmean(of_seed) for of_seed in seeds.values()]),
         f"points over {'vanilla KD' if against == (BASELINE,) else 'MUKA'}",
         better=(sum(gain > 0 for gain in gains), len(gains)),
-        limits=tuple(_limits(contents, own, against)),
+        limits=(*_untaught(untaught, decisive=contents == asked), *_limits(contents, own, against)),
     )
+
+
+def _untaught(behind: dict[str, float], decisive: bool) -> list[Limit]:
+    """Of settings, by how many points their teachers are behind a supervised model: left out, or all there is."""
+    if not behind:
+        return []
+    those = ", ".join(f"{name} ({points:.0f} points)" for name, points in behind.items())
+    what = f"the teachers are behind a supervised model on {those}{'' if decisive else ', left out'}"
+    return [Limit("budget", f"{what}: train them until it is {TAUGHT:g} at most", decisive)]
 
 
 def _until_converged(content: dict[str, Any]) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from typing import Any, NamedTuple
 
-from examples.results.translation.experiments import BASELINE, DATA, SIZES
+from examples.results.translation.experiments import BASELINE, DATA, SIZES, SYSTEMS
 from examples.results.translation.figures import best_bits
 from examples.results.translation.table import dataset, heading
-from examples.results.verdicts import Claim, Limit, unfinished
+from examples.results.verdicts import Claim, Limit, perplexities, unfinished
 
 __all__ = ["claims"]
 
@@ -32,6 +32,7 @@ PAPERS = (
 )
 
 
+KM = "Transformer, km"
 SHORT = Limit("data", "short captions: longer sentences, as in IWSLT and WMT")
 ONE_DOMAIN = Limit("data", "23,463 pairs of one domain: a larger set, as IWSLT and WMT")
 
@@ -63,7 +64,11 @@ def _claim(paper: Paper, content: dict[str, Any]) -> Claim:
     plain = {row["seed"]: row for row in _rows(content, (BASELINE,))}
     gains = [row["sacrebleu"] - plain[row["seed"]]["sacrebleu"] for row in rows if row["seed"] in plain]
     chosen = f", {rows[0]['system']} (best on valid)" if len(paper.systems) > 1 else ""
-    short = unfinished(row["curve"] for row in plain.values())
+    tested = {row["system"] for row in content["rows"]}
+    weights = Limit(
+        "method", "other initial weights than the Transformer's, `--init km`, which it has not been tested with"
+    )
+    short = unfinished(perplexities(row["curve"]) for row in plain.values())
     return Claim.of_runs(
         paper.method,
         paper.says,
@@ -72,5 +77,9 @@ def _claim(paper: Paper, content: dict[str, Any]) -> Claim:
         gains,
         "BLEU",
         published=paper.published,
-        limits=(*([short] if short else []), SHORT if dataset(content) is DATA["multi30k"] else ONE_DOMAIN),
+        limits=(
+            *([short] if short else []),
+            *([weights] if "km" in SYSTEMS[rows[0]["system"]] and KM not in tested else []),
+            SHORT if dataset(content) is DATA["multi30k"] else ONE_DOMAIN,
+        ),
     )

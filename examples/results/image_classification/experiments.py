@@ -29,6 +29,9 @@ PUBLISHED: dict[str, Any] = {**LAST, "normalize": False, "shuffle": False, "epoc
 DEFERRED = 9
 """First of ten epochs with re-weighting, as 181 of 200 in the released code."""
 
+HALF_RATE = "encouraging, LE 1, half the rate"
+"""As the authors advise with LE 1; the usual learning rate of these tables is Adam's own."""
+
 TAIL_ROWS: dict[str, dict[str, Any]] = {
     "cross-entropy": CROSS_ENTROPY,
     "class-balanced": {**CROSS_ENTROPY, "reweight": "loss"},
@@ -43,6 +46,7 @@ TAIL_ROWS: dict[str, dict[str, Any]] = {
     "halted focal": {"loss": "halted-focal"},
     "encouraging, LE 0.5": {**ENCOURAGING, "log_end": 0.5},
     "encouraging, LE 1": ENCOURAGING,
+    HALF_RATE: {**ENCOURAGING, "lr": 5e-4},
     "aggressive": {**ENCOURAGING, "bonus_start": 0.5},
     "class-weighted bonus": {**ENCOURAGING, "reweight": "bonus"},
     "DRW + bonus": {**ENCOURAGING, "reweight": "both", "reweight_from": DEFERRED, "bonus_from": DEFERRED},
@@ -52,7 +56,7 @@ FEWER_ROWS = {
     name: TAIL_ROWS[name]
     for name in (
         *("cross-entropy", "class-balanced", "DRW", "LDAM, DRW"),
-        *("encouraging, LE 0.5", "encouraging, LE 1", "class-weighted bonus", "DRW + bonus"),
+        *("encouraging, LE 0.5", "encouraging, LE 1", HALF_RATE, "class-weighted bonus", "DRW + bonus"),
     )
 }
 TAIL: dict[str, Any] = {**LAST, "long_tail": "exponential", "epochs": 10}

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from examples.results.image_classification.figures import (
     BASELINE,
@@ -166,9 +166,9 @@ def _draw(contents: list[Content], file: Path) -> None:
             panels = small_multiples(part, shown, BASELINE, columns=5, limits=(-2, 102), marker="o", markersize=3)
             first = next(iter(panels.values()))
             first.set(xscale="log", ylabel="accuracy (%)")
-            first.xaxis.set_minor_formatter(
-                NullFormatter()
-            )  # over a single decade they would be named, on top of each other
+            first.xaxis.set_major_locator(LogLocator(subs=(1, 3)))  # of a single decade there are several names, too
+            first.xaxis.set_major_formatter("{x:g}")
+            first.xaxis.set_minor_formatter(NullFormatter())
             first.invert_xaxis()
             part.supxlabel("training images of the class")
 

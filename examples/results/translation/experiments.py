@@ -33,6 +33,7 @@ def _encouraging(log_end: str) -> list[str]:
 
 SYSTEMS: dict[str, list[str]] = {
     BASELINE: SMOOTHED,
+    "Transformer, km": ["--init", "km", *SMOOTHED],
     "top-k (k = 8)": ["--attention-topk", "8", *SMOOTHED],
     "AdaNorm": ["--norm", "adanorm", *SMOOTHED],
     "LayerNorm-simple": ["--norm", "layernorm-simple", *SMOOTHED],
@@ -49,7 +50,8 @@ SYSTEMS: dict[str, list[str]] = {
         *_encouraging("0.75"),
     ],
 }
-"""What each row adds to the plain Transformer; MUSE runs with the initial weights its authors call essential."""
+"""What each row adds to the plain Transformer; MUSE runs with the initial weights its authors call essential, which
+the second row has alone."""
 
 
 class DataSet(NamedTuple):

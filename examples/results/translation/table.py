@@ -15,11 +15,11 @@ __all__ = ["dataset", "heading", "pictures", "section"]
 
 TEXT = """## {heading}
 
-All systems: the same data ({pieces:,} joint SentencePiece pieces), size (width {width}, FFN {ffn}, {heads} heads,
-{layers} + {layers} pre-norm layers, shared embeddings), {updates:,} updates of at most {tokens:,} tokens, Adam
-(0.9, 0.98) with an inverse_sqrt schedule, {warmup} warm-up updates, label smoothing 0.1; the checkpoint with the best
-validation {selection}; beam 5, length penalty 1. {tuning} BLEU, chrF and bits (the best of a training): mean ± spread
-over the seeds {seeds}; {environment}.
+All systems, beside the options of their rows: the same data ({pieces:,} joint SentencePiece pieces), size (width
+{width}, FFN {ffn}, {heads} heads, {layers} + {layers} pre-norm layers, shared embeddings), {updates:,} updates of at
+most {tokens:,} tokens, Adam (0.9, 0.98) with an inverse_sqrt schedule, {warmup} warm-up updates, label smoothing 0.1;
+the checkpoint with the best validation {selection}; beam 5, length penalty 1. {tuning} BLEU, chrF and bits (the best of
+a training): mean ± spread over the seeds {seeds}; {environment}.
 
 {command}
 
@@ -27,6 +27,8 @@ over the seeds {seeds}; {environment}.
 {rows}
 
 sacreBLEU signature: `{signature}`, {scored}. {notes}
+
+Options of the rows: {options}.
 
 {pictures}
 """
@@ -92,24 +94,28 @@ def _table(content: dict[str, Any]) -> str:
         signature=common(rows, "signature"),
         scored=f"{common(rows, 'sentences'):,} sentences",
         notes=" ".join(_notes(content)),
+        options=_options(systems),
         pictures=links(systems, content["name"]),
     )
+
+
+def _options(systems: dict[str, list[dict[str, Any]]]) -> str:
+    """What each row adds to the Transformer."""
+    return "; ".join(f"{name} `{' '.join(SYSTEMS[name])}`" for name in systems)
 
 
 def _columns(content: dict[str, Any], systems: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, str]]:
     """The cells of each column, by system; a column that no row has the numbers for is left out."""
     tests = _tests(content, systems)
-    differences = gains(systems, lambda row: row["sacrebleu"])
     columns = {
         "system": {name: name + _settings(content, own[0]) for name, own in systems.items()},
         "parameters": {name: f"{common(own, 'parameters'):,}" for name, own in systems.items()},
         "BLEU": _means(systems, lambda row: row["sacrebleu"], 2),
-        f"difference to the {BASELINE}": {
-            name: differences[name].text(2) if name in differences else "" for name in systems
-        },
+        f"difference to the {BASELINE}": _differences(systems, lambda row: row["sacrebleu"], 2),
         "p": {name: p_value(tests.get(name)) for name in systems} if tests else {},
         "chrF": _means(systems, lambda row: row["chrf"], 2) if "chrf" in content["rows"][0] else {},
         "validation bits per token": _means(systems, best_bits, 3),
+        "difference in bits": _differences(systems, best_bits, 3),
     }
     return {title: cells for title, cells in columns.items() if cells}
 
@@ -122,6 +128,11 @@ def _tests(content: dict[str, Any], systems: dict[str, list[dict[str, Any]]]) ->
 
 def _means(systems: dict[str, list[dict[str, Any]]], metric: Any, digits: int) -> dict[str, str]:
     return {name: mean_spread([metric(row) for row in own], digits) for name, own in systems.items()}
+
+
+def _differences(systems: dict[str, list[dict[str, Any]]], metric: Any, digits: int) -> dict[str, str]:
+    differences = gains(systems, metric)
+    return {name: differences[name].text(digits) if name in differences else "" for name in systems}
 
 
 def _settings(content: dict[str, Any], row: dict[str, Any]) -> str:
