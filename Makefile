@@ -76,17 +76,14 @@ clean:
 	rm -rf $(VENV) build dist site *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The order matters: ve-fairseq asks for any torch, so the tested one is installed before it.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# What runs, and what the tests need as well. The order matters: ve-fairseq asks for any torch, so the tested one is installed before it.
+$(VENV)/.installed: EXTRAS := fairseq,quickstart
+$(VENV)/.installed-test: EXTRAS := test
+$(VENV)/.installed $(VENV)/.installed-test: pyproject.toml constraints.txt
 	$(if $(strip $(PROBLEM)),$(error $(PROBLEM)))
 	@echo "Setting up $(VENV): a few minutes the first time"
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch==2.13.0
-	@$(PIP) -e '.[fairseq,quickstart]'
+	@$(PIP) -e '.[$(EXTRAS)]'
 	@$(COMPILE)
-	@touch $@
-
-$(VENV)/.installed-test: $(VENV)/.installed
-	@$(PIP) -e '.[test]'
-	@$(COMPILE)
-	@touch $@
+	@touch $(VENV)/.installed $@
