@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_ext.modules.band import Band
-from fairseq_ext.modules.topk import effective_k, topk_softmax
+from fairseq_ext.modules.topk import Budget, effective_k, kth_largest, ratio_budget, topk_softmax
 from fairseq_ext.precision import compute_dtype, widen
 
 _TRIM_UNIT = 64  # spans are trimmed in steps of this many slots, so that shapes change rarely
@@ -41,7 +41,8 @@ class AdaptiveSpan(nn.Module):
         ramp: width ``R`` of the soft edge (default and released runs: 32).
         init: initial ``z`` of every head, in ``[0, 1]``; 0 starts with a span of only the ramp.
         k, ratio, minimum: top-k budget, see :func:`~fairseq_ext.modules.topk.effective_k`; a ratio refers
-            to the trimmed length. All zero is dense. The released runs use ``k`` of 32 and 8.
+            to the trimmed length, unless :meth:`forward` is given budgets. All zero is dense. The released runs use
+            ``k`` of 32 and 8.
         loss_coeff: factor of :meth:`span_loss` (released enwik8 run: 5e-7).
 
     Shape:
@@ -93,10 +94,15 @@ class AdaptiveSpan(nn.Module):
         z = self.current_val.to(compute_dtype(self.current_val))
         return ((slots + z * self.max_span) / self.ramp + 1).clamp(0, 1)
 
-    def forward(self, attn: Tensor, normalize: bool = True) -> Tensor:
+    def forward(self, attn: Tensor, normalize: bool = True, budget: Tensor | None = None) -> Tensor:
         """Mask, select and renormalise ``attn``, probabilities over the slots.
 
-        ``normalize=False`` leaves out the last step, for a caller that normalises jointly with persistent memory slots.
+        Args:
+            attn: see above.
+            normalize: ``False`` leaves out the last step, for a caller that normalises jointly with persistent memory
+                slots.
+            budget: how many slots each row keeps, ``(B * H, T, 1)``. By default what ``k`` or ``ratio`` give of all
+                ``L'`` slots (the released rule), masked ones included.
         """
         rows, _, length = attn.shape
         if rows % self.num_heads:
@@ -105,13 +111,15 @@ class AdaptiveSpan(nn.Module):
             raise ValueError(f"attn must have at most max_span={self.max_span} slots, got {length}")
         # In half precision the 1e-8 below is 0, and a row without visible weight 0 / 0.
         wide = widen(attn).unflatten(0, (rows // self.num_heads, self.num_heads)) * self.mask(length)
-        k = effective_k(length, self.k, self.ratio, self.minimum)
-        if 0 < k < length:
-            threshold = wide.detach().topk(k, -1, sorted=False)[0].amin(-1, keepdim=True)
-            wide = wide.masked_fill(wide < threshold, 0.0)
+        wide = wide.flatten(0, 1)
+        k: Budget = effective_k(length, self.k, self.ratio, self.minimum)
+        if budget is not None:  # TorchScript gives both branches of an expression one type
+            k = budget
+        if length and (self.k or self.ratio or budget is not None):
+            wide = wide.masked_fill(wide < kth_largest(wide.detach(), k), 0.0)
         if normalize:
             wide = wide / (wide.sum(-1, keepdim=True) + 1e-8)
-        return wide.flatten(0, 1).to(attn.dtype)
+        return wide.to(attn.dtype)
 
     def span_loss(self) -> Tensor:
         """``loss_coeff * L * mean_h(z_h)``; summed over the layers and added to the training loss."""
@@ -167,7 +175,8 @@ class AdaptiveSpanAttention(nn.Module):
         num_heads: heads ``H``; must divide ``embed_dim``.
         max_span: slots ``L``.
         dropout: dropout on the weights (released enwik8 run: 0.3).
-        ramp, init, k, ratio, minimum, loss_coeff: see :class:`AdaptiveSpan`, here as ``self.span``.
+        ramp, init, k, ratio, minimum, loss_coeff: see :class:`AdaptiveSpan`, here as ``self.span``; a ratio refers to
+            the unmasked slots of each position, so that neither padding nor what follows changes what is kept.
 
     Shape:
         - query: ``(B, T, E)``; memory: ``(B, M + T, E)`` with ``M <= L``, its last ``T`` states those of ``query``'s
@@ -251,7 +260,8 @@ class AdaptiveSpanAttention(nn.Module):
         if key_padding_mask is not None and length:
             hidden = key_padding_mask.unfold(1, length, 1)[:, None, :queries]
             scores = scores.unflatten(0, (batch, self.num_heads)).masked_fill(hidden, -math.inf).flatten(0, 1)
-        attn = self.dropout_module(self.span(topk_softmax(scores, 0)).to(v))
+        budget = ratio_budget(scores, self.span.ratio, self.span.minimum) if self.span.ratio else None
+        attn = self.dropout_module(self.span(topk_softmax(scores, 0), budget=budget).to(v))
         out = band.sums(attn, v)
         return self.out_proj(out.unflatten(0, (batch, self.num_heads)).transpose(1, 2).flatten(2))
 

@@ -13,23 +13,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fairseq_ext.modules.topk import topk_softmax
-
-# One for all rows, or one of each row, (..., T, 1), as :func:`~fairseq_ext.modules.topk.ratio_budget` gives.
-Budget = int | Tensor
+from fairseq_ext.modules.topk import Budget, kth_largest, topk_softmax
 
 
 def _check_budget(k: Budget) -> None:
     if isinstance(k, int) and k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-
-
-def _kth_largest(values: Tensor, k: Budget) -> Tensor:
-    """The ``k``-th largest of each row, or the least where there are fewer: (..., 1)."""
-    keys = values.size(-1)
-    if isinstance(k, int):
-        return values.topk(min(k, keys), -1, sorted=False).values.amin(-1, keepdim=True)
-    return values.sort(-1, descending=True).values.gather(-1, (k - 1).clamp(0, keys - 1))
 
 
 def out_of_window_mask(scores: Tensor, k: Budget, causal: bool = False) -> Tensor:
@@ -53,7 +42,7 @@ def out_of_window_mask(scores: Tensor, k: Budget, causal: bool = False) -> Tenso
     else:
         window = (offset >= -(width // 2)) & (offset < width - width // 2)
     outside = scores.masked_fill(window, -math.inf)
-    threshold = _kth_largest(outside, beyond)
+    threshold = kth_largest(outside, beyond)
     return (window | ~(scores < threshold)) & (scores != -math.inf)
 
 
@@ -91,7 +80,7 @@ def out_of_window_softmax(scores: Tensor, k: Budget, causal: bool = False) -> Te
 def _joint_threshold(values: Tensor, k: Budget) -> Tensor:
     """The ``H * k``-th largest of ``values`` (B, H, T, S) over heads and keys together: (B, 1, T, 1)."""
     together = values.size(1) * k if isinstance(k, int) else k.sum(1)
-    return _kth_largest(values.transpose(1, 2).flatten(2), together)[:, None]
+    return kth_largest(values.transpose(1, 2).flatten(2), together)[:, None]
 
 
 def _softmax_over(values: Tensor, keep: Tensor, valid: Tensor) -> Tensor:
@@ -150,7 +139,7 @@ def topk_probabilities(scores: Tensor, k: Budget, *, softmax_again: bool = False
     _check_budget(k)
     valid = scores != -math.inf
     probabilities = topk_softmax(scores, 0)
-    threshold = _joint_threshold(probabilities, k) if across_heads else _kth_largest(probabilities, k)
+    threshold = _joint_threshold(probabilities, k) if across_heads else kth_largest(probabilities, k)
     keep = ~(probabilities < threshold) & valid
     if softmax_again:
         return _softmax_over(probabilities, keep, valid)

@@ -39,6 +39,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# One for all rows, or one of each row, (..., 1), as :func:`ratio_budget` gives.
+Budget = int | Tensor
+
 # What a score of +inf lies above the finite ones of its row: exp(70) makes 1 vanish beside it and is far from overflow.
 _INFINITELY_ABOVE = 70.0
 
@@ -51,7 +54,7 @@ def effective_k(num_keys: int, k: int = 0, ratio: float = 0.0, minimum: int = 0)
 
     The released code takes the length of the key axis for ``S``, so that with a ratio a result depends on how the batch
     was padded, and a decoder trains with budgets of the whole target and generates with those of the prefix.
-    :func:`ratio_softmax` takes the unmasked keys of each row instead.
+    :func:`ratio_budget` takes the unmasked keys of each row instead.
 
     Args:
         num_keys: number ``S`` of keys.
@@ -87,6 +90,19 @@ def ratio_budget(scores: Tensor, ratio: float, minimum: int = 0) -> Tensor:
     effective_k(0, 0, ratio, minimum)  # raises on a bad budget
     num_keys = (scores != -math.inf).sum(-1, keepdim=True)
     return (num_keys.double() / ratio).ceil().long().clamp(min=minimum).minimum(num_keys)
+
+
+def kth_largest(values: Tensor, k: Budget) -> Tensor:
+    """The ``k``-th largest of each row, or the least where there are fewer; the largest for a budget of 0: (..., 1).
+
+    Args:
+        values: ``(..., S)`` with at least one entry a row.
+        k: a number of at least 1, or one of each row.
+    """
+    keys = values.size(-1)
+    if isinstance(k, int):
+        return values.topk(min(k, keys), -1, sorted=False)[0].amin(-1, keepdim=True)
+    return values.sort(-1, descending=True)[0].gather(-1, (k - 1).clamp(0, keys - 1))
 
 
 class _TopKSoftmax(torch.autograd.Function):
@@ -210,8 +226,7 @@ def ratio_softmax(scores: Tensor, ratio: float, minimum: int = 0, straight_throu
     """
     if scores.size(-1) == 0:
         return scores.clone()
-    ranked = scores.detach().sort(-1, descending=True)[0]
-    threshold = ranked.gather(-1, (ratio_budget(scores, ratio, minimum) - 1).clamp(min=0))
+    threshold = kth_largest(scores.detach(), ratio_budget(scores, ratio, minimum))
     weights = topk_softmax(scores.masked_fill(scores < threshold, -math.inf), 0)
     if straight_through:
         dense = topk_softmax(scores, 0)

@@ -61,9 +61,10 @@ def test_layers_share_their_positions_and_nothing_else() -> None:
     assert len({id(attention.position) for attention in reloaded.span_attentions()}) == 1
 
 
-def test_the_cache_does_not_outgrow_the_span() -> None:
+@pytest.mark.parametrize("budget", [{"attention_topk": 3}, {"attention_topk_ratio": 20.0}], ids=str)
+def test_the_cache_does_not_outgrow_the_span(budget: dict[str, Any]) -> None:
     """Slots are trimmed by 64; of 200, a span of 8 needs 8 states and keeps 72."""
-    model = build(attention_span=200, attention_span_ramp=8, attention_span_init=0.0, attention_topk=3).eval()
+    model = build(attention_span=200, attention_span_ramp=8, attention_span_init=0.0, **budget).eval()
     torch.manual_seed(0)
     tokens = torch.randint(4, 14, (2, 90))
     tokens[:, 0] = EOS
@@ -77,8 +78,9 @@ def test_the_cache_does_not_outgrow_the_span() -> None:
     assert sizes == {72}
 
 
-def test_padding_on_the_left_is_never_seen_neither_at_once_nor_step_by_step() -> None:
-    model = build(attention_topk=2, no_token_positional_embeddings=True).eval()
+@pytest.mark.parametrize("budget", [{"attention_topk": 2}, {"attention_topk_ratio": 2.0}], ids=str)
+def test_padding_on_the_left_is_never_seen_neither_at_once_nor_step_by_step(budget: dict[str, Any]) -> None:
+    model = build(**budget, no_token_positional_embeddings=True).eval()
     alone = torch.tensor([[EOS, 9, 8, 12]])
     padded = torch.cat([torch.full((1, 2), PAD), alone], dim=1)
     with torch.no_grad():

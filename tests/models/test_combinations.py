@@ -82,9 +82,10 @@ for _block, _select in itertools.product(BLOCKS, (*CHOICES, "probabilities", "he
     }  # fmt: skip
 for _block in BLOCKS:
     LANGUAGE_MODELS[f"{_block}-half"] = {"block": _block, **RATIOS["half"]}
-for _k, _norm, _pre_norm in itertools.product((0, 2), NORMS, (False, True)):
-    LANGUAGE_MODELS[f"span-top{_k}-{_norm}-{'pre' if _pre_norm else 'post'}"] = {
-        "attention_span": 4, "attention_span_ramp": 3, "attention_span_init": 0.3, "attention_topk": _k,
+_BUDGETS = {"dense": {}, "top2": SELECTIONS["top2"], "half": RATIOS["half"]}
+for (_name, _budget), _norm, _pre_norm in itertools.product(_BUDGETS.items(), NORMS, (False, True)):
+    LANGUAGE_MODELS[f"span-{_name}-{_norm}-{'pre' if _pre_norm else 'post'}"] = {
+        "attention_span": 4, "attention_span_ramp": 3, "attention_span_init": 0.3, **_budget,
         "norm": _norm, "decoder_normalize_before": _pre_norm,
     }  # fmt: skip
 

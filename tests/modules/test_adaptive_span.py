@@ -176,13 +176,15 @@ def test_many_queries_are_cut_into_blocks() -> None:
     torch.testing.assert_close(module(query, memory, position), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("k", [0, 3])
+@pytest.mark.parametrize("budget", [{}, {"k": 3}, {"ratio": 3.0}, {"ratio": 6.0, "minimum": 2}], ids=str)
 @pytest.mark.parametrize(("max_span", "init"), [(7, 0.4), (150, 0.2), (150, 1.0)])
 @pytest.mark.parametrize("earlier", [0, 2, 100])
-def test_a_short_memory_is_one_whose_first_states_are_padding(earlier: int, max_span: int, init: float, k: int) -> None:
+def test_a_short_memory_is_one_whose_first_states_are_padding(
+    earlier: int, max_span: int, init: float, budget: dict[str, float]
+) -> None:
     torch.manual_seed(0)
     earlier = min(earlier, max_span)
-    module = AdaptiveSpanAttention(8, 2, max_span, ramp=4, init=init, k=k).double()
+    module = AdaptiveSpanAttention(8, 2, max_span, ramp=4, init=init, **budget).double()
     query, memory = torch.randn(3, 5, 8).double(), torch.randn(3, max_span + 5, 8).double()
     position, absent = torch.randn(1, 4, max_span).double(), max_span - earlier
     mask = (torch.rand(3, max_span + 5) < 0.2) | (torch.arange(max_span + 5) < absent)
@@ -191,6 +193,24 @@ def test_a_short_memory_is_one_whose_first_states_are_padding(earlier: int, max_
     changed = memory.masked_fill(mask[..., None], 9.0)
     torch.testing.assert_close(module(query, changed, position, mask), short, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(module(query, changed, position), short)
+
+
+def test_a_ratio_is_of_the_slots_that_a_position_may_see() -> None:
+    """An open span with flat scores: the weight of the i-th position on what is before it tells how many it keeps."""
+    torch.manual_seed(0)
+    module = AdaptiveSpanAttention(8, 1, 12, ramp=1, init=1.0, ratio=2.0)
+    kept: list[int] = []
+    module.dropout_module.register_forward_hook(lambda *hooked: kept.extend((hooked[2] > 0).sum(-1)[0].tolist()))
+    query = torch.randn(1, 9, 8)
+    module(query, query, torch.randn(1, 8, 12))
+    module(query, query, torch.randn(1, 8, 12), (torch.arange(9) < 3)[None])
+    assert kept == [0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 0, 0, 0, 1, 1, 2, 2, 3]
+
+
+def test_given_budgets_are_those_of_rows() -> None:
+    attn = torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(2, 1, 4)
+    span = AdaptiveSpan(1, 4, ramp=1, init=1.0)
+    assert (span(attn, budget=torch.tensor([1, 3]).view(2, 1, 1)) > 0).sum(-1).flatten().tolist() == [1, 3]
 
 
 def test_a_position_with_nothing_before_it_gets_zeros() -> None:
