@@ -7,7 +7,7 @@ from typing import Any
 
 from fairseq_ext.models.ext_options import ATTENTIONS, ExtOptions, selecting_attentions
 from fairseq_ext.models.stock_options import require
-from fairseq_ext.modules.cross_view import check_cross_view
+from fairseq_ext.modules.cross_view import check_cross_view, view_schedule
 from fairseq_ext.modules.muse import parse_kernels
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import check_fields, flag
@@ -36,7 +36,7 @@ def check_options(cfg: Any, *, encoder: Any, decoder: Any, cross_attention: bool
                 f"--{side}-attention-heads {part.attention_heads}",
             )
     _check_attention(cfg, encoder is not None, cross_attention)
-    _check_span(cfg, encoder)
+    _check_span(cfg, encoder, decoder)
     _check_block(cfg, encoder, decoder)
     _check_norm(cfg, encoder, decoder)
     _check_views(cfg, encoder, decoder, cross_attention)
@@ -102,11 +102,12 @@ def _check_window(cfg: Any, cross_attention: bool) -> None:
     )
 
 
-def _check_span(cfg: Any, encoder: Any) -> None:
+def _check_span(cfg: Any, encoder: Any, decoder: Any) -> None:
     if not cfg.attention_span:
         return
     span = f"--attention-span {cfg.attention_span}"
     require(encoder is None, f"{span}: for language models alone, transformer_lm_ext")
+    require(decoder.layers, f"{span}: needs at least one layer, got --decoder-layers {decoder.layers}")
     for name, allowed in (
         ("block", "transformer"),
         ("attention_normalizer", "softmax"),
@@ -163,6 +164,8 @@ def _check_views(cfg: Any, encoder: Any, decoder: Any, cross_attention: bool) ->
     views = f"--cross-view {cfg.cross_view}"
     require(cross_attention, f"{views}: needs cross-attention to an encoder, there is none")
     require(not cfg.cross_self_attention, f"{views}: excludes --cross-self-attention")
+    layers = f"--encoder-layers {encoder.layers} and --decoder-layers {decoder.layers}"
+    require(encoder.layers and decoder.layers, f"{views}: needs layers on both sides, got {layers}")
     if encoder.layers == 1:
         logger.warning("%s: the only encoder layer is the only view, as without this option", views)
     require(encoder.layerdrop == 0, f"{views}: excludes --encoder-layerdrop, which changes the number of views")
@@ -178,7 +181,14 @@ def _check_views(cfg: Any, encoder: Any, decoder: Any, cross_attention: bool) ->
         cfg.block == "transformer" or cfg.cross_view_fusion != "sequential",
         f"--cross-view-fusion sequential: has no meaning in the parallel branches of --block {cfg.block}",
     )
+    use_global = not cfg.cross_view_no_global
     try:
-        check_cross_view(cfg.cross_view, cfg.cross_view_fusion, use_global=not cfg.cross_view_no_global)
+        check_cross_view(cfg.cross_view, cfg.cross_view_fusion, use_global=use_global)
     except ValueError as error:
         raise OptionError(f"--cross-view-fusion: {error}") from None
+    highest = max(map(max, view_schedule(cfg.cross_view, encoder.layers, decoder.layers, use_global)))
+    require(
+        highest == encoder.layers,
+        f"--cross-view-no-global: beside {views}, {layers} no decoder layer reads above encoder layer {highest}, and "
+        "what lies above would not train; gca and gpa with several decoder layers read the last",
+    )

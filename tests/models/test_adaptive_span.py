@@ -235,6 +235,7 @@ def test_a_criterion_with_spans_needs_them(name: str, model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"layers": 0}, "--attention-span 6: needs at least one layer, got --decoder-layers 0"),
         ({"block": "muse"}, "--attention-span 6: excludes --block muse, needs transformer"),
         ({"block": "muse-simple"}, "--attention-span 6: excludes --block muse-simple, needs transformer"),
         (

@@ -10,6 +10,8 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
+from fairseq_ext.modules.cross_view import STRATEGIES
+from fairseq_ext.training.errors import OptionError
 from tests.models.tiny import EOS, PAD, decode_by_step, dictionary, language_model, translation_model
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, EOS], [PAD, PAD, 10, 4, 6, EOS]])
@@ -162,6 +164,23 @@ def test_language_modelling(name: str) -> None:
         changed = PREVIOUS.clone()
         changed[:, 3] = 4
         torch.testing.assert_close(model(changed)[0][:, :3], full[:, :3], **TOLERANCE)
+
+
+@pytest.mark.parametrize(("encoder_layers", "decoder_layers"), [(1, 2), (2, 1), (3, 2), (2, 3)])
+def test_views_train_every_encoder_layer_or_are_refused(encoder_layers: int, decoder_layers: int) -> None:
+    refused = set()
+    for strategy, no_global in itertools.product(STRATEGIES, (False, True)):
+        options = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers, "cross_view": strategy}
+        try:
+            model = build(translation_model, {**options, "cross_view_no_global": no_global})
+        except OptionError:
+            refused.add((strategy, no_global))
+            continue
+        model(SOURCE, None, PREVIOUS)[0].log_softmax(-1)[..., 5].sum().backward()
+        assert all(layer.fc1.weight.grad.any() for layer in model.encoder.layers)
+    without = {"gca", "gpa", "fga"} if decoder_layers > 1 else set()
+    without -= {"fga"} if encoder_layers > 1 else set()
+    assert refused == {(strategy, True) for strategy in STRATEGIES if strategy not in without}
 
 
 def score(model: nn.Module, source: Tensor, tokens: Tensor) -> float:

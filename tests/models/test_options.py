@@ -95,6 +95,23 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         for fusion in FUSIONS
         if fusion != "mean"
     ),
+    (
+        {"cross_view": "gca", "encoder_layers": 0},
+        "--cross-view gca: needs layers on both sides, got --encoder-layers 0 and --decoder-layers 3",
+    ),
+    (
+        {"cross_view": "gpa", "decoder_layers": 0},
+        "--cross-view gpa: needs layers on both sides, got --encoder-layers 3 and --decoder-layers 0",
+    ),
+    # what would not train
+    *(
+        (
+            {"cross_view": strategy, "cross_view_no_global": True, "decoder_layers": layers},
+            f"--cross-view-no-global: beside --cross-view {strategy}, --encoder-layers 3 and --decoder-layers {layers} "
+            "no decoder layer reads above encoder layer 1, and what lies above would not train",
+        )
+        for strategy, layers in (("fga", 3), ("gca", 1), ("gpa", 1))
+    ),
 ]
 
 
