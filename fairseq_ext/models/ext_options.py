@@ -85,7 +85,7 @@ class ExtOptions(FairseqDataclass):
         f"how --attention-topk chooses: {', '.join(SELECTIONS)}; the best scores of each head (paper), half of k in a "
         "window around the query, the best of all heads together, the largest probabilities, also with a second "
         "softmax (authors' T2T code)",
-        tuple(SELECTIONS),
+        SELECTIONS,
         idle=DENSE,
     )
     attention_normalizer: str = option("softmax", f"scores to weights: {', '.join(NORMALIZERS)}", NORMALIZERS)

@@ -14,7 +14,7 @@ from entmax import entmax15, entmax_bisect, sparsemax
 from torch import Tensor
 
 from fairseq_ext.kernels import load, usable
-from fairseq_ext.modules.sparse_variants import SELECTIONS
+from fairseq_ext.modules.sparse_variants import OTHER_SELECTIONS, SELECTIONS
 from fairseq_ext.modules.topk import below_maximum, effective_k, ratio_budget, ratio_softmax, topk_softmax
 
 NORMALIZERS = ("softmax", "sparsemax", "entmax15", "entmax-bisect")
@@ -69,7 +69,7 @@ def attention_weights(
         ValueError: the normalizer is unknown, or an option is given that the chosen normalizer cannot use. (The
             released code lets entmax silently win over top-k.)
     """
-    for name, value, allowed in (("normalizer", normalizer, NORMALIZERS), ("select", select, tuple(SELECTIONS))):
+    for name, value, allowed in (("normalizer", normalizer, NORMALIZERS), ("select", select, SELECTIONS)):
         if value not in allowed:
             close = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)[0]
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}: did you mean {close!r}?")
@@ -87,7 +87,7 @@ def attention_weights(
     if normalizer == "softmax":
         if select != "scores" and effective:
             # not k cut to the keys: a window is half of it, and would follow the padding
-            return SELECTIONS[select](scores, k or ratio_budget(scores, ratio, minimum), causal)
+            return OTHER_SELECTIONS[select](scores, k or ratio_budget(scores, ratio, minimum), causal)
         if ratio:
             return ratio_softmax(scores, ratio, minimum, straight_through)
         return topk_softmax(scores, effective, straight_through=straight_through)

@@ -151,9 +151,9 @@ def _per_row(function: Callable[..., Tensor], **options: bool) -> Callable[[Tens
     return lambda scores, k, causal: function(scores, k, **options)
 
 
-# How the k of top-k attention are chosen: masked scores (B, H, T, S), k and whether the future is masked, to weights.
-SELECTIONS: dict[str, Callable[[Tensor, Budget, bool], Tensor]] = {
-    "scores": _per_row(topk_softmax),
+# How else the k of top-k attention are chosen: masked scores (B, H, T, S), k and whether the future is masked, to
+# weights.
+OTHER_SELECTIONS: dict[str, Callable[[Tensor, Budget, bool], Tensor]] = {
     "window": out_of_window_softmax,
     "heads": _per_row(ensemble_topk_softmax),
     "probabilities": _per_row(topk_probabilities),
@@ -161,3 +161,4 @@ SELECTIONS: dict[str, Callable[[Tensor, Budget, bool], Tensor]] = {
     "heads-probabilities": _per_row(topk_probabilities, across_heads=True),
     "heads-probabilities-softmax": _per_row(topk_probabilities, across_heads=True, softmax_again=True),
 }
+SELECTIONS = ("scores", *OTHER_SELECTIONS)

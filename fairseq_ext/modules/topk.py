@@ -149,6 +149,11 @@ def below_maximum(scores: Tensor, maximum: Tensor) -> Tensor:
     return scores - maximum if scores.dtype.itemsize > 2 else scores.float() - maximum.float()
 
 
+def _straight_through(weights: Tensor, dense: Tensor) -> Tensor:
+    """The value of ``weights`` with the gradient of ``dense``."""
+    return weights.detach() + (dense - dense.detach())
+
+
 def _plain_topk_softmax(scores: Tensor, k: int, dim: int, straight_through: bool) -> Tensor:
     """What :class:`_TopKSoftmax` computes, in operations that TorchScript and ``torch.export`` can differentiate."""
     maximum = scores.amax(dim, keepdim=True)
@@ -162,8 +167,7 @@ def _plain_topk_softmax(scores: Tensor, k: int, dim: int, straight_through: bool
         kept = logits.masked_fill(scores < scores.topk(k, dim)[0].narrow(dim, k - 1, 1), -math.inf)
     weights = kept.softmax(dim).masked_fill(empty, 0.0)
     if straight_through:
-        dense = logits.softmax(dim).masked_fill(empty, 0.0)
-        weights = weights.detach() + (dense - dense.detach())
+        weights = _straight_through(weights, logits.softmax(dim).masked_fill(empty, 0.0))
     return weights.to(scores.dtype)
 
 
@@ -203,8 +207,7 @@ def topk_softmax(scores: Tensor, k: int, dim: int = -1, straight_through: bool =
         return _plain_topk_softmax(scores, k, dim, straight_through)
     sparse = 0 < k < scores.size(dim)
     if sparse and straight_through:
-        dense = _TopKSoftmax.apply(scores, None, dim)
-        return _TopKSoftmax.apply(scores.detach(), k, dim) + (dense - dense.detach())
+        return _straight_through(_TopKSoftmax.apply(scores.detach(), k, dim), _TopKSoftmax.apply(scores, None, dim))
     return _TopKSoftmax.apply(scores, k if sparse else None, dim)
 
 
@@ -229,6 +232,5 @@ def ratio_softmax(scores: Tensor, ratio: float, minimum: int = 0, straight_throu
     threshold = kth_largest(scores.detach(), ratio_budget(scores, ratio, minimum))
     weights = topk_softmax(scores.masked_fill(scores < threshold, -math.inf), 0)
     if straight_through:
-        dense = topk_softmax(scores, 0)
-        weights = weights.detach() + (dense - dense.detach())
+        weights = _straight_through(weights, topk_softmax(scores, 0))
     return weights

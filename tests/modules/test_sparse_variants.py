@@ -182,7 +182,7 @@ def test_selections_are_the_functions() -> None:
         "heads-probabilities": topk_probabilities(scores, 2, across_heads=True),
         "heads-probabilities-softmax": topk_probabilities(scores, 2, across_heads=True, softmax_again=True),
     }
-    assert expected.keys() == SELECTIONS.keys()
+    assert tuple(expected) == SELECTIONS
     for select, weights in expected.items():
         assert torch.equal(attention_weights(scores, select=select, k=2, causal=select == "window"), weights)
 
