@@ -110,15 +110,19 @@ class AdaptiveSpanModel(nn.Module):
             fp32_params: the optimiser's own copies of half-precision parameters, in their order: a list, or one flat
                 tensor by device.
         """
-        spans = {attention.span.current_val for attention in self.span_attentions()}
+        spans = [attention.span for attention in self.span_attentions()]
+        for span in spans:
+            span.clamp_()
+        values = {span.current_val for span in spans}
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         copies = fp32_params or []
         if isinstance(copies, dict):
             sizes = [parameter.numel() for parameter in trained]
             (flat,) = copies.values()
             copies = flat[: sum(sizes)].split(sizes)  # a criterion's parameters follow
-        for values in [*spans, *(copy for copy, p in zip(copies, trained, strict=False) if p in spans)]:
-            values.clamp_(0, 1)
+        for copy, parameter in zip(copies, trained, strict=False):
+            if parameter in values:
+                copy.clamp_(0, 1)
 
 
 def check_criterion(cfg: Any, criterion: str | None) -> None:

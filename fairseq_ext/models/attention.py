@@ -17,6 +17,16 @@ from fairseq_ext.training.errors import OptionError
 IncrementalState = dict[str, dict[str, Tensor | None]]
 
 
+def additive(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask, true where attention is forbidden, as what is added to scores: 0 and -inf, in the dtype of ``like``."""
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask.bool(), float("-inf"))
+
+
+def averaged(weights: Tensor | None, need_head_weights: bool) -> Tensor | None:
+    """Weights by head (H, B, T, S) as a layer returns them: fairseq averages unless asked for the heads."""
+    return weights if weights is None or need_head_weights else weights.mean(dim=0)
+
+
 class NotExportable:
     """Refuses ``torch.jit.script`` and ONNX with one line instead of a compiler's."""
 

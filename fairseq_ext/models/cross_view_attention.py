@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fairseq_ext.models.attention import IncrementalState, NotExportable, SelectiveAttention
+from fairseq_ext.models.attention import IncrementalState, NotExportable, SelectiveAttention, averaged
 from fairseq_ext.modules.cross_view import CrossViewFusion
 
 
@@ -54,9 +54,7 @@ class CrossViewAttention(NotExportable, SelectiveAttention):
             return self.attend_view(query, memory, mask, slot, incremental_state, need_weights)
 
         context, weights = self.fusion(attend, query, self.fusion.select(key), key_padding_mask)
-        if weights is not None and not need_head_weights:
-            weights = weights.mean(dim=0)
-        return context, weights
+        return context, averaged(weights, need_head_weights)
 
     def attend_view(
         self,

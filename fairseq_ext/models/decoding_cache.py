@@ -149,10 +149,6 @@ class DecodingCache(FairseqIncrementalState, nn.Module):
                 )
         return prefix.append(key_value.detach()), generation.padding
 
-    def prefix(self, incremental_state: IncrementalState, layer: int) -> Tensor:
-        """The keys and values of all steps so far (T, 2, N, C)."""
-        return self._generation(incremental_state).prefixes[layer].items
-
     def memory(self, incremental_state: IncrementalState | None, layer: int) -> Memory | None:
         """What :meth:`set_memory` was given for this layer."""
         if incremental_state is None:

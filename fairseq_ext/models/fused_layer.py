@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
-from fairseq_ext.models.attention import IncrementalState, NotExportable, SelectiveAttention
+from fairseq_ext.models.attention import IncrementalState, NotExportable, SelectiveAttention, additive
 from fairseq_ext.models.cross_view_attention import CrossViewAttention
 from fairseq_ext.models.decoding_cache import DecodingCache, Memory
 from fairseq_ext.modules.sparse_attention import attention_weights
@@ -33,12 +33,6 @@ def frozen_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     linear.weight = nn.Parameter(weight.detach().t().contiguous().t(), requires_grad=False)
     linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return linear
-
-
-def additive(key_padding_mask: Tensor, like: Tensor) -> Tensor:
-    """A padding mask (B, S) as what is added to scores (B, H, T, S)."""
-    zeros = torch.zeros(key_padding_mask.shape, dtype=like.dtype, device=like.device)
-    return zeros.masked_fill(key_padding_mask.bool(), float("-inf"))[:, None, None]
 
 
 class FusedAttention:
@@ -67,7 +61,7 @@ class FusedAttention:
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 1, 3, 0, 4)
         mask = attn_mask
         if key_padding_mask is not None:
-            padding = additive(key_padding_mask, qkv)
+            padding = additive(key_padding_mask, qkv)[:, None, None]
             mask = padding if mask is None else padding + mask
         context, _ = self(query, key, value, mask)
         return context.permute(2, 0, 1, 3).flatten(2)
@@ -129,7 +123,7 @@ class FusedDecoding(FusedLayer):
             incremental_state, self.cache_number, qkv[:, 1:].transpose(0, 1), key_padding_mask
         )
         key, value = key_value.view(-1, 2, rows, *heads).permute(1, 2, 3, 0, 4)
-        mask = None if padding is None else additive(padding, key)
+        mask = None if padding is None else additive(padding, key)[:, None, None]
         context, _ = self.self_attention(qkv[:, 0].view(rows, heads[0], 1, heads[1]), key, value, mask)
         return context.reshape(1, rows, self.embed_dim), value
 
@@ -168,7 +162,7 @@ class FusedDecoding(FusedLayer):
                 raise ValueError("encoder_out must be given to a layer with cross-attention, got None")
             mask = None
             if key_padding_mask is not None and key_padding_mask.any():
-                mask = additive(key_padding_mask, encoder_out)
+                mask = additive(key_padding_mask, encoder_out)[:, None, None]
             key_value = self.memory_proj(encoder_out).unflatten(-1, (2, self.num_heads, -1)).permute(2, 1, 3, 0, 4)
             memory = (*key_value.contiguous().unbind(), mask)
             self.cache.set_memory(incremental_state, self.cache_number, memory)
@@ -196,8 +190,3 @@ class FusedDecoding(FusedLayer):
 
     def make_generation_fast_(self, need_attn: bool = False, **kwargs: Any) -> None:
         self.need_attn = need_attn
-
-
-def averaged(weights: Tensor | None, need_head_weights: bool) -> Tensor | None:
-    """Weights by head (H, B, T, S) as a layer returns them: fairseq averages unless asked for the heads."""
-    return weights if weights is None or need_head_weights else weights.mean(dim=0)

@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_ext.models.attention import IncrementalState
+from fairseq_ext.models.attention import IncrementalState, additive, averaged
 from fairseq_ext.models.decoding_cache import DecodingCache
 from fairseq_ext.models.fused_layer import (
     FusedDecoding,
     FusedLayer,
-    averaged,
     frozen_linear,
     stack_columns,
     stack_rows,
@@ -90,8 +89,7 @@ class FusedMuseEncoderLayer(_WithConvolution):
 
     def forward(self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None) -> Tensor:
         """Shapes as in :class:`~fairseq_ext.models.muse_layers.MuseEncoderLayer`."""
-        if attn_mask is not None:
-            attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask.bool(), float("-inf"))
+        attn_mask = None if attn_mask is None else additive(attn_mask, x)
         h = self.norm(x) if self.normalize_before else x
         qkv, hidden = self.in_proj(h).split([3 * self.embed_dim, self.ffn_dim], dim=-1)
         blocks = self.attend_and_convolve(qkv, encoder_padding_mask, attn_mask)

@@ -6,9 +6,9 @@ import torch
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
-from fairseq_ext.models.attention import IncrementalState
+from fairseq_ext.models.attention import IncrementalState, averaged
 from fairseq_ext.models.decoding_cache import DecodingCache
-from fairseq_ext.models.fused_layer import FusedDecoding, FusedLayer, averaged, stack_rows
+from fairseq_ext.models.fused_layer import FusedDecoding, FusedLayer, stack_rows
 
 
 class _WithFeedForward(FusedLayer):

@@ -10,7 +10,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor, nn
 
 from fairseq_ext.models.adaptive_span import AdaptiveSpanSelfAttention
-from fairseq_ext.models.attention import IncrementalState, NotExportable, SelectiveAttention
+from fairseq_ext.models.attention import IncrementalState, NotExportable, SelectiveAttention, averaged
 from fairseq_ext.models.cross_view_attention import CrossViewAttention
 from fairseq_ext.models.ext_options import selecting_attentions
 from fairseq_ext.models.norms import build_norm, rebuild_norms_
@@ -203,8 +203,7 @@ class SequentialViewsDecoderLayer(NotExportable, DecoderLayer):
         if len(views) > 1:
             x = self.sublayer(x, self.encoder_attn_aux_layer_norm, lambda h: read(h, views[1], 1))
         x = self.sublayer(x, self.final_layer_norm, self.feed_forward)
-        weights = maps[0]
-        return x, weights if weights is None or need_head_weights else weights.mean(dim=0), None
+        return x, averaged(maps[0], need_head_weights), None
 
     def sublayer(self, x: Tensor, norm: nn.Module, function: Callable[[Tensor], Tensor]) -> Tensor:
         h = norm(x) if self.normalize_before else x

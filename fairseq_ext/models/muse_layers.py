@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from fairseq.modules import FairseqDropout, MultiheadAttention
 from torch import Tensor
 
-from fairseq_ext.models.attention import IncrementalState, NotExportable
+from fairseq_ext.models.attention import IncrementalState, NotExportable, additive
 from fairseq_ext.models.layers import DecoderLayer, EncoderLayer, common_arguments, selection
 from fairseq_ext.models.muse_attention import MuseSelfAttention
 from fairseq_ext.modules.cross_view import CrossViewFusion
@@ -56,8 +55,7 @@ class MuseEncoderLayer(NotExportable, EncoderLayer):
 
     def forward(self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None) -> Tensor:
         """``x`` (S, B, C), ``encoder_padding_mask`` (B, S), ``attn_mask`` (S, S) true where attention is forbidden."""
-        if attn_mask is not None:
-            attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask.bool(), float("-inf"))
+        attn_mask = None if attn_mask is None else additive(attn_mask, x)
         h = self.self_attn_layer_norm(x) if self.normalize_before else x
         u = self.input_dropout_module(h)
         attention, _ = self.self_attn(u, u, u, encoder_padding_mask, need_weights=False, attn_mask=attn_mask)

@@ -226,7 +226,8 @@ def reorder_memory(attention: nn.Module, state: dict[str, Any], order: Tensor) -
 def check_caches(layer: nn.Module, state: dict[str, Any], expected: dict[str, Tensor]) -> None:
     caches = {}
     if isinstance(layer, FusedMuseDecoderLayer):
-        prefix = layer.cache.prefix(state, layer.cache_number)
+        generation = layer.cache.get_incremental_state(state, "generation")["state"]
+        prefix = generation.prefixes[layer.cache_number].items
         key, value = prefix.unflatten(-1, (layer.num_heads, -1)).permute(1, 2, 3, 0, 4)
         memory = layer.cache.memory(state, layer.cache_number)
         caches = {"self_attn.prev_key": key, "self_attn.prev_value": value}
