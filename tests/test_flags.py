@@ -106,7 +106,7 @@ def called(tmp_path, monkeypatch):
         function = program.commands[command]
         monkeypatch.setitem(program.commands, command, functools.wraps(function)(lambda **sets: calls.append(sets)))
         if config is not None:
-            (tmp_path / "options.json").write_text(json.dumps({"settings": config, "runs": {}}))
+            (tmp_path / "options.json").write_text(json.dumps(config))
             words = [*words, "--config", str(tmp_path / "options.json")]
         try:
             program([command, *words])
@@ -186,7 +186,7 @@ TRAININGS = {
     ("graph.graph_classification", "train"): (
         write_tu,
         "--dataset RINGS --root {data} --hidden-size 4 --epochs 2 --defer-start 0 --folds 3 --lr 1e-5",
-        "--root {data}",
+        "",
     ),
     ("graph.renode", "train"): (
         None,
@@ -210,7 +210,7 @@ TRAININGS = {
         "",
     ),
 }
-"""What writes its data, its options, and those of them that are no settings: where data lies, which runs."""
+"""What writes its data, its options, and those of them that are no settings: which runs."""
 
 
 @pytest.mark.parametrize(("module", "command"), TRAININGS)

@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -34,6 +34,9 @@ class Program:
     ``--config FILE`` and ``--quiet``. What it returns is printed: a text as it is, a mapping as JSON, and each row of
     an iterator as a line of JSON; of several processes the first prints. Where it has written to, by ``--out`` or
     another option of the metadata ``written=True``, stands in that text, or else in a last line on stderr.
+
+    An option of the metadata ``lost_beside="NAME"`` is one that earlier results did not hold, although they hold
+    ``NAME``: with such a file the command line must give it, since its default may be another value than it had.
 
     Args:
         name: the module.
@@ -96,6 +99,12 @@ class Program:
         early.add_argument("--config", default="")
         config = early.parse_known_args(arguments)[0].config
         parsed = self.parser(config, arguments[0] if arguments else "").parse_args(arguments)
+        for name, value in vars(parsed).items():
+            if isinstance(value, _Lost):
+                raise OptionError(
+                    f"--config {config}: does not say what {flag(name)} was, as results of earlier versions: "
+                    f"give it, {flag(name)} {value.default or repr('')} where it was the default"
+                )
         sets = {name: kind.of(parsed) for name, kind in _option_sets(parsed.function).items()}
         with reporting(Reporting.of(parsed).quiet):
             result = parsed.function(**sets)
@@ -140,13 +149,21 @@ def _title(kind: type[OptionSet]) -> str:
     return (inspect.getdoc(kind) or kind.__name__).partition("\n")[0].rstrip(".")
 
 
+@dataclass(frozen=True)
+class _Lost:
+    """Stands for the value of an option that a file of results should hold and does not."""
+
+    default: Any
+
+
 def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[type[OptionSet]]) -> None:
     """Take the options of a file for the defaults of a command."""
     actions = {action.dest: action for action in parser._actions}
     types = {name: kind for options in kinds for name, kind in get_type_hints(options).items()}
     aliases = {alias: name for options in kinds for alias, name in options.aliases().items()}
     given: dict[str, str] = {}
-    for name, value in _read(config).items():
+    content, results = _read(config)
+    for name, value in content.items():
         key = name.replace("-", "_")
         key = choose(f"--config {config}", aliases.get(key, key), types)
         if key in given:
@@ -158,6 +175,11 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[
             # else the command line could not win
             help = f"not {flag(key)}, which {config} gives".replace("%", "%%")
             parser.add_argument(flag(f"no_{key}"), dest=key, action="store_false", help=help)
+    if not results:
+        return
+    for item in (item for options in kinds for item in fields(options)):
+        if item.name not in given and item.metadata.get("lost_beside") in given:
+            actions[item.name].default = _Lost(item.default)
 
 
 class _Loader(yaml.SafeLoader):
@@ -178,7 +200,8 @@ for _kind in ("bool", "int", "float", "timestamp"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_scalar)
 
 
-def _read(config: str) -> Mapping[str, Any]:
+def _read(config: str) -> tuple[Mapping[str, Any], bool]:
+    """The options that a file holds, and whether beside the runs of an experiment."""
     try:
         if config.endswith(".json"):  # JSON is YAML, but a large one takes minutes to read as such
             content = read_json(config)
@@ -187,11 +210,12 @@ def _read(config: str) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"--config {config}: {reason}") from error
+    results = isinstance(content, dict) and isinstance(content.get("runs"), dict)
     if isinstance(content, dict) and isinstance(content.get("settings"), dict):  # results.json
         content = {name: value for name, value in content["settings"].items() if name != "inputs"}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise DataError(f"--config {config}: must hold names of options and their values")
-    return content
+    return content, results
 
 
 TYPES: dict[Any, Callable[[str], Any]] = {

@@ -36,6 +36,7 @@ class Settings(dict[str, Any]):
         values: whatever changes the outcome.
         defaults: what a name meant before it was there: results that lack it had its default.
         aliases: earlier names, and those of now.
+        left_out: names that do not differ, whatever their values.
 
     Example:
         >>> settings = Settings.of(options, inputs={"graph": digest(data.x, data.edge_index)}, leave_out=("root",))
@@ -48,12 +49,15 @@ class Settings(dict[str, Any]):
         values: Mapping[str, Any],
         defaults: Mapping[str, Any] | None = None,
         aliases: Mapping[str, str] | None = None,
+        left_out: Collection[str] = (),
     ) -> None:
         super().__init__(_as_json(values))
         if isinstance(values, Settings):
             defaults, aliases = defaults or values.defaults, aliases or values.aliases
+            left_out = left_out or values.left_out
         self.defaults: dict[str, Any] = _as_json(defaults or {})
         self.aliases: dict[str, str] = dict(aliases or {})
+        self.left_out: frozenset[str] = frozenset(left_out)
 
     @classmethod
     def of(cls, options: OptionSet, *, inputs: Mapping[str, str], leave_out: Collection[str] = (), **more: Any) -> Self:
@@ -62,17 +66,18 @@ class Settings(dict[str, Any]):
         Args:
             options: its options.
             inputs: the :func:`digest` of all that they name: data, models.
-            leave_out: options that change no outcome, such as where the data lies.
+            leave_out: options that change no outcome, such as where the data lies: they are kept, for a ``--config`` of
+                the results, but not compared.
             more: further settings.
         """
-        kept = {name: value for name, value in options.as_dict().items() if name not in leave_out}
-        defaults = {name: value for name, value in options.defaults().items() if name in kept}
-        return cls(kept | more | {"inputs": inputs}, defaults, options.aliases())
+        return cls(options.as_dict() | more | {"inputs": inputs}, options.defaults(), options.aliases(), leave_out)
 
     def differing(self, before: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         """Name, value in ``before`` and value here of everything that differs, ``outer.inner`` within a mapping."""
         before = {self.aliases.get(name, name): value for name, value in before.items()}
-        return _differing({**self.defaults, **before}, {**self.defaults, **self})
+        for name, old, new in _differing({**self.defaults, **before}, {**self.defaults, **self}):
+            if name not in self.left_out:
+                yield name, old, new
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,11 @@ class Options(OptionSet):
     embedding_dim: int = option(100, "size of word vectors (paper: 100)", least=1)
     transductive: bool = option(False, "vocabulary and vectors from the texts of all splits, as the paper's code")
 
-    encoder: str = option("", "folder of a Hugging Face encoder whose states are read in the place of word vectors")
+    encoder: str = option(
+        "",
+        "folder of a Hugging Face encoder whose states are read in the place of word vectors",
+        lost_beside="encoder_pooling",
+    )
     num_layers: int = option(0, "only the first so many layers of the encoder; 0: all", least=0, idle=NO_ENCODER)
     encoder_pooling: str = option(
         "mean", "the encoder's states of a review as their mean, or each of them", POOLINGS, idle=NO_ENCODER

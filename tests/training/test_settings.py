@@ -11,6 +11,7 @@ from torch import nn
 
 from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.runs import Experiment
 from fairseq_ext.training.settings import Settings, digest
@@ -38,11 +39,12 @@ def newer(train="1", **options):
 
 def test_settings_are_as_they_are_read_back():
     assert older() == {"data": "a", "lr": 0.1, "sizes": [2, 3], "inputs": {"train": "1"}}
-    assert Settings.of(Older(data="a"), inputs={}, leave_out=("data",), seed=1).keys() == {
-        "lr",
-        "sizes",
-        "inputs",
-        "seed",
+    assert Settings.of(Older(data="a"), inputs={}, seed=1) == {
+        "data": "a",
+        "lr": 0.1,
+        "sizes": [2, 3],
+        "inputs": {},
+        "seed": 1,
     }
 
 
@@ -72,6 +74,20 @@ def test_a_new_option_orphans_neither_results_nor_checkpoints(tmp_path):
         Experiment(tmp_path, newer(dropout=0.1), device="cpu")
     with pytest.raises(OptionError, match=r"trained with other dropout, inputs\.train"):
         Checkpoint(tmp_path / "c.pt", newer("2", dropout=0.1), {}, model=nn.Linear(1, 1)).restore()
+
+
+def test_what_changes_no_outcome_is_kept_but_not_compared(tmp_path):
+    """Of results, too, that do not hold it; and it stays so in the settings that an experiment makes of these."""
+
+    def moved(data):
+        return Settings.of(Older(data=data), inputs={"train": "1"}, leave_out=("data",))
+
+    unsaid = {name: value for name, value in older().items() if name != "data"}
+    for before in (older(), moved("b"), unsaid):
+        assert list(moved("c").differing(before)) == [] and list(Settings(moved("c")).differing(before)) == []
+    Experiment(tmp_path, moved("b"), device="cpu").add("0", {"accuracy": 0.5})
+    assert list(Experiment(tmp_path, moved("c"), device="cpu").runs) == ["0"]
+    assert read_json(tmp_path / "results.json")["settings"]["data"] == "b"
 
 
 def test_digests_differ_where_anything_does():
