@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import fcntl
 import os
 import platform
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -67,7 +68,8 @@ class Experiment:
     """Finished runs of equal settings, each under a name of its own.
 
     Every :meth:`add` rewrites ``results.json`` atomically: the settings, each run with the :func:`environment` that it
-    ran in and, over all runs, mean and population standard deviation of every number.
+    ran in and, over all runs, mean and population standard deviation of every number. Several commands of equal
+    settings may fill one folder at the same time, each with runs of its own.
 
     Args:
         folder: holds ``results.json``; made where absent.
@@ -98,15 +100,19 @@ class Experiment:
         self.file = Path(folder) / "results.json"
         self.settings = Settings(settings)
         self.environment = environment(*packages, device=device)
-        self.runs: dict[str, dict[str, Any]] = {}
-        if self.file.exists():
-            content = self._read()
-            if content["runs"]:
-                self._refuse_other(content["settings"])
-            # files once had one environment for all runs
-            shared = {"environment": content["environment"]} if "environment" in content else {}
-            self.runs = {name: shared | run for name, run in content["runs"].items()}
+        self.runs = self._stored()
         output_folder(self.file.parent)  # a folder that cannot be written must not cost a run first
+
+    def _stored(self) -> dict[str, dict[str, Any]]:
+        """The runs that the file holds now."""
+        if not self.file.exists():
+            return {}
+        content = self._read()
+        if content["runs"]:
+            self._refuse_other(content["settings"])
+        # files once had one environment for all runs
+        shared = {"environment": content["environment"]} if "environment" in content else {}
+        return {name: shared | run for name, run in content["runs"].items()}
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -127,21 +133,31 @@ class Experiment:
             )
 
     def add(self, name: str, run: Mapping[str, Any]) -> None:
-        """Keep a finished run."""
-        self.runs[name] = {**run, "environment": self.environment}
-        content = {"settings": self.settings, "runs": self.runs, "summary": self.summary()}
-        with writing_to(self.file.parent):
+        """Keep a finished run, beside those that other commands have finished in the folder meanwhile.
+
+        Raises:
+            OptionError: these are of other settings.
+        """
+        with writing_to(self.file.parent) as folder, _locked(folder):
+            self.runs |= {**self._stored(), name: {**run, "environment": self.environment}}
+            content = {"settings": self.settings, "runs": self.runs, "summary": self.summary()}
             write_json(self.file, content)
 
-    def complete(self, runs: Mapping[str, Callable[[], Mapping[str, Any]]], accelerator: Any | None = None) -> Self:
+    def complete(
+        self,
+        runs: Mapping[str, Callable[[], Mapping[str, Any]]],
+        accelerator: Any | None = None,
+        checkpoints: str | Path | None = None,
+    ) -> Self:
         """Train every run that is not finished.
 
-        A finished run needs no checkpoint: its own, in the folder of its name or in that of the experiment, goes.
+        A finished run needs no checkpoint: its own goes, and no other.
 
         Args:
             runs: by name; called by all processes.
             accelerator: the processes, of which the first records. Every run has it as the first one had, so that no
                 run depends on those before. Default: a single process.
+            checkpoints: the folder where a run keeps its own. Default: the folder of its name.
 
         Raises:
             OptionError: ``--out`` holds runs of another kind of name, whose figures would be mixed with these; several
@@ -160,7 +176,7 @@ class Experiment:
         if accelerator:
             accelerator.wait_for_everyone()  # all have read which runs are finished
         if main:
-            self._drop_checkpoints(*self.runs)  # of a run that was killed in between
+            self._drop_checkpoints(self.runs, checkpoints)  # of a run that was killed in between
         left = {name: run for name, run in runs.items() if name not in self.runs}
         with Parts(len(runs), len(runs) - len(left)) as parts:
             for name, run in parts.each(left.items()):
@@ -168,17 +184,17 @@ class Experiment:
                     record = run()
                 if main:
                     self.add(name, record)
-                    self._drop_checkpoints(name)
+                    self._drop_checkpoints([name], checkpoints)
                 else:
                     self.runs[name] = dict(record)
         return self
 
-    def _drop_checkpoints(self, *names: str) -> None:
+    def _drop_checkpoints(self, names: Iterable[str], checkpoints: str | Path | None) -> None:
         for name in names:
-            for folder in (self.file.parent / name, self.file.parent):
-                (folder / CHECKPOINT).unlink(missing_ok=True)
+            folder = self.file.parent / name
+            Path(checkpoints or folder, CHECKPOINT).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # one that holds a model stays
-                (self.file.parent / name).rmdir()
+                folder.rmdir()
 
     def summary(self) -> dict[str, dict[str, float]]:
         """``{metric: {"mean", "std", "runs"}}`` of every number that all runs hold."""
@@ -215,6 +231,21 @@ def _unchanged(accelerator: Any | None) -> Iterator[None]:
             accelerator.free_memory()
         if scaler:
             scaler.load_state_dict(scale)
+
+
+@contextlib.contextmanager
+def _locked(folder: str | Path) -> Iterator[None]:
+    """Within, no other process is within for the same folder; this one waits until they are out, or killed.
+
+    A file system without locks, such as some over a network, goes without.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _kind(name: str) -> str:

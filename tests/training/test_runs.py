@@ -156,21 +156,25 @@ def test_complete_trains_what_is_left(tmp_path):
 
 @pytest.mark.parametrize("place", ["a", "."])
 def test_a_finished_run_has_no_checkpoint(tmp_path, place):
-    """Of a run that failed it stays; a kill between result and removal is made up for."""
+    """Of a run that failed it stays; a kill between result and removal is made up for; others are not touched."""
     checkpoint, result = tmp_path / place / "checkpoint.pt", {"accuracy": 1.0}
-    checkpoint.parent.mkdir(exist_ok=True)
-    checkpoint.touch()
+    foreign = [tmp_path / other / "checkpoint.pt" for other in ("a", "b", ".") if other != place]
+    checkpoints = None if place == "a" else tmp_path
+    for path in (checkpoint, *foreign):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
 
     def failing():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Experiment(tmp_path, SETTINGS).complete({"a": failing})
+        Experiment(tmp_path, SETTINGS).complete({"a": failing}, checkpoints=checkpoints)
     assert checkpoint.exists()
     for _ in range(2):
         checkpoint.parent.mkdir(exist_ok=True)  # an empty folder of a finished run goes, too
         checkpoint.touch()
-        Experiment(tmp_path, SETTINGS).complete({"a": lambda: result})
+        Experiment(tmp_path, SETTINGS).complete({"a": lambda: result}, checkpoints=checkpoints)
+        assert all(path.exists() for path in foreign)
         assert not checkpoint.exists() and read_json(tmp_path / "results.json")["runs"]["a"]["accuracy"] == 1.0
 
 
@@ -269,6 +273,38 @@ def _add_forever(folder: Path) -> None:
     experiment = Experiment(folder, {})
     for number in range(1_000_000):
         experiment.add(str(number % 500), {"accuracy": 0.5, "number": number})
+
+
+def test_commands_that_share_a_folder_keep_each_others_runs(tmp_path):
+    first, second = Experiment(tmp_path, SETTINGS), Experiment(tmp_path, SETTINGS)
+    other = Experiment(tmp_path, {**SETTINGS, "folds": 5})
+    first.complete({"seed1": lambda: {"accuracy": 0.5}})
+    second.complete({"seed2": lambda: {"accuracy": 1.0}})
+    stored = read_json(tmp_path / "results.json")
+    assert list(stored["runs"]) == ["seed1", "seed2"] and stored["summary"]["accuracy"]["mean"] == 0.75
+    assert second.report("accuracy").startswith("accuracy 0.75 ± 0.25\n2 runs")
+    with pytest.raises(OptionError, match="holds runs with folds = 10, now folds = 5"):
+        other.add("seed3", {"accuracy": 0.0})
+    assert read_json(tmp_path / "results.json") == stored
+
+
+def _add_some(folder: Path, numbers: range) -> None:
+    experiment = Experiment(folder, {})
+    for number in numbers:
+        experiment.add(f"seed{number}", {"accuracy": 0.5})
+
+
+def test_commands_that_write_at_the_same_time_lose_nothing(tmp_path):
+    context = multiprocessing.get_context("fork")
+    shares = [range(start, 90, 3) for start in range(3)]
+    processes = [context.Process(target=_add_some, args=(tmp_path, share)) for share in shares]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert not any(process.exitcode for process in processes)
+    assert read_json(tmp_path / "results.json")["runs"].keys() == {f"seed{number}" for number in range(90)}
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_a_kill_at_any_time_leaves_whole_results(tmp_path):

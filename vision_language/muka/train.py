@@ -92,7 +92,7 @@ def _train(options: TrainingOptions, task: Task, out: Path, accelerator: Acceler
     if (out / "config.json").exists() and not (experiment.runs or (out / CHECKPOINT).exists()):
         raise OptionError(f"--out: {out} holds another model; choose another folder")
     run = partial(_run, options, task, out, settings, accelerator)
-    return experiment.complete({run_name(seed=options.seed): run}, accelerator)
+    return experiment.complete({run_name(seed=options.seed): run}, accelerator, checkpoints=out)
 
 
 def _run(
