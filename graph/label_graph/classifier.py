@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_ext.training.errors import CheckpointError
+from fairseq_ext.training.errors import CheckpointError, one_line
 from fairseq_ext.training.files import load_safely, save_atomically
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.progress import progress
@@ -147,7 +147,7 @@ class Classifier:
             network.load_state_dict(state["network"])
             return cls(network, encoder or vocabulary, labels, options, float(state["threshold"]))
         except Exception as error:  # torn and foreign files raise many types
-            raise CheckpointError(f"{path}: not a model of graph.label_graph ({type(error).__name__})") from error
+            raise CheckpointError(f"{path}: not a model of graph.label_graph ({one_line(error)})") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def prepare(options: Options, device: str | torch.device = "cpu", cache: Path | 
         cache: folder of an encoder's states.
 
     Raises:
-        OptionError: no word in the training texts, or an option that has no effect on them.
+        OptionError: no word in the training texts, none that is frequent enough, or an option that has no effect on
+            them.
         DataError: what :func:`~graph.label_graph.data.read_splits` refuses.
     """
     splits, encoder = read_splits(options.data), encoder_of(options)
@@ -78,6 +80,12 @@ def prepare(options: Options, device: str | torch.device = "cpu", cache: Path | 
         texts = {split: encoder.encode(reviews[split], *sizes, device, cache) for split in SPLITS}
     else:
         vocabulary = Vocabulary.build(sentences, options.min_count)
+        if not vocabulary.words:
+            most = max(Counter(word for sentence in sentences for word in sentence).values())
+            raise OptionError(
+                f"--min-count {options.min_count}: no word of {options.data} is left; the most frequent occurs {most} "
+                "times"
+            )
         texts = {split: vocabulary.encode(reviews[split], *sizes) for split in SPLITS}
     labels = label_names(splits["train"])
     return Corpus(

@@ -112,5 +112,10 @@ class Options(OptionSet):
             self.refuse_idle(f"with --temperature {self.temperature:g}", "no_soft_target_clip")
         if self.encoder:
             self.refuse_idle("with --encoder", "tokenizer", "min_count", "embedding", "embedding_dim", "transductive")
+            if self.unmasked_attention:
+                raise OptionError(
+                    "--unmasked-attention: not with --encoder, whose states are padded to the longest text beside "
+                    "them: the labels of a text would depend on the others"
+                )
         if self.start_eval > self.epochs:
             self.refuse_idle(f"with --epochs {self.epochs}", "start_eval")

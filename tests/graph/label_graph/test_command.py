@@ -391,6 +391,16 @@ def test_text_without_words(tmp_path):
         main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
 
 
+@pytest.mark.parametrize("embedding", ["word2vec", "learned"])
+def test_no_word_that_is_frequent_enough(tmp_path, embedding):
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.tsv").write_text("food\ttasty soup\nstaff\ttasty tasty\n")
+    words = ["train", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--embedding", embedding]
+    with pytest.raises(OptionError, match=r"^--min-count 4: no word of .* is left; the most frequent occurs 3 times$"):
+        main([*words, "--min-count", "4"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_models_that_are_none(tmp_path):
     for content in ({"network": {}}, [1, 2], torch.ones(3)):
         torch.save(content, tmp_path / "other.pt")
@@ -403,6 +413,7 @@ def test_models_that_are_none(tmp_path):
     [
         {"options": {"data": "x", "arm": "nobody"}},
         {"options": {"data": "x", "older": 1}},
+        {"options": {"data": "x", "encoder": "e", "unmasked_attention": True}},
         {"options": None},
         {"words": 3},
         {"words": ["one"]},

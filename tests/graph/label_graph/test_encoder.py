@@ -164,6 +164,10 @@ def test_an_encoder_that_has_changed_is_refused(trained, tmp_path):
         ("--encoder pickled", r"pickled: pytorch_model.bin could run code when loaded"),
         ("--encoder encoder --num-layers 3", r"--num-layers: encoder has 2 layers, got 3"),
         ("--encoder encoder --data blank", r"--encoder: its tokenizer finds no word in blank"),
+        (
+            "--encoder encoder --unmasked-attention",
+            r"^--unmasked-attention: not with --encoder, whose states are padded",
+        ),
         ("--encoder encoder --max-words 31", r"--max-words: encoder reads at most 30 tokens of a text, got 31"),
     ],
 )
