@@ -88,6 +88,10 @@ class PPNP(nn.Module):
 
     Johannes Klicpera, Aleksandar Bojchevski, Stephan Günnemann, "Predict then Propagate: Graph Neural Networks meet
     Personalized PageRank", arXiv:1810.05997.
+
+    As released, the matrix is that of the Totoro scores, :class:`~graph.renode.PageRank`: a node reads the targets of
+    its edges, where the other backbones read the sources; a self-loop of the graph counts beside the one that is added,
+    and duplicate edges count once.
     """
 
     def __init__(
@@ -114,7 +118,11 @@ class PPNP(nn.Module):
 
 
 class APPNP(PPNP):
-    """:class:`PPNP` with ``hops`` steps towards PageRank instead of its limit."""
+    """:class:`PPNP` with ``hops`` steps towards PageRank.
+
+    On an undirected graph without self-loops and duplicate edges :class:`PPNP` is the limit. Elsewhere it is not: the
+    edges here are those of torch_geometric's layer, from source to target, with one self-loop a node.
+    """
 
     def __init__(
         self,
@@ -165,7 +173,7 @@ def build_model(
               none on the input, on attention, or on the logits.
             - ``sgc`` (arXiv:1902.07153): a linear map of the features propagated ``num_layers`` times.
             - ``appnp``, ``ppnp`` (arXiv:1810.05997): a perceptron of ``num_layers`` and ``hops`` steps of PageRank, or
-              its exact limit through a dense matrix.
+              exact PageRank through a dense matrix: the limit, where the graph is undirected and has no self-loops.
         in_channels, out_channels: features and classes.
         hidden_channels: 32, as released.
         num_layers: 2, as released.

@@ -226,6 +226,23 @@ def test_appnp_approaches_ppnp():
     np.testing.assert_allclose(matrix.numpy(), data["Pi"], atol=1e-6)
 
 
+def test_ppnp_is_no_limit_of_appnp_on_directed_graphs_and_self_loops():
+    """As documented: it reads the targets of edges, and counts self-loops twice, as the released matrix does."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    exact, steps = (build_model(name, 6, CLASSES, hops=300).eval() for name in ("ppnp", "appnp"))
+    steps.mlp.load_state_dict(exact.mlp.state_dict())
+    path = torch.tensor([[0, 0, 1, 2], [1, 2, 3, 3]])
+    torch.testing.assert_close(exact(x, path), steps(x, path.flip(0)), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(exact(x, path), steps(x, path), atol=1e-2)
+    looped = torch.cat([path, path.flip(0), torch.tensor([[3], [3]])], 1)
+    with_loops = torch.eye(4).index_put(tuple(looped), torch.tensor(1.0), accumulate=True)
+    scale = with_loops.sum(1).rsqrt()
+    matrix = 0.15 * torch.linalg.inv(torch.eye(4) - 0.85 * scale[:, None] * with_loops * scale)
+    torch.testing.assert_close(exact(x, looped), matrix @ exact.mlp(x), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(exact(x, looped), steps(x, looped), atol=1e-3)
+
+
 @pytest.mark.parametrize("name", [*MODELS, *(PACKAGE + model for model in ("GCN", "GIN", "GraphSAGE", "EdgeCNN"))])
 def test_every_backbone_trains(name):
     data = load_golden("renode", "small_b")
