@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import unicodedata
@@ -22,8 +23,8 @@ TOKENIZERS = ("words", "jieba")
 
 # The end of a sentence needs no space behind it in Chinese, and does in languages with spaces ("3.5", "U.S.A.").
 _SENTENCE_END = r"(?<=[。！？…])|(?<=[.!?])\s+"
+_JOINERS = "\u200c\u200d"  # within words of Persian, and of Indian languages
 _CLAUSE_END = _SENTENCE_END + r"|(?<=[，；：])|(?<=[,;:])\s+"
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 def split_text(text: str, pieces: str = "whole") -> list[str]:
@@ -35,14 +36,24 @@ def split_text(text: str, pieces: str = "whole") -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """A run of letters and digits, with the marks on them: ``re`` counts the vowels of Hindi for none of either."""
+    marks = (mark for mark in map(chr, range(0x300, 0x20000)) if unicodedata.category(mark) in ("Mn", "Mc"))
+    letters = rf"\w+(?:[{''.join(marks)}{_JOINERS}]+\w*)*"
+    return re.compile(rf"{letters}(?:['’]{letters})*")
+
+
 def tokenizer(name: str) -> Callable[[str], list[str]]:
-    """``"words"``: runs of letters and digits in lower case, for languages with spaces. ``"jieba"``: Chinese words.
+    """``"words"``: runs of letters, digits and their marks in lower case, for languages with spaces.
+
+    ``"jieba"``: Chinese words.
 
     Raises:
         OptionError: jieba is not installed.
     """
     if choose("--tokenizer", name, TOKENIZERS) == "words":
-        return lambda text: _WORD.findall(_normal(text))
+        return lambda text: _word().findall(_normal(text))
     try:
         import jieba
     except ImportError as error:
@@ -54,8 +65,9 @@ def tokenizer(name: str) -> Callable[[str], list[str]]:
 
 
 def _normal(text: str) -> str:
-    """Lower case, and one way to write an accented letter: with a mark of its own it would end a word."""
-    return unicodedata.normalize("NFC", text.lower())
+    """Lower case, and one way to write an accented letter."""
+    # The lower case of the Turkish İ has a dot beside that of the i.
+    return unicodedata.normalize("NFC", text.lower()).replace("i\u0307", "i")
 
 
 @dataclass(frozen=True)

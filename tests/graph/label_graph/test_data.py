@@ -215,6 +215,10 @@ def test_labels():
 
 def test_words():
     assert tokenizer("words")("cafe\u0301") == ["caf\u00e9"]
+    for text in ("हिन्दी भाषा", "தமிழ் மொழி", "كِتَاب جَمِيل", "שָׁלוֹם עוֹלָם", "می\u200cخواهم بروم", "ภาษาไทย"):
+        assert tokenizer("words")(f"{text}, «{text}».") == text.split() * 2
+    assert tokenizer("words")("İSTANBUL İstanbul istanbul I\u0307stanbul") == ["istanbul"] * 4
+    assert tokenizer("words")("\u0301 a\u0323 - \u200d") == ["ạ"]
     assert tokenizer("words")("Don't  STOP: naïve-Ⅷ, 3.5!") == ["don't", "stop", "naïve", "ⅷ", "3", "5"]
     with pytest.raises(OptionError, match=r"--tokenizer: 'jiba' .* did you mean 'jieba'"):
         tokenizer("jiba")
