@@ -175,9 +175,10 @@ def _public_split(data: Data, seed: int) -> Split:
     absent = torch.bincount(y[train], minlength=int(y.max()) + 1) == 0
     if absent.any():
         raise DataError(f"--split-kind public: class {int(absent.nonzero()[0])} has no labelled node")
-    for name, nodes in (("train_mask", train), ("val_mask", valid)):
-        if both := len(set(nodes.tolist()) & set(test.tolist())):
-            raise DataError(f"--split-kind public: {both} nodes are in {name} and in test_mask")
+    parts = {"train_mask": train, "val_mask": valid, "test_mask": test}
+    for name, other in (("train_mask", "test_mask"), ("val_mask", "test_mask"), ("train_mask", "val_mask")):
+        if both := len(set(parts[name].tolist()) & set(parts[other].tolist())):
+            raise DataError(f"--split-kind public: {both} nodes are in {name} and in {other}")
     return Split(train, valid, test)
 
 

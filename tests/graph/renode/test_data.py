@@ -162,6 +162,9 @@ def test_public_split_refusals():
     data.val_mask = torch.arange(60) == 59
     with pytest.raises(DataError, match="--split-kind public: 1 nodes are in val_mask and in test_mask"):
         make_split(data, "public")
+    data.train_mask, data.val_mask = torch.arange(60) < 9, (torch.arange(60) > 5) & (torch.arange(60) < 20)
+    with pytest.raises(DataError, match="--split-kind public: 3 nodes are in train_mask and in val_mask"):
+        make_split(data, "public")
     data.y[5] = -1
     with pytest.raises(DataError, match="train_mask marks node 5, which has no label"):
         make_split(data, "public")
