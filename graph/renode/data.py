@@ -86,12 +86,14 @@ def load_graph(
             layout of ``torch_geometric.datasets.Amazon``; or a ``.pt`` file with a ``Data`` (or the dict of one), read
             by torch's safe loader.
         root: data sets by name live in ``root/<name>``; those of torch_geometric download themselves to it.
-        normalize_features: let the features of each node sum to 1. Default: raw, as the released code.
+        normalize_features: apply :class:`torch_geometric.transforms.NormalizeFeatures`: x' = (x - m) / max(s, 1), with
+            the least feature m of all nodes, and s the sum of x - m of the node. Features of 0 and 1 then sum to 1, but
+            a sum below 1 is kept. Default: raw, as the released code.
         to_undirected: add the reverse of every edge. Default: the edges as they are.
         need_features: False leaves the features of an ``.npz`` unread, and takes a graph without any.
 
     Raises:
-        OptionError: no such data set.
+        OptionError: no such data set; ``normalize_features`` where it changes nothing.
         DataError: the data set cannot be had, or :func:`check_graph` refuses it.
     """
     path = Path(name)
@@ -104,7 +106,13 @@ def load_graph(
     data = check_graph(data, name, need_features)
     if to_undirected:
         data = T.ToUndirected()(data)
-    return T.NormalizeFeatures()(data) if normalize_features else data
+    if not normalize_features:
+        return data
+    raw = data.x
+    data = T.NormalizeFeatures()(data)
+    if data.x.allclose(raw):
+        raise OptionError(f"--normalize-features: changes nothing in {name}: no features sum to more than 1")
+    return data
 
 
 def has_root(name: str) -> bool:

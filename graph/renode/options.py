@@ -38,7 +38,9 @@ class TrainOptions(GraphOptions, SplitOptions, WeightOptions, ModelOptions, Loss
         OptionError: a value that is not allowed, or an option that would do nothing.
     """
 
-    normalize_features: bool = option(False, "features of a node sum to 1 (default and released: raw)")
+    normalize_features: bool = option(
+        False, "torch_geometric's: less the least of all, a node's divided by their sum if above 1 (released: raw)"
+    )
     renode: str = option(
         "on", "weight the loss of each labelled node by the rank of its conflict (released: off)", ("off", "on")
     )

@@ -296,6 +296,27 @@ def test_saved_graphs(tmp_path):
     assert directed.is_undirected() and directed.x.sum(1).allclose(torch.ones(60))
 
 
+@pytest.mark.parametrize(
+    ("x", "normalized"),
+    [
+        ([[1.0, 0, 1], [0, 0, 0]], [[0.5, 0, 0.5], [0, 0, 0]]),
+        ([[-3.0, 1, 2], [3, 0, 3]], [[0, 4 / 9, 5 / 9], [0.4, 0.2, 0.4]]),
+        ([[0.0, 0.1, 0.2], [2, 0, 2]], [[0, 0.1, 0.2], [0.5, 0, 0.5]]),
+        ([[0.0, 0.1, 0.2], [0.3, 0, 0.3]], None),
+        ([[0.0, 0, 1], [0.4, 0.2, 0.4]], None),
+    ],
+)
+def test_features_are_normalized_as_documented_or_it_is_refused(tmp_path, x, normalized):
+    edges = torch.tensor([[0, 1], [1, 0]])
+    torch.save(Data(x=torch.tensor(x), y=torch.tensor([0, 1]), edge_index=edges), tmp_path / "g.pt")
+    if normalized:
+        loaded = load_graph(str(tmp_path / "g.pt"), normalize_features=True)
+        torch.testing.assert_close(loaded.x, torch.tensor(normalized))
+    else:
+        with pytest.raises(OptionError, match=r"^--normalize-features: changes nothing in .*g\.pt"):
+            load_graph(str(tmp_path / "g.pt"), normalize_features=True)
+
+
 TRANSFORMS = [
     T.AddSelfLoops(),
     T.AddLaplacianEigenvectorPE(k=3),
