@@ -30,7 +30,7 @@ from fairseq_ext.training.errors import CheckpointError, OptionError
 from fairseq_ext.training.files import output_folder
 from fairseq_ext.training.progress import Parts, progress
 
-__all__ = ["Training", "seed_of"]
+__all__ = ["Training", "finite", "seed_of"]
 
 LOG_EVERY = 20
 
@@ -38,6 +38,17 @@ LOG_EVERY = 20
 def seed_of(*numbers: int) -> int:
     """A seed for every tuple of numbers, such as the seed of a run, its step and the rank of the process."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def finite(scores: Tensor, advice: str = "lower --lr") -> Tensor:
+    """``scores``, where all are; a loss, which is that before its step, does not tell whether those after it are.
+
+    Raises:
+        OptionError: some are not; ends with ``advice``.
+    """
+    if not scores.isfinite().all():
+        raise OptionError(f"the training has diverged, as the model's scores are not finite; {advice}")
+    return scores
 
 
 class Training:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch_geometric.data import Data
 
+from fairseq_ext.training.loop import finite
 from graph.graph_classification.model import logits_of
 from graph.graph_classification.splits import classes_of
 from graph.metrics import classification_metrics
@@ -34,7 +35,11 @@ def train_epoch(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Data]) -> dict[str, float | None]:
-    """The :func:`~graph.metrics.classification_metrics` of all graphs of ``batches``."""
+    """The :func:`~graph.metrics.classification_metrics` of all graphs of ``batches``.
+
+    Raises:
+        OptionError: logits that are not finite.
+    """
     model.eval()
     logits, labels = zip(*((logits_of(model, data), classes_of(data)) for data in batches), strict=True)
-    return classification_metrics(torch.cat(logits), torch.cat(labels))
+    return classification_metrics(finite(torch.cat(logits)), torch.cat(labels))

@@ -55,7 +55,7 @@ def train(
     Raises:
         CheckpointError: a checkpoint that is damaged or cannot be written; the latter before the first step.
         DataError: a graph without one class ``y``, graphs without features, or a split that does not fit them.
-        OptionError: a loss that is not finite; a checkpoint of another split, data set or options.
+        OptionError: a loss, or logits, that are not finite; a checkpoint of another split, data set or options.
     """
     if not dataset.num_features:
         raise DataError("dataset: the graphs have no features x; CappedDegree gives them some")

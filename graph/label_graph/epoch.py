@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq_ext.training.loop import finite
 from graph.label_graph.classifier import Classifier
 from graph.label_graph.encoder import States
 from graph.label_graph.label_graph import label_graph_loss
 from graph.label_graph.metrics import f1_by_label, multilabel_metrics, tune_threshold
 
-__all__ = ["score", "train_epoch", "validate"]
+__all__ = ["ADVICE", "score", "train_epoch", "validate"]
+
+ADVICE = "lower --lr or --ratio2, or leave out --no-soft-target-clip"
+"""What to do about a training that diverges."""
 
 
 def train_epoch(
@@ -44,16 +48,24 @@ def train_epoch(
 
 
 def validate(classifier: Classifier, texts: Tensor | States, gold: Tensor, tune: bool = False) -> dict[str, float]:
-    """Metrics at the classifier's threshold; with ``tune`` this is first set to the best for these samples."""
-    probabilities = classifier.probabilities(texts)
+    """Metrics at the classifier's threshold; with ``tune`` this is first set to the best for these samples.
+
+    Raises:
+        OptionError: probabilities that are not finite.
+    """
+    probabilities = finite(classifier.probabilities(texts), ADVICE)
     if tune:
         classifier.threshold = tune_threshold(probabilities, gold)
     return multilabel_metrics(probabilities, gold, classifier.threshold)
 
 
 def score(classifier: Classifier, texts: Tensor | States, gold: Tensor) -> dict[str, Any]:
-    """Metrics at the classifier's threshold, and ``f1_by_label``."""
-    probabilities, threshold = classifier.probabilities(texts), classifier.threshold
+    """Metrics at the classifier's threshold, and ``f1_by_label``.
+
+    Raises:
+        OptionError: probabilities that are not finite.
+    """
+    probabilities, threshold = finite(classifier.probabilities(texts), ADVICE), classifier.threshold
     of_labels = f1_by_label(probabilities, gold, threshold)
     return {
         **multilabel_metrics(probabilities, gold, threshold),

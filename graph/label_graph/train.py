@@ -19,7 +19,7 @@ from graph.label_graph.classifier import Classifier, build_network
 from graph.label_graph.corpus import Corpus, prepare, settings_of
 from graph.label_graph.coverage import notes
 from graph.label_graph.encoder import Encoder
-from graph.label_graph.epoch import score, train_epoch, validate
+from graph.label_graph.epoch import ADVICE, score, train_epoch, validate
 from graph.label_graph.options import TUNED, Options
 from graph.label_graph.text import train_vectors
 
@@ -42,7 +42,7 @@ def train(
     Raises:
         OptionError: the checkpoint in ``folder`` was trained with other options or data.
         CheckpointError: a damaged checkpoint, or none of this training.
-        InputError: the loss is not finite.
+        InputError: loss or probabilities are not finite.
     """
     folder = output_folder(folder)
     torch.manual_seed(seed)
@@ -72,7 +72,7 @@ def train(
         parts={"network": network, "optimizer": optimizer, "random": RandomState()},
         best=folder / "model.pt",
         name=f"seed {seed}",
-        advice="lower --lr or --ratio2, or leave out --no-soft-target-clip",
+        advice=ADVICE,
     )
     for _ in training:
         training.log(loss=train_epoch(classifier, optimizer, *corpus.split("train")))

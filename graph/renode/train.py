@@ -16,7 +16,7 @@ from fairseq_ext.remembered import Remembered
 from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.errors import OptionError
-from fairseq_ext.training.loop import Training
+from fairseq_ext.training.loop import Training, finite
 from fairseq_ext.training.runs import Experiment, torch_device
 from fairseq_ext.training.settings import Settings
 from graph.metrics import classification_metrics
@@ -54,7 +54,7 @@ def fit(
         ``valid_f1``, ``best_epoch``, ``epochs``, ``seconds_per_epoch`` and ``history``.
 
     Raises:
-        OptionError: the model does not give a row of logits for each node, or the loss is not finite.
+        OptionError: the model does not give a row of logits for each node, or loss or logits are not finite.
         DataError: a weight that is 0: that of a node which was not labelled when the weights were made.
     """
     recipe = recipe or Recipe()
@@ -63,7 +63,7 @@ def fit(
         weight = as_weights(weight, len(split.train)).to(y.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.lr_factor)
-    best = BestWeights(model)
+    best, advice = BestWeights(model), f"lower --lr {recipe.lr}"
     training = Training(
         recipe.epochs,
         unit="epoch",
@@ -71,7 +71,7 @@ def fit(
         # As released, a training ends where it is past both.
         patience=recipe.patience + 1,
         least=recipe.least_epochs + 1,
-        advice=f"lower --lr {recipe.lr}",
+        advice=advice,
     )
     for _ in training:
         logits = model.train()(data.x, data.edge_index)
@@ -85,7 +85,8 @@ def fit(
         optimizer.step()
         scheduler.step()
         training.log(loss=value)
-        if training.improved({"f1": f1(y[split.valid].cpu(), predict(model, data)[split.valid].argmax(1).cpu())}):
+        logits = finite(predict(model, data)[split.valid], advice)
+        if training.improved({"f1": f1(y[split.valid].cpu(), logits.argmax(1).cpu())}):
             best.keep()
     best.restore()
     return training.record()
@@ -133,7 +134,7 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
         model = options.make_model(data.num_features, classes, options.alpha, matrix).to(device)
         record = fit(model, on_device, splits[split], options.make_loss(counts[split]), weight, options)
         test = splits[split].test
-        logits, y = predict(model, on_device)[test], on_device.y[test]
+        logits, y = finite(predict(model, on_device)[test], f"lower --lr {options.lr}"), on_device.y[test]
         metrics = f1_scores(y.cpu(), logits.argmax(1).cpu()) | classification_metrics(logits, y)
         log_test(metrics, record["best_epoch"])
         return {**metrics, **conflict, **record}

@@ -17,7 +17,7 @@ from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.files import save_atomically
-from fairseq_ext.training.loop import Training
+from fairseq_ext.training.loop import Training, finite
 from fairseq_ext.training.runs import Experiment
 from fairseq_ext.training.settings import Settings
 from graph.metrics import classification_metrics
@@ -140,7 +140,11 @@ def _validate(model: PPRGo, batches: Iterable[Batch], accelerator: Accelerator) 
 def evaluate(
     model: PPRGo, graph: LargeGraph, split: InductiveSplit, options: LargeOptions, device: torch.device
 ) -> dict[str, Any]:
-    """F1 of each part of a split, and the other metrics of its test nodes, by inference over the whole graph."""
+    """F1 of each part of a split, and the other metrics of its test nodes, by inference over the whole graph.
+
+    Raises:
+        OptionError: logits that are not finite.
+    """
     logits = predict_logits(
         model,
         graph.x,
@@ -150,6 +154,7 @@ def evaluate(
         normalization=options.normalization,
         device=device,
     )
+    finite(torch.from_numpy(logits), f"lower --lr {options.lr}")
     scores: dict[str, Any] = {}
     for part, nodes in split._asdict().items():
         scores |= f1_scores(graph.y[nodes], logits[nodes].argmax(1), "" if part == "test" else f"{part}_")

@@ -12,7 +12,7 @@ from torch import nn
 
 from fairseq_ext.training.checkpoint import RandomState
 from fairseq_ext.training.errors import CheckpointError, OptionError
-from fairseq_ext.training.loop import Training, seed_of
+from fairseq_ext.training.loop import Training, finite, seed_of
 
 
 def run(training, scores, losses=None):
@@ -231,3 +231,12 @@ def test_what_cannot_be_saved_is_not_trained(tmp_path):
         for step in Training(3, select="score", folder=tmp_path, parts={"model": Unsaveable()}):
             steps.append(step)
     assert not steps
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_are_no_scores(value):
+    scores = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    assert finite(scores) is scores and not len(finite(scores[:0]))
+    scores[1, 0] = value
+    with pytest.raises(OptionError, match=r"^the training has diverged, as .* are not finite; lower --lr by half$"):
+        finite(scores, "lower --lr by half")

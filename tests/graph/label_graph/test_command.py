@@ -354,7 +354,11 @@ def test_every_switch_trains(data, tmp_path, options):
         (["--runs", "0"], "--runs must be at least 1, got 0"),
         (["--device", "gpu"], "--device gpu: "),
         (["--data", "/no/such/folder"], "--data: /no/such/folder is not a folder"),
-        (["--lr", "1e30", "--epochs", "3"], "the loss is"),
+        (["--lr", "1e30", "--epochs", "3", "--start-eval", "3"], "the loss is"),
+        (
+            ["--lr", "1e30", "--epochs", "1", "--batch-size", "99"],
+            "the training has diverged, as the model's scores are not finite; lower --lr or",
+        ),
     ],
 )
 def test_bad_options_end_with_one_line(data, tmp_path, options, message):

@@ -359,6 +359,9 @@ def test_a_model_of_whole_graphs_is_refused(graph_file):
         run(graph_file, backbone="torch_geometric.nn.models.NeuralFingerprint")
 
 
-def test_a_diverging_loss_is_named(graph_file):
-    with pytest.raises(OptionError, match=r"epoch 2: the loss is (nan|inf); lower --lr 1e\+30"):
-        run(graph_file, lr=1e30)
+@pytest.mark.parametrize("epochs", [1, 12])
+def test_a_training_that_diverges_is_named(graph_file, epochs):
+    """Also in its only epoch, whose loss is that before the step."""
+    with pytest.raises(OptionError, match=r"^the training has diverged, .* are not finite; lower --lr 1e\+30$"):
+        run(graph_file, lr=1e30, epochs=epochs)
+    assert not (graph_file.parent / "out" / "results.json").exists()

@@ -135,6 +135,24 @@ def test_a_loss_that_is_not_finite_ends_the_training():
         fit(PPRGo(24, 3), batches_of(graph, np.arange(30)), CROSS_ENTROPY, recipe=LargeRecipe(lr=1e30, epochs=5))
 
 
+@pytest.mark.parametrize("patience", [0, 3])
+def test_a_last_step_that_diverges_ends_the_training(tmp_path, patience):
+    path = write_npz(a_graph(), tmp_path / "graph.npz")
+    command = [
+        "train-large",
+        "--dataset",
+        str(path),
+        *OPTIONS,
+        "--out",
+        str(tmp_path / "out"),
+        "--patience",
+        str(patience),
+    ]
+    with pytest.raises(OptionError, match=r"^the training has diverged, .* are not finite; lower --lr 1e\+30"):
+        main([*command, "--epochs", "1", "--lr", "1e30"])
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
 def test_a_training_proves_first_that_it_can_be_saved(tmp_path):
     graph = a_graph()
     (tmp_path / "checkpoint.pt.tmp").mkdir()
