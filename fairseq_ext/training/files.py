@@ -251,7 +251,7 @@ def load_safely(path: str | Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     try:
-        with file:
+        with file, safe_loads_only():
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's message runs over many lines of advice; the one that names the refused object is what the user needs.
@@ -265,14 +265,14 @@ def load_safely(path: str | Path) -> Any:
 @contextlib.contextmanager
 def safe_loads_only() -> Iterator[None]:
     """Within, ``torch.load`` of a library too refuses what could run code, whatever the library asks for."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")  # torch refuses both together
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ[names[0]] = "1"
     try:
         yield
     finally:
-        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        if before is not None:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+        del os.environ[names[0]]
+        os.environ.update(before)
 
 
 def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:

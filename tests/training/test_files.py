@@ -385,12 +385,18 @@ def test_a_zip_file_holds_one_file(tmp_path):
         read_bytes(tmp_path / "a.zip")
 
 
-@pytest.mark.parametrize("before", [None, "0"])
-def test_a_library_loads_safely_too(tmp_path, monkeypatch, before):
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    monkeypatch.delenv(name, raising=False) if before is None else monkeypatch.setenv(name, before)
+@pytest.mark.parametrize("unsafe", [None, "0", "1"])
+@pytest.mark.parametrize("safe", [None, "0", "1"])
+def test_a_library_loads_safely_too(tmp_path, monkeypatch, safe, unsafe):
+    """Whatever the environment says of it, also both, which torch refuses: afterwards it says the same."""
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    for name, value in zip(names, (safe, unsafe), strict=True):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     torch.save(Fraction(1, 3), tmp_path / "third.pt")
     with safe_loads_only(), pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "third.pt", weights_only=False)
-    assert torch.load(tmp_path / "third.pt", weights_only=False) == Fraction(1, 3)
-    assert os.environ.get(name) == before
+    assert [os.environ.get(name) for name in names] == [safe, unsafe]
+    torch.save({"a": 1}, tmp_path / "plain.pt")
+    assert load_safely(tmp_path / "plain.pt") == {"a": 1}
+    if safe != "1":
+        assert torch.load(tmp_path / "third.pt", weights_only=False) == Fraction(1, 3)
