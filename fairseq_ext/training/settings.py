@@ -16,17 +16,35 @@ __all__ = ["Settings", "digest"]
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of tensors, arrays and JSON values: of their contents, types, shapes and order."""
+    """SHA-256 of tensors, arrays and JSON values: of their contents, types, shapes and order.
+
+    Sparse tensors are equal where their coalesced entries are, in any layout.
+    """
     sha = hashlib.sha256()
     for part in parts:
-        if isinstance(part, (torch.Tensor, np.ndarray)):
-            array = np.asarray(part.detach().cpu() if isinstance(part, torch.Tensor) else part)
-            sha.update(json.dumps([array.dtype.str, array.shape]).encode())
-            sha.update(np.ascontiguousarray(array).data)
-        else:
-            sha.update(json.dumps(part, sort_keys=True).encode())
+        for piece in _pieces(part.detach().cpu() if isinstance(part, torch.Tensor) else part):
+            sha.update(piece)
         sha.update(b"\0")
     return sha.hexdigest()
+
+
+def _pieces(part: Any) -> Iterator[Any]:
+    """The bytes of a type and shape, and those of the content."""
+    if isinstance(part, torch.Tensor) and part.layout != torch.strided:
+        entries = part.to_sparse_coo().coalesce()
+        yield json.dumps(["sparse", part.shape]).encode()
+        yield from _pieces(entries.indices())
+        yield from _pieces(entries.values())
+    elif isinstance(part, (torch.Tensor, np.ndarray)):
+        try:
+            array = np.asarray(part)
+            kind = array.dtype.str
+        except TypeError:  # a type that NumPy lacks, such as bfloat16
+            array, kind = torch.as_tensor(part).reshape(-1).view(torch.uint8).numpy(), str(part.dtype)
+        yield json.dumps([kind, part.shape]).encode()
+        yield np.ascontiguousarray(array).data
+    else:
+        yield json.dumps(part, sort_keys=True).encode()
 
 
 class Settings(dict[str, Any]):

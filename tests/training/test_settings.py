@@ -108,10 +108,29 @@ def test_digests_differ_where_anything_does():
         (None,),
         (np.ones(0),),
         (np.ones((0, 3)),),
+        (ones.bfloat16(),),
+        (ones.bfloat16().T,),
+        (ones.bfloat16()[0, 0],),
+        (2 * ones.bfloat16(),),
+        (ones.to(torch.float8_e4m3fn),),
+        (ones.to_sparse(),),
+        (ones.bfloat16().to_sparse(),),
+        (2 * ones.to_sparse(),),
+        (torch.eye(3).to_sparse(),),
+        (torch.eye(3)[[1, 0, 2]].to_sparse(),),
     ]
     digests = [digest(*part) for part in parts]
     assert len(set(digests)) == len(parts)
     assert digest(ones) == digest(ones.clone().numpy()) == digest(torch.ones(3, 2).T)
+    twice = torch.sparse_coo_tensor([[1, 0, 1], [0, 2, 0]], [0.5, 1.0, 0.5], (2, 3))
+    once = torch.tensor([[0.0, 0, 1], [1, 0, 0]])
+    assert digest(twice) == digest(once.to_sparse()) == digest(once.to_sparse_csr()) != digest(once)
+    assert digest(ones.bfloat16()) == digest(torch.ones(3, 2).bfloat16().T.requires_grad_())
+
+
+def test_digests_of_stored_results_stay_what_they_are():
+    tensors = [torch.arange(6, dtype=dtype).view(2, 3) for dtype in (torch.int64, torch.float32, torch.float16)]
+    assert digest(*tensors, torch.tensor([True, False]), np.arange(3), [1, "a"], {"b": None})[:16] == "d52182c11ecf95d0"
 
 
 @dataclass(frozen=True, kw_only=True)
