@@ -54,6 +54,9 @@ class Options(OptionSet):
     weight_decay: float = option(1e-4, "of Adam (paper: 1e-4)", least=0)
 
     def __post_init__(self) -> None:
+        if self.loss == "cross-entropy" and self.defer_start == self._published:
+            # What results name in the place of the default: with --config they may be trained without the bonus.
+            object.__setattr__(self, "defer_start", AS_PUBLISHED)
         super().__post_init__()
         if self.loss != "encouraging":
             return
@@ -68,6 +71,10 @@ class Options(OptionSet):
         """``defer_start``, or the published one of the data set."""
         if self.defer_start != AS_PUBLISHED:
             return self.defer_start
+        return self._published
+
+    @property
+    def _published(self) -> int:
         return DEFER_START.get(self.dataset, DEFER_START_OF_OTHERS)
 
     def as_dict(self) -> dict[str, Any]:

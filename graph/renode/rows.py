@@ -15,7 +15,7 @@ from graph.renode.inputs import node_ids
 from graph.renode.large_graph import LargeGraph
 from graph.renode.pprgo import RowBatches
 from graph.renode.push import NORMALIZATIONS, push_pagerank
-from graph.renode.totoro import SCORES, TIES, renode_weights, totoro, totoro_from_rows
+from graph.renode.totoro import SCORES, TIES, check_weights, renode_weights, totoro, totoro_from_rows
 
 __all__ = ["RowOptions", "labelled_weights"]
 
@@ -75,6 +75,7 @@ class RowOptions(OptionSet):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_weights(self.w_min, self.w_max, self.ties)
         if self.w_min == self.w_max:
             self.refuse_idle("with equal --w-min and --w-max", "totoro", "ties")
 

@@ -124,7 +124,7 @@ def labelled_nodes(data: Data, kind: str = "compat", seed: int = 0, **imbalance:
     """Ids of the labelled nodes of :func:`make_split`, which need no others: of a public split only ``train_mask``."""
     choose("--split-kind", kind, SPLITS)
     if kind == "public":
-        return _public_nodes(data, "train_mask", seed)
+        return _public_labelled(data, seed)
     y = as_labels(data.y, name="data.y")
     return torch.tensor(_drawn(y, _shuffled(len(y), seed), imbalance))
 
@@ -169,12 +169,17 @@ def _public_nodes(data: Data, name: str, seed: int) -> Tensor:
     return nodes
 
 
-def _public_split(data: Data, seed: int) -> Split:
-    train, valid, test = (_public_nodes(data, name, seed) for name in ("train_mask", "val_mask", "test_mask"))
-    y = as_labels(data.y, name="data.y")
+def _public_labelled(data: Data, seed: int) -> Tensor:
+    train, y = _public_nodes(data, "train_mask", seed), as_labels(data.y, name="data.y")
     absent = torch.bincount(y[train], minlength=int(y.max()) + 1) == 0
     if absent.any():
         raise DataError(f"--split-kind public: class {int(absent.nonzero()[0])} has no labelled node")
+    return train
+
+
+def _public_split(data: Data, seed: int) -> Split:
+    train = _public_labelled(data, seed)
+    valid, test = (_public_nodes(data, name, seed) for name in ("val_mask", "test_mask"))
     parts = {"train_mask": train, "val_mask": valid, "test_mask": test}
     for name, other in (("train_mask", "test_mask"), ("val_mask", "test_mask"), ("train_mask", "val_mask")):
         if both := len(set(parts[name].tolist()) & set(parts[other].tolist())):

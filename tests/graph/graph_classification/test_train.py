@@ -98,6 +98,9 @@ def test_published_settings():
     each = [Options(dataset=name) for name in ("PROTEINS", "NCI1", "MUTAG")]
     assert [options.last_epoch_without_bonus for options in each] == [25, 130, 25]
     assert [options.as_dict()["defer_start"] for options in each] == [25, 130, 25]
+    for options in each:  # as results hold them, for a --config with another loss
+        other = Options(**options.as_dict() | {"loss": "cross-entropy"})
+        assert other == Options(dataset=options.dataset, loss="cross-entropy")
 
 
 def test_pairs_are_equal_to_the_bit_until_the_bonus_starts(dataset, weights):

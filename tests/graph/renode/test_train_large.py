@@ -153,6 +153,13 @@ def test_a_last_step_that_diverges_ends_the_training(tmp_path, patience):
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+def test_weights_in_the_wrong_order_are_refused_before_anything_is_read(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(OptionError, match=r"^w_min, w_max: wanted 0 <= w_min <= w_max, got 2\.0 and 1\.0$"):
+        main(["train-large", "--dataset", "absent.npz", "--out", str(out), "--w-min", "2", "--w-max", "1"])
+    assert not out.exists()
+
+
 def test_a_training_proves_first_that_it_can_be_saved(tmp_path):
     graph = a_graph()
     (tmp_path / "checkpoint.pt.tmp").mkdir()
