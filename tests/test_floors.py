@@ -71,6 +71,7 @@ MAY_IMPORT = {
     "graph/renode": (
         *TRAINER,
         "graph.renode",
+        "graph.inputs",
         "graph.metrics",
         "torch_geometric",
         "scipy",
@@ -86,10 +87,12 @@ MAY_IMPORT = {
     "graph/graph_classification": (
         *TRAINER,
         "graph.graph_classification",
+        "graph.inputs",
         "graph.metrics",
         "torch_geometric",
         "sklearn",
     ),
+    "graph/inputs.py": ("torch", "torch_geometric", "fairseq_ext.training"),
     "graph/metrics.py": ("torch", "numpy", "sklearn"),
     "graph/__init__.py": ("fairseq_ext.training.extras",),
     "vision_language/iais": (*TRAINER, *HUGGING_FACE, "vision_language.iais", "fairseq_ext.regions"),

@@ -15,6 +15,7 @@ from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import option
 from fairseq_ext.training.runs import run_name
 from fairseq_ext.training.settings import digest
+from graph.inputs import as_labels, node_ids
 
 __all__ = ["Protocol", "Split", "class_labels", "classes_of", "random_splits", "stratified_folds"]
 
@@ -40,15 +41,10 @@ def classes_of(batch: Data) -> Tensor:
 
 def _as_classes(labels: Any, name: str = "labels") -> Tensor:
     """Class numbers as int64 of shape (n): of tensors, arrays and lists, of a column, and of whole floats."""
-    labels = torch.as_tensor(labels)
-    if labels.dim() == 2 and labels.size(1) == 1:
-        labels = labels.squeeze(1)
-    if labels.dim() != 1:
-        raise DataError(f"{name}: must be one class number a graph, got shape {tuple(labels.shape)}")
-    if not ((labels == labels.long()) & (labels >= 0)).all():
-        wrong = labels[(labels != labels.long()) | (labels < 0)][0]
-        raise DataError(f"{name}: must be class numbers from 0 on, got {wrong}")
-    return labels.long()
+    classes = as_labels(labels, name=name)
+    if (classes < 0).any():
+        raise DataError(f"{name}: graph {int((classes < 0).nonzero()[0])} has no class number from 0 on")
+    return classes
 
 
 class Split(NamedTuple):
@@ -71,24 +67,15 @@ class Split(NamedTuple):
         Raises:
             DataError: a part that is empty, is out of range, or shares graphs with another one.
         """
-        train, valid, test = (_numbers(getattr(self, name), name, graphs) for name in ("train", "valid", "test"))
-        every = torch.cat([train, valid, test])
+        names = ("train", "valid", "test")
+        parts = [node_ids(getattr(self, name), graphs, f"split: {name}", of="graph") for name in names]
+        for name, part in zip(names, parts, strict=True):
+            if not len(part):
+                raise DataError(f"split: {name} has no graph")
+        every = torch.cat(parts)
         if len(every.unique()) < len(every):
-            raise DataError("split: a graph is in two parts, or twice in one")
-        return Split(self.name, self.seed, train, valid, test)
-
-
-def _numbers(part: Any, name: str, graphs: int) -> Tensor:
-    """Numbers of graphs, of those or of a mask over all ``graphs``."""
-    part = torch.as_tensor(part)
-    if part.dtype == torch.bool and part.shape == (graphs,):
-        part = part.nonzero().view(-1)
-    if part.dim() != 1 or not part.numel() or part.dtype == torch.bool or part.is_floating_point():
-        form = f"{part.dtype} of shape {tuple(part.shape)}"
-        raise DataError(f"split: {name} must be numbers of graphs, or a mask over all {graphs}, got {form}")
-    if part.min() < 0 or part.max() >= graphs:
-        raise DataError(f"split: {name} has graphs {part.min()} to {part.max()}, of {graphs}")
-    return part.long()
+            raise DataError("split: a graph is in two parts")
+        return Split(self.name, self.seed, *parts)
 
 
 def random_splits(labels: Tensor, runs: int, repeats: int = 1, seed: int = 0) -> list[Split]:

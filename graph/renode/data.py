@@ -28,7 +28,7 @@ from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import load_safely, safe_loads_only
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.settings import digest
-from graph.renode.inputs import as_labels, as_tensor, edges_of
+from graph.inputs import as_labels, as_tensor, edges_of
 from graph.renode.npz import read_npz
 
 __all__ = ["DATASETS", "GraphOptions", "check_graph", "graph_digest", "has_root", "load_graph"]

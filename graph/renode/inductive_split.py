@@ -9,7 +9,7 @@ import numpy as np
 
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import OptionSet, option
-from graph.renode.inputs import as_labels
+from graph.inputs import as_labels
 
 __all__ = ["InductiveSplit", "InductiveSplitOptions", "inductive_split"]
 

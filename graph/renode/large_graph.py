@@ -14,8 +14,8 @@ from torch_geometric.data import Data
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.options import option
 from fairseq_ext.training.settings import digest
+from graph.inputs import as_edges, as_labels
 from graph.renode.data import GraphOptions
-from graph.renode.inputs import as_edges, as_labels
 from graph.renode.npz import read_npz, reading
 from graph.renode.pagerank import binary_adjacency
 

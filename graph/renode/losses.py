@@ -20,7 +20,7 @@ from fairseq_ext.losses import (
 )
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import OptionSet, option
-from graph.renode.inputs import as_labels, as_tensor
+from graph.inputs import as_labels, as_tensor
 
 __all__ = ["LOSSES", "Loss", "LossOptions", "make_loss"]
 

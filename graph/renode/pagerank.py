@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
-from graph.renode.inputs import as_edges, as_tensor, node_ids
+from graph.inputs import as_edges, as_tensor, node_ids
 from graph.renode.solve import conjugate_gradient, conjugate_gradient_twice, power_iteration, system_matrix
 
 __all__ = ["PageRank", "binary_adjacency", "personalized_pagerank"]

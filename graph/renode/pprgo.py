@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import OptionSet, option
-from graph.renode.inputs import as_labels, as_weights
+from graph.inputs import as_labels, as_weights
 
 __all__ = ["Batch", "PPRGo", "PPRGoOptions", "RowBatches", "predict", "predict_logits", "to_torch"]
 

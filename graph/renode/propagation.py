@@ -21,7 +21,7 @@ from torch_geometric.utils import degree, to_torch_csr_tensor
 
 from fairseq_ext.remembered import Remembered
 from fairseq_ext.training.errors import DataError, OptionError
-from graph.renode.inputs import as_edges
+from graph.inputs import as_edges
 from graph.renode.pagerank import PageRank
 
 __all__ = [

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.progress import progress
-from graph.renode.inputs import node_ids
+from graph.inputs import node_ids
 from graph.renode.pagerank import binary_adjacency, check_alpha
 
 __all__ = ["NORMALIZATIONS", "push_pagerank"]

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from fairseq_ext.training.errors import choose
 from fairseq_ext.training.options import OptionSet, option
-from graph.renode.inputs import node_ids
+from graph.inputs import node_ids
 from graph.renode.large_graph import LargeGraph
 from graph.renode.pprgo import RowBatches
 from graph.renode.push import NORMALIZATIONS, push_pagerank

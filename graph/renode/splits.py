@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.options import OptionSet, option
-from graph.renode.inputs import as_labels, as_tensor, node_ids
+from graph.inputs import as_labels, as_tensor, node_ids
 
 __all__ = [
     "IMBALANCES",

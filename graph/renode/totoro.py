@@ -13,7 +13,7 @@ from torch_geometric.utils import coalesce, remove_self_loops, scatter
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.progress import progress
-from graph.renode.inputs import as_edges, as_labels, as_tensor, node_ids
+from graph.inputs import as_edges, as_labels, as_tensor, node_ids
 from graph.renode.pagerank import BLOCK, PageRank
 
 __all__ = [

@@ -19,9 +19,9 @@ from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.loop import Training, finite
 from fairseq_ext.training.runs import Experiment, torch_device
 from fairseq_ext.training.settings import Settings
+from graph.inputs import as_labels, as_weights
 from graph.metrics import classification_metrics
 from graph.renode.data import graph_digest
-from graph.renode.inputs import as_labels, as_weights
 from graph.renode.losses import Loss
 from graph.renode.metrics import f1, f1_scores
 from graph.renode.options import TrainOptions, TrainRuns

@@ -14,7 +14,7 @@ from torch_geometric.transforms import BaseTransform
 from fairseq_ext.losses import reduce_weighted
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.options import OptionSet, option
-from graph.renode.inputs import as_labels, as_weights, edges_of, node_ids
+from graph.inputs import as_labels, as_weights, edges_of, node_ids
 from graph.renode.pagerank import check_solver
 from graph.renode.totoro import TIES, check_weights, renode_weights, totoro
 

@@ -218,15 +218,21 @@ def test_parts_and_features_of_any_form_train_alike():
     expected = train_one(whole, split, options)[1]
     whole.data.x = whole.data.x.long()
     other = split._replace(train=split.train.numpy(), valid=split.valid.int(), test=mask)
-    assert without_time(train_one(whole, other, options)[1]) == without_time(expected)
+    for test in (mask, mask.double(), mask.long().tolist()):
+        assert without_time(train_one(whole, other._replace(test=test), options)[1]) == without_time(expected)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"valid": torch.tensor([])}, r"split: valid must be numbers of graphs, .* got torch.float32 of shape \(0,\)"),
-        ({"valid": torch.ones(5, dtype=torch.bool)}, r"a mask over all 90, got torch.bool of shape \(5,\)"),
-        ({"test": torch.arange(80, 91)}, "split: test has graphs 80 to 90, of 90"),
+        ({"valid": torch.tensor([])}, "split: valid has no graph"),
+        (
+            {"valid": torch.ones(5, dtype=torch.bool)},
+            r"graph ids .* mask of shape \(90,\), got torch.bool of shape \(5,\)",
+        ),
+        ({"valid": torch.tensor([60.0])}, r"split: valid: wanted graph ids .* got torch.float32 of shape \(1,\)"),
+        ({"valid": torch.tensor([60, 60])}, "split: valid: a graph is listed twice"),
+        ({"test": torch.arange(80, 91)}, "split: test: ids 80 to 90 do not fit 90 graphs"),
         ({"test": torch.arange(50, 90)}, "split: a graph is in two parts"),
     ],
 )

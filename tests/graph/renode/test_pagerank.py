@@ -180,7 +180,7 @@ class TestInput:
                 r"edge_index: .* of shape \(3, 2\)",
             ),
             ({"edge_index": torch.tensor([[0], [2]]), "method": "cg"}, "method: 'cg' needs an undirected graph"),
-            ({"nodes": torch.tensor([0, 3])}, "nodes: ids 0 to 3 do not fit a graph of 3 nodes"),
+            ({"nodes": torch.tensor([0, 3])}, "nodes: ids 0 to 3 do not fit 3 nodes"),
             ({"nodes": torch.tensor([-1])}, "nodes: ids -1 to -1"),
             ({"nodes": torch.tensor([0, 0])}, "nodes: a node is listed twice"),
             ({"nodes": torch.ones(2, dtype=torch.bool)}, r"nodes: .* a mask of shape \(3,\), got torch.bool"),

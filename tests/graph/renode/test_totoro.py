@@ -198,7 +198,7 @@ class TestScores:
         ("options", "message"),
         [
             ({"train_mask": torch.zeros(6, dtype=torch.bool)}, "train_mask: there is no labelled node"),
-            ({"train_mask": torch.tensor([6])}, "train_mask: ids 6 to 6 do not fit a graph of 6 nodes"),
+            ({"train_mask": torch.tensor([6])}, "train_mask: ids 6 to 6 do not fit 6 nodes"),
             ({"train_mask": torch.ones(6, 2, dtype=torch.bool)}, "train_mask: holds 2 splits, one a column"),
             ({"train_mask": torch.ones(5, 2, dtype=torch.bool)}, r"train_mask: .* of shape \(5, 2\)"),
             ({"train_mask": [0.5, 1.0]}, "train_mask: wanted node ids"),

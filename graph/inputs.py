@@ -92,8 +92,8 @@ def as_labels(y: Any, num_nodes: int | None = None, name: str = "y") -> Tensor:
     return labels.long()
 
 
-def node_ids(nodes: Any, num_nodes: int, name: str, split: int | None = None) -> Tensor:
-    """Ids of nodes, given those or a mask over all nodes.
+def node_ids(nodes: Any, num_nodes: int, name: str, split: int | None = None, *, of: str = "node") -> Tensor:
+    """Ids of nodes, given those or a mask over all nodes; or of graphs, where these are what ``of`` says.
 
     A mask is of bools, or of zeros and ones of any type: a list of ids has no id twice, so that zeros and ones for more
     than two nodes can be nothing else. Of a mask with several columns, ``split`` takes one (:func:`select_split`).
@@ -106,13 +106,13 @@ def node_ids(nodes: Any, num_nodes: int, name: str, split: int | None = None) ->
         return nodes.nonzero().view(-1)
     if nodes.dim() != 1 or (nodes.numel() and not _holds_integers(nodes)):
         raise DataError(
-            f"{name}: wanted node ids of shape (L,) or a mask of shape ({num_nodes},), got {_described(nodes)}"
+            f"{name}: wanted {of} ids of shape (L,) or a mask of shape ({num_nodes},), got {_described(nodes)}"
         )
     nodes = nodes.long()
     if nodes.numel() and (nodes.min() < 0 or nodes.max() >= num_nodes):
-        raise DataError(f"{name}: ids {nodes.min()} to {nodes.max()} do not fit a graph of {num_nodes} nodes")
+        raise DataError(f"{name}: ids {nodes.min()} to {nodes.max()} do not fit {num_nodes} {of}s")
     if len(nodes.unique()) < len(nodes):
-        raise DataError(f"{name}: a node is listed twice")
+        raise DataError(f"{name}: a {of} is listed twice")
     return nodes
 
 
