@@ -47,6 +47,10 @@ class LossOptions(OptionSet):
         """The loss, as :func:`make_loss`."""
         return make_loss(self.loss, class_counts, gamma=self.gamma, beta=self.beta, log_end=self.log_end)
 
+    def refuse_weights_of_classes(self) -> None:
+        """Refuse the options that weigh classes by their labelled nodes, where all classes have as many."""
+        self.refuse_idle("with as many labelled nodes of each class", "beta")
+
 
 def make_loss(name: str, class_counts: Any, *, gamma: float = 2.0, beta: float = 0.9999, log_end: float = 0.75) -> Loss:
     """A loss ``(logits, target, sample_weight) -> mean of w l``.

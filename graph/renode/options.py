@@ -52,7 +52,7 @@ class TrainOptions(GraphOptions, SplitOptions, WeightOptions, ModelOptions, Loss
             if "alpha" not in options_of(self.backbone, self.num_layers):
                 self.refuse_idle(f"with --renode off and --backbone {self.backbone}", "alpha")
         if self.equal_classes:
-            self.refuse_idle("with as many labelled nodes of each class", "beta")
+            self.refuse_weights_of_classes()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class LargeOptions(LargeGraphOptions, InductiveSplitOptions, RowOptions, PPRGoOp
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.imbalance == "tinl":
-            self.refuse_idle("with as many labelled nodes of each class", "beta")
+            self.refuse_weights_of_classes()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,7 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
     splits = [options.make_split(data, seed) for seed in range(runs.splits)]
     counts = [torch.bincount(data.y[split.train], minlength=classes) for split in splits]
     if all(len(count.unique()) == 1 for count in counts):
-        options.refuse_idle("with as many labelled nodes of each class", "beta")
+        options.refuse_weights_of_classes()
 
     matrix = Remembered(dense_pagerank)  # ppnp's: one for all runs
 
