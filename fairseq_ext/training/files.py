@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
-import fcntl
 import gzip
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 import torch
 
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
+from fairseq_ext.training.locks import locked
 
 __all__ = [
     "MAX_LINE",
@@ -101,10 +101,9 @@ def staged_folder(out: str | Path, option: str = "--out") -> Iterator[Path]:
             raise OptionError(f"{option}: {out} already exists and is not an empty folder; remove it or name another")
         stage = out.parent / f".{out.name}.tmp"
         stage.mkdir(exist_ok=True)
-        descriptor = os.open(stage, os.O_RDONLY)
-        try:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system drops it at a kill
+                stack.enter_context(locked(stage, wait=False))
             except BlockingIOError:
                 raise OptionError(f"{option}: another process is writing {out}") from None
             try:
@@ -114,8 +113,6 @@ def staged_folder(out: str | Path, option: str = "--out") -> Iterator[Path]:
                 os.replace(stage, out)
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
-        finally:
-            os.close(descriptor)
 
 
 def output_folder(folder: str | Path, option: str = "--out") -> Path:

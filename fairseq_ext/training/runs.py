@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import os
 import platform
 import re
@@ -20,6 +19,7 @@ from fairseq_ext.training.board import board_of_run
 from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import output_folder, read_json, write_json, writing_to
+from fairseq_ext.training.locks import locked
 from fairseq_ext.training.progress import Parts
 from fairseq_ext.training.settings import Settings
 
@@ -138,7 +138,7 @@ class Experiment:
         Raises:
             OptionError: these are of other settings.
         """
-        with writing_to(self.file.parent) as folder, _locked(folder):
+        with writing_to(self.file.parent) as folder, locked(folder):
             self.runs |= {**self._stored(), name: {**run, "environment": self.environment}}
             content = {"settings": self.settings, "runs": self.runs, "summary": self.summary()}
             write_json(self.file, content)
@@ -231,21 +231,6 @@ def _unchanged(accelerator: Any | None) -> Iterator[None]:
             accelerator.free_memory()
         if scaler:
             scaler.load_state_dict(scale)
-
-
-@contextlib.contextmanager
-def _locked(folder: str | Path) -> Iterator[None]:
-    """Within, no other process is within for the same folder; this one waits until they are out, or killed.
-
-    A file system without locks, such as some over a network, goes without.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _kind(name: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fairseq_ext.training.errors import CheckpointError, OptionError
 from fairseq_ext.training.extras import missing_package
 from fairseq_ext.training.files import replacing, writing_to
+from fairseq_ext.training.locks import locked
 from fairseq_ext.training.progress import progress, say
 from fairseq_ext.training.settings import digest
 
@@ -186,7 +187,7 @@ class Encoder:
             except Exception as error:  # a damaged file raises many types
                 say(f"{path}: damaged ({type(error).__name__}); computed again")
         states = self._computed(reviews, device)
-        with writing_to(cache, "--cache"), replacing(path) as partial:
+        with writing_to(cache, "--cache"), locked(cache), replacing(path) as partial:
             save_file({"states": states}, partial)
         return states
 

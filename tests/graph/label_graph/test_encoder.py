@@ -7,11 +7,13 @@ import shutil
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 from transformers import AutoModel, AutoTokenizer, T5Config
 
 import fairseq_ext.training
 from fairseq_ext.training.errors import CheckpointError, InputError, OptionError
+from fairseq_ext.training.locks import locked
 from graph.label_graph.__main__ import main
 from graph.label_graph.encoder import Encoder, fingerprint_of
 from graph.label_graph.model import HierarchicalAttentionNetwork
@@ -90,6 +92,21 @@ def test_states_are_computed_once_and_damaged_ones_again(folder, tmp_path, monke
     assert f"{file}: damaged" in capsys.readouterr().err
     encoded(encoder_of(folder), cache=tmp_path)
     assert len(computed) == 1
+
+
+def test_commands_that_share_a_cache_write_one_after_the_other(folder, tmp_path, monkeypatch):
+    saved = []
+
+    def save(tensors, path, real=safetensors.torch.save_file):
+        with pytest.raises(BlockingIOError), locked(tmp_path, wait=False):
+            pass
+        saved.append(path)
+        real(tensors, path)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", save)
+    encoded(encoder_of(folder), cache=tmp_path)
+    with locked(tmp_path, wait=False):
+        assert len(saved) == len(list(tmp_path.iterdir())) == 1
 
 
 def test_states_of_another_encoder_or_reading_are_other_states(folder, tmp_path):
