@@ -40,7 +40,7 @@ PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
 METHODS = {
     **dict.fromkeys(("top-k", "sparsemax", "ReNode"), BLUE),
     **dict.fromkeys(("AdaNorm", "LayerNorm-simple", "DRW", "label graph", "+ label graph"), GREEN),
-    **dict.fromkeys(("MUSE", "MUKA", "+ IAIS"), ORANGE),
+    **dict.fromkeys(("MUSE", "Transformer, km", "MUKA", "+ IAIS"), ORANGE),
     **dict.fromkeys(("GCA", "MUKI", "+ soft training"), PURPLE),
     **dict.fromkeys(("encouraging", "class-weighted bonus", "aggressive"), VERMILION),
     **dict.fromkeys(("all combined", "top-k 4, AdaNorm", "DRW + bonus"), SKY),
