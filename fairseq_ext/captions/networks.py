@@ -46,7 +46,7 @@ def load_network(name: str, device: torch.device) -> Network:
 
     Raises:
         OptionError: neither, or what it needs is not installed.
-        CheckpointError: a folder that cannot be loaded, or of a model without a grid of features.
+        CheckpointError: a folder that cannot be loaded or lacks weights, or of a model without a grid of features.
     """
     return _lite0(device) if name == LITE0 else _transformers(_folder(name), device)
 
@@ -84,14 +84,12 @@ def _lite0(device: torch.device) -> Network:
 def _transformers(folder: Path, device: torch.device) -> Network:
     try:
         from transformers import AutoModel
+
+        from fairseq_ext.training.pretrained import load_model, read_config
     except ImportError as error:
         raise OptionError("--network: a folder needs transformers: pip install 'fairseq-ext[vl]'") from error
-    try:
-        model: Any = AutoModel.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except Exception as error:  # every reader of a part has errors of its own
-        raise CheckpointError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    read_config(folder)
+    model, _ = load_model(AutoModel.from_pretrained, folder, start=True)
     model.eval().to(device)
     config = folder / "preprocessor_config.json"
     settings = IMAGENET | (read_json(config) if config.is_file() else {})

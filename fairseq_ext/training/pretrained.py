@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from transformers.utils import logging
 
 from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
 from fairseq_ext.training.files import load_safely, read_json
+from fairseq_ext.training.progress import say
 
 __all__ = [
     "LOCAL",
     "check_weights",
     "cut_layers",
     "fingerprint",
+    "load_model",
     "load_tokenizer",
     "loading",
     "model_digest",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""Arguments of every ``from_pretrained``; models also get ``use_safetensors=True``."""
+"""Arguments of every ``from_pretrained``; :func:`load_model` loads the models."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 CONFIGS = ("config.json", "tokenizer_config.json")
 OWN_MODELS = "only models and tokenizers that transformers itself has are read"
@@ -120,6 +122,55 @@ def check_weights(folder: str | Path) -> None:
     if pickled:
         raise CheckpointError(f"{folder}: {pickled[0]} could run code when loaded; only {WEIGHTS[0]} is read")
     raise CheckpointError(f"{folder}: no {WEIGHTS[0]} in it")
+
+
+def load_model(
+    from_pretrained: Callable[..., Any],
+    folder: str | Path,
+    *,
+    start: bool = False,
+    head: Callable[[PreTrainedModel], str] | None = None,
+    **options: Any,
+) -> tuple[Any, frozenset[str]]:
+    """A model whose weights are those of a folder: transformers alone would draw what a folder lacks, and go on.
+
+    Args:
+        from_pretrained: of a class of models.
+        folder: with safetensors.
+        start: the model is yet to be trained. Its output layer and the pooling before it, all else being the encoder,
+            may then be lacking, or those of other classes; they are drawn from torch's generator, and a line says so.
+            Default: a trained model, which lacks nothing.
+        head: gives the name of the output layer of a model that has no encoder as a part of its own.
+        **options: further arguments of ``from_pretrained``.
+
+    Returns:
+        The model, and the names of its weights that are not the folder's.
+
+    Raises:
+        CheckpointError: no safetensors, weights that are missing, of another shape or not finite, or whatever else
+            goes wrong.
+    """
+    check_weights(folder)
+    options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": start, **LOCAL}
+    with loading(folder):
+        model, keys = from_pretrained(folder, **options)
+    new = {*keys["missing_keys"], *(name for name, *_ in keys["mismatched_keys"])}
+    if new and not start:
+        raise CheckpointError(f"{folder}: not a trained model: its weights lack {_listed(new)}")
+    encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
+    free = [f"{encoder}pooler.", *([f"{head(model)}."] if head else [])]
+    if lacking := {name for name in new if name.startswith(encoder) and not name.startswith(tuple(free))}:
+        raise CheckpointError(f"{folder}: its weights lack {_listed(lacking)} of the encoder")
+    if damaged := {name for name, value in model.named_parameters() if name not in new and not value.isfinite().all()}:
+        raise CheckpointError(f"{folder}: its weights are not finite in {_listed(damaged)}")
+    if new:
+        say(f"{folder}: new weights, drawn at random: {_listed(new)}")
+    return model, frozenset(new)
+
+
+def _listed(names: set[str]) -> str:
+    first = ", ".join(sorted(names)[:3])
+    return f"{first} and {len(names) - 3} more" if len(names) > 3 else first
 
 
 def fingerprint(path: str | Path) -> str:

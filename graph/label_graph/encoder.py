@@ -93,16 +93,9 @@ class Encoder:
                 if self.num_layers > whole:
                     raise OptionError(f"--num-layers: {self.folder} has {whole} layers, got {self.num_layers}")
                 pretrained.cut_layers(config, self.num_layers, self.folder)
-            model, keys = AutoModel.from_pretrained(
-                self.folder,
-                config=config,
-                use_safetensors=True,
-                output_loading_info=True,
-                dtype=torch.float32,
-                **pretrained.LOCAL,
-            )
-        if missing := sorted(key for key in keys["missing_keys"] if not key.startswith("pooler.")):
-            raise CheckpointError(f"{self.folder}: its weights lack {', '.join(missing[:3])}")
+        model, _ = pretrained.load_model(
+            AutoModel.from_pretrained, self.folder, start=True, config=config, dtype=torch.float32
+        )
         return model.eval()
 
     @functools.cached_property

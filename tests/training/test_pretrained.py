@@ -9,14 +9,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification, BertModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    BertModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
+from fairseq_ext.captions.networks import load_network
 from fairseq_ext.training import pretrained
 from fairseq_ext.training.errors import InputError
 from fairseq_ext.training.pretrained import LOCAL, save_folder
+from graph.label_graph.encoder import Encoder, fingerprint_of
 from tests.vision_language.iais.regions import THINGS, tiny_config, tiny_model, tiny_tokenizer
 from vision_language.iais import encoder
 from vision_language.iais.model import RegionRetriever
+from vision_language.image_classification import model as images
+from vision_language.image_classification.options import Options
 from vision_language.muka.models import build_classifier, load_classifier
 
 CODE = """
@@ -32,11 +44,24 @@ AUTO_MAPS = {
     "config.json": {"AutoConfig": "own.OwnConfig", **AUTO},
     "tokenizer_config.json": {"AutoTokenizer": ["own.OwnTokenizer", None]},
 }
+PLAIN = images.Preprocessing((0.1,), (0.2,), 28)
+
+
+def start_of_images(path: Path) -> images.ImageClassifier:
+    return images.build(Options(data="x", network=str(path)), ("a", "b", "c"), PLAIN)
+
+
 LOADERS = {
     "iais.load": ("retriever", encoder.load),
     "RegionRetriever.from_pretrained": ("retriever", RegionRetriever.from_pretrained),
     "RegionRetriever.from_encoder": ("bert", lambda path: RegionRetriever.from_encoder(path, region_labels=THINGS)),
     "load_classifier": ("classifier", load_classifier),
+    "images.load": ("images", images.load),
+    "images.load of others": ("resnet", images.load),
+    "images.build": ("images", start_of_images),
+    "images.build on others": ("resnet", start_of_images),
+    "label_graph.Encoder": ("bert", lambda path: Encoder(str(path), fingerprint_of(path))._model),
+    "captions.load_network": ("resnet", lambda path: load_network(str(path), torch.device("cpu"))),
     "build_classifier": ("bert", lambda path: build_classifier(path, ["a", "b"])),
     "build_classifier from scratch": ("bert", lambda path: build_classifier(path, ["a", "b"], from_scratch=True)),
 }
@@ -48,6 +73,10 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     torch.manual_seed(0)
     config = tiny_config(id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
     models = {"bert": BertModel(config), "classifier": BertForSequenceClassification(config), "retriever": tiny_model()}
+    network = images.ImageNetworkConfig("large-margin-cnn", width=4, id2label=dict(enumerate("abcd")))
+    models["images"] = images.ImageNetwork(network)
+    shape = {"embedding_size": 4, "hidden_sizes": [4, 4], "depths": [1, 1], "layer_type": "basic"}
+    models["resnet"] = ResNetForImageClassification(ResNetConfig(num_channels=1, num_labels=4, **shape))
     folder = tmp_path_factory.mktemp("models")
     for name, model in models.items():
         save_folder(model, tiny_tokenizer(), folder / name)
@@ -132,5 +161,77 @@ def test_no_file_is_looked_up(nothing_is_run_or_looked_up, load):
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_names_of_a_hub_are_no_folders(name):
-    with pytest.raises(InputError, match="bert-base-uncased is not a folder; a model is a folder"):
+    with pytest.raises(
+        InputError, match=r"bert-base-uncased'? is (not a folder; a model is a folder|not one of|neither)"
+    ):
         LOADERS[name][1]("bert-base-uncased")
+
+
+HEADS = {"images": "network.classifier.", "resnet": "classifier.", "classifier": "classifier."}
+OF_MODELS = [name for name in LOADERS if "scratch" not in name]
+STARTS = [
+    name for name in OF_MODELS if LOADERS[name][0] == "bert" or name.split(".")[-1].startswith(("build", "load_net"))
+]
+
+
+def changed(folder: Path, place: Path, change) -> Path:
+    """A copy of a model with other weights."""
+    shutil.copytree(folder, place)
+    path = place / "model.safetensors"
+    save_file(change(load_file(path)), path, {"format": "pt"})
+    return place
+
+
+@pytest.mark.parametrize("name", OF_MODELS)
+@pytest.mark.parametrize("damage", ["one", "all", "nan"])
+def test_a_model_without_its_weights_is_refused(folders, tmp_path, name, damage):
+    """Not drawn at random: one weight, the one of the middle; all, which have names of another program; not finite."""
+    kind, load = LOADERS[name]
+    own = sorted(key for key in load_file(folders[kind] / "model.safetensors") if key.endswith("weight"))
+    middle = own[len(own) // 2]
+    assert not middle.startswith(("pooler", HEADS.get(kind, "pooler")))
+    changes = {
+        "one": lambda weights: {key: value for key, value in weights.items() if key != middle},
+        "all": lambda weights: {f"0.auto_model.{key}": value for key, value in weights.items()},
+        "nan": lambda weights: weights | {middle: weights[middle] * torch.nan},
+    }
+    folder = changed(folders[kind], tmp_path / "model", changes[damage])
+    with pytest.raises(InputError) as refusal:
+        load(folder)
+    assert str(folder) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert damage == "all" or middle.removeprefix("resnet.") in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", [name for name in OF_MODELS if name not in STARTS])
+def test_a_trained_model_has_its_last_layer(folders, tmp_path, name):
+    kind, load = LOADERS[name]
+    if kind in HEADS:
+        head = HEADS[kind]
+        folder = changed(
+            folders[kind], tmp_path / "model", lambda w: {key: v for key, v in w.items() if not key.startswith(head)}
+        )
+        with pytest.raises(InputError, match=f"not a trained model: its weights lack {head}"):
+            load(folder)
+
+
+@pytest.mark.parametrize("kind", ["images", "resnet"])
+def test_a_new_last_layer_is_drawn_and_said(folders, capsys, kind):
+    """Twice from one seed the same, as large as a layer's; the encoder with its statistics is that of the folder."""
+    layers = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        classifier = start_of_images(folders[kind])
+        layers.append(classifier.last_linear().weight)
+    assert "new weights, drawn at random: " + HEADS[kind] in capsys.readouterr().err
+    assert layers[0].shape[0] == 3 and torch.equal(*layers) and 0.01 < layers[0].std() < 1
+    stored, state = load_file(folders[kind] / "model.safetensors"), classifier.model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in stored.items() if not key.startswith(HEADS[kind]))
+
+
+def test_what_is_built_draws_as_before():
+    """Drawing what a folder lacks must not draw a built network anew."""
+    torch.manual_seed(0)
+    built = images.ImageNetwork(images.ImageNetworkConfig("resnet32", image_size=32)).state_dict()
+    torch.manual_seed(0)
+    plain = images.CifarResNet(1, 2).state_dict()
+    assert all(torch.equal(built[f"network.{key}"], value) for key, value in plain.items())

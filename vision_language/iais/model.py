@@ -21,7 +21,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
 
 from fairseq_ext.training.errors import CheckpointError, OptionError
-from fairseq_ext.training.pretrained import LOCAL, check_weights, loading, read_config
+from fairseq_ext.training.pretrained import check_weights, load_model, read_config
 
 __all__ = ["REGION_TYPE", "RegionEmbeddings", "RegionRetriever", "RegionRetrieverConfig", "RegionRetrieverOutput"]
 
@@ -244,8 +244,7 @@ class RegionRetriever(BertPreTrainedModel):
             source, config = None, encoder
         else:
             _check_folder(encoder, "bert")
-            with loading(encoder):
-                source = BertModel.from_pretrained(encoder, use_safetensors=True, **LOCAL)
+            source, _ = load_model(BertModel.from_pretrained, encoder, start=True)
             config = cast(BertConfig, source.config)
         layers = config.num_hidden_layers if num_hidden_layers is None else num_hidden_layers
         if not 1 <= layers <= config.num_hidden_layers:
@@ -272,13 +271,8 @@ class RegionRetriever(BertPreTrainedModel):
             CheckpointError: a folder that is no saved retriever, lacks a weight, or holds pickled weights only.
         """
         _check_folder(folder, cls.config_class.model_type)
-        with loading(folder):
-            kwargs |= {"output_loading_info": True, "use_safetensors": True, **LOCAL}
-            loaded: Any = super().from_pretrained(folder, *args, **kwargs)
-        model, info = loaded
-        if info["missing_keys"]:
-            raise CheckpointError(f"{folder}: model.safetensors lacks {_listed(sorted(info['missing_keys']))}")
-        return model
+        read = super().from_pretrained
+        return load_model(lambda path, **options: read(path, *args, **options), folder, **kwargs)[0]
 
     def load_uniter(self, state_dict: Mapping[str, Tensor]) -> None:
         """Take over the weights of a UNITER checkpoint, pre-trained or fine-tuned for retrieval.

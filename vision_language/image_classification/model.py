@@ -20,7 +20,7 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from fairseq_ext.training.errors import CheckpointError, OptionError, choose
 from fairseq_ext.training.files import read_json, write_json
-from fairseq_ext.training.pretrained import LOCAL, check_weights, loading, read_config, save_folder
+from fairseq_ext.training.pretrained import LOCAL, load_model, loading, read_config, save_folder
 from vision_language.image_classification.classifiers import CosineLinear, LargeMarginLinear
 from vision_language.image_classification.efficientnet import EfficientNet
 from vision_language.image_classification.networks import CifarResNet, LargeMarginCNN, ThreeConvolutions
@@ -123,6 +123,7 @@ class ImageNetwork(PreTrainedModel):
 
     def __init__(self, config: ImageNetworkConfig) -> None:
         super().__init__(config)
+        self.drawn = False
         self.network = _network(config)
         if config.cosine_scale:
             name, layer = last_linear(self.network, config.num_labels)
@@ -130,9 +131,13 @@ class ImageNetwork(PreTrainedModel):
             parent, _, last = name.rpartition(".")
             setattr(self.network.get_submodule(parent), last, cosines)
         self.post_init()
+        self.drawn = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Every network has drawn its own weights."""
+        """Draw what a folder lacks; when it is built, every network draws its own weights."""
+        own = module.parameters(recurse=False)
+        if self.drawn and not all(getattr(parameter, "_is_hf_initialized", False) for parameter in own):
+            module.reset_parameters()  # type: ignore[operator]
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutputWithNoAttention:
         """Logits; ``labels`` are for the margin of ``large-margin-cnn``."""
@@ -154,6 +159,11 @@ def last_linear(model: nn.Module, classes: int) -> tuple[str, Any]:
         if isinstance(module, (nn.Linear, LargeMarginLinear)) and module.weight.size(0) == classes:
             return name, module
     raise OptionError(f"--network: a {type(model).__name__} has no linear last layer of {classes} classes")
+
+
+def _head(model: PreTrainedModel) -> str:
+    """The name of the last layer, which is new where the classes are."""
+    return last_linear(model, model.config.num_labels)[0]
 
 
 @dataclass(frozen=True)
@@ -273,10 +283,8 @@ def build(options: NetworkOptions, classes: tuple[str, ...], preprocessing: Prep
         if options.from_scratch:
             model = AutoModelForImageClassification.from_config(settings)
         else:
-            check_weights(options.network)
-            model = AutoModelForImageClassification.from_pretrained(
-                options.network, config=settings, ignore_mismatched_sizes=True, use_safetensors=True, **LOCAL
-            )
+            kind = AutoModelForImageClassification
+            model, _ = load_model(kind.from_pretrained, options.network, start=True, head=_head, config=settings)
     read = Preprocessing.read(options.network, model.config)
     if options.image_size:
         read = Preprocessing(read.mean, read.std, options.image_size)
@@ -294,7 +302,5 @@ def load(folder: str | Path) -> ImageClassifier:
         CheckpointError: no image classifier in it.
     """
     read_config(folder)
-    check_weights(folder)
-    with loading(folder):
-        model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, **LOCAL)
+    model, _ = load_model(AutoModelForImageClassification.from_pretrained, folder)
     return ImageClassifier(model, Preprocessing.read(folder, model.config)).eval()

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fairseq_ext.training.errors import CheckpointError
 from fairseq_ext.training.progress import progress
 from vision_language.image_classification.data import Batches, in_channels
 from vision_language.image_classification.image_set import ImageSet
@@ -20,7 +21,7 @@ from vision_language.image_classification.model import ImageClassifier
 from vision_language.image_classification.scores import expected_calibration_error, log_odds, margin
 from vision_language.image_classification.transforms import Transform
 
-__all__ = ["QUANTILES", "batches_of", "classification_metrics", "predict_logits", "short_metrics"]
+__all__ = ["QUANTILES", "batches_of", "classification_metrics", "finite", "predict_logits", "short_metrics"]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -67,6 +68,9 @@ def predict_logits(
         batch_size: of a batch.
         augment, workers: as :func:`batches_of`.
         accelerator: the processes, each of which reads and classifies its share. Default: one process.
+
+    Raises:
+        CheckpointError: a logit that is not finite.
     """
     training, device = classifier.training, classifier.mean.device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -84,7 +88,27 @@ def predict_logits(
         classifier.train(training)
     if world > 1:
         rows = gather_object(rows)
-    return torch.cat([logits for _, logits in sorted(rows, key=lambda row: row[0])])
+    return finite(torch.cat([logits for _, logits in sorted(rows, key=lambda row: row[0])]), images.origin)
+
+
+def finite(logits: Tensor, origin: str) -> Tensor:
+    """The logits, where all of them are finite: the class of the others would be the first.
+
+    Args:
+        logits: ``(N, C)``.
+        origin: of the images, for messages.
+
+    Raises:
+        CheckpointError: otherwise.
+    """
+    bad = (~logits.isfinite()).any(1)
+    if bad.any():
+        number = int(bad.nonzero()[0])
+        raise CheckpointError(
+            f"{origin}: the classifier's logits of {int(bad.sum())} of {len(bad)} images, such as number {number + 1}, "
+            "are not finite: its weights are damaged, or its training diverged"
+        )
+    return logits
 
 
 def short_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -24,6 +23,7 @@ from fairseq_ext.training.pretrained import (
     LOCAL,
     check_weights,
     cut_layers,
+    load_model,
     load_tokenizer,
     loading,
     positions,
@@ -40,12 +40,18 @@ SINGLE_LABEL = "single_label_classification"
 
 @dataclass(frozen=True)
 class Classifier:
-    """A sequence classifier of Hugging Face, its tokenizer, and its class names in the order of its logits."""
+    """A sequence classifier of Hugging Face, its tokenizer, and its class names in the order of its logits.
+
+    Args:
+        folder: that it comes from.
+        new: names of weights that the folder does not have.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     labels: tuple[str, ...]
     folder: Path
+    new: frozenset[str] = frozenset()
 
     def length(self, asked: int = 0) -> int:
         """The tokens of a text to read: ``asked``; where that is 0, 128 or what the model can.
@@ -127,16 +133,9 @@ def load_classifier(folder: str | Path, rename: Mapping[str, str] | None = None)
     """
     folder = Path(folder)
     config = read_config(folder)
-    check_weights(folder)
     labels = tuple((rename or {}).get(label, label) for label in _label_names(folder, config))
     _check_classes(folder, config, labels)
-    with loading(folder):
-        model, keys = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **LOCAL
-        )
-        if keys["missing_keys"]:
-            missing = ", ".join(sorted(keys["missing_keys"])[:3])
-            raise CheckpointError(f"{folder}: not a trained classifier: its weights lack {missing}")
+    model, _ = load_model(AutoModelForSequenceClassification.from_pretrained, folder, dtype=torch.float32)
     return Classifier(model.eval(), _tokenizer_of(model.config, folder), labels, folder)
 
 
@@ -196,20 +195,13 @@ def build_classifier(
             if not from_scratch and num_layers > whole:
                 raise OptionError(f"--num-layers: {folder} has {whole} layers, got {num_layers}")
             cut_layers(config, num_layers, folder)
+        kind, number_format = AutoModelForSequenceClassification, torch.float32
         if from_scratch:
-            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False, dtype=torch.float32)
+            model = kind.from_config(config, trust_remote_code=False, dtype=number_format)
+            new = frozenset(model.state_dict())
         else:
-            model, keys = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                config=config,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # a classifier of other classes may be the start
-                dtype=torch.float32,
-                **LOCAL,
-            )
-            _refuse_new_encoder(folder, model, [*keys["missing_keys"], *(key for key, *_ in keys["mismatched_keys"])])
-    return Classifier(model, tokenizer, tuple(labels), folder)
+            model, new = load_model(kind.from_pretrained, folder, start=True, config=config, dtype=number_format)
+    return Classifier(model, tokenizer, tuple(labels), folder, new)
 
 
 def _tokenizer_of(config: PreTrainedConfig, folder: Path) -> PreTrainedTokenizerBase:
@@ -221,14 +213,6 @@ def _tokenizer_of(config: PreTrainedConfig, folder: Path) -> PreTrainedTokenizer
     if getattr(text, "summary_type", "") == "last":  # XLNet tells the class by the last token, padding or not
         tokenizer.padding_side = "left"
     return tokenizer
-
-
-def _refuse_new_encoder(folder: Path, model: nn.Module, new: Sequence[str]) -> None:
-    """Weights that the checkpoint does not have may be those of the output layer and of the pooling before it only."""
-    prefix = f"{model.base_model_prefix}."
-    missing = [key for key in new if key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")]
-    if missing:
-        raise CheckpointError(f"{folder}: its weights lack {', '.join(sorted(missing)[:3])} of the encoder")
 
 
 def save_classifier(classifier: Classifier, folder: str | Path) -> None:

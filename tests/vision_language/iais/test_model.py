@@ -360,7 +360,7 @@ class TestEncoderFolders:
         weights = load_file(tmp_path / "model.safetensors")
         del weights["rank_output.weight"]
         save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-        with pytest.raises(CheckpointError, match=r"model.safetensors lacks rank_output.weight$"):
+        with pytest.raises(CheckpointError, match=r"not a trained model: its weights lack rank_output.weight$"):
             RegionRetriever.from_pretrained(tmp_path)
 
     @pytest.mark.parametrize("load", [RegionRetriever.from_pretrained, RegionRetriever.from_encoder])

@@ -141,7 +141,7 @@ def test_an_encoder_is_no_teacher(tmp_path):
     with pytest.raises(CheckpointError, match="a BertModel does not tell the class of a text"):
         load_classifier(tmp_path)
     edit_config(tmp_path, architectures=None)
-    with pytest.raises(CheckpointError, match=r"not a trained classifier: its weights lack classifier\."):
+    with pytest.raises(CheckpointError, match=r"not a trained model: its weights lack classifier\."):
         load_classifier(tmp_path)
 
 
