@@ -6,7 +6,7 @@ idx              ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10
 CIFAR batches    ``data_batch_1`` ... ``test_batch``, or ``train`` and ``test``: pickles, which may hold arrays only
 ``.npz``         ``SPLIT.npz`` with arrays ``x`` (uint8, ``(N, H, W)`` or ``(N, H, W, 3)``) and ``y``; or one file with
                  ``x_SPLIT`` and ``y_SPLIT``
-pictures         ``SPLIT/CLASS/*.png`` (ImageFolder), any format that Pillow reads
+pictures         ``SPLIT/CLASS/*.png`` (ImageFolder), any format that Pillow reads; grey of 16 bits is read in 8
 ===============  =====================================================================================================
 """
 
@@ -159,7 +159,7 @@ def _all_grey(paths: Sequence[Path]) -> bool:
     for path in paths:
         try:
             with Image.open(path) as picture:
-                if picture.mode not in ("1", "L", "LA", "I;16", "I"):
+                if picture.mode not in ("1", "L", "LA") and not picture.mode.startswith("I;16"):
                     return False
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise DataError(f"{path}: cannot be read as a picture ({first_line(error)})") from error

@@ -43,7 +43,9 @@ class PictureFiles(Sequence[np.ndarray]):
             return PictureFiles([self.paths[i] for i in index], self.grey)
         try:
             with Image.open(self.paths[index]) as picture:
-                return np.asarray(picture.convert("L" if self.grey else "RGB"))
+                return np.asarray(_of_bytes(picture).convert("L" if self.grey else "RGB"))
+        except DataError as error:
+            raise DataError(f"{self.paths[index]}: {error}") from error
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{self.paths[index]}: cannot be read as a picture ({first_line(error)})") from error
 
@@ -54,6 +56,15 @@ class PictureFiles(Sequence[np.ndarray]):
             with open(path, "rb") as file:
                 sha.update(f"{path.parent.name}/{path.name} {path.stat().st_size}".encode() + file.read(HEAD))
         return digest(sha.hexdigest(), self.grey)
+
+
+def _of_bytes(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits in 8; Pillow alone would make white of all that is above 255."""
+    if picture.mode in ("I", "F"):
+        raise DataError(f"its pixels are numbers without a scale (mode {picture.mode} of Pillow), not of 8 or 16 bits")
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
 
 
 @dataclass(frozen=True)

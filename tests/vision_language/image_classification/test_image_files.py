@@ -105,6 +105,27 @@ def test_folders_of_pictures(tmp_path, mode):
     assert np.array_equal(part.images[0], images.images[3])
 
 
+@pytest.mark.parametrize("grey", [True, False])
+def test_grey_of_16_bits_keeps_its_shades(tmp_path, grey):
+    """In either order of bytes; a picture of 8 bits with the same shades is the same."""
+    pixels = np.linspace(0, 65535, 16).reshape(4, 4)
+    Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "png.png")
+    Image.frombytes("I;16B", (4, 4), pixels.astype(">u2").tobytes()).save(tmp_path / "big.tif")
+    expected = (pixels.astype(int) // 256).tolist()
+    for name in ("png.png", "big.tif"):
+        array = PictureFiles([tmp_path / name], grey)[0]
+        assert array.dtype == np.uint8 and (array if grey else array[..., 1]).tolist() == expected
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_pictures_of_numbers_without_a_scale_are_refused(tmp_path, kind, mode):
+    place = tmp_path / "test" / "cat"
+    place.mkdir(parents=True)
+    Image.fromarray(np.full((4, 4), 300, kind)).save(place / "1.tif")
+    with pytest.raises(InputError, match=rf"1\.tif: its pixels are numbers without a scale \(mode {mode} of Pillow\)"):
+        read_split(tmp_path, "test").images[0]
+
+
 def test_pictures_of_any_kind_below_a_folder(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     Image.new("L", (3, 3), 7).save(tmp_path / "a" / "b" / "x.PNG")
