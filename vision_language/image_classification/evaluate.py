@@ -44,7 +44,7 @@ class EvaluationOptions(Device):
     out: str = option("", "folder of the results as JSON, and of scores and logits as .npz (default: none)")
 
     def load(self) -> tuple[ImageClassifier, ImageSet]:
-        """Both, the images being of the model's classes.
+        """Both, the labels of the images being the model's.
 
         Raises:
             OptionError: other classes, or a split that is not there.
@@ -52,13 +52,7 @@ class EvaluationOptions(Device):
         classifier, images = load(self.model).to(torch_device(self.device)), read_split(self.data, self.split)
         if images is None:
             raise OptionError(f"--split {self.split}: {self.data} has none")
-        if len(images.classes) > len(classifier.classes):
-            raise OptionError(
-                f"--data: {self.data} has {len(images.classes)} classes, {self.model} knows {len(classifier.classes)}"
-            )
-        names = not all(name.isdecimal() for name in images.classes)
-        if names and images.classes != classifier.classes:
-            raise OptionError(f"--data: {self.data} has other classes than {self.model}, such as {images.classes[0]}")
+        images = images.named_as(classifier.classes, self.model)
         return classifier, images.subset(np.arange(min(self.limit, len(images)))) if self.limit else images
 
 
@@ -129,7 +123,7 @@ def ood(options: OodOptions) -> dict[str, Any]:
     arrays, result = {"test": inside.numpy()}, {}
     for other in options.others:
         name, unknown = Path(other).name, read_unlabelled(other, options.split)
-        if unknown.digest() == images.digest():
+        if unknown.pixel_digest() == images.pixel_digest():
             raise OptionError(f"--others: {other} holds the images of --data")
         if name in result:
             raise OptionError(f"--others: two folders are called {name}")

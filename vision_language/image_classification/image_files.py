@@ -6,7 +6,8 @@ idx              ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10
 CIFAR batches    ``data_batch_1`` ... ``test_batch``, or ``train`` and ``test``: pickles, which may hold arrays only
 ``.npz``         ``SPLIT.npz`` with arrays ``x`` (uint8, ``(N, H, W)`` or ``(N, H, W, 3)``) and ``y``; or one file with
                  ``x_SPLIT`` and ``y_SPLIT``
-pictures         ``SPLIT/CLASS/*.png`` (ImageFolder), any format that Pillow reads; grey of 16 bits is read in 8
+pictures         ``SPLIT/CLASS/*.png`` (ImageFolder), any format that Pillow reads; grey of 16 bits is read in 8.
+                 Classes are sorted by name, by number where all names are numbers
 ===============  =====================================================================================================
 """
 
@@ -134,9 +135,11 @@ def _pictures(folder: Path) -> Splits:
     places = {split: next((folder / n for n in _names(split) if (folder / n).is_dir()), None) for split in SPLITS}
     if not any(places.values()):
         return {}
-    classes = tuple(sorted({p.name for place in places.values() if place for p in place.iterdir() if p.is_dir()}))
-    if not classes:
+    names = {p.name for place in places.values() if place for p in place.iterdir() if p.is_dir()}
+    if not names:
         return {}
+    numbers = all(name.isdecimal() for name in names)
+    classes = tuple(sorted(names, key=lambda name: (int(name), name)) if numbers else sorted(names))
     return {s: partial(_from_folders, place, classes) if place else None for s, place in places.items()}
 
 

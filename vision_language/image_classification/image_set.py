@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.settings import digest
 
 __all__ = ["ImageSet", "PictureFiles", "first_line"]
@@ -103,5 +103,34 @@ class ImageSet:
 
     def digest(self) -> str:
         """Of everything that a training sees."""
-        pixels = self.images.digest() if isinstance(self.images, PictureFiles) else digest(self.images)
-        return digest(pixels, self.labels, list(self.classes))
+        return digest(self.pixel_digest(), self.labels, list(self.classes))
+
+    def pixel_digest(self) -> str:
+        """Of the images alone."""
+        return self.images.digest() if isinstance(self.images, PictureFiles) else digest(self.images)
+
+    def named_as(self, classes: Sequence[str], owner: str) -> Self:
+        """The images with the classes of a model, found by their names.
+
+        Numbers, as arrays have instead of names, are places among the classes of a model that has names.
+
+        Args:
+            classes: of the model.
+            owner: the model, for messages.
+
+        Raises:
+            OptionError: a class of an image that is not among them, or that two of them are called.
+        """
+        if self.classes == tuple(classes):
+            return self
+        used = [name for name, count in zip(self.classes, self.counts, strict=True) if count]
+        known = {name: number for number, name in enumerate(classes)}
+        if all(name.isdecimal() for name in used) and not any(name.isdecimal() for name in classes):
+            known = {name: int(name) for name in used if int(name) < len(classes)}
+        if missing := next((name for name in used if name not in known), None):
+            listed = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+            raise OptionError(f"--data: {self.origin} has a class {missing}, {owner} knows {listed}")
+        if twice := next((name for name in used if list(classes).count(name) > 1), None):
+            raise OptionError(f"--data: {self.origin} has a class {twice}, and {owner} has two of that name")
+        places = np.array([known.get(name, -1) for name in self.classes], dtype=np.int64)
+        return replace(self, labels=places[self.labels], classes=tuple(classes))

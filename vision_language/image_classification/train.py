@@ -196,7 +196,9 @@ def _classifier(options: Options, images: ImageSet) -> ImageClassifier:
     if options.init:
         classifier = load(options.init)
         if classifier.classes != images.classes:
-            raise OptionError(f"--init: {options.init} has {len(classifier.classes)} classes, not those of --data")
+            raise OptionError(
+                f"--init: {options.init} has {len(classifier.classes)} classes, not those of --data in their order"
+            )
         if options.freeze:
             for parameter in classifier.parameters():
                 parameter.requires_grad_(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fairseq_ext.training.errors import InputError
 from vision_language.image_classification.evaluate import (
@@ -43,3 +44,60 @@ def test_logits_that_are_not_finite_are_refused(pictures, others, tmp_path, monk
     ):
         with pytest.raises(InputError, match="are not finite"):
             command(options)
+
+
+@pytest.mark.parametrize(
+    ("own", "labels", "model", "expected"),
+    [
+        (("3", "7"), [0, 1, 1], tuple("0123456789"), [3, 7, 7]),
+        (("7", "3"), [0, 1, 1], ("3", "7"), [1, 0, 0]),
+        (("b", "a"), [0, 1, 1], ("a", "x", "b"), [2, 0, 0]),
+        (tuple("0123"), [3, 1, 1], ("1", "3"), [1, 0, 0]),  # arrays whose other labels are not there
+        (tuple("012"), [2, 1, 0], ("cat", "cow", "dog", "owl"), [2, 1, 0]),
+        (("0", "2"), [0, 1, 1], ("cat", "cow", "dog", "owl"), [0, 2, 2]),
+        (("0", "1", "2"), [0, 1, 2], ("0", "1", "10", "2"), [0, 1, 3]),  # in the order of earlier versions
+        (("a", "a"), [0, 1, 1], ("a", "a"), [0, 1, 1]),
+    ],
+)
+def test_classes_are_found_by_their_names(own, labels, model, expected):
+    images = ImageSet(np.zeros((3, 2, 2), np.uint8), np.array(labels), own, "here")
+    mapped = images.named_as(model, "it")
+    assert mapped.labels.tolist() == expected and mapped.classes == model
+
+
+@pytest.mark.parametrize(
+    ("own", "model", "message"),
+    [
+        (("0", "1"), ("3", "7"), "--data: here has a class 0, it knows 3, 7"),
+        (("cat", "cow"), ("cat", "dog"), "--data: here has a class cow, it knows cat, dog"),
+        (("cat", "cow"), ("0", "1"), "--data: here has a class cat, it knows 0, 1"),
+        (("0", "4"), ("cat", "dog"), "--data: here has a class 4, it knows cat, dog"),
+        (("0", "cat"), ("cat", "dog"), "--data: here has a class 0, it knows cat, dog"),
+        (("a", "b"), ("a", "b", "b"), "--data: here has a class b, and it has two of that name"),
+    ],
+)
+def test_other_classes_are_refused(own, model, message):
+    images = ImageSet(np.zeros((2, 2, 2), np.uint8), np.array([0, 1]), own, "here")
+    with pytest.raises(InputError, match=f"^{message}$"):
+        images.named_as(model, "it")
+
+
+def test_two_folders_of_ten_classes_are_the_same_as_arrays(pictures, tmp_path, monkeypatch):
+    """The figures of folders 3 and 7 are those of the same images as arrays."""
+    with np.load(pictures / "test.npz") as test:
+        kept = np.isin(test["y"], (3, 7))
+        x, y = test["x"][kept], test["y"][kept]
+    np.savez(tmp_path / "arrays.npz", x_test=x, y_test=y)
+    for number, (image, label) in enumerate(zip(x, y, strict=True)):
+        place = tmp_path / "pictures" / "test" / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{number}.png")
+    classifier = untrained("0123456789")
+    monkeypatch.setattr("vision_language.image_classification.evaluate.load", lambda folder: classifier.eval())
+    figures = [
+        evaluate(EvaluationOptions(model="x", data=str(tmp_path / name), device="cpu"))
+        for name in ("arrays.npz", "pictures")
+    ]
+    for name in ("images", "accuracy", "class_accuracy"):
+        assert figures[0][name] == figures[1][name]
+    assert figures[0]["nll"] == pytest.approx(figures[1]["nll"])

@@ -126,6 +126,14 @@ def test_pictures_of_numbers_without_a_scale_are_refused(tmp_path, kind, mode):
         read_split(tmp_path, "test").images[0]
 
 
+def test_folders_whose_names_are_numbers_are_sorted_by_number(tmp_path):
+    for name in map(str, range(12)):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.new("L", (3, 3), int(name)).save(tmp_path / "test" / name / "x.png")
+    images = read_split(tmp_path, "test")
+    assert images.classes == tuple(map(str, range(12))) and images.images[10].max() == 10
+
+
 def test_pictures_of_any_kind_below_a_folder(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     Image.new("L", (3, 3), 7).save(tmp_path / "a" / "b" / "x.PNG")
