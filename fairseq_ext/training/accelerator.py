@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.runs import torch_device
 
-__all__ = ["adamw", "make_accelerator"]
+__all__ = ["adamw", "make_accelerator", "share_buffers"]
 
 
 def make_accelerator(mixed_precision: str = "no", device: str = "auto") -> Accelerator:
@@ -44,3 +45,14 @@ def adamw(parameters: Iterable[Any], accelerator: Accelerator, **settings: Any) 
     be half of the time of a small batch.
     """
     return torch.optim.AdamW(parameters, fused=accelerator.device.type in ("cpu", "cuda"), **settings)
+
+
+@torch.no_grad()
+def share_buffers(model: torch.nn.Module, accelerator: Any) -> None:
+    """Give every process the buffers of the first, whose model is the one that is kept.
+
+    In training each process has batch statistics of its own share until the next forward pass.
+    """
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            broadcast(buffer)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class Attack:
             with which the encouraging loss's results were published.
         random_start: begin ``pgd`` at a random point of the ball. Default: yes for ``pgd``, no for the others, as
             published.
-        seed: of the start, which depends on the number of an image alone.
+        seed: of the start, which beside it depends on the number of an image and of the epoch alone.
 
     Raises:
         ValueError: an unknown name, or an option that the attack does not have.
@@ -109,7 +109,15 @@ class Attack:
         if self.name == "pgd-l2" and self.random_start:
             raise ValueError("random_start is an option of pgd, got True with pgd-l2")
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, first: int = 0) -> Tensor:
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        epsilon: float,
+        numbers: Sequence[int] | np.ndarray | None = None,
+        epoch: int = 0,
+    ) -> Tensor:
         r"""Attacked images. The model is in evaluation mode meanwhile, and in its own afterwards.
 
         Args:
@@ -117,7 +125,8 @@ class Attack:
             images: ``(N, channels, height, width)``.
             labels: ``(N)``.
             epsilon: radius of the ball in pixels: 8/255, 0.3, ...; for ``pgd-l2`` its Euclidean norm.
-            first: number of the first image in its data set.
+            numbers: of the images in their data set. Default: 0, 1, ...
+            epoch: of a training, counted from 1. Default: 0, none.
 
         Returns:
             Of the shape of ``images``, in [0, 1] and at most ``epsilon`` away.
@@ -133,7 +142,7 @@ class Attack:
         if not epsilon:
             return images.clone()
         attacker = ATTACKS[self.name](**self._arguments())
-        attacker.objective, attacker.start = self.objective, self._start(images, first)
+        attacker.objective, attacker.start = self.objective, self._start(images, numbers, epoch)
         with _frozen(model):
             classifier = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
             return attacker.run(classifier, images, labels, epsilon=epsilon)
@@ -148,12 +157,12 @@ class Attack:
     def _starts_at_random(self) -> bool:
         return self.name == "pgd" and self.random_start is not False
 
-    def _start(self, images: Tensor, first: int) -> Tensor | None:
+    def _start(self, images: Tensor, numbers: Sequence[int] | np.ndarray | None, epoch: int) -> Tensor | None:
         if not self._starts_at_random:
             return None
         rows = []
-        for number in range(first, first + len(images)):
-            generator = np.random.default_rng([self.seed, number])
+        for number in range(len(images)) if numbers is None else numbers:
+            generator = np.random.default_rng([self.seed, int(number), *([epoch] if epoch else [])])
             rows.append(torch.from_numpy(generator.uniform(-1, 1, images.shape[1:])))
         return torch.stack(rows).to(images) if rows else None
 

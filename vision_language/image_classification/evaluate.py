@@ -164,7 +164,7 @@ def _accuracy(
     for pixels, labels in batches:
         pixels, labels = pixels.to(classifier.mean.device), labels.to(classifier.mean.device)
         try:
-            attacked = made(classifier, pixels, labels, epsilon, first)
+            attacked = made(classifier, pixels, labels, epsilon, range(first, first + len(labels)))
         except ValueError as error:
             raise OptionError(f"--epsilons {epsilon:g}: {error}") from error
         with torch.no_grad():

@@ -51,13 +51,15 @@ class Objective:
         elif options.adjust_logits == "prior":
             self.shift = (sizes / sizes.sum()).log().float()
 
-    def __call__(self, logits: Tensor, labels: Tensor, epoch: int) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, epoch: int, whole: Tensor | None = None) -> Tensor:
         """The loss of a batch in training.
 
         Args:
             logits: ``(N, C)``; half precision is computed in float32.
             labels: ``(N)``.
             epoch: counted from 1.
+            whole: labels of the whole batch, ``(M)``, where these are a process's share of it: the loss of the batch is
+                then the mean of those of the shares, each times N / M. Default: they are the batch.
         """
         options, logits = self.options, logits.float()
         weight = self._weights_of("loss", epoch, logits)
@@ -70,7 +72,10 @@ class Objective:
         else:
             loss = encouraging_loss_terms(adjusted, labels, label_smoothing=options.label_smoothing)[0]
         rows = weight[labels] if weight is not None else torch.ones_like(loss)
-        total = (rows * loss).sum() / rows.sum()
+        weights = rows.sum()
+        if whole is not None:
+            weights = (len(whole) if weight is None else weight[whole].sum()) * len(labels) / len(whole)
+        total = (rows * loss).sum() / weights
         strength = self._bonus_weight(epoch)
         return total + strength * self._bonus(logits, labels, epoch) if strength else total
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.accelerator import make_accelerator, share_buffers
 from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.errors import OptionError
@@ -105,7 +105,8 @@ def train(
     images = in_channels(splits["train"], classifier.channels)
     transform = Transform(classifier.preprocessing.size, options.augment)
     objective = Objective(options, images.counts, options.epochs, getattr(classifier.last_linear(), "scale", 1.0))
-    per_epoch = len(_batches(np.arange(len(images)), options.batch_size))
+    rank, world = accelerator.process_index, accelerator.num_processes
+    per_epoch = len(_batches(np.arange(len(images)), options.batch_size, world))
     learned = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     optimizer = accelerator.prepare_optimizer(_optimizer(options, learned))
     schedule = LambdaLR(optimizer.optimizer, lambda step: lr_factor(options, step // per_epoch + 1))
@@ -114,14 +115,15 @@ def train(
     reading: dict[str, Any] = {"augment": options.augment, "workers": options.workers, "accelerator": accelerator}
     split = "test" if options.select == "test" else "valid" if "valid" in splits else None
 
-    def step(pixels: Tensor, labels: Tensor, epoch: int, whole: int) -> Tensor:
+    def step(pixels: Tensor, labels: Tensor, epoch: int, batch: np.ndarray) -> Tensor:
         pixels, labels = pixels.to(accelerator.device), labels.to(accelerator.device)
         if attack:
-            pixels = attack(classifier, pixels, labels, options.epsilon)
+            pixels = attack(classifier, pixels, labels, options.epsilon, batch[rank::world], epoch)
         classifier.train()
         # Gradients are averaged over the processes, whose shares of a batch may differ.
-        share = len(labels) * accelerator.num_processes / whole
-        loss = share * objective(parallel(pixels, labels), labels, epoch)
+        share = len(labels) * world / len(batch)
+        whole = torch.from_numpy(images.labels[batch]).to(labels.device) if world > 1 else None
+        loss = share * objective(parallel(pixels, labels), labels, epoch, whole)
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
@@ -129,6 +131,7 @@ def train(
         return loss
 
     def logits(split: str) -> Tensor:
+        share_buffers(classifier, accelerator)
         return predict_logits(classifier, splits[split], options.eval_batch_size, **reading)
 
     _prove(classifier, images, transform, accelerator)
@@ -156,13 +159,12 @@ def train(
         epoch, position = divmod(number - 1, per_epoch)
         if loader is None or position == 0:
             order = _order(options, images, epoch)
-            rest = _batches(order, options.batch_size)[position:]
-            rank, world = accelerator.process_index, accelerator.num_processes
-            shares = [batch[rank::world] if len(batch[rank::world]) else batch[:1] for batch in rest]
+            rest = _batches(order, options.batch_size, world)[position:]
+            shares = [batch[rank::world] for batch in rest]
             view = Batches(images, transform, shares, augmented=(options.seed, epoch))
             loader = zip(rest, DataLoader(view, batch_size=None, num_workers=options.workers), strict=True)
         batch, (pixels, labels) = next(loader)
-        training.log(train_loss=step(pixels, labels, epoch + 1, len(batch)), lr=optimizer.param_groups[0]["lr"])
+        training.log(train_loss=step(pixels, labels, epoch + 1, batch), lr=optimizer.param_groups[0]["lr"])
         if split and training.validates:
             gold, scores = torch.from_numpy(splits[split].labels), logits(split)
             pull = mean_gradients(gradient_norms(objective, scores, gold, epoch + 1, classifier.last_linear()))
@@ -245,10 +247,19 @@ def _order(options: Options, images: ImageSet, epoch: int) -> np.ndarray:
     return generator.permutation(len(images)) if options.shuffle else np.arange(len(images))
 
 
-def _batches(order: np.ndarray, size: int) -> list[np.ndarray]:
-    """A last image alone joins the batch before it: batch norm cannot learn from one."""
+def _batches(order: np.ndarray, size: int, processes: int) -> list[np.ndarray]:
+    """A last batch with less than two images for each process joins the one before: batch norm cannot learn from one.
+
+    Raises:
+        OptionError: several processes, and less than two images for each in any batch.
+    """
+    if processes > 1 and min(size, len(order)) < 2 * processes:
+        raise OptionError(
+            f"--batch-size must be at least {2 * processes}, two images for each of the {processes} processes, "
+            f"got {min(size, len(order))}"
+        )
     batches = [order[i : i + size] for i in range(0, len(order), size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if len(batches) > 1 and len(batches[-1]) < 2 * processes:
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
 

@@ -93,7 +93,9 @@ def test_the_start_of_an_image_does_not_depend_on_its_batch():
     images, labels = torch.rand(5, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1])
     attack = Attack("pgd", steps=1, step_size=1e-3)
     whole = attack(network, images, labels, 0.3)
-    parts = [attack(network, images[i : i + 2], labels[i : i + 2], 0.3, first=i) for i in range(0, 5, 2)]
+    parts = [
+        attack(network, images[i : i + 2], labels[i : i + 2], 0.3, range(i, min(i + 2, 5))) for i in range(0, 5, 2)
+    ]
     torch.testing.assert_close(torch.cat(parts), whole)
     assert not torch.equal(whole, Attack("pgd", steps=1, step_size=1e-3, seed=1)(network, images, labels, 0.3))
 

@@ -105,3 +105,20 @@ def test_half_precision_is_computed_in_float32(batch, name):
     logits, labels = batch
     half = logits.half()
     assert loss((half, labels), loss=name) == loss((half.float(), labels), loss=name)
+
+
+@pytest.mark.parametrize("reweight", ["none", "loss", "bonus", "both"])
+@pytest.mark.parametrize("shares", [2, 3])
+def test_the_shares_of_processes_make_the_loss_of_the_batch(batch, reweight, shares):
+    """Of unequal sizes and classes; the gradients too."""
+    logits, labels = batch[0].requires_grad_(), batch[1]
+    options = LossOptions(log_end=1.0, reweight=reweight, **({"beta": 0.99} if reweight != "none" else {}))
+    objective = Objective(options, COUNTS, 10)
+    whole = objective(logits, labels, 1)
+    parts = [
+        objective(logits[rank::shares], labels[rank::shares], 1, labels) * len(labels[rank::shares]) / len(labels)
+        for rank in range(shares)
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (whole, sum(parts))]
+    torch.testing.assert_close(*gradients)

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
@@ -16,6 +18,7 @@ from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import InputError
 from vision_language.image_classification import predict
 from vision_language.image_classification import train as training
+from vision_language.image_classification.attacks import Attack
 from vision_language.image_classification.data import Batches, read_data
 from vision_language.image_classification.model import load
 from vision_language.image_classification.options import NETWORKS, Options
@@ -224,11 +227,71 @@ def test_training_on_attacked_images(pictures, tmp_path):
     assert losses[0] < losses[1]
 
 
-@pytest.mark.parametrize(("images", "sizes"), [(9, [4, 5]), (8, [4, 4]), (10, [4, 4, 2]), (1, [1])])
-def test_no_batch_is_one_image_beside_others(images, sizes):
-    batches = training._batches(np.arange(images), 4)
+@pytest.mark.parametrize(
+    ("images", "processes", "sizes"),
+    [(9, 1, [4, 5]), (8, 1, [4, 4]), (10, 1, [4, 4, 2]), (1, 1, [1]), (11, 2, [4, 7]), (12, 2, [4, 4, 4]), (5, 2, [5])],
+)
+def test_no_process_has_one_image_alone(images, processes, sizes):
+    batches = training._batches(np.arange(images), 4, processes)
     assert [len(batch) for batch in batches] == sizes
     assert np.concatenate(batches).tolist() == list(range(images))
+
+
+@pytest.mark.parametrize(("images", "size"), [(20, 3), (3, 20)])
+def test_a_batch_too_small_for_the_processes_is_refused(images, size):
+    with pytest.raises(InputError, match=r"^--batch-size must be at least 4, two images for each of the 2 .*, got 3$"):
+        training._batches(np.arange(images), size, 2)
+
+
+def test_a_random_start_is_drawn_for_each_image_and_epoch(pictures, tmp_path, monkeypatch):
+    """Whatever its batch: those of an epoch differ from image to image, and those of an image from epoch to epoch."""
+    starts, orders = [], []
+    real, order = Attack._start, training._order
+
+    def start(self, images, numbers, epoch):
+        drawn = real(self, images, numbers, epoch)
+        starts.extend((int(n), epoch, row.numpy().tobytes()) for n, row in zip(numbers, drawn, strict=True))
+        return drawn
+
+    monkeypatch.setattr(Attack, "_start", start)
+    monkeypatch.setattr(training, "_order", lambda *args: orders.append(order(*args)) or orders[-1])
+    run(options_of(pictures, attack="pgd", attack_steps=1), tmp_path)
+    assert [number for number, _, _ in starts] == np.concatenate(orders).tolist()
+    assert {epoch for _, epoch, _ in starts} == {1, 2} and len({noise for _, _, noise in starts}) == len(starts)
+
+
+def train_twice(data, out) -> None:
+    """With batch norm and a last batch of 2 images; without it, with weights of classes."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(1)
+    for name, options in of_two_processes(data).items():
+        run(options, out / name, device="cpu")
+
+
+def of_two_processes(data) -> dict[str, Options]:
+    tail = {"long_tail": "step", "imbalance_factor": 3.0, "reweight": "both", "beta": 0.9}
+    return {
+        "norm": options_of(data, network="large-margin-cnn", width=4, batch_size=17, eval_batch_size=5, epochs=1),
+        "weights": options_of(data, optimizer="sgd", lr=0.1, **tail),
+    }
+
+
+def test_two_processes(pictures, tmp_path):
+    """Figures are those of the model that is saved; weights of classes mean what they mean with one process."""
+    debug_launcher(train_twice, (pictures, tmp_path), num_processes=2)
+    options = of_two_processes(pictures)
+    splits = read_data(options["norm"])
+    assert len(splits["train"]) % 17 == 2
+    saved = predict_logits(load(tmp_path / "norm" / "seed1"), splits["test"])
+    nll = torch.nn.functional.cross_entropy(saved, torch.from_numpy(splits["test"].labels))
+    assert record_of(tmp_path / "norm")["test_nll"] == pytest.approx(float(nll), rel=1e-5)
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run(options["weights"], tmp_path / "one", device="cpu")
+    one, two = (record_of(tmp_path / name)["history"] for name in ("one", "weights"))
+    for entries in zip(one, two, strict=True):
+        for figure in ("train_loss", "nll"):
+            assert entries[0][figure] == pytest.approx(entries[1][figure], rel=1e-4)
 
 
 def test_step_sizes_by_epoch():
