@@ -20,6 +20,7 @@ from torch import Tensor
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import writing_to
 from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.progress import reporting, say
 from vision_language.muka.models import Classifier, build_classifier, load_classifiers, save_classifier
 from vision_language.muka.targets import union_of_labels
 
@@ -67,7 +68,8 @@ def merge(options: MergeOptions) -> str:
 def merged_classifier(teachers: Sequence[Classifier], base: str | Path = "", scale: float = 0.4) -> Classifier:
     r"""One classifier of all classes, its encoder the average of the teachers', or by task arithmetic from ``base``.
 
-    Layers behind the encoder that the classes do not change, such as RoBERTa's, are averaged.
+    Layers behind the encoder that the classes do not change, such as RoBERTa's, are averaged, and so is what the base
+    lacks of the encoder, such as the pooler of a masked language model; a line says so.
 
     Args:
         teachers: of one architecture, depth and tokenizer, whose classes all differ.
@@ -82,9 +84,10 @@ def merged_classifier(teachers: Sequence[Classifier], base: str | Path = "", sca
     if len(union) < sum(len(teacher.labels) for teacher in teachers):
         raise OptionError("--teachers: a class of several teachers has several output layers, which no merge makes one")
     states = [teacher.model.state_dict() for teacher in teachers]
-    with torch.random.fork_rng():  # of new output layers, whose weights are replaced below
+    with torch.random.fork_rng(), reporting(quiet=True):  # new output layers, whose weights are replaced below
         merged = build_classifier(first.folder, union.names)
-        origin = build_classifier(base, union.names).model.state_dict() if base else {}
+        pretrained = build_classifier(base, union.names) if base else None
+    origin = pretrained.model.state_dict() if pretrained else {}
     wanted, prefix = merged.model.state_dict(), f"{first.model.base_model_prefix}."
     for teacher, state in zip(teachers[1:], states[1:], strict=True):
         unlike = _unlike(states[0], state, prefix) or _unlike(state, states[0], prefix)
@@ -98,14 +101,19 @@ def merged_classifier(teachers: Sequence[Classifier], base: str | Path = "", sca
     if base and (unlike := _unlike(states[0], origin, prefix)):
         raise OptionError(f"--base: {base} is not what {first.folder} started from: they differ in {unlike}")
 
+    averaged = {name for name in pretrained.new if name.startswith(prefix)} if pretrained else set()
+    if averaged:
+        say(f"--base: {base} has no {', '.join(sorted(averaged))}; the average is taken")
+
     def of_name(name: str) -> Tensor:
         values = [state[name] for state in states]
         if values[0].shape != wanted[name].shape:
             return torch.cat(values)
         if not values[0].is_floating_point():
             return values[0]
-        start = origin[name] if base and name.startswith(prefix) else torch.zeros_like(values[0])
-        factor = scale if base and name.startswith(prefix) else 1 / len(values)
+        arithmetic = bool(base) and name.startswith(prefix) and name not in averaged
+        start = origin[name] if arithmetic else torch.zeros_like(values[0])
+        factor = scale if arithmetic else 1 / len(values)
         return start + factor * sum(value - start for value in values)
 
     merged.model.load_state_dict({name: of_name(name) for name in wanted})

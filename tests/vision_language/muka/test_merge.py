@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaModel
 
 from fairseq_ext.training.errors import OptionError
@@ -82,6 +83,25 @@ def test_layers_that_classes_do_not_change_are_averaged(folders, tmp_path):
     name = "classifier.dense.weight"
     torch.testing.assert_close(merged[name], (first[name] + second[name]) / 2)
     assert merged["classifier.out_proj.weight"].shape == (4, 16)
+
+
+def test_what_the_base_lacks_is_averaged(folders, tmp_path, capsys):
+    """A masked language model has no pooler; one drawn at random is no origin of anything."""
+    shutil.copytree(folders["base"], tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    base = load_file(path)
+    save_file({name: value for name, value in base.items() if "pooler" not in name}, path, {"format": "pt"})
+    teachers = [load_classifier(folders[name]) for name in ("first", "second")]
+    own = [teacher.model.state_dict() for teacher in teachers]
+    merged = merged_classifier(teachers, tmp_path / "base", scale=0.3).model.state_dict()
+    told = capsys.readouterr().err
+    assert f"--base: {tmp_path / 'base'} has no bert.pooler.dense.bias, bert.pooler.dense.weight; the average" in told
+    assert "drawn" not in told
+    for name in ("bert.pooler.dense.weight", "bert.pooler.dense.bias"):
+        torch.testing.assert_close(merged[name], (own[0][name] + own[1][name]) / 2)
+    name = "bert.encoder.layer.0.output.dense.weight"
+    origin = base[name.removeprefix("bert.")]
+    torch.testing.assert_close(merged[name], origin + 0.3 * (own[0][name] + own[1][name] - 2 * origin))
 
 
 def test_one_over_the_teachers_is_the_average(folders):
