@@ -31,6 +31,10 @@ from vision_language.image_classification.transforms import AUGMENTATIONS, resiz
 __all__ = ["AttackOptions", "EvaluationOptions", "OodOptions", "attack", "evaluate", "ood"]
 
 
+RESERVED = ("test", "model", "data", "environment", "file", "allow_pickle", "", "..")
+"""Names of folders that the results of ``ood``, which are called by them, need for themselves."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(Device):
     """The model and the images."""
@@ -69,6 +73,12 @@ class OodOptions(EvaluationOptions):
         super().__post_init__()
         for score in self.scores:
             choose("--scores", score, OOD_SCORES)
+        names = [Path(other).name for other in self.others]
+        for other, name in zip(self.others, names, strict=True):
+            if name in RESERVED:
+                raise OptionError(f"--others: {other}: results are called by the folder; {name!r} names something else")
+            if names.count(name) > 1:
+                raise OptionError(f"--others: two folders are called {name}")
         if not {"msp", "energy"} & set(self.scores):
             self.refuse_idle("without --scores msp or energy", "temperature")
 
@@ -125,8 +135,6 @@ def ood(options: OodOptions) -> dict[str, Any]:
         name, unknown = Path(other).name, read_unlabelled(other, options.split)
         if unknown.pixel_digest() == images.pixel_digest():
             raise OptionError(f"--others: {other} holds the images of --data")
-        if name in result:
-            raise OptionError(f"--others: two folders are called {name}")
         fitted = _fitted(unknown, classifier, options.invert)
         outside = predict_logits(classifier, fitted, options.batch_size)
         result[name] = {"images": len(fitted), "size": list(unknown.images[0].shape[:2]), "mean": _mean(fitted)}

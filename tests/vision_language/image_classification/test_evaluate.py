@@ -101,3 +101,16 @@ def test_two_folders_of_ten_classes_are_the_same_as_arrays(pictures, tmp_path, m
     for name in ("images", "accuracy", "class_accuracy"):
         assert figures[0][name] == figures[1][name]
     assert figures[0]["nll"] == pytest.approx(figures[1]["nll"])
+
+
+def test_the_results_of_other_images_keep_what_they_are_called(pictures, others, tmp_path, monkeypatch):
+    """A folder whose name is that of something else in the results would take its place."""
+    place = {"model": "x", "data": str(pictures), "device": "cpu"}
+    classifier = untrained("0123456789")
+    monkeypatch.setattr("vision_language.image_classification.evaluate.load", lambda folder: classifier.eval())
+    told = ood(OodOptions(**place, others=(str(others),), scores=("energy",), out=str(tmp_path)))
+    with np.load(tmp_path / "ood.npz", allow_pickle=False) as arrays:
+        own = {*arrays.files, *told, "environment", "file", "allow_pickle"} - {others.name}
+    for name in own:
+        with pytest.raises(InputError, match=f"^--others: a/{name}: results are called by the folder; '{name}' names"):
+            OodOptions(**place, others=(f"a/{name}",))
