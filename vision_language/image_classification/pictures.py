@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.plotting import BAND, legend_outside, mean_and_range, name_lines
 from vision_language.image_classification.figures import COLOURS, Experiments, Figures
 from vision_language.image_classification.predict import QUANTILES
@@ -116,7 +117,10 @@ def energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def robustness(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Accuracy by radius, one style an objective: where they differ, the upper one is rounding."""
+    """Accuracy by radius, one style an objective: where they differ, the upper one is rounding.
+
+    Of several models it is the mean, over the radii that all of them were attacked with.
+    """
     numbers: dict[str, Any] = {}
     for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
         by_line: dict[str, list[dict[str, float]]] = {}
@@ -125,8 +129,11 @@ def robustness(axes: Axes, experiments: Experiments) -> dict[str, Any]:
                 for objective, accuracy in result["accuracy"].items():
                     by_line.setdefault(f"{attack}, {objective}", []).append(accuracy)
         for line, rows in by_line.items():
-            radii = [float(radius) for radius in rows[0]]
-            values = np.array([list(row.values()) for row in rows])
+            common = sorted(set.intersection(*map(set, rows)), key=float)
+            if not common:
+                raise DataError(f"plot: {figures.folder} has attacks ({line}) of models without a common radius")
+            radii = [float(radius) for radius in common]
+            values = np.array([[row[radius] for radius in common] for row in rows])
             numbers[f"{name}, {line}"] = {"epsilon": radii, "accuracy": values.tolist()}
             style = "-" if line.endswith("log-odds") else "--"
             marker = {"fgsm": "o", "pgd": "s"}.get(line.partition(",")[0], "^")

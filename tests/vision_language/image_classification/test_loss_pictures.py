@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from fairseq_ext.training.errors import InputError
 from tests.helpers import golden_names, load_golden
 from vision_language.image_classification.classifiers import CosineLinear
 from vision_language.image_classification.gradients import LOG_ODDS_EDGES, binned_gradients, gradient_norms
@@ -23,7 +24,7 @@ from vision_language.image_classification.loss_pictures import (
 )
 from vision_language.image_classification.objective import Objective
 from vision_language.image_classification.options import BONUSES, LOSSES, LossOptions
-from vision_language.image_classification.pictures import energies
+from vision_language.image_classification.pictures import energies, robustness
 
 CROSS_ENTROPY, ENCOURAGING = {"loss": "cross-entropy"}, {"log_end": 1.0}
 
@@ -134,3 +135,20 @@ def test_no_set_of_others_is_left_out(axes):
     sets = {f"set{number}": np.full((3, 2), float(number)) for number in range(7)}
     drawn = energies(axes, {"el": SimpleNamespace(arrays=lambda name: [sets])})
     assert list(drawn) == [f"el, set{number}" for number in range(7)]
+
+
+def attacked(*rows: dict[str, float]) -> dict[str, Any]:
+    results = [{"accuracy": {"log-odds": row}} for row in rows]
+    return {"el": SimpleNamespace(folder="el", json=lambda name: results if name == "attack_fgsm" else [])}
+
+
+@pytest.mark.parametrize("other", [{"0.1": 0.5, "0": 0.7}, {"0": 0.7, "0.05": 0.6, "0.1": 0.5}])
+def test_accuracies_of_several_models_stand_at_their_radii(axes, other):
+    """Of lists in another order, or of other lengths; what one model alone has is left out."""
+    numbers = robustness(axes, attacked({"0": 0.9, "0.1": 0.8, "0.2": 0.1}, other))
+    assert numbers["el, fgsm, log-odds"] == {"epsilon": [0, 0.1], "accuracy": [[0.9, 0.8], [0.7, 0.5]]}
+
+
+def test_models_without_a_common_radius_are_refused(axes):
+    with pytest.raises(InputError, match=r"^plot: el has attacks \(fgsm, log-odds\) of models without a common radius"):
+        robustness(axes, attacked({"0.1": 0.9}, {"0.2": 0.8}))
