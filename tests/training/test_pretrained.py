@@ -29,6 +29,7 @@ from vision_language.iais import encoder
 from vision_language.iais.model import RegionRetriever
 from vision_language.image_classification import model as images
 from vision_language.image_classification.options import Options
+from vision_language.image_classification.preprocessing import Preprocessing
 from vision_language.muka.models import build_classifier, load_classifier
 
 CODE = """
@@ -44,7 +45,7 @@ AUTO_MAPS = {
     "config.json": {"AutoConfig": "own.OwnConfig", **AUTO},
     "tokenizer_config.json": {"AutoTokenizer": ["own.OwnTokenizer", None]},
 }
-PLAIN = images.Preprocessing((0.1,), (0.2,), 28)
+PLAIN = Preprocessing((0.1,), (0.2,), 28)
 
 
 def start_of_images(path: Path) -> images.ImageClassifier:

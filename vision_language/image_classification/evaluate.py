@@ -26,7 +26,7 @@ from vision_language.image_classification.image_set import ImageSet
 from vision_language.image_classification.model import ImageClassifier, load
 from vision_language.image_classification.predict import batches_of, classification_metrics, finite, predict_logits
 from vision_language.image_classification.scores import OOD_SCORES, ood_scores
-from vision_language.image_classification.transforms import AUGMENTATIONS, resize
+from vision_language.image_classification.transforms import AUGMENTATIONS, Transform
 
 __all__ = ["AttackOptions", "EvaluationOptions", "OodOptions", "attack", "evaluate", "ood"]
 
@@ -42,10 +42,19 @@ class EvaluationOptions(Device):
     model: str = option(help="folder of a trained classifier, such as runs/images/seed1")
     data: str = option(help="folder of images, as of the training")
     split: str = option("test", "which images", ("train", "valid", "test"))
-    crop: str = option("none", "--augment of the training, which decides how test images are cropped", AUGMENTATIONS)
+    crop: str = option(
+        "",
+        f"--augment of the training, which decides how images are cropped: {', '.join(AUGMENTATIONS)} (default: as the "
+        "model's folder says)",
+    )
     batch_size: int = option(512, "images of a step", least=1)
     limit: int = option(0, "only the first so many images, 0: all", least=0)
     out: str = option("", "folder of the results as JSON, and of scores and logits as .npz (default: none)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop:
+            choose("--crop", self.crop, AUGMENTATIONS)
 
     def load(self) -> tuple[ImageClassifier, ImageSet]:
         """Both, the labels of the images being the model's.
@@ -56,6 +65,8 @@ class EvaluationOptions(Device):
         classifier, images = load(self.model).to(torch_device(self.device)), read_split(self.data, self.split)
         if images is None:
             raise OptionError(f"--split {self.split}: {self.data} has none")
+        if self.crop:
+            classifier.preprocessing = classifier.preprocessing.after(self.crop)
         images = images.named_as(classifier.classes, self.model)
         return classifier, images.subset(np.arange(min(self.limit, len(images)))) if self.limit else images
 
@@ -120,7 +131,7 @@ class AttackOptions(EvaluationOptions):
 def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     """Accuracy, loss, calibration and margins of a model."""
     classifier, images = options.load()
-    logits = predict_logits(classifier, images, options.batch_size, augment=options.crop)
+    logits = predict_logits(classifier, images, options.batch_size)
     gold = torch.from_numpy(images.labels)
     result = {"images": len(images), **classification_metrics(logits, gold)}
     return _kept(options, "evaluation", result, {"logits": logits.numpy(), "labels": images.labels})
@@ -129,14 +140,15 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
 def ood(options: OodOptions) -> dict[str, Any]:
     """How well a model tells its own kind of images from others."""
     classifier, images = options.load()
-    inside = predict_logits(classifier, images, options.batch_size, augment=options.crop)
+    inside = predict_logits(classifier, images, options.batch_size)
     arrays, result = {"test": inside.numpy()}, {}
     for other in options.others:
         name, unknown = Path(other).name, read_unlabelled(other, options.split)
         if unknown.pixel_digest() == images.pixel_digest():
             raise OptionError(f"--others: {other} holds the images of --data")
         fitted = _fitted(unknown, classifier, options.invert)
-        outside = predict_logits(classifier, fitted, options.batch_size)
+        size = Transform(classifier.preprocessing.size)
+        outside = predict_logits(classifier, fitted, options.batch_size, transform=size)
         result[name] = {"images": len(fitted), "size": list(unknown.images[0].shape[:2]), "mean": _mean(fitted)}
         arrays[name] = outside.numpy()
         for score in options.scores:
@@ -149,7 +161,7 @@ def ood(options: OodOptions) -> dict[str, Any]:
 def attack(options: AttackOptions) -> dict[str, Any]:
     """Accuracy under attack, by radius, on each objective."""
     classifier, images = options.load()
-    batches = list(batches_of(classifier, images, options.batch_size, augment=options.crop))
+    batches = list(batches_of(classifier, images, options.batch_size))
     device = classifier.mean.device
     hidden = _mean_of(vanishing_gradients(classifier, x.to(device), y.to(device)) | {"n": len(y)} for x, y in batches)
     result: dict[str, Any] = {"images": len(images), "attack": options.attack, **hidden, "accuracy": {}}
@@ -190,9 +202,9 @@ def _mean_of(rows: Iterator[dict[str, float]]) -> dict[str, float]:
 
 
 def _fitted(images: ImageSet, classifier: ImageClassifier, invert: bool) -> ImageSet:
-    """Other images as a classifier takes them: in its size, its channels, ink bright."""
-    size, images = classifier.preprocessing.size, in_channels(images, classifier.channels)
-    rows = [resize(images.images[index], (size, size)) for index in range(len(images))]
+    """Other images as a classifier takes them: in its size and crop, its channels, ink bright."""
+    transform, images = classifier.preprocessing.transform(), in_channels(images, classifier.channels)
+    rows = [transform.test(images.images[index]) for index in range(len(images))]
     if not rows:
         raise DataError(f"{images.origin}: there is no image in it")
     pixels = np.stack(rows)

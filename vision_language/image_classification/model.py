@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,16 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from fairseq_ext.training.errors import CheckpointError, OptionError, choose
-from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.pretrained import LOCAL, load_model, loading, read_config, save_folder
 from vision_language.image_classification.classifiers import CosineLinear, LargeMarginLinear
 from vision_language.image_classification.efficientnet import EfficientNet
 from vision_language.image_classification.networks import CifarResNet, LargeMarginCNN, ThreeConvolutions
 from vision_language.image_classification.options import NETWORKS, NetworkOptions
+from vision_language.image_classification.preprocessing import Preprocessing
 
-__all__ = ["ImageClassifier", "ImageNetwork", "ImageNetworkConfig", "Preprocessing", "build", "load"]
+__all__ = ["ImageClassifier", "ImageNetwork", "ImageNetworkConfig", "build", "load"]
 
-PREPROCESSOR = "preprocessor_config.json"
 SMALL_IMAGE = 64
 """Up to this size a ResNet begins with a convolution of 3x3 and without pooling, which would leave hardly a pixel."""
 
@@ -166,49 +164,6 @@ def _head(model: PreTrainedModel) -> str:
     return last_linear(model, model.config.num_labels)[0]
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """What turns pixels in [0, 1] into the input of a network.
-
-    Args:
-        mean, std: of each channel.
-        size: height and width.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    size: int
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``preprocessor_config.json`` as Hugging Face's image processors do."""
-        content = {
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-            "size": {"height": self.size, "width": self.size},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-        }
-        write_json(Path(folder) / PREPROCESSOR, content)
-
-    @classmethod
-    def read(cls, folder: str | Path, config: Any) -> Preprocessing:
-        """Of a model's folder; without the file, no normalisation and the size of the configuration.
-
-        Raises:
-            CheckpointError: a file that does not fit its model.
-        """
-        path, channels = Path(folder) / PREPROCESSOR, getattr(config, "num_channels", 3)
-        content = read_json(path) if path.is_file() else {}
-        size = content.get("size", getattr(config, "image_size", 224))
-        if isinstance(size, dict):
-            size = size.get("height", size.get("shortest_edge"))
-        mean, std = content.get("image_mean", [0.0] * channels), content.get("image_std", [1.0] * channels)
-        numbers = all(isinstance(v, (int, float)) for v in [*mean, *std]) and all(v > 0 for v in std)
-        if not (numbers and len(mean) == len(std) == channels and isinstance(size, int) and size > 0):
-            raise CheckpointError(f"{path}: mean, deviation and size must be those of {channels} channels")
-        return cls(tuple(map(float, mean)), tuple(map(float, std)), size)
-
-
 class ImageClassifier(nn.Module):
     """Logits of pixels in [0, 1]: the normalisation is inside, so that an attack works on what a person sees.
 
@@ -287,7 +242,7 @@ def build(options: NetworkOptions, classes: tuple[str, ...], preprocessing: Prep
             model, _ = load_model(kind.from_pretrained, options.network, start=True, head=_head, config=settings)
     read = Preprocessing.read(options.network, model.config)
     if options.image_size:
-        read = Preprocessing(read.mean, read.std, options.image_size)
+        read = read.of_size(options.image_size)
     return ImageClassifier(model, read)
 
 

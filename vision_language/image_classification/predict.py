@@ -31,7 +31,7 @@ def batches_of(
     images: ImageSet,
     batch_size: int,
     *,
-    augment: str = "none",
+    transform: Transform | None = None,
     workers: int = 0,
     share: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -41,11 +41,11 @@ def batches_of(
         classifier: whose size and channels they get.
         images: the set.
         batch_size: of a batch.
-        augment: that of the training, which decides how test images are cropped.
+        transform: of the images. Default: what the classifier's preprocessing says.
         workers: processes that read images.
         share: which of the batches are read. Default: all.
     """
-    transform = Transform(classifier.preprocessing.size, augment)
+    transform = transform or classifier.preprocessing.transform()
     numbers = [np.arange(i, min(i + batch_size, len(images))) for i in range(0, len(images), batch_size)]
     view = Batches(in_channels(images, classifier.channels), transform, numbers[share])
     yield from DataLoader(view, batch_size=None, num_workers=workers)
@@ -56,7 +56,7 @@ def predict_logits(
     images: ImageSet,
     batch_size: int = 512,
     *,
-    augment: str = "none",
+    transform: Transform | None = None,
     workers: int = 0,
     accelerator: Any | None = None,
 ) -> Tensor:
@@ -66,7 +66,7 @@ def predict_logits(
         classifier: in whatever mode, which it keeps.
         images: the set.
         batch_size: of a batch.
-        augment, workers: as :func:`batches_of`.
+        transform, workers: as :func:`batches_of`.
         accelerator: the processes, each of which reads and classifies its share. Default: one process.
 
     Raises:
@@ -77,7 +77,7 @@ def predict_logits(
     classifier.eval()
     rows: list[tuple[int, Tensor]] = []
     batches = batches_of(
-        classifier, images, batch_size, augment=augment, workers=workers, share=slice(rank, None, world)
+        classifier, images, batch_size, transform=transform, workers=workers, share=slice(rank, None, world)
     )
     try:
         with torch.no_grad(), progress(total=len(images), desc="logits", unit=" images", leave=False) as bar:

@@ -27,10 +27,11 @@ from vision_language.image_classification.attacks import Attack
 from vision_language.image_classification.data import Batches, in_channels, mean_and_std, read_data
 from vision_language.image_classification.gradients import binned_gradients, gradient_norms, mean_gradients
 from vision_language.image_classification.image_set import ImageSet
-from vision_language.image_classification.model import ImageClassifier, Preprocessing, build, load
+from vision_language.image_classification.model import ImageClassifier, build, load
 from vision_language.image_classification.objective import Objective
 from vision_language.image_classification.options import Options
 from vision_language.image_classification.predict import classification_metrics, predict_logits, short_metrics
+from vision_language.image_classification.preprocessing import Preprocessing
 from vision_language.image_classification.transforms import Transform
 
 __all__ = ["run", "train"]
@@ -102,8 +103,9 @@ def train(
     accelerator = accelerator or make_accelerator(options.mixed_precision)
     torch.manual_seed(seed_of(options.seed))
     classifier = _classifier(options, splits["train"]).to(accelerator.device)
+    classifier.preprocessing = classifier.preprocessing.after(options.augment)
     images = in_channels(splits["train"], classifier.channels)
-    transform = Transform(classifier.preprocessing.size, options.augment)
+    transform = classifier.preprocessing.transform(options.augment)
     objective = Objective(options, images.counts, options.epochs, getattr(classifier.last_linear(), "scale", 1.0))
     rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = len(_batches(np.arange(len(images)), options.batch_size, world))
@@ -112,7 +114,7 @@ def train(
     schedule = LambdaLR(optimizer.optimizer, lambda step: lr_factor(options, step // per_epoch + 1))
     parallel, best = accelerator.prepare_model(classifier), BestWeights(classifier)
     attack = _attack(options)
-    reading: dict[str, Any] = {"augment": options.augment, "workers": options.workers, "accelerator": accelerator}
+    reading: dict[str, Any] = {"workers": options.workers, "accelerator": accelerator}
     split = "test" if options.select == "test" else "valid" if "valid" in splits else None
 
     def step(pixels: Tensor, labels: Tensor, epoch: int, batch: np.ndarray) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-__all__ = ["AUGMENTATIONS", "Transform", "centre_crop", "pad_crop", "random_resized_crop", "resize"]
+__all__ = ["AUGMENTATIONS", "Transform", "centre_crop", "pad_crop", "random_resized_crop", "resize", "resized_for"]
 
 AUGMENTATIONS = ("none", "pad-crop", "resized-crop")
 
@@ -24,17 +24,19 @@ class Transform:
     ================  ================================================================================================
     ``none``          training images as they are, resized where they have another size
     ``pad-crop``      :func:`pad_crop` by 4 pixels and a horizontal flip in half of the cases (CIFAR)
-    ``resized-crop``  :func:`random_resized_crop` and the flip; test images are resized to 8/7 of ``size`` and cropped
-                      at the centre (ImageNet)
+    ``resized-crop``  :func:`random_resized_crop` and the flip (ImageNet)
     ================  ================================================================================================
 
     Args:
         size: height and width of what comes out.
-        augment: one of ``AUGMENTATIONS``.
+        augment: one of ``AUGMENTATIONS``, of training images.
+        resized: what test images are resized to before the square of ``size`` at their centre is taken: the length of
+            their shorter side, or height and width; 0: to ``size``, whole. See :func:`resized_for`.
     """
 
     size: int
     augment: str = "none"
+    resized: int | tuple[int, int] = 0
 
     def train(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """A training image, ``(H, W)`` or ``(H, W, 3)``."""
@@ -48,14 +50,25 @@ class Transform:
 
     def test(self, image: np.ndarray) -> np.ndarray:
         """The same image without chance."""
-        if self.augment != "resized-crop":
+        shorter, (height, width) = self.resized, image.shape[:2]
+        if isinstance(shorter, tuple):
+            return centre_crop(resize(image, shorter), self.size)
+        if not shorter:
             return resize(image, (self.size, self.size))
-        height, width = image.shape[:2]
-        shorter = round(self.size * 8 / 7)
         scaled = (
             (shorter, int(shorter * width / height)) if height <= width else (int(shorter * height / width), shorter)
         )
         return centre_crop(resize(image, scaled), self.size)
+
+
+def resized_for(augment: str, size: int) -> int:
+    """The shorter side of test images, before the centre is taken, of a training: 8/7 of ``size`` with resized-crop.
+
+    Args:
+        augment: of the training images.
+        size: that the network sees.
+    """
+    return round(size * 8 / 7) if augment == "resized-crop" else 0
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -52,6 +52,21 @@ def test_evaluate_tells_what_the_training_told(command, model):
     assert json.loads(open("results/evaluation.json").read())["environment"]["torch"]
 
 
+def test_the_crop_of_the_training_is_that_of_the_model(command, model, tmp_path):
+    """Its folder says it; --crop says otherwise."""
+    command(f"{TRAIN} --augment resized-crop")
+    told = json.loads((tmp_path / "OUT" / "results.json").read_text())["runs"]["seed1"]["test_nll"]
+    place = EVALUATE.replace("MODEL", "OUT/seed1")
+    assert json.loads(command(f"evaluate {place}"))["nll"] == pytest.approx(told)
+    assert json.loads(command(f"evaluate {place} --crop none"))["nll"] != pytest.approx(told)
+    plain = json.loads(command(f"evaluate {EVALUATE}"))["nll"]
+    assert json.loads(command(f"evaluate {EVALUATE} --crop resized-crop"))["nll"] != pytest.approx(plain)
+    attacked, cropped = (
+        json.loads(command(f"attack {place} --epsilons 0 {crop}"))["accuracy"] for crop in ("", "--crop resized-crop")
+    )
+    assert attacked == cropped
+
+
 def test_attacks_lower_the_accuracy_and_both_objectives_are_told(command, model):
     result = json.loads(command(f"attack {EVALUATE} --epsilons 0 0.3 --out results"))
     clean = json.loads(command(f"evaluate {EVALUATE}"))["accuracy"]
@@ -195,6 +210,7 @@ def test_an_option_changes_what_comes_out_or_is_refused(command, outcomes, optio
         (f"ood {EVALUATE} --others absent", "absent does not exist"),
         (f"ood {EVALUATE} --others OTHERS OTHERS", "--others: two folders are called"),
         (f"ood {EVALUATE} --others OTHERS --scores mps", "--scores: 'mps' is not one of .*; did you mean 'msp'"),
+        (f"evaluate {EVALUATE} --crop centre", "--crop: 'centre' is not one of none, pad-crop, resized-crop"),
         (f"attack {EVALUATE} --epsilons 8", r"--epsilons must be in \[0, 1\], in pixels from 0 to 1, got 8"),
         (f"attack {EVALUATE} --epsilons nan", "--epsilons"),
         (f"attack {EVALUATE} --objectives ce", "--objectives: 'ce' is not one of"),

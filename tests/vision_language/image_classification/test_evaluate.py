@@ -17,8 +17,9 @@ from vision_language.image_classification.evaluate import (
     ood,
 )
 from vision_language.image_classification.image_set import ImageSet
-from vision_language.image_classification.model import ImageClassifier, ImageNetwork, ImageNetworkConfig, Preprocessing
+from vision_language.image_classification.model import ImageClassifier, ImageNetwork, ImageNetworkConfig
 from vision_language.image_classification.predict import predict_logits
+from vision_language.image_classification.preprocessing import Preprocessing
 
 
 def untrained(classes, **preprocessing) -> ImageClassifier:

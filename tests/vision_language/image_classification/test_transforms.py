@@ -13,6 +13,7 @@ from vision_language.image_classification.transforms import (
     pad_crop,
     random_resized_crop,
     resize,
+    resized_for,
 )
 
 
@@ -27,7 +28,7 @@ sides = st.integers(3, 40)
 @given(height=sides, width=sides, channels=st.sampled_from([1, 3]), size=st.integers(4, 24), seed=st.integers(0, 99))
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
 def test_any_image_comes_out_in_one_size(augment, height, width, channels, size, seed):
-    image, transform = picture(height, width, channels), Transform(size, augment)
+    image, transform = picture(height, width, channels), Transform(size, augment, resized_for(augment, size))
     shape = (size, size) if channels == 1 else (size, size, 3)
     first = transform.train(image, np.random.default_rng(seed))
     assert first.shape == transform.test(image).shape == shape and first.dtype == np.uint8
@@ -51,7 +52,9 @@ def test_resizing_is_pillows():
 def test_test_images_of_imagenet_are_scaled_to_256_and_cropped_to_224():
     image = picture(300, 400, 1)
     scaled = np.asarray(Image.fromarray(image).resize((341, 256), Image.Resampling.BILINEAR))
-    assert np.array_equal(Transform(224, "resized-crop").test(image), scaled[16:240, 58:282])
+    assert resized_for("resized-crop", 224) == 256 and resized_for("pad-crop", 32) == resized_for("none", 32) == 0
+    assert np.array_equal(Transform(224, resized=256).test(image), scaled[16:240, 58:282])
+    assert np.array_equal(Transform(224, resized=(256, 341)).test(image), scaled[16:240, 58:282])
 
 
 def test_a_centre_crop_is_in_the_middle():
