@@ -1,4 +1,7 @@
-"""Folders of Hugging Face models: read without a network and without running their code, and written whole."""
+"""Folders of Hugging Face models: read without a network and without running their code, and written whole.
+
+More than 300 lines, as what is read, refused and written of such a folder is one thing.
+"""
 
 from __future__ import annotations
 
