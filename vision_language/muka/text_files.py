@@ -107,23 +107,37 @@ def _label_names(data: Any, path: Path) -> list[str] | None:
 
 
 def _lines(path: Path, keep_blank: bool = False) -> Iterator[Row]:
-    """The rows of a text file."""
+    """The rows of a text file, without a header."""
     if not path.name.endswith(ENDINGS):
         raise DataError(f"{path}: the name must end in {', '.join(ENDINGS)}")
     labelled = ".tsv" in path.suffixes[-2:]
-    for line, origin in read_lines(path, keep_blank):
+    for number, (line, origin) in enumerate(read_lines(path, keep_blank)):
         label, tab, text = line.partition("\t") if labelled else (None, "", line)
+        if tab and not number and _is_header(label, text, origin):
+            continue
         if labelled and not tab and line.strip():
             raise DataError(f"{origin}: no tab; a line is label TAB text")
         yield label, text, origin
 
 
+def _is_header(first: str | None, second: str, origin: str) -> bool:
+    """Whether the first line of a file names its columns, as the released code's files do.
+
+    Raises:
+        DataError: it does, in another order.
+    """
+    if second.strip() == "label" and first in TEXT_COLUMNS:
+        raise DataError(f"{origin}: the columns are {first} and label; a line is label TAB text")
+    return first == "label" and second.strip() in TEXT_COLUMNS
+
+
 def read_file(path: str | Path) -> Texts:
     """The texts of one file, its form by its name.
 
-    ``.tsv``: lines of ``label TAB text``. ``.txt``: a text a line, no labels. Both also with ``.gz``. A folder: what
-    ``datasets.Dataset.save_to_disk`` wrote (columns ``text`` or ``sentence``, and ``label``, -1 where there is none),
-    where that package is installed. Blank lines are skipped.
+    ``.tsv``: lines of ``label TAB text``; a first line of these words, or of ``label TAB sentence``, is a header.
+    ``.txt``: a text a line, no labels. Both also with ``.gz``. A folder: what ``datasets.Dataset.save_to_disk`` wrote
+    (columns ``text`` or ``sentence``, and ``label``, -1 where there is none), where that package is installed. Blank
+    lines are skipped.
 
     Raises:
         DataError: names the file and the line, such as one whose text is empty.
@@ -144,7 +158,7 @@ def read_file(path: str | Path) -> Texts:
 def read_new_texts(path: str | Path) -> list[str]:
     """The texts of a file of :func:`read_file`, or of the standard input, ``-``; a blank line is an empty text.
 
-    Labels are not looked at: the n-th text is that of the n-th line.
+    Labels are not looked at: the n-th text is that of the n-th line, behind a header where there is one.
 
     Raises:
         DataError: a file that cannot be read.

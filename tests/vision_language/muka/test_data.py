@@ -18,7 +18,7 @@ from fairseq_ext.training.files import MAX_LINE
 from tests.helpers import require_data
 from tests.vision_language.muka.texts import tiny_tokenizer, write_texts
 from vision_language.muka.data import gold_ids, read_splits, split_labels
-from vision_language.muka.text_files import Texts, read_file
+from vision_language.muka.text_files import Texts, read_file, read_new_texts
 from vision_language.muka.tokens import Tokens
 
 
@@ -32,6 +32,18 @@ def test_labelled_lines(tmp_path, name):
     texts = read_file(write(tmp_path / name, "\ufeffsport\tthe goal\ta tab \r\n\n music \tsong\u2028same line"))
     assert texts.texts == ("the goal\ta tab", "song\u2028same line") and texts.labels == ("sport", "music")
     assert texts.origin == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("column", ["text", "sentence"])
+def test_a_header_is_no_class(tmp_path, column):
+    """The released code's files have one; only the first line can be it."""
+    lines = f"label\t{column}\nsport\tthe goal\nlabel\t{column}\n"
+    texts = read_file(write(tmp_path / "a.tsv", f"\n{lines}"))
+    assert texts.labels == ("sport", "label") and texts.texts == ("the goal", column)
+    assert read_new_texts(write(tmp_path / "b.tsv", lines)) == ["the goal", column]
+    assert read_file(write(tmp_path / "a.txt", lines)).texts[0] == f"label\t{column}"
+    with pytest.raises(DataError, match=rf"a\.tsv:1: the columns are {column} and label; a line is label TAB text"):
+        read_file(write(tmp_path / "a.tsv", f"{column}\tlabel\nthe goal\tsport\n"))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
