@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ class Collator:
         if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None or tokenizer.pad_token_id is None:
             raise OptionError("the tokenizer must have the tokens [CLS], [SEP] and [PAD] of BERT")
         self.tokenizer = tokenizer
-        longest = tokenizer.model_max_length
+        longest = min(tokenizer.model_max_length, sys.maxsize)  # one without a limit says 10^30
         self.max_length = longest if max_text_length is None else min(max_text_length + 2, longest)
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> dict[str, Tensor]:

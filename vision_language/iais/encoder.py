@@ -136,13 +136,15 @@ def lay_over(model: RegionRetriever, path: str | Path) -> None:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> tuple[RegionRetriever, PreTrainedTokenizerBase]:
-    """A trained retriever in evaluation mode, and its tokenizer.
+    """A trained retriever in evaluation mode, and its tokenizer, which cuts texts to what the model has positions for.
 
     Raises:
         CheckpointError: a folder that is none.
     """
     model = RegionRetriever.from_pretrained(folder).eval().to(device)
-    return model, load_tokenizer(folder, model.config.vocab_size)
+    tokenizer = load_tokenizer(folder, model.config.vocab_size)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    return model, tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

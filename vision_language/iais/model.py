@@ -37,12 +37,20 @@ class RegionRetrieverConfig(BertConfig):
     Args:
         region_feature_size: D, numbers in a region's feature vector; 2048 for bottom-up attention, as the paper's.
         region_labels: names of the region classes, where a class label stands in for the feature vector.
+        max_regions: regions of an image that it is trained on, and then reads. Default 100, the paper's.
     """
 
     model_type = "region_retriever"
 
-    def __init__(self, region_feature_size: int = 0, region_labels: list[str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        region_feature_size: int = 0,
+        region_labels: list[str] | None = None,
+        max_regions: int = 100,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.max_regions = max_regions
         self.region_feature_size = region_feature_size
         self.region_labels = region_labels
 

@@ -397,6 +397,8 @@ class TestCollator:
         assert tokenizer.batch_decode(batch["input_ids"]) == ["[CLS] a photo [SEP]", "[CLS] dog [SEP] [PAD]"]
         assert batch["attention_mask"].tolist() == [[True] * 4, [True] * 3 + [False]]
         assert Collator(tokenizer, None).texts([" ".join(WORDS * 9)])["input_ids"].shape == (1, 40)
+        tokenizer.model_max_length = int(1e30)  # as of a tokenizer without a limit
+        assert Collator(tokenizer, None).texts([" ".join(WORDS * 9)])["input_ids"].shape == (1, 9 * len(WORDS) + 2)
         with pytest.raises(OptionError, match="max_text_length must be at least 1, got 0"):
             Collator(tokenizer, 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -13,14 +14,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.pretrained import save_folder
 from tests.helpers import golden_names, load_golden
 from tests.vision_language.iais.regions import tiny_model, tiny_tokenizer, write_regions
 from vision_language.iais.alignment import isd, map_entropy
 from vision_language.iais.data import Collator, RegionData, read_splits
+from vision_language.iais.encoder import ModelOptions
 from vision_language.iais.evaluate import pair_measures, recall_at_k, released_image_recall, score_matrix
 from vision_language.iais.hook import IAISHook
 
 RECALL = golden_names("iais", "recall_case")
+
+
+@pytest.mark.parametrize("names_regions", [True, False])
+def test_a_retriever_that_a_program_saved_is_read(tmp_path, names_regions):
+    """Without train's limits: it reads as many regions as the paper's, and as much text as it has positions for."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    tokenizer.model_max_length = int(1e30)
+    save_folder(model, tokenizer, tmp_path / "model")
+    if not names_regions:  # as of earlier versions
+        path = tmp_path / "model" / "config.json"
+        config = json.loads(path.read_text())
+        del config["max_regions"]
+        path.write_text(json.dumps(config))
+    data = write_regions(tmp_path / "data")
+    model, collator, _ = ModelOptions(model=str(tmp_path / "model"), data=str(data)).load("cpu")
+    assert model.config.max_regions == 100
+    assert collator.texts([" ".join(["dog"] * 99)])["input_ids"].shape == (1, 40)
 
 
 @pytest.mark.parametrize("name", RECALL)
