@@ -134,9 +134,7 @@ class Attack:
         Raises:
             ValueError: pixels outside [0, 1], or an ``epsilon`` that is no radius in them.
         """
-        most = 1.0 if self.name != "pgd-l2" else math.sqrt(images.shape[1:].numel())
-        if not 0 <= epsilon <= most:
-            raise ValueError(f"epsilon must be in [0, {most:g}], in pixels from 0 to 1, got {epsilon}")
+        self.check_radius(epsilon, images.shape[1:])
         if images.numel() and not (float(images.min()) >= 0 and float(images.max()) <= 1):
             raise ValueError("images must be pixels in [0, 1]: put the normalisation inside the model")
         if not epsilon:
@@ -146,6 +144,20 @@ class Attack:
         with _frozen(model):
             classifier = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
             return attacker.run(classifier, images, labels, epsilon=epsilon)
+
+    def check_radius(self, epsilon: float, shape: torch.Size) -> None:
+        """Refuse what is no radius.
+
+        Args:
+            epsilon: as of a call.
+            shape: of an image.
+
+        Raises:
+            ValueError: below 0, or more than images of this shape can be apart.
+        """
+        most = 1.0 if self.name != "pgd-l2" else math.sqrt(shape.numel())
+        if not 0 <= epsilon <= most:
+            raise ValueError(f"epsilon must be in [0, {most:g}], in pixels from 0 to 1, got {epsilon:g}")
 
     def _arguments(self) -> dict[str, Any]:
         if self.name == "fgsm":

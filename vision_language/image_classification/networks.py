@@ -62,7 +62,8 @@ class LargeMarginCNN(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits; with ``labels``, in training, those that the margin makes harder."""
-        return self.classifier(self.features(images), labels)
+        features = self.features(images)
+        return self.classifier(features) if labels is None else self.classifier(features, labels)
 
 
 class _BasicBlock(nn.Module):

@@ -63,6 +63,8 @@ class NetworkOptions(OptionSet):
         super().__post_init__()
         if self.network != "large-margin-cnn":
             self.refuse_idle(f"with --network {self.network}", "width", "margin")
+        if self.cosine_scale:
+            self.refuse_idle(f"with --cosine-scale {self.cosine_scale:g}, another last layer", "margin")
         if self.network in NETWORKS or self.network.startswith("timm:"):
             self.refuse_idle(f"with --network {self.network}, which has no other weights", "from_scratch")
         else:
@@ -164,6 +166,10 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
         super().__post_init__()
         if self.attack not in ("", "fgsm", "pgd", "pgd-l2"):
             raise OptionError(f"--attack must be fgsm, pgd or pgd-l2, got {self.attack!r}")
+        if self.attack in ("fgsm", "pgd") and self.epsilon > 1:
+            raise OptionError(
+                f"--epsilon must be at most 1 with --attack {self.attack}, in pixels from 0 to 1, got {self.epsilon:g}"
+            )
         if self.lr_schedule != "steps":
             self.refuse_idle(f"with --lr-schedule {self.lr_schedule}", "lr_steps", "lr_factor")
         elif not self.lr_steps:

@@ -136,7 +136,12 @@ def train(
         share_buffers(classifier, accelerator)
         return predict_logits(classifier, splits[split], options.eval_batch_size, **reading)
 
-    _prove(classifier, images, transform, accelerator)
+    shape = _prove(classifier, images, transform, accelerator)
+    if attack:
+        try:
+            attack.check_radius(options.epsilon, shape)
+        except ValueError as error:
+            raise OptionError(f"--epsilon: {error}") from error
     training = Training(
         per_epoch * options.epochs,
         select="accuracy",
@@ -266,8 +271,8 @@ def _batches(order: np.ndarray, size: int, processes: int) -> list[np.ndarray]:
     return batches
 
 
-def _prove(classifier: ImageClassifier, images: ImageSet, transform: Transform, accelerator: Accelerator) -> None:
-    """Refuse images of a size that the network cannot take."""
+def _prove(classifier: ImageClassifier, images: ImageSet, transform: Transform, accelerator: Accelerator) -> torch.Size:
+    """The shape of an image; images of a size that the network cannot take are refused."""
     pixels, _ = Batches(images, transform, [np.array([0, len(images) - 1])])[0]
     try:
         with torch.no_grad():
@@ -278,3 +283,4 @@ def _prove(classifier: ImageClassifier, images: ImageSet, transform: Transform, 
         raise OptionError(f"--image-size: the network cannot take images of {size}: {reason}") from error
     if logits.shape != (2, len(images.classes)):
         raise OptionError(f"--network: gives {tuple(logits.shape)} for 2 images of {len(images.classes)} classes")
+    return pixels.shape[1:]

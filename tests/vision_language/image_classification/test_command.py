@@ -197,6 +197,11 @@ def test_an_option_changes_what_comes_out_or_is_refused(command, outcomes, optio
         ("train --data DATA --bonus-from 6", "--bonus-from 6: there are only --epochs 5"),
         ("train --data DATA --reweight bonus --loss mse", "--reweight bonus: --loss mse has no bonus"),
         ("train --data DATA --attack fgms", "--attack must be fgsm, pgd or pgd-l2, got 'fgms'"),
+        (
+            "train --data DATA --network large-margin-cnn --margin 2 --cosine-scale 3",
+            "--margin 2: has no effect with --cosine-scale 3",
+        ),
+        ("train --data DATA --attack pgd --epsilon 3", "--epsilon must be at most 1 with --attack pgd, .*, got 3"),
         ("train --data DATA --init MODEL --cosine-scale 3", "--cosine-scale 3.0: has no effect with --init"),
         ("train --data DATA --init MODEL --no-normalize", "--no-normalize: has no effect with --init"),
         ("train --data DATA --init MODEL --freeze --no-shuffle", "--no-shuffle: has no effect with --freeze"),

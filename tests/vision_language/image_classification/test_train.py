@@ -172,6 +172,8 @@ def test_a_margin_and_cosines_are_loaded_too(pictures, tmp_path):
     assert steps == record_of(tmp_path / "margin")["steps"]
     run(options_of(pictures, cosine_scale=7.0, epochs=1), tmp_path / "cosine")
     assert load(tmp_path / "cosine" / "seed1").last_linear().scale == 7
+    run(options_of(pictures, cosine_scale=7.0, **shape), tmp_path / "both")
+    assert load(tmp_path / "both" / "seed1").last_linear().scale == 7
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +327,7 @@ def test_an_augmented_image_depends_on_seed_epoch_and_number_alone(pictures):
             {"long_tail": "step", "imbalance_factor": 1e4},
             r"--imbalance-factor 10000: .* leaves class 5 without an image",
         ),
+        ({"attack": "pgd-l2", "epsilon": 29.0}, r"^--epsilon: epsilon must be in \[0, 28\], in pixels .*, got 29$"),
         ({"long_tail": "step", "largest_class": 99}, "--largest-class 99: the smallest class has"),
     ],
 )
