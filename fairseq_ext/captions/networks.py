@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.training.errors import CheckpointError, OptionError, first_line
 from fairseq_ext.training.files import load_safely, read_json
 
 __all__ = ["LITE0", "Network", "load_network", "network_files"]
@@ -98,8 +98,8 @@ def _transformers(folder: Path, device: torch.device) -> Network:
         try:
             last = model(pixel_values=pixels).last_hidden_state
         except Exception as error:  # a model of texts, or one that does not take this size
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{folder}: gives no features of {tuple(pixels.shape)} pixels: {reason}") from error
+            reason = f"gives no features of {tuple(pixels.shape)} pixels: {first_line(error)}"
+            raise CheckpointError(f"{folder}: {reason}") from error
         if last.dim() == 4:
             return last.permute(0, 2, 3, 1)
         side = math.isqrt(last.size(1))  # the first tokens stand for the whole picture

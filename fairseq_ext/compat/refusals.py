@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from torch.multiprocessing import ProcessRaisedException
 
-from ..training.errors import InputError, OptionError
+from ..training.errors import InputError, OptionError, first_line
 from .stock_checks import check_stock_values
 
 __all__ = ["end_commands_in_one_line", "end_hydra_in_one_line", "refusal"]
@@ -71,7 +71,7 @@ def refusal(error: BaseException, cfg: Any = None) -> InputError | None:
     if message.startswith(tuple(OPTIONS)) or (deliberate and _raised_by_fairseq(error.__traceback__)):
         return OptionError(_with_option(message, cfg))
     if key := getattr(error, "full_key", None):  # omegaconf: no value, or none of that type
-        return OptionError(f"--{key.rpartition('.')[2].replace('_', '-')}: {str(error).splitlines()[0]}")
+        return OptionError(f"--{key.rpartition('.')[2].replace('_', '-')}: {first_line(error)}")
     return None
 
 
@@ -195,7 +195,7 @@ def end_commands_in_one_line() -> bool:
                 raise
             dataclass_utils.logger.disabled = True  # it would repeat every option
             name, value = merged[1].replace("_", "-"), merged[2]
-            reason = str(error.__cause__).strip().splitlines()[0] if error.__cause__ else "not a value for it"
+            reason = first_line(error.__cause__) if error.__cause__ else "not a value for it"
             raise OptionError(f"--{name}: {'is required' if value == 'null' else f'{value}: {reason}'}") from error
 
     @functools.wraps(init)

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_ext.captions.store import Preparation
 from fairseq_ext.tasks.caption_scores import SCORES
-from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.errors import OptionError, choose, first_line
 from fairseq_ext.training.options import check_fields, option
 
 __all__ = ["BEAM", "MAX_LEN", "CaptioningConfig", "check_options", "search_config"]
@@ -96,7 +96,7 @@ def _search(option: str, text: str) -> Any:
     except OptionError:
         raise
     except (ValueError, OmegaConfBaseException) as error:
-        raise OptionError(f"{option}: {str(error).splitlines()[0]}") from error
+        raise OptionError(f"{option}: {first_line(error)}") from error
     return search
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.errors import OptionError, first_line
 from fairseq_ext.training.runs import torch_device
 
 __all__ = ["adamw", "make_accelerator", "share_buffers"]
@@ -29,7 +29,7 @@ def make_accelerator(mixed_precision: str = "no", device: str = "auto") -> Accel
     try:
         accelerator = Accelerator(mixed_precision=mixed_precision, cpu=wanted.type == "cpu")
     except ValueError as error:
-        raise OptionError(f"--mixed-precision {mixed_precision}: {str(error).splitlines()[0]}") from error
+        raise OptionError(f"--mixed-precision {mixed_precision}: {first_line(error)}") from error
     used = accelerator.device
     if device != "auto" and (wanted.type != used.type or wanted.index not in (None, used.index)):
         raise OptionError(f"--device {device}: accelerate computes on {used}")

@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "DataError", "InputError", "OptionError", "choose", "one_line"]
+__all__ = ["CheckpointError", "DataError", "InputError", "OptionError", "choose", "first_line", "one_line"]
 
 
 class InputError(SystemExit, ValueError):
@@ -45,7 +45,13 @@ def choose(option: str, value: str, allowed: Iterable[str]) -> str:
     raise OptionError(f"{option}: {value!r} is not one of {', '.join(allowed)}{hint}")
 
 
-def one_line(error: BaseException) -> str:
-    """An error of a library, for a message: its kind, and the first line of what it says."""
+def first_line(error: BaseException) -> str:
+    """An error of a library, for a message: the first line of what it says; its kind where it says nothing."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return lines[0] if lines else type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """The same with its kind before it."""
+    kind, reason = type(error).__name__, first_line(error)
+    return kind if reason == kind else f"{kind}: {reason}"

@@ -11,8 +11,10 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from fairseq_ext.training.errors import OptionError, choose
 
-__all__ = ["OptionSet", "check_fields", "flag", "idle_fields", "option"]
+__all__ = ["SPLITS", "OptionSet", "check_fields", "flag", "idle_fields", "option"]
 
+SPLITS = ("train", "valid", "test")
+"""Of a data set; what ``--split`` names."""
 LIMITS = {"least": "at least", "above": "greater than", "most": "at most", "below": "less than"}
 KEEPS = {"least": operator.ge, "above": operator.gt, "most": operator.le, "below": operator.lt}
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
+from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError, first_line
 from fairseq_ext.training.files import load_safely, read_json
 from fairseq_ext.training.progress import say
 
@@ -75,8 +75,7 @@ def loading(folder: str | Path, refusal: str = "cannot be loaded") -> Iterator[N
     except InputError:
         raise
     except Exception as error:  # every reader of a part has errors of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{folder}: {refusal}: {reason}") from error
+        raise CheckpointError(f"{folder}: {refusal}: {first_line(error)}") from error
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -281,7 +280,7 @@ def cut_layers(config: PreTrainedConfig, layers: int, folder: str | Path) -> Non
     try:
         text.num_hidden_layers = layers
     except Exception as error:  # Funnel's layers are the sum of its blocks
-        raise OptionError(f"--num-layers: {folder}: {str(error).splitlines()[0]}") from error
+        raise OptionError(f"--num-layers: {folder}: {first_line(error)}") from error
 
 
 def save_folder(model: PreTrainedModel, processor: Any, folder: str | Path) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.errors import DataError, first_line
 from fairseq_ext.training.files import read_bytes
-from vision_language.image_classification.image_set import ImageSet, first_line
+from vision_language.image_classification.image_set import ImageSet
 
 __all__ = ["Splits", "cifar_splits", "idx_splits", "numbered"]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fairseq_ext.training.errors import DataError, OptionError
-from vision_language.image_classification.image_files import SPLITS, read_split
+from fairseq_ext.training.options import SPLITS
+from vision_language.image_classification.image_files import read_split
 from vision_language.image_classification.image_set import ImageSet, PictureFiles
 from vision_language.image_classification.long_tail import long_tail_counts, long_tail_subset
 from vision_language.image_classification.options import DataOptions

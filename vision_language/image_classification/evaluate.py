@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import replacing, write_json, writing_to
 from fairseq_ext.training.flags import Device
-from fairseq_ext.training.options import option
+from fairseq_ext.training.options import SPLITS, option
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import environment, torch_device
 from vision_language.image_classification.attacks import ATTACKS, OBJECTIVES, Attack, vanishing_gradients
@@ -41,7 +41,7 @@ class EvaluationOptions(Device):
 
     model: str = option(help="folder of a trained classifier, such as runs/images/seed1")
     data: str = option(help="folder of images, as of the training")
-    split: str = option("test", "which images", ("train", "valid", "test"))
+    split: str = option("test", "which images", SPLITS)
     crop: str = option(
         "",
         f"--augment of the training, which decides how images are cropped: {', '.join(AUGMENTATIONS)} (default: as the "

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.errors import DataError, OptionError, first_line
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.plotting import PALETTE
-from vision_language.image_classification.image_set import first_line
 
 __all__ = ["COLOURS", "Experiments", "Figures"]
 

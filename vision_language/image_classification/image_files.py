@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.errors import DataError, OptionError, first_line
 from fairseq_ext.training.files import read_bytes
+from fairseq_ext.training.options import SPLITS
 from vision_language.image_classification.binary_files import Splits, cifar_splits, idx_splits, numbered
-from vision_language.image_classification.image_set import ImageSet, PictureFiles, first_line
+from vision_language.image_classification.image_set import ImageSet, PictureFiles
 
-__all__ = ["SPLITS", "read_split", "read_unlabelled"]
+__all__ = ["read_split", "read_unlabelled"]
 
-SPLITS = ("train", "valid", "test")
 OTHER_NAMES = {"valid": ("val", "validation")}
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -40,7 +40,7 @@ def read_split(folder: str | Path, split: str) -> ImageSet | None:
 
     Args:
         folder: in one of the forms at the top.
-        split: one of ``SPLITS``; ``val`` and ``validation`` are taken for ``valid``.
+        split: ``train``, ``valid`` or ``test``; ``val`` and ``validation`` are taken for ``valid``.
 
     Raises:
         OptionError: no such folder, or none of the forms in it.

@@ -11,17 +11,12 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.errors import DataError, OptionError, first_line
 from fairseq_ext.training.settings import digest
 
-__all__ = ["ImageSet", "PictureFiles", "first_line"]
+__all__ = ["ImageSet", "PictureFiles"]
 
 HEAD = 2**16
-
-
-def first_line(error: BaseException) -> str:
-    """Of an error's message, or its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class PictureFiles(Sequence[np.ndarray]):

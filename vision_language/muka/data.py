@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.options import SPLITS
 from vision_language.muka.options import TeacherOptions, TrainingOptions
 from vision_language.muka.text_files import ENDINGS, Texts, read_file
 
 __all__ = ["gold_ids", "read_data", "read_splits", "read_texts", "split_labels", "teacher_data"]
 
-SPLITS = ("train", "valid", "test")
 OTHER_NAMES = {"valid": ("dev", "validation")}
 
 

@@ -14,10 +14,10 @@ from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import output_folder, write_json
 from fairseq_ext.training.flags import Device
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option
 from vision_language.muka.baselines import ensemble_probabilities
 from vision_language.muka.cache import TeacherCache
-from vision_language.muka.data import SPLITS, gold_ids, read_texts
+from vision_language.muka.data import gold_ids, read_texts
 from vision_language.muka.diagnostics import all_diagnostics, kl_to_supervised, teacher_accuracy, teachers_right
 from vision_language.muka.logits import accuracy, logits_of
 from vision_language.muka.models import Classifier, load_classifier, load_classifiers

@@ -6,8 +6,7 @@ import random
 from dataclasses import dataclass
 
 from fairseq_ext.training.files import replacing, writing_to
-from fairseq_ext.training.options import OptionSet, option
-from vision_language.muka.data import SPLITS
+from fairseq_ext.training.options import SPLITS, OptionSet, option
 
 __all__ = ["WORDS", "synthesize"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.errors import DataError, OptionError, first_line
 from fairseq_ext.training.files import STDIN, read_lines
 
 __all__ = ["ENDINGS", "Texts", "read_file", "read_new_texts"]
@@ -80,8 +80,7 @@ def _saved_rows(path: Path) -> Iterator[Row]:
         data = load_from_disk(str(path))
         columns = data.column_names
     except Exception as error:  # arrow's readers raise many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a saved data set: {reason}") from error
+        raise DataError(f"{path}: not a saved data set: {first_line(error)}") from error
     column = next((name for name in TEXT_COLUMNS if name in columns), None)
     if column is None:
         raise DataError(f"{path}: no column {' or '.join(TEXT_COLUMNS)} among {', '.join(map(str, columns))}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.training.errors import CheckpointError, OptionError, first_line
 from fairseq_ext.training.pretrained import loading
 from vision_language.muka.models import Classifier, load_classifier, save_classifier
 from vision_language.muka.uncertainty import active_dropout
@@ -96,7 +96,7 @@ def set_attention(classifier: Classifier, implementation: str) -> None:
         model.set_attn_implementation("sdpa" if implementation == "auto" else implementation)
     except Exception as error:  # transformers raises several types
         if implementation != "auto":
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise OptionError(f"--attn-implementation {implementation}: {classifier.folder}: {reason}") from error
 
 

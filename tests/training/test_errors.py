@@ -1,0 +1,29 @@
+"""What an error of a library says in a message: one line, whatever it says."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fairseq_ext.training.errors import first_line, one_line
+from tests.helpers import ROOT
+
+OWN = ROOT / "fairseq_ext" / "training" / "errors.py"
+KIT = {"files.py", "runs.py"}
+
+
+@pytest.mark.parametrize(
+    ("message", "first", "whole"),
+    [("", "OSError", "OSError"), (" \n\n", "OSError", "OSError"), ("\n a b \nc", "a b ", "OSError: a b ")],
+)
+def test_an_error_is_one_line_even_where_it_says_nothing(message, first, whole):
+    assert first_line(OSError(message)) == first and one_line(OSError(message)) == whole
+
+
+def test_nobody_else_takes_the_first_line_of_an_error():
+    """An error that says nothing has none."""
+    places = [path for part in ("fairseq_ext", "vision_language") for path in (ROOT / part).rglob("*.py")]
+    own = re.compile(r"str\(\w*(error|cause)\w*\).*splitlines\(\)\[0\]")
+    found = [path for path in places if path != OWN and path.name not in KIT and own.search(path.read_text())]
+    assert not found
