@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from fairseq_ext.training.accelerator import make_accelerator, share_buffers
 from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
-from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.errors import OptionError, first_line
 from fairseq_ext.training.loop import Training, seed_of
 from fairseq_ext.training.pretrained import fingerprint
 from fairseq_ext.training.runs import Experiment, run_name
@@ -171,7 +171,8 @@ def train(
             view = Batches(images, transform, shares, augmented=(options.seed, epoch))
             loader = zip(rest, DataLoader(view, batch_size=None, num_workers=options.workers), strict=True)
         batch, (pixels, labels) = next(loader)
-        training.log(train_loss=step(pixels, labels, epoch + 1, batch), lr=optimizer.param_groups[0]["lr"])
+        lr = optimizer.param_groups[0]["lr"]  # of this step; behind it the schedule is at the next
+        training.log(train_loss=step(pixels, labels, epoch + 1, batch), lr=lr)
         if split and training.validates:
             gold, scores = torch.from_numpy(splits[split].labels), logits(split)
             pull = mean_gradients(gradient_norms(objective, scores, gold, epoch + 1, classifier.last_linear()))
@@ -279,8 +280,8 @@ def _prove(classifier: ImageClassifier, images: ImageSet, transform: Transform, 
             logits = classifier.eval()(pixels.to(accelerator.device))
     except (RuntimeError, ValueError) as error:
         size = " x ".join(map(str, pixels.shape[1:]))
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"--image-size: the network cannot take images of {size}: {reason}") from error
+        reason = f"the network cannot take images of {size}: {first_line(error)}"
+        raise OptionError(f"--image-size: {reason}") from error
     if logits.shape != (2, len(images.classes)):
         raise OptionError(f"--network: gives {tuple(logits.shape)} for 2 images of {len(images.classes)} classes")
     return pixels.shape[1:]

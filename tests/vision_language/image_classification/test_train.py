@@ -303,6 +303,11 @@ def test_step_sizes_by_epoch():
     assert [lr_factor(cosine, epoch) for epoch in range(1, 5)] == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
 
 
+def test_the_step_size_that_is_logged_is_that_of_the_step(pictures, tmp_path):
+    run(options_of(pictures, lr=0.01, lr_schedule="steps", lr_steps=(2,)), tmp_path)
+    assert [entry["lr"] for entry in record_of(tmp_path)["history"]] == pytest.approx([0.01, 0.001])
+
+
 def test_an_augmented_image_depends_on_seed_epoch_and_number_alone(pictures):
     images, transform = read_data(options_of(pictures))["train"], Transform(28, "pad-crop")
 

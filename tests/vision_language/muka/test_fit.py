@@ -114,11 +114,13 @@ def test_gradients_are_clipped(tmp_path, at_each_step):
         (1.0, [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
     ],
 )
-def test_step_sizes(tmp_path, at_each_step, warmup, shares):
-    """Linear from 0 at the first step to the largest after the warm-up, and down to 0 behind the last."""
+def test_step_sizes(tmp_path, at_each_step, monkeypatch, warmup, shares):
+    """Linear from 0 at the first step to the largest after the warm-up, and to 0 behind the last; and so logged."""
+    logged, log = [], fitting.Training.log
+    monkeypatch.setattr(fitting.Training, "log", lambda self, **of: logged.append(of["lr"]) or log(self, **of))
     seen = at_each_step(lambda optimizer: optimizer.param_groups[0]["lr"])
     trained(tmp_path, options(batch_size=1, epochs=1, lr=0.5, warmup=warmup), logit_loss=lambda z, _: 0 * z.sum())
-    assert seen == pytest.approx([0.5 * share for share in shares])
+    assert seen == logged == pytest.approx([0.5 * share for share in shares])
 
 
 def test_the_optimizer_is_adamw_and_decays_matrices_alone(tmp_path, at_each_step):
