@@ -15,7 +15,7 @@ from tests.helpers import ROOT
 KIT = ("fairseq_ext.training", "fairseq_ext.fonts", "fairseq_ext.remembered")
 HUGGING_FACE = (
     *("transformers", "tokenizers", "safetensors", "accelerate", "tensorboardX", "sklearn"),
-    "vision_language.options",
+    *("vision_language.calibration", "vision_language.options"),
 )
 TRAINER = ("torch", "numpy", "tqdm", "matplotlib", "fairseq_ext.losses", "fairseq_ext.modules", *KIT)
 BINDING = ("torch", "fairseq", "omegaconf", "fairseq_ext.training.errors", "fairseq_ext.training.options")

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.plotting import BAND, legend_outside, mean_and_range, name_lines
+from vision_language import calibration
 from vision_language.image_classification.figures import COLOURS, Experiments, Figures
 from vision_language.image_classification.predict import QUANTILES
 from vision_language.image_classification.scores import log_odds, margin, ood_scores
@@ -175,14 +176,14 @@ def reliability(axes: Axes, experiments: Experiments) -> dict[str, Any]:
             continue
         logits = torch.from_numpy(np.concatenate([arrays["logits"] for arrays in evaluations])).double()
         labels = np.concatenate([arrays["labels"] for arrays in evaluations])
-        confidence, predicted = (part.numpy() for part in logits.softmax(1).max(1))
-        index = np.ceil(confidence * CONFIDENCE_BINS).clip(1, CONFIDENCE_BINS)
-        parts = [index == bin for bin in np.unique(index)]
-        points = [(float(confidence[part].mean()), float((predicted == labels)[part].mean())) for part in parts]
-        numbers[name] = {"points": points, "images": [int(part.sum()) for part in parts]}
-        confident, right = zip(*points, strict=True)
+        confidence, predicted = logits.softmax(1).max(1)
+        table = calibration.reliability(confidence, predicted == torch.from_numpy(labels), CONFIDENCE_BINS)
+        filled = table.examples > 0
+        columns = (table.confidence, table.accuracy, table.examples)
+        confident, right, images = (column[filled].tolist() for column in columns)
+        numbers[name] = {"points": list(zip(confident, right, strict=True)), "images": images}
         axes.plot(confident, right, color=colour, alpha=0.5)
-        sizes = [4 + 200 * float(part.mean()) for part in parts]  # few images make a point that says little
+        sizes = [4 + 200 * count / len(labels) for count in images]  # few images make a point that says little
         axes.scatter(confident, right, s=sizes, color=colour, label=name)
     if numbers:
         axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=0.8)

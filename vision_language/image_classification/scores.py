@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
+
+from vision_language.calibration import reliability
 
 __all__ = ["OOD_SCORES", "expected_calibration_error", "log_odds", "margin", "ood_scores"]
 
@@ -126,7 +127,4 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -
     if not len(labels):
         raise ValueError("the calibration error of no image is undefined")
     confidence, predicted = logits.double().softmax(1).max(1)
-    correct = (predicted == labels).double()
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=torch.double, device=logits.device).index_add_(0, index, correct - confidence)
-    return float(gap.abs().sum() / len(labels))
+    return reliability(confidence, predicted == labels, bins).calibration_error

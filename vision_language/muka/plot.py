@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from fairseq_ext.training.plotting import PALETTE, legend_outside, picture
-from vision_language.muka.diagnostics import reliability, selected_right, specialty
+from vision_language.calibration import reliability
+from vision_language.muka.diagnostics import selected_right, specialty
 from vision_language.muka.targets import LabelUnion
 
 __all__ = ["draw_scores", "plot_confidence", "plot_reliability", "plot_selection", "score_range"]

@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from PIL import Image
 
+from vision_language.calibration import reliability
 from vision_language.muka.baselines import ensemble_probabilities
 from vision_language.muka.diagnostics import (
     accuracy_by_teacher,
     all_diagnostics,
     kl_to_supervised,
-    reliability,
     score_auroc,
     selected_right,
     specialty,
