@@ -73,8 +73,8 @@ class Objective:
             loss = encouraging_loss_terms(adjusted, labels, label_smoothing=options.label_smoothing)[0]
         rows = weight[labels] if weight is not None else torch.ones_like(loss)
         weights = rows.sum()
-        if whole is not None:
-            weights = (len(whole) if weight is None else weight[whole].sum()) * len(labels) / len(whole)
+        if whole is not None and weight is not None:
+            weights = weight[whole].sum() * len(labels) / len(whole)
         total = (rows * loss).sum() / weights
         strength = self._bonus_weight(epoch)
         return total + strength * self._bonus(logits, labels, epoch) if strength else total
