@@ -115,6 +115,7 @@ TAIL: dict[str, dict[str, Any]] = {
     "halted focal": {"loss": "halted-focal"},
     "encouraging, LE 0.5": {"log_end": 0.5},
     "encouraging, LE 1": EL,
+    "encouraging, LE 1, half the rate": {**EL, "lr": 5e-4},
     "aggressive": {**EL, "bonus_start": 0.5},
     "class-weighted bonus": {**EL, "reweight": "bonus"},
     "DRW + bonus": {**EL, "reweight": "both", "reweight_from": 9, "bonus_from": 9},
