@@ -39,7 +39,7 @@ CELLS = tuple(cell for cell in product(STRATEGIES, FUSIONS) if _has_meaning(*cel
 TEXT = """## Cross-view decoding: wirings and fusions
 
 Multi30k German to English, validation bits per token minus those of the Transformer with the same seed (less is
-better), with the 95 % interval: {seeds} seeds of size {size} (width {width}, FFN {ffn}, {layers} + {layers} pre-norm
+better), with the 95 % interval: {seeds} seed(s) of size {size} (width {width}, FFN {ffn}, {layers} + {layers} pre-norm
 layers, {pieces:,} pieces, dropout {dropout}, {updates:,} updates of at most {tokens:,} tokens, {warmup} of warm-up; our
 choice, not tuned). A fusion is left out (–) where it has no meaning: `fma` has more than two views, `ama` and
 `ama-static` weigh theirs by themselves. {environment}.

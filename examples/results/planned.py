@@ -12,6 +12,9 @@ from examples.results.fairseq_programs import discard
 from fairseq_ext.training.files import output_folder, read_json, write_json
 from fairseq_ext.training.progress import say
 
+NAMED = 12
+"""Missing rows that a sentence names."""
+
 Row = TypeVar("Row")
 System = TypeVar("System")
 
@@ -63,6 +66,7 @@ def restore(rows: Iterable[dict[str, Any]], out: Path) -> int:
 
 
 def not_measured(content: Mapping[str, Any]) -> str:
-    """The sentence below a table that names its missing rows; empty where it is complete."""
-    missing = content.get("missing")
-    return f"Not measured yet: {'; '.join(missing)}." if missing else ""
+    """The sentence below a table that names its missing rows, of many the first; empty where it is complete."""
+    missing = content.get("missing", [])
+    named = [*missing[:NAMED], *([f"and {len(missing) - NAMED} more"] if len(missing) > NAMED else [])]
+    return f"Not measured yet: {'; '.join(named)}." if missing else ""

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from examples.results import benchmarks, fairseq_log, graph_classification, iais, label_graph, muka, renode, report
+from examples.results.planned import not_measured
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
 
@@ -348,3 +349,9 @@ def test_what_a_gpu_has_finished_is_a_table(results, tmp_path):
     assert "| +1.50 [-4.85, +7.85] |" in text
     assert "    make gpu\n" in text and "Card 9; python 3, torch 2" in text and "far from" not in text
     assert "## Speed" not in text and linked(text) == {"gpu_multi30k.png", "gpu_multi30k_curves.png"}
+
+
+def test_of_many_missing_rows_the_first_are_named():
+    cells = [f"a, seed {number}" for number in range(1, 15)]
+    assert not_measured({"missing": cells[:12]}).endswith("a, seed 11; a, seed 12.")
+    assert not_measured({"missing": cells}).endswith("a, seed 12; and 2 more.") and not_measured({"missing": []}) == ""
