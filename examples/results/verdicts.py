@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from examples.results.paired import Paired, holm, p_value
 
-__all__ = ["Claim", "Limit", "Verdict", "anchor", "page", "perplexities", "unfinished"]
+__all__ = ["Claim", "Limit", "Paper", "Verdict", "anchor", "page", "perplexities", "unfinished"]
 
 PAIRS = 3
 """Independent pairs that a verdict needs."""
@@ -64,6 +64,15 @@ class Limit(NamedTuple):
     cause: Literal["method", "budget", "recipe", "data"]
     text: str
     decisive: bool = False
+
+
+class Paper(NamedTuple):
+    """What a paper claims of its method, which rows of a table are the method, and its gain in the table's metric."""
+
+    method: str
+    says: str
+    systems: tuple[str, ...]
+    published: float | None = None
 
 
 class Claim(NamedTuple):
@@ -150,8 +159,8 @@ def _count(number: int, things: str) -> str:
     return f"{number} {things if number != 1 else things.removesuffix('s')}"
 
 
-def unfinished(curves: Iterable[Sequence[tuple[float, float]]]) -> Limit | None:
-    """A decisive limit where trainings of the baseline ended before their validation loss was flat, else None.
+def unfinished(curves: Iterable[Sequence[tuple[float, float]]]) -> list[Limit]:
+    """A decisive limit where trainings of the baseline ended before their validation loss was flat, else none.
 
     It is one as well where no training has a curve, since nothing then says that they had learned.
 
@@ -161,13 +170,13 @@ def unfinished(curves: Iterable[Sequence[tuple[float, float]]]) -> Limit | None:
     """
     ends = [(_before_the_end(curve), curve[-1]) for curve in curves if len(curve) > 1]
     if not ends:
-        return Limit("budget", "no validation curve was kept: measure it again, with one", True)
+        return [Limit("budget", "no validation curve was kept: measure it again, with one", True)]
     move = statistics.fmean((loss - last) / abs(loss) for (_, loss), (_, last) in ends)
     if move <= FLAT:
-        return None
+        return []
     (start, _), (end, _) = ends[0]
     still = f"validation still improves by {100 * move:.1f} % after update {start:,} of {end:,}"
-    return Limit("budget", f"{still}: train until it is flat", True)
+    return [Limit("budget", f"{still}: train until it is flat", True)]
 
 
 def perplexities(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -74,21 +74,21 @@ def test_the_evidence_is_one_cell():
     ],
 )
 def test_trainings_that_ended_too_early(curves, decisive):
-    limit = unfinished(curves)
-    assert (limit is not None) == decisive
-    assert limit is None or (limit.decisive and limit.cause == "budget" and "after update" in limit.text)
+    limits = unfinished(curves)
+    assert len(limits) == decisive
+    assert all(limit.decisive and limit.cause == "budget" and "after update" in limit.text for limit in limits)
 
 
 @pytest.mark.parametrize("curves", [[], [[]], [[(100, 2.0)]]])
 def test_nothing_is_taken_for_learned_without_a_curve(curves):
-    limit = unfinished(curves)
-    assert limit is not None and limit.decisive and limit.text.startswith("no validation curve was kept")
+    (limit,) = unfinished(curves)
+    assert limit.decisive and limit.text.startswith("no validation curve was kept")
 
 
 def test_bits_are_judged_by_perplexity():
     """0.02 bits are 0.2 % of 10 bits, and 1.4 % of any perplexity."""
     curve = [(80, 10.02), (100, 10.0)]
-    assert unfinished([curve]) is None and unfinished([perplexities(curve)]) is not None
+    assert not unfinished([curve]) and unfinished([perplexities(curve)])
 
 
 def test_the_page_counts_and_corrects():

@@ -69,5 +69,4 @@ def _claim(content: dict[str, Any], arm: str) -> Claim | None:
 
 def _short(plain: dict[str, Any]) -> list[Limit]:
     """Where the recall of the baseline is not flat."""
-    short = unfinished([(point["step"], -point["rsum"]) for point in run["history"]] for run in plain.values())
-    return [short] if short else []
+    return unfinished([(point["step"], -point["rsum"]) for point in run["history"]] for run in plain.values())

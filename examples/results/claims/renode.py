@@ -97,8 +97,7 @@ def _limits(content: dict[str, Any]) -> list[Limit]:
     reached = max((100 * fmean(run[METRIC] for run in row["off"].values()) for row in balanced), default=0.0)
     spread = median(map(_spread, rows))
     curves = [run["curve"] for row in rows for run in row["off"].values() if "curve" in run]
-    short = unfinished([(epoch, -f1) for epoch, f1 in curve] for curve in curves) if curves or not floor else None
-    limits = [short] if short else []
+    limits = unfinished([(epoch, -f1) for epoch, f1 in curve] for curve in curves) if curves or not floor else []
     if reached < floor:
         what = f"the baseline reaches {reached:.1f} F1 on balanced labels"
         limits.append(Limit("recipe", f"{what}: one that reaches {floor:g} is needed", True))

@@ -33,6 +33,12 @@ FORK = multiprocessing.get_context("fork")
 CROSS_ENTROPY = make_loss("ce", [1, 1, 1])
 
 
+def command_for(graph: Path) -> list[str]:
+    """A short training of ``graph``."""
+    schedule = ["--train-each", "10", "--epochs", "30", "--patience", "30", "--lr", "0.02"]
+    return ["train-large", "--dataset", str(graph), *schedule, "--device", "cpu"]
+
+
 def same(a: PPRGo, b: PPRGo) -> bool:
     return all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
 
@@ -138,19 +144,10 @@ def test_a_loss_that_is_not_finite_ends_the_training():
 @pytest.mark.parametrize("patience", [0, 3])
 def test_a_last_step_that_diverges_ends_the_training(tmp_path, patience):
     path = write_npz(a_graph(), tmp_path / "graph.npz")
-    command = [
-        "train-large",
-        "--dataset",
-        str(path),
-        *OPTIONS,
-        "--out",
-        str(tmp_path / "out"),
-        "--patience",
-        str(patience),
-    ]
+    out = tmp_path / "out"
     with pytest.raises(OptionError, match=r"^the training has diverged, .* are not finite; lower --lr 1e\+30"):
-        main([*command, "--epochs", "1", "--lr", "1e30"])
-    assert not (tmp_path / "out" / "results.json").exists()
+        main([*command_for(path), "--out", str(out), "--patience", str(patience), "--epochs", "1", "--lr", "1e30"])
+    assert not (out / "results.json").exists()
 
 
 def test_weights_in_the_wrong_order_are_refused_before_anything_is_read(tmp_path):
@@ -171,9 +168,6 @@ def test_a_training_proves_first_that_it_can_be_saved(tmp_path):
         fit(PPRGo(24, 3), batches_of(graph, np.arange(30)), loss, folder=tmp_path)
 
 
-OPTIONS = ["--train-each", "10", "--epochs", "30", "--patience", "30", "--lr", "0.02", "--device", "cpu"]
-
-
 def results(out: Path) -> dict:
     runs = json.loads((out / "results.json").read_text())["runs"]
     return {
@@ -183,7 +177,7 @@ def results(out: Path) -> dict:
 
 def test_command_line_and_resume_after_a_kill(tmp_path):
     graph = write_npz(a_graph(), tmp_path / "graph.npz")
-    command = ["train-large", "--dataset", str(graph), *OPTIONS, "--inits", "2", "--batch-size", "9"]
+    command = [*command_for(graph), "--inits", "2", "--batch-size", "9"]
     main([*command, "--out", str(tmp_path / "straight")])
     runs = results(tmp_path / "straight")
     assert list(runs) == ["split0-init0", "split0-init1"] and runs["split0-init0"] != runs["split0-init1"]
@@ -220,18 +214,7 @@ def train_forked(arguments: list[str]) -> None:
 def test_two_processes_train_as_one(tmp_path):
     """With 30 rows in batches of 29, the second process has none in the last batch."""
     graph = write_npz(a_graph(), tmp_path / "graph.npz")
-    command = [
-        "train-large",
-        "--dataset",
-        str(graph),
-        *OPTIONS,
-        "--dropout",
-        "0",
-        "--batch-size",
-        "29",
-        "--epochs",
-        "4",
-    ]
+    command = [*command_for(graph), "--dropout", "0", "--batch-size", "29", "--epochs", "4"]
     main([*command, "--out", str(tmp_path / "one")])
     debug_launcher(train_forked, ([*command, "--out", str(tmp_path / "two")],), num_processes=2)
     one, two = (torch.load(tmp_path / name / "split0-init0" / "model.pt", weights_only=True) for name in ("one", "two"))
@@ -280,7 +263,7 @@ def test_every_split_and_every_initialisation_has_its_own_seed(tmp_path, monkeyp
 
     monkeypatch.setattr(train_large, "fit", recorded)
     path = write_npz(graph, tmp_path / "graph.npz")
-    command = ["train-large", "--dataset", str(path), *OPTIONS, "--imbalance", "qinl"]
+    command = [*command_for(path), "--imbalance", "qinl"]
     main([*command, "--splits", "2", "--inits", "2", "--out", str(tmp_path / "out")])
     drawn = [graph.y[inductive_split(graph.y, 10, "qinl", seed).train].tolist() for seed in (0, 1)]
     assert [entry[:3] for entry in seen] == [(init, init, y) for y in drawn for init in (0, 1)]
@@ -291,7 +274,7 @@ def test_changed_data_is_refused(tmp_path):
     graph = a_graph()
     path = write_npz(graph, tmp_path / "graph.npz")
     np.save(tmp_path / "x.npy", graph.x.toarray())
-    command = ["train-large", "--dataset", str(path), *OPTIONS, "--epochs", "1", "--out", str(tmp_path / "out")]
+    command = [*command_for(path), "--epochs", "1", "--out", str(tmp_path / "out")]
     main([*command, "--features", str(tmp_path / "x.npy")])
     np.save(tmp_path / "x.npy", graph.x.toarray()[::-1])
     with pytest.raises(OptionError, match=r"--out: .*results.json holds runs with inputs.graph"):
@@ -315,7 +298,7 @@ def test_released_scores_on_cora(name, tmp_path, planetoid_root):
 
 def test_losses_by_name(tmp_path):
     graph = write_npz(a_graph(), tmp_path / "graph.npz")
-    command = ["train-large", "--dataset", str(graph), *OPTIONS, "--epochs", "3"]
+    command = [*command_for(graph), "--epochs", "3"]
     scores = set()
     for name in ("ce", "focal", "encouraging"):
         main([*command, "--loss", name, "--out", str(tmp_path / name)])
@@ -357,6 +340,6 @@ def test_losses_by_name(tmp_path):
 def test_bad_options_end_in_one_line(tmp_path, options, message):
     graph = write_npz(a_graph(), tmp_path / "graph.npz")
     with pytest.raises((OptionError, DataError), match=message) as error:
-        main(["train-large", "--dataset", str(graph), *OPTIONS, "--out", str(tmp_path / "out"), *options])
+        main([*command_for(graph), "--out", str(tmp_path / "out"), *options])
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out" / "results.json").exists()
