@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
     # Before anything imports Triton, which decorates functions of its own then: kernels are interpreted in these tests.
     os.environ["TRITON_INTERPRET"] = "1"
 torch.set_num_threads(1)
+os.fsync = lambda descriptor: None  # a disk takes its time, and no test is about power failures
 settings.register_profile(
     "suite", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
