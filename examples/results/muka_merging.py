@@ -10,7 +10,7 @@ from examples.results.muka_teachers import OF_TEACHERS, SETTINGS, TITLES, add_te
 from examples.results.paired import Paired
 from examples.results.report import environments, mean_spread
 from fairseq_ext.training.accelerator import make_accelerator
-from fairseq_ext.training.runs import environment, run_name
+from fairseq_ext.training.runs import environment, run_name, torch_device
 from vision_language.muka.evaluate import evaluate_classifiers
 from vision_language.muka.merge import merged_classifier
 from vision_language.muka.models import load_classifiers, save_classifier
@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {
         "name": "muka_merging",
         "settings": {key: getattr(options, key) for key in OF_TEACHERS},
-        "environment": environment("transformers", "tokenizers", "accelerate", device="cpu"),
+        "environment": environment("transformers", "tokenizers", "accelerate", device=torch_device("auto").type),
         "rows": rows,
     }
 

@@ -17,7 +17,7 @@ from fairseq_ext.regions.arrays import load_npz
 from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
 from fairseq_ext.training.files import safe_loads_only
 from fairseq_ext.training.flags import Device
-from fairseq_ext.training.options import option
+from fairseq_ext.training.options import SPLITS, option
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import torch_device
 
@@ -35,7 +35,7 @@ class GenerateOptions(Device):
 
     model: str = option(help="checkpoint file; several, joined by a colon, are an ensemble", positional=True)
     data: str = option(help="folder of prepared data, or of pictures", positional=True)
-    split: str = option("test", "of prepared data", ("train", "valid", "test"))
+    split: str = option("test", "of prepared data", SPLITS)
     network: str = option(LITE0, "of pictures, as `captions extract` had it for the training data")
     size: int = option(224, "of pictures, likewise", least=32)
     pca_file: str = option("", "of pictures: the components that `captions extract --pca` wrote for the training data")

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.options import SPLITS
 from fairseq_ext.training.settings import Settings, digest
 from graph.label_graph.classifier import encoder_of, tokenized
 from graph.label_graph.coverage import coverage
-from graph.label_graph.data import SPLITS, label_matrix, label_names, read_splits
+from graph.label_graph.data import label_matrix, label_names, read_splits
 from graph.label_graph.encoder import Encoder, States
 from graph.label_graph.options import Options
 from graph.label_graph.text import Vocabulary

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import STDIN, read_json, read_lines
+from fairseq_ext.training.options import SPLITS
 
 __all__ = ["Sample", "label_matrix", "label_names", "read_file", "read_splits", "unknown_labels"]
 
-SPLITS = ("train", "valid", "test")
 FORMS = (
     "{train,valid,test}.{tsv,txt,json}, rmsc.data.{train,valid,test}.json, or one .json file an album; each also .gz"
 )

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairseq_ext.training.errors import DataError
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option
 from fairseq_ext.training.progress import progress
 from graph.label_graph.classifier import Predictor
-from graph.label_graph.data import SPLITS, label_matrix, read_file, read_splits, unknown_labels
+from graph.label_graph.data import label_matrix, read_file, read_splits, unknown_labels
 from graph.label_graph.epoch import score
 
 __all__ = ["evaluate", "predict"]

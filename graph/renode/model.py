@@ -1,4 +1,4 @@
-"""Backbones for node classification by name: torch_geometric's models, with the layers of ReNode's released code."""
+"""Backbones for node classification by name."""
 
 from __future__ import annotations
 
@@ -9,135 +9,15 @@ from typing import Any
 
 import torch_geometric.nn.models
 from torch import Tensor, nn
-from torch_geometric.nn import MLP, GATConv, Linear, MessagePassing
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
-from fairseq_ext.remembered import Remembered
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import OptionSet, option
-from graph.renode.pagerank import check_alpha
-from graph.renode.propagation import ExactPageRank, FixedAPPNP, FixedChebConv, FixedGCNConv, FixedSAGEConv
+from graph.renode.backbones import APPNP, GAT, GCN, PPNP, SGC, Cheb, GraphSAGE
 
 __all__ = ["MODELS", "ModelOptions", "build_model", "options_of"]
 
 PACKAGE = "torch_geometric.nn.models."
-
-
-class GCN(torch_geometric.nn.models.GCN):
-    """``GCN`` for a graph that stays the same."""
-
-    def init_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> MessagePassing:
-        return FixedGCNConv(in_channels, out_channels)
-
-
-class GraphSAGE(torch_geometric.nn.models.GraphSAGE):
-    """``GraphSAGE``, with the mean, for a graph that stays the same."""
-
-    def init_conv(self, in_channels: Any, out_channels: int, **kwargs: Any) -> MessagePassing:
-        return FixedSAGEConv(in_channels, out_channels)
-
-
-class Cheb(BasicGNN):
-    """Chebyshev convolutions, K = 2 (arXiv:1606.09375), for a graph that stays the same."""
-
-    supports_edge_weight, supports_edge_attr = True, False
-
-    def init_conv(self, in_channels: Any, out_channels: int, **kwargs: Any) -> MessagePassing:
-        return FixedChebConv(in_channels, out_channels, K=2)
-
-
-class GAT(BasicGNN):
-    """Graph attention with 4 heads, the last layer with 1, and no dropout on attention, as released.
-
-    torch_geometric's model of this name gives the last layer as many heads as the others, and drops attention.
-    """
-
-    supports_edge_weight, supports_edge_attr = False, False
-    heads = 4
-
-    def init_conv(self, in_channels: Any, out_channels: int, **kwargs: Any) -> MessagePassing:
-        if len(self.convs) == self.num_layers - 1:
-            return GATConv(in_channels, out_channels)
-        if out_channels % self.heads:
-            raise OptionError(f"--hidden-size must be a multiple of gat's {self.heads} heads, got {out_channels}")
-        return GATConv(in_channels, out_channels // self.heads, heads=self.heads)
-
-
-class SGC(nn.Module):
-    """A linear map of the features propagated ``num_layers`` times; equal features are propagated once.
-
-    Felix Wu, Tianyi Zhang, Amauri Holanda de Souza Jr., Christopher Fifty, Tao Yu, Kilian Q. Weinberger, "Simplifying
-    Graph Convolutional Networks", arXiv:1902.07153. ``SGConv(cached=True)`` would keep those of its first graph.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, num_layers: int) -> None:
-        super().__init__()
-        # Without restart, PageRank's steps are powers of the normalised adjacency matrix.
-        self.propagated = Remembered(FixedAPPNP(num_layers, alpha=0.0))
-        self.lin = Linear(in_channels, out_channels)
-
-    def reset_parameters(self) -> None:
-        self.lin.reset_parameters()
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return self.lin(self.propagated(x, edge_index))
-
-
-class PPNP(nn.Module):
-    """A perceptron whose outputs are propagated by exact PageRank, through a dense matrix.
-
-    Johannes Klicpera, Aleksandar Bojchevski, Stephan Günnemann, "Predict then Propagate: Graph Neural Networks meet
-    Personalized PageRank", arXiv:1810.05997.
-
-    As released, the matrix is that of the Totoro scores, :class:`~graph.renode.PageRank`: a node reads the targets of
-    its edges, where the other backbones read the sources; a self-loop of the graph counts beside the one that is added,
-    and duplicate edges count once.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        num_layers: int,
-        out_channels: int,
-        dropout: float = 0.5,
-        alpha: float = 0.15,
-        matrix: Callable[..., Tensor] | None = None,
-    ) -> None:
-        super().__init__()
-        check_alpha(alpha)
-        sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
-        self.mlp = MLP(sizes, dropout=dropout, norm=None)
-        self.propagation: nn.Module = ExactPageRank(alpha, matrix)
-
-    def reset_parameters(self) -> None:
-        self.mlp.reset_parameters()
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return self.propagation(self.mlp(x), edge_index)
-
-
-class APPNP(PPNP):
-    """:class:`PPNP` with ``hops`` steps towards PageRank.
-
-    On an undirected graph without self-loops and duplicate edges :class:`PPNP` is the limit. Elsewhere it is not: the
-    edges here are those of torch_geometric's layer, from source to target, with one self-loop a node.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        num_layers: int,
-        out_channels: int,
-        dropout: float = 0.5,
-        alpha: float = 0.15,
-        hops: int = 10,
-    ) -> None:
-        super().__init__(in_channels, hidden_channels, num_layers, out_channels, dropout, alpha)
-        self.propagation = FixedAPPNP(hops, alpha)
-
-
 MODELS: dict[str, type[nn.Module]] = {
     "gcn": GCN,
     "gat": GAT,

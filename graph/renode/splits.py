@@ -17,7 +17,7 @@ from graph.inputs import as_labels, as_tensor, node_ids
 
 __all__ = [
     "IMBALANCES",
-    "SPLITS",
+    "KINDS",
     "LabelOptions",
     "Split",
     "SplitOptions",
@@ -27,7 +27,7 @@ __all__ = [
     "quotas",
 ]
 
-SPLITS = ("compat", "random", "public")
+KINDS = ("compat", "random", "public")
 IMBALANCES = ("none", "step")
 
 
@@ -94,7 +94,7 @@ def make_split(data: Data, kind: str = "compat", seed: int = 0, *, valid_each: i
 
     Args:
         data: the graph.
-        kind: one of ``SPLITS``.
+        kind: one of ``KINDS``.
         seed: of the shuffle, or the column of public masks.
         valid_each: validation nodes of each class.
         **imbalance: arguments of :func:`quotas`.
@@ -103,7 +103,7 @@ def make_split(data: Data, kind: str = "compat", seed: int = 0, *, valid_each: i
         OptionError, DataError: a wrong option; too few nodes of a class; absent, empty or overlapping masks; a class
             without labelled nodes.
     """
-    choose("--split-kind", kind, SPLITS)
+    choose("--split-kind", kind, KINDS)
     if kind == "public":
         return _public_split(data, seed)
     if valid_each < 1:
@@ -122,7 +122,7 @@ def make_split(data: Data, kind: str = "compat", seed: int = 0, *, valid_each: i
 
 def labelled_nodes(data: Data, kind: str = "compat", seed: int = 0, **imbalance: Any) -> Tensor:
     """Ids of the labelled nodes of :func:`make_split`, which need no others: of a public split only ``train_mask``."""
-    choose("--split-kind", kind, SPLITS)
+    choose("--split-kind", kind, KINDS)
     if kind == "public":
         return _public_labelled(data, seed)
     y = as_labels(data.y, name="data.y")
@@ -216,7 +216,7 @@ class LabelOptions(OptionSet):
         "compat",
         "compat: the released splits, which validate on the lowest ids left of each class; random: random validation "
         "nodes, too; public: the masks of the data set",
-        SPLITS,
+        KINDS,
         aliases=("split",),
     )
     train_each: int = option(20, "labelled nodes a class (released: 20)", least=1, idle={"imbalance": ("step",)})

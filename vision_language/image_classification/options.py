@@ -154,11 +154,9 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
     workers: int = option(0, "processes that read images", least=0)
     attack: str = option("", "train on attacked images: fgsm, pgd or pgd-l2 (default: no)")
     epsilon: float = option(0.3, "radius of --attack in pixels", above=0, idle={"attack": ("",)})
-    attack_steps: int = option(
-        7, "steps of --attack pgd and pgd-l2 (released: 7)", least=1, idle={"attack": ("", "fgsm")}
-    )
+    attack_steps: int = option(7, "steps of --attack pgd and pgd-l2 (released: 7)", least=1, idle=WITHOUT_STEPS)
     attack_step_size: float = option(
-        0.1, "their size (released: 0.1 of pgd, 0.2 of pgd-l2)", above=0, idle={"attack": ("", "fgsm")}
+        0.1, "their size (released: 0.1 of pgd, 0.2 of pgd-l2)", above=0, idle=WITHOUT_STEPS
     )
     seed: int = option(1, "of weights, order and dropout", least=0)
 
