@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from examples.results.paired import Paired, holm
+from examples.results.paired import Paired, differences, holm
 from examples.results.planned import finished, not_measured, seed_by_seed
 from examples.results.report import commands, common, environments, unique
 from examples.results.translation.experiments import (
@@ -122,12 +122,11 @@ def _table(content: dict[str, Any]) -> str:
 
 def _gains(rows: list[dict[str, Any]]) -> dict[tuple[str, str], Paired]:
     """The difference of each cell to the Transformer, where it has one of the same seed."""
-    bits = {(row["wiring"], row["fusion"], row["seed"]): best_bits(row) for row in rows}
-    pairs = {
-        cell: [bits[*cell, seed] - bits[*BASELINE, seed] for *other, seed in bits if tuple(other) == cell]
-        for cell in CELLS[1:]
-    }
-    return {cell: Paired.of(differences) for cell, differences in pairs.items() if differences}
+    bits: dict[tuple[str, str], dict[int, float]] = {cell: {} for cell in CELLS}
+    for row in rows:
+        bits[row["wiring"], row["fusion"]][row["seed"]] = best_bits(row)
+    pairs = {cell: differences(bits[cell], bits[BASELINE]) for cell in CELLS[1:]}
+    return {cell: Paired.of(of_seeds) for cell, of_seeds in pairs.items() if of_seeds}
 
 
 def _cell(gain: Paired | None) -> str:

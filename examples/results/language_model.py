@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from examples.language_modeling.bpc import bits_per_character
 from examples.results import fairseq_log, fairseq_programs
 from examples.results.fairseq_programs import DEVICE_OPTIONS, PLUGIN, device
-from examples.results.paired import Paired
+from examples.results.paired import Paired, differences
 from examples.results.planned import finished, not_measured, seed_by_seed
 from examples.results.report import commands, common, environments, mean_spread, slug, unique
 from examples.translation.staging import fairseq_preprocess
@@ -218,13 +218,10 @@ def by_system(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def gains(systems: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
     """Bits of test that each system saves against the dense model of the same seed."""
-    dense = {row["seed"]: row["bits"] for row in systems.get(BASELINE, [])}
-    saved = {
-        name: [dense[row["seed"]] - row["bits"] for row in own if row["seed"] in dense]
-        for name, own in systems.items()
-        if name != BASELINE
-    }
-    return {name: own for name, own in saved.items() if own}
+    saved = {name: {row["seed"]: -row["bits"] for row in own} for name, own in systems.items()}
+    dense = saved.pop(BASELINE, {})
+    pairs = {name: differences(own, dense) for name, own in saved.items()}
+    return {name: own for name, own in pairs.items() if own}
 
 
 def _table(content: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from examples.results.muka_teachers import OF_TEACHERS, SETTINGS, TITLES, add_teachers, pretrained, taught, training
-from examples.results.paired import Paired
+from examples.results.paired import Paired, differences
 from examples.results.report import environments, mean_spread, slug, unique
 from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.runs import run_name
@@ -171,7 +171,7 @@ def _table(content: dict[str, Any]) -> str:
     lines, amalgamated = [], []
     for system, row in rows.items():
         accuracy = [100 * value for value in row["runs"].values()]
-        gains = [100 * (value - baseline[seed]) for seed, value in row["runs"].items() if seed in baseline]
+        gains = [100 * value for value in differences(row["runs"], baseline)]
         shown = "" if system == BASELINE or not gains else Paired.of(gains).text(2)
         if system in AMALGAMATED and gains:
             amalgamated.append(Paired.of(gains))

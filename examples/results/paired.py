@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from scipy import stats
 
-__all__ = ["Paired", "holm", "p_value"]
+__all__ = ["Paired", "differences", "holm", "p_value"]
 
 LEVEL = 0.05
 RANKED = 6
@@ -62,6 +62,11 @@ class Paired(NamedTuple):
     def text(self, digits: int) -> str:
         interval = "" if self.low is None else f" [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
         return f"{self.mean:+.{digits}f}{interval}"
+
+
+def differences(values: Mapping[Hashable, float], baseline: Mapping[Hashable, float]) -> list[float]:
+    """What the value of each seed or split is more than the baseline's of the same one, where it has one."""
+    return [value - baseline[pair] for pair, value in values.items() if pair in baseline]
 
 
 def _signed_rank(gains: Sequence[float]) -> float:

@@ -7,6 +7,7 @@ import statistics
 import pytest
 from scipy import stats
 
+from examples.results import paired
 from examples.results.paired import Paired, holm
 
 differences = pytest.mark.parametrize(
@@ -72,3 +73,7 @@ def test_holm_is_never_weaker_than_bonferroni_nor_stronger_than_no_correction(va
     for value, rejected in zip(values, holm(values), strict=True):
         assert rejected or value > 0.05 / len(values)
         assert not rejected or value <= 0.05
+
+
+def test_differences_are_those_of_what_both_have():
+    assert paired.differences({1: 3.0, 2: 5.0, 4: 9.0}, {2: 1.0, 1: 0.5, 3: 7.0}) == [2.5, 4.0]

@@ -7,6 +7,7 @@ from typing import Any
 
 from examples.results.captioning.baselines import BASELINES
 from examples.results.captioning.table import heading, same_for_all
+from examples.results.paired import differences
 from examples.results.verdicts import Claim, Limit, perplexities, unfinished
 
 __all__ = ["claims"]
@@ -41,7 +42,7 @@ def _below_untrained(content: dict[str, Any], dense: dict[str, dict[str, Any]]) 
 
 def _claim(content: dict[str, Any], arm: str, runs: dict[str, dict[str, Any]]) -> Claim:
     dense = next((row["runs"] for row in content["rows"] if row["system"] == "dense"), {})
-    gains = [100 * (run["cider_d"] - dense[seed]["cider_d"]) for seed, run in runs.items() if seed in dense]
+    scores, dense_scores = ({seed: 100 * run["cider_d"] for seed, run in each.items()} for each in (runs, dense))
     same = sum(len(same_for_all(trained)) for trained in (dense, runs))
     selection = Limit(
         "recipe",
@@ -54,7 +55,7 @@ def _claim(content: dict[str, Any], arm: str, runs: dict[str, dict[str, Any]]) -
         "better captions",
         f"{content['dataset']}, {arm}",
         heading(content),
-        gains,
+        differences(scores, dense_scores),
         "CIDEr-D",
         digits=1,
         ours=True,

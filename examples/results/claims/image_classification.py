@@ -13,6 +13,7 @@ from examples.results.image_classification.attacks import (
     OTHERS_HEADING,
     PUBLISHED,
     SCORES,
+    share_lost,
 )
 from examples.results.image_classification.experiments import HALF_RATE
 from examples.results.image_classification.figures import BASELINE, Content, Figure, differences, key, runs_of
@@ -117,7 +118,7 @@ def _lost(published: Paired | None, honest: Paired | None) -> list[Limit]:
     """What is left of the published gain."""
     if published is None or honest is None or published.mean <= 0:
         return []
-    lost = 100 * min(1, 1 - max(honest.mean, 0) / published.mean)
+    lost = 100 * share_lost(published, honest)
     return [Limit("method", f"{lost:.0f} % of the gain as published is rounding of p in float32, not the model's")]
 
 

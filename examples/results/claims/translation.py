@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from examples.results.paired import differences
 from examples.results.translation.experiments import BASELINE, DATA, SIZES, SYSTEMS
 from examples.results.translation.figures import best_bits
 from examples.results.translation.table import dataset, heading
@@ -53,7 +54,7 @@ def _rows(content: dict[str, Any], systems: tuple[str, ...]) -> list[dict[str, A
 def _claim(paper: Paper, content: dict[str, Any]) -> Claim:
     rows = _rows(content, paper.systems)
     plain = {row["seed"]: row for row in _rows(content, (BASELINE,))}
-    gains = [row["sacrebleu"] - plain[row["seed"]]["sacrebleu"] for row in rows if row["seed"] in plain]
+    bleu, plain_bleu = ({row["seed"]: row["sacrebleu"] for row in of} for of in (rows, plain.values()))
     chosen = f", {rows[0]['system']} (best on valid)" if len(paper.systems) > 1 else ""
     tested = {row["system"] for row in content["rows"]}
     weights = Limit(
@@ -64,7 +65,7 @@ def _claim(paper: Paper, content: dict[str, Any]) -> Claim:
         paper.says,
         f"{dataset(content).name}, {rows[0]['updates']:,} updates{chosen}",
         heading(content),
-        gains,
+        differences(bleu, plain_bleu),
         "BLEU",
         published=paper.published,
         limits=(

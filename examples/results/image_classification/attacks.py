@@ -128,6 +128,11 @@ def _attacks(content: Content) -> str:
     ) + ("\n![Accuracy under attack](results/images_attacks.png)\n" if content["experiment"] == "attacks" else "")
 
 
+def share_lost(published: Paired, honest: Paired) -> float:
+    """Which part of a gain above 0 is gone under the attack that does not vanish, in [0, 1]."""
+    return max(0.0, 1 - max(0.0, honest.mean) / published.mean)
+
+
 ROUNDED = ("probability_is_one", "zero_gradient")
 
 
@@ -147,8 +152,7 @@ def _attacks_reading(runs: dict[str, Runs]) -> str:
             f"{attack.upper()} raises the cross-entropy, as published, and {honest.text(1)} where it raises log-odds"
         )
         if published.mean > 0:
-            lost = 1 - max(honest.mean, 0) / published.mean
-            line += f": {100 * max(lost, 0):.0f} % of that gain is not the model's"
+            line += f": {100 * share_lost(published, honest):.0f} % of that gain is not the model's"
         lines.append(line + ".")
     lines.append(
         "In exact arithmetic the two attacks are one, as their gradients differ by the factor 1 - p; what separates "

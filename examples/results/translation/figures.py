@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from examples.results.paired import Paired
+from examples.results.paired import Paired, differences
 from examples.results.translation.experiments import BASELINE
 from fairseq_ext.training.plotting import Effect, forest, limits_after_first, picture, small_multiples
 
@@ -23,13 +23,10 @@ def best_bits(row: dict[str, Any]) -> float:
 
 def gains(by_system: Rows, metric: Callable[[dict[str, Any]], float]) -> dict[str, Paired]:
     """How each system differs from the Transformer of the same seed; without one it has no difference."""
-    baseline = {row["seed"]: metric(row) for row in by_system.get(BASELINE, [])}
-    pairs = {
-        name: [metric(row) - baseline[row["seed"]] for row in rows if row["seed"] in baseline]
-        for name, rows in by_system.items()
-        if name != BASELINE
-    }
-    return {name: Paired.of(differences) for name, differences in pairs.items() if differences}
+    of_seeds = {name: {row["seed"]: metric(row) for row in rows} for name, rows in by_system.items()}
+    baseline = of_seeds.pop(BASELINE, {})
+    pairs = {name: differences(values, baseline) for name, values in of_seeds.items()}
+    return {name: Paired.of(of_pairs) for name, of_pairs in pairs.items() if of_pairs}
 
 
 def drawable(by_system: Rows) -> dict[str, tuple[str, Callable[[Rows, str, Path], None]]]:
