@@ -74,6 +74,24 @@ def test_a_seed_gives_the_same_run_alone_and_beside_others(pictures, tmp_path):
     assert not same(outcome(tmp_path / "both", 1), outcome(tmp_path / "both", 2))
 
 
+def test_initial_weights_and_order_are_those_of_the_seed(pictures, tmp_path, monkeypatch):
+    begun = []
+
+    def classifier(*_):
+        begun.append(torch.initial_seed())
+        raise Killed
+
+    monkeypatch.setattr(training, "_classifier", classifier)
+    chosen = [options_of(pictures, seed=seed) for seed in (1, 2, 1)]
+    for options in chosen:
+        with pytest.raises(Killed):
+            run(options, tmp_path / f"{len(begun)}")
+    assert begun[0] == begun[2] != begun[1]
+    images = read_data(chosen[0])["train"]
+    orders = [training._order(options, images, 0).tolist() for options in chosen]
+    assert orders[0] == orders[2] != orders[1]
+
+
 def test_a_finished_run_is_kept_and_other_settings_are_refused(pictures, tmp_path, monkeypatch):
     options = options_of(pictures, epochs=1)
     run(options, tmp_path)
@@ -274,8 +292,12 @@ def test_a_batch_too_small_for_the_processes_is_refused(images, size):
 
 def test_a_random_start_is_drawn_for_each_image_and_epoch(pictures, tmp_path, monkeypatch):
     """Whatever its batch: those of an epoch differ from image to image, and those of an image from epoch to epoch."""
-    starts, orders = [], []
+    starts, orders, augmented = [], [], []
     real, order = Attack._start, training._order
+
+    def batches(*args, augmented_by=augmented, **options):
+        augmented_by.append(options.get("augmented"))
+        return Batches(*args, **options)
 
     def start(self, images, numbers, epoch):
         drawn = real(self, images, numbers, epoch)
@@ -284,7 +306,9 @@ def test_a_random_start_is_drawn_for_each_image_and_epoch(pictures, tmp_path, mo
 
     monkeypatch.setattr(Attack, "_start", start)
     monkeypatch.setattr(training, "_order", lambda *args: orders.append(order(*args)) or orders[-1])
-    run(options_of(pictures, attack="pgd", attack_steps=1), tmp_path)
+    monkeypatch.setattr(training, "Batches", batches)
+    run(options_of(pictures, attack="pgd", attack_steps=1, seed=3), tmp_path)
+    assert augmented == [None, (3, 0), (3, 1)], "as it is tried before the first step, and of each epoch"
     assert [number for number, _, _ in starts] == np.concatenate(orders).tolist()
     assert {epoch for _, epoch, _ in starts} == {1, 2} and len({noise for _, _, noise in starts}) == len(starts)
     assert len(orders) == 2 and orders[0].tolist() != orders[1].tolist()
