@@ -23,6 +23,7 @@ from tests.helpers import ROOT, options_of, words_of
 from tests.training.boards import scalars
 from tests.vision_language.iais.regions import write_regions
 from tests.vision_language.muka.texts import write_encoder, write_texts
+from vision_language.image_classification.synthetic import PictureOptions, synthesize
 
 MODULES = [
     ".".join([*path.relative_to(ROOT).parent.parts, "__main__"])
@@ -177,6 +178,10 @@ def write_texts_and_encoder(folder):
     write_encoder(folder / "encoder")
 
 
+def write_pictures(folder):
+    synthesize(PictureOptions(out=str(folder), images=50))
+
+
 TRAININGS = {
     ("graph.label_graph", "train"): (
         write_topics,
@@ -201,12 +206,17 @@ TRAININGS = {
     ("vision_language.iais", "train"): (
         write_regions,
         "--data {data} --hidden-size 8 --num-heads 2 --num-layers 1 --num-steps 2 --warmup-steps 1 --valid-images 3"
-        " --batch-size 3 --negative-size 4 --hard-negatives 2 --lr 1e-5",
+        " --batch-size 3 --negative-size 4 --hard-negatives 2 --lr 1e-5 --validate-every 1",
+        "",
+    ),
+    ("vision_language.image_classification", "train"): (
+        write_pictures,
+        "--data {data} --epochs 2 --lr 1e-9 --batch-size 40",
         "",
     ),
     ("vision_language.muka", "train-teacher"): (
         write_texts_and_encoder,
-        "--data {data} --model {data}/encoder --part 1/2 --epochs 1 --batch-size 40 --lr 1e-5 --max-length 16",
+        "--data {data} --model {data}/encoder --part 1/2 --epochs 2 --batch-size 40 --lr 1e-12 --max-length 16",
         "",
     ),
 }
@@ -233,6 +243,10 @@ def test_the_results_of_a_training_are_a_file_of_its_options(module, command, tm
     for name in runs:
         curves = scalars(results.parent / "tensorboard" / name)
         assert "train/loss" in curves and {tag.partition("/")[0] for tag in curves} == {"train", "valid", "test"}
+        best = next(step for key, step in runs[name].items() if key in ("best_step", "best_epoch"))
+        assert {step for tag, curve in curves.items() if tag.startswith("test/") for step in curve} == {best}
+        last = max(step for tag, curve in curves.items() if tag.startswith("train/") for step in curve)
+        assert best < last, "planted so that they differ"
 
     capsys.readouterr()
     main([command, *words.format(data=data).split(), "--out", str(tmp_path / "quiet"), "--device", "cpu", "--quiet"])

@@ -60,6 +60,20 @@ def test_cider_d_with_the_frequencies_of_another_set():
     np.testing.assert_allclose(scores, fixture["cider_d_each"], rtol=0, atol=1e-8)
 
 
+def test_recall_counts_as_beta_says():
+    caption, references = ["a b c d"], [["a b", "x y z a b c"]]
+    precision, recall = 3 / 4, 1.0  # of the second reference, and of the first
+    for beta, expected in ((0.0, precision), (1e6, recall), (2.0, 5 * precision * recall / (recall + 4 * precision))):
+        assert rouge_l(caption, references, beta) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 3.0, 6.0])
+def test_another_length_costs_as_sigma_says(sigma):
+    captions = ["a b", "e"], [["a b c d"], ["f g"]]
+    free, paid = (cider_d(*captions, sigma=each)[0] for each in (1e9, sigma))
+    assert free > 0 and paid == pytest.approx(free * np.exp(-(2**2) / (2 * sigma**2)))
+
+
 @given(SETS)
 def test_bleu_is_sacrebleus(images):
     hypotheses, references = zip(*images, strict=True)

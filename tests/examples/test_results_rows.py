@@ -438,7 +438,13 @@ def test_muka_rows(monkeypatch, tmp_path, most):
     monkeypatch.setattr(muka_teachers, "Texts", SimpleNamespace(joined=lambda texts: texts))
     monkeypatch.setattr(muka, "make_accelerator", lambda precision: None)
     monkeypatch.setattr(muka, "TeacherCache", lambda *arguments: None)
-    monkeypatch.setattr(muka, "diagnose_teachers", lambda options, test, store, split: {"teachers": options.teachers})
+    diagnosed = []
+
+    def diagnose_teachers(options: Any, test: list[str], store: None, split: str) -> dict[str, Any]:
+        diagnosed.append((options.seed, options.passes, options.supervised, test, split))
+        return {"teachers": options.teachers}
+
+    monkeypatch.setattr(muka, "diagnose_teachers", diagnose_teachers)
     merged = []
     monkeypatch.setattr(
         muka, "evaluate_classifiers", lambda *arguments: merged.append(arguments[:2]) or {"accuracy": 0.5}
@@ -447,6 +453,9 @@ def test_muka_rows(monkeypatch, tmp_path, most):
     options = defaults("muka", data=tmp_path, out=tmp_path, settings=["heterogeneous"], seeds=1, passes=5)
     options.until_converged = most
     (content,) = muka.measure(options)
+    seed_folder = tmp_path / "muka" / "heterogeneous" / "seed1"
+    supervised = (seed_folder / "converged" if most else seed_folder) / "supervised"
+    assert diagnosed == [(1, 5, str(supervised), ["test"], "test")]
     assert [(options.num_layers, options.part) for options, _ in teachers] == [(6, "1/2"), (3, "2/2")]
     assert {options.epochs for options, _ in teachers} == {3}
     assert content["name"] == "muka_heterogeneous" + "_converged" * bool(most)
@@ -464,6 +473,9 @@ def test_muka_rows(monkeypatch, tmp_path, most):
         assert list(student.teachers) == ([] if method == "supervised" else folders)
         assert method[:4] != "muka" or no_mc or student.passes == 5
     assert content["diagnostics"] == [{"teachers": tuple(folders)}]
+    options.seeds, options.arms = 2, ["vanilla KD"]
+    list(muka.measure(options))
+    assert diagnosed[1:] == [(seed, 5, "", ["test"], "test") for seed in (1, 2)]
 
 
 def test_merging_rows(monkeypatch, tmp_path):

@@ -95,7 +95,8 @@ def programs(monkeypatch, data):
             folder = Path(given["--save-dir"])
             (folder / "checkpoint_best.pt").touch()
             bleu = 20 + float(given["--dropout"]) - 1000 * float(given["--lr"])
-            valid = json.dumps({"epoch": 1, "valid_nll_loss": "4.5", "valid_bleu": str(bleu), "valid_num_updates": "9"})
+            nll = f"{4.5 + (18.1 - bleu) / 10:.3f}"  # less where BLEU is more
+            valid = json.dumps({"epoch": 1, "valid_nll_loss": nll, "valid_bleu": str(bleu), "valid_num_updates": "9"})
             log.write_text(f"num. shared model params: 1,234 (num.\n{valid}\n")
         if words[0] == "fairseq_cli.generate":
             Path(log).write_text("".join(f"D-{n}\t-0.5\t{'en0 en1 en2 en3 ' * n}.\n" for n in range(SENTENCES)))
@@ -325,6 +326,13 @@ def test_every_system_is_tuned_on_the_same_grid_and_never_on_test(programs, data
     programs.clear()
     *_, again = translation.measure(chosen)
     assert programs == [] and again["rows"] == content["rows"]
+
+
+@pytest.mark.parametrize("size", ["small", "cpu"])
+def test_tuning_takes_the_best_by_the_metric_of_the_size(programs, data, size):
+    """The likelihood, of which less is better, or BLEU."""
+    best = experiments.Settings(lr=1e-3, dropout=0.3)
+    assert experiments.tune("MUSE", 5, size, data / "data-bin", data) == best != experiments.GRID[0]
 
 
 # --- what translations say -------------------------------------------------------------------------------------------

@@ -111,6 +111,14 @@ def test_the_page_counts_and_corrects():
     assert text.count("[reproduced](#the-table)") == 2 and len(re.findall(r"^\| M \|", text, re.MULTILINE)) == 4
 
 
+def test_holm_counts_our_questions_too():
+    """0.03 is kept as the second of two, and not as the second of three."""
+    claims = [claim(0.1, 1.0)._replace(paired=Paired(0.5, 0.1, 1.0, 3, p)) for p in (0.001, 0.03)]
+    ours = claim(-1.0, 1.0)._replace(paired=Paired(0.0, -1.0, 1.0, 3, 0.04), ours=True)
+    assert "over the 2 that are tested, 2 of those reproduced and 0" in page(claims)
+    assert "over the 3 that are tested, 1 of those reproduced and 0" in page([*claims, ours])
+
+
 # --- what each part takes for a baseline that has not learned --------------------------------------------------------
 
 
@@ -177,6 +185,16 @@ def test_renode_is_judged_where_the_baseline_has_learned():
     assert causes("renode", unknown) == [{"budget"}], "nothing says that it has learned"
 
 
+def test_renodes_runs_must_end_alike_in_most_rows():
+    """One row in three may be restless, by the median."""
+    content = renode("Cora", 0.5, apart=0.01)
+    (restless,) = renode("Cora", 0.5, apart=0.3)["rows"]
+    content["rows"] += [{**content["rows"][0], "model": "gat"}, {**restless, "model": "sage"}]
+    assert causes("renode", content)[0] == set()
+    content["rows"] += [{**restless, "model": model} for model in ("sgc", "cheb")]
+    assert causes("renode", content)[0] == {"recipe"}
+
+
 def test_renode_is_judged_by_the_backbones_of_the_paper_with_and_without_unequal_classes():
     content = renode("Cora", 0.5)
     (row,) = content["rows"]
@@ -194,6 +212,16 @@ def test_trainings_of_renode_that_the_last_epoch_ended_are_counted():
     assert said(content) == ["4 of 12 runs end at epoch 12, the last allowed: allow more"]
     content["rows"][0]["off"]["split0-init0"]["curve"][-1][0] = 100
     assert not said(content), "a single longest run was not cut"
+    step = {**renode("Cora", 0.5)["rows"][0], "split": "step 5"}
+    for side in ("off", "on"):
+        for run in step[side].values():
+            run["curve"] = [[8, 0.5], [500, 0.5]]
+    content["rows"].append(step)
+    balanced, unequal = (
+        [limit.text for limit in judged.limits if "the last allowed" in limit.text]
+        for judged in claims_of("renode", [content])[:2]
+    )
+    assert (balanced, unequal) == ([], ["12 of 12 runs end at epoch 500, the last allowed: allow more"])
 
 
 def test_the_released_recipe_gives_way_to_one_that_has_learned():
@@ -327,6 +355,13 @@ def test_muka_is_judged_where_a_student_learns_from_its_teachers():
     assert verdicts("muka", muka()) == [Verdict.REPRODUCED, Verdict.NOT_REPRODUCED]
     assert causes("muka", muka(behind=0.06))[0] == {"budget"}
     first, _ = claims_of("muka", [muka(last=0.4)])
+    assert not [limit for limit in first.limits if limit.cause == "method"], "no baseline is better"
+    better = muka()
+    for row in better["rows"]:
+        if row["system"] == "UHC":
+            row["runs"] = dict.fromkeys(row["runs"], 0.7)
+    said = [limit.text for limit in claims_of("muka", [better])[0].limits if limit.cause == "method"]
+    assert said == ["on stackoverflow20_4 UHC has 70.0, it 52.7"], "the best of them"
     assert "MUKA, soft on stackoverflow20_4: seed2 ends at 40.0, the median at 52.0" in first.limits[0].text
     converged = muka()
     converged["settings"] = {"epochs": 1, "until_converged": 8}
@@ -372,8 +407,26 @@ def test_robustness_by_rounding_is_a_claim_of_its_own():
     first, artefact = claims_of("image_classification", [content])
     assert first.verdict is Verdict.REPRODUCED and artefact.verdict is Verdict.SPREAD
     assert any("100 % of the gain as published is rounding" in limit.text for limit in artefact.limits)
+    worse = images("attacks", cross_entropy=attacked(0.99, 0.3, 0.3), encouraging=attacked(0.99, 0.5, 0.2))
+    (lost,) = (limit.text for limit in claims_of("image_classification", [worse])[1].limits if "rounding" in limit.text)
+    assert lost.startswith("100 % of"), "no more is lost than there was"
     weak = images("attacks", cross_entropy=attacked(0.97, 0.3, 0.3), encouraging=attacked(0.97, 0.5, 0.3))
     assert causes("image_classification", weak) == [{"recipe"}] * 2
+
+
+def test_attacks_are_taken_together():
+    """The mean of both, of the runs that both attacked."""
+
+    def run(fgsm: float, pgd: float | None) -> dict[str, Any]:
+        def by_objective(accuracy: float | None) -> dict[str, Any]:
+            radii = {} if accuracy is None else {"0.2": accuracy}
+            return {"accuracy": {objective: radii for objective in ("cross-entropy", "log-odds")}}
+
+        return {"test_accuracy": 0.99, "fgsm": by_objective(fgsm), "pgd": by_objective(pgd)}
+
+    plain, bonus = [run(0.3, 0.1)] * 4, [run(0.5, 0.15), run(0.6, 0.25), run(0.7, 0.35), run(0.9, None)]
+    first, _ = claims_of("image_classification", [images("attacks", cross_entropy=plain, encouraging=bonus)])
+    assert first.paired == pytest.approx(Paired.of([12.5, 22.5, 32.5])), "(20 + 5) / 2 and so on"
 
 
 @pytest.mark.parametrize(("reached", "expected"), [(0.981, Verdict.REPRODUCED), (0.979, Verdict.NOT_TESTABLE)])

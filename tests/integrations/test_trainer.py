@@ -123,6 +123,22 @@ def test_a_model_of_ones_own_says_whether_it_shifts_and_an_adapted_one_is_looked
     assert encouraging_compute_loss(Adapted(model), None).shift and model.loss_type == "ForCausalLM"
 
 
+@pytest.mark.parametrize(
+    ("name", "shift"), [("GPT2LMHeadModel", False), ("LlamaForCausalLM", False), ("BertForMaskedLM", True)]
+)
+def test_whoever_says_whether_labels_are_shifted_is_followed(name, shift):
+    """By the loss, and by Trainer, which counts labels by the ``loss_type`` of the model."""
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+    model, batch = make(name, **TRAINED[name][0]), rows("words")
+    loss = encouraging_compute_loss(model, None, shift=shift)
+    logits, labels = model(batch["input_ids"]).logits, batch["labels"]
+    pairs = (logits[:, :-1], labels[:, 1:]) if shift else (logits, labels)
+    expected = encouraging_loss(pairs[0].flatten(0, 1), pairs[1].flatten())
+    torch.testing.assert_close(loss({"logits": logits}, labels), expected)
+    assert (LOSS_MAPPING.get(model.loss_type) is ForCausalLMLoss) == shift
+
+
 class Arguments:
     label_smoothing_factor = 0.1
 

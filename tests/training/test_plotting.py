@@ -25,6 +25,7 @@ from fairseq_ext.training.plotting import (
     categories,
     colour_of,
     forest,
+    limits_after_first,
     mean_and_range,
     name_lines,
     picture,
@@ -158,6 +159,12 @@ def test_small_multiples_share_their_scales_and_the_baseline():
         assert [line.get_color() for line in axes.lines] == [GREY, colour_of(name)]
         assert axes.lines[0].get_ydata().tolist() == [5, 1] and axes.get_title("left") == name
     assert list(small_multiples(Figure(), {"Transformer": runs["Transformer"]}, "Transformer")) == ["Transformer"]
+
+
+def test_limits_leave_out_the_first_points():
+    """But not the only one of a run."""
+    runs = {"MUSE": [[(0, 90.0), (1, 3.0), (2, 1.0)], [(0, 80.0), (1, 2.0)]], "AdaNorm": [[(0, 4.0)]]}
+    assert limits_after_first(runs) == pytest.approx((1 - 0.241, 4 + 0.241))
 
 
 def test_a_picture_looks_the_same_whatever_the_users_style(tmp_path, caplog):

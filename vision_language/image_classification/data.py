@@ -88,7 +88,10 @@ def in_channels(images: ImageSet, channels: int) -> ImageSet:
 
 
 def mean_and_std(images: ImageSet) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, pixels in [0, 1], over at most 10,000 images spread evenly."""
+    """Mean and standard deviation of each channel, pixels in [0, 1]: of all images, of 20,000 and more every n-th one.
+
+    n is the largest step that leaves 10,000.
+    """
     step = max(1, len(images) // 10_000)
     pixels = [images.images[i].reshape(-1, images.channels) for i in range(0, len(images), step)]
     sums = np.array([[values.sum(0), np.square(values, dtype=np.float64).sum(0)] for values in pixels]).sum(0) / 255

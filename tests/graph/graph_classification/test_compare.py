@@ -45,6 +45,27 @@ def test_compare_refuses_what_cannot_be_paired(tmp_path):
             compare(first, tmp_path / f"other{number}")
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"dataset": "MUTAG"},
+        {"use_node_attr": True},
+        {"folds": 3},
+        {"runs": 9},
+        {"repeats": 2},
+        {"inputs": {"graphs": "b"}},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_runs_of_other_graphs_or_splits_are_no_pairs(tmp_path, changed):
+    shared = {"use_node_attr": False, "folds": 0, "runs": 10, "repeats": 1, "inputs": {"graphs": "a"}}
+    first = results(tmp_path / "a", {"repeat0-run0": 0.5}, loss="encouraging", **shared)
+    same = results(tmp_path / "b", {"repeat0-run0": 0.5}, loss="cross-entropy", lr=1, **shared)
+    assert compare(first, same)["runs"] == 1
+    with pytest.raises(OptionError, match=rf"compare: {next(iter(changed))} is .* in .* and .* in .*: no pairs"):
+        compare(first, results(tmp_path / "c", {"repeat0-run0": 0.5}, **shared | changed))
+
+
 def test_spread_of_repeats_is_that_of_their_means():
     runs = {"repeat0-run0": 0.5, "repeat0-run1": 0.7, "repeat1-run0": 0.8, "repeat1-run1": 0.8}
     spread = spread_of_repeats({name: {"test_accuracy": accuracy} for name, accuracy in runs.items()})

@@ -45,6 +45,16 @@ def test_each_graph_is_tested_and_validated_once_a_repeat():
     assert {frozenset(s.test.tolist()) for s in splits[:5]} != {frozenset(s.test.tolist()) for s in splits[5:]}
 
 
+def test_a_digest_is_of_the_seed_and_of_every_part():
+    split = random_splits(LABELS, runs=1)[0]
+    changed = [
+        split._replace(seed=9),
+        *(split._replace(**{part: split.test[:2]}) for part in ("train", "valid", "test")),
+    ]
+    assert len({each.digest for each in (split, *changed)}) == 5
+    assert split._replace(name="other").digest == split.digest
+
+
 @pytest.mark.parametrize(("folds", "reason"), [(1, "at least 3"), (2, "at least 3"), (44, "smallest class has 43")])
 def test_folds_out_of_range(folds, reason):
     with pytest.raises(OptionError, match=f"--folds: {folds}, .*{reason}"):

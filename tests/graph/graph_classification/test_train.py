@@ -462,6 +462,24 @@ def test_other_settings_need_another_folder(rings, tmp_path):
         main(train(rings, tmp_path / "out", *options, "2"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--seed", "5"], "seed = 0, now seed = 5"),
+        (["--runs", "3"], "runs = 2, now runs = 3"),
+        (["--repeats", "2"], "repeats = 1, now repeats = 2"),
+        (["--runs", "10", "--folds", "3"], "folds = 0, now folds = 3"),
+    ],
+    ids=lambda change: change[0] if isinstance(change, list) else "",
+)
+def test_other_splits_need_another_folder(rings, tmp_path, monkeypatch, change, message):
+    """Their runs would have the names of those that are there, and be taken for them."""
+    monkeypatch.setattr(training, "train", lambda *_, **__: (None, {"test_accuracy": 0.5}))
+    main(train(rings, tmp_path / "out", "--runs", "2"))
+    with pytest.raises(OptionError, match=f"--out: .*holds runs with {message}"):
+        main(train(rings, tmp_path / "out", "--runs", "2", *change))
+
+
 def test_a_negative_seed_is_refused():
     with pytest.raises(OptionError, match="--seed must be at least 0, got -1"):
         main(["train", "--dataset", "MUTAG", "--seed", "-1"])

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch_geometric.data import Data
 
 from graph.renode.options import ScoreOptions
-from graph.renode.plot import CONTESTED, class_colors, plot_layout, plot_neighbors, region
+from graph.renode.plot import CONTESTED, class_colors, plot_layout, plot_neighbors, plot_weights, region
 from graph.renode.score import score_table, scored
 
 
@@ -47,6 +47,18 @@ def test_layout_shows_the_most_contested_nodes(max_nodes):
     for number, expected in enumerate(weight, start=1):
         at = np.abs(offsets - numbers[str(number)]).sum(1).argmin()
         assert labelled.get_sizes()[at] == pytest.approx(90 * expected**2, rel=1e-5)
+
+
+def test_weights_and_scores_stand_at_their_ranks():
+    data = a_scored_graph()
+    axes = drawn(plot_weights, data)
+    (weights,), (scores,) = (own.lines for own in axes.figure.axes)
+    nodes = data.train_mask.nonzero().squeeze(1)
+    nodes = nodes[data.totoro[nodes].argsort()]
+    for line, values in ((weights, data.renode_weight), (scores, data.totoro)):
+        assert line.get_xdata().tolist() == list(range(len(nodes)))
+        np.testing.assert_allclose(line.get_ydata(), values[nodes], rtol=1e-6)
+    assert weights.get_ydata()[0] > weights.get_ydata()[-1] and scores.get_ydata()[0] < scores.get_ydata()[-1]
 
 
 def test_a_region_is_shared_among_its_seeds():

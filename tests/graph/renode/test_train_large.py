@@ -20,6 +20,7 @@ from graph.renode import train_large
 from graph.renode.__main__ import main
 from graph.renode.inductive_split import InductiveSplit, inductive_split
 from graph.renode.losses import make_loss
+from graph.renode.options import LargeOptions
 from graph.renode.pprgo import PPRGo
 from graph.renode.recipe import LargeRecipe
 from graph.renode.train_large import fit
@@ -251,6 +252,20 @@ def test_figures_are_those_of_their_nodes(tmp_path, monkeypatch):
         "valid_macro_f1": 2 * zeros / (1 + zeros) / 3,
     }
     assert {name: run[name] for name in expected} == pytest.approx(expected)
+
+
+def test_inference_over_the_graph_is_that_of_the_options(monkeypatch):
+    graph, asked = a_graph(30), []
+
+    def predict_logits(model, x, adjacency, **options):
+        asked.append(options)
+        return np.eye(3, dtype=np.float32)[graph.y]
+
+    monkeypatch.setattr(train_large, "predict_logits", predict_logits)
+    options = LargeOptions(dataset="x.npz", alpha=0.3, inference_steps=5, normalization="col")
+    split = InductiveSplit(np.arange(10), np.arange(10, 20), np.arange(20, 30))
+    assert train_large.evaluate(None, graph, split, options, torch.device("cpu"))["accuracy"] == 1
+    assert asked == [{"alpha": 0.3, "steps": 5, "normalization": "col", "device": torch.device("cpu")}]
 
 
 def test_every_split_and_every_initialisation_has_its_own_seed(tmp_path, monkeypatch):

@@ -136,6 +136,14 @@ def test_an_epoch_meets_every_caption_and_image_once(data):
     assert (texts[:40] != np.concatenate([sampler.draw(step, TEXT).texts[:, 0] for step in range(10, 15)])).any()
 
 
+def test_captions_and_images_have_orders_of_their_own():
+    """Also where each image has one caption, so that equal orders would give the same pairs twice."""
+    sampler = AnchorSampler(np.arange(40), 8, negative_size=5)
+    texts = np.concatenate([sampler.draw(step, TEXT).texts[:, 0] for step in range(5)])
+    images = np.concatenate([sampler.draw(step, IMAGE).images[:, 0] for step in range(5)])
+    assert sorted(texts) == sorted(images) and texts.tolist() != images.tolist()
+
+
 @pytest.mark.parametrize("kind", [IMAGE, TEXT])
 def test_hardest_are_those_that_the_model_scores_highest(data, kind):
     torch.manual_seed(0)

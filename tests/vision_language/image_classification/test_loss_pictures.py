@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from fairseq_ext.training.errors import InputError
 from tests.helpers import golden_names, load_golden
 from vision_language.image_classification.classifiers import CosineLinear
 from vision_language.image_classification.gradients import LOG_ODDS_EDGES, binned_gradients, gradient_norms
@@ -24,7 +23,6 @@ from vision_language.image_classification.loss_pictures import (
 )
 from vision_language.image_classification.objective import Objective
 from vision_language.image_classification.options import BONUSES, LOSSES, LossOptions
-from vision_language.image_classification.pictures import energies, robustness
 
 CROSS_ENTROPY, ENCOURAGING = {"loss": "cross-entropy"}, {"log_end": 1.0}
 
@@ -121,34 +119,25 @@ def test_gradients_are_pooled_over_seeds_and_followed_over_epochs(axes):
     }
 
 
+def test_pooled_gradients_are_means_over_the_images(axes):
+    def run(*images: int, logits: list[float | None], log_odds: list[float | None]) -> dict[str, Any]:
+        return {"test_gradients": {"images": list(images), "log_odds": log_odds, "logits": logits}}
+
+    runs = [run(1, 0, logits=[4.0, None], log_odds=[0.0, None]), run(3, 2, logits=[8.0, 1.0], log_odds=[4.0, 6.0])]
+    (points,) = gradients(axes, {"el": SimpleNamespace(runs=runs)}).values()
+    assert points == {"log_odds": [3.0, 6.0], "norm": [7.0, 1.0], "images": [4, 2]}
+    assert axes.lines[0].get_xydata().tolist() == [[3, 7], [6, 1]]
+
+
 def test_a_sweep_is_of_experiments_that_differ_in_log_end_alone(axes):
     half, one = figures((0.5, 0.6), log_end=0.5), figures((0.7,), log_end=1.0)
     plain = figures((0.4,), loss="cross-entropy", log_end=0.75)
     drawn = sweep(axes, {"a": one, "b": half, "c": plain})
     assert drawn == {"1": [0.7], "0.5": [0.5, 0.6], "no bonus": [0.4]}
+    (means, _, (spreads,)), (alone, *_) = axes.containers
+    np.testing.assert_allclose(means.get_xydata(), [(0.5, 0.55), (1, 0.7)])
+    np.testing.assert_allclose(spreads.get_segments(), [[(0.5, 0.5), (0.5, 0.6)], [(1, 0.7), (1, 0.7)]])
+    np.testing.assert_allclose(alone.get_xydata(), [(0.35, 0.4)])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["no bonus", "0.5", "1"]
     assert sweep(axes, {"a": one, "c": plain}) == {}
     assert sweep(axes, {"a": one, "b": figures(log_end=0.5, lr=3.0)}) == {}
-
-
-def test_no_set_of_others_is_left_out(axes):
-    sets = {f"set{number}": np.full((3, 2), float(number)) for number in range(7)}
-    drawn = energies(axes, {"el": SimpleNamespace(arrays=lambda name: [sets])})
-    assert list(drawn) == [f"el, set{number}" for number in range(7)]
-
-
-def attacked(*rows: dict[str, float]) -> dict[str, Any]:
-    results = [{"accuracy": {"log-odds": row}} for row in rows]
-    return {"el": SimpleNamespace(folder="el", json=lambda name: results if name == "attack_fgsm" else [])}
-
-
-@pytest.mark.parametrize("other", [{"0.1": 0.5, "0": 0.7}, {"0": 0.7, "0.05": 0.6, "0.1": 0.5}])
-def test_accuracies_of_several_models_stand_at_their_radii(axes, other):
-    """Of lists in another order, or of other lengths; what one model alone has is left out."""
-    numbers = robustness(axes, attacked({"0": 0.9, "0.1": 0.8, "0.2": 0.1}, other))
-    assert numbers["el, fgsm, log-odds"] == {"epsilon": [0, 0.1], "accuracy": [[0.9, 0.8], [0.7, 0.5]]}
-
-
-def test_models_without_a_common_radius_are_refused(axes):
-    with pytest.raises(InputError, match=r"^plot: el has attacks \(fgsm, log-odds\) of models without a common radius"):
-        robustness(axes, attacked({"0.1": 0.9}, {"0.2": 0.8}))

@@ -19,7 +19,8 @@ from fairseq_ext.training.errors import InputError
 from vision_language.image_classification import predict
 from vision_language.image_classification import train as training
 from vision_language.image_classification.attacks import Attack
-from vision_language.image_classification.data import Batches, read_data
+from vision_language.image_classification.data import Batches, mean_and_std, read_data
+from vision_language.image_classification.image_set import ImageSet
 from vision_language.image_classification.model import load
 from vision_language.image_classification.options import NETWORKS, Options
 from vision_language.image_classification.predict import predict_logits
@@ -73,6 +74,24 @@ def test_a_seed_gives_the_same_run_alone_and_beside_others(pictures, tmp_path):
     assert not same(outcome(tmp_path / "both", 1), outcome(tmp_path / "both", 2))
 
 
+def test_initial_weights_and_order_are_those_of_the_seed(pictures, tmp_path, monkeypatch):
+    begun = []
+
+    def classifier(*_):
+        begun.append(torch.initial_seed())
+        raise Killed
+
+    monkeypatch.setattr(training, "_classifier", classifier)
+    chosen = [options_of(pictures, seed=seed) for seed in (1, 2, 1)]
+    for options in chosen:
+        with pytest.raises(Killed):
+            run(options, tmp_path / f"{len(begun)}")
+    assert begun[0] == begun[2] != begun[1]
+    images = read_data(chosen[0])["train"]
+    orders = [training._order(options, images, 0).tolist() for options in chosen]
+    assert orders[0] == orders[2] != orders[1]
+
+
 def test_a_finished_run_is_kept_and_other_settings_are_refused(pictures, tmp_path, monkeypatch):
     options = options_of(pictures, epochs=1)
     run(options, tmp_path)
@@ -83,10 +102,16 @@ def test_a_finished_run_is_kept_and_other_settings_are_refused(pictures, tmp_pat
 
 
 def test_runs_of_two_losses_are_pairs_until_the_bonus_starts(pictures, tmp_path):
-    run(options_of(pictures, epochs=1, loss="cross-entropy", log_end=0.75), tmp_path / "ce")
-    run(options_of(pictures, epochs=2, bonus_from=2), tmp_path / "el")
-    (first,), (other, later) = (record_of(tmp_path / name)["history"] for name in ("ce", "el"))
-    assert first == other and later["train_loss"] < first["train_loss"]
+    run(options_of(pictures, loss="cross-entropy", log_end=0.75), tmp_path / "ce")
+    run(options_of(pictures, bonus_from=2), tmp_path / "el")
+    plain, bonus = (record_of(tmp_path / name)["history"] for name in ("ce", "el"))
+    assert plain[0] == bonus[0] and bonus[1]["train_loss"] < plain[1]["train_loss"]
+
+
+def test_a_bonus_grows_over_all_epochs(pictures, tmp_path):
+    run(options_of(pictures, schedule="linear"), tmp_path / "growing")
+    run(options_of(pictures, epochs=1, bonus_weight=0.5), tmp_path / "half")
+    assert record_of(tmp_path / "growing")["history"][0] == record_of(tmp_path / "half")["history"][0]
 
 
 @pytest.mark.parametrize("select", ["valid", "test", "last"])
@@ -205,6 +230,9 @@ def test_a_second_stage_learns_the_last_layer_on_even_classes(pictures, tmp_path
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == {"network.classifier.weight", "network.classifier.bias"}
     images = read_data(second)["train"]
+    begun = training._classifier(second, images).last_linear()
+    assert not torch.equal(begun.weight, before["network.classifier.weight"]), "goes on from the first stage's"
+    assert not torch.equal(begun.bias, before["network.classifier.bias"])
     drawn = np.bincount(images.labels[training._order(second, images, 0)], minlength=10)
     assert drawn.max() - drawn.min() <= 1
 
@@ -219,6 +247,23 @@ def test_a_tail_is_cut_from_the_training_images_alone(pictures, tmp_path):
     record = record_of(tmp_path)
     assert record["train_counts"] == splits["train"].counts and record["test_many"] is None
     assert len(record["test_class_accuracy"]) == 10
+
+
+def test_what_a_tail_keeps_is_drawn_by_its_own_seed(pictures):
+    tail = {"long_tail": "step", "imbalance_factor": 3.0, "valid_fraction": 0.0, "select": "last"}
+    kept = [
+        read_data(options_of(pictures, subset_seed=subset_seed, seed=seed, **tail))["train"].digest()
+        for subset_seed, seed in ((0, 1), (0, 2), (1, 1))
+    ]
+    assert kept[0] == kept[1] != kept[2]
+
+
+@pytest.mark.parametrize(("images", "read"), [(30, slice(None)), (20_000, slice(None, None, 2))])
+def test_pixels_are_normalised_by_all_images_or_by_an_even_share_of_many(images, read):
+    pixels = np.arange(2 * images).reshape(images, 1, 2) % 251 % 97
+    everything = ImageSet(pixels.astype(np.uint8), np.zeros(images, dtype=np.int64), ("a", "b"), "made up")
+    mean, std = mean_and_std(everything)
+    assert mean == pytest.approx([pixels[read].mean() / 255]) and std == pytest.approx([pixels[read].std() / 255])
 
 
 def test_training_on_attacked_images(pictures, tmp_path):
@@ -247,8 +292,12 @@ def test_a_batch_too_small_for_the_processes_is_refused(images, size):
 
 def test_a_random_start_is_drawn_for_each_image_and_epoch(pictures, tmp_path, monkeypatch):
     """Whatever its batch: those of an epoch differ from image to image, and those of an image from epoch to epoch."""
-    starts, orders = [], []
+    starts, orders, augmented = [], [], []
     real, order = Attack._start, training._order
+
+    def batches(*args, augmented_by=augmented, **options):
+        augmented_by.append(options.get("augmented"))
+        return Batches(*args, **options)
 
     def start(self, images, numbers, epoch):
         drawn = real(self, images, numbers, epoch)
@@ -257,9 +306,23 @@ def test_a_random_start_is_drawn_for_each_image_and_epoch(pictures, tmp_path, mo
 
     monkeypatch.setattr(Attack, "_start", start)
     monkeypatch.setattr(training, "_order", lambda *args: orders.append(order(*args)) or orders[-1])
-    run(options_of(pictures, attack="pgd", attack_steps=1), tmp_path)
+    monkeypatch.setattr(training, "Batches", batches)
+    run(options_of(pictures, attack="pgd", attack_steps=1, seed=3), tmp_path)
+    assert augmented == [None, (3, 0), (3, 1)], "as it is tried before the first step, and of each epoch"
     assert [number for number, _, _ in starts] == np.concatenate(orders).tolist()
     assert {epoch for _, epoch, _ in starts} == {1, 2} and len({noise for _, _, noise in starts}) == len(starts)
+    assert len(orders) == 2 and orders[0].tolist() != orders[1].tolist()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"attack": "fgsm", "epsilon": 0.1}, {"attack": "pgd", "attack_steps": 3, "attack_step_size": 0.01}],
+)
+def test_an_attack_of_training_is_that_of_its_options(options):
+    attack = training._attack(Options(data="x", seed=3, **options))
+    steps = (options.get("attack_steps"), options.get("attack_step_size"))
+    assert (attack.name, attack.objective, attack.seed) == (options["attack"], "cross-entropy", 3)
+    assert (attack.steps, attack.step_size) == steps
 
 
 def train_twice(data, out) -> None:

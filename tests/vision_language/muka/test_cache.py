@@ -172,13 +172,54 @@ def test_the_dropout_of_the_passes_is_part_of_the_key(teacher, texts, accelerato
     assert len(computed) == 8 and not torch.equal(own, more)
 
 
-def test_another_kind_of_device_is_another_key(teacher, texts, accelerator, tmp_path, monkeypatch):
+def test_another_kind_of_device_or_number_format_is_another_key(teacher, texts, tmp_path, monkeypatch):
     keys = []
     monkeypatch.setattr(caching, "cached_arrays", lambda path, depends_on, *_: keys.append(depends_on) or {})
-    for kind in ("cpu", "cuda"):
-        made = SimpleNamespace(device=torch.device(kind), mixed_precision="no")
+    for kind, precision in (("cpu", "no"), ("cuda", "no"), ("cpu", "bf16")):
+        made = SimpleNamespace(device=torch.device(kind), mixed_precision=precision)
         store(tmp_path, made).scores(teacher, texts, "x")
-    assert keys[0] == keys[1] | {"device": "cpu"} and keys[1]["device"] == "cuda"
+    assert keys[1] == keys[0] | {"device": "cuda"} != keys[0]
+    assert keys[2] == keys[0] | {"mixed_precision": "bf16"} != keys[0]
+
+
+def test_each_batch_has_masks_of_its_own(teacher, accelerator, tmp_path):
+    """Equal texts, in two batches: within one the masks differ from row to row, and from one to the other."""
+    equal = Texts(("the goal of the race",) * 8, None, "made up")
+    scores = store(tmp_path, accelerator).scores(teacher, equal, "x", passes=3)["entropy"]
+    assert len(set(scores.tolist())) == 8
+
+
+def test_what_one_process_lacks_all_compute(tmp_path):
+    """Else it would wait for the others, who have read their files."""
+    path, asked = tmp_path / "x.npz", []
+
+    def compute():
+        asked.append(1)
+        return {"logits": np.ones(2)}
+
+    for found in (0, 1, 2):  # processes that have the file; this one does from the second time on
+        processes = SimpleNamespace(
+            device="cpu",
+            num_processes=2,
+            is_main_process=True,
+            reduce=lambda hit, how, found=found: torch.tensor(found),
+        )
+        assert caching.cached_arrays(path, {}, compute, processes)["logits"].tolist() == [1, 1]
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("no_mc", [False, True])
+def test_scores_are_those_that_the_options_ask_for(tmp_path, monkeypatch, no_mc):
+    made, asked = store(tmp_path, None), []
+    monkeypatch.setattr(made, "all_scores", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(caching, "single_pass_scores", lambda *arguments: asked.append(arguments))
+    options = {"passes": 5, "seed": 3, "score": "variance", "temperature": 2.0, "no_mc": no_mc}
+    for dropout in (0.0, 0.3):
+        made.scores_for(SimpleNamespace(**options, teacher_dropout=dropout), "teachers", "logits", "texts", "valid")
+    if no_mc:
+        assert asked == [("logits", "variance", 2.0)] * 2
+    else:
+        assert asked == [("teachers", "texts", "valid", "variance", 5, 3, dropout) for dropout in (None, 0.3)]
 
 
 def test_labels_do_not_matter(teacher, texts, accelerator, tmp_path, computed):

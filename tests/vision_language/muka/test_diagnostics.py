@@ -26,7 +26,7 @@ from vision_language.muka.diagnostics import (
     teacher_accuracy,
     teachers_right,
 )
-from vision_language.muka.plot import draw_scores, plot_reliability
+from vision_language.muka.plot import draw_scores, plot_reliability, plot_selection
 from vision_language.muka.targets import LabelUnion, amalgamation_targets, union_of_labels
 
 OVERLAPPING = union_of_labels([["a", "b"], ["b", "c", "d"]])
@@ -144,6 +144,27 @@ def test_teachers_are_right_within_their_classes_alone():
     ]
     assert teacher_accuracy(logits, labels, OVERLAPPING) == [2 / 3, 1]
     assert teacher_accuracy([logits[0][3:], logits[1][3:]], labels[3:], OVERLAPPING) == [None, 1]
+
+
+def test_selection_by_the_margin_of_the_scores():
+    """Two groups of 20 with the mean of their margins; √(a (1 - a) / 20) around a."""
+    union, groups = LabelUnion.disjoint([1, 1]), ((0.1, 0.3, 15), (0.6, 0.8, 18))
+    margins, labels = [], []
+    for low, high, right in groups:
+        margins += np.linspace(low, high, 20).tolist()
+        labels += [0] * right + [1] * (20 - right)
+    scores = torch.tensor([[0.9, 0.9 - margin] for margin in margins], dtype=torch.float64)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    axes = Figure().subplots()
+    plot_selection(scores[order], torch.tensor(labels)[order], union, axes)
+    (points, _, (bars,)) = axes.containers[0]
+    np.testing.assert_allclose(points.get_xydata(), [(0.2, 0.75), (0.7, 0.9)], atol=1e-12)
+    errors = [(end[1] - begin[1]) / 2 for begin, end in bars.get_segments()]
+    assert errors == pytest.approx([math.sqrt(0.75 * 0.25 / 20), math.sqrt(0.9 * 0.1 / 20)])
+    chance, overall = axes.lines[:2]
+    assert chance.get_ydata()[0] == pytest.approx(0.5) and overall.get_ydata()[0] == pytest.approx(33 / 40)
+    labelled = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labelled[:2] == ["a teacher at random: 0.50", "all examples: 0.82"]
 
 
 def test_reliability_diagram():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
@@ -15,7 +16,7 @@ from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import load_safely
 from fairseq_ext.training.settings import Settings
 from tests.vision_language.muka.conftest import QUICK
-from tests.vision_language.muka.texts import write_encoder, write_texts
+from tests.vision_language.muka.texts import write_classifier, write_encoder, write_texts
 from vision_language.muka import fit as fitting
 from vision_language.muka import train
 from vision_language.muka.data import gold_ids, read_splits
@@ -23,6 +24,8 @@ from vision_language.muka.fit import fit
 from vision_language.muka.models import build_classifier, load_classifier
 from vision_language.muka.objectives import Objective
 from vision_language.muka.options import AmalgamationOptions, TeacherOptions
+from vision_language.muka.task import amalgamation_task, labelled_task
+from vision_language.muka.text_files import Texts
 from vision_language.muka.tokens import Tokens
 from vision_language.muka.train import amalgamate, train_teacher
 
@@ -144,6 +147,27 @@ def test_every_text_is_seen_once_an_epoch(tmp_path, monkeypatch):
     trained(tmp_path, options(batch_size=3, epochs=2), texts=["goal " * n for n in range(1, 11)])
     epochs = [[row for rows in part for row in rows] for part in (seen[:4], seen[4:])]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2 and epochs[0] != epochs[1]
+    trained(tmp_path / "other", options(batch_size=3, epochs=1, seed=2), texts=["goal " * n for n in range(1, 11)])
+    assert seen[8:] != seen[:4], "another seed, another order"
+
+
+def test_new_layers_are_those_of_the_seed(tmp_path):
+    encoder = write_encoder(tmp_path / "encoder")
+    teachers = [str(write_classifier(tmp_path / name, [name, f"not {name}"])) for name in ("music", "sport")]
+    texts = {split: Texts(("a goal", "a song"), ("sport", "music"), split) for split in ("train", "valid")}
+
+    def of_labels(seed):
+        return labelled_task(options(seed=seed), str(encoder), ["music", "sport"], texts, F.cross_entropy, "loss")
+
+    def of_teachers(seed):
+        chosen = {"student": str(encoder), "teachers": tuple(teachers), "seed": seed, "max_length": 16}
+        return amalgamation_task(
+            AmalgamationOptions(data=("unused",), **chosen), texts, tmp_path / "out", Accelerator(cpu=True)
+        )
+
+    for task in (of_labels, of_teachers):
+        first, other, again = (task(seed).classifier.model.classifier.weight for seed in (1, 2, 1))
+        assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_the_weights_of_the_best_step_outlive_a_kill(tmp_path):

@@ -1,0 +1,130 @@
+"""Figures of evaluations, of hand-made classifiers with which every mean, minimum, start and crop shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vision_language.image_classification import evaluate as evaluation
+from vision_language.image_classification.attacks import Attack
+from vision_language.image_classification.evaluate import AttackOptions, EvaluationOptions, OodOptions, attack, ood
+from vision_language.image_classification.image_set import ImageSet
+from vision_language.image_classification.preprocessing import Preprocessing
+
+PLACE: dict[str, Any] = {"model": "x", "data": "y", "device": "cpu"}
+
+
+class Linear(nn.Module):
+    """A linear map of grey pixels in [0, 1]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, size: int, resized: int = 0) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.preprocessing = Preprocessing((0.0,), (1.0,), size, resized)
+        self.mean, self.channels = torch.zeros(1), 1
+        self.classes = tuple(map(str, range(len(bias))))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.flatten(1) @ self.weight.T + self.bias
+
+
+def grey(pixels: Any, labels: Any = None, name: str = "y") -> ImageSet:
+    array = np.asarray(pixels, dtype=np.uint8)
+    return ImageSet(array, np.zeros(len(array), np.int64) if labels is None else np.array(labels), ("0", "1"), name)
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Makes the options load a classifier and its images."""
+    return lambda *both: monkeypatch.setattr(EvaluationOptions, "load", lambda options: both)
+
+
+def steep() -> tuple[Linear, ImageSet]:
+    """Margins of 1000 (x - 1/2) with x the first pixel, of 0.6, 0.9 and 0.502: p is 1 in float32 but for the last."""
+    pixels = np.zeros((3, 2, 2))
+    pixels[:, 0, 0] = 153, 230, 128
+    weight, bias = torch.zeros(2, 4), torch.tensor([-500.0, 0.0])
+    weight[0, 0] = 1000
+    return Linear(weight, bias, 2), grey(pixels)
+
+
+def test_a_model_is_as_robust_as_the_stronger_objective_finds_it(loaded):
+    """Through the cross-entropy an image whose p is 1 is safe; the batches, of 2 and of 1, differ in that."""
+    loaded(*steep())
+    figures = attack(AttackOptions(**PLACE, batch_size=2, epsilons=(0.0, 0.2)))
+    expected = {"cross-entropy": {"0": 1, "0.2": 2 / 3}, "log-odds": {"0": 1, "0.2": 1 / 3}}
+    assert figures["accuracy"].keys() == expected.keys()
+    for objective, accuracies in expected.items():
+        assert figures["accuracy"][objective] == pytest.approx(accuracies)
+    assert figures["robust_accuracy"] == pytest.approx({"0": 1, "0.2": 1 / 3})
+    assert (figures["zero_gradient"], figures["probability_is_one"]) == pytest.approx((2 / 3, 2 / 3))
+
+
+def test_a_random_start_is_that_of_the_image_and_of_the_seed(loaded, monkeypatch):
+    loaded(*steep())
+    starts, start = [], Attack._start
+
+    def watched(made: Attack, images: Tensor, numbers: Any, epoch: int) -> Tensor | None:
+        starts.append((made.seed, list(numbers), epoch))
+        return start(made, images, numbers, epoch)
+
+    monkeypatch.setattr(Attack, "_start", watched)
+    objective = {"objectives": ("log-odds",), "epsilons": (0.1,)}
+    attack(AttackOptions(**PLACE, attack="pgd", attack_steps=1, seed=3, batch_size=2, **objective))
+    assert starts == [(3, [0, 1], 0), (3, [2], 0)]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"attack": "fgsm"}, Attack("fgsm", "cross-entropy")),
+        (
+            {"attack": "pgd", "attack_steps": 7, "attack_step_size": 0.01, "random_start": False, "seed": 3},
+            Attack("pgd", "cross-entropy", 7, 0.01, False, 3),
+        ),
+        ({"attack": "pgd-l2", "attack_steps": 7}, Attack("pgd-l2", "cross-entropy", 7)),
+    ],
+)
+def test_an_attack_is_that_of_its_options(options, expected):
+    assert AttackOptions(**PLACE, **options).make("cross-entropy") == expected
+
+
+def of_others(monkeypatch: pytest.MonkeyPatch, images: ImageSet) -> None:
+    monkeypatch.setattr(evaluation, "read_unlabelled", lambda folder, split: images)
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_other_images_are_cropped_once_as_those_of_the_test(loaded, monkeypatch, tmp_path, invert):
+    draw = np.random.default_rng(0)
+    classifier = Linear(torch.from_numpy(draw.normal(size=(3, 16))).float(), torch.zeros(3), size=4, resized=6)
+    own, others = (grey(draw.integers(0, 256, (5, 9, 9)), name=name) for name in ("own", "others"))
+    loaded(classifier, own)
+    of_others(monkeypatch, others)
+    told = ood(OodOptions(**PLACE, others=("others",), invert=invert, out=str(tmp_path)))["others"]
+    transform = classifier.preprocessing.transform()
+    with np.load(tmp_path / "ood.npz") as arrays:
+        for name, images, turned in (("test", own, False), ("others", others, invert)):
+            pixels = np.stack([transform.test(image) for image in images.images]) / 255
+            pixels = 1 - pixels if turned else pixels
+            with torch.no_grad():
+                expected = classifier(torch.from_numpy(pixels).float()).numpy()
+            np.testing.assert_allclose(arrays[name], expected, rtol=1e-4, atol=1e-5)
+    assert told["images"] == 5 and told["size"] == [9, 9]
+    assert told["mean"] == pytest.approx(pixels.mean()) and 0.3 < told["mean"] < 0.7
+
+
+@pytest.mark.parametrize(("temperature", "auroc"), [(1.0, 0.0), (0.1, 1.0)])
+def test_energies_have_the_temperature_that_is_asked_for(loaded, monkeypatch, temperature, auroc):
+    """Logits of 2 and 0 inside, of 1.5 and 1.5 outside: log(e² + 1) = 2.13 < 2.19 = 1.5 + log 2."""
+    weight = torch.tensor([[2.0, 0, 0, 1.5], [0.0, 0, 0, 1.5]])
+    loaded(Linear(weight, torch.zeros(2), 2), grey([[[255, 0], [0, 0]]]))
+    of_others(monkeypatch, grey([[[0, 0], [0, 255]]]))
+    scores = ("msp", "energy", "max-logit", "margin")
+    told = ood(OodOptions(**PLACE, others=("z",), scores=scores, temperature=temperature))["z"]
+    assert {score: told[score]["auroc"] for score in scores} == {
+        "msp": 1, "energy": auroc, "max-logit": 1, "margin": 1,
+    }  # fmt: skip
