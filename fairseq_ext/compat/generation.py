@@ -47,7 +47,11 @@ def search_diverse_beams() -> bool:
 
 
 def replace_unknown_words() -> bool:
-    """``--replace-unk``, with a file and without: ask for the alignment that it needs, and read it as it is given."""
+    """``--replace-unk``, with a file and without: ask for the alignment that it needs, and read it as it is given.
+
+    The alignment has all tokens, the text only those that are not stripped from it, such as the token of its language:
+    fairseq counted both from the start.
+    """
     from fairseq import utils
     from fairseq.data import data_utils
     from fairseq.tasks import FairseqTask
@@ -83,28 +87,39 @@ def replace_unknown_words() -> bool:
         remove_bpe: str | None = None,
         extra_symbols_to_ignore: Any = None,
     ) -> Any:
+        as_it_is = hypo_tokens, src_str, alignment, None, tgt_dict, remove_bpe, extra_symbols_to_ignore
+        if alignment is None or len(alignment) == 0:  # nothing to show, and no source to copy from
+            return post_process(*as_it_is)
+        ignored = {tgt_dict.bos(), tgt_dict.eos(), *(extra_symbols_to_ignore or ())}
+        tokens = hypo_tokens.tolist()
+        kept = [position for position, token in enumerate(tokens) if token not in ignored]
+        shown = _without_ignored(alignment, kept, len(tokens))
         if align_dict is None:
-            return post_process(
-                hypo_tokens, src_str, alignment, align_dict, tgt_dict, remove_bpe, extra_symbols_to_ignore
-            )
+            return *post_process(*as_it_is)[:2], shown
         # The alignment counts subwords, so they are joined afterwards.
-        words = tgt_dict.string(hypo_tokens, extra_symbols_to_ignore=extra_symbols_to_ignore).split()
-        sources = src_str.split()
-        for position, word in enumerate(words):
-            if word == tgt_dict.unk_string():
+        words, sources = [tgt_dict[tokens[position]] for position in kept], src_str.split()
+        for number, position in enumerate(kept):
+            if tokens[position] == tgt_dict.unk():
                 try:
                     source = sources[_source_position(alignment[position])]
                 except IndexError:  # aligned with the end of the sentence, or the sentence is empty
                     continue
-                words[position] = align_dict.get(source, source)
+                words[number] = align_dict.get(source, source)
                 if source == tgt_dict.unk_string():
                     _say_once("--replace-unk: fairseq-interactive keeps no source text, so this <unk> stays")
         text = data_utils.post_process(" ".join(words), remove_bpe)
-        return tgt_dict.encode_line(text, add_if_not_exist=True), text, alignment
+        return tgt_dict.encode_line(text, add_if_not_exist=True), text, shown
 
     FairseqTask.build_generator = build_generator
     utils.load_align_dict, utils.post_process_prediction = load_align_dict, post_process_prediction
     return True
+
+
+def _without_ignored(alignment: Any, kept: list[int], length: int) -> Any:
+    """What ``A-`` shows: links to the words of ``H-`` instead of to all tokens; of ``soft`` the end has a row, too."""
+    if isinstance(alignment[0], tuple):
+        return [(alignment[position][0], number) for number, position in enumerate(kept)]
+    return [row for position, row in enumerate(alignment) if position in kept or position == length - 1]
 
 
 def _source_position(aligned: Any) -> int:

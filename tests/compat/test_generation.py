@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.search import DiverseBeamSearch
 
@@ -190,6 +191,32 @@ def test_interactive_says_that_it_has_no_source_words_to_copy(project):
     outcome = project.interactive(*UNKNOWN, "--replace-unk", stdin="der xyz\n\nxyz\n")
     assert "fairseq-interactive keeps no source text" in outcome.stderr
     assert sorted(hypotheses(outcome)) == [0, 1, 2]
+
+
+HARD = [(0, 0), (2, 1), (1, 2), (0, 3)]
+SOFT = [["0.9", "0.1", "0"], ["0", "0", "1"], ["0.2", "0.8", "0"], ["1", "0", "0"], ["0", "0", "1"]]
+
+
+@pytest.mark.parametrize("place", [0, 2], ids=["first", "within"])
+@pytest.mark.parametrize("copies", [False, True], ids=["as it is", "replace-unk"])
+@pytest.mark.parametrize("alignment", [HARD, SOFT], ids=["hard", "soft"])
+def test_a_stripped_token_shifts_no_alignment(place, copies, alignment):
+    """The language's token is in the hypothesis and its alignment, and not in the text."""
+    words = Dictionary()
+    language, good, day = map(words.add_symbol, ("__en__", "go@@", "od"))
+    tokens = [good, day, words.unk()]
+    tokens.insert(place, language)
+    kept = [position for position in range(4) if position != place]
+    aligned = {"tgt_dict": words, "remove_bpe": "@@ ", "extra_symbols_to_ignore": {words.eos(), language}}
+    hypothesis = torch.tensor([*tokens, words.eos()])
+    _, text, shown = utils.post_process_prediction(
+        hypothesis, "eins zwei drei", alignment, {} if copies else None, **aligned
+    )
+    assert text == f"good {'eins' if copies else '<unk>'}"
+    if alignment is HARD:
+        assert shown == [(HARD[position][0], number) for number, position in enumerate(kept)]
+    else:
+        assert shown == [SOFT[position] for position in (*kept, 4)]
 
 
 # --- long sentences ---------------------------------------------------------------------------------------------------
