@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.search import DiverseBeamSearch
+from fairseq.tasks import FairseqTask
 
+from fairseq_ext.compat.generation import source_positions
+from fairseq_ext.training.errors import DataError
 from tests.fairseq_commands import FairseqCommands, FairseqServer, Outcome
 from tests.test_end_to_end import PAIRS, SCHEDULE, SPLITS, TINY, USER_DIR
 
@@ -250,3 +255,40 @@ def test_generate_names_the_ways_out(project):
     skipped = hypotheses(project.must(*command, "--max-source-positions", "6", "--skip-invalid-size-inputs-valid-test"))
     cut = hypotheses(project.must(*command, "--max-source-positions", "6", "--truncate-source"))
     assert 0 < len(skipped) < 13 == len(cut)
+
+
+def test_the_models_say_how_much_of_a_source_is_read(project):
+    """The commands' own --max-source-positions is 1024, whatever the model was trained with."""
+    saved = torch.load(project.folder / "model" / "checkpoint_last.pt")
+    for part in ("model", "task"):
+        saved["cfg"][part]["max_source_positions"] = 6
+    torch.save(saved, project.folder / "short.pt")
+    command = ["mmap", "--user-dir", USER_DIR, "-s", "de", "-t", "en", "--path", "short.pt", "--cpu", *SHORT]
+    generate, interactive = ["fairseq_cli.generate", *command], ["fairseq_cli.interactive", *command]
+    more = ("--truncate-source",)
+    refused, cut, asked = project.run_together(
+        [generate, [*generate, *more], [*interactive, *more]], stdin="der zug kommt um acht uhr .\nguten morgen\n"
+    )
+    assert refused.code == 2 and "(6, 1024)" in refused.last_line and "--truncate-source" in refused.last_line
+    assert len(hypotheses(cut)) == 13
+    assert max(len(text.split()) for text in sources(cut).values()) == 5
+    assert sources(asked) == {0: "der zug kommt um acht", 1: "guten morgen"} and sorted(hypotheses(asked)) == [0, 1]
+    assert "a sentence of 8 tokens, the model reads at most 6, is cut (--truncate-source): der zug" in asked.stderr
+
+
+def test_a_refusal_advises_no_option_that_was_given():
+    task = FairseqTask(argparse.Namespace(truncate_source=True))
+    dataset = SimpleNamespace(filter_indices_by_size=lambda indices, most: ([], indices), size=lambda index: 9)
+    for given, advised in ((True, False), (False, True)):
+        task.cfg.truncate_source = given
+        with pytest.raises(DataError, match="--skip-invalid-size-inputs-valid-test") as refusal:
+            task.filter_indices_by_size([0], dataset, 6)
+        assert ("--truncate-source" in str(refusal.value)) == advised
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [(None, None), (7, 7), ((6, 9), 6), ((None, 9), None), ({"de-en": (6, 9), "fr-en": (5, 9)}, 5), ({}, None)],
+)
+def test_source_positions(limits, most):
+    assert source_positions(limits) == most
