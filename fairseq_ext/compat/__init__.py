@@ -41,6 +41,8 @@ captioned images   a task for text ends in a traceback beside images and caption
 resumed task       a training resumes with another dictionary of the same size, and its words mean others; where the
                    file of ``--restore-file`` is not there, it starts from random weights without a word.
 resumed patience   a resumed training counts the validations of ``--patience`` from 0 again, and stops later.
+resumed precision  a training with ``--bf16`` or ``--fp16`` resumes from weights that are rounded to half precision, and
+                   ends with others than one that was never killed; with ``--ema-update-freq``, its average does.
 inference dtype    there is no ``--inference-dtype``, with which decoding on a CPU takes less than half the time.
 =================  ===================================================================================================
 """
@@ -55,6 +57,7 @@ from .checkpoints import (
     allow_checkpoint_types,
     compare_resumed_tasks,
     heed_overrides,
+    keep_master_weights,
     keep_patience,
     write_whole_checkpoints,
 )
@@ -150,5 +153,6 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "captioned images": name_captioned_images,
     "resumed task": compare_resumed_tasks,
     "resumed patience": keep_patience,
+    "resumed precision": keep_master_weights,
     "inference dtype": add_inference_dtype,
 }
