@@ -92,8 +92,6 @@ OFF_SWITCH = "FAIRSEQ_EXT_NO_COMPAT"
 BROKEN = {
     "--replace-unk in fairseq-interactive": "it keeps no source text; use fairseq-generate with --dataset-impl raw",
     "--print-alignment soft in fairseq-interactive": "use fairseq-generate",
-    "--lm-path, --prefix-size, --results-path in fairseq-interactive": "they do nothing; use fairseq-generate",
-    "--num-shards in fairseq-generate": "it does nothing; use --distributed-world-size N --distributed-rank I",
     "--dataset-impl huffman in fairseq-preprocess": "write the data with HuffmanMMapIndexedDatasetBuilder",
     "--task translation_from_pretrained_xlm": "its dictionary cannot be loaded",
     "--use-plasma-view": "pyarrow has no plasma any more",

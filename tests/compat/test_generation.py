@@ -113,15 +113,16 @@ def test_what_the_doctor_calls_broken_is(project):
     command = ["mmap", "--user-dir", USER_DIR, "-s", "de", "-t", "en", "--path", path, "--cpu", *SHORT]
     outcome = project.run("fairseq_cli.interactive", *command, "--print-alignment", "soft", stdin="der zug kommt\n")
     assert outcome.code == 1 and "too many values to unpack" in outcome.last_line
-    idle = ("--lm-path", "absent.pt", "--prefix-size", "3", "--results-path", "absent")
-    assert hypotheses(project.interactive(*idle, stdin="der zug kommt\n")) and not (project.folder / "absent").exists()
-    assert len(project.generate("mmap", "--batch-size", "2", "--num-shards", "2", "--shard-id", "1")) == 13
-    world = ("--distributed-world-size", "2", "--distributed-rank", "1")
-    assert 0 < len(project.generate("mmap", "--batch-size", "2", *world)) < 13
     outcome = project.run(
         "fairseq_cli.preprocess", "--dataset-impl", "huffman", "-s", "de", "-t", "en", "--destdir", "x"
     )
     assert outcome.code == 1 and "Huffman" in outcome.last_line
+
+
+def test_processes_share_a_set(project):
+    """As the refusal of --num-shards says."""
+    world = ("--distributed-world-size", "2", "--distributed-rank", "1")
+    assert 0 < len(project.generate("mmap", "--batch-size", "2", *world)) < 13
 
 
 @pytest.mark.parametrize("name", ["characters", "bytes"])
