@@ -42,7 +42,9 @@ resumed task       a training resumes with another dictionary of the same size, 
                    file of ``--restore-file`` is not there, it starts from random weights without a word.
 resumed patience   a resumed training counts the validations of ``--patience`` from 0 again, and stops later.
 resumed precision  a training with ``--bf16`` or ``--fp16`` resumes from weights that are rounded to half precision, and
-                   ends with others than one that was never killed; with ``--ema-update-freq``, its average does.
+                   ends with others than one that was never killed.
+resumed average    ``--ema-update-freq`` counts from 0 again in a resumed training; where the checkpoint has no average,
+                   ``--store-ema`` ends in a ``KeyError``.
 inference dtype    there is no ``--inference-dtype``, with which decoding on a CPU takes less than half the time.
 =================  ===================================================================================================
 """
@@ -57,7 +59,6 @@ from .checkpoints import (
     allow_checkpoint_types,
     compare_resumed_tasks,
     heed_overrides,
-    keep_master_weights,
     keep_patience,
     write_whole_checkpoints,
 )
@@ -84,6 +85,7 @@ from .messages import (
 )
 from .number_formats import keep_bfloat16_off_tpus
 from .refusals import end_commands_in_one_line, end_hydra_in_one_line
+from .resuming import keep_master_weights, keep_moving_average
 
 __all__ = ["BROKEN", "OFF_SWITCH", "allow_checkpoint_types", "apply", "patched"]
 
@@ -152,5 +154,6 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "resumed task": compare_resumed_tasks,
     "resumed patience": keep_patience,
     "resumed precision": keep_master_weights,
+    "resumed average": keep_moving_average,
     "inference dtype": add_inference_dtype,
 }

@@ -21,7 +21,6 @@ __all__ = [
     "allow_checkpoint_types",
     "compare_resumed_tasks",
     "heed_overrides",
-    "keep_master_weights",
     "keep_patience",
     "write_whole_checkpoints",
 ]
@@ -195,85 +194,3 @@ def keep_patience() -> bool:
 
     Trainer.save_checkpoint, Trainer.load_checkpoint = save_checkpoint, load_checkpoint
     return True
-
-
-MASTERS, SCALER = "fp32_params", "loss_scaler"
-"""What this suite adds to the optimizer's state: fairseq leaves both there unread."""
-
-
-def keep_master_weights() -> bool:
-    """Keep in a checkpoint what ``--fp16`` and ``--bf16`` update: weights in single precision, of which the model holds
-    the rounded ones; and what counts the updates until the loss is scaled otherwise, and until ``--ema-update-freq``.
-
-    Weights that do not round to those of the model, which was changed since, are left alone.
-    """
-    from fairseq.optim import fp16_optimizer
-    from fairseq.trainer import Trainer
-
-    def kept(optimizer: Any, with_masters: bool) -> None:
-        save, load = optimizer.state_dict, optimizer.load_state_dict
-
-        @functools.wraps(save)
-        def state_dict(self: Any) -> dict[str, Any]:
-            state = dict(save(self))
-            if self.scaler is not None:
-                state[SCALER] = {name: value for name, value in vars(self.scaler).items() if name.startswith("_")}
-            if with_masters:
-                state[MASTERS] = [weight.detach() for weight in _masters(self)]
-            return state
-
-        @functools.wraps(load)
-        def load_state_dict(self: Any, state: dict[str, Any], optimizer_overrides: Any = None) -> None:
-            load(self, state, optimizer_overrides)
-            if self.scaler is not None:
-                vars(self.scaler).update(state.get(SCALER, {}))
-            if with_masters and not _restore_masters(self, state.get(MASTERS, [])):
-                logger.warning(
-                    "no single-precision weights of this model in the checkpoint: it resumes from rounded ones"
-                )
-
-        optimizer.state_dict, optimizer.load_state_dict = state_dict, load_state_dict
-
-    kept(fp16_optimizer._FP16OptimizerMixin, True)
-    kept(fp16_optimizer._MemoryEfficientFP16OptimizerMixin, False)
-    restore = Trainer.load_checkpoint
-
-    @functools.wraps(restore)
-    def load_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state = restore(self, *args, **kwargs)
-        if state is not None and self.cfg.ema.store_ema:
-            self.ema.update_freq_counter = self.get_num_updates() % self.cfg.ema.ema_update_freq
-        return state
-
-    Trainer.load_checkpoint = load_checkpoint
-    return True
-
-
-def _masters(optimizer: Any) -> list[Any]:
-    """A tensor for each parameter, or for all of a device."""
-    weights = optimizer.fp32_params
-    return list(weights.values() if isinstance(weights, dict) else weights)
-
-
-def _restore_masters(optimizer: Any, saved: list[Any]) -> bool:
-    """Whether the saved weights are those that the model's were rounded from; then they are the optimizer's."""
-    masters = _masters(optimizer)
-    if [weight.shape for weight in masters] != [weight.shape for weight in saved]:
-        return False
-    rounded = [weight.detach().clone() for weight in optimizer.fp16_params]
-    before = [weight.detach().clone() for weight in masters]
-
-    def set_to(weights: list[Any]) -> None:
-        for master, weight in zip(masters, weights, strict=True):
-            master.data.copy_(weight)
-        optimizer._sync_fp32_params_to_fp16()
-
-    set_to(saved)
-    same = all(map(_equal, optimizer.fp16_params, rounded))
-    if not same:
-        set_to(before)
-    return same
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return bool((one.detach() == other).all())

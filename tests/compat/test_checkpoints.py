@@ -8,7 +8,6 @@ import collections
 import os
 import subprocess
 import typing
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +15,6 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
-from fairseq.optim import fp16_optimizer
-from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
 from fairseq.trainer import Trainer
 from fairseq_cli.train import should_stop_early
 from omegaconf import OmegaConf
@@ -155,48 +152,3 @@ def test_a_resumed_training_keeps_its_patience(monkeypatch):
         should_stop_early.__dict__.clear()  # another process
         trainer.load_checkpoint("x.pt", *reset)
         assert stops(2.0, 2.0)[-1] == stopped
-
-
-class Half(fp16_optimizer._FP16OptimizerMixin):
-    """fairseq's, of given weights, beside an optimizer that has no state."""
-
-    def __init__(self, weights, flat):
-        super().__init__()
-        self.fp16_params = [torch.nn.Parameter(weight.bfloat16()) for weight in weights]
-        rounded = [weight.detach().float() for weight in self.fp16_params]
-        self.fp32_params = {None: torch.cat([w.flatten() for w in rounded])} if flat else rounded
-        self.scaler = DynamicLossScaler()
-        self.fp32_optimizer = SimpleNamespace(state_dict=dict, load_state_dict=lambda state, overrides: None)
-
-    @property
-    def masters(self):
-        return torch.cat([weight.flatten() for weight in checkpoints._masters(self)])
-
-
-@pytest.mark.parametrize("flat", [False, True], ids=["fp16_no_flatten_grads and bf16", "fp16"])
-def test_a_resumed_training_keeps_its_weights_in_single_precision(flat, caplog):
-    weights = [torch.rand(5), torch.rand(3, 2)]
-    exact = torch.cat([weight.flatten() for weight in weights])
-    trained = Half(weights, flat)
-    rounded = trained.masters.clone()
-    for master, weight in zip(checkpoints._masters(trained), [exact] if flat else weights, strict=True):
-        master.copy_(weight)
-    trained.scaler.update()
-    saved = trained.state_dict()
-    assert not torch.equal(exact, rounded)
-
-    resumed = Half(weights, flat)
-    resumed.load_state_dict(saved)
-    assert torch.equal(resumed.masters, exact) and vars(resumed.scaler) == vars(trained.scaler) and not caplog.records
-    assert torch.equal(torch.cat([weight.detach().flatten() for weight in resumed.fp16_params]).float(), rounded)
-
-    older = Half(weights, flat)
-    older.load_state_dict({})
-    assert torch.equal(older.masters, rounded)
-    changed = Half([weight + 1 for weight in weights], flat)
-    kept = changed.masters.clone()
-    changed.load_state_dict(saved)
-    assert torch.equal(changed.masters, kept) and not torch.equal(kept, rounded)
-    assert torch.equal(torch.cat([weight.detach().flatten() for weight in changed.fp16_params]).float(), kept)
-    assert [record.message for record in caplog.records] == [caplog.records[0].message] * 2
-    assert "no single-precision weights" in caplog.records[0].message
