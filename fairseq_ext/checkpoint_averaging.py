@@ -85,8 +85,8 @@ def average_checkpoints(paths: Sequence[str | Path], ema: bool = False) -> dict[
     r"""The checkpoint whose parameters are the mean :math:`\frac1n \sum_i \theta_i`, accumulated in float64.
 
     Configuration and task state are those of the first file; so are integer tensors, which count things and have no
-    mean. The optimizer's state, the moving average, the best value and the place in the data stay behind, as they belong
-    to other weights: a training that ``--restore-file`` gives the file starts at its first epoch.
+    mean. The optimizer's state, the moving average, the best value and the place in the data belong to other weights
+    and stay behind: a training that ``--restore-file`` gives the file starts at its first epoch.
 
     Args:
         paths: checkpoints of one architecture.
