@@ -28,6 +28,9 @@ _NAMES = {
     "update": (re.compile(r"checkpoint_\d+_(\d+)\.pt"), "checkpoint_<epoch>_<update>.pt"),
 }
 
+_START = {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True}
+"""What fairseq saves of the data before a first update."""
+
 # Model options that change the training, the storage or the speed, but not what given weights compute.
 _OF_TRAINING = re.compile(
     r"_name|arch|.*drop.*|.*init|quant_noise.*|checkpoint_activations|offload_activations|min_params_to_wrap|.*_path"
@@ -82,7 +85,8 @@ def average_checkpoints(paths: Sequence[str | Path], ema: bool = False) -> dict[
     r"""The checkpoint whose parameters are the mean :math:`\frac1n \sum_i \theta_i`, accumulated in float64.
 
     Configuration and task state are those of the first file; so are integer tensors, which count things and have no
-    mean. The optimizer state and the moving average stay behind: neither belongs to the new weights.
+    mean. The optimizer's state, the moving average, the best value and the place in the data belong to other weights
+    and stay behind: a training that ``--restore-file`` gives the file starts at its first epoch.
 
     Args:
         paths: checkpoints of one architecture.
@@ -123,8 +127,7 @@ def average_checkpoints(paths: Sequence[str | Path], ema: bool = False) -> dict[
 
     result["model"] = averaged
     result.pop("last_optimizer_state", None)
-    for stale in ("ema", "ema_fp32_params"):
-        (result.get("extra_state") or {}).pop(stale, None)
+    result["extra_state"] = {"train_iterator": dict(_START)}
     return result
 
 

@@ -189,6 +189,22 @@ def test_a_run_resumes_to_the_same_bits_in_later_epochs(trained, data_bin, fairs
         assert_same_bits(folder / "checkpoint_last.pt", trained / "checkpoint_last.pt")
 
 
+def test_a_run_in_half_precision_resumes_to_the_same_bits(data_bin, fairseq, tmp_path):
+    """Beside it what else is counted from the start: the moving average, and a seed that epochs are added to."""
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    counted = ("--store-ema", "--ema-fp32", "--ema-update-freq", "5", "--update-ordered-indices-seed")
+    more = ("--bf16", *counted, "--max-update", "18")
+    fairseq.must("fairseq_cli.train", *training(data_bin, straight, USER_DIR, *more))
+    resumed.mkdir()
+    shutil.copy(straight / "checkpoint_2_12.pt", resumed / "checkpoint_last.pt")
+    fairseq.must("fairseq_cli.train", *training(data_bin, resumed, USER_DIR, *more))
+    one, other = (torch.load(folder / "checkpoint_last.pt", weights_only=True) for folder in (straight, resumed))
+    for part in (lambda saved: saved["model"], lambda saved: saved["extra_state"]["ema_fp32_params"]):
+        assert not [name for name, value in part(one).items() if not torch.equal(value, part(other)[name])]
+    masters = [saved["last_optimizer_state"]["fp32_params"] for saved in (one, other)]
+    assert all(map(torch.equal, *masters)) and any((master != master.bfloat16()).any() for master in masters[0])
+
+
 def test_average_ensemble_generate_and_interactive(trained, data_bin, fairseq, tmp_path):
     average = tmp_path / "average.pt"
     cli.main(["average", "--inputs", str(trained), "--last", "3", "--by", "update", "--output", str(average)])

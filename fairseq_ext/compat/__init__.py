@@ -41,6 +41,10 @@ captioned images   a task for text ends in a traceback beside images and caption
 resumed task       a training resumes with another dictionary of the same size, and its words mean others; where the
                    file of ``--restore-file`` is not there, it starts from random weights without a word.
 resumed patience   a resumed training counts the validations of ``--patience`` from 0 again, and stops later.
+resumed precision  a training with ``--bf16`` or ``--fp16`` resumes from weights that are rounded to half precision, and
+                   ends with others than one that was never killed.
+resumed average    ``--ema-update-freq`` counts from 0 again in a resumed training; where the checkpoint has no average,
+                   ``--store-ema`` ends in a ``KeyError``.
 inference dtype    there is no ``--inference-dtype``, with which decoding on a CPU takes less than half the time.
 =================  ===================================================================================================
 """
@@ -81,6 +85,7 @@ from .messages import (
 )
 from .number_formats import keep_bfloat16_off_tpus
 from .refusals import end_commands_in_one_line, end_hydra_in_one_line
+from .resuming import keep_master_weights, keep_moving_average
 
 __all__ = ["BROKEN", "OFF_SWITCH", "allow_checkpoint_types", "apply", "patched"]
 
@@ -89,8 +94,6 @@ OFF_SWITCH = "FAIRSEQ_EXT_NO_COMPAT"
 BROKEN = {
     "--replace-unk in fairseq-interactive": "it keeps no source text; use fairseq-generate with --dataset-impl raw",
     "--print-alignment soft in fairseq-interactive": "use fairseq-generate",
-    "--lm-path, --prefix-size, --results-path in fairseq-interactive": "they do nothing; use fairseq-generate",
-    "--num-shards in fairseq-generate": "it does nothing; use --distributed-world-size N --distributed-rank I",
     "--dataset-impl huffman in fairseq-preprocess": "write the data with HuffmanMMapIndexedDatasetBuilder",
     "--task translation_from_pretrained_xlm": "its dictionary cannot be loaded",
     "--use-plasma-view": "pyarrow has no plasma any more",
@@ -150,5 +153,7 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "captioned images": name_captioned_images,
     "resumed task": compare_resumed_tasks,
     "resumed patience": keep_patience,
+    "resumed precision": keep_master_weights,
+    "resumed average": keep_moving_average,
     "inference dtype": add_inference_dtype,
 }

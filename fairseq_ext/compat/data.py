@@ -51,11 +51,23 @@ def resume_with_the_same_batches() -> bool:
 
     fairseq draws which sentences share a batch once, from the seed and the epoch that the process began with, and
     keeps the batches for all epochs. Data that change with the epoch have new ones in each epoch, and keep them.
+    ``--update-ordered-indices-seed`` adds that epoch to the seed once more, which then shuffles the batches, too.
     """
     from fairseq.tasks import FairseqTask
+    from fairseq.trainer import Trainer
 
-    upstream = FairseqTask.get_batch_iterator
+    upstream, train = FairseqTask.get_batch_iterator, Trainer.get_train_iterator
     signature = inspect.signature(upstream)
+    seeded_by_epoch = False
+
+    @functools.wraps(train)
+    def get_train_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal seeded_by_epoch
+        seeded_by_epoch = self.cfg.dataset.update_ordered_indices_seed
+        try:
+            return train(self, *args, **kwargs)
+        finally:
+            seeded_by_epoch = False
 
     @functools.wraps(upstream)
     def get_batch_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -66,6 +78,8 @@ def resume_with_the_same_batches() -> bool:
         if fresh or options["epoch"] <= 1 or not self.can_reuse_epoch_itr(options["dataset"]):
             return upstream(*given.args, **given.kwargs)
         epoch, options["epoch"] = options["epoch"], 1
+        if seeded_by_epoch:
+            options["seed"] -= epoch - 1
         cached = options["dataset"] in self.dataset_to_epoch_iter
         iterator = upstream(*given.args, **given.kwargs)
         if not cached:
@@ -73,7 +87,7 @@ def resume_with_the_same_batches() -> bool:
             iterator.epoch = epoch
         return iterator
 
-    FairseqTask.get_batch_iterator = get_batch_iterator
+    FairseqTask.get_batch_iterator, Trainer.get_train_iterator = get_batch_iterator, get_train_iterator
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,13 @@ from torch import Tensor
 from ..training.errors import DataError
 from ..training.files import read_lines
 
-__all__ = ["replace_unknown_words", "search_diverse_beams", "spare_short_sentences"]
+__all__ = [
+    "replace_unknown_words",
+    "search_diverse_beams",
+    "source_positions",
+    "spare_short_sentences",
+    "task_options",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +54,11 @@ def search_diverse_beams() -> bool:
 
 
 def replace_unknown_words() -> bool:
-    """``--replace-unk``, with a file and without: ask for the alignment that it needs, and read it as it is given."""
+    """``--replace-unk``, with a file and without: ask for the alignment that it needs, and read it as it is given.
+
+    The alignment has all tokens, the text only those that are not stripped from it, such as the token of its language:
+    fairseq counted both from the start.
+    """
     from fairseq import utils
     from fairseq.data import data_utils
     from fairseq.tasks import FairseqTask
@@ -83,28 +94,39 @@ def replace_unknown_words() -> bool:
         remove_bpe: str | None = None,
         extra_symbols_to_ignore: Any = None,
     ) -> Any:
+        as_it_is = hypo_tokens, src_str, alignment, None, tgt_dict, remove_bpe, extra_symbols_to_ignore
+        if alignment is None or len(alignment) == 0:  # nothing to show, and no source to copy from
+            return post_process(*as_it_is)
+        ignored = {tgt_dict.bos(), tgt_dict.eos(), *(extra_symbols_to_ignore or ())}
+        tokens = hypo_tokens.tolist()
+        kept = [position for position, token in enumerate(tokens) if token not in ignored]
+        shown = _without_ignored(alignment, kept, len(tokens))
         if align_dict is None:
-            return post_process(
-                hypo_tokens, src_str, alignment, align_dict, tgt_dict, remove_bpe, extra_symbols_to_ignore
-            )
+            return *post_process(*as_it_is)[:2], shown
         # The alignment counts subwords, so they are joined afterwards.
-        words = tgt_dict.string(hypo_tokens, extra_symbols_to_ignore=extra_symbols_to_ignore).split()
-        sources = src_str.split()
-        for position, word in enumerate(words):
-            if word == tgt_dict.unk_string():
+        words, sources = [tgt_dict[tokens[position]] for position in kept], src_str.split()
+        for number, position in enumerate(kept):
+            if tokens[position] == tgt_dict.unk():
                 try:
                     source = sources[_source_position(alignment[position])]
                 except IndexError:  # aligned with the end of the sentence, or the sentence is empty
                     continue
-                words[position] = align_dict.get(source, source)
+                words[number] = align_dict.get(source, source)
                 if source == tgt_dict.unk_string():
                     _say_once("--replace-unk: fairseq-interactive keeps no source text, so this <unk> stays")
         text = data_utils.post_process(" ".join(words), remove_bpe)
-        return tgt_dict.encode_line(text, add_if_not_exist=True), text, alignment
+        return tgt_dict.encode_line(text, add_if_not_exist=True), text, shown
 
     FairseqTask.build_generator = build_generator
     utils.load_align_dict, utils.post_process_prediction = load_align_dict, post_process_prediction
     return True
+
+
+def _without_ignored(alignment: Any, kept: list[int], length: int) -> Any:
+    """What ``A-`` shows: links to the words of ``H-`` instead of to all tokens; of ``soft`` the end has a row, too."""
+    if isinstance(alignment[0], tuple):
+        return [(alignment[position][0], number) for number, position in enumerate(kept)]
+    return [row for position, row in enumerate(alignment) if position in kept or position == length - 1]
 
 
 def _source_position(aligned: Any) -> int:
@@ -120,12 +142,24 @@ _say_once = functools.cache(logger.warning)
 def spare_short_sentences() -> bool:
     """Let ``fairseq-interactive`` skip a sentence that is longer than the model reads, or cut it, and say so.
 
-    It ended with all sentences of the buffer lost; and it took ``--truncate-source``, and ignored it.
+    It ended with all sentences of the buffer lost; and it took ``--truncate-source``, and ignored it. For that, and for
+    ``fairseq-generate --truncate-source``, a task reads no more than the models that were loaded for it: its own option
+    is that of its training where the command names another, or none.
     """
-    from fairseq import options
+    from fairseq import checkpoint_utils, options
     from fairseq.tasks import FairseqTask
 
     add_args, tokenize = options.add_interactive_args, FairseqTask.get_interactive_tokens_and_lengths
+    load = checkpoint_utils.load_model_ensemble_and_task
+
+    @functools.wraps(load)
+    def load_model_ensemble_and_task(*args: Any, **kwargs: Any) -> Any:
+        models, cfg, task = load(*args, **kwargs)
+        limits = [source_positions(each.max_positions()) for each in (task, *models)]
+        least = min((limit for limit in limits if limit is not None), default=None)
+        if least is not None and getattr(task_options(task), "max_source_positions", None) is not None:
+            task_options(task).max_source_positions = least
+        return models, cfg, task
 
     @functools.wraps(add_args)
     def add_interactive_args(parser: Any) -> Any:
@@ -136,9 +170,8 @@ def spare_short_sentences() -> bool:
     @functools.wraps(tokenize)
     def get_interactive_tokens_and_lengths(self: Any, lines: list[str], encode_fn: Any) -> tuple[list[Tensor], Any]:
         tokens, lengths = tokenize(self, lines, encode_fn)
-        most = self.max_positions()
-        most = most[0] if isinstance(most, tuple) else most
-        cut = getattr(self.cfg, "truncate_source", False)
+        most = source_positions(self.max_positions())
+        cut = getattr(task_options(self), "truncate_source", False)
         for number, line in enumerate(lines):
             if most and lengths[number] > most:
                 what = "cut (--truncate-source)" if cut else "skipped (--truncate-source cuts it instead)"
@@ -149,6 +182,19 @@ def spare_short_sentences() -> bool:
                     lengths[number] = most
         return tokens, lengths
 
+    checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task
     options.add_interactive_args = add_interactive_args
     FairseqTask.get_interactive_tokens_and_lengths = get_interactive_tokens_and_lengths
     return True
+
+
+def task_options(task: Any) -> Any:
+    """The configuration of a task, which older ones call ``args``."""
+    return task.cfg if getattr(task, "cfg", None) is not None else getattr(task, "args", None)
+
+
+def source_positions(limits: Any) -> int | None:
+    """The tokens of the source in what ``max_positions()`` gives: a number, a pair, or such for each language pair."""
+    if isinstance(limits, Mapping):
+        return min(filter(None, map(source_positions, limits.values())), default=None)
+    return limits[0] if isinstance(limits, tuple | list) else limits

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..training.errors import DataError, OptionError
 from ..training.files import load_safely
+from .generation import task_options
 
 __all__ = [
     "name_absent_configurations",
@@ -96,7 +97,7 @@ def name_absent_configurations() -> bool:
 
 
 def name_long_sentences() -> bool:
-    """Let the refusal of sentences above the model's positions name both options that go on without them."""
+    """Let the refusal of sentences above the model's positions name the options that go on without them."""
     from fairseq.tasks import FairseqTask
 
     upstream = FairseqTask.filter_indices_by_size
@@ -109,10 +110,12 @@ def name_long_sentences() -> bool:
             _, ignored = dataset.filter_indices_by_size(indices, max_positions)
             if len(ignored) > 0:
                 size = np.asarray(dataset.size(ignored[0])).tolist()
+                way = "Leave them out with --skip-invalid-size-inputs-valid-test"
+                if getattr(task_options(self), "truncate_source", None) is False:  # else it has cut what it could
+                    way += ", or cut the source with --truncate-source"
                 raise DataError(
                     f"{len(ignored)} of {len(indices)} sentences are longer than the model reads ({max_positions}): "
-                    f"number {ignored[0]} has {size}. Leave them out with --skip-invalid-size-inputs-valid-test, or "
-                    "cut the source with --truncate-source"
+                    f"number {ignored[0]} has {size}. {way}"
                 )
         return upstream(self, indices, dataset, max_positions, ignore_invalid_inputs)
 

@@ -42,6 +42,38 @@ NEEDS = {
     "retain_dropout_modules": "retain_dropout",
 }
 
+READ_BY = ("generate", "interactive", "eval_lm", "validate")
+_DECODING = READ_BY[:3]
+_PRECISION = "--inference-dtype bfloat16 decodes in it on a CPU; --fp16 on a GPU, and in fairseq-validate"
+_TRACKING = "it is of trainings; the output has every value"
+_PROCESSES = "give each process --distributed-world-size N --distributed-rank I"
+# Options in the table of a program that reads them nowhere, where a user would expect them to act: by which of the four
+# that load a model, and the way out. What only tunes a training (--optimizer, --patience, ...) is not worth a refusal.
+UNREAD = {
+    "common.memory_efficient_bf16": (READ_BY, _PRECISION),  # which sets --bf16
+    "common.bf16": (READ_BY, _PRECISION),
+    "common.amp": (READ_BY, _PRECISION),
+    "common.tpu": (READ_BY, "it runs on the GPU where there is one, else on the CPU"),
+    "common.profile": (READ_BY, "it is of trainings"),
+    "common.quantization_config_path": (READ_BY, "--inference-dtype int8 decodes with quantized weights on a CPU"),
+    "common.log_file": (READ_BY, "redirect the output"),
+    "common.tensorboard_logdir": (READ_BY, _TRACKING),
+    "common.wandb_project": (READ_BY, _TRACKING),
+    "common_eval.results_path": (("interactive", "eval_lm", "validate"), "redirect the output"),
+    "common_eval.quiet": (("interactive", "eval_lm", "validate"), "redirect the output"),
+    "generation.sacrebleu": (("generate", "interactive"), "fairseq-generate --scoring sacrebleu scores with it"),
+    "generation.lm_path": (("interactive",), "use fairseq-generate"),
+    "generation.prefix_size": (("interactive",), "use fairseq-generate, whose data have targets"),
+    "dataset.num_shards": (("generate", "validate"), _PROCESSES),
+    "dataset.shard_id": (("generate", "validate"), _PROCESSES),
+    "dataset.valid_subset": (("generate", "eval_lm"), "--gen-subset says what is read"),
+    "dataset.gen_subset": (("validate",), "--valid-subset says what is read"),
+    "dataset.max_tokens_valid": (("validate",), "give --max-tokens"),
+    "dataset.batch_size_valid": (("validate",), "give --batch-size"),
+    "dataset.max_valid_steps": (("validate",), "it is of trainings; fairseq-validate reads the whole set"),
+    "checkpoint.restore_file": (("generate", "interactive"), "--path names the model"),
+}
+
 
 def check_stock_values(cfg: Any, command: str) -> None:
     """Refuse what can be seen from the options of a command alone.
@@ -84,8 +116,8 @@ def check_stock_values(cfg: Any, command: str) -> None:
         raise OptionError(f"--min-len must be at most --max-len-b {most}, got {least}")
     if command == "generate" and _value(cfg, "generation.constraints"):
         raise OptionError("--constraints: fairseq-generate reads none; fairseq-interactive reads them with a sentence")
-    if command in ("generate", "interactive", "eval_lm"):
-        _refuse_idle(cfg, f"fairseq-{command.replace('_', '-')}")
+    if not trains:
+        _refuse_idle(cfg, command)
     window, tokens = _value(cfg, "eval_lm.context_window"), _value(cfg, "task.tokens_per_sample")
     if command == "eval_lm" and tokens is not None and not 0 <= window < tokens:
         raise OptionError(
@@ -135,16 +167,28 @@ def _check_search(cfg: Any) -> None:
 
 
 def _refuse_idle(cfg: Any, command: str) -> None:
-    """Options of training and validation: this suite's are refused, fairseq's own are named."""
+    """Options that the command takes, and does not read; fairseq's own of a validation in training are only named."""
     from fairseq.criterions import CRITERION_REGISTRY
+    from fairseq.dataclass.configs import FairseqConfig
 
+    program = f"fairseq-{command.replace('_', '-')}"
+    default = FairseqConfig()
+    for place, (commands, way) in UNREAD.items():
+        group, name = place.split(".")
+        usual = getattr(getattr(default, group), name)
+        if isinstance(usual, str) and usual.startswith("${"):  # the value of another option, ${group.name}
+            usual = _value(cfg, usual[2:-1])
+        if command in commands and _value(cfg, place) not in (None, usual):
+            raise OptionError(f"{_flag(place)}: has no effect in {program}; {way}")
+    if command not in _DECODING:
+        return
     if _value(cfg, "task.eval_captions"):
-        raise OptionError(f"--eval-captions: has no effect in {command}; `fairseq-ext captions score` scores captions")
+        raise OptionError(f"--eval-captions: has no effect in {program}; `fairseq-ext captions score` scores captions")
     if _value(cfg, "task.eval_bleu"):
-        logger.warning("--eval-bleu: has no effect in %s; --scoring sacrebleu scores what it generates", command)
+        logger.warning("--eval-bleu: has no effect in %s; --scoring sacrebleu scores what it generates", program)
     criterion = _value(cfg, "criterion._name")
     if getattr(CRITERION_REGISTRY.get(criterion), "__module__", "").startswith("fairseq_ext."):
-        raise OptionError(f"--criterion {criterion}: has no effect in {command}, which computes no loss")
+        raise OptionError(f"--criterion {criterion}: has no effect in {program}, which computes no loss")
 
 
 def _check_texts(cfg: Any) -> None:

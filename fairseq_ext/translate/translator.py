@@ -88,6 +88,7 @@ class Translator:
         self.device = next(self.models[0].parameters()).device
         limits = resolve_max_positions(self.task.max_positions(), *(model.max_positions() for model in self.models))
         self.max_source, self.max_target = limits
+        self.left_pad_source = self.task.cfg.left_pad_source  # recurrent encoders read the padding, too
         self._encode = self.preparation.encoder()
 
     @classmethod
@@ -217,7 +218,7 @@ class Translator:
             print_alignment="hard" if alignment else None,
         )
         generator = self.task.build_generator(self.models, options)
-        source = collate_tokens(lines, self.source.pad(), self.source.eos(), left_pad=True).to(self.device)
+        source = collate_tokens(lines, self.source.pad(), left_pad=self.left_pad_source).to(self.device)
         lengths = torch.tensor([len(line) for line in lines], device=self.device)
         net_input = {"src_tokens": source, "src_lengths": lengths}
         beams = self.task.inference_step(generator, self.models, {"net_input": net_input})
@@ -260,13 +261,13 @@ class Translator:
             tokens=tokens,
             token_scores=scores,
             alignment=links if alignment else None,
-            attention=torch.block_diag(*map(_attention, pieces, ranked)) if alignment else None,
+            attention=torch.block_diag(*map(self._attention, pieces, ranked)) if alignment else None,
         )
 
-
-def _attention(piece: list[str], part: dict[str, Any]) -> Tensor:
-    """``(T, S)`` of a part, of which fairseq has ``(S, T)`` with the padding that stood before it in its batch."""
-    return part["attention"][-len(piece) - 1 :].T.float().cpu()
+    def _attention(self, piece: list[str], part: dict[str, Any]) -> Tensor:
+        """``(T, S)`` of a part, of which fairseq has ``(S, T)`` with the padding of its batch."""
+        weights, length = part["attention"], len(piece) + 1
+        return (weights[-length:] if self.left_pad_source else weights[:length]).T.float().cpu()
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.search import DiverseBeamSearch
+from fairseq.tasks import FairseqTask
 
+from fairseq_ext.compat.generation import source_positions
+from fairseq_ext.training.errors import DataError
 from tests.fairseq_commands import FairseqCommands, FairseqServer, Outcome
 from tests.test_end_to_end import PAIRS, SCHEDULE, SPLITS, TINY, USER_DIR
 
@@ -107,15 +113,16 @@ def test_what_the_doctor_calls_broken_is(project):
     command = ["mmap", "--user-dir", USER_DIR, "-s", "de", "-t", "en", "--path", path, "--cpu", *SHORT]
     outcome = project.run("fairseq_cli.interactive", *command, "--print-alignment", "soft", stdin="der zug kommt\n")
     assert outcome.code == 1 and "too many values to unpack" in outcome.last_line
-    idle = ("--lm-path", "absent.pt", "--prefix-size", "3", "--results-path", "absent")
-    assert hypotheses(project.interactive(*idle, stdin="der zug kommt\n")) and not (project.folder / "absent").exists()
-    assert len(project.generate("mmap", "--batch-size", "2", "--num-shards", "2", "--shard-id", "1")) == 13
-    world = ("--distributed-world-size", "2", "--distributed-rank", "1")
-    assert 0 < len(project.generate("mmap", "--batch-size", "2", *world)) < 13
     outcome = project.run(
         "fairseq_cli.preprocess", "--dataset-impl", "huffman", "-s", "de", "-t", "en", "--destdir", "x"
     )
     assert outcome.code == 1 and "Huffman" in outcome.last_line
+
+
+def test_processes_share_a_set(project):
+    """As the refusal of --num-shards says."""
+    world = ("--distributed-world-size", "2", "--distributed-rank", "1")
+    assert 0 < len(project.generate("mmap", "--batch-size", "2", *world)) < 13
 
 
 @pytest.mark.parametrize("name", ["characters", "bytes"])
@@ -192,6 +199,32 @@ def test_interactive_says_that_it_has_no_source_words_to_copy(project):
     assert sorted(hypotheses(outcome)) == [0, 1, 2]
 
 
+HARD = [(0, 0), (2, 1), (1, 2), (0, 3)]
+SOFT = [["0.9", "0.1", "0"], ["0", "0", "1"], ["0.2", "0.8", "0"], ["1", "0", "0"], ["0", "0", "1"]]
+
+
+@pytest.mark.parametrize("place", [0, 2], ids=["first", "within"])
+@pytest.mark.parametrize("copies", [False, True], ids=["as it is", "replace-unk"])
+@pytest.mark.parametrize("alignment", [HARD, SOFT], ids=["hard", "soft"])
+def test_a_stripped_token_shifts_no_alignment(place, copies, alignment):
+    """The language's token is in the hypothesis and its alignment, and not in the text."""
+    words = Dictionary()
+    language, good, day = map(words.add_symbol, ("__en__", "go@@", "od"))
+    tokens = [good, day, words.unk()]
+    tokens.insert(place, language)
+    kept = [position for position in range(4) if position != place]
+    aligned = {"tgt_dict": words, "remove_bpe": "@@ ", "extra_symbols_to_ignore": {words.eos(), language}}
+    hypothesis = torch.tensor([*tokens, words.eos()])
+    _, text, shown = utils.post_process_prediction(
+        hypothesis, "eins zwei drei", alignment, {} if copies else None, **aligned
+    )
+    assert text == f"good {'eins' if copies else '<unk>'}"
+    if alignment is HARD:
+        assert shown == [(HARD[position][0], number) for number, position in enumerate(kept)]
+    else:
+        assert shown == [SOFT[position] for position in (*kept, 4)]
+
+
 # --- long sentences ---------------------------------------------------------------------------------------------------
 
 
@@ -223,3 +256,40 @@ def test_generate_names_the_ways_out(project):
     skipped = hypotheses(project.must(*command, "--max-source-positions", "6", "--skip-invalid-size-inputs-valid-test"))
     cut = hypotheses(project.must(*command, "--max-source-positions", "6", "--truncate-source"))
     assert 0 < len(skipped) < 13 == len(cut)
+
+
+def test_the_models_say_how_much_of_a_source_is_read(project):
+    """The commands' own --max-source-positions is 1024, whatever the model was trained with."""
+    saved = torch.load(project.folder / "model" / "checkpoint_last.pt")
+    for part in ("model", "task"):
+        saved["cfg"][part]["max_source_positions"] = 6
+    torch.save(saved, project.folder / "short.pt")
+    command = ["mmap", "--user-dir", USER_DIR, "-s", "de", "-t", "en", "--path", "short.pt", "--cpu", *SHORT]
+    generate, interactive = ["fairseq_cli.generate", *command], ["fairseq_cli.interactive", *command]
+    more = ("--truncate-source",)
+    refused, cut, asked = project.run_together(
+        [generate, [*generate, *more], [*interactive, *more]], stdin="der zug kommt um acht uhr .\nguten morgen\n"
+    )
+    assert refused.code == 2 and "(6, 1024)" in refused.last_line and "--truncate-source" in refused.last_line
+    assert len(hypotheses(cut)) == 13
+    assert max(len(text.split()) for text in sources(cut).values()) == 5
+    assert sources(asked) == {0: "der zug kommt um acht", 1: "guten morgen"} and sorted(hypotheses(asked)) == [0, 1]
+    assert "a sentence of 8 tokens, the model reads at most 6, is cut (--truncate-source): der zug" in asked.stderr
+
+
+def test_a_refusal_advises_no_option_that_was_given():
+    task = FairseqTask(argparse.Namespace(truncate_source=True))
+    dataset = SimpleNamespace(filter_indices_by_size=lambda indices, most: ([], indices), size=lambda index: 9)
+    for given, advised in ((True, False), (False, True)):
+        task.cfg.truncate_source = given
+        with pytest.raises(DataError, match="--skip-invalid-size-inputs-valid-test") as refusal:
+            task.filter_indices_by_size([0], dataset, 6)
+        assert ("--truncate-source" in str(refusal.value)) == advised
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [(None, None), (7, 7), ((6, 9), 6), ((None, 9), None), ({"de-en": (6, 9), "fr-en": (5, 9)}, 5), ({}, None)],
+)
+def test_source_positions(limits, most):
+    assert source_positions(limits) == most

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 import torch
-from fairseq import utils
+from fairseq import options, utils
 from fairseq.data import data_utils
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.trainer import Trainer
@@ -16,7 +18,16 @@ from torch.multiprocessing import ProcessRaisedException
 
 import fairseq_ext
 from fairseq_ext.compat.refusals import refusal
-from fairseq_ext.compat.stock_checks import DICTIONARIES, LEAST, NEEDS, OBJECTS, PROBABILITIES, check_stock_values
+from fairseq_ext.compat.stock_checks import (
+    DICTIONARIES,
+    LEAST,
+    NEEDS,
+    OBJECTS,
+    PROBABILITIES,
+    READ_BY,
+    UNREAD,
+    check_stock_values,
+)
 from fairseq_ext.training.errors import OptionError
 
 CFG = OmegaConf.create({"task": {"data": "folder"}, "dataset": {"gen_subset": "tset"}, "optimization": {"lr": [0.1]}})
@@ -156,6 +167,48 @@ def test_what_is_for_training_does_nothing_in_generation(caplog):
             check_stock_values(config(place, value), command)
     check_stock_values(config("criterion", {"_name": "cross_entropy"}), "generate")
     assert len(caplog.records) == 3
+
+
+@pytest.mark.parametrize("place", UNREAD)
+def test_what_a_program_does_not_read_is_refused(place):
+    group, name = place.split(".")
+    usual = getattr(getattr(FairseqConfig(), group), name)
+    value = not usual if isinstance(usual, bool) else 7 if isinstance(usual, int) else "x"
+    commands, way = UNREAD[place]
+    for command in READ_BY:
+        check_stock_values(config(group, {name: None if str(usual).startswith("$") else usual}), command)
+        if command not in commands:
+            check_stock_values(config(place, value), command)
+            continue
+        line = f"--{name.replace('_', '-')}: has no effect in fairseq-{command.replace('_', '-')}; {way}"
+        with pytest.raises(OptionError, match=f"^{re.escape(line)}$"):
+            check_stock_values(config(place, value), command)
+
+
+def test_what_is_refused_as_unread_is_taken_and_read_nowhere():
+    """The day this fails for an option, its line can go."""
+    parsers = (
+        options.get_generation_parser,
+        options.get_interactive_generation_parser,
+        options.get_eval_lm_parser,
+        options.get_validation_parser,
+    )
+    for command, parser in zip(READ_BY, parsers, strict=True):
+        taken = {action.dest for action in parser()._actions}
+        source = Path(importlib.util.find_spec(f"fairseq_cli.{command}").origin).read_text()
+        for place, (commands, _) in UNREAD.items():
+            name = place.partition(".")[2]
+            if command in commands:
+                assert name in taken, (command, place)
+                named = (command, name) == ("generate", "sacrebleu")  # by the condition of a warning
+                assert named or not re.search(rf"\.{name}\b", source), (command, place)
+
+
+def test_the_size_of_a_batch_is_that_of_validation_unless_it_has_its_own():
+    given = {"batch_size": 4, "max_tokens": None, "batch_size_valid": 4, "max_tokens_valid": None}
+    check_stock_values(config("dataset", given), "validate")
+    with pytest.raises(OptionError, match=r"^--batch-size-valid: has no effect in fairseq-validate; give --batch-size"):
+        check_stock_values(config("dataset", given | {"batch_size_valid": 8}), "validate")
 
 
 SEARCH = {"sampling": True, "diverse_beam_groups": 2, "lm_path": "lm.pt", "retain_dropout": True}

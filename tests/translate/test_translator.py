@@ -77,6 +77,30 @@ def test_equal_to_fairseq_generate(trained, capsys, checkpoints):
             assert len(hypothesis.tokens) == len(scores) and hypothesis.tokens[-1] == "</s>"
 
 
+@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
+def test_padding_stands_where_it_did_in_training(translator, copied, monkeypatch, left):
+    path = copied / "model" / "checkpoint_best.pt"
+    saved = torch.load(path)
+    saved["cfg"]["task"]["left_pad_source"] = left
+    torch.save(saved, path)
+    padded = Translator.from_pretrained(copied / "model", data=copied / "data")
+    batches, step = [], padded.task.inference_step
+    monkeypatch.setattr(
+        padded.task, "inference_step", lambda *given: batches.append(given[2]["net_input"]) or step(*given)
+    )
+    lines = [LINES[0], " ".join(LINES[1:3])]
+    found = padded.translations(lines, Decoding(beam=2), alignment=True)
+    (net_input,) = batches
+    short = net_input["src_tokens"][net_input["src_lengths"].argmin()]
+    pad = padded.source.pad()
+    assert (short[0] == pad, short[-1] == pad) == (left, not left)
+    for translation, expected in zip(
+        found, translator.translations(lines, Decoding(beam=2), alignment=True), strict=True
+    ):
+        assert translation.text == expected.text
+        torch.testing.assert_close(translation.hypotheses[0].attention, expected.hypotheses[0].attention)
+
+
 def test_order_blank_lines_and_batches(translator, trained):
     shuffled = [*LINES[:9], "", " \t\u2028 "]
     random.Random(1).shuffle(shuffled)
