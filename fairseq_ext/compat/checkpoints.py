@@ -232,7 +232,7 @@ def end_finished_trainings() -> bool:
     def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
         state, iterator = upstream(cfg, trainer, **kwargs)
         updates, most = trainer.get_num_updates(), trainer.cfg.optimization.max_update or math.inf
-        without_gain = getattr(_early_stopping(), "num_runs", 0)
+        without_gain = getattr(trainer, "validations_without_gain", 0)  # see keep_patience
         if updates >= most:
             reason = f"{updates} updates are made, --max-update is {most}"
         elif 0 < cfg.patience <= without_gain:
@@ -246,21 +246,19 @@ def end_finished_trainings() -> bool:
     return True
 
 
-def _early_stopping() -> Any:
-    """fairseq's function, whose attributes count the validations of ``--patience``."""
-    homes = [sys.modules.get(name) for name in ("__main__", "__mp_main__", "fairseq_cli.train")]
-    return next(filter(None, [getattr(home, "should_stop_early", None) for home in homes]), None)
-
-
 def keep_patience() -> bool:
     """Keep in a checkpoint what ``--patience`` counts: the best value so far, and the validations since."""
     from fairseq.trainer import Trainer
 
     save, load = Trainer.save_checkpoint, Trainer.load_checkpoint
 
+    def counter() -> Any:
+        homes = [sys.modules.get(name) for name in ("__main__", "__mp_main__", "fairseq_cli.train")]
+        return next(filter(None, [getattr(home, "should_stop_early", None) for home in homes]), None)
+
     @functools.wraps(save)
     def save_checkpoint(self: Any, filename: str, extra_state: dict[str, Any]) -> Any:
-        return save(self, filename, {**extra_state, "patience": dict(vars(_early_stopping() or argparse.Namespace()))})
+        return save(self, filename, {**extra_state, "patience": dict(vars(counter() or argparse.Namespace()))})
 
     @functools.wraps(load)
     def load_checkpoint(
@@ -272,9 +270,10 @@ def keep_patience() -> bool:
         reset_meters: bool = False,
     ) -> Any:
         state = load(self, filename, reset_optimizer, reset_lr_scheduler, optimizer_overrides, reset_meters)
-        count = _early_stopping()
+        count = counter()
         if state is not None and count is not None and not reset_optimizer and not reset_meters:
             vars(count).update(state.get("patience", {}))
+            self.validations_without_gain = getattr(count, "num_runs", 0) if "patience" in state else 0
         return state
 
     Trainer.save_checkpoint, Trainer.load_checkpoint = save_checkpoint, load_checkpoint

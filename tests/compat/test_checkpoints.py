@@ -151,7 +151,9 @@ def test_a_resumed_training_keeps_its_patience(monkeypatch):
     assert saved["x.pt"]["best"] == 1.0
     for reset, stopped in (((), True), ((True,), False), ((False, False, None, True), False)):
         should_stop_early.__dict__.clear()  # another process
+        trainer.validations_without_gain = 0
         trainer.load_checkpoint("x.pt", *reset)
+        assert trainer.validations_without_gain == (0 if reset else 1)
         assert stops(2.0, 2.0)[-1] == stopped
 
 
@@ -167,10 +169,9 @@ def test_a_resumed_training_keeps_its_patience(monkeypatch):
 )
 def test_a_finished_training_has_no_epoch_left(monkeypatch, caplog, updates, most, patience, without_gain, reason):
     monkeypatch.setattr(checkpoint_utils, "load_checkpoint", lambda cfg, trainer: ({}, "batches"))
-    monkeypatch.setattr(should_stop_early, "__dict__", {"num_runs": without_gain})
     checkpoints.end_finished_trainings()
     cfg = OmegaConf.create({"optimization": {"max_update": most}, "checkpoint": {"patience": patience}})
-    trainer = argparse.Namespace(get_num_updates=lambda: updates, cfg=cfg)
+    trainer = argparse.Namespace(get_num_updates=lambda: updates, cfg=cfg, validations_without_gain=without_gain)
     with caplog.at_level("INFO"):
         iterator = checkpoint_utils.load_checkpoint(cfg.checkpoint, trainer)[1]
     assert (iterator == "batches") == (reason is None)
