@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_ext.integrations.trainer import check_options, mean_over_items, next_labels
+from fairseq_ext.integrations.trainer import check_options, mean_over_items, next_labels, on_device
 from fairseq_ext.integrations.trial import device_of, undisturbed
 from fairseq_ext.losses import fused_linear_encouraging_loss
 from fairseq_ext.training.errors import OptionError
@@ -55,13 +55,10 @@ class FusedCausalLMLoss:
         backbone, head = _parts(self.model)
         hidden = backbone(**inputs).last_hidden_state
         labels = next_labels(labels.to(hidden.device))
-        options = {
-            name: value.to(hidden.device) if torch.is_tensor(value) else value for name, value in self.options.items()
-        }
         total = fused_linear_encouraging_loss(
             *(hidden.flatten(0, 1), head.weight, labels.flatten(), head.bias),
             reduction="sum",
-            **options,
+            **on_device(self.options, hidden),
         )
         return mean_over_items(total, labels, num_items_in_batch)
 

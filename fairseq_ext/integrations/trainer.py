@@ -39,11 +39,15 @@ class EncouragingComputeLoss:
             raise DataError(f"labels: must be class indices of shape {shapes} of {labels.dtype}")
         if self.shift:
             labels = next_labels(labels)
-        options = {
-            name: value.to(logits.device) if torch.is_tensor(value) else value for name, value in self.options.items()
-        }
-        total = encouraging_loss(logits.flatten(0, -2), labels.flatten(), reduction="sum", **options)
+        total = encouraging_loss(
+            logits.flatten(0, -2), labels.flatten(), reduction="sum", **on_device(self.options, logits)
+        )
         return mean_over_items(total, labels, num_items_in_batch)
+
+
+def on_device(options: dict[str, Any], like: Tensor) -> dict[str, Any]:
+    """The options of a loss with class weights where the logits are."""
+    return {name: value.to(like.device) if torch.is_tensor(value) else value for name, value in options.items()}
 
 
 def next_labels(labels: Tensor) -> Tensor:
@@ -156,4 +160,4 @@ def _counts_shifted(loss_type: str | None) -> bool:
     """As Trainer decides it."""
     from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
-    return LOSS_MAPPING.get(loss_type) is ForCausalLMLoss
+    return LOSS_MAPPING.get(loss_type or "") is ForCausalLMLoss
