@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fairseq_ext.training.files import load_safely
 from fairseq_ext.training.progress import progress
 
 from .compat import allow_checkpoint_types
+from .compat.model_options import first_difference, model_options
 
 __all__ = ["average_checkpoints", "last_checkpoints", "load_checkpoint"]
 
@@ -30,15 +31,6 @@ _NAMES = {
 
 _START = {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True}
 """What fairseq saves of the data before a first update."""
-
-# Model options that change the training, the storage or the speed, but not what given weights compute.
-_OF_TRAINING = re.compile(
-    r"_name|arch|.*drop.*|.*init|quant_noise.*|checkpoint_activations|offload_activations|min_params_to_wrap|.*_path"
-    r"|.*layers_to_keep|max_.*_positions|tokens_per_sample|norm_detach|attention_span_loss|muse_no_fuse|tpu|export"
-    r"|.*base_(layers|sublayers|shuffle)|.*xformers_att_config"
-)
-# Namespaces, of architectures without a dataclass, hold the options of all the program: these are the model's.
-_OF_MODEL = re.compile(r"(encoder|decoder|no_scale|no_token|share|layernorm|cross_self|no_cross)_.*|activation_fn")
 
 
 def last_checkpoints(folder: str | Path, last: int, by: str = "epoch", upper: int | None = None) -> list[Path]:
@@ -105,13 +97,13 @@ def average_checkpoints(paths: Sequence[str | Path], ema: bool = False) -> dict[
             raise CheckpointError(f"{paths[number]}: is there twice, and would weigh twice in the mean")
     result = load_checkpoint(paths[0])
     reference = _parameters(result, paths[0], ema)
-    architecture, options = _architecture(result), _model_options(result)
+    architecture, options = _architecture(result), model_options(result)
     sums = {name: value.double() for name, value in reference.items() if value.is_floating_point()}
     for path in progress(paths[1:], "averaging", total=len(paths), initial=1, unit=" checkpoints"):
         state = load_checkpoint(path)
         parameters = _parameters(state, path, ema)
         _check_same(paths[0], architecture, reference, path, _architecture(state), parameters)
-        _check_options(paths[0], options, path, _model_options(state))
+        _check_options(paths[0], options, path, model_options(state))
         for name, total in sums.items():
             total += parameters[name]
 
@@ -175,31 +167,7 @@ def _check_same(
             refuse(f"{name} is {tuple(value.shape)} in {first} and {tuple(parameters[name].shape)} in {path}")
 
 
-def _model_options(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that say what the model computes, ``outer.inner`` within a group."""
-    config = state.get("cfg") or {}
-    model = (config.get("model") if hasattr(config, "get") else None) or state.get("args")
-    if isinstance(model, Mapping):
-        return {name: value for name, value in _flat(model) if not _OF_TRAINING.fullmatch(name.rpartition(".")[2])}
-    return {
-        name: value
-        for name, value in getattr(model, "__dict__", {}).items()
-        if _OF_MODEL.fullmatch(name) and not _OF_TRAINING.fullmatch(name)
-    }
-
-
-def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            if not _OF_TRAINING.fullmatch(name):
-                yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def _check_options(first: str | Path, options: Mapping[str, Any], path: str | Path, others: Mapping[str, Any]) -> None:
-    """An option that only one of the files has is newer than the other's training, and says nothing of it."""
-    for name in options:
-        if name in others and options[name] != others[name]:
-            one, other = f"{options[name]!r} in {first}", f"{others[name]!r} in {path}"
-            raise CheckpointError(f"cannot average different models: {name} is {one} and {other}")
+    if name := first_difference(options, others):
+        one, other = f"{options[name]!r} in {first}", f"{others[name]!r} in {path}"
+        raise CheckpointError(f"cannot average different models: {name} is {one} and {other}")

@@ -94,8 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     add = recipe.add_argument
     add("name", nargs="?", metavar="NAME", help="a recipe, or DATA/METHOD")
     add("--data", metavar="DIR", help="the prepared data (default: data-bin/DATA)")
-    add("--save-dir", metavar="DIR", help="where checkpoints and scores are written (default: checkpoints/NAME)")
-    add("--gpus", type=int, metavar="N", help="how many train; --update-freq follows (default: the recipe's)")
+    add(
+        "--save-dir",
+        metavar="DIR",
+        help="where checkpoints and scores are written (default: checkpoints/NAME, with what is changed)",
+    )
+    add(
+        "--gpus", type=int, metavar="N", help="how many train; --update-freq and batches follow (default: the recipe's)"
+    )
     add("--device", choices=["cuda", "cpu"], help="where it trains; a CPU trains in single precision (default: cuda)")
     add("--seed", type=int, help="default: the recipe's, 1")
     add("--average", type=int, metavar="N", help="how many of the last epochs are averaged (default: the recipe's)")
@@ -177,7 +183,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _recipe(args: argparse.Namespace) -> int:
     from .recipes import RECIPES, find
-    from .recipes.commands import adapted, commands, sources
+    from .recipes.commands import adapted, commands, more_tokens, sources
     from .recipes.hydra import to_yaml
 
     def given(*names: str) -> dict[str, Any]:
@@ -199,6 +205,8 @@ def _recipe(args: argparse.Namespace) -> int:
         return 0
     recipe = adapted(recipe, **values)
     steps = commands(recipe, **places)
+    if recipe.times != 1:
+        print(f"--gpus {recipe.gpus}: {more_tokens(recipe)}", file=sys.stderr)
     print(f"{sources(recipe, args.data)}\n{steps}", end="")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -26,11 +27,14 @@ class Workshop(FairseqCommands):
     def good(self) -> Path:
         return self.folder / "good"
 
-    def train(self, *arguments: object, data: Path | None = None, largest_file: int = 0) -> Outcome:
+    def training(self, *arguments: object, data: Path | None = None) -> list[object]:
         """Train the combination of every method; ``arguments`` come last and win."""
         standard = [data or self.data_bin, "--user-dir", USER_DIR, *COMBINED, *TINY, *SCHEDULE]
         standard += ["--disable-validation", "--no-epoch-checkpoints", "--max-update", "1"]
-        return self.run("fairseq_cli.train", *standard, *arguments, largest_file=largest_file)
+        return ["fairseq_cli.train", *standard, *arguments]
+
+    def train(self, *arguments: object, data: Path | None = None, largest_file: int = 0) -> Outcome:
+        return self.run(*self.training(*arguments, data=data), largest_file=largest_file)
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +170,28 @@ def test_a_truncated_checkpoint(workshop, tmp_path):
     ):
         refused(outcome, broken, "truncated, or no checkpoint")
     assert sorted(tmp_path.rglob("*.pt*")) == [broken]
+
+
+def test_a_folder_keeps_its_model_and_a_finished_training_its_files(workshop, tmp_path):
+    """The same line again, and one with another option of the model; each way out that the refusal names."""
+    folders = [tmp_path / name for name in ("again", "other", "reset", "new")]
+    for folder in folders[:3]:
+        shutil.copytree(workshop.good, folder)
+    last, other = workshop.good / "checkpoint_last.pt", ("--attention-topk", "2", "--max-update", "5")
+    lines = [("--max-update", "3"), other, (*other, "--reset-optimizer"), (*other, "--finetune-from-model", last)]
+    again, refusal, *ways_out = workshop.run_together(
+        [workshop.training("--save-dir", folder, *line) for folder, line in zip(folders, lines, strict=True)]
+    )
+    assert again.code == 0 and "nothing left to train: 3 updates are made, --max-update is 3" in again.output
+    refused(
+        refusal, "--attention-topk: 2 here, but 3 in", folders[1], "--save-dir", "--finetune-from-model", "--reset-"
+    )
+    assert [outcome.code for outcome in ways_out] == [0, 0], [outcome.stderr[-3000:] for outcome in ways_out]
+    before, *after = [
+        {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+        for folder in (workshop.good, *folders)
+    ]
+    assert [files == before for files in after] == [True, True, False, False]
 
 
 def test_a_checkpoint_of_another_architecture(workshop, tmp_path):

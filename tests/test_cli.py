@@ -17,6 +17,7 @@ import torch
 
 from fairseq_ext import checkpoint_averaging, cli
 from fairseq_ext.captions import __main__ as captions
+from fairseq_ext.compat.model_options import OF_TRAINING
 from fairseq_ext.recipes import RECIPES
 from fairseq_ext.recipes.commands import GIVEN, adapted, commands, sources
 from tests.helpers import ROOT
@@ -244,9 +245,7 @@ def test_every_option_of_what_a_model_computes_is_compared(name):
     import fairseq_ext.models  # noqa: F401
 
     skipped = {
-        item.name
-        for item in dataclasses.fields(MODEL_DATACLASS_REGISTRY[name])
-        if checkpoint_averaging._OF_TRAINING.fullmatch(item.name)
+        item.name for item in dataclasses.fields(MODEL_DATACLASS_REGISTRY[name]) if OF_TRAINING.fullmatch(item.name)
     }
     compared = ("norm", "adanorm", "attention_topk", "attention_normalizer", "cross_view", "block", "muse_kernels")
     assert not [option for option in skipped if option.startswith(compared) and option != "norm_detach"]

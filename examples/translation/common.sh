@@ -4,8 +4,8 @@
 #   recipe.sh METHOD DATA_BIN SAVE_DIR ...   train, average, generate, score; what follows goes to fairseq-train
 #
 # The second form runs the commands that `fairseq-ext recipe DATA/METHOD` prints, and keeps them in SAVE_DIR/commands.sh.
-# Environment: SEED, AVERAGE (how many epoch checkpoints) and GPUS, each the recipe's unless set, but GPUS: all that
-# torch sees. A killed training resumes when the same line is given again.
+# Environment: SEED, AVERAGE (how many epoch checkpoints) and GPUS, each the recipe's unless set; where there are fewer
+# GPUs, all there are. A killed training resumes when the same line is given again.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
@@ -31,13 +31,18 @@ prepare_split() { prepare "$@" --bpe none --unicode none --max-length 100000 --m
 
 # run DATA: the commands of DATA/METHOD.
 run() {
-    local devices commands options=(--data "$DATA" --save-dir "$SAVE")
+    local devices needed commands options=(--data "$DATA" --save-dir "$SAVE")
     devices=$(python -c 'import torch; print(torch.cuda.device_count())')
     ((devices > 0)) || options+=(--device cpu)
-    if [[ -n ${GPUS:-} ]] || ((devices > 0)); then options+=(--gpus "${GPUS:-$devices}"); fi
+    if [[ -n ${GPUS:-} ]]; then options+=(--gpus "$GPUS"); fi
     if [[ -n ${SEED:-} ]]; then options+=(--seed "$SEED"); fi
     if [[ -n ${AVERAGE:-} ]]; then options+=(--average "$AVERAGE"); fi
     commands=$(fairseq-ext recipe "$1/$METHOD" "${options[@]}" --train-options "${EXTRA[@]}")
+    needed=$(sed -n 's/.*--distributed-world-size \([0-9]*\).*/\1/p' <<< "$commands" | head -n 1)
+    if [[ -z ${GPUS:-} ]] && ((${needed:-0} > devices)); then
+        options+=(--gpus "$devices")
+        commands=$(fairseq-ext recipe "$1/$METHOD" "${options[@]}" --train-options "${EXTRA[@]}")
+    fi
     mkdir -p "$SAVE"
     echo "$commands" > "$SAVE/commands.sh"
     bash -euo pipefail "$SAVE/commands.sh" 2>&1 | tee -a "$SAVE/train.log"

@@ -40,11 +40,14 @@ refusals           what fairseq refuses (an option, a file, a folder) ends in a 
 captioned images   a task for text ends in a traceback beside images and captions.
 resumed task       a training resumes with another dictionary of the same size, and its words mean others; where the
                    file of ``--restore-file`` is not there, it starts from random weights without a word.
+resumed model      a training with other options of the model resumes the one that is in its ``--save-dir``, and
+                   reports its results for them.
 resumed patience   a resumed training counts the validations of ``--patience`` from 0 again, and stops later.
 resumed precision  a training with ``--bf16`` or ``--fp16`` resumes from weights that are rounded to half precision, and
                    ends with others than one that was never killed.
 resumed average    ``--ema-update-freq`` counts from 0 again in a resumed training; where the checkpoint has no average,
                    ``--store-ema`` ends in a ``KeyError``.
+finished training  the same line again makes one more update after the last, and overwrites the checkpoints.
 inference dtype    there is no ``--inference-dtype``, with which decoding on a CPU takes less than half the time.
 =================  ===================================================================================================
 """
@@ -57,7 +60,9 @@ from collections.abc import Callable
 
 from .checkpoints import (
     allow_checkpoint_types,
+    compare_resumed_models,
     compare_resumed_tasks,
+    end_finished_trainings,
     heed_overrides,
     keep_patience,
     write_whole_checkpoints,
@@ -152,8 +157,10 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "refusals": end_commands_in_one_line,
     "captioned images": name_captioned_images,
     "resumed task": compare_resumed_tasks,
+    "resumed model": compare_resumed_models,
     "resumed patience": keep_patience,
     "resumed precision": keep_master_weights,
     "resumed average": keep_moving_average,
+    "finished training": end_finished_trainings,
     "inference dtype": add_inference_dtype,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -125,10 +126,11 @@ def register_attention(
     of keys or more a model computes what it computes with ``"sdpa"``, but a query without any key gives zeros.
 
     It is for models whose attentions all go through transformers' ``AttentionInterface``: BERT, GPT-2, Llama, BART,
-    Marian, ViT and most others. One that computes an attention itself (T5), has none, or asks for something else than
-    masks, scaling and dropout (soft-capping in Gemma 2, sinks in gpt-oss) is refused by name, the first two when the
-    model is made. Of a model of several parts, some may keep another one:
-    ``attn_implementation={"text_config": "topk", "vision_config": "sdpa"}``.
+    Marian, ViT and most others. One that computes an attention itself (T5), has none, is an encoder whose attention has
+    no ``is_causal`` (Splinter, the text of CLAP and ALIGN), or asks for something else than masks, scaling and dropout
+    (soft-capping in Gemma 2, sinks in gpt-oss) is refused by name, the first three when the model is made. Of a model
+    of several parts, some may keep another one: ``attn_implementation={"text_config": "topk", "vision_config":
+    "sdpa"}``.
 
     The name is not saved with a model: give it again to ``from_pretrained``. ``output_attentions=True`` in a call
     gives the selected weights.
@@ -216,11 +218,23 @@ def _refuse_own_attention(model: Any, name: str | None, modules: Iterable[nn.Mod
     """Refuse a model in which attention of a registered name would not reach every attention of the ``modules``."""
     if name not in _registered:
         return
-    classes = {type(module) for module in modules or _parts_with(model, name)}
+    modules = list(modules or _parts_with(model, name))
+    classes = {type(module) for module in modules}
     if own := sorted(cls.__name__ for cls in classes if _kind(cls) == "own"):
         raise OptionError(f"{_refusal(model, name)}: {', '.join(own)} computes an attention itself")
     if not any(_kind(cls) == "interface" for cls in classes):
         raise OptionError(f"{_refusal(model, name)}: no attention in it uses that")
+    # Without padding there is no mask, and sdpa takes an attention that does not say otherwise for a causal one.
+    silent = {
+        type(module).__name__
+        for module in modules
+        if _kind(type(module)) == "interface" and not hasattr(module, "is_causal")
+    }
+    if silent and any("create_bidirectional_mask" in _names(cls) for cls in classes):
+        raise OptionError(
+            f"attn_implementation={name!r}: {type(model).__name__} masks padding alone, and its "
+            f"{', '.join(sorted(silent))} has no is_causal to say so; it is for 'eager'"
+        )
 
 
 def _refusal(model: Any, name: str | None) -> str:
@@ -241,10 +255,15 @@ def _kind(cls: type[nn.Module]) -> str | None:
 
     if issubclass(cls, PreTrainedModel):  # whose base class administers the interface
         return None
-    bases = cls.__mro__[: cls.__mro__.index(nn.Module)]
-    functions = [value for base in bases for value in vars(base).values() if hasattr(value, "__code__")]
-    names = {name for function in functions for name in function.__code__.co_names}
+    names = _names(cls)
     if "ALL_ATTENTION_FUNCTIONS" in names:
         return "interface"
     own = issubclass(cls, nn.MultiheadAttention) or ("att" in cls.__name__.lower() and names & OWN_SOFTMAX)
     return "own" if own else None
+
+
+def _names(cls: type[nn.Module]) -> set[str]:
+    """What the methods of a class ask for, below those of every module."""
+    bases = cls.__mro__[: cls.__mro__.index(nn.Module)]
+    functions = [inspect.unwrap(value) for base in bases for value in vars(base).values() if hasattr(value, "__code__")]
+    return {name for function in functions for name in function.__code__.co_names}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_ext.integrations.trainer import check_options, mean_over_items, next_labels
+from fairseq_ext.integrations.trainer import check_options, mean_over_items, next_labels, on_device
+from fairseq_ext.integrations.trial import device_of, undisturbed
 from fairseq_ext.losses import fused_linear_encouraging_loss
 from fairseq_ext.training.errors import OptionError
 
@@ -25,7 +27,7 @@ class FusedCausalLMLoss:
 
     Args:
         model: a ``PreTrainedModel`` whose logits are a linear map of its last hidden states: GPT-2, Llama and most
-            others. That is tried out on two tokens.
+            others. That is tried out on two tokens. Its head may be replaced later (``resize_token_embeddings``).
         **options: of :func:`~fairseq_ext.losses.fused_linear_encouraging_loss`: ``log_end``, ``label_smoothing``,
             ``bonus_weight``, ``class_weight``, ...
 
@@ -35,7 +37,8 @@ class FusedCausalLMLoss:
 
     Raises:
         OptionError: a model with another head (soft-capping in Gemma 2, scales in Cohere and Granite), several
-            processes, or an option out of its range.
+            processes, mixed precision inside of ``model.forward`` (``Accelerator.prepare``), or an option out of its
+            range.
 
     Example:
         >>> loss = FusedCausalLMLoss(model, log_end=0.75)
@@ -43,22 +46,25 @@ class FusedCausalLMLoss:
     """
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
-        check_options({name: value for name, value in options.items() if name != "class_weight"})
-        self.backbone, self.head, self.options = *_parts(model), options
+        self.model, self.options = model, options
+        backbone, head = _parts(model)
+        check_options(options, "class_weight", head.out_features)
+        _check_logits(model, backbone, head)
 
     def __call__(self, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **inputs: Any) -> Tensor:
-        hidden = self.backbone(**inputs).last_hidden_state
+        backbone, head = _parts(self.model)
+        hidden = backbone(**inputs).last_hidden_state
         labels = next_labels(labels.to(hidden.device))
         total = fused_linear_encouraging_loss(
-            *(hidden.flatten(0, 1), self.head.weight, labels.flatten(), self.head.bias),
+            *(hidden.flatten(0, 1), head.weight, labels.flatten(), head.bias),
             reduction="sum",
-            **self.options,
+            **on_device(self.options, hidden),
         )
         return mean_over_items(total, labels, num_items_in_batch)
 
 
 def _parts(model: Any) -> tuple[nn.Module, nn.Linear]:
-    """The model without its head, and the head."""
+    """The model without its head, and the head, as they are now."""
     name = type(model).__name__
     if (
         torch.distributed.is_available()
@@ -71,18 +77,25 @@ def _parts(model: Any) -> tuple[nn.Module, nn.Linear]:
         raise OptionError(f"model: {name} is no language model of transformers with a linear output layer")
     if getattr(model.config, "is_encoder_decoder", False) or getattr(model.config, "output_router_logits", False):
         raise OptionError(f"model: {name} is an encoder-decoder, or adds the loss of a router (output_router_logits)")
-    backbone = model.base_model
+    if "_original_forward" in vars(model):
+        raise OptionError(
+            f"model: this loss does not call the forward of {name}, where accelerate's mixed precision is; give it "
+            "accelerator.unwrap_model(model, keep_fp32_wrapper=False), and call the loss under accelerator.autocast()"
+        )
+    return model.base_model, head
+
+
+def _check_logits(model: Any, backbone: nn.Module, head: nn.Linear) -> None:
+    """Refuse a model whose logits are something else than the head of its last hidden states."""
     seen: dict[str, Tensor] = {}
-    hooks = [
-        backbone.register_forward_hook(lambda _, __, output: seen.update(states=output.last_hidden_state)),
-        head.register_forward_hook(lambda _, inputs, output: seen.update(inputs=inputs[0], output=output)),
-    ]
+    hook = backbone.register_forward_hook(lambda _, __, output: seen.update(states=output.last_hidden_state))
     try:
-        with torch.no_grad(), torch.random.fork_rng():
-            logits = model(input_ids=torch.arange(2, device=head.weight.device)[None]).logits
+        with undisturbed(model):
+            logits = model(input_ids=torch.arange(2, device=device_of(model))[None]).logits
+            expected = F.linear(seen["states"], head.weight, head.bias)
     finally:
-        for hook in hooks:
-            hook.remove()
-    if not (torch.equal(seen["states"], seen["inputs"]) and torch.equal(seen["output"], logits)):
-        raise OptionError(f"model: the logits of {name} are not a linear map of its last hidden states alone")
-    return backbone, head
+        hook.remove()
+    if not torch.equal(expected.to(logits), logits):
+        raise OptionError(
+            f"model: the logits of {type(model).__name__} are not a linear map of its last hidden states alone"
+        )

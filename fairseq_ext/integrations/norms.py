@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import fnmatch
 import inspect
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -78,8 +80,9 @@ def replace_norms(
         One :class:`NormChange` for each norm, in the order of the model.
 
     Raises:
-        OptionError: there is nothing to replace, a name that fits no norm, a norm that computes something else, or an
-            option that ``norm`` does not have. The model is as it was.
+        OptionError: there is nothing to replace, a name that fits no norm, a norm that computes something else, whose
+            gain the model reads (Mamba), that has hooks or no weights yet (on the meta device), or an option that
+            ``norm`` does not have. The model is as it was.
 
     Example:
         >>> for change in replace_norms(model, "adanorm", scale=2.0, dry_run=True):
@@ -96,6 +99,7 @@ def replace_norms(
 
     changes = []
     for module, at in places.items():
+        _check_replaceable(model, module, at)
         shape, own_eps, start = _check_norm(module, at[0])
         try:
             new = NORM_CLASSES[norm](shape, eps=own_eps if eps is None else eps, unbiased=unbiased, **options)
@@ -142,6 +146,35 @@ def _is_rms_norm(module: nn.Module) -> bool:
     # T5's LayerNorm, and those made after it, subtract no mean and have no bias.
     named = type(module).__name__.endswith(("RMSNorm", "LayerNorm")) and not isinstance(module, nn.LayerNorm)
     return isinstance(module, nn.RMSNorm) or (named and [*dict(module.named_parameters())] in (["weight"], []))
+
+
+def _check_replaceable(model: nn.Module, module: nn.Module, names: tuple[str, ...]) -> None:
+    """Refuse a norm that is more to the model than what it computes."""
+    reason = None
+    if any(value.is_meta for value in module.parameters()):
+        reason = "is on the meta device; load its weights before it is replaced"
+    hooks = [name.strip("_") for name, value in vars(module).items() if name.endswith("_hooks") and value]
+    if hooks or "forward" in vars(module):
+        reason = f"has {hooks[0] if hooks else 'a forward of its own'}, which the new norm would not; remove that first"
+    for name in names:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            continue  # see _keep_off_fused_layers
+        if read := _read_of(type(parent), name.rpartition(".")[2]):
+            reason = f"{type(parent).__name__} reads its {read}, which the new norm does not have"
+    if reason is not None:
+        raise OptionError(f"{names[0]}: {reason}; skip= leaves it as it is")
+
+
+def _read_of(parent: type[nn.Module], child: str) -> str | None:
+    """The parameter of its ``child`` that a class reads, as Mamba's layers do for the dtype."""
+    bases = parent.__mro__[: parent.__mro__.index(nn.Module)]
+    for function in (value for base in bases for value in vars(base).values() if hasattr(value, "__code__")):
+        words = [instruction.argval for instruction in dis.get_instructions(inspect.unwrap(function))]
+        for of, read in itertools.pairwise(words):
+            if of == child and read in ("weight", "bias"):
+                return str(read)
+    return None
 
 
 def _check_norm(module: Any, name: str) -> tuple[tuple[int, ...], float, float]:

@@ -10,16 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_ext.integrations.trial import IGNORED, own_loss
 from fairseq_ext.losses import encouraging_loss
+from fairseq_ext.losses.common import check_class_weight
 from fairseq_ext.training.errors import DataError, OptionError
 
-IGNORED = -100
-# Loss types of transformers that are a cross-entropy over the last dimension of the logits, and whether they shift.
+# Loss types of transformers with one label a row, so that there is nothing to shift.
 ONE_LABEL = tuple(f"For{kind}Classification" for kind in ("Sequence", "Image", "Video", "Audio"))
-SHIFTS = {
-    **dict.fromkeys(("ForCausalLM", "ForConditionalGeneration"), True),
-    **dict.fromkeys(("ForMaskedLM", "ForTokenClassification", *ONE_LABEL), False),
-}
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,15 @@ class EncouragingComputeLoss:
             raise DataError(f"labels: must be class indices of shape {shapes} of {labels.dtype}")
         if self.shift:
             labels = next_labels(labels)
-        options = {name: value.to(logits.device) if name == "weight" else value for name, value in self.options.items()}
-        total = encouraging_loss(logits.flatten(0, -2), labels.flatten(), reduction="sum", **options)
+        total = encouraging_loss(
+            logits.flatten(0, -2), labels.flatten(), reduction="sum", **on_device(self.options, logits)
+        )
         return mean_over_items(total, labels, num_items_in_batch)
+
+
+def on_device(options: dict[str, Any], like: Tensor) -> dict[str, Any]:
+    """The options of a loss with class weights where the logits are."""
+    return {name: value.to(like.device) if torch.is_tensor(value) else value for name, value in options.items()}
 
 
 def next_labels(labels: Tensor) -> Tensor:
@@ -55,10 +58,8 @@ def next_labels(labels: Tensor) -> Tensor:
 def mean_over_items(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
     """Over the items of the whole accumulated batch, or of this one; 0 where all are ignored."""
     if num_items_in_batch is None:
-        num_items_in_batch = (labels != IGNORED).sum().clamp_min(1)
-    elif isinstance(num_items_in_batch, Tensor):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
+        num_items_in_batch = (labels != IGNORED).sum()
+    return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp_min(1)
 
 
 def encouraging_compute_loss(
@@ -72,16 +73,17 @@ def encouraging_compute_loss(
     ``num_items_in_batch``, so that accumulated gradients are those of one large batch; in evaluation it is the number
     of labels in the batch. Evaluation's ``eval_loss`` has the bonus too: compare runs by their metrics.
 
-    It takes causal language models (whose labels it shifts, as they do), encoder-decoders, masked language models and
+    It takes causal language models (whose labels it shifts where they do), encoder-decoders, masked language models and
     classifiers of texts, tokens, images, sounds and videos. As Trainer takes the labels out of the batch, an
     encoder-decoder needs ``decoder_input_ids`` there: ``DataCollatorForSeq2Seq(tokenizer, model=model)``.
 
     Args:
-        model: the one that is given to Trainer. It says whether labels are shifted, and is told where transformers
-            itself has that wrong (``model.loss_type``, by which Trainer counts labels).
+        model: the one that is given to Trainer. Whether its loss shifts labels is measured on four tokens, once and
+            without a trace in the model; where Trainer would count labels otherwise, ``model.loss_type`` is set.
         args: the ``TrainingArguments``. Their ``label_smoothing_factor``, which Trainer ignores beside a
             ``compute_loss_func``, is the ``label_smoothing`` here. None in a loop of your own.
-        shift: whether the label of a position is that of the next. Default: as the model's own loss.
+        shift: whether the label of a position is that of the next. Default: as the model's own loss, where that is the
+            cross-entropy of its logits (ProphetNet's is of several predictions a position).
         **options: the others of :func:`~fairseq_ext.losses.encouraging_loss`: ``log_end``, ``label_smoothing``,
             ``bonus``, ... Class weights do not change what the sum is divided by.
 
@@ -89,8 +91,9 @@ def encouraging_compute_loss(
         - outputs: ``logits`` :math:`(*, V)`, labels :math:`(*)`; the loss is a scalar.
 
     Raises:
-        OptionError: label smoothing twice, an option out of its range, ``ignore_index`` (Trainer counts the labels
-            other than -100), or a model with another loss: regression, several labels, questions, detection.
+        OptionError: label smoothing twice, an option out of its range, ``weight`` of another length than the classes,
+            ``ignore_index`` (Trainer counts the labels other than -100), or a model with another loss: regression,
+            several labels, questions, detection.
         DataError: in a batch, labels are missing or of another shape.
 
     Example:
@@ -103,41 +106,58 @@ def encouraging_compute_loss(
         raise OptionError(f"label_smoothing: {given} beside label_smoothing_factor={factor} of the arguments; give one")
     if factor:
         options["label_smoothing"] = factor
-    check_options(options)
-    return EncouragingComputeLoss(_shifts(model, shift), options)
+    shift, classes = _labels(model, shift)
+    check_options(options, "weight", classes)
+    return EncouragingComputeLoss(shift, options)
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """Refuse those of :func:`~fairseq_ext.losses.encouraging_loss` that do not work here, before the first batch."""
+def check_options(options: dict[str, Any], weight: str, classes: int | None) -> None:
+    """Refuse those of :func:`~fairseq_ext.losses.encouraging_loss` that do not work here, before the first batch.
+
+    Args:
+        options: as they were given.
+        weight: what the weights of the classes are called among them.
+        classes: how many there are; None where that is not known yet.
+    """
     if "ignore_index" in options:
         raise OptionError("ignore_index: Trainer counts the labels other than -100; mark with -100 what to ignore")
     if "reduction" in options:
         raise OptionError("reduction: it is the mean over num_items_in_batch")
+    if other := {"weight", "class_weight"} - {weight} & options.keys():
+        raise OptionError(f"{other.pop()}: the weights of the classes are called {weight} here")
+    class_weight = options.get(weight)
     try:
-        tried = {name: value for name, value in options.items() if name not in ("weight", "class_weight")}
+        if class_weight is not None:
+            check_class_weight(class_weight, class_weight.numel() if classes is None else classes, weight)
+        tried = {name: value for name, value in options.items() if name != weight}
         encouraging_loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), **tried)
     except (TypeError, ValueError) as error:
         raise OptionError(str(error)) from error
 
 
-def _shifts(model: Any, shift: bool | None) -> bool:
-    """Whether labels are shifted. The model is told, as Trainer counts those of its ``loss_type``."""
+def _labels(model: Any, shift: bool | None) -> tuple[bool, int | None]:
+    """Whether labels are shifted, and the number of classes where it is known.
+
+    The model is told where Trainer, which counts the labels by the model's ``loss_type``, would count others.
+    """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
-    name, config = type(model).__name__, getattr(model, "config", None)
-    loss_type: Any = getattr(model, "loss_type", None)
-    if shift is None:
-        if loss_type is None and hasattr(model, "can_generate") and model.can_generate():
-            loss_type = "ForCausalLM"  # what transformers computes for GPT2LMHeadModel and its like
-        if loss_type not in SHIFTS:
-            raise OptionError(
-                f"model: {name} has no loss of one label a position (loss_type {loss_type}); your own needs shift="
-            )
-        shift = SHIFTS[loss_type] and not getattr(config, "is_encoder_decoder", False)
-    problem = getattr(config, "problem_type", None)
-    if problem is None and loss_type in ONE_LABEL and getattr(config, "num_labels", 2) == 1:
-        problem = "regression"
+    config, loss_type = getattr(model, "config", None), getattr(model, "loss_type", None)
+    problem, classes = getattr(config, "problem_type", None), None
+    if loss_type in ONE_LABEL:
+        classes = getattr(config, "num_labels", None)
+        problem = "regression" if problem is None and classes == 1 else problem
     if problem in ("regression", "multi_label_classification"):
+        name = type(model).__name__
         raise OptionError(f"model: {name} is for {problem}; for several labels see binary_encouraging_loss")
-    if shift != SHIFTS.get(getattr(model, "loss_type", None) or "", False):
+    if shift is None:
+        shift, classes = (False, classes) if loss_type in ONE_LABEL else own_loss(model)
+    if shift != _counts_shifted(loss_type):
         model.loss_type = "ForCausalLM" if shift else "ForMaskedLM"
-    return shift
+    return shift, classes
+
+
+def _counts_shifted(loss_type: str | None) -> bool:
+    """As Trainer decides it."""
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+    return LOSS_MAPPING.get(loss_type or "") is ForCausalLMLoss

@@ -15,6 +15,30 @@ def require(name: str, value: object, ok: bool, allowed: str) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
+def check_shape(name: str, value: Tensor, shape: tuple[int, ...], holds: str) -> None:
+    """Refuse an argument that would be broadcast, or read in part. Only shapes are looked at, so that it compiles.
+
+    Args:
+        name: of the argument.
+        value: the argument.
+        shape: the only one that is right.
+        holds: what it holds, for the message.
+    """
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must hold {holds}, shape {tuple(shape)}, got {tuple(value.shape)}")
+
+
+def check_class_weight(weight: Tensor, classes: int, name: str = "weight") -> None:
+    """Refuse weights of the classes that are not one number a class."""
+    check_shape(name, weight, (classes,), f"one weight for each of {classes} classes")
+
+
+def check_indices(input: Tensor, target: Tensor) -> None:
+    """Refuse class indices that are not one a row of the logits ``(*, C)``."""
+    require("target", target.dtype, not target.is_floating_point(), "class indices")
+    check_shape("target", target, input.shape[:-1], "one class index for each row of input")
+
+
 def one_hot(target: Tensor, like: Tensor) -> Tensor:
     """1 at the class indices ``target``, 0 elsewhere, shaped like the logits; unlike ``F.one_hot`` it can be mapped."""
     return torch.zeros_like(like).scatter(-1, target.unsqueeze(-1), 1.0)
@@ -41,9 +65,7 @@ def reduce_weighted(
     """
     require("reduction", reduction, reduction in REDUCTIONS, f"one of {REDUCTIONS}")
     if sample_weight is not None:
-        if sample_weight.shape != loss.shape:
-            shapes = f"{tuple(loss.shape)}, got {tuple(sample_weight.shape)}"
-            raise ValueError(f"sample_weight must hold one weight for each example, shape {shapes}")
+        check_shape("sample_weight", sample_weight, loss.shape, "one weight for each example")
         loss = loss * sample_weight
     if reduction == "mean":
         return loss.mean() if total is None else loss.sum() / total

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.losses.common import reduce_weighted, require
+from fairseq_ext.losses.common import check_shape, reduce_weighted, require
 from fairseq_ext.precision import compute_dtype, widen
 
 __all__ = ["distillation_kl", "matrix_kl", "soft_target_cross_entropy", "soft_target_kl"]
@@ -20,6 +20,10 @@ __all__ = ["distillation_kl", "matrix_kl", "soft_target_cross_entropy", "soft_ta
 def _log_softmax(input: Tensor, temperature: float) -> Tensor:
     require("temperature", temperature, 0 < temperature < math.inf, "above 0")
     return F.log_softmax(input.to(compute_dtype(input)) / temperature, dim=-1)
+
+
+def _check_distributions(input: Tensor, target: Tensor, name: str = "target") -> None:
+    check_shape(name, target, input.shape, "one number for each logit of input")
 
 
 def _expected(target: Tensor, log_p: Tensor) -> Tensor:
@@ -44,7 +48,11 @@ def soft_target_cross_entropy(
         temperature: :math:`T`.
         weight: of each example, ``(*)``; the mean is over examples, not over their weights.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Raises:
+        ValueError: an option out of its range, or an argument of another shape.
     """
+    _check_distributions(input, target)
     return reduce_weighted(-_expected(target, _log_softmax(input, temperature)), weight, reduction)
 
 
@@ -68,7 +76,11 @@ def soft_target_kl(
         temperature: :math:`T`.
         weight: of each example, ``(*)``; the mean is over examples, not over their weights.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Raises:
+        ValueError: an option out of its range, or an argument of another shape.
     """
+    _check_distributions(input, target)
     target = target.to(compute_dtype(target))
     entropy = -torch.xlogy(target, target).sum(-1)
     return reduce_weighted(-entropy - _expected(target, _log_softmax(input, temperature)), weight, reduction)
@@ -85,7 +97,11 @@ def distillation_kl(input: Tensor, teacher: Tensor, temperature: float = 1.0, re
         teacher: logits :math:`t` of the teacher, ``(*, C)``; no gradient flows into them.
         temperature: :math:`T`.
         reduction: ``"mean"`` over examples, ``"sum"`` or ``"none"``.
+
+    Raises:
+        ValueError: an option out of its range, or logits of different shapes.
     """
+    _check_distributions(input, teacher, "teacher")
     target = _log_softmax(teacher.detach(), temperature).exp()
     return temperature**2 * soft_target_kl(input, target, temperature, reduction=reduction)
 
@@ -107,8 +123,13 @@ def matrix_kl(p: Tensor, q: Tensor, rows: Tensor | None = None, eps: float = 0.0
 
     Returns:
         ``(*)``, a value a matrix; 0 for one without rows.
-    """
 
+    Raises:
+        ValueError: an option out of its range, or an argument of another shape.
+    """
+    check_shape("q", q, p.shape, "one number for each of p")
+    if rows is not None:
+        check_shape("rows", rows, p.shape[:-2], "one number for each matrix of p")
     require("eps", eps, 0 <= eps < math.inf, "at least 0")
     require("tiny", tiny, 0 < tiny < math.inf, "above 0")
     p, q = widen(p), widen(q)  # `tiny` is 0 in half precision

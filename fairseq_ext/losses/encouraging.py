@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_ext.losses.bonus import Bonus
-from fairseq_ext.losses.common import one_hot, reduce_weighted, require
+from fairseq_ext.losses.common import check_class_weight, one_hot, reduce_weighted, require
 from fairseq_ext.losses.log_bonus import LogBonusCrossEntropy
 from fairseq_ext.precision import compute_dtype
 
@@ -87,7 +87,7 @@ def encouraging_loss(
         half-precision input.
 
     Raises:
-        ValueError: an option out of its range or without effect, or ``target`` of neither shape.
+        ValueError: an option out of its range or without effect, or ``target`` or ``weight`` of another shape.
 
     Example:
         >>> logits, target = torch.randn(3, 5, requires_grad=True), torch.tensor([1, 0, 4])
@@ -147,6 +147,8 @@ def _terms(
 ) -> tuple[Tensor, Tensor]:
     class_dim, rows_shape = _class_dimension(input, target)
     classes = input.size(class_dim)
+    if weight is not None:
+        check_class_weight(weight, classes)
     off, off_bonus = off_target_shares(classes, label_smoothing, bonus_smoothing, smoothing_form)
     logits = input.movedim(class_dim, -1).reshape(-1, classes)
     if target.is_floating_point():

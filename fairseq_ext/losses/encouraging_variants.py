@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_ext.losses.bonus import Bonus
-from fairseq_ext.losses.common import one_hot, reduce_weighted, require, sigmoid_power
+from fairseq_ext.losses.common import check_indices, check_shape, one_hot, reduce_weighted, require, sigmoid_power
 from fairseq_ext.losses.log_bonus import top_bonus
 from fairseq_ext.precision import compute_dtype
 
@@ -54,7 +54,7 @@ def binary_encouraging_loss(
         bonus_clamp: least value of ``1 - p`` inside the logarithm; only ``log_end=1`` gets there. 0 is exact.
 
     Raises:
-        ValueError: an option out of its range, or ``target`` of another shape.
+        ValueError: an option out of its range, or ``target`` or ``weight`` of another shape.
 
     Example:
         >>> binary_encouraging_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.0]), reduction="none")
@@ -65,6 +65,9 @@ def binary_encouraging_loss(
     require("bonus_alpha", bonus_alpha, bonus_alpha is None or 0 <= bonus_alpha <= 1, "in [0, 1] or None")
     require("bonus_gamma", bonus_gamma, 0 <= bonus_gamma < math.inf, "at least 0")
     logits, target = _binary(input, target)
+    if weight is not None and torch.broadcast_shapes(weight.shape, logits.shape) != logits.shape:
+        shapes = f"{tuple(logits.shape)}, got {tuple(weight.shape)}"
+        raise ValueError(f"weight must broadcast to the shape of input, {shapes}")
     alpha = (1.0, 1.0) if bonus_alpha is None else (bonus_alpha, 1 - bonus_alpha)
     loss = torch.zeros_like(logits)
     for share, odds, a in ((target, logits, alpha[0]), (1 - target, -logits, alpha[1])):
@@ -78,8 +81,7 @@ def binary_encouraging_loss(
 
 
 def _binary(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    if target.shape != input.shape:
-        raise ValueError(f"target must have the shape of input, {tuple(input.shape)}, got {tuple(target.shape)}")
+    check_shape("target", target, input.shape, "one target for each logit")
     logits = input.to(compute_dtype(input))
     return logits, target.to(logits.dtype)
 
@@ -109,12 +111,16 @@ def mirror_bonus_loss(
         activation: how logits become q: ``"softmax"`` or ``"sigmoid"``.
         bonus_power: b; the paper's mirror of the squared error has 2.
         bonus_weight: :math:`\lambda`; 0 is the base loss.
+
+    Raises:
+        ValueError: an option out of its range, or ``target`` of another shape.
     """
     require("base", base, base in ("mse", "mae"), "'mse' or 'mae'")
     require("activation", activation, activation in ("softmax", "sigmoid"), "'softmax' or 'sigmoid'")
     require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
     require("bonus_power", bonus_power, bonus_weight == 0 or 0 < bonus_power < math.inf, "above 0")
     logits = input.to(compute_dtype(input))
+    check_indices(logits, target)
     q = logits.softmax(-1) if activation == "softmax" else logits.sigmoid()
     right = torch.where(one_hot(target, q).bool(), q, 1 - q)
     # The gradient of pow(0, power) is infinite for a power below 1.
@@ -141,22 +147,26 @@ def halted_focal_loss(
 
     Args:
         input: logits of any shape, each an own binary problem.
-        target: 0 or 1, of the same shape.
+        target: 0 or 1, of the same shape; one between mixes the losses of both.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         alpha: weight of the positives; negatives have ``1 - alpha``. The published detector uses 0.5.
         gamma: focusing exponent; the published detector uses 1.
         halt: ``"correct"`` takes the halted branch where :math:`p_t > 1/2`, the paper's definition. ``"positive"``
             takes it where ``input > 0`` whatever the target, as the code behind the published detector: its negatives
             get plain cross-entropy when they are wrong.
+
+    Raises:
+        ValueError: an option out of its range, or ``target`` of another shape.
     """
     require("halt", halt, halt in ("correct", "positive"), "'correct' or 'positive'")
     require("alpha", alpha, 0 <= alpha <= 1, "in [0, 1]")
     require("gamma", gamma, 0 <= gamma < math.inf, "at least 0")
     logits, target = _binary(input, target)
-    wrong = torch.where(target == 1, -logits, logits)
-    alpha_t = alpha * target + (1 - alpha) * (1 - target)
-    halted = (logits > 0) if halt == "positive" else wrong < 0
-    return reduce_weighted(alpha_t * _focal(wrong, gamma, halted), None, reduction)
+    loss = torch.zeros_like(logits)
+    for share, wrong, weight in ((target, -logits, alpha), (1 - target, logits, 1 - alpha)):
+        halted = (logits > 0) if halt == "positive" else wrong < 0
+        loss = loss + share * weight * _focal(wrong, gamma, halted).masked_fill(share == 0, 0.0)
+    return reduce_weighted(loss, None, reduction)
 
 
 def softmax_focal_loss(
@@ -178,10 +188,11 @@ def softmax_focal_loss(
         halted: whether what is well classified keeps the gradient of the cross-entropy. Default: no.
 
     Raises:
-        ValueError: a negative gamma, or an unknown reduction.
+        ValueError: a negative gamma, an unknown reduction, or ``target`` of another shape.
     """
     require("gamma", gamma, 0 <= gamma < math.inf, "at least 0")
     logits = input.to(compute_dtype(input))
+    check_indices(logits, target)
     others = logits.masked_fill(one_hot(target, logits).bool(), torch.finfo(logits.dtype).min)
     wrong = others.logsumexp(-1) - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     return reduce_weighted(_focal(wrong, gamma, (wrong < 0) & halted), None, reduction)

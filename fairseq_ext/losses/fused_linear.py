@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_ext.losses.block_loss import BlockLoss, block_loss
-from fairseq_ext.losses.common import REDUCTIONS, require
+from fairseq_ext.losses.common import REDUCTIONS, check_class_weight, check_shape, require
 from fairseq_ext.losses.encouraging import encouraging_loss
 from fairseq_ext.precision import compute_dtype
 
@@ -112,12 +112,18 @@ class _FusedLinear(torch.autograd.Function):
         return *grads, None, None
 
 
-def _check_shapes(hidden: Tensor, weight: Tensor, target: Tensor) -> None:
+def _check_shapes(
+    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, class_weight: Tensor | None
+) -> None:
     if weight.dim() != 2 or hidden.dim() != 2 or hidden.size(1) != weight.size(1):
         shapes = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
         raise ValueError(f"hidden and weight must have shapes (N, D) and (V, D), got {shapes}")
     if target.shape != hidden.shape[:1] or target.is_floating_point():
         raise ValueError(f"target must hold one class index a row, shape ({len(hidden)},), got {tuple(target.shape)}")
+    if bias is not None:
+        check_shape("bias", bias, weight.shape[:1], "one number for each class")
+    if class_weight is not None:
+        check_class_weight(class_weight, len(weight), "class_weight")
 
 
 def fused_linear_terms(
@@ -138,7 +144,7 @@ def fused_linear_terms(
         **options: the other options of :func:`~fairseq_ext.losses.encouraging_loss_terms`.
     """
     require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
-    _check_shapes(hidden, weight, target)
+    _check_shapes(hidden, weight, target, bias, class_weight)
     loss = _Loss(block_loss(len(weight), class_weight, **options), bonus_weight, ignore_index)
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
@@ -189,7 +195,7 @@ def fused_linear_encouraging_loss(
     """
     require("reduction", reduction, reduction in REDUCTIONS, f"one of {REDUCTIONS}")
     if reduction == "none":
-        _check_shapes(hidden, weight, target)
+        _check_shapes(hidden, weight, target, bias, class_weight)
         options |= {"ignore_index": ignore_index, "bonus_weight": bonus_weight, "reduction": "none"}
 
         def rows(hidden: Tensor, target: Tensor) -> Tensor:

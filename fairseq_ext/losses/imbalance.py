@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.losses.common import one_hot, reduce_weighted, require, sigmoid_power
+from fairseq_ext.losses.common import check_shape, one_hot, reduce_weighted, require, sigmoid_power
 from fairseq_ext.precision import compute_dtype
 
 __all__ = [
@@ -196,10 +196,7 @@ def _check(input: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
         raise ValueError(
             f"input must be (N, C) and target (N), got input {tuple(input.shape)} and target {tuple(target.shape)}"
         )
-    if class_counts.shape != input.shape[1:]:
-        raise ValueError(
-            f"class_counts must hold one number for each of {input.size(1)} classes, got {tuple(class_counts.shape)}"
-        )
+    check_shape("class_counts", class_counts, input.shape[1:], f"one number for each of {input.size(1)} classes")
     _check_counts(class_counts)
     if not torch.compiler.is_compiling() and len(target):  # a graph cannot ask for values
         lowest, highest = int(target.min()), int(target.max())

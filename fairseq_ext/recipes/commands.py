@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -13,10 +15,12 @@ from fairseq_ext.recipes.recipe import Recipe, values
 from fairseq_ext.recipes.settings import SECTIONS, Settings, by
 from fairseq_ext.training.errors import OptionError
 
-__all__ = ["adapted", "commands", "sources"]
+__all__ = ["adapted", "commands", "more_tokens", "sources"]
 
 USER_DIR = '--user-dir "$(fairseq-ext user-dir)"'
 GIVEN = "adapted to what was given"
+WORDS = 60
+"""Letters of a folder's name that say what is changed; a digest stands for the rest."""
 
 
 def adapted(
@@ -26,7 +30,8 @@ def adapted(
 
     Args:
         recipe: whose.
-        gpus: how many train; default: the recipe's, or 1 on a CPU. ``update_freq`` follows.
+        gpus: how many train; default: the recipe's, or 1 on a CPU. ``update_freq`` follows, and the size of a batch
+            where that cannot be divided further; where neither can, ``times`` says what an update sees.
         device: ``"cuda"`` or ``"cpu"``, which trains in single precision.
         seed: default: the recipe's.
         average: how many of the last epoch checkpoints are averaged; default: the recipe's.
@@ -38,7 +43,9 @@ def adapted(
         gpus = 1 if device == "cpu" else recipe.gpus
     if gpus < 1 or (device == "cpu" and gpus != 1):
         raise OptionError(f"--gpus {gpus}: at least 1, and 1 with --device cpu")
-    training, evaluation = {"update_freq": recipe.update_freq(gpus)}, {}
+    sizes, times = recipe.per_gpu(gpus)
+    training: dict[str, Any] = dict(sizes)
+    evaluation = {}
     if seed is not None:
         training["seed"] = seed
     if device == "cpu":
@@ -54,6 +61,7 @@ def adapted(
     return replace(
         recipe,
         gpus=gpus,
+        times=times,
         training=_changed(recipe.training, training),
         evaluation=_changed(recipe.evaluation, evaluation),
     )
@@ -77,6 +85,7 @@ def sources(recipe: Recipe, data: str | None = None) -> str:
         *_comment(recipe.summary),
         *_comment(f"Data: {recipe.data.prepare.format(data=_folder(recipe, data))}"),
         *_comment(f"update_freq is for {recipe.gpus} GPU{'s' * (recipe.gpus > 1)}; --gpus N adapts it."),
+        *(_comment(f"--gpus {recipe.gpus}: {more_tokens(recipe)}") if recipe.times != 1 else ()),
     ]
     groups = {
         f"Model, --arch {recipe.arch}": PRESETS[recipe.arch].settings | recipe.model,
@@ -91,6 +100,11 @@ def sources(recipe: Recipe, data: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def more_tokens(recipe: Recipe) -> str:
+    """What is said of a recipe whose batches cannot be divided."""
+    return f"an update sees {float(recipe.times):.3g} times the recipe's tokens"
+
+
 def commands(
     recipe: Recipe,
     data: str | None = None,
@@ -102,7 +116,8 @@ def commands(
     Args:
         recipe: whose, as it is or :func:`adapted`.
         data: what ``fairseq-train`` reads; default: ``data-bin/DATA``.
-        save_dir: where checkpoints and scores are written; default: ``checkpoints/NAME``.
+        save_dir: where checkpoints and scores are written; default: ``checkpoints/NAME``, with what is changed of the
+            seed and by ``train_options``, so that no training resumes another.
         train_options: appended to ``fairseq-train``, where they win.
 
     Raises:
@@ -114,7 +129,7 @@ def commands(
     training, evaluation = values(recipe.training), values(recipe.evaluation)
     precision = _flags({option: training.get(option, False) for option in ("cpu", "fp16")})
     data = _folder(recipe, data)
-    save = shlex.quote(f"checkpoints/{recipe.name}" if save_dir is None else save_dir)
+    save = shlex.quote(_save_dir(recipe, train_options) if save_dir is None else save_dir)
 
     steps = [_train(recipe, training, train_options, data, save)]
     count, checkpoint = evaluation.pop("average", 0), evaluation.pop("checkpoint", "checkpoint_average.pt")
@@ -133,12 +148,23 @@ def _folder(recipe: Recipe, data: str | None) -> str:
     return shlex.quote(recipe.data.folder if data is None else data)
 
 
+def _save_dir(recipe: Recipe, train_options: Sequence[str]) -> str:
+    seed, source = recipe.training["seed"]
+    changes = [*([f"seed-{seed}"] if source == GIVEN else []), *train_options]
+    words = re.sub(r"[^\w.+-]+", "-", "-".join(changes).replace("--", "-")).strip("-")
+    if len(words) > WORDS:
+        words = f"{words[:WORDS]}-{hashlib.sha256(shlex.join(changes).encode()).hexdigest()[:8]}"
+    return "-".join(filter(None, (f"checkpoints/{recipe.name}", words)))
+
+
 def _train(recipe: Recipe, training: dict[str, Any], train_options: Sequence[str], data: str, save: str) -> list[str]:
     by_section = [
         _flags({option: training[option] for option in options if option in training}) for options in SECTIONS.values()
     ]
     model = f"--arch {recipe.arch} {_flags(values(recipe.model))}".rstrip()
     first = f"fairseq-train {data} {USER_DIR} --save-dir {save}"
+    if not training.get("cpu"):  # which is all that it sees otherwise
+        first += f" --distributed-world-size {recipe.gpus}"
     return [first, model, *by_section, shlex.join(train_options)]
 
 

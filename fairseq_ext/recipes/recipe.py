@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from fairseq_ext.recipes.presets import PRESETS
 from fairseq_ext.recipes.settings import Settings
 
 __all__ = ["Data", "Recipe", "values"]
+
+LONGEST = 1024
+"""Tokens of the longest sentence that fairseq's models read by default."""
 
 
 def values(settings: Settings) -> dict[str, Any]:
@@ -47,6 +51,7 @@ class Recipe:
         arch: the model preset; default: the one of this name.
         model: model options in which the recipe departs from its preset.
         gpus: for how many the ``update_freq`` is.
+        times: how many times the recipe's tokens an update sees; not 1 where ``gpus`` do not divide them.
         summary: one line; default: the preset's.
     """
 
@@ -58,6 +63,7 @@ class Recipe:
     arch: str = ""
     model: Settings = field(default_factory=dict)
     gpus: int = 1
+    times: Fraction = Fraction(1)
     summary: str = ""
 
     def __post_init__(self) -> None:
@@ -72,3 +78,18 @@ class Recipe:
     def update_freq(self, gpus: int) -> int:
         """Batches that each of ``gpus`` gathers, so that an update sees at least as many as the recipe's."""
         return -(-self.training["update_freq"].value * self.gpus // gpus)
+
+    def per_gpu(self, gpus: int) -> tuple[dict[str, int], Fraction]:
+        """The settings with which an update of ``gpus`` sees the recipe's tokens, and how many times those it sees.
+
+        ``update_freq`` is divided first, then the size of a batch: into whole samples, or so that it still holds the
+        longest sentence.
+        """
+        training, steps = values(self.training), self.update_freq(gpus)
+        share = Fraction(training["update_freq"] * self.gpus, steps * gpus)
+        sizes = {option: training[option] * share for option in ("max_tokens", "batch_size") if option in training}
+        tokens, sample = sizes.get("max_tokens", Fraction(LONGEST)), training.get("tokens_per_sample")
+        divides = all(size.denominator == 1 for size in sizes.values())
+        if divides and (tokens % sample == 0 if sample else tokens >= LONGEST):
+            return {"update_freq": steps, **{option: int(size) for option, size in sizes.items()}}, Fraction(1)
+        return {"update_freq": steps}, 1 / share

@@ -163,7 +163,10 @@ def load_model(
     free = [f"{encoder}pooler.", *([f"{head(model)}."] if head else [])]
     if lacking := {name for name in new if name.startswith(encoder) and not name.startswith(tuple(free))}:
         raise CheckpointError(f"{folder}: its weights lack {_listed(lacking)} of the encoder")
-    if damaged := {name for name, value in model.named_parameters() if name not in new and not value.isfinite().all()}:
+    # Parameters, and the statistics of batch norms.
+    if damaged := {
+        name for name, value in model.state_dict().items() if name not in new and not value.isfinite().all()
+    }:
         raise CheckpointError(f"{folder}: its weights are not finite in {_listed(damaged)}")
     if new:
         say(f"{folder}: new weights, drawn at random: {_listed(new)}")

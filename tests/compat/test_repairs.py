@@ -19,7 +19,8 @@ NAMES = [
     *("cached data", "huffman data", "dictionary flags", "plain encoders", "mbart task", "diverse beams"),
     *("replace unk", "short sentences", "damaged files", "damaged data", "long sentences", "single models"),
     *("bfloat16", "hydra refusals", "hydra names", "whole help", "refusals", "captioned images", "resumed task"),
-    *("resumed patience", "resumed precision", "resumed average", "inference dtype"),
+    *("resumed model", "resumed patience", "resumed precision", "resumed average", "finished training"),
+    "inference dtype",
 ]
 
 

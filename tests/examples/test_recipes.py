@@ -26,7 +26,7 @@ def test_scripts_parse(script: Path) -> None:
 
 def shim(folder: Path, gpus: int = 0) -> dict[str, str]:
     """Commands that write down how they were called instead of running, and $FAILING fails; but recipes are printed."""
-    (folder / "bin").mkdir()
+    (folder / "bin").mkdir(exist_ok=True)
     for name in ("fairseq-train", "fairseq-generate", "fairseq-eval-lm", "fairseq-ext", "python", "grep"):
         file = folder / "bin" / name
         file.write_text(
@@ -59,10 +59,10 @@ def test_a_script_runs_the_commands_of_the_recipe(script: Path, tmp_path: Path) 
 
 
 def test_the_environment_chooses(tmp_path: Path) -> None:
-    env = {**shim(tmp_path, gpus=8), "SEED": "3", "AVERAGE": "4"}
+    given = {"SEED": "3", "AVERAGE": "4"}
     script, save = TRANSLATION / "wmt14_en_de" / "recipe.sh", tmp_path / "save"
-    for gpus, expected in ({}, 8), ({"GPUS": "2"}, 2):
-        done = run(script, "muse", tmp_path, save, env={**env, **gpus})
+    for devices, gpus, expected in (8, {}, 4), (2, {}, 2), (8, {"GPUS": "2"}, 2):
+        done = run(script, "muse", tmp_path, save, env={**shim(tmp_path, gpus=devices), **given, **gpus})
         assert done.returncode == 0, done.stderr
         recipe = adapted(find("wmt14_en_de/muse"), gpus=expected, seed=3, average=4)
         assert calls(tmp_path) == pasted(commands(recipe, str(tmp_path), str(save)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import importlib
 import math
 
 import pytest
@@ -267,3 +269,32 @@ def test_a_wrong_setting_is_refused_and_not_registered(options, message):
         register_attention(**options)
     assert "x" not in AttentionInterface().valid_keys()
     register_attention(k=K, name="few")  # the same again is fine
+
+
+BIDIRECTIONAL = {
+    "SplinterModel": transformers.SplinterConfig,
+    "ClapTextModel": transformers.ClapTextConfig,
+    "LayoutLMModel": transformers.LayoutLMConfig,
+    "RobertaModel": transformers.RobertaConfig,
+}
+
+
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+def test_an_encoder_stays_one_without_padding_or_is_refused_by_name(name):
+    """Without padding transformers passes no mask, which a causal attention has neither."""
+    config = BIDIRECTIONAL[name](**ENCODER, pad_token_id=0)
+    modeling = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
+    make = functools.partial(getattr(modeling, name)._from_config, config)
+    outputs = []
+    for implementation in ("eager", "many"):
+        torch.manual_seed(0)
+        try:
+            model = make(attn_implementation=implementation)
+        except OptionError as error:
+            assert name in str(error) and "is_causal" in str(error) and "\n" not in str(error)
+            assert name in ("SplinterModel", "ClapTextModel")
+            with pytest.raises(OptionError, match="is_causal"):
+                make(attn_implementation="eager").set_attn_implementation("many")
+            return
+        outputs.append(model.eval()(torch.tensor([[5, 6, 7, 8]]))[0])
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)

@@ -156,3 +156,55 @@ def test_what_cannot_be_replaced_is_refused_by_name_and_nothing_changes(model, o
     with pytest.raises(OptionError, match=message) as error:
         replace_norms(model, **options)
     assert repr(model) == before and "\n" not in str(error.value)
+
+
+class Reader(nn.Module):
+    """As Mamba's layers, which read the dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.own = nn.LayerNorm(4), nn.LayerNorm(4)
+
+    def forward(self, x):
+        return self.own(self.norm(x.to(self.norm.weight.dtype)))
+
+
+def hooked():
+    model = nn.Sequential(nn.LayerNorm(4))
+    model[0].register_forward_pre_hook(lambda module, inputs: None)
+    return model
+
+
+def wrapped():
+    model = nn.Sequential(nn.LayerNorm(4))
+    model[0].forward = lambda x: x
+    return model
+
+
+def mamba():
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    return transformers.MambaModel(transformers.MambaConfig(**sizes))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(Reader()), "0.norm: Reader reads its weight"),
+        (mamba, r"layers.0.norm: MambaBlock reads its weight"),
+        (hooked, "0: has forward_pre_hooks"),
+        (wrapped, "0: has a forward of its own"),
+        (lambda: nn.Sequential(nn.LayerNorm(4, device="meta")), "0: is on the meta device; load its weights"),
+        (lambda: nn.Sequential(nn.RMSNorm(4, device="meta")), "0: is on the meta device"),
+    ],
+)
+def test_a_norm_that_is_more_than_what_it_computes_is_refused_by_name(make, message):
+    model = make()
+    before = repr(model)
+    with pytest.raises(OptionError, match=f"{message}.*; skip= leaves it as it is") as error:
+        replace_norms(model, rms_norms=True)
+    assert repr(model) == before and "\n" not in str(error.value)
+
+
+def test_what_a_model_reads_of_one_norm_leaves_the_others():
+    (change,) = replace_norms(Reader(), skip=["norm"])
+    assert change.names == ("own",)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import accelerate
 import pytest
 import torch
 import transformers
 from torch import nn
 
 from fairseq_ext.integrations import FusedCausalLMLoss, encouraging_compute_loss
-from fairseq_ext.integrations.trainer import SHIFTS
 from fairseq_ext.losses import encouraging_loss
 from fairseq_ext.training.errors import DataError, OptionError
 from tests.integrations.test_attention import FAMILIES, SPECIAL
@@ -84,7 +84,9 @@ def test_in_a_loop_of_ones_own():
     plain = encouraging_compute_loss(model, None, bonus_weight=0.0)
     torch.testing.assert_close(plain(outputs, batch["labels"]), model(**batch).loss)
     ignored = torch.full_like(batch["labels"], -100)
-    assert loss(outputs, ignored) == 0
+    for items in (None, 0, torch.tensor(0)):  # Trainer counts 0 where a whole batch is ignored
+        assert loss(outputs, ignored, items) == 0
+    assert FusedCausalLMLoss(model)(ignored, 0, input_ids=batch["input_ids"]) == 0
     weight = torch.rand(30)
     weighted = encouraging_loss(
         outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), weight, reduction="sum"
@@ -93,10 +95,58 @@ def test_in_a_loop_of_ones_own():
     torch.testing.assert_close(got, weighted / 11)
 
 
-def test_each_loss_type_shifts_as_transformers_does():
-    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+DECODER = {"vocab_size": 30, "d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+SPEECH = (
+    DECODER | {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 4} | SPECIAL
+)
+OWN = {
+    "GPT2LMHeadModel": (GPT2, True, "ForCausalLM"),  # which has none: Trainer counts by it
+    "LlamaForCausalLM": (FAMILIES["llama"][1], True, "ForCausalLM"),
+    "BertForMaskedLM": (BERT, False, "ForMaskedLM"),
+    "BertForTokenClassification": (BERT | {"num_labels": 3}, False, "ForTokenClassification"),
+    "BartForConditionalGeneration": (BART, False, "ForMaskedLM"),
+    "WhisperForConditionalGeneration": (SPEECH, False, "ForMaskedLM"),
+    "BartForCausalLM": (BART, False, "ForMaskedLM"),
+    "TrOCRForCausalLM": (DECODER, False, "ForMaskedLM"),
+    "XLNetLMHeadModel": ({"vocab_size": 30, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}, False, None),
+    "XLMWithLMHeadModel": ({"vocab_size": 30, "emb_dim": 16, "n_layers": 1, "n_heads": 2}, False, None),
+}
 
-    assert {name: LOSS_MAPPING[name] is ForCausalLMLoss for name in SHIFTS} == SHIFTS
+
+@pytest.mark.parametrize("name", OWN)
+def test_labels_are_shifted_where_the_models_own_loss_shifts_them(name):
+    sizes, shift, loss_type = OWN[name]
+    model = make(name, **sizes)
+    loss = encouraging_compute_loss(model, None, bonus_weight=0.0)
+    assert (loss.shift, model.loss_type) == (shift, loss_type)
+    if name.startswith("Whisper"):
+        return  # hears 3000 frames
+    batch, model = rows("decoder" if name == "BartForConditionalGeneration" else "words"), model.eval()
+    batch["labels"] = batch["labels"].clamp_max(getattr(model.config, "num_labels", 30) - 1 if "Token" in name else 29)
+    own = model(**batch)
+    torch.testing.assert_close(loss(own, batch["labels"]), own.loss)
+
+
+def test_an_own_loss_that_is_another_asks_for_shift():
+    sizes = {"hidden_size": 16, "num_decoder_layers": 1, "num_decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    model = make("ProphetNetForCausalLM", vocab_size=30, **sizes)
+    with pytest.raises(OptionError, match=r"the loss of ProphetNetForCausalLM is .*: give shift=") as error:
+        encouraging_compute_loss(model, None)
+    assert "\n" not in str(error.value)
+    assert not encouraging_compute_loss(model, None, shift=False).shift
+
+
+def test_the_trial_leaves_no_trace():
+    model = make("BigBirdForMaskedLM", **BERT | {"attention_type": "block_sparse", "hidden_dropout_prob": 0.5})
+    model.bert.encoder.eval()
+    modes, parts = [part.training for part in model.modules()], repr(model)
+    state = torch.get_rng_state()
+    assert not encouraging_compute_loss(model, None).shift
+    assert torch.equal(torch.get_rng_state(), state)
+    assert ([part.training for part in model.modules()], repr(model)) == (modes, parts)
+    assert model.bert.attention_type == "block_sparse" and all(value.grad is None for value in model.parameters())
+    half = make("GPT2LMHeadModel", **GPT2).bfloat16()
+    assert encouraging_compute_loss(half, None).shift and half.dtype == torch.bfloat16
 
 
 class Own(nn.Module):
@@ -151,6 +201,10 @@ class Arguments:
         ("GPT2LMHeadModel", {}, {"reduction": "sum"}, "reduction"),
         ("GPT2LMHeadModel", {}, {"log_end": 2.0}, "log_end must be"),
         ("GPT2LMHeadModel", {}, {"logend": 0.5}, "logend"),
+        ("GPT2LMHeadModel", {}, {"class_weight": torch.ones(30)}, "class_weight: .*called weight here"),
+        ("GPT2LMHeadModel", {}, {"weight": torch.ones(29)}, r"weight must hold one weight for each of 30 classes.*29"),
+        ("GPT2LMHeadModel", {}, {"shift": True, "weight": torch.ones(30, 1)}, "weight must hold one weight for each"),
+        ("BertForSequenceClassification", {"num_labels": 3}, {"weight": torch.ones(2)}, "weight must .* 3 classes"),
         ("BertForQuestionAnswering", {}, {}, "BertForQuestionAnswering .*ForQuestionAnswering"),
         ("BertModel", {}, {}, "BertModel .*loss_type None"),
         ("BertForSequenceClassification", {"num_labels": 1}, {}, "is for regression"),
@@ -229,9 +283,47 @@ def test_the_fused_loss_refuses_wrong_options_and_several_processes(monkeypatch)
         FusedCausalLMLoss(model, log_end=2.0)
     with pytest.raises(OptionError, match="reduction"):
         FusedCausalLMLoss(model, reduction="sum")
+    with pytest.raises(OptionError, match=r"weight: .*called class_weight here"):
+        FusedCausalLMLoss(model, weight=torch.ones(30))
+    with pytest.raises(OptionError, match=r"class_weight must .* 30 classes.*\(29,\)"):
+        FusedCausalLMLoss(model, class_weight=torch.ones(29))
     with pytest.raises(OptionError, match="Own is no language model"):
         FusedCausalLMLoss(Own())
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(OptionError, match="one process"):
         FusedCausalLMLoss(model)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_fused_loss_follows_a_head_that_is_replaced(tied):
+    model, batch = make("GPT2LMHeadModel", **GPT2, tie_word_embeddings=tied), rows("shifted")
+    loss = FusedCausalLMLoss(model, bonus_weight=0.0)
+    model.resize_token_embeddings(40)
+    value = loss(batch["labels"] + 10 * (batch["labels"] > 0), input_ids=batch["input_ids"] + 10)
+    value.backward()
+    assert model.lm_head.weight.grad.shape == (40, 16) and model.lm_head.weight.grad[30:].any()
+    expected = model(batch["input_ids"] + 10, labels=batch["labels"] + 10 * (batch["labels"] > 0)).loss
+    torch.testing.assert_close(value, expected)
+    torch.nn.utils.parametrizations.weight_norm(model.lm_head)
+    with pytest.raises(OptionError, match="linear output layer"):
+        loss(batch["labels"], input_ids=batch["input_ids"])
+
+
+def test_what_a_hook_makes_of_the_logits_and_a_wrapped_forward_are_refused(monkeypatch):
+    model, batch = make("GPT2LMHeadModel", **GPT2), rows("shifted")
+    loss = FusedCausalLMLoss(model)
+    hook = model.lm_head.register_forward_hook(lambda module, inputs, output: output * 2)
+    with pytest.raises(OptionError, match="are not a linear map"):
+        FusedCausalLMLoss(model)
+    hook.remove()
+    monkeypatch.setattr(accelerate.state.AcceleratorState, "_shared_state", {})  # one precision a process
+    accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
+    prepared = accelerator.prepare(model)
+    for made in (FusedCausalLMLoss, lambda model: loss(batch["labels"], input_ids=batch["input_ids"])):
+        with pytest.raises(OptionError, match=r"mixed precision .*unwrap_model\(model, keep_fp32_wrapper=False\)"):
+            made(prepared)
+    plain = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    with accelerator.autocast():
+        value = FusedCausalLMLoss(plain, bonus_weight=0.0)(batch["labels"], input_ids=batch["input_ids"])
+        torch.testing.assert_close(value, plain(**batch).loss, atol=1e-2, rtol=0)

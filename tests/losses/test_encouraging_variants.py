@@ -100,7 +100,8 @@ def test_the_full_bonus_is_the_log_odds_up_to_the_clamp():
         (dict(bonus_gamma=-1.0), "bonus_gamma must be at least 0"),
         (dict(bonus_clamp=0.7), "bonus_clamp must be in"),
         (dict(reduction="average"), "reduction must be one of"),
-        (dict(target=torch.zeros(3)), r"target must have the shape of input, \(2, 3\), got \(3,\)"),
+        (dict(target=torch.zeros(3)), r"target must hold one target for each logit, shape \(2, 3\), got \(3,\)"),
+        (dict(weight=torch.ones(4, 2, 3)), r"weight must broadcast to the shape of input, \(2, 3\), got \(4, 2, 3\)"),
     ],
 )
 def test_binary_encouraging_loss_refuses(options, message):

@@ -173,6 +173,51 @@ def test_an_update_sees_as_much_on_any_number_of_gpus(gpus: int, steps: int) -> 
     assert train_arguments(find("wmt14_en_de/muse"), gpus=gpus).update_freq == [steps]
 
 
+@pytest.mark.parametrize(
+    ("name", "gpus", "sizes", "times"),
+    [
+        ("tatoeba/muse", 4, {"update_freq": 1, "max_tokens": 1024}, 1),
+        ("tatoeba/muse", 8, {"update_freq": 1, "max_tokens": 4096}, 8),  # a batch would not hold the longest sentence
+        ("tatoeba/muse", 3, {"update_freq": 1, "max_tokens": 4096}, 3),
+        ("enwik8/explicit-sparse", 8, {"update_freq": 1, "max_tokens": 2048}, 1),
+        ("enwik8/explicit-sparse", 64, {"update_freq": 1, "max_tokens": 8192}, 32),  # of samples of 512
+        ("wmt14_en_de/muse", 3, {"update_freq": 43, "max_tokens": 3584}, 129 / 128),
+        ("coco/encouraging", 2, {"update_freq": 1, "batch_size": 25}, 1),
+        ("coco/encouraging", 4, {"update_freq": 1, "batch_size": 50}, 4),
+    ],
+)
+def test_batches_are_divided_too_or_it_is_said(name: str, gpus: int, sizes: dict[str, int], times: float) -> None:
+    recipe = adapted(find(name), gpus=gpus)
+    train = vars(train_arguments(find(name), gpus=gpus))
+    assert {option: train[option] for option in sizes} == sizes | {"update_freq": [sizes["update_freq"]]}
+    assert recipe.times == pytest.approx(times) and train["distributed_world_size"] == gpus
+    size = next(option for option in ("max_tokens", "batch_size") if option in recipe.training)
+    seen, meant = (
+        changed.gpus * changed.training["update_freq"].value * changed.training[size].value
+        for changed in (recipe, find(name))
+    )
+    assert seen / meant == pytest.approx(times)
+    said = f"an update sees {times:.3g} times the recipe's tokens" in " ".join(sources(recipe).split())
+    assert said == (times != 1)
+
+
+def test_no_training_is_written_where_another_one_is() -> None:
+    """Each seed and each change of the training has a folder of its own; the recipe's is named after it alone."""
+    recipe = find("enwik8/explicit-sparse")
+    long = ["--attention-topk", "0", *("--valid-subset", "valid," * 30)]
+    changes = [{}, {"seed": 2}, {"seed": 12}, {"train_options": ["--attention-topk", "0"]}]
+    changes += [{"train_options": long}, {"train_options": [*long[:-1], "valid," * 31]}]
+    changes += [{"seed": 2, "train_options": ["--attention-topk", "0"]}, {"train_options": ["--lr", "1e-3"]}]
+    changes += [{"train_options": ["--lr", "1e3"]}, {"train_options": ["--adam-betas", "(0.9, 0.98)"]}]
+    folders = [train_arguments(recipe, **given).save_dir for given in changes]
+    assert len(set(folders)) == len(folders) and all(folder.count("/") == 1 and len(folder) < 150 for folder in folders)
+    assert folders[0] == f"checkpoints/{recipe.name}"
+    assert folders[1] == f"{folders[0]}-seed-2" and folders[3] == f"{folders[0]}-attention-topk-0"
+    assert train_arguments(recipe, seed=recipe.training["seed"].value).save_dir == folders[0]
+    for given, folder in zip(changes, folders, strict=True):
+        assert evaluation_arguments(recipe, **given).path == f"{folder}/checkpoint_best.pt"
+
+
 def test_what_a_user_gives_wins() -> None:
     recipe = find("multi30k/gca")
     own = {"data": "my data", "save_dir": "it's", "seed": 7, "average": 20, "device": "cpu"}
@@ -230,7 +275,7 @@ def test_hydra_gets_what_the_command_line_gets(recipe: Recipe) -> None:
     assert {option: arguments[option] for option in fields} == fields
 
     flags = {word[2:].replace("-", "_") for word in printed(recipe)[0] if word.startswith("--")}
-    assert flags - {"user_dir", "save_dir", "arch"} <= fields.keys()
+    assert flags - {"user_dir", "save_dir", "arch", "distributed_world_size"} <= fields.keys()
     assert fields.keys() == set(recipe.training) | set(PRESETS[recipe.arch].settings) | set(recipe.model)
 
 
@@ -273,5 +318,8 @@ def test_whole_configurations_agree(name: str) -> None:
 
     assert from_command["model"].pop("_name") == recipe.arch
     assert from_file["model"].pop("_name") == PRESETS[recipe.arch].model
+    for section in ("distributed_training", "bmuf"):
+        assert from_command[section].pop("distributed_world_size") == recipe.gpus
+        del from_file[section]["distributed_world_size"]  # all that the machine has
     del from_command["scoring"], from_file["scoring"]  # of validation; hydra has no default for it
     assert from_command == from_file

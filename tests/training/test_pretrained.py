@@ -203,6 +203,16 @@ def test_a_model_without_its_weights_is_refused(folders, tmp_path, name, damage)
     assert damage == "all" or middle.removeprefix("resnet.") in str(refusal.value)
 
 
+@pytest.mark.parametrize("name", [name for name in OF_MODELS if LOADERS[name][0] == "resnet"])
+def test_statistics_that_are_not_finite_are_refused(folders, tmp_path, name):
+    def spoiled(weights):
+        statistic = next(key for key in sorted(weights) if key.endswith("running_var"))
+        return weights | {statistic: weights[statistic] * torch.inf}
+
+    with pytest.raises(InputError, match=r"its weights are not finite in \S*running_var"):
+        LOADERS[name][1](changed(folders["resnet"], tmp_path / "model", spoiled))
+
+
 @pytest.mark.parametrize("name", [name for name in OF_MODELS if name not in STARTS])
 def test_a_trained_model_has_its_last_layer(folders, tmp_path, name):
     kind, load = LOADERS[name]
