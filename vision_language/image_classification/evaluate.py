@@ -49,7 +49,7 @@ class EvaluationOptions(Device):
         "model's folder says)",
     )
     batch_size: int = option(512, "images of a step", least=1)
-    limit: int = option(0, "only the first so many images, 0: all", least=0)
+    limit: int = option(0, "only the first so many images of each set, 0: all", least=0)
     out: str = option("", "folder of the results as JSON, and of scores and logits as .npz (default: none)")
 
     def __post_init__(self) -> None:
@@ -68,8 +68,11 @@ class EvaluationOptions(Device):
             raise OptionError(f"--split {self.split}: {self.data} has none")
         if self.crop:
             classifier.preprocessing = classifier.preprocessing.after(self.crop)
-        images = images.named_as(classifier.classes, self.model)
-        return classifier, images.subset(np.arange(min(self.limit, len(images)))) if self.limit else images
+        return classifier, self.first(images.named_as(classifier.classes, self.model))
+
+    def first(self, images: ImageSet) -> ImageSet:
+        """The first ``limit`` of them."""
+        return images.subset(np.arange(min(self.limit, len(images)))) if self.limit else images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +148,7 @@ def ood(options: OodOptions) -> dict[str, Any]:
     inside = predict_logits(classifier, images, options.batch_size)
     arrays, result, inputs = {"test": inside.numpy()}, {}, _inputs(classifier, images)
     for other in options.others:
-        name, unknown = Path(other).name, read_unlabelled(other, options.split)
+        name, unknown = Path(other).name, options.first(read_unlabelled(other, options.split))
         if unknown.pixel_digest() == images.pixel_digest():
             raise OptionError(f"--others: {other} holds the images of --data")
         inputs[name] = unknown.pixel_digest()

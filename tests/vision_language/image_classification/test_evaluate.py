@@ -141,3 +141,19 @@ def test_files_say_how_they_were_made(pictures, others, tmp_path, monkeypatch):
     attack(AttackOptions(**{**place, "limit": 9}, attack="pgd", attack_steps=1, epsilons=(0.1,)))
     after = json.loads((tmp_path / "attack_pgd.json").read_text())["inputs"]
     assert all(before[name] != after[name] for name in before)
+
+
+@pytest.mark.parametrize("limit", [0, 7])
+def test_the_limit_is_that_of_all_sets(pictures, others, tmp_path, monkeypatch, limit):
+    """So that a copy of the model's own images is known as one."""
+    classifier = untrained("0123456789")
+    monkeypatch.setattr("vision_language.image_classification.evaluate.load", lambda folder: classifier.eval())
+    place = {"model": "x", "data": str(pictures), "device": "cpu", "limit": limit, "scores": ("energy",)}
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "test.npz").write_bytes((pictures / "test.npz").read_bytes())
+    with pytest.raises(InputError, match=r"^--others: .*copy holds the images of --data$"):
+        ood(OodOptions(**place, others=(str(copy),)))
+    with np.load(others / "test.npz") as arrays:
+        count = len(arrays["x"])
+    assert ood(OodOptions(**place, others=(str(others),)))[others.name]["images"] == (limit or count)
