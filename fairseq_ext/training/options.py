@@ -31,6 +31,7 @@ def option(
     positional: bool = False,
     aliases: tuple[str, ...] = (),
     idle: dict[str, tuple[Any, ...]] | None = None,
+    outcome: bool = True,
     **metadata: Any,
 ) -> Any:
     """A field of an :class:`OptionSet`, or of any dataclass that :func:`check_fields` checks.
@@ -44,6 +45,8 @@ def option(
         aliases: its other names: those of a paper's code, and earlier ones.
         idle: values of other options with which this one does nothing, such as ``{"loss": ("ce", "focal")}``; of
             several options, all must have such a value.
+        outcome: whether results depend on it. False where it says how fast they come, or where something lies that is
+            known by its content: such results and checkpoints are taken for those of another value.
         **metadata: whatever else reads the field's metadata.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
@@ -54,6 +57,7 @@ def option(
         "positional": positional,
         "aliases": aliases,
         "idle": idle or {},
+        "outcome": outcome,
     }
     return field(default=default, metadata=own | metadata)
 
@@ -191,6 +195,11 @@ class OptionSet:
     def defaults(cls) -> dict[str, Any]:
         """Names and defaults of the options that have one."""
         return {item.name: item.default for item in fields(cls) if item.default is not MISSING}
+
+    @classmethod
+    def without_outcome(cls) -> list[str]:
+        """Names of the options that change no outcome."""
+        return [item.name for item in fields(cls) if not item.metadata.get("outcome", True)]
 
     @classmethod
     def aliases(cls) -> dict[str, str]:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import inspect
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,15 +26,19 @@ __all__ = ["Program"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+SECTION = re.compile(r"^(?:Args|Example|Examples|Raises|Returns|Yields):$", re.MULTILINE)
+"""Where the part of a docstring begins that is for who calls the function."""
+
 
 class Program:
     """``python -m NAME COMMAND``.
 
-    A command's name is that of its function, its help is the function's docstring, and each parameter is annotated with
-    the :class:`~fairseq_ext.training.options.OptionSet` that it is called with. Every command also takes
-    ``--config FILE`` and ``--quiet``. What it returns is printed: a text as it is, a mapping as JSON, and each row of
-    an iterator as a line of JSON; of several processes the first prints. Where it has written to, by ``--out`` or
-    another option of the metadata ``written=True``, stands in that text, or else in a last line on stderr.
+    A command's name is that of its function, its help is the function's docstring up to its sections, and each
+    parameter is annotated with the :class:`~fairseq_ext.training.options.OptionSet` that it is called with. Every
+    command also takes ``--config FILE`` and ``--quiet``. What it returns is printed: a text as it is, a mapping as
+    JSON, and each row of an iterator as a line of JSON; of several processes the first prints. Where it has written
+    to, by ``--out`` or another option of the metadata ``written=True``, stands in that text, or else in a last line on
+    stderr.
 
     An option of the metadata ``lost_beside="NAME"`` is one that earlier results did not hold, although they hold
     ``NAME``: with such a file the command line must give it, since its default may be another value than it had.
@@ -68,7 +73,7 @@ class Program:
         top = argparse.ArgumentParser(prog=self.prog, description=self.description, allow_abbrev=False)
         parsers = top.add_subparsers(metavar="COMMAND", required=True)
         for name, function in self.commands.items():
-            about = inspect.getdoc(function) or ""
+            about = SECTION.split(inspect.getdoc(function) or "")[0].strip()
             summary = about.partition("\n")[0].replace("%", "%%")
             command = parsers.add_parser(name, help=summary, description=about, allow_abbrev=False)
             command.set_defaults(function=function)

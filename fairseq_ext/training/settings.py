@@ -57,7 +57,7 @@ class Settings(dict[str, Any]):
         left_out: names that do not differ, whatever their values.
 
     Example:
-        >>> settings = Settings.of(options, inputs={"graph": digest(data.x, data.edge_index)}, leave_out=("root",))
+        >>> settings = Settings.of(options, inputs={"graph": digest(data.x, data.edge_index)})
         >>> list(settings.differing(older))
         [('lr', 0.01, 0.005), ('inputs.graph', '5891b5b5...', '9f86d081...')]
     """
@@ -81,14 +81,17 @@ class Settings(dict[str, Any]):
     def of(cls, options: OptionSet, *, inputs: Mapping[str, str], leave_out: Collection[str] = (), **more: Any) -> Self:
         """The settings of a trainer.
 
+        Those of its options that change no outcome, by their :func:`~fairseq_ext.training.options.option`, are kept,
+        for a ``--config`` of the results, but not compared.
+
         Args:
             options: its options.
             inputs: the :func:`digest` of all that they name: data, models.
-            leave_out: options that change no outcome, such as where the data lies: they are kept, for a ``--config`` of
-                the results, but not compared.
+            leave_out: further ones that are not compared, such as the seed where each run has its own.
             more: further settings.
         """
-        return cls(options.as_dict() | more | {"inputs": inputs}, options.defaults(), options.aliases(), leave_out)
+        values = options.as_dict() | more | {"inputs": inputs}
+        return cls(values, options.defaults(), options.aliases(), {*leave_out, *options.without_outcome()})
 
     def differing(self, before: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         """Name, value in ``before`` and value here of everything that differs, ``outer.inner`` within a mapping."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import os
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch_geometric.data import Data, Dataset
@@ -19,11 +16,9 @@ from torch_geometric.utils import degree
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import safe_loads_only
 from fairseq_ext.training.settings import digest
+from graph.processed import current
 
 __all__ = ["CappedDegree", "dataset_digest", "load_dataset"]
-
-RECORD = "raw.sha256"
-"""Beside torch-geometric's processed copy of a data set: what it is a copy of."""
 
 # Some of the classification data sets of https://chrsmrrs.github.io/datasets: a name that differs from one of them, or
 # of those in --root, by a letter or two is taken for a typing error before anything is downloaded.
@@ -67,9 +62,7 @@ def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TU
             raise DataError(f"--dataset {name}: {path} is empty")
     try:
         with safe_loads_only():
-            dataset = TUDataset(str(root), name, use_node_attr=use_node_attr, force_reload=_is_stale(root / name))
-        with contextlib.suppress(OSError):  # a folder that cannot be written
-            (root / name / "processed" / RECORD).write_text(_raw_digest(root / name))
+            dataset = current(TUDataset, str(root), name, use_node_attr=use_node_attr)
     except Exception as error:  # downloads, and files that do not fit together, fail in many places and types
         problem = "cannot read" if name in present else "not there, and cannot be downloaded:"
         reason = " ".join(str(error).split()[:30])
@@ -95,22 +88,6 @@ def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TU
     elif not dataset.x.isfinite().all():
         raise DataError(f"--dataset {name}: node features hold {int((~dataset.x.isfinite()).sum())} NaN or infinities")
     return dataset
-
-
-def _raw_digest(folder: Path) -> str:
-    files = sorted((folder / "raw").glob("*.txt"))
-    return digest(*(part for path in files for part in (path.name, np.fromfile(path, np.uint8))))
-
-
-def _is_stale(folder: Path) -> bool:
-    """Whether torch-geometric's processed copy is of other raw files than those that lie there now.
-
-    A copy without record, of torch-geometric alone, counts as stale where another can be written.
-    """
-    record = folder / "processed" / RECORD
-    if record.exists():
-        return record.read_text() != _raw_digest(folder)
-    return record.parent.exists() and os.access(record.parent, os.W_OK)
 
 
 def _damaged_file(folder: Path) -> Path | None:

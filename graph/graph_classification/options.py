@@ -31,7 +31,7 @@ class Options(OptionSet):
     """
 
     dataset: str = option(help="name of a TU data set: PROTEINS, NCI1, MUTAG, ...")
-    root: str = option("data/TUDataset", "folder of data sets", lost_beside="dataset")
+    root: str = option("data/TUDataset", "folder of data sets", outcome=False, lost_beside="dataset")
     use_node_attr: bool = option(False, "node attributes as features beside the node labels")
 
     loss: str = option("encouraging", "training loss", LOSSES)

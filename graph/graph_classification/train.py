@@ -63,7 +63,7 @@ def train(
     settings = None
     if folder is not None:
         inputs = {"graphs": graphs or dataset_digest(dataset), "split": split.digest}
-        settings = Settings.of(options, inputs=inputs, leave_out=("root",))
+        settings = Settings.of(options, inputs=inputs)
 
     seed_everything(split.seed)
     model = SAGPoolClassifier(
@@ -106,7 +106,7 @@ def run(options: Options, protocol: Protocol) -> Experiment:
     splits, graphs = protocol.splits(dataset.y), dataset_digest(dataset)
     folder = Path(protocol.out or f"runs/graph_classification/{options.dataset}-{options.loss}")
     numbers = {name: getattr(protocol, name) for name in ("folds", "runs", "repeats", "seed")}
-    settings = Settings.of(options, inputs={"graphs": graphs}, leave_out=("root",), **numbers)
+    settings = Settings.of(options, inputs={"graphs": graphs}, **numbers)
 
     def one(split: Split) -> dict[str, Any]:
         _, record = train(dataset, split, options, folder=folder / split.name, graphs=graphs, device=device)

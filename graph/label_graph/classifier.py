@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fairseq_ext.training.errors import CheckpointError, one_line
+from fairseq_ext.training.errors import CheckpointError, OptionError, one_line
 from fairseq_ext.training.files import load_safely, save_atomically
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.progress import progress
@@ -166,10 +166,26 @@ class Predictor(ModelFile):
     """The trained model, and when it predicts a label."""
 
     threshold: str = option("", "a label is predicted above this probability (default: that of the model)")
+    encoder: str = option(
+        "", "folder of the training's encoder, where it lies elsewhere now (default: that of the training)"
+    )
 
     def load(self) -> Classifier:
-        """The model, with this threshold."""
+        """The model, with this threshold, and its encoder in this folder.
+
+        Raises:
+            OptionError: the encoder is not there, or the model has none. Another one is refused when it is read.
+        """
         classifier = super().load()
+        if isinstance(classifier.reader, Encoder):
+            classifier.reader = replace(classifier.reader, folder=self.encoder or classifier.reader.folder)
+            if not Path(classifier.reader.folder).is_dir():
+                raise OptionError(
+                    f"--encoder: {classifier.reader.folder} is not a folder; {self.model} reads the encoder of its "
+                    "training, wherever it lies now"
+                )
+        else:
+            self.refuse_idle(f"with {self.model}, which reads words", "encoder")
         if self.threshold:
             classifier.threshold = fixed_threshold(self.threshold)
         return classifier

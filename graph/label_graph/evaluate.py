@@ -31,13 +31,15 @@ def evaluate(model: Predictor, labelled: Labelled) -> dict[str, Any]:
         DataError: no sample has a label that the model knows.
     """
     classifier = model.load()
-    samples = read_splits(labelled.data or classifier.options.data)[labelled.split]
+    folder = labelled.data or classifier.options.data
+    samples = read_splits(folder)[labelled.split]
     gold = label_matrix(samples, classifier.labels)
     if not gold.any():
         raise DataError(f"--data: no sample of {labelled.split} has a label that {model.model} knows")
     return {
         **score(classifier, classifier.encode(samples), gold),
         "threshold": classifier.threshold,
+        "data": folder,
         "samples": len(samples),
         "unknown_labels": unknown_labels(samples, classifier.labels),
     }

@@ -41,7 +41,7 @@ class Options(OptionSet):
         OptionError: a value that is not allowed.
     """
 
-    data: str = option(help="folder with the three splits, or with one JSON file an album")
+    data: str = option(help="folder with the three splits, or with one JSON file an album", outcome=False)
     pieces: str = option("whole", "what a text is cut into, each read as a review", PIECES)
     tokenizer: str = option("words", "words: languages with spaces; jieba: Chinese, as the paper", TOKENIZERS)
     max_reviews: int = option(40, "reviews of a sample that are read (paper: 40)", least=1)
@@ -54,6 +54,7 @@ class Options(OptionSet):
     encoder: str = option(
         "",
         "folder of a Hugging Face encoder whose states are read in the place of word vectors",
+        outcome=False,
         lost_beside="encoder_pooling",
     )
     num_layers: int = option(0, "only the first so many layers of the encoder; 0: all", least=0, idle=NO_ENCODER)
@@ -63,7 +64,9 @@ class Options(OptionSet):
     encoder_precision: str = option(
         "float32", "number format of the encoder's forward pass", tuple(PRECISIONS), idle=NO_ENCODER
     )
-    cache: str = option("", "folder of the encoder's states, for runs to share (default: OUT/cache)", idle=NO_ENCODER)
+    cache: str = option(
+        "", "folder of the encoder's states, for runs to share (default: OUT/cache)", outcome=False, idle=NO_ENCODER
+    )
 
     arm: str = option("soft", "label graph and soft training; the graph alone; or neither", ARMS)
     graph_position: str = option(

@@ -11,6 +11,7 @@ import torch
 
 from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import CHECKPOINT, RandomState
+from fairseq_ext.training.directions import lower_is_better
 from fairseq_ext.training.files import output_folder
 from fairseq_ext.training.flags import Runs
 from fairseq_ext.training.loop import Training
@@ -24,8 +25,6 @@ from graph.label_graph.options import TUNED, Options
 from graph.label_graph.text import train_vectors
 
 __all__ = ["run", "train"]
-
-LOWER_IS_BETTER = ("one_error", "hamming_loss")
 
 
 def train(
@@ -64,7 +63,7 @@ def train(
         options.epochs,
         unit="epoch",
         select=options.select,
-        lower_is_better=options.select in LOWER_IS_BETTER,
+        lower_is_better=bool(lower_is_better(options.select)),
         validate_from=options.start_eval,
         save_every=1,
         folder=folder,

@@ -29,6 +29,7 @@ from fairseq_ext.training.files import load_safely, safe_loads_only
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.settings import digest
 from graph.inputs import as_labels, as_tensor, edges_of
+from graph.processed import current
 from graph.renode.npz import read_npz
 
 __all__ = ["DATASETS", "GraphOptions", "check_graph", "graph_digest", "has_root", "load_graph"]
@@ -172,7 +173,7 @@ def _pyg_loader(name: str, root: Path) -> Callable[[], Data]:
     if "root" in parameters:
         # Where the class makes a folder for each name itself, the root is the one given.
         options["root"] = str(root if variant else root / class_name)
-    return lambda: factory(**options)[0]
+    return lambda: current(factory, **options)[0]
 
 
 def _ogb_loader(name: str, root: Path) -> Callable[[], Data]:
@@ -199,6 +200,8 @@ def _first_line(error: Exception) -> str:
 def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> Data:
     """``data`` with ``edge_index`` and labels of int64, where it is a graph that can be trained on, or scored.
 
+    Public masks are tensors afterwards, where they can be: what :func:`graph_digest` reads is what is used.
+
     A label of -1, or NaN, marks a node without one.
 
     Raises:
@@ -224,6 +227,10 @@ def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> 
     data = copy.copy(data)
     del data.adj_t  # the edges have one form from here on
     data.y, data.edge_index, data.num_nodes = y, edges, len(y)
+    for part in ("train_mask", "val_mask", "test_mask"):
+        if data.get(part) is not None:
+            with contextlib.suppress(DataError):  # refused where the split is asked for
+                data[part] = as_tensor(data[part], part)
     if x is not None:
         data.x = (x if x.layout == torch.strided else x.to_dense()).float()
         finite = data.x.isfinite().all(1)
@@ -247,7 +254,7 @@ class GraphOptions(OptionSet):
         f"{', '.join(DATASETS)}; a Class or Class:name of torch_geometric.datasets; an .npz file in the layout of "
         "Amazon's; or a .pt file with a Data",
     )
-    root: str = option("data", "data sets by name live in ROOT/NAME", lost_beside="dataset")
+    root: str = option("data", "data sets by name live in ROOT/NAME", outcome=False, lost_beside="dataset")
     to_undirected: bool = option(False, "add the reverse of every edge (default: edges as they are; always in an .npz)")
 
     def __post_init__(self) -> None:

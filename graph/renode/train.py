@@ -142,6 +142,6 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
     # Made to refuse wrong options before anything is written.
     options.make_model(data.num_features, classes, options.alpha), options.make_loss(counts[0])
     # Where the data lies changes no outcome.
-    settings = Settings.of(options, inputs={"graph": graph_digest(data)}, leave_out=("root",))
+    settings = Settings.of(options, inputs={"graph": graph_digest(data)})
     experiment = Experiment(runs.out, settings, ("torch-geometric", "scikit-learn"), device=device)
     return experiment.complete({name: partial(train_run, **seeds) for name, seeds in runs.seeds.items()})

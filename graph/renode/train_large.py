@@ -177,7 +177,7 @@ def run(options: LargeOptions, runs: LargeRuns | None = None) -> Experiment:
     graph = options.load_large()
     splits = [options.make_split(graph.y, seed) for seed in range(runs.splits)]
     # Where the data lies changes no outcome.
-    settings = Settings.of(options, inputs={"graph": graph.digest}, leave_out=("root",))
+    settings = Settings.of(options, inputs={"graph": graph.digest})
 
     @Remembered  # one for all runs of a split
     def batches(split: int) -> tuple[RowBatches, RowBatches | None]:

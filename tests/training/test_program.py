@@ -304,6 +304,21 @@ def test_two_names_of_one_option_in_a_file_are_refused(tmp_path):
         renamed(["train", *config(tmp_path, "learning-rate: 1\nlr: 2")])
 
 
+@pytest.mark.parametrize("section", ["Args", "Returns", "Raises", "Yields", "Example"])
+def test_what_a_docstring_says_to_programs_is_no_help(capsys, section):
+    program = Program("made.up", None)
+
+    @program.command
+    def train(options: Options) -> str:
+        return ""
+
+    train.__doc__ = f"Train.\n\n    More of it.\n\n    {section}:\n        InputError: no data.\n    "
+    with pytest.raises(SystemExit):
+        program(["train", "--help"])
+    told = capsys.readouterr().out
+    assert "Train. More of it." in " ".join(told.split()) and section not in told and "InputError" not in told
+
+
 def test_a_per_cent_sign_in_the_help_of_a_command(capsys):
     some = Program("some.trainer", "Trains something.")
 

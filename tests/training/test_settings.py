@@ -15,6 +15,12 @@ from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.runs import Experiment
 from fairseq_ext.training.settings import Settings, digest
+from graph.graph_classification import options as graph_classification
+from graph.label_graph import options as label_graph
+from graph.renode import options as renode
+from vision_language.iais import options as iais
+from vision_language.image_classification import options as image_classification
+from vision_language.muka import options as muka
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +28,11 @@ class Older(OptionSet):
     data: str = option()
     lr: float = option(0.1)
     sizes: tuple[int, ...] = option((2, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed(Older):
+    data: str = option(outcome=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +91,7 @@ def test_what_changes_no_outcome_is_kept_but_not_compared(tmp_path):
     """Of results, too, that do not hold it; and it stays so in the settings that an experiment makes of these."""
 
     def moved(data):
-        return Settings.of(Older(data=data), inputs={"train": "1"}, leave_out=("data",))
+        return Settings.of(Placed(data=data), inputs={"train": "1"}, leave_out=("lr",), lr=ord(data))
 
     unsaid = {name: value for name, value in older().items() if name != "data"}
     for before in (older(), moved("b"), unsaid):
@@ -88,6 +99,19 @@ def test_what_changes_no_outcome_is_kept_but_not_compared(tmp_path):
     Experiment(tmp_path, moved("b"), device="cpu").add("0", {"accuracy": 0.5})
     assert list(Experiment(tmp_path, moved("c"), device="cpu").runs) == ["0"]
     assert read_json(tmp_path / "results.json")["settings"]["data"] == "b"
+
+
+TRAINERS = (
+    *(label_graph.Options, graph_classification.Options, renode.TrainOptions, renode.LargeOptions, iais.Options),
+    *(image_classification.Options, muka.TeacherOptions, muka.AmalgamationOptions),
+)
+
+
+@pytest.mark.parametrize("kind", TRAINERS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_no_trainer_asks_where_its_data_lies(kind):
+    """It is known by its content, so that a training goes on where its folders have been moved."""
+    places = {"data", "root", "cache", "workers"} & kind.__dataclass_fields__.keys()
+    assert places and places <= set(kind.without_outcome()) <= places | {"encoder"}
 
 
 def test_digests_differ_where_anything_does():

@@ -28,7 +28,7 @@ class Options(ComputeOptions):
         OptionError: a value that is not allowed.
     """
 
-    data: str = option(help="folder with train, valid and test in the region format")
+    data: str = option(help="folder with train, valid and test in the region format", outcome=False)
     encoder: str = option(SCRATCH, f"folder of a Hugging Face BERT encoder with its tokenizer, or {SCRATCH}")
     uniter: str = option(
         "", "UNITER checkpoint (.pt or .safetensors) laid over an --encoder of its size: BERT, cased (paper: UNITER's)"

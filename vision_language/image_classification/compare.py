@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairseq_ext.training.directions import lower_is_better
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet, option
@@ -52,4 +53,4 @@ def compare(pair: Pair) -> dict[str, float]:
             raise OptionError(f"compare: {name} differs between {pair.first} and {pair.second}: no pairs")
     if not first.keys() & second.keys():
         raise OptionError(f"compare: {pair.first} and {pair.second} share no finished run")
-    return paired_differences(first, second)
+    return paired_differences(first, second, lower_is_better(pair.metric))

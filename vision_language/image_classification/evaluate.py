@@ -18,6 +18,7 @@ from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import SPLITS, option
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import environment, torch_device
+from fairseq_ext.training.settings import digest
 from vision_language.image_classification.attacks import ATTACKS, OBJECTIVES, Attack, vanishing_gradients
 from vision_language.image_classification.data import in_channels
 from vision_language.image_classification.detection import detection_metrics
@@ -31,7 +32,7 @@ from vision_language.image_classification.transforms import AUGMENTATIONS, Trans
 __all__ = ["AttackOptions", "EvaluationOptions", "OodOptions", "attack", "evaluate", "ood"]
 
 
-RESERVED = ("test", "model", "data", "environment", "file", "allow_pickle", "", "..")
+RESERVED = ("test", "model", "data", "options", "inputs", "environment", "file", "allow_pickle", "", "..")
 """Names of folders that the results of ``ood``, which are called by them, need for themselves."""
 
 
@@ -48,7 +49,7 @@ class EvaluationOptions(Device):
         "model's folder says)",
     )
     batch_size: int = option(512, "images of a step", least=1)
-    limit: int = option(0, "only the first so many images, 0: all", least=0)
+    limit: int = option(0, "only the first so many images of each set, 0: all", least=0)
     out: str = option("", "folder of the results as JSON, and of scores and logits as .npz (default: none)")
 
     def __post_init__(self) -> None:
@@ -67,8 +68,11 @@ class EvaluationOptions(Device):
             raise OptionError(f"--split {self.split}: {self.data} has none")
         if self.crop:
             classifier.preprocessing = classifier.preprocessing.after(self.crop)
-        images = images.named_as(classifier.classes, self.model)
-        return classifier, images.subset(np.arange(min(self.limit, len(images)))) if self.limit else images
+        return classifier, self.first(images.named_as(classifier.classes, self.model))
+
+    def first(self, images: ImageSet) -> ImageSet:
+        """The first ``limit`` of them."""
+        return images.subset(np.arange(min(self.limit, len(images)))) if self.limit else images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,18 +138,20 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     logits = predict_logits(classifier, images, options.batch_size)
     gold = torch.from_numpy(images.labels)
     result = {"images": len(images), **classification_metrics(logits, gold)}
-    return _kept(options, "evaluation", result, {"logits": logits.numpy(), "labels": images.labels})
+    arrays = {"logits": logits.numpy(), "labels": images.labels}
+    return _kept(options, "evaluation", result, _inputs(classifier, images), arrays)
 
 
 def ood(options: OodOptions) -> dict[str, Any]:
     """How well a model tells its own kind of images from others."""
     classifier, images = options.load()
     inside = predict_logits(classifier, images, options.batch_size)
-    arrays, result = {"test": inside.numpy()}, {}
+    arrays, result, inputs = {"test": inside.numpy()}, {}, _inputs(classifier, images)
     for other in options.others:
-        name, unknown = Path(other).name, read_unlabelled(other, options.split)
+        name, unknown = Path(other).name, options.first(read_unlabelled(other, options.split))
         if unknown.pixel_digest() == images.pixel_digest():
             raise OptionError(f"--others: {other} holds the images of --data")
+        inputs[name] = unknown.pixel_digest()
         fitted = _fitted(unknown, classifier, options.invert)
         size = Transform(classifier.preprocessing.size)
         outside = predict_logits(classifier, fitted, options.batch_size, transform=size)
@@ -155,7 +161,7 @@ def ood(options: OodOptions) -> dict[str, Any]:
             temperature = options.temperature if score in ("msp", "energy") else 1.0
             values = [ood_scores(logits, score, temperature).numpy() for logits in (inside, outside)]
             result[name][score] = detection_metrics(*values)
-    return _kept(options, "ood", result, arrays)
+    return _kept(options, "ood", result, inputs, arrays)
 
 
 def attack(options: AttackOptions) -> dict[str, Any]:
@@ -174,7 +180,7 @@ def attack(options: AttackOptions) -> dict[str, Any]:
             }
     rows = list(result["accuracy"].values())
     result["robust_accuracy"] = {epsilon: min(row[epsilon] for row in rows) for epsilon in rows[0]}
-    return _kept(options, f"attack_{options.attack}", result)
+    return _kept(options, f"attack_{options.attack}", result, _inputs(classifier, images))
 
 
 def _accuracy(
@@ -215,15 +221,25 @@ def _mean(images: ImageSet) -> float:
     return float(np.mean([image.mean() / 255 for image in images.images]))
 
 
+def _inputs(classifier: ImageClassifier, images: ImageSet) -> dict[str, str]:
+    """Digests of the model and of the images."""
+    return {"model": digest(*classifier.state_dict().values()), "data": images.digest()}
+
+
 def _kept(
-    options: EvaluationOptions, name: str, result: dict[str, Any], arrays: dict[str, np.ndarray] | None = None
+    options: EvaluationOptions,
+    name: str,
+    result: dict[str, Any],
+    inputs: dict[str, str],
+    arrays: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Write what ``--out`` asks for, and return it."""
     result = {"model": options.model, "data": options.data, **result}
     if options.out:
         with writing_to(options.out) as out:
             where = environment("transformers", device=torch_device(options.device))
-            write_json(out / f"{name}.json", {**result, "environment": where})
+            made = {key: value for key, value in options.as_dict().items() if key not in ("model", "data", "out")}
+            write_json(out / f"{name}.json", {**result, "options": made, "inputs": inputs, "environment": where})
             if arrays:
                 with replacing(out / f"{name}.npz") as partial, open(partial, "wb") as file:
                     np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -25,7 +25,9 @@ NETWORKS = ("three-convolutions", "large-margin-cnn", "resnet32", "resnet18", "r
 class DataOptions(OptionSet):
     """The images."""
 
-    data: str = option(help="folder of idx files, CIFAR batches, .npz files or SPLIT/CLASS/ pictures; or one .npz file")
+    data: str = option(
+        help="folder of idx files, CIFAR batches, .npz files or SPLIT/CLASS/ pictures; or one .npz file", outcome=False
+    )
     long_tail: str = option("", "cut a long tail from the training images: exponential or step (default: no)")
     imbalance_factor: float = option(
         100.0, "images of its largest class for one of its smallest", least=1, idle={"long_tail": ("",)}
@@ -151,7 +153,7 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
     )
     freeze: bool = option(False, "second stage of cRT: learn a new last layer on classes drawn evenly; needs --init")
     init: str = option("", "folder of a trained model to start from")
-    workers: int = option(0, "processes that read images", least=0)
+    workers: int = option(0, "processes that read images", least=0, outcome=False)
     attack: str = option("", "train on attacked images: fgsm, pgd or pgd-l2 (default: no)")
     epsilon: float = option(0.3, "radius of --attack in pixels", above=0, idle={"attack": ("",)})
     attack_steps: int = option(7, "steps of --attack pgd and pgd-l2 (released: 7)", least=1, idle=WITHOUT_STEPS)

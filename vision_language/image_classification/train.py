@@ -59,15 +59,15 @@ def run(options: Options, out: str | Path, runs: int = 1, device: str = "auto") 
     for name in ("network", "init"):
         if Path(getattr(options, name) or "-").is_dir():
             inputs[name] = fingerprint(getattr(options, name))
-    where = ("data", "workers", "seed")
+    own = ("seed",)  # of each run
     experiment = Experiment(
-        out, Settings.of(options, inputs=inputs, leave_out=where), PACKAGES, device=accelerator.device
+        out, Settings.of(options, inputs=inputs, leave_out=own), PACKAGES, device=accelerator.device
     )
 
     def one(seed: int) -> dict[str, Any]:
         folder, settings = (
             Path(out) / run_name(seed=seed),
-            Settings.of(options, inputs=inputs, leave_out=where, run=seed),
+            Settings.of(options, inputs=inputs, leave_out=own, run=seed),
         )
         _, record = train(replace(options, seed=seed), splits, folder, settings, accelerator)
         return record

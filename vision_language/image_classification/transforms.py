@@ -32,33 +32,35 @@ class Transform:
         augment: one of ``AUGMENTATIONS``, of training images.
         resized: what test images are resized to before the square of ``size`` at their centre is taken: the length of
             their shorter side, or height and width; 0: to ``size``, whole. See :func:`resized_for`.
+        resample: Pillow's filter, of training images too. Default: 2, bilinear.
     """
 
     size: int
     augment: str = "none"
     resized: int | tuple[int, int] = 0
+    resample: int = Image.Resampling.BILINEAR
 
     def train(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """A training image, ``(H, W)`` or ``(H, W, 3)``."""
         if self.augment == "none":
-            return resize(image, (self.size, self.size))
+            return resize(image, (self.size, self.size), self.resample)
         if self.augment == "pad-crop":
-            image = pad_crop(resize(image, (self.size, self.size)), 4, generator)
+            image = pad_crop(resize(image, (self.size, self.size), self.resample), 4, generator)
         else:
-            image = random_resized_crop(image, self.size, generator)
+            image = random_resized_crop(image, self.size, generator, self.resample)
         return np.ascontiguousarray(image[:, ::-1]) if generator.random() < 0.5 else image
 
     def test(self, image: np.ndarray) -> np.ndarray:
         """The same image without chance."""
         shorter, (height, width) = self.resized, image.shape[:2]
         if isinstance(shorter, tuple):
-            return centre_crop(resize(image, shorter), self.size)
+            return centre_crop(resize(image, shorter, self.resample), self.size)
         if not shorter:
-            return resize(image, (self.size, self.size))
+            return resize(image, (self.size, self.size), self.resample)
         scaled = (
             (shorter, int(shorter * width / height)) if height <= width else (int(shorter * height / width), shorter)
         )
-        return centre_crop(resize(image, scaled), self.size)
+        return centre_crop(resize(image, scaled, self.resample), self.size)
 
 
 def resized_for(augment: str, size: int) -> int:
@@ -71,26 +73,27 @@ def resized_for(augment: str, size: int) -> int:
     return round(size * 8 / 7) if augment == "resized-crop" else 0
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear, with antialiasing.
+def resize(image: np.ndarray, size: tuple[int, int], resample: int = Image.Resampling.BILINEAR) -> np.ndarray:
+    """Pillow's, with antialiasing.
 
     Args:
         image: ``(H, W)`` or ``(H, W, 3)``.
         size: height and width.
+        resample: the filter. Default: 2, bilinear.
     """
     if image.shape[:2] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling(resample)))
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The square in the middle.
+    """The square in the middle; of an odd rest the smaller part is above and to the left, as in Hugging Face's.
 
     Args:
         image: ``(H, W)`` or ``(H, W, 3)``, no side shorter than ``size``.
         size: of its sides.
     """
-    top, left = (round((side - size) / 2) for side in image.shape[:2])
+    top, left = ((side - size) // 2 for side in image.shape[:2])
     return image[top : top + size, left : left + size]
 
 
@@ -108,7 +111,9 @@ def pad_crop(image: np.ndarray, padding: int, generator: np.random.Generator) ->
     return padded[top : top + height, left : left + width]
 
 
-def random_resized_crop(image: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+def random_resized_crop(
+    image: np.ndarray, size: int, generator: np.random.Generator, resample: int = Image.Resampling.BILINEAR
+) -> np.ndarray:
     """A random part of 8 to 100 % of the area and a ratio of sides from 3/4 to 4/3, resized to a square.
 
     After ten misfits it is the largest part at the centre with such a ratio.
@@ -117,6 +122,7 @@ def random_resized_crop(image: np.ndarray, size: int, generator: np.random.Gener
         image: ``(H, W)`` or ``(H, W, 3)``.
         size: of the sides of what comes out.
         generator: of the part.
+        resample: Pillow's filter. Default: 2, bilinear.
     """
     height, width = image.shape[:2]
     for _ in range(10):
@@ -129,4 +135,4 @@ def random_resized_crop(image: np.ndarray, size: int, generator: np.random.Gener
     else:
         w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
         top, left = (height - h) // 2, (width - w) // 2
-    return resize(image[top : top + h, left : left + w], (size, size))
+    return resize(image[top : top + h, left : left + w], (size, size), resample)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.options import SPLITS
+from fairseq_ext.training.progress import say
 from vision_language.muka.options import TeacherOptions, TrainingOptions
 from vision_language.muka.text_files import ENDINGS, Texts, read_file
 
@@ -98,7 +99,7 @@ def split_labels(labels: Iterable[str], parts: int) -> list[list[str]]:
 
 
 def read_data(options: TrainingOptions) -> dict[str, Texts]:
-    """The splits of all ``options.data`` together; ``test`` where each has one.
+    """The splits of all ``options.data`` together; ``test`` where each has one, which is told where some have one.
 
     Raises:
         InputError: data that cannot be used, or a share to hold out where all have validation texts.
@@ -107,6 +108,10 @@ def read_data(options: TrainingOptions) -> dict[str, Texts]:
         options.refuse_idle("where there are validation texts", "valid_fraction")
     parts = [read_splits(path, options.valid_fraction, options.seed) for path in options.data]
     shared = [split for split in SPLITS if all(split in part for part in parts)]
+    for split in SPLITS:
+        lacking = [str(path) for path, part in zip(options.data, parts, strict=True) if split not in part]
+        if lacking and len(lacking) < len(parts):
+            say(f"no {split} texts are used: {', '.join(lacking)} has none, the other folders of --data have some")
     return {split: Texts.joined([part[split] for part in parts]) for split in shared}
 
 

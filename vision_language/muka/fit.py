@@ -14,6 +14,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from fairseq_ext.training.accelerator import adamw
 from fairseq_ext.training.checkpoint import BestWeights
+from fairseq_ext.training.directions import lower_is_better
 from fairseq_ext.training.loop import Training
 from fairseq_ext.training.settings import Settings
 from vision_language.muka.convergence import converged
@@ -87,7 +88,7 @@ def fit(
     training = Training(
         total,
         select=select,
-        lower_is_better=select == "loss",
+        lower_is_better=bool(lower_is_better(select)),
         tie="loss",
         validate_every=options.validate_every or per_epoch,
         until=(lambda history: bool(converged(history, warmup))) if until_converged else None,

@@ -34,7 +34,8 @@ class TrainingOptions(ComputeOptions):
 
     data: tuple[str, ...] = option(
         help="folder with train, valid and test files (.tsv of label TAB text, .txt of texts, also .gz) or saved data "
-        "sets, or a file of training texts; several are joined"
+        "sets, or a file of training texts; several are joined",
+        outcome=False,
     )
     num_layers: int = option(0, "keep only the model's first so many layers, 0: all", least=0, aliases=("layers",))
     from_scratch: bool = option(False, "take only the model's shape and tokenizer, with random weights")
@@ -163,7 +164,9 @@ class AmalgamationOptions(ScoreOptions, TrainingOptions):
     until_converged: bool = option(
         False, "end once the validation loss is flat, told without labels; --epochs are then the most (our choice)"
     )
-    cache: str = option("", "folder of the teachers' logits and scores, to share between runs (default: OUT/cache)")
+    cache: str = option(
+        "", "folder of the teachers' logits and scores, to share between runs (default: OUT/cache)", outcome=False
+    )
 
     @property
     def weighs_teachers(self) -> bool:

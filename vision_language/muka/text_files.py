@@ -120,20 +120,22 @@ def _lines(path: Path, keep_blank: bool = False) -> Iterator[Row]:
 
 
 def _is_header(first: str | None, second: str, origin: str) -> bool:
-    """Whether the first line of a file names its columns, as the released code's files do.
+    """Whether the first line of a file names its columns, as the released code's files do, in any case.
 
     Raises:
         DataError: it does, in another order.
     """
-    if second.strip() == "label" and first in TEXT_COLUMNS:
-        raise DataError(f"{origin}: the columns are {first} and label; a line is label TAB text")
-    return first == "label" and second.strip() in TEXT_COLUMNS
+    names = (first or "").strip().lower(), second.strip().lower()
+    if names[1] == "label" and names[0] in TEXT_COLUMNS:
+        raise DataError(f"{origin}: the columns are {names[0]} and label; a line is label TAB text")
+    return names[0] == "label" and names[1] in TEXT_COLUMNS
 
 
 def read_file(path: str | Path) -> Texts:
     """The texts of one file, its form by its name.
 
-    ``.tsv``: lines of ``label TAB text``; a first line of these words, or of ``label TAB sentence``, is a header.
+    ``.tsv``: lines of ``label TAB text``; a first line of these words, or of ``label TAB sentence``, is a header, in
+    any case of letters.
     ``.txt``: a text a line, no labels. Both also with ``.gz``. A folder: what ``datasets.Dataset.save_to_disk`` wrote
     (columns ``text`` or ``sentence``, and ``label``, -1 where there is none), where that package is installed. Blank
     lines are skipped.

@@ -87,7 +87,7 @@ def _train(options: TrainingOptions, task: Task, out: Path, accelerator: Acceler
     """Train where ``out`` holds no finished run of these settings."""
     inputs = {source: fingerprint(source) for source in task.sources}
     inputs |= {split: texts.digest() for split, texts in task.splits.items()}
-    settings = Settings.of(options, inputs=inputs, leave_out=("cache",))
+    settings = Settings.of(options, inputs=inputs)
     experiment = Experiment(out, settings, PACKAGES, device=accelerator.device)
     if (out / "config.json").exists() and not (experiment.runs or (out / CHECKPOINT).exists()):
         raise OptionError(f"--out: {out} holds another model; choose another folder")

@@ -216,7 +216,10 @@ def test_evaluate_repeats_the_test_metrics(trained, capsys):
     assert {key: printed[key] for key in ("micro_f1", "one_error", "threshold")} == {
         key: run[key] for key in ("micro_f1", "one_error", "threshold")
     }
-    assert printed["samples"] == 12
+    assert (
+        printed["samples"] == 12
+        and printed["data"] == json.loads((trained / "results.json").read_text())["settings"]["data"]
+    )
 
 
 def test_evaluate_leaves_out_labels_that_the_model_lacks_and_says_so(trained, tmp_path, capsys):
@@ -285,6 +288,8 @@ def test_the_threshold_of_predict_and_evaluate(trained, tmp_path, capsys):
         main(["evaluate", *model, "--threshold", threshold])
         assert json.loads(capsys.readouterr().out)["threshold"] == float(threshold)
     assert len(labels["0"]) == 3 and not labels["0.999999"]
+    with pytest.raises(OptionError, match=r"^--encoder x: has no effect with .*model\.pt, which reads words$"):
+        main(["predict", *model, str(tmp_path / "a.txt"), "--encoder", "x"])
     for threshold in ("1", "nan", "tuned"):
         with pytest.raises(OptionError, match=rf"--threshold must be a number in \[0, 1\), got '{threshold}'"):
             main(["predict", *model, str(tmp_path / "a.txt"), "--threshold", threshold])

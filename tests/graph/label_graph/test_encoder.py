@@ -172,6 +172,25 @@ def test_an_encoder_that_has_changed_is_refused(trained, tmp_path):
         shutil.copytree(tmp_path / "kept", trained / "encoder", dirs_exist_ok=True)
 
 
+def test_an_encoder_may_lie_elsewhere(trained, tmp_path, capsys):
+    """Where it is the same one; a model that has none takes none."""
+    (tmp_path / "a.txt").write_text("tasty soup, friendly waiter\n")
+    words = ["predict", "--model", str(trained / "out" / "seed1" / "model.pt"), str(tmp_path / "a.txt")]
+    main(words)
+    told = capsys.readouterr().out
+    moved = str(shutil.move(trained / "encoder", tmp_path / "moved"))
+    try:
+        with pytest.raises(OptionError, match=r"^--encoder: .*/encoder is not a folder; .*model.pt reads the encoder"):
+            main(words)
+        main([*words, "--encoder", moved])
+        assert capsys.readouterr().out == told
+        write_encoder(tmp_path / "other", extra=WORDS, seed=1)
+        with pytest.raises(CheckpointError, match=r"other: another encoder than that of the training"):
+            main([*words, "--encoder", str(tmp_path / "other")])
+    finally:
+        shutil.move(moved, trained / "encoder")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

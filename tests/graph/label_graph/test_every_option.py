@@ -90,10 +90,12 @@ ROWS = {
 
 
 OPTIONS = options_of(main.parser())
+PLACES = {"evaluate": {"encoder"}, "predict": {"encoder"}}
+"""Options that say where the same thing lies: ``test_an_encoder_may_lie_elsewhere``."""
 
 
 def test_every_option_of_every_command_has_a_row():
-    assert {command: set(options) for command, options in OPTIONS.items()} == {
+    assert {command: set(options) - PLACES.get(command, set()) for command, options in OPTIONS.items()} == {
         command: set(rows) for command, rows in ROWS.items()
     }
 

@@ -21,8 +21,9 @@ from torch_geometric.io import read_npz
 from torch_geometric.utils import coalesce
 
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
+from graph.processed import raw_digest
 from graph.renode import ReNode
-from graph.renode.data import check_graph, load_graph
+from graph.renode.data import check_graph, graph_digest, load_graph
 from graph.renode.splits import count_splits, labelled_nodes, make_split, quotas
 from tests.helpers import load_golden, require_data
 
@@ -260,6 +261,21 @@ def test_masks_of_other_types(kind):
         data[name] = data[name].to(kind)[:, None]
     split = make_split(data, "public")
     assert all(getattr(split, part).equal(getattr(expected, part)) for part in ("train", "valid", "test"))
+
+
+@pytest.mark.parametrize("kind", [list, np.asarray])
+@pytest.mark.parametrize("name", ["train_mask", "val_mask", "test_mask"])
+def test_masks_are_digested_in_every_form(name, kind):
+    """A split that is used is part of what a result belongs to."""
+    masks = {
+        part: torch.arange(60) % 3 == number for number, part in enumerate(("train_mask", "val_mask", "test_mask"))
+    }
+    first, second, tensors = toy(), toy(), toy()
+    for part, mask in masks.items():
+        first[part], second[part], tensors[part] = kind(mask.tolist()), kind(mask.tolist()), mask
+    second[name] = kind(masks[name].roll(1).tolist())
+    digests = [graph_digest(check_graph(data)) for data in (first, second, tensors)]
+    assert digests[0] == digests[2] != digests[1]
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
@@ -522,6 +538,38 @@ def test_npz_in_amazons_layout():
     assert all(data[name].equal(other[name]) for name in ("x", "y", "edge_index"))
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_changed_raw_files_are_read_again(tmp_path, recorded, monkeypatch):
+    raw = tmp_path / "Photo" / "raw" / "amazon_electronics_photo.npz"
+    raw.parent.mkdir(parents=True)
+    data = toy()
+
+    def write(labels):
+        write_amazon(raw, data.edge_index, labels)
+
+    write(data.y)
+    assert load_graph("Photo", tmp_path).y.equal(data.y)
+    if not recorded:  # the copy of torch_geometric alone
+        (tmp_path / "Photo" / "processed" / "raw.sha256").unlink()
+    write(data.y.flip(0))
+    assert load_graph("Photo", tmp_path).y.equal(data.y.flip(0))
+    monkeypatch.setattr("torch_geometric.datasets.Amazon.process", lambda _: pytest.fail("processed again"))
+    again = load_graph("Photo", tmp_path)
+    assert again.y.equal(data.y.flip(0)) and again.num_nodes == 60
+
+
+def write_amazon(path, edge_index, labels):
+    """A graph in the layout of Amazon's files, one feature a node."""
+    features, edges = sparse.eye_array(60, 60, format="csr"), coalesce(edge_index).numpy()
+    adjacency = sparse.csr_array((np.ones(edges.shape[1]), tuple(edges)), shape=(60, 60))
+    parts = {
+        f"{name}_{part}": getattr(matrix, part)
+        for name, matrix in (("adj", adjacency), ("attr", features))
+        for part in ("data", "indices", "indptr", "shape")
+    }
+    np.savez(path, labels=labels.numpy(), **parts)
+
+
 class Copier:
     """Copies a file when unpickled without torch's safe loader, by a function that the loader does not know as evil."""
 
@@ -538,6 +586,7 @@ def test_a_hostile_data_set_runs_no_code(tmp_path):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
     torch.save(({"x": Copier(__file__, payload)}, None, Data), hostile)
+    hostile.with_name("raw.sha256").write_text(raw_digest(tmp_path / "Photo" / "raw"))  # else it is made anew
     with pytest.raises(DataError, match=r"--dataset Photo: not available under .*Unpickl"):
         load_graph("Photo", tmp_path)
     assert not payload.exists()

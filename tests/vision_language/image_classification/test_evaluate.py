@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -109,9 +111,49 @@ def test_the_results_of_other_images_keep_what_they_are_called(pictures, others,
     place = {"model": "x", "data": str(pictures), "device": "cpu"}
     classifier = untrained("0123456789")
     monkeypatch.setattr("vision_language.image_classification.evaluate.load", lambda folder: classifier.eval())
-    told = ood(OodOptions(**place, others=(str(others),), scores=("energy",), out=str(tmp_path)))
+    ood(OodOptions(**place, others=(str(others),), scores=("energy",), out=str(tmp_path)))
     with np.load(tmp_path / "ood.npz", allow_pickle=False) as arrays:
-        own = {*arrays.files, *told, "environment", "file", "allow_pickle"} - {others.name}
+        own = {*arrays.files, *json.loads((tmp_path / "ood.json").read_text()), "file", "allow_pickle"} - {others.name}
     for name in own:
         with pytest.raises(InputError, match=f"^--others: a/{name}: results are called by the folder; '{name}' names"):
             OodOptions(**place, others=(f"a/{name}",))
+
+
+def test_files_say_how_they_were_made(pictures, others, tmp_path, monkeypatch):
+    """By every option that is not where something lies, and by what lay there."""
+    classifier = untrained("0123456789")
+    monkeypatch.setattr("vision_language.image_classification.evaluate.load", lambda folder: classifier.eval())
+    place = {"model": "x", "data": str(pictures), "device": "cpu", "limit": 8, "out": str(tmp_path)}
+    commands = {
+        "evaluation": (evaluate, EvaluationOptions(**place)),
+        "ood": (ood, OodOptions(**place, others=(str(others),))),
+        "attack_pgd": (attack, AttackOptions(**place, attack="pgd", attack_steps=1, epsilons=(0.1,))),
+    }
+    for name, (command, options) in commands.items():
+        command(options)
+        told = json.loads((tmp_path / f"{name}.json").read_text())
+        made = json.loads(json.dumps(options.as_dict()))
+        assert told["options"] == {key: value for key, value in made.items() if key not in ("model", "data", "out")}
+        assert told["inputs"].keys() == {"model", "data"} | ({others.name} if name == "ood" else set())
+    before = told["inputs"]
+    with torch.no_grad():
+        classifier.last_linear().bias += 1
+    attack(AttackOptions(**{**place, "limit": 9}, attack="pgd", attack_steps=1, epsilons=(0.1,)))
+    after = json.loads((tmp_path / "attack_pgd.json").read_text())["inputs"]
+    assert all(before[name] != after[name] for name in before)
+
+
+@pytest.mark.parametrize("limit", [0, 7])
+def test_the_limit_is_that_of_all_sets(pictures, others, tmp_path, monkeypatch, limit):
+    """So that a copy of the model's own images is known as one."""
+    classifier = untrained("0123456789")
+    monkeypatch.setattr("vision_language.image_classification.evaluate.load", lambda folder: classifier.eval())
+    place = {"model": "x", "data": str(pictures), "device": "cpu", "limit": limit, "scores": ("energy",)}
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "test.npz").write_bytes((pictures / "test.npz").read_bytes())
+    with pytest.raises(InputError, match=r"^--others: .*copy holds the images of --data$"):
+        ood(OodOptions(**place, others=(str(copy),)))
+    with np.load(others / "test.npz") as arrays:
+        count = len(arrays["x"])
+    assert ood(OodOptions(**place, others=(str(others),)))[others.name]["images"] == (limit or count)

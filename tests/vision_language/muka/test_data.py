@@ -17,7 +17,8 @@ from fairseq_ext.training.errors import DataError, InputError, OptionError
 from fairseq_ext.training.files import MAX_LINE
 from tests.helpers import require_data
 from tests.vision_language.muka.texts import tiny_tokenizer, write_texts
-from vision_language.muka.data import gold_ids, read_splits, split_labels
+from vision_language.muka.data import gold_ids, read_data, read_splits, split_labels
+from vision_language.muka.options import TeacherOptions
 from vision_language.muka.text_files import Texts, read_file, read_new_texts
 from vision_language.muka.tokens import Tokens
 
@@ -34,16 +35,17 @@ def test_labelled_lines(tmp_path, name):
     assert texts.origin == str(tmp_path / name)
 
 
+@pytest.mark.parametrize("case", [str.lower, str.title, str.upper])
 @pytest.mark.parametrize("column", ["text", "sentence"])
-def test_a_header_is_no_class(tmp_path, column):
+def test_a_header_is_no_class(tmp_path, column, case):
     """The released code's files have one; only the first line can be it."""
-    lines = f"label\t{column}\nsport\tthe goal\nlabel\t{column}\n"
+    lines = f"{case('label')}\t{case(column)}\nsport\tthe goal\nlabel\t{column}\n"
     texts = read_file(write(tmp_path / "a.tsv", f"\n{lines}"))
     assert texts.labels == ("sport", "label") and texts.texts == ("the goal", column)
     assert read_new_texts(write(tmp_path / "b.tsv", lines)) == ["the goal", column]
-    assert read_file(write(tmp_path / "a.txt", lines)).texts[0] == f"label\t{column}"
+    assert read_file(write(tmp_path / "a.txt", lines)).texts[0] == case(f"label\t{column}")
     with pytest.raises(DataError, match=rf"a\.tsv:1: the columns are {column} and label; a line is label TAB text"):
-        read_file(write(tmp_path / "a.tsv", f"{column}\tlabel\nthe goal\tsport\n"))
+        read_file(write(tmp_path / "a.tsv", f"{case(column)}\t{case('label')}\nthe goal\tsport\n"))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
@@ -107,6 +109,19 @@ def test_hold_out(tmp_path):
     assert splits["valid"].labels == tuple(str(number % 3) for number in numbers)
     with pytest.raises(DataError, match="too few to hold out"):
         read_splits(write(tmp_path / "one.txt", "text\n"))
+
+
+def test_a_folder_without_test_texts_is_named(tmp_path, capsys):
+    """It leaves all without."""
+    whole, part = (write_texts(tmp_path / name) for name in ("whole", "part"))
+    splits = read_data(TeacherOptions(model="x", data=(str(whole), str(whole))))
+    assert list(splits) == ["train", "valid", "test"] and not capsys.readouterr().err
+    (part / "test.tsv").unlink()
+    assert list(read_data(TeacherOptions(model="x", data=(str(whole), str(part))))) == ["train", "valid"]
+    told = f"| no test texts are used: {part} has none, the other folders of --data have some"
+    assert capsys.readouterr().err.splitlines() == [told]
+    read_data(TeacherOptions(model="x", data=(str(part),)))
+    assert not capsys.readouterr().err
 
 
 def test_folders_without_a_training_set(tmp_path):

@@ -1,0 +1,19 @@
+"""Which way a metric is better, for all trainers: what picks an epoch, and what counts the better of two runs."""
+
+from __future__ import annotations
+
+__all__ = ["lower_is_better"]
+
+LOWER = ("loss", "nll", "ece", "error")
+HIGHER = ("accuracy", "many", "medium", "few", "f1", "auc", "rsum", "r1", "r5", "r10")
+"""Last parts of names, such as ``test_nll``, ``hamming_loss`` or ``valid_macro_f1``."""
+
+
+def lower_is_better(metric: str) -> bool | None:
+    """Whether less of a metric is better; None where neither is, as of a threshold or a number of epochs.
+
+    Args:
+        metric: its name in the results, with or without the split before it.
+    """
+    last = metric.rpartition("_")[2]
+    return last in LOWER if last in (*LOWER, *HIGHER) else None
