@@ -58,15 +58,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from .checkpoints import (
-    allow_checkpoint_types,
-    compare_resumed_models,
-    compare_resumed_tasks,
-    end_finished_trainings,
-    heed_overrides,
-    keep_patience,
-    write_whole_checkpoints,
-)
+from .checkpoints import allow_checkpoint_types, heed_overrides, write_whole_checkpoints
 from .data import (
     configure_plain_encoders,
     keep_last_batch,
@@ -90,7 +82,14 @@ from .messages import (
 )
 from .number_formats import keep_bfloat16_off_tpus
 from .refusals import end_commands_in_one_line, end_hydra_in_one_line
-from .resuming import keep_master_weights, keep_moving_average
+from .resuming import (
+    compare_resumed_models,
+    compare_resumed_tasks,
+    end_finished_trainings,
+    keep_master_weights,
+    keep_moving_average,
+    keep_patience,
+)
 
 __all__ = ["BROKEN", "OFF_SWITCH", "allow_checkpoint_types", "apply", "patched"]
 

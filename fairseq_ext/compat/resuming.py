@@ -1,17 +1,172 @@
-"""Resumed trainings: what fairseq rounds, or counts from 0 again."""
+"""Resumed trainings: what fairseq does not compare, rounds, or counts from 0 again."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
+import math
+import os
+import sys
 from typing import Any
 
-__all__ = ["keep_master_weights", "keep_moving_average"]
+from ..training.errors import CheckpointError, OptionError
+from .model_options import first_difference, model_options
+
+__all__ = [
+    "compare_resumed_models",
+    "compare_resumed_tasks",
+    "end_finished_trainings",
+    "keep_master_weights",
+    "keep_moving_average",
+    "keep_patience",
+]
 
 logger = logging.getLogger(__name__)
 
+RESTORED = "checkpoint_last.pt"
+"""The default of ``--restore-file``, which a first training has not yet."""
+
 MASTERS, SCALER = "fp32_params", "loss_scaler"
 """What this suite adds to the optimizer's state: fairseq leaves both there unread."""
+
+
+def compare_resumed_tasks() -> bool:
+    """Let a task's ``check_checkpoint`` look at the file that a training resumes, which gives it no saved state.
+
+    Refused is also a file to start from that is not there: fairseq starts from random weights then.
+    """
+    from fairseq.file_io import PathManager
+    from fairseq.trainer import Trainer
+
+    load = Trainer.load_checkpoint
+
+    @functools.wraps(load)
+    def load_checkpoint(self: Any, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any) -> Any:
+        cfg = self.cfg.checkpoint
+        option = "--restore-file" if cfg.restore_file != RESTORED else "--continue-once"
+        if not PathManager.isfile(filename) and (cfg.restore_file != RESTORED or filename == cfg.continue_once):
+            raise CheckpointError(f"{option} {filename}: no such file")
+        check = getattr(self.task, "check_checkpoint", None)
+        if check is not None and os.path.isfile(filename):
+            check(filename, not (cfg.reset_dataloader or reset_optimizer))
+        return load(self, filename, reset_optimizer, *args, **kwargs)
+
+    Trainer.load_checkpoint = load_checkpoint
+    return True
+
+
+def compare_resumed_models() -> bool:
+    """Refuse to resume, in its own folder, a training whose model computed something else.
+
+    Most options of a model leave the shapes of its weights as they are, so that these would load.
+    """
+    from fairseq import checkpoint_utils
+    from fairseq.trainer import Trainer
+    from omegaconf import OmegaConf
+
+    load = Trainer.load_checkpoint
+
+    def options(cfg: Any, args: Any = None) -> dict[str, Any]:
+        plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True) if OmegaConf.is_config(cfg) else cfg
+        return model_options({"cfg": plain, "args": args})
+
+    @functools.wraps(load)
+    def load_checkpoint(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
+        cfg, read = self.cfg.checkpoint, checkpoint_utils.load_checkpoint_to_cpu
+        own = os.path.join(cfg.save_dir, RESTORED.replace(".pt", f"{self.checkpoint_suffix}.pt"))
+        resets = (cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_meters, cfg.reset_dataloader)
+        if any(resets) or os.path.abspath(filename) != os.path.abspath(own):
+            return load(self, filename, *args, **kwargs)
+
+        @functools.wraps(read)
+        def compared(*args: Any, **kwargs: Any) -> Any:
+            state = read(*args, **kwargs)
+            before, now = options(state.get("cfg"), state.get("args")), options(self.cfg)
+            if name := first_difference(now, before):
+                option = f"--{name.replace('.', '-').replace('_', '-')}"
+                raise OptionError(
+                    f"{option}: {now[name]} here, but {before[name]} in {filename}, which this training would resume; "
+                    f"give another --save-dir (there --finetune-from-model {filename} starts from its weights), or "
+                    "--reset-optimizer to go on in this one"
+                )
+            return state
+
+        checkpoint_utils.load_checkpoint_to_cpu = compared
+        try:
+            return load(self, filename, *args, **kwargs)
+        finally:
+            checkpoint_utils.load_checkpoint_to_cpu = read
+
+    Trainer.load_checkpoint = load_checkpoint
+    return True
+
+
+class _Finished:
+    """In place of the iterator of a training that has come to its end."""
+
+    next_epoch_idx = math.nan  # which no number of epochs reaches, nor infinity
+
+
+def end_finished_trainings() -> bool:
+    """Train nothing where the checkpoint that is resumed has all its updates, or the last validation of its patience.
+
+    fairseq looks at both only after an update, and writes its checkpoints anew then.
+    """
+    from fairseq import checkpoint_utils
+
+    upstream = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(upstream)
+    def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
+        state, iterator = upstream(cfg, trainer, **kwargs)
+        updates, most = trainer.get_num_updates(), trainer.cfg.optimization.max_update or math.inf
+        without_gain = getattr(trainer, "validations_without_gain", 0)  # see keep_patience
+        if updates >= most:
+            reason = f"{updates} updates are made, --max-update is {most}"
+        elif 0 < cfg.patience <= without_gain:
+            reason = f"{without_gain} validations without a gain, --patience is {cfg.patience}"
+        else:
+            return state, iterator
+        logger.info("nothing left to train: %s", reason)
+        return state, _Finished()
+
+    checkpoint_utils.load_checkpoint = load_checkpoint
+    return True
+
+
+def keep_patience() -> bool:
+    """Keep in a checkpoint what ``--patience`` counts: the best value so far, and the validations since."""
+    from fairseq.trainer import Trainer
+
+    save, load = Trainer.save_checkpoint, Trainer.load_checkpoint
+
+    def counter() -> Any:
+        homes = [sys.modules.get(name) for name in ("__main__", "__mp_main__", "fairseq_cli.train")]
+        return next(filter(None, [getattr(home, "should_stop_early", None) for home in homes]), None)
+
+    @functools.wraps(save)
+    def save_checkpoint(self: Any, filename: str, extra_state: dict[str, Any]) -> Any:
+        return save(self, filename, {**extra_state, "patience": dict(vars(counter() or argparse.Namespace()))})
+
+    @functools.wraps(load)
+    def load_checkpoint(
+        self: Any,
+        filename: str,
+        reset_optimizer: bool = False,
+        reset_lr_scheduler: bool = False,
+        optimizer_overrides: dict[str, Any] | None = None,
+        reset_meters: bool = False,
+    ) -> Any:
+        state = load(self, filename, reset_optimizer, reset_lr_scheduler, optimizer_overrides, reset_meters)
+        count = counter()
+        if state is not None and count is not None and not reset_optimizer and not reset_meters:
+            vars(count).update(state.get("patience", {}))
+            self.validations_without_gain = getattr(count, "num_runs", 0) if "patience" in state else 0
+        return state
+
+    Trainer.save_checkpoint, Trainer.load_checkpoint = save_checkpoint, load_checkpoint
+    return True
 
 
 def keep_master_weights() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ from fairseq import checkpoint_utils
 from fairseq.optim import fp16_optimizer
 from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
 from fairseq.trainer import Trainer
+from fairseq_cli.train import should_stop_early
+from omegaconf import OmegaConf
 
 from fairseq_ext.compat import resuming
 
@@ -75,3 +78,49 @@ def test_a_moving_average_starts_and_goes_on_where_a_training_is_resumed(monkeyp
         assert trainer.ema.update_freq_counter == (3 if store else 0)
         assert checkpoint_utils.load_checkpoint_to_cpu == read
     assert [record.message.partition(",")[0] for record in caplog.records] == ["old.pt: has no moving average"]
+
+
+def test_a_resumed_training_keeps_its_patience(monkeypatch):
+    saved = {}
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda self, file, state: saved.update({file: state}))
+    monkeypatch.setattr(Trainer, "load_checkpoint", lambda self, file, *reset: saved[file])
+    resuming.keep_patience()
+    trainer = Trainer.__new__(Trainer)
+    cfg = OmegaConf.create({"checkpoint": {"patience": 3, "maximize_best_checkpoint_metric": False}})
+
+    def stops(*losses):
+        return [should_stop_early(cfg, loss) for loss in losses]
+
+    monkeypatch.setattr(should_stop_early, "__dict__", {})
+    assert stops(1.0, 2.0) == [False, False]
+    trainer.save_checkpoint("x.pt", {"best": 1.0})
+    assert saved["x.pt"]["best"] == 1.0
+    for reset, stopped in (((), True), ((True,), False), ((False, False, None, True), False)):
+        should_stop_early.__dict__.clear()  # another process
+        trainer.validations_without_gain = 0
+        trainer.load_checkpoint("x.pt", *reset)
+        assert trainer.validations_without_gain == (0 if reset else 1)
+        assert stops(2.0, 2.0)[-1] == stopped
+
+
+@pytest.mark.parametrize(
+    ("updates", "most", "patience", "without_gain", "reason"),
+    [
+        (7, 0, 0, 0, None),
+        (6, 7, 0, 3, None),
+        (7, 7, 0, 0, "7 updates are made, --max-update is 7"),
+        (6, 7, 3, 2, None),
+        (6, 7, 3, 3, "3 validations without a gain, --patience is 3"),
+    ],
+)
+def test_a_finished_training_has_no_epoch_left(monkeypatch, caplog, updates, most, patience, without_gain, reason):
+    monkeypatch.setattr(checkpoint_utils, "load_checkpoint", lambda cfg, trainer: ({}, "batches"))
+    resuming.end_finished_trainings()
+    cfg = OmegaConf.create({"optimization": {"max_update": most}, "checkpoint": {"patience": patience}})
+    trainer = SimpleNamespace(get_num_updates=lambda: updates, cfg=cfg, validations_without_gain=without_gain)
+    with caplog.at_level("INFO"):
+        iterator = checkpoint_utils.load_checkpoint(cfg.checkpoint, trainer)[1]
+    assert (iterator == "batches") == (reason is None)
+    if reason is not None:
+        assert caplog.messages == [f"nothing left to train: {reason}"]
+        assert not any(iterator.next_epoch_idx <= epochs for epochs in (0, 10, math.inf))
