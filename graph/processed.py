@@ -31,7 +31,8 @@ def current(kind: type[Kind], *arguments: Any, **options: Any) -> Kind:
 
     Args:
         kind: class of the data set.
-        *arguments, **options: of the class.
+        *arguments: of the class.
+        **options: of the class.
     """
 
     class Current(kind):  # type: ignore[misc, valid-type]
