@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from itertools import product
+from statistics import fmean
 from typing import Any
 
 from examples.results.paired import Paired, differences, holm
@@ -35,6 +36,11 @@ def _has_meaning(wiring: str, fusion: str) -> bool:
 
 CELLS = tuple(cell for cell in product(STRATEGIES, FUSIONS) if _has_meaning(*cell))
 """Wirings and fusions that have a meaning together, the plain Transformer first."""
+WHOLE = tuple(wiring for wiring in STRATEGIES if all((wiring, fusion) in CELLS for fusion in FUSIONS))
+"""Wirings that have every fusion."""
+
+Bits = dict[tuple[str, str], dict[int, float]]
+"""Of each cell the bits of each seed."""
 
 TEXT = """## Cross-view decoding: wirings and fusions
 
@@ -101,7 +107,8 @@ def section(contents: list[dict[str, Any]]) -> str:
 
 
 def _table(content: dict[str, Any]) -> str:
-    gains = _gains(content["rows"])
+    bits = _bits(content["rows"])
+    gains = _gains(bits)
     lines = []
     for wiring in STRATEGIES[1:]:
         cells = ["–" if (wiring, fusion) not in CELLS else _cell(gains.get((wiring, fusion))) for fusion in FUSIONS]
@@ -116,29 +123,64 @@ def _table(content: dict[str, Any]) -> str:
         fusions=" | ".join(FUSIONS),
         rule="---|" * len(FUSIONS),
         rows="\n".join(lines),
-        reading=_reading(content, gains),
+        reading=_reading(gains) + _choices(bits) + _sizes(content["rows"]) + f" {not_measured(content)}".rstrip(),
     )
 
 
-def _gains(rows: list[dict[str, Any]]) -> dict[tuple[str, str], Paired]:
-    """The difference of each cell to the Transformer, where it has one of the same seed."""
-    bits: dict[tuple[str, str], dict[int, float]] = {cell: {} for cell in CELLS}
+def _bits(rows: list[dict[str, Any]]) -> Bits:
+    bits: Bits = {cell: {} for cell in CELLS}
     for row in rows:
         bits[row["wiring"], row["fusion"]][row["seed"]] = best_bits(row)
+    return bits
+
+
+def _gains(bits: Bits) -> dict[tuple[str, str], Paired]:
+    """The difference of each cell to the Transformer, where it has one of the same seed."""
     pairs = {cell: differences(bits[cell], bits[BASELINE]) for cell in CELLS[1:]}
     return {cell: Paired.of(of_seeds) for cell, of_seeds in pairs.items() if of_seeds}
+
+
+def _choices(bits: Bits) -> str:
+    """Each fusion against `mean` and each wiring against `gca`, of which each seed is one pair: its mean over cells."""
+    fusions = {other: [((wiring, other), (wiring, "mean")) for wiring in WHOLE] for other in FUSIONS if other != "mean"}
+    wirings = {other: [((other, fusion), ("gca", fusion)) for fusion in FUSIONS] for other in WHOLE if other != "gca"}
+    told = []
+    for against, cells in (("`mean`, over the wirings that have all fusions", fusions), ("`gca`", wirings)):
+        gains = {name: gain for name, pairs in cells.items() if (gain := _pooled(bits, pairs))}
+        if gains:
+            listed = ", ".join(f"`{name}` {_cell(gain)}" for name, gain in gains.items())
+            told.append(f" Against {against}: {listed}.")
+    return "".join(told)
+
+
+def _pooled(bits: Bits, pairs: list[tuple[tuple[str, str], tuple[str, str]]]) -> Paired | None:
+    """Of the seeds that all cells have, the mean over the pairs of cells of what the first has more than the second."""
+    seeds = set.intersection(*(set(bits[cell]) for pair in pairs for cell in pair))
+    of_seeds = [fmean(bits[one][seed] - bits[other][seed] for one, other in pairs) for seed in sorted(seeds)]
+    return Paired.of(of_seeds) if of_seeds else None
+
+
+def _sizes(rows: list[dict[str, Any]]) -> str:
+    """What has more parameters than the others."""
+    sizes = {(row["wiring"], row["fusion"]): row["parameters"] for row in rows}
+    parts: dict[bool, list[int]] = {True: [], False: []}
+    for (_, fusion), parameters in sizes.items():
+        parts[fusion == "separate"].append(parameters)
+    if not all(parts.values()):
+        return ""
+    more, others = (f"{min(part):,} to {max(part):,}" for part in (parts[True], parts[False]))
+    return f" `separate` has {more} parameters, all others {others}."
 
 
 def _cell(gain: Paired | None) -> str:
     return gain.text(3) if gain else ""
 
 
-def _reading(content: dict[str, Any], gains: dict[tuple[str, str], Paired]) -> str:
+def _reading(gains: dict[tuple[str, str], Paired]) -> str:
     """The best cell, and what is left of the differences when all are taken together."""
-    missing = f" {not_measured(content)}".rstrip()
     tested = [gain for gain in gains.values() if gain.p is not None]
     if not tested:
-        return f"One seed, or none beside the Transformer: no interval.{missing}"
+        return "One seed, or none beside the Transformer: no interval."
     held = [gain for gain, holds in zip(tested, holm([gain.p or 0.0 for gain in tested]), strict=True) if holds]
     best = min(gains, key=lambda cell: gains[cell].mean)
     better = sum(gain.high is not None and gain.high < 0 for gain in tested)
@@ -146,5 +188,5 @@ def _reading(content: dict[str, Any], gains: dict[tuple[str, str], Paired]) -> s
     return (
         f"Fewest bits: `{best[0]}` with `{best[1]}`. Of {len(tested)} cells {better} have fewer bits than the "
         f"Transformer and {worse} more, by their intervals; with Holm's correction "
-        f"{sum(gain.mean < 0 for gain in held)} and {sum(gain.mean > 0 for gain in held)}.{missing}"
+        f"{sum(gain.mean < 0 for gain in held)} and {sum(gain.mean > 0 for gain in held)}."
     )

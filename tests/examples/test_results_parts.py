@@ -89,6 +89,15 @@ def test_each_cell_trains_its_wiring_and_fusion(programs, monkeypatch, tmp_path)
     assert "| gca | -0.500 [-0.500, -0.500] | -0.500" in text and "| fga | +0.500 [+0.500, +0.500] |" in text
     assert "| fma | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] | – | – | – |" in text
     assert "Fewest bits: `gca` with `mean`. Of 23 cells 6 have fewer bits than the Transformer and 6 more" in text
+    assert "`mean`, over the wirings that have all fusions: `sum` +0.000 [+0.000, +0.000], `concat`" in text
+    assert "Against `gca`: `gpa` +0.500 [+0.500, +0.500], `fga` +1.000 [+1.000, +1.000]." in text
+    sizes = {"separate": 9, "gate": 6}
+    rows = [{**row, "parameters": sizes.get(row["fusion"], 5)} for row in content["rows"]]
+    text = cross_view.section([{**content, "command": "cross_view", "rows": rows}])
+    assert text.endswith("`separate` has 9 to 9 parameters, all others 5 to 6.\n")
+    of_one_seed = [row for row in rows if (row["seed"], row["fusion"]) != (2, "gate")]
+    text = cross_view.section([{**content, "command": "cross_view", "rows": of_one_seed}])
+    assert "`gate` +0.000, `sequential` +0.000 [+0.000, +0.000]" in text
     partial = {**content, "command": "cross_view", "rows": content["rows"][:2], "missing": ["gca, sum, seed 1"]}
     text = cross_view.section([partial])
     assert "| gca | -0.500 |  |  |" in text and "no interval. Not measured yet: gca, sum, seed 1." in text
