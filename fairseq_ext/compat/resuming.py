@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import logging
 import math
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..training.errors import CheckpointError, OptionError
@@ -61,7 +63,6 @@ def compare_resumed_models() -> bool:
 
     Most options of a model leave the shapes of its weights as they are, so that these would load.
     """
-    from fairseq import checkpoint_utils
     from fairseq.trainer import Trainer
     from omegaconf import OmegaConf
 
@@ -73,15 +74,13 @@ def compare_resumed_models() -> bool:
 
     @functools.wraps(load)
     def load_checkpoint(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
-        cfg, read = self.cfg.checkpoint, checkpoint_utils.load_checkpoint_to_cpu
+        cfg = self.cfg.checkpoint
         own = os.path.join(cfg.save_dir, RESTORED.replace(".pt", f"{self.checkpoint_suffix}.pt"))
         resets = (cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_meters, cfg.reset_dataloader)
         if any(resets) or os.path.abspath(filename) != os.path.abspath(own):
             return load(self, filename, *args, **kwargs)
 
-        @functools.wraps(read)
-        def compared(*args: Any, **kwargs: Any) -> Any:
-            state = read(*args, **kwargs)
+        def compare(path: str, state: dict[str, Any]) -> None:
             before, now = options(state.get("cfg"), state.get("args")), options(self.cfg)
             if name := first_difference(now, before):
                 option = f"--{name.replace('.', '-').replace('_', '-')}"
@@ -90,16 +89,32 @@ def compare_resumed_models() -> bool:
                     f"give another --save-dir (there --finetune-from-model {filename} starts from its weights), or "
                     "--reset-optimizer to go on in this one"
                 )
-            return state
 
-        checkpoint_utils.load_checkpoint_to_cpu = compared
-        try:
+        with _each_file_read(compare):
             return load(self, filename, *args, **kwargs)
-        finally:
-            checkpoint_utils.load_checkpoint_to_cpu = read
 
     Trainer.load_checkpoint = load_checkpoint
     return True
+
+
+@contextlib.contextmanager
+def _each_file_read(look: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
+    """Call ``look`` with the path and the state of each checkpoint that fairseq reads, before it uses it."""
+    from fairseq import checkpoint_utils
+
+    read = checkpoint_utils.load_checkpoint_to_cpu
+
+    @functools.wraps(read)
+    def looked_at(path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = read(path, *args, **kwargs)
+        look(path, state)
+        return state
+
+    checkpoint_utils.load_checkpoint_to_cpu = looked_at
+    try:
+        yield
+    finally:
+        checkpoint_utils.load_checkpoint_to_cpu = read
 
 
 class _Finished:
@@ -210,30 +225,21 @@ def keep_moving_average() -> bool:
     """Let a resumed training go on counting ``--ema-update-freq``, and begin the average of ``--store-ema`` where the
     checkpoint has none: fairseq says that it does, and ends in a ``KeyError``.
     """
-    from fairseq import checkpoint_utils
     from fairseq.trainer import Trainer
 
     load = Trainer.load_checkpoint
+
+    def begin(path: str, state: dict[str, Any]) -> None:
+        if "ema" not in state["extra_state"]:
+            logger.warning("%s: has no moving average, which starts from its weights", path)
+            state["extra_state"]["ema"] = dict(state["model"])
 
     @functools.wraps(load)
     def load_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.cfg.ema.store_ema:
             return load(self, *args, **kwargs)
-        read = checkpoint_utils.load_checkpoint_to_cpu
-
-        @functools.wraps(read)
-        def read_with_average(path: str, *options: Any, **named: Any) -> dict[str, Any]:
-            state = read(path, *options, **named)
-            if "ema" not in state["extra_state"]:
-                logger.warning("%s: has no moving average, which starts from its weights", path)
-                state["extra_state"]["ema"] = dict(state["model"])
-            return state
-
-        checkpoint_utils.load_checkpoint_to_cpu = read_with_average
-        try:
+        with _each_file_read(begin):
             extra_state = load(self, *args, **kwargs)
-        finally:
-            checkpoint_utils.load_checkpoint_to_cpu = read
         if extra_state is not None:
             self.ema.update_freq_counter = self.get_num_updates() % self.cfg.ema.ema_update_freq
         return extra_state
