@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_ext.integrations.trial import functions_of
 from fairseq_ext.modules import attention_weights, topk_attention
 from fairseq_ext.training.errors import OptionError
 
@@ -263,7 +263,5 @@ def _kind(cls: type[nn.Module]) -> str | None:
 
 
 def _names(cls: type[nn.Module]) -> set[str]:
-    """What the methods of a class ask for, below those of every module."""
-    bases = cls.__mro__[: cls.__mro__.index(nn.Module)]
-    functions = [inspect.unwrap(value) for base in bases for value in vars(base).values() if hasattr(value, "__code__")]
-    return {name for function in functions for name in function.__code__.co_names}
+    """What the methods of a class ask for."""
+    return {name for function in functions_of(cls) for name in function.__code__.co_names}

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fairseq_ext.integrations.trial import functions_of
 from fairseq_ext.modules.normalization import NORM_CLASSES
 from fairseq_ext.training.errors import OptionError, choose
 
@@ -168,9 +169,8 @@ def _check_replaceable(model: nn.Module, module: nn.Module, names: tuple[str, ..
 
 def _read_of(parent: type[nn.Module], child: str) -> str | None:
     """The parameter of its ``child`` that a class reads, as Mamba's layers do for the dtype."""
-    bases = parent.__mro__[: parent.__mro__.index(nn.Module)]
-    for function in (value for base in bases for value in vars(base).values() if hasattr(value, "__code__")):
-        words = [instruction.argval for instruction in dis.get_instructions(inspect.unwrap(function))]
+    for function in functions_of(parent):
+        words = [instruction.argval for instruction in dis.get_instructions(function)]
         for of, read in itertools.pairwise(words):
             if of == child and read in ("weight", "bias"):
                 return str(read)

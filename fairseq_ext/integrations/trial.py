@@ -1,10 +1,11 @@
-"""What a model computes, tried out on a few tokens."""
+"""What a model computes: tried out on a few tokens, or read in the code of its classes."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +49,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def device_of(model: nn.Module) -> torch.device:
     """Of its first parameter, so of its embeddings where it is spread over several."""
     return next(model.parameters(), torch.empty(0)).device
+
+
+def functions_of(cls: type[nn.Module]) -> list[FunctionType]:
+    """The methods of a class as they are written, below those of every module."""
+    bases = cls.__mro__[: cls.__mro__.index(nn.Module)]
+    return [inspect.unwrap(value) for base in bases for value in vars(base).values() if hasattr(value, "__code__")]
 
 
 def own_loss(model: Any) -> OwnLoss:
