@@ -20,7 +20,7 @@ __all__ = ["evaluate", "predict"]
 class Labelled(OptionSet):
     """What it is evaluated on."""
 
-    data: str = option("", "folder in any form that train reads (default: that of the training)")
+    data: str = option(help="folder in any form that train reads")
     split: str = option("test", "which part of it", SPLITS)
 
 
@@ -31,15 +31,14 @@ def evaluate(model: Predictor, labelled: Labelled) -> dict[str, Any]:
         DataError: no sample has a label that the model knows.
     """
     classifier = model.load()
-    folder = labelled.data or classifier.options.data
-    samples = read_splits(folder)[labelled.split]
+    samples = read_splits(labelled.data)[labelled.split]
     gold = label_matrix(samples, classifier.labels)
     if not gold.any():
         raise DataError(f"--data: no sample of {labelled.split} has a label that {model.model} knows")
     return {
         **score(classifier, classifier.encode(samples), gold),
         "threshold": classifier.threshold,
-        "data": folder,
+        "data": labelled.data,
         "samples": len(samples),
         "unknown_labels": unknown_labels(samples, classifier.labels),
     }

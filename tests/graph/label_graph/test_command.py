@@ -210,16 +210,14 @@ def test_validation_starts_late_but_never_after_the_end(data, tmp_path):
 
 
 def test_evaluate_repeats_the_test_metrics(trained, capsys):
-    main(["evaluate", "--model", str(trained / "seed2" / "model.pt")])
+    data = results(trained)["settings"]["data"]
+    main(["evaluate", "--model", str(trained / "seed2" / "model.pt"), "--data", data])
     printed = json.loads(capsys.readouterr().out)
     run = results(trained)["runs"]["seed2"]
     assert {key: printed[key] for key in ("micro_f1", "one_error", "threshold")} == {
         key: run[key] for key in ("micro_f1", "one_error", "threshold")
     }
-    assert (
-        printed["samples"] == 12
-        and printed["data"] == json.loads((trained / "results.json").read_text())["settings"]["data"]
-    )
+    assert printed["samples"] == 12 and printed["data"] == data
 
 
 def test_evaluate_leaves_out_labels_that_the_model_lacks_and_says_so(trained, tmp_path, capsys):
@@ -278,14 +276,14 @@ def test_a_reader_that_closes_the_pipe_gets_no_traceback(trained, tmp_path):
     assert process.returncode == -signal.SIGPIPE
 
 
-def test_the_threshold_of_predict_and_evaluate(trained, tmp_path, capsys):
+def test_the_threshold_of_predict_and_evaluate(trained, data, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("tasty soup\n")
     model = ["--model", str(trained / "seed1" / "model.pt")]
     labels = {}
     for threshold in ("0", "0.999999"):
         main(["predict", *model, str(tmp_path / "a.txt"), "--threshold", threshold])
         labels[threshold] = json.loads(capsys.readouterr().out)["labels"]
-        main(["evaluate", *model, "--threshold", threshold])
+        main(["evaluate", *model, "--data", str(data), "--threshold", threshold])
         assert json.loads(capsys.readouterr().out)["threshold"] == float(threshold)
     assert len(labels["0"]) == 3 and not labels["0.999999"]
     with pytest.raises(OptionError, match=r"^--encoder x: has no effect with .*model\.pt, which reads words$"):
@@ -434,11 +432,11 @@ def test_models_that_are_none(tmp_path):
     ids=str,
 )
 @pytest.mark.parametrize("command", ["evaluate", "predict", "plot"])
-def test_a_model_that_is_damaged_is_named(trained, tmp_path, command, change):
+def test_a_model_that_is_damaged_is_named(trained, data, tmp_path, command, change):
     state = load_safely(trained / "seed1" / "model.pt")
     torch.save({**state, **change}, tmp_path / "model.pt")
     (tmp_path / "a.txt").write_text("soup\n")
-    words = [str(tmp_path / "a.txt")] if command == "predict" else []
+    words = {"predict": [str(tmp_path / "a.txt")], "evaluate": ["--data", str(data)]}.get(command, [])
     with pytest.raises(CheckpointError, match=r"model.pt: not a model of graph.label_graph") as refusal:
         main([command, "--model", str(tmp_path / "model.pt"), *words])
     assert "\n" not in str(refusal.value) and {path.name for path in tmp_path.iterdir()} == {"model.pt", "a.txt"}

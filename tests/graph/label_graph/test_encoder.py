@@ -146,10 +146,11 @@ def test_the_results_of_an_encoder_give_its_options_back(trained, tmp_path):
 
 
 def test_a_model_on_an_encoder_labels_texts_and_repeats_its_metrics(trained, tmp_path, capsys):
-    run = json.loads((trained / "out" / "results.json").read_text())["runs"]["seed1"]
+    results = json.loads((trained / "out" / "results.json").read_text())
+    run = results["runs"]["seed1"]
     assert run["one_error"] < 0.1 and run["coverage"]["train"]["max_words_of_most"] == 9  # with punctuation marks
     model = ["--model", str(trained / "out" / "seed1" / "model.pt")]
-    main(["evaluate", *model])
+    main(["evaluate", *model, "--data", results["settings"]["data"]])
     printed = json.loads(capsys.readouterr().out)
     assert {name: printed[name] for name in ("micro_f1", "one_error")} == pytest.approx(
         {name: run[name] for name in ("micro_f1", "one_error")}

@@ -16,7 +16,7 @@ from tests.vision_language.muka.texts import write_encoder
 COMMANDS = {
     "train": "train --data data --out out --embedding learned --embedding-dim 4 --hidden-size 4 --attention-size 4"
     " --epochs 2 --start-eval 1 --lr 0.1 --device cpu",
-    "evaluate": "evaluate --model out/seed1/model.pt",
+    "evaluate": "evaluate --model out/seed1/model.pt --data data",
     "predict": "predict --model out/seed1/model.pt new.txt",
     "plot": "plot --model out/seed1/model.pt",
     "synthesize": "synthesize --albums 50",
