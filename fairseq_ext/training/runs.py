@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ from fairseq_ext.training.locks import locked
 from fairseq_ext.training.progress import Parts
 from fairseq_ext.training.settings import Settings
 
-__all__ = ["Experiment", "environment", "run_name", "torch_device"]
+__all__ = ["Experiment", "environment", "run_name", "shared_figures", "torch_device"]
 
 
 def run_name(**numbers: int) -> str:
@@ -199,15 +199,13 @@ class Experiment:
     def summary(self) -> dict[str, dict[str, float]]:
         """``{metric: {"mean", "std", "runs"}}`` of every number that all runs hold."""
         runs = list(self.runs.values())
-        names = runs[0] if runs else {}
-        shared = [name for name in names if all(_is_number(run.get(name)) for run in runs)]
         return {
             name: {
                 "mean": statistics.fmean(run[name] for run in runs),
                 "std": statistics.pstdev(run[name] for run in runs),
                 "runs": len(runs),
             }
-            for name in shared
+            for name in shared_figures(runs)
         }
 
     def report(self, *names: str) -> str:
@@ -236,6 +234,12 @@ def _unchanged(accelerator: Any | None) -> Iterator[None]:
 def _kind(name: str) -> str:
     """The name of a run without its numbers."""
     return re.sub(r"\d+", "", name)
+
+
+def shared_figures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the numbers that all runs hold."""
+    names = runs[0] if runs else {}
+    return [name for name in names if all(_is_number(run.get(name)) for run in runs)]
 
 
 def _is_number(value: Any) -> bool:

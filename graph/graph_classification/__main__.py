@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.compare import Pair, compare_experiments
 from fairseq_ext.training.program import Program
-from graph.graph_classification.compare import compare, spread_of_repeats
 from graph.graph_classification.options import Options
 from graph.graph_classification.splits import Protocol
-from graph.graph_classification.train import run
+from graph.graph_classification.train import PROTOCOL, run, spread_of_repeats
 
 main = Program("graph.graph_classification", __doc__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair(OptionSet):
-    """The two experiments."""
-
-    first: str = option(help="folder of results", positional=True)
-    second: str = option(help="another one, of the same splits", positional=True)
 
 
 @main.command
@@ -34,9 +25,9 @@ def train(options: Options, protocol: Protocol) -> str:
 
 
 @main.command
-def _compare(pair: Pair) -> dict[str, float]:
-    """Paired differences of the test accuracies of two experiments, second minus first."""
-    return compare(pair.first, pair.second)
+def compare(pair: Pair) -> list[dict[str, Any]]:
+    """Paired differences of the figures of two experiments, second minus first, and what they were trained with."""
+    return compare_experiments(pair.first, pair.second, pair.metric, PROTOCOL)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,10 @@ from graph.graph_classification.model import SAGPoolClassifier
 from graph.graph_classification.options import Options
 from graph.graph_classification.splits import Protocol, Split, class_labels
 
-__all__ = ["run", "train"]
+__all__ = ["PROTOCOL", "run", "spread_of_repeats", "train"]
+
+PROTOCOL = ("folds", "runs", "repeats", "seed")
+"""What the splits depend on."""
 
 
 def train(
@@ -105,7 +110,7 @@ def run(options: Options, protocol: Protocol) -> Experiment:
     dataset = load_dataset(options.root, options.dataset, options.use_node_attr)
     splits, graphs = protocol.splits(dataset.y), dataset_digest(dataset)
     folder = Path(protocol.out or f"runs/graph_classification/{options.dataset}-{options.loss}")
-    numbers = {name: getattr(protocol, name) for name in ("folds", "runs", "repeats", "seed")}
+    numbers = {name: getattr(protocol, name) for name in PROTOCOL}
     settings = Settings.of(options, inputs={"graphs": graphs}, **numbers)
 
     def one(split: Split) -> dict[str, Any]:
@@ -114,3 +119,11 @@ def run(options: Options, protocol: Protocol) -> Experiment:
 
     experiment = Experiment(folder, settings, ("torch-geometric", "scikit-learn"), device=device)
     return experiment.complete({split.name: partial(one, split) for split in splits})
+
+
+def spread_of_repeats(runs: Mapping[str, Mapping[str, Any]]) -> float:
+    """Standard deviation of the repeats' mean test accuracies: what follows the published accuracies' ``±``."""
+    repeats: dict[str, list[float]] = {}
+    for name, run in runs.items():
+        repeats.setdefault(name.split("-")[0], []).append(run["test_accuracy"])
+    return statistics.pstdev(statistics.fmean(accuracies) for accuracies in repeats.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fairseq_ext.training.compare import compare
 from fairseq_ext.training.flags import Runs
 from fairseq_ext.training.options import option
 from fairseq_ext.training.program import Program
@@ -30,7 +31,7 @@ def train(options: Options, runs: LabelGraphRuns) -> str:
     return run(options, runs).report(*METRICS)
 
 
-for command in (evaluate, predict, plot, synthesize):
+for command in (evaluate, predict, compare, plot, synthesize):
     main.command(command)
 
 

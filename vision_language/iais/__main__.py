@@ -8,6 +8,7 @@ from typing import Any
 from fairseq_ext.regions.synthetic import SceneOptions
 from fairseq_ext.regions.synthetic import synthesize as write_scenes
 from fairseq_ext.training.accelerator import make_accelerator
+from fairseq_ext.training.compare import compare
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.flags import Runs
 from fairseq_ext.training.options import option
@@ -68,6 +69,9 @@ def search(options: SearchOptions) -> str:
         f"{rank}\t{score:.3f}\t{image.image_id}\t{', '.join(image.captions[:1] or region_names(split, image))}"
         for rank, (score, image) in enumerate(images, 1)
     )
+
+
+main.command(compare)
 
 
 @main.command

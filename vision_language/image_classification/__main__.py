@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fairseq_ext.training.compare import compare
 from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import option
 from fairseq_ext.training.program import Program
 from vision_language.image_classification import train as training
-from vision_language.image_classification.compare import compare
 from vision_language.image_classification.evaluate import attack, evaluate, ood
 from vision_language.image_classification.options import Options
 from vision_language.image_classification.plot import plot

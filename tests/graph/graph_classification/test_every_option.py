@@ -44,11 +44,11 @@ ROWS = {
         "patience": Row("1"),
         "epochs": Row("2"),
     },
-    "compare": {"first": Row("second"), "second": Row("first")},
 }
 
 
 OPTIONS = options_of(main.parser())
+del OPTIONS["compare"]  # one for all programs: tests/training/test_compare.py
 
 
 def test_every_option_of_every_command_has_a_row():
@@ -114,18 +114,3 @@ def test_an_option_without_effect_is_refused_by_name(folder, tmp_path, monkeypat
     with pytest.raises(OptionError, match=f"^{words[0]}.*: has no effect with"):
         main([*base.split(), "--out", str(tmp_path / "out"), *words, *place.split()])
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("option", ROWS["compare"])
-def test_an_option_of_compare_changes_what_comes_out(tmp_path, monkeypatch, capsys, option):
-    monkeypatch.chdir(tmp_path)
-    for name, accuracy in (("first", 0.25), ("second", 0.75)):
-        (tmp_path / name).mkdir()
-        content = {"settings": {}, "runs": {"repeat0-run0": {"test_accuracy": accuracy}}}
-        (tmp_path / name / "results.json").write_text(json.dumps(content))
-    printed = []
-    for changed in ({}, {option: ROWS["compare"][option].value}):
-        folders = {"first": "first", "second": "second"} | changed
-        main(["compare", *folders.values()])
-        printed.append(capsys.readouterr().out)
-    assert printed[0] != printed[1]

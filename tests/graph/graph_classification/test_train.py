@@ -22,7 +22,6 @@ from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from fairseq_ext.training.files import load_safely, read_json
 from graph.graph_classification import train as training
 from graph.graph_classification.__main__ import main
-from graph.graph_classification.compare import compare
 from graph.graph_classification.data import load_dataset
 from graph.graph_classification.loss import make_loss
 from graph.graph_classification.model import SAGPoolClassifier
@@ -367,9 +366,9 @@ def test_command_line_and_comparison(rings, tmp_path, capsys):
     assert list(results[1]["runs"]) == names
     assert [results[i]["runs"]["repeat0-fold0"]["bonus_epochs"] for i in range(2)] == [0, 2]
 
-    main(["compare", *map(str, folders)])
-    pairs = compare(*folders)
-    assert json.loads(capsys.readouterr().out) == pairs and pairs["runs"] == 6
+    main(["compare", *map(str, folders), "--metric", "test_accuracy"])
+    settings, pairs = map(json.loads, capsys.readouterr().out.splitlines())
+    assert settings["settings"]["loss"] == ["cross-entropy", "encouraging"] and pairs["runs"] == 6
     means = [result["summary"]["test_accuracy"]["mean"] for result in results]
     assert (pairs["first"], pairs["second"]) == pytest.approx(means)
     assert pairs["difference"] == pytest.approx(means[1] - means[0])

@@ -90,6 +90,7 @@ ROWS = {
 
 
 OPTIONS = options_of(main.parser())
+del OPTIONS["compare"]  # one for all programs: tests/training/test_compare.py
 PLACES = {"evaluate": {"encoder"}, "predict": {"encoder"}}
 """Options that say where the same thing lies: ``test_an_encoder_may_lie_elsewhere``."""
 
