@@ -71,7 +71,7 @@ def measured(tmp_path: Path, *names: str) -> list[dict[str, Any]]:
     return list(images.measure(options))
 
 
-LAST = {"valid_fraction": 0.0, "select": "last"}
+LAST = {"valid_fraction": 0.0, "select_on": "last"}
 CE: dict[str, Any] = {"loss": "cross-entropy"}
 EL: dict[str, Any] = {"log_end": 1.0}
 

@@ -38,7 +38,7 @@ class RetrievalRuns(Runs):
 class EvaluationOptions(ScoringOptions):
     """The trained model, and what it is evaluated on."""
 
-    images: int = option(0, "only the first so many images; 0: all", least=0)
+    limit: int = option(0, "only the first so many images; 0: all", least=0, aliases=("images",))
     released: bool = option(False, "also image recall as the released code counts it")
 
 
@@ -53,7 +53,7 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     """Recall both ways, mean ranks and ISD of a trained model, as JSON."""
     accelerator = make_accelerator(device=options.device)
     model, collator, split = options.load(accelerator.device)
-    split = first_images(split, options.images)
+    split = first_images(split, options.limit)
     if not len(split):
         raise OptionError(f"--data: no caption in {options.data}")
     figures = metrics(model, split, collator, options.eval_batch_size, accelerator, options.released)

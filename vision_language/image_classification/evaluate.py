@@ -48,7 +48,7 @@ class EvaluationOptions(Device):
         f"--augment of the training, which decides how images are cropped: {', '.join(AUGMENTATIONS)} (default: as the "
         "model's folder says)",
     )
-    batch_size: int = option(512, "images of a step", least=1)
+    eval_batch_size: int = option(512, "images of a step", least=1, aliases=("batch_size",))
     limit: int = option(0, "only the first so many images of each set, 0: all", least=0)
     out: str = option("", "folder of the results as JSON, and of scores and logits as .npz (default: none)")
 
@@ -135,7 +135,7 @@ class AttackOptions(EvaluationOptions):
 def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     """Accuracy, loss, calibration and margins of a model."""
     classifier, images = options.load()
-    logits = predict_logits(classifier, images, options.batch_size)
+    logits = predict_logits(classifier, images, options.eval_batch_size)
     gold = torch.from_numpy(images.labels)
     result = {"images": len(images), **classification_metrics(logits, gold)}
     arrays = {"logits": logits.numpy(), "labels": images.labels}
@@ -145,7 +145,7 @@ def evaluate(options: EvaluationOptions) -> dict[str, Any]:
 def ood(options: OodOptions) -> dict[str, Any]:
     """How well a model tells its own kind of images from others."""
     classifier, images = options.load()
-    inside = predict_logits(classifier, images, options.batch_size)
+    inside = predict_logits(classifier, images, options.eval_batch_size)
     arrays, result, inputs = {"test": inside.numpy()}, {}, _inputs(classifier, images)
     for other in options.others:
         name, unknown = Path(other).name, options.first(read_unlabelled(other, options.split))
@@ -154,7 +154,7 @@ def ood(options: OodOptions) -> dict[str, Any]:
         inputs[name] = unknown.pixel_digest()
         fitted = _fitted(unknown, classifier, options.invert)
         size = Transform(classifier.preprocessing.size)
-        outside = predict_logits(classifier, fitted, options.batch_size, transform=size)
+        outside = predict_logits(classifier, fitted, options.eval_batch_size, transform=size)
         result[name] = {"images": len(fitted), "size": list(unknown.images[0].shape[:2]), "mean": _mean(fitted)}
         arrays[name] = outside.numpy()
         for score in options.scores:
@@ -167,7 +167,7 @@ def ood(options: OodOptions) -> dict[str, Any]:
 def attack(options: AttackOptions) -> dict[str, Any]:
     """Accuracy under attack, by radius, on each objective."""
     classifier, images = options.load()
-    batches = list(batches_of(classifier, images, options.batch_size))
+    batches = list(batches_of(classifier, images, options.eval_batch_size))
     device = classifier.mean.device
     hidden = _mean_of(vanishing_gradients(classifier, x.to(device), y.to(device)) | {"n": len(y)} for x, y in batches)
     result: dict[str, Any] = {"images": len(images), "attack": options.attack, **hidden, "accuracy": {}}

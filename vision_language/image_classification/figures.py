@@ -23,8 +23,11 @@ COLOURS = PALETTE
 RESULTS = ("evaluation", "ood", *(f"attack_{name}" for name in ATTACKS))
 """Of the commands, by their files."""
 
-MAY_DIFFER = ("device", "batch_size", "epsilons", "objectives", "scores", "others")
-"""Options of results of one picture, which tells radii and objectives apart; other images are compared by content."""
+MAY_DIFFER = ("device", "eval_batch_size", "batch_size", "epsilons", "objectives", "scores", "others")
+"""Options of results of one picture, which tells radii and objectives apart; other images are compared by content.
+
+Results of earlier versions call the batch size by its old name.
+"""
 
 
 class Figures:

@@ -146,10 +146,11 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
     batch_size: int = option(128, "images of a step, over all processes", least=1)
     eval_batch_size: int = option(512, "images of a step without training", least=1)
     shuffle: bool = option(True, "a new order in each epoch (released adversarial MNIST: none)")
-    select: str = option(
+    select_on: str = option(
         "valid",
         "which split picks the epoch; test: as the released code, for comparison only",
         ("valid", "test", "last"),
+        aliases=("select",),
     )
     freeze: bool = option(False, "second stage of cRT: learn a new last layer on classes drawn evenly; needs --init")
     init: str = option("", "folder of a trained model to start from")

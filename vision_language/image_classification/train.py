@@ -53,8 +53,8 @@ def run(options: Options, out: str | Path, runs: int = 1, device: str = "auto") 
     """
     accelerator = make_accelerator(options.mixed_precision, device)
     splits = read_data(options)
-    if options.select == "valid" and "valid" not in splits:
-        raise OptionError("--select valid: there are no validation images, with --valid-fraction 0")
+    if options.select_on == "valid" and "valid" not in splits:
+        raise OptionError("--select-on valid: there are no validation images, with --valid-fraction 0")
     inputs = {split: images.digest() for split, images in splits.items()}
     for name in ("network", "init"):
         if Path(getattr(options, name) or "-").is_dir():
@@ -83,7 +83,7 @@ def train(
     settings: Settings,
     accelerator: Accelerator | None = None,
 ) -> tuple[ImageClassifier, dict[str, Any]]:
-    """Train, test the last epoch and the one that ``--select`` picks, and save the latter.
+    """Train, test the last epoch and the one that ``--select-on`` picks, and save the latter.
 
     Args:
         options: everything that the run depends on.
@@ -115,7 +115,7 @@ def train(
     parallel, best = accelerator.prepare_model(classifier), BestWeights(classifier)
     attack = _attack(options)
     reading: dict[str, Any] = {"workers": options.workers, "accelerator": accelerator}
-    split = "test" if options.select == "test" else "valid" if "valid" in splits else None
+    split = "test" if options.select_on == "test" else "valid" if "valid" in splits else None
 
     def step(pixels: Tensor, labels: Tensor, epoch: int, batch: np.ndarray) -> Tensor:
         pixels, labels = pixels.to(accelerator.device), labels.to(accelerator.device)
@@ -177,7 +177,7 @@ def train(
             gold, scores = torch.from_numpy(splits[split].labels), logits(split)
             pull = mean_gradients(gradient_norms(objective, scores, gold, epoch + 1, classifier.last_linear()))
             improved = training.improved({"epoch": epoch + 1, **short_metrics(scores, gold), **pull})
-            if improved and options.select != "last":
+            if improved and options.select_on != "last":
                 best.keep()
 
     gold, counts = torch.from_numpy(splits["test"].labels), images.counts if options.long_tail else None
@@ -185,16 +185,16 @@ def train(
     last = classification_metrics(scores, gold, counts)
     norms = gradient_norms(objective, scores, gold, options.epochs, classifier.last_linear())
     best.restore()
-    selected = last if options.select == "last" else classification_metrics(logits("test"), gold, counts)
+    selected = last if options.select_on == "last" else classification_metrics(logits("test"), gold, counts)
     if accelerator.is_main_process:
         classifier.save(folder)
     record = {f"test_{name}": value for name, value in selected.items()} | {
         f"last_test_{name}": last[name] for name in ("accuracy", "nll")
     }
-    log_test(selected, training.step if options.select == "last" else training.best_step)
+    log_test(selected, training.step if options.select_on == "last" else training.best_step)
     record |= {
         "test_gradients": binned_gradients(norms, scores, gold),
-        "selected_on": options.select,
+        "selected_on": options.select_on,
         "validated_on": split,
         "train_images": len(images),
         "train_counts": images.counts,

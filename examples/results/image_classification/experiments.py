@@ -23,7 +23,7 @@ CROSS_ENTROPY: dict[str, Any] = {"loss": "cross-entropy"}
 ENCOURAGING: dict[str, Any] = {"loss": "encouraging", "log_end": 1.0}
 BOTH = {"cross-entropy": CROSS_ENTROPY, "encouraging": ENCOURAGING}
 # No images are held out, so none pick an epoch.
-LAST: dict[str, Any] = {"valid_fraction": 0.0, "select": "last"}
+LAST: dict[str, Any] = {"valid_fraction": 0.0, "select_on": "last"}
 PUBLISHED: dict[str, Any] = {**LAST, "normalize": False, "shuffle": False, "epochs": 5, "batch_size": 128, "lr": 1e-3}
 
 DEFERRED = 9
@@ -77,7 +77,7 @@ SMOOTHED = {
 RADII = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 PGD_RADII, PGD_IMAGES = (0.0, 0.1, 0.2, 0.3), 1000
 
-PLACES = ("model", "data", "others", "out", "device", "batch_size")
+PLACES = ("model", "data", "others", "out", "device", "eval_batch_size")
 """Options of a test that change no figure: where it reads, writes and computes."""
 
 OTHERS = {"notMNIST": ("notmnist_test", False), "Omniglot": ("omniglot", True), "USPS": ("usps", False)}

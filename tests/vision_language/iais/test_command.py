@@ -79,7 +79,7 @@ def test_evaluate_repeats_the_test_metrics(trained, data, capsys):
         assert printed[name] == pytest.approx(run[name], rel=1e-4)
     assert (printed["captions"], printed["images"]) == (24, 12)
     assert printed["released_ir_r1"] >= printed["ir_r1"]
-    main(["evaluate", *model, "--data", str(data / "valid.jsonl"), "--images", "5"])
+    main(["evaluate", *model, "--data", str(data / "valid.jsonl"), "--limit", "5"])
     assert json.loads(capsys.readouterr().out)["images"] == 5
 
 
@@ -193,7 +193,7 @@ def test_paths_that_are_files_and_counts_below_zero(trained, data, tmp_path):
         ("", ["synthesize", "--seed", "-1"], "--seed must be at least 0, got -1"),
         ("", ["train", *places, *SMALL, "--out", str(tmp_path)], f"--out: cannot write to {seed}: "),
         ("", ["train", *places, *SMALL, "--seed", "-1"], "--seed must be at least 0, got -1"),
-        ("", ["evaluate", "--model", str(model), *places, "--images", "-3"], "--images must be at least 0, got -3"),
+        ("", ["evaluate", "--model", str(model), *places, "--limit", "-3"], "--limit must be at least 0, got -3"),
         ("[]", plot, refusal),
         ('{"runs": {"seed1": {"history": []}}}', plot, refusal),
         ('{"runs": {"seed1": {"history": [{"step": 1', plot, refusal),
@@ -260,7 +260,7 @@ def test_models_and_queries_that_are_none(trained, data, tmp_path):
 def test_two_processes_evaluate_one_image(trained, data, capfd):
     """The second process has no caption to score."""
     command = ["evaluate", "--model", str(trained / "seed1" / "model"), "--data", str(data)]
-    debug_launcher(main, ([*command, "--device", "cpu", "--images", "1"],), num_processes=2)
+    debug_launcher(main, ([*command, "--device", "cpu", "--limit", "1"],), num_processes=2)
     printed = json.loads(capfd.readouterr().out)
     assert (printed["captions"], printed["images"], printed["ir_r1"]) == (2, 1, 1.0)
 

@@ -97,7 +97,7 @@ ROWS = {
         "save_every": Row("1"),
         "select": Row("tr_r1"),
     },
-    "evaluate": OF_MODELS | {"split": SPLIT, "images": Row("2"), "released": Row(), "eval_batch_size": Row("3")},
+    "evaluate": OF_MODELS | {"split": SPLIT, "limit": Row("2"), "released": Row(), "eval_batch_size": Row("3")},
     "search": OF_MODELS | {"split": SPLIT, "query": Row("cat"), "top": Row("2"), "eval_batch_size": Row("3")},
     "plot": OF_MODELS
     | {

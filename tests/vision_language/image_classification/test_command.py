@@ -137,7 +137,7 @@ ROWS = {
     "batch_size": Row("30"),
     "eval_batch_size": Row("7"),
     "shuffle": Row(),
-    "select": Row("last", TWO),
+    "select_on": Row("last", TWO),
     "freeze": Row("", "--init MODEL"),
     "init": Row("MODEL"),
     "workers": Row("1"),

@@ -55,7 +55,7 @@ def steep() -> tuple[Linear, ImageSet]:
 def test_a_model_is_as_robust_as_the_stronger_objective_finds_it(loaded):
     """Through the cross-entropy an image whose p is 1 is safe; the batches, of 2 and of 1, differ in that."""
     loaded(*steep())
-    figures = attack(AttackOptions(**PLACE, batch_size=2, epsilons=(0.0, 0.2)))
+    figures = attack(AttackOptions(**PLACE, eval_batch_size=2, epsilons=(0.0, 0.2)))
     expected = {"cross-entropy": {"0": 1, "0.2": 2 / 3}, "log-odds": {"0": 1, "0.2": 1 / 3}}
     assert figures["accuracy"].keys() == expected.keys()
     for objective, accuracies in expected.items():
@@ -74,7 +74,7 @@ def test_a_random_start_is_that_of_the_image_and_of_the_seed(loaded, monkeypatch
 
     monkeypatch.setattr(Attack, "_start", watched)
     objective = {"objectives": ("log-odds",), "epsilons": (0.1,)}
-    attack(AttackOptions(**PLACE, attack="pgd", attack_steps=1, seed=3, batch_size=2, **objective))
+    attack(AttackOptions(**PLACE, attack="pgd", attack_steps=1, seed=3, eval_batch_size=2, **objective))
     assert starts == [(3, [0, 1], 0), (3, [2], 0)]
 
 

@@ -78,5 +78,6 @@ def test_arrays_without_their_results_are_refused(tmp_path):
 
 
 def test_options_that_may_differ_are_options():
-    names = {name for kind in (EvaluationOptions, OodOptions, AttackOptions) for name in kind.__dataclass_fields__}
+    kinds = (EvaluationOptions, OodOptions, AttackOptions)
+    names = {name for kind in kinds for name in (*kind.__dataclass_fields__, *kind.aliases())}
     assert names >= set(MAY_DIFFER)

@@ -114,25 +114,25 @@ def test_a_bonus_grows_over_all_epochs(pictures, tmp_path):
     assert record_of(tmp_path / "growing")["history"][0] == record_of(tmp_path / "half")["history"][0]
 
 
-@pytest.mark.parametrize("select", ["valid", "test", "last"])
-def test_the_selected_epoch_is_saved(pictures, tmp_path, monkeypatch, select):
+@pytest.mark.parametrize("select_on", ["valid", "test", "last"])
+def test_the_selected_epoch_is_saved(pictures, tmp_path, monkeypatch, select_on):
     accuracies = iter([0.9, 0.1])
     real = training.short_metrics
     monkeypatch.setattr(training, "short_metrics", lambda *args: real(*args) | {"accuracy": next(accuracies)})
-    run(options_of(pictures, select=select), tmp_path)
+    run(options_of(pictures, select_on=select_on), tmp_path)
     record, classifier = record_of(tmp_path), load(tmp_path / "seed1")
     test = read_data(options_of(pictures))["test"]
     predicted = predict_logits(classifier, test).argmax(1).numpy()
     assert (predicted == test.labels).mean() == pytest.approx(record["test_accuracy"])
-    assert record["best_step"] == record["steps_per_epoch"] and record["selected_on"] == select
-    assert (record["test_nll"] != record["last_test_nll"]) == (select != "last")
+    assert record["best_step"] == record["steps_per_epoch"] and record["selected_on"] == select_on
+    assert (record["test_nll"] != record["last_test_nll"]) == (select_on != "last")
 
 
 def test_without_held_out_images_the_test_set_is_read_at_the_end_only(pictures, tmp_path, monkeypatch):
     read = []
     real = training.predict_logits
     monkeypatch.setattr(training, "predict_logits", lambda *a, **k: read.append(1) or real(*a, **k))
-    options = options_of(pictures, valid_fraction=0.0, select="last")
+    options = options_of(pictures, valid_fraction=0.0, select_on="last")
 
     def save(checkpoint, real=Checkpoint.save):
         real(checkpoint)
@@ -250,7 +250,7 @@ def test_a_tail_is_cut_from_the_training_images_alone(pictures, tmp_path):
 
 
 def test_what_a_tail_keeps_is_drawn_by_its_own_seed(pictures):
-    tail = {"long_tail": "step", "imbalance_factor": 3.0, "valid_fraction": 0.0, "select": "last"}
+    tail = {"long_tail": "step", "imbalance_factor": 3.0, "valid_fraction": 0.0, "select_on": "last"}
     kept = [
         read_data(options_of(pictures, subset_seed=subset_seed, seed=seed, **tail))["train"].digest()
         for subset_seed, seed in ((0, 1), (0, 2), (1, 1))
@@ -385,7 +385,7 @@ def test_an_augmented_image_depends_on_seed_epoch_and_number_alone(pictures):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"valid_fraction": 0.0}, "--select valid: there are no validation images, with --valid-fraction 0"),
+        ({"valid_fraction": 0.0}, "--select-on valid: there are no validation images, with --valid-fraction 0"),
         ({"image_size": 8}, "--image-size: the network cannot take images of 1 x 8 x 8"),
         ({"network": "resnet"}, "--network: 'resnet' is not one of .*; did you mean 'resnet"),
         ({"network": "timm:resnet18"}, "--network timm:resnet18: timm cannot be imported here"),
