@@ -13,20 +13,47 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from examples.translation.staging import check_unknown, fairseq_preprocess
 from fairseq_ext.text import learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_bytes, staged_folder, write_json
+from fairseq_ext.training.options import SPLITS, OptionSet, option
 from fairseq_ext.training.progress import Reporting, progress, reporting, say
 
-SPLITS = ("train", "valid", "test")
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionSet):
+    """Which text, and how it is prepared.
+
+    Raises:
+        OptionError: a value that is not allowed, or one that would do nothing.
+    """
+
+    input: str = option(help="any file; .gz and .zip are unpacked")
+    out: str = option(help="folder to make; must not hold anything")
+    split: tuple[int, ...] = option(
+        (), "bytes of train, valid and test (enwik8: 90000000 5000000 5000000; default: 90, 5, 5 %)"
+    )
+    symbols: str = option("bytes", "what is predicted", ("bytes", "sentencepiece"))
+    vocab_size: int = option(8000, "size of the sentencepiece model", least=1, idle={"symbols": ("bytes",)})
+    allow_unknown: bool = option(
+        False, "go on where 20 % of a text or more is unknown, which no byte is", idle={"symbols": ("bytes",)}
+    )
+    workers: int = option(1, "processes of fairseq-preprocess", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.split) not in (0, len(SPLITS)):
+            raise OptionError(f"--split needs the sizes of {', '.join(SPLITS)}, got {' '.join(map(str, self.split))}")
 
 
-def cut(data: bytes, sizes: list[int] | None, at_lines: bool) -> list[bytes]:
-    """Three consecutive parts of ``sizes`` bytes (default 90/5/5 %); ``at_lines`` moves each cut to a line end."""
-    if sizes is None:
+def cut(data: bytes, sizes: Sequence[int], at_lines: bool) -> list[bytes]:
+    """Three consecutive parts of ``sizes`` bytes, of none 90/5/5 %; ``at_lines`` moves each cut to a line end."""
+    if not sizes:
         small = len(data) // 20
         sizes = [len(data) - 2 * small, small, small]
     if min(sizes) < 1 or sum(sizes) > len(data):
@@ -59,7 +86,7 @@ def byte_symbols(parts: list[bytes], stage: Path) -> list[str]:
     return ["--srcdict", str(dictionary)]
 
 
-def subword_symbols(parts: list[bytes], stage: Path, vocab_size: int, file: Path) -> list[str]:
+def subword_symbols(parts: list[bytes], stage: Path, vocab_size: int, file: str) -> list[str]:
     """Learns subwords on the training part and writes all parts with them; returns the preprocess options."""
     text = stage / "symbols" / "train.txt"
     text.write_bytes(parts[0])
@@ -77,67 +104,55 @@ def subword_symbols(parts: list[bytes], stage: Path, vocab_size: int, file: Path
     return []
 
 
-def prepare(args: argparse.Namespace) -> None:
-    if args.symbols == "bytes" and args.vocab_size is not None:
-        raise OptionError("--vocab-size has no meaning with --symbols bytes")
-    if args.symbols == "bytes" and args.allow_unknown:
-        raise OptionError("--allow-unknown has no meaning with --symbols bytes: no byte is unknown")
-    vocab_size = 8000 if args.vocab_size is None else args.vocab_size
-    if vocab_size < 1:
-        raise OptionError(f"--vocab-size must be positive, got {vocab_size}")
-    data = read_bytes(args.input)
+def prepare(options: Options) -> None:
+    """The folder ``--out``, in one piece or not at all.
+
+    Raises:
+        DataError: a file that is damaged or empty, or not UTF-8 where subwords are learned.
+        OptionError: sizes that the file does not have, or subwords that cannot be learned.
+    """
+    data = read_bytes(options.input)
     if not data:
-        raise DataError(f"--input: {args.input} is empty")
-    parts = cut(data, args.split, at_lines=args.symbols == "sentencepiece")
-    with staged_folder(args.out) as stage:
+        raise DataError(f"--input: {options.input} is empty")
+    parts = cut(data, options.split, at_lines=options.symbols == "sentencepiece")
+    with staged_folder(options.out) as stage:
         symbols = stage / "symbols"
         symbols.mkdir()
-        if args.symbols == "bytes":
-            options = byte_symbols(parts, stage)
+        if options.symbols == "bytes":
+            dictionary = byte_symbols(parts, stage)
         else:
-            options = subword_symbols(parts, stage, vocab_size, args.input)
+            dictionary = subword_symbols(parts, stage, options.vocab_size, options.input)
         report = {}
         for split, part in zip(SPLITS, parts, strict=True):
             with (symbols / split).open(encoding="utf-8") as lines:
                 tokens = sum(len(line.split()) + 1 for line in lines)  # the end of line is predicted too
-            characters = len(part) if args.symbols == "bytes" else len(part.decode("utf-8"))
+            characters = len(part) if options.symbols == "bytes" else len(part.decode("utf-8"))
             report[split] = {"tokens": tokens, "characters": characters}
             say(f"{split}: {characters:,} characters, {tokens:,} symbols")
         say("fairseq-preprocess")
         files = [argument for split in SPLITS for argument in (f"--{split}pref", str(symbols / split))]
-        fairseq_preprocess(["--only-source", *files, *options, "--workers", str(args.workers)], stage)
-        if args.symbols == "sentencepiece":
+        fairseq_preprocess(["--only-source", *files, *dictionary, "--workers", str(options.workers)], stage)
+        if options.symbols == "sentencepiece":
             for split in SPLITS:
-                unknown = check_unknown(symbols / split, stage / "dict.txt", symbols / "train", args.allow_unknown)
+                unknown = check_unknown(symbols / split, stage / "dict.txt", symbols / "train", options.allow_unknown)
                 report[split]["unknown"] = unknown
         for file in symbols.iterdir():
             file.unlink()
         symbols.rmdir()
-        write_json(stage / "prepare.json", {"symbols": args.symbols, "splits": report})
-    say(f"results: {args.out}")
-
-
-def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
-        prog="python -m examples.language_modeling.prepare",
-        description="Splits a text file into train, valid and test and binarises it for fairseq's language models.",
-    )
-    out.add_argument("--input", type=Path, required=True, help="any file; .gz and .zip are unpacked")
-    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not hold anything")
-    out.add_argument("--split", type=int, nargs=3, metavar=("TRAIN", "VALID", "TEST"),
-                     help="sizes in bytes (enwik8: 90000000 5000000 5000000; default: 90, 5, 5 %%)")  # fmt: skip
-    out.add_argument("--symbols", choices=("bytes", "sentencepiece"), default="bytes", help="default: bytes")
-    out.add_argument("--vocab-size", type=int, metavar="N", help="size of the sentencepiece model (default: 8000)")
-    out.add_argument("--allow-unknown", action="store_true", help="go on where 20 %% of a text or more is unknown")
-    out.add_argument("--workers", type=int, default=1, metavar="N", help="processes of fairseq-preprocess (default: 1)")
-    Reporting.add_to(out)
-    return out
+        write_json(stage / "prepare.json", {"symbols": options.symbols, "splits": report})
+    say(f"results: {options.out}")
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
-    with reporting(args.quiet):
-        prepare(args)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.language_modeling.prepare",
+        description="Splits a text file into train, valid and test and binarises it for fairseq's language models.",
+    )
+    for kind in (Options, Reporting):
+        kind.add_to(parser)
+    arguments = parser.parse_args(argv)
+    with reporting(arguments.quiet):
+        prepare(Options.of(arguments))
 
 
 if __name__ == "__main__":

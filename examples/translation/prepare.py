@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product, zip_longest
 from pathlib import Path
 
@@ -22,12 +23,53 @@ from examples.translation.staging import check_unknown, count_long, fairseq_prep
 from fairseq_ext.text import PREPARATION, SUBWORDS, UNICODE_FORMS, clean, join_subwords, learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import count_lines, read_lines, staged_folder, write_json
+from fairseq_ext.training.options import SPLITS, OptionSet, option
 from fairseq_ext.training.progress import Reporting, progress, reporting, say
 
-SPLITS = ("train", "valid", "test")
+PREFIX = "prefix of the {} files: PREFIX.SOURCE and PREFIX.TARGET, plain or .gz"
 
 
-def find(prefix: Path, language: str) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionSet):
+    """Which text, and how it is prepared.
+
+    Raises:
+        OptionError: a value that is not allowed, or one that would do nothing.
+    """
+
+    train: str = option(help=PREFIX.format("train"))
+    valid: str = option(help=PREFIX.format("valid"))
+    test: str = option(help=PREFIX.format("test"))
+    source: str = option(help="source language, as in the file names")
+    target: str = option(help="target language, as in the file names")
+    out: str = option(help="folder to make; must not hold anything")
+    bpe: str = option(
+        "sentencepiece",
+        "sentencepiece takes plain text; subword-nmt expects text that is already tokenised; none: text that "
+        "subword-nmt has already split (words end in @@)",
+        SUBWORDS,
+    )
+    vocab_size: int = option(
+        8000, "sentencepiece: size of the model; subword-nmt: number of merges", least=1, idle={"bpe": ("none",)}
+    )
+    joined_dictionary: bool = option(False, "one dictionary for both languages")
+    min_length: int = option(1, "words of the shortest side of a training pair", least=1)
+    max_length: int = option(250, "words of the longest side of a training pair", least=1)
+    max_ratio: float = option(9.0, "longest side / shortest side of a training pair", least=1)
+    unicode: str = option("NFC", "form of every letter", UNICODE_FORMS)
+    allow_unknown: bool = option(False, "go on where 20 % of a text or more is unknown")
+    lowercase: bool = option(False, "lowercase all three splits")
+    workers: int = option(1, "processes of fairseq-preprocess", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source == self.target:
+            raise OptionError(f"--source and --target are both {self.source!r}")
+        if self.max_length < self.min_length:
+            raise OptionError(f"--max-length must be at least --min-length {self.min_length}, got {self.max_length}")
+
+
+def find(prefix: str | Path, language: str) -> Path:
     """``prefix.language``, plain or gzipped."""
     plain = Path(f"{prefix}.{language}")
     for file in (plain, Path(f"{plain}.gz")):
@@ -58,43 +100,43 @@ def keep(source: str, target: str, min_length: int, max_length: int, max_ratio: 
     return min_length <= min(lengths) and max(lengths) <= max_length and max(lengths) <= max_ratio * min(lengths)
 
 
-def write_split(split: str, args: argparse.Namespace, folder: Path) -> dict[str, int]:
+def write_split(split: str, options: Options, folder: Path) -> dict[str, int]:
     """Cleans one split into ``folder`` and returns how many pairs were read and kept."""
-    files = [find(getattr(args, split), language) for language in (args.source, args.target)]
+    files = [find(getattr(options, split), language) for language in (options.source, options.target)]
     read = kept = 0
     with (
-        (folder / f"{split}.{args.source}").open("w", encoding="utf-8") as source_out,
-        (folder / f"{split}.{args.target}").open("w", encoding="utf-8") as target_out,
+        (folder / f"{split}.{options.source}").open("w", encoding="utf-8") as source_out,
+        (folder / f"{split}.{options.target}").open("w", encoding="utf-8") as target_out,
     ):
-        pairs = read_pairs(*files, args.unicode)
+        pairs = read_pairs(*files, options.unicode)
         for source, target in progress(pairs, split, total=count_lines(files[0]), unit=" pairs"):
             read += 1
-            if args.lowercase:
+            if options.lowercase:
                 source, target = source.lower(), target.lower()
-            if split != "train" or keep(source, target, args.min_length, args.max_length, args.max_ratio):
+            if split != "train" or keep(source, target, options.min_length, options.max_length, options.max_ratio):
                 kept += 1
                 source_out.write(source + "\n")
                 target_out.write(target + "\n")
     say(f"{split}: {read:,} pairs read, {kept:,} kept")
     if not kept:
         raise OptionError(
-            f"no training pair passes --min-length {args.min_length} --max-length {args.max_length} "
-            f"--max-ratio {args.max_ratio:g}"
+            f"no training pair passes --min-length {options.min_length} --max-length {options.max_length} "
+            f"--max-ratio {options.max_ratio:g}"
         )
     return {"read": read, "kept": kept}
 
 
-def split_into_subwords(args: argparse.Namespace, text: Path, pieces: Path, out: Path) -> None:
+def split_into_subwords(options: Options, text: Path, pieces: Path, out: Path) -> None:
     """Writes each file of ``text`` in subwords to ``pieces``; afterwards ``text`` holds whole words."""
-    languages = (args.source, args.target)
-    if args.bpe == "none":
+    languages = (options.source, options.target)
+    if options.bpe == "none":
         for file in text.iterdir():
             file.rename(pieces / file.name)
         convert, origin, destination = join_subwords, pieces, text
     else:
-        say(f"learning {args.vocab_size:,} subwords ({args.bpe}) on train")
-        learn_subwords(args.bpe, [text / f"train.{language}" for language in languages], out, args.vocab_size)
-        convert, origin, destination = subword_encoder(args.bpe, out), text, pieces
+        say(f"learning {options.vocab_size:,} subwords ({options.bpe}) on train")
+        learn_subwords(options.bpe, [text / f"train.{language}" for language in languages], out, options.vocab_size)
+        convert, origin, destination = subword_encoder(options.bpe, out), text, pieces
     files = sorted(origin.iterdir())
     with progress(total=sum(map(count_lines, files)), desc="subwords", unit=" lines") as bar:
         for file in files:
@@ -104,36 +146,28 @@ def split_into_subwords(args: argparse.Namespace, text: Path, pieces: Path, out:
                     bar.update()
 
 
-def prepare(args: argparse.Namespace) -> None:
-    languages = (args.source, args.target)
-    if args.source == args.target:
-        raise OptionError(f"--source and --target are both {args.source!r}")
-    if args.min_length < 1 or args.max_length < args.min_length:
-        raise OptionError(f"need 1 <= --min-length <= --max-length, got {args.min_length} and {args.max_length}")
-    if not args.max_ratio >= 1:
-        raise OptionError(f"--max-ratio must be at least 1, got {args.max_ratio:g}")
-    if args.bpe == "none" and args.vocab_size is not None:
-        raise OptionError("--vocab-size has no meaning with --bpe none: the text is already split into subwords")
-    if args.bpe != "none" and args.vocab_size is None:
-        args.vocab_size = 8000
-    if args.vocab_size is not None and args.vocab_size < 1:
-        raise OptionError(f"--vocab-size must be positive, got {args.vocab_size}")
-    if args.workers < 1:
-        raise OptionError(f"--workers must be positive, got {args.workers}")
+def prepare(options: Options) -> None:
+    """The folder ``--out``, in one piece or not at all.
 
-    with staged_folder(args.out) as stage:
+    Raises:
+        DataError: text that is damaged, empty or not parallel.
+        OptionError: no training pair passes the filter, or subwords that cannot be learned.
+    """
+    languages = (options.source, options.target)
+    with staged_folder(options.out) as stage:
         text, pieces = stage / "text", stage / "pieces"
         text.mkdir()
         pieces.mkdir()
-        counts = {split: write_split(split, args, text) for split in SPLITS}
+        counts = {split: write_split(split, options, text) for split in SPLITS}
 
-        split_into_subwords(args, text, pieces, stage)
+        split_into_subwords(options, text, pieces, stage)
 
         say("fairseq-preprocess")
-        arguments = ["--source-lang", args.source, "--target-lang", args.target, "--workers", str(args.workers)]
+        arguments = ["--source-lang", options.source, "--target-lang", options.target]
+        arguments += ["--workers", str(options.workers)]
         for split in counts:
             arguments += [f"--{split}pref", str(pieces / split)]
-        if args.joined_dictionary:
+        if options.joined_dictionary:
             arguments.append("--joined-dictionary")
         fairseq_preprocess(arguments, stage)
 
@@ -141,7 +175,7 @@ def prepare(args: argparse.Namespace) -> None:
         for split, language in product(SPLITS, languages):
             name = f"{split}.{language}"
             dictionary, train = stage / f"dict.{language}.txt", pieces / f"train.{language}"
-            unknown = check_unknown(pieces / name, dictionary, train, args.allow_unknown)
+            unknown = check_unknown(pieces / name, dictionary, train, options.allow_unknown)
             symbols[split][language] = {"unknown": unknown, "too_long": count_long(pieces / name)}
 
         for language in languages:
@@ -149,45 +183,20 @@ def prepare(args: argparse.Namespace) -> None:
         for file in pieces.iterdir():
             file.unlink()
         pieces.rmdir()
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-        del settings["quiet"]
-        write_json(stage / PREPARATION, {"settings": settings, "pairs": counts, "symbols": symbols})
-    say(f"results: {args.out}")
-
-
-def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
-        prog="python -m examples.translation.prepare",
-        description="Cleans, filters, splits into subwords and binarises any parallel text for fairseq.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    for split in ("train", "valid", "test"):
-        text = f"prefix of the {split} files: PREFIX.SOURCE and PREFIX.TARGET, plain or .gz"
-        out.add_argument(f"--{split}", type=Path, required=True, metavar="PREFIX", help=text)
-    out.add_argument("--source", required=True, metavar="LANG", help="source language, as in the file names")
-    out.add_argument("--target", required=True, metavar="LANG", help="target language, as in the file names")
-    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not hold anything")
-    out.add_argument("--bpe", choices=SUBWORDS, default="sentencepiece",
-                     help="sentencepiece takes plain text; subword-nmt expects text that is already tokenised; "
-                     "none: text that subword-nmt has already split (words end in @@)")  # fmt: skip
-    out.add_argument("--vocab-size", type=int, metavar="N",
-                     help="sentencepiece: size of the model; subword-nmt: number of merges (8000)")  # fmt: skip
-    out.add_argument("--joined-dictionary", action="store_true", help="one dictionary for both languages")
-    out.add_argument("--min-length", type=int, default=1, metavar="WORDS", help="shortest side of a training pair")
-    out.add_argument("--max-length", type=int, default=250, metavar="WORDS", help="longest side of a training pair")
-    out.add_argument("--max-ratio", type=float, default=9.0, help="longest side / shortest side of a training pair")
-    out.add_argument("--unicode", choices=UNICODE_FORMS, default="NFC", help="form of every letter")
-    out.add_argument("--allow-unknown", action="store_true", help="go on where 20 %% of a text or more is unknown")
-    out.add_argument("--lowercase", action="store_true", help="lowercase all three splits")
-    out.add_argument("--workers", type=int, default=1, metavar="N", help="processes of fairseq-preprocess")
-    Reporting.add_to(out)
-    return out
+        write_json(stage / PREPARATION, {"settings": options.as_dict(), "pairs": counts, "symbols": symbols})
+    say(f"results: {options.out}")
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
-    with reporting(args.quiet):
-        prepare(args)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.translation.prepare",
+        description="Cleans, filters, splits into subwords and binarises any parallel text for fairseq.",
+    )
+    for kind in (Options, Reporting):
+        kind.add_to(parser)
+    arguments = parser.parse_args(argv)
+    with reporting(arguments.quiet):
+        prepare(Options.of(arguments))
 
 
 if __name__ == "__main__":

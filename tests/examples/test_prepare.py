@@ -172,14 +172,15 @@ def test_vocabulary_too_large(corpus: Path, bpe: str) -> None:
     ("options", "words"),
     [
         (["--vocab-size", "5"], "--vocab-size 5 is too small"),
-        (["--vocab-size", "0"], "--vocab-size must be positive"),
-        (["--bpe", "none", "--vocab-size", "9"], "--vocab-size has no meaning with --bpe none"),
+        (["--vocab-size", "0"], "--vocab-size must be at least 1, got 0"),
+        (["--bpe", "none", "--vocab-size", "9"], "--vocab-size 9: has no effect with --bpe none"),
         (["--target", "de"], "--source and --target are both 'de'"),
-        (["--min-length", "0"], "--min-length"),
+        (["--min-length", "0"], "--min-length must be at least 1, got 0"),
+        (["--min-length", "251"], "--max-length must be at least --min-length 251, got 250"),
         (["--max-ratio", "0.5"], "--max-ratio must be at least 1"),
-        (["--max-ratio", "nan"], "--max-ratio must be at least 1"),
+        (["--max-ratio", "nan"], "--max-ratio must be finite, got nan"),
         (["--min-length", "200"], "no training pair passes --min-length 200"),
-        (["--workers", "0"], "--workers must be positive"),
+        (["--workers", "0"], "--workers must be at least 1, got 0"),
     ],
 )
 def test_bad_options(corpus: Path, options: list[str], words: str) -> None:
