@@ -55,8 +55,11 @@ def test_there_are_trainers():
     assert len(all_fields()) > 50
 
 
-# Earlier names that mean something else in the other programs: a trained model, and a part of the data.
-RENAMED = {"model": "backbone", "split": "split_kind"}
+# Earlier names that mean something else in the other programs: a trained model, a part of the data, a metric, ...
+RENAMED = {
+    **{"model": "backbone", "split": "split_kind", "select": "select_on", "images": "limit"},
+    "batch_size": "eval_batch_size",
+}
 
 
 def test_an_option_has_one_name_everywhere():
@@ -92,6 +95,17 @@ def test_an_option_has_one_type_everywhere():
     for place, item, kind in all_fields():
         types[item.name][(*get_args(kind), kind)[0]].add(place)
     assert {name: dict(kinds) for name, kinds in types.items() if len(kinds) > 1}.keys() == PUBLISHED_TWICE
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_has_no_markup_and_every_default(module):
+    parser = program_of(module).parser()
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for command, form in commands.choices.items():
+        text = "".join(form.format_help().split())  # which is broken at hyphens
+        assert not re.search("``|:`", text), command
+        on = [action for action in form._actions if isinstance(action, argparse.BooleanOptionalAction)]
+        assert all(f"[{action.option_strings[0]}]" in text for action in on if action.default), command
 
 
 def test_every_option_says_what_it_is():

@@ -78,7 +78,8 @@ def encouraging_loss(
         smoothing_form: ``"uniform"`` gives every class :math:`\epsilon / V`, as the released code and
             ``F.cross_entropy``; ``"off-target"`` gives :math:`\epsilon / (V - 1)` to all but the target, as fairseq
             0.12.
-        bonus_clamp: least value of ``1 - p`` inside the logarithm; beyond it the bonus is constant. Default 1e-5, as
+        bonus_clamp: least value of ``1 - p`` inside the logarithm; beyond it the bonus is constant. A ``log_end``
+            above ``1 - bonus_clamp`` must be 1: the tangent would begin below the constant. Default 1e-5, as
             the released code. Only ``log_end=1`` gets there, and with smoothed targets the clamp is what keeps that
             loss bounded below. 0 is the exact loss, stable for any margin.
 

@@ -213,7 +213,9 @@ class OptionSet:
         for item in fields(cls):
             choices = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
             value = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
-            shown = "" if value in (MISSING, "") or types[item.name] is bool else f" [{value}]"
+            if types[item.name] is bool:
+                value = flag(item.name) if item.default else ""
+            shown = "" if value in (MISSING, "") else f" [{value}]"
             settings: dict[str, Any] = {"help": f"{item.metadata['help']}{choices}{shown}".replace("%", "%%")}
             if types[item.name] is bool:
                 settings["action"] = argparse.BooleanOptionalAction if item.default else "store_true"

@@ -28,6 +28,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 SECTION = re.compile(r"^(?:Args|Example|Examples|Raises|Returns|Yields):$", re.MULTILINE)
 """Where the part of a docstring begins that is for who calls the function."""
+MARKUP = re.compile(r":\w+:`~?(?P<name>[^`]+)`|``(?P<code>[^`]+)``")
+"""A reference, or code, of reStructuredText."""
 
 
 class Program:
@@ -73,12 +75,12 @@ class Program:
         top = argparse.ArgumentParser(prog=self.prog, description=self.description, allow_abbrev=False)
         parsers = top.add_subparsers(metavar="COMMAND", required=True)
         for name, function in self.commands.items():
-            about = SECTION.split(inspect.getdoc(function) or "")[0].strip()
+            about = _plain(SECTION.split(inspect.getdoc(function) or "")[0].strip())
             summary = about.partition("\n")[0].replace("%", "%%")
             command = parsers.add_parser(name, help=summary, description=about, allow_abbrev=False)
             command.set_defaults(function=function)
             command.add_argument(
-                "--config", help="YAML file of options, or an earlier results.json; the command line wins"
+                "--config", help="YAML file of options, or a results.json of this command; the command line wins"
             )
             kinds: list[type[OptionSet]] = [*_option_sets(function).values(), Reporting]
             for kind in kinds:
@@ -151,7 +153,12 @@ def _option_sets(function: Callable[..., Any]) -> dict[str, type[OptionSet]]:
 
 
 def _title(kind: type[OptionSet]) -> str:
-    return (inspect.getdoc(kind) or kind.__name__).partition("\n")[0].rstrip(".")
+    return _plain((inspect.getdoc(kind) or kind.__name__).partition("\n")[0].rstrip("."))
+
+
+def _plain(text: str) -> str:
+    """A docstring as a terminal shows it: the last part of a reference's name, and code without its quotes."""
+    return MARKUP.sub(lambda marked: marked["code"] or marked["name"].rpartition(".")[2], text)
 
 
 @dataclass(frozen=True)

@@ -493,6 +493,7 @@ def test_module_schedules_log_end():
         (dict(bonus_start=1.0), "bonus_start"),
         (dict(subsample=0.0), "subsample"),
         (dict(bonus_clamp=0.5), "bonus_clamp"),
+        (dict(log_end=0.999999), "log_end"),  # its tangent would begin below the clamp
         (dict(smoothing_form="old"), "smoothing_form"),
         (dict(reduction="average"), "reduction"),
     ],

@@ -132,7 +132,11 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
         OptionError: a value that is not allowed, or one that would do nothing.
     """
 
-    augment: str = option("none", "of training images: see README", AUGMENTATIONS)
+    augment: str = option(
+        "none",
+        "of training images: pad-crop, by 4 pixels, or resized-crop, a random part; both flip every other one",
+        AUGMENTATIONS,
+    )
     optimizer: str = option("adam", "which one", ("adam", "sgd"))
     lr: float = option(1e-3, "largest step size (released: 1e-3 with Adam, 0.1 with SGD)", above=0)
     momentum: float = option(0.9, "of SGD", least=0, below=1, idle={"optimizer": ("adam",)})
