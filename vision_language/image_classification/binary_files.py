@@ -30,6 +30,8 @@ ARRAYS = {
     ("_codecs", "encode"),
 }
 """What a pickle of arrays names."""
+BATCHES = {f"data_batch_{number}" for number in range(1, 6)}
+"""The training images of CIFAR-10."""
 
 
 def numbered(labels: np.ndarray) -> tuple[str, ...]:
@@ -37,17 +39,33 @@ def numbered(labels: np.ndarray) -> tuple[str, ...]:
     return tuple(str(number) for number in range(int(labels.max(initial=0)) + 1))
 
 
+def _only(splits_of: Callable[[Path], Splits], folder: Path, *below: str) -> Splits:
+    """The splits of the one place in a folder, itself or below it, that holds such files: none are mixed.
+
+    Raises:
+        DataError: two places hold them.
+    """
+    candidates = [folder, *sorted(place for pattern in below for place in folder.glob(pattern))]
+    places = {place: splits for place in candidates if (splits := splits_of(place))}
+    if len(places) > 1:
+        first, second, *_ = places
+        raise DataError(f"{folder}: both {first} and {second} hold images: name one of them")
+    return next(iter(places.values()), {})
+
+
 def idx_splits(folder: Path) -> Splits:
-    stems = {"train": "train", "valid": "valid", "test": "t10k"}
+    return _only(_idx_splits, folder, "raw", "*/raw")
+
+
+def _idx_splits(place: Path) -> Splits:
     splits: Splits = {}
-    for place in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
-        for split, stem in stems.items():
-            images = _either(place / f"{stem}-images-idx3-ubyte")
-            labels = _either(place / f"{stem}-labels-idx1-ubyte")
-            if images and split not in splits:
-                if not labels:
-                    raise DataError(f"{images}: its labels, {stem}-labels-idx1-ubyte, are not beside it")
-                splits[split] = partial(_from_idx, images, labels)
+    for split, stem in {"train": "train", "valid": "valid", "test": "t10k"}.items():
+        images = _either(place / f"{stem}-images-idx3-ubyte")
+        labels = _either(place / f"{stem}-labels-idx1-ubyte")
+        if images and not labels:
+            raise DataError(f"{images}: its labels, {stem}-labels-idx1-ubyte, are not beside it")
+        if images and labels:
+            splits[split] = partial(_from_idx, images, labels)
     return splits
 
 
@@ -84,13 +102,18 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def cifar_splits(folder: Path) -> Splits:
-    for place in (folder, *sorted(folder.glob("cifar-*-python")), *sorted(folder.glob("cifar-*-batches-py"))):
-        batches = sorted(place.glob("data_batch_[0-9]"))
-        files = {"train": batches or [place / "train"], "test": [place / ("test_batch" if batches else "test")]}
-        meta = place / ("batches.meta" if batches else "meta")
-        if meta.is_file() and all(file.is_file() for part in files.values() for file in part):
-            return {split: partial(_from_cifar, part, meta) for split, part in files.items()}
-    return {}
+    return _only(_cifar_splits, folder, "cifar-*-python", "cifar-*-batches-py")
+
+
+def _cifar_splits(place: Path) -> Splits:
+    batches = sorted(place.glob("data_batch_[0-9]"))
+    files = {"train": batches or [place / "train"], "test": [place / ("test_batch" if batches else "test")]}
+    meta = place / ("batches.meta" if batches else "meta")
+    if not (meta.is_file() and all(file.is_file() for part in files.values() for file in part)):
+        return {}
+    if missing := BATCHES - {file.name for file in batches} if batches else ():
+        raise DataError(f"{place}: has no {min(missing)}")
+    return {split: partial(_from_cifar, part, meta) for split, part in files.items()}
 
 
 def _from_cifar(files: list[Path], meta: Path) -> ImageSet:

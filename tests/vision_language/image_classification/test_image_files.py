@@ -47,7 +47,7 @@ def write_npz(folder, **arrays):
 def write_cifar(folder):
     folder.mkdir(parents=True, exist_ok=True)
     rows = np.arange(4 * 3072, dtype=np.int64).astype(np.uint8).reshape(4, 3072)
-    for name in ("data_batch_1", "data_batch_2", "test_batch"):
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
         (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": [0, 1, 1, 0]}, protocol=2))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat", "dog"]}, protocol=2))
     return folder
@@ -89,10 +89,30 @@ def test_one_npz_file_of_all_splits(tmp_path):
 def test_cifar_batches(tmp_path):
     write_cifar(tmp_path / "cifar-10-batches-py")
     images = read_split(tmp_path, "train")
-    assert images.images.shape == (8, 32, 32, 3) and images.classes == ("cat", "dog")
+    assert images.images.shape == (20, 32, 32, 3) and images.classes == ("cat", "dog")
     # A row is the red, then the green, then the blue plane.
     assert images.images[0, 0, :3].tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
     assert len(read_split(tmp_path, "test")) == 4
+
+
+def test_images_of_two_data_sets_are_not_mixed(tmp_path):
+    """Although one of them has only the training images."""
+    write_idx(tmp_path, False, "MNIST/raw")
+    for file in (write_idx(tmp_path, True, "FashionMNIST/raw") / "FashionMNIST" / "raw").glob("t10k-*"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"both .*FashionMNIST/raw and .*/MNIST/raw hold images: name one of them"):
+        read_split(tmp_path, "train")
+    assert len(read_split(tmp_path / "MNIST", "test")) == len(PIXELS)
+    write_cifar(tmp_path / "small" / "cifar-10-batches-py")
+    write_cifar(tmp_path / "small" / "cifar-100-python")
+    with pytest.raises(InputError, match=r"both .*cifar-10-batches-py and .*cifar-100-python hold images"):
+        read_split(tmp_path / "small", "train")
+
+
+def test_a_batch_that_is_missing_is_named(tmp_path):
+    (write_cifar(tmp_path) / "data_batch_3").unlink()
+    with pytest.raises(InputError, match=r"has no data_batch_3$"):
+        read_split(tmp_path, "train")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
