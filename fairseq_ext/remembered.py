@@ -7,30 +7,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 __all__ = ["Remembered", "is_transformed"]
 
 
 def is_transformed(*tensors: Tensor) -> bool:
-    """Whether a computation with ``tensors`` is forward-mode differentiation or one of ``torch.func``'s transforms.
+    """Whether a computation with ``tensors`` is part of forward-mode differentiation or of ``torch.func``'s transforms.
 
-    What is computed then belongs to the transform, and is of no use after it.
+    These ask more of it than derivatives by reverse mode do.
+
+    Args:
+        tensors: what is computed with; forward-mode differentiation is told by them.
     """
-    # The question that torch.autograd.Function asks itself: torch has no public one.
+    # What torch.autograd.Function asks, too: torch has no public question.
     if torch._C._are_functorch_transforms_active():
         return True
-    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+    return any(map(_has_tangent, tensors))
 
 
 class Remembered:
     """A function that keeps its last result, for a next call with equal arguments.
 
     Tensors are compared by content, type and device, with copies of those of the last call: an argument that was
-    changed in place since, by whatever means, is another argument, and so is another state of ``torch.autocast``. A call
-    with a tensor that requires a gradient or has a tangent keeps nothing, nor one within ``torch.func``'s transforms;
-    copies and pickles start empty. The result is handed out as it is: do not change it in place. Threads may share one:
-    each gets the result of its own arguments.
+    changed in place since, by whatever means, is another argument, as is another state of ``torch.autocast``. A call
+    with a tensor that requires a gradient, has a tangent or is transformed by ``torch.func`` keeps nothing, and copies
+    and pickles start empty. Threads may share one: each gets the result of its own arguments. The result is handed out
+    as it is: do not change it in place.
 
     Args:
         function: of positional arguments: strided tensors, and values that compare by ``==``.
@@ -47,10 +51,11 @@ class Remembered:
 
     def __call__(self, *arguments: Any) -> Any:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-        if any(tensor.requires_grad or tensor.layout != torch.strided for tensor in tensors):
+        if any(map(_belongs_to_its_call, tensors)):
             return self.function(*arguments)
-        if is_transformed(*tensors):
-            return self.function(*arguments)
+        if torch._C._are_functorch_transforms_active():
+            with temporarily_clear_interpreter_stack():  # which would make all that is computed a part of theirs
+                return self(*arguments)
         key = [*_autocast(), *arguments]
         last = self._last  # read once: another thread may replace it at any time
         if last is not None and _all_equal(last[0], key):
@@ -68,6 +73,17 @@ class Remembered:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.function!r})"
+
+
+def _belongs_to_its_call(tensor: Tensor) -> bool:
+    """Whether results of ``tensor`` carry more than their content, or its content cannot be compared."""
+    if tensor.requires_grad or tensor.layout != torch.strided:
+        return True
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or _has_tangent(tensor)
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _autocast() -> list[torch.dtype | None]:
