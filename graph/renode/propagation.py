@@ -227,9 +227,11 @@ class FixedChebConv(_FixedLayer, ChebConv):
         super().__init__(in_channels, out_channels, K)
         self.propagation = Propagation(edge_weights)
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None, **options: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None, *others: Any, **options: Any
+    ) -> Tensor:
         edge_index, edge_weight = _edges(edge_index, edge_weight, True)  # its parent takes no matrix
-        return super().forward(x, edge_index, edge_weight, **options)
+        return super().forward(x, edge_index, edge_weight, *others, **options)
 
 
 class FixedAPPNP(_FixedLayer, APPNP):

@@ -379,7 +379,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "gat"])
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_models_take_adj_t(name, layout):
     """The transposed matrix, as ``ToSparseTensor`` makes it, of a directed graph."""
@@ -387,9 +387,15 @@ def test_models_take_adj_t(name, layout):
     x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24)).unique(dim=1)
     model = build_model(name, 6, 3, hidden_channels=8).eval()
     adj_t = torch.zeros(10, 10).index_put((edge_index[1], edge_index[0]), torch.tensor(1.0))
+    if (name, layout) == ("gat", "csc"):  # torch_geometric's own layer
+        with pytest.raises(ValueError, match=r"Unexpected sparse tensor layout .*sparse_csc"):
+            model(x, adj_t.to_sparse_csc())
+        return
     for _ in range(2):
         torch.testing.assert_close(model(x, LAYOUTS[layout](adj_t)), model(x, edge_index))
     weighted = adj_t * torch.rand(10, 10)
+    if name == "gat":
+        return
     if name in ("sage", "ppnp"):
         with pytest.raises(DataError, match=r"adj_t: weights of edges are not read here, and one is 0\."):
             model(x, LAYOUTS[layout](weighted))
