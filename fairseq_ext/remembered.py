@@ -7,16 +7,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
 
-__all__ = ["Remembered"]
+__all__ = ["Remembered", "is_transformed"]
+
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether a computation with ``tensors`` is part of forward-mode differentiation or of ``torch.func``'s transforms.
+
+    These ask more of it than derivatives by reverse mode do.
+
+    Args:
+        tensors: what is computed with; forward-mode differentiation is told by them.
+    """
+    # What torch.autograd.Function asks, too: torch has no public question.
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(map(_has_tangent, tensors))
 
 
 class Remembered:
     """A function that keeps its last result, for a next call with equal arguments.
 
     Tensors are compared by content, type and device, with copies of those of the last call: an argument that was
-    changed in place since, by whatever means, is another argument. A call with a tensor that requires a gradient keeps
-    nothing, and copies and pickles start empty. The result is handed out as it is: do not change it in place.
+    changed in place since, by whatever means, is another argument, as is another state of ``torch.autocast``. A call
+    with a tensor that requires a gradient, has a tangent or is transformed by ``torch.func`` keeps nothing, and copies
+    and pickles start empty. Threads may share one: each gets the result of its own arguments. The result is handed out
+    as it is: do not change it in place.
 
     Args:
         function: of positional arguments: strided tensors, and values that compare by ``==``.
@@ -33,21 +51,46 @@ class Remembered:
 
     def __call__(self, *arguments: Any) -> Any:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-        if any(tensor.requires_grad or tensor.layout != torch.strided for tensor in tensors):
+        if any(map(_belongs_to_its_call, tensors)):
             return self.function(*arguments)
-        if self._last is None or not _all_equal(self._last[0], arguments):
-            self._last = None  # before the new result is there: two at a time may not fit into memory
-            # What inference mode returns could not be part of a later training.
-            with torch.inference_mode(False):
-                kept = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
-                self._last = kept, self.function(*arguments)
-        return self._last[1]
+        if torch._C._are_functorch_transforms_active():
+            with temporarily_clear_interpreter_stack():  # which would make all that is computed a part of theirs
+                return self(*arguments)
+        key = [*_autocast(), *arguments]
+        last = self._last  # read once: another thread may replace it at any time
+        if last is not None and _all_equal(last[0], key):
+            return last[1]
+        self._last = last = None  # before the new result is there: two at a time may not fit into memory
+        # What inference mode returns could not be part of a later training.
+        with torch.inference_mode(False):
+            kept = [part.clone() if isinstance(part, Tensor) else part for part in key]
+            result = self.function(*arguments)
+        self._last = kept, result
+        return result
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_last": None}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.function!r})"
+
+
+def _belongs_to_its_call(tensor: Tensor) -> bool:
+    """Whether results of ``tensor`` carry more than their content, or its content cannot be compared."""
+    if tensor.requires_grad or tensor.layout != torch.strided:
+        return True
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or _has_tangent(tensor)
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def _autocast() -> list[torch.dtype | None]:
+    """The type that autocast computes in, on the CPU and on the accelerator; None where it is off."""
+    accelerator = torch.accelerator.current_accelerator()
+    devices = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    return [torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in devices]
 
 
 def _all_equal(before: Sequence[Any], now: Sequence[Any]) -> bool:

@@ -16,7 +16,17 @@ from torch_geometric.utils.sparse import is_sparse
 
 from fairseq_ext.training.errors import DataError, OptionError
 
-__all__ = ["as_edges", "as_labels", "as_tensor", "as_weights", "edges_of", "node_ids", "select_split"]
+__all__ = [
+    "as_edges",
+    "as_labels",
+    "as_tensor",
+    "as_weights",
+    "edges_of",
+    "edges_of_matrix",
+    "node_ids",
+    "refuse_weights",
+    "select_split",
+]
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
@@ -66,9 +76,25 @@ def edges_of(store: Any, name: str) -> Tensor:
         raise DataError(f"{name}edge_index: the graph has none")
     if not is_sparse(adj_t):
         raise DataError(f"{name}adj_t: wanted a sparse matrix, got {type(adj_t).__name__}")
+    return edges_of_matrix(adj_t)[0]
+
+
+def edges_of_matrix(adj_t: Any) -> tuple[Tensor, Tensor]:
+    """Edges (2, E) and their weights (E,), of a sparse matrix of any layout with ``adj_t[target, source] = weight``."""
     if isinstance(adj_t, Tensor) and adj_t.layout == torch.sparse_coo:
         adj_t = adj_t.coalesce()  # torch_geometric would only declare it so
-    return to_edge_index(adj_t)[0].flip(0)  # a row holds the sources of its target
+    edge_index, weight = to_edge_index(adj_t)
+    return edge_index.flip(0), weight  # a row holds the sources of its target
+
+
+def refuse_weights(weight: Any, name: str) -> None:
+    """Raises:
+    DataError: weights of edges other than 1, where nothing reads them; ``name`` is what the message calls them.
+    """
+    weights = as_tensor(weight, name)
+    if not bool((weights == 1).all()):
+        found = weights.reshape(-1)[(weights != 1).reshape(-1)][0].item()
+        raise DataError(f"{name}: weights of edges are not read here, and one is {found}; wanted none, or ones")
 
 
 def as_labels(y: Any, num_nodes: int | None = None, name: str = "y") -> Tensor:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from fairseq_ext.remembered import Remembered
 
@@ -101,3 +104,62 @@ def test_an_error_leaves_nothing_behind():
         with pytest.raises(ValueError, match="zero"):
             remembered(torch.zeros(2))
     assert torch.equal(remembered(x), x)
+
+
+def test_threads_get_the_results_of_their_own_arguments():
+    """One thread's call comes between each two lines of the other's."""
+    function = Remembered(scaled)
+    x, other = torch.ones(2), torch.zeros(2)
+
+    def interrupt(frame, event, argument):
+        if frame.f_code.co_filename != sys.modules[Remembered.__module__].__file__:
+            return None
+        if event == "line":
+            thread = threading.Thread(target=function, args=(other,))
+            thread.start()
+            thread.join()
+        return interrupt
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        results = [function(x) for _ in range(3)]
+    finally:
+        sys.settrace(before)
+    assert [result.tolist() for result in results] == [[2, 2]] * 3
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_tangents_pass_and_nothing_of_theirs_is_kept(remembered, seen):
+    x, tangent = torch.rand(3), torch.rand(3)
+    if seen:
+        remembered(x)
+    with forward_ad.dual_level():
+        out = forward_ad.unpack_dual(remembered(forward_ad.make_dual(x, tangent)))
+        assert torch.equal(out.tangent, 2 * tangent)
+    assert torch.equal(remembered(x), 2 * x) and forward_ad.unpack_dual(remembered(x)).tangent is None
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_transforms_pass_and_nothing_of_theirs_is_kept(remembered, seen):
+    x, other = torch.rand(4, 3), torch.rand(3)
+    if seen:
+        remembered(other)
+    assert torch.equal(torch.func.vmap(remembered)(x), 2 * x)
+    assert torch.equal(torch.func.grad(lambda y: remembered(y).sum())(x), torch.full((4, 3), 2.0))
+    # What is not transformed is as without them.
+    grad = torch.func.grad(lambda y: (remembered(other) * y).sum())
+    assert torch.equal(grad(torch.ones(3)), 2 * other)
+    calls = len(CALLS)
+    result = remembered(other)
+    assert result.tolist() == (2 * other).tolist() and len(CALLS) == calls
+
+
+def test_autocast_is_an_argument():
+    remembered, x = Remembered(torch.mm), torch.rand(2, 2)
+    types = []
+    for enabled, dtype in [(False, None), (True, torch.bfloat16), (True, torch.float16), (False, None)]:
+        with torch.autocast("cpu", dtype, enabled):
+            types.append(remembered(x, x).dtype)
+            assert torch.equal(remembered(x, x), torch.mm(x, x))
+    assert types == [torch.float32, torch.bfloat16, torch.float16, torch.float32]

@@ -10,10 +10,16 @@ from torch import Tensor, nn
 from torch_geometric.nn import MLP, GATConv, Linear, MessagePassing
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
-from fairseq_ext.remembered import Remembered
 from fairseq_ext.training.errors import OptionError
 from graph.renode.pagerank import check_alpha
-from graph.renode.propagation import ExactPageRank, FixedAPPNP, FixedChebConv, FixedGCNConv, FixedSAGEConv
+from graph.renode.propagation import (
+    ExactPageRank,
+    FixedAPPNP,
+    FixedChebConv,
+    FixedGCNConv,
+    FixedPowers,
+    FixedSAGEConv,
+)
 
 __all__ = ["APPNP", "GAT", "GCN", "PPNP", "SGC", "Cheb", "GraphSAGE"]
 
@@ -80,15 +86,14 @@ class SGC(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, num_layers: int) -> None:
         super().__init__()
-        # Without restart, PageRank's steps are powers of the normalised adjacency matrix.
-        self.propagated = Remembered(FixedAPPNP(num_layers, alpha=0.0))
+        self.propagation = FixedPowers(num_layers)
         self.lin = Linear(in_channels, out_channels)
 
     def reset_parameters(self) -> None:
         self.lin.reset_parameters()
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return self.lin(self.propagated(x, edge_index))
+        return self.lin(self.propagation(x, edge_index))
 
 
 class PPNP(nn.Module):

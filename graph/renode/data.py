@@ -28,7 +28,7 @@ from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import load_safely, safe_loads_only
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.settings import digest
-from graph.inputs import as_labels, as_tensor, edges_of
+from graph.inputs import as_labels, as_tensor, edges_of, edges_of_matrix, refuse_weights
 from graph.processed import current
 from graph.renode.npz import read_npz
 
@@ -205,7 +205,8 @@ def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> 
     A label of -1, or NaN, marks a node without one.
 
     Raises:
-        DataError: absent parts, labels or edges out of range, several labels a node, NaN or infinite features.
+        DataError: absent parts, labels or edges out of range, several labels a node, features that are complex, NaN or
+            infinite, edges with weights other than 1, which nothing here reads.
     """
     for part in ("x", "y")[not need_features :]:
         if data.get(part) is None:
@@ -213,6 +214,8 @@ def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> 
     x = as_tensor(data.x, f"{name}: x") if need_features else None
     if x is not None and x.dim() != 2:
         raise DataError(f"{name}: x must be (nodes, features), got shape {tuple(x.shape)}")
+    if x is not None and x.is_complex():
+        raise DataError(f"{name}: x: wanted real numbers, got {x.dtype}")
     y = as_labels(data.y, None if x is None else len(x), f"{name}: y")
     if y.numel() == 0 or y.max() < 0:
         raise DataError(f"{name}: y: no node has a label")
@@ -221,6 +224,10 @@ def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> 
             f"{name}: y: label {int(y.min())} of node {int(y.argmin())} is out of range, classes start at 0"
         )
     edges = edges_of(data, f"{name}: ")
+    if data.get("edge_weight") is not None:
+        refuse_weights(data.edge_weight, f"{name}: edge_weight")
+    elif data.get("edge_index") is None and (values := edges_of_matrix(data.adj_t)[1]).dim() == 1:
+        refuse_weights(values, f"{name}: adj_t")
     if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < len(y):
         bad = int(edges.min()) if edges.min() < 0 else int(edges.max())
         raise DataError(f"{name}: edge_index names node {bad}, the graph has nodes 0 to {len(y) - 1}")

@@ -32,7 +32,7 @@ class LargeGraph:
         y: (n,) classes, an array or a tensor.
 
     Raises:
-        DataError: where they do not fit one another, a label is negative, or a feature is NaN or infinite.
+        DataError: where they do not fit one another, a label is negative, or a feature is complex, NaN or infinite.
     """
 
     edge_index: Tensor
@@ -49,8 +49,8 @@ class LargeGraph:
             object.__setattr__(self, name, value)  # frozen, but for other forms of the same
         if self.x.ndim != 2 or self.x.shape[0] != len(self.y):
             raise DataError(f"features: got shape {self.x.shape} for {len(self.y)} labels")
-        if not (np.issubdtype(self.x.dtype, np.number) or self.x.dtype == np.bool_):
-            raise DataError(f"features: numbers are needed, got {self.x.dtype}")
+        if np.iscomplexobj(self.x) or not (np.issubdtype(self.x.dtype, np.number) or self.x.dtype == np.bool_):
+            raise DataError(f"features: real numbers are needed, got {self.x.dtype}")
         if not len(self.y) or self.y.min() < 0:
             raise DataError("labels: every node needs a class, and classes are numbered from 0")
         values = self.x.data if sparse.issparse(self.x) else self.x

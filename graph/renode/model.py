@@ -41,7 +41,7 @@ def build_model(
     hops: int = 10,
     matrix: Callable[..., Tensor] | None = None,
 ) -> nn.Module:
-    """A backbone; call it with ``(x, edge_index)``.
+    """A backbone; call it with ``(x, edge_index)``, or with ``adj_t``, the transposed sparse matrix, as ``edge_index``.
 
     All but ``gat`` and the dotted names keep what they derive from a graph for the next call with an equal one.
 

@@ -4,7 +4,7 @@ Each is its parent, with the same parameters and results, but for its ``propagat
 made anew only for another graph, and input without gradient is propagated only once. In full-batch training the raw
 features are the same at every step, and for most graphs they are the widest thing that is ever propagated. What is kept
 is compared by content (:class:`~fairseq_ext.remembered.Remembered`): unlike with ``cached=True``, layers stay functions
-of their arguments.
+of their arguments. Explainers, hooks and ``torch.func`` find the messages of the parent.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import APPNP, ChebConv, GCNConv, SAGEConv
+from torch_geometric.nn import APPNP, ChebConv, GCNConv, MessagePassing, SAGEConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import degree, to_torch_csr_tensor
+from torch_geometric.utils.sparse import is_sparse
 
-from fairseq_ext.remembered import Remembered
+from fairseq_ext.remembered import Remembered, is_transformed
 from fairseq_ext.training.errors import DataError, OptionError
-from graph.inputs import as_edges
+from graph.inputs import as_edges, edges_of_matrix, refuse_weights
 from graph.renode.pagerank import PageRank
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "FixedAPPNP",
     "FixedChebConv",
     "FixedGCNConv",
+    "FixedPowers",
     "FixedSAGEConv",
     "Propagation",
     "dense_pagerank",
@@ -44,7 +47,6 @@ def edge_weights(
     edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The edges with their weights, ones where there are none: a sum over neighbours."""
-    edge_index = as_edges(edge_index)
     ones = torch.ones(edge_index.size(1), dtype=dtype, device=edge_index.device)
     return edge_index, ones if weight is None else weight
 
@@ -69,24 +71,43 @@ class Propagation:
     Args:
         weighting: the edges and weights of A, given ``edge_index``, weights or None, the number of nodes and a type.
 
+    Shape:
+        - x: (n, features). Half precision is summed in float32, under ``torch.autocast`` as well.
+        - edge_index: (2, edges).
+        - weight: (edges,), without gradient: A is constant. Default: ones.
+        - output: (n, features), of the type of x.
+
     Raises:
-        DataError: weights that need a gradient: A is constant.
+        DataError: edges that are not between the nodes of x.
     """
 
     def __init__(self, weighting: Weighting) -> None:
+        self.weighting = weighting
         self.product = Remembered(functools.partial(_product, weighting))
 
     def __call__(self, x: Tensor, edge_index: Tensor, weight: Tensor | None = None) -> Tensor:
-        if weight is not None and weight.requires_grad:
-            raise DataError("edge_weight: gets no gradient here; use torch_geometric's own layer to learn it")
-        return self.product(edge_index, weight, len(x), x.dtype)(x)
+        exact = _at_least_single(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.product(edge_index, weight, len(x), exact)(x.to(exact)).to(x.dtype)
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _weighted(
+    weighting: Weighting, edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return weighting(as_edges(edge_index), None if weight is None else weight.to(dtype), num_nodes, dtype)
 
 
 def _product(
     weighting: Weighting, edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype: torch.dtype
 ) -> Remembered:
     """The product with the matrix of one graph, which remembers its last result."""
-    (source, target), value = weighting(edge_index, weight, num_nodes, dtype)
+    # Those of another graph would make the product read beyond the end of x.
+    edge_index = as_edges(edge_index, num_nodes=num_nodes)
+    (source, target), value = _weighted(weighting, edge_index, weight, num_nodes, dtype)
     with warnings.catch_warnings():
         # torch warns that sparse CSR is in beta, and that it leaves the indices unchecked.
         warnings.filterwarnings("ignore", "Sparse")
@@ -107,54 +128,135 @@ class _FixedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return None, None, ctx.transpose @ grad
+        with torch.autocast(grad.device.type, enabled=False):  # autocast's types are not those of sparse matrices
+            return None, None, ctx.transpose @ grad
 
 
-# torch_geometric compiles a `propagate` for each class whose own body has none: each of these has one.
+STEPS = ("propagate", "message", "aggregate", "message_and_aggregate")
 
 
-class FixedGCNConv(GCNConv):
+class _FixedLayer(MessagePassing):
+    """What makes a layer of torch_geometric propagate by one sparse product, where nobody sees the difference.
+
+    Messages between single nodes are made as its parent makes them where an explainer masks them, a hook is registered,
+    the weights need a gradient, ``x`` is of several graphs or of the two sides of a bipartite one, and within
+    forward-mode differentiation and ``torch.func``'s transforms.
+
+    A subclass sets ``propagation``; ``weight_name`` is what its parent's messages call their weight, None where they
+    have none. Instead of ``edge_index`` it takes ``adj_t``, a sparse matrix with ``adj_t[target, source] = weight``.
+    """
+
+    propagation: Propagation
+    weight_name: str | None = "edge_weight"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # torch_geometric compiles a `propagate` of its own for each class whose own body has none.
+        cls.propagate = cls.propagate  # type: ignore[method-assign]
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether an explainer or a hook has to see, or changes, the steps of ``propagate``."""
+        hooks = (getattr(self, f"_{step}_forward{kind}_hooks") for step in STEPS for kind in ("", "_pre"))
+        return bool(self.explain) or any(hooks)
+
+    def propagate(self, edge_index: Tensor, size: Any = None, *, x: Any, **weights: Tensor | None) -> Tensor:
+        weight = weights.get(self.weight_name) if self.weight_name else None
+        edge_index, weight = _edges(edge_index, weight, self.weight_name is not None)
+        nodes = x if isinstance(x, Tensor) else x[0]
+        if not (self.is_observed or _is_several(x) or _is_differentiated(nodes, weight)):
+            return self.propagation(nodes, edge_index, weight)
+        inputs = {"x": x}
+        if self.weight_name:
+            num_nodes, dtype = nodes.size(-2), _at_least_single(nodes.dtype)
+            edge_index, weight = _weighted(self.propagation.weighting, edge_index, weight, num_nodes, dtype)
+            inputs[self.weight_name] = weight.to(nodes.dtype)
+        # Not the parent's, which is what torch_geometric has compiled for it: that knows no explainers.
+        return MessagePassing.propagate(self, edge_index, size, **inputs)
+
+
+def _edges(edge_index: Tensor, weight: Tensor | None, weighted: bool) -> tuple[Tensor, Tensor | None]:
+    """The edges and weights of ``edge_index``, or of ``adj_t`` in its place."""
+    if not is_sparse(edge_index):
+        return edge_index, weight
+    if weight is not None:
+        raise DataError("edge_weight: those of adj_t are its values; give one of the two")
+    edges, values = edges_of_matrix(edge_index)
+    if weighted:
+        return edges, values
+    refuse_weights(values, "adj_t")
+    return edges, None
+
+
+def _is_several(x: Tensor | tuple[Tensor, Tensor | None]) -> bool:
+    if isinstance(x, Tensor):
+        return x.dim() != 2
+    return x[0].dim() != 2 or x[1] is None or len(x[0]) != len(x[1])
+
+
+def _is_differentiated(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether this is more than the derivatives to ``x`` that autograd's reverse mode needs."""
+    given = (x,) if weight is None else (x, weight)
+    return (weight is not None and weight.requires_grad) or is_transformed(*given)
+
+
+class FixedGCNConv(_FixedLayer, GCNConv):
     """``GCNConv``."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, normalize=False)
         self.propagation = Propagation(gcn_weights)
 
-    def propagate(self, edge_index: Tensor, size: None = None, *, x: Tensor, edge_weight: Tensor | None) -> Tensor:
-        return self.propagation(x, edge_index, edge_weight)
 
-
-class FixedSAGEConv(SAGEConv):
+class FixedSAGEConv(_FixedLayer, SAGEConv):
     """``SAGEConv`` with the mean."""
+
+    weight_name = None
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels)
         self.propagation = Propagation(mean_weights)
 
-    def propagate(self, edge_index: Tensor, size: None = None, *, x: tuple[Tensor, Tensor]) -> Tensor:
-        return self.propagation(x[0], edge_index)
 
-
-class FixedChebConv(ChebConv):
+class FixedChebConv(_FixedLayer, ChebConv):
     """``ChebConv``."""
+
+    weight_name = "norm"
 
     def __init__(self, in_channels: int, out_channels: int, K: int) -> None:
         super().__init__(in_channels, out_channels, K)
         self.propagation = Propagation(edge_weights)
 
-    def propagate(self, edge_index: Tensor, size: None = None, *, x: Tensor, norm: Tensor) -> Tensor:
-        return self.propagation(x, edge_index, norm)
+    def forward(
+        self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None, *others: Any, **options: Any
+    ) -> Tensor:
+        edge_index, edge_weight = _edges(edge_index, edge_weight, True)  # its parent takes no matrix
+        return super().forward(x, edge_index, edge_weight, *others, **options)
 
 
-class FixedAPPNP(APPNP):
+class FixedAPPNP(_FixedLayer, APPNP):
     """``APPNP``."""
 
     def __init__(self, K: int, alpha: float) -> None:
         super().__init__(K, alpha, normalize=False)
         self.propagation = Propagation(gcn_weights)
 
-    def propagate(self, edge_index: Tensor, size: None = None, *, x: Tensor, edge_weight: Tensor | None) -> Tensor:
-        return self.propagation(x, edge_index, edge_weight)
+
+class FixedPowers(FixedAPPNP):
+    r""":math:`\hat A^K x`. The whole of it is remembered, where each layer remembers its last step.
+
+    Without restart, PageRank's steps are powers of the normalised adjacency matrix.
+    """
+
+    def __init__(self, K: int) -> None:
+        super().__init__(K, alpha=0.0)
+        self.remembered = Remembered(self.steps)
+
+    def steps(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        return super().forward(x, edge_index, edge_weight)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        return (self.steps if self.is_observed else self.remembered)(x, edge_index, edge_weight)
 
 
 def dense_pagerank(edge_index: Tensor, num_nodes: int, alpha: float) -> Tensor:
@@ -182,7 +284,10 @@ class ExactPageRank(nn.Module):
         self.alpha, self.matrix = alpha, matrix or Remembered(dense_pagerank)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return self.matrix(edge_index, len(x), self.alpha).to(x) @ x
+        edges, _ = _edges(edge_index, None, False)
+        with torch.autocast(x.device.type, enabled=False):  # the matrix is the same with and without
+            matrix = self.matrix(edges, len(x), self.alpha).to(x)
+        return matrix @ x
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"

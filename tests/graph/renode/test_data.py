@@ -203,8 +203,11 @@ def test_nodes_without_label_are_in_no_split():
 def changed(**parts):
     data = toy()
     for name, value in parts.items():
-        data[name] = value(data[name])
+        data[name] = value(data.get(name))
     return data
+
+
+WEIGHTS = "^toy: edge_weight: weights of edges are not read here, and one is 2(.0)?; wanted none, or ones$"
 
 
 def put(index, value):
@@ -224,6 +227,8 @@ def put(index, value):
         (dict(x=lambda x: x[..., None]), r"x must be \(nodes, features\), got shape \(60, 5, 1\)"),
         (dict(x=put((7, 2), torch.nan)), "features of node 7 are NaN or infinite"),
         (dict(x=put((8, 0), torch.inf)), "features of node 8 are NaN or infinite"),
+        (dict(x=lambda x: x + 1j), "toy: x: wanted real numbers, got torch.complex64"),
+        (dict(x=lambda x: (x + 1j).numpy()), "toy: x: wanted real numbers, got torch.complex64"),
         (dict(x=lambda x: "x"), "toy: x: wanted a tensor or an array, got str"),
         (dict(y=put(5, -2)), "label -2 of node 5 is out of range"),
         (dict(y=lambda y: y * 0 - 1), "no node has a label"),
@@ -236,6 +241,9 @@ def put(index, value):
         (dict(edge_index=put((0, 0), -2)), "edge_index names node -2"),
         (dict(edge_index=lambda e: e.T), "edge_index: wanted integers of shape"),
         (dict(edge_index=lambda e: e.float()), "edge_index: wanted integers of shape"),
+        (dict(edge_weight=lambda w: torch.ones(240).index_fill(0, torch.tensor(3), 2)), WEIGHTS),
+        (dict(edge_weight=lambda w: np.arange(1, 241)), WEIGHTS),
+        (dict(edge_weight=lambda w: "w"), "toy: edge_weight: wanted a tensor or an array, got str"),
     ],
 )
 def test_graph_refusals(parts, message):
@@ -339,7 +347,6 @@ TRANSFORMS = [
     T.AddLaplacianEigenvectorPE(k=3),
     T.AddRandomWalkPE(walk_length=3),
     T.Constant(),
-    T.GCNNorm(),
     T.GDC(),
     T.LargestConnectedComponents(),
     T.LocalDegreeProfile(),
@@ -372,6 +379,20 @@ def test_graphs_saved_after_a_transform(tmp_path, transform):
     else:
         assert "adj_t" not in loaded
         assert coalesce(loaded.edge_index).equal(coalesce(toy().edge_index))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", [None, torch.sparse_coo, torch.sparse_csr])
+def test_weights_of_edges_are_refused_where_they_would_be_lost(tmp_path, layout):
+    data = T.ToUndirected()(toy())  # without duplicates, whose weights a matrix adds
+    data.edge_weight = torch.ones(data.num_edges)
+    matrix = T.ToSparseTensor(layout=layout) if layout else T.Compose([])
+    torch.save(matrix(data.clone()), tmp_path / "ones.pt")
+    torch.save(matrix(T.GCNNorm()(data)), tmp_path / "weights.pt")
+    load_graph(str(tmp_path / "ones.pt"))
+    part = "adj_t" if layout else "edge_weight"
+    with pytest.raises(DataError, match=rf"weights\.pt: {part}: weights of edges are not read here, and one is 0\."):
+        load_graph(str(tmp_path / "weights.pt"))
 
 
 def test_graphs_with_other_contents(tmp_path):
@@ -519,6 +540,7 @@ def test_npz_with_nodes_without_label(tmp_path):
     ("features", "message"),
     [
         (np.array([["a"]] * 3), "graph.npz: x: wanted a tensor or an array, got an array of <U1"),
+        (np.full((3, 2), 1j), "graph.npz: x: wanted real numbers, got torch.complex128"),
         (np.full((3, 2), np.nan), "graph.npz: the features of node 0 are NaN or infinite"),
         (np.ones((2, 2)), "graph.npz: y: wanted class numbers of shape"),
     ],

@@ -14,7 +14,9 @@ import torch
 import torch_geometric.nn.models
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.nn import APPNP, ChebConv, GCNConv, SAGEConv, SGConv
+from torch.autograd import forward_ad
+from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
+from torch_geometric.nn import APPNP, ChebConv, GCNConv, MessagePassing, SAGEConv, SGConv
 
 from fairseq_ext.remembered import Remembered
 from fairseq_ext.training.errors import DataError, OptionError
@@ -212,8 +214,244 @@ def test_other_edge_weights_of_a_layer(name):
         torch.testing.assert_close(fixed(x, edge_index, weight), own(x, edge_index, weight))
         weight.mul_(torch.rand(24))
     torch.testing.assert_close(fixed(x, edge_index), own(x, edge_index))
-    with pytest.raises(DataError, match="edge_weight: gets no gradient here"):
-        fixed(x, edge_index, weight.requires_grad_())
+    weight.requires_grad_()
+    gradients = [torch.autograd.grad(layer(x, edge_index, weight).square().sum(), weight) for layer in (fixed, own)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.fixture(params=LAYERS)
+def pair(request):
+    """torch_geometric's layer and ours, with its parameters, and a graph."""
+    torch.manual_seed(0)
+    own, fixed = (layer() for layer in LAYERS[request.param])
+    fixed.load_state_dict(own.state_dict())
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24))
+    fixed(x, edge_index)  # there is something to be remembered
+    return own, fixed, x, edge_index
+
+
+def test_explainers_mask_the_messages_of_a_layer(pair):
+    *layers, x, edge_index = pair
+    mask = torch.randn(24, requires_grad=True)
+    masked = []
+    for layer in layers:
+        before = layer(x, edge_index)
+        set_masks(layer, mask, edge_index)
+        out = layer(x, edge_index)
+        assert not torch.allclose(out, before)
+        masked += [(out, *torch.autograd.grad(out.square().sum(), mask))]
+        clear_masks(layer)
+        torch.testing.assert_close(layer(x, edge_index), before)
+    torch.testing.assert_close(*masked)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "ppnp"])
+def test_explainers_find_the_layers_of_a_model(name):
+    torch.manual_seed(0)
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24))
+    model = build_model(name, 6, 3, hidden_channels=8).eval()
+    before, mask = model(x, edge_index), torch.zeros(24, requires_grad=True)
+    set_masks(model, mask, edge_index)
+    assert torch.autograd.grad(model(x, edge_index)[0].sum(), mask)[0].any()
+    clear_masks(model)
+    torch.testing.assert_close(model(x, edge_index), before)
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre"])
+@pytest.mark.parametrize("step", ["propagate", "message", "aggregate"])
+def test_hooks_of_a_layer_see_and_change_what_they_do_in_torch_geometrics(pair, step, kind):
+    *layers, x, edge_index = pair
+    seen = []
+
+    def hook(layer, inputs, *output):
+        seen.append((list(inputs[-1]), inputs[-1]))
+        if output:
+            return 2 * output[0]
+        if step == "message":
+            inputs[-1]["x_j"] = -inputs[-1]["x_j"]
+        return inputs if step == "propagate" else inputs[-1]
+
+    results = []
+    for layer in layers:
+        before, calls = layer(x, edge_index), len(seen)
+        handle = getattr(layer, f"register_{step}_{kind}_hook")(hook)
+        results.append(layer(x, edge_index))
+        assert len(seen) > calls and (kind == "forward_pre" or not torch.allclose(results[-1], before))
+        handle.remove()
+        torch.testing.assert_close(layer(x, edge_index), before)
+    torch.testing.assert_close(results[1], results[0])
+    for (names, own), (others, fixed) in zip(seen[: len(seen) // 2], seen[len(seen) // 2 :], strict=True):
+        assert names == others
+        for name in names:
+            torch.testing.assert_close(fixed[name], own[name])
+
+
+def test_hooks_of_sgcs_propagation_are_called_at_every_call():
+    calls, model = [], build_model("sgc", 6, 3)
+    (layer,) = (module for module in model.modules() if isinstance(module, MessagePassing))
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(3):
+        model(torch.ones(10, 6), torch.zeros(2, 1, dtype=torch.long))
+    assert len(calls) == 3
+
+
+def test_torch_func_and_forward_mode_find_torch_geometrics_derivatives(pair):
+    *layers, x, edge_index = pair
+    tangent, weight = torch.randn(10, 6), torch.rand(24)
+    results = []
+    for layer in layers:
+        parameters = dict(layer.named_parameters())
+        weights = () if isinstance(layer, SAGEConv) else (weight,)
+
+        def loss(parameters, x, *weights, layer=layer):
+            return torch.func.functional_call(layer, parameters, (x, edge_index, *weights)).square().sum()
+
+        with forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent), edge_index))
+        arguments = tuple(range(2 + len(weights)))
+        results.append(
+            [
+                dual.tangent,
+                torch.func.grad(loss, arguments)(parameters, x, *weights),
+                torch.func.jvp(lambda x, layer=layer: layer(x, edge_index), (x,), (tangent,)),
+                torch.func.vmap(layer, (0, None))(torch.stack([x, tangent]), edge_index),
+                layer(x, edge_index),
+            ]
+        )
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_torch_func_of_a_model(name, seen):
+    """Also of one whose first call is within a transform, and leaves nothing of it behind."""
+    torch.manual_seed(0)
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24))
+    model = build_model(name, 6, 3, hidden_channels=8).eval()
+    if seen:
+        model(x, edge_index)
+    parameters = {key: value.detach() for key, value in model.named_parameters()}
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, (x, edge_index)).square().sum()
+
+    gradients = torch.func.grad(loss)(parameters)
+    loss(dict(model.named_parameters())).backward()
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[key], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_take_half_precision(name, dtype, autocast):
+    torch.manual_seed(0)
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24))
+    model = build_model(name, 6, 3, hidden_channels=8).eval()
+    expected, half = model(x, edge_index), copy.deepcopy(model)
+    if not autocast:
+        half, x = half.to(dtype), x.to(dtype)
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        for _ in range(2):
+            out = half(x, edge_index)
+            assert autocast or out.dtype == dtype
+            torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
+            out.float().square().sum().backward()  # within autocast, as torch advises against but takes
+    assert all(parameter.grad is not None for parameter in half.parameters())
+    if autocast:
+        assert torch.equal(half(x, edge_index), expected), "what was computed under autocast"
+
+
+def test_half_precision_counts_the_edges_of_a_hub():
+    """A sum of ones in bfloat16 ends at 256."""
+    edge_index = torch.stack([torch.arange(1, 2001), torch.zeros(2000, dtype=torch.long)])
+    x = torch.ones(2001, 1)
+    layer = FixedAPPNP(1, 0.0)
+    expected = layer(x, edge_index)
+    torch.testing.assert_close(layer(x.bfloat16(), edge_index).float(), expected, rtol=0.01, atol=0)
+
+
+LAYOUTS = {
+    "csr": lambda matrix: matrix.to_sparse_csr(),
+    "csc": lambda matrix: matrix.to_sparse_csc(),
+    "coo": lambda matrix: matrix.to_sparse_coo(),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_models_take_adj_t(name, layout):
+    """The transposed matrix, as ``ToSparseTensor`` makes it, of a directed graph."""
+    torch.manual_seed(0)
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24)).unique(dim=1)
+    model = build_model(name, 6, 3, hidden_channels=8).eval()
+    adj_t = torch.zeros(10, 10).index_put((edge_index[1], edge_index[0]), torch.tensor(1.0))
+    if (name, layout) == ("gat", "csc"):  # torch_geometric's own layer
+        with pytest.raises(ValueError, match=r"Unexpected sparse tensor layout .*sparse_csc"):
+            model(x, adj_t.to_sparse_csc())
+        return
+    for _ in range(2):
+        torch.testing.assert_close(model(x, LAYOUTS[layout](adj_t)), model(x, edge_index))
+    weighted = adj_t * torch.rand(10, 10)
+    if name == "gat":
+        return
+    if name in ("sage", "ppnp"):
+        with pytest.raises(DataError, match=r"adj_t: weights of edges are not read here, and one is 0\."):
+            model(x, LAYOUTS[layout](weighted))
+        return
+    layer = next(module for module in model.modules() if isinstance(module, MessagePassing))
+    x = torch.randn(10, layer.in_channels) if hasattr(layer, "in_channels") else x
+    weight = weighted[edge_index[1], edge_index[0]]
+    torch.testing.assert_close(layer(x, LAYOUTS[layout](weighted)), layer(x, edge_index, weight))
+    with pytest.raises(DataError, match="edge_weight: those of adj_t are its values"):
+        layer(x, LAYOUTS[layout](weighted), weight)
+
+
+def test_sage_takes_bipartite_graphs():
+    own, fixed = (layer() for layer in LAYERS["sage"])
+    fixed.load_state_dict(own.state_dict())
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 4, (2, 24))
+    for sides, size in (((x, x[:4]), None), ((x, None), (10, 4)), ((x, x.flip(0)), None)):
+        torch.testing.assert_close(fixed(sides, edge_index, size), own(sides, edge_index, size))
+
+
+@pytest.mark.parametrize("name", ["gcn", "appnp"])
+def test_layers_take_several_graphs_of_the_same_edges(name):
+    own, fixed = (layer() for layer in LAYERS[name])
+    fixed.load_state_dict(own.state_dict())
+    x, edge_index = torch.randn(3, 10, 6), torch.randint(0, 10, (2, 24))
+    torch.testing.assert_close(fixed(x, edge_index), own(x, edge_index))
+
+
+def test_layers_of_a_subclass_are_its_parents():
+    """torch_geometric compiles a propagation for each class."""
+
+    class Subclass(FixedGCNConv):
+        """Nothing of its own."""
+
+    class Other(FixedGCNConv):
+        def propagate(self, edge_index, size=None, **inputs):
+            return torch.zeros(10, 3)
+
+    class Another(Other):
+        """Nothing of its own, either."""
+
+    torch.manual_seed(0)
+    x, edge_index, parent = torch.randn(10, 6), torch.randint(0, 10, (2, 24)), FixedGCNConv(6, 3)
+    layer = Subclass(6, 3)
+    layer.load_state_dict(parent.state_dict())
+    assert torch.equal(layer(x, edge_index), parent(x, edge_index))
+    assert not Another(6, 3)(x, edge_index).any()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("side", [0, 1])
+def test_edges_to_nodes_that_are_not_there_are_refused(name, side):
+    edge_index = torch.tensor([[0, 1], [1, 0]])
+    edge_index[side, 1] = 10
+    with pytest.raises((DataError, IndexError, RuntimeError), match=r"graph has 10, from 0 on|out of (bounds|range)"):
+        LAYERS[name][1]()(torch.ones(10, 6), edge_index)
 
 
 def test_appnp_approaches_ppnp():
