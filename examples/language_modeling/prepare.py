@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.translation.staging import check_unknown, fairseq_preprocess
+from examples.translation.staging import binarised_folder, check_unknown, fairseq_preprocess
 from fairseq_ext.text import clean, learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import read_bytes, staged_folder, write_json
+from fairseq_ext.training.files import read_bytes, write_json
 from fairseq_ext.training.options import SPLITS, OptionSet, option
 from fairseq_ext.training.progress import Reporting, progress, reporting, say
 
@@ -134,7 +134,7 @@ def prepare(options: Options) -> None:
     parts = cut(data, options.split, at_lines=options.symbols == "sentencepiece")
     if options.symbols == "sentencepiece":
         parts = cleaned(parts, options.input)
-    with staged_folder(options.out) as stage:
+    with binarised_folder(options.out) as stage:
         symbols = stage / "symbols"
         symbols.mkdir()
         if options.symbols == "bytes":

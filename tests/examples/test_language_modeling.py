@@ -14,7 +14,8 @@ import pytest
 
 from examples.language_modeling import bpc
 from examples.language_modeling import prepare as lm
-from fairseq_ext.training.errors import DataError, InputError
+from examples.translation import prepare as mt
+from fairseq_ext.training.errors import DataError, InputError, OptionError
 from fairseq_ext.training.files import write_json
 from tests.helpers import ROOT, damaged_texts
 
@@ -147,6 +148,19 @@ def test_characters_are_those_that_are_predicted(tmp_path: Path, monkeypatch: py
         assert set(texts) == {"ein mann l\u00e4uft heute", ""}
         assert splits[split]["characters"] == sum(len(text) + 1 for text in texts)
         assert splits[split]["tokens"] == sum(len(text.split()) + 1 for text in lines)
+
+
+@pytest.mark.parametrize("out", ["a,b", "a,b/out"])
+@pytest.mark.parametrize("program", [lm, mt])
+def test_a_path_that_fairseq_preprocess_would_split_is_refused_before_the_work(tmp_path: Path, program, out) -> None:
+    (tmp_path / "in").write_text("a b\n" * 99)
+    prefix = str(tmp_path / "in")
+    given = {"input": prefix} if program is lm else {"train": prefix, "valid": prefix, "test": prefix}
+    languages = {} if program is lm else {"source": "de", "target": "en"}
+    words = [word for name, value in {**given, **languages}.items() for word in (f"--{name}", value)]
+    with pytest.raises(OptionError, match=r"^--out: .*a,b.* has a comma, where fairseq-preprocess splits a path"):
+        program.main([*words, "--out", str(tmp_path / out)])
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 LOG = "INFO | Evaluated 1,000 tokens in 2.0s (500 tokens/s)\nINFO | Loss (base 2): 3.2500, Perplexity: 9.51\n"
