@@ -23,6 +23,7 @@ from examples.translation.staging import binarised_folder, check_unknown, fairse
 from fairseq_ext.text import clean, learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_bytes, write_json
+from fairseq_ext.training.interruption import run_command
 from fairseq_ext.training.options import SPLITS, OptionSet, option
 from fairseq_ext.training.progress import Reporting, progress, reporting, say
 
@@ -175,4 +176,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_command(main))

@@ -82,6 +82,8 @@ def writing_to(folder: str | Path, option: str = "--out") -> Iterator[Path]:
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         yield folder
+    except BrokenPipeError:  # of who reads what is printed
+        raise
     except OSError as error:
         raise OptionError(f"{option}: cannot write to {folder}: {error.strerror}") from error
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from fairseq_ext.text import clean
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import count_lines, read_lines, staged_folder
+from fairseq_ext.training.interruption import run_command
 from fairseq_ext.training.progress import Reporting, progress, reporting, say
 
 
@@ -74,4 +75,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_command(main))
