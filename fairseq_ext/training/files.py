@@ -6,7 +6,6 @@ import codecs
 import contextlib
 import errno
 import gzip
-import json
 import os
 import pickle
 import re
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
+from fairseq_ext.training.json_values import json_text, parse_json
 from fairseq_ext.training.locks import locked
 
 __all__ = [
@@ -208,16 +208,13 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a UTF-8 JSON file, plain or gzip.
+    """The value in a UTF-8 JSON file, plain or gzip; see :func:`~fairseq_ext.training.json_values.parse_json`.
 
     Raises:
         DataError: where the file cannot be read, or holds anything else.
     """
     text = _decoded(read_bytes(path).removeprefix(codecs.BOM_UTF8), str(path))
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # hostile nesting
-        raise DataError(f"{path}: not a JSON file: {error}") from error
+    return parse_json(text, str(path), "file", file_names=True)
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
@@ -227,16 +224,13 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
         DataError: a line that is not JSON, or a text that cannot be read.
     """
     for line, origin in read_lines(path):
-        try:
-            yield json.loads(line), origin
-        except (ValueError, RecursionError) as error:  # as above
-            raise DataError(f"{origin}: not a JSON value: {error}") from error
+        yield parse_json(line, origin, "value"), origin
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON so that a kill leaves the old file or the new one."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
 
 
 def load_safely(path: str | Path) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.interruption import run_command
+from fairseq_ext.training.json_values import json_text
 from fairseq_ext.training.options import OptionSet, flag
 from fairseq_ext.training.progress import Reporting, is_first_process, reporting, say
 
@@ -133,10 +133,10 @@ def _show(result: str | Mapping[str, Any] | Iterator[Any] | None) -> None:
     if isinstance(result, str):
         _print(result)
     elif isinstance(result, Mapping):
-        _print(json.dumps(result, indent=2, ensure_ascii=False))
+        _print(json_text(result, indent=2))
     elif result is not None:
         for row in result:  # in every process: making a row may need all of them
-            _print(json.dumps(row, ensure_ascii=False))
+            _print(json_text(row))
 
 
 def _print(text: str) -> None:
