@@ -92,12 +92,12 @@ def writing_to(folder: str | Path, option: str = "--out") -> Iterator[Path]:
 def staged_folder(out: str | Path, option: str = "--out") -> Iterator[Path]:
     """A temporary folder beside ``out`` that becomes ``out`` in one rename, or disappears if anything fails.
 
-    One that a kill left behind is emptied.
+    One that a kill left behind is emptied. Where ``out`` is a symbolic link, the folder that it leads to is made.
 
     Raises:
-        OptionError: ``out`` holds anything, cannot be written, or another process is about to write it.
+        OptionError: ``out`` holds anything, cannot be written or replaced, or another process is about to write it.
     """
-    out = Path(out).absolute()
+    out = Path(os.path.realpath(out))
     with writing_to(out.parent, option):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OptionError(f"{option}: {out} already exists and is not an empty folder; remove it or name another")
@@ -111,10 +111,24 @@ def staged_folder(out: str | Path, option: str = "--out") -> Iterator[Path]:
             try:
                 for left in stage.iterdir():
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
+                _check_replaceable(out, stage, option)
                 yield stage
                 os.replace(stage, out)
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
+
+
+def _check_replaceable(out: Path, stage: Path, option: str) -> None:
+    """Replace ``out``, if it is there, by an empty folder, as by a full one at the end: a mount point refuses."""
+    if not os.path.lexists(out):
+        return
+    trial = stage / "trial"
+    trial.mkdir()
+    try:
+        os.replace(trial, out)
+    except OSError as error:
+        instead = f"name a folder in it, such as {out / 'data'}"
+        raise OptionError(f"{option}: {out} cannot be replaced ({error.strerror}); {instead}") from error
 
 
 def output_folder(folder: str | Path, option: str = "--out") -> Path:
