@@ -15,6 +15,7 @@ from typing import Any
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.extras import missing_package
+from fairseq_ext.training.interruption import run_command
 from fairseq_ext.training.progress import Reporting, reporting, say
 
 from . import __version__, register
@@ -34,12 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, or 1 where ``doctor`` finds a problem.
+        The exit code: 0, 1 where ``doctor`` finds a problem, or 130 after Ctrl-C.
 
     Raises:
         InputError: bad input, or a package that is not installed; ends the program with code 2.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    return run_command(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
     try:
         if words and words[0] in PROGRAMS:
             with _quiet():
@@ -49,11 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return args.run(args)
     except ModuleNotFoundError as error:
         raise missing_package(error, "fairseq") or error from None
-    except BrokenPipeError:  # `fairseq-ext list | head`
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

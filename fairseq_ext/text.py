@@ -61,6 +61,7 @@ def learn_subwords(kind: str, files: list[Path], folder: Path, size: int, option
 
     Raises:
         OptionError: where the text does not allow this size.
+        DataError: where there is no text.
     """
     if kind == "sentencepiece":
         _learn_sentencepiece(files, folder, size, option)
@@ -82,6 +83,9 @@ def learn_subwords(kind: str, files: list[Path], folder: Path, size: int, option
 def _learn_sentencepiece(files: list[Path], folder: Path, size: int, option: str) -> None:
     import sentencepiece
 
+    longest = max((len(line) for file in files for line in file.open("rb") if line.strip()), default=0)
+    if not longest:
+        raise DataError(f"{', '.join(file.name for file in files)}: no text to learn subwords on")
     try:
         sentencepiece.SentencePieceTrainer.train(
             input=[str(file) for file in files],
@@ -89,6 +93,7 @@ def _learn_sentencepiece(files: list[Path], folder: Path, size: int, option: str
             model_type="bpe",
             vocab_size=size,
             character_coverage=1.0,
+            max_sentence_length=max(longest, 10),  # bytes; longer lines are left out, and their characters unknown
             normalization_rule_name="identity",  # so that decoding gives the text back exactly
             minloglevel=2,
         )

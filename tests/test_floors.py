@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "fairseq_ext/precision.py": ("torch",),
     "fairseq_ext/models": (
         *(*BINDING, "fairseq_ext.compat", "fairseq_ext.models", "fairseq_ext.modules", "fairseq_ext.recipes"),
-        *("fairseq_ext.captions.store", "fairseq_ext.tasks.caption_dataset"),
+        *("fairseq_ext.captions.store", "fairseq_ext.tasks.caption_dataset", "fairseq_ext.training.progress"),
     ),
     "fairseq_ext/recipes": ("yaml", "fairseq_ext.recipes", "fairseq_ext.training.errors"),
     "fairseq_ext/criterions": (*BINDING, "fairseq_ext.criterions", "fairseq_ext.losses"),
@@ -182,6 +182,16 @@ def test_a_file_imports_what_its_floor_may(path):
     floor = max((floor for floor in MAY_IMPORT if fits(relative, floor)), key=len)
     allowed = (*sys.stdlib_module_names, *MAY_IMPORT[floor])
     assert not [name for name in imported(path) if not starts_with(name, *allowed)]
+
+
+# The parts that fairseq's own programs run, which log; fairseq-ext lets nothing that is logged through.
+LOGGING = ("fairseq_ext/compat", "fairseq_ext/models", "fairseq_ext/tasks")
+
+
+def test_what_a_user_must_see_is_not_logged():
+    files = [*SOURCES, *ROOT.glob("examples/**/*.py")]
+    logging = {path.relative_to(ROOT).as_posix() for path in files if "getLogger(__name__)" in path.read_text("utf-8")}
+    assert logging and not [path for path in logging if not any(fits(path, floor) for floor in LOGGING)]
 
 
 def import_cycle(paths) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairseq_ext import text
+from fairseq_ext.training.errors import DataError
 
 
 def test_clean() -> None:
@@ -26,3 +29,20 @@ def test_a_clean_line_is_one_line_of_one_form(line: str, form: str) -> None:
     assert len(cleaned.splitlines()) <= 1 and cleaned.split() == cleaned.split(" ") * bool(cleaned)
     assert not any(unicodedata.category(letter) == "Cc" for letter in cleaned)
     assert form == "none" or unicodedata.is_normalized(form, cleaned)
+
+
+@pytest.mark.parametrize("length", [4193, 100_000])
+def test_subwords_are_learned_on_lines_of_any_length(tmp_path: Path, length: int) -> None:
+    rare = "\u00e4\u4e2d"
+    corpus = tmp_path / "train.de"
+    corpus.write_text("ab cd\n" + "ab " * (length // 3) + f"{rare}\n", encoding="utf-8")
+    text.learn_subwords("sentencepiece", [corpus], tmp_path, 12)
+    pieces = {line.split("\t")[0] for line in (tmp_path / "sentencepiece.bpe.vocab").read_text("utf-8").splitlines()}
+    assert set(rare) <= pieces and text.subword_encoder("sentencepiece", tmp_path)(rare).split() == ["\u2581", *rare]
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_there_is_text_to_learn_subwords_on(tmp_path: Path, content: str) -> None:
+    (tmp_path / "train.de").write_text(content)
+    with pytest.raises(DataError, match=r"^train\.de: no text to learn subwords on$"):
+        text.learn_subwords("sentencepiece", [tmp_path / "train.de"], tmp_path, 12)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines
+from fairseq_ext.training.interruption import run_command
 
 
 def bits_per_character(log: str, tokens: int, characters: int) -> float:
@@ -60,4 +61,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_command(main))

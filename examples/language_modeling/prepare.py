@@ -4,7 +4,9 @@
 
 With ``--symbols bytes`` (the default) every byte is one symbol, written as its decimal value, and a line feed is
 fairseq's end of sentence, so that a corpus of N bytes gives N predictions and the loss in base 2 is bits per character
-as enwik8 is reported. With ``--symbols sentencepiece`` the symbols are subwords learned on the training part.
+as enwik8 is reported. With ``--symbols sentencepiece`` the symbols are subwords learned on the training part; each line
+is cleaned before (control characters dropped, whitespace made single spaces, letters in NFC), so that the characters
+that count are those that are predicted.
 The parts are consecutive: training text first, then valid, then test.
 """
 
@@ -17,10 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.translation.staging import check_unknown, fairseq_preprocess
-from fairseq_ext.text import learn_subwords, subword_encoder
+from examples.translation.staging import binarised_folder, check_unknown, fairseq_preprocess
+from fairseq_ext.text import clean, learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import read_bytes, staged_folder, write_json
+from fairseq_ext.training.files import read_bytes, write_json
+from fairseq_ext.training.interruption import run_command
 from fairseq_ext.training.options import SPLITS, OptionSet, option
 from fairseq_ext.training.progress import Reporting, progress, reporting, say
 
@@ -86,21 +89,36 @@ def byte_symbols(parts: list[bytes], stage: Path) -> list[str]:
     return ["--srcdict", str(dictionary)]
 
 
-def subword_symbols(parts: list[bytes], stage: Path, vocab_size: int, file: str) -> list[str]:
+def cleaned(parts: list[bytes], file: str) -> list[bytes]:
+    """The parts with each line as :func:`clean` leaves it: subwords stand for no other space than a single one.
+
+    Raises:
+        DataError: ``file``, of which these are the parts, is not UTF-8.
+    """
+    number, result = 0, []
+    for split, part in zip(SPLITS, parts, strict=True):
+        lines = []
+        for line in progress(part.split(b"\n"), f"cleaning {split}", unit=" lines"):
+            try:
+                lines.append(clean(line.decode("utf-8")))
+            except UnicodeDecodeError:
+                where = f"{file}:{number + len(lines) + 1}"
+                raise DataError(f"{where}: not UTF-8 text; --symbols bytes takes any file") from None
+        number += part.count(b"\n")
+        result.append("\n".join(lines).encode())
+    return result
+
+
+def subword_symbols(parts: list[bytes], stage: Path, vocab_size: int) -> list[str]:
     """Learns subwords on the training part and writes all parts with them; returns the preprocess options."""
     text = stage / "symbols" / "train.txt"
     text.write_bytes(parts[0])
     learn_subwords("sentencepiece", [text], stage, vocab_size)
     encode = subword_encoder("sentencepiece", stage)
-    number = 0
     for split, part in zip(SPLITS, parts, strict=True):
         with (stage / "symbols" / split).open("w", encoding="utf-8") as out:
             for line in progress(part.removesuffix(b"\n").split(b"\n"), split, unit=" lines"):
-                number += 1
-                try:
-                    out.write(encode(line.decode("utf-8")) + "\n")
-                except UnicodeDecodeError:
-                    raise DataError(f"{file}:{number}: not UTF-8 text; --symbols bytes takes any file") from None
+                out.write(encode(line.decode("utf-8")) + "\n")
     return []
 
 
@@ -115,13 +133,15 @@ def prepare(options: Options) -> None:
     if not data:
         raise DataError(f"--input: {options.input} is empty")
     parts = cut(data, options.split, at_lines=options.symbols == "sentencepiece")
-    with staged_folder(options.out) as stage:
+    if options.symbols == "sentencepiece":
+        parts = cleaned(parts, options.input)
+    with binarised_folder(options.out) as stage:
         symbols = stage / "symbols"
         symbols.mkdir()
         if options.symbols == "bytes":
             dictionary = byte_symbols(parts, stage)
         else:
-            dictionary = subword_symbols(parts, stage, options.vocab_size, options.input)
+            dictionary = subword_symbols(parts, stage, options.vocab_size)
         report = {}
         for split, part in zip(SPLITS, parts, strict=True):
             with (symbols / split).open(encoding="utf-8") as lines:
@@ -156,4 +176,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_command(main))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from examples.method_pictures import PICTURES, draw
+from fairseq_ext.training.interruption import run_command
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "methods"
 
@@ -24,4 +26,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

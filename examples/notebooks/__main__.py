@@ -18,6 +18,7 @@ from nbformat import NotebookNode
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import output_folder, replacing
+from fairseq_ext.training.interruption import run_command
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -140,4 +141,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import write_json, writing_to
+from fairseq_ext.training.interruption import run_command
 from fairseq_ext.training.progress import Reporting, reporting, say
 
 from .corpus import new_line, parse_locale
@@ -109,4 +110,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

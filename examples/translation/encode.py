@@ -15,6 +15,7 @@ from pathlib import Path
 from examples.translation.staging import MAX_TOKENS, WARN_UNKNOWN
 from fairseq_ext.text import Preparation, dictionary_symbols, unknown_share
 from fairseq_ext.training.files import read_lines
+from fairseq_ext.training.interruption import run_command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,4 +42,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_command(main))

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from itertools import product, zip_longest
 from pathlib import Path
 
-from examples.translation.staging import check_unknown, count_long, fairseq_preprocess
+from examples.translation.staging import binarised_folder, check_unknown, count_long, fairseq_preprocess
 from fairseq_ext.text import PREPARATION, SUBWORDS, UNICODE_FORMS, clean, join_subwords, learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import count_lines, read_lines, staged_folder, write_json
+from fairseq_ext.training.files import count_lines, read_lines, write_json
+from fairseq_ext.training.interruption import run_command
 from fairseq_ext.training.options import SPLITS, OptionSet, option
 from fairseq_ext.training.progress import Reporting, progress, reporting, say
 
@@ -154,7 +155,7 @@ def prepare(options: Options) -> None:
         OptionError: no training pair passes the filter, or subwords that cannot be learned.
     """
     languages = (options.source, options.target)
-    with staged_folder(options.out) as stage:
+    with binarised_folder(options.out) as stage:
         text, pieces = stage / "text", stage / "pieces"
         text.mkdir()
         pieces.mkdir()
@@ -200,4 +201,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_command(main))

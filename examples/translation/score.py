@@ -23,6 +23,7 @@ from sacrebleu.metrics import BLEU, CHRF, BLEUScore
 from examples.translation.outputs import read_outputs, spacing_warnings
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import write_json, writing_to
+from fairseq_ext.training.interruption import run_command
 from fairseq_ext.training.progress import Reporting, reporting, say, warn
 
 _COMPOUND = re.compile(r"(\S)-(\S)")
@@ -133,4 +134,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_command(main))

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fairseq_ext.text import dictionary_symbols, unknown_share
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import read_lines
+from fairseq_ext.training.files import read_lines, staged_folder
 from fairseq_ext.training.progress import say, warn
 
 WARN_UNKNOWN, REFUSE_UNKNOWN = 0.01, 0.2
 MAX_TOKENS = 1024
 """What fairseq's models read by default (``--max-source-positions``), the end of the sentence included."""
+
+
+def binarised_folder(out: str) -> AbstractContextManager[Path]:
+    """:func:`~fairseq_ext.training.files.staged_folder` for files that fairseq-preprocess is to read in it.
+
+    Raises:
+        OptionError: a path that it would take for several.
+    """
+    if "," in os.path.realpath(out):
+        raise OptionError(f"--out: {os.path.realpath(out)} has a comma, where fairseq-preprocess splits a path")
+    return staged_folder(out)
 
 
 def fairseq_preprocess(arguments: list[str], destination: Path) -> None:

@@ -144,8 +144,9 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         if Preparation.load(folder).fingerprint == fingerprint:
             return read_json(folder / RECORD)
         raise OptionError(f"DATA: {folder} is of other files or options: remove it or name another")
-    left_out: Counter[str] = Counter()
-    source = match(options.read(), options.skip_missing, left_out)
+    source = options.read()
+    left_out = source.left_out
+    source = match(source, options.skip_missing, left_out)
     if source.split_of:
         options.refuse_idle("where the source has splits", "valid", "test", "seed")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class Source:
         files: the regions of the images, by the same keys.
         categories: class names, where boxes have classes.
         image_ids: of the images, where they are not the keys.
+        left_out: how much of what was read cannot be used.
     """
 
     captions: Mapping[str, Sequence[str]]
@@ -39,6 +41,7 @@ class Source:
     files: Sequence[FeatureSet]
     categories: list[str] | None = None
     image_ids: Mapping[str, str] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def region_source(
@@ -145,20 +148,21 @@ def published_source(
     """
     split_of: Mapping[str, str] = {}
     captions: dict[str, list[str]] = {}
+    left_out: Counter[str] = Counter()
     if len(paths) == 1 and _is_karpathys(paths[0]):
         if splits:
             raise OptionError(f"--split-file {splits}: has no effect: {paths[0]} has splits")
         split_of, captions = read_karpathy(paths[0])
     else:
         for path in paths:
-            for key, texts in read_captions(path).items():
+            for key, texts in read_captions(path, left_out).items():
                 captions.setdefault(key, []).extend(texts)
         if splits:
             split_of = read_karpathy(splits)[0]
             captions = {key: captions.get(key, []) for key in split_of}
     if features:
         images = Images(read_sizes(paths), grid)
-        return Source(captions, split_of, [open_features(path, images) for path in features])
+        return Source(captions, split_of, [open_features(path, images) for path in features], left_out=left_out)
     files, names = [], None
     for place in instances:
         categories, regions = read_instances(place)
@@ -166,7 +170,7 @@ def published_source(
             raise DataError(f"{place}: its categories are not those of {instances[0]}")
         names = categories
         files.append(FeatureSet(place, list(regions), _chosen(regions)))
-    return Source(captions, split_of, files, names)
+    return Source(captions, split_of, files, names, left_out=left_out)
 
 
 def _is_karpathys(path: Path) -> bool:

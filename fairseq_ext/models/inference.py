@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from fairseq.models import BaseFairseqModel
 from fairseq.models.transformer import TransformerModelBase
 from fairseq.models.transformer_lm import TransformerLanguageModel
@@ -20,8 +18,7 @@ from fairseq_ext.modules.packed_linear import (
     processor_note,
 )
 from fairseq_ext.training.errors import OptionError, choose
-
-logger = logging.getLogger(__name__)
+from fairseq_ext.training.progress import warn
 
 OPTION = "--inference-dtype"
 CONVERTIBLE = (TransformerModelBase, TransformerLanguageModel)
@@ -67,7 +64,7 @@ def convert_for_inference_(model: BaseFairseqModel, dtype: str) -> BaseFairseqMo
             # keeps it off torch's fused attention, which reads the weights of the linear layers
             attention.skip_embed_dim_check = True
     if note := processor_note(dtype):
-        logger.warning("%s %s: %s", OPTION, dtype, note)
+        warn(f"{OPTION} {dtype}: {note}")
     model.inference_dtype = dtype
     return model
 

@@ -7,9 +7,8 @@ and prefix, else their name.
 from __future__ import annotations
 
 import csv
-import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,16 @@ from fairseq_ext.regions.json_files import read_annotations
 from fairseq_ext.regions.names import image_key
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_lines
+from fairseq_ext.training.progress import warn
 
 __all__ = ["read_captions"]
 
-logger = logging.getLogger(__name__)
-
 COLUMNS = (("image", "image_name", "filename"), ("caption", "comment"))
 MAX_BROKEN = 10
+BROKEN = "broken lines of captions"
 
 
-def read_captions(path: str | Path) -> dict[str, list[str]]:
+def read_captions(path: str | Path, left_out: Counter[str] | None = None) -> dict[str, list[str]]:
     """The captions of each image, in their order, from any of
 
     - COCO's ``captions_*.json``;
@@ -35,7 +34,11 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
     - a csv whose header names an image column (``image``, ``image_name`` or ``filename``) and a caption column
       (``caption`` or ``comment``), separated by commas, tabs or ``|``.
 
-    Up to ten lines of another form are skipped and named in the log: Kaggle's Flickr30k has one.
+    Up to ten lines of another form are skipped, each with a warning: Kaggle's Flickr30k has one.
+
+    Args:
+        path: the file.
+        left_out: counts the lines that are skipped. Default: they are not counted.
 
     Raises:
         DataError: none of these, or more broken lines.
@@ -67,7 +70,9 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
     if broken and (len(broken) > MAX_BROKEN or len(broken) >= read):
         raise DataError(f"{broken[0]}; {len(broken)} lines are broken")
     for error in broken:
-        logger.warning("skipped: %s", error)
+        warn(f"skipped: {error}")
+    if broken and left_out is not None:
+        left_out[BROKEN] += len(broken)
     return captions
 
 

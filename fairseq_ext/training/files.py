@@ -6,7 +6,6 @@ import codecs
 import contextlib
 import errno
 import gzip
-import json
 import os
 import pickle
 import re
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
+from fairseq_ext.training.json_values import json_text, parse_json
 from fairseq_ext.training.locks import locked
 
 __all__ = [
@@ -82,6 +82,8 @@ def writing_to(folder: str | Path, option: str = "--out") -> Iterator[Path]:
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         yield folder
+    except BrokenPipeError:  # of who reads what is printed
+        raise
     except OSError as error:
         raise OptionError(f"{option}: cannot write to {folder}: {error.strerror}") from error
 
@@ -90,12 +92,12 @@ def writing_to(folder: str | Path, option: str = "--out") -> Iterator[Path]:
 def staged_folder(out: str | Path, option: str = "--out") -> Iterator[Path]:
     """A temporary folder beside ``out`` that becomes ``out`` in one rename, or disappears if anything fails.
 
-    One that a kill left behind is emptied.
+    One that a kill left behind is emptied. Where ``out`` is a symbolic link, the folder that it leads to is made.
 
     Raises:
-        OptionError: ``out`` holds anything, cannot be written, or another process is about to write it.
+        OptionError: ``out`` holds anything, cannot be written or replaced, or another process is about to write it.
     """
-    out = Path(out).absolute()
+    out = Path(os.path.realpath(out))
     with writing_to(out.parent, option):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OptionError(f"{option}: {out} already exists and is not an empty folder; remove it or name another")
@@ -109,10 +111,24 @@ def staged_folder(out: str | Path, option: str = "--out") -> Iterator[Path]:
             try:
                 for left in stage.iterdir():
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
+                _check_replaceable(out, stage, option)
                 yield stage
                 os.replace(stage, out)
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
+
+
+def _check_replaceable(out: Path, stage: Path, option: str) -> None:
+    """Replace ``out``, if it is there, by an empty folder, as by a full one at the end: a mount point refuses."""
+    if not os.path.lexists(out):
+        return
+    trial = stage / "trial"
+    trial.mkdir()
+    try:
+        os.replace(trial, out)
+    except OSError as error:
+        instead = f"name a folder in it, such as {out / 'data'}"
+        raise OptionError(f"{option}: {out} cannot be replaced ({error.strerror}); {instead}") from error
 
 
 def output_folder(folder: str | Path, option: str = "--out") -> Path:
@@ -206,16 +222,13 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a UTF-8 JSON file, plain or gzip.
+    """The value in a UTF-8 JSON file, plain or gzip; see :func:`~fairseq_ext.training.json_values.parse_json`.
 
     Raises:
         DataError: where the file cannot be read, or holds anything else.
     """
     text = _decoded(read_bytes(path).removeprefix(codecs.BOM_UTF8), str(path))
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # hostile nesting
-        raise DataError(f"{path}: not a JSON file: {error}") from error
+    return parse_json(text, str(path), "file", file_names=True)
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
@@ -225,16 +238,13 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
         DataError: a line that is not JSON, or a text that cannot be read.
     """
     for line, origin in read_lines(path):
-        try:
-            yield json.loads(line), origin
-        except (ValueError, RecursionError) as error:  # as above
-            raise DataError(f"{origin}: not a JSON value: {error}") from error
+        yield parse_json(line, origin, "value"), origin
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON so that a kill leaves the old file or the new one."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
 
 
 def load_safely(path: str | Path) -> Any:

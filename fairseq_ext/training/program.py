@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
-import json
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,6 +17,8 @@ from tqdm import tqdm
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import read_json
+from fairseq_ext.training.interruption import run_command
+from fairseq_ext.training.json_values import json_text
 from fairseq_ext.training.options import OptionSet, flag
 from fairseq_ext.training.progress import Reporting, is_first_process, reporting, say
 
@@ -94,14 +94,17 @@ class Program:
 
         Args:
             arguments: its words. Default: those of the command line, where a reader that closes the pipe, such as
-                ``head``, then ends the program without a traceback.
+                ``head``, and Ctrl-C end the program without a traceback.
 
         Raises:
             InputError: options that are refused.
         """
-        if arguments is None and hasattr(signal, "SIGPIPE"):
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        if arguments is not None:
+            self._run(list(arguments))
+        elif code := run_command(lambda: self._run(sys.argv[1:])):
+            raise SystemExit(code)
+
+    def _run(self, arguments: list[str]) -> None:
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         early.add_argument("--config", default="")
         config = early.parse_known_args(arguments)[0].config
@@ -132,10 +135,10 @@ def _show(result: str | Mapping[str, Any] | Iterator[Any] | None) -> None:
     if isinstance(result, str):
         _print(result)
     elif isinstance(result, Mapping):
-        _print(json.dumps(result, indent=2, ensure_ascii=False))
+        _print(json_text(result, indent=2))
     elif result is not None:
         for row in result:  # in every process: making a row may need all of them
-            _print(json.dumps(row, ensure_ascii=False))
+            _print(json_text(row))
 
 
 def _print(text: str) -> None:

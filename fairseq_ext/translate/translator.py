@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from argparse import Namespace
 from collections import Counter
@@ -17,14 +16,13 @@ from fairseq.utils import resolve_max_positions
 from torch import Tensor
 
 from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.progress import warn
 from fairseq_ext.training.runs import torch_device
 from fairseq_ext.translate.loading import Loaded, load
 from fairseq_ext.translate.long_lines import parts
 from fairseq_ext.translate.options import AUTO, Decoding
 
 __all__ = ["Hypothesis", "Translation", "Translator"]
-
-logger = logging.getLogger(__name__)
 
 LONG = {
     "skip": "skipped (--long truncate or split translates it)",
@@ -130,7 +128,7 @@ class Translator:
     def translate(self, sentences: Sequence[str], *, beam: int = 5, **options: Any) -> list[str]:
         """The best translation of each sentence, in their order; blank for blank.
 
-        Sentences that were too long, and translations that were cut, are logged as warnings.
+        Sentences that were too long, and translations that were cut, are warned of on stderr.
 
         Args:
             sentences: raw text.
@@ -144,7 +142,7 @@ class Translator:
         translations = self.translations(sentences, Decoding(beam=beam, **options))
         for number, translation in enumerate(translations):
             for problem in self.problems(translation):
-                logger.warning("sentence %d: %s", number, problem)
+                warn(f"sentence {number}: {problem}")
         return [translation.text for translation in translations]
 
     def translations(

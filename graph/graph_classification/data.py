@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import re
 from pathlib import Path
 
 import torch
@@ -28,6 +30,14 @@ TU_NAMES = (
     *("PROTEINS", "PROTEINS_full", "PTC_FM", "PTC_FR", "PTC_MM", "PTC_MR", "REDDIT-BINARY", "REDDIT-MULTI-5K"),
     *("REDDIT-MULTI-12K", "SYNTHETIC", "Synthie", "TRIANGLES", "Tox21_AhR_training", "twitch_egos", "Yeast"),
 )
+
+FILES = (
+    *("A", "graph_indicator", "node_labels", "node_attributes", "edge_labels", "edge_attributes"),
+    *("graph_labels", "graph_attributes"),
+)
+"""What torch_geometric reads of a data set, as ``NAME_A.txt``."""
+NEWLINE = b"\n"
+BLANK = re.compile(rb"(?:\A|\n)[ \t\r]*\n")
 
 
 class CappedDegree(BaseTransform):
@@ -57,17 +67,18 @@ def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TU
     names = sorted(present.union(TU_NAMES))
     if difflib.get_close_matches(name, names, n=1, cutoff=0.85):
         choose("--dataset", name, names)
-    for path in (root / name / "raw").glob("*.txt"):
-        if not path.stat().st_size:  # of which torch_geometric makes data without features or labels
-            raise DataError(f"--dataset {name}: {path} is empty")
+    _check_lines(root, name)
     try:
         with safe_loads_only():
             dataset = current(TUDataset, str(root), name, use_node_attr=use_node_attr)
     except Exception as error:  # downloads, and files that do not fit together, fail in many places and types
+        _check_lines(root, name)
         problem = "cannot read" if name in present else "not there, and cannot be downloaded:"
         reason = " ".join(str(error).split()[:30])
-        place = _damaged_file(root / name) or root / name
+        place = _damaged_file(root, name) or root / name
         raise DataError(f"--dataset {name}: {problem} {place} ({type(error).__name__}: {reason})") from error
+    if name not in present:
+        _check_lines(root, name)
     labels = getattr(dataset, "y", None)
     if labels is None or labels.is_floating_point() or labels.numel() != len(dataset):
         form = "no labels" if labels is None else f"{labels.numel()} labels of type {labels.dtype}"
@@ -90,9 +101,33 @@ def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TU
     return dataset
 
 
-def _damaged_file(folder: Path) -> Path | None:
-    """The first of the raw files that cannot be read by itself."""
-    for path in sorted((folder / "raw").glob("*.txt")):
+def _check_lines(root: Path, name: str) -> None:
+    """Refuse files that torch_geometric reads less of than they hold, or stumbles over without a word of why.
+
+    Raises:
+        DataError: the file, and what is wrong with its lines.
+    """
+    for path in _files(root, name):
+        data, where = path.read_bytes(), f"--dataset {name}: {path}"
+        if not data:  # of which torch_geometric makes data without features or labels
+            raise DataError(f"{where} is empty")
+        if data.startswith(codecs.BOM_UTF8):
+            raise DataError(f"{where} begins with a byte order mark; save it as UTF-8 without one")
+        if blank := BLANK.search(data):
+            raise DataError(f"{where}: line {data.count(NEWLINE, 0, blank.end() - 1) + 1} is blank")
+        if not data.endswith(NEWLINE):  # torch_geometric drops what follows the last line feed
+            raise DataError(f"{where}: the last line has no line feed at its end, and would be lost; add one")
+
+
+def _files(root: Path, name: str) -> list[Path]:
+    """The files that torch_geometric reads, of those that are there."""
+    paths = [root / name / "raw" / f"{name}_{kind}.txt" for kind in FILES]
+    return [path for path in paths if path.is_file()]
+
+
+def _damaged_file(root: Path, name: str) -> Path | None:
+    """The first of the files that cannot be read by itself."""
+    for path in _files(root, name):
         try:
             read_txt_array(str(path), sep=",", dtype=None if path.stem.endswith("_attributes") else torch.long)
         except Exception:  # whatever the parser makes of it

@@ -16,6 +16,7 @@ from torch import Tensor
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import STDIN, read_json, read_lines
 from fairseq_ext.training.options import SPLITS
+from fairseq_ext.training.tables import read_labelled_lines
 
 __all__ = ["Sample", "label_matrix", "label_names", "read_file", "read_splits", "unknown_labels"]
 
@@ -41,11 +42,9 @@ def _sample(reviews: Iterable[str], labels: Iterable[str], origin: str) -> Sampl
     return Sample(tuple(reviews), tuple(names), origin)
 
 
-def _tsv_sample(line: str, origin: str) -> Sample:
-    labels, tab, text = line.partition("\t")
-    if not tab:
-        raise DataError(f"{origin}: no tab; a line is labels TAB text, the labels separated by |")
-    return _sample([text], labels.split("|") if labels.strip() else [], origin)
+def _tsv_samples(path: str | Path) -> list[Sample]:
+    lines = read_labelled_lines(path, "labels TAB text, the labels separated by |")
+    return [_sample([text], labels.split("|") if labels.strip() else [], origin) for labels, text, origin in lines]
 
 
 def _album(value: Any, origin: str, need_labels: bool) -> Sample:
@@ -83,7 +82,8 @@ def _holds_albums(path: str | Path) -> bool:
 def read_file(path: str | Path, need_labels: bool = True) -> list[Sample]:
     """The samples of one file, its form by its name, ``.gz`` left aside.
 
-    ``.tsv``: lines of ``labels TAB text``, labels separated by ``|``, or none. ``.json``: one album or a list of them.
+    ``.tsv``: lines of ``labels TAB text``, labels separated by ``|``, or none, behind a header where there is one
+    (:func:`~fairseq_ext.training.tables.read_labelled_lines`). ``.json``: one album or a list of them.
     ``.txt``: a Python literal of an album a line. Without ``need_labels``, every line of a ``.txt`` that does not hold
     albums alone is a text, blank ones too, as those of the standard input (``"-"``) are.
 
@@ -101,7 +101,7 @@ def read_file(path: str | Path, need_labels: bool = True) -> list[Sample]:
         origins = [f"{path}: album {number}" for number in range(1, len(albums) + 1)]
         samples = [_album(album, origin, need_labels) for album, origin in zip(albums, origins, strict=True)]
     elif name.endswith(".tsv"):
-        samples = [_tsv_sample(line, origin) for line, origin in read_lines(path)]
+        samples = _tsv_samples(path)
     elif name == STDIN or (name.endswith(".txt") and not (need_labels or _holds_albums(path))):
         samples = [_sample([line], [], origin) for line, origin in read_lines(path, keep_blank=True)]
     elif name.endswith(".txt"):

@@ -11,6 +11,7 @@ from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 
 import fairseq_ext.captions.prepare as preparation_module
+from fairseq_ext import cli
 from fairseq_ext.captions.prepare import PrepareOptions, prepare
 from fairseq_ext.captions.sources import region_source
 from fairseq_ext.captions.store import KINDS, Preparation, Split
@@ -131,6 +132,18 @@ def test_splits_are_drawn_where_there_are_none(tmp_path):
     ] == [2, 1, 1]
     with pytest.raises(InputError, match="--valid and --test must leave some of the 4 images, got 2 and 2"):
         prepare(options(tmp_path / "data", [captions], **draw | {"valid": 2, "test": 2}))
+
+
+def test_captions_that_are_skipped_are_told_and_counted(tmp_path, capsys):
+    captions, features = tmp_path / "results.token", grids_archive(tmp_path / "grids")
+    lines = [f"{image}.jpg#{number}\tA dog .\n" for image in IDS for number in range(2)]
+    captions.write_text("".join([*lines, "4444.jpg A cat .\n"]))
+    words = ["captions", "prepare", captions, tmp_path / "data", "--features", features, "--grid", 1, 3]
+    # Not prepare(): fairseq-ext keeps everything that is logged from the screen.
+    assert cli.main([*map(str, words), "--valid", "1", "--test", "1", "--min-count", "1", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == f"warning: skipped: {captions}:9: a line is IMAGE.jpg#NUMBER TAB caption\n"
+    assert json.loads(printed.out)["left_out"]["broken lines of captions"] == 1
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -14,7 +14,8 @@ import pytest
 
 from examples.language_modeling import bpc
 from examples.language_modeling import prepare as lm
-from fairseq_ext.training.errors import DataError, InputError
+from examples.translation import prepare as mt
+from fairseq_ext.training.errors import DataError, InputError, OptionError
 from fairseq_ext.training.files import write_json
 from tests.helpers import ROOT, damaged_texts
 
@@ -37,6 +38,9 @@ def test_bytes_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert b"\n".join(lines) == part.removesuffix(b"\n")
     symbols = [int(line.split()[0]) for line in seen["dict.txt"].splitlines()]
     assert sorted(symbols) == [byte for byte in range(256) if byte != ord("\n")]
+
+
+VOCAB = ["--vocab-size", "20"]
 
 
 def test_language_model_from_the_command_line(tmp_path: Path) -> None:
@@ -120,6 +124,43 @@ def test_what_valid_and_test_hold_beyond_train_is_said(tmp_path: Path, capsys, m
     splits = json.loads((tmp_path / "out" / "prepare.json").read_text())["splits"]
     assert splits["train"]["unknown"] == splits["test"]["unknown"] == 0 and splits["valid"]["unknown"] > 0.2
     assert "warning: valid: " in capsys.readouterr().err
+
+
+def test_characters_are_those_that_are_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Space of other kinds, or of several characters, is one space; a carriage return ends no line."""
+    seen: dict[str, list[str]] = {}
+
+    def preprocess(options: list[str], stage: Path) -> None:
+        for split in lm.SPLITS:
+            seen[split] = (stage / "symbols" / split).read_text().removesuffix("\n").split("\n")
+        words = sorted({word for line in seen["train"] for word in line.split()})
+        (stage / "dict.txt").write_text("".join(f"{word} 1\n" for word in words))
+
+    monkeypatch.setattr(lm, "fairseq_preprocess", preprocess)
+    line = " ein  \tmann\u00a0l\u0061\u0308uft\u3000\r\u2028heute\x07 \r\n"
+    (tmp_path / "in").write_text((line + "\n") * 60, newline="")
+    lm.main(["--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--symbols", "sentencepiece", *VOCAB])
+    splits = json.loads((tmp_path / "out" / "prepare.json").read_text())["splits"]
+    assert sum(map(len, seen.values())) == 120
+    for split, lines in seen.items():
+        # Every piece stands for its characters, the space before the first word and the line feed for themselves.
+        texts = ["".join(text.split()).replace("\u2581", " ")[1:] for text in lines]
+        assert set(texts) == {"ein mann l\u00e4uft heute", ""}
+        assert splits[split]["characters"] == sum(len(text) + 1 for text in texts)
+        assert splits[split]["tokens"] == sum(len(text.split()) + 1 for text in lines)
+
+
+@pytest.mark.parametrize("out", ["a,b", "a,b/out"])
+@pytest.mark.parametrize("program", [lm, mt])
+def test_a_path_that_fairseq_preprocess_would_split_is_refused_before_the_work(tmp_path: Path, program, out) -> None:
+    (tmp_path / "in").write_text("a b\n" * 99)
+    prefix = str(tmp_path / "in")
+    given = {"input": prefix} if program is lm else {"train": prefix, "valid": prefix, "test": prefix}
+    languages = {} if program is lm else {"source": "de", "target": "en"}
+    words = [word for name, value in {**given, **languages}.items() for word in (f"--{name}", value)]
+    with pytest.raises(OptionError, match=r"^--out: .*a,b.* has a comma, where fairseq-preprocess splits a path"):
+        program.main([*words, "--out", str(tmp_path / out)])
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 LOG = "INFO | Evaluated 1,000 tokens in 2.0s (500 tokens/s)\nINFO | Loss (base 2): 3.2500, Perplexity: 9.51\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -346,6 +347,14 @@ def test_a_damaged_list_of_pairs_is_named(tmp_path: Path, kind: str) -> None:
     (tmp_path / "good").write_bytes(good + b"one column\n")
     with pytest.raises(DataError, match=f"^{tmp_path}/good:10: 1 columns"):
         tatoeba.main([str(tmp_path / "good"), *options])
+
+
+def test_tatoeba_reads_a_pipe_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "".join(f"eins {number}\tone {number}\n" for number in range(9))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(lines.encode()))))
+    tatoeba.main(["-", "--source", "de", "--target", "en", "--held-out", "2", "--out", str(tmp_path / "out")])
+    files = [tmp_path / "out" / f"{split}.de" for split in ("train", "valid", "test")]
+    assert [len(file.read_text().splitlines()) for file in files] == [5, 2, 2]
 
 
 def test_tatoeba_split_shares_no_sentence() -> None:

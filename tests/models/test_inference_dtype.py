@@ -200,20 +200,18 @@ def test_what_cannot_be_converted_is_refused_by_name(name: str, dtype: str, monk
     assert list(model.modules()) == before
 
 
-def test_what_the_processor_lacks_is_told_or_refused(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+def test_what_the_processor_lacks_is_told_or_refused(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for dtype, lacking in {"int8": "no AVX-512 VNNI", "bfloat16": "no AVX-512 BF16"}.items():
-        caplog.clear()
         prepared(build(False), dtype)
-        (record,) = caplog.records
-        assert record.message.startswith(f"--inference-dtype {dtype}: {lacking}")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"warning: --inference-dtype {dtype}: {lacking}")
     for module in (packed_linear, inference):
         monkeypatch.setattr(module, "is_supported", lambda dtype: False)
-    caplog.clear()
     assert inference_dtype(prepared(build(False), "float32")) == "float32"
-    assert "no packed products" in caplog.text
+    assert "no packed products" in capsys.readouterr().err
     with pytest.raises(OptionError, match=r"^--inference-dtype int8: no packed products"):
         prepared(build(False), "int8")
 

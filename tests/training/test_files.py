@@ -118,6 +118,40 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert names(tmp_path) == {"out"}
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_staged_folder_may_be_linked(tmp_path, there):
+    target, link = tmp_path / "disk" / "data", tmp_path / "out"
+    (target if there else target.parent).mkdir(parents=True)
+    link.symlink_to(target, target_is_directory=True)
+    with staged_folder(link) as stage:
+        (stage / "file").write_text("new")
+    assert link.is_symlink() and names(target) == {"file"} and names(target.parent) == {"data"}
+
+
+def test_a_staged_folder_that_cannot_become_the_other_is_refused_before_the_work(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    replace = os.replace
+
+    def mounted(source, target):
+        if target == out:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", mounted)
+    with pytest.raises(OptionError) as refusal, staged_folder(out):
+        pytest.fail("it works for nothing")
+    instead = f"name a folder in it, such as {out}/data"
+    assert one_line(refusal) == f"--out: {out} cannot be replaced (Device or resource busy); {instead}"
+    assert names(tmp_path) == {"out"} and names(out) == set()
+    with staged_folder(out / "data") as stage:
+        (stage / "file").write_text("new")
+    assert names(out / "data") == {"file"}
+    (tmp_path / "ring").symlink_to(tmp_path / "ring")
+    with pytest.raises(OptionError, match=r"--out: .*ring"), staged_folder(tmp_path / "ring"):
+        pytest.fail("it works for nothing")
+
+
 def test_json_keeps_any_text(tmp_path):
     value = {"Größe": ["民谣", "\n", 0.1, None, True]}
     write_json(tmp_path / "file.json", value)

@@ -22,6 +22,8 @@ __all__ = ["Splits", "cifar_splits", "idx_splits", "numbered"]
 Splits = dict[str, Callable[[], ImageSet] | None]
 """How to read each split of a folder; None for one that is not there."""
 
+MAX_CLASSES = 1_000_000
+"""Without names; ImageNet has 21,841."""
 ARRAYS = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
@@ -34,9 +36,20 @@ BATCHES = {f"data_batch_{number}" for number in range(1, 6)}
 """The training images of CIFAR-10."""
 
 
-def numbered(labels: np.ndarray) -> tuple[str, ...]:
-    """Names of classes that have none: their numbers."""
-    return tuple(str(number) for number in range(int(labels.max(initial=0)) + 1))
+def numbered(labels: np.ndarray, origin: str) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers.
+
+    Args:
+        labels: a class number of each image.
+        origin: where they are from, for messages.
+
+    Raises:
+        DataError: a number so large that it counts no classes.
+    """
+    count = int(labels.max(initial=0)) + 1
+    if count > MAX_CLASSES:
+        raise DataError(f"{origin}: class number {count - 1}; they count from 0 to {MAX_CLASSES - 1} at most")
+    return tuple(map(str, range(count)))
 
 
 def _only(splits_of: Callable[[Path], Splits], folder: Path, *below: str) -> Splits:
@@ -77,7 +90,7 @@ def _from_idx(images: Path, labels: Path) -> ImageSet:
     pixels, classes = _read_idx(images, 3), _read_idx(labels, 1)
     if len(pixels) != len(classes):
         raise DataError(f"{labels}: {len(classes)} labels for the {len(pixels)} images of {images.name}")
-    return ImageSet(pixels, classes.astype(np.int64), numbered(classes), str(images))
+    return ImageSet(pixels, classes.astype(np.int64), numbered(classes, str(labels)), str(images))
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:

@@ -128,7 +128,7 @@ def _from_npz(path: Path, x: str, y: str) -> ImageSet:
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise DataError(f"{path}: {y} must be {len(images)} whole numbers, got {labels.dtype} {labels.shape}")
     images = images[..., 0] if images.shape[-1] == 1 and images.ndim == 4 else images
-    return ImageSet(images, labels.astype(np.int64), numbered(labels), str(path))
+    return ImageSet(images, labels.astype(np.int64), numbered(labels, f"{path}: {y}"), str(path))
 
 
 def _pictures(folder: Path) -> Splits:

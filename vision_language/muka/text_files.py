@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 
 from fairseq_ext.training.errors import DataError, OptionError, first_line
 from fairseq_ext.training.files import STDIN, read_lines
+from fairseq_ext.training.tables import TEXT_COLUMNS, read_labelled_lines
 
 __all__ = ["ENDINGS", "Texts", "read_file", "read_new_texts"]
 
 ENDINGS = (".tsv", ".tsv.gz", ".txt", ".txt.gz")
-TEXT_COLUMNS = ("text", "sentence")
 Row: TypeAlias = tuple[str | None, str, str]
 """Label, or None where there are none, text, and its place for messages."""
 
@@ -109,33 +109,16 @@ def _lines(path: Path, keep_blank: bool = False) -> Iterator[Row]:
     """The rows of a text file, without a header."""
     if not path.name.endswith(ENDINGS):
         raise DataError(f"{path}: the name must end in {', '.join(ENDINGS)}")
-    labelled = ".tsv" in path.suffixes[-2:]
-    for number, (line, origin) in enumerate(read_lines(path, keep_blank)):
-        label, tab, text = line.partition("\t") if labelled else (None, "", line)
-        if tab and not number and _is_header(label, text, origin):
-            continue
-        if labelled and not tab and line.strip():
-            raise DataError(f"{origin}: no tab; a line is label TAB text")
-        yield label, text, origin
-
-
-def _is_header(first: str | None, second: str, origin: str) -> bool:
-    """Whether the first line of a file names its columns, as the released code's files do, in any case.
-
-    Raises:
-        DataError: it does, in another order.
-    """
-    names = (first or "").strip().lower(), second.strip().lower()
-    if names[1] == "label" and names[0] in TEXT_COLUMNS:
-        raise DataError(f"{origin}: the columns are {names[0]} and label; a line is label TAB text")
-    return names[0] == "label" and names[1] in TEXT_COLUMNS
+    if ".tsv" in path.suffixes[-2:]:
+        return read_labelled_lines(path, keep_blank=keep_blank)
+    return ((None, line, origin) for line, origin in read_lines(path, keep_blank))
 
 
 def read_file(path: str | Path) -> Texts:
     """The texts of one file, its form by its name.
 
-    ``.tsv``: lines of ``label TAB text``; a first line of these words, or of ``label TAB sentence``, is a header, in
-    any case of letters.
+    ``.tsv``: lines of ``label TAB text`` (:func:`~fairseq_ext.training.tables.read_labelled_lines`), a header where
+    the first line is of these words.
     ``.txt``: a text a line, no labels. Both also with ``.gz``. A folder: what ``datasets.Dataset.save_to_disk`` wrote
     (columns ``text`` or ``sentence``, and ``label``, -1 where there is none), where that package is installed. Blank
     lines are skipped.

@@ -17,6 +17,7 @@ from pathlib import Path
 from fairseq_ext.text import clean
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import count_lines, read_lines, staged_folder
+from fairseq_ext.training.interruption import run_command
 from fairseq_ext.training.progress import Reporting, progress, reporting, say
 
 
@@ -38,7 +39,8 @@ def split(args: argparse.Namespace) -> None:
     if min(args.columns) < 1:
         raise OptionError(f"--columns count from 1, got {args.columns[0]} and {args.columns[1]}")
     pairs = []
-    for line, origin in progress(read_lines(args.pairs), "pairs", total=count_lines(args.pairs), unit=" pairs"):
+    total = count_lines(args.pairs) if args.pairs.is_file() else None  # a pipe can be read only once
+    for line, origin in progress(read_lines(args.pairs), "pairs", total=total, unit=" pairs"):
         columns = line.split("\t")
         if len(columns) < max(args.columns):
             problem = f"{len(columns)} columns, --columns asks for {max(args.columns)}"
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         description="Train, valid and test that share no sentence, from a tab-separated list of pairs.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("pairs", type=Path, help="a pair a line, separated by tabs, plain or .gz")
+    parser.add_argument("pairs", type=Path, help="a pair a line, separated by tabs, plain or .gz, or - for stdin")
     parser.add_argument("--source", required=True, metavar="LANG", help="source language, for the file names")
     parser.add_argument("--target", required=True, metavar="LANG", help="target language, for the file names")
     parser.add_argument("--columns", type=int, nargs=2, default=[1, 2], help="columns of source and target, from 1")
@@ -73,4 +75,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_command(main))

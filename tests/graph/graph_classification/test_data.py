@@ -104,6 +104,7 @@ def test_a_known_data_set_that_cannot_be_downloaded(tmp_path, monkeypatch):
 def test_damaged_files_are_named(tmp_path, file, kind):
     root = write_tu(tmp_path, node_labels=NODE_LABELS, node_attributes=NODE_LABELS)
     path = root / "RINGS" / "raw" / f"RINGS_{file}.txt"
+    (path.parent / "README.txt").write_text("Of published data, which is not read.")
     good = path.read_bytes()
     more = {"empty": b"", "byte order mark": b"\xef\xbb\xbf" + good, "words": good + b"three, four\n"}
     path.write_bytes({**damaged_texts(good), **more}[kind])
@@ -113,6 +114,42 @@ def test_damaged_files_are_named(tmp_path, file, kind):
     with pytest.raises(DataError) as refusal:
         load_dataset(root, "RINGS")
     assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda text: text.removesuffix("\n"),
+            ": the last line has no line feed at its end, and would be lost; add one",
+        ),
+        (lambda text: text + "\n", ": line {last} is blank"),
+        (lambda text: "\n" + text, ": line 1 is blank"),
+        (lambda text: text.replace("\n", "\n \r\n", 1), ": line 2 is blank"),
+        (lambda text: "\ufeff" + text, " begins with a byte order mark; save it as UTF-8 without one"),
+        (lambda text: "", " is empty"),
+    ],
+    ids=["no-line-feed", "blank-end", "blank-start", "blank-line", "byte-order-mark", "empty"],
+)
+@pytest.mark.parametrize(("file", "downloaded"), [("A", False), ("edge_labels", True)])
+def test_no_line_is_lost(tmp_path, monkeypatch, file, change, message, downloaded):
+    made = write_tu(tmp_path / "made", node_labels=NODE_LABELS)
+    lines = (made / "RINGS" / "raw" / "RINGS_A.txt").read_text()
+    (made / "RINGS" / "raw" / "RINGS_edge_labels.txt").write_text("1\n" * lines.count("\n"))
+    (made / "RINGS" / "raw" / "README.txt").write_text("\n\nof published data, which is not read")
+    assert len(load_dataset(made, "RINGS")) == 40
+    path = made / "RINGS" / "raw" / f"RINGS_{file}.txt"
+    path.write_text(change(path.read_text()), newline="")
+    root = tmp_path / "other" if downloaded else made
+
+    def download(self):
+        shutil.copytree(made / "RINGS" / "raw", self.raw_dir, dirs_exist_ok=True)
+
+    monkeypatch.setattr("torch_geometric.datasets.TUDataset.download", download)
+    with pytest.raises(DataError) as refusal:
+        load_dataset(root, "RINGS")
+    where = root / "RINGS" / "raw" / f"RINGS_{file}.txt"
+    assert str(refusal.value) == f"--dataset RINGS: {where}{message.format(last=lines.count(chr(10)) + 1)}"
 
 
 def test_lines_may_end_as_on_windows(tmp_path):

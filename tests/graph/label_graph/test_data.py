@@ -51,6 +51,14 @@ def test_literal_albums(tmp_path):
     assert contents(read_file(write(tmp_path / "a.txt", f"{album!r}\n\n"))) == [(("it's loud", "fast"), ("rock",))]
 
 
+@pytest.mark.parametrize("labels", ["label", "labels"])
+def test_a_header_is_no_sample(tmp_path, labels):
+    path = write(tmp_path / "a.tsv", f"\n{labels}\ttext\nx|y\tone\n")
+    for need_labels in (True, False):
+        (sample,) = read_file(path, need_labels)
+        assert (sample.labels, sample.reviews) == (("x", "y"), ("one",))
+
+
 @pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz"])
 def test_lines_of_labels_and_text(tmp_path, name):
     path = write(tmp_path / name, "food|staff|food\tGood food. Slow, rude\tstaff!\r\n\n\tnothing\nx\t\n")

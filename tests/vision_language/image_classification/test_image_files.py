@@ -236,6 +236,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
         ({"x": PIXELS, "y": LABELS[:3]}, r"y must be 5 whole numbers, got int64 \(3,\)"),
         ({"x": PIXELS, "y": LABELS / 2}, "y must be 5 whole numbers, got float64"),
         ({"x": PIXELS, "y": LABELS - 1}, "labels from -1 to 1, of 2 classes"),
+        ({"x": PIXELS, "y": LABELS + 10**9}, "y: class number 1000000002; they count from 0 to 999999 at most"),
         ({"x": PIXELS[:0], "y": LABELS[:0]}, "there is no image in it"),
         ({"x": PIXELS}, "has no array y, it has x"),
         ({"x": np.array([object()] * 5), "y": LABELS}, "damaged"),

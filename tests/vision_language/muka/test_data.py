@@ -43,8 +43,9 @@ def test_a_header_is_no_class(tmp_path, column, case):
     texts = read_file(write(tmp_path / "a.tsv", f"\n{lines}"))
     assert texts.labels == ("sport", "label") and texts.texts == ("the goal", column)
     assert read_new_texts(write(tmp_path / "b.tsv", lines)) == ["the goal", column]
+    assert read_new_texts(write(tmp_path / "b.tsv", f"\n{lines}\n")) == ["", "the goal", column, ""]
     assert read_file(write(tmp_path / "a.txt", lines)).texts[0] == case(f"label\t{column}")
-    with pytest.raises(DataError, match=rf"a\.tsv:1: the columns are {column} and label; a line is label TAB text"):
+    with pytest.raises(DataError, match=rf"a\.tsv:1: the columns are '{column}', 'label'; a line is label TAB text"):
         read_file(write(tmp_path / "a.tsv", f"{case(column)}\t{case('label')}\nthe goal\tsport\n"))
 
 

@@ -1,0 +1,67 @@
+"""What a command line prints, and how it ends where the reader of it leaves, as ``head`` does, or a user stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+__all__ = ["run_command"]
+
+STOPPED = 130
+"""What a shell says of a program that Ctrl-C has ended."""
+
+
+def run_command(command: Callable[[], int | None]) -> int:
+    """Run ``command``; a reader that leaves and Ctrl-C end it without a traceback.
+
+    They are exceptions on the way, so that temporary files are removed. What it prints is UTF-8, whatever the terminal:
+    a letter that another encoding lacks would end the work.
+
+    Args:
+        command: returns the exit code, or None for 0.
+
+    Returns:
+        The exit code: also 0 where the reader left, 130 after Ctrl-C.
+
+    Example:
+        >>> if __name__ == "__main__":
+        ...     sys.exit(run_command(main))
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        return command() or 0
+    except BrokenPipeError:
+        if not any(map(_is_left, (sys.stdout, sys.stderr))):  # a worker process or a server may end as well
+            raise
+        return 0
+    except KeyboardInterrupt:
+        return STOPPED
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _drop_unread(stream)
+
+
+def _is_left(stream: TextIO) -> bool:
+    """Whether nobody reads the pipe that ``stream`` writes to."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError):  # a stream that is no file
+        return False
+
+
+def _drop_unread(stream: TextIO) -> None:
+    """Python, which writes the rest at its end, would tell that it cannot, and end with code 120."""
+    with contextlib.suppress(OSError, ValueError):  # a full disk, or a closed stream, of which Python tells by itself
+        stream.flush()
+    if _is_left(stream):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -1,0 +1,69 @@
+"""JSON with one meaning: a name stands once in a mapping, texts are of whole characters, numbers fit into float64."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from typing import Any
+
+from fairseq_ext.training.errors import DataError
+
+__all__ = ["json_text", "parse_json"]
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+HALF = re.compile(r"\\u[dD][89a-fA-F]")
+ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
+"""Each escape of a JSON text; its group is one of half a character alone."""
+LARGE = re.compile(r"\d{309}")
+FILE_NAME = re.compile(r"u[dD][cC][89a-fA-F].")
+"""What stands for a byte of a file name that is not UTF-8, in Python and hence in what :func:`json_text` writes."""
+
+
+def parse_json(text: str, origin: str, kind: str, file_names: bool = False) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: the JSON.
+        origin: where it stands, for messages.
+        kind: what it should be, for messages.
+        file_names: whether it may hold file names that are not UTF-8, as :func:`json_text` writes them.
+
+    Raises:
+        DataError: it is not JSON, a name stands twice in a mapping, a text holds half of a character (a lone
+            surrogate), which nothing can write, or a whole number is beyond float64, which no array can hold.
+    """
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+            raise DataError(f"{origin}: the name {name!r} stands twice in a mapping")
+        return value
+
+    def integer(digits: str) -> int:
+        number = int(digits)
+        if abs(number) > sys.float_info.max:
+            raise DataError(f"{origin}: a number of {len(digits.lstrip('-'))} digits is too large")
+        return number
+
+    hooks: dict[str, Any] = {"parse_int": integer} if LARGE.search(text) else {}  # it would slow down other files
+    try:
+        value = json.loads(text, object_pairs_hook=mapping, **hooks)
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:  # hostile nesting
+        raise DataError(f"{origin}: not a JSON {kind}: {error}") from error
+    if HALF.search(text):
+        for escape in ESCAPE.finditer(text):
+            if escape[1] and not (file_names and FILE_NAME.fullmatch(escape[1])):
+                place = f"{escape[0]} at character {escape.start() + 1}"
+                raise DataError(f"{origin}: a text holds half of a character ({place})")
+    return value
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON that can be written as UTF-8: as it is, except for the bytes of file names that are not UTF-8."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
