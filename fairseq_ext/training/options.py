@@ -211,7 +211,7 @@ class OptionSet:
         """Give ``parser``, or a group of one, a flag for every field, and ``--no-`` forms of those that are on."""
         types = get_type_hints(cls)
         for item in fields(cls):
-            choices = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
+            choices = f" ({', '.join(filter(None, item.metadata['choices']))})" if item.metadata["choices"] else ""
             value = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
             shown = "" if value in (MISSING, "") or types[item.name] is bool else f" [{value}]"
             settings: dict[str, Any] = {"help": f"{item.metadata['help']}{choices}{shown}".replace("%", "%%")}
