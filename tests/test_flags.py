@@ -106,6 +106,15 @@ def test_an_option_takes_the_same_values_everywhere():
     assert {name: dict(sets) for name, sets in choices.items() if len(sets) > 1}.keys() == OWN_CHOICES.keys()
 
 
+def test_a_flag_is_spelled_in_one_place():
+    """By :func:`fairseq_ext.training.options.flag`."""
+    spelled = re.compile(r"""--\{[^}]*replace\(['"]_['"]""")
+    tops = ("fairseq_ext", "graph", "vision_language", "examples", "benchmarks")
+    paths = [path for top in tops for path in ROOT.glob(f"{top}/**/*.py")]
+    found = [path.relative_to(ROOT).as_posix() for path in paths if spelled.search(path.read_text(encoding="utf-8"))]
+    assert found == ["fairseq_ext/training/options.py"]
+
+
 # Two papers' names: of a ranking loss, and of weights by the lead of a teacher.
 PUBLISHED_TWICE = {"margin"}
 

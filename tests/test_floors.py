@@ -29,7 +29,9 @@ MAY_IMPORT = {
         *(*BINDING, "fairseq_ext.compat", "fairseq_ext.models", "fairseq_ext.modules", "fairseq_ext.recipes"),
         *("fairseq_ext.captions.store", "fairseq_ext.tasks.caption_dataset"),
     ),
-    "fairseq_ext/recipes": ("yaml", "fairseq_ext.recipes", "fairseq_ext.training.errors"),
+    "fairseq_ext/recipes": (
+        *("yaml", "fairseq_ext.recipes", "fairseq_ext.training.errors", "fairseq_ext.training.options"),
+    ),
     "fairseq_ext/criterions": (*BINDING, "fairseq_ext.criterions", "fairseq_ext.losses"),
     # fairseq writes the binary captions; pictures and Java's tokeniser are read where they are installed.
     "fairseq_ext/captions": (

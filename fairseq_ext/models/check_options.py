@@ -127,7 +127,7 @@ def _check_block(cfg: Any, encoder: Any, decoder: Any) -> None:
         return
     require(not cfg.cross_self_attention, f"--block {cfg.block}: no --cross-self-attention")
     for name in ("scale_fc", "scale_attn", "scale_heads", "scale_resids"):
-        require(not getattr(cfg, name, False), f"--block {cfg.block}: excludes --{name.replace('_', '-')}")
+        require(not getattr(cfg, name, False), f"--block {cfg.block}: excludes {flag(name)}")
     if cfg.block == "muse-simple":
         return
     require(
