@@ -302,16 +302,8 @@ def test_released_scores_on_cora(name, tmp_path, planetoid_root):
     released = load_golden("renode", f"inductive_cora_{name}")
     low = float(released["base_w"])
     bounds = ["--w-min", str(low), "--w-max", str(low + float(released["scale_w"]))]
-    command = [
-        "train-large",
-        "--root",
-        str(planetoid_root),
-        "--label-sampling",
-        name[:4],
-        "--train-each",
-        "20",
-        *bounds,
-    ]
+    labels = ["--label-sampling", name[:4], "--train-each", "20"]
+    command = ["train-large", "--root", str(planetoid_root), *labels, *bounds]
     totoro = ["--totoro", "push-softmax"] if float(released["scale_w"]) else []
     recipe = [*totoro, "--epochs", "60", "--patience", "0", "--device", "cpu"]
     main([*command, *recipe, "--out", str(tmp_path)])
