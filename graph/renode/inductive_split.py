@@ -10,6 +10,7 @@ import numpy as np
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import OptionSet, option
 from graph.inputs import as_labels
+from graph.renode.splits import first_of_each_class
 
 __all__ = ["InductiveSplit", "InductiveSplitOptions", "inductive_split"]
 
@@ -54,20 +55,13 @@ def inductive_split(y: np.ndarray, train_each: int = 50, label_sampling: str = "
         if len(absent):
             raise OptionError(f"--train-each {train_each} leaves class {absent[0]} without training nodes")
     else:
-        train = _first_of_each_class(order, y, train_each, classes, "training")
-        valid = _first_of_each_class(np.setdiff1d(order, train), y, valid_each, classes, "validation")
+        train = first_of_each_class(order, y, [train_each] * classes, "--train-each")
+        rest = np.setdiff1d(order, train)
+        valid = first_of_each_class(rest, y, [valid_each] * classes, "--train-each (of validation, 1.5 times as many)")
         test = np.setdiff1d(order, np.concatenate([train, valid]))
     if not len(test):
         raise OptionError(f"--train-each {train_each} leaves none of {len(y)} nodes for testing")
     return InductiveSplit(np.sort(train), np.sort(valid), np.sort(test))
-
-
-def _first_of_each_class(order: np.ndarray, y: np.ndarray, quota: int, classes: int, part: str) -> np.ndarray:
-    chosen = [order[y[order] == label][:quota] for label in range(classes)]
-    for label, ids in enumerate(chosen):
-        if len(ids) < quota:
-            raise OptionError(f"--train-each: class {label} has {len(ids)} of the {quota} nodes that {part} needs")
-    return np.concatenate(chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

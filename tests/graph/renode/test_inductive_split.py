@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairseq_ext.training.errors import OptionError
 from graph.renode.inductive_split import inductive_split
+from graph.renode.splits import first_of_each_class
 
 
 @given(st.integers(0, 1000), st.sampled_from(["tinl", "qinl"]))
@@ -18,3 +21,11 @@ def test_split_covers_every_node_once(seed, label_sampling):
     assert all((np.diff(part) > 0).all() for part in split)
     if label_sampling == "tinl":
         assert (np.bincount(y[split.train]) == 12).all() and (np.bincount(y[split.valid]) == 18).all()
+
+
+def test_the_first_of_each_class_keep_their_order():
+    """Nodes without class are passed over."""
+    y = np.array([1, 0, -1, 1, 0, 1])
+    assert first_of_each_class(np.array([5, 2, 4, 3, 1, 0]), y, [1, 2], "--each").tolist() == [5, 4, 3]
+    with pytest.raises(OptionError, match=r"^--each: class 0 has only 1 of 2 nodes left$"):
+        first_of_each_class(np.array([5, 2, 4, 3]), y, [2, 1], "--each")
