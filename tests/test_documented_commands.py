@@ -88,6 +88,8 @@ def test_no_two_documented_trainings_want_one_folder():
             folder = options["out"] or f"{module} {options['dataset']}-{options['loss']}"
             settings = (module, words[0], {key: value for key, value in options.items() if key not in UNSAVED})
             assert wanted.setdefault(folder, settings) == settings, f"{command.id}: {folder} is another training's"
+    stock = sum(settings == "fairseq-train" for settings in wanted.values())
+    assert 0 < stock < len(wanted), "both kinds are there"
 
 
 def own_commands() -> list[Any]:
