@@ -45,8 +45,8 @@ def option(
         aliases: its other names: those of a paper's code, and earlier ones.
         idle: values of other options with which this one does nothing, such as ``{"loss": ("ce", "focal")}``; of
             several options, all must have such a value.
-        outcome: whether results depend on it. False where it says how fast they come, or where something lies that is
-            known by its content: such results and checkpoints are taken for those of another value.
+        outcome: whether results depend on it. Give False for what changes only the speed, and for the path of a file
+            whose content is compared instead: runs are then resumed, and results added to, whatever the value.
         **metadata: whatever else reads the field's metadata.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
