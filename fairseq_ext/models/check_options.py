@@ -12,6 +12,8 @@ from fairseq_ext.modules.muse import parse_kernels
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import check_fields, flag
 
+__all__ = ["check_alignments", "check_options"]
+
 logger = logging.getLogger(__name__)
 
 

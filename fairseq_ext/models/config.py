@@ -26,6 +26,15 @@ from fairseq_ext.models.stock_options import parse_layers
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import flag
 
+__all__ = [
+    "TransformerExtConfig",
+    "TransformerLanguageModelExtConfig",
+    "add_options",
+    "legacy_arguments",
+    "nested_config",
+    "option_values",
+]
+
 # A default that is the value of another option, as where fairseq's parser knows no default.
 FOLLOWS = {
     "decoder_embed_dim": II(".encoder_embed_dim"),

@@ -21,6 +21,8 @@ from fairseq_ext.modules.packed_linear import (
 )
 from fairseq_ext.training.errors import OptionError, choose
 
+__all__ = ["CONVERTIBLE", "convert_for_inference_", "inference_dtype"]
+
 logger = logging.getLogger(__name__)
 
 OPTION = "--inference-dtype"

@@ -12,6 +12,15 @@ from fairseq.tasks import TASK_REGISTRY
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import flag
 
+__all__ = [
+    "check_language_model_options",
+    "check_stock_options",
+    "check_task",
+    "check_translation_options",
+    "parse_layers",
+    "require",
+]
+
 
 def require(holds: Any, message: str) -> None:
     """Refuses options, with ``message``, unless what they need ``holds``."""

@@ -27,6 +27,8 @@ from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import load_safely
 from fairseq_ext.training.options import flag
 
+__all__ = ["CaptioningTask", "Pieces"]
+
 logger = logging.getLogger(__name__)
 
 IDLE_GENERATION = {

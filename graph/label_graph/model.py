@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from graph.label_graph.label_graph import LabelGraph
 
+__all__ = ["CELLS", "NO_CELL", "AttentionPooling", "HierarchicalAttentionNetwork"]
+
 PADDING = 0
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU}
 NO_CELL = "none"

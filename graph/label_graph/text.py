@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import OptionError, choose
 
+__all__ = ["PIECES", "TOKENIZERS", "Vocabulary", "split_text", "tokenizer", "train_vectors"]
+
 PADDING, UNKNOWN = 0, 1
 SPECIAL = 2
 PIECES = ("whole", "sentences", "clauses")
