@@ -39,7 +39,7 @@ def option(
     Args:
         default: without it the option is required.
         help: what it means, with the paper's value.
-        choices: the only values allowed.
+        choices: the only values allowed; a default ``""``, which is none of them, stands among them and is not shown.
         least, above, most, below: limits of a number.
         positional: whether it is given without its name; with a default it may be left out.
         aliases: its other names: those of a paper's code, and earlier ones.
