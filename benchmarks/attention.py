@@ -11,7 +11,8 @@ from torch import Tensor
 
 from benchmarks.models import build, train_step_row
 from benchmarks.timing import Row, forward_backward, time_row
-from fairseq_ext.modules.sparse_attention import topk_attention, topk_softmax
+from fairseq_ext.modules.sparse_attention import topk_attention
+from fairseq_ext.modules.topk import topk_softmax
 
 K = 8
 HEADS, HEAD_DIM = 4, 64

@@ -101,7 +101,7 @@ def loss_alone(kind: str, *parts: Tensor) -> Tensor:
 
 def batched_and_loop(quick: bool) -> list[Row]:
     model = retriever(quick, region_feature_size=FEATURES)
-    attention, batch = model.last_self_attention, pairs(BATCH)
+    attention, batch = model.encoder.layer[-1].attention.self, pairs(BATCH)
     text, regions = model.positions(batch["attention_mask"], batch["region_mask"])
     hidden = torch.randn(*text.shape, model.config.hidden_size)
     with torch.no_grad():

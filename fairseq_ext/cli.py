@@ -16,6 +16,7 @@ from typing import Any
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.extras import missing_package
 from fairseq_ext.training.interruption import run_command
+from fairseq_ext.training.options import flag
 from fairseq_ext.training.progress import Reporting, reporting, say
 
 from . import __version__, register
@@ -191,7 +192,7 @@ def _recipe(args: argparse.Namespace) -> int:
 
     places, values = given("data", "save_dir", "train_options"), given("gpus", "device", "seed", "average")
     if (values or places) and (args.yaml or args.name is None):
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in places | values)
+        options = ", ".join(flag(name) for name in places | values)
         raise OptionError(f"{options}: no effect {'with --yaml' if args.yaml else 'without the NAME of a recipe'}")
     if args.yaml and args.name is None:
         raise OptionError("--yaml: no effect without the NAME of a recipe")

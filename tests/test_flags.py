@@ -55,11 +55,15 @@ def test_there_are_trainers():
     assert len(all_fields()) > 50
 
 
-# Earlier names that mean something else in the other programs: a trained model, a part of the data, a metric, ...
 RENAMED = {
-    **{"model": "backbone", "split": "split_kind", "select": "select_on", "images": "limit"},
     "batch_size": "eval_batch_size",
+    "images": "limit",
+    "imbalance": "label_sampling",
+    "model": "backbone",
+    "select": "select_on",
+    "split": "split_kind",
 }
+"""Earlier names that mean something else in the other programs, and what they are now."""
 
 
 def test_an_option_has_one_name_everywhere():
@@ -80,9 +84,35 @@ def test_an_option_means_the_same_everywhere():
     """``--split`` is a part of the data, ``--model`` what was trained before."""
     for place, item, _ in all_fields():
         if item.name == "split":
-            assert set(item.metadata["choices"]) - {""} <= {"train", "valid", "test"}, place
+            assert set(item.metadata["choices"]) - {""} == {"train", "valid", "test"}, place
         if item.name == "model":
             assert re.search("file|folder", item.metadata["help"]), place
+
+
+OWN_CHOICES = {
+    "attn_implementation": "auto: models of a hub, of which some have no sdpa; iais has one model",
+    "loss": "each task has its own losses",
+    "select": "each task has its own metrics",
+    "tokenizer": "of reviews, and of captions as published scores have it",
+}
+"""Options of several programs that do not take the same values, and why."""
+
+
+def test_an_option_takes_the_same_values_everywhere():
+    """Nothing beside them, ``""``, is a default."""
+    choices = defaultdict(lambda: defaultdict(set))
+    for place, item, _ in all_fields():
+        choices[item.name][frozenset(item.metadata["choices"]) - {""}].add(place)
+    assert {name: dict(sets) for name, sets in choices.items() if len(sets) > 1}.keys() == OWN_CHOICES.keys()
+
+
+def test_a_flag_is_spelled_in_one_place():
+    """By :func:`fairseq_ext.training.options.flag`."""
+    spelled = re.compile(r"""--\{[^}]*replace\(['"]_['"]""")
+    tops = ("fairseq_ext", "graph", "vision_language", "examples", "benchmarks")
+    paths = [path for top in tops for path in ROOT.glob(f"{top}/**/*.py")]
+    found = [path.relative_to(ROOT).as_posix() for path in paths if spelled.search(path.read_text(encoding="utf-8"))]
+    assert found == ["fairseq_ext/training/options.py"]
 
 
 # Two papers' names: of a ranking loss, and of weights by the lead of a teacher.

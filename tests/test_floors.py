@@ -29,7 +29,9 @@ MAY_IMPORT = {
         *(*BINDING, "fairseq_ext.compat", "fairseq_ext.models", "fairseq_ext.modules", "fairseq_ext.recipes"),
         *("fairseq_ext.captions.store", "fairseq_ext.tasks.caption_dataset", "fairseq_ext.training.progress"),
     ),
-    "fairseq_ext/recipes": ("yaml", "fairseq_ext.recipes", "fairseq_ext.training.errors"),
+    "fairseq_ext/recipes": (
+        *("yaml", "fairseq_ext.recipes", "fairseq_ext.training.errors", "fairseq_ext.training.options"),
+    ),
     "fairseq_ext/criterions": (*BINDING, "fairseq_ext.criterions", "fairseq_ext.losses"),
     # fairseq writes the binary captions; pictures and Java's tokeniser are read where they are installed.
     "fairseq_ext/captions": (
@@ -192,6 +194,42 @@ def test_what_a_user_must_see_is_not_logged():
     files = [*SOURCES, *ROOT.glob("examples/**/*.py")]
     logging = {path.relative_to(ROOT).as_posix() for path in files if "getLogger(__name__)" in path.read_text("utf-8")}
     assert logging and not [path for path in logging if not any(fits(path, floor) for floor in LOGGING)]
+
+
+def exported(path) -> list[str] | None:
+    """The names of ``__all__``, where there is one."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return [part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant)]
+    return None
+
+
+def taken() -> dict[str, set[str]]:
+    """Of every file of the library that another one takes names from, these names and who takes them."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES}
+    users = [*SOURCES, *(path for top in ("examples", "benchmarks") for path in ROOT.glob(f"{top}/**/*.py"))]
+    names: dict[str, set[str]] = {}
+    for user in users:
+        for name in imported(user) - modules:
+            if name.rpartition(".")[0] in modules:
+                names.setdefault(name, set()).add(user.parent.relative_to(ROOT).as_posix())
+    return names
+
+
+def test_a_file_that_others_import_says_what_is_public():
+    """And what other folders take from it is among that."""
+    public = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): exported(path)
+        for path in SOURCES
+        if path.name != "__main__.py"
+    }
+    names = taken()
+    assert len(names) > 500
+    of_files = {name: name.rpartition(".")[::2] for name in names if not name.rpartition(".")[2].startswith("_")}
+    assert {module for module, _ in of_files.values() if module in public and public[module] is None} == set()
+    hidden = {name for name, (module, own) in of_files.items() if module in public and own not in public[module]}
+    folders = {name: of_files[name][0].rpartition(".")[0].replace(".", "/") for name in hidden}
+    assert {name for name in hidden if names[name] - {folders[name]}} == set()
 
 
 def import_cycle(paths) -> list[str]:

@@ -30,7 +30,9 @@ def hook(name: str) -> Any:
 
 def build_site(folder, **settings):
     """The pages of a strict build by name, and everything else that a browser reads."""
-    logging.getLogger("mkdocs").propagate = False
+    logger = logging.getLogger("mkdocs")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)  # below it no anchor is checked, and an import of fairseq opens the root logger
     config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder / "site"), strict=True, **settings)
     config.plugins.on_startup(command="build", dirty=False)
     build(config)

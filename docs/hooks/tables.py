@@ -87,7 +87,7 @@ def _row(item: dataclasses.Field[Any]) -> list[str]:
     )
     about = re.sub(r"([*_<|])", r"\\\1", metadata["help"])
     if metadata["choices"]:
-        about += f": {', '.join(f'`{choice}`' for choice in metadata['choices'])}"
+        about += f": {', '.join(f'`{choice}`' for choice in metadata['choices'] if choice)}"
     return [f"`{name}`", _default(item.default), about]
 
 

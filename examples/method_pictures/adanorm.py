@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from matplotlib.figure import Figure
 
+from examples.plotting import colour_of
 from fairseq_ext.modules import AdaNorm, DetachNorm, LayerNormSimple
-from fairseq_ext.training.plotting import GREY, PALETTE, colour_of
+from fairseq_ext.training.plotting import GREY, PALETTE
 
 __all__ = ["SIZE", "draw"]
 

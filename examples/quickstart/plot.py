@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import fairseq_ext
-from fairseq_ext.training.plotting import LETTERS, colour_of, name_lines, picture
+from examples.plotting import colour_of
+from fairseq_ext.training.plotting import LETTERS, name_lines, picture
 
 from .pipeline import Pipeline, log_records
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from examples.plotting import colour_of
 from examples.results.graph_classification import fold_gains
 from examples.results.paired import Paired, p_value
 from examples.results.report import asked, commands, copied, distinct, environments, unique
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json
-from fairseq_ext.training.plotting import GREY, colour_of, picture
+from fairseq_ext.training.plotting import GREY, picture
 from fairseq_ext.training.runs import run_name
 from graph.graph_classification.__main__ import main as train
 

@@ -12,8 +12,9 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
 
+from examples.plotting import colour_of
 from examples.results.paired import LEVEL, Paired
-from fairseq_ext.training.plotting import colour_of, picture
+from fairseq_ext.training.plotting import picture
 
 __all__ = ["draw_relation", "over_runs", "over_training", "reading", "sum_of_recalls", "trained"]
 

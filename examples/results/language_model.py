@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from examples.language_modeling.bpc import bits_per_character
+from examples.plotting import limits_after_first, small_multiples
 from examples.results import fairseq_log, fairseq_programs
 from examples.results.fairseq_programs import DEVICE_OPTIONS, PLUGIN, device
 from examples.results.paired import Paired, differences
@@ -17,7 +18,7 @@ from examples.results.report import commands, common, environments, mean_spread,
 from examples.translation.staging import fairseq_preprocess
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines, replacing, write_json
-from fairseq_ext.training.plotting import limits_after_first, picture, small_multiples
+from fairseq_ext.training.plotting import picture
 from fairseq_ext.training.runs import environment
 from fairseq_ext.training.settings import digest
 

@@ -74,14 +74,14 @@ def _signed_rank(gains: Sequence[float]) -> float:
     return float(stats.wilcoxon(gains).pvalue) if any(gains) else 1.0
 
 
-def holm(values: Sequence[float], level: float = LEVEL) -> list[bool]:
-    """Which of the tests with these p-values still reject, so that one of all errs with probability ``level``.
+def holm(values: Sequence[float]) -> list[bool]:
+    """Which of the tests with these p-values still reject, so that one of all errs with probability ``LEVEL``.
 
     Holm's step-down procedure (A Simple Sequentially Rejective Multiple Test Procedure, 1979).
     """
     rejected = [False] * len(values)
     for passed, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        if values[index] > level / (len(values) - passed):
+        if values[index] > LEVEL / (len(values) - passed):
             break
         rejected[index] = True
     return rejected

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from examples.plotting import Effect, forest
 from examples.results.paired import Paired
-from fairseq_ext.training.plotting import PALETTE, Effect, forest, picture
+from fairseq_ext.training.plotting import PALETTE, picture
 
 __all__ = [
     *(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-__all__ = ["DocumentFrequencies", "bleu", "bleu_of", "bleu_statistics", "cider_d", "rouge_l"]
+__all__ = ["DocumentFrequencies", "bleu", "bleu_of", "bleu_statistics", "cider_d", "ngrams", "rouge_l"]
 
 ORDER = 4
 NGram = tuple[str, ...]

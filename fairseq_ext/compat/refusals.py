@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from torch.multiprocessing import ProcessRaisedException
 
 from ..training.errors import InputError, OptionError, first_line
+from ..training.options import flag
 from .stock_checks import check_stock_values
 
 __all__ = ["end_commands_in_one_line", "end_hydra_in_one_line", "refusal"]
@@ -71,7 +72,7 @@ def refusal(error: BaseException, cfg: Any = None) -> InputError | None:
     if message.startswith(tuple(OPTIONS)) or (deliberate and _raised_by_fairseq(error.__traceback__)):
         return OptionError(_with_option(message, cfg))
     if key := getattr(error, "full_key", None):  # omegaconf: no value, or none of that type
-        return OptionError(f"--{key.rpartition('.')[2].replace('_', '-')}: {first_line(error)}")
+        return OptionError(f"{flag(key.rpartition('.')[2])}: {first_line(error)}")
     return None
 
 
@@ -122,7 +123,7 @@ def _texts(cfg: Any) -> Iterator[tuple[str, str]]:
     items = vars(cfg) if isinstance(cfg, argparse.Namespace) else cfg if hasattr(cfg, "items") else {}
     for name, value in items.items():
         if isinstance(value, str) and len(value) > 1 and name != "_name":
-            yield "data" if name == "data" else f"--{name.replace('_', '-')}", value
+            yield "data" if name == "data" else flag(name), value
         else:
             yield from _texts(value)
 
@@ -194,9 +195,9 @@ def end_commands_in_one_line() -> bool:
             if merged is None:
                 raise
             dataclass_utils.logger.disabled = True  # it would repeat every option
-            name, value = merged[1].replace("_", "-"), merged[2]
+            name, value = flag(merged[1]), merged[2]
             reason = first_line(error.__cause__) if error.__cause__ else "not a value for it"
-            raise OptionError(f"--{name}: {'is required' if value == 'null' else f'{value}: {reason}'}") from error
+            raise OptionError(f"{name}: {'is required' if value == 'null' else f'{value}: {reason}'}") from error
 
     @functools.wraps(init)
     def checked_init(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..training.errors import CheckpointError, OptionError
+from ..training.options import flag
 from .model_options import first_difference, model_options
 
 __all__ = [
@@ -83,7 +84,7 @@ def compare_resumed_models() -> bool:
         def compare(path: str, state: dict[str, Any]) -> None:
             before, now = options(state.get("cfg"), state.get("args")), options(self.cfg)
             if name := first_difference(now, before):
-                option = f"--{name.replace('.', '-').replace('_', '-')}"
+                option = flag(name.replace(".", "_"))
                 raise OptionError(
                     f"{option}: {now[name]} here, but {before[name]} in {filename}, which this training would resume; "
                     f"give another --save-dir (there --finetune-from-model {filename} starts from its weights), or "

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..training.errors import OptionError, choose
+from ..training.options import flag
 
 __all__ = ["check_stock_values"]
 
@@ -227,7 +228,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _flag(place: str) -> str:
-    return f"--{place.split('.')[1].replace('_', '-')}"
+    return flag(place.split(".")[1])
 
 
 def _literal(text: str) -> Any:

@@ -25,6 +25,8 @@ from fairseq_ext.losses.fused_linear import fused_linear_terms
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import check_fields, option
 
+__all__ = ["LabelSmoothedEncouragingLossCriterion", "LabelSmoothedEncouragingLossCriterionConfig"]
+
 NO_BONUS = {"bonus_weight": (0,)}
 
 

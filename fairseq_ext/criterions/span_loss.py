@@ -19,6 +19,8 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import OptionError
 
+__all__ = ["AdaptiveLossWithSpan", "CrossEntropyWithSpanCriterion", "SpanLoss", "WithSpan", "has_spans"]
+
 
 def has_spans(model: Any) -> bool:
     """Whether a model, or the one that a wrapper holds, has ``--attention-span``."""

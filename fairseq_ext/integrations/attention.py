@@ -17,6 +17,8 @@ from fairseq_ext.integrations.trial import functions_of
 from fairseq_ext.modules import attention_weights, topk_attention
 from fairseq_ext.training.errors import OptionError
 
+__all__ = ["SelectiveAttention", "register_attention"]
+
 # What models hand through to every attention although it means nothing to one.
 WITHOUT_EFFECT = frozenset(
     (

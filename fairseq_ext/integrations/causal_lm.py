@@ -13,6 +13,8 @@ from fairseq_ext.integrations.trial import device_of, undisturbed
 from fairseq_ext.losses import fused_linear_encouraging_loss
 from fairseq_ext.training.errors import OptionError
 
+__all__ = ["FusedCausalLMLoss"]
+
 
 class FusedCausalLMLoss:
     r"""Loss of a Hugging Face causal language model, its output layer and the encouraging loss in one.

@@ -18,6 +18,8 @@ from fairseq_ext.integrations.trial import functions_of
 from fairseq_ext.modules.normalization import NORM_CLASSES
 from fairseq_ext.training.errors import OptionError, choose
 
+__all__ = ["NormChange", "replace_norms"]
+
 PARAMETER_FREE = tuple(norm for norm in NORM_CLASSES if norm != "layernorm")
 
 

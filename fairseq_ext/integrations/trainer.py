@@ -15,6 +15,15 @@ from fairseq_ext.losses import encouraging_loss
 from fairseq_ext.losses.common import check_class_weight
 from fairseq_ext.training.errors import DataError, OptionError
 
+__all__ = [
+    "EncouragingComputeLoss",
+    "check_options",
+    "encouraging_compute_loss",
+    "mean_over_items",
+    "next_labels",
+    "on_device",
+]
+
 # Loss types of transformers with one label a row, so that there is nothing to shift.
 ONE_LABEL = tuple(f"For{kind}Classification" for kind in ("Sequence", "Image", "Video", "Audio"))
 

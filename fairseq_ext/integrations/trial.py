@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from fairseq_ext.training.errors import OptionError, one_line
 
+__all__ = ["IGNORED", "OwnLoss", "device_of", "functions_of", "own_loss", "undisturbed"]
+
 IGNORED = -100
 LENGTH = 4
 

@@ -16,6 +16,8 @@ from fairseq_ext.losses.encouraging import encouraging_loss_terms, off_target_sh
 from fairseq_ext.losses.log_bonus import LogBonusForm, bonus_sum_below_half, largest, row_blocks
 from fairseq_ext.precision import compute_dtype
 
+__all__ = ["BlockLoss", "BlockTerms", "block_loss"]
+
 
 class BlockTerms(NamedTuple):
     """Of the rows of a block, ``(N)`` each and without gradient."""

@@ -13,7 +13,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from fairseq_ext.losses.common import one_hot, require
+from fairseq_ext.losses.common import log_complement, require
+
+__all__ = ["Bonus"]
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,7 @@ class Bonus:
 def _log(shape: Bonus, log_p: Tensor) -> Tensor:
     p, log_end = log_p.exp(), shape.log_end
     x = shape.subsample * p
-    if shape.subsample < 1:
-        value = torch.log1p(-x)
-    else:
-        # Only the most probable class can have p > 1/2, where log1p(-p) would lose its digits.
-        is_top = one_hot(p.argmax(-1), p).bool()
-        others = log_p.masked_fill(is_top, torch.finfo(log_p.dtype).min)
-        value = torch.where(is_top, others.logsumexp(-1, keepdim=True), torch.log1p(-p.masked_fill(is_top, 0.0)))
+    value = torch.log1p(-x) if shape.subsample < 1 else log_complement(log_p, p)
     if shape.bonus_clamp > 0:
         value = value.clamp(min=math.log(shape.bonus_clamp))
     if log_end == 1:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from fairseq_ext.losses.common import require
 from fairseq_ext.losses.encouraging import encouraging_loss
 
+__all__ = ["SCHEDULES", "EncouragingLoss", "bonus_schedule"]
+
 # The share of the bonus at t = epoch / max_epoch in [0, 1], for a steepness r.
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "none": lambda t, r: 1.0,

@@ -6,6 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = [
+    "REDUCTIONS",
+    "check_class_weight",
+    "check_indices",
+    "check_shape",
+    "log_complement",
+    "one_hot",
+    "reduce_weighted",
+    "require",
+    "sigmoid_power",
+]
+
 REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -42,6 +54,19 @@ def check_indices(input: Tensor, target: Tensor) -> None:
 def one_hot(target: Tensor, like: Tensor) -> Tensor:
     """1 at the class indices ``target``, 0 elsewhere, shaped like the logits; unlike ``F.one_hot`` it can be mapped."""
     return torch.zeros_like(like).scatter(-1, target.unsqueeze(-1), 1.0)
+
+
+def log_complement(log_p: Tensor, p: Tensor) -> Tensor:
+    r""":math:`\log(1 - p)` of every class, in full precision and with a finite gradient.
+
+    Args:
+        log_p: log-probabilities ``(*, C)``, of two classes or more.
+        p: the probabilities.
+    """
+    # Only the most probable class can have p > 1/2, where log1p(-p) would lose its digits.
+    is_top = one_hot(p.argmax(-1), p).bool()
+    others = log_p.masked_fill(is_top, torch.finfo(log_p.dtype).min)
+    return torch.where(is_top, others.logsumexp(-1, keepdim=True), torch.log1p(-p.masked_fill(is_top, 0.0)))
 
 
 def sigmoid_power(input: Tensor, exponent: float) -> Tensor:

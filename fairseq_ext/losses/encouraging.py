@@ -24,6 +24,8 @@ from fairseq_ext.losses.common import check_class_weight, one_hot, reduce_weight
 from fairseq_ext.losses.log_bonus import LogBonusCrossEntropy
 from fairseq_ext.precision import compute_dtype
 
+__all__ = ["SMOOTHING_FORMS", "encouraging_loss", "encouraging_loss_terms", "off_target_shares"]
+
 SMOOTHING_FORMS = ("uniform", "off-target")
 
 

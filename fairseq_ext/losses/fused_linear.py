@@ -27,6 +27,8 @@ from fairseq_ext.losses.common import REDUCTIONS, check_class_weight, check_shap
 from fairseq_ext.losses.encouraging import encouraging_loss
 from fairseq_ext.precision import compute_dtype
 
+__all__ = ["FusedTerms", "block_elements", "fused_linear_encouraging_loss", "fused_linear_terms"]
+
 FLOAT16_SCALE = 8.0
 """Of the gradients of logits in float16: eps / V stays above its least number, a sum over a block below its largest."""
 

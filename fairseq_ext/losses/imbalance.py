@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.losses.common import check_shape, one_hot, reduce_weighted, require, sigmoid_power
+from fairseq_ext.losses.common import check_shape, log_complement, one_hot, reduce_weighted, require, sigmoid_power
 from fairseq_ext.precision import compute_dtype
 
 __all__ = [
@@ -165,8 +165,8 @@ def class_balanced_softmax_loss(
 
     with the :func:`class_weights` :math:`\omega` of Cui et al., arXiv:1901.05555. The mean over the classes is that of
     ReNode's released code, which forms ``1 - p`` in float32: beyond p = 1 - 6e-8 that is 0, its logarithm is cut at
-    -100, and the gradient is lost. Here :math:`\log(1 - p_c)` is a difference of two log-sum-exps, finite and with a
-    gradient for any logits.
+    -100, and the gradient is lost. Here :math:`\log(1 - p_c)` of the most probable class is a log-sum-exp of the
+    others, finite and with a gradient for any logits.
 
     Args:
         input, target, class_counts, sample_weight, reduction: as :func:`reweighted_cross_entropy`.
@@ -182,11 +182,7 @@ def class_balanced_softmax_loss(
 
     logits = input.to(counts.dtype)
     log_p = logits.log_softmax(1)
-    # Only the most probable class can have p > 1/2, where log1p(-p) would lose its digits.
-    top = one_hot(logits.argmax(1), logits).bool()
-    log_rest = torch.logsumexp(logits.masked_fill(top, torch.finfo(logits.dtype).min), 1) - torch.logsumexp(logits, 1)
-    log_not = torch.where(top, log_rest[:, None], torch.log1p(-log_p.exp().masked_fill(top, 0)))
-    loss = -torch.where(one_hot(target, logits).bool(), log_p, log_not).mean(1)
+    loss = -torch.where(one_hot(target, logits).bool(), log_p, log_complement(log_p, log_p.exp())).mean(1)
     return reduce_weighted(weight[target] * loss, sample_weight, reduction)
 
 

@@ -12,6 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from fairseq_ext.precision import compute_dtype
 
+__all__ = ["LogBonusCrossEntropy", "LogBonusForm", "bonus_sum_below_half", "largest", "row_blocks", "top_bonus"]
+
 
 @dataclass(frozen=True)
 class LogBonusForm:

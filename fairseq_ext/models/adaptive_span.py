@@ -15,6 +15,8 @@ from fairseq_ext.models.attention import IncrementalState, NotExportable
 from fairseq_ext.modules.adaptive_span import AdaptiveSpanAttention
 from fairseq_ext.training.errors import OptionError
 
+__all__ = ["AdaptiveSpanModel", "AdaptiveSpanSelfAttention", "check_criterion"]
+
 
 class AdaptiveSpanSelfAttention(FairseqIncrementalState, NotExportable, AdaptiveSpanAttention):
     """:class:`~fairseq_ext.modules.AdaptiveSpanAttention` with the arguments of fairseq's multi-head attention.

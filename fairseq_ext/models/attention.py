@@ -14,6 +14,8 @@ from fairseq_ext.modules.sparse_attention import attention_weights, blockwise_to
 from fairseq_ext.modules.topk import effective_k, ratio_softmax, topk_softmax
 from fairseq_ext.training.errors import OptionError
 
+__all__ = ["IncrementalState", "NotExportable", "SelectiveAttention", "additive", "averaged"]
+
 IncrementalState = dict[str, dict[str, Tensor | None]]
 
 

@@ -24,6 +24,8 @@ from fairseq_ext.models.stock_options import check_stock_options, check_task, ch
 from fairseq_ext.models.transformer import CrossViewEncoder, TransformerExtEncoder, TransformerExtModel
 from fairseq_ext.modules.visual import VisualEmbedding
 
+__all__ = ["CaptioningTransformerExtModel", "CrossViewImageEncoder", "ImageEncoder"]
+
 PAD, SPECIAL_SYMBOLS = 1, 4  # fairseq's: a region of class c is the token c + 4
 
 

@@ -13,6 +13,8 @@ from fairseq_ext.modules.visual import grid_geometry
 from fairseq_ext.tasks.caption_dataset import image_batch
 from fairseq_ext.training.errors import DataError, OptionError
 
+__all__ = ["CaptioningHubInterface"]
+
 
 class CaptioningHubInterface(GeneratorHubInterface):
     """fairseq's hub interface for images in place of sentences.

@@ -13,6 +13,8 @@ from fairseq_ext.models.config import TransformerExtConfig
 from fairseq_ext.models.stock_options import require
 from fairseq_ext.training.options import check_fields, flag, option
 
+__all__ = ["CaptioningTransformerExtConfig", "VisualOptions", "check_visual_options", "visual_arguments"]
+
 logger = logging.getLogger(__name__)
 
 GEOMETRIES = {"g7": 7, "g5": 5, "none": 0}

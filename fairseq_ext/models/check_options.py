@@ -12,6 +12,8 @@ from fairseq_ext.modules.muse import parse_kernels
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import check_fields, flag
 
+__all__ = ["check_alignments", "check_options"]
+
 logger = logging.getLogger(__name__)
 
 
@@ -127,7 +129,7 @@ def _check_block(cfg: Any, encoder: Any, decoder: Any) -> None:
         return
     require(not cfg.cross_self_attention, f"--block {cfg.block}: no --cross-self-attention")
     for name in ("scale_fc", "scale_attn", "scale_heads", "scale_resids"):
-        require(not getattr(cfg, name, False), f"--block {cfg.block}: excludes --{name.replace('_', '-')}")
+        require(not getattr(cfg, name, False), f"--block {cfg.block}: excludes {flag(name)}")
     if cfg.block == "muse-simple":
         return
     require(

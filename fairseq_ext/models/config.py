@@ -24,6 +24,16 @@ from omegaconf import II, OmegaConf
 from fairseq_ext.models.ext_options import ExtOptions
 from fairseq_ext.models.stock_options import parse_layers
 from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.options import flag
+
+__all__ = [
+    "TransformerExtConfig",
+    "TransformerLanguageModelExtConfig",
+    "add_options",
+    "legacy_arguments",
+    "nested_config",
+    "option_values",
+]
 
 # A default that is the value of another option, as where fairseq's parser knows no default.
 FOLLOWS = {
@@ -84,7 +94,7 @@ def add_options(parser: Any, kind: type[FairseqDataclass]) -> None:
     defaults = kind()
     for name in FOLLOWS:
         if str(getattr(defaults, name, "")).startswith("${."):  # fairseq would take any text for these numbers
-            parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=defaults._get_help(name))
+            parser.add_argument(flag(name), type=int, help=defaults._get_help(name))
     gen_parser_from_dataclass(parser, defaults, delete_default=True)
 
 
@@ -116,7 +126,7 @@ def nested_config(flat: Any, kind: type[FairseqDataclass] = TransformerExtConfig
     values = option_values(flat, kind)
     for name, (literal, form) in LITERALS.items():
         if values.get(name) is not None:
-            values[name] = _read_literal(f"--{name.replace('_', '-')}", values[name], literal, form)
+            values[name] = _read_literal(flag(name), values[name], literal, form)
     config = TransformerConfig.from_namespace(argparse.Namespace(**values))
     for side in ("encoder", "decoder"):
         part = getattr(config, side)

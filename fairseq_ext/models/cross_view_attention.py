@@ -9,6 +9,8 @@ from torch import Tensor
 from fairseq_ext.models.attention import IncrementalState, NotExportable, SelectiveAttention, averaged
 from fairseq_ext.modules.cross_view import CrossViewFusion
 
+__all__ = ["CrossViewAttention"]
+
 
 class CrossViewAttention(NotExportable, SelectiveAttention):
     """Cross-attention of one decoder layer to several encoder layers (arXiv 2005.08081).

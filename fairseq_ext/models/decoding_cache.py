@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from fairseq_ext.models.attention import IncrementalState
 
+__all__ = ["DecodingCache", "GrowingStack", "Memory", "kept_sentences", "reorder_parts", "reorder_sentences"]
+
 _FIRST_ROOM = 16
 
 Memory = tuple[Tensor, Tensor, Tensor | None]

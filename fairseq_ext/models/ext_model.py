@@ -14,6 +14,8 @@ from fairseq_ext.models.fused import MUSE_FORMS, fuse_for_inference
 from fairseq_ext.models.stock_options import parse_layers
 from fairseq_ext.training.errors import OptionError
 
+__all__ = ["ExtModel"]
+
 logger = logging.getLogger(__name__)
 
 

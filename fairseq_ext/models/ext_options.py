@@ -13,6 +13,8 @@ from fairseq_ext.modules.sparse_attention import NORMALIZERS
 from fairseq_ext.modules.sparse_variants import SELECTIONS
 from fairseq_ext.training.options import option
 
+__all__ = ["ATTENTIONS", "ExtOptions", "selecting_attentions"]
+
 BLOCKS = ("transformer", "muse", "muse-simple")
 NORM_SCOPES = ("all", "final")
 NORM_CONVENTIONS = ("released", "paper")

@@ -33,6 +33,8 @@ from fairseq_ext.models.layers import DecoderLayer, EncoderLayer
 from fairseq_ext.models.muse_attention import MuseSelfAttention
 from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer
 
+__all__ = ["MUSE_FORMS", "TRANSFORMER_FORMS", "fuse_for_inference"]
+
 MUSE_FORMS: dict[type[nn.Module], Any] = {
     MuseEncoderLayer: FusedMuseEncoderLayer,
     MuseDecoderLayer: FusedMuseDecoderLayer,

@@ -14,6 +14,8 @@ from fairseq_ext.models.cross_view_attention import CrossViewAttention
 from fairseq_ext.models.decoding_cache import DecodingCache, Memory
 from fairseq_ext.modules.sparse_attention import attention_weights
 
+__all__ = ["FusedAttention", "FusedDecoding", "FusedLayer", "frozen_linear", "stack_columns", "stack_rows"]
+
 
 def stack_rows(*linears: nn.Linear) -> nn.Linear:
     """One layer whose output is the concatenation of the outputs of ``linears``."""

@@ -21,6 +21,8 @@ from fairseq_ext.models.muse_attention import MuseSelfAttention
 from fairseq_ext.models.muse_layers import MuseDecoderLayer, MuseEncoderLayer
 from fairseq_ext.modules.muse import MultiScaleConv
 
+__all__ = ["FusedMuseDecoderLayer", "FusedMuseEncoderLayer"]
+
 
 class _StepConv(nn.Module):
     """The last position of a causal :class:`~fairseq_ext.modules.muse.MultiScaleConv`, all kernel sizes at once.

@@ -10,6 +10,8 @@ from fairseq_ext.models.attention import IncrementalState, averaged
 from fairseq_ext.models.decoding_cache import DecodingCache
 from fairseq_ext.models.fused_layer import FusedDecoding, FusedLayer, stack_rows
 
+__all__ = ["FusedDecoderLayer", "FusedEncoderLayer"]
+
 
 class _WithFeedForward(FusedLayer):
     """What encoder and decoder layers share: one matrix for queries, keys and values, and the last sub-layer."""

@@ -20,6 +20,8 @@ from fairseq_ext.modules.packed_linear import (
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.progress import warn
 
+__all__ = ["CONVERTIBLE", "convert_for_inference_", "inference_dtype"]
+
 OPTION = "--inference-dtype"
 CONVERTIBLE = (TransformerModelBase, TransformerLanguageModel)
 

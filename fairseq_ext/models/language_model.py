@@ -24,6 +24,8 @@ from fairseq_ext.models.stock_options import check_language_model_options, check
 from fairseq_ext.models.transformer import TransformerExtDecoder
 from fairseq_ext.training.errors import OptionError
 
+__all__ = ["TransformerLanguageModelExt"]
+
 
 @register_model("transformer_lm_ext", dataclass=TransformerLanguageModelExtConfig)
 class TransformerLanguageModelExt(AdaptiveSpanModel, ExtModel, TransformerLanguageModel):

@@ -17,6 +17,15 @@ from fairseq_ext.models.norms import build_norm, rebuild_norms_
 from fairseq_ext.modules.cross_view import CrossViewFusion
 from fairseq_ext.modules.muse_init import init_attention_projection_, init_ffn_
 
+__all__ = [
+    "DecoderLayer",
+    "EncoderLayer",
+    "SequentialViewsDecoderLayer",
+    "changes_layers",
+    "common_arguments",
+    "selection",
+]
+
 
 def selection(cfg: Any, attention: str) -> dict[str, Any]:
     """The :class:`SelectiveAttention` arguments of ``encoder-self``, ``decoder-self`` or ``cross``; none if dense."""

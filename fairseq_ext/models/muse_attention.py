@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from fairseq_ext.models.attention import IncrementalState, NotExportable, SelectiveAttention
 from fairseq_ext.modules.muse import MultiScaleConv
 
+__all__ = ["MuseSelfAttention"]
+
 
 class MuseSelfAttention(NotExportable, SelectiveAttention):
     """Self-attention and dynamic convolutions that share the value projection, joined by one output projection.

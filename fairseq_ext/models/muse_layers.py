@@ -13,6 +13,8 @@ from fairseq_ext.models.muse_attention import MuseSelfAttention
 from fairseq_ext.modules.cross_view import CrossViewFusion
 from fairseq_ext.modules.muse import MultiScaleConv, parse_kernels
 
+__all__ = ["MuseDecoderLayer", "MuseEncoderLayer"]
+
 
 def _muse_attention(cfg: Any, side: str, index: int, **kwargs: Any) -> MuseSelfAttention:
     part = getattr(cfg, side)

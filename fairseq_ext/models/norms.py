@@ -9,6 +9,8 @@ from torch import nn
 
 from fairseq_ext.modules.normalization import create_norm
 
+__all__ = ["build_norm", "rebuild_norms_"]
+
 
 def build_norm(cfg: Any, normalized_shape: int | Sequence[int], final: bool = False) -> nn.Module:
     """A norm as ``--norm`` asks for, or a LayerNorm where ``--norm-scope final`` leaves one.

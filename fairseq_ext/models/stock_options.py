@@ -10,6 +10,16 @@ from fairseq.modules import multihead_attention
 from fairseq.tasks import TASK_REGISTRY
 
 from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.options import flag
+
+__all__ = [
+    "check_language_model_options",
+    "check_stock_options",
+    "check_task",
+    "check_translation_options",
+    "parse_layers",
+    "require",
+]
 
 
 def require(holds: Any, message: str) -> None:
@@ -74,7 +84,7 @@ def check_translation_options(cfg: Any, source_dictionary: Any, target_dictionar
     """
     encoder, decoder = cfg.encoder, cfg.decoder
     for name in ("adaptive_input", "tie_adaptive_weights", "tie_adaptive_proj", "char_inputs"):
-        require(not getattr(cfg, name), f"--{name.replace('_', '-')}: fairseq has no translation model with it")
+        require(not getattr(cfg, name), f"{flag(name)}: fairseq has no translation model with it")
     require(
         decoder.input_dim == decoder.embed_dim,
         f"--decoder-input-dim {decoder.input_dim}: must be --decoder-embed-dim {decoder.embed_dim} in translation",
@@ -84,7 +94,7 @@ def check_translation_options(cfg: Any, source_dictionary: Any, target_dictionar
         if part.embed_path:
             _check_embeddings(f"--{side}-embed-path {part.embed_path}", part)
     for name in ("share_all_embeddings", "merge_src_tgt_embed"):
-        option = f"--{name.replace('_', '-')}"
+        option = flag(name)
         if getattr(cfg, name):
             require(
                 encoder.embed_dim == decoder.embed_dim,
@@ -126,7 +136,7 @@ def check_language_model_options(cfg: Any, dictionary: Any) -> None:
     for name in [*inputs, *["adaptive_softmax_cutoff"] * bool(cfg.adaptive_softmax_cutoff)]:
         require(
             not cfg.share_decoder_input_output_embed,
-            f"--share-decoder-input-output-embed: excludes --{name.replace('_', '-')}; adaptive layers share with "
+            f"--share-decoder-input-output-embed: excludes {flag(name)}; adaptive layers share with "
             "--tie-adaptive-weights",
         )
     if cfg.character_embeddings:
@@ -165,8 +175,7 @@ def _check_tied(cfg: Any) -> None:
         width = getattr(cfg.decoder, name)
         require(
             width == cfg.decoder.embed_dim,
-            f"{option}: needs --decoder-{name.replace('_', '-')} {width} equal to "
-            f"--decoder-embed-dim {cfg.decoder.embed_dim}",
+            f"{option}: needs {flag(f'decoder_{name}')} {width} equal to --decoder-embed-dim {cfg.decoder.embed_dim}",
         )
 
 
@@ -230,8 +239,7 @@ def _check_quantization_noise(cfg: Any, parts: list[tuple[str, Any]]) -> None:
             width = getattr(part, name)
             require(
                 width % noise.pq_block_size == 0,
-                f"--quant-noise-pq-block-size: {noise.pq_block_size} does not divide "
-                f"--{side}-{name.replace('_', '-')} {width}",
+                f"--quant-noise-pq-block-size: {noise.pq_block_size} does not divide {flag(f'{side}_{name}')} {width}",
             )
 
 

@@ -30,6 +30,8 @@ from fairseq_ext.models.stock_options import (
 )
 from fairseq_ext.modules.cross_view import CrossViewFusion, view_schedule
 
+__all__ = ["CrossViewEncoder", "TransformerExtDecoder", "TransformerExtEncoder", "TransformerExtModel"]
+
 TASKS = (
     "translation",
     "translation_multi_simple_epoch",

@@ -26,6 +26,8 @@ from fairseq_ext.modules.band import Band
 from fairseq_ext.modules.topk import Budget, effective_k, kth_largest, ratio_budget, topk_softmax
 from fairseq_ext.precision import compute_dtype, widen
 
+__all__ = ["AdaptiveSpan", "AdaptiveSpanAttention"]
+
 _TRIM_UNIT = 64  # spans are trimmed in steps of this many slots, so that shapes change rarely
 
 

@@ -7,6 +7,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = ["Band"]
+
 
 class Band:
     """Queries in blocks, each beside the keys that it looks at.

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from fairseq_ext.kernels import load, usable
 
+__all__ = ["DynamicConv", "dynamic_convolution"]
+
 # Positions per band matrix. Up to about this length one dense matrix is fastest (also against sums over shifted inputs
 # and unfolding, by a factor of 2 to 5); beyond it, blocks keep time and memory linear in the length.
 _BLOCK = 128

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from fairseq_ext.modules.dynamic_convolution import DynamicConv, dynamic_convolution
 
+__all__ = ["KernelGate", "MultiScaleConv", "parse_kernels"]
+
 
 class KernelGate(nn.Module):
     r"""Learned mixture of kernel sizes.

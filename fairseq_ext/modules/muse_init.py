@@ -6,6 +6,8 @@ import math
 
 from torch import nn
 
+__all__ = ["INIT_LAWS", "init_attention_projection_", "init_ffn_"]
+
 INIT_LAWS = ("km", "xavier", "xi", "fixup")
 
 

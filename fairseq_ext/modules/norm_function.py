@@ -12,6 +12,8 @@ from torch.autograd.function import once_differentiable
 from fairseq_ext import kernels
 from fairseq_ext.precision import widen
 
+__all__ = ["normalize"]
+
 
 def normalize(
     x: Tensor,

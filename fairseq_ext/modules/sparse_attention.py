@@ -17,6 +17,8 @@ from fairseq_ext.kernels import load, usable
 from fairseq_ext.modules.sparse_variants import OTHER_SELECTIONS, SELECTIONS
 from fairseq_ext.modules.topk import below_maximum, effective_k, ratio_budget, ratio_softmax, topk_softmax
 
+__all__ = ["NORMALIZERS", "attention_weights", "blockwise_topk_attention", "has_blockwise", "topk_attention"]
+
 NORMALIZERS = ("softmax", "sparsemax", "entmax15", "entmax-bisect")
 
 

@@ -15,6 +15,15 @@ from torch import Tensor
 
 from fairseq_ext.modules.topk import Budget, kth_largest, topk_softmax
 
+__all__ = [
+    "OTHER_SELECTIONS",
+    "SELECTIONS",
+    "ensemble_topk_softmax",
+    "out_of_window_mask",
+    "out_of_window_softmax",
+    "topk_probabilities",
+]
+
 
 def _check_budget(k: Budget) -> None:
     if isinstance(k, int) and k < 1:

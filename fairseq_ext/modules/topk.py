@@ -39,6 +39,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["Budget", "below_maximum", "effective_k", "kth_largest", "ratio_budget", "ratio_softmax", "topk_softmax"]
+
 # One for all rows, or one of each row, (..., 1), as :func:`ratio_budget` gives.
 Budget = int | Tensor
 

@@ -14,6 +14,7 @@ from fairseq_ext.recipes.presets import PRESETS
 from fairseq_ext.recipes.recipe import Recipe, values
 from fairseq_ext.recipes.settings import SECTIONS, Settings, by
 from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.options import flag
 
 __all__ = ["adapted", "commands", "more_tokens", "sources"]
 
@@ -185,7 +186,7 @@ def _flags(options: dict[str, Any]) -> str:
     words = []
     for option, value in options.items():
         if value is not False:
-            words.append(f"--{option.replace('_', '-')}")
+            words.append(flag(option))
         if not isinstance(value, bool):
             words.append(shlex.quote(str(value)))
     return " ".join(words)

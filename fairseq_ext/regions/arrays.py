@@ -17,17 +17,17 @@ __all__ = ["load_npz", "read_array", "stream_npz"]
 POINTER = b"version https://git-lfs"
 
 
-def read_array(path: Path, name: str = "features", header_only: bool = False) -> np.ndarray:
-    """What an npy holds, or the array ``name`` of an npz; ``header_only`` does not read the numbers of an npy.
+def read_array(path: Path, header_only: bool = False) -> np.ndarray:
+    """What an npy holds, or the array ``features`` of an npz; ``header_only`` does not read the numbers of an npy.
 
     Raises:
         DataError: no such file, a damaged one, or an array of objects, whose reader would run code.
     """
     if path.suffix == ".npz":
-        arrays = load_npz(path, name)
-        if name not in arrays:
-            raise DataError(f"{path}: no array {name!r} in it")
-        return arrays[name]
+        arrays = load_npz(path, "features")
+        if "features" not in arrays:
+            raise DataError(f"{path}: no array 'features' in it")
+        return arrays["features"]
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r" if header_only else None)
         if not isinstance(array, np.ndarray):

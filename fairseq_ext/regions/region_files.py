@@ -17,7 +17,6 @@ needs no boxes and no size, and may be named by ``image`` or ``file`` alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from fairseq_ext.regions.arrays import load_npz, read_array
 from fairseq_ext.regions.boxes import check_boxes
 from fairseq_ext.regions.names import few, image_key, least
 from fairseq_ext.training.errors import DataError
-from fairseq_ext.training.files import read_json_lines, read_lines
+from fairseq_ext.training.files import is_finite, read_json_lines, read_lines
 
 __all__ = ["FeatureFiles", "Record", "category_names", "read_records", "split_file"]
 
@@ -117,10 +116,6 @@ def read_records(
         yield record
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _mapping(value: Any, origin: str, need_boxes: bool) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{origin}: an image is a mapping, got {type(value).__name__}")
@@ -138,7 +133,7 @@ def _mapping(value: Any, origin: str, need_boxes: bool) -> dict[str, Any]:
     if isinstance(name, bool) or not isinstance(name, (int, str)) or name == "":
         raise DataError(f"{origin}: image_id must be a whole number or a string, got {name!r}")
     for key in ("width", "height"):
-        if not _is_number(value[key]) or value[key] <= 0:
+        if not is_finite(value[key]) or value[key] <= 0:
             raise DataError(f"{origin}: {key} must be a number above 0, got {value[key]!r}")
     return value
 
@@ -148,7 +143,7 @@ def _boxes(value: Mapping[str, Any], origin: str, num_labels: int | None) -> tup
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{origin}: an image without regions; boxes must be a list with at least one box")
     for box in rows:
-        if not isinstance(box, list) or len(box) not in (4, 5) or not all(map(_is_number, box)):
+        if not isinstance(box, list) or len(box) not in (4, 5) or not all(map(is_finite, box)):
             raise DataError(f"{origin}: a box is [x1, y1, x2, y2] or [x1, y1, x2, y2, label], got {box!r}")
         if num_labels is None and len(box) == 5:
             raise DataError(f"{origin}: box {box!r} has a label, but there is no categories.txt beside the file")
@@ -186,7 +181,7 @@ def _confidence(value: Mapping[str, Any], origin: str) -> np.ndarray | None:
         return None
     if not isinstance(confidence, list) or len(confidence) != len(value["boxes"]):
         raise DataError(f"{origin}: confidence must be a list with a number for each of {len(value['boxes'])} boxes")
-    if not all(_is_number(number) and 0 <= number <= 1 for number in confidence):
+    if not all(is_finite(number) and 0 <= number <= 1 for number in confidence):
         raise DataError(f"{origin}: a confidence is a number from 0 to 1")
     return np.array(confidence, dtype=np.float64)
 

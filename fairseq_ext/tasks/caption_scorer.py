@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
+__all__ = ["HOW_TO_SCORE", "CaptionScorer", "CaptionScorerConfig"]
+
 HOW_TO_SCORE = "score the output with `fairseq-ext captions score DATA --split SPLIT --generated FILE`"
 
 

@@ -25,6 +25,9 @@ from fairseq_ext.tasks.caption_scores import SCORES, SUMS, ReferenceScores
 from fairseq_ext.tasks.caption_state import compare_images, compare_states
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import load_safely
+from fairseq_ext.training.options import flag
+
+__all__ = ["CaptioningTask", "Pieces"]
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +183,7 @@ class CaptioningTask(FairseqTask):
         """
         for name, reason in IDLE_GENERATION.items():
             if getattr(args, name, None):
-                raise OptionError(f"--{name.replace('_', '-')}: not for captions, {reason}")
+                raise OptionError(f"{flag(name)}: not for captions, {reason}")
         most = min(model.max_decoder_positions() for model in models) - 1
         length = getattr(args, "max_len_b", MAX_LEN)
         if length > most and length != MAX_LEN:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from fairseq_ext.training.files import is_number
 from fairseq_ext.training.progress import is_first_process
 
 __all__ = ["Board", "board_of_run", "log_test"]
@@ -85,5 +86,5 @@ def log_test(metrics: Mapping[str, Any], step: int) -> None:
 def _write(writer: SummaryWriter, part: str, values: Mapping[str, Any], step: int) -> None:
     """Every number that is a metric, not where the training stands."""
     for name, value in values.items():
-        if name != "epoch" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if name != "epoch" and is_number(value):
             writer.add_scalar(f"{part}/{name.removeprefix(f'{part}_')}", value, step)

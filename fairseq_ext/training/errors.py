@@ -42,7 +42,7 @@ def choose(option: str, value: str, allowed: Iterable[str]) -> str:
         return value
     near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.3)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise OptionError(f"{option}: {value!r} is not one of {', '.join(allowed)}{hint}")
+    raise OptionError(f"{option}: {value!r} is not one of {', '.join(filter(None, allowed))}{hint}")
 
 
 def first_line(error: BaseException) -> str:

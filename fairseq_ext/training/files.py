@@ -24,21 +24,9 @@ from fairseq_ext.training.json_values import json_text, parse_json
 from fairseq_ext.training.locks import locked
 
 __all__ = [
-    "MAX_LINE",
-    "STDIN",
-    "count_lines",
-    "load_safely",
-    "output_folder",
-    "read_bytes",
-    "read_json",
-    "read_json_lines",
-    "read_lines",
-    "replacing",
-    "safe_loads_only",
-    "save_atomically",
-    "staged_folder",
-    "write_json",
-    "writing_to",
+    *("MAX_LINE", "STDIN", "count_lines", "is_finite", "is_number", "load_safely", "output_folder", "read_bytes"),
+    *("read_json", "read_json_lines", "read_lines", "replacing", "safe_loads_only", "save_atomically"),
+    *("staged_folder", "write_json", "writing_to"),
 ]
 
 MAX_LINE = 2**22
@@ -50,9 +38,9 @@ STDIN = "-"
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to; it takes the place of ``path`` at the end, and a file is removed after an error.
+    """A temporary path to write to, which is renamed to ``path`` at the end; after an error a file there is removed.
 
-    It may become a folder, which takes the place of none.
+    The block may make a folder there instead, where ``path`` does not exist yet or is an empty folder.
     """
     partial = Path(f"{path}.tmp")
     try:
@@ -297,3 +285,13 @@ def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:
         raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
     except RuntimeError as error:  # what torch's file writer makes of a full disk
         raise CheckpointError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number, which true and false are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float can hold."""
+    return is_number(value) and abs(value) <= sys.float_info.max

@@ -39,14 +39,14 @@ def option(
     Args:
         default: without it the option is required.
         help: what it means, with the paper's value.
-        choices: the only values allowed.
+        choices: the only values allowed; a default ``""``, which is none of them, stands among them and is not shown.
         least, above, most, below: limits of a number.
         positional: whether it is given without its name; with a default it may be left out.
         aliases: its other names: those of a paper's code, and earlier ones.
         idle: values of other options with which this one does nothing, such as ``{"loss": ("ce", "focal")}``; of
             several options, all must have such a value.
-        outcome: whether results depend on it. False where it says how fast they come, or where something lies that is
-            known by its content: such results and checkpoints are taken for those of another value.
+        outcome: whether results depend on it. Give False for what changes only the speed, and for the path of a file
+            whose content is compared instead: runs are then resumed, and results added to, whatever the value.
         **metadata: whatever else reads the field's metadata.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
@@ -211,7 +211,7 @@ class OptionSet:
         """Give ``parser``, or a group of one, a flag for every field, and ``--no-`` forms of those that are on."""
         types = get_type_hints(cls)
         for item in fields(cls):
-            choices = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
+            choices = f" ({', '.join(filter(None, item.metadata['choices']))})" if item.metadata["choices"] else ""
             value = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
             if types[item.name] is bool:
                 value = flag(item.name) if item.default else ""

@@ -18,7 +18,7 @@ import torch
 from fairseq_ext.training.board import board_of_run
 from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import output_folder, read_json, write_json, writing_to
+from fairseq_ext.training.files import is_number, output_folder, read_json, write_json, writing_to
 from fairseq_ext.training.locks import locked
 from fairseq_ext.training.progress import Parts
 from fairseq_ext.training.settings import Settings
@@ -155,8 +155,8 @@ class Experiment:
 
         Args:
             runs: by name; called by all processes.
-            accelerator: the processes, of which the first records. Every run has it as the first one had, so that no
-                run depends on those before. Default: a single process.
+            accelerator: the processes, of which the first records. It is put back to its first state after each run,
+                so that no run depends on those before. Default: a single process.
             checkpoints: the folder where a run keeps its own. Default: the folder of its name.
 
         Raises:
@@ -239,8 +239,4 @@ def _kind(name: str) -> str:
 def shared_figures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of the numbers that all runs hold."""
     names = runs[0] if runs else {}
-    return [name for name in names if all(_is_number(run.get(name)) for run in runs)]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return [name for name in names if all(is_number(run.get(name)) for run in runs)]

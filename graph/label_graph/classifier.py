@@ -57,7 +57,7 @@ def build_network(
     graph = None
     if options.arm != "han":
         graph = LabelGraph(num_labels, options.graph_position, options.graph_noise)
-    network = HierarchicalAttentionNetwork(
+    return HierarchicalAttentionNetwork(
         num_words,
         num_labels,
         state_size or options.embedding_dim,
@@ -68,12 +68,10 @@ def build_network(
         options.word_dropout,
         masked=not options.unmasked_attention,
         vectors=vectors,
+        # Constant also where the vectors come later, from a file: an optimiser is made for what is trained.
+        freeze_vectors=options.embedding == "word2vec",
         label_graph=graph,
     )
-    if network.embedding is not None:
-        # Constant also where the vectors come later, from a file: an optimiser is made for what is trained.
-        network.embedding.weight.requires_grad_(options.embedding != "word2vec")
-    return network
 
 
 @dataclass

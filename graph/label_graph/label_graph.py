@@ -18,6 +18,16 @@ from torch import Tensor, nn
 
 from fairseq_ext.losses import binary_encouraging_loss, halted_focal_loss
 
+__all__ = [
+    "LOSSES",
+    "POSITIONS",
+    "LabelGraph",
+    "LossTerms",
+    "label_graph_loss",
+    "label_graph_loss_terms",
+    "soft_targets",
+]
+
 LOSSES = ("bce", "encouraging", "halted-focal")
 POSITIONS = ("scores", "probabilities")
 PROBABILITY_FLOOR = 1e-7

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from graph.label_graph.label_graph import LabelGraph
 
+__all__ = ["CELLS", "NO_CELL", "AttentionPooling", "HierarchicalAttentionNetwork"]
+
 PADDING = 0
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU}
 NO_CELL = "none"
@@ -115,8 +117,8 @@ class HierarchicalAttentionNetwork(nn.Module):
             share). Default 0, as the released code.
         masked: padding gets no attention. Off is the behaviour of the code that the released one builds on, whose
             softmax runs over all positions, so that a result depends on how far a sample is padded.
-        vectors: initial word vectors ``(num_words, embedding_dim)``; constants unless ``freeze_vectors`` is off.
-        freeze_vectors: do not train ``vectors``. Default on, as the released code.
+        vectors: initial word vectors ``(num_words, embedding_dim)``. Default: random ones.
+        freeze_vectors: whether word vectors are constants. Default: those that are given, as in the released code.
         label_graph: a :class:`~graph.label_graph.LabelGraph` over the scores, or none.
 
     Shape:
@@ -145,7 +147,7 @@ class HierarchicalAttentionNetwork(nn.Module):
         word_dropout: float = 0.0,
         masked: bool = True,
         vectors: Tensor | None = None,
-        freeze_vectors: bool = True,
+        freeze_vectors: bool | None = None,
         label_graph: LabelGraph | None = None,
     ) -> None:
         super().__init__()
@@ -158,7 +160,9 @@ class HierarchicalAttentionNetwork(nn.Module):
         self.embedding_dim = embedding_dim
         self.embedding = None if num_words is None else nn.Embedding(num_words, embedding_dim, padding_idx=PADDING)
         if vectors is not None:
-            self.embedding = nn.Embedding.from_pretrained(vectors, freeze=freeze_vectors, padding_idx=PADDING)
+            self.embedding = nn.Embedding.from_pretrained(vectors, padding_idx=PADDING)
+        if self.embedding is not None and freeze_vectors is not None:
+            self.embedding.weight.requires_grad_(not freeze_vectors)
         self.word_dropout = nn.Dropout1d(word_dropout)  # of vectors (reviews, words, D): whole words
         self.word_level = _Level(embedding_dim, hidden_size, attention_size, cell, dropout, masked)
         self.review_level = _Level(attention_size, hidden_size, attention_size, cell, dropout, masked)

@@ -13,6 +13,8 @@ from graph.label_graph.metrics import METRICS
 from graph.label_graph.model import CELLS, NO_CELL
 from graph.label_graph.text import PIECES, TOKENIZERS
 
+__all__ = ["TUNED", "Options", "fixed_threshold"]
+
 ARMS = ("soft", "graph", "han")
 EMBEDDINGS = ("word2vec", "word2vec-tuned", "learned")
 TUNED = "tuned"

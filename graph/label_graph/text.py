@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import OptionError, choose
 
+__all__ = ["PIECES", "TOKENIZERS", "Vocabulary", "split_text", "tokenizer", "train_vectors"]
+
 PADDING, UNKNOWN = 0, 1
 SPECIAL = 2
 PIECES = ("whole", "sentences", "clauses")
@@ -102,18 +104,16 @@ class Vocabulary:
         return torch.from_numpy(ids)
 
 
-def train_vectors(
-    sentences: Sequence[Sequence[str]], vocabulary: Vocabulary, dim: int = 100, epochs: int = 5, seed: int = 1
-) -> Tensor:
-    """Word2Vec of gensim with its defaults (CBOW, window 5), ``(len(vocabulary), dim)``; padding and unknown are zero.
+def train_vectors(sentences: Sequence[Sequence[str]], vocabulary: Vocabulary, dim: int = 100, seed: int = 1) -> Tensor:
+    """Word2Vec of gensim with its defaults (CBOW, window 5, five epochs), ``(len(vocabulary), dim)``.
 
-    One worker, so that a seed gives the same vectors again.
+    Padding and unknown are zero. One worker, so that a seed gives the same vectors again.
     """
     from gensim.models import Word2Vec
 
     words = set(vocabulary.words)
     kept = [[word for word in sentence if word in words] for sentence in sentences]
-    vectors = Word2Vec(kept, vector_size=dim, min_count=1, epochs=epochs, seed=seed, workers=1).wv
+    vectors = Word2Vec(kept, vector_size=dim, min_count=1, seed=seed, workers=1).wv
     table = np.zeros((len(vocabulary), dim), dtype=np.float32)
     table[SPECIAL:] = vectors[list(vocabulary.words)]
     return torch.from_numpy(table)

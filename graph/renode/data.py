@@ -24,7 +24,7 @@ from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import AttrType, GlobalStorage
 from torch_geometric.utils import index_to_mask
 
-from fairseq_ext.training.errors import DataError, OptionError, choose
+from fairseq_ext.training.errors import DataError, OptionError, choose, one_line
 from fairseq_ext.training.files import load_safely, safe_loads_only
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.settings import digest
@@ -132,7 +132,7 @@ def _read_pt(path: Path) -> Data:
     try:
         parts = content.to_dict() if isinstance(content, Data) else content
     except Exception as error:  # its state can be anything
-        raise DataError(f"{path}: a damaged Data ({_first_line(error)})") from error
+        raise DataError(f"{path}: a damaged Data ({one_line(error)})") from error
     if not isinstance(parts, dict) or not all(isinstance(key, str) for key in parts):
         raise DataError(f"{path}: holds a {type(content).__name__}, not a torch_geometric Data")
     return Data.from_dict(parts)
@@ -153,7 +153,7 @@ def _load_dataset(name: str, root: Path) -> Data:
         with _graph_types(), safe_loads_only():
             return load()
     except Exception as error:  # whatever a constructor, a download or a damaged raw file raises
-        raise DataError(f"--dataset {name}: not available under --root {root} ({_first_line(error)})") from error
+        raise DataError(f"--dataset {name}: not available under --root {root} ({one_line(error)})") from error
 
 
 def _pyg_loader(name: str, root: Path) -> Callable[[], Data]:
@@ -191,10 +191,6 @@ def _ogb_loader(name: str, root: Path) -> Callable[[], Data]:
         return data
 
     return load
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> Data:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.options import OptionSet, option
 from graph.inputs import as_labels, as_weights
+from graph.renode.push import NORMALIZATIONS
 
 __all__ = ["Batch", "PPRGo", "PPRGoOptions", "RowBatches", "predict", "predict_logits", "to_torch"]
 
@@ -203,14 +204,13 @@ def predict_logits(
     Returns:
         (n, C) float32.
     """
-    choose("normalization", normalization, ("sym", "row", "col"))
+    choose("normalization", normalization, NORMALIZATIONS)
+    share = NORMALIZATIONS[normalization]
     model.eval()
     starts = range(0, adjacency.shape[0], chunk)
     local = np.concatenate([model(to_torch(x[start : start + chunk], device)).cpu().numpy() for start in starts])
     degree = np.maximum(np.diff(adjacency.indptr), 1).astype(np.float32)[:, None]
-    left, right = {"sym": (degree**-0.5, degree**-0.5), "row": (1 / degree, 1.0), "col": (1.0, 1 / degree)}[
-        normalization
-    ]
+    left, right = degree ** (share - 1), degree**-share
     z = local
     for _ in range(steps):
         z = (1 - alpha) * left * (adjacency @ (right * z)) + alpha * local

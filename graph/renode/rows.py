@@ -82,7 +82,14 @@ class RowOptions(OptionSet):
     def make_batches(
         self, graph: LargeGraph, nodes: np.ndarray, accelerator: Accelerator, *, weighted: bool = False
     ) -> RowBatches:
-        """The rows of ``nodes``, with ReNode weights where they are asked for and ``weighted`` says that they train."""
+        """The PageRank rows of ``nodes``.
+
+        Args:
+            graph: holds the nodes.
+            nodes: their ids.
+            accelerator: each process gets its share of a batch.
+            weighted: give the rows ReNode's weights, unless ``--renode off``: for nodes to train on. Default off.
+        """
         rows = push_pagerank(
             graph.edge_index,
             torch.from_numpy(nodes),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -22,6 +23,7 @@ __all__ = [
     "Split",
     "SplitOptions",
     "count_splits",
+    "first_of_each_class",
     "labelled_nodes",
     "make_split",
     "quotas",
@@ -109,15 +111,14 @@ def make_split(data: Data, kind: str = "compat", seed: int = 0, *, valid_each: i
     if valid_each < 1:
         raise OptionError(f"--valid-each must be at least 1, got {valid_each}")
     labels = as_labels(data.y, name="data.y")
-    y, order = labels.tolist(), _shuffled(len(labels), seed)
+    y, order = labels.cpu().numpy(), _shuffled(len(labels), seed)
     train = _drawn(labels, order, imbalance)
-    labelled = set(train)
-    rest = [node for node in (order if kind == "random" else sorted(order)) if node not in labelled]
-    valid = set(_walk(rest, y, [valid_each] * (int(labels.max()) + 1), "--valid-each"))
-    test = [node for node in range(len(y)) if y[node] >= 0 and node not in labelled and node not in valid]
-    if not test:
+    rest = order if kind == "random" else np.arange(len(y))
+    valid = first_of_each_class(rest[~np.isin(rest, train)], y, [valid_each] * (int(y.max()) + 1), "--valid-each")
+    test = np.setdiff1d(np.flatnonzero(y >= 0), np.concatenate([train, valid]))
+    if not len(test):
         raise OptionError(f"--train-each, --valid-each: none of the {len(y)} nodes is left for testing")
-    return Split(torch.tensor(train), torch.tensor(sorted(valid)), torch.tensor(test))
+    return Split(*map(torch.from_numpy, (train, np.sort(valid), test)))
 
 
 def labelled_nodes(data: Data, kind: str = "compat", seed: int = 0, **imbalance: Any) -> Tensor:
@@ -126,30 +127,38 @@ def labelled_nodes(data: Data, kind: str = "compat", seed: int = 0, **imbalance:
     if kind == "public":
         return _public_labelled(data, seed)
     y = as_labels(data.y, name="data.y")
-    return torch.tensor(_drawn(y, _shuffled(len(y), seed), imbalance))
+    return torch.from_numpy(_drawn(y, _shuffled(len(y), seed), imbalance))
 
 
-def _shuffled(size: int, seed: int) -> list[int]:
+def _shuffled(size: int, seed: int) -> np.ndarray:
     order = list(range(size))
     # Python's generator: the released splits are its shuffle.
     random.Random(seed).shuffle(order)
-    return order
+    return np.array(order)
 
 
-def _drawn(y: Tensor, order: Sequence[int], imbalance: dict[str, Any]) -> list[int]:
-    return _walk(order, y.tolist(), quotas(y, **imbalance), "--train-each or --labeling-ratio")
+def _drawn(y: Tensor, order: np.ndarray, imbalance: dict[str, Any]) -> np.ndarray:
+    return first_of_each_class(order, y.cpu().numpy(), quotas(y, **imbalance), "--train-each or --labeling-ratio")
 
 
-def _walk(nodes: Sequence[int], y: Sequence[int], quota: Sequence[int], option: str) -> list[int]:
-    left, chosen = list(quota), []
-    for node in nodes:
-        if y[node] >= 0 and left[y[node]]:
-            left[y[node]] -= 1
-            chosen.append(node)
-    for label, missing in enumerate(left):
-        if missing:
-            raise OptionError(f"{option}: class {label} has only {quota[label] - missing} of {quota[label]} nodes left")
-    return chosen
+def first_of_each_class(nodes: np.ndarray, y: np.ndarray, quota: Sequence[int], option: str) -> np.ndarray:
+    """Those of ``nodes`` that come first in their class, in the order of ``nodes``.
+
+    Args:
+        nodes: node ids.
+        y: (n,) classes; below 0 a node has none.
+        quota: how many of each class.
+        option: what the message of an error begins with.
+
+    Raises:
+        OptionError: a class has too few.
+    """
+    classes = y[nodes]
+    places = [np.flatnonzero(classes == label)[:wanted] for label, wanted in enumerate(quota)]
+    for label, (found, wanted) in enumerate(zip(places, quota, strict=True)):
+        if len(found) < wanted:
+            raise OptionError(f"{option}: class {label} has only {len(found)} of {wanted} nodes left")
+    return nodes[np.sort(np.concatenate(places))]
 
 
 def _public_nodes(data: Data, name: str, seed: int) -> Tensor:

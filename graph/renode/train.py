@@ -140,8 +140,8 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
         return {**metrics, **conflict, **record}
 
     # Made to refuse wrong options before anything is written.
-    options.make_model(data.num_features, classes, options.alpha), options.make_loss(counts[0])
-    # Where the data lies changes no outcome.
+    options.make_model(data.num_features, classes, options.alpha)
+    options.make_loss(counts[0])
     settings = Settings.of(options, inputs={"graph": graph_digest(data)})
     experiment = Experiment(runs.out, settings, ("torch-geometric", "scikit-learn"), device=device)
     return experiment.complete({name: partial(train_run, **seeds) for name, seeds in runs.seeds.items()})

@@ -176,7 +176,6 @@ def run(options: LargeOptions, runs: LargeRuns | None = None) -> Experiment:
     accelerator = make_accelerator(device=runs.device)
     graph = options.load_large()
     splits = [options.make_split(graph.y, seed) for seed in range(runs.splits)]
-    # Where the data lies changes no outcome.
     settings = Settings.of(options, inputs={"graph": graph.digest})
 
     @Remembered  # one for all runs of a split

@@ -85,7 +85,9 @@ def compile_launches(name: str, launches: Callable[[ModuleType], Iterator[str]])
     command = [sys.executable, "-m", "tests.kernels.compiled", name, launches.__module__, launches.__qualname__]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    return [Compiled(**fields) for fields in json.loads(result.stdout)]
+    compiled = [Compiled(**fields) for fields in json.loads(result.stdout)]
+    assert {one.capability for one in compiled} == {*CAPABILITIES}, "nothing was launched"
+    return compiled
 
 
 class _Card:

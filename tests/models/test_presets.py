@@ -125,6 +125,7 @@ def test_the_wikitext_preset_is_fairseqs() -> None:
         return options.parse_args_and_arch(parser, ["data", "--task", "language_modeling", "--arch", arch])
 
     ours, stock = parse("transformer_lm_ext_wiki103"), parse("transformer_lm_wiki103")
+    assert DEFAULTS["transformer_lm_ext_wiki103"]
     for option in DEFAULTS["transformer_lm_ext_wiki103"]:
         assert getattr(ours, option) == getattr(stock, option), option
 

@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError, choose
 from fairseq_ext.training.files import (
     MAX_LINE,
+    is_finite,
+    is_number,
     load_safely,
     read_bytes,
     read_json,
@@ -434,3 +436,15 @@ def test_a_library_loads_safely_too(tmp_path, monkeypatch, safe, unsafe):
     assert load_safely(tmp_path / "plain.pt") == {"a": 1}
     if safe != "1":
         assert torch.load(tmp_path / "third.pt", weights_only=False) == Fraction(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "finite"),
+    [
+        *[("1", 1, 1), ("-2.5", 1, 1), ("true", 0, 0), ("null", 0, 0), ('"1"', 0, 0), ("[1]", 0, 0)],
+        *[("NaN", 1, 0), ("Infinity", 1, 0), ("1e999", 1, 0), ("1" + 400 * "0", 1, 0)],
+    ],
+)
+def test_numbers_of_json(text, number, finite):
+    value = json.loads(text)
+    assert (is_number(value), is_finite(value)) == (bool(number), bool(finite))

@@ -23,6 +23,7 @@ class Base(OptionSet):
 class Options(Base):
     steps: int = option(3, "count", least=1)
     kind: str = option("soft", "which", ("soft", "hard"))
+    attack: str = option("", "as trained", ("", "weak"))
     margin: bool = option(True, "weigh")
     deep: bool = option(False, "all layers")
     names: tuple[str, ...] = option((), "labels")
@@ -36,8 +37,9 @@ def parse(*arguments: str) -> Options:
 
 def test_the_command_line_is_that_of_the_fields():
     assert parse() == Options(data="d")
-    arguments = ["--lr-decay", "1", "--steps", "7", "--kind", "hard", "--no-margin", "--deep", "--names", "a", "b"]
-    chosen = {"lr_decay": 1.0, "steps": 7, "kind": "hard", "margin": False, "deep": True, "names": ("a", "b")}
+    arguments = "--lr-decay 1 --steps 7 --kind hard --attack weak --no-margin --deep --names a b".split()
+    chosen = {"lr_decay": 1.0, "steps": 7, "kind": "hard", "attack": "weak", "margin": False, "deep": True}
+    chosen["names"] = ("a", "b")
     assert parse(*arguments) == Options(data="d", **chosen)
     assert parse(*arguments).as_dict() == {"data": "d", **chosen}
     assert flag("lr_decay") == "--lr-decay"
@@ -54,7 +56,8 @@ def test_help_tells_default_and_choices(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert "of 100 % [0.5]" in text and "which (soft, hard) [soft]" in text and "--no-margin" in text
+    assert "of 100 % [0.5]" in text and "--no-margin" in text
+    assert "which (soft, hard) [soft]" in text and "as trained (weak)" in text
     assert "[()]" not in text and "MISSING" not in text
 
 
@@ -66,6 +69,7 @@ def test_help_tells_default_and_choices(capsys):
         (["--lr-decay", "1.5"], "--lr-decay must be greater than 0 and at most 1, got 1.5"),
         (["--lr-decay", "inf"], "--lr-decay must be finite, got inf"),
         (["--kind", "sof"], "did you mean 'soft'"),
+        (["--attack", "strong"], "--attack: 'strong' is not one of weak"),
     ],
 )
 def test_limits_hold_on_the_command_line_and_in_programs(arguments, message):

@@ -1,7 +1,8 @@
-"""The style of pictures: colours for everybody, names beside lines, intervals, and whole files."""
+"""The style of pictures: colours for everybody, names beside lines, and whole files."""
 
 from __future__ import annotations
 
+import ast
 import logging
 from itertools import combinations, pairwise
 
@@ -13,24 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from examples.results import captioning
-from examples.results.captioning.table import DENSE
-from examples.results.image_classification import tails
-from examples.results.translation import experiments
-from fairseq_ext.training.plotting import (
-    GREY,
-    METHODS,
-    PALETTE,
-    Effect,
-    categories,
-    colour_of,
-    forest,
-    limits_after_first,
-    mean_and_range,
-    name_lines,
-    picture,
-    small_multiples,
-)
+from fairseq_ext.training import plotting
+from fairseq_ext.training.plotting import PALETTE, categories, mean_and_range, name_lines, picture
+from tests.helpers import ROOT
 
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009:
 # linear RGB as it is seen without the cones of one kind.
@@ -67,16 +53,6 @@ def test_colours_stand_apart_for_everybody(seen):
         for names, (one, other) in zip(combinations(colours, 2), combinations(colours.values(), 2), strict=True)
     )
     assert nearest[0] > 15, nearest
-    assert set(METHODS.values()) <= set(PALETTE)
-
-
-ARMS = [*experiments.SYSTEMS, *captioning.ARMS, *tails.SHOWN]
-
-
-@pytest.mark.parametrize("arm", sorted(set(ARMS)))
-def test_every_arm_has_the_colour_of_its_method(arm):
-    """What is compared with is grey, and nothing else is."""
-    assert (colour_of(arm) == GREY) == (arm in (experiments.BASELINE, DENSE, tails.BASELINE))
 
 
 def test_classes_have_colours_of_their_own():
@@ -133,40 +109,6 @@ def test_a_mean_and_its_range():
     assert len(axes.collections) == 1, "one run has no range"
 
 
-def test_a_forest_of_differences():
-    axes = drawn_axes()
-    effects = [Effect("MUSE", 1.0, 0.5, 1.5), Effect("GCA, gate", -1.0), Effect("top-k 4", -50.0, -60.0, -40.0)]
-    forest(axes, effects, limits=(-5, 5))
-    zero, interval, point, hollow, _, arrow = axes.lines
-    assert zero.get_xdata() == [0, 0] and list(interval.get_xdata()) == [0.5, 1.5]
-    assert list(point.get_xdata()) == [1.0] and point.get_markerfacecolor() == colour_of("MUSE")
-    assert hollow.get_markerfacecolor() == "white" and hollow.get_color() == colour_of("GCA")
-    assert arrow.get_marker() == "<" and arrow.get_xdata() == [-5] and axes.texts[0].get_text() == "-50.0"
-    assert [label.get_text() for label in axes.get_yticklabels()] == [effect.label for effect in effects]
-    low, high = axes.get_ylim()
-    assert low > high and axes.get_xlim() == (-5, 5)
-
-
-def test_small_multiples_share_their_scales_and_the_baseline():
-    runs = {
-        "Transformer": [[(0, 5.0), (1, 1.0)]] * 2,
-        "MUSE": [[(0, 4.0), (1, 0.5)]],
-        "AdaNorm": [[(0, 9.0), (1, 2.0)]],
-    }
-    panels = small_multiples(Figure(), runs, "Transformer", limits=(0, 3))
-    assert list(panels) == ["MUSE", "AdaNorm"] and {axes.get_ylim() for axes in panels.values()} == {(0, 3)}
-    for name, axes in panels.items():
-        assert [line.get_color() for line in axes.lines] == [GREY, colour_of(name)]
-        assert axes.lines[0].get_ydata().tolist() == [5, 1] and axes.get_title("left") == name
-    assert list(small_multiples(Figure(), {"Transformer": runs["Transformer"]}, "Transformer")) == ["Transformer"]
-
-
-def test_limits_leave_out_the_first_points():
-    """But not the only one of a run."""
-    runs = {"MUSE": [[(0, 90.0), (1, 3.0), (2, 1.0)], [(0, 80.0), (1, 2.0)]], "AdaNorm": [[(0, 4.0)]]}
-    assert limits_after_first(runs) == pytest.approx((1 - 0.241, 4 + 0.241))
-
-
 def test_a_picture_looks_the_same_whatever_the_users_style(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     with matplotlib.rc_context({"figure.facecolor": "black", "savefig.transparent": True, "savefig.dpi": 20}):
@@ -189,3 +131,16 @@ def test_a_picture_is_whole_or_not_there(tmp_path):
     with picture(tmp_path / "a.svg", (3, 2)) as figure:
         figure.subplots()
     assert (tmp_path / "a.svg").read_text().startswith("<?xml") and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_kit_draws_nothing_that_only_examples_want():
+    """Forms that compare methods are theirs."""
+    trainers = [path for top in ("graph", "vision_language") for path in ROOT.glob(f"{top}/**/*.py")]
+    used = {
+        name.name
+        for path in trainers
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == plotting.__name__
+        for name in node.names
+    }
+    assert {name for name in plotting.__all__ if name not in used} == {"Run"}, "a type of an argument"

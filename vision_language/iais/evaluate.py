@@ -42,7 +42,6 @@ def score_matrix(
     data: RegionData,
     collator: Collator,
     chunk: int = 400,
-    device: torch.device | str | None = None,
 ) -> Tensor:
     """The scores of every caption with every image, ``(captions, images)``, float32 on the CPU.
 
@@ -50,11 +49,9 @@ def score_matrix(
     of its work is spent on padding.
 
     Args:
-        model: on ``device``.
         data: a split.
         collator: makes its batches.
         chunk: pairs in a forward pass. Default 400, as UNITER's.
-        device: default: the model's.
 
     Returns:
         No rows where the split has no caption.
@@ -64,11 +61,10 @@ def score_matrix(
         CheckpointError: a score is not a number.
     """
     data.check_model(model.config)
-    device = model.device if device is None else device
     scores = torch.empty(len(data), len(data.images))
     if not len(data):
         return scores
-    texts = {name: value.to(device) for name, value in collator.texts(data.captions).items()}
+    texts = {name: value.to(model.device) for name, value in collator.texts(data.captions).items()}
     lengths = texts["attention_mask"].sum(1)
     text_blocks = lengths.argsort(stable=True).split(chunk)
     by_regions = torch.tensor([len(image.boxes) for image in data.images]).argsort(stable=True)
@@ -78,7 +74,7 @@ def score_matrix(
         cut = [{name: value[block, : lengths[block[-1]]] for name, value in texts.items()} for block in text_blocks]
         for images in image_blocks:
             regions = collator.regions([data.images[image] for image in images.tolist()])
-            regions = {name: value.to(device) for name, value in regions.items()}
+            regions = {name: value.to(model.device) for name, value in regions.items()}
             for block, batch in zip(text_blocks, cut, strict=True):
                 scores[block.cpu()[:, None], images] = model.score_pairs(batch, regions).float().cpu()
                 bar.update(len(block) * len(images))
@@ -209,7 +205,6 @@ def pair_measures(
     data: RegionData,
     collator: Collator,
     batch_size: int = 64,
-    device: torch.device | str | None = None,
 ) -> dict[str, Tensor]:
     """What the maps of every caption and its image look like, ``(captions,)`` each, float32 on the CPU.
 
@@ -221,7 +216,6 @@ def pair_measures(
         image. Where that is as small, a small ``isd`` tells nothing about the pair.
     """
     data.check_model(model.config)
-    device = model.device if device is None else device
     order = sorted(range(len(data)), key=lambda text: len(data.captions[text]))
     shifts = {"isd": 0} if len(data.images) < 2 else {"isd": 0, "isd_mismatched": 1}
     values = {name: torch.empty(len(data)) for name in (*shifts, "map_entropy")}
@@ -231,7 +225,7 @@ def pair_measures(
             texts = order[start : start + batch_size]
             images = [(int(data.text_to_image[text]) + shift) % len(data.images) for text in texts]
             pairs = collator(data.pairs(list(zip(texts, images, strict=True))))
-            batch = {part: value.to(device) for part, value in pairs.items()}
+            batch = {part: value.to(model.device) for part, value in pairs.items()}
             model(**batch)
             blocks = hook.blocks(*model.positions(batch["attention_mask"], batch["region_mask"]))
             values[name][texts] = isd(blocks).float().cpu()

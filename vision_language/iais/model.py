@@ -207,12 +207,6 @@ class RegionRetriever(BertPreTrainedModel):
             raise ValueError(f"this model reads {name}")
         return self.img_embeddings(boxes, contents, self.embeddings.token_type_embeddings.weight[REGION_TYPE])
 
-    @property
-    def last_self_attention(self) -> nn.Module:
-        """The self-attention whose maps IAIS aligns."""
-        layer: Any = self.encoder.layer[-1]
-        return layer.attention.self
-
     @staticmethod
     def positions(attention_mask: Tensor, region_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Where the word pieces, without [CLS] and [SEP], and the regions stand in the joint sequence.

@@ -69,7 +69,7 @@ def draw_pair(options: PictureOptions) -> list[Path]:
             first, last = ((map_[side][0], mirror[side][0]) for map_, mirror in zip(own, mirrors, strict=True))
             draw_self_attention(first, last, labels, path, title=caption)
         if history:
-            draw_history(history, paths[3], metric_label="sum of recalls")
+            draw_history(history, paths[3])
     return paths
 
 

@@ -226,23 +226,19 @@ def read_history(path: Path, run: str) -> list[dict[str, Any]]:
     return history
 
 
-def draw_history(
-    history: Sequence[Mapping[str, Any]], path: str | Path, *, metric: str = "rsum", metric_label: str | None = None
-) -> None:
+def draw_history(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Recall over training; ISD with its controls; and recall against ISD.
 
     ISD also falls where all maps go flat: then their entropy rises to 1, and the ISD of captions with other images
     falls alike.
 
     Args:
-        history: a record for each validation, with ``step``, ``isd``, ``metric`` and, where they were measured,
+        history: a record for each validation, with ``step``, ``isd``, ``rsum`` and, where they were measured,
             ``isd_mismatched`` and ``map_entropy``.
         path: the picture; its suffix tells the format.
-        metric: the key of the recall.
-        metric_label: what the picture calls it. Default: ``metric``.
     """
-    step, isd, recall = (_column(history, key) for key in ("step", "isd", metric))
-    label = metric_label or metric
+    step, isd, recall = (_column(history, key) for key in ("step", "isd", "rsum"))
+    label = "sum of recalls"
     with picture(path, (11.5, 4.4), "IAIS: recall and the distance of relations over the training") as figure:
         left, middle, right = figure.subplots(1, 3)
         left.plot(step, recall, "o-", color=PALETTE[0])

@@ -28,7 +28,7 @@ class DataOptions(OptionSet):
     data: str = option(
         help="folder of idx files, CIFAR batches, .npz files or SPLIT/CLASS/ pictures; or one .npz file", outcome=False
     )
-    long_tail: str = option("", "cut a long tail from the training images: exponential or step (default: no)")
+    long_tail: str = option("", "cut a long tail from the training images (default: no)", ("", *KINDS))
     imbalance_factor: float = option(
         100.0, "images of its largest class for one of its smallest", least=1, idle={"long_tail": ("",)}
     )
@@ -39,11 +39,6 @@ class DataOptions(OptionSet):
         0.1, "share of each class held out where there are no validation images; 0: none", least=0, most=0.9
     )
     subset_seed: int = option(0, "of the tail and the hold-out, whatever the seed of a run", least=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.long_tail not in ("", *KINDS):
-            raise OptionError(f"--long-tail must be {' or '.join(KINDS)}, got {self.long_tail!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +154,7 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
     freeze: bool = option(False, "second stage of cRT: learn a new last layer on classes drawn evenly; needs --init")
     init: str = option("", "folder of a trained model to start from")
     workers: int = option(0, "processes that read images", least=0, outcome=False)
-    attack: str = option("", "train on attacked images: fgsm, pgd or pgd-l2 (default: no)")
+    attack: str = option("", "train on attacked images (default: no)", ("", "fgsm", "pgd", "pgd-l2"))
     epsilon: float = option(0.3, "radius of --attack in pixels", above=0, idle={"attack": ("",)})
     attack_steps: int = option(7, "steps of --attack pgd and pgd-l2 (released: 7)", least=1, idle=WITHOUT_STEPS)
     attack_step_size: float = option(
@@ -169,8 +164,6 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attack not in ("", "fgsm", "pgd", "pgd-l2"):
-            raise OptionError(f"--attack must be fgsm, pgd or pgd-l2, got {self.attack!r}")
         if self.attack in ("fgsm", "pgd") and self.epsilon > 1:
             raise OptionError(
                 f"--epsilon must be at most 1 with --attack {self.attack}, in pixels from 0 to 1, got {self.epsilon:g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Self
 from PIL import Image
 
 from fairseq_ext.training.errors import CheckpointError
-from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.files import is_finite, read_json, write_json
 from vision_language.image_classification.transforms import Transform, resized_for
 
 __all__ = ["Preprocessing"]
@@ -160,7 +159,7 @@ def _normalisation(path: Path, fields: Mapping[str, Any], channels: int) -> tupl
     mean, std = fields.get("image_mean", [0.0] * channels), fields.get("image_std", [1.0] * channels)
     factor = fields["rescale_factor"] if fields["do_rescale"] else 1
     lists = isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == channels
-    if not lists or not all(map(_is_number, [*mean, *std, factor])) or min(*std, factor) <= 0:
+    if not lists or not all(map(is_finite, [*mean, *std, factor])) or min(*std, factor) <= 0:
         raise CheckpointError(f"{path}: mean, deviation and rescale_factor must be numbers for {channels} channels")
     again = std if fields.get("include_top") else [1.0] * channels  # EfficientNet divides once more
     if not fields["do_normalize"]:
@@ -171,10 +170,6 @@ def _normalisation(path: Path, fields: Mapping[str, Any], channels: int) -> tupl
         tuple((value + offset) / scale for value in mean),
         tuple(value * more / scale for value, more in zip(std, again, strict=True)),
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _resample(path: Path, fields: Mapping[str, Any]) -> int:
@@ -208,7 +203,7 @@ def _sizes(path: Path, kind: str, fields: Mapping[str, Any]) -> tuple[int, int |
     """Size and resized of a :class:`Preprocessing`."""
     size = _sides(path, "size", fields["size"], fields.get("default_to_square"))
     share = fields["crop_pct"] if kind in ("ConvNext", "PoolFormer") else 1
-    if not (_is_number(share) and 0 < share <= 1):
+    if not (is_finite(share) and 0 < share <= 1):
         raise CheckpointError(f"{path}: crop_pct must be above 0 and at most 1, got {share}")
     if kind == "ConvNext":
         return _convnext(path, size, share, fields["do_center_crop"])

@@ -10,6 +10,15 @@ from fairseq_ext.training.options import OptionSet, option
 from vision_language.muka.uncertainty import OF_SEVERAL_PASSES, SCORES
 from vision_language.options import ComputeOptions
 
+__all__ = [
+    "FEATURE_METHODS",
+    "AmalgamationOptions",
+    "DiagnosisOptions",
+    "ScoreOptions",
+    "TeacherOptions",
+    "TrainingOptions",
+]
+
 OF_MUKA = ("margin", "no_mc", "score", "passes", "teacher_dropout", "score_temperature")
 IDLE_BESIDE = {
     "muka-soft": (),

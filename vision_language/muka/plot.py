@@ -120,7 +120,6 @@ def draw_scores(
     union: LabelUnion,
     path: str | Path,
     names: Sequence[str] | None = None,
-    title: str = "Scores of the teachers",
 ) -> None:
     """One picture: :func:`plot_selection`; :func:`plot_confidence` and :func:`plot_reliability` of each teacher.
 
@@ -134,12 +133,11 @@ def draw_scores(
         union: the classes of the teachers.
         path: of the picture; its ending gives the format.
         names: of the teachers. Default: their numbers.
-        title: of the picture.
     """
     path, teachers = Path(path), scores.size(-1)
     inside = specialty(labels, union)
     names = names or [f"teacher {teacher}" for teacher in range(teachers)]
-    with picture(path, (10.8, 3.8 * teachers), title) as figure:
+    with picture(path, (10.8, 3.8 * teachers), "Scores of the teachers") as figure:
         grid = figure.subplots(teachers, 3)
         plot_selection(scores, labels, union, grid[0, 0])
         best, chosen = scores.max(-1, keepdim=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from examples.plotting import limits_after_first, small_multiples
 from examples.results.paired import Paired
 from examples.results.planned import not_measured
 from examples.results.report import commands, environments, mean_spread
-from fairseq_ext.training.plotting import limits_after_first, picture, small_multiples
+from fairseq_ext.training.plotting import picture
 
 __all__ = ["heading", "pictures", "same_for_all", "section"]
 

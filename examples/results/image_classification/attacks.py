@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from examples.plotting import colour_of
 from examples.results.image_classification.figures import (
     BASELINE,
     Content,
@@ -18,7 +19,7 @@ from examples.results.image_classification.figures import (
     shown,
 )
 from examples.results.paired import Paired
-from fairseq_ext.training.plotting import colour_of, mean_and_range, name_lines, picture
+from fairseq_ext.training.plotting import mean_and_range, name_lines, picture
 
 __all__ = ["TABLES", "pictures"]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from examples.plotting import small_multiples
 from examples.results.image_classification.figures import (
     BASELINE,
     Content,
@@ -20,7 +21,7 @@ from examples.results.image_classification.figures import (
 )
 from examples.results.planned import not_measured
 from examples.results.report import environments
-from fairseq_ext.training.plotting import picture, small_multiples
+from fairseq_ext.training.plotting import picture
 
 __all__ = ["TABLES", "pictures"]
 

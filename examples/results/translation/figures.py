@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from examples.plotting import Effect, forest, limits_after_first, small_multiples
 from examples.results.paired import Paired, differences
 from examples.results.translation.experiments import BASELINE
-from fairseq_ext.training.plotting import Effect, forest, limits_after_first, picture, small_multiples
+from fairseq_ext.training.plotting import picture
 
 __all__ = ["best_bits", "draw", "gains", "links"]
 

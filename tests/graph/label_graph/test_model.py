@@ -151,13 +151,16 @@ def test_label_graph_has_the_last_word():
     torch.testing.assert_close(model(ids), network()(ids) @ graph.weight)
 
 
-@pytest.mark.parametrize("freeze", [True, False])
-def test_given_vectors_are_constants_or_trained(freeze):
+@pytest.mark.parametrize("freeze", [True, False, None])
+def test_word_vectors_are_constants_or_trained(freeze):
+    """Given ones are constants where nothing is said, random ones are not."""
     vectors = torch.randn(WORDS, 6)
-    model = network(vectors=vectors, freeze_vectors=freeze)
-    model(documents(6)).sum().backward()
-    torch.testing.assert_close(model.embedding.weight.float(), vectors)
-    assert (model.embedding.weight.grad is None) == freeze
+    given, random = network(vectors=vectors, freeze_vectors=freeze), network(freeze_vectors=freeze)
+    for model in (given, random):
+        model(documents(6)).sum().backward()
+    torch.testing.assert_close(given.embedding.weight.float(), vectors)
+    assert (given.embedding.weight.grad is None) == (freeze is not False)
+    assert (random.embedding.weight.grad is None) == bool(freeze)
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairseq_ext.training.errors import OptionError
 from graph.renode.inductive_split import inductive_split
+from graph.renode.splits import first_of_each_class
 
 
 @given(st.integers(0, 1000), st.sampled_from(["tinl", "qinl"]))
-def test_split_covers_every_node_once(seed, imbalance):
+def test_split_covers_every_node_once(seed, label_sampling):
     y = np.random.default_rng(seed).integers(3, size=200)
-    split = inductive_split(y, 12, imbalance, seed)
+    split = inductive_split(y, 12, label_sampling, seed)
     np.testing.assert_array_equal(np.sort(np.concatenate(split)), np.arange(200))
     assert [len(split.train), len(split.valid)] == [36, 54]
     assert all((np.diff(part) > 0).all() for part in split)
-    if imbalance == "tinl":
+    if label_sampling == "tinl":
         assert (np.bincount(y[split.train]) == 12).all() and (np.bincount(y[split.valid]) == 18).all()
+
+
+def test_the_first_of_each_class_keep_their_order():
+    """Nodes without class are passed over."""
+    y = np.array([1, 0, -1, 1, 0, 1])
+    assert first_of_each_class(np.array([5, 2, 4, 3, 1, 0]), y, [1, 2], "--each").tolist() == [5, 4, 3]
+    with pytest.raises(OptionError, match=r"^--each: class 0 has only 1 of 2 nodes left$"):
+        first_of_each_class(np.array([5, 2, 4, 3]), y, [2, 1], "--each")

@@ -278,7 +278,7 @@ def test_every_split_and_every_initialisation_has_its_own_seed(tmp_path, monkeyp
 
     monkeypatch.setattr(train_large, "fit", recorded)
     path = write_npz(graph, tmp_path / "graph.npz")
-    command = [*command_for(path), "--imbalance", "qinl"]
+    command = [*command_for(path), "--label-sampling", "qinl"]
     main([*command, "--splits", "2", "--inits", "2", "--out", str(tmp_path / "out")])
     drawn = [graph.y[inductive_split(graph.y, 10, "qinl", seed).train].tolist() for seed in (0, 1)]
     assert [entry[:3] for entry in seen] == [(init, init, y) for y in drawn for init in (0, 1)]
@@ -302,7 +302,8 @@ def test_released_scores_on_cora(name, tmp_path, planetoid_root):
     released = load_golden("renode", f"inductive_cora_{name}")
     low = float(released["base_w"])
     bounds = ["--w-min", str(low), "--w-max", str(low + float(released["scale_w"]))]
-    command = ["train-large", "--root", str(planetoid_root), "--imbalance", name[:4], "--train-each", "20", *bounds]
+    labels = ["--label-sampling", name[:4], "--train-each", "20"]
+    command = ["train-large", "--root", str(planetoid_root), *labels, *bounds]
     totoro = ["--totoro", "push-softmax"] if float(released["scale_w"]) else []
     recipe = [*totoro, "--epochs", "60", "--patience", "0", "--device", "cpu"]
     main([*command, *recipe, "--out", str(tmp_path)])
@@ -332,8 +333,8 @@ def test_losses_by_name(tmp_path):
     [
         (["--dataset", "absent.npz"], "absent.npz: no such file"),
         (["--dataset", "Coar"], "did you mean 'Cora'"),
-        (["--imbalance", "tin"], "--imbalance: 'tin' is not one of tinl, qinl; did you mean 'tinl'"),
-        (["--train-each", "500"], "--train-each: class 0 has .* of the 500 nodes"),
+        (["--label-sampling", "tin"], "--label-sampling: 'tin' is not one of tinl, qinl; did you mean 'tinl'"),
+        (["--train-each", "500"], "--train-each: class 0 has only .* of 500 nodes left"),
         (["--train-each", "0"], "--train-each must be at least 1, got 0"),
         (["--alpha", "1"], "--alpha must be greater than 0 and less than 1, got 1.0"),
         (["--normalization", "cols"], "did you mean 'col'"),

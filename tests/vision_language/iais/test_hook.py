@@ -96,7 +96,7 @@ def test_maps_are_those_of_the_last_layer(name):
 
 def test_the_retriever_is_hooked_at_its_last_layer():
     model = tiny_model(3)
-    assert IAISHook(model).attention is model.last_self_attention
+    assert IAISHook(model).attention is model.encoder.layer[-1].attention.self
 
 
 @pytest.mark.parametrize("name", REFUSED)

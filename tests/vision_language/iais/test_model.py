@@ -140,7 +140,7 @@ class TestReleasedModel:
         loss.backward()
         torch.testing.assert_close(x.grad, golden[f"grad_x_{side}_{kind}"], **TOLERANCE)
         for part in ("query.weight", "query.bias", "key.weight", "key.bias"):
-            gradient = model.last_self_attention.get_parameter(part).grad
+            gradient = model.encoder.layer[-1].attention.self.get_parameter(part).grad
             torch.testing.assert_close(gradient, golden[f"grad_{side}_{kind}_{part}"], **TOLERANCE)
 
 
@@ -318,7 +318,8 @@ class TestEncoderFolders:
         bert = BertModel.from_pretrained(bert_folder)
         model = RegionRetriever.from_encoder(bert_folder, region_labels=THINGS, num_hidden_layers=1)
         assert len(model.encoder.layer) == model.config.num_hidden_layers == 1
-        assert torch.equal(model.last_self_attention.query.weight, bert.encoder.layer[0].attention.self.query.weight)
+        (layer,) = model.encoder.layer
+        assert torch.equal(layer.attention.self.query.weight, bert.encoder.layer[0].attention.self.query.weight)
         for layers in (0, 3):
             with pytest.raises(OptionError, match=f"has 2 layers, asked for {layers}"):
                 RegionRetriever.from_encoder(bert_folder, region_labels=THINGS, num_hidden_layers=layers)

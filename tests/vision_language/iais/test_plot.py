@@ -114,7 +114,7 @@ def test_history_with_the_controls_of_isd(figures, tmp_path):
     history = [{"step": 10 * k, "isd": 1 / k, "rsum": 50.0 * k, "loss": 0.1} for k in (1, 2, 3)]
     for record, control, entropy in zip(history, (1.5, 1.0, 0.5), (0.2, 0.6, 1.0), strict=True):
         record |= {"isd_mismatched": control, "map_entropy": entropy}
-    draw_history(history, tmp_path / "history.png", metric_label="sum of recalls")
+    draw_history(history, tmp_path / "history.png")
     left, middle, right, twin = figures[0].axes[:4]
     assert left.get_ylabel() == right.get_ylabel() == "sum of recalls"
     assert left.lines[0].get_xydata().tolist() == [[10, 50], [20, 100], [30, 150]]

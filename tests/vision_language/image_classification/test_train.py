@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import InputError
-from vision_language.image_classification import predict
+from vision_language.image_classification import predict, training_step
 from vision_language.image_classification import train as training
 from vision_language.image_classification.attacks import Attack
 from vision_language.image_classification.data import Batches, mean_and_std, read_data
@@ -24,7 +24,8 @@ from vision_language.image_classification.image_set import ImageSet
 from vision_language.image_classification.model import load
 from vision_language.image_classification.options import NETWORKS, Options
 from vision_language.image_classification.predict import predict_logits
-from vision_language.image_classification.train import lr_factor, run
+from vision_language.image_classification.train import run
+from vision_language.image_classification.training_step import lr_factor
 from vision_language.image_classification.transforms import Transform
 
 
@@ -88,7 +89,7 @@ def test_initial_weights_and_order_are_those_of_the_seed(pictures, tmp_path, mon
             run(options, tmp_path / f"{len(begun)}")
     assert begun[0] == begun[2] != begun[1]
     images = read_data(chosen[0])["train"]
-    orders = [training._order(options, images, 0).tolist() for options in chosen]
+    orders = [training_step._order(options, images, 0).tolist() for options in chosen]
     assert orders[0] == orders[2] != orders[1]
 
 
@@ -233,7 +234,7 @@ def test_a_second_stage_learns_the_last_layer_on_even_classes(pictures, tmp_path
     begun = training._classifier(second, images).last_linear()
     assert not torch.equal(begun.weight, before["network.classifier.weight"]), "goes on from the first stage's"
     assert not torch.equal(begun.bias, before["network.classifier.bias"])
-    drawn = np.bincount(images.labels[training._order(second, images, 0)], minlength=10)
+    drawn = np.bincount(images.labels[training_step._order(second, images, 0)], minlength=10)
     assert drawn.max() - drawn.min() <= 1
 
 
@@ -279,7 +280,7 @@ def test_training_on_attacked_images(pictures, tmp_path):
     [(9, 1, [4, 5]), (8, 1, [4, 4]), (10, 1, [4, 4, 2]), (1, 1, [1]), (11, 2, [4, 7]), (12, 2, [4, 4, 4]), (5, 2, [5])],
 )
 def test_no_process_has_one_image_alone(images, processes, sizes):
-    batches = training._batches(np.arange(images), 4, processes)
+    batches = training_step._batches(np.arange(images), 4, processes)
     assert [len(batch) for batch in batches] == sizes
     assert np.concatenate(batches).tolist() == list(range(images))
 
@@ -287,13 +288,13 @@ def test_no_process_has_one_image_alone(images, processes, sizes):
 @pytest.mark.parametrize(("images", "size"), [(20, 3), (3, 20)])
 def test_a_batch_too_small_for_the_processes_is_refused(images, size):
     with pytest.raises(InputError, match=r"^--batch-size must be at least 4, two images for each of the 2 .*, got 3$"):
-        training._batches(np.arange(images), size, 2)
+        training_step._batches(np.arange(images), size, 2)
 
 
 def test_a_random_start_is_drawn_for_each_image_and_epoch(pictures, tmp_path, monkeypatch):
     """Whatever its batch: those of an epoch differ from image to image, and those of an image from epoch to epoch."""
     starts, orders, augmented = [], [], []
-    real, order = Attack._start, training._order
+    real, order = Attack._start, training_step._order
 
     def batches(*args, augmented_by=augmented, **options):
         augmented_by.append(options.get("augmented"))
@@ -305,8 +306,8 @@ def test_a_random_start_is_drawn_for_each_image_and_epoch(pictures, tmp_path, mo
         return drawn
 
     monkeypatch.setattr(Attack, "_start", start)
-    monkeypatch.setattr(training, "_order", lambda *args: orders.append(order(*args)) or orders[-1])
-    monkeypatch.setattr(training, "Batches", batches)
+    monkeypatch.setattr(training_step, "_order", lambda *args: orders.append(order(*args)) or orders[-1])
+    monkeypatch.setattr(training_step, "Batches", batches)
     run(options_of(pictures, attack="pgd", attack_steps=1, seed=3), tmp_path)
     assert augmented == [None, (3, 0), (3, 1)], "as it is tried before the first step, and of each epoch"
     assert [number for number, _, _ in starts] == np.concatenate(orders).tolist()
@@ -319,7 +320,7 @@ def test_a_random_start_is_drawn_for_each_image_and_epoch(pictures, tmp_path, mo
     [{"attack": "fgsm", "epsilon": 0.1}, {"attack": "pgd", "attack_steps": 3, "attack_step_size": 0.01}],
 )
 def test_an_attack_of_training_is_that_of_its_options(options):
-    attack = training._attack(Options(data="x", seed=3, **options))
+    attack = training_step._attack(Options(data="x", seed=3, **options))
     steps = (options.get("attack_steps"), options.get("attack_step_size"))
     assert (attack.name, attack.objective, attack.seed) == (options["attack"], "cross-entropy", 3)
     assert (attack.steps, attack.step_size) == steps
