@@ -29,7 +29,7 @@ from vision_language.image_classification.gradients import binned_gradients, gra
 from vision_language.image_classification.image_set import ImageSet
 from vision_language.image_classification.model import ImageClassifier, build, load
 from vision_language.image_classification.objective import Objective
-from vision_language.image_classification.options import Options
+from vision_language.image_classification.options import NETWORKS, Options
 from vision_language.image_classification.predict import classification_metrics, predict_logits, short_metrics
 from vision_language.image_classification.preprocessing import Preprocessing
 from vision_language.image_classification.transforms import Transform
@@ -51,7 +51,7 @@ def run(options: Options, out: str | Path, runs: int = 1, device: str = "auto") 
     Raises:
         InputError: options, data or models that cannot be used.
     """
-    accelerator = make_accelerator(options.mixed_precision, device)
+    accelerator = _accelerator(options, device)
     splits = read_data(options)
     if options.select_on == "valid" and "valid" not in splits:
         raise OptionError("--select-on valid: there are no validation images, with --valid-fraction 0")
@@ -100,7 +100,7 @@ def train(
         OptionError: images that the network cannot take; a loss that is not finite.
         CheckpointError: a checkpoint that is damaged or cannot be written.
     """
-    accelerator = accelerator or make_accelerator(options.mixed_precision)
+    accelerator = accelerator or _accelerator(options)
     torch.manual_seed(seed_of(options.seed))
     classifier = _classifier(options, splits["train"]).to(accelerator.device)
     classifier.preprocessing = classifier.preprocessing.after(options.augment)
@@ -200,6 +200,12 @@ def train(
         "train_counts": images.counts,
     }
     return classifier, record | {"steps_per_epoch": per_epoch} | training.record()
+
+
+def _accelerator(options: Options, device: str = "auto") -> Accelerator:
+    """Networks from elsewhere may have weights that nothing reads, such as the mask token of a Dinov2."""
+    elsewhere = bool(options.init) or options.network not in NETWORKS
+    return make_accelerator(options.mixed_precision, device, unused_parameters=elsewhere)
 
 
 def _classifier(options: Options, images: ImageSet) -> ImageClassifier:

@@ -35,18 +35,21 @@ class StudentOutput(Device):
 @main.command
 def train_teacher(options: TeacherOptions, output: TeacherOutput) -> str:
     """Fine-tune a classifier on the texts of its classes."""
-    accelerator = make_accelerator(options.mixed_precision, output.device)
+    accelerator = make_accelerator(options.mixed_precision, output.device, unused_parameters=True)
     return train.train_teacher(options, output.out, accelerator).report(*FIGURES)
 
 
 @main.command
 def amalgamate(options: AmalgamationOptions, output: StudentOutput) -> str:
     """Train a student that knows the classes of all teachers."""
-    accelerator = make_accelerator(options.mixed_precision, output.device)
+    accelerator = make_accelerator(options.mixed_precision, output.device, unused_parameters=True)
     return train.amalgamate(options, output.out, accelerator).report(*FIGURES)
 
 
-for command in (merge, evaluate, diagnose, predict, synthesize):
+for command in (evaluate, diagnose, predict):
+    main.command(command)
+
+for command in (merge, synthesize):
     main.command(command)
 
 
