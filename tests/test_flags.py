@@ -6,13 +6,16 @@ import argparse
 import dataclasses
 import functools
 import importlib
+import inspect
 import json
 import re
+import types
 from collections import defaultdict
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.errors import InputError
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet
@@ -49,6 +52,29 @@ def all_fields() -> list[tuple[str, dataclasses.Field, Any]]:
         for kind in option_sets(function).values()
         for item in dataclasses.fields(kind)
     ]
+
+
+def reached(function: Any, seen: set[Any]) -> set[Any]:
+    """The functions of this tree that a function may call, itself and through each other."""
+    if function in seen or not function.__module__.startswith(("fairseq_ext.", "graph.", "vision_language.")):
+        return seen
+    seen.add(function)
+    codes = [function.__code__]
+    for code in codes:
+        codes += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]
+        found = [function.__globals__.get(name) for name in code.co_names]
+        modules = [one for one in found if isinstance(one, types.ModuleType)]
+        found += [getattr(module, name, None) for module in modules for name in code.co_names]
+        for one in filter(inspect.isfunction, found):
+            reached(one, seen)
+    return seen
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_processes_are_for_the_commands_that_share_their_work(module):
+    program = program_of(module)
+    makes = {name for name, function in program.commands.items() if make_accelerator in reached(function, set())}
+    assert makes == {name for name, function in program.commands.items() if function in program.shared}
 
 
 def test_there_are_trainers():

@@ -29,6 +29,9 @@ damaged files      a truncated or refused checkpoint ends in a traceback that do
 damaged data       a dictionary or an index that cannot be read ends in a traceback that does not name the file; a
                    truncated ``.bin`` ends the training in the middle.
 long sentences     sentences above the model's positions end ``fairseq-generate`` in a traceback.
+whole shares       the empty batches that fill the share of a process up end ``fairseq-validate`` in a ``KeyError``; of
+                   nothing read ``fairseq-eval-lm`` prints a perplexity of 1, and ``fairseq-generate`` a traceback; the
+                   score of one of several processes is printed as if it were of the set.
 single models      ``--task multilingual_translation`` with an architecture that has a dataclass ends in an error of
                    omegaconf.
 bfloat16           ``--bf16`` and ``--memory-efficient-bf16`` on a command line are taken for ``--tpu``.
@@ -38,6 +41,8 @@ whole help         ``--help`` shows no option of the architecture, task and crit
 refusals           what fairseq refuses (an option, a file, a folder) ends in a traceback and exit code 1, which leaves
                    the option to guess; ``LOGLEVEL=DEBUG`` shows the traceback beside the line.
 captioned images   a task for text ends in a traceback beside images and captions.
+refusals of all    of several processes one refuses the checkpoint that they resume, and the others end in a traceback.
+resumed place      with another number of processes a training that is resumed within an epoch sees batches of it again.
 resumed task       a training resumes with another dictionary of the same size, and its words mean others; where the
                    file of ``--restore-file`` is not there, it starts from random weights without a word.
 resumed model      a training with other options of the model resumes the one that is in its ``--save-dir``, and
@@ -81,6 +86,7 @@ from .messages import (
     name_single_models,
 )
 from .number_formats import keep_bfloat16_off_tpus
+from .processes import read_whole_shares, refuse_in_all_processes, resume_with_other_processes
 from .refusals import end_commands_in_one_line, end_hydra_in_one_line
 from .resuming import (
     compare_resumed_models,
@@ -148,6 +154,7 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "damaged files": name_damaged_checkpoints,
     "damaged data": name_damaged_data,
     "long sentences": name_long_sentences,
+    "whole shares": read_whole_shares,
     "single models": name_single_models,
     "bfloat16": keep_bfloat16_off_tpus,
     "hydra refusals": end_hydra_in_one_line,
@@ -155,6 +162,8 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "whole help": show_whole_help,
     "refusals": end_commands_in_one_line,
     "captioned images": name_captioned_images,
+    "refusals of all": refuse_in_all_processes,  # before the others, which look at a file as it is read
+    "resumed place": resume_with_other_processes,
     "resumed task": compare_resumed_tasks,
     "resumed model": compare_resumed_models,
     "resumed patience": keep_patience,

@@ -23,6 +23,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 from ..training.errors import InputError, OptionError, first_line
 from ..training.options import flag
+from .processes import scores_of_shares
 from .stock_checks import check_stock_values
 
 __all__ = ["end_commands_in_one_line", "end_hydra_in_one_line", "refusal"]
@@ -168,7 +169,7 @@ def end_commands_in_one_line() -> bool:
         @functools.wraps(main)
         def generate_main(args: argparse.Namespace) -> Any:
             cfg = dataclass_utils.convert_namespace_to_omegaconf(args) if isinstance(args, argparse.Namespace) else args
-            with _in_one_line(cfg):
+            with _in_one_line(cfg), scores_of_shares(cfg):
                 check_stock_values(cfg, "generate")
                 return main(cfg)
 

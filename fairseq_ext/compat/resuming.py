@@ -19,6 +19,7 @@ from .model_options import first_difference, model_options
 __all__ = [
     "compare_resumed_models",
     "compare_resumed_tasks",
+    "each_file_read",
     "end_finished_trainings",
     "keep_master_weights",
     "keep_moving_average",
@@ -91,7 +92,7 @@ def compare_resumed_models() -> bool:
                     "--reset-optimizer to go on in this one"
                 )
 
-        with _each_file_read(compare):
+        with each_file_read(compare):
             return load(self, filename, *args, **kwargs)
 
     Trainer.load_checkpoint = load_checkpoint
@@ -99,7 +100,7 @@ def compare_resumed_models() -> bool:
 
 
 @contextlib.contextmanager
-def _each_file_read(look: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
+def each_file_read(look: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
     """Call ``look`` with the path and the state of each checkpoint that fairseq reads, before it uses it."""
     from fairseq import checkpoint_utils
 
@@ -239,7 +240,7 @@ def keep_moving_average() -> bool:
     def load_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.cfg.ema.store_ema:
             return load(self, *args, **kwargs)
-        with _each_file_read(begin):
+        with each_file_read(begin):
             extra_state = load(self, *args, **kwargs)
         if extra_state is not None:
             self.ema.update_freq_counter = self.get_num_updates() % self.cfg.ema.ema_update_freq

@@ -93,13 +93,12 @@ def check_stock_values(cfg: Any, command: str) -> None:
         _value(cfg, "dataset.batch_size") or _value(cfg, "dataset.max_tokens")
     ):
         raise OptionError("--batch-size or --max-tokens: one of them must say how large a batch is")
-    lean = _value(cfg, "common.memory_efficient_fp16")  # which sets --fp16, and trains anywhere
-    if trains and _value(cfg, "common.fp16") and not lean and not torch.cuda.is_available():
-        raise OptionError(
-            "--fp16: trains on a GPU, and there is none; without one train --memory-efficient-fp16 and --bf16"
-        )
     if trains:
+        _check_formats(cfg)
         _check_processes(cfg)
+        _check_captions(cfg)
+    else:
+        _check_shares(cfg, command)
     for place, least in LEAST.items():
         values = _value(cfg, place)
         for value in values if _is_list(values) else [values]:
@@ -124,6 +123,53 @@ def check_stock_values(cfg: Any, command: str) -> None:
         raise OptionError(
             f"--context-window must be at least 0 and less than --tokens-per-sample {tokens}, got {window}"
         )
+
+
+def _check_formats(cfg: Any) -> None:
+    """On a CPU fairseq fails with ``--fp16``, and trains in single precision with ``--amp``."""
+    on_cpu = _value(cfg, "common.cpu")
+    if torch.cuda.is_available() and not on_cpu:
+        return
+    lean = _value(cfg, "common.memory_efficient_fp16")  # which sets --fp16, and trains anywhere
+    without = "--cpu says to use none" if on_cpu else "there is none"
+    for name, anywhere in (("fp16", lean), ("amp", False)):
+        if _value(cfg, f"common.{name}") and not anywhere:
+            raise OptionError(
+                f"--{name}: trains on a GPU, and {without}; without one train --memory-efficient-fp16 and --bf16"
+            )
+
+
+def _check_captions(cfg: Any) -> None:
+    trained, validated = _value(cfg, "dataset.train_subset"), str(_value(cfg, "dataset.valid_subset")).split(",")
+    if _value(cfg, "task.eval_captions") and trained in validated:
+        raise OptionError(
+            f"--valid-subset {trained}: --eval-captions captions none of the images that are trained on, whose scores "
+            "would be 0; leave that set out, or --eval-captions"
+        )
+
+
+def _check_shares(cfg: Any, command: str) -> None:
+    """Several processes that read one data set, each its share."""
+    processes = _value(cfg, "distributed_training.distributed_world_size") or 1
+    if processes > 1 and command == "generate" and _value(cfg, "common_eval.results_path") is not None:
+        raise OptionError(
+            f"--results-path: the {processes} processes (--distributed-world-size) would all write the one file in it; "
+            "redirect the output of each"
+        )
+    if processes > 1 and command == "eval_lm":
+        raise OptionError(
+            f"--distributed-world-size: fairseq-eval-lm gives no loss of all {processes} processes; start one, or give "
+            "each its share with --num-shards and --shard-id"
+        )
+    if processes > 1 and command == "validate" and (_value(cfg, "common.cpu") or not torch.cuda.is_available()):
+        raise OptionError(
+            f"--distributed-world-size: fairseq-validate adds up what {processes} processes find on GPUs alone; start "
+            "one"
+        )
+    shares = _value(cfg, "dataset.num_shards") or 1
+    if shares > 1 and command == "eval_lm":
+        share = (_value(cfg, "dataset.shard_id") or 0) + 1
+        logger.warning("--num-shards: the loss is that of share %d of %d, not of the set", share, shares)
 
 
 def _check_processes(cfg: Any) -> None:

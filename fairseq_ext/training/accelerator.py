@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, parse_flag_from_env
 
 from fairseq_ext.training.errors import OptionError, first_line
 from fairseq_ext.training.runs import torch_device
@@ -15,19 +16,30 @@ from fairseq_ext.training.runs import torch_device
 __all__ = ["adamw", "make_accelerator", "share_buffers"]
 
 
-def make_accelerator(mixed_precision: str = "no", device: str = "auto") -> Accelerator:
+WRAPPERS = {"fsdp": "FSDP", "deepspeed": "DeepSpeed", "megatron_lm": "Megatron-LM", "parallelism_config": "a mesh"}
+"""What else than copies of the model ``accelerate launch`` would make: our checkpoints hold a whole model."""
+
+
+def make_accelerator(
+    mixed_precision: str = "no", device: str = "auto", *, unused_parameters: bool = False
+) -> Accelerator:
     """Devices and processes as ``accelerate launch`` or ``accelerate config`` says; a single device without either.
 
     Args:
         mixed_precision: as ``--mixed-precision``.
         device: as ``--device``: ``auto``, or the kind of device; which of several is for ``accelerate`` to say.
+        unused_parameters: whether the loss may not depend on all parameters, as of some models of transformers. Several
+            processes then look for these in each step; they are left as they are, as one process leaves them.
 
     Raises:
-        OptionError: a number format that the device does not have, or a device that this machine does not have.
+        OptionError: a number format that the device does not have, or a device that this machine does not have; what
+            the launcher asks for and the training would not do.
     """
     wanted = torch_device(device)
+    _check_launcher(mixed_precision)
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
     try:
-        accelerator = Accelerator(mixed_precision=mixed_precision, cpu=wanted.type == "cpu")
+        accelerator = Accelerator(mixed_precision=mixed_precision, cpu=wanted.type == "cpu", kwargs_handlers=[parallel])
     except ValueError as error:
         raise OptionError(f"--mixed-precision {mixed_precision}: {first_line(error)}") from error
     used = accelerator.device
@@ -36,6 +48,30 @@ def make_accelerator(mixed_precision: str = "no", device: str = "auto") -> Accel
     if mixed_precision != "no" and not accelerator.native_amp:  # accelerate goes on in float32
         raise OptionError(f"--mixed-precision {mixed_precision}: not on a {accelerator.device.type}; no and bf16 are")
     return accelerator
+
+
+def _check_launcher(mixed_precision: str) -> None:
+    """Refuse what ``accelerate launch`` takes, from its options or from ``accelerate config``, and we would ignore."""
+
+    def asked(name: str) -> str:
+        return os.environ.get(f"ACCELERATE_{name.upper()}", "").lower()
+
+    if (precision := asked("mixed_precision") or "no") not in ("no", mixed_precision):
+        raise OptionError(
+            f"accelerate launch --mixed_precision {precision} (ACCELERATE_MIXED_PRECISION): this command computes with "
+            f"--mixed-precision {mixed_precision}, which only its own option changes, where it has one"
+        )
+    if (steps := asked("gradient_accumulation_steps") or "1") != "1":
+        raise OptionError(
+            f"accelerate launch --gradient_accumulation_steps {steps} (ACCELERATE_GRADIENT_ACCUMULATION_STEPS): a step "
+            "is of one batch here, whose size --batch-size says"
+        )
+    for name, what in WRAPPERS.items():
+        if parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}"):
+            raise OptionError(
+                f"accelerate launch with {what} (ACCELERATE_USE_{name.upper()}): each process has a copy of the whole "
+                "model here, as with --multi_gpu or --cpu"
+            )
 
 
 def adamw(parameters: Iterable[Any], accelerator: Accelerator, **settings: Any) -> torch.optim.AdamW:

@@ -20,7 +20,7 @@ from fairseq_ext.training.files import read_json
 from fairseq_ext.training.interruption import run_command
 from fairseq_ext.training.json_values import json_text
 from fairseq_ext.training.options import OptionSet, flag
-from fairseq_ext.training.progress import Reporting, is_first_process, reporting, say
+from fairseq_ext.training.progress import Reporting, is_first_process, refuse_processes, reporting, say
 
 __all__ = ["Program"]
 
@@ -63,11 +63,17 @@ class Program:
         self.name, self.description = name, description
         self.prog = prog or f"python -m {name}"
         self.commands: dict[str, Callable[..., Any]] = {}
+        self.shared: set[Callable[..., Any]] = set()
 
     def command(self, function: Command) -> Command:
-        """Add a command."""
+        """Add a command of one process: several of a launcher are refused, which would each do all of its work."""
         self.commands[function.__name__.strip("_").replace("_", "-")] = function
         return function
+
+    def shared_command(self, function: Command) -> Command:
+        """Add a command whose work the processes of a launcher share, by an accelerator that it makes."""
+        self.shared.add(function)
+        return self.command(function)
 
     def parser(self, config: str = "", chosen: str = "") -> argparse.ArgumentParser:
         """The command line; the command ``chosen`` has the defaults of the file ``config``."""
@@ -97,7 +103,7 @@ class Program:
                 ``head``, and Ctrl-C end the program without a traceback.
 
         Raises:
-            InputError: options that are refused.
+            InputError: options that are refused; several processes (``WORLD_SIZE``) for a command of one.
         """
         if arguments is not None:
             self._run(list(arguments))
@@ -115,6 +121,8 @@ class Program:
                     f"--config {config}: does not say what {flag(name)} was, as results of earlier versions: "
                     f"give it, {flag(name)} {value.default or repr('')} where it was the default"
                 )
+        if parsed.function not in self.shared:
+            refuse_processes(f"{self.prog} {arguments[0]}")
         sets = {name: kind.of(parsed) for name, kind in _option_sets(parsed.function).items()}
         with reporting(Reporting.of(parsed).quiet):
             result = parsed.function(**sets)

@@ -6,6 +6,7 @@ On a terminal a bar is tqdm's; in a log it is a line after ten seconds and then 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
@@ -14,9 +15,10 @@ from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
 
+from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import OptionSet, option
 
-__all__ = ["Parts", "Reporting", "is_first_process", "progress", "reporting", "say", "warn"]
+__all__ = ["Parts", "Reporting", "is_first_process", "progress", "refuse_processes", "reporting", "say", "warn"]
 
 FIRST, EVERY = 10.0, 60.0
 """Seconds before the first line of a bar in a log, and between the others."""
@@ -51,6 +53,17 @@ def is_first_process() -> bool:
     from torch import distributed  # an import of seconds, which a command line does without
 
     return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def refuse_processes(what: str) -> None:
+    """Refuse several processes of a launcher where ``what`` does not share its work: each would do all of it.
+
+    Raises:
+        OptionError: there are several.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise OptionError(f"{what} has one process, got {processes} (WORLD_SIZE): start it without launcher")
 
 
 def say(message: str) -> None:

@@ -20,7 +20,7 @@ from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import is_number, output_folder, read_json, write_json, writing_to
 from fairseq_ext.training.locks import locked
-from fairseq_ext.training.progress import Parts
+from fairseq_ext.training.progress import Parts, refuse_processes
 from fairseq_ext.training.settings import Settings
 
 __all__ = ["Experiment", "environment", "run_name", "shared_figures", "torch_device"]
@@ -163,10 +163,8 @@ class Experiment:
             OptionError: ``--out`` holds runs of another kind of name, whose figures would be mixed with these; several
                 processes without an ``accelerator``, which would all train and write the same.
         """
-        if accelerator is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise OptionError(
-                f"this training has one process, got {os.environ['WORLD_SIZE']}: start it without launcher"
-            )
+        if accelerator is None:
+            refuse_processes("this training")
         if other := [name for name in self.runs if _kind(name) not in map(_kind, runs)]:
             raise OptionError(
                 f"--out: {self.file} holds the run {other[0]}, those of now are called {', '.join(runs)[:80]}: "

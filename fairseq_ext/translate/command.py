@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import STDIN, read_lines
-from fairseq_ext.training.progress import progress, reporting, say, warn
+from fairseq_ext.training.progress import progress, refuse_processes, reporting, say, warn
 from fairseq_ext.training.settings import Settings
 from fairseq_ext.translate.options import Decoding, TranslateOptions
 from fairseq_ext.translate.output import Output, check_place, opened
@@ -51,7 +51,9 @@ def main(words: Sequence[str]) -> int:
     )
     TranslateOptions.add_to(parser)
     # intermixed: FILE may also come after options, which argparse by itself refuses
-    translate(TranslateOptions.of(parser.parse_intermixed_args(list(words))))
+    options = TranslateOptions.of(parser.parse_intermixed_args(list(words)))
+    refuse_processes(parser.prog)
+    translate(options)
     return 0
 
 

@@ -36,7 +36,7 @@ def plot(options: ScoreOptions, files: PlotFiles) -> str:
     return "\n".join(map(str, draw(options, files)))
 
 
-@main.command
+@main.shared_command
 def train_large(options: LargeOptions, runs: LargeRuns) -> str:
     """Train on a graph too large for that: PPRGo, in mini-batches."""
     return mini_batch.run(options, runs).report("weighted_f1", "macro_f1")

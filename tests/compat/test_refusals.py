@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 
@@ -150,6 +151,53 @@ def test_processes_that_would_train_alone_are_refused(monkeypatch, gpu, refused)
             continue
         with pytest.raises(OptionError, match=f"^{refused}: .*2 processes"):
             check_stock_values(alone, "train")
+
+
+@pytest.mark.parametrize(("gpu", "cpu"), [(False, False), (False, True), (True, True), (True, False)])
+def test_a_number_format_of_gpus_is_refused_on_a_cpu(monkeypatch, gpu, cpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    for name, lean in itertools.product(("fp16", "amp", "bf16"), (False, True)):
+        cfg = config("common", {name: True, "cpu": cpu, "memory_efficient_fp16": lean})
+        if (gpu and not cpu) or name == "bf16" or (name == "fp16" and lean):
+            check_stock_values(cfg, "train")
+            continue
+        with pytest.raises(OptionError, match=f"^--{name}: trains on a GPU, and {'--cpu' if cpu else 'there'}"):
+            check_stock_values(cfg, "train")
+
+
+def test_images_that_are_trained_on_are_not_captioned():
+    cfg = config("dataset", {"batch_size": 4, "train_subset": "train", "valid_subset": "valid,train"})
+    check_stock_values(cfg, "train")
+    cfg.task.eval_captions = True
+    with pytest.raises(OptionError, match=r"^--valid-subset train: --eval-captions captions none of the images"):
+        check_stock_values(cfg, "train")
+    cfg.dataset.valid_subset = "valid"
+    check_stock_values(cfg, "train")
+
+
+def test_processes_that_share_a_set_do_not_pass_for_one(caplog, monkeypatch):
+    cfg = config("distributed_training.distributed_world_size", 2)
+    check_stock_values(cfg, "generate")
+    for gpu in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        cfg.common = {"cpu": gpu}
+        with pytest.raises(
+            OptionError, match=r"^--distributed-world-size: fairseq-validate adds up what 2 processes find"
+        ):
+            check_stock_values(cfg, "validate")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_stock_values(config("distributed_training.distributed_world_size", 2), "validate")
+    with pytest.raises(OptionError, match=r"^--distributed-world-size: fairseq-eval-lm gives no loss of all 2"):
+        check_stock_values(cfg, "eval_lm")
+    cfg.common_eval.results_path = "results"
+    with pytest.raises(OptionError, match=r"^--results-path: the 2 processes"):
+        check_stock_values(cfg, "generate")
+    cfg.distributed_training.distributed_world_size = 1
+    check_stock_values(cfg, "generate")
+    check_stock_values(config("dataset", {"num_shards": 1, "shard_id": 0}), "eval_lm")
+    assert not caplog.messages
+    check_stock_values(config("dataset", {"num_shards": 2, "shard_id": 0}), "eval_lm")
+    assert caplog.messages == ["--num-shards: the loss is that of share 1 of 2, not of the set"]
 
 
 def test_what_is_for_training_does_nothing_in_generation(caplog):

@@ -17,9 +17,18 @@ from tests.fairseq_commands import FairseqCommands
 NAMES = [
     *("safe checkpoints", "whole checkpoints", "overrides", "last batch", "resumed batches", "numpy names"),
     *("cached data", "huffman data", "dictionary flags", "plain encoders", "mbart task", "diverse beams"),
-    *("replace unk", "short sentences", "damaged files", "damaged data", "long sentences", "single models"),
-    *("bfloat16", "hydra refusals", "hydra names", "whole help", "refusals", "captioned images", "resumed task"),
-    *("resumed model", "resumed patience", "resumed precision", "resumed average", "finished training"),
+    *("replace unk", "short sentences", "damaged files", "damaged data", "long sentences", "whole shares"),
+    *("single models", "bfloat16", "hydra refusals", "hydra names", "whole help", "refusals", "captioned images"),
+    *(
+        "refusals of all",
+        "resumed place",
+        "resumed task",
+        "resumed model",
+        "resumed patience",
+        "resumed precision",
+        "resumed average",
+        "finished training",
+    ),
     "inference dtype",
 ]
 

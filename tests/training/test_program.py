@@ -286,6 +286,30 @@ def test_only_the_first_process_prints_and_all_make_the_rows(rank, printed, caps
     assert rows == [0, 1] and len(capsys.readouterr().out.splitlines()) == printed
 
 
+def test_processes_that_share_no_work_are_refused_before_any_is_done(monkeypatch):
+    some, calls = Program("some.trainer", "Trains something."), []
+
+    @some.command
+    def one_alone() -> None:
+        """Do it."""
+        calls.append("alone")
+
+    @some.shared_command
+    def together() -> None:
+        """Share it."""
+        calls.append("together")
+
+    some(["one-alone"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    some(["together"])
+    with pytest.raises(OptionError, match=r"^python -m some.trainer one-alone has one process, got 2 \(WORLD_SIZE\)"):
+        some(["one-alone"])
+    assert calls == ["alone", "together"]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    some(["one-alone"])
+    assert calls[2:] == ["alone"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Renamed(OptionSet):
     """Options with other names."""

@@ -208,7 +208,7 @@ def test_a_run_does_not_depend_on_those_before(tmp_path):
 def test_several_processes_do_not_all_train_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     runs = {"a": lambda: {"accuracy": 1.0}}
-    with pytest.raises(OptionError, match=r"^this training has one process, got 2: start it without launcher$"):
+    with pytest.raises(OptionError, match=r"^this training has one process, got 2 \(WORLD_SIZE\): start it without"):
         Experiment(tmp_path, SETTINGS).complete(runs)
     one = types.SimpleNamespace(is_main_process=True, wait_for_everyone=int, free_memory=int)
     assert list(Experiment(tmp_path, SETTINGS).complete(runs, one).runs) == ["a"]

@@ -205,6 +205,12 @@ def test_without_fairseq(run, trained, monkeypatch):
     assert (code, out) == (2, "") and err.startswith("translate: fairseq is not installed (pip install ")
 
 
+def test_processes_that_would_each_translate_all(run, trained, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = run(trained / "model", stdin="ein\n")
+    assert (code, out) == (2, "") and err.startswith("fairseq-ext translate has one process, got 2")
+
+
 def test_devices_that_are_not_there(trained):
     for options, message in (({"device": "nothing"}, "--device nothing"), ({"device": "meta"}, "--inference-dtype")):
         with pytest.raises(SystemExit, match=message):

@@ -42,13 +42,13 @@ class EvaluationOptions(ScoringOptions):
     released: bool = option(False, "also image recall as the released code counts it")
 
 
-@main.command
+@main.shared_command
 def train(options: Options, runs: RetrievalRuns) -> str:
     """Train with one or more seeds, choose the step by validation, score on test."""
     return run(options, runs).report(*RECALLS, "rsum", "isd")
 
 
-@main.command
+@main.shared_command
 def evaluate(options: EvaluationOptions) -> dict[str, Any]:
     """Recall both ways, mean ranks and ISD of a trained model, as JSON."""
     accelerator = make_accelerator(device=options.device)

@@ -33,13 +33,18 @@ def read_data(options: Options) -> dict[str, RegionData]:
     return read_splits(options.data, max_regions=options.max_regions)
 
 
-def settings_of(options: Options, data: Mapping[str, RegionData]) -> Settings:
-    """The options and digests of what they name: a run is not mixed with one of other captions or another encoder."""
+def settings_of(options: Options, data: Mapping[str, RegionData], processes: int = 1) -> Settings:
+    """The options and digests of what they name: a run is not mixed with one of other captions or another encoder.
+
+    Nor, with ``--iais-scale sum``, with one of another number of processes, over whose shares that sums.
+    """
     inputs = {split: part.digest() for split, part in data.items()}
     if options.encoder != SCRATCH and Path(options.encoder).is_dir():
         inputs["encoder"] = fingerprint(options.encoder)
     if Path(options.uniter).is_file():
         inputs["uniter"] = fingerprint(options.uniter)
+    if options.iais_scale == "sum" and processes > 1:
+        inputs["processes"] = str(processes)
     return Settings.of(options, inputs=inputs)
 
 
@@ -57,6 +62,7 @@ def train(
     first step, and best in validation), ``checkpoint.pt`` and ``tensorboard``. A ``checkpoint.pt`` that is there
     already is resumed, and the end is that of an uninterrupted run, bit for bit on a CPU. Order, candidates and dropout
     come from (seed, step), so no generator's state is kept; of these only dropout depends on the number of processes.
+    So does the alignment loss with ``--iais-scale sum``, and a checkpoint of another number is refused then.
 
     Args:
         data: the three splits.
@@ -84,7 +90,7 @@ def train(
         save_every=options.save_every,
         seed=seed,
         folder=folder,
-        settings=settings or settings_of(options, data),
+        settings=settings or settings_of(options, data, accelerator.num_processes),
         parts={"model": model, "optimizer": step.optimizer, "scaler": accelerator.scaler},
         best=folder / "model",
         accelerator=accelerator,
@@ -118,7 +124,7 @@ def run(options: Options, runs: Runs, accelerator: Accelerator | None = None) ->
         )
     data = read_data(options)
     make_sampler(options, data["train"], runs.seed)  # bad options must not leave a results.json
-    settings = settings_of(options, data)
+    settings = settings_of(options, data, accelerator.num_processes)
     experiment = Experiment(runs.out, settings, ("transformers", "accelerate"), device=accelerator.device)
     return experiment.complete(
         {

@@ -29,7 +29,7 @@ class Output(Device):
     runs: int = option(1, "number of seeds, from --seed on", least=1)
 
 
-@main.command
+@main.shared_command
 def train(options: Options, output: Output) -> str:
     """Train with one or more seeds; a command that was killed is resumed."""
     return training.run(options, output.out, output.runs, output.device).report(*FIGURES)

@@ -23,7 +23,7 @@ from vision_language.image_classification.data import in_channels, mean_and_std,
 from vision_language.image_classification.gradients import binned_gradients, gradient_norms, mean_gradients
 from vision_language.image_classification.image_set import ImageSet
 from vision_language.image_classification.model import ImageClassifier, build, load
-from vision_language.image_classification.options import Options
+from vision_language.image_classification.options import NETWORKS, Options
 from vision_language.image_classification.predict import classification_metrics, predict_logits, short_metrics
 from vision_language.image_classification.preprocessing import Preprocessing
 from vision_language.image_classification.training_step import TrainingStep
@@ -45,7 +45,7 @@ def run(options: Options, out: str | Path, runs: int = 1, device: str = "auto") 
     Raises:
         InputError: options, data or models that cannot be used.
     """
-    accelerator = make_accelerator(options.mixed_precision, device)
+    accelerator = _accelerator(options, device)
     splits = read_data(options)
     if options.select_on == "valid" and "valid" not in splits:
         raise OptionError("--select-on valid: there are no validation images, with --valid-fraction 0")
@@ -94,7 +94,7 @@ def train(
         OptionError: images that the network cannot take; a loss that is not finite.
         CheckpointError: a checkpoint that is damaged or cannot be written.
     """
-    accelerator = accelerator or make_accelerator(options.mixed_precision)
+    accelerator = accelerator or _accelerator(options)
     torch.manual_seed(seed_of(options.seed))
     classifier = _classifier(options, splits["train"]).to(accelerator.device)
     classifier.preprocessing = classifier.preprocessing.after(options.augment)
@@ -169,6 +169,12 @@ def _tested(step: TrainingStep, images: ImageSet, best: BestWeights) -> tuple[di
     record = {f"test_{name}": value for name, value in selected.items()}
     record |= {f"last_test_{name}": last[name] for name in ("accuracy", "nll")}
     return selected, record | {"test_gradients": binned_gradients(norms, scores, gold)}
+
+
+def _accelerator(options: Options, device: str = "auto") -> Accelerator:
+    """Networks from elsewhere may have weights that nothing reads, such as the mask token of a Dinov2."""
+    elsewhere = bool(options.init) or options.network not in NETWORKS
+    return make_accelerator(options.mixed_precision, device, unused_parameters=elsewhere)
 
 
 def _classifier(options: Options, images: ImageSet) -> ImageClassifier:

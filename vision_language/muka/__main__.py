@@ -32,22 +32,24 @@ class StudentOutput(Device):
     out: str = option("runs/muka/student", "folder of the model and its results")
 
 
-@main.command
+@main.shared_command
 def train_teacher(options: TeacherOptions, output: TeacherOutput) -> str:
     """Fine-tune a classifier on the texts of its classes."""
-    accelerator = make_accelerator(options.mixed_precision, output.device)
+    accelerator = make_accelerator(options.mixed_precision, output.device, unused_parameters=True)
     return train.train_teacher(options, output.out, accelerator).report(*FIGURES)
 
 
-@main.command
+@main.shared_command
 def amalgamate(options: AmalgamationOptions, output: StudentOutput) -> str:
     """Train a student that knows the classes of all teachers."""
-    accelerator = make_accelerator(options.mixed_precision, output.device)
+    accelerator = make_accelerator(options.mixed_precision, output.device, unused_parameters=True)
     return train.amalgamate(options, output.out, accelerator).report(*FIGURES)
 
 
-for command in (merge, evaluate, diagnose, predict, synthesize):
-    main.command(command)
+main.command(merge)
+for command in (evaluate, diagnose, predict):
+    main.shared_command(command)
+main.command(synthesize)
 
 
 if __name__ == "__main__":

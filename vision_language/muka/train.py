@@ -48,7 +48,7 @@ def train_teacher(options: TeacherOptions, out: str | Path, accelerator: Acceler
     Raises:
         InputError: options, data or models that cannot be used.
     """
-    accelerator = accelerator or make_accelerator(options.mixed_precision)
+    accelerator = accelerator or make_accelerator(options.mixed_precision, unused_parameters=True)
     classes, splits = teacher_data(options)
     task = labelled_task(options, options.model, classes, splits, teacher_loss(options), "accuracy")
     return _train(options, task, Path(out), accelerator)
@@ -69,7 +69,7 @@ def amalgamate(options: AmalgamationOptions, out: str | Path, accelerator: Accel
     Raises:
         InputError: options, data or models that cannot be used.
     """
-    accelerator = accelerator or make_accelerator(options.mixed_precision)
+    accelerator = accelerator or make_accelerator(options.mixed_precision, unused_parameters=True)
     splits = read_data(options)
     if options.until_converged:
         refuse_too_few(options, len(splits["train"]))

@@ -517,3 +517,13 @@ def test_loss_that_is_not_finite(folder, data, tmp_path):
 def test_step_counts_processes(folder, data):
     step = make_step(small(folder, iais_scale="sum", iais_weight=0.5, iais_schedule="const"), data)
     assert step.iais_weight(0) == 0.5 * 4
+
+
+def test_a_sum_over_the_shares_of_processes_is_not_mixed_with_another(folder, data):
+    """The weight of the alignment loss is another then; a mean is the same for any number of processes."""
+    for scale, names in (("mean", []), ("sum", ["inputs.processes"])):
+        options = small(folder, iais_scale=scale)
+        alone, shared = (training.settings_of(options, data, processes) for processes in (1, 2))
+        assert [name for name, *_ in shared.differing(alone)] == names
+        assert not list(shared.differing(training.settings_of(options, data, 2)))
+        assert "processes" not in alone["inputs"]  # as results always were

@@ -12,7 +12,13 @@ import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import InputError
@@ -326,26 +332,31 @@ def test_an_attack_of_training_is_that_of_its_options(options):
     assert (attack.steps, attack.step_size) == steps
 
 
-def train_twice(data, out) -> None:
-    """With batch norm and a last batch of 2 images; without it, with weights of classes."""
+def train_thrice(data, colours, out) -> None:
+    """With batch norm and a last batch of 2 images; without it, with weights of classes; with a weight that nothing
+    reads, the mask token of a Dinov2.
+    """
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(1)
-    for name, options in of_two_processes(data).items():
+    for name, options in of_two_processes(data, colours, out / "dinov2").items():
         run(options, out / name, device="cpu")
 
 
-def of_two_processes(data) -> dict[str, Options]:
+def of_two_processes(data, colours, dinov2) -> dict[str, Options]:
     tail = {"long_tail": "step", "imbalance_factor": 3.0, "reweight": "both", "beta": 0.9}
     return {
         "norm": options_of(data, network="large-margin-cnn", width=4, batch_size=17, eval_batch_size=5, epochs=1),
         "weights": options_of(data, optimizer="sgd", lr=0.1, **tail),
+        "unread": options_of(colours, network=str(dinov2), batch_size=12, epochs=1),
     }
 
 
-def test_two_processes(pictures, tmp_path):
+def test_two_processes(pictures, colours, tmp_path):
     """Figures are those of the model that is saved; weights of classes mean what they mean with one process."""
-    debug_launcher(train_twice, (pictures, tmp_path), num_processes=2)
-    options = of_two_processes(pictures)
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    Dinov2ForImageClassification(Dinov2Config(**shape)).save_pretrained(tmp_path / "dinov2")
+    debug_launcher(train_thrice, (pictures, colours, tmp_path), num_processes=2)
+    options = of_two_processes(pictures, colours, tmp_path / "dinov2")
     splits = read_data(options["norm"])
     assert len(splits["train"]) % 17 == 2
     saved = predict_logits(load(tmp_path / "norm" / "seed1"), splits["test"])
@@ -353,11 +364,15 @@ def test_two_processes(pictures, tmp_path):
     assert record_of(tmp_path / "norm")["test_nll"] == pytest.approx(float(nll), rel=1e-5)
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    run(options["weights"], tmp_path / "one", device="cpu")
-    one, two = (record_of(tmp_path / name)["history"] for name in ("one", "weights"))
-    for entries in zip(one, two, strict=True):
-        for figure in ("train_loss", "nll"):
-            assert entries[0][figure] == pytest.approx(entries[1][figure], rel=1e-4)
+    for name in ("weights", "unread"):
+        run(options[name], tmp_path / f"one-{name}", device="cpu")
+        one, two = (record_of(tmp_path / folder)["history"] for folder in (f"one-{name}", name))
+        for entries in zip(one, two, strict=True):
+            for figure in ("train_loss", "nll"):
+                assert entries[0][figure] == pytest.approx(entries[1][figure], rel=1e-4)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("dinov2", "unread/seed1"))
+    token, cls = (f"dinov2.embeddings.{name}_token" for name in ("mask", "cls"))
+    assert torch.equal(before[token], after[token]) and not torch.equal(before[cls], after[cls])
 
 
 def test_step_sizes_by_epoch():
