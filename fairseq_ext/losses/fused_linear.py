@@ -12,7 +12,6 @@ The idea is that of Liger-Kernel's fused linear cross-entropy (Hsu et al., arXiv
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_ext.losses.block_loss import BlockLoss, block_loss
-from fairseq_ext.losses.common import REDUCTIONS, check_class_weight, check_shape, require
+from fairseq_ext.losses.common import REDUCTIONS, as_class_weight, as_indices, check_shape, is_finite, require
 from fairseq_ext.losses.encouraging import encouraging_loss
 from fairseq_ext.precision import compute_dtype
 
@@ -112,18 +111,18 @@ class _FusedLinear(torch.autograd.Function):
         return *grads, None, None
 
 
-def _check_shapes(
+def _checked(
     hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, class_weight: Tensor | None
-) -> None:
+) -> tuple[Tensor, Tensor | None]:
+    """Target and class weights as they are computed with."""
     if weight.dim() != 2 or hidden.dim() != 2 or hidden.size(1) != weight.size(1):
         shapes = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
         raise ValueError(f"hidden and weight must have shapes (N, D) and (V, D), got {shapes}")
-    if target.shape != hidden.shape[:1] or target.is_floating_point():
-        raise ValueError(f"target must hold one class index a row, shape ({len(hidden)},), got {tuple(target.shape)}")
     if bias is not None:
         check_shape("bias", bias, weight.shape[:1], "one number for each class")
     if class_weight is not None:
-        check_class_weight(class_weight, len(weight), "class_weight")
+        class_weight = as_class_weight(class_weight, len(weight), "class_weight")
+    return as_indices(target, hidden.shape[:1]), class_weight
 
 
 def fused_linear_terms(
@@ -143,8 +142,8 @@ def fused_linear_terms(
         hidden, weight, target, bias, class_weight, ignore_index, bonus_weight: as there.
         **options: the other options of :func:`~fairseq_ext.losses.encouraging_loss_terms`.
     """
-    require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
-    _check_shapes(hidden, weight, target, bias, class_weight)
+    require("bonus_weight", bonus_weight, is_finite(bonus_weight), "finite")
+    target, class_weight = _checked(hidden, weight, target, bias, class_weight)
     loss = _Loss(block_loss(len(weight), class_weight, **options), bonus_weight, ignore_index)
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
@@ -194,8 +193,8 @@ def fused_linear_encouraging_loss(
         >>> fused_linear_encouraging_loss(hidden, embeddings, target, label_smoothing=0.1).backward()
     """
     require("reduction", reduction, reduction in REDUCTIONS, f"one of {REDUCTIONS}")
+    target, class_weight = _checked(hidden, weight, target, bias, class_weight)
     if reduction == "none":
-        _check_shapes(hidden, weight, target, bias, class_weight)
         options |= {"ignore_index": ignore_index, "bonus_weight": bonus_weight, "reduction": "none"}
 
         def rows(hidden: Tensor, target: Tensor) -> Tensor:
