@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_ext.losses.block_loss import BlockLoss, block_loss
 from fairseq_ext.losses.common import REDUCTIONS, as_class_weight, as_indices, check_shape, is_finite, require
 from fairseq_ext.losses.encouraging import encouraging_loss
 from fairseq_ext.precision import compute_dtype
+from fairseq_ext.second_derivative import link, no_second_derivative
 
 FLOAT16_SCALE = 8.0
 """Of the gradients of logits in float16: eps / V stays above its least number, a sum over a block below its largest."""
@@ -65,7 +65,7 @@ class _Loss:
 
 
 class _FusedLinear(torch.autograd.Function):
-    """The fields of :class:`FusedTerms`."""
+    """The fields of :class:`FusedTerms`, then links to the inputs."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, target, loss):
@@ -96,17 +96,19 @@ class _FusedLinear(torch.autograd.Function):
                 grad_bias += grad.sum(0, dtype=dtype)
             del grad  # or two blocks of logits would be alive
         ctx.scale, ctx.dtypes = scale, (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        links = [link(value) for value in (hidden, weight, bias) if value is not None]
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, *links)
         ctx.mark_non_differentiable(*columns)
-        return (cross_entropy + loss.bonus_weight * bonus).sum(), *columns
+        ctx.set_materialize_grads(False)  # zeros for the links
+        return (cross_entropy + loss.bonus_weight * bonus).sum(), *columns, *links
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss, *_):
+    @no_second_derivative("take encouraging_loss(F.linear(hidden, weight, bias), target)")
+    def backward(ctx, saved, grad_loss, *_):
         factor = grad_loss / ctx.scale
         grads = (
             None if grad is None else (grad * factor).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            for grad, dtype in zip(saved[:3], ctx.dtypes, strict=True)
         )
         return *grads, None, None
 
@@ -152,7 +154,7 @@ def fused_linear_terms(
     if not torch.is_grad_enabled():
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     with torch.autocast(kind, enabled=False):
-        return FusedTerms(*_FusedLinear.apply(hidden, weight, bias, target, loss))
+        return FusedTerms(*_FusedLinear.apply(hidden, weight, bias, target, loss)[: len(FusedTerms._fields)])
 
 
 def fused_linear_encouraging_loss(
@@ -171,7 +173,7 @@ def fused_linear_encouraging_loss(
 
     Value and gradients are those of :func:`~fairseq_ext.losses.encouraging_loss`; with ``bonus_weight=0`` those of
     ``F.cross_entropy``. The gradients are computed in the forward pass and scaled in the backward pass, so that there
-    is no second derivative.
+    is no second derivative, but with ``reduction="none"``: a RuntimeError says so where one is asked for.
 
     Args:
         hidden: ``(N, D)``. Under autocast it and ``weight`` are cast as ``F.linear`` would cast them; the loss, and the
