@@ -107,7 +107,7 @@ class SelectiveAttention:
                 )
 
 
-def always_masked(*args: Any, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
+def always_masked(**arguments: Any) -> Tensor | None:
     """The mask of ``"sdpa"``, but a causal one is always there, as for ``"eager"``.
 
     transformers leaves it out where ``is_causal`` of the attention could say the same, which only those models set
@@ -115,7 +115,7 @@ def always_masked(*args: Any, allow_is_causal_skip: bool = True, **kwargs: Any) 
     """
     from transformers.masking_utils import sdpa_mask
 
-    return sdpa_mask(*args, allow_is_causal_skip=False, **kwargs)
+    return sdpa_mask(**arguments | {"allow_is_causal_skip": False})
 
 
 def register_attention(
