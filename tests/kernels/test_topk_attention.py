@@ -256,9 +256,14 @@ def test_topk_attention_hands_over(handed, options, arguments, names):
         assert one is other if isinstance(one, Tensor) else one == other
 
 
+def test_topk_attention_hands_over_a_mask_in_the_dtype_of_the_states(handed):
+    topk_attention(*STATES, FLOAT.half(), k=3)
+    assert torch.equal(handed[0][0][3], FLOAT.half().to(STATES[0].dtype))
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"straight_through": True}, {"k": 0}, {"k": 12}, {"k": 40}, {"dropout_p": 1.0}, {"attn_mask": FLOAT.half()}],
+    [{"straight_through": True}, {"k": 0}, {"k": 12}, {"k": 40}, {"dropout_p": 1.0}],
     ids=str,
 )
 def test_topk_attention_keeps_to_torch(handed, options):
