@@ -115,3 +115,14 @@ def pasted(text: str) -> list[list[str]]:
 def python_blocks(page: str) -> list[str]:
     """The Python code of a page of documentation."""
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def refuses_second_derivative(function, *inputs, match: str) -> None:
+    """That a derivative of the gradient is an error, by any input and beside another path to it."""
+    import torch
+
+    for wrt in inputs:
+        (grad,) = torch.autograd.grad(function(*inputs).sum(), inputs[0], create_graph=True)
+        other = inputs[0].sum() * wrt.sum()
+        with pytest.raises(RuntimeError, match=f"no second derivative.*{match}"):
+            torch.autograd.grad(grad.sum() + other, wrt, materialize_grads=True, allow_unused=True)

@@ -16,6 +16,8 @@ from tests.blocks import LARGEST, OTHERS, Block, blocks, floating
 
 BLOCKS = blocks()
 TRANSFORMS = ("script", "export", "compile", "vmap")
+# Of any sizes, which are numbers that math's functions do not take.
+DYNAMIC = "topk_attention", "attention_weights", "encouraging_loss", "mirror_bonus_loss", "AdaNorm"
 
 
 def test_every_public_name_has_a_row() -> None:
@@ -73,6 +75,22 @@ def transformed(transform: str, block: Block) -> Any:
 )
 def test_transforms_change_nothing(transform: str, block: Block) -> None:
     assert_equal(block, transformed(transform, block))
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_one_graph_is_for_all_sizes(name: str) -> None:
+    block = next(block for block in BLOCKS if block.name == name)
+    torch._dynamo.reset()
+    assert_equal(block, torch.compile(Call(block), fullgraph=True, dynamic=True, backend="eager"))
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_inference_mode_changes_no_value(block: Block) -> None:
+    with torch.no_grad():
+        expected = Call(block)(*block.inputs)
+    with torch.inference_mode():
+        got = Call(block)(*tree_map(lambda x: x.clone(), block.inputs))
+    torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if "vmap" not in block.unsupported], ids=str)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers import ROOT
 
+NUMBERS = ("fairseq_ext.precision", "fairseq_ext.second_derivative")
 KIT = ("fairseq_ext.training", "fairseq_ext.fonts", "fairseq_ext.remembered")
 HUGGING_FACE = (
     *("transformers", "tokenizers", "safetensors", "accelerate", "tensorboardX", "sklearn"),
@@ -21,10 +22,11 @@ TRAINER = ("torch", "numpy", "tqdm", "matplotlib", "fairseq_ext.losses", "fairse
 BINDING = ("torch", "fairseq", "omegaconf", "fairseq_ext.training.errors", "fairseq_ext.training.options")
 # Beside the standard library, and files of the same folder. The longest name that a file's path starts with holds.
 MAY_IMPORT = {
-    "fairseq_ext/kernels": ("torch", "triton", "fairseq_ext.kernels"),
-    "fairseq_ext/modules": ("torch", "entmax", "fairseq_ext.kernels", "fairseq_ext.modules", "fairseq_ext.precision"),
-    "fairseq_ext/losses": ("torch", "fairseq_ext.losses", "fairseq_ext.precision"),
+    "fairseq_ext/kernels": ("torch", "triton", "fairseq_ext.kernels", "fairseq_ext.second_derivative"),
+    "fairseq_ext/modules": ("torch", "entmax", "fairseq_ext.kernels", "fairseq_ext.modules", *NUMBERS),
+    "fairseq_ext/losses": ("torch", "fairseq_ext.losses", *NUMBERS),
     "fairseq_ext/precision.py": ("torch",),
+    "fairseq_ext/second_derivative.py": ("torch",),
     "fairseq_ext/models": (
         *(*BINDING, "fairseq_ext.compat", "fairseq_ext.models", "fairseq_ext.modules", "fairseq_ext.recipes"),
         *("fairseq_ext.captions.store", "fairseq_ext.tasks.caption_dataset", "fairseq_ext.training.progress"),

@@ -76,8 +76,8 @@ class SelectiveAttention:
             raise OptionError(f"{self.name}: {type(module).__name__} has a sliding window that is not in its mask")
         if (groups := query.size(1) // key.size(1)) > 1:
             key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-        if attention_mask is None:
-            is_causal = query.size(2) > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+        if attention_mask is None:  # nothing is masked, unless the module says so
+            is_causal = query.size(2) > 1 and (getattr(module, "is_causal", False) if is_causal is None else is_causal)
         else:
             is_causal = False
             if attention_mask.dtype != torch.bool:  # float32 under autocast
@@ -109,6 +109,17 @@ class SelectiveAttention:
                 )
 
 
+def always_masked(**arguments: Any) -> Tensor | None:
+    """The mask of ``"sdpa"``, but a causal one is always there, as for ``"eager"``.
+
+    transformers leaves it out where ``is_causal`` of the attention could say the same, which only those models set
+    right that support ``"sdpa"``.
+    """
+    from transformers.masking_utils import sdpa_mask
+
+    return sdpa_mask(**arguments | {"allow_is_causal_skip": False})
+
+
 def register_attention(
     k: int = 8,
     name: str = "topk",
@@ -128,11 +139,10 @@ def register_attention(
     of keys or more a model computes what it computes with ``"sdpa"``, but a query without any key gives zeros.
 
     It is for models whose attentions all go through transformers' ``AttentionInterface``: BERT, GPT-2, Llama, BART,
-    Marian, ViT and most others. One that computes an attention itself (T5), has none, is an encoder whose attention has
-    no ``is_causal`` (Splinter, the text of CLAP and ALIGN), or asks for something else than masks, scaling and dropout
-    (soft-capping in Gemma 2, sinks in gpt-oss) is refused by name, the first three when the model is made. Of a model
-    of several parts, some may keep another one: ``attn_implementation={"text_config": "topk", "vision_config":
-    "sdpa"}``.
+    Marian, ViT and most others. One that computes an attention itself (T5), has none, or asks for something else than
+    masks, scaling and dropout (soft-capping in Gemma 2, sinks in gpt-oss) is refused by name, the first two when the
+    model is made. Of a model of several parts, some may keep another one: ``attn_implementation={"text_config":
+    "topk", "vision_config": "sdpa"}``.
 
     The name is not saved with a model: give it again to ``from_pretrained``. ``output_attentions=True`` in a call
     gives the selected weights.
@@ -153,7 +163,6 @@ def register_attention(
         >>> model = AutoModelForCausalLM.from_pretrained("gpt2", attn_implementation="topk")
     """
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     attention = SelectiveAttention(k, name, normalizer, alpha, select, straight_through)
     if not re.fullmatch(r"[A-Za-z][\w-]*", name) or any(part in name for part in RESERVED):
@@ -177,7 +186,7 @@ def register_attention(
     _registered[name] = attention
     AttentionInterface.register(name, attention)
     # Without a mask function of that name transformers would pass no mask at all.
-    AttentionMaskInterface.register(name, sdpa_mask)
+    AttentionMaskInterface.register(name, always_masked)
 
 
 def _check_models() -> None:
@@ -220,23 +229,11 @@ def _refuse_own_attention(model: Any, name: str | None, modules: Iterable[nn.Mod
     """Refuse a model in which attention of a registered name would not reach every attention of the ``modules``."""
     if name not in _registered:
         return
-    modules = list(modules or _parts_with(model, name))
-    classes = {type(module) for module in modules}
+    classes = {type(module) for module in modules or _parts_with(model, name)}
     if own := sorted(cls.__name__ for cls in classes if _kind(cls) == "own"):
         raise OptionError(f"{_refusal(model, name)}: {', '.join(own)} computes an attention itself")
     if not any(_kind(cls) == "interface" for cls in classes):
         raise OptionError(f"{_refusal(model, name)}: no attention in it uses that")
-    # Without padding there is no mask, and sdpa takes an attention that does not say otherwise for a causal one.
-    silent = {
-        type(module).__name__
-        for module in modules
-        if _kind(type(module)) == "interface" and not hasattr(module, "is_causal")
-    }
-    if silent and any("create_bidirectional_mask" in _names(cls) for cls in classes):
-        raise OptionError(
-            f"attn_implementation={name!r}: {type(model).__name__} masks padding alone, and its "
-            f"{', '.join(sorted(silent))} has no is_causal to say so; it is for 'eager'"
-        )
 
 
 def _refusal(model: Any, name: str | None) -> str:

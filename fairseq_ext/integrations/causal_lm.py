@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fairseq_ext.integrations.trainer import check_options, mean_over_items, next_labels, on_device
 from fairseq_ext.integrations.trial import device_of, undisturbed
@@ -14,6 +15,8 @@ from fairseq_ext.losses import fused_linear_encouraging_loss
 from fairseq_ext.training.errors import OptionError
 
 __all__ = ["FusedCausalLMLoss"]
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class FusedCausalLMLoss:
@@ -29,7 +32,8 @@ class FusedCausalLMLoss:
 
     Args:
         model: a ``PreTrainedModel`` whose logits are a linear map of its last hidden states: GPT-2, Llama and most
-            others. That is tried out on two tokens. Its head may be replaced later (``resize_token_embeddings``).
+            others, also as a ``PeftModel`` whose adapters are inside. That is tried out on two tokens. Its head may be
+            replaced later (``resize_token_embeddings``).
         **options: of :func:`~fairseq_ext.losses.fused_linear_encouraging_loss`: ``log_end``, ``label_smoothing``,
             ``bonus_weight``, ``class_weight``, ...
 
@@ -38,9 +42,9 @@ class FusedCausalLMLoss:
           where ignored, and the inputs of the model without labels; a scalar.
 
     Raises:
-        OptionError: a model with another head (soft-capping in Gemma 2, scales in Cohere and Granite), several
-            processes, mixed precision inside of ``model.forward`` (``Accelerator.prepare``), or an option out of its
-            range.
+        OptionError: a model with another head (soft-capping in Gemma 2, scales in Cohere and Granite) or with a prefix
+            (prompt tuning), hooks on the model or on its head, also later, several processes, mixed precision inside of
+            ``model.forward`` (``Accelerator.prepare``), or an option out of its range.
 
     Example:
         >>> loss = FusedCausalLMLoss(model, log_end=0.75)
@@ -68,6 +72,7 @@ class FusedCausalLMLoss:
 def _parts(model: Any) -> tuple[nn.Module, nn.Linear]:
     """The model without its head, and the head, as they are now."""
     name = type(model).__name__
+    wrapper, model = model, model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
     if (
         torch.distributed.is_available()
         and torch.distributed.is_initialized()
@@ -75,11 +80,16 @@ def _parts(model: Any) -> tuple[nn.Module, nn.Linear]:
     ):
         raise OptionError("model: the fused loss is for one process; in several, gradients would not be averaged")
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if type(head) is not nn.Linear or getattr(model, "base_model", model) is model:
-        raise OptionError(f"model: {name} is no language model of transformers with a linear output layer")
+    if head is None or getattr(model, "base_model", model) is model:
+        raise OptionError(f"model: {name} is no language model of transformers with an output layer")
+    if (type(head).__base__ if is_parametrized(head) else type(head)) is not nn.Linear:
+        raise OptionError(f"model: the output layer of {name} is {type(head).__name__}, which is no plain nn.Linear")
+    for part in (wrapper, model, head):
+        if any(vars(part)[kind] for kind in HOOKS):
+            raise OptionError(f"model: {type(part).__name__} has hooks, which this loss would not call; remove them")
     if getattr(model.config, "is_encoder_decoder", False) or getattr(model.config, "output_router_logits", False):
         raise OptionError(f"model: {name} is an encoder-decoder, or adds the loss of a router (output_router_logits)")
-    if "_original_forward" in vars(model):
+    if "_original_forward" in vars(wrapper) | vars(model):
         raise OptionError(
             f"model: this loss does not call the forward of {name}, where accelerate's mixed precision is; give it "
             "accelerator.unwrap_model(model, keep_fp32_wrapper=False), and call the loss under accelerator.autocast()"
@@ -89,14 +99,10 @@ def _parts(model: Any) -> tuple[nn.Module, nn.Linear]:
 
 def _check_logits(model: Any, backbone: nn.Module, head: nn.Linear) -> None:
     """Refuse a model whose logits are something else than the head of its last hidden states."""
-    seen: dict[str, Tensor] = {}
-    hook = backbone.register_forward_hook(lambda _, __, output: seen.update(states=output.last_hidden_state))
-    try:
-        with undisturbed(model):
-            logits = model(input_ids=torch.arange(2, device=device_of(model))[None]).logits
-            expected = F.linear(seen["states"], head.weight, head.bias)
-    finally:
-        hook.remove()
+    inputs = torch.arange(2, device=device_of(model))[None]
+    with undisturbed(model):
+        logits = model(input_ids=inputs).logits
+        expected = F.linear(backbone(input_ids=inputs).last_hidden_state, head.weight, head.bias)
     if not torch.equal(expected.to(logits), logits):
         raise OptionError(
             f"model: the logits of {type(model).__name__} are not a linear map of its last hidden states alone"

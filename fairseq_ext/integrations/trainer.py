@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fairseq_ext.integrations.trial import IGNORED, own_loss
 from fairseq_ext.losses import encouraging_loss
-from fairseq_ext.losses.common import check_class_weight
+from fairseq_ext.losses.common import as_class_weight
 from fairseq_ext.training.errors import DataError, OptionError
 
 __all__ = [
@@ -61,7 +61,7 @@ def on_device(options: dict[str, Any], like: Tensor) -> dict[str, Any]:
 
 def next_labels(labels: Tensor) -> Tensor:
     """The label of the next position at each; copies of labels are smaller than those of logits."""
-    return F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+    return F.pad(labels.long(), (0, 1), value=IGNORED)[..., 1:]
 
 
 def mean_over_items(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -137,7 +137,7 @@ def check_options(options: dict[str, Any], weight: str, classes: int | None) -> 
     class_weight = options.get(weight)
     try:
         if class_weight is not None:
-            check_class_weight(class_weight, class_weight.numel() if classes is None else classes, weight)
+            as_class_weight(class_weight, class_weight.numel() if classes is None else classes, weight)
         tried = {name: value for name, value in options.items() if name != weight}
         encouraging_loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), **tried)
     except (TypeError, ValueError) as error:

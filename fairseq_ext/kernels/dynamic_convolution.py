@@ -14,7 +14,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from fairseq_ext.second_derivative import no_second_derivative
 
 __all__ = ["dynamic_convolution", "takes"]
 
@@ -185,21 +186,20 @@ def _launch(x: Tensor, kernels: Tensor) -> tuple[tuple[int], tuple[int, ...], di
 class _DynamicConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernels: Tensor, first: int) -> Tensor:
+        ctx.save_for_backward(x, kernels)
         x, kernels = x.contiguous(), kernels.contiguous()
         y = torch.empty_like(x)
         if y.numel():
             grid, sizes, constants = _launch(x, kernels)
             with torch.cuda.device_of(x):
                 _dynamic_convolution_forward[grid](x, kernels, y, *sizes, first, **constants)
-        ctx.save_for_backward(x, kernels)
         ctx.first = first
         return y
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, kernels = ctx.saved_tensors
-        grad = grad.contiguous()
+    @no_second_derivative("the forward pass goes into `with fairseq_ext.kernels.disabled():`")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, kernels, grad = (tensor.contiguous() for tensor in (*saved, grad))
         dx, dkernels = torch.empty_like(x), torch.empty_like(kernels)
         if x.numel():
             grid, sizes, constants = _launch(x, kernels)

@@ -15,7 +15,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from fairseq_ext.second_derivative import no_second_derivative
 
 __all__ = ["normalize", "takes"]
 
@@ -155,7 +156,7 @@ class _Normalize(torch.autograd.Function):
         detach_mean: bool,
         detach_std: bool,
     ) -> Tensor:
-        x = x.contiguous()
+        given, x = x, x.contiguous()
         rows = x.numel() // size
         z = torch.empty_like(x)
         moments = x.new_empty((2, rows), dtype=torch.float32)
@@ -170,16 +171,16 @@ class _Normalize(torch.autograd.Function):
                 _normalize_forward[_grid(rows, constants)](
                     x, z, moments, rows, size, scale, slope, inside, outside, bessel, **constants
                 )  # fmt: skip
-        ctx.save_for_backward(x, moments)
+        ctx.save_for_backward(given, moments)
         ctx.numbers = scale, slope, outside, bessel
         ctx.detached = {"DETACH_MEAN": detach_mean, "DETACH_STD": detach_std}
         return z
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, moments = ctx.saved_tensors
-        grad = grad.contiguous()
+    @no_second_derivative("the forward pass goes into `with fairseq_ext.kernels.disabled():`")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, moments = saved
+        x, grad = x.contiguous(), grad.contiguous()
         dx = torch.empty_like(x)
         rows = moments.size(1)
         if rows:

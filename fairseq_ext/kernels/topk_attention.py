@@ -18,9 +18,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fairseq_ext.kernels.selection import largest, log2, merge
+from fairseq_ext.second_derivative import no_second_derivative
 
 __all__ = ["fits", "takes", "topk_attention"]
 
@@ -314,6 +314,11 @@ def _topk_backward_key_value(
     _store(dvalue, batch, head, columns, S, dv, DV, BLOCK_DV)
 
 
+def _with_rows(x: Tensor) -> Tensor:
+    """With columns that are next to each other."""
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
 def _launch(query: Tensor, value: Tensor, k: int, is_causal: bool) -> dict[str, Any]:
     """Constants and options, the same for all kernels."""
     tile = _TILE[query.dtype]
@@ -348,7 +353,8 @@ class _TopKAttention(torch.autograd.Function):
         scale: float,
         k: int,
     ) -> Tensor:
-        query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
+        given = query, key, value
+        query, key, value = map(_with_rows, given)
         B, H, T, _ = query.shape
         out = torch.empty_like(query) if query.size(3) == value.size(3) else query.new_empty(B, H, T, value.size(3))
         row = _Rows(*query.new_empty(4, B, H, T, dtype=torch.float32))
@@ -359,15 +365,15 @@ class _TopKAttention(torch.autograd.Function):
                 *inputs, _Heads.of(out), row, H, T, key.size(2), k, scale, dropout_p,
                 RUN=max(3, log2(triton.next_power_of_2(k))), **constants,
             )  # fmt: skip
-        ctx.save_for_backward(query, key, value, bias, keep, seed, out, *row)
+        ctx.save_for_backward(*given, bias, keep, seed, out, *row)
         ctx.numbers, ctx.constants = (scale, dropout_p), constants
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias, keep, seed, out, *rows = ctx.saved_tensors
-        grad = grad if grad.stride(3) == 1 else grad.contiguous()
+    @no_second_derivative("the forward pass goes into `with fairseq_ext.kernels.disabled():`")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bias, keep, seed, out, *rows = saved
+        query, key, value, grad = map(_with_rows, (query, key, value, grad))
         grads = [torch.empty_like(x) for x in (query, key, value)]
         inputs = *(None if x is None else _Heads.of(x) for x in (query, key, value, bias, keep)), seed
         dquery, dkey, dvalue = map(_Heads.of, grads)

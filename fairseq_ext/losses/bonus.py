@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_ext.losses.common import log_complement, require
+from fairseq_ext.precision import compute_dtype
 
-__all__ = ["Bonus"]
+__all__ = ["Bonus", "plain_terms"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,30 @@ class Bonus:
         if self.bonus_start > 0:
             value = (value - form_at(self, self.bonus_start)).masked_fill(p < self.bonus_start, 0.0)
         return value if self.bonus_end is None else value.masked_fill(p > self.bonus_end, 0.0)
+
+
+def plain_terms(
+    logits: Tensor, probabilities: Tensor, off: float, off_bonus: float, bonus: Bonus, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and bonus of rows, ``(N)`` each, in plain autograd operations.
+
+    Args:
+        logits: ``(N, C)``.
+        probabilities: of the target, ``(N, C)``, in the dtype of the computation.
+        off, off_bonus: what smoothing gives to every class, in the cross-entropy and in the bonus.
+        bonus: its shape.
+        weight: of the classes, ``(C)``.
+    """
+    classes = logits.size(-1)
+    log_p = F.log_softmax(logits, -1, dtype=compute_dtype(logits))
+    terms = []
+    for per_class, amount in ((-log_p, off), (bonus(log_p), off_bonus)):
+        q = probabilities * (1 - classes * amount) + amount
+        if weight is not None:
+            q = q * weight.to(q.dtype)
+        # 0 * log 0 = 0
+        terms.append((q * per_class.masked_fill(q == 0, 0.0)).sum(-1))
+    return terms[0], terms[1]
 
 
 def _log(shape: Bonus, log_p: Tensor) -> Tensor:

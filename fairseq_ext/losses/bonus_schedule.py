@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_ext.losses.common import require
+from fairseq_ext.losses.common import is_finite, require
 from fairseq_ext.losses.encouraging import encouraging_loss
 
 __all__ = ["SCHEDULES", "EncouragingLoss", "bonus_schedule"]
@@ -33,7 +33,7 @@ def bonus_schedule(epoch: int, max_epoch: int, schedule: str = "linear", ratio: 
         ValueError: another schedule, a negative epoch, no epoch at all, or a ratio of 0, which would be no bonus.
     """
     require("schedule", schedule, schedule in SCHEDULES, f"one of {tuple(SCHEDULES)}")
-    require("ratio", ratio, math.isfinite(ratio) and ratio != 0, "a finite number other than 0")
+    require("ratio", ratio, is_finite(ratio) and ratio != 0, "a finite number other than 0")
     require("epoch", epoch, epoch >= 0, "at least 0")
     require("max_epoch", max_epoch, max_epoch > 0, "above 0")
     return SCHEDULES[schedule](min(epoch / max_epoch, 1.0), ratio)
@@ -83,7 +83,7 @@ class EncouragingLoss(nn.Module):
         require(
             "schedule_of", schedule_of, is_log or schedule_of == "bonus_weight", "'bonus_weight' unless bonus='log'"
         )
-        require("schedule_ratio", schedule_ratio, math.isfinite(schedule_ratio) and schedule_ratio != 0, "not 0")
+        require("schedule_ratio", schedule_ratio, is_finite(schedule_ratio) and schedule_ratio != 0, "not 0")
         require("schedule_ratio", schedule_ratio, schedule == "exp" or schedule_ratio == 5, "5 unless schedule='exp'")
         positive = max_epoch is not None and max_epoch > 0
         require("max_epoch", max_epoch, positive == scheduled, "a positive number with a schedule, None without one")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_ext.precision import compute_dtype
+
 __all__ = [
     "REDUCTIONS",
-    "check_class_weight",
-    "check_indices",
+    "as_class_weight",
+    "as_indices",
     "check_shape",
+    "is_finite",
     "log_complement",
     "one_hot",
     "reduce_weighted",
@@ -27,6 +32,11 @@ def require(name: str, value: object, ok: bool, allowed: str) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
+def is_finite(value: float) -> bool:
+    """``math.isfinite``, which a compiler with dynamic shapes cannot ask of its numbers."""
+    return -math.inf < value < math.inf
+
+
 def check_shape(name: str, value: Tensor, shape: tuple[int, ...], holds: str) -> None:
     """Refuse an argument that would be broadcast, or read in part. Only shapes are looked at, so that it compiles.
 
@@ -40,15 +50,30 @@ def check_shape(name: str, value: Tensor, shape: tuple[int, ...], holds: str) ->
         raise ValueError(f"{name} must hold {holds}, shape {tuple(shape)}, got {tuple(value.shape)}")
 
 
-def check_class_weight(weight: Tensor, classes: int, name: str = "weight") -> None:
-    """Refuse weights of the classes that are not one number a class."""
+def as_class_weight(weight: Tensor, classes: int, name: str = "weight") -> Tensor:
+    """Weights of the classes in float32 at least, as the mean divides by their sum over the batch.
+
+    Raises:
+        ValueError: they are not one number a class.
+    """
     check_shape(name, weight, (classes,), f"one weight for each of {classes} classes")
+    return weight.to(compute_dtype(weight))
 
 
-def check_indices(input: Tensor, target: Tensor) -> None:
-    """Refuse class indices that are not one a row of the logits ``(*, C)``."""
-    require("target", target.dtype, not target.is_floating_point(), "class indices")
-    check_shape("target", target, input.shape[:-1], "one class index for each row of input")
+def as_indices(target: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Class indices of any dtype of whole numbers as those that torch indexes with: uint8 is a mask to it.
+
+    Args:
+        target: class indices.
+        shape: that of the logits without the classes.
+
+    Raises:
+        ValueError: they are no whole numbers, or not one a row.
+    """
+    whole = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+    require("target", target.dtype, whole, "class indices, a dtype of whole numbers")
+    check_shape("target", target, shape, "one class index for each row of input")
+    return target.long()
 
 
 def one_hot(target: Tensor, like: Tensor) -> Tensor:

@@ -12,15 +12,13 @@ cancels that factor up to ``log_end``: there the pull is 1 whatever ``p_y``.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.losses.bonus import Bonus
-from fairseq_ext.losses.common import check_class_weight, one_hot, reduce_weighted, require
+from fairseq_ext.losses.bonus import Bonus, plain_terms
+from fairseq_ext.losses.common import as_class_weight, as_indices, is_finite, one_hot, reduce_weighted, require
 from fairseq_ext.losses.log_bonus import LogBonusCrossEntropy
 from fairseq_ext.precision import compute_dtype
 
@@ -96,8 +94,9 @@ def encouraging_loss(
         >>> logits, target = torch.randn(3, 5, requires_grad=True), torch.tensor([1, 0, 4])
         >>> encouraging_loss(logits, target, label_smoothing=0.1).backward()
     """
-    require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
+    require("bonus_weight", bonus_weight, is_finite(bonus_weight), "finite")
     shape = Bonus(log_end, bonus, bonus_power, bonus_start, bonus_end, subsample, bonus_clamp)
+    target, weight = _checked(input, target, weight)
     smoothing = label_smoothing, bonus_smoothing, smoothing_form
     cross_entropy, value = _terms(input, target, weight, ignore_index, *smoothing, shape)
     loss = cross_entropy + bonus_weight * value if bonus_weight else cross_entropy
@@ -135,6 +134,7 @@ def encouraging_loss_terms(
         float32 for half-precision input. ``bonus`` is never positive.
     """
     smoothing = label_smoothing, bonus_smoothing, smoothing_form
+    target, weight = _checked(input, target, weight)
     return _terms(input, target, weight, ignore_index, *smoothing, Bonus(log_end, **bonus))
 
 
@@ -148,10 +148,10 @@ def _terms(
     smoothing_form: str,
     bonus: Bonus,
 ) -> tuple[Tensor, Tensor]:
-    class_dim, rows_shape = _class_dimension(input, target)
-    classes = input.size(class_dim)
-    if weight is not None:
-        check_class_weight(weight, classes)
+    class_dim = _class_dimension(input)
+    classes, rows_shape = input.size(class_dim), target.shape
+    if target.is_floating_point():
+        rows_shape = rows_shape[:class_dim] + rows_shape[class_dim + 1 :]
     off, off_bonus = off_target_shares(classes, label_smoothing, bonus_smoothing, smoothing_form)
     logits = input.movedim(class_dim, -1).reshape(-1, classes)
     if target.is_floating_point():
@@ -167,25 +167,24 @@ def _terms(
             return tuple(term.masked_fill(ignored, 0.0).view(rows_shape) for term in (cross_entropy, value))
         probabilities = one_hot(indices, logits).to(compute_dtype(logits))
 
-    log_p = F.log_softmax(logits, -1, dtype=compute_dtype(logits))
-    value = bonus(log_p)
-    terms = []
-    for per_class, amount in ((-log_p, off), (value, off_bonus)):
-        q = probabilities * (1 - classes * amount) + amount
-        if weight is not None:
-            q = q * weight.to(q.dtype)
-        # 0 * log 0 = 0
-        term = (q * per_class.masked_fill(q == 0, 0.0)).sum(-1)
-        terms.append((term if ignored is None else term.masked_fill(ignored, 0.0)).view(rows_shape))
-    return terms[0], terms[1]
+    cross_entropy, value = (
+        (term if ignored is None else term.masked_fill(ignored, 0.0)).view(rows_shape)
+        for term in plain_terms(logits, probabilities, off, off_bonus, bonus, weight)
+    )
+    return cross_entropy, value
 
 
-def _class_dimension(input: Tensor, target: Tensor) -> tuple[int, torch.Size]:
-    """Where the classes are in ``input``, and its shape without them."""
+def _class_dimension(input: Tensor) -> int:
+    return 1 if input.dim() > 1 else 0
+
+
+def _checked(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Target and class weights as they are computed with."""
     if input.dim() == 0:
         raise ValueError("input must have a class dimension, got a scalar")
-    class_dim = 1 if input.dim() > 1 else 0
-    if input.size(class_dim) < 2:
+    class_dim = _class_dimension(input)
+    classes = input.size(class_dim)
+    if classes < 2:
         raise ValueError(f"input must have at least 2 classes, got shape {tuple(input.shape)}")
     rows_shape = input.shape[:class_dim] + input.shape[class_dim + 1 :]
     if target.shape != (input.shape if target.is_floating_point() else rows_shape):
@@ -193,7 +192,9 @@ def _class_dimension(input: Tensor, target: Tensor) -> tuple[int, torch.Size]:
             f"target must have shape {tuple(rows_shape)} (class indices) or {tuple(input.shape)} (probabilities)"
             f" for input of shape {tuple(input.shape)}, got {tuple(target.shape)}"
         )
-    return class_dim, rows_shape
+    if not target.is_floating_point():
+        target = as_indices(target, rows_shape)
+    return target, None if weight is None else as_class_weight(weight, classes)
 
 
 def off_target_shares(

@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_ext.losses.bonus import Bonus
-from fairseq_ext.losses.common import check_indices, check_shape, one_hot, reduce_weighted, require, sigmoid_power
+from fairseq_ext.losses.common import (
+    as_indices,
+    check_shape,
+    is_finite,
+    one_hot,
+    reduce_weighted,
+    require,
+    sigmoid_power,
+)
 from fairseq_ext.losses.log_bonus import top_bonus
 from fairseq_ext.precision import compute_dtype
 
@@ -62,7 +70,7 @@ def binary_encouraging_loss(
         tensor([-2.0272, -1.0000])
     """
     shape = Bonus(log_end, bonus_clamp=bonus_clamp)
-    require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
+    require("bonus_weight", bonus_weight, is_finite(bonus_weight), "finite")
     require("bonus_alpha", bonus_alpha, bonus_alpha is None or 0 <= bonus_alpha <= 1, "in [0, 1] or None")
     require("bonus_gamma", bonus_gamma, 0 <= bonus_gamma < math.inf, "at least 0")
     logits, target = _binary(input, target)
@@ -118,10 +126,10 @@ def mirror_bonus_loss(
     """
     require("base", base, base in ("mse", "mae"), "'mse' or 'mae'")
     require("activation", activation, activation in ("softmax", "sigmoid"), "'softmax' or 'sigmoid'")
-    require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
+    require("bonus_weight", bonus_weight, is_finite(bonus_weight), "finite")
     require("bonus_power", bonus_power, bonus_weight == 0 or 0 < bonus_power < math.inf, "above 0")
     logits = input.to(compute_dtype(input))
-    check_indices(logits, target)
+    target = as_indices(target, logits.shape[:-1])
     q = logits.softmax(-1) if activation == "softmax" else logits.sigmoid()
     right = torch.where(one_hot(target, q).bool(), q, 1 - q)
     # The gradient of pow(0, power) is infinite for a power below 1.
@@ -193,7 +201,7 @@ def softmax_focal_loss(
     """
     require("gamma", gamma, 0 <= gamma < math.inf, "at least 0")
     logits = input.to(compute_dtype(input))
-    check_indices(logits, target)
+    target = as_indices(target, logits.shape[:-1])
     others = logits.masked_fill(one_hot(target, logits).bool(), torch.finfo(logits.dtype).min)
     wrong = others.logsumexp(-1) - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
     return reduce_weighted(_focal(wrong, gamma, (wrong < 0) & halted), None, reduction)

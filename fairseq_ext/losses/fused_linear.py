@@ -12,20 +12,19 @@ The idea is that of Liger-Kernel's fused linear cross-entropy (Hsu et al., arXiv
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_ext.losses.block_loss import BlockLoss, block_loss
-from fairseq_ext.losses.common import REDUCTIONS, check_class_weight, check_shape, require
+from fairseq_ext.losses.common import REDUCTIONS, as_class_weight, as_indices, check_shape, is_finite, require
 from fairseq_ext.losses.encouraging import encouraging_loss
 from fairseq_ext.precision import compute_dtype
+from fairseq_ext.second_derivative import link, no_second_derivative
 
 __all__ = ["FusedTerms", "block_elements", "fused_linear_encouraging_loss", "fused_linear_terms"]
 
@@ -68,7 +67,7 @@ class _Loss:
 
 
 class _FusedLinear(torch.autograd.Function):
-    """The fields of :class:`FusedTerms`."""
+    """The fields of :class:`FusedTerms`, then links to the inputs."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, target, loss):
@@ -99,33 +98,35 @@ class _FusedLinear(torch.autograd.Function):
                 grad_bias += grad.sum(0, dtype=dtype)
             del grad  # or two blocks of logits would be alive
         ctx.scale, ctx.dtypes = scale, (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        links = [link(value) for value in (hidden, weight, bias) if value is not None]
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, *links)
         ctx.mark_non_differentiable(*columns)
-        return (cross_entropy + loss.bonus_weight * bonus).sum(), *columns
+        ctx.set_materialize_grads(False)  # zeros for the links
+        return (cross_entropy + loss.bonus_weight * bonus).sum(), *columns, *links
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss, *_):
+    @no_second_derivative("take encouraging_loss(F.linear(hidden, weight, bias), target)")
+    def backward(ctx, saved, grad_loss, *_):
         factor = grad_loss / ctx.scale
         grads = (
             None if grad is None else (grad * factor).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            for grad, dtype in zip(saved[:3], ctx.dtypes, strict=True)
         )
         return *grads, None, None
 
 
-def _check_shapes(
+def _checked(
     hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, class_weight: Tensor | None
-) -> None:
+) -> tuple[Tensor, Tensor | None]:
+    """Target and class weights as they are computed with."""
     if weight.dim() != 2 or hidden.dim() != 2 or hidden.size(1) != weight.size(1):
         shapes = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
         raise ValueError(f"hidden and weight must have shapes (N, D) and (V, D), got {shapes}")
-    if target.shape != hidden.shape[:1] or target.is_floating_point():
-        raise ValueError(f"target must hold one class index a row, shape ({len(hidden)},), got {tuple(target.shape)}")
     if bias is not None:
         check_shape("bias", bias, weight.shape[:1], "one number for each class")
     if class_weight is not None:
-        check_class_weight(class_weight, len(weight), "class_weight")
+        class_weight = as_class_weight(class_weight, len(weight), "class_weight")
+    return as_indices(target, hidden.shape[:1]), class_weight
 
 
 def fused_linear_terms(
@@ -145,8 +146,8 @@ def fused_linear_terms(
         hidden, weight, target, bias, class_weight, ignore_index, bonus_weight: as there.
         **options: the other options of :func:`~fairseq_ext.losses.encouraging_loss_terms`.
     """
-    require("bonus_weight", bonus_weight, math.isfinite(bonus_weight), "finite")
-    _check_shapes(hidden, weight, target, bias, class_weight)
+    require("bonus_weight", bonus_weight, is_finite(bonus_weight), "finite")
+    target, class_weight = _checked(hidden, weight, target, bias, class_weight)
     loss = _Loss(block_loss(len(weight), class_weight, **options), bonus_weight, ignore_index)
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
@@ -155,7 +156,7 @@ def fused_linear_terms(
     if not torch.is_grad_enabled():
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     with torch.autocast(kind, enabled=False):
-        return FusedTerms(*_FusedLinear.apply(hidden, weight, bias, target, loss))
+        return FusedTerms(*_FusedLinear.apply(hidden, weight, bias, target, loss)[: len(FusedTerms._fields)])
 
 
 def fused_linear_encouraging_loss(
@@ -174,7 +175,7 @@ def fused_linear_encouraging_loss(
 
     Value and gradients are those of :func:`~fairseq_ext.losses.encouraging_loss`; with ``bonus_weight=0`` those of
     ``F.cross_entropy``. The gradients are computed in the forward pass and scaled in the backward pass, so that there
-    is no second derivative.
+    is no second derivative, but with ``reduction="none"``: a RuntimeError says so where one is asked for.
 
     Args:
         hidden: ``(N, D)``. Under autocast it and ``weight`` are cast as ``F.linear`` would cast them; the loss, and the
@@ -196,8 +197,8 @@ def fused_linear_encouraging_loss(
         >>> fused_linear_encouraging_loss(hidden, embeddings, target, label_smoothing=0.1).backward()
     """
     require("reduction", reduction, reduction in REDUCTIONS, f"one of {REDUCTIONS}")
+    target, class_weight = _checked(hidden, weight, target, bias, class_weight)
     if reduction == "none":
-        _check_shapes(hidden, weight, target, bias, class_weight)
         options |= {"ignore_index": ignore_index, "bonus_weight": bonus_weight, "reduction": "none"}
 
         def rows(hidden: Tensor, target: Tensor) -> Tensor:

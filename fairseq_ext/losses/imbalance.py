@@ -18,7 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.losses.common import check_shape, log_complement, one_hot, reduce_weighted, require, sigmoid_power
+from fairseq_ext.losses.common import (
+    as_indices,
+    check_shape,
+    log_complement,
+    one_hot,
+    reduce_weighted,
+    require,
+    sigmoid_power,
+)
 from fairseq_ext.precision import compute_dtype
 
 __all__ = [
@@ -80,7 +88,7 @@ def reweighted_cross_entropy(
     Raises:
         ValueError: an argument of a wrong shape, a target that is no class, or a class without examples.
     """
-    counts = _check(input, target, class_counts)
+    target, counts = _check(input, target, class_counts)
     loss = F.cross_entropy(input.to(counts.dtype), target, reduction="none")
     return reduce_weighted((counts.mean() / counts)[target] * loss, sample_weight, reduction)
 
@@ -111,7 +119,7 @@ def logit_adjusted_cross_entropy(
         ValueError: as :func:`reweighted_cross_entropy`, or a negative tau.
     """
     require("tau", tau, 0 <= tau < math.inf, "at least 0")
-    counts = _check(input, target, class_counts)
+    target, counts = _check(input, target, class_counts)
     logits = input.to(counts.dtype) + tau * counts.log()
     return reduce_weighted(F.cross_entropy(logits, target, reduction="none"), sample_weight, reduction)
 
@@ -142,7 +150,7 @@ def focal_loss(
         ValueError: as :func:`reweighted_cross_entropy`, or a negative gamma.
     """
     require("gamma", gamma, 0 <= gamma < math.inf, "at least 0")
-    counts = _check(input, target, class_counts)
+    target, counts = _check(input, target, class_counts)
     logits = input.to(counts.dtype)
     wrong = logits * (1 - 2 * one_hot(target, logits))
     loss = (sigmoid_power(wrong, gamma) * F.softplus(wrong)).sum(1)
@@ -175,7 +183,7 @@ def class_balanced_softmax_loss(
     Raises:
         ValueError: as :func:`reweighted_cross_entropy`, a beta outside [0, 1), or less than two classes.
     """
-    counts = _check(input, target, class_counts)
+    target, counts = _check(input, target, class_counts)
     if input.size(1) < 2:
         raise ValueError("input must have at least 2 classes: 1 - p of the only class is 0")
     weight = class_weights(counts, beta)
@@ -186,19 +194,20 @@ def class_balanced_softmax_loss(
     return reduce_weighted(weight[target] * loss, sample_weight, reduction)
 
 
-def _check(input: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
-    """``class_counts`` in the dtype of the computation: float32 for half-precision input."""
+def _check(input: Tensor, target: Tensor, class_counts: Tensor) -> tuple[Tensor, Tensor]:
+    """``target`` as indices, and ``class_counts`` in the dtype of the computation: float32 for half-precision input."""
     if input.dim() != 2 or target.shape != input.shape[:1]:
         raise ValueError(
             f"input must be (N, C) and target (N), got input {tuple(input.shape)} and target {tuple(target.shape)}"
         )
+    target = as_indices(target, input.shape[:1])
     check_shape("class_counts", class_counts, input.shape[1:], f"one number for each of {input.size(1)} classes")
     _check_counts(class_counts)
     if not torch.compiler.is_compiling() and len(target):  # a graph cannot ask for values
         lowest, highest = int(target.min()), int(target.max())
         if lowest < 0 or highest >= input.size(1):
             raise ValueError(f"target must be classes from 0 to {input.size(1) - 1}, got {lowest} to {highest}")
-    return class_counts.to(input.device, compute_dtype(input))
+    return target, class_counts.to(input.device, compute_dtype(input))
 
 
 def _check_counts(class_counts: Tensor) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fairseq_ext.losses.bonus import Bonus, plain_terms
+from fairseq_ext.losses.common import one_hot
 from fairseq_ext.precision import compute_dtype
+from fairseq_ext.second_derivative import of_formula
 
 __all__ = ["LogBonusCrossEntropy", "LogBonusForm", "bonus_sum_below_half", "largest", "row_blocks", "top_bonus"]
 
@@ -155,9 +158,24 @@ class LogBonusCrossEntropy(torch.autograd.Function):
         return tuple(value.unflatten(0, (info.batch_size, -1)) for value in rows), (0,) * len(rows)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_ce, grad_bonus, *_):
-        return _Gradient.apply(grad_ce, grad_bonus, *ctx.saved_tensors, *ctx.constants), None, None, None, None, None
+        saved = ctx.saved_tensors  # which a checkpoint gives once
+        with torch.no_grad():
+            gradient = _Gradient.apply(grad_ce, grad_bonus, *saved, *ctx.constants)
+        input, target, *_ = saved
+        gradient = of_formula(gradient, _formula(*ctx.constants), input, (grad_ce, grad_bonus), (target,))
+        return gradient, None, None, None, None, None
+
+
+def _formula(off: float, off_bonus: float, log_end: float, bonus_clamp: float) -> Callable[..., tuple[Tensor, Tensor]]:
+    """What :class:`LogBonusCrossEntropy` computes, in operations that autograd differentiates as often as is asked."""
+    bonus = Bonus(log_end, bonus_clamp=bonus_clamp)
+
+    def formula(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities = one_hot(target, input).to(compute_dtype(input))
+        return plain_terms(input, probabilities, off, off_bonus, bonus)
+
+    return formula
 
 
 class _Gradient(torch.autograd.Function):

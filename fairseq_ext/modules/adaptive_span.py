@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_ext.modules.band import Band
+from fairseq_ext.modules.masks import check_mask
 from fairseq_ext.modules.topk import Budget, effective_k, kth_largest, ratio_budget, topk_softmax
 from fairseq_ext.precision import compute_dtype, widen
 
@@ -245,6 +246,8 @@ class AdaptiveSpanAttention(nn.Module):
 
         ``visible`` is how many positions back any head may look, ``max_span - span.trim_length()``.
         """
+        if key_padding_mask is not None:
+            check_mask("key_padding_mask", key_padding_mask)
         (batch, queries, _), earlier = query.shape, key.size(1) - query.size(1)
         length = max(0, min(visible, key.size(1) - 1))
         absent = length - earlier  # slots before the first key; below 0, keys before the first slot

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_ext.modules.dynamic_convolution import DynamicConv, dynamic_convolution
+from fairseq_ext.modules.masks import check_mask
 
 __all__ = ["KernelGate", "MultiScaleConv", "parse_kernels"]
 
@@ -131,6 +132,7 @@ class MultiScaleConv(nn.Module):
                 is in: this is what the published MUSE models were trained with.
         """
         if key_padding_mask is not None:
+            check_mask("key_padding_mask", key_padding_mask)
             x = x.masked_fill(key_padding_mask.t().unsqueeze(-1), 0)
         if self.gate is None:
             outputs = []

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fairseq_ext import kernels
 from fairseq_ext.precision import widen
+from fairseq_ext.second_derivative import link, of_formula
 
 __all__ = ["normalize"]
 
@@ -26,6 +26,8 @@ def normalize(
     detach_std: bool = False,
 ) -> Tensor:
     r""":math:`z = C (1 - k\,\mathrm{sg}(y))\,y` with :math:`y = (x - \mu) / s`, in the dtype of ``x``: see the norms"""
+    if list(x.shape[-len(normalized_shape) :]) != normalized_shape:
+        raise RuntimeError(f"input must end with the normalized_shape {normalized_shape}, got shape {list(x.shape)}")
     if not torch.jit.is_scripting():  # which compiles what else is in the condition
         if kernels.usable(x) and kernels.load("norm").takes(x, normalized_shape):
             arguments = normalized_shape, eps, unbiased, scale, k, detach_mean, detach_std
@@ -35,7 +37,7 @@ def normalize(
         z = _plain_normalize(wide, normalized_shape, eps, unbiased, scale, k, detach_mean, detach_std)
     else:
         shape = tuple(normalized_shape)
-        z = _Normalize.apply(wide, shape, scale, k, eps, unbiased, detach_mean, detach_std)[0]
+        z = _Normalize.apply(wide, shape, eps, unbiased, scale, k, detach_mean, detach_std)[0]
     return z.to(x.dtype)
 
 
@@ -63,14 +65,14 @@ class _Normalize(torch.autograd.Function):
     def forward(
         x: Tensor,
         normalized_shape: tuple[int, ...],
-        scale: float,
-        k: float,
         eps: float,
         unbiased: bool,
+        scale: float,
+        k: float,
         detach_mean: bool,
         detach_std: bool,
     ) -> tuple[Tensor, ...]:
-        """``z``, then what the backward pass needs: ``1 / s``, ``stretch``, and ``y`` where that is not ``z``."""
+        """``z``, a link to ``x``, then what the backward pass needs: ``1 / s``, ``stretch``, and ``y`` if not ``z``."""
         # The CPU kernel is vectorised only with a gain and a bias: half the time for the same result.
         gain = x.new_ones(normalized_shape) if x.is_cpu else None
         bias = x.new_zeros(normalized_shape) if x.is_cpu else None
@@ -90,41 +92,72 @@ class _Normalize(torch.autograd.Function):
         z = torch.addcmul(y, y, y, value=-k) if k else y
         if scale != 1:
             z = z * scale if z is y else z.mul_(scale)
-        return (z, inv_s, stretch) if z is y else (z, inv_s, stretch, y)
+        return (z, link(x), inv_s, stretch) if z is y else (z, link(x), inv_s, stretch, y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        z, inv_s, stretch, *y = output
+        z, to_x, inv_s, stretch, *y = output
         ctx.mark_non_differentiable(inv_s, stretch, *y)
         ctx.set_materialize_grads(False)  # zeros as large as y
-        ctx.save_for_backward(y[0] if y else z, inv_s, stretch)
-        _, normalized_shape, scale, k, _, _, detach_mean, detach_std = inputs
-        ctx.constants = normalized_shape, scale, k, detach_mean, detach_std
+        ctx.save_for_backward(y[0] if y else z, to_x, inv_s, stretch)
+        ctx.constants = inputs[1:]
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 8
-        y, inv_s, stretch = ctx.saved_tensors
-        normalized_shape, scale, k, detach_mean, detach_std = ctx.constants
-        h = torch.addcmul(grad, grad, y, value=-k) if k else grad
-        factor = scale * inv_s
-        if not (detach_mean or detach_std):
-            factor /= stretch  # which the fused kernel multiplies by
-            mask = [True, False, False]
-            h = torch.ops.aten.native_layer_norm_backward(
-                h, y, normalized_shape, torch.zeros_like(stretch), stretch, None, None, mask
-            )[0]
-        else:
-            dims = tuple(range(-len(normalized_shape), 0))
-            if not detach_mean:
-                h = h - h.mean(dims, keepdim=True)
-            if not detach_std:
-                h = h - y * stretch.square() * (h * y).mean(dims, keepdim=True)
-        # Last, as a new tensor can be scaled in place: a third of the time that another one would take.
-        h = h * factor if h is grad else h.mul_(factor)
-        return h, None, None, None, None, None, None, None
+    def backward(ctx: Any, grad: Tensor | None, grad_link: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        dx = grad_link
+        if grad is not None:
+            y, to_x, inv_s, stretch = _saved(ctx)
+            with torch.no_grad():
+                h = _gradient(grad, y, inv_s, stretch, *ctx.constants)
+            if torch.is_grad_enabled():
+                # x less its mean: as no output and no gradient depends on that, all derivatives are those at x.
+                h = of_formula(h, lambda x: _plain_normalize(x, *ctx.constants), (y / inv_s).detach() + to_x, (grad,))
+            dx = h if grad_link is None else h + grad_link
+        return dx, *(None,) * 7
+
+
+def _saved(ctx: Any) -> tuple[Tensor, ...]:
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise RuntimeError(
+            "the output of LayerNormSimple or DetachNorm was changed in place, but their gradient needs it: write "
+            "x = norm(x) + y for x = norm(x); x += y, and inplace=False where an activation follows"
+        ) from error
+
+
+def _gradient(
+    grad: Tensor,
+    y: Tensor,
+    inv_s: Tensor,
+    stretch: Tensor,
+    normalized_shape: tuple[int, ...],
+    eps: float,
+    unbiased: bool,
+    scale: float,
+    k: float,
+    detach_mean: bool,
+    detach_std: bool,
+) -> Tensor:
+    """That of the input, for ``grad`` of the output."""
+    h = torch.addcmul(grad, grad, y, value=-k) if k else grad
+    factor = scale * inv_s
+    if not (detach_mean or detach_std):
+        factor /= stretch  # which the fused kernel multiplies by
+        mask = [True, False, False]
+        h = torch.ops.aten.native_layer_norm_backward(
+            h, y, normalized_shape, torch.zeros_like(stretch), stretch, None, None, mask
+        )[0]
+    else:
+        dims = tuple(range(-len(normalized_shape), 0))
+        if not detach_mean:
+            h = h - h.mean(dims, keepdim=True)
+        if not detach_std:
+            h = h - y * stretch.square() * (h * y).mean(dims, keepdim=True)
+    # Last, as a new tensor can be scaled in place: a third of the time that another one would take.
+    return h * factor if h is grad else h.mul_(factor)
 
 
 def _plain_normalize(

@@ -25,6 +25,10 @@ None of them has a parameter or a running statistic: training and evaluation com
 normalised in float32 and the result is cast back, because a row of tiny variance has gradients of order
 :math:`1/\epsilon`, beyond the range of float16; there they end at its largest number. As in ``nn.LayerNorm``, the
 square of an input must fit into float32.
+
+The gradient of :class:`LayerNormSimple` and :class:`DetachNorm` is computed from their output, which most layers behind
+a norm keep anyway, where ``nn.LayerNorm`` keeps its input. An operation that changes the output in place is therefore
+an error in the backward pass.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from entmax import entmax15, entmax_bisect, sparsemax
 from torch import Tensor
 
 from fairseq_ext.kernels import load, usable
+from fairseq_ext.modules.masks import check_mask
 from fairseq_ext.modules.sparse_variants import OTHER_SELECTIONS, SELECTIONS
 from fairseq_ext.modules.topk import below_maximum, effective_k, ratio_budget, ratio_softmax, topk_softmax
 
@@ -145,7 +146,8 @@ def topk_attention(
 
     Args:
         query, key, value: the projected states.
-        attn_mask: boolean (True: attend) or a float mask that is added to the scores; broadcast to ``(B, H, T, S)``.
+        attn_mask: boolean (True: attend), or a floating-point mask that is added to the scores, in the dtype of the
+            queries; broadcasts to ``(B, H, T, S)``.
         dropout_p: dropout on the weights, without renormalisation. Applied whenever it is above 0: pass 0 in
             evaluation.
         is_causal: query ``i`` sees keys ``0..i`` (aligned at the top left, as torch does); not together with
@@ -158,18 +160,23 @@ def topk_attention(
         - query: ``(B, H, T, D)``; key: ``(B, H, S, D)``; value: ``(B, H, S, Dv)``; output: ``(B, H, T, Dv)``.
 
     Raises:
-        ValueError: ``k`` is negative, or both ``attn_mask`` and ``is_causal`` are given.
+        ValueError: ``k`` is negative, ``scale`` is not finite, both ``attn_mask`` and ``is_causal`` are given, or
+            ``attn_mask`` holds integers.
     """
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other: put the causal mask into attn_mask")
-    scale = 1.0 / math.sqrt(max(1, query.size(-1))) if scale is None else scale
-    if not math.isfinite(scale):
+    if attn_mask is not None:
+        check_mask("attn_mask", attn_mask, added=True)
+        if attn_mask.dtype != torch.bool:
+            attn_mask = attn_mask.to(query.dtype)
+    if scale is None:
+        scale = 1.0 / math.sqrt(max(1, query.size(-1)))
+    elif not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     effective = effective_k(key.size(-2), k)
     if not torch.jit.is_scripting():
         bias = None if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask
-        # A mask of another dtype would change that of the scores; the dense gradient needs all of them.
-        if not straight_through and (bias is None or bias.dtype == query.dtype):
+        if not straight_through:  # the dense gradient needs all scores
             keep = attn_mask if bias is None else None
             context = blockwise_topk_attention(query, key, value, bias, keep, dropout_p, is_causal, scale, effective)
             if context is not None:

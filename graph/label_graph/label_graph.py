@@ -110,7 +110,8 @@ def soft_targets(
 
 
 def _binary_losses(logits: Tensor, loss: str, log_end: float) -> tuple[Tensor, Tensor]:
-    """The loss of every label if it is gold, and if it is not."""
+    """The loss of every label if it is gold, and if it is not; in float32 for half precision, as all losses."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if loss == "bce":
         return F.softplus(-logits), F.softplus(logits)
     one, zero = torch.ones_like(logits), torch.zeros_like(logits)

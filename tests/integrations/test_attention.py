@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import importlib
 import math
 
@@ -280,21 +279,49 @@ BIDIRECTIONAL = {
 
 
 @pytest.mark.parametrize("name", BIDIRECTIONAL)
-def test_an_encoder_stays_one_without_padding_or_is_refused_by_name(name):
-    """Without padding transformers passes no mask, which a causal attention has neither."""
+def test_an_encoder_stays_one_without_padding(name):
+    """Without padding transformers passes no mask to it, whether its attention has an is_causal or not."""
     config = BIDIRECTIONAL[name](**ENCODER, pad_token_id=0)
     modeling = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
-    make = functools.partial(getattr(modeling, name)._from_config, config)
     outputs = []
     for implementation in ("eager", "many"):
         torch.manual_seed(0)
-        try:
-            model = make(attn_implementation=implementation)
-        except OptionError as error:
-            assert name in str(error) and "is_causal" in str(error) and "\n" not in str(error)
-            assert name in ("SplinterModel", "ClapTextModel")
-            with pytest.raises(OptionError, match="is_causal"):
-                make(attn_implementation="eager").set_attn_implementation("many")
-            return
+        model = getattr(modeling, name)._from_config(config, attn_implementation=implementation)
         outputs.append(model.eval()(torch.tensor([[5, 6, 7, 8]]))[0])
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)
+
+
+# Their attentions say is_causal=False in the decoder too: transformers knows them for "eager" alone.
+UNKNOWN_TO_SDPA = {
+    "bigbird_pegasus": ("BigBirdPegasusForCausalLM", STACKS),
+    "nllb_moe": ("NllbMoeForConditionalGeneration", STACKS | {
+        **{"num_experts": 2, "encoder_sparse_step": 9, "decoder_sparse_step": 9, "decoder_start_token_id": 2},
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("implementation", ["few", "many"])
+@pytest.mark.parametrize("family", [*GENERATORS, *UNKNOWN_TO_SDPA])
+def test_no_position_sees_the_future(family, implementation, monkeypatch):
+    """Without padding, where transformers leaves a causal mask to is_causal if it may."""
+    monkeypatch.setattr(f"{__name__}.FAMILIES", FAMILIES | UNKNOWN_TO_SDPA)
+    model, tokens = make(family, implementation), torch.randint(3, 30, (1, 7))
+    name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
+    inputs = {"input_ids": tokens} if name == "input_ids" else {"input_ids": tokens, name: tokens}
+    changed = inputs | {name: torch.cat([tokens[:, :-1], 32 - tokens[:, -1:]], 1)}
+    before, after = (model(**x).logits for x in (inputs, changed))
+    torch.testing.assert_close(before[:, :-1], after[:, :-1], atol=1e-9, rtol=0)
+    if family in UNKNOWN_TO_SDPA and implementation == "many":
+        eager = make(family, "eager")(**inputs).logits
+        torch.testing.assert_close(before, eager, atol=1e-6, rtol=0)
+
+
+def test_a_mask_is_left_out_where_every_key_is_seen_alone():
+    """So that encoders keep the path without one; a causal mask is always there."""
+    from transformers.masking_utils import causal_mask_function
+
+    make_mask = AttentionMaskInterface()["few"]
+    sizes = {"batch_size": 1, "q_length": 3, "kv_length": 3, "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    assert make_mask(**sizes, allow_is_causal_skip=False, allow_is_bidirectional_skip=True) is None
+    mask = make_mask(**sizes, mask_function=causal_mask_function)
+    assert torch.equal(mask[0, 0], torch.ones(3, 3, dtype=torch.bool).tril())

@@ -303,20 +303,63 @@ def test_the_fused_loss_follows_a_head_that_is_replaced(tied):
     value = loss(batch["labels"] + 10 * (batch["labels"] > 0), input_ids=batch["input_ids"] + 10)
     value.backward()
     assert model.lm_head.weight.grad.shape == (40, 16) and model.lm_head.weight.grad[30:].any()
-    expected = model(batch["input_ids"] + 10, labels=batch["labels"] + 10 * (batch["labels"] > 0)).loss
-    torch.testing.assert_close(value, expected)
+    inputs, labels = {"input_ids": batch["input_ids"] + 10}, batch["labels"] + 10 * (batch["labels"] > 0)
+    torch.testing.assert_close(value, model(**inputs, labels=labels).loss)
     torch.nn.utils.parametrizations.weight_norm(model.lm_head)
-    with pytest.raises(OptionError, match="linear output layer"):
-        loss(batch["labels"], input_ids=batch["input_ids"])
+    with torch.no_grad():
+        model.lm_head.parametrizations.weight.original0.mul_(2)
+    torch.testing.assert_close(loss(labels, **inputs), model(**inputs, labels=labels).loss)
+    model.lm_head = nn.Sequential(model.lm_head)
+    with pytest.raises(OptionError, match="output layer of GPT2LMHeadModel is Sequential"):
+        loss(labels, **inputs)
 
 
-def test_what_a_hook_makes_of_the_logits_and_a_wrapped_forward_are_refused(monkeypatch):
+class Prompted(Adapted):
+    """As PEFT wraps a model: its adapters are inside, or come before the input."""
+
+    def __init__(self, model, prefix):
+        super().__init__(model)
+        self.prefix = prefix
+
+    def forward(self, input_ids, **kwargs):
+        prefix = torch.full((len(input_ids), self.prefix), 3)
+        outputs = self.base(torch.cat([prefix, input_ids], 1), **kwargs)
+        outputs.logits = outputs.logits[:, self.prefix :]
+        return outputs
+
+
+def test_the_fused_loss_looks_into_a_wrapper_and_refuses_one_that_changes_the_input():
+    model, batch = make("GPT2LMHeadModel", **GPT2), rows("shifted")
+    value = FusedCausalLMLoss(Prompted(model, 0), bonus_weight=0.0)(batch["labels"], input_ids=batch["input_ids"])
+    torch.testing.assert_close(value, model(**batch).loss)
+    with pytest.raises(OptionError, match="Prompted are not a linear map"):
+        FusedCausalLMLoss(Prompted(model, 1))
+
+
+@pytest.mark.parametrize("part", ["", "base", "base.lm_head"])
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook"])
+def test_a_hook_that_would_not_be_called_is_refused_at_every_call(part, kind):
+    model, batch = Prompted(make("GPT2LMHeadModel", **GPT2), 0), rows("shifted")
+    loss = FusedCausalLMLoss(model)
+    hook = getattr(model.get_submodule(part), f"register_{kind}")(lambda *_: None)
+    for call in (lambda: loss(batch["labels"], input_ids=batch["input_ids"]), lambda: FusedCausalLMLoss(model)):
+        with pytest.raises(OptionError, match=r"(Prompted|GPT2LMHeadModel|Linear) has hooks"):
+            call()
+    hook.remove()
+    loss(batch["labels"], input_ids=batch["input_ids"])
+
+
+def test_the_fused_loss_evaluates_in_inference_mode():
+    model, batch = make("GPT2LMHeadModel", **GPT2).eval(), rows("shifted")
+    loss = FusedCausalLMLoss(model, bonus="power", class_weight=torch.rand(30))
+    expected = loss(batch["labels"].int(), input_ids=batch["input_ids"])
+    with torch.inference_mode():
+        torch.testing.assert_close(loss(batch["labels"], input_ids=batch["input_ids"]), expected)
+
+
+def test_a_wrapped_forward_is_refused(monkeypatch):
     model, batch = make("GPT2LMHeadModel", **GPT2), rows("shifted")
     loss = FusedCausalLMLoss(model)
-    hook = model.lm_head.register_forward_hook(lambda module, inputs, output: output * 2)
-    with pytest.raises(OptionError, match="are not a linear map"):
-        FusedCausalLMLoss(model)
-    hook.remove()
     monkeypatch.setattr(accelerate.state.AcceleratorState, "_shared_state", {})  # one precision a process
     accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
     prepared = accelerator.prepare(model)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fairseq_ext import kernels
 from fairseq_ext.modules import AdaNorm
 from fairseq_ext.modules.norm_function import normalize
+from tests.helpers import refuses_second_derivative
 from tests.kernels.compiled import CAPABILITIES, Compiled, compile_launches
 from tests.kernels.interpreted import DEVICE, kernel
 
@@ -170,3 +171,8 @@ def test_rows_are_read_and_written_in_pieces_of_16_bytes(compiled):
         numbers = 16 * 4 if "float32" in one.case else 16 * 2
         pieces = one.ptx.count("ld.global.v4.b32") + one.ptx.count("st.global.v4.b32")
         assert pieces == tiles * numbers // 16, one.case
+
+
+def test_there_is_no_second_derivative(norm: ModuleType) -> None:
+    x = draw(6, 4)[0].t().requires_grad_()  # not contiguous
+    refuses_second_derivative(lambda x: norm.normalize(x, [6], 1e-5, True), x, match="kernels.disabled")

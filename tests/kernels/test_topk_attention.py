@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from fairseq_ext.models.attention import SelectiveAttention
 from fairseq_ext.modules import sparse_attention
 from fairseq_ext.modules.sparse_attention import topk_attention
+from tests.helpers import refuses_second_derivative
 from tests.kernels.compiled import CAPABILITIES, Compiled, compile_launches
 from tests.kernels.interpreted import DEVICE, kernel
 
@@ -254,9 +256,14 @@ def test_topk_attention_hands_over(handed, options, arguments, names):
         assert one is other if isinstance(one, Tensor) else one == other
 
 
+def test_topk_attention_hands_over_a_mask_in_the_dtype_of_the_states(handed):
+    topk_attention(*STATES, FLOAT.half(), k=3)
+    assert torch.equal(handed[0][0][3], FLOAT.half().to(STATES[0].dtype))
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"straight_through": True}, {"k": 0}, {"k": 12}, {"k": 40}, {"dropout_p": 1.0}, {"attn_mask": FLOAT.half()}],
+    [{"straight_through": True}, {"k": 0}, {"k": 12}, {"k": 40}, {"dropout_p": 1.0}],
     ids=str,
 )
 def test_topk_attention_keeps_to_torch(handed, options):
@@ -376,3 +383,9 @@ def test_half_precision_is_multiplied_by_tensor_cores(compiled):
 
 def test_no_sum_depends_on_the_order_of_programs(compiled):
     assert not any(re.search(r"\b(atom|red)\.", one.ptx) for one in compiled)
+
+
+def test_there_is_no_second_derivative(topk: ModuleType) -> None:
+    query, key, value = (draw(1, 1, 8, 5).transpose(2, 3).requires_grad_() for _ in range(3))
+    function = functools.partial(topk.topk_attention, k=2, scale=1.0)
+    refuses_second_derivative(function, query, key, value, match="kernels.disabled")

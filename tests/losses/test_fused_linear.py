@@ -166,8 +166,8 @@ def test_no_rows():
     ("change", "message"),
     [
         ({"weight": torch.zeros(V, D + 1)}, r"hidden and weight must have shapes \(N, D\) and \(V, D\)"),
-        ({"target": torch.zeros(N, V)}, "one class index a row"),
-        ({"target": torch.zeros(N + 1, dtype=torch.long)}, "one class index a row"),
+        ({"target": torch.zeros(N, V)}, "target must be class indices"),
+        ({"target": torch.zeros(N + 1, dtype=torch.long)}, "one class index for each row"),
         ({"reduction": "max"}, "reduction must be one of"),
         ({"log_end": 2.0}, "log_end must be in"),
         ({"bonus_weight": float("inf")}, "bonus_weight must be finite"),

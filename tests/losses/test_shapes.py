@@ -78,3 +78,39 @@ def test_a_soft_target_mixes_the_halted_focal_losses_of_both():
     one, zero = (losses.halted_focal_loss(LOGITS, torch.full_like(LOGITS, value), "none") for value in (1.0, 0.0))
     mixed = losses.halted_focal_loss(LOGITS, SHARES, "none")
     torch.testing.assert_close(mixed, SHARES * one + (1 - SHARES) * zero)
+
+
+INDEXED = [name for name, arguments in ARGUMENTS.items() if arguments.get("target") is INDICES] + ["EncouragingLoss"]
+
+
+def of_target(name, target):
+    if name == "EncouragingLoss":
+        return losses.EncouragingLoss()(LOGITS, target)
+    value = getattr(losses, name)(**(ARGUMENTS[name] | {"target": target}))
+    return torch.stack(value).sum() if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_class_indices_of_any_whole_numbers_are_the_same(name):
+    """torch indexes with uint8 as with a mask."""
+    expected = of_target(name, INDICES)
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32):
+        assert torch.equal(of_target(name, INDICES.to(dtype)), expected), dtype
+    for dtype in (torch.bool, torch.complex64):
+        with pytest.raises(ValueError, match=r"target must (be class indices|have shape)"):
+            of_target(name, INDICES.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_sum_of_class_weights_is_not_one_of_half_precision(dtype):
+    """Whose largest number is less than there are examples here, or whose next number is far."""
+    torch.manual_seed(0)
+    logits, target = torch.randn(70000, CLASSES).to(dtype), torch.randint(CLASSES, (70000,))
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    expected = losses.encouraging_loss(logits.float(), target, weight)
+    got = losses.EncouragingLoss(weight=weight).to(dtype)(logits, target)
+    torch.testing.assert_close(got, expected)
+    fused = losses.fused_linear_encouraging_loss(
+        logits, torch.eye(CLASSES, dtype=dtype), target, class_weight=weight.to(dtype)
+    )
+    torch.testing.assert_close(fused, expected)

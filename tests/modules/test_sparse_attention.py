@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fairseq_ext import modules
 from fairseq_ext.modules.sparse_attention import (
     NORMALIZERS,
     attention_weights,
@@ -519,3 +520,31 @@ def test_topk_attention_rejects_two_masks() -> None:
     q = torch.randn(1, 1, 4, 2)
     with pytest.raises(ValueError, match="attn_mask and is_causal=True exclude each other"):
         topk_attention(q, q, q, torch.ones(4, 4, dtype=torch.bool), is_causal=True, k=2)
+
+
+def test_a_mask_is_boolean_or_added_in_the_dtype_of_the_scores():
+    """One of 0 and 1, as tokenizers give, would be added, and hide nothing."""
+    q = torch.randn(1, 2, 4, 8)
+    keep = torch.tensor([True, True, False, True])
+    expected = topk_attention(q, q, q, keep, k=2)
+    for dtype in (torch.int64, torch.uint8):
+        with pytest.raises(ValueError, match=r"attn_mask must be boolean, or floating-point .*int.*\.bool\(\)"):
+            topk_attention(q, q, q, keep.to(dtype), k=2)
+    for dtype in (torch.float64, torch.float16):
+        added = torch.zeros(4, dtype=dtype).masked_fill(~keep, -math.inf)
+        torch.testing.assert_close(topk_attention(q, q, q, added, k=2), expected)
+        half = topk_attention(*[q.bfloat16()] * 3, added, k=2)
+        torch.testing.assert_close(half, topk_attention(*[q.bfloat16()] * 3, keep, k=2))
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        (modules.MultiScaleConv(8, 2, [3]), (torch.randn(4, 2, 8),)),
+        (modules.AdaptiveSpanAttention(8, 2, 6), (torch.randn(2, 4, 8), torch.randn(2, 4, 8), torch.randn(1, 4, 6))),
+    ],
+)
+def test_padding_is_marked_by_a_boolean_mask(module, inputs):
+    module(*inputs, key_padding_mask=torch.zeros(2, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"key_padding_mask must be boolean, got torch.int64"):
+        module(*inputs, key_padding_mask=torch.zeros(2, 4, dtype=torch.long))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graph.label_graph import LabelGraph, label_graph_loss, label_graph_loss_terms, soft_targets
+from graph.label_graph.label_graph import LOSSES
 from tests.helpers import golden_names, load_golden, python_blocks
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
@@ -189,3 +190,11 @@ def test_the_code_of_the_readme_runs(capsys):
     (code,) = python_blocks("graph/label_graph/README.md")
     exec(code, {})
     assert "micro_f1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_half_precision_is_computed_in_float32(loss):
+    logits = torch.linspace(-12, 12, 256)[None].bfloat16().repeat(3, 1)
+    target, graph = torch.ones(3, 256), torch.eye(256)
+    got = label_graph_loss_terms(logits, target, graph.bfloat16(), loss=loss).hard
+    torch.testing.assert_close(got, label_graph_loss_terms(logits.float(), target, graph, loss=loss).hard)

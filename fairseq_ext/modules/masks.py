@@ -1,0 +1,20 @@
+"""What a mask may be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_mask(name: str, mask: Tensor, added: bool = False) -> None:
+    """Refuse a mask of 0 and 1: added to scores it would hide nothing, and which of them hides is not said.
+
+    Args:
+        name: of the argument.
+        mask: the argument.
+        added: whether floating-point masks are taken, to be added to scores.
+    """
+    if mask.dtype == torch.bool or (added and mask.is_floating_point()):
+        return
+    allowed = "boolean, or floating-point and added to the scores" if added else "boolean"
+    raise ValueError(f"{name} must be {allowed}, got {mask.dtype}; a mask of 0 and 1 is made boolean by .bool()")
