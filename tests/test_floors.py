@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "fairseq_ext/precision.py": ("torch",),
     "fairseq_ext/models": (
         *(*BINDING, "fairseq_ext.compat", "fairseq_ext.models", "fairseq_ext.modules", "fairseq_ext.recipes"),
-        *("fairseq_ext.captions.store", "fairseq_ext.tasks.caption_dataset"),
+        *("fairseq_ext.captions.store", "fairseq_ext.tasks.caption_dataset", "fairseq_ext.training.weights"),
     ),
     "fairseq_ext/recipes": ("yaml", "fairseq_ext.recipes", "fairseq_ext.training.errors"),
     "fairseq_ext/criterions": (*BINDING, "fairseq_ext.criterions", "fairseq_ext.losses"),

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import torch
 
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
+from fairseq_ext.training.json_text import json_text
 from fairseq_ext.training.locks import locked
 
 __all__ = [
@@ -232,9 +233,14 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON so that a kill leaves the old file or the new one."""
+    """Write JSON so that a kill leaves the old file or the new one.
+
+    Raises:
+        DataError: a number that is not finite; the old file stays.
+    """
+    text = json_text(value, str(path), indent=2)
     with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(f"{text}\n", encoding="utf-8")
 
 
 def load_safely(path: str | Path) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
-import json
 import re
 import signal
 import sys
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import read_json
+from fairseq_ext.training.json_text import json_text
 from fairseq_ext.training.options import OptionSet, flag
 from fairseq_ext.training.progress import Reporting, is_first_process, reporting, say
 
@@ -36,9 +36,9 @@ class Program:
     A command's name is that of its function, its help is the function's docstring up to its sections, and each
     parameter is annotated with the :class:`~fairseq_ext.training.options.OptionSet` that it is called with. Every
     command also takes ``--config FILE`` and ``--quiet``. What it returns is printed: a text as it is, a mapping as
-    JSON, and each row of an iterator as a line of JSON; of several processes the first prints. Where it has written
-    to, by ``--out`` or another option of the metadata ``written=True``, stands in that text, or else in a last line on
-    stderr.
+    JSON, and each row of an iterator as a line of JSON, in which a number that is not finite is refused by name; of
+    several processes the first prints. Where it has written to, by ``--out`` or another option of the metadata
+    ``written=True``, stands in that text, or else in a last line on stderr.
 
     An option of the metadata ``lost_beside="NAME"`` is one that earlier results did not hold, although they hold
     ``NAME``: with such a file the command line must give it, since its default may be another value than it had.
@@ -130,10 +130,10 @@ def _show(result: str | Mapping[str, Any] | Iterator[Any] | None) -> None:
     if isinstance(result, str):
         _print(result)
     elif isinstance(result, Mapping):
-        _print(json.dumps(result, indent=2, ensure_ascii=False))
+        _print(json_text(result, indent=2))
     elif result is not None:
         for row in result:  # in every process: making a row may need all of them
-            _print(json.dumps(row, ensure_ascii=False))
+            _print(json_text(row))
 
 
 def _print(text: str) -> None:

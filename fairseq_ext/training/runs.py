@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 import platform
 import re
@@ -243,4 +244,5 @@ def shared_figures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # NaN, which earlier versions stored, is no figure as None is none.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import importlib.util
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import STDIN, read_lines
+from fairseq_ext.training.json_text import json_text
 from fairseq_ext.training.progress import progress, reporting, say, warn
 from fairseq_ext.training.settings import Settings
 from fairseq_ext.translate.options import Decoding, TranslateOptions
@@ -128,7 +128,7 @@ def _rendered(chunk: list[str], translations: list[Translation], first: int, opt
         }
         for number, (line, translation) in enumerate(zip(chunk, translations, strict=True), first)
     )
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(f"{json_text(row)}\n" for row in rows)
 
 
 def _text(file: str) -> tuple[Callable[[], Iterator[str]], int, str]:

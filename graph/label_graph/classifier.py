@@ -14,6 +14,7 @@ from fairseq_ext.training.errors import CheckpointError, OptionError, one_line
 from fairseq_ext.training.files import load_safely, save_atomically
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.progress import progress
+from fairseq_ext.training.weights import check_finite
 from graph.label_graph.data import Sample
 from graph.label_graph.encoder import Encoder, States, fingerprint_of
 from graph.label_graph.label_graph import LabelGraph
@@ -134,7 +135,7 @@ class Classifier:
         """Read what :meth:`save` wrote.
 
         Raises:
-            CheckpointError: no such file, or another one.
+            CheckpointError: no such file, another one, or one whose weights are not finite.
         """
         content = load_safely(path)
         state = content if isinstance(content, dict) else {}
@@ -145,9 +146,11 @@ class Classifier:
             vocabulary = Vocabulary(tuple(() if encoder else state["words"]))
             network = build_network(options, None if encoder else len(vocabulary), len(labels), state_size=size)
             network.load_state_dict(state["network"])
-            return cls(network, encoder or vocabulary, labels, options, float(state["threshold"]))
+            classifier = cls(network, encoder or vocabulary, labels, options, float(state["threshold"]))
         except Exception as error:  # torn and foreign files raise many types
             raise CheckpointError(f"{path}: not a model of graph.label_graph ({one_line(error)})") from error
+        check_finite(network.state_dict(), path)
+        return classifier
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,6 +129,8 @@ def test_a_value_that_is_no_json_keeps_the_old_file(tmp_path):
     write_json(tmp_path / "file.json", 1)
     with pytest.raises(TypeError):
         write_json(tmp_path / "file.json", {"tensor": torch.zeros(1)})
+    with pytest.raises(DataError, match=r"file.json: runs.seed1.history.0.loss is nan, which is no result"):
+        write_json(tmp_path / "file.json", {"runs": {"seed1": {"history": [{"loss": float("nan")}]}}})
     assert read_json(tmp_path / "file.json") == 1
     assert names(tmp_path) == {"file.json"}
 

@@ -221,6 +221,26 @@ def test_what_a_command_returns_is_printed(result, printed, capsys):
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.parametrize(
+    ("result", "name"),
+    [({"f1": 0.5, "of": [0.5, float("nan")]}, "of.1 is nan"), (iter([{"a": 1}, {"a": float("-inf")}]), "a is -inf")],
+    ids=["mapping", "rows"],
+)
+def test_a_number_that_json_cannot_hold_is_named(result, name, capsys):
+    """Half of a JSON that no reader reads would be taken for a result."""
+    some = Program("some.trainer", "Trains something.")
+
+    @some.command
+    def show():
+        """Show it."""
+        return result
+
+    with pytest.raises(DataError, match=rf"^{name}, which is no result") as refusal:
+        some(["show"])
+    assert refusal.value.code == 2
+    assert all(json.loads(line) for line in capsys.readouterr().out.splitlines())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output(OptionSet):
     """Where it writes."""

@@ -25,7 +25,12 @@ from vision_language.image_classification.detection import detection_metrics
 from vision_language.image_classification.image_files import read_split, read_unlabelled
 from vision_language.image_classification.image_set import ImageSet
 from vision_language.image_classification.model import ImageClassifier, load
-from vision_language.image_classification.predict import batches_of, classification_metrics, finite, predict_logits
+from vision_language.image_classification.predict import (
+    batches_of,
+    classification_metrics,
+    finite_logits,
+    predict_logits,
+)
 from vision_language.image_classification.scores import OOD_SCORES, ood_scores
 from vision_language.image_classification.transforms import AUGMENTATIONS, Transform
 
@@ -194,7 +199,7 @@ def _accuracy(
         except ValueError as error:
             raise OptionError(f"--epsilons {epsilon:g}: {error}") from error
         with torch.no_grad():
-            correct += int((finite(classifier(attacked), "under attack").argmax(1) == labels).sum())
+            correct += int((finite_logits(classifier(attacked), "under attack").argmax(1) == labels).sum())
         first += len(labels)
         bar.update(len(labels))
     return correct / first

@@ -21,7 +21,7 @@ from vision_language.image_classification.model import ImageClassifier
 from vision_language.image_classification.scores import expected_calibration_error, log_odds, margin
 from vision_language.image_classification.transforms import Transform
 
-__all__ = ["QUANTILES", "batches_of", "classification_metrics", "finite", "predict_logits", "short_metrics"]
+__all__ = ["QUANTILES", "batches_of", "classification_metrics", "finite_logits", "predict_logits", "short_metrics"]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -88,10 +88,10 @@ def predict_logits(
         classifier.train(training)
     if world > 1:
         rows = gather_object(rows)
-    return finite(torch.cat([logits for _, logits in sorted(rows, key=lambda row: row[0])]), images.origin)
+    return finite_logits(torch.cat([logits for _, logits in sorted(rows, key=lambda row: row[0])]), images.origin)
 
 
-def finite(logits: Tensor, origin: str) -> Tensor:
+def finite_logits(logits: Tensor, origin: str) -> Tensor:
     """The logits, where all of them are finite: the class of the others would be the first.
 
     Args:
