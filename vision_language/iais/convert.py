@@ -14,6 +14,7 @@ from fairseq_ext.regions.boxes import Regions
 from fairseq_ext.regions.caption_files import read_captions
 from fairseq_ext.regions.feature_files import Images, open_features
 from fairseq_ext.regions.json_files import read_instances, read_karpathy, read_sizes
+from fairseq_ext.regions.region_files import split_name
 from fairseq_ext.regions.splits import SPLITS, drawn
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import replacing, writing_to
@@ -70,7 +71,7 @@ def convert(options: ConvertOptions) -> dict[str, int]:
         DataError: a bad file, one with a number that is not finite, or images that captions and splits do not name.
     """
     out = Path(options.out)
-    if present := [path.name for split in SPLITS for path in out.glob(f"{split}.jsonl*")]:
+    if present := [name for split in SPLITS if (name := split_name(out, split))]:
         raise OptionError(f"--out: {out} already holds {present[0]}: choose another folder, or delete it")
     split_of, texts = read_karpathy(options.split_file) if options.split_file else ({}, {})
     if options.captions:

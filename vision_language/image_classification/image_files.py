@@ -25,13 +25,12 @@ from PIL import Image, UnidentifiedImageError
 
 from fairseq_ext.training.errors import DataError, OptionError, first_line
 from fairseq_ext.training.files import read_bytes
-from fairseq_ext.training.options import SPLITS
+from fairseq_ext.training.options import SPLITS, find_split
 from vision_language.image_classification.binary_files import Splits, cifar_splits, idx_splits, numbered
 from vision_language.image_classification.image_set import ImageSet, PictureFiles
 
 __all__ = ["read_split", "read_unlabelled"]
 
-OTHER_NAMES = {"valid": ("val", "validation")}
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -40,7 +39,7 @@ def read_split(folder: str | Path, split: str) -> ImageSet | None:
 
     Args:
         folder: in one of the forms at the top.
-        split: ``train``, ``valid`` or ``test``; ``val`` and ``validation`` are taken for ``valid``.
+        split: ``train``, ``valid`` or ``test``; ``val``, ``dev`` and ``validation`` are taken for ``valid``.
 
     Raises:
         OptionError: no such folder, or none of the forms in it.
@@ -88,19 +87,16 @@ def _checked(images: ImageSet) -> ImageSet:
     return images
 
 
-def _names(split: str) -> tuple[str, ...]:
-    return (split, *OTHER_NAMES.get(split, ()))
-
-
 def _npz(path: Path) -> Splits:
     if path.suffix == ".npz" and path.is_file():
         with _arrays(path) as arrays:
-            names = {split: next((n for n in _names(split) if f"x_{n}" in arrays), None) for split in SPLITS}
-        return {s: partial(_from_npz, path, f"x_{n}", f"y_{n}") if n else None for s, n in names.items()}
+            found = {s: find_split(path, s, lambda name: {f"x_{name}"} & set(arrays)) for s in SPLITS}
+        return {s: partial(_from_npz, path, x, f"y_{x[2:]}") if x else None for s, x in found.items()}
     if single := sorted(path.glob("*.npz")) if path.is_dir() else []:
-        by_split = {s: next((f for f in single if f.stem in _names(s)), None) for s in SPLITS}
-        if any(by_split.values()):
-            return {s: partial(_from_npz, f, "x", "y") if f else None for s, f in by_split.items()}
+        files = {file.name for file in single}
+        found = {s: find_split(path, s, lambda name: {f"{name}.npz"} & files) for s in SPLITS}
+        if any(found.values()):
+            return {s: partial(_from_npz, path / f, "x", "y") if f else None for s, f in found.items()}
         if len(single) == 1:
             return _npz(single[0])
     return {}
@@ -132,7 +128,8 @@ def _from_npz(path: Path, x: str, y: str) -> ImageSet:
 
 
 def _pictures(folder: Path) -> Splits:
-    places = {split: next((folder / n for n in _names(split) if (folder / n).is_dir()), None) for split in SPLITS}
+    found = {s: find_split(folder, s, lambda name: [name] if (folder / name).is_dir() else []) for s in SPLITS}
+    places = {split: folder / name if name else None for split, name in found.items()}
     if not any(places.values()):
         return {}
     names = {p.name for place in places.values() if place for p in place.iterdir() if p.is_dir()}
