@@ -21,17 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from fairseq_ext.training.errors import DataError, OptionError, first_line
 from fairseq_ext.training.files import read_bytes
 from fairseq_ext.training.options import SPLITS, find_split
+from fairseq_ext.training.pictures import ENDINGS, is_picture, open_picture
 from vision_language.image_classification.binary_files import Splits, cifar_splits, idx_splits, numbered
 from vision_language.image_classification.image_set import ImageSet, PictureFiles
 
 __all__ = ["read_split", "read_unlabelled"]
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def read_split(folder: str | Path, split: str) -> ImageSet | None:
@@ -151,16 +149,13 @@ def _from_folders(place: Path, classes: tuple[str, ...]) -> ImageSet:
 
 def _picture_files(folder: Path, recursive: bool = False) -> list[Path]:
     files = folder.rglob("*") if recursive else folder.glob("*")
-    return sorted(file for file in files if file.suffix.lower() in ENDINGS and file.is_file())
+    return sorted(filter(is_picture, files))
 
 
 def _all_grey(paths: Sequence[Path]) -> bool:
     """Whether no picture has colours, by the headers."""
     for path in paths:
-        try:
-            with Image.open(path) as picture:
-                if picture.mode not in ("1", "L", "LA") and not picture.mode.startswith("I;16"):
-                    return False
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: cannot be read as a picture ({first_line(error)})") from error
+        with open_picture(path) as picture:
+            if picture.mode not in ("1", "L", "LA") and not picture.mode.startswith("I;16"):
+                return False
     return True
