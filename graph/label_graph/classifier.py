@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import CheckpointError, OptionError, one_line
 from fairseq_ext.training.files import load_safely, save_atomically
+from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.weights import check_finite
@@ -109,11 +110,11 @@ class Classifier:
     @torch.no_grad()
     def probabilities(self, texts: Tensor | States) -> Tensor:
         """Probabilities ``(samples, labels)``, on the CPU, of what :meth:`encode` gives."""
-        self.network.eval()
         device = self.network.output.weight.device
         batches = torch.arange(len(texts)).split(self.options.batch_size)
         bar = progress(batches, "labels", unit=" batches", leave=False)
-        return torch.cat([self.network(texts[batch].to(device)).sigmoid().cpu() for batch in bar])
+        with evaluating(self.network):
+            return torch.cat([self.network(texts[batch].to(device)).sigmoid().cpu() for batch in bar])
 
     def save(self, path: str | Path) -> None:
         """Write one file that holds plain data and tensors only; an encoder by its fingerprint."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fairseq_ext.training.errors import CheckpointError
+from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.progress import progress
 from vision_language.image_classification.data import Batches, in_channels
 from vision_language.image_classification.image_set import ImageSet
@@ -72,20 +73,17 @@ def predict_logits(
     Raises:
         CheckpointError: a logit that is not finite.
     """
-    training, device = classifier.training, classifier.mean.device
+    device = classifier.mean.device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    classifier.eval()
     rows: list[tuple[int, Tensor]] = []
     batches = batches_of(
         classifier, images, batch_size, transform=transform, workers=workers, share=slice(rank, None, world)
     )
-    try:
-        with torch.no_grad(), progress(total=len(images), desc="logits", unit=" images", leave=False) as bar:
-            for number, (pixels, _) in enumerate(batches):
-                rows.append((number * world + rank, classifier(pixels.to(device)).float().cpu()))
-                bar.update(world * len(pixels))
-    finally:
-        classifier.train(training)
+    bar = progress(total=len(images), desc="logits", unit=" images", leave=False)
+    with evaluating(classifier), torch.no_grad(), bar:
+        for number, (pixels, _) in enumerate(batches):
+            rows.append((number * world + rank, classifier(pixels.to(device)).float().cpu()))
+            bar.update(world * len(pixels))
     if world > 1:
         rows = gather_object(rows)
     return finite_logits(torch.cat([logits for _, logits in sorted(rows, key=lambda row: row[0])]), images.origin)

@@ -20,6 +20,7 @@ from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.errors import OptionError, first_line
 from fairseq_ext.training.loop import Training, seed_of
+from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.pretrained import fingerprint
 from fairseq_ext.training.runs import Experiment, run_name
 from fairseq_ext.training.settings import Settings
@@ -276,8 +277,8 @@ def _prove(classifier: ImageClassifier, images: ImageSet, transform: Transform, 
     """The shape of an image; images of a size that the network cannot take are refused."""
     pixels, _ = Batches(images, transform, [np.array([0, len(images) - 1])])[0]
     try:
-        with torch.no_grad():
-            logits = classifier.eval()(pixels.to(accelerator.device))
+        with evaluating(classifier), torch.no_grad():
+            logits = classifier(pixels.to(accelerator.device))
     except (RuntimeError, ValueError) as error:
         size = " x ".join(map(str, pixels.shape[1:]))
         reason = f"the network cannot take images of {size}: {first_line(error)}"
