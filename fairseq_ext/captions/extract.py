@@ -6,7 +6,6 @@ normalised as the network had them in training (EfficientNet-Lite0: from -1 to 1
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -18,9 +17,9 @@ import torch
 
 from fairseq_ext.captions.networks import LITE0, load_network, network_files
 from fairseq_ext.captions.projection import Projection
-from fairseq_ext.regions.arrays import load_npz, read_array
 from fairseq_ext.regions.names import image_key
 from fairseq_ext.regions.region_files import read_records
+from fairseq_ext.training.arrays import load_npz, read_array, write_npz
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, replacing, write_json, writing_to
 from fairseq_ext.training.flags import Device
@@ -28,7 +27,7 @@ from fairseq_ext.training.options import option
 from fairseq_ext.training.pictures import ENDINGS, is_picture, open_picture
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import torch_device
-from fairseq_ext.training.settings import digest
+from fairseq_ext.training.settings import digest, files_digest
 
 __all__ = ["ExtractOptions", "extract"]
 
@@ -92,12 +91,9 @@ def extract(options: ExtractOptions) -> str:
 
 
 def _extractor(options: ExtractOptions, projection: Projection | None = None) -> str:
-    content = hashlib.sha256()
-    for path in network_files(options.network):
-        with open(path, "rb") as file:
-            content.update(hashlib.file_digest(file, "sha256").digest())
+    network = files_digest(network_files(options.network))
     components = [projection.mean, projection.components] if projection else []
-    return f"{Path(options.network).name} {digest(content.hexdigest(), options.size, *components)[:12]}"
+    return f"{Path(options.network).name} {digest(network, options.size, *components)[:12]}"
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -149,8 +145,7 @@ def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) ->
                     raise DataError(f"{batch[0]} or one of the {len(batch)} from it on: features beyond float16")
                 folder.mkdir(exist_ok=True)
                 write_json(record, settings)
-                with replacing(file) as partial, open(partial, "wb") as stream:
-                    np.savez(stream, features=features, sizes=np.array(sizes))
+                write_npz(file, {"features": features, "sizes": np.array(sizes)})
             bar.update(len(batch))
     return files
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fairseq_ext.captions.networks import LITE0
-from fairseq_ext.regions.arrays import load_npz
+from fairseq_ext.training.arrays import load_npz
 from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
 from fairseq_ext.training.files import safe_loads_only
 from fairseq_ext.training.flags import Device

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_ext.regions.arrays import load_npz, read_array
 from fairseq_ext.regions.boxes import check_boxes
 from fairseq_ext.regions.names import few, image_key, least
+from fairseq_ext.training.arrays import load_npz, read_array
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json_lines, read_lines
 from fairseq_ext.training.options import find_split

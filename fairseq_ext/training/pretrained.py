@@ -23,6 +23,7 @@ from transformers.utils import logging
 from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError, first_line
 from fairseq_ext.training.files import load_safely, read_json
 from fairseq_ext.training.progress import say
+from fairseq_ext.training.settings import file_digest
 from fairseq_ext.training.weights import check_finite, listed
 
 __all__ = [
@@ -177,8 +178,7 @@ def fingerprint(path: str | Path) -> str:
     sha = hashlib.sha256()
     for part in parts:
         if part == path or not any(part.match(pattern) for pattern in NOT_OF_THE_MODEL):
-            with open(part, "rb") as file:
-                sha.update(part.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+            sha.update(part.name.encode() + b"\0" + bytes.fromhex(file_digest(part)))
     return sha.hexdigest()
 
 

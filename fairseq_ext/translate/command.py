@@ -15,7 +15,7 @@ from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import STDIN, read_lines
 from fairseq_ext.training.json_text import json_text
 from fairseq_ext.training.progress import progress, reporting, say, warn
-from fairseq_ext.training.settings import Settings
+from fairseq_ext.training.settings import Settings, files_digest
 from fairseq_ext.translate.options import Decoding, TranslateOptions
 from fairseq_ext.translate.output import Output, check_place, opened
 
@@ -76,7 +76,7 @@ def translate(options: TranslateOptions) -> None:
         device=options.device,
         inference_dtype=options.inference_dtype,
     )
-    inputs = {"text": text, "model": _digest(translator.files)}
+    inputs = {"text": text, "model": files_digest(translator.files)}
     settings = Settings.of(options, inputs=inputs, leave_out=NO_SETTINGS)
     with reporting(options.quiet):
         say(str(translator))
@@ -147,11 +147,3 @@ def _text(file: str) -> tuple[Callable[[], Iterator[str]], int, str]:
         total += 1
         sha.update(line.encode() + b"\n")
     return lines, total, sha.hexdigest()
-
-
-def _digest(files: list[Path]) -> str:
-    sha = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            sha.update(hashlib.file_digest(file, "sha256").digest())
-    return sha.hexdigest()

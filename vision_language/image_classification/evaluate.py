@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fairseq_ext.training.arrays import write_npz
 from fairseq_ext.training.errors import DataError, OptionError, choose
-from fairseq_ext.training.files import replacing, write_json, writing_to
+from fairseq_ext.training.files import write_json, writing_to
 from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import SPLITS, option
 from fairseq_ext.training.progress import progress
@@ -246,6 +247,5 @@ def _kept(
             made = {key: value for key, value in options.as_dict().items() if key not in ("model", "data", "out")}
             write_json(out / f"{name}.json", {**result, "options": made, "inputs": inputs, "environment": where})
             if arrays:
-                with replacing(out / f"{name}.npz") as partial, open(partial, "wb") as file:
-                    np.savez_compressed(file, allow_pickle=False, **arrays)
+                write_npz(out / f"{name}.npz", arrays, compress=True)
     return result

@@ -13,17 +13,14 @@ pictures         ``SPLIT/CLASS/*.png`` (ImageFolder), any format that Pillow rea
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fairseq_ext.training.errors import DataError, OptionError, first_line
-from fairseq_ext.training.files import read_bytes
+from fairseq_ext.training.arrays import array_names, load_npz
+from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.options import SPLITS, find_split
 from fairseq_ext.training.pictures import ENDINGS, is_picture, open_picture
 from vision_language.image_classification.binary_files import Splits, cifar_splits, idx_splits, numbered
@@ -87,8 +84,8 @@ def _checked(images: ImageSet) -> ImageSet:
 
 def _npz(path: Path) -> Splits:
     if path.suffix == ".npz" and path.is_file():
-        with _arrays(path) as arrays:
-            found = {s: find_split(path, s, lambda name: {f"x_{name}"} & set(arrays)) for s in SPLITS}
+        names = array_names(path)
+        found = {s: find_split(path, s, lambda name: {f"x_{name}"} & set(names)) for s in SPLITS}
         return {s: partial(_from_npz, path, x, f"y_{x[2:]}") if x else None for s, x in found.items()}
     if single := sorted(path.glob("*.npz")) if path.is_dir() else []:
         files = {file.name for file in single}
@@ -100,22 +97,12 @@ def _npz(path: Path) -> Splits:
     return {}
 
 
-def _arrays(path: Path) -> Any:
-    try:
-        return np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a .npz file ({first_line(error)})") from error
-
-
 def _from_npz(path: Path, x: str, y: str) -> ImageSet:
-    with _arrays(path) as arrays:
-        for name in (x, y):
-            if name not in arrays:
-                raise DataError(f"{path}: has no array {name}, it has {', '.join(arrays) or 'none'}")
-        try:
-            images, labels = arrays[x], arrays[y]
-        except Exception as error:  # damage makes zipfile and NumPy raise many types
-            raise DataError(f"{path}: damaged ({first_line(error)})") from error
+    arrays = load_npz(path, x, y)
+    for name in (x, y):
+        if name not in arrays:
+            raise DataError(f"{path}: has no array {name}, it has {', '.join(array_names(path)) or 'none'}")
+    images, labels = arrays[x], arrays[y]
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
         form = f"{images.dtype} {images.shape}"
         raise DataError(f"{path}: {x} must be uint8 (N, H, W) or (N, H, W, 3), got {form}")

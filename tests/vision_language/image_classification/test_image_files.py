@@ -218,7 +218,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
         ({"x": PIXELS, "y": LABELS - 1}, "labels from -1 to 1, of 2 classes"),
         ({"x": PIXELS[:0], "y": LABELS[:0]}, "there is no image in it"),
         ({"x": PIXELS}, "has no array y, it has x"),
-        ({"x": np.array([object()] * 5), "y": LABELS}, "damaged"),
+        ({"x": np.array([object()] * 5), "y": LABELS}, "not an npz of number arrays"),
     ],
 )
 def test_refused_arrays(tmp_path, arrays, message):
