@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import os
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import output_folder, read_json, write_json
 from fairseq_ext.training.progress import Reporting, reporting, say
 from fairseq_ext.training.runs import environment
-from fairseq_ext.training.settings import digest
+from fairseq_ext.training.settings import digest, file_digest
 
 WHOLE = 530.0  # seconds, of nine minutes; the rest is for the start and the end
 GRACE = 5.0  # seconds between asking processes to end and ending them
@@ -155,7 +154,7 @@ def end_all(process: subprocess.Popen[bytes]) -> None:
 def sources() -> str:
     """A fingerprint of the code that is tested and measured."""
     files = sorted(file for folder in CODE for file in (ROOT / folder).rglob("*.py"))
-    return digest([[str(file.relative_to(ROOT)), hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+    return digest([[str(file.relative_to(ROOT)), file_digest(file)] for file in files])
 
 
 def report(kind: Any, content: Content) -> str:

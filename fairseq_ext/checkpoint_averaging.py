@@ -18,6 +18,7 @@ from torch import Tensor
 from fairseq_ext.training.errors import CheckpointError
 from fairseq_ext.training.files import load_safely
 from fairseq_ext.training.progress import progress
+from fairseq_ext.training.weights import check_finite
 
 from .compat import allow_checkpoint_types
 from .compat.model_options import first_difference, model_options
@@ -86,8 +87,8 @@ def average_checkpoints(paths: Sequence[str | Path], ema: bool = False) -> dict[
             trained weights.
 
     Raises:
-        CheckpointError: where a file cannot be read, is there twice, or differs from the first in architecture, in
-            what its model computes, or in names or shapes of parameters.
+        CheckpointError: where a file cannot be read, is there twice, holds parameters that are not finite, or differs
+            from the first in architecture, in what its model computes, or in names or shapes of parameters.
     """
     if not paths:
         raise CheckpointError("no checkpoint to average")
@@ -124,12 +125,12 @@ def average_checkpoints(paths: Sequence[str | Path], ema: bool = False) -> dict[
 
 
 def _parameters(state: Mapping[str, Any], path: str | Path, ema: bool) -> dict[str, Tensor]:
-    if not ema:
-        return dict(state["model"])
     extra = state.get("extra_state") or {}
-    if not extra.get("ema"):
+    if ema and not extra.get("ema"):
         raise CheckpointError(f"--ema: {path} holds no moving average (was it trained with --store-ema?)")
-    return {**extra["ema"], **extra.get("ema_fp32_params", {})}
+    parameters = {**extra["ema"], **extra.get("ema_fp32_params", {})} if ema else dict(state["model"])
+    check_finite(parameters, path)  # the mean would not be finite either
+    return parameters
 
 
 def _architecture(state: Mapping[str, Any]) -> str | None:

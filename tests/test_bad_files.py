@@ -89,7 +89,13 @@ def bad_ones(folder: Path, command: str) -> Iterator[str]:
     (folder / f"folder{suffix}").mkdir(exist_ok=True)
     (folder / f"empty{suffix}").write_bytes(b"")
     (folder / f"binary{suffix}").write_bytes(bytes(range(256)) * 3)
-    return (command.replace("BAD", name) for name in ("absent", "folder", "empty", "binary", "text.txt/beneath"))
+    names = ["absent", "folder", "empty", "binary", "text.txt/beneath"]
+    if suffix == ".pt":
+        torch.save(
+            {**torch.load(folder / "good.pt"), "model": {"weight": torch.tensor([1, torch.nan])}}, folder / "nan.pt"
+        )
+        names.append("nan")
+    return (command.replace("BAD", name) for name in names)
 
 
 def contents(folder: Path) -> dict[Path, bytes | None]:

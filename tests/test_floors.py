@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "fairseq_ext/models": (
         *(*BINDING, "fairseq_ext.compat", "fairseq_ext.models", "fairseq_ext.modules", "fairseq_ext.recipes"),
         *("fairseq_ext.captions.store", "fairseq_ext.tasks.caption_dataset", "fairseq_ext.training.progress"),
+        "fairseq_ext.training.weights",
     ),
     "fairseq_ext/recipes": (
         *("yaml", "fairseq_ext.recipes", "fairseq_ext.training.errors", "fairseq_ext.training.options"),
@@ -66,6 +67,7 @@ MAY_IMPORT = {
     "fairseq_ext/fonts.py": ("matplotlib",),
     "fairseq_ext/remembered.py": ("torch",),
     "fairseq_ext/training": ("torch", "numpy", "tqdm", "yaml", "tensorboardX", "fairseq_ext.training"),
+    "fairseq_ext/training/pictures.py": ("PIL", "fairseq_ext.training"),
     "fairseq_ext/training/plotting.py": ("numpy", "matplotlib", "PIL", "fairseq_ext.fonts", "fairseq_ext.training"),
     "fairseq_ext/training/accelerator.py": ("torch", "accelerate", "fairseq_ext.training"),
     "fairseq_ext/training/pretrained.py": ("torch", "transformers", "safetensors", "fairseq_ext.training"),

@@ -5,35 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fairseq_ext.captions import extract as extraction
 from fairseq_ext.captions import generate as generation
-from fairseq_ext.captions import page as pages
-from fairseq_ext.captions import prepare as preparation
-from fairseq_ext.captions import score as scoring
-from fairseq_ext.regions.synthetic import SceneOptions
-from fairseq_ext.regions.synthetic import synthesize as write_scenes
+from fairseq_ext.captions.extract import extract
+from fairseq_ext.captions.page import PageOptions, write_page
+from fairseq_ext.captions.prepare import prepare
+from fairseq_ext.captions.score import score
+from fairseq_ext.regions.synthetic import synthesize
 from fairseq_ext.training.program import Program
 
 main = Program("fairseq_ext.captions", __doc__, prog="fairseq-ext captions")
 
-
-@main.command
-def synthesize(options: SceneOptions) -> str:
-    """Write made-up scenes with captions, for a try without data."""
-    write_scenes(options)
-    return f"{options.images} images in {options.out}"
-
-
-@main.command
-def extract(options: extraction.ExtractOptions) -> str:
-    """Features from pixels, for a folder of pictures with captions and nothing else."""
-    return extraction.extract(options)
-
-
-@main.command
-def prepare(options: preparation.PrepareOptions) -> dict[str, Any]:
-    """Images and captions to a folder that fairseq-train reads."""
-    return preparation.prepare(options)
+for command in (synthesize, extract, prepare):
+    main.command(command)
 
 
 @main.command
@@ -42,19 +25,13 @@ def generate(options: generation.GenerateOptions) -> Iterator[dict[str, Any]] | 
     return generation.captions(options)
 
 
-@main.command
-def score(options: scoring.ScoreOptions) -> str:
-    """BLEU-1 to 4, ROUGE-L and CIDEr-D of generated captions, with 95 % intervals over the images.
-
-    All references of an image count. fairseq-generate's own BLEU line is of one reference, in the model's words.
-    """
-    return scoring.score(options)
+main.command(score)
 
 
 @main.command
-def page(options: pages.PageOptions) -> str:
+def page(options: PageOptions) -> str:
     """One HTML file of images, references and captions with their CIDEr-D, and of where the model looked."""
-    return str(pages.write_page(options))
+    return str(write_page(options))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
-from fairseq_ext.training.settings import digest
+from fairseq_ext.training.settings import digest, file_digest
 
 __all__ = ["FILE", "check_files", "split_checksums", "write_checksums"]
 
@@ -21,7 +21,7 @@ EDGE = 1 << 20
 def write_checksums(folder: Path) -> None:
     """Write ``checksums.json``: of all other files of a folder the size and the digests of their ends and of them."""
     files = sorted(path for path in folder.iterdir() if path.name != FILE)
-    write_json(folder / FILE, {path.name: f"{_of_ends(path)} {_of_all(path)}" for path in files})
+    write_json(folder / FILE, {path.name: f"{_of_ends(path)} {file_digest(path)}" for path in files})
 
 
 def check_files(folder: Path, split: str = "") -> None:
@@ -70,8 +70,3 @@ def _of_ends(path: Path) -> str:
             file.seek(start)
             content.update(file.read(EDGE))
     return f"{size} {content.hexdigest()}"
-
-
-def _of_all(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

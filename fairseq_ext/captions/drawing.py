@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from fairseq_ext.regions.names import image_key
-from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.pictures import is_picture, open_picture
 
 __all__ = ["draw_image", "embedded", "find_pictures"]
 
 LONGEST = 480
 """Of an embedded picture, in pixels."""
-
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
 def find_pictures(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Path]:
@@ -36,7 +35,7 @@ def find_pictures(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Pat
         raise OptionError("--pictures: needs Pillow: pip install pillow")
     pictures: dict[str, list[Path]] = {image_id: [] for image_id in image_ids}
     for path in sorted(Path(folder).rglob("*")):
-        if path.suffix.lower() in ENDINGS:
+        if is_picture(path):
             for key in {path.stem, image_key(path.name)} & pictures.keys():
                 pictures[key].append(path)
     for image_id, paths in pictures.items():
@@ -55,18 +54,15 @@ def embedded(path: Path) -> str:
     Raises:
         DataError: it cannot be read.
     """
-    from PIL import Image
+    with open_picture(path) as picture:
+        from PIL import Image
 
-    try:
-        with Image.open(path) as picture:
-            shrunk = picture.convert("RGBA")
-            shrunk.thumbnail((LONGEST, LONGEST))
-            opaque = Image.new("RGBA", shrunk.size, "white")
-            opaque.alpha_composite(shrunk)
-            file = io.BytesIO()
-            opaque.convert("RGB").save(file, "JPEG", quality=80)
-    except Exception as error:  # damaged files make Pillow raise many types
-        raise DataError(f"{path}: cannot be read as a picture: {' '.join(str(error).split())}") from error
+        shrunk = picture.convert("RGBA")
+        shrunk.thumbnail((LONGEST, LONGEST))
+        opaque = Image.new("RGBA", shrunk.size, "white")
+        opaque.alpha_composite(shrunk)
+        file = io.BytesIO()
+        opaque.convert("RGB").save(file, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

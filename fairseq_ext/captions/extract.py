@@ -6,7 +6,6 @@ normalised as the network had them in training (EfficientNet-Lite0: from -1 to 1
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -18,20 +17,20 @@ import torch
 
 from fairseq_ext.captions.networks import LITE0, load_network, network_files
 from fairseq_ext.captions.projection import Projection
-from fairseq_ext.regions.arrays import load_npz, read_array
 from fairseq_ext.regions.names import image_key
 from fairseq_ext.regions.region_files import read_records
+from fairseq_ext.training.arrays import load_npz, read_array, write_npz
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, replacing, write_json, writing_to
 from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import option
+from fairseq_ext.training.pictures import ENDINGS, is_picture, open_picture
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import torch_device
-from fairseq_ext.training.settings import digest
+from fairseq_ext.training.settings import digest, files_digest
 
 __all__ = ["ExtractOptions", "extract"]
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 GREY = (128, 128, 128)
 
 
@@ -59,13 +58,14 @@ class ExtractOptions(Device):
 
 
 def extract(options: ExtractOptions) -> str:
-    """Write ``features`` ``(N, rows, columns, D)`` of float16, the pictures' ``names`` and ``sizes``, ``padded`` and
-    ``extractor``: the name of the network, and a checksum of what decides the features of a picture.
+    """Features from pixels, for a folder of pictures with captions and nothing else.
 
-    What a killed run has extracted is in ``OUT.parts`` and is not extracted again.
+    What a killed run has extracted is in OUT.parts and is not extracted again.
 
     Returns:
-        A line of what was written.
+        A line of what was written: ``features`` ``(N, rows, columns, D)`` of float16, the pictures' ``names`` and
+        ``sizes``, ``padded`` and ``extractor``: the name of the network, and a checksum of what decides the features of
+        a picture.
 
     Raises:
         OptionError: no picture, or ``OUT.parts`` of other pictures or options.
@@ -91,12 +91,9 @@ def extract(options: ExtractOptions) -> str:
 
 
 def _extractor(options: ExtractOptions, projection: Projection | None = None) -> str:
-    content = hashlib.sha256()
-    for path in network_files(options.network):
-        with open(path, "rb") as file:
-            content.update(hashlib.file_digest(file, "sha256").digest())
+    network = files_digest(network_files(options.network))
     components = [projection.mean, projection.components] if projection else []
-    return f"{Path(options.network).name} {digest(content.hexdigest(), options.size, *components)[:12]}"
+    return f"{Path(options.network).name} {digest(network, options.size, *components)[:12]}"
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -104,7 +101,7 @@ def _pictures(folder: Path) -> list[Path]:
         raise OptionError(f"PICTURES: {folder} is not a folder")
     pictures: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in ENDINGS:
+        if is_picture(path):
             other = pictures.setdefault(image_key(path.name), path)
             if other != path:
                 raise DataError(f"{path}: of the same name as {other}")
@@ -148,23 +145,17 @@ def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) ->
                     raise DataError(f"{batch[0]} or one of the {len(batch)} from it on: features beyond float16")
                 folder.mkdir(exist_ok=True)
                 write_json(record, settings)
-                with replacing(file) as partial, open(partial, "wb") as stream:
-                    np.savez(stream, features=features, sizes=np.array(sizes))
+                write_npz(file, {"features": features, "sizes": np.array(sizes)})
             bar.update(len(batch))
     return files
 
 
 def _square(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     """A picture as bytes ``(size, size, 3)``, and its width and height."""
-    try:
+    with open_picture(path) as file:
         from PIL import Image, ImageOps
-    except ImportError as error:
-        raise OptionError("captions extract: needs Pillow: pip install pillow") from error
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGBA")
-    except Exception as error:  # damaged files make Pillow raise many types
-        raise DataError(f"{path}: cannot be read as a picture: {' '.join(str(error).split())}") from error
+
+        picture = ImageOps.exif_transpose(file).convert("RGBA")
     padded = ImageOps.pad(picture, (size, size), Image.Resampling.BICUBIC, color=(*GREY, 255))
     square = Image.new("RGBA", (size, size), (*GREY, 255))
     square.alpha_composite(padded)

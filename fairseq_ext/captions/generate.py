@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from fairseq_ext.captions.networks import LITE0
-from fairseq_ext.regions.arrays import load_npz
+from fairseq_ext.training.arrays import load_npz
 from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
 from fairseq_ext.training.files import safe_loads_only
 from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import SPLITS, option
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import torch_device
+from fairseq_ext.training.weights import check_finite
 
 if TYPE_CHECKING:  # imports of seconds, which other commands do without
     from fairseq.models import BaseFairseqModel
@@ -172,7 +173,7 @@ def load(paths: list[str], data: str) -> tuple[CaptioningTask, list[BaseFairseqM
         data: folder of prepared data; empty for images that do not come from one.
 
     Raises:
-        CheckpointError: a file that is no checkpoint of the task, or of other data.
+        CheckpointError: a file that is no checkpoint of the task, of other data, or with weights that are not finite.
     """
     from fairseq_ext import register
 
@@ -195,6 +196,7 @@ def load(paths: list[str], data: str) -> tuple[CaptioningTask, list[BaseFairseqM
         cfg = state.get("cfg")
         if cfg is None or cfg.task._name != "captioning":
             raise CheckpointError(f"{path}: not trained with --task captioning")
+        check_finite(state["model"], path)
         if task is None and data:
             task = tasks.setup_task(cfg.task, from_checkpoint=True)
         elif task is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import CheckpointError, OptionError, first_line
 from fairseq_ext.training.files import load_safely, read_json
+from fairseq_ext.training.weights import check_finite
 
 __all__ = ["LITE0", "Network", "load_network", "network_files"]
 
@@ -76,7 +77,9 @@ def _lite0_modules() -> tuple[Any, Any]:
 def _lite0(device: torch.device) -> Network:
     architecture, file = _lite0_modules()
     model = architecture.from_name(LITE0)
-    model.load_state_dict(load_safely(file.get_model_file_path()))
+    weights = load_safely(path := file.get_model_file_path())
+    check_finite(weights, path)
+    model.load_state_dict(weights)
     model.eval().to(device)
     return Network(lambda pixels: model.extract_features(pixels).permute(0, 2, 3, 1), (0.5,) * 3, (0.5,) * 3)
 

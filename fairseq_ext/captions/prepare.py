@@ -128,12 +128,13 @@ class PrepareOptions(OptionSet):
 
 
 def prepare(options: PrepareOptions) -> dict[str, Any]:
-    """Write a folder as :mod:`fairseq_ext.captions.store` describes it; it appears when all of it is written.
+    """Images and captions to a folder that fairseq-train reads.
 
-    Nothing is done where the folder is of the same files and options.
+    It appears when all of it is written; nothing is done where it is of the same files and options.
 
     Returns:
-        What was prepared: images and captions of each split, words, what was left out or cut; also in ``prepare.json``.
+        What was prepared, as :mod:`fairseq_ext.captions.store` describes it: images and captions of each split, words,
+        what was left out or cut; also in ``prepare.json``.
 
     Raises:
         OptionError: options that do not fit the source, or a folder that holds anything else.

@@ -9,9 +9,8 @@ from typing import Self
 
 import numpy as np
 
-from fairseq_ext.regions.arrays import load_npz
+from fairseq_ext.training.arrays import load_npz, write_npz
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import replacing
 
 __all__ = ["Projection"]
 
@@ -72,5 +71,4 @@ class Projection:
 
     def save(self, path: Path) -> None:
         """Write an npz."""
-        with replacing(path) as partial, open(partial, "wb") as file:
-            np.savez(file, **asdict(self))
+        write_npz(path, asdict(self))

@@ -79,7 +79,13 @@ class ScoreOptions(GeneratedOptions):
 
 
 def score(options: ScoreOptions) -> str:
-    """What is printed; also writes the files of ``--out`` and ``--results``."""
+    """BLEU-1 to 4, ROUGE-L and CIDEr-D of generated captions, with 95 % intervals over the images.
+
+    All references of an image count. fairseq-generate's own BLEU line is of one reference, in the model's words.
+
+    Returns:
+        What is printed; the files of ``--out`` and ``--results`` are written too.
+    """
     paths = {name: options.output(name) for name in ("out", "results") if getattr(options, name)}
     evaluation = options.evaluate()
     other = _other(options.compare, evaluation) if options.compare else None

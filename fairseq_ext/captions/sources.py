@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fairseq_ext.regions.arrays import read_array
 from fairseq_ext.regions.boxes import Regions
 from fairseq_ext.regions.caption_files import read_captions
 from fairseq_ext.regions.feature_files import FeatureSet, Images, open_features
@@ -15,6 +14,7 @@ from fairseq_ext.regions.json_files import read_instances, read_karpathy, read_s
 from fairseq_ext.regions.names import few, image_key
 from fairseq_ext.regions.region_files import FeatureFiles, Record, category_names, read_records, split_file
 from fairseq_ext.regions.splits import SPLITS
+from fairseq_ext.training.arrays import read_array
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, read_json_lines
 

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 
 from fairseq_ext.captions.checksums import check_files
-from fairseq_ext.regions.arrays import load_npz
 from fairseq_ext.regions.splits import SPLITS
+from fairseq_ext.training.arrays import load_npz
 from fairseq_ext.training.errors import DataError, choose
 from fairseq_ext.training.files import read_json, read_json_lines, write_json
 
@@ -142,8 +142,7 @@ class Split:
     def __init__(self, folder: str | Path, name: str, preparation: Preparation) -> None:
         self.folder, self.name, self.preparation = Path(folder), name, preparation
         check_files(self.folder, name)
-        with np.load(self._path("images.npz"), allow_pickle=False) as archive:
-            arrays = dict(archive)
+        arrays = load_npz(self._path("images.npz"))
         self.image_ids, self.sizes, self.boxes = arrays["image_ids"], arrays["sizes"], arrays["boxes"]
         self.offsets, self.caption_offsets = arrays["offsets"], arrays["caption_offsets"]
         self.labels = arrays["labels"] if preparation.num_classes else None

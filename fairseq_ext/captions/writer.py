@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fairseq_ext.regions.boxes import Regions
+from fairseq_ext.training.arrays import write_npz
 from fairseq_ext.training.errors import DataError
 
 __all__ = ["SplitWriter"]
@@ -117,4 +118,4 @@ class SplitWriter:
             "labels": np.concatenate([np.zeros(0, np.int64), *self._images["labels"]]),
             **{name: np.array(lengths, dtype=np.int64) for name, lengths in self._lengths.items()},
         }
-        np.savez_compressed(self._path("images.npz"), **arrays)
+        write_npz(self._path("images.npz"), arrays, compress=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +25,7 @@ from fairseq_ext.models.config import add_options, legacy_arguments, nested_conf
 from fairseq_ext.models.stock_options import check_stock_options, check_task, check_translation_options, require
 from fairseq_ext.models.transformer import CrossViewEncoder, TransformerExtEncoder, TransformerExtModel
 from fairseq_ext.modules.visual import VisualEmbedding
+from fairseq_ext.training.weights import check_finite
 
 __all__ = ["CaptioningTransformerExtModel", "CrossViewImageEncoder", "ImageEncoder"]
 
@@ -118,7 +121,7 @@ class CaptioningTransformerExtModel(TransformerExtModel):
     def from_pretrained(
         cls, model_name_or_path: str, checkpoint_file: str = "model.pt", data_name_or_path: str = ".", **kwargs: Any
     ) -> CaptioningHubInterface:
-        """As in fairseq, to an object that captions images.
+        """As in fairseq, to an object that captions images; weights that are not finite are refused.
 
         Args:
             model_name_or_path: folder of the checkpoint.
@@ -127,6 +130,8 @@ class CaptioningTransformerExtModel(TransformerExtModel):
             **kwargs: options that replace those of the checkpoint.
         """
         parts = hub_utils.from_pretrained(model_name_or_path, checkpoint_file, data_name_or_path, **kwargs)
+        for name, model in zip(checkpoint_file.split(os.pathsep), parts["models"], strict=True):
+            check_finite(model.state_dict(), Path(model_name_or_path, name))
         return CaptioningHubInterface(parts["args"], parts["task"], parts["models"])
 
     def forward(

@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fairseq_ext.regions.arrays import load_npz, read_array, stream_npz
 from fairseq_ext.regions.boxes import Regions, grid_cells
 from fairseq_ext.regions.names import image_key
+from fairseq_ext.training.arrays import load_npz, read_array, stream_npz
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_lines
 

@@ -16,7 +16,7 @@ from fairseq_ext.training.files import read_json
 
 __all__ = ["read_annotations", "read_instances", "read_karpathy", "read_sizes"]
 
-SPLIT_NAMES = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
+KARPATHYS_SPLITS = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
 """Karpathy's splits; ``restval`` is the part of COCO's validation images that is trained on."""
 
 
@@ -55,12 +55,12 @@ def read_karpathy(path: str | Path) -> tuple[dict[str, str], dict[str, list[str]
     for number, image in enumerate(_read_lists(path, "images")["images"]):
         place = f"image {number}"
         split = _field(path, place, image, "split", str)
-        if split not in SPLIT_NAMES:
-            raise DataError(f"{path}: {place}: split {split!r} is not one of {', '.join(SPLIT_NAMES)}")
+        if split not in KARPATHYS_SPLITS:
+            raise DataError(f"{path}: {place}: split {split!r} is not one of {', '.join(KARPATHYS_SPLITS)}")
         key = image_key(image["cocoid"] if "cocoid" in image else _field(path, place, image, "filename", str))
         if key in splits:
             raise DataError(f"{path}: {place}: {key} is there before, as {splits[key]}")
-        splits[key] = SPLIT_NAMES[split]
+        splits[key] = KARPATHYS_SPLITS[split]
         sentences = _field(path, place, image, "sentences", list)
         captions[key] = [_field(path, f"{place}: sentence", sentence, "raw", str).strip() for sentence in sentences]
     return splits, captions

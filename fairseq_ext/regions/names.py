@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from fairseq_ext.training.pictures import ENDINGS
+
 __all__ = ["few", "image_key", "least"]
 
 NUMBERED = re.compile(r"(?:(?:COCO_(?:train|val|test)\d{4}|flickr30k)_)?(\d+)", re.IGNORECASE)
+
+FILE = re.compile(f"({'|'.join(map(re.escape, (*ENDINGS, '.npz', '.npy')))})+$", re.IGNORECASE)
 
 
 def image_key(name: str | int) -> str:
@@ -16,7 +20,7 @@ def image_key(name: str | int) -> str:
     Any other name, such as Flickr8k's ``1001773457_577c3a7d70.jpg``, is its own key, without the folder and the ending.
     """
     stem = str(name).replace("\\", "/").rpartition("/")[2]
-    stem = re.sub(r"(\.(jpe?g|png|gif|webp|bmp|tiff?|npz|npy))+$", "", stem, flags=re.IGNORECASE)
+    stem = FILE.sub("", stem)
     number = NUMBERED.fullmatch(stem)
     return str(int(number[1])) if number else stem
 

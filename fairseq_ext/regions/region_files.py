@@ -24,13 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_ext.regions.arrays import load_npz, read_array
 from fairseq_ext.regions.boxes import check_boxes
 from fairseq_ext.regions.names import few, image_key, least
+from fairseq_ext.training.arrays import load_npz, read_array
 from fairseq_ext.training.errors import DataError
-from fairseq_ext.training.files import is_finite, read_json_lines, read_lines
+from fairseq_ext.training.files import read_json_lines, read_lines
+from fairseq_ext.training.json_values import is_finite
+from fairseq_ext.training.options import find_split
 
-__all__ = ["FeatureFiles", "Record", "category_names", "read_records", "split_file"]
+__all__ = ["FeatureFiles", "Record", "category_names", "read_records", "split_file", "split_name"]
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,22 @@ class Record:
 
 
 def split_file(folder: Path, split: str) -> Path:
-    """``SPLIT.jsonl`` or ``SPLIT.jsonl.gz``.
+    """``SPLIT.jsonl`` or ``SPLIT.jsonl.gz``, by any name of the split.
 
     Raises:
-        DataError: there is not one of them.
+        DataError: there is none, or more than one.
     """
-    paths = [path for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz") if path.is_file()]
-    if len(paths) != 1:
-        raise DataError(f"{folder}: expected one of {split}.jsonl and {split}.jsonl.gz, got {len(paths)}")
-    return paths[0]
+    name = split_name(folder, split)
+    if name is None:
+        raise DataError(f"{folder}: there is no {split}.jsonl or {split}.jsonl.gz in it")
+    return folder / name
+
+
+def split_name(folder: Path, split: str) -> str | None:
+    """The name of :func:`split_file`; None where there is no such file."""
+    return find_split(
+        folder, split, lambda name: [f for f in (f"{name}.jsonl", f"{name}.jsonl.gz") if (folder / f).is_file()]
+    )
 
 
 def category_names(folder: Path) -> list[str] | None:

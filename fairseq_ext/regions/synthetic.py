@@ -33,11 +33,11 @@ class SceneOptions(OptionSet):
     seed: int = option(0, "of all that is drawn", least=0)
 
 
-def synthesize(options: SceneOptions) -> None:
-    """Write a folder with splits of 80, 10 and 10 in 100; equal options give equal files.
+def synthesize(options: SceneOptions) -> str:
+    """Write made-up scenes with captions, for a try without data.
 
-    An image holds three to eight things, each in the left, middle or right third. A caption names two or three of
-    them, one with its place.
+    The splits hold 80, 10 and 10 in 100; equal options give equal files. An image holds three to eight things, each in
+    the left, middle or right third. A caption names two or three of them, one with its place.
 
     Raises:
         OptionError: a folder that cannot be written, or has another ``train.jsonl`` in it.
@@ -58,6 +58,7 @@ def synthesize(options: SceneOptions) -> None:
         for name, text in texts.items():
             with replacing(out / name) as partial:
                 partial.write_text(text, encoding="utf-8")
+    return f"{options.images} images in {options.out}"
 
 
 def _scene(number: int, captions: int, generator: np.random.Generator) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from fairseq_ext.training.files import is_number
+from fairseq_ext.training.json_values import is_number
 from fairseq_ext.training.progress import is_first_process
 
 __all__ = ["Board", "board_of_run", "log_test"]

@@ -24,7 +24,7 @@ from fairseq_ext.training.json_values import json_text, parse_json
 from fairseq_ext.training.locks import locked
 
 __all__ = [
-    *("MAX_LINE", "STDIN", "count_lines", "is_finite", "is_number", "load_safely", "output_folder", "read_bytes"),
+    *("MAX_LINE", "STDIN", "count_lines", "load_safely", "output_folder", "read_bytes"),
     *("read_json", "read_json_lines", "read_lines", "replacing", "safe_loads_only", "save_atomically"),
     *("staged_folder", "write_json", "writing_to"),
 ]
@@ -230,9 +230,14 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON so that a kill leaves the old file or the new one."""
+    """Write JSON so that a kill leaves the old file or the new one.
+
+    Raises:
+        DataError: a number that is not finite; the old file stays.
+    """
+    text = json_text(value, str(path), indent=2)
     with replacing(path) as partial:
-        partial.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(f"{text}\n", encoding="utf-8")
 
 
 def load_safely(path: str | Path) -> Any:
@@ -285,13 +290,3 @@ def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:
         raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
     except RuntimeError as error:  # what torch's file writer makes of a full disk
         raise CheckpointError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number, which true and false are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a value of JSON is a number that a float can hold."""
-    return is_number(value) and abs(value) <= sys.float_info.max

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from fairseq_ext.training.errors import DataError
 
-__all__ = ["json_text", "parse_json"]
+__all__ = ["is_finite", "is_number", "json_text", "parse_json"]
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -63,7 +65,43 @@ def parse_json(text: str, origin: str, kind: str, file_names: bool = False) -> A
     return value
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON that can be written as UTF-8: as it is, except for the bytes of file names that are not UTF-8."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+def json_text(value: Any, origin: str = "", indent: int | None = None) -> str:
+    """``value`` as JSON that can be written as UTF-8, the bytes of file names that are not UTF-8 as escapes.
+
+    Args:
+        value: mappings, lists, texts and numbers; a figure that is undefined is None, which is ``null``.
+        origin: what the value is of, for the message. Default: nothing.
+        indent: of each level. Default: all in one line.
+
+    Raises:
+        DataError: names a number that is not finite, for which JSON has no word.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    except ValueError:
+        for name, number in _not_finite(value):
+            raise DataError(
+                f"{origin}{': ' if origin else ''}{name} is {number}, which is no result: a model or data are damaged, "
+                "or a training diverged"
+            ) from None
+        raise
     return SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers that JSON cannot hold, named by the keys on the way to them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield name or "the result", value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _not_finite(item, f"{name}.{key}" if name else str(key))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number, which true and false are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float can hold."""
+    return is_number(value) and abs(value) <= sys.float_info.max

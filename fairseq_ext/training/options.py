@@ -6,15 +6,19 @@ import argparse
 import math
 import operator
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
-from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.errors import DataError, OptionError, choose
 
-__all__ = ["SPLITS", "OptionSet", "check_fields", "flag", "idle_fields", "option"]
+__all__ = ["SPLITS", "SPLIT_NAMES", "OptionSet", "check_fields", "find_split", "flag", "idle_fields", "option"]
 
 SPLITS = ("train", "valid", "test")
 """Of a data set; what ``--split`` names."""
+SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "val", "dev", "validation"), "test": ("test",)}
+"""What files, folders and arrays of each split may be called."""
 LIMITS = {"least": "at least", "above": "greater than", "most": "at most", "below": "less than"}
 KEEPS = {"least": operator.ge, "above": operator.gt, "most": operator.le, "below": operator.lt}
 
@@ -65,6 +69,23 @@ def option(
 def flag(name: str) -> str:
     """The option's name on the command line."""
     return f"--{name.replace('_', '-')}"
+
+
+def find_split(place: str | Path, split: str, called: Callable[[str], Iterable[str]]) -> str | None:
+    """What ``place`` has of a split, by whichever of its ``SPLIT_NAMES``; None where there is nothing.
+
+    Args:
+        place: a folder or an archive, for messages.
+        split: one of ``SPLITS``.
+        called: what there is by one of the names, such as its files in each form.
+
+    Raises:
+        DataError: two files, folders or arrays that could be it.
+    """
+    found = [candidate for name in SPLIT_NAMES[split] for candidate in called(name)]
+    if len(found) > 1:
+        raise DataError(f"{place}: both {found[0]} and {found[1]} could be the {split} set")
+    return found[0] if found else None
 
 
 def _check_value(item: Field[Any], value: Any) -> None:

@@ -23,6 +23,8 @@ from transformers.utils import logging
 from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError, first_line
 from fairseq_ext.training.files import load_safely, read_json
 from fairseq_ext.training.progress import say
+from fairseq_ext.training.settings import file_digest
+from fairseq_ext.training.weights import check_finite, listed
 
 __all__ = [
     "LOCAL",
@@ -158,24 +160,15 @@ def load_model(
         model, keys = from_pretrained(folder, **options)
     new = {*keys["missing_keys"], *(name for name, *_ in keys["mismatched_keys"])}
     if new and not start:
-        raise CheckpointError(f"{folder}: not a trained model: its weights lack {_listed(new)}")
+        raise CheckpointError(f"{folder}: not a trained model: its weights lack {listed(sorted(new))}")
     encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
     free = [f"{encoder}pooler.", *([f"{head(model)}."] if head else [])]
     if lacking := {name for name in new if name.startswith(encoder) and not name.startswith(tuple(free))}:
-        raise CheckpointError(f"{folder}: its weights lack {_listed(lacking)} of the encoder")
-    # Parameters, and the statistics of batch norms.
-    if damaged := {
-        name for name, value in model.state_dict().items() if name not in new and not value.isfinite().all()
-    }:
-        raise CheckpointError(f"{folder}: its weights are not finite in {_listed(damaged)}")
+        raise CheckpointError(f"{folder}: its weights lack {listed(sorted(lacking))} of the encoder")
+    check_finite({name: value for name, value in model.state_dict().items() if name not in new}, folder)
     if new:
-        say(f"{folder}: new weights, drawn at random: {_listed(new)}")
+        say(f"{folder}: new weights, drawn at random: {listed(sorted(new))}")
     return model, frozenset(new)
-
-
-def _listed(names: set[str]) -> str:
-    first = ", ".join(sorted(names)[:3])
-    return f"{first} and {len(names) - 3} more" if len(names) > 3 else first
 
 
 def fingerprint(path: str | Path) -> str:
@@ -185,8 +178,7 @@ def fingerprint(path: str | Path) -> str:
     sha = hashlib.sha256()
     for part in parts:
         if part == path or not any(part.match(pattern) for pattern in NOT_OF_THE_MODEL):
-            with open(part, "rb") as file:
-                sha.update(part.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+            sha.update(part.name.encode() + b"\0" + bytes.fromhex(file_digest(part)))
     return sha.hexdigest()
 
 
@@ -219,14 +211,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file, or of a checkpoint of torch, on the CPU.
 
     Raises:
-        CheckpointError: missing or damaged, code in it, or something else than named tensors.
+        CheckpointError: missing or damaged, code in it, or something else than named tensors of finite numbers.
     """
     if Path(path).suffix == ".safetensors":
         with loading(path):
-            return load_file(path)
-    weights = load_safely(path)
+            weights = load_file(path)
+    else:
+        weights = load_safely(path)
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{path}: expected named tensors, such as a model's state_dict")
+    check_finite(weights, path)
     return weights
 
 

@@ -18,7 +18,8 @@ import torch
 from fairseq_ext.training.board import board_of_run
 from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.files import is_number, output_folder, read_json, write_json, writing_to
+from fairseq_ext.training.files import output_folder, read_json, write_json, writing_to
+from fairseq_ext.training.json_values import is_finite
 from fairseq_ext.training.locks import locked
 from fairseq_ext.training.progress import Parts, refuse_processes
 from fairseq_ext.training.settings import Settings
@@ -237,4 +238,5 @@ def _kind(name: str) -> str:
 def shared_figures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of the numbers that all runs hold."""
     names = runs[0] if runs else {}
-    return [name for name in names if all(is_number(run.get(name)) for run in runs)]
+    # NaN, which earlier versions stored, is no figure as None is none.
+    return [name for name in names if all(is_finite(run.get(name)) for run in runs)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from fairseq_ext.training.options import OptionSet
 
-__all__ = ["Settings", "digest"]
+__all__ = ["Settings", "digest", "file_digest", "files_digest"]
 
 
 def digest(*parts: Any) -> str:
@@ -26,6 +27,17 @@ def digest(*parts: Any) -> str:
             sha.update(piece)
         sha.update(b"\0")
     return sha.hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of the content of a file, which need not fit into the memory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_digest(paths: Iterable[str | Path]) -> str:
+    """SHA-256 of the contents of several files, in their order, whatever they are called."""
+    return hashlib.sha256(b"".join(bytes.fromhex(file_digest(path)) for path in paths)).hexdigest()
 
 
 def _pieces(part: Any) -> Iterator[Any]:

@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import importlib.util
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import STDIN, read_lines
+from fairseq_ext.training.json_values import json_text
 from fairseq_ext.training.progress import progress, refuse_processes, reporting, say, warn
-from fairseq_ext.training.settings import Settings
+from fairseq_ext.training.settings import Settings, files_digest
 from fairseq_ext.translate.options import Decoding, TranslateOptions
 from fairseq_ext.translate.output import Output, check_place, opened
 
@@ -78,7 +78,7 @@ def translate(options: TranslateOptions) -> None:
         device=options.device,
         inference_dtype=options.inference_dtype,
     )
-    inputs = {"text": text, "model": _digest(translator.files)}
+    inputs = {"text": text, "model": files_digest(translator.files)}
     settings = Settings.of(options, inputs=inputs, leave_out=NO_SETTINGS)
     with reporting(options.quiet):
         say(str(translator))
@@ -130,7 +130,7 @@ def _rendered(chunk: list[str], translations: list[Translation], first: int, opt
         }
         for number, (line, translation) in enumerate(zip(chunk, translations, strict=True), first)
     )
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(f"{json_text(row)}\n" for row in rows)
 
 
 def _text(file: str) -> tuple[Callable[[], Iterator[str]], int, str]:
@@ -149,11 +149,3 @@ def _text(file: str) -> tuple[Callable[[], Iterator[str]], int, str]:
         total += 1
         sha.update(line.encode() + b"\n")
     return lines, total, sha.hexdigest()
-
-
-def _digest(files: list[Path]) -> str:
-    sha = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            sha.update(hashlib.file_digest(file, "sha256").digest())
-    return sha.hexdigest()

@@ -20,6 +20,7 @@ from omegaconf import open_dict
 from fairseq_ext.models.inference import CONVERTIBLE
 from fairseq_ext.text import PREPARATION, SUBWORD_FILES, Preparation
 from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError, one_line
+from fairseq_ext.training.weights import check_finite
 from fairseq_ext.translate.options import AUTO
 
 __all__ = ["Loaded", "load"]
@@ -101,6 +102,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: a model of --task {task}; translate takes those of --task {TASK}")
     if not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(f"{path}: not a checkpoint of fairseq: its 'model' holds more than tensors")
+    check_finite(weights, path)
     return state
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch_geometric.data import Data
 
 from fairseq_ext.training.loop import finite
+from fairseq_ext.training.modes import evaluating
 from graph.graph_classification.model import logits_of
 from graph.graph_classification.splits import classes_of
 from graph.metrics import classification_metrics
@@ -40,6 +41,6 @@ def evaluate(model: nn.Module, batches: Iterable[Data]) -> dict[str, float | Non
     Raises:
         OptionError: logits that are not finite.
     """
-    model.eval()
-    logits, labels = zip(*((logits_of(model, data), classes_of(data)) for data in batches), strict=True)
+    with evaluating(model):
+        logits, labels = zip(*((logits_of(model, data), classes_of(data)) for data in batches), strict=True)
     return classification_metrics(finite(torch.cat(logits)), torch.cat(labels))

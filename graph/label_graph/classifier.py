@@ -12,8 +12,10 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import CheckpointError, OptionError, one_line
 from fairseq_ext.training.files import load_safely, save_atomically
+from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.progress import progress
+from fairseq_ext.training.weights import check_finite
 from graph.label_graph.data import Sample
 from graph.label_graph.encoder import Encoder, States, fingerprint_of
 from graph.label_graph.label_graph import LabelGraph
@@ -106,11 +108,11 @@ class Classifier:
     @torch.no_grad()
     def probabilities(self, texts: Tensor | States) -> Tensor:
         """Probabilities ``(samples, labels)``, on the CPU, of what :meth:`encode` gives."""
-        self.network.eval()
         device = self.network.output.weight.device
         batches = torch.arange(len(texts)).split(self.options.batch_size)
         bar = progress(batches, "labels", unit=" batches", leave=False)
-        return torch.cat([self.network(texts[batch].to(device)).sigmoid().cpu() for batch in bar])
+        with evaluating(self.network):
+            return torch.cat([self.network(texts[batch].to(device)).sigmoid().cpu() for batch in bar])
 
     def save(self, path: str | Path) -> None:
         """Write one file that holds plain data and tensors only; an encoder by its fingerprint."""
@@ -132,7 +134,7 @@ class Classifier:
         """Read what :meth:`save` wrote.
 
         Raises:
-            CheckpointError: no such file, or another one.
+            CheckpointError: no such file, another one, or one whose weights are not finite.
         """
         content = load_safely(path)
         state = content if isinstance(content, dict) else {}
@@ -143,9 +145,11 @@ class Classifier:
             vocabulary = Vocabulary(tuple(() if encoder else state["words"]))
             network = build_network(options, None if encoder else len(vocabulary), len(labels), state_size=size)
             network.load_state_dict(state["network"])
-            return cls(network, encoder or vocabulary, labels, options, float(state["threshold"]))
+            classifier = cls(network, encoder or vocabulary, labels, options, float(state["threshold"]))
         except Exception as error:  # torn and foreign files raise many types
             raise CheckpointError(f"{path}: not a model of graph.label_graph ({one_line(error)})") from error
+        check_finite(network.state_dict(), path)
+        return classifier
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import STDIN, read_json, read_lines
-from fairseq_ext.training.options import SPLITS
+from fairseq_ext.training.options import SPLITS, find_split
 from fairseq_ext.training.tables import read_labelled_lines
 
 __all__ = ["Sample", "label_matrix", "label_names", "read_file", "read_splits", "unknown_labels"]
@@ -142,13 +142,14 @@ def read_splits(folder: str | Path) -> dict[str, list[Sample]]:
 
 
 def _split_file(folder: Path, split: str) -> Path | None:
-    names = ("valid", "dev") if split == "valid" else (split,)
     endings = [f"{form}{packed}" for form in (".tsv", ".txt", ".json") for packed in ("", ".gz")]
-    candidates = [folder / f"{prefix}{name}{end}" for prefix in ("", "rmsc.data.") for name in names for end in endings]
-    files = [path for path in candidates if path.is_file()]
-    if len(files) > 1:
-        raise DataError(f"{folder}: both {files[0].name} and {files[1].name} could be the {split} set")
-    return files[0] if files else None
+
+    def called(name: str) -> list[str]:
+        files = [f"{prefix}{name}{ending}" for prefix in ("", "rmsc.data.") for ending in endings]
+        return [file for file in files if (folder / file).is_file()]
+
+    name = find_split(folder, split, called)
+    return folder / name if name else None
 
 
 def _split_albums(folder: Path) -> dict[str, list[Sample]]:

@@ -23,6 +23,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.options import OptionSet, option
 from graph.inputs import as_labels, as_weights
 from graph.renode.push import NORMALIZATIONS
@@ -206,9 +207,9 @@ def predict_logits(
     """
     choose("normalization", normalization, NORMALIZATIONS)
     share = NORMALIZATIONS[normalization]
-    model.eval()
     starts = range(0, adjacency.shape[0], chunk)
-    local = np.concatenate([model(to_torch(x[start : start + chunk], device)).cpu().numpy() for start in starts])
+    with evaluating(model):
+        local = np.concatenate([model(to_torch(x[start : start + chunk], device)).cpu().numpy() for start in starts])
     degree = np.maximum(np.diff(adjacency.indptr), 1).astype(np.float32)[:, None]
     left, right = degree ** (share - 1), degree**-share
     z = local

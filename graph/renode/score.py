@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import index_to_mask
 
+from fairseq_ext.training.arrays import write_npz
 from fairseq_ext.training.files import replacing, write_json, writing_to
 from graph.renode.options import ScoreOptions
 from graph.renode.totoro import dataset_totoro
@@ -69,7 +70,6 @@ def write_scores(data: Data, folder: str | Path) -> dict[str, Any]:
             file.write("\t".join(table) + "\n")
             for node, label, score, rank, weight in zip(*table.values(), strict=True):
                 file.write(f"{node}\t{label}\t{score:.8g}\t{rank}\t{weight:.6f}\n")
-        with replacing(folder / "scores.npz") as partial, open(partial, "wb") as file:
-            np.savez_compressed(file, **table)  # type: ignore[arg-type]
+        write_npz(folder / "scores.npz", table, compress=True)
         write_json(folder / "scores.json", summary)
     return summary

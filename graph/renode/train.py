@@ -17,6 +17,7 @@ from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.loop import Training, finite
+from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.runs import Experiment, torch_device
 from fairseq_ext.training.settings import Settings
 from graph.inputs import as_labels, as_weights
@@ -95,7 +96,8 @@ def fit(
 @torch.no_grad()
 def predict(model: nn.Module, data: Data) -> Tensor:
     """The logits of all nodes."""
-    return model.eval()(data.x, data.edge_index)
+    with evaluating(model):
+        return model(data.x, data.edge_index)
 
 
 def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:

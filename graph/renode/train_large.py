@@ -18,6 +18,7 @@ from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.files import save_atomically
 from fairseq_ext.training.loop import Training, finite
+from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.runs import Experiment
 from fairseq_ext.training.settings import Settings
 from graph.metrics import classification_metrics
@@ -129,8 +130,8 @@ def _only_batch(batches: RowBatches) -> list[Batch]:
 @torch.no_grad()
 def _validate(model: PPRGo, batches: Iterable[Batch], accelerator: Accelerator) -> float:
     """Weighted F1 of the rows of all processes."""
-    model.eval()
-    results = [torch.stack([batch.y, model(batch.x, batch.ppr).argmax(1)], 1) for batch in batches]
+    with evaluating(model):
+        results = [torch.stack([batch.y, model(batch.x, batch.ppr).argmax(1)], 1) for batch in batches]
     # The shares of the processes differ in length; -1 fills them up.
     padded = accelerator.pad_across_processes(torch.cat(results), pad_index=-1)
     truth, predicted = accelerator.gather(padded).cpu().numpy().T

@@ -96,7 +96,7 @@ IMAGES = {
     "box of text": (first(boxes=["a"]), "train.jsonl:1: a box is"),
     "not JSON": (content("train.jsonl", b"{\n"), "train.jsonl:1: not a JSON value"),
     "empty split": (content("valid.jsonl", b""), "no image of valid"),
-    "no split": (lambda f: (f / "valid.jsonl").unlink(), "expected one of valid.jsonl and valid.jsonl.gz, got 0"),
+    "no split": (lambda f: (f / "valid.jsonl").unlink(), "there is no valid.jsonl or valid.jsonl.gz in it"),
 }
 VECTORS = {
     "no height": (first(height=0), "train.jsonl:1: height must be a number above 0, got 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import fairseq_ext
+from fairseq_ext.captions.generate import load
 from fairseq_ext.captions.store import KINDS
 from fairseq_ext.models import CaptioningTransformerExtModel
 from fairseq_ext.models.captioning_hub import CaptioningHubInterface
-from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from tests.captions.pictures import prepared
 from tests.models.commands import TINY, configuration, save_checkpoint
 
@@ -61,6 +63,23 @@ def test_an_image_gets_the_caption_that_it_has_in_a_batch(hub: CaptioningHubInte
     captions = [hub.caption(**parts(hub, n), beam=2, max_len_b=7, lenpen=1.5) for n in range(len(dataset))]
     assert captions == expected
     assert len(set(captions)) > 1
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    """By the hub, and by the command."""
+    fairseq_ext.register()
+    data = prepared(tmp_path, "classes")
+    cfg = configuration("captioning_transformer_ext", TINY, data=data, task="captioning")
+    built = tasks.setup_task(cfg.task)
+    model = models.build_model(cfg.model, built)
+    model.encoder.layers[0].fc1.bias.data[0] = torch.nan
+    path = save_checkpoint(model, cfg, tmp_path / "model.pt", task_state=built.state_dict())
+    for read in (
+        lambda: CaptioningTransformerExtModel.from_pretrained(str(tmp_path), "model.pt", str(data)),
+        lambda: load([str(path)], str(data)),
+    ):
+        with pytest.raises(CheckpointError, match=r"model.pt: its weights are not finite in encoder.layers.0.fc1.bias"):
+            read()
 
 
 def test_what_is_no_image_of_its_data_is_refused(hub: CaptioningHubInterface) -> None:

@@ -88,6 +88,13 @@ def test_what_is_no_experiment_is_named(tmp_path):
                 compare_experiments(first, str(tmp_path / "b"))
 
 
+def test_what_earlier_versions_stored_as_no_number_is_no_figure(tmp_path):
+    first = results(tmp_path / "a", {"seed1": {"f1": 0.5, "auc": 0.5}})
+    (tmp_path / "a" / "results.json").write_text((tmp_path / "a" / "results.json").read_text().replace("0.5", "NaN", 1))
+    _, row = compare_experiments(first, first)
+    assert row["metric"] == "auc" and row["difference"] == 0
+
+
 def test_only_runs_of_both_count():
     result = paired_differences({"a": 1.0, "b": 2.0, "c": 9.0}, {"b": 1.0, "a": 4.0, "d": 0.0})
     assert (result["runs"], result["first"], result["second"]) == (2, 1.5, 2.5)

@@ -11,6 +11,7 @@ import pytest
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_json_lines, write_json
 from fairseq_ext.training.interruption import run_command
+from fairseq_ext.training.json_values import is_finite, is_number
 from fairseq_ext.training.program import Program
 
 READERS = {"file": read_json, "lines": lambda path: next(value for value, _ in read_json_lines(path))}
@@ -76,3 +77,15 @@ def test_any_terminal_gets_utf8(monkeypatch, encoding):
     assert json.loads(raw.getvalue().decode()) == show()
     assert run_command(lambda: print(NAME)) == 0
     assert raw.getvalue().endswith(b"caf\\udce9-data\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "finite"),
+    [
+        *[("1", 1, 1), ("-2.5", 1, 1), ("true", 0, 0), ("null", 0, 0), ('"1"', 0, 0), ("[1]", 0, 0)],
+        *[("NaN", 1, 0), ("Infinity", 1, 0), ("1e999", 1, 0), ("1" + 400 * "0", 1, 0)],
+    ],
+)
+def test_numbers_of_json(text, number, finite):
+    value = json.loads(text)
+    assert (is_number(value), is_finite(value)) == (bool(number), bool(finite))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from fairseq_ext.training.program import Program
 from fairseq_ext.training.progress import say
 from fairseq_ext.training.runs import Experiment
 from fairseq_ext.training.settings import Settings
+from tests.helpers import ROOT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +223,26 @@ def test_what_a_command_returns_is_printed(result, printed, capsys):
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.parametrize(
+    ("result", "name"),
+    [({"f1": 0.5, "of": [0.5, float("nan")]}, "of.1 is nan"), (iter([{"a": 1}, {"a": float("-inf")}]), "a is -inf")],
+    ids=["mapping", "rows"],
+)
+def test_a_number_that_json_cannot_hold_is_named(result, name, capsys):
+    """Half of a JSON that no reader reads would be taken for a result."""
+    some = Program("some.trainer", "Trains something.")
+
+    @some.command
+    def show():
+        """Show it."""
+        return result
+
+    with pytest.raises(DataError, match=rf"^{name}, which is no result") as refusal:
+        some(["show"])
+    assert refusal.value.code == 2
+    assert all(json.loads(line) for line in capsys.readouterr().out.splitlines())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output(OptionSet):
     """Where it writes."""
@@ -367,3 +389,15 @@ def test_an_alias_is_the_option_on_the_command_line_and_in_a_file(tmp_path):
     renamed(["train", "--learning-rate", "0.2"])
     renamed(["train", *config(tmp_path, {"learning_rate": 0.3})])
     assert rates == [0.2, 0.3]
+
+
+def test_no_command_only_calls_the_function_of_its_name():
+    """``main.command(function)`` has its help and its options from one place."""
+    wrappers = []
+    for path in ROOT.glob("*/*/__main__.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Return) and len(node.body) <= 2:
+                called = node.body[-1].value.func if isinstance(node.body[-1].value, ast.Call) else None
+                if node.name in (getattr(called, "id", ""), getattr(called, "attr", "")):
+                    wrappers.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert wrappers == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,9 @@ from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.pretrained import fingerprint
 from fairseq_ext.training.runs import Experiment
-from fairseq_ext.training.settings import Settings, digest
+from fairseq_ext.training.settings import Settings, digest, file_digest, files_digest
 from graph.graph_classification import options as graph_classification
 from graph.label_graph import options as label_graph
 from graph.renode import options as renode
@@ -162,6 +164,20 @@ class Renamed(OptionSet):
     data: str = option()
     step_size: float = option(0.1, aliases=("lr",))
     sizes: tuple[int, ...] = option((2, 3))
+
+
+def test_digests_of_files_stay_what_they_are(tmp_path):
+    """Those of caches and results that are there."""
+    contents = {"a.txt": b"abc", "b.txt": b""}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    a, b = (hashlib.sha256(content) for content in contents.values())
+    paths = [tmp_path / name for name in contents]
+    assert [file_digest(path) for path in paths] == [a.hexdigest(), b.hexdigest()]
+    assert a.hexdigest() == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files_digest(paths) == hashlib.sha256(a.digest() + b.digest()).hexdigest() != files_digest(paths[::-1])
+    of_folder = hashlib.sha256(b"a.txt\0" + a.digest() + b"b.txt\0" + b.digest())
+    assert fingerprint(tmp_path) == of_folder.hexdigest()
 
 
 def test_a_renamed_option_is_the_same_setting():

@@ -275,6 +275,12 @@ def truncated(copied):
     (copied / CHECKPOINT).write_bytes((copied / CHECKPOINT).read_bytes()[:9999])
 
 
+def not_finite(copied):
+    state = torch.load(copied / CHECKPOINT, weights_only=False)
+    state["model"]["encoder.layers.0.fc1.bias"][0] = torch.inf
+    torch.save(state, copied / CHECKPOINT)
+
+
 CHECKPOINT, DICTIONARY, PREPARATION = "model/checkpoint_best.pt", "data/dict.de.txt", "data/prepare.json"
 NO_CHECKPOINT = "not a checkpoint of fairseq"
 # What is done to the folder, the place that the message names, and what it says.
@@ -289,6 +295,7 @@ DAMAGES = {
     "weights that are none": (changed(model={"a": 1}), CHECKPOINT, NO_CHECKPOINT),
     "a language model": (changed(task___name="language_modeling"), CHECKPOINT, "--task language_modeling"),
     "unknown architecture": (changed(model___name="nothing"), CHECKPOINT, "cannot be built"),
+    "weights that are not finite": (not_finite, CHECKPOINT, "its weights are not finite in encoder."),
     "no weights": (changed(model={}), CHECKPOINT, "cannot be built"),
     "bad option": (changed(model__norm="nonorm"), "--norm", "nonorm"),
     "moved data": (changed(task__data="gone/data"), CHECKPOINT, "gone/data, and there is no such folder"),

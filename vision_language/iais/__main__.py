@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fairseq_ext.regions.synthetic import SceneOptions
-from fairseq_ext.regions.synthetic import synthesize as write_scenes
+from fairseq_ext.regions.synthetic import synthesize
 from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.compare import compare
 from fairseq_ext.training.errors import OptionError
@@ -87,11 +86,7 @@ def convert(options: conversion.ConvertOptions) -> str:
     return f"{options.out}: {', '.join(f'{name} {count}' for name, count in counts.items())}"
 
 
-@main.command
-def synthesize(options: SceneOptions) -> str:
-    """Write made-up scenes with captions, for a try without data."""
-    write_scenes(options)
-    return f"{options.images} images in {options.out}"
+main.command(synthesize)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from fairseq_ext.regions.boxes import Regions
 from fairseq_ext.regions.caption_files import read_captions
 from fairseq_ext.regions.feature_files import Images, open_features
 from fairseq_ext.regions.json_files import read_instances, read_karpathy, read_sizes
+from fairseq_ext.regions.region_files import split_name
 from fairseq_ext.regions.splits import SPLITS, drawn
+from fairseq_ext.training.arrays import write_npy
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import replacing, writing_to
 from fairseq_ext.training.options import OptionSet, option
@@ -70,7 +72,7 @@ def convert(options: ConvertOptions) -> dict[str, int]:
         DataError: a bad file, one with a number that is not finite, or images that captions and splits do not name.
     """
     out = Path(options.out)
-    if present := [path.name for split in SPLITS for path in out.glob(f"{split}.jsonl*")]:
+    if present := [name for split in SPLITS if (name := split_name(out, split))]:
         raise OptionError(f"--out: {out} already holds {present[0]}: choose another folder, or delete it")
     split_of, texts = read_karpathy(options.split_file) if options.split_file else ({}, {})
     if options.captions:
@@ -143,13 +145,8 @@ def _line(regions: Regions, captions: list[str], out: Path) -> str | None:
     if regions.confidence is not None:
         value["confidence"] = regions.confidence[kept].clip(0, 1).round(6).tolist()
     if regions.features is not None:
-        _save_features(out / "features" / f"{image_id}.npy", regions.features[kept])
+        write_npy(out / "features" / f"{image_id}.npy", regions.features[kept])
     return json.dumps({**value, "captions": captions}, ensure_ascii=False)
-
-
-def _save_features(path: Path, features: np.ndarray) -> None:
-    with replacing(path) as partial, open(partial, "wb") as file:
-        np.save(file, features)
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from fairseq_ext.training.errors import CheckpointError
+from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.progress import progress
 from vision_language.iais.alignment import isd, map_entropy
 from vision_language.iais.data import Collator, RegionData
@@ -24,17 +24,6 @@ from vision_language.iais.model import RegionRetriever
 __all__ = ["first_images", "metrics", "pair_measures", "recall_at_k", "released_image_recall", "score_matrix"]
 
 RECALLS = tuple(f"{direction}_r{k}" for direction in ("ir", "tr") for k in (1, 5, 10))
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
 
 
 def score_matrix(
@@ -70,7 +59,7 @@ def score_matrix(
     by_regions = torch.tensor([len(image.boxes) for image in data.images]).argsort(stable=True)
     image_blocks = by_regions.split(max(1, chunk // len(data)))
     bar = progress(total=scores.numel(), desc="scores", unit=" pairs", unit_scale=True, leave=False)
-    with _evaluating(model), bar:
+    with evaluating(model), torch.inference_mode(), bar:
         cut = [{name: value[block, : lengths[block[-1]]] for name, value in texts.items()} for block in text_blocks]
         for images in image_blocks:
             regions = collator.regions([data.images[image] for image in images.tolist()])
@@ -220,7 +209,7 @@ def pair_measures(
     shifts = {"isd": 0} if len(data.images) < 2 else {"isd": 0, "isd_mismatched": 1}
     values = {name: torch.empty(len(data)) for name in (*shifts, "map_entropy")}
     bar = progress(total=len(shifts) * len(order), desc="maps", unit=" pairs", leave=False)
-    with _evaluating(model), IAISHook(model) as hook, bar:
+    with evaluating(model), torch.inference_mode(), IAISHook(model) as hook, bar:
         for (name, shift), start in itertools.product(shifts.items(), range(0, len(order), batch_size)):
             texts = order[start : start + batch_size]
             images = [(int(data.text_to_image[text]) + shift) % len(data.images) for text in texts]

@@ -22,6 +22,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 
 from fairseq_ext.training.errors import CheckpointError, OptionError
 from fairseq_ext.training.pretrained import check_weights, load_model, read_config
+from fairseq_ext.training.weights import listed
 
 __all__ = ["REGION_TYPE", "RegionEmbeddings", "RegionRetriever", "RegionRetrieverConfig", "RegionRetrieverOutput"]
 
@@ -293,15 +294,15 @@ class RegionRetriever(BertPreTrainedModel):
         own = {key: value for key, value in self.state_dict().items() if not key.endswith("label_embeddings.weight")}
         missing = [key for key in own if key not in weights]
         if missing:
-            has = _listed(sorted(state_dict)) or "nothing"
-            raise CheckpointError(f"no UNITER checkpoint of this size: it lacks {_listed(missing)}; it has {has}")
+            has = listed(sorted(state_dict)) or "nothing"
+            raise CheckpointError(f"no UNITER checkpoint of this size: it lacks {listed(missing)}; it has {has}")
         other = [
             f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
             for key in own
             if weights[key].shape != own[key].shape
         ]
         if other:
-            raise CheckpointError(f"a UNITER checkpoint of another size: it has {_listed(other)}")
+            raise CheckpointError(f"a UNITER checkpoint of another size: it has {listed(other)}")
         self.load_state_dict({key: weights[key] for key in own}, strict=False)
 
     @torch.no_grad()
@@ -328,10 +329,6 @@ def _own_name(key: str) -> str:
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
         key = f"{key.removesuffix(old)}{new}" if key.endswith(old) else key
     return key
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _check_folder(folder: str | Path, model_type: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.modes import evaluating
 from vision_language.iais.data import Collator, RegionData
 from vision_language.iais.model import RegionRetriever
 
@@ -179,22 +180,20 @@ def hardest(
     """
     if anchors.texts.shape[1] == keep + 1:
         return anchors
-    training = model.training
-    model.eval()
     kept = []
     by_text = anchors.kind == TEXT
-    for texts, images in zip(anchors.texts, anchors.images, strict=True):
-        numbers, lengths = (images, batches.region_counts) if by_text else (texts, batches.text_lengths)
-        order = 1 + np.argsort(lengths[numbers[1:]], kind="stable")
-        scores = []
-        fixed = batches.texts(texts[:1]) if by_text else batches.regions(images[:1])
-        for start in range(0, len(order), batch_size):
-            some = numbers[order[start : start + batch_size]]
-            pair = (fixed, batches.regions(some)) if by_text else (batches.texts(some), fixed)
-            scores.append(model.score_pairs(*pair).flatten())
-        top = torch.cat(scores).float().topk(keep).indices.cpu().numpy()
-        kept.append(np.append(0, order[top]))
-    model.train(training)
+    with evaluating(model):
+        for texts, images in zip(anchors.texts, anchors.images, strict=True):
+            numbers, lengths = (images, batches.region_counts) if by_text else (texts, batches.text_lengths)
+            order = 1 + np.argsort(lengths[numbers[1:]], kind="stable")
+            scores = []
+            fixed = batches.texts(texts[:1]) if by_text else batches.regions(images[:1])
+            for start in range(0, len(order), batch_size):
+                some = numbers[order[start : start + batch_size]]
+                pair = (fixed, batches.regions(some)) if by_text else (batches.texts(some), fixed)
+                scores.append(model.score_pairs(*pair).flatten())
+            top = torch.cat(scores).float().topk(keep).indices.cpu().numpy()
+            kept.append(np.append(0, order[top]))
     columns = np.stack(kept)
     return Anchors(
         anchors.kind, np.take_along_axis(anchors.texts, columns, 1), np.take_along_axis(anchors.images, columns, 1)

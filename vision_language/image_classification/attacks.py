@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_ext.training.modes import evaluating
 from vision_language.image_classification.scores import log_odds
 
 __all__ = ["ATTACKS", "OBJECTIVES", "Attack", "vanishing_gradients"]
@@ -204,15 +205,12 @@ def vanishing_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dic
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients of parameters; afterwards every module and parameter is as before."""
-    modes = {module: module.training for module in model.modules()}
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
     for parameter in learned:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for parameter in learned:
             parameter.requires_grad_(True)

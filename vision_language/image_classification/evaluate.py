@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fairseq_ext.training.arrays import write_npz
 from fairseq_ext.training.errors import DataError, OptionError, choose
-from fairseq_ext.training.files import replacing, write_json, writing_to
+from fairseq_ext.training.files import write_json, writing_to
 from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import SPLITS, option
 from fairseq_ext.training.progress import progress
@@ -25,7 +26,12 @@ from vision_language.image_classification.detection import detection_metrics
 from vision_language.image_classification.image_files import read_split, read_unlabelled
 from vision_language.image_classification.image_set import ImageSet
 from vision_language.image_classification.model import ImageClassifier, load
-from vision_language.image_classification.predict import batches_of, classification_metrics, finite, predict_logits
+from vision_language.image_classification.predict import (
+    batches_of,
+    classification_metrics,
+    finite_logits,
+    predict_logits,
+)
 from vision_language.image_classification.scores import OOD_SCORES, ood_scores
 from vision_language.image_classification.transforms import AUGMENTATIONS, Transform
 
@@ -194,7 +200,7 @@ def _accuracy(
         except ValueError as error:
             raise OptionError(f"--epsilons {epsilon:g}: {error}") from error
         with torch.no_grad():
-            correct += int((finite(classifier(attacked), "under attack").argmax(1) == labels).sum())
+            correct += int((finite_logits(classifier(attacked), "under attack").argmax(1) == labels).sum())
         first += len(labels)
         bar.update(len(labels))
     return correct / first
@@ -241,6 +247,5 @@ def _kept(
             made = {key: value for key, value in options.as_dict().items() if key not in ("model", "data", "out")}
             write_json(out / f"{name}.json", {**result, "options": made, "inputs": inputs, "environment": where})
             if arrays:
-                with replacing(out / f"{name}.npz") as partial, open(partial, "wb") as file:
-                    np.savez_compressed(file, allow_pickle=False, **arrays)
+                write_npz(out / f"{name}.npz", arrays, compress=True)
     return result

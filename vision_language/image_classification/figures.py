@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_ext.training.errors import DataError, OptionError, first_line
+from fairseq_ext.training.arrays import load_npz
+from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.plotting import PALETTE
 from vision_language.image_classification.attacks import ATTACKS
@@ -67,7 +68,7 @@ class Figures:
 
     def arrays(self, name: str) -> list[dict[str, np.ndarray]]:
         """Its arrays."""
-        return [_read_arrays(path.with_suffix(".npz")) for path in self.results[name]]
+        return [load_npz(path.with_suffix(".npz")) for path in self.results[name]]
 
 
 def _check_alike(one: Path, first: dict[str, Any], other: Path, second: dict[str, Any]) -> None:
@@ -92,14 +93,6 @@ def _made(content: dict[str, Any]) -> dict[str, Any]:
     inputs = {f"inputs.{name}": value for name, value in content.get("inputs", {}).items()}
     weights = inputs.pop("inputs.model", "")
     return {name: content.get(name) for name in ("model", "data", "images")} | options | inputs | {"weights": weights}
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # damage makes zipfile and NumPy raise many types
-        raise DataError(f"{path}: damaged ({first_line(error)})") from error
 
 
 Experiments = Mapping[str, Figures]

@@ -13,26 +13,20 @@ pictures         ``SPLIT/CLASS/*.png`` (ImageFolder), any format that Pillow rea
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from fairseq_ext.training.errors import DataError, OptionError, first_line
-from fairseq_ext.training.files import read_bytes
-from fairseq_ext.training.options import SPLITS
+from fairseq_ext.training.arrays import array_names, load_npz
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.options import SPLITS, find_split
+from fairseq_ext.training.pictures import ENDINGS, is_picture, open_picture
 from vision_language.image_classification.binary_files import Splits, cifar_splits, idx_splits, numbered
 from vision_language.image_classification.image_set import ImageSet, PictureFiles
 
 __all__ = ["read_split", "read_unlabelled"]
-
-OTHER_NAMES = {"valid": ("val", "validation")}
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def read_split(folder: str | Path, split: str) -> ImageSet | None:
@@ -40,7 +34,7 @@ def read_split(folder: str | Path, split: str) -> ImageSet | None:
 
     Args:
         folder: in one of the forms at the top.
-        split: ``train``, ``valid`` or ``test``; ``val`` and ``validation`` are taken for ``valid``.
+        split: ``train``, ``valid`` or ``test``; ``val``, ``dev`` and ``validation`` are taken for ``valid``.
 
     Raises:
         OptionError: no such folder, or none of the forms in it.
@@ -88,40 +82,27 @@ def _checked(images: ImageSet) -> ImageSet:
     return images
 
 
-def _names(split: str) -> tuple[str, ...]:
-    return (split, *OTHER_NAMES.get(split, ()))
-
-
 def _npz(path: Path) -> Splits:
     if path.suffix == ".npz" and path.is_file():
-        with _arrays(path) as arrays:
-            names = {split: next((n for n in _names(split) if f"x_{n}" in arrays), None) for split in SPLITS}
-        return {s: partial(_from_npz, path, f"x_{n}", f"y_{n}") if n else None for s, n in names.items()}
+        names = array_names(path)
+        found = {s: find_split(path, s, lambda name: {f"x_{name}"} & set(names)) for s in SPLITS}
+        return {s: partial(_from_npz, path, x, f"y_{x[2:]}") if x else None for s, x in found.items()}
     if single := sorted(path.glob("*.npz")) if path.is_dir() else []:
-        by_split = {s: next((f for f in single if f.stem in _names(s)), None) for s in SPLITS}
-        if any(by_split.values()):
-            return {s: partial(_from_npz, f, "x", "y") if f else None for s, f in by_split.items()}
+        files = {file.name for file in single}
+        found = {s: find_split(path, s, lambda name: {f"{name}.npz"} & files) for s in SPLITS}
+        if any(found.values()):
+            return {s: partial(_from_npz, path / f, "x", "y") if f else None for s, f in found.items()}
         if len(single) == 1:
             return _npz(single[0])
     return {}
 
 
-def _arrays(path: Path) -> Any:
-    try:
-        return np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a .npz file ({first_line(error)})") from error
-
-
 def _from_npz(path: Path, x: str, y: str) -> ImageSet:
-    with _arrays(path) as arrays:
-        for name in (x, y):
-            if name not in arrays:
-                raise DataError(f"{path}: has no array {name}, it has {', '.join(arrays) or 'none'}")
-        try:
-            images, labels = arrays[x], arrays[y]
-        except Exception as error:  # damage makes zipfile and NumPy raise many types
-            raise DataError(f"{path}: damaged ({first_line(error)})") from error
+    arrays = load_npz(path, x, y)
+    for name in (x, y):
+        if name not in arrays:
+            raise DataError(f"{path}: has no array {name}, it has {', '.join(array_names(path)) or 'none'}")
+    images, labels = arrays[x], arrays[y]
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
         form = f"{images.dtype} {images.shape}"
         raise DataError(f"{path}: {x} must be uint8 (N, H, W) or (N, H, W, 3), got {form}")
@@ -132,7 +113,8 @@ def _from_npz(path: Path, x: str, y: str) -> ImageSet:
 
 
 def _pictures(folder: Path) -> Splits:
-    places = {split: next((folder / n for n in _names(split) if (folder / n).is_dir()), None) for split in SPLITS}
+    found = {s: find_split(folder, s, lambda name: [name] if (folder / name).is_dir() else []) for s in SPLITS}
+    places = {split: folder / name if name else None for split, name in found.items()}
     if not any(places.values()):
         return {}
     names = {p.name for place in places.values() if place for p in place.iterdir() if p.is_dir()}
@@ -154,16 +136,13 @@ def _from_folders(place: Path, classes: tuple[str, ...]) -> ImageSet:
 
 def _picture_files(folder: Path, recursive: bool = False) -> list[Path]:
     files = folder.rglob("*") if recursive else folder.glob("*")
-    return sorted(file for file in files if file.suffix.lower() in ENDINGS and file.is_file())
+    return sorted(filter(is_picture, files))
 
 
 def _all_grey(paths: Sequence[Path]) -> bool:
     """Whether no picture has colours, by the headers."""
     for path in paths:
-        try:
-            with Image.open(path) as picture:
-                if picture.mode not in ("1", "L", "LA") and not picture.mode.startswith("I;16"):
-                    return False
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: cannot be read as a picture ({first_line(error)})") from error
+        with open_picture(path) as picture:
+            if picture.mode not in ("1", "L", "LA") and not picture.mode.startswith("I;16"):
+                return False
     return True

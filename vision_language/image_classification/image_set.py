@@ -11,7 +11,8 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from fairseq_ext.training.errors import DataError, OptionError, first_line
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.pictures import open_picture
 from fairseq_ext.training.settings import digest
 
 __all__ = ["ImageSet", "PictureFiles"]
@@ -36,13 +37,8 @@ class PictureFiles(Sequence[np.ndarray]):
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, (int, np.integer)):
             return PictureFiles([self.paths[i] for i in index], self.grey)
-        try:
-            with Image.open(self.paths[index]) as picture:
-                return np.asarray(_of_bytes(picture).convert("L" if self.grey else "RGB"))
-        except DataError as error:
-            raise DataError(f"{self.paths[index]}: {error}") from error
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.paths[index]}: cannot be read as a picture ({first_line(error)})") from error
+        with open_picture(self.paths[index]) as picture:
+            return np.asarray(_of_bytes(picture, self.paths[index]).convert("L" if self.grey else "RGB"))
 
     def digest(self) -> str:
         """Of names, sizes and beginnings of the files: all of a large set would take longer to read than to train."""
@@ -53,10 +49,11 @@ class PictureFiles(Sequence[np.ndarray]):
         return digest(sha.hexdigest(), self.grey)
 
 
-def _of_bytes(picture: Image.Image) -> Image.Image:
+def _of_bytes(picture: Image.Image, path: Path) -> Image.Image:
     """Grey of 16 bits in 8; Pillow alone would make white of all that is above 255."""
     if picture.mode in ("I", "F"):
-        raise DataError(f"its pixels are numbers without a scale (mode {picture.mode} of Pillow), not of 8 or 16 bits")
+        scale = f"numbers without a scale (mode {picture.mode} of Pillow), not of 8 or 16 bits"
+        raise DataError(f"{path}: its pixels are {scale}")
     if not picture.mode.startswith("I;16"):
         return picture
     return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))

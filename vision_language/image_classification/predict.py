@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fairseq_ext.training.errors import CheckpointError
+from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.progress import progress
 from vision_language.image_classification.data import Batches, in_channels
 from vision_language.image_classification.image_set import ImageSet
@@ -21,7 +22,7 @@ from vision_language.image_classification.model import ImageClassifier
 from vision_language.image_classification.scores import expected_calibration_error, log_odds, margin
 from vision_language.image_classification.transforms import Transform
 
-__all__ = ["QUANTILES", "batches_of", "classification_metrics", "finite", "predict_logits", "short_metrics"]
+__all__ = ["QUANTILES", "batches_of", "classification_metrics", "finite_logits", "predict_logits", "short_metrics"]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -72,26 +73,23 @@ def predict_logits(
     Raises:
         CheckpointError: a logit that is not finite.
     """
-    training, device = classifier.training, classifier.mean.device
+    device = classifier.mean.device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    classifier.eval()
     rows: list[tuple[int, Tensor]] = []
     batches = batches_of(
         classifier, images, batch_size, transform=transform, workers=workers, share=slice(rank, None, world)
     )
-    try:
-        with torch.no_grad(), progress(total=len(images), desc="logits", unit=" images", leave=False) as bar:
-            for number, (pixels, _) in enumerate(batches):
-                rows.append((number * world + rank, classifier(pixels.to(device)).float().cpu()))
-                bar.update(world * len(pixels))
-    finally:
-        classifier.train(training)
+    bar = progress(total=len(images), desc="logits", unit=" images", leave=False)
+    with evaluating(classifier), torch.no_grad(), bar:
+        for number, (pixels, _) in enumerate(batches):
+            rows.append((number * world + rank, classifier(pixels.to(device)).float().cpu()))
+            bar.update(world * len(pixels))
     if world > 1:
         rows = gather_object(rows)
-    return finite(torch.cat([logits for _, logits in sorted(rows, key=lambda row: row[0])]), images.origin)
+    return finite_logits(torch.cat([logits for _, logits in sorted(rows, key=lambda row: row[0])]), images.origin)
 
 
-def finite(logits: Tensor, origin: str) -> Tensor:
+def finite_logits(logits: Tensor, origin: str) -> Tensor:
     """The logits, where all of them are finite: the class of the others would be the first.
 
     Args:

@@ -10,7 +10,8 @@ from typing import Any, Self
 from PIL import Image
 
 from fairseq_ext.training.errors import CheckpointError
-from fairseq_ext.training.files import is_finite, read_json, write_json
+from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.json_values import is_finite
 from vision_language.image_classification.transforms import Transform, resized_for
 
 __all__ = ["Preprocessing"]

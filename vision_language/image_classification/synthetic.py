@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fairseq_ext.training.files import replacing, writing_to
+from fairseq_ext.training.arrays import write_npz
+from fairseq_ext.training.files import writing_to
 from fairseq_ext.training.options import OptionSet, option
 
 __all__ = ["SHAPES", "PictureOptions", "synthesize"]
@@ -39,8 +40,7 @@ def synthesize(options: PictureOptions) -> str:
     held_out = options.images // 5
     with writing_to(options.out) as out:
         for split, part in (("train", slice(held_out, None)), ("test", slice(held_out))):
-            with replacing(out / f"{split}.npz") as partial, open(partial, "wb") as file:
-                np.savez_compressed(file, x=pixels[part], y=labels[part])
+            write_npz(out / f"{split}.npz", {"x": pixels[part], "y": labels[part]}, compress=True)
     return f"{options.images - held_out} and {held_out} pictures of {len(SHAPES)} classes: {options.out}"
 
 

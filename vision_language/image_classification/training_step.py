@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from fairseq_ext.training.errors import OptionError, first_line
+from fairseq_ext.training.modes import evaluating
 from vision_language.image_classification.attacks import Attack
 from vision_language.image_classification.data import Batches
 from vision_language.image_classification.image_set import ImageSet
@@ -88,8 +89,8 @@ class TrainingStep:
         """
         pixels = self.batches.first_and_last()
         try:
-            with torch.no_grad():
-                logits = self.classifier.eval()(pixels.to(self.accelerator.device))
+            with evaluating(self.classifier), torch.no_grad():
+                logits = self.classifier(pixels.to(self.accelerator.device))
         except (RuntimeError, ValueError) as error:
             size = " x ".join(map(str, pixels.shape[1:]))
             reason = f"the network cannot take images of {size}: {first_line(error)}"

@@ -13,8 +13,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fairseq_ext.training.errors import OptionError
-from fairseq_ext.training.files import replacing, writing_to
+from fairseq_ext.training.arrays import load_npz, write_npz
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import writing_to
 from fairseq_ext.training.loop import seed_of
 from fairseq_ext.training.pretrained import model_digest
 from fairseq_ext.training.progress import say
@@ -55,8 +56,8 @@ def cached_arrays(
         say(f"{path}: {reason}; computed again")
     arrays = compute()
     if accelerator.is_main_process:
-        with writing_to(path.parent, "--cache"), replacing(path) as partial, open(partial, "wb") as file:
-            np.savez(file, key=np.array(key), **arrays)  # type: ignore[arg-type]
+        with writing_to(path.parent, "--cache"):
+            write_npz(path, {"key": np.array(key), **arrays})
     return arrays
 
 
@@ -65,10 +66,9 @@ def _read(path: Path, key: str) -> tuple[dict[str, np.ndarray] | None, str]:
     if not path.exists():
         return None, ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # a damaged archive makes the zip and array readers raise many types
-        return None, f"damaged ({type(error).__name__})"
+        arrays = load_npz(path)
+    except DataError:
+        return None, "damaged"
     if str(arrays.pop("key", None)) != key:
         return None, "of other teachers, texts or settings"
     return arrays, ""

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.options import SPLITS
+from fairseq_ext.training.options import SPLITS, find_split
 from fairseq_ext.training.progress import say
 from vision_language.muka.options import TeacherOptions, TrainingOptions
 from vision_language.muka.text_files import ENDINGS, Texts, read_file
 
 __all__ = ["gold_ids", "read_data", "read_splits", "read_texts", "split_labels", "teacher_data"]
-
-OTHER_NAMES = {"valid": ("dev", "validation")}
 
 
 def _split_files(path: str | Path) -> dict[str, Path]:
@@ -27,16 +25,13 @@ def _split_files(path: str | Path) -> dict[str, Path]:
         raise OptionError(f"--data: {path} does not exist")
     if path.is_file():
         return {"train": path}
-    files: dict[str, Path] = {}
-    for split in SPLITS:
-        names = (split, *OTHER_NAMES.get(split, ()))
-        candidates = [file for name in names for ending in ENDINGS if (file := path / f"{name}{ending}").is_file()]
-        candidates += [path / name for name in names if (path / name / "dataset_info.json").is_file()]
-        if len(candidates) > 1:
-            raise DataError(f"{path}: both {candidates[0].name} and {candidates[1].name} could be the {split} set")
-        if candidates:
-            files[split] = candidates[0]
-    return files
+
+    def called(name: str) -> list[str]:
+        saved = [name] if (path / name / "dataset_info.json").is_file() else []
+        return [file for ending in ENDINGS if (path / (file := f"{name}{ending}")).is_file()] + saved
+
+    found = {split: find_split(path, split, called) for split in SPLITS}
+    return {split: path / name for split, name in found.items() if name}
 
 
 def read_texts(path: str | Path, split: str = "test") -> Texts:
@@ -60,8 +55,8 @@ def read_splits(path: str | Path, valid_fraction: float = 0.05, seed: int = 1) -
     """Training and validation texts, and test texts where there are any.
 
     Args:
-        path: a folder with ``{train,valid,test}`` in a form of :func:`read_file` (``dev`` works for ``valid``), or one
-            file of training texts.
+        path: a folder with ``{train,valid,test}`` in a form of :func:`read_file` (``val``, ``dev`` and ``validation``
+            work for ``valid``), or one file of training texts.
         valid_fraction: share of the training texts that is held out where there is no validation set; the paper's
             code holds out 0.05 (0.1 of 5AbstractsGroup).
         seed: of the hold-out.

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.progress import progress
 from vision_language.muka.models import Classifier
 from vision_language.muka.tokens import Tokens
@@ -49,14 +50,14 @@ def row_values(
 def predict_logits(
     model: nn.Module, tokens: Tokens, batch_size: int, accelerator: Accelerator, description: str = ""
 ) -> Tensor:
-    """Logits of every text without dropout, ``(n, C)`` on the CPU; the model is left in evaluation mode."""
-    model.eval()
+    """Logits of every text without dropout, ``(n, C)`` on the CPU; the model is left in the mode it was in."""
 
     def logits(batch: dict[str, Tensor], number: int) -> Tensor:
         with accelerator.autocast():
             return model(**batch).logits
 
-    return row_values(tokens, logits, batch_size, accelerator, description)
+    with evaluating(model):
+        return row_values(tokens, logits, batch_size, accelerator, description)
 
 
 def logits_of(

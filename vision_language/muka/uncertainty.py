@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.modes import evaluating
 
 __all__ = [
     "OF_SEVERAL_PASSES",
@@ -68,27 +69,24 @@ def active_dropout(model: nn.Module, probability: float | None = None) -> Iterat
     Yields:
         the largest dropout probability that is now active; 0 where there is none.
     """
-    modes = [(module, module.training) for module in model.modules()]
     before: list[tuple[nn.Module, str, float]] = []
     largest = 0.0
     try:
-        model.eval()
-        for module, _ in modes:
-            rates = _rates(module)
-            if rates and not getattr(module, "layerdrop", 0):
-                module.training = True  # not .train(), which would switch the children too
-                for owner, name in rates:
-                    own = float(getattr(owner, name, 1.0))
-                    if probability is not None:
-                        before.append((owner, name, own))
-                        setattr(owner, name, probability)
-                    largest = max(largest, own if probability is None else probability)
-        yield largest
+        with evaluating(model):
+            for module in model.modules():
+                rates = _rates(module)
+                if rates and not getattr(module, "layerdrop", 0):
+                    module.training = True  # not .train(), which would switch the children too
+                    for owner, name in rates:
+                        own = float(getattr(owner, name, 1.0))
+                        if probability is not None:
+                            before.append((owner, name, own))
+                            setattr(owner, name, probability)
+                        largest = max(largest, own if probability is None else probability)
+            yield largest
     finally:
         for owner, name, own in reversed(before):  # an attention and its dropout module name the same one
             setattr(owner, name, own)
-        for module, training in modes:
-            module.training = training
 
 
 def mc_dropout_probabilities(

@@ -442,6 +442,18 @@ def test_a_model_that_is_damaged_is_named(trained, data, tmp_path, command, chan
     assert "\n" not in str(refusal.value) and {path.name for path in tmp_path.iterdir()} == {"model.pt", "a.txt"}
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict", "plot"])
+def test_a_model_that_is_not_finite_is_named(trained, data, tmp_path, capsys, command):
+    state = load_safely(trained / "seed1" / "model.pt")
+    state["network"]["output.bias"][0] = torch.nan
+    torch.save(state, tmp_path / "model.pt")
+    (tmp_path / "a.txt").write_text("soup\n")
+    words = {"predict": [str(tmp_path / "a.txt")], "evaluate": ["--data", str(data)]}.get(command, [])
+    with pytest.raises(CheckpointError, match=r"model.pt: its weights are not finite in output.bias"):
+        main([command, "--model", str(tmp_path / "model.pt"), *words])
+    assert not capsys.readouterr().out
+
+
 def test_a_truncated_model_is_named(trained, tmp_path):
     content = (trained / "seed1" / "model.pt").read_bytes()
     for name, part in {"empty": b"", "half": content[: len(content) // 2], "text": b"soup"}.items():

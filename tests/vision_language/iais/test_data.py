@@ -342,7 +342,7 @@ class TestSplits:
         with pytest.raises(DataError, match=r"test.jsonl:13: image_id 5 is also at .*train.jsonl:5"):
             read_splits(tmp_path)
         (tmp_path / "valid.jsonl.gz").write_bytes(b"")
-        with pytest.raises(DataError, match=r"expected one of valid.jsonl and valid.jsonl.gz, got 2"):
+        with pytest.raises(DataError, match=r"both valid.jsonl and valid.jsonl.gz could be the valid set"):
             read_splits(tmp_path)
 
     def test_splits_of_different_feature_sizes(self, tmp_path):

@@ -1,18 +1,20 @@
-"""Arrays in npy and npz files, read without running what is in them."""
+"""Arrays in npy and npz files: written whole, and read without running what is in them."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import replacing
 
-__all__ = ["load_npz", "read_array", "stream_npz"]
+__all__ = ["array_names", "load_npz", "read_array", "stream_npz", "write_npy", "write_npz"]
 
 POINTER = b"version https://git-lfs"
 
@@ -43,11 +45,39 @@ def load_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     Raises:
         DataError: no npz, a damaged one, or an array of objects, whose reader would run code.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if not names or name in names}
-    except Exception as error:  # as above
-        raise DataError(f"{path}: not an npz of number arrays: {_reason(path, error)}") from error
+    with _npz(path), np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files if not names or name in names}
+
+
+def array_names(path: Path) -> list[str]:
+    """The names of the arrays in an npz, none of which is read.
+
+    Raises:
+        DataError: no npz, or a damaged one.
+    """
+    with _npz(path), np.load(path, allow_pickle=False) as archive:
+        return list(archive.files)
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any], compress: bool = False) -> None:
+    """Write an npz that :func:`load_npz` reads, so that a kill leaves the old file or the new one.
+
+    Args:
+        path: its name is used as it is.
+        arrays: of numbers or texts, by name; ``file`` and ``allow_pickle`` are no names.
+        compress: smaller, and slower to write. Default: False.
+
+    Raises:
+        ValueError: an array of objects.
+    """
+    with replacing(path) as partial, open(partial, "wb") as file:
+        (np.savez_compressed if compress else np.savez)(file, allow_pickle=False, **arrays)
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """The same of an npy of one array."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def stream_npz(path: Path, name: str) -> tuple[tuple[int, ...], Iterator[np.ndarray]]:
@@ -61,20 +91,25 @@ def stream_npz(path: Path, name: str) -> tuple[tuple[int, ...], Iterator[np.ndar
 
 
 def _stream(path: Path, name: str) -> Iterator[Any]:
+    with _npz(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, by_columns, dtype = header[version](file)
+        if dtype.kind != "f" or by_columns or len(shape) < 2:
+            raise ValueError(f"{name} is {dtype} {shape}")
+        yield shape
+        length = dtype.itemsize * math.prod(shape[1:])
+        for _ in range(shape[0]):
+            data = file.read(length)
+            if len(data) < length:
+                raise ValueError(f"{name} is cut short")
+            yield np.frombuffer(data, dtype).reshape(shape[1:])
+
+
+@contextlib.contextmanager
+def _npz(path: Path) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-            version = np.lib.format.read_magic(file)
-            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, by_columns, dtype = header[version](file)
-            if dtype.kind != "f" or by_columns or len(shape) < 2:
-                raise ValueError(f"{name} is {dtype} {shape}")
-            yield shape
-            length = dtype.itemsize * math.prod(shape[1:])
-            for _ in range(shape[0]):
-                data = file.read(length)
-                if len(data) < length:
-                    raise ValueError(f"{name} is cut short")
-                yield np.frombuffer(data, dtype).reshape(shape[1:])
+        yield
     except Exception as error:  # as above
         raise DataError(f"{path}: not an npz of number arrays: {_reason(path, error)}") from error
 

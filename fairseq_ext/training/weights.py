@@ -1,0 +1,36 @@
+"""Weights that a file holds: a model whose weights are not finite would score, and say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fairseq_ext.training.errors import CheckpointError
+
+__all__ = ["check_finite", "listed"]
+
+
+def check_finite(weights: Mapping[str, Any], origin: str | Path) -> None:
+    """Refuse a model, with the statistics of its batch norms, some of whose weights are NaN or infinite.
+
+    Args:
+        weights: by name, such as a ``state_dict``; what is no tensor is passed over.
+        origin: the file or folder, for the message.
+
+    Raises:
+        CheckpointError: names the file and the first such weights.
+    """
+    damaged = [name for name, value in weights.items() if isinstance(value, Tensor) and not value.isfinite().all()]
+    if damaged:
+        raise CheckpointError(
+            f"{origin}: its weights are not finite in {listed(damaged)}: the file is damaged, or its training diverged"
+        )
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first three names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
