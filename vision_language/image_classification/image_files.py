@@ -6,8 +6,9 @@ idx              ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10
 CIFAR batches    ``data_batch_1`` ... ``test_batch``, or ``train`` and ``test``: pickles, which may hold arrays only
 ``.npz``         ``SPLIT.npz`` with arrays ``x`` (uint8, ``(N, H, W)`` or ``(N, H, W, 3)``) and ``y``; or one file with
                  ``x_SPLIT`` and ``y_SPLIT``
-pictures         ``SPLIT/CLASS/*.png`` (ImageFolder), any format that Pillow reads; grey of 16 bits is read in 8.
-                 Classes are sorted by name, by number where all names are numbers
+pictures         ``SPLIT/CLASS/**/*.png`` (ImageFolder), or another of the endings of
+                 :mod:`fairseq_ext.training.pictures`; grey of 16 bits is read in 8. Classes are sorted by name, by
+                 number where all names are numbers
 ===============  =====================================================================================================
 """
 
@@ -23,6 +24,7 @@ from fairseq_ext.training.arrays import array_names, load_npz
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.options import SPLITS, find_split
 from fairseq_ext.training.pictures import ENDINGS, is_picture, open_picture
+from fairseq_ext.training.progress import warn
 from vision_language.image_classification.binary_files import Splits, cifar_splits, idx_splits, numbered
 from vision_language.image_classification.image_set import ImageSet, PictureFiles
 
@@ -64,7 +66,7 @@ def read_unlabelled(path: str | Path, split: str = "test") -> ImageSet:
     try:
         images = read_split(path, split)
     except OptionError:
-        files = _picture_files(path, recursive=True) if path.is_dir() else []
+        files = _pictures_below(path) if path.is_dir() else []
         if not files:
             raise
         return ImageSet(PictureFiles(files, _all_grey(files)), np.zeros(len(files), dtype=np.int64), ("",), str(path))
@@ -126,7 +128,7 @@ def _pictures(folder: Path) -> Splits:
 
 
 def _from_folders(place: Path, classes: tuple[str, ...]) -> ImageSet:
-    files = [(file, label) for label, name in enumerate(classes) for file in _picture_files(place / name)]
+    files = [(file, label) for label, name in enumerate(classes) for file in _pictures_below(place / name)]
     if not files:
         raise DataError(f"{place}: no picture in its folders ({', '.join(ENDINGS)})")
     paths = [file for file, _ in files]
@@ -134,9 +136,14 @@ def _from_folders(place: Path, classes: tuple[str, ...]) -> ImageSet:
     return ImageSet(PictureFiles(paths, _all_grey(paths)), labels, classes, str(place))
 
 
-def _picture_files(folder: Path, recursive: bool = False) -> list[Path]:
-    files = folder.rglob("*") if recursive else folder.glob("*")
-    return sorted(filter(is_picture, files))
+def _pictures_below(folder: Path) -> list[Path]:
+    """The pictures of a folder and of those below it; that other files are left is said, but of hidden ones."""
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
+    pictures = list(filter(is_picture, files))
+    if others := len(files) - len(pictures):
+        first = next(file for file in files if not is_picture(file))
+        warn(f"{folder}: {others} of {len(files)} files are left, such as {first.name}: none of {', '.join(ENDINGS)}")
+    return pictures
 
 
 def _all_grey(paths: Sequence[Path]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.pictures import open_picture
@@ -21,7 +21,7 @@ HEAD = 2**16
 
 
 class PictureFiles(Sequence[np.ndarray]):
-    """Picture files as arrays ``(H, W)`` or ``(H, W, 3)``, decoded when they are asked for.
+    """Picture files as arrays ``(H, W)`` or ``(H, W, 3)``, upright by their EXIF data, decoded when they are asked for.
 
     Args:
         paths: of the files.
@@ -38,7 +38,8 @@ class PictureFiles(Sequence[np.ndarray]):
         if not isinstance(index, (int, np.integer)):
             return PictureFiles([self.paths[i] for i in index], self.grey)
         with open_picture(self.paths[index]) as picture:
-            return np.asarray(_of_bytes(picture, self.paths[index]).convert("L" if self.grey else "RGB"))
+            upright = ImageOps.exif_transpose(picture)
+            return np.asarray(_of_bytes(upright, self.paths[index]).convert("L" if self.grey else "RGB"))
 
     def digest(self) -> str:
         """Of names, sizes and beginnings of the files: all of a large set would take longer to read than to train."""

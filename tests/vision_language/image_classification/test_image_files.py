@@ -125,6 +125,25 @@ def test_folders_of_pictures(tmp_path, mode):
     assert np.array_equal(part.images[0], images.images[3])
 
 
+def test_pictures_below_a_class_are_of_it_and_other_files_are_named(tmp_path, capsys):
+    write_pictures(tmp_path)
+    below = tmp_path / "train" / "cat" / "session"
+    below.mkdir()
+    Image.new("L", (6, 4), 7).save(below / "9.JPEG")
+    for name in ("notes.txt", ".DS_Store"):
+        (below / name).write_text("x")
+    (tmp_path / "train" / "cat" / "gone.png").symlink_to("nowhere")
+    assert read_split(tmp_path, "train").counts == [3, 3]
+    assert "train/cat: 2 of 5 files are left, such as gone.png: none of .png, " in capsys.readouterr().err
+
+
+def test_pictures_are_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (6, 4)).save(tmp_path / "photo.jpg", exif=exif)
+    assert PictureFiles([tmp_path / "photo.jpg"], grey=False)[0].shape == (6, 4, 3)
+
+
 @pytest.mark.parametrize("grey", [True, False])
 def test_grey_of_16_bits_keeps_its_shades(tmp_path, grey):
     """In either order of bytes; a picture of 8 bits with the same shades is the same."""
