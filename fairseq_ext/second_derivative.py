@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["link", "no_second_derivative", "of_formula"]
+
 
 def link(input: Tensor) -> Tensor:
     """Zeros of the shape of ``input`` in the memory of one.

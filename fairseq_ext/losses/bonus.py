@@ -60,7 +60,7 @@ class Bonus:
         require("subsample", self.subsample, 0 < self.subsample <= 1, "in (0, 1]")
         require("bonus_clamp", self.bonus_clamp, 0 <= self.bonus_clamp < 0.5, "in [0, 0.5)")
         joined = self.log_end == 1 or self.log_end <= 1 - self.bonus_clamp
-        require("log_end", self.log_end, joined, f"1, or at most 1 - bonus_clamp {self.bonus_clamp:g}")
+        require("log_end", self.log_end, joined, "1, or at most 1 - bonus_clamp")
         for item in fields(self):
             form, value = _FORM_OF.get(item.name, self.bonus), getattr(self, item.name)
             idle = value != item.default and form != self.bonus

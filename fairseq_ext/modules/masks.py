@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["check_mask"]
+
 
 def check_mask(name: str, mask: Tensor, added: bool = False) -> None:
     """Refuse a mask of 0 and 1: added to scores it would hide nothing, and which of them hides is not said.

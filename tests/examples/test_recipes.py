@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -113,6 +114,8 @@ def test_the_printed_preparation_runs_and_fits_the_recipes(prepare: str, tmp_pat
     assert run(ROOT / script, *words, env=shim(tmp_path)).returncode == 0
     (call,) = calls(tmp_path)
     assert call[:3] == ["python", "-m", "examples.translation.prepare"]
-    joined = mt.parser().parse_args(call[3:]).joined_dictionary
+    parser = argparse.ArgumentParser()
+    mt.Options.add_to(parser)
+    joined = mt.Options.of(parser.parse_args(call[3:])).joined_dictionary
     models = [values(PRESETS[recipe.arch].settings | recipe.model) for recipe in recipes]
     assert any(model.get("share_all_embeddings", False) for model in models) == joined

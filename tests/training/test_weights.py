@@ -19,6 +19,7 @@ CHECKS = {"check_finite", "load_model", "read_weights"}
 NO_MODELS = {
     "fairseq_ext/training/checkpoint.py": "a training that is resumed, whose first loss tells",
     "fairseq_ext/compat/resuming.py": "likewise",
+    "fairseq_ext/compat/processes.py": "likewise",
     "fairseq_ext/compat/messages.py": "for its messages alone",
     "fairseq_ext/compat/inference.py": "fairseq's function with one option more",
     "fairseq_ext/tasks/captioning.py": "the state of a task",

@@ -251,7 +251,7 @@ def test_changed_graphs_are_another_experiment(rings, tmp_path):
     command = train(rings, tmp_path / "out", "--runs", "1", "--epochs", "1", "--defer-start", "-1")
     main(command)
     path = rings / "RINGS" / "raw" / "RINGS_A.txt"
-    path.write_text("\n".join(path.read_text().splitlines()[2:]))  # an edge less
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[2:]))  # an edge less
     with pytest.raises(OptionError, match=r"--out: .* holds runs with inputs\.graphs"):
         main(command)
 
