@@ -16,7 +16,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from examples.results import __main__ as command
 from examples.results import fairseq_programs, inference_dtype, report, translation
 from examples.results.claims import claims_of
-from examples.results.translation import experiments, outputs
+from examples.results.translation import experiments, figures, outputs
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines, write_json
 from tests.examples.test_results import linked
@@ -429,3 +429,12 @@ def test_each_data_set_has_a_table_and_a_verdict(tmp_path):
     assert [claim.paired.pairs for claim in muse] == [3, 3]
     tuned = content("multi30k", tuned=True, name="multi30k_cpu_tuned")
     assert [claim.heading[-5:] for claim in claims_of("translation", [content("multi30k"), tuned])] == ["tuned"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [((1, 1), "one seed: no interval"), ((3, 3), "3 seeds: mean and"), ((3, 2), "2 to 3 seeds: mean and")],
+)
+def test_a_picture_says_of_how_many_seeds_its_rows_are(rows, said):
+    by_system = {str(number): [{"seed": seed} for seed in range(count)] for number, count in enumerate(rows)}
+    assert figures._seeds(by_system).startswith(said)

@@ -52,8 +52,9 @@ def links(by_system: Rows, name: str) -> str:
 
 
 def _seeds(by_system: Rows) -> str:
-    count = len({row["seed"] for rows in by_system.values() for row in rows})
-    return "one seed: no interval" if count == 1 else f"{count} seeds: mean and 95 % interval"
+    least, most = (bound(len(rows) for rows in by_system.values()) for bound in (min, max))
+    count = f"{most}" if least == most else f"{least} to {most}"
+    return "one seed: no interval" if most == 1 else f"{count} seeds: mean and 95 % interval"
 
 
 def draw_differences(by_system: Rows, data: str, file: Path) -> None:
