@@ -88,8 +88,10 @@ def edges_of_matrix(adj_t: Any) -> tuple[Tensor, Tensor]:
 
 
 def refuse_weights(weight: Any, name: str) -> None:
-    """Raises:
-    DataError: weights of edges other than 1, where nothing reads them; ``name`` is what the message calls them.
+    """Refuse weights of edges other than 1, where nothing reads them.
+
+    Raises:
+        DataError: the first of them; ``name`` is what the message calls them.
     """
     weights = as_tensor(weight, name)
     if not bool((weights == 1).all()):
