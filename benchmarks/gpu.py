@@ -29,6 +29,7 @@ from fairseq_ext.training.settings import digest, file_digest
 
 WHOLE = 530.0  # seconds, of nine minutes; the rest is for the start and the end
 GRACE = 5.0  # seconds between asking processes to end and ending them
+SLOWER = 3  # times as long as on the card a part may take in a dry run, on a CPU with other work
 CODE = ("fairseq_ext", "graph", "vision_language", "benchmarks", "examples", "tests")
 OUTPUT = 6000  # characters of the output of a part that did not end well
 
@@ -78,7 +79,8 @@ def measured(part: Part, file: Path, deadline: float) -> Content:
         if not (before["missing"] or before["failed"]):
             return before
         part.resume(before)
-    seconds = min(part.limit, deadline - time.monotonic())
+    limit = SLOWER * part.limit if part.dry_run else part.limit
+    seconds = min(limit, deadline - time.monotonic())
     if seconds > 0:
         say(f"{part.name}: at most {seconds:.0f} seconds")
         run(part, keeper, seconds)

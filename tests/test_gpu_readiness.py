@@ -56,7 +56,7 @@ def test_nothing_is_left_on_the_cpu() -> None:
 class Counting(Part):
     """Writes ``done`` line by line, of which it wants three."""
 
-    name, limit = "counting", 2.0
+    name, limit = "counting", 2 / gpu.SLOWER
     transient = ("done",)
     script = "open('{file}', 'a').write('x\\n' * {lines}); {then}"
     lines, then = 3, "pass"
