@@ -108,7 +108,7 @@ class _Normalize(torch.autograd.Function):
         if grad is not None:
             y, to_x, inv_s, stretch = _saved(ctx)
             with torch.no_grad():
-                h = _gradient(grad, y, inv_s, stretch, *ctx.constants)
+                h = _gradient(grad, y, inv_s, stretch, ctx.constants)
             if torch.is_grad_enabled():
                 # x less its mean: as no output and no gradient depends on that, all derivatives are those at x.
                 h = of_formula(h, lambda x: _plain_normalize(x, *ctx.constants), (y / inv_s).detach() + to_x, (grad,))
@@ -128,20 +128,9 @@ def _saved(ctx: Any) -> tuple[Tensor, ...]:
         ) from error
 
 
-def _gradient(
-    grad: Tensor,
-    y: Tensor,
-    inv_s: Tensor,
-    stretch: Tensor,
-    normalized_shape: tuple[int, ...],
-    eps: float,
-    unbiased: bool,
-    scale: float,
-    k: float,
-    detach_mean: bool,
-    detach_std: bool,
-) -> Tensor:
-    """That of the input, for ``grad`` of the output."""
+def _gradient(grad: Tensor, y: Tensor, inv_s: Tensor, stretch: Tensor, constants: tuple[Any, ...]) -> Tensor:
+    """That of the input, for ``grad`` of the output; ``constants`` are the arguments behind the input."""
+    normalized_shape, _, _, scale, k, detach_mean, detach_std = constants
     h = torch.addcmul(grad, grad, y, value=-k) if k else grad
     factor = scale * inv_s
     if not (detach_mean or detach_std):
