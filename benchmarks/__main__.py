@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
-import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,8 +16,12 @@ import torch
 from benchmarks.timing import Row, inputs_on
 from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.files import read_json, write_json
-from fairseq_ext.training.progress import Reporting, reporting, say
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.program import Program
+from fairseq_ext.training.progress import say
 from fairseq_ext.training.runs import environment, torch_device
+
+main = Program("benchmarks")
 
 NAMES = (
     "kernels",
@@ -49,29 +50,37 @@ def format_row(row: Row) -> str:
     return f"{line}  [target {sign} {row.target:g}: {'met' if row.met else 'MISSED'}]"
 
 
-def main(arguments: Sequence[str] | None = None) -> list[Row]:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", metavar="NAME", nargs="*", help=f"all by default: {', '.join(NAMES)}")
-    parser.add_argument("--device", default="cpu", help="where to measure: cpu or cuda (default: cpu)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write environment and rows to FILE, claim by claim")
-    parser.add_argument("--resume", action="store_true", help="only what FILE does not hold")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition: shows only that it runs")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    Reporting.add_to(parser)
-    options = parser.parse_args(arguments)
-    with reporting(options.quiet):
-        return _measure(options)
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionSet):
+    """What is measured, and where.
+
+    Raises:
+        OptionError: a claim that there is not, or options that do not go together.
+    """
+
+    names: tuple[str, ...] = option((), f"all by default: {', '.join(NAMES)}", positional=True)
+    device: str = option("cpu", "where to measure: cpu or cuda")
+    json: str = option("", "write environment and rows to this file, claim by claim", written=True)
+    resume: bool = option(False, "only what that file does not hold", idle={"json": ("",)})
+    quick: bool = option(False, "tiny sizes, one repetition: shows only that it runs")
+    threads: int = option(1, "of torch", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.names:
+            choose("NAMES", name, NAMES)
+        if self.json and not Path(self.json).absolute().parent.is_dir():
+            raise OptionError(f"--json {self.json}: its folder does not exist")
 
 
-def _measure(options: argparse.Namespace) -> list[Row]:
-    for name in options.names:
-        choose("NAME", name, NAMES)
-    if options.threads < 1:
-        raise OptionError(f"--threads must be at least 1, got {options.threads}")
-    if options.json and not options.json.absolute().parent.is_dir():
-        raise OptionError(f"--json {options.json}: its folder does not exist")
-    if options.resume and not options.json:
-        raise OptionError("--resume: has no effect without --json")
+@main.only
+def measure(options: Options) -> None:
+    """Measure the claims one after the other, and print their ratios.
+
+    Raises:
+        OptionError: a device that this machine does not have.
+        SystemExit: claims that failed, after the others.
+    """
     device = torch_device(options.device)
     if device.type not in ("cpu", "cuda"):
         raise OptionError(f"--device must be cpu or cuda, got {options.device}")
@@ -89,7 +98,7 @@ def _measure(options: argparse.Namespace) -> list[Row]:
     print(", ".join(f"{name} {value}" for name, value in header.items()))
     print("ratio: ours / reference; less is better for ms and MiB, more is better for tokens/s")
     print("[smallest, largest] ratio of neighbouring samples; the times are medians over the same samples")
-    rows = _finished(options.json, header) if options.resume else []
+    rows = _finished(Path(options.json), header) if options.resume else []
     left_out: dict[str, str] = {}
     failed: dict[str, str] = {}
 
@@ -126,9 +135,6 @@ def _measure(options: argparse.Namespace) -> list[Row]:
         keep()
     if failed:
         raise SystemExit("error: " + "; ".join(f"{name}: {error}" for name, error in failed.items()))
-    if options.json:
-        say(f"results: {options.json}")
-    return rows
 
 
 def not_on(module: ModuleType, device: torch.device, quick: bool = False) -> str:
@@ -148,4 +154,4 @@ def _finished(file: Path, header: dict[str, Any]) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

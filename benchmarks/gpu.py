@@ -6,14 +6,13 @@ runs: whatever ends it leaves what is known, and says what is missing. A second 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ from benchmarks.gpu_parts import PARTS, Content, Part
 from examples.results.report import DOCS, ROOT
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import output_folder, read_json, write_json
-from fairseq_ext.training.progress import Reporting, reporting, say
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.program import Program
+from fairseq_ext.training.progress import say
 from fairseq_ext.training.runs import environment
 from fairseq_ext.training.settings import digest, file_digest
 
@@ -33,40 +34,49 @@ SLOWER = 3  # times as long as on the card a part may take in a dry run, on a CP
 CODE = ("fairseq_ext", "graph", "vision_language", "benchmarks", "examples", "tests")
 OUTPUT = 6000  # characters of the output of a part that did not end well
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU: shows only that everything runs")
-    parser.add_argument("--out", type=Path, help="folder of gpu_*.json (default: $OUT, else docs/results)")
-    parser.add_argument("--work", type=Path, default=Path("runs/gpu"), help="folder of logs and trainings")
-    parser.add_argument("--data", type=Path, help="folder of the data sets (default: $FAIRSEQ_EXT_DATA)")
-    parser.add_argument("--jobs", type=int, default=6, help="trainings that share the card (default: 6)")
-    parser.add_argument("--seconds", type=float, default=WHOLE, help=f"for everything (default: {WHOLE:g})")
-    Reporting.add_to(parser)
-    options = parser.parse_args(arguments)
-    with reporting(options.quiet):
-        return _measure(options)
+main = Program("benchmarks.gpu")
 
 
-def _measure(options: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionSet):
+    """Where to, and how much."""
+
+    dry_run: bool = option(False, "tiny sizes on the CPU: shows only that everything runs")
+    out: str = option("", "folder of gpu_*.json (default: $OUT, else docs/results)")
+    work: str = option("runs/gpu", "folder of logs and trainings")
+    data: str = option("", "folder of the data sets (default: $FAIRSEQ_EXT_DATA)")
+    jobs: int = option(6, "trainings that share the card", least=1)
+    seconds: float = option(WHOLE, "for everything", least=0)
+
+
+@main.only
+def measure(options: Options) -> str:
+    """Everything that only a GPU can tell, in nine minutes: tests, ratios, Multi30k to convergence, MNIST.
+
+    A second call does what is missing.
+
+    Raises:
+        OptionError: no GPU, or a folder that cannot be written.
+        SystemExit: with code 1, where anything is missing or has failed.
+    """
     if not options.dry_run and not torch.cuda.is_available():
         raise OptionError("this machine has no GPU: --dry-run tries everything on the CPU")
-    if options.jobs < 1:
-        raise OptionError(f"--jobs must be at least 1, got {options.jobs}")
     # Figures of a dry run are none: they stay out of the measured results.
-    usual = options.work / "dry-run" if options.dry_run else os.environ.get("OUT") or DOCS / "results"
+    usual = Path(options.work, "dry-run") if options.dry_run else os.environ.get("OUT") or DOCS / "results"
     out = output_folder(options.out or usual)
-    data = options.data or Path(os.environ.get("FAIRSEQ_EXT_DATA", ROOT.parent / "shared" / "data"))
+    data = Path(options.data or os.environ.get("FAIRSEQ_EXT_DATA", ROOT.parent / "shared" / "data"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     deadline = time.monotonic() + options.seconds
     contents = []
     for kind in PARTS:
-        work = output_folder(options.work.absolute() / kind.name, "--work")
+        work = output_folder(Path(options.work).absolute() / kind.name, "--work")
         part = kind(work, options.dry_run, options.jobs, data)
         contents.append(measured(part, out / f"gpu_{part.name}.json", deadline))
-    print("\n" + "\n".join(map(report, PARTS, contents)))
-    say(f"results: {out}")
-    return int(any(content["missing"] or content["failed"] for content in contents))
+    summary = "\n".join(["", *map(report, PARTS, contents), f"results: {out}"])
+    if any(content["missing"] or content["failed"] for content in contents):
+        print(summary)
+        raise SystemExit(1)
+    return summary
 
 
 def measured(part: Part, file: Path, deadline: float) -> Content:
@@ -171,4 +181,4 @@ def report(kind: Any, content: Content) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -91,11 +91,16 @@ SHARED = ("help", "config", "quiet")
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, dict[str, argparse.Action]]:
     """The options of every command of a program by name, without those that all commands have."""
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return {
         name: {action.dest: action for action in command._actions if action.dest not in SHARED}
-        for name, command in commands.choices.items()
+        for name, command in forms_of(parser).items()
     }
+
+
+def forms_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of every command of a program by name; the name of an only one is empty."""
+    several = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return several[0].choices if several else {"": parser}
 
 
 def words_of(action: argparse.Action, value: str = "") -> list[str]:

@@ -17,17 +17,18 @@ from fairseq_ext.losses import encouraging_loss
 
 def test_quick_run_prints_every_ratio_and_writes_json(tmp_path, capsys):
     file = tmp_path / "rows.json"
-    rows = main(["loss", "norm", "cross_view", "loss", "--quick", "--json", str(file)])
+    main(["loss", "norm", "cross_view", "loss", "--quick", "--json", str(file)])
     content = json.loads(file.read_text())
-    assert list(dict.fromkeys(row.claim for row in rows)) == ["loss", "norm", "cross_view"]
-    assert all(math.isfinite(row.ratio) and row.ratio > 0 and row.ours > 0 and row.reference > 0 for row in rows)
-    assert len({(row.case, row.unit) for row in rows}) == len(rows) == len(content["rows"])
+    rows = content["rows"]
+    assert list(dict.fromkeys(row["claim"] for row in rows)) == ["loss", "norm", "cross_view"]
+    assert all(math.isfinite(row["ratio"]) and min(row["ratio"], row["ours"], row["reference"]) > 0 for row in rows)
+    assert len({(row["case"], row["unit"]) for row in rows}) == len(rows)
     assert content["environment"]["torch"] == torch.__version__
     printed = capsys.readouterr().out
     assert torch.__version__ in printed
-    assert all(f"{row.ratio:.2f}x" in printed and row.case in printed for row in rows)
+    assert all(f"{row['ratio']:.2f}x" in printed and row["case"] in printed for row in rows)
     # a tiny size says nothing about a target
-    assert all(row["target"] is None and row["met"] is None for row in content["rows"])
+    assert all(row["target"] is None and row["met"] is None for row in rows)
 
 
 def test_rows_are_kept_claim_by_claim_and_resumed(tmp_path, monkeypatch):
@@ -40,9 +41,9 @@ def test_rows_are_kept_claim_by_claim_and_resumed(tmp_path, monkeypatch):
     before = json.loads(file.read_text())["rows"]
     assert {row["claim"] for row in before} == {"loss"}
     monkeypatch.setattr(importlib.import_module("benchmarks.loss"), "run", stopped)
-    rows = main(command)
+    main(command)
     after = json.loads(file.read_text())["rows"]
-    assert after[: len(before)] == before and {row.claim for row in rows} == {"loss", "norm"}
+    assert after[: len(before)] == before and {row["claim"] for row in after} == {"loss", "norm"}
     with pytest.raises(SystemExit, match="was measured elsewhere"):
         main([*command, "--threads", "2"])
 
@@ -55,16 +56,18 @@ def test_a_claim_that_fails_leaves_the_others(tmp_path, monkeypatch):
     content = json.loads(file.read_text())
     assert {row["claim"] for row in content["rows"]} == {"loss", "kernels"} and list(content["failed"]) == ["norm"]
     monkeypatch.undo()
-    assert {row.claim for row in main(["norm", "loss", "--quick", "--json", str(file), "--resume"])} >= {"norm", "loss"}
-    assert json.loads(file.read_text())["failed"] == {}
+    main(["norm", "loss", "--quick", "--json", str(file), "--resume"])
+    content = json.loads(file.read_text())
+    assert {row["claim"] for row in content["rows"]} >= {"norm", "loss"} and content["failed"] == {}
 
 
 def stopped(quick: bool) -> list[Row]:
     raise KeyboardInterrupt
 
 
-def test_a_claim_that_makes_no_sense_on_a_device_is_left_out(capsys):
-    assert main(["kernels"]) == []
+def test_a_claim_that_makes_no_sense_on_a_device_is_left_out(capsys, tmp_path):
+    main(["kernels", "--json", str(tmp_path / "rows.json")])
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == []
     assert "left out on cpu: kernels are for CUDA tensors" in capsys.readouterr().out
     modules = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
     assert {name for name, module in modules.items() if not not_on(module, torch.device("cuda"))} > {"kernels", "loss"}

@@ -1,4 +1,4 @@
-"""Every trainer's command in any ``.md``: it parses, by the names of now, and all can be pasted into one folder."""
+"""Every command of a trainer or an example in any ``.md``: it parses by the names of now; all go into one folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import pytest
 from fairseq_ext import cli
 from fairseq_ext.training.errors import InputError
 from tests.helpers import ROOT
-from tests.test_flags import MODULES, option_sets, program_of
+from tests.test_flags import MODULES, SCRIPTS, option_sets, program_of
 
 NOT_OURS = {".venv", "build", "checkpoints", "data", "data-bin", "runs"}
 PAGES = [page for page in sorted(ROOT.rglob("*.md")) if page.relative_to(ROOT).parts[0] not in NOT_OURS]
 CODE = re.compile(r"^```\w*\n(.*?)^```|((?:^ {4}[^\n]*\n)+)|`([^`]+)`", re.DOTALL | re.MULTILINE)
-SYSTEMS = "|".join(module.removesuffix(".__main__").replace(".", r"\.") for module in MODULES)
+MODULE_OF = {module.removesuffix(".__main__"): module for module in (*MODULES, *SCRIPTS)}
+SYSTEMS = "|".join(name.replace(".", r"\.") for name in MODULE_OF)
+BY_COMMAND = {module.removesuffix(".__main__") for module in MODULES}
 TRAINS = {"train", "train-large", "train-teacher", "amalgamate"}
 UNSAVED = {"out", "runs", "repeats", "splits", "inits"}  # more runs go into the same results
 
@@ -41,7 +43,8 @@ def documented_commands() -> list[Any]:
             for typed, rest in re.findall(rf"(-m (?:{SYSTEMS})|fairseq-ext captions) ([^|>]+)", line):
                 module = typed.removeprefix("-m ").replace("fairseq-ext captions", "fairseq_ext.captions")
                 words = shlex.split(re.sub(r"(\S*)\{(\S+),(\S+)\}", r"\1\2 \1\3", rest), comments=True)
-                if len(words) > 1 and "..." not in words and "COMMAND" not in words:
+                whole = len(words) > 1 or module not in BY_COMMAND
+                if whole and "..." not in words and "COMMAND" not in words:
                     commands.append(pytest.param(module, words, id=f"{name}: {module} {' '.join(words)}"))
     return commands
 
@@ -54,7 +57,7 @@ def options_of_command(module: str, words: list[str]) -> dict[str, Any]:
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            parsed = program_of(f"{module}.__main__").parser().parse_args(words)
+            parsed = program_of(MODULE_OF[module]).parser().parse_args(words)
         sets = [kind.of(parsed) for kind in option_sets(parsed.function).values()]
     except (SystemExit, InputError) as error:
         if isinstance(error, SystemExit) and not error.code:  # --help
@@ -64,13 +67,15 @@ def options_of_command(module: str, words: list[str]) -> dict[str, Any]:
 
 
 def test_there_are_commands():
-    assert {command.values[0] for command in COMMANDS} == {module.removesuffix(".__main__") for module in MODULES}
+    split = "examples.translation.tatoeba.split"  # in a script, and in its own docstring
+    assert {command.values[0] for command in COMMANDS} == set(MODULE_OF) - {split}
 
 
 @pytest.mark.parametrize(("module", "words"), COMMANDS)
 def test_a_documented_command_is_one_by_the_names_of_now(module, words):
     options_of_command(module, words)
-    function = program_of(f"{module}.__main__").commands[words[0]]
+    commands = program_of(MODULE_OF[module]).commands
+    function = commands[words[0] if module in BY_COMMAND else ""]
     earlier = {alias for kind in option_sets(function).values() for alias in kind.aliases()}
     assert not [word for word in words if word.startswith("--") and word[2:].replace("-", "_") in earlier]
 
@@ -83,7 +88,7 @@ def test_no_two_documented_trainings_want_one_folder():
             wanted[folder] = "fairseq-train"
     for command in COMMANDS:
         module, words = command.values
-        if words[0] in TRAINS and "--help" not in words:
+        if module in BY_COMMAND and words[0] in TRAINS and "--help" not in words:
             options = options_of_command(module, words)
             folder = options["out"] or f"{module} {options['dataset']}-{options['loss']}"
             settings = (module, words[0], {key: value for key, value in options.items() if key not in UNSAVED})

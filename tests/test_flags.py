@@ -22,7 +22,7 @@ from fairseq_ext.training.options import OptionSet
 from fairseq_ext.training.program import Program
 from fairseq_ext.training.progress import say
 from tests.graph.graph_classification.conftest import write_tu
-from tests.helpers import ROOT, options_of, words_of
+from tests.helpers import ROOT, forms_of, options_of, words_of
 from tests.training.boards import scalars
 from tests.vision_language.iais.regions import write_regions
 from tests.vision_language.muka.texts import write_encoder, write_texts
@@ -33,6 +33,13 @@ MODULES = [
     for pattern in ("graph/*/__main__.py", "vision_language/*/__main__.py", "fairseq_ext/captions/__main__.py")
     for path in sorted(ROOT.glob(pattern))
 ]
+SCRIPTS = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for top in ("benchmarks", "examples")
+    for path in sorted(ROOT.glob(f"{top}/**/*.py"))
+    if "\nmain = Program(" in path.read_text(encoding="utf-8")
+]
+"""Of one command each."""
 
 
 def program_of(module: str) -> Program:
@@ -43,11 +50,11 @@ def option_sets(function: Any) -> dict[str, type[OptionSet]]:
     return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
 
 
-def all_fields() -> list[tuple[str, dataclasses.Field, Any]]:
+def all_fields(modules: list[str] = MODULES) -> list[tuple[str, dataclasses.Field, Any]]:
     """Place, field and type of every option of every command."""
     return [
         (f"{module.removesuffix('.__main__')} {command}", item, get_type_hints(kind)[item.name])
-        for module in MODULES
+        for module in modules
         for command, function in program_of(module).commands.items()
         for kind in option_sets(function).values()
         for item in dataclasses.fields(kind)
@@ -153,11 +160,9 @@ def test_an_option_has_one_type_everywhere():
     assert {name: dict(kinds) for name, kinds in types.items() if len(kinds) > 1}.keys() == PUBLISHED_TWICE
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, *SCRIPTS])
 def test_help_has_no_markup_and_every_default(module):
-    parser = program_of(module).parser()
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    for command, form in commands.choices.items():
+    for command, form in forms_of(program_of(module).parser()).items():
         text = "".join(form.format_help().split())  # which is broken at hyphens
         assert not re.search("``|:`", text), command
         on = [action for action in form._actions if isinstance(action, argparse.BooleanOptionalAction)]
@@ -165,7 +170,8 @@ def test_help_has_no_markup_and_every_default(module):
 
 
 def test_every_option_says_what_it_is():
-    assert not [f"{place} --{item.name}" for place, item, _ in all_fields() if not item.metadata["help"].strip()]
+    options = all_fields([*MODULES, *SCRIPTS])
+    assert not [f"{place} --{item.name}" for place, item, _ in options if not item.metadata["help"].strip()]
 
 
 @pytest.fixture
@@ -180,7 +186,7 @@ def called(tmp_path, monkeypatch):
             (tmp_path / "options.json").write_text(json.dumps(config))
             words = [*words, "--config", str(tmp_path / "options.json")]
         try:
-            program([command, *words])
+            program([command, *words] if command else words)
         except InputError as error:
             return str(error)
         finally:
@@ -211,7 +217,7 @@ def given(action: argparse.Action, value: Any) -> list[str]:
     return [*words_of(action, str(first)), *map(str, rest)]
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, *SCRIPTS])
 def test_a_file_gives_every_option_as_the_command_line_does(module, called):
     program = program_of(module)
     actions = options_of(program.parser())
@@ -332,7 +338,7 @@ def unchecked(kind: type[OptionSet], arguments: argparse.Namespace) -> OptionSet
     return options
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, *SCRIPTS])
 def test_every_command_is_quiet_and_says_where_it_wrote(module, capsys, monkeypatch):
     """Whatever it does: a command that is added has both by itself."""
     monkeypatch.setattr(OptionSet, "of", classmethod(unchecked))
@@ -354,8 +360,9 @@ def test_every_command_is_quiet_and_says_where_it_wrote(module, capsys, monkeypa
             return {}
 
         monkeypatch.setitem(program.commands, command, busy)
-        program([command, *words])
+        words = [command, *words] if command else words
+        program(words)
         results = f"| results: {', '.join(['x'] * len(written))}\n" if written else ""
         assert capsys.readouterr() == ("{}\n", f"| begins\n{results}"), command
-        program([command, *words, "--quiet"])
+        program([*words, "--quiet"])
         assert capsys.readouterr() == ("{}\n", ""), command

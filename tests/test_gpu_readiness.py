@@ -136,8 +136,10 @@ def test_without_time_a_part_says_so(part: Counting, tmp_path: Path) -> None:
 def test_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(gpu, "PARTS", [type("Told", (Counting,), {"summary": staticmethod(lambda content: ["said"])})])
     command = ["--dry-run", "--work", str(tmp_path), "--out", str(tmp_path / "out")]
-    assert gpu.main([*command, "--seconds", "0"]) == 1
-    assert gpu.main(command) == 0
+    with pytest.raises(SystemExit) as end:
+        gpu.main([*command, "--seconds", "0"])
+    assert end.value.code == 1
+    gpu.main(command)
     assert re.search(r"^counting +complete +\d+ s  said$", capsys.readouterr().out, re.MULTILINE)
 
 

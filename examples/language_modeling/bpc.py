@@ -9,14 +9,25 @@ character; the two counts come from the preparation, and the evaluation must hav
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines
-from fairseq_ext.training.interruption import run_command
+from fairseq_ext.training.options import SPLITS, OptionSet, option
+from fairseq_ext.training.program import Program
+
+main = Program("examples.language_modeling.bpc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionSet):
+    """Which log, and of what."""
+
+    log: str = option(help="what fairseq-eval-lm printed (stdout and stderr)", positional=True)
+    data: str = option(help="folder of examples.language_modeling.prepare")
+    subset: str = option("test", "what was evaluated", SPLITS)
 
 
 def bits_per_character(log: str, tokens: int, characters: int) -> float:
@@ -35,30 +46,25 @@ def bits_per_character(log: str, tokens: int, characters: int) -> float:
     return float(loss[-1]) * tokens / characters
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.language_modeling.bpc", description="Bits per character from a log of fairseq-eval-lm."
-    )
-    parser.add_argument("log", type=Path, help="what fairseq-eval-lm printed (stdout and stderr)")
-    parser.add_argument("--data", type=Path, required=True, help="folder of examples.language_modeling.prepare")
-    parser.add_argument("--subset", choices=("train", "valid", "test"), default="test", help="default: test")
-    return parser
+@main.only
+def show(options: Options) -> str:
+    """Bits per character from a log of fairseq-eval-lm.
 
-
-def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
-    prepared = args.data / "prepare.json"
+    Raises:
+        DataError: a log without result, or one over other symbols than the folder's.
+    """
+    prepared = Path(options.data) / "prepare.json"
     try:
-        split = read_json(prepared)["splits"][args.subset]
+        split = read_json(prepared)["splits"][options.subset]
         tokens, characters = split["tokens"], split["characters"]
     except (KeyError, TypeError) as error:
         raise DataError(f"{prepared}: no folder of examples.language_modeling.prepare (no {error})") from error
     try:
-        value = bits_per_character("\n".join(line for line, _ in read_lines(args.log)), tokens, characters)
+        value = bits_per_character("\n".join(line for line, _ in read_lines(options.log)), tokens, characters)
     except ValueError as error:
-        raise DataError(f"{args.log}: {error}") from error
-    print(f"{args.subset}: {value:.4f} bits per character ({characters:,} characters)")
+        raise DataError(f"{options.log}: {error}") from error
+    return f"{options.subset}: {value:.4f} bits per character ({characters:,} characters)"
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    main()

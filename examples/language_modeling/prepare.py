@@ -12,8 +12,6 @@ The parts are consecutive: training text first, then valid, then test.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +21,11 @@ from examples.translation.staging import binarised_folder, check_unknown, fairse
 from fairseq_ext.text import clean, learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_bytes, write_json
-from fairseq_ext.training.interruption import run_command
 from fairseq_ext.training.options import SPLITS, OptionSet, option
-from fairseq_ext.training.progress import Reporting, progress, reporting, say
+from fairseq_ext.training.program import Program
+from fairseq_ext.training.progress import progress, say
+
+main = Program("examples.language_modeling.prepare")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +122,11 @@ def subword_symbols(parts: list[bytes], stage: Path, vocab_size: int) -> list[st
     return []
 
 
+@main.only
 def prepare(options: Options) -> None:
-    """The folder ``--out``, in one piece or not at all.
+    """Split a text file into train, valid and test, and binarise it for fairseq's language models.
+
+    ``--out`` appears in one piece, or not at all.
 
     Raises:
         DataError: a file that is damaged or empty, or not UTF-8 where subwords are learned.
@@ -160,20 +163,7 @@ def prepare(options: Options) -> None:
             file.unlink()
         symbols.rmdir()
         write_json(stage / "prepare.json", {"symbols": options.symbols, "splits": report})
-    say(f"results: {options.out}")
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.language_modeling.prepare",
-        description="Splits a text file into train, valid and test and binarises it for fairseq's language models.",
-    )
-    for kind in (Options, Reporting):
-        kind.add_to(parser)
-    arguments = parser.parse_args(argv)
-    with reporting(arguments.quiet):
-        prepare(Options.of(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    main()

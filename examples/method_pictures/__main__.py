@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from examples.method_pictures import PICTURES, draw
-from fairseq_ext.training.interruption import run_command
+from fairseq_ext.training.errors import choose
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.program import Program
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "methods"
 
+main = Program("examples.method_pictures")
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m examples.method_pictures", description="Draw one picture a method")
-    parser.add_argument("name", nargs="*", metavar="NAME", help=f"{', '.join(PICTURES)} (default: all)")
-    parser.add_argument("--out", default=PAGES, help="folder of the pictures (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    for name in options.name:
-        if name not in PICTURES:
-            parser.error(f"there is no picture {name!r}; there are {', '.join(PICTURES)}")
-    for name in options.name or PICTURES:
-        print(draw(name, options.out))
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionSet):
+    """Which pictures.
+
+    Raises:
+        OptionError: a picture that there is not.
+    """
+
+    names: tuple[str, ...] = option((), f"{', '.join(PICTURES)} (default: all)", positional=True)
+    out: str = option("", "folder of the pictures (default: docs/methods)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.names:
+            choose("NAMES", name, PICTURES)
+
+
+@main.only
+def draw_pictures(options: Options) -> None:
+    """Draw one picture a method."""
+    for name in options.names or PICTURES:
+        print(draw(name, options.out or PAGES))
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    main()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from nbformat import NotebookNode
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import output_folder, replacing
-from fairseq_ext.training.interruption import run_command
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.program import Program
+from fairseq_ext.training.progress import progress
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -111,34 +112,45 @@ def problems(notebook: NotebookNode) -> Iterator[str]:
                     yield f"cell {number}: {str(text)[place.start() : place.start() + 60]!r} is of this machine"
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.notebooks",
-        description="Run the notebooks from top to bottom, and write them with what they print and draw.",
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(QUICK)} (default: all of them)")
-    parser.add_argument("--out", type=Path, help="folder for the notebooks and all that they write (default: in place)")
-    parser.add_argument("--quick", action="store_true", help="with small values of the parameters, into --out")
-    return parser.parse_args(arguments)
+main = Program("examples.notebooks")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    for name in options.names:
-        choose("NAME", name, QUICK)
-    if options.quick and not options.out:
-        raise OptionError("--quick: needs --out, as its outputs are not those of the notebooks' own parameters")
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionSet):
+    """Which notebooks, and where to.
+
+    Raises:
+        OptionError: a notebook that there is not, or small values in place of a notebook's own.
+    """
+
+    names: tuple[str, ...] = option((), f"{', '.join(QUICK)} (default: all of them)", positional=True)
+    out: str = option("", "folder for the notebooks and all that they write (default: in place)")
+    quick: bool = option(False, "with small values of the parameters, into --out")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.names:
+            choose("NAMES", name, QUICK)
+        if self.quick and not self.out:
+            raise OptionError("--quick: needs --out, as its outputs are not those of the notebooks' own parameters")
+
+
+@main.only
+def run(options: Options) -> None:
+    """Run the notebooks from top to bottom, and write them with what they print and draw.
+
+    Raises:
+        DataError: outputs that are not to be shown.
+    """
     folder = output_folder(options.out or HERE)
-    for name in options.names or QUICK:
-        print(f"{name} ...", flush=True)
+    for name in progress(options.names or tuple(QUICK), "notebooks", unit=" notebooks"):
         notebook = execute(HERE / f"{name}.ipynb", folder, QUICK[name] if options.quick else {})
         with replacing(folder / f"{name}.ipynb") as partial:
             nbformat.write(notebook, partial)
         if seen := list(problems(notebook)):
             raise DataError(f"{folder / name}.ipynb: not to be shown as it is: {'; '.join(seen)}")
-        print(f"  {folder / name}.ipynb")
-    return 0
+        print(folder / f"{name}.ipynb", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    main()

@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import shlex
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import write_json, writing_to
-from fairseq_ext.training.interruption import run_command
-from fairseq_ext.training.progress import Reporting, reporting, say
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.program import Program
+from fairseq_ext.training.progress import say
 
 from .corpus import new_line, parse_locale
 from .pipeline import Pipeline, Settings
 
+main = Program("examples.quickstart")
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.quickstart",
-        description="Make a small corpus, train a model with every method combined, translate, score and plot.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    default = Settings()
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/quickstart"), help="folder for everything that is written"
-    )
-    parser.add_argument("--source", default=default.source, help="source language, a CLDR locale such as en or pt_BR")
-    parser.add_argument("--target", default=default.target, help="target language, a CLDR locale")
-    parser.add_argument("--baseline", action="store_true", help="also train the plain Transformer on the same budget")
-    parser.add_argument("--pairs", type=int, default=default.pairs, help="sentence pairs, valid and test included")
-    parser.add_argument(
-        "--vocab", type=int, default=default.vocab, help="SentencePiece pieces, both languages together"
-    )
-    parser.add_argument("--updates", type=int, default=default.updates, help="training updates")
-    parser.add_argument("--seed", type=int, default=default.seed, help="seed of the corpus and of the training")
-    Reporting.add_to(parser)
-    return parser.parse_args(arguments)
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionSet):
+    """What is trained, and where to."""
+
+    out: str = option("runs/quickstart", "folder for everything that is written")
+    baseline: bool = option(False, "also train the plain Transformer on the same budget")
 
 
 @contextmanager
@@ -56,29 +45,46 @@ def output_folder(out: Path):
         yield
 
 
-def run(options: argparse.Namespace) -> None:
+@main.only
+def run(options: Options, settings: Settings) -> None:
+    """Make a small corpus, train a model with every method combined, translate, score and plot.
+
+    Raises:
+        OptionError: a language that is no CLDR locale, or a folder that holds anything else or is in use.
+    """
     start = time.perf_counter()
-    for option in ("source", "target"):
-        parse_locale(getattr(options, option), f"--{option}")
-    for option in ("updates", "vocab"):
-        if getattr(options, option) < 1:
-            raise OptionError(f"--{option}: {getattr(options, option)} (allowed: 1 or more)")
+    sys.stdout.reconfigure(line_buffering=True)
+    for name in ("source", "target"):
+        parse_locale(getattr(settings, name), f"--{name}")
     systems = ["combined", "plain"] if options.baseline else ["combined"]
-    settings = Settings(**{field: getattr(options, field) for field in Settings.__dataclass_fields__})
-    with output_folder(options.out):
-        pipeline = Pipeline(options.out, settings)
-        pipeline.prepare()
-        pipeline.binarize()
-        for system in systems:
-            pipeline.train(system)
-            pipeline.evaluate(system)
-        summary = pipeline.summary(systems)
-        write_json(options.out / "results.json", summary)
-        say("plot")
-        from .plot import plot
+    out = Path(options.out)
+    try:
+        with output_folder(out):
+            pipeline = Pipeline(out, settings)
+            pipeline.prepare()
+            pipeline.binarize()
+            for system in systems:
+                pipeline.train(system)
+                pipeline.evaluate(system)
+            summary = pipeline.summary(systems)
+            write_json(out / "results.json", summary)
+            say("plot")
+            from .plot import plot
 
-        plot(pipeline, systems, options.out / "quickstart.png")
+            plot(pipeline, systems, out / "quickstart.png")
+    except KeyboardInterrupt:
+        print("\nquickstart: stopped; the same command resumes", file=sys.stderr)
+        raise
+    show(summary, settings.source)
+    line = new_line(settings.source)
+    print(f"Your own text:\n  echo {shlex.quote(line)} | fairseq-ext translate {out / 'combined'}")
+    print(f"  -> {pipeline.translate('combined', line)}\n")
+    print(f"picture {out / 'quickstart.png'}, results {out / 'results.json'}")
+    print(f"{time.perf_counter() - start:.0f} s in all")
 
+
+def show(summary: dict[str, Any], source: str) -> None:
+    """Print the scores and some translations."""
     print(f"\n{'system':<10}{'BLEU':>7}{'exact match':>14}{'parameters':>13}{'training':>11}")
     for system, row in summary["systems"].items():
         print(
@@ -87,27 +93,10 @@ def run(options: argparse.Namespace) -> None:
         )
     print(f"sacreBLEU {summary['systems']['combined']['signature']}\n")
     for sample in summary["systems"]["combined"]["samples"]:
-        print(f"  {settings.source}  {sample['source']}")
-        print(f"  {'->':<{len(settings.source)}}  {sample['hypothesis']}")
-        print(f"  {'=':<{len(settings.source)}}  {sample['reference']}\n")
-    line = new_line(settings.source)
-    print(f"Your own text:\n  echo {shlex.quote(line)} | fairseq-ext translate {options.out / 'combined'}")
-    print(f"  -> {pipeline.translate('combined', line)}\n")
-    print(f"picture {options.out / 'quickstart.png'}, results {options.out / 'results.json'}")
-    print(f"{time.perf_counter() - start:.0f} s in all")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    sys.stdout.reconfigure(line_buffering=True)
-    try:
-        with reporting(options.quiet):
-            run(options)
-    except KeyboardInterrupt:
-        print("\nquickstart: stopped; the same command resumes", file=sys.stderr)
-        return 130
-    return 0
+        print(f"  {source}  {sample['source']}")
+        print(f"  {'->':<{len(source)}}  {sample['hypothesis']}")
+        print(f"  {'=':<{len(source)}}  {sample['reference']}\n")
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    main()

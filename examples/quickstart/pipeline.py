@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import fairseq_ext
 from fairseq_ext.text import PREPARATION, SUBWORD_FILES
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.progress import progress, say
 
 from .corpus import build_corpus
@@ -54,16 +55,16 @@ class PipelineError(SystemExit):
     """A step failed: one line, and exit code 1."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the user chooses. Every field that a step depends on decides whether that step has to run again."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(OptionSet):
+    """The corpus and the training. Every field that a step depends on decides whether that step has to run again."""
 
-    source: str = "en"
-    target: str = "de"
-    pairs: int = 20_000
-    vocab: int = 2000
-    updates: int = 700
-    seed: int = 1
+    source: str = option("en", "source language, a CLDR locale such as en or pt_BR")
+    target: str = option("de", "target language, a CLDR locale")
+    pairs: int = option(20_000, "sentence pairs, valid and test included")
+    vocab: int = option(2000, "SentencePiece pieces, both languages together", least=1)
+    updates: int = option(700, "training updates", least=1)
+    seed: int = option(1, "seed of the corpus and of the training", least=0)
 
 
 class Pipeline:
@@ -243,7 +244,7 @@ class Pipeline:
                 "commands": [training["command"], test["command"]],
             }
         return {
-            "settings": asdict(self.settings),
+            "settings": self.settings.as_dict(),
             "corpus": read_json(self.corpus_dir / "done.json"),
             "systems": rows,
             "versions": {"python": sys.version.split()[0], **{name: version(name) for name in names}},

@@ -8,38 +8,50 @@ Line for line: what fairseq would read as a line end inside a sentence is gone, 
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from examples.translation.staging import MAX_TOKENS, WARN_UNKNOWN
 from fairseq_ext.text import Preparation, dictionary_symbols, unknown_share
 from fairseq_ext.training.files import read_lines
-from fairseq_ext.training.interruption import run_command
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.program import Program
+from fairseq_ext.training.progress import warn
+
+main = Program("examples.translation.encode")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.translation.encode",
-        description="Cleans new text and splits it into the subwords of a prepared folder, line for line.",
-    )
-    parser.add_argument("text", help="a sentence a line, plain or .gz; - reads standard input")
-    parser.add_argument("--data", type=Path, required=True, help="folder of examples.translation.prepare")
-    args = parser.parse_args(argv)
-    preparation = Preparation.of(args.data)
-    encode = preparation.encoder()
-    encoded = [encode(line) for line, _ in read_lines(args.text, keep_blank=True)]
-    unknown = unknown_share(encoded, dictionary_symbols(args.data / f"dict.{preparation.source}.txt"))
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionSet):
+    """Which text, and in which symbols."""
+
+    text: str = option(help="a sentence a line, plain or .gz; - reads standard input", positional=True)
+    data: str = option(help="folder of examples.translation.prepare")
+
+
+@main.only
+def encode(options: Options) -> None:
+    """Clean new text and split it into the subwords of a prepared folder, line for line.
+
+    Raises:
+        DataError: a damaged text, or a folder that is none of ``examples.translation.prepare``.
+    """
+    data = Path(options.data)
+    preparation = Preparation.of(data)
+    symbols = preparation.encoder()
+    encoded = [symbols(line) for line, _ in read_lines(options.text, keep_blank=True)]
+    unknown = unknown_share(encoded, dictionary_symbols(data / f"dict.{preparation.source}.txt"))
     if unknown >= WARN_UNKNOWN:
-        print(f"warning: {unknown:.2%} of the symbols are <unk>: is this the source language?", file=sys.stderr)
+        warn(f"{unknown:.2%} of the symbols are <unk>: is this the source language?")
     for number, line in enumerate(encoded, 1):
         if len(line.split()) + 1 > MAX_TOKENS:
             problem = (
                 f"more than {MAX_TOKENS - 1} symbols; fairseq-interactive skips it, or cuts it (--truncate-source)"
             )
-            print(f"warning: {args.text}:{number}: {problem}", file=sys.stderr)
+            warn(f"{options.text}:{number}: {problem}")
     sys.stdout.writelines(line + "\n" for line in encoded)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    main()

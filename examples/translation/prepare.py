@@ -12,8 +12,6 @@ piece, or not at all. Text to translate later goes through ``fairseq-ext transla
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product, zip_longest
@@ -23,11 +21,13 @@ from examples.translation.staging import binarised_folder, check_unknown, count_
 from fairseq_ext.text import PREPARATION, SUBWORDS, UNICODE_FORMS, clean, join_subwords, learn_subwords, subword_encoder
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import count_lines, read_lines, write_json
-from fairseq_ext.training.interruption import run_command
 from fairseq_ext.training.options import SPLITS, OptionSet, option
-from fairseq_ext.training.progress import Reporting, progress, reporting, say
+from fairseq_ext.training.program import Program
+from fairseq_ext.training.progress import progress, say
 
 PREFIX = "prefix of the {} files: PREFIX.SOURCE and PREFIX.TARGET, plain or .gz"
+
+main = Program("examples.translation.prepare")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,11 @@ def split_into_subwords(options: Options, text: Path, pieces: Path, out: Path) -
                     bar.update()
 
 
+@main.only
 def prepare(options: Options) -> None:
-    """The folder ``--out``, in one piece or not at all.
+    """Clean, filter, split into subwords and binarise any parallel text for fairseq.
+
+    ``--out`` appears in one piece, or not at all.
 
     Raises:
         DataError: text that is damaged, empty or not parallel.
@@ -185,20 +188,7 @@ def prepare(options: Options) -> None:
             file.unlink()
         pieces.rmdir()
         write_json(stage / PREPARATION, {"settings": options.as_dict(), "pairs": counts, "symbols": symbols})
-    say(f"results: {options.out}")
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.translation.prepare",
-        description="Cleans, filters, splits into subwords and binarises any parallel text for fairseq.",
-    )
-    for kind in (Options, Reporting):
-        kind.add_to(parser)
-    arguments = parser.parse_args(argv)
-    with reporting(arguments.quiet):
-        prepare(Options.of(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    main()

@@ -12,9 +12,8 @@ were not joined, is not scored; what else makes a score less than comparable is 
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,38 @@ from sacrebleu.metrics import BLEU, CHRF, BLEUScore
 from examples.translation.outputs import read_outputs, spacing_warnings
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import write_json, writing_to
-from fairseq_ext.training.interruption import run_command
-from fairseq_ext.training.progress import Reporting, reporting, say, warn
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.program import Program
+from fairseq_ext.training.progress import warn
+
+main = Program("examples.translation.score")
 
 _COMPOUND = re.compile(r"(\S)-(\S)")
 # Written without spaces, and without a tokeniser in sacreBLEU: characters are the honest unit.
 _CHARACTERS = ("th", "lo", "km", "my")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionSet):
+    """What is scored, and how.
+
+    Raises:
+        OptionError: options that do not go together.
+    """
+
+    output: str = option(
+        help="what fairseq-generate printed, or plain hypotheses, one a line; - is stdin", positional=True
+    )
+    reference: str = option(help="one reference a line, subwords joined")
+    tokenized: str = option("", "language of Moses tokens, where both sides are such")
+    split_compounds: bool = option(False, "X-Y -> X ##AT##-##AT## Y on both sides (En-De)", idle={"tokenized": ("",)})
+    target: str = option("", "target language, where sacreBLEU needs it: zh, ja, ko, th, ...")
+    json: str = option("", "also write the numbers to this file", written=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokenized:
+            self.refuse_idle(f"with --tokenized {self.tokenized}, which names the language already", "target")
 
 
 def split_compounds(line: str) -> str:
@@ -75,26 +100,29 @@ def detokenize(lines: list[str], language: str) -> list[str]:
     return [detokenizer.detokenize(line.split()) for line in lines]
 
 
-def score(args: argparse.Namespace) -> dict[str, Any]:
-    if args.split_compounds and not args.tokenized:
-        raise OptionError("--split-compounds needs --tokenized LANG: it is defined on tokenised text")
-    if args.target and args.tokenized:
-        raise OptionError("--target has no meaning with --tokenized LANG, which names the language already")
-    if args.json:
-        with writing_to(args.json.parent, "--json"):
+@main.only
+def score(options: Options) -> None:
+    """Tokenised BLEU (with compound splitting on demand) and sacreBLEU of a translated test set.
+
+    Raises:
+        DataError: an output that cannot be scored.
+        OptionError: a tokeniser that is not installed, or a place that cannot be written.
+    """
+    if options.json:
+        with writing_to(Path(options.json).parent, "--json"):
             pass
-    outputs = read_outputs(args.output, args.reference, "H" if args.tokenized else "D")
+    outputs = read_outputs(options.output, Path(options.reference), "H" if options.tokenized else "D")
     hypotheses, references, warnings = outputs
-    warnings = warnings + spacing_warnings(outputs, bool(args.tokenized), args.target)
+    warnings = warnings + spacing_warnings(outputs, bool(options.tokenized), options.target)
     result: dict[str, Any] = {"sentences": len(references)}
     lines = [f"| scored {len(hypotheses)} of {len(references)} sentences"]
-    if args.tokenized:
-        bleu = tokenized_bleu(hypotheses, references, args.split_compounds)
-        name = "tokenised BLEU, compounds split" if args.split_compounds else "tokenised BLEU"
+    if options.tokenized:
+        bleu = tokenized_bleu(hypotheses, references, options.split_compounds)
+        name = "tokenised BLEU, compounds split" if options.split_compounds else "tokenised BLEU"
         lines.append(f"{name}: {bleu.format()}")
-        result |= {"tokenized_bleu": bleu.score, "split_compounds": args.split_compounds}
-        hypotheses, references = detokenize(hypotheses, args.tokenized), detokenize(references, args.tokenized)
-    bleu, signature = sacrebleu_score(hypotheses, references, args.tokenized or args.target)
+        result |= {"tokenized_bleu": bleu.score, "split_compounds": options.split_compounds}
+        hypotheses, references = detokenize(hypotheses, options.tokenized), detokenize(references, options.tokenized)
+    bleu, signature = sacrebleu_score(hypotheses, references, options.tokenized or options.target)
     if not 0.5 < bleu.ratio < 2:
         warnings.append(f"the hypotheses have {bleu.ratio:.2f} times the words of the references: are they of one set?")
     for warning in warnings:
@@ -105,33 +133,11 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     lines.append(f"chrF: {characters.format(signature=str(chrf.get_signature()))}")
     print(*lines, sep="\n")
     result |= {"sacrebleu": bleu.score, "signature": signature}
-    return result | {"chrf": characters.score, "chrf_signature": str(chrf.get_signature()), "warnings": warnings}
-
-
-def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
-        prog="python -m examples.translation.score",
-        description="Tokenised BLEU (with compound splitting on demand) and sacreBLEU of a translated test set.",
-    )
-    out.add_argument("output", help="what fairseq-generate printed, or plain hypotheses, one a line; - is stdin")
-    out.add_argument("--reference", type=Path, required=True, help="one reference a line, subwords joined")
-    out.add_argument("--tokenized", metavar="LANG", help="both sides are Moses tokens of this language")
-    out.add_argument("--split-compounds", action="store_true", help="X-Y -> X ##AT##-##AT## Y on both sides (En-De)")
-    out.add_argument("--target", metavar="LANG", help="target language, where sacreBLEU needs it: zh, ja, ko, th, ...")
-    out.add_argument("--json", type=Path, help="also write the numbers to this file")
-    Reporting.add_to(out)
-    return out
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
-    with reporting(args.quiet):
-        result = score(args)
-        if args.json:
-            with writing_to(args.json.parent, "--json"):
-                write_json(args.json, result)
-            say(f"results: {args.json}")
+    result |= {"chrf": characters.score, "chrf_signature": str(chrf.get_signature()), "warnings": warnings}
+    if options.json:
+        with writing_to(Path(options.json).parent, "--json"):
+            write_json(options.json, result)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    main()

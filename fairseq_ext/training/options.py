@@ -245,8 +245,9 @@ class OptionSet:
             else:
                 settings |= {"nargs": "+", "type": get_args(types[item.name])[0], "metavar": item.name.upper()}
             if item.metadata["positional"]:
-                optional = {} if item.default is MISSING else {"nargs": "?", "default": item.default}
-                parser.add_argument(item.name, **settings, **optional)
+                if item.default is not MISSING:
+                    settings |= {"nargs": "*" if "nargs" in settings else "?", "default": item.default}
+                parser.add_argument(item.name, **settings)
                 continue
             settings |= {"required": True} if item.default is MISSING else {"default": item.default}
             parser.add_argument(flag(item.name), *map(flag, item.metadata["aliases"]), dest=item.name, **settings)

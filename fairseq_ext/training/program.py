@@ -33,7 +33,7 @@ MARKUP = re.compile(r":\w+:`~?(?P<name>[^`]+)`|``(?P<code>[^`]+)``")
 
 
 class Program:
-    """``python -m NAME COMMAND``.
+    """``python -m NAME COMMAND``, or ``python -m NAME`` of one :meth:`only` command.
 
     A command's name is that of its function, its help is the function's docstring up to its sections, and each
     parameter is annotated with the :class:`~fairseq_ext.training.options.OptionSet` that it is called with. Every
@@ -47,7 +47,7 @@ class Program:
 
     Args:
         name: the module.
-        description: what it is for.
+        description: what it is for. Default: the help of its only command.
         prog: what a user types for it. Default: ``python -m NAME``.
 
     Example:
@@ -59,7 +59,7 @@ class Program:
         >>> program()  # or program(["train", "--data", "folder"])
     """
 
-    def __init__(self, name: str, description: str | None, prog: str = "") -> None:
+    def __init__(self, name: str, description: str | None = None, prog: str = "") -> None:
         self.name, self.description = name, description
         self.prog = prog or f"python -m {name}"
         self.commands: dict[str, Callable[..., Any]] = {}
@@ -75,15 +75,24 @@ class Program:
         self.shared.add(function)
         return self.command(function)
 
+    def only(self, function: Command) -> Command:
+        """Make ``function`` the whole program: a command of one process, whose name is not typed."""
+        self.commands[""] = function
+        return function
+
     def parser(self, config: str = "", chosen: str = "") -> argparse.ArgumentParser:
         """The command line; the command ``chosen`` has the defaults of the file ``config``."""
         # An abbreviation of --config would be accepted, and its file not read.
         top = argparse.ArgumentParser(prog=self.prog, description=self.description, allow_abbrev=False)
-        parsers = top.add_subparsers(metavar="COMMAND", required=True)
+        parsers = None if "" in self.commands else top.add_subparsers(metavar="COMMAND", required=True)
         for name, function in self.commands.items():
             about = _plain(SECTION.split(inspect.getdoc(function) or "")[0].strip())
             summary = about.partition("\n")[0].replace("%", "%%")
-            command = parsers.add_parser(name, help=summary, description=about, allow_abbrev=False)
+            if parsers is None:
+                command = top
+                command.description = command.description or about
+            else:
+                command = parsers.add_parser(name, help=summary, description=about, allow_abbrev=False)
             command.set_defaults(function=function)
             command.add_argument(
                 "--config", help="YAML file of options, or a results.json of this command; the command line wins"
@@ -114,15 +123,16 @@ class Program:
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         early.add_argument("--config", default="")
         config = early.parse_known_args(arguments)[0].config
-        parsed = self.parser(config, arguments[0] if arguments else "").parse_args(arguments)
-        for name, value in vars(parsed).items():
+        name = "" if "" in self.commands or not arguments else arguments[0]
+        parsed = self.parser(config, name).parse_args(arguments)
+        for lost, value in vars(parsed).items():
             if isinstance(value, _Lost):
                 raise OptionError(
-                    f"--config {config}: does not say what {flag(name)} was, as results of earlier versions: "
-                    f"give it, {flag(name)} {value.default or repr('')} where it was the default"
+                    f"--config {config}: does not say what {flag(lost)} was, as results of earlier versions: "
+                    f"give it, {flag(lost)} {value.default or repr('')} where it was the default"
                 )
         if parsed.function not in self.shared:
-            refuse_processes(f"{self.prog} {arguments[0]}")
+            refuse_processes(f"{self.prog} {name}".rstrip())
         sets = {name: kind.of(parsed) for name, kind in _option_sets(parsed.function).items()}
         with reporting(Reporting.of(parsed).quiet):
             result = parsed.function(**sets)

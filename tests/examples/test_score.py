@@ -283,8 +283,8 @@ def test_a_tokeniser_that_is_not_installed_is_named_with_its_extra(bench, target
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--split-compounds"], "--split-compounds needs --tokenized"),
-        (["--target", "de", "--tokenized", "de"], "--target has no meaning with --tokenized"),
+        (["--split-compounds"], "--split-compounds: has no effect without --tokenized"),
+        (["--target", "de", "--tokenized", "de"], "--target de: has no effect with --tokenized de"),
         (["--json", "/dev/null/score.json"], "--json: cannot write to /dev/null"),
     ],
 )

@@ -80,7 +80,7 @@ def test_control_c(monkeypatch):
 
 COMMANDS = [
     path.relative_to(ROOT).as_posix()
-    for path in [*SOURCES, *sorted(ROOT.glob("examples/**/*.py"))]
+    for path in [*SOURCES, *sorted([*ROOT.glob("examples/**/*.py"), *ROOT.glob("benchmarks/*.py")])]
     if "\nif __name__ == " in path.read_text("utf-8")
 ]
 

@@ -8,17 +8,41 @@ Here valid and test are drawn pair by pair with sentences that occur in one pair
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_ext.text import clean
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import count_lines, read_lines, staged_folder
-from fairseq_ext.training.interruption import run_command
-from fairseq_ext.training.progress import Reporting, progress, reporting, say
+from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.program import Program
+from fairseq_ext.training.progress import progress, say
+
+main = Program("examples.translation.tatoeba.split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionSet):
+    """Which pairs, and where to.
+
+    Raises:
+        OptionError: a value that is not allowed.
+    """
+
+    pairs: str = option(help="a pair a line, separated by tabs, plain or .gz, or - for stdin", positional=True)
+    source: str = option(help="source language, for the file names")
+    target: str = option(help="target language, for the file names")
+    columns: tuple[int, ...] = option((1, 2), "columns of source and target, from 1")
+    held_out: int = option(3000, "pairs in valid, and in test", least=1)
+    seed: int = option(1, "of the draw", least=0)
+    out: str = option(help="folder to make")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.columns) != 2 or min(self.columns) < 1:
+            raise OptionError(f"--columns must be two numbers from 1 on, got {' '.join(map(str, self.columns))}")
 
 
 def split_pairs(pairs: list[tuple[str, str]], held_out: int, seed: int) -> dict[str, list[tuple[str, str]]]:
@@ -35,44 +59,29 @@ def split_pairs(pairs: list[tuple[str, str]], held_out: int, seed: int) -> dict[
     return {"train": train, "valid": drawn[:held_out], "test": drawn[held_out:]}
 
 
-def split(args: argparse.Namespace) -> None:
-    if min(args.columns) < 1:
-        raise OptionError(f"--columns count from 1, got {args.columns[0]} and {args.columns[1]}")
+@main.only
+def split(options: Options) -> None:
+    """Train, valid and test that share no sentence, from a tab-separated list of pairs.
+
+    Raises:
+        DataError: a line with too few columns, or a damaged file.
+        OptionError: more pairs to hold out than there are, or a folder that cannot be made.
+    """
     pairs = []
-    total = count_lines(args.pairs) if args.pairs.is_file() else None  # a pipe can be read only once
-    for line, origin in progress(read_lines(args.pairs), "pairs", total=total, unit=" pairs"):
+    total = count_lines(options.pairs) if Path(options.pairs).is_file() else None  # a pipe can be read only once
+    for line, origin in progress(read_lines(options.pairs), "pairs", total=total, unit=" pairs"):
         columns = line.split("\t")
-        if len(columns) < max(args.columns):
-            problem = f"{len(columns)} columns, --columns asks for {max(args.columns)}"
+        if len(columns) < max(options.columns):
+            problem = f"{len(columns)} columns, --columns asks for {max(options.columns)}"
             raise DataError(f"{origin}: {problem}")
-        pairs.append((clean(columns[args.columns[0] - 1]), clean(columns[args.columns[1] - 1])))
-    with staged_folder(args.out) as stage:
-        for name, part in split_pairs(pairs, args.held_out, args.seed).items():
-            for side, language in enumerate((args.source, args.target)):
+        pairs.append((clean(columns[options.columns[0] - 1]), clean(columns[options.columns[1] - 1])))
+    with staged_folder(options.out) as stage:
+        for name, part in split_pairs(pairs, options.held_out, options.seed).items():
+            for side, language in enumerate((options.source, options.target)):
                 text = "".join(pair[side] + "\n" for pair in part)
                 (stage / f"{name}.{language}").write_text(text, encoding="utf-8")
             say(f"{name}: {len(part):,} pairs")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.translation.tatoeba.split",
-        description="Train, valid and test that share no sentence, from a tab-separated list of pairs.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("pairs", type=Path, help="a pair a line, separated by tabs, plain or .gz, or - for stdin")
-    parser.add_argument("--source", required=True, metavar="LANG", help="source language, for the file names")
-    parser.add_argument("--target", required=True, metavar="LANG", help="target language, for the file names")
-    parser.add_argument("--columns", type=int, nargs=2, default=[1, 2], help="columns of source and target, from 1")
-    parser.add_argument("--held-out", type=int, default=3000, metavar="N", help="pairs in valid, and in test")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    Reporting.add_to(parser)
-    args = parser.parse_args(argv)
-    with reporting(args.quiet):
-        split(args)
-        say(f"results: {args.out}")
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    main()
