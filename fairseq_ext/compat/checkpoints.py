@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import functools
 import logging
 import os
 import shutil
@@ -14,6 +13,8 @@ import typing
 from typing import Any
 
 import numpy as np
+
+from .wrapping import wrapping
 
 __all__ = ["allow_checkpoint_types", "heed_overrides", "write_whole_checkpoints"]
 
@@ -64,12 +65,10 @@ def write_whole_checkpoints() -> bool:
     from fairseq import checkpoint_utils
     from fairseq.file_io import PathManager
 
-    copy, save = PathManager.copy, checkpoint_utils.torch_persistent_save
-
-    @functools.wraps(copy)
-    def atomic_copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+    @wrapping(PathManager, "copy")
+    def atomic_copy(upstream: Any, src_path: str, dst_path: str, overwrite: bool = False) -> bool:
         if PathManager.path_requires_pathmanager(src_path) or PathManager.path_requires_pathmanager(dst_path):
-            return copy(src_path, dst_path, overwrite=overwrite)
+            return upstream(src_path, dst_path, overwrite=overwrite)
         partial = f"{dst_path}.tmp"
         try:
             shutil.copyfile(src_path, partial)
@@ -80,17 +79,15 @@ def write_whole_checkpoints() -> bool:
             raise
         return True
 
-    @functools.wraps(save)
-    def clean_save(obj: Any, filename: str, async_write: bool = False) -> None:
+    @wrapping(checkpoint_utils, "torch_persistent_save")
+    def clean_save(upstream: Any, obj: Any, filename: str, async_write: bool = False) -> None:
         try:
-            save(obj, filename, async_write=async_write)
+            upstream(obj, filename, async_write=async_write)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.remove(f"{filename}.tmp")
             raise
 
-    PathManager.copy = staticmethod(atomic_copy)
-    checkpoint_utils.torch_persistent_save = clean_save
     return True
 
 
@@ -103,14 +100,12 @@ def heed_overrides() -> bool:
     from fairseq.models import ARCH_MODEL_REGISTRY
     from omegaconf import DictConfig, OmegaConf, open_dict
 
-    upstream = checkpoint_utils.overwrite_args_by_name
-
     def names(node: Any) -> set[str]:
         inner = node if isinstance(node, dict) else vars(node) if isinstance(node, argparse.Namespace) else {}
         return set(inner).union(*map(names, inner.values()))
 
-    @functools.wraps(upstream)
-    def overwrite_args_by_name(cfg: DictConfig, overrides: dict[str, Any]) -> None:
+    @wrapping(checkpoint_utils, "overwrite_args_by_name")
+    def overwrite_args_by_name(upstream: Any, cfg: DictConfig, overrides: dict[str, Any]) -> None:
         model = cfg.get("model")
         if isinstance(model, DictConfig):
             dataclass = getattr(ARCH_MODEL_REGISTRY.get(model.get("_name")), "__dataclass", None)
@@ -123,5 +118,4 @@ def heed_overrides() -> bool:
             logger.warning("--model-overrides: this checkpoint has no option %s, nothing is changed", ", ".join(idle))
         upstream(cfg, overrides)
 
-    checkpoint_utils.overwrite_args_by_name = overwrite_args_by_name
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import types
@@ -10,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+
+from .wrapping import wrapping
 
 __all__ = [
     "configure_plain_encoders",
@@ -27,10 +28,8 @@ def keep_last_batch() -> bool:
     """Give back the indices that fairseq's ``batch_by_size`` cuts off the end; no index makes no batch."""
     from fairseq.data import data_utils
 
-    upstream = data_utils.batch_by_size
-
-    @functools.wraps(upstream)
-    def batch_by_size(indices: Any, *args: Any, **kwargs: Any) -> list[Any]:
+    @wrapping(data_utils, "batch_by_size")
+    def batch_by_size(upstream: Any, indices: Any, *args: Any, **kwargs: Any) -> list[Any]:
         if not isinstance(indices, np.ndarray):
             indices = np.fromiter(indices, dtype=np.int64, count=-1)
         if len(indices) == 0:
@@ -42,7 +41,6 @@ def keep_last_batch() -> bool:
             batches.append(indices[covered:])
         return batches
 
-    data_utils.batch_by_size = batch_by_size
     return True
 
 
@@ -56,21 +54,20 @@ def resume_with_the_same_batches() -> bool:
     from fairseq.tasks import FairseqTask
     from fairseq.trainer import Trainer
 
-    upstream, train = FairseqTask.get_batch_iterator, Trainer.get_train_iterator
-    signature = inspect.signature(upstream)
+    signature = inspect.signature(FairseqTask.get_batch_iterator)
     seeded_by_epoch = False
 
-    @functools.wraps(train)
-    def get_train_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
+    @wrapping(Trainer, "get_train_iterator")
+    def get_train_iterator(upstream: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal seeded_by_epoch
         seeded_by_epoch = self.cfg.dataset.update_ordered_indices_seed
         try:
-            return train(self, *args, **kwargs)
+            return upstream(self, *args, **kwargs)
         finally:
             seeded_by_epoch = False
 
-    @functools.wraps(upstream)
-    def get_batch_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
+    @wrapping(FairseqTask, "get_batch_iterator")
+    def get_batch_iterator(upstream: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs)
         given.apply_defaults()
         options = given.arguments
@@ -87,7 +84,6 @@ def resume_with_the_same_batches() -> bool:
             iterator.epoch = epoch
         return iterator
 
-    FairseqTask.get_batch_iterator, Trainer.get_train_iterator = get_batch_iterator, get_train_iterator
     return True
 
 
@@ -117,13 +113,10 @@ def read_cached_data() -> bool:
     """Let ``--dataset-impl cached`` read from the file what was not read ahead, as the validation's first batch."""
     from fairseq.data.indexed_dataset import IndexedCachedDataset, IndexedDataset
 
-    cached = IndexedCachedDataset.__getitem__
+    @wrapping(IndexedCachedDataset, "__getitem__")
+    def getitem(upstream: Any, self: Any, index: int) -> Any:
+        return (upstream if index in self.cache_index else IndexedDataset.__getitem__)(self, index)
 
-    @functools.wraps(cached)
-    def getitem(self: Any, index: int) -> Any:
-        return (cached if index in self.cache_index else IndexedDataset.__getitem__)(self, index)
-
-    IndexedCachedDataset.__getitem__ = getitem
     return True
 
 
@@ -141,10 +134,8 @@ def keep_overwrite_flags() -> bool:
     """Write ``#fairseq:overwrite`` back beside a word that a dictionary holds twice, so that it can be read again."""
     from fairseq.data import Dictionary
 
-    save = Dictionary._save
-
-    @functools.wraps(save)
-    def save_with_flags(self: Any, file: Any, entries: Iterable[tuple[str, Any]]) -> None:
+    @wrapping(Dictionary, "_save")
+    def save_with_flags(upstream: Any, self: Any, file: Any, entries: Iterable[tuple[str, Any]]) -> None:
         def flagged() -> Iterator[tuple[str, Any]]:
             seen = set(self.symbols[: self.nspecial])
             for word, count in entries:
@@ -152,9 +143,8 @@ def keep_overwrite_flags() -> bool:
                 seen.add(word)
 
         # Given a path, the method calls itself with the open file.
-        save(self, file, entries if isinstance(file, str) else flagged())
+        upstream(self, file, entries if isinstance(file, str) else flagged())
 
-    Dictionary._save = save_with_flags
     return True
 
 

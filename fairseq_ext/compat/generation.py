@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..training.errors import DataError
 from ..training.files import read_lines
+from .wrapping import wrapping
 
 __all__ = [
     "replace_unknown_words",
@@ -32,10 +33,9 @@ def search_diverse_beams() -> bool:
     """Let ``--diverse-beam-groups`` find a sentence by its row in the batch, not by its number in the data set."""
     from fairseq.search import DiverseBeamSearch
 
-    upstream = DiverseBeamSearch.step
-
-    @functools.wraps(upstream)
+    @wrapping(DiverseBeamSearch, "step")
     def step(
+        upstream: Any,
         self: Any,
         step: int,
         lprobs: Tensor,
@@ -49,7 +49,6 @@ def search_diverse_beams() -> bool:
             original_batch_idxs = (original_batch_idxs[:, None] == self.first_idxs).int().argmax(dim=1)
         return upstream(self, step, lprobs, scores, prev_output_tokens, original_batch_idxs)
 
-    DiverseBeamSearch.step = step
     return True
 
 
@@ -63,14 +62,12 @@ def replace_unknown_words() -> bool:
     from fairseq.data import data_utils
     from fairseq.tasks import FairseqTask
 
-    build, post_process = FairseqTask.build_generator, utils.post_process_prediction
-
-    @functools.wraps(build)
-    def build_generator(self: Any, models: Any, args: Any, *rest: Any, **kwargs: Any) -> Any:
+    @wrapping(FairseqTask, "build_generator")
+    def build_generator(upstream: Any, self: Any, models: Any, args: Any, *rest: Any, **kwargs: Any) -> Any:
         if getattr(args, "replace_unk", None) is not None and not getattr(args, "print_alignment", None):
             args = copy.copy(args)  # the caller's own still says whether to print it
             args.print_alignment = "hard"
-        return build(self, models, args, *rest, **kwargs)
+        return upstream(self, models, args, *rest, **kwargs)
 
     def load_align_dict(replace_unk: str | None) -> dict[str, str] | None:
         if replace_unk is None or replace_unk == _NO_FILE:
@@ -84,8 +81,9 @@ def replace_unknown_words() -> bool:
             words[source] = target
         return words
 
-    @functools.wraps(post_process)
+    @wrapping(utils, "post_process_prediction")
     def post_process_prediction(
+        upstream: Any,
         hypo_tokens: Tensor,
         src_str: str,
         alignment: Any,
@@ -96,13 +94,13 @@ def replace_unknown_words() -> bool:
     ) -> Any:
         as_it_is = hypo_tokens, src_str, alignment, None, tgt_dict, remove_bpe, extra_symbols_to_ignore
         if alignment is None or len(alignment) == 0:  # nothing to show, and no source to copy from
-            return post_process(*as_it_is)
+            return upstream(*as_it_is)
         ignored = {tgt_dict.bos(), tgt_dict.eos(), *(extra_symbols_to_ignore or ())}
         tokens = hypo_tokens.tolist()
         kept = [position for position, token in enumerate(tokens) if token not in ignored]
         shown = _without_ignored(alignment, kept, len(tokens))
         if align_dict is None:
-            return *post_process(*as_it_is)[:2], shown
+            return *upstream(*as_it_is)[:2], shown
         # The alignment counts subwords, so they are joined afterwards.
         words, sources = [tgt_dict[tokens[position]] for position in kept], src_str.split()
         for number, position in enumerate(kept):
@@ -117,8 +115,7 @@ def replace_unknown_words() -> bool:
         text = data_utils.post_process(" ".join(words), remove_bpe)
         return tgt_dict.encode_line(text, add_if_not_exist=True), text, shown
 
-    FairseqTask.build_generator = build_generator
-    utils.load_align_dict, utils.post_process_prediction = load_align_dict, post_process_prediction
+    utils.load_align_dict = load_align_dict
     return True
 
 
@@ -149,27 +146,26 @@ def spare_short_sentences() -> bool:
     from fairseq import checkpoint_utils, options
     from fairseq.tasks import FairseqTask
 
-    add_args, tokenize = options.add_interactive_args, FairseqTask.get_interactive_tokens_and_lengths
-    load = checkpoint_utils.load_model_ensemble_and_task
-
-    @functools.wraps(load)
-    def load_model_ensemble_and_task(*args: Any, **kwargs: Any) -> Any:
-        models, cfg, task = load(*args, **kwargs)
+    @wrapping(checkpoint_utils, "load_model_ensemble_and_task")
+    def load_model_ensemble_and_task(upstream: Any, *args: Any, **kwargs: Any) -> Any:
+        models, cfg, task = upstream(*args, **kwargs)
         limits = [source_positions(each.max_positions()) for each in (task, *models)]
         least = min((limit for limit in limits if limit is not None), default=None)
         if least is not None and getattr(task_options(task), "max_source_positions", None) is not None:
             task_options(task).max_source_positions = least
         return models, cfg, task
 
-    @functools.wraps(add_args)
-    def add_interactive_args(parser: Any) -> Any:
-        group = add_args(parser)
+    @wrapping(options, "add_interactive_args")
+    def add_interactive_args(upstream: Any, parser: Any) -> Any:
+        group = upstream(parser)
         parser.set_defaults(skip_invalid_size_inputs_valid_test=True)
         return group
 
-    @functools.wraps(tokenize)
-    def get_interactive_tokens_and_lengths(self: Any, lines: list[str], encode_fn: Any) -> tuple[list[Tensor], Any]:
-        tokens, lengths = tokenize(self, lines, encode_fn)
+    @wrapping(FairseqTask, "get_interactive_tokens_and_lengths")
+    def get_interactive_tokens_and_lengths(
+        upstream: Any, self: Any, lines: list[str], encode_fn: Any
+    ) -> tuple[list[Tensor], Any]:
+        tokens, lengths = upstream(self, lines, encode_fn)
         most = source_positions(self.max_positions())
         cut = getattr(task_options(self), "truncate_source", False)
         for number, line in enumerate(lines):
@@ -182,9 +178,6 @@ def spare_short_sentences() -> bool:
                     lengths[number] = most
         return tokens, lengths
 
-    checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task
-    options.add_interactive_args = add_interactive_args
-    FairseqTask.get_interactive_tokens_and_lengths = get_interactive_tokens_and_lengths
     return True
 
 

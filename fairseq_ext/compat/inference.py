@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, Optional
 
 from ..training.errors import OptionError
+from .wrapping import wrapping
 
 __all__ = ["add_inference_dtype"]
 
@@ -33,61 +33,55 @@ def add_inference_dtype() -> bool:
     _extend(GenerationConfig, "inference_dtype", Optional[str], HELP)  # noqa: UP045, fairseq reads no other spelling
     hydra_init()
 
-    add_eval_lm_args, prepare = options.add_eval_lm_args, BaseFairseqModel.prepare_for_inference_
-    from_pretrained, overwrite = hub_utils.from_pretrained, checkpoint_utils.overwrite_args_by_name
-    build_generator, build_trainer = FairseqTask.build_generator, Trainer.__init__
-
-    @functools.wraps(add_eval_lm_args)
-    def add_eval_lm_args_with_dtype(parser: Any) -> None:
-        add_eval_lm_args(parser)
+    @wrapping(options, "add_eval_lm_args")
+    def add_eval_lm_args_with_dtype(upstream: Any, parser: Any) -> None:
+        upstream(parser)
         parser.add_argument(OPTION, help=HELP)
 
-    @functools.wraps(prepare)
-    def prepare_for_inference_(self: Any, cfg: Any) -> None:
-        prepare(self, cfg)
+    @wrapping(BaseFairseqModel, "prepare_for_inference_")
+    def prepare_for_inference_(upstream: Any, self: Any, cfg: Any) -> None:
+        upstream(self, cfg)
         dtype = getattr(cfg.generation, "inference_dtype", None)
         if dtype is not None:
             from ..models.inference import convert_for_inference_
 
             convert_for_inference_(self, dtype)
 
-    @functools.wraps(from_pretrained)
-    def from_pretrained_with_dtype(*args: Any, inference_dtype: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        parts = from_pretrained(*args, **kwargs)
+    @wrapping(hub_utils, "from_pretrained")
+    def from_pretrained_with_dtype(
+        upstream: Any, *args: Any, inference_dtype: str | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        parts = upstream(*args, **kwargs)
         if inference_dtype is not None:
             with open_dict(parts["args"]):  # a checkpoint may be older than the option
                 parts["args"].generation.inference_dtype = inference_dtype
         return parts
 
-    @functools.wraps(overwrite)
-    def overwrite_args_by_name(cfg: Any, overrides: dict[str, Any]) -> None:
+    @wrapping(checkpoint_utils, "overwrite_args_by_name")
+    def overwrite_args_by_name(upstream: Any, cfg: Any, overrides: dict[str, Any]) -> None:
         if "inference_dtype" in overrides:
             raise OptionError(f"--model-overrides: inference_dtype is no option of the model, give {OPTION}")
-        overwrite(cfg, overrides)
+        upstream(cfg, overrides)
 
-    @functools.wraps(build_generator)
-    def build_generator_of_converted(self: Any, models: Any, args: Any, *rest: Any, **kwargs: Any) -> Any:
+    @wrapping(FairseqTask, "build_generator")
+    def build_generator_of_converted(
+        upstream: Any, self: Any, models: Any, args: Any, *rest: Any, **kwargs: Any
+    ) -> Any:
         dtype = getattr(args, "inference_dtype", None)
         for model in models:
             converted = getattr(model, "inference_dtype", None)
             if dtype is not None and converted != dtype:
                 state = converted or "as it was trained"
                 raise OptionError(f"{OPTION} {dtype}: the model is {state}; give it to a program or to from_pretrained")
-        return build_generator(self, models, args, *rest, **kwargs)
+        return upstream(self, models, args, *rest, **kwargs)
 
-    @functools.wraps(build_trainer)
-    def build_trainer_without(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
+    @wrapping(Trainer, "__init__")
+    def build_trainer_without(upstream: Any, self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
         dtype = getattr(getattr(cfg, "generation", None), "inference_dtype", None)
         if dtype is not None:
             raise OptionError(f"generation.inference_dtype={dtype}: has no effect on a training")
-        build_trainer(self, cfg, *args, **kwargs)
+        upstream(self, cfg, *args, **kwargs)
 
-    options.add_eval_lm_args = add_eval_lm_args_with_dtype
-    BaseFairseqModel.prepare_for_inference_ = prepare_for_inference_
-    hub_utils.from_pretrained = from_pretrained_with_dtype
-    checkpoint_utils.overwrite_args_by_name = overwrite_args_by_name
-    FairseqTask.build_generator = build_generator_of_converted
-    Trainer.__init__ = build_trainer_without
     return True
 
 

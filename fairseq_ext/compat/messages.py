@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import os
 import struct
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from ..training.errors import DataError, OptionError
 from ..training.files import load_safely
 from .generation import task_options
+from .wrapping import wrapping
 
 __all__ = [
     "name_absent_configurations",
@@ -30,18 +30,15 @@ def name_damaged_checkpoints() -> bool:
     """Let the error of a checkpoint that cannot be read name the file, in one line."""
     from fairseq import checkpoint_utils
 
-    load = checkpoint_utils.load_checkpoint_to_cpu
-
-    @functools.wraps(load)
-    def named_load(path: str, *args: Any, **kwargs: Any) -> Any:
+    @wrapping(checkpoint_utils, "load_checkpoint_to_cpu")
+    def named_load(upstream: Any, path: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return load(path, *args, **kwargs)
+            return upstream(path, *args, **kwargs)
         except Exception:
             if os.path.isfile(path):
                 load_safely(path)  # its errors say what is wrong; where it can read the file, fairseq's own stands
             raise
 
-    checkpoint_utils.load_checkpoint_to_cpu = named_load
     return True
 
 
@@ -49,21 +46,19 @@ def name_damaged_data() -> bool:
     """Let the errors of a dictionary, or of data that ``fairseq-preprocess`` has written, name the file."""
     from fairseq.data import Dictionary, indexed_dataset
 
-    add, make = Dictionary.add_from_file, indexed_dataset.make_dataset
-
-    @functools.wraps(add)
-    def add_from_file(self: Any, f: Any) -> None:
+    @wrapping(Dictionary, "add_from_file")
+    def add_from_file(upstream: Any, self: Any, f: Any) -> None:
         try:
-            add(self, f)
+            upstream(self, f)
         except (ValueError, RuntimeError) as error:
             if not isinstance(f, str):  # given a path, the method calls itself with the open file
                 raise
             raise DataError(f"{f}: {' '.join(str(error).split())}") from error
 
-    @functools.wraps(make)
-    def make_dataset(path: str, impl: str, *args: Any, **kwargs: Any) -> Any:
+    @wrapping(indexed_dataset, "make_dataset")
+    def make_dataset(upstream: Any, path: str, impl: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            dataset = make(path, impl, *args, **kwargs)
+            dataset = upstream(path, impl, *args, **kwargs)
         except (AssertionError, ValueError, struct.error) as error:
             raise DataError(f"{path}.idx, {path}.bin: damaged, or not of --dataset-impl {impl}: {error}") from error
         if isinstance(dataset, indexed_dataset.MMapIndexedDataset) and len(dataset):
@@ -75,7 +70,6 @@ def name_damaged_data() -> bool:
                 raise DataError(f"{path}.bin: truncated: has {size} of {needed} bytes")
         return dataset
 
-    Dictionary.add_from_file, indexed_dataset.make_dataset = add_from_file, make_dataset
     return True
 
 
@@ -100,11 +94,14 @@ def name_long_sentences() -> bool:
     """Let the refusal of sentences above the model's positions name the options that go on without them."""
     from fairseq.tasks import FairseqTask
 
-    upstream = FairseqTask.filter_indices_by_size
-
-    @functools.wraps(upstream)
+    @wrapping(FairseqTask, "filter_indices_by_size")
     def filter_indices_by_size(
-        self: Any, indices: Any, dataset: Any, max_positions: Any = None, ignore_invalid_inputs: bool = False
+        upstream: Any,
+        self: Any,
+        indices: Any,
+        dataset: Any,
+        max_positions: Any = None,
+        ignore_invalid_inputs: bool = False,
     ) -> Any:
         if not ignore_invalid_inputs:
             _, ignored = dataset.filter_indices_by_size(indices, max_positions)
@@ -119,7 +116,6 @@ def name_long_sentences() -> bool:
                 )
         return upstream(self, indices, dataset, max_positions, ignore_invalid_inputs)
 
-    FairseqTask.filter_indices_by_size = filter_indices_by_size
     return True
 
 
@@ -129,25 +125,19 @@ def name_single_models() -> bool:
     from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
     from fairseq.tasks.semisupervised_translation import SemisupervisedTranslationTask
 
-    def checked(upstream: Any, task: str) -> Any:
-        @functools.wraps(upstream)
-        def build_model(self: Any, args: Any, from_checkpoint: bool = False) -> Any:
+    def check(task: Any, name: str) -> None:
+        @wrapping(task, "build_model")
+        def build_model(upstream: Any, self: Any, args: Any, from_checkpoint: bool = False) -> Any:
             arch = getattr(args, "_name", None) or getattr(args, "arch", None)
             if not issubclass(ARCH_MODEL_REGISTRY.get(arch, FairseqMultiModel), FairseqMultiModel):
                 raise OptionError(
-                    f"--task {task}: needs a model of several pairs of languages, --arch multilingual_transformer, "
+                    f"--task {name}: needs a model of several pairs of languages, --arch multilingual_transformer, "
                     f"got {arch}; one model for all pairs goes with --task translation_multi_simple_epoch"
                 )
             return upstream(self, args, from_checkpoint)
 
-        return build_model
-
-    tasks: dict[str, Any] = {
-        "multilingual_translation": MultilingualTranslationTask,
-        "semisupervised_translation": SemisupervisedTranslationTask,
-    }
-    for name, task in tasks.items():
-        task.build_model = checked(task.build_model, name)
+    check(MultilingualTranslationTask, "multilingual_translation")
+    check(SemisupervisedTranslationTask, "semisupervised_translation")
     return True
 
 
@@ -155,10 +145,8 @@ def name_captioned_images() -> bool:
     """Let a task for text name the one that a folder of prepared images and captions is for."""
     from fairseq import tasks
 
-    setup = tasks.setup_task
-
-    @functools.wraps(setup)
-    def setup_task(cfg: Any, **kwargs: Any) -> Any:
+    @wrapping(tasks, "setup_task")
+    def setup_task(upstream: Any, cfg: Any, **kwargs: Any) -> Any:
         name = getattr(cfg, "_name", None) or getattr(cfg, "task", None)
         data = str(getattr(cfg, "data", None) or "").partition(os.pathsep)[0]
         if (
@@ -168,7 +156,6 @@ def name_captioned_images() -> bool:
         ):
             if tasks.TASK_REGISTRY[name].__module__.startswith("fairseq.tasks."):
                 raise OptionError(f"--task {name}: reads no images, and {data} has them; use --task captioning")
-        return setup(cfg, **kwargs)
+        return upstream(cfg, **kwargs)
 
-    tasks.setup_task = setup_task
     return True

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..training.errors import CheckpointError, DataError, OptionError, first_line
 from .resuming import each_file_read
+from .wrapping import wrapping
 
 __all__ = ["read_whole_shares", "refuse_in_all_processes", "resume_with_other_processes", "scores_of_shares"]
 
@@ -24,16 +25,13 @@ def read_whole_shares() -> bool:
     """
     from fairseq import checkpoint_utils
 
-    load = checkpoint_utils.load_model_ensemble_and_task
-
-    @functools.wraps(load)
-    def load_model_ensemble_and_task(*args: Any, **kwargs: Any) -> Any:
-        models, cfg, task = load(*args, **kwargs)
+    @wrapping(checkpoint_utils, "load_model_ensemble_and_task")
+    def load_model_ensemble_and_task(upstream: Any, *args: Any, **kwargs: Any) -> Any:
+        models, cfg, task = upstream(*args, **kwargs)
         if task is not None and "get_batch_iterator" not in vars(task):
             task.get_batch_iterator = _reading(task, task.get_batch_iterator)
         return models, cfg, task
 
-    checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task
     return True
 
 
@@ -97,12 +95,10 @@ def refuse_in_all_processes() -> bool:
     from fairseq.distributed import utils
     from fairseq.trainer import Trainer
 
-    load = Trainer.load_checkpoint
-
-    @functools.wraps(load)
-    def load_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
+    @wrapping(Trainer, "load_checkpoint")
+    def load_checkpoint(upstream: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.data_parallel_world_size == 1:
-            return load(self, *args, **kwargs)
+            return upstream(self, *args, **kwargs)
         read, broadcast = checkpoint_utils.load_checkpoint_to_cpu, utils.broadcast_object
 
         def read_or_tell(path: str, *args: Any, load_on_all_ranks: bool = False, **kwargs: Any) -> Any:
@@ -122,11 +118,10 @@ def refuse_in_all_processes() -> bool:
 
         checkpoint_utils.load_checkpoint_to_cpu, utils.broadcast_object = read_or_tell, broadcast_object
         try:
-            return load(self, *args, **kwargs)
+            return upstream(self, *args, **kwargs)
         finally:
             checkpoint_utils.load_checkpoint_to_cpu, utils.broadcast_object = read, broadcast
 
-    Trainer.load_checkpoint = load_checkpoint
     return True
 
 
@@ -138,21 +133,19 @@ def resume_with_other_processes() -> bool:
     from fairseq.data.iterators import EpochBatchIterator
     from fairseq.trainer import Trainer
 
-    read, place = Trainer.load_checkpoint, EpochBatchIterator.load_state_dict
-
     def count(path: str, state: dict[str, Any]) -> None:
         cfg, iterator = state.get("cfg") or {}, state.get("extra_state", {}).get("train_iterator")
         processes = (cfg.get("distributed_training") or {}).get("distributed_world_size")
         if processes and iterator is not None:
             iterator["processes"] = processes // ((cfg.get("common") or {}).get("model_parallel_size") or 1)
 
-    @functools.wraps(read)
-    def load_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
+    @wrapping(Trainer, "load_checkpoint")
+    def load_checkpoint(upstream: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         with each_file_read(count):
-            return read(self, *args, **kwargs)
+            return upstream(self, *args, **kwargs)
 
-    @functools.wraps(place)
-    def load_state_dict(self: Any, state: dict[str, Any]) -> None:
+    @wrapping(EpochBatchIterator, "load_state_dict")
+    def load_state_dict(upstream: Any, self: Any, state: dict[str, Any]) -> None:
         seen, now = state.get("iterations_in_epoch", 0), self.num_shards
         before = state.get("processes", now)
         if seen and before != now:
@@ -166,7 +159,6 @@ def resume_with_other_processes() -> bool:
                     "from the end of an epoch (--restore-file)"
                 )
             state = {**state, "iterations_in_epoch": batches // now, "processes": now}
-        place(self, state)
+        upstream(self, state)
 
-    Trainer.load_checkpoint, EpochBatchIterator.load_state_dict = load_checkpoint, load_state_dict
     return True

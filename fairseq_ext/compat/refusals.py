@@ -25,6 +25,7 @@ from ..training.errors import InputError, OptionError, first_line
 from ..training.options import flag
 from .processes import scores_of_shares
 from .stock_checks import check_stock_values
+from .wrapping import wrapping
 
 __all__ = ["end_commands_in_one_line", "end_hydra_in_one_line", "refusal"]
 
@@ -154,14 +155,11 @@ def end_commands_in_one_line() -> bool:
     from fairseq.distributed import utils
     from fairseq.trainer import Trainer
 
-    call, parse = utils.call_main, options.parse_args_and_arch
-    compose, init = dataclass_utils.compose, Trainer.__init__
-
-    @functools.wraps(call)
-    def call_main(cfg: Any, main: Any, **kwargs: Any) -> Any:
+    @wrapping(utils, "call_main")
+    def call_main(upstream: Any, cfg: Any, main: Any, **kwargs: Any) -> Any:
         with _in_one_line(cfg):
-            check_stock_values(cfg, Path(getattr(main, "__code__", call.__code__).co_filename).stem)
-            return call(cfg, main, **kwargs)
+            check_stock_values(cfg, Path(getattr(main, "__code__", upstream.__code__).co_filename).stem)
+            return upstream(cfg, main, **kwargs)
 
     def generate(main: Any) -> Any:
         """The one command that calls its ``main`` by itself."""
@@ -175,22 +173,22 @@ def end_commands_in_one_line() -> bool:
 
         return generate_main
 
-    @functools.wraps(parse)
-    def parse_args_and_arch(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
+    @wrapping(options, "parse_args_and_arch")
+    def parse_args_and_arch(upstream: Any, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
         parser.error = _refuse_argument  # type: ignore[method-assign]
-        caller = sys._getframe(1).f_globals
+        caller = sys._getframe(2).f_globals  # behind the wrapper
         if Path(caller.get("__file__", "")).parts[-2:] == GENERATE and not hasattr(caller["main"], "__wrapped__"):
             caller["main"] = generate(caller["main"])
         words = args[0] if args else kwargs.get("input_args")
         if parser.get_default("task") is None and parser.parse_known_args(words)[0].task is None:
             raise OptionError("--task: must be that of the model")
         with _in_one_line():
-            return parse(parser, *args, **kwargs)
+            return upstream(parser, *args, **kwargs)
 
-    @functools.wraps(compose)
-    def named_compose(*args: Any, **kwargs: Any) -> Any:
+    @wrapping(dataclass_utils, "compose")
+    def named_compose(upstream: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return compose(*args, **kwargs)
+            return upstream(*args, **kwargs)
         except Exception as error:
             merged = re.match(r"Error merging override [\w.]*?(\w+)=(.*)", str(error))
             if merged is None:
@@ -200,13 +198,11 @@ def end_commands_in_one_line() -> bool:
             reason = first_line(error.__cause__) if error.__cause__ else "not a value for it"
             raise OptionError(f"{name}: {'is required' if value == 'null' else f'{value}: {reason}'}") from error
 
-    @functools.wraps(init)
-    def checked_init(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
+    @wrapping(Trainer, "__init__")
+    def checked_init(upstream: Any, self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
         check_stock_values(cfg, "train")  # a job of hydra comes here first
-        init(self, cfg, *args, **kwargs)
+        upstream(self, cfg, *args, **kwargs)
 
-    utils.call_main, options.parse_args_and_arch = call_main, parse_args_and_arch
-    dataclass_utils.compose, Trainer.__init__ = named_compose, checked_init
     return True
 
 

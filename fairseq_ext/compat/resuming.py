@@ -15,6 +15,7 @@ from typing import Any
 from ..training.errors import CheckpointError, OptionError
 from ..training.options import flag
 from .model_options import first_difference, model_options
+from .wrapping import wrapping
 
 __all__ = [
     "compare_resumed_models",
@@ -43,10 +44,10 @@ def compare_resumed_tasks() -> bool:
     from fairseq.file_io import PathManager
     from fairseq.trainer import Trainer
 
-    load = Trainer.load_checkpoint
-
-    @functools.wraps(load)
-    def load_checkpoint(self: Any, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any) -> Any:
+    @wrapping(Trainer, "load_checkpoint")
+    def load_checkpoint(
+        upstream: Any, self: Any, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
         cfg = self.cfg.checkpoint
         option = "--restore-file" if cfg.restore_file != RESTORED else "--continue-once"
         if not PathManager.isfile(filename) and (cfg.restore_file != RESTORED or filename == cfg.continue_once):
@@ -54,9 +55,8 @@ def compare_resumed_tasks() -> bool:
         check = getattr(self.task, "check_checkpoint", None)
         if check is not None and os.path.isfile(filename):
             check(filename, not (cfg.reset_dataloader or reset_optimizer))
-        return load(self, filename, reset_optimizer, *args, **kwargs)
+        return upstream(self, filename, reset_optimizer, *args, **kwargs)
 
-    Trainer.load_checkpoint = load_checkpoint
     return True
 
 
@@ -68,19 +68,17 @@ def compare_resumed_models() -> bool:
     from fairseq.trainer import Trainer
     from omegaconf import OmegaConf
 
-    load = Trainer.load_checkpoint
-
     def options(cfg: Any, args: Any = None) -> dict[str, Any]:
         plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True) if OmegaConf.is_config(cfg) else cfg
         return model_options({"cfg": plain, "args": args})
 
-    @functools.wraps(load)
-    def load_checkpoint(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
+    @wrapping(Trainer, "load_checkpoint")
+    def load_checkpoint(upstream: Any, self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
         cfg = self.cfg.checkpoint
         own = os.path.join(cfg.save_dir, RESTORED.replace(".pt", f"{self.checkpoint_suffix}.pt"))
         resets = (cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_meters, cfg.reset_dataloader)
         if any(resets) or os.path.abspath(filename) != os.path.abspath(own):
-            return load(self, filename, *args, **kwargs)
+            return upstream(self, filename, *args, **kwargs)
 
         def compare(path: str, state: dict[str, Any]) -> None:
             before, now = options(state.get("cfg"), state.get("args")), options(self.cfg)
@@ -93,9 +91,8 @@ def compare_resumed_models() -> bool:
                 )
 
         with each_file_read(compare):
-            return load(self, filename, *args, **kwargs)
+            return upstream(self, filename, *args, **kwargs)
 
-    Trainer.load_checkpoint = load_checkpoint
     return True
 
 
@@ -132,10 +129,8 @@ def end_finished_trainings() -> bool:
     """
     from fairseq import checkpoint_utils
 
-    upstream = checkpoint_utils.load_checkpoint
-
-    @functools.wraps(upstream)
-    def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Any:
+    @wrapping(checkpoint_utils, "load_checkpoint")
+    def load_checkpoint(upstream: Any, cfg: Any, trainer: Any, **kwargs: Any) -> Any:
         state, iterator = upstream(cfg, trainer, **kwargs)
         updates, most = trainer.get_num_updates(), trainer.cfg.optimization.max_update or math.inf
         without_gain = getattr(trainer, "validations_without_gain", 0)  # see keep_patience
@@ -148,7 +143,6 @@ def end_finished_trainings() -> bool:
         logger.info("nothing left to train: %s", reason)
         return state, _Finished()
 
-    checkpoint_utils.load_checkpoint = load_checkpoint
     return True
 
 
@@ -156,18 +150,17 @@ def keep_patience() -> bool:
     """Keep in a checkpoint what ``--patience`` counts: the best value so far, and the validations since."""
     from fairseq.trainer import Trainer
 
-    save, load = Trainer.save_checkpoint, Trainer.load_checkpoint
-
     def counter() -> Any:
         homes = [sys.modules.get(name) for name in ("__main__", "__mp_main__", "fairseq_cli.train")]
         return next(filter(None, [getattr(home, "should_stop_early", None) for home in homes]), None)
 
-    @functools.wraps(save)
-    def save_checkpoint(self: Any, filename: str, extra_state: dict[str, Any]) -> Any:
-        return save(self, filename, {**extra_state, "patience": dict(vars(counter() or argparse.Namespace()))})
+    @wrapping(Trainer, "save_checkpoint")
+    def save_checkpoint(upstream: Any, self: Any, filename: str, extra_state: dict[str, Any]) -> Any:
+        return upstream(self, filename, {**extra_state, "patience": dict(vars(counter() or argparse.Namespace()))})
 
-    @functools.wraps(load)
+    @wrapping(Trainer, "load_checkpoint")
     def load_checkpoint(
+        upstream: Any,
         self: Any,
         filename: str,
         reset_optimizer: bool = False,
@@ -175,14 +168,13 @@ def keep_patience() -> bool:
         optimizer_overrides: dict[str, Any] | None = None,
         reset_meters: bool = False,
     ) -> Any:
-        state = load(self, filename, reset_optimizer, reset_lr_scheduler, optimizer_overrides, reset_meters)
+        state = upstream(self, filename, reset_optimizer, reset_lr_scheduler, optimizer_overrides, reset_meters)
         count = counter()
         if state is not None and count is not None and not reset_optimizer and not reset_meters:
             vars(count).update(state.get("patience", {}))
             self.validations_without_gain = getattr(count, "num_runs", 0) if "patience" in state else 0
         return state
 
-    Trainer.save_checkpoint, Trainer.load_checkpoint = save_checkpoint, load_checkpoint
     return True
 
 
@@ -195,28 +187,24 @@ def keep_master_weights() -> bool:
     from fairseq.optim import fp16_optimizer
 
     def kept(optimizer: Any, with_masters: bool) -> None:
-        save, load = optimizer.state_dict, optimizer.load_state_dict
-
-        @functools.wraps(save)
-        def state_dict(self: Any) -> dict[str, Any]:
-            state = dict(save(self))
+        @wrapping(optimizer, "state_dict")
+        def state_dict(upstream: Any, self: Any) -> dict[str, Any]:
+            state = dict(upstream(self))
             if self.scaler is not None:
                 state[SCALER] = {name: value for name, value in vars(self.scaler).items() if name.startswith("_")}
             if with_masters:
                 state[MASTERS] = [weight.detach() for weight in _masters(self)]
             return state
 
-        @functools.wraps(load)
-        def load_state_dict(self: Any, state: dict[str, Any], optimizer_overrides: Any = None) -> None:
-            load(self, state, optimizer_overrides)
+        @wrapping(optimizer, "load_state_dict")
+        def load_state_dict(upstream: Any, self: Any, state: dict[str, Any], optimizer_overrides: Any = None) -> None:
+            upstream(self, state, optimizer_overrides)
             if self.scaler is not None:
                 vars(self.scaler).update(state.get(SCALER, {}))
             if with_masters and not _restore_masters(self, state.get(MASTERS, [])):
                 logger.warning(
                     "no single-precision weights of this model in the checkpoint: it resumes from rounded ones"
                 )
-
-        optimizer.state_dict, optimizer.load_state_dict = state_dict, load_state_dict
 
     kept(fp16_optimizer._FP16OptimizerMixin, True)
     kept(fp16_optimizer._MemoryEfficientFP16OptimizerMixin, False)
@@ -229,24 +217,21 @@ def keep_moving_average() -> bool:
     """
     from fairseq.trainer import Trainer
 
-    load = Trainer.load_checkpoint
-
     def begin(path: str, state: dict[str, Any]) -> None:
         if "ema" not in state["extra_state"]:
             logger.warning("%s: has no moving average, which starts from its weights", path)
             state["extra_state"]["ema"] = dict(state["model"])
 
-    @functools.wraps(load)
-    def load_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
+    @wrapping(Trainer, "load_checkpoint")
+    def load_checkpoint(upstream: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.cfg.ema.store_ema:
-            return load(self, *args, **kwargs)
+            return upstream(self, *args, **kwargs)
         with each_file_read(begin):
-            extra_state = load(self, *args, **kwargs)
+            extra_state = upstream(self, *args, **kwargs)
         if extra_state is not None:
             self.ema.update_freq_counter = self.get_num_updates() % self.cfg.ema.ema_update_freq
         return extra_state
 
-    Trainer.load_checkpoint = load_checkpoint
     return True
 
 
