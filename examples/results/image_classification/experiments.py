@@ -17,7 +17,7 @@ from fairseq_ext.training.settings import digest
 from vision_language.image_classification.detection import detection_metrics
 from vision_language.image_classification.evaluate import AttackOptions, OodOptions, attack, ood
 
-__all__ = ["EXPERIMENTS", "USUAL", "Experiment", "Places"]
+__all__ = ["EXPERIMENTS", "HALF_RATE", "HALF_RATE_BASELINE", "LONG", "USUAL", "Experiment", "Places"]
 
 CROSS_ENTROPY: dict[str, Any] = {"loss": "cross-entropy"}
 ENCOURAGING: dict[str, Any] = {"loss": "encouraging", "log_end": 1.0}
@@ -31,6 +31,8 @@ DEFERRED = 9
 
 HALF_RATE = "encouraging, LE 1, half the rate"
 """As the authors advise with LE 1; the usual learning rate of these tables is Adam's own."""
+HALF_RATE_BASELINE = "cross-entropy, half the rate"
+"""What it is compared with."""
 
 TAIL_ROWS: dict[str, dict[str, Any]] = {
     "cross-entropy": CROSS_ENTROPY,
@@ -46,6 +48,7 @@ TAIL_ROWS: dict[str, dict[str, Any]] = {
     "halted focal": {"loss": "halted-focal"},
     "encouraging, LE 0.5": {**ENCOURAGING, "log_end": 0.5},
     "encouraging, LE 1": ENCOURAGING,
+    HALF_RATE_BASELINE: {**CROSS_ENTROPY, "lr": 5e-4},
     HALF_RATE: {**ENCOURAGING, "lr": 5e-4},
     "aggressive": {**ENCOURAGING, "bonus_start": 0.5},
     "class-weighted bonus": {**ENCOURAGING, "reweight": "bonus"},
@@ -56,7 +59,17 @@ FEWER_ROWS = {
     name: TAIL_ROWS[name]
     for name in (
         *("cross-entropy", "class-balanced", "DRW", "LDAM, DRW"),
-        *("encouraging, LE 0.5", "encouraging, LE 1", HALF_RATE, "class-weighted bonus", "DRW + bonus"),
+        *("encouraging, LE 0.5", "encouraging, LE 1", HALF_RATE_BASELINE, HALF_RATE),
+        *("class-weighted bonus", "DRW + bonus"),
+    )
+}
+LONG, LONG_DEFERRED = 40, 37
+"""Epochs of a training whose losses have time to converge, and the first of its deferred ones."""
+LONG_ROWS = {
+    name: {key: LONG_DEFERRED if value == DEFERRED else value for key, value in TAIL_ROWS[name].items()}
+    for name in (
+        *("cross-entropy", "DRW", "encouraging, LE 0.5", "encouraging, LE 1", HALF_RATE_BASELINE, HALF_RATE),
+        *("aggressive", "DRW + bonus"),
     )
 }
 TAIL: dict[str, Any] = {**LAST, "long_tail": "exponential", "epochs": 10}
@@ -151,6 +164,9 @@ EXPERIMENTS = {
     "others": Experiment("plain", Places.mnist, PUBLISHED, BOTH, against_others),
     "mnist_r100": Experiment("mnist_r100", Places.mnist, {**DIGITS, "imbalance_factor": 100.0}, TAIL_ROWS),
     "cifar10_r100": Experiment("cifar10_r100", Places.cifar10, {**PHOTOGRAPHS, "imbalance_factor": 100.0}, FEWER_ROWS),
+    "mnist_r100_long": Experiment(
+        "mnist_r100_long", Places.mnist, {**DIGITS, "imbalance_factor": 100.0, "epochs": LONG}, LONG_ROWS
+    ),
     "clean": Experiment(
         "clean",
         Places.mnist,
