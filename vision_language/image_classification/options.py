@@ -91,6 +91,12 @@ class LossOptions(OptionSet):
     bonus_weight: float = option(1.0, "factor of the bonus", least=0, idle=WITHOUT_BONUS)
     bonus_from: int = option(1, "first epoch with the bonus, counted from 1", least=1, idle=WITHOUT_BONUS)
     schedule: str = option("none", "how the bonus grows over the epochs", tuple(SCHEDULES), idle=WITHOUT_BONUS)
+    activation: str = option(
+        "softmax",
+        "how mse and mae, with the mirror bonus or without, make probabilities of logits; the paper has both",
+        ("softmax", "sigmoid"),
+        idle={"loss": (*LOSSES[:4],)},
+    )
     mirror_power: float = option(2.0, "exponent of the mirror bonus (paper: 2)", above=0, idle={"loss": (*LOSSES[:6],)})
     gamma: float = option(
         1.0,

@@ -116,6 +116,7 @@ ROWS = {
     "bonus_weight": Row("0.5", "", (CROSS_ENTROPY,)),
     "bonus_from": Row("2", TWO, (CROSS_ENTROPY,)),
     "schedule": Row("linear", TWO, (CROSS_ENTROPY,)),
+    "activation": Row("sigmoid", "--loss mirror-mse", ("", "--loss focal", CROSS_ENTROPY)),
     "mirror_power": Row("3", "--loss mirror-mse", ("", "--loss mse")),
     "gamma": Row("3", "--loss focal", ("",)),
     "adjust_logits": Row("ldam"),
