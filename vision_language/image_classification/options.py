@@ -143,7 +143,11 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
     momentum: float = option(0.9, "of SGD", least=0, below=1, idle={"optimizer": ("adam",)})
     nesterov: bool = option(False, "Nesterov's momentum", idle={"optimizer": ("adam",)})
     weight_decay: float = option(0.0, "L2 penalty of all parameters", least=0)
-    lr_schedule: str = option("constant", "how the step size falls", ("constant", "steps", "cosine"))
+    lr_schedule: str = option(
+        "constant",
+        "how the step size falls; cosine begins at --lr, cosine-released is one epoch ahead, with 0 in the last",
+        ("constant", "steps", "cosine", "cosine-released"),
+    )
     lr_steps: tuple[int, ...] = option((), "epochs from which it is multiplied by --lr-factor, counted from 1")
     lr_factor: float = option(0.1, "of each of --lr-steps", above=0, below=1)
     warmup_epochs: int = option(0, "epochs in which the step size rises to --lr", least=0)
@@ -157,7 +161,11 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
         ("valid", "test", "last"),
         aliases=("select",),
     )
-    freeze: bool = option(False, "second stage of cRT: learn a new last layer on classes drawn evenly; needs --init")
+    freeze: bool = option(
+        False,
+        "second stage of cRT: learn a new last layer on classes drawn evenly, one image at a time (released: four of a "
+        "class); needs --init",
+    )
     init: str = option("", "folder of a trained model to start from")
     workers: int = option(0, "processes that read images", least=0, outcome=False)
     attack: str = option("", "train on attacked images (default: no)", ("", "fgsm", "pgd", "pgd-l2"))
@@ -173,6 +181,10 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
         if self.attack in ("fgsm", "pgd") and self.epsilon > 1:
             raise OptionError(
                 f"--epsilon must be at most 1 with --attack {self.attack}, in pixels from 0 to 1, got {self.epsilon:g}"
+            )
+        if self.lr_schedule == "cosine-released" and self.epochs == 1:
+            raise OptionError(
+                "--lr-schedule cosine-released: its last epoch learns nothing, and --epochs 1 has no other"
             )
         if self.lr_schedule != "steps":
             self.refuse_idle(f"with --lr-schedule {self.lr_schedule}", "lr_steps", "lr_factor")

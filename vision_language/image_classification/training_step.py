@@ -147,11 +147,16 @@ class TrainingBatches:
 
 
 def lr_factor(options: Options, epoch: int) -> float:
-    """What ``--lr`` is multiplied by in an epoch, counted from 1."""
+    """What ``--lr`` is multiplied by in an epoch e, counted from 1.
+
+    With E epochs ``cosine`` is ``(1 + cos(pi (e - 1) / E)) / 2``. The paper's code for long tails steps its schedule
+    before each epoch, which makes it ``(1 + cos(pi e / E)) / 2``: ``cosine-released``.
+    """
     if epoch <= options.warmup_epochs:
         return epoch / options.warmup_epochs
-    if options.lr_schedule == "cosine":
-        return (1 + math.cos(math.pi * (epoch - 1) / options.epochs)) / 2
+    if options.lr_schedule.startswith("cosine"):
+        ahead = options.lr_schedule == "cosine-released"
+        return (1 + math.cos(math.pi * (epoch - 1 + ahead) / options.epochs)) / 2
     return options.lr_factor ** sum(first <= epoch for first in options.lr_steps)
 
 

@@ -198,6 +198,10 @@ def test_an_option_changes_what_comes_out_or_is_refused(command, outcomes, optio
         ("train --data DATA --freeze", "--freeze: needs the model of the first stage, --init FOLDER"),
         ("train --data DATA --lr-schedule steps", "--lr-schedule steps: needs the epochs, --lr-steps"),
         ("train --data DATA --lr-schedule steps --lr-steps 9", "--lr-steps must rise, from 2 to --epochs 5, got 9"),
+        (
+            "train --data DATA --lr-schedule cosine-released --epochs 1",
+            "--lr-schedule cosine-released: its last epoch learns nothing, and --epochs 1 has no other",
+        ),
         ("train --data DATA --bonus-from 6", "--bonus-from 6: there are only --epochs 5"),
         ("train --data DATA --reweight bonus --loss mse", "--reweight bonus: --loss mse has no bonus"),
         ("train --data DATA --attack fgms", "--attack: 'fgms' is not one of fgsm, pgd, pgd-l2; did you mean 'fgsm'?"),

@@ -380,6 +380,11 @@ def test_step_sizes_by_epoch():
     assert [lr_factor(steps, epoch) for epoch in range(1, 7)] == pytest.approx([0.5, 1, 0.1, 0.1, 0.01, 0.01])
     cosine = Options(data="x", lr_schedule="cosine", epochs=4)
     assert [lr_factor(cosine, epoch) for epoch in range(1, 5)] == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+    # lr .2, 200 epochs: .1 (1 + cos(pi e / 200)), and 0 in the last
+    released = Options(data="x", lr=0.2, lr_schedule="cosine-released", epochs=200)
+    rates = [released.lr * lr_factor(released, epoch) for epoch in (1, 50, 100, 199)]
+    assert rates == pytest.approx([0.1999877, 0.1707107, 0.1, 0.0000123], abs=1e-7)
+    assert lr_factor(released, 200) == 0
 
 
 def test_the_step_size_that_is_logged_is_that_of_the_step(pictures, tmp_path):
