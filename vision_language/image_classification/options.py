@@ -169,7 +169,9 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
     init: str = option("", "folder of a trained model to start from")
     workers: int = option(0, "processes that read images", least=0, outcome=False)
     attack: str = option("", "train on attacked images (default: no)", ("", "fgsm", "pgd", "pgd-l2"))
-    epsilon: float = option(0.3, "radius of --attack in pixels", above=0, idle={"attack": ("",)})
+    epsilon: float = option(
+        0.3, "radius of --attack in pixels (released: 0.3, of pgd-l2 3)", above=0, idle={"attack": ("",)}
+    )
     attack_steps: int = option(7, "steps of --attack pgd and pgd-l2 (released: 7)", least=1, idle=WITHOUT_STEPS)
     attack_step_size: float = option(
         0.1, "their size (released: 0.1 of pgd, 0.2 of pgd-l2)", above=0, idle=WITHOUT_STEPS

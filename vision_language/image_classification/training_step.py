@@ -82,7 +82,7 @@ class TrainingStep:
         return share * self.objective(self.parallel(pixels, labels), labels, epoch, whole)
 
     def prove(self) -> None:
-        """Refuse images of a size that the network cannot take, and a radius of the attack beyond their pixels.
+        """Refuse images of a size that the network cannot take.
 
         Raises:
             OptionError: names the option.
@@ -98,11 +98,6 @@ class TrainingStep:
         classes = len(self.images.classes)
         if logits.shape != (2, classes):
             raise OptionError(f"--network: gives {tuple(logits.shape)} for 2 images of {classes} classes")
-        if self.attack:
-            try:
-                self.attack.check_radius(self.options.epsilon, pixels.shape[1:])
-            except ValueError as error:
-                raise OptionError(f"--epsilon: {error}") from error
 
 
 class TrainingBatches:

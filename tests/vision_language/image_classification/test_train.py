@@ -416,7 +416,6 @@ def test_an_augmented_image_depends_on_seed_epoch_and_number_alone(pictures):
             {"long_tail": "step", "imbalance_factor": 1e4},
             r"--imbalance-factor 10000: .* leaves class 5 without an image",
         ),
-        ({"attack": "pgd-l2", "epsilon": 29.0}, r"^--epsilon: epsilon must be in \[0, 28\], in pixels .*, got 29$"),
         ({"long_tail": "step", "largest_class": 99}, "--largest-class 99: the smallest class has"),
     ],
 )
