@@ -18,7 +18,7 @@ from vision_language.image_classification.synthetic import synthesize
 main = Program("vision_language.image_classification", __doc__)
 FIGURES = (
     *("test_accuracy", "last_test_accuracy", "test_nll", "test_margin", "test_ece"),
-    *("test_many", "test_medium", "test_few"),
+    *("test_many", "test_medium", "test_few", "test_head", "test_middle", "test_tail"),
 )
 
 

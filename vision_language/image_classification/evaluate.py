@@ -154,11 +154,11 @@ class AttackOptions(EvaluationOptions):
 
 
 def evaluate(options: EvaluationOptions) -> dict[str, Any]:
-    """Accuracy, loss, calibration and margins of a model."""
+    """Accuracy, loss, calibration and margins of a model; by training images too, where its folder has their number."""
     classifier, images = options.load()
     logits = predict_logits(classifier, images, options.eval_batch_size)
     gold = torch.from_numpy(images.labels)
-    result = {"images": len(images), **classification_metrics(logits, gold)}
+    result = {"images": len(images), **classification_metrics(logits, gold, classifier.train_counts)}
     arrays = {"logits": logits.numpy(), "labels": images.labels}
     return _kept(options, "evaluation", result, _inputs(classifier, images), arrays)
 

@@ -15,6 +15,7 @@ from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.plotting import BAND, legend_outside, mean_and_range, name_lines
 from vision_language import calibration
 from vision_language.image_classification.figures import COLOURS, Experiments, Figures
+from vision_language.image_classification.long_tail import is_long_tailed
 from vision_language.image_classification.predict import QUANTILES
 from vision_language.image_classification.scores import log_odds, margin, ood_scores
 
@@ -152,7 +153,7 @@ def tail(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
         counts = np.array(figures.runs[0]["train_counts"])
-        if counts.max() < 2 * counts.min() or any(run["train_counts"] != counts.tolist() for run in figures.runs):
+        if not is_long_tailed(counts.tolist()) or any(run["train_counts"] != counts.tolist() for run in figures.runs):
             continue
         accuracy = np.array([run["test_class_accuracy"] for run in figures.runs], dtype=float)
         order = np.argsort(-counts, kind="stable")

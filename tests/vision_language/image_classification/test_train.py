@@ -26,7 +26,9 @@ from vision_language.image_classification import predict, training_step
 from vision_language.image_classification import train as training
 from vision_language.image_classification.attacks import Attack
 from vision_language.image_classification.data import Batches, mean_and_std, read_data
+from vision_language.image_classification.evaluate import EvaluationOptions, evaluate
 from vision_language.image_classification.image_set import ImageSet
+from vision_language.image_classification.long_tail import GROUPS, THIRDS
 from vision_language.image_classification.model import load
 from vision_language.image_classification.options import NETWORKS, Options
 from vision_language.image_classification.predict import predict_logits
@@ -254,6 +256,10 @@ def test_a_tail_is_cut_from_the_training_images_alone(pictures, tmp_path):
     record = record_of(tmp_path)
     assert record["train_counts"] == splits["train"].counts and record["test_many"] is None
     assert len(record["test_class_accuracy"]) == 10
+    assert load(tmp_path / "seed1").train_counts == record["train_counts"]
+    told = evaluate(EvaluationOptions(model=str(tmp_path / "seed1"), data=str(pictures), device="cpu"))
+    for name in (*GROUPS, *THIRDS):
+        assert told[name] == (None if record[f"test_{name}"] is None else pytest.approx(record[f"test_{name}"]))
 
 
 def test_what_a_tail_keeps_is_drawn_by_its_own_seed(pictures):
