@@ -85,7 +85,7 @@ def test_pictures_are_drawn_of_what_is_there(command, model, tmp_path):
     command(f"ood {EVALUATE} --others OTHERS --out el/test")
     command(f"attack {EVALUATE} --epsilons 0 0.1 --out el/test")
     drawn = command("plot el --out all").partition(":")[0].split(", ")
-    of_tests = ["probabilities", "margins", "training", "energies", "robustness", "reliability"]
+    of_tests = ["probabilities", "margins", "training", "energies", "class_energies", "robustness", "reliability"]
     assert drawn == [*of_tests, "losses", "loss_gradients", "gradients", "gradient_training"]
     for name in drawn:
         assert (tmp_path / "all" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
