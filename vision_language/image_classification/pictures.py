@@ -107,9 +107,9 @@ def group_probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     figure, place = axes.figure, axes.get_subplotspec()
     assert isinstance(figure, Figure) and place is not None
     axes.remove()
-    first = None
-    for cell, (panel, parts) in zip(place.subgridspec(2, 2), panels.items(), strict=True):
-        own = figure.add_subplot(cell, sharex=first)
+    grid, first = place.subgridspec(2, 2), None
+    for number, (panel, parts) in enumerate(panels.items()):
+        own = figure.add_subplot(grid[number], sharex=first)
         first = first or own
         numbers["shares"][panel] = {
             name: _stairs(own, parts[name], edges, colour, name)
