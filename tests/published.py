@@ -1,6 +1,7 @@
 """Published values with their sources, written down from papers and authors' releases, not from this code.
 
-Three tables: what presets must build, what recipes must train and evaluate with, and what the trainers must default to.
+Four tables: what presets must build, what recipes must train and evaluate with, what the trainers must default to, and
+what the recipes of images are.
 A value is here because somebody published it; what is our choice is not here.
 """
 
@@ -285,3 +286,83 @@ HELP = {
         },
     ),
 }  # fmt: skip
+
+# --- images: what train gets from python -m vision_language.image_classification recipe NAME -------------------------
+
+_EL = "arXiv 2110.06537, its released code and slides"
+_CE_ROW, _LE_1, _LE_75 = {"loss": "cross-entropy"}, {"loss": "encouraging", "log_end": 1}, {"log_end": 0.75}
+_BOTH_LE_1 = {"ce": _CE_ROW, "el": _LE_1}
+_BOTH_LE_75 = {"ce": _CE_ROW, "el": {"loss": "encouraging", **_LE_75}}
+_L_SOFTMAX = {
+    "network": "large-margin-cnn", "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0, "batch_size": 256,
+    "epochs": 100, "lr_schedule": "steps", "lr_steps": (51, 65), "lr_factor": 0.1, "seed": 0, "runs": 5,
+}  # fmt: skip
+_THREE = {
+    "network": "three-convolutions", "normalize": False, "shuffle": False, "optimizer": "adam", "lr": 1e-3,
+    "batch_size": 128, "epochs": 5,
+}  # fmt: skip
+_CIFAR = {
+    "image_size": 224, "augment": "resized-crop", "optimizer": "sgd", "momentum": 0.9, "nesterov": True,
+    "weight_decay": 1e-4, "epochs": 90, "lr_schedule": "steps", "lr_steps": (30, 60, 80), "lr_factor": 0.1, "runs": 5,
+}  # fmt: skip
+_CRT = {
+    "augment": "resized-crop", "optimizer": "sgd", "lr": 0.2, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 512,
+    "lr_schedule": "cosine-released",
+}  # fmt: skip
+_LONG_TAILED = {
+    "network": "resnet32", "augment": "pad-crop", "long_tail": "exponential", "imbalance_factor": 100,
+    "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4, "batch_size": 128, "epochs": 200,
+    "warmup_epochs": 5, "lr_schedule": "steps", "lr_steps": (161, 181), "lr_factor": 0.01,
+}  # fmt: skip
+_FROM_161 = {"reweight_from": 161, "beta": 0.9999}
+_TASKS: list[tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = [
+    ("mnist", _L_SOFTMAX, _BOTH_LE_1),
+    ("mnist-smoothed", {**_L_SOFTMAX, "label_smoothing": 0.1}, _BOTH_LE_1),
+    ("mnist-margin2", {**_L_SOFTMAX, "margin": 2}, _BOTH_LE_1),
+    ("mnist-mse", _L_SOFTMAX, {
+        "softmax": {"loss": "mse", "activation": "softmax"},
+        "softmax-mirror": {"loss": "mirror-mse", "activation": "softmax", "mirror_power": 2},
+        "sigmoid": {"loss": "mse", "activation": "sigmoid"},
+        "sigmoid-mirror": {"loss": "mirror-mse", "activation": "sigmoid", "mirror_power": 2},
+    }),
+    ("attacked-mnist", _THREE, _BOTH_LE_1),
+    ("attacked-mnist-fgsm", {**_THREE, "attack": "fgsm", "epsilon": 0.3}, _BOTH_LE_1),
+    ("attacked-mnist-pgd", {
+        **_THREE, "attack": "pgd", "epsilon": 0.3, "attack_step_size": 0.1, "attack_steps": 7
+    }, _BOTH_LE_1),
+    ("attacked-mnist-pgd-l2", {
+        **_THREE, "attack": "pgd-l2", "epsilon": 3, "attack_step_size": 0.2, "attack_steps": 7
+    }, _BOTH_LE_1),
+    ("cifar-resnet50", {**_CIFAR, "network": "resnet50", "lr": 0.025, "batch_size": 64}, _BOTH_LE_75),
+    ("cifar-efficientnet-b0", {**_CIFAR, "network": "efficientnet-b0", "lr": 0.0125, "batch_size": 32}, _BOTH_LE_75),
+    ("imagenet-resnet50", {
+        "network": "resnet50", "image_size": 224, "augment": "resized-crop", "optimizer": "sgd", "lr": 0.1,
+        "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 256, "epochs": 90, "lr_schedule": "steps",
+        "lr_steps": (31, 61), "lr_factor": 0.1, "seed": 1, "runs": 5,
+    }, _BOTH_LE_75),
+    # and rmsproptf, warm-up, moving averages, RandAugment and random erasing, which are not done here
+    ("imagenet-efficientnet-b0", {
+        "network": "efficientnet-b0", "image_size": 224, "augment": "resized-crop", "lr": 0.048, "weight_decay": 1e-5,
+        "batch_size": 768, "epochs": 450, "mixed_precision": "fp16", "label_smoothing": 0.1, "lr_schedule": "steps",
+        "lr_steps": tuple(e for e in range(2, 451) if 5 * (e - 1) // 12 > 5 * (e - 2) // 12), "lr_factor": 0.97,
+    }, _BOTH_LE_75),
+    ("inaturalist", {**_CRT, "network": "resnet50", "image_size": 224, "epochs": 200}, {
+        **_BOTH_LE_1,
+        "el-half": {"loss": "encouraging", "log_end": 0.5},
+        "aggressive": {**_LE_1, "bonus_start": 0.5},
+        "drw": {**_CE_ROW, "reweight": "loss", "reweight_from": 181, "beta": 0.9999},
+        "drw-el": {**_LE_1, "bonus_from": 181, "reweight": "both", "reweight_from": 181, "beta": 0.9999},
+        "focal": {"loss": "focal", "gamma": 1},
+        "halted-focal": {"loss": "halted-focal", "gamma": 1},
+    }),
+    ("inaturalist", _CRT, {"crt": {**_CE_ROW, "freeze": True, "epochs": 30}}),
+    ("cifar-tail", _LONG_TAILED, {
+        "ce": _CE_ROW,
+        "drw": {**_CE_ROW, "reweight": "loss", **_FROM_161},
+        "ldam-drw": {**_CE_ROW, "adjust_logits": "ldam", "cosine_scale": 30, "reweight": "loss", **_FROM_161},
+        "drw-el": _FROM_161,  # the bonus is not published
+    }),
+]  # fmt: skip
+IMAGE_RECIPES = {
+    f"{task}-{row}": Published(_EL, {**shared, **own}) for task, shared, rows in _TASKS for row, own in rows.items()
+}

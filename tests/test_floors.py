@@ -34,6 +34,7 @@ MAY_IMPORT = {
     ),
     "fairseq_ext/recipes": (
         *("yaml", "fairseq_ext.recipes", "fairseq_ext.training.errors", "fairseq_ext.training.options"),
+        "fairseq_ext.training.sources",
     ),
     "fairseq_ext/criterions": (*BINDING, "fairseq_ext.criterions", "fairseq_ext.losses"),
     # fairseq writes the binary captions; pictures and Java's tokeniser are read where they are installed.

@@ -1,31 +1,12 @@
-"""A recipe's values: each under fairseq's own name, with the source that has it.
-
-A set of values is a plain dictionary, so that ``a | b`` is ``a`` with ``b`` on top.
-"""
+"""The values of fairseq's recipes, each under fairseq's own name, and its groups of options."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
+
+from fairseq_ext.training.sources import OURS, Setting, Settings, by
 
 __all__ = ["OURS", "SECTIONS", "Setting", "Settings", "both", "by"]
-
-OURS = "our choice"
-"""The source of what nobody published."""
-
-
-class Setting(NamedTuple):
-    """A value and where it was published."""
-
-    value: Any
-    source: str
-
-
-Settings = dict[str, Setting]
-
-
-def by(source: str, **values: Any) -> Settings:
-    """The ``values`` that ``source`` has."""
-    return {option: Setting(value, source) for option, value in values.items()}
 
 
 def both(**values: Any) -> dict[str, Any]:

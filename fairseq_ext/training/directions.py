@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["lower_is_better"]
 
 LOWER = ("loss", "nll", "ece", "error")
-HIGHER = ("accuracy", "many", "medium", "few", "f1", "auc", "rsum", "r1", "r5", "r10")
+HIGHER = ("accuracy", "many", "medium", "few", "head", "middle", "tail", "f1", "auc", "rsum", "r1", "r5", "r10")
 """Last parts of names, such as ``test_nll``, ``hamming_loss`` or ``valid_macro_f1``."""
 
 

@@ -12,12 +12,13 @@ from vision_language.image_classification import train as training
 from vision_language.image_classification.evaluate import attack, evaluate, ood
 from vision_language.image_classification.options import Options
 from vision_language.image_classification.plot import plot
+from vision_language.image_classification.recipes import recipe
 from vision_language.image_classification.synthetic import synthesize
 
 main = Program("vision_language.image_classification", __doc__)
 FIGURES = (
     *("test_accuracy", "last_test_accuracy", "test_nll", "test_margin", "test_ece"),
-    *("test_many", "test_medium", "test_few"),
+    *("test_many", "test_medium", "test_few", "test_head", "test_middle", "test_tail"),
 )
 
 
@@ -35,7 +36,7 @@ def train(options: Options, output: Output) -> str:
     return training.run(options, output.out, output.runs, output.device).report(*FIGURES)
 
 
-for command in (evaluate, ood, attack, compare, plot, synthesize):
+for command in (evaluate, ood, attack, compare, plot, recipe, synthesize):
     main.command(command)
 
 

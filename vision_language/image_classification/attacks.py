@@ -125,7 +125,8 @@ class Attack:
             model: from pixels in [0, 1] to logits, with any normalisation inside.
             images: ``(N, channels, height, width)``.
             labels: ``(N)``.
-            epsilon: radius of the ball in pixels: 8/255, 0.3, ...; for ``pgd-l2`` its Euclidean norm.
+            epsilon: radius of the ball in pixels: 8/255, 0.3, ..., at most 1; for ``pgd-l2`` its Euclidean norm, of
+                which any size will do: a ball that holds all pictures projects nothing.
             numbers: of the images in their data set. Default: 0, 1, ...
             epoch: of a training, counted from 1. Default: 0, none.
 
@@ -135,7 +136,10 @@ class Attack:
         Raises:
             ValueError: pixels outside [0, 1], or an ``epsilon`` that is no radius in them.
         """
-        self.check_radius(epsilon, images.shape[1:])
+        if self.name == "pgd-l2" and not 0 <= epsilon < math.inf:
+            raise ValueError(f"epsilon must be at least 0 and finite, got {epsilon:g}")
+        if self.name != "pgd-l2" and not 0 <= epsilon <= 1:
+            raise ValueError(f"epsilon must be in [0, 1], in pixels from 0 to 1, got {epsilon:g}")
         if images.numel() and not (float(images.min()) >= 0 and float(images.max()) <= 1):
             raise ValueError("images must be pixels in [0, 1]: put the normalisation inside the model")
         if not epsilon:
@@ -146,19 +150,17 @@ class Attack:
             classifier = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
             return attacker.run(classifier, images, labels, epsilon=epsilon)
 
-    def check_radius(self, epsilon: float, shape: torch.Size) -> None:
-        """Refuse what is no radius.
+    def distance(self, images: Tensor, attacked: Tensor) -> Tensor:
+        """How far each attacked image is from its own, in the norm of the ball: the largest pixel, or Euclidean.
 
         Args:
-            epsilon: as of a call.
-            shape: of an image.
+            images: ``(N, channels, height, width)``.
+            attacked: of a call.
 
-        Raises:
-            ValueError: below 0, or more than images of this shape can be apart.
+        Returns:
+            ``(N)``, 0 where a gradient was 0 at every pixel.
         """
-        most = 1.0 if self.name != "pgd-l2" else math.sqrt(shape.numel())
-        if not 0 <= epsilon <= most:
-            raise ValueError(f"epsilon must be in [0, {most:g}], in pixels from 0 to 1, got {epsilon:g}")
+        return (attacked - images).flatten(1).norm(2 if self.name == "pgd-l2" else math.inf, dim=1)
 
     def _arguments(self) -> dict[str, Any]:
         if self.name == "fgsm":

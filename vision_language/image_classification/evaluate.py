@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,12 @@ __all__ = ["AttackOptions", "EvaluationOptions", "OodOptions", "attack", "evalua
 
 RESERVED = ("test", "model", "data", "options", "inputs", "environment", "file", "allow_pickle", "", "..")
 """Names of folders that the results of ``ood``, which are called by them, need for themselves."""
+
+ALSO_CALLED = {"ce": "cross-entropy"}
+"""Other names of objectives."""
+
+RADII = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+PUBLISHED_RADII = {"fgsm": RADII, "pgd": RADII, "pgd-l2": (0.0, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +117,14 @@ class AttackOptions(EvaluationOptions):
 
     attack: str = option("fgsm", "which one", tuple(ATTACKS))
     objectives: tuple[str, ...] = option(
-        tuple(OBJECTIVES), f"what it raises, of {', '.join(OBJECTIVES)}; the paper's is cross-entropy, see README"
+        tuple(OBJECTIVES),
+        f"what it raises, of {', '.join(OBJECTIVES)} (or ce); the paper's is cross-entropy, see README",
+        aliases=("attack_loss",),
     )
     epsilons: tuple[float, ...] = option(
-        (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
-        "radii in pixels from 0 to 1 (paper: these)",
+        (),
+        f"radii in pixels from 0 to 1 (default, as the paper: {' '.join(f'{e:g}' for e in RADII)}; Euclidean of "
+        f"pgd-l2: {' '.join(f'{e:g}' for e in PUBLISHED_RADII['pgd-l2'])})",
     )
     attack_steps: int = option(40, "of pgd and pgd-l2 (released: 40)", least=1, idle={"attack": ("fgsm",)})
     attack_step_size: float = option(
@@ -125,10 +135,15 @@ class AttackOptions(EvaluationOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for objective in self.objectives:
-            choose("--objectives", objective, OBJECTIVES)
-        if bad := [epsilon for epsilon in self.epsilons if epsilon < 0 or (epsilon > 1 and self.attack != "pgd-l2")]:
-            raise OptionError(f"--epsilons must be in [0, 1], in pixels from 0 to 1, got {bad[0]:g}")
+        named = (ALSO_CALLED.get(objective, objective) for objective in self.objectives)
+        objectives = tuple(choose("--objectives", objective, OBJECTIVES) for objective in dict.fromkeys(named))
+        epsilons = self.epsilons or PUBLISHED_RADII[self.attack]
+        euclidean = self.attack == "pgd-l2"
+        if bad := [each for each in epsilons if not 0 <= each <= (sys.float_info.max if euclidean else 1)]:
+            allowed = "at least 0 and finite" if euclidean else "in [0, 1], in pixels from 0 to 1"
+            raise OptionError(f"--epsilons must be {allowed}, got {bad[0]:g}")
+        for name, values in (("objectives", objectives), ("epsilons", epsilons)):
+            object.__setattr__(self, name, values)  # the class is frozen
 
     def make(self, objective: str) -> Attack:
         """The attack on one objective."""
@@ -139,11 +154,11 @@ class AttackOptions(EvaluationOptions):
 
 
 def evaluate(options: EvaluationOptions) -> dict[str, Any]:
-    """Accuracy, loss, calibration and margins of a model."""
+    """Accuracy, loss, calibration and margins of a model; by training images too, where its folder has their number."""
     classifier, images = options.load()
     logits = predict_logits(classifier, images, options.eval_batch_size)
     gold = torch.from_numpy(images.labels)
-    result = {"images": len(images), **classification_metrics(logits, gold)}
+    result = {"images": len(images), **classification_metrics(logits, gold, classifier.train_counts)}
     arrays = {"logits": logits.numpy(), "labels": images.labels}
     return _kept(options, "evaluation", result, _inputs(classifier, images), arrays)
 
@@ -171,39 +186,44 @@ def ood(options: OodOptions) -> dict[str, Any]:
 
 
 def attack(options: AttackOptions) -> dict[str, Any]:
-    """Accuracy under attack, by radius, on each objective."""
+    """Accuracy under attack and mean size of the perturbations, by radius, on each objective."""
     classifier, images = options.load()
     batches = list(batches_of(classifier, images, options.eval_batch_size))
     device = classifier.mean.device
     hidden = _mean_of(vanishing_gradients(classifier, x.to(device), y.to(device)) | {"n": len(y)} for x, y in batches)
-    result: dict[str, Any] = {"images": len(images), "attack": options.attack, **hidden, "accuracy": {}}
+    result: dict[str, Any] = {
+        "images": len(images),
+        "attack": options.attack,
+        **hidden,
+        "accuracy": {},
+        "perturbation": {},
+    }
     total = len(options.objectives) * len(options.epsilons) * len(images)
     with progress(total=total, desc=options.attack, unit=" images") as bar:
         for objective in options.objectives:
             made = options.make(objective)
-            result["accuracy"][objective] = {
-                f"{epsilon:g}": _accuracy(classifier, made, batches, epsilon, bar) for epsilon in options.epsilons
-            }
+            told = {f"{epsilon:g}": _attacked(classifier, made, batches, epsilon, bar) for epsilon in options.epsilons}
+            result["accuracy"][objective] = {epsilon: accuracy for epsilon, (accuracy, _) in told.items()}
+            result["perturbation"][objective] = {epsilon: size for epsilon, (_, size) in told.items()}
     rows = list(result["accuracy"].values())
     result["robust_accuracy"] = {epsilon: min(row[epsilon] for row in rows) for epsilon in rows[0]}
     return _kept(options, f"attack_{options.attack}", result, _inputs(classifier, images))
 
 
-def _accuracy(
+def _attacked(
     classifier: ImageClassifier, made: Attack, batches: list[tuple[Tensor, Tensor]], epsilon: float, bar: tqdm
-) -> float:
-    correct = first = 0
+) -> tuple[float, float]:
+    """Accuracy, and the mean distance of the attacked images from their own."""
+    correct, first, distance = 0, 0, 0.0
     for pixels, labels in batches:
         pixels, labels = pixels.to(classifier.mean.device), labels.to(classifier.mean.device)
-        try:
-            attacked = made(classifier, pixels, labels, epsilon, range(first, first + len(labels)))
-        except ValueError as error:
-            raise OptionError(f"--epsilons {epsilon:g}: {error}") from error
+        attacked = made(classifier, pixels, labels, epsilon, range(first, first + len(labels)))
+        distance += float(made.distance(pixels, attacked).double().sum())
         with torch.no_grad():
             correct += int((finite_logits(classifier(attacked), "under attack").argmax(1) == labels).sum())
         first += len(labels)
         bar.update(len(labels))
-    return correct / first
+    return correct / first, distance / first
 
 
 def _mean_of(rows: Iterator[dict[str, float]]) -> dict[str, float]:

@@ -15,10 +15,13 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor
 
-__all__ = ["GROUPS", "group_metrics", "groups", "long_tail_counts", "long_tail_subset"]
+__all__ = ["GROUPS", "THIRDS", "group_metrics", "groups", "is_long_tailed", "long_tail_counts", "long_tail_subset"]
 
 GROUPS = ("many", "medium", "few")
 """Classes of more than 100, of 20 to 100, and of less than 20 training images."""
+
+THIRDS = ("head", "middle", "tail")
+"""Of the classes, from the largest to the smallest: ten classes may all have more than 20 images."""
 
 KINDS = ("exponential", "step")
 
@@ -85,8 +88,13 @@ def groups(train_counts: list[int]) -> list[str]:
     return ["many" if count > 100 else "medium" if count >= 20 else "few" for count in train_counts]
 
 
+def is_long_tailed(train_counts: list[int]) -> bool:
+    """Whether the largest class has at least twice the training images of the smallest."""
+    return max(train_counts) >= 2 * min(train_counts)
+
+
 def group_metrics(labels: Tensor, predicted: Tensor, train_counts: list[int]) -> dict[str, Any]:
-    """Accuracy of all, of each class, and of classes with many, medium and few training images.
+    """Accuracy of all, of each class, of classes with many, medium and few training images, and of their thirds.
 
     Args:
         labels: of the test set, ``(N)``; a class that is not among them counts in no mean.
@@ -95,19 +103,25 @@ def group_metrics(labels: Tensor, predicted: Tensor, train_counts: list[int]) ->
 
     Returns:
         ``accuracy``; ``class_accuracy``, None for a class without test images; ``balanced_accuracy``, its mean;
-        ``many``, ``medium`` and ``few``, means over the classes of a group, None for an empty one; ``macro_f1``;
-        ``train_weighted_accuracy``, the mean weighted by ``train_counts``.
+        ``many``, ``medium`` and ``few``, means over the classes of a group, None for an empty one; ``head``, ``middle``
+        and ``tail``, those over the thirds of the classes from the largest on, of which the first ones have one class
+        more where three do not divide them; ``macro_f1``; ``train_weighted_accuracy``, the mean weighted by
+        ``train_counts``.
     """
     gold, guess = labels.cpu().numpy(), predicted.cpu().numpy()
     present = np.unique(gold)
     accuracies = recall_score(gold, guess, labels=present, average=None, zero_division=0)
     of_class, counts = np.array(groups(train_counts))[present], np.array(train_counts)[present]
+    thirds = np.empty(len(train_counts), dtype="<U6")
+    for name, part in zip(THIRDS, np.array_split(np.argsort(-np.array(train_counts), kind="stable"), 3), strict=True):
+        thirds[part] = name
+    parts = [(name, of_class) for name in GROUPS] + [(name, thirds[present]) for name in THIRDS]
     by_class = dict(zip(present.tolist(), accuracies.tolist(), strict=True))
     return {
         "accuracy": float(accuracy_score(gold, guess)),
         "class_accuracy": [by_class.get(label) for label in range(len(train_counts))],
         "balanced_accuracy": float(accuracies.mean()),
-        **{name: float(accuracies[of_class == name].mean()) if name in of_class else None for name in GROUPS},
+        **{name: float(accuracies[own == name].mean()) if name in own else None for name, own in parts},
         "macro_f1": float(f1_score(gold, guess, labels=present, average="macro", zero_division=0)),
         "train_weighted_accuracy": float((accuracies * counts).sum() / counts.sum()),
     }

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.errors import CheckpointError, OptionError, choose
 from fairseq_ext.training.pretrained import LOCAL, load_model, loading, read_config, save_folder
 from vision_language.image_classification.classifiers import CosineLinear, LargeMarginLinear
 from vision_language.image_classification.efficientnet import EfficientNet
@@ -191,6 +191,11 @@ class ImageClassifier(nn.Module):
         return tuple(name for _, name in sorted((self.model.config.id2label or {}).items()))
 
     @property
+    def train_counts(self) -> list[int] | None:
+        """Training images of each class; None of a model that does not say it, such as those of earlier versions."""
+        return getattr(self.model.config, "train_counts", None)
+
+    @property
     def channels(self) -> int:
         """Of an image."""
         return len(self.preprocessing.mean)
@@ -246,6 +251,10 @@ def build(options: NetworkOptions, classes: tuple[str, ...], preprocessing: Prep
     return ImageClassifier(model, read)
 
 
+def _are_counts(counts: Any, classes: int) -> bool:
+    return isinstance(counts, list) and len(counts) == classes and all(type(n) is int and n > 0 for n in counts)
+
+
 def load(folder: str | Path) -> ImageClassifier:
     """A trained classifier, in evaluation mode.
 
@@ -254,8 +263,14 @@ def load(folder: str | Path) -> ImageClassifier:
 
     Raises:
         OptionError: no such folder.
-        CheckpointError: no image classifier in it.
+        CheckpointError: no image classifier in it, or training images of other classes than its own.
     """
     read_config(folder)
     model, _ = load_model(AutoModelForImageClassification.from_pretrained, folder)
+    counts = getattr(model.config, "train_counts", None)
+    if counts is not None and not _are_counts(counts, model.config.num_labels):
+        raise CheckpointError(
+            f"{folder}: train_counts of its config.json must be the training images of each of its "
+            f"{model.config.num_labels} classes, got {str(counts)[:60]}"
+        )
     return ImageClassifier(model, Preprocessing.read(folder, model.config)).eval()

@@ -87,8 +87,12 @@ class Objective:
 
     def _of_probabilities(self, logits: Tensor, labels: Tensor) -> Tensor:
         base = self.options.loss.removeprefix("mirror-")
-        weight, power = float(base != self.options.loss), self.options.mirror_power
-        return mirror_bonus_loss(logits, labels, "none", base=base, bonus_power=power, bonus_weight=weight).mean(1)
+        mirror: dict[str, Any] = {
+            "activation": self.options.activation,
+            "bonus_power": self.options.mirror_power,
+            "bonus_weight": float(base != self.options.loss),
+        }
+        return mirror_bonus_loss(logits, labels, "none", base=base, **mirror).mean(1)
 
     def _bonus_weight(self, epoch: int) -> float:
         options = self.options

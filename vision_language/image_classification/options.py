@@ -91,6 +91,12 @@ class LossOptions(OptionSet):
     bonus_weight: float = option(1.0, "factor of the bonus", least=0, idle=WITHOUT_BONUS)
     bonus_from: int = option(1, "first epoch with the bonus, counted from 1", least=1, idle=WITHOUT_BONUS)
     schedule: str = option("none", "how the bonus grows over the epochs", tuple(SCHEDULES), idle=WITHOUT_BONUS)
+    activation: str = option(
+        "softmax",
+        "how mse and mae, with the mirror bonus or without, make probabilities of logits; the paper has both",
+        ("softmax", "sigmoid"),
+        idle={"loss": (*LOSSES[:4],)},
+    )
     mirror_power: float = option(2.0, "exponent of the mirror bonus (paper: 2)", above=0, idle={"loss": (*LOSSES[:6],)})
     gamma: float = option(
         1.0,
@@ -137,7 +143,11 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
     momentum: float = option(0.9, "of SGD", least=0, below=1, idle={"optimizer": ("adam",)})
     nesterov: bool = option(False, "Nesterov's momentum", idle={"optimizer": ("adam",)})
     weight_decay: float = option(0.0, "L2 penalty of all parameters", least=0)
-    lr_schedule: str = option("constant", "how the step size falls", ("constant", "steps", "cosine"))
+    lr_schedule: str = option(
+        "constant",
+        "how the step size falls; cosine begins at --lr, cosine-released is one epoch ahead, with 0 in the last",
+        ("constant", "steps", "cosine", "cosine-released"),
+    )
     lr_steps: tuple[int, ...] = option((), "epochs from which it is multiplied by --lr-factor, counted from 1")
     lr_factor: float = option(0.1, "of each of --lr-steps", above=0, below=1)
     warmup_epochs: int = option(0, "epochs in which the step size rises to --lr", least=0)
@@ -151,11 +161,17 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
         ("valid", "test", "last"),
         aliases=("select",),
     )
-    freeze: bool = option(False, "second stage of cRT: learn a new last layer on classes drawn evenly; needs --init")
+    freeze: bool = option(
+        False,
+        "second stage of cRT: learn a new last layer on classes drawn evenly, one image at a time (released: four of a "
+        "class); needs --init",
+    )
     init: str = option("", "folder of a trained model to start from")
     workers: int = option(0, "processes that read images", least=0, outcome=False)
     attack: str = option("", "train on attacked images (default: no)", ("", "fgsm", "pgd", "pgd-l2"))
-    epsilon: float = option(0.3, "radius of --attack in pixels", above=0, idle={"attack": ("",)})
+    epsilon: float = option(
+        0.3, "radius of --attack in pixels (released: 0.3, of pgd-l2 3)", above=0, idle={"attack": ("",)}
+    )
     attack_steps: int = option(7, "steps of --attack pgd and pgd-l2 (released: 7)", least=1, idle=WITHOUT_STEPS)
     attack_step_size: float = option(
         0.1, "their size (released: 0.1 of pgd, 0.2 of pgd-l2)", above=0, idle=WITHOUT_STEPS
@@ -167,6 +183,10 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
         if self.attack in ("fgsm", "pgd") and self.epsilon > 1:
             raise OptionError(
                 f"--epsilon must be at most 1 with --attack {self.attack}, in pixels from 0 to 1, got {self.epsilon:g}"
+            )
+        if self.lr_schedule == "cosine-released" and self.epochs == 1:
+            raise OptionError(
+                "--lr-schedule cosine-released: its last epoch learns nothing, and --epochs 1 has no other"
             )
         if self.lr_schedule != "steps":
             self.refuse_idle(f"with --lr-schedule {self.lr_schedule}", "lr_steps", "lr_factor")

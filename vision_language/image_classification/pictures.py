@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.plotting import BAND, legend_outside, mean_and_range, name_lines
 from vision_language import calibration
+from vision_language.image_classification.detection import false_positive_rate
 from vision_language.image_classification.figures import COLOURS, Experiments, Figures
+from vision_language.image_classification.long_tail import groups, is_long_tailed
 from vision_language.image_classification.predict import QUANTILES
 from vision_language.image_classification.scores import log_odds, margin, ood_scores
 
-__all__ = ["energies", "margins", "probabilities", "reliability", "robustness", "tail", "training"]
+__all__ = [
+    *("class_energies", "energies", "group_probabilities", "margins", "probabilities", "reliability", "robustness"),
+    *("tail", "training"),
+]
 
 BINS, CONFIDENCE_BINS = 40, 10
+
+PANELS = {
+    "all": "All classes",
+    "many": "Many: more than 100 training images",
+    "medium": "Medium: 20 to 100",
+    "few": "Few: less than 20",
+}
+
+RANKS = 10
+"""Of the classes whose energies are drawn, from the lowest on."""
 
 
 def _of_labels(score: Callable[..., torch.Tensor], figures: Figures) -> np.ndarray:
@@ -34,20 +50,29 @@ def _of_labels(score: Callable[..., torch.Tensor], figures: Figures) -> np.ndarr
 
 def _histograms(axes: Axes, values: Mapping[str, np.ndarray], label: str) -> dict[str, Any]:
     """Shares over common bins, so that experiments can be compared."""
-    values = {name: part for name, part in values.items() if len(part)}
-    if not values:
+    if not any(map(len, values.values())):
         return {}
-    everything = np.concatenate(list(values.values()))
-    edges = np.histogram_bin_edges(everything, BINS, tuple(np.quantile(everything, [0.001, 0.999])))
+    edges = _edges(values.values())
     shares = {}
     for colour, (name, part) in zip(COLOURS, values.items(), strict=False):
-        clipped = part.clip(edges[0], edges[-1])
-        shares[name] = (np.histogram(clipped, edges)[0] / len(part)).tolist()
-        axes.stairs(shares[name], edges, color=colour, label=f"{name} (median {np.median(part):.3g})", linewidth=1.8)
-        axes.stairs(shares[name], edges, color=colour, fill=True, alpha=0.15)
+        if len(part):
+            shares[name] = _stairs(axes, part, edges, colour, f"{name} (median {np.median(part):.3g})")
     axes.set(xlabel=label, ylabel="share of test images")
     legend_outside(axes)
     return {"edges": edges.tolist(), "shares": shares}
+
+
+def _edges(parts: Iterable[np.ndarray]) -> np.ndarray:
+    everything = np.concatenate(list(parts))
+    return np.histogram_bin_edges(everything, BINS, tuple(np.quantile(everything, [0.001, 0.999])))
+
+
+def _stairs(axes: Axes, part: np.ndarray, edges: np.ndarray, colour: str, label: str) -> list[float]:
+    """The share of a part in each bin, which is drawn; what lies beyond the edges is in the outer bins."""
+    shares = (np.histogram(part.clip(edges[0], edges[-1]), edges)[0] / len(part)).tolist()
+    axes.stairs(shares, edges, color=colour, label=label, linewidth=1.8)
+    axes.stairs(shares, edges, color=colour, fill=True, alpha=0.15)
+    return shares
 
 
 def probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
@@ -62,6 +87,49 @@ def probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
         )
         axes.set_title("How sure is the model of the label?")
     return numbers
+
+
+def group_probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
+    """The same of long tails in panels: of all classes, and of those with many, medium and few training images."""
+    panels: dict[str, dict[str, np.ndarray]] = {panel: {} for panel in PANELS}
+    for name, figures in experiments.items():
+        odds, counts = _of_labels(log_odds, figures), _tail_of(figures)
+        if not len(odds) or not counts:
+            continue
+        labels = np.concatenate([arrays["labels"] for arrays in figures.arrays("evaluation")])
+        group = np.array(groups(counts))[labels]
+        for panel, parts in panels.items():
+            parts[name] = odds if panel == "all" else odds[group == panel]
+    if not panels["all"]:
+        return {}
+    edges = _edges(panels["all"].values())
+    numbers: dict[str, Any] = {"edges": edges.tolist(), "shares": {}}
+    figure, place = axes.figure, axes.get_subplotspec()
+    assert isinstance(figure, Figure) and place is not None
+    axes.remove()
+    grid, first = place.subgridspec(2, 2), None
+    for number, (panel, parts) in enumerate(panels.items()):
+        own = figure.add_subplot(grid[number], sharex=first)
+        first = first or own
+        numbers["shares"][panel] = {
+            name: _stairs(own, parts[name], edges, colour, name)
+            for colour, name in zip(COLOURS, experiments, strict=False)
+            if len(parts.get(name, ()))
+        }
+        own.set_title(PANELS[panel])
+        own.axvline(0, color="0.6", linewidth=0.8)
+    assert first is not None
+    figure.supxlabel(r"$\log\, p_y / (1 - p_y)$")
+    figure.supylabel("share of test images")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return numbers
+
+
+def _tail_of(figures: Figures) -> list[int]:
+    """Training images of each class of an experiment with a long tail; of others none."""
+    counts = figures.runs[0]["train_counts"]
+    alike = all(run["train_counts"] == counts for run in figures.runs)
+    return counts if alike and is_long_tailed(counts) else []
 
 
 def margins(axes: Axes, experiments: Experiments) -> dict[str, Any]:
@@ -95,13 +163,16 @@ def training(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Energy scores of the test set and of the others."""
+    """Energy scores of the test set and of the others, and which share of these passes with 95 % of the test set."""
     numbers: dict[str, Any] = {}
     for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
         sets: dict[str, list[np.ndarray]] = {}
+        passing: dict[str, list[float]] = {}
         for arrays in figures.arrays("ood"):
-            for part, logits in arrays.items():
-                sets.setdefault(part, []).append(ood_scores(torch.from_numpy(logits), "energy").numpy())
+            of_model = {part: ood_scores(torch.from_numpy(logits), "energy").numpy() for part, logits in arrays.items()}
+            for part, scores in of_model.items():
+                sets.setdefault(part, []).append(scores)
+                passing.setdefault(part, []).append(false_positive_rate(of_model["test"], scores)[0])
         if not sets:
             continue
         values = {part: np.concatenate(scores) for part, scores in sets.items()}
@@ -110,9 +181,43 @@ def energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
         for style, (part, scores) in zip(cycle(("-", "--", ":", "-.")), values.items(), strict=False):
             density = np.histogram(scores, edges, density=True)[0]
             numbers[f"{name}, {part}"] = {"edges": edges.tolist(), "density": density.tolist()}
-            axes.stairs(density, edges, color=colour, linestyle=style, linewidth=1.8, label=f"{name}: {part}")
+            label = f"{name}: {part}"
+            if part != "test":
+                numbers[f"{name}, {part}"]["fpr95"] = passing[part]
+                label += f", FPR95 {100 * np.mean(passing[part]):.3g} %"
+            axes.stairs(density, edges, color=colour, linestyle=style, linewidth=1.8, label=label)
     if numbers:
         axes.set(xlabel="energy score", ylabel="density", title="Known images against others")
+        legend_outside(axes)
+    return numbers
+
+
+def class_energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
+    """Mean energies -z of the classes for the images of each class, the lowest first: mean and range over those.
+
+    The numbers have the means of the label's energy and of the lowest other one too.
+    """
+    numbers: dict[str, Any] = {}
+    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
+        evaluations = figures.arrays("evaluation")
+        if not evaluations:
+            continue
+        logits = np.concatenate([arrays["logits"] for arrays in evaluations]).astype(np.float64)
+        labels = np.concatenate([arrays["labels"] for arrays in evaluations])
+        of_label = logits[np.arange(len(labels)), labels]
+        others = of_label - margin(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
+        present = np.unique(labels)
+        table = np.stack([-logits[labels == label].mean(0) for label in present])
+        ranked = table.argsort(1, kind="stable")[:, :RANKS]
+        lowest = np.take_along_axis(table, ranked, 1).tolist()
+        means = {"label": float(-of_label.mean()), "best_other": float(-others.mean())}
+        numbers[name] = {**means, "true": present.tolist(), "classes": ranked.tolist(), "energies": lowest}
+        told = f"{name} (label {means['label']:.3g},\nbest other {means['best_other']:.3g})"
+        mean_and_range(axes, [list(enumerate(row, 1)) for row in lowest], told, color=colour, marker="o")
+    if numbers:
+        axes.set(xlabel="classes, by their energy for the images of one", ylabel="mean energy $-z$")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_title("Energies of the classes")
         legend_outside(axes)
     return numbers
 
@@ -151,8 +256,8 @@ def tail(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     """Accuracy of each class by its training images."""
     numbers: dict[str, Any] = {}
     for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
-        counts = np.array(figures.runs[0]["train_counts"])
-        if counts.max() < 2 * counts.min() or any(run["train_counts"] != counts.tolist() for run in figures.runs):
+        counts = np.array(_tail_of(figures))
+        if not len(counts):
             continue
         accuracy = np.array([run["test_class_accuracy"] for run in figures.runs], dtype=float)
         order = np.argsort(-counts, kind="stable")

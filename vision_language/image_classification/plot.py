@@ -22,7 +22,9 @@ from vision_language.image_classification.loss_pictures import (
     sweep,
 )
 from vision_language.image_classification.pictures import (
+    class_energies,
     energies,
+    group_probabilities,
     margins,
     probabilities,
     reliability,
@@ -73,7 +75,8 @@ def plot(options: PlotOptions) -> str:
 PICTURES: dict[str, Callable[[Axes, Experiments], dict[str, Any]]] = {
     function.__name__: function
     for function in (
-        *(probabilities, margins, training, energies, robustness, tail, reliability),
+        *(probabilities, group_probabilities, margins, training, energies, class_energies, robustness, tail),
+        reliability,
         *(losses, loss_gradients, gradients, gradient_training, sweep),
     )
 }

@@ -22,6 +22,7 @@ from fairseq_ext.training.settings import Settings
 from vision_language.image_classification.data import in_channels, mean_and_std, read_data
 from vision_language.image_classification.gradients import binned_gradients, gradient_norms, mean_gradients
 from vision_language.image_classification.image_set import ImageSet
+from vision_language.image_classification.long_tail import is_long_tailed
 from vision_language.image_classification.model import ImageClassifier, build, load
 from vision_language.image_classification.options import NETWORKS, Options
 from vision_language.image_classification.predict import classification_metrics, predict_logits, short_metrics
@@ -98,6 +99,7 @@ def train(
     torch.manual_seed(seed_of(options.seed))
     classifier = _classifier(options, splits["train"]).to(accelerator.device)
     classifier.preprocessing = classifier.preprocessing.after(options.augment)
+    classifier.model.config.train_counts = splits["train"].counts
     images = in_channels(splits["train"], classifier.channels)
     step, best = TrainingStep(classifier, images, options, accelerator), BestWeights(classifier)
     split = "test" if options.select_on == "test" else "valid" if "valid" in splits else None
@@ -160,7 +162,8 @@ def _validated(step: TrainingStep, images: ImageSet, epoch: int) -> dict[str, An
 def _tested(step: TrainingStep, images: ImageSet, best: BestWeights) -> tuple[dict[str, Any], dict[str, Any]]:
     """The metrics of the selected epoch, whose weights the classifier has afterwards; and what is recorded of both."""
     options = step.options
-    gold, counts = torch.from_numpy(images.labels), step.images.counts if options.long_tail else None
+    tail = options.long_tail or is_long_tailed(step.images.counts)
+    gold, counts = torch.from_numpy(images.labels), step.images.counts if tail else None
     scores = _logits(step, images)
     last = classification_metrics(scores, gold, counts)
     norms = gradient_norms(step.objective, scores, gold, options.epochs, step.classifier.last_linear())

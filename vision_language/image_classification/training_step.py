@@ -82,7 +82,7 @@ class TrainingStep:
         return share * self.objective(self.parallel(pixels, labels), labels, epoch, whole)
 
     def prove(self) -> None:
-        """Refuse images of a size that the network cannot take, and a radius of the attack beyond their pixels.
+        """Refuse images of a size that the network cannot take.
 
         Raises:
             OptionError: names the option.
@@ -98,11 +98,6 @@ class TrainingStep:
         classes = len(self.images.classes)
         if logits.shape != (2, classes):
             raise OptionError(f"--network: gives {tuple(logits.shape)} for 2 images of {classes} classes")
-        if self.attack:
-            try:
-                self.attack.check_radius(self.options.epsilon, pixels.shape[1:])
-            except ValueError as error:
-                raise OptionError(f"--epsilon: {error}") from error
 
 
 class TrainingBatches:
@@ -147,11 +142,16 @@ class TrainingBatches:
 
 
 def lr_factor(options: Options, epoch: int) -> float:
-    """What ``--lr`` is multiplied by in an epoch, counted from 1."""
+    """What ``--lr`` is multiplied by in an epoch e, counted from 1.
+
+    With E epochs ``cosine`` is ``(1 + cos(pi (e - 1) / E)) / 2``. The paper's code for long tails steps its schedule
+    before each epoch, which makes it ``(1 + cos(pi e / E)) / 2``: ``cosine-released``.
+    """
     if epoch <= options.warmup_epochs:
         return epoch / options.warmup_epochs
-    if options.lr_schedule == "cosine":
-        return (1 + math.cos(math.pi * (epoch - 1) / options.epochs)) / 2
+    if options.lr_schedule.startswith("cosine"):
+        ahead = options.lr_schedule == "cosine-released"
+        return (1 + math.cos(math.pi * (epoch - 1 + ahead) / options.epochs)) / 2
     return options.lr_factor ** sum(first <= epoch for first in options.lr_steps)
 
 

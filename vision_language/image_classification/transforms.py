@@ -89,6 +89,9 @@ def resize(image: np.ndarray, size: tuple[int, int], resample: int = Image.Resam
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     """The square in the middle; of an odd rest the smaller part is above and to the left, as in Hugging Face's.
 
+    ``AutoImageProcessor`` reads the folders of models and must crop the same. The paper's code crops by torchvision,
+    which rounds half of the rest to the even number: of a rest of 3, 7, ... pixels it begins one pixel further.
+
     Args:
         image: ``(H, W)`` or ``(H, W, 3)``, no side shorter than ``size``.
         size: of its sides.

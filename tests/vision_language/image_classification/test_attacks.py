@@ -139,6 +139,22 @@ def test_a_radius_beyond_the_pixels_is_refused(epsilon):
         Attack()(network, torch.rand(1, 1, 2, 2), labels, epsilon)
 
 
+@pytest.mark.parametrize("epsilon", [-0.1, float("inf"), float("nan")])
+def test_no_euclidean_radius(epsilon):
+    network, labels = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(1, dtype=torch.long)
+    with pytest.raises(ValueError, match="epsilon must be at least 0 and finite"):
+        Attack("pgd-l2")(network, torch.rand(1, 1, 2, 2), labels, epsilon)
+
+
+def test_a_euclidean_ball_may_be_larger_than_the_cube_of_pixels():
+    """The published radii go up to 100: nothing is projected, and 40 steps of 0.2 go from corner to corner."""
+    attack, images, labels = Attack("pgd-l2"), torch.ones(2, 1, 2, 2), torch.zeros(2, dtype=torch.long)
+    attacked = attack(network_of_margin(2.0), images, labels, 100.0)
+    assert torch.equal(attacked, torch.zeros_like(images))
+    assert attack.distance(images, attacked).tolist() == [2, 2]
+    assert Attack("pgd").distance(images, attacked).tolist() == [1, 1]
+
+
 def test_normalised_images_are_refused():
     network, labels = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(1, dtype=torch.long)
     with pytest.raises(ValueError, match="put the normalisation inside the model"):

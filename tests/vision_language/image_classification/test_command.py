@@ -85,7 +85,7 @@ def test_pictures_are_drawn_of_what_is_there(command, model, tmp_path):
     command(f"ood {EVALUATE} --others OTHERS --out el/test")
     command(f"attack {EVALUATE} --epsilons 0 0.1 --out el/test")
     drawn = command("plot el --out all").partition(":")[0].split(", ")
-    of_tests = ["probabilities", "margins", "training", "energies", "robustness", "reliability"]
+    of_tests = ["probabilities", "margins", "training", "energies", "class_energies", "robustness", "reliability"]
     assert drawn == [*of_tests, "losses", "loss_gradients", "gradients", "gradient_training"]
     for name in drawn:
         assert (tmp_path / "all" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
@@ -116,6 +116,7 @@ ROWS = {
     "bonus_weight": Row("0.5", "", (CROSS_ENTROPY,)),
     "bonus_from": Row("2", TWO, (CROSS_ENTROPY,)),
     "schedule": Row("linear", TWO, (CROSS_ENTROPY,)),
+    "activation": Row("sigmoid", "--loss mirror-mse", ("", "--loss focal", CROSS_ENTROPY)),
     "mirror_power": Row("3", "--loss mirror-mse", ("", "--loss mse")),
     "gamma": Row("3", "--loss focal", ("",)),
     "adjust_logits": Row("ldam"),
@@ -197,6 +198,10 @@ def test_an_option_changes_what_comes_out_or_is_refused(command, outcomes, optio
         ("train --data DATA --freeze", "--freeze: needs the model of the first stage, --init FOLDER"),
         ("train --data DATA --lr-schedule steps", "--lr-schedule steps: needs the epochs, --lr-steps"),
         ("train --data DATA --lr-schedule steps --lr-steps 9", "--lr-steps must rise, from 2 to --epochs 5, got 9"),
+        (
+            "train --data DATA --lr-schedule cosine-released --epochs 1",
+            "--lr-schedule cosine-released: its last epoch learns nothing, and --epochs 1 has no other",
+        ),
         ("train --data DATA --bonus-from 6", "--bonus-from 6: there are only --epochs 5"),
         ("train --data DATA --reweight bonus --loss mse", "--reweight bonus: --loss mse has no bonus"),
         ("train --data DATA --attack fgms", "--attack: 'fgms' is not one of fgsm, pgd, pgd-l2; did you mean 'fgsm'?"),
@@ -221,7 +226,9 @@ def test_an_option_changes_what_comes_out_or_is_refused(command, outcomes, optio
         (f"evaluate {EVALUATE} --crop centre", "--crop: 'centre' is not one of none, pad-crop, resized-crop"),
         (f"attack {EVALUATE} --epsilons 8", r"--epsilons must be in \[0, 1\], in pixels from 0 to 1, got 8"),
         (f"attack {EVALUATE} --epsilons nan", "--epsilons"),
-        (f"attack {EVALUATE} --objectives ce", "--objectives: 'ce' is not one of"),
+        (f"attack {EVALUATE} --attack pgd-l2 --epsilons -1", "--epsilons must be at least 0 and finite, got -1"),
+        (f"attack {EVALUATE} --attack pgd-l2 --epsilons inf", "--epsilons must be at least 0 and finite, got inf"),
+        (f"attack {EVALUATE} --objectives margin", "--objectives: 'margin' is not one of"),
         (f"attack {EVALUATE} --attack-steps 3", "--attack-steps 3: has no effect with --attack fgsm"),
         ("compare TRAINED absent", "absent/results.json"),
         ("compare TRAINED TRAINED --metric accuracy", "--metric accuracy: the runs have test_accuracy"),

@@ -19,7 +19,8 @@ from vision_language.image_classification.evaluate import (
     ood,
 )
 from vision_language.image_classification.image_set import ImageSet
-from vision_language.image_classification.model import ImageClassifier, ImageNetwork, ImageNetworkConfig
+from vision_language.image_classification.long_tail import GROUPS, THIRDS
+from vision_language.image_classification.model import ImageClassifier, ImageNetwork, ImageNetworkConfig, load
 from vision_language.image_classification.predict import predict_logits
 from vision_language.image_classification.preprocessing import Preprocessing
 
@@ -104,6 +105,30 @@ def test_two_folders_of_ten_classes_are_the_same_as_arrays(pictures, tmp_path, m
     for name in ("images", "accuracy", "class_accuracy"):
         assert figures[0][name] == figures[1][name]
     assert figures[0]["nll"] == pytest.approx(figures[1]["nll"])
+
+
+@pytest.mark.parametrize("counts", [None, [900, 30, 30, 30, 30, 30, 30, 5, 5, 5]])
+def test_a_model_keeps_how_many_images_its_classes_had(pictures, tmp_path, counts):
+    """Folders of earlier versions lack it, and are evaluated without groups."""
+    classifier = untrained("0123456789")
+    if counts:
+        classifier.model.config.train_counts = counts
+    classifier.save(tmp_path)
+    told = evaluate(EvaluationOptions(model=str(tmp_path), data=str(pictures), device="cpu"))
+    parts = [*GROUPS, *THIRDS, "train_weighted_accuracy"]
+    assert [name for name in parts if name in told] == (parts if counts else [])
+    if counts:
+        assert told["many"] == told["class_accuracy"][0]
+        assert told["few"] == told["tail"] == pytest.approx(np.mean(told["class_accuracy"][7:]))
+
+
+@pytest.mark.parametrize("counts", [[3, 4], "many", [1.5] * 10, [0] * 10])
+def test_images_of_other_classes_are_refused(tmp_path, counts):
+    classifier = untrained("0123456789")
+    classifier.model.config.train_counts = counts
+    classifier.save(tmp_path)
+    with pytest.raises(InputError, match=r"train_counts of its config.json must be .* each of its 10 classes, got"):
+        load(tmp_path)
 
 
 def test_the_results_of_other_images_keep_what_they_are_called(pictures, others, tmp_path, monkeypatch):

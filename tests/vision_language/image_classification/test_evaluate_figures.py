@@ -61,6 +61,8 @@ def test_a_model_is_as_robust_as_the_stronger_objective_finds_it(loaded):
     for objective, accuracies in expected.items():
         assert figures["accuracy"][objective] == pytest.approx(accuracies)
     assert figures["robust_accuracy"] == pytest.approx({"0": 1, "0.2": 1 / 3})
+    for objective, moved in (("cross-entropy", 1 / 3), ("log-odds", 1)):  # the share of the images that have a gradient
+        assert figures["perturbation"][objective] == pytest.approx({"0": 0, "0.2": 0.2 * moved})
     assert (figures["zero_gradient"], figures["probability_is_one"]) == pytest.approx((2 / 3, 2 / 3))
 
 
@@ -91,6 +93,18 @@ def test_a_random_start_is_that_of_the_image_and_of_the_seed(loaded, monkeypatch
 )
 def test_an_attack_is_that_of_its_options(options, expected):
     assert AttackOptions(**PLACE, **options).make("cross-entropy") == expected
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "pgd-l2"])
+def test_the_radii_are_the_published_ones_of_the_attack(name):
+    euclidean = (0, 0.3, 1, 3, 10, 30, 100)
+    expected = euclidean if name == "pgd-l2" else (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+    assert AttackOptions(**PLACE, attack=name).epsilons == expected
+    assert AttackOptions(**PLACE, attack=name, epsilons=expected[:2]).epsilons == expected[:2]
+
+
+def test_an_objective_has_its_published_name():
+    assert AttackOptions(**PLACE, objectives=("ce", "cross-entropy")).objectives == ("cross-entropy",)
 
 
 def of_others(monkeypatch: pytest.MonkeyPatch, images: ImageSet) -> None:

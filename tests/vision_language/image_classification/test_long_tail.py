@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.helpers import load_golden
 from vision_language.image_classification.long_tail import (
     GROUPS,
+    THIRDS,
     group_metrics,
     groups,
     long_tail_counts,
@@ -30,7 +31,9 @@ def test_counts_and_groups_are_those_of_the_fixture(case):
 def test_metrics_are_those_of_the_fixture():
     data = load_golden("encouraging_loss_images", "groups_a")
     labels, predicted = (torch.from_numpy(data[name]) for name in ("labels", "preds"))
-    for name, value in group_metrics(labels, predicted, data["train_counts"].tolist()).items():
+    metrics = group_metrics(labels, predicted, data["train_counts"].tolist())
+    for name in metrics.keys() - set(THIRDS):
+        value = metrics[name]
         np.testing.assert_allclose(value, data[name], rtol=0, atol=1e-12, err_msg=name)
 
 
@@ -38,6 +41,22 @@ def test_an_empty_group_has_no_accuracy():
     labels = torch.tensor([0, 1])
     metrics = group_metrics(labels, labels, [500, 200])
     assert (metrics["many"], metrics["medium"], metrics["few"]) == (1.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([100, 5, 50, 20, 20], (0.75, 0.25, 0.5)),  # 0 2 | 3 4 | 1
+        ([9] * 3, (1, 0.5, 0.5)),
+        ([7, 8], (0.5, 1, None)),
+    ],
+)
+def test_thirds_go_from_the_largest_class_on(counts, expected):
+    """Class 0 is always found, class 3 never, the others in half of the cases."""
+    labels, right = torch.arange(len(counts)).repeat_interleave(2), torch.tensor([1, 1, 0, 1, 0, 1, 0, 0, 0, 1])
+    predicted = torch.where(right[: len(labels)].bool(), labels, (labels + 1) % len(counts))
+    metrics = group_metrics(labels, predicted, counts)
+    assert tuple(metrics[name] for name in THIRDS) == expected
 
 
 def test_a_class_without_a_test_image_counts_in_no_mean():

@@ -43,11 +43,14 @@ def test_the_bonus_starts_late_and_grows(batch):
     assert loss(batch, 5, schedule="linear") == pytest.approx((plain + loss(batch)) / 2)
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("base", ["mse", "mae"])
-def test_errors_of_probabilities(batch, base):
-    assert loss(batch, loss=base) == pytest.approx(float(mirror_bonus_loss(*batch, base=base, bonus_weight=0)))
-    expected = float(mirror_bonus_loss(*batch, base=base, bonus_power=3.0))
-    assert loss(batch, loss=f"mirror-{base}", mirror_power=3.0) == pytest.approx(expected)
+def test_errors_of_probabilities(batch, base, activation):
+    form = {"activation": activation}
+    plain = float(mirror_bonus_loss(*batch, base=base, bonus_weight=0, **form))
+    assert loss(batch, loss=base, **form) == pytest.approx(plain)
+    expected = float(mirror_bonus_loss(*batch, base=base, bonus_power=3.0, **form))
+    assert loss(batch, loss=f"mirror-{base}", mirror_power=3.0, **form) == pytest.approx(expected)
 
 
 def test_focal_losses(batch):

@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from fairseq_ext.training.errors import InputError
+from vision_language.image_classification.figures import COLOURS
+from vision_language.image_classification.long_tail import GROUPS
 from vision_language.image_classification.pictures import (
     BINS,
+    class_energies,
     energies,
+    group_probabilities,
     margins,
     probabilities,
     reliability,
@@ -90,9 +95,61 @@ def test_energies_of_all_models_are_densities(axes):
 
 
 def test_no_set_of_others_is_left_out(axes):
-    sets = {f"set{number}": np.full((3, 2), float(number)) for number in range(7)}
+    sets = {name: np.full((3, 2), float(number)) for number, name in enumerate(["test", *"abcdef"])}
     drawn = energies(axes, {"el": of_arrays(sets)})
-    assert list(drawn) == [f"el, set{number}" for number in range(7)]
+    assert list(drawn) == [f"el, {name}" for name in sets]
+
+
+def test_energies_tell_how_many_others_pass_with_95_percent(axes):
+    """Of ten known images all must: the lowest has 3. Half of the others are above; of a model of its own scale all."""
+    known, other = np.array([[3.0, -50]] + [[9.0, -50]] * 9), np.array([[4.0, -50], [1, -50], [3, -50], [2, -50]])
+    models = of_arrays({"test": known, "USPS": other}, {"test": known - 20, "USPS": other})
+    numbers = energies(axes, {"el": models})
+    assert numbers["el, USPS"]["fpr95"] == [0.5, 1] and "fpr95" not in numbers["el, test"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["el: test", "el: USPS, FPR95 75 %"]
+
+
+def test_log_odds_of_a_tail_stand_in_panels_by_training_images(axes):
+    """Over the bins of all; an experiment without a tail has none, and the colours are those of other pictures."""
+    few, many = ({"logits": np.eye(3)[[0, 1, 2, 2]] * size, "labels": [0, 1, 2, 2]} for size in (3.0, 5.0))
+    tailed = [of_arrays(arrays) for arrays in (few, many)]
+    for each in tailed:
+        each.runs = [{"train_counts": [500, 500, 3]}]
+    even = of_arrays(few)
+    even.runs = [{"train_counts": [9, 9, 9]}]
+    figure = axes.figure
+    numbers = group_probabilities(axes, {"even": even, "a": tailed[0], "b": tailed[1]})
+    assert list(numbers["shares"]) == ["all", *GROUPS] and not numbers["shares"]["medium"]
+    odds = {name: size - np.log(2) for name, size in (("a", 3), ("b", 5))}
+    for panel in ("all", "many", "few"):
+        for name, shares in numbers["shares"][panel].items():
+            (place,) = np.nonzero(shares)[0]
+            assert shares[place] == 1
+            assert numbers["edges"][place] - 1e-9 <= odds[name] <= numbers["edges"][place + 1] + 1e-9
+    words = [panel.get_title().partition(":")[0].lower() for panel in figure.axes]
+    assert words == ["all classes", *GROUPS]
+    assert all(panel.get_xlim() == figure.axes[0].get_xlim() for panel in figure.axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    colours = [to_hex(steps.get_edgecolor()) for steps in figure.axes[0].patches[::2]]
+    assert colours == [colour.lower() for colour in COLOURS[1:3]]
+    none = of_arrays()
+    none.runs = tailed[0].runs
+    assert group_probabilities(Figure().subplots(), {"even": even, "none": none}) == {}
+
+
+def test_energies_of_the_classes_are_sorted_for_each_true_class(axes):
+    logits = [[4.0, 1, 2], [2, 1, 0], [0, 5, -1]]
+    numbers = class_energies(axes, {"el": of_arrays({"logits": logits, "labels": [0, 0, 1]}), "none": of_arrays()})
+    assert numbers == {
+        "el": {
+            "label": pytest.approx(-11 / 3),
+            "best_other": pytest.approx(-1),  # 2, 1 and 0
+            "true": [0, 1],
+            "classes": [[0, 1, 2], [1, 0, 2]],
+            "energies": [[-3, -1, -1], [-5, 0, 1]],
+        }
+    }
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [(1, -4), (2, -0.5), (3, 0)])
 
 
 def attacked(*rows: dict[str, float]) -> dict[str, Any]:

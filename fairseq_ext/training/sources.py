@@ -1,0 +1,28 @@
+"""A recipe's values: each under the name of its option, with the source that has it.
+
+A set of values is a plain dictionary, so that ``a | b`` is ``a`` with ``b`` on top.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = ["OURS", "Setting", "Settings", "by"]
+
+OURS = "our choice"
+"""The source of what nobody published."""
+
+
+class Setting(NamedTuple):
+    """A value and where it was published."""
+
+    value: Any
+    source: str
+
+
+Settings = dict[str, Setting]
+
+
+def by(source: str, **values: Any) -> Settings:
+    """The ``values`` that ``source`` has."""
+    return {option: Setting(value, source) for option, value in values.items()}
