@@ -226,8 +226,8 @@ HELP = {
         {
             "train-each": 20, "valid-each": 30, "imbalance": "none", "labeling-ratio": Ours(0.01, 0.05),
             "imbalance-ratio": Ours(1, 5), "head-classes": "0 1 2", "w-min": 0.5, "w-max": 1.5, "alpha": 0.15,
-            "backbone": Ours("sgc", "gcn"), "num-layers": 2, "hidden-size": 32, "dropout": 0.5, "loss": "ce",
-            "gamma": 2, "beta": 0.9999, "renode": Ours("off", "on"), "lr": 0.0075, "lr-decay": 0.95,
+            "backbone": Ours("sgc", "gcn"), "num-layers": 2, "hidden-size": 32, "dropout": 0.5, "topk": Ours(-1, 0),
+            "loss": "ce", "gamma": 2, "beta": 0.9999, "renode": Ours("off", "on"), "lr": 0.0075, "lr-decay": 0.95,
             "lr-decay-epoch": 20, "min-lr": 1e-4, "weight-decay": 0, "epochs": 200, "least-epochs": 40, "patience": 20,
             "splits": Ours(5, 0), "inits": 3,
         },
