@@ -155,7 +155,9 @@ class AmalgamationOptions(ScoreOptions, TrainingOptions):
     method: str = option(
         "muka-soft", "how the teachers are merged; supervised learns from the labels, without any", METHODS
     )
-    margin: bool = option(True, "weigh each text by the lead of the most certain teacher (MUKA without, MUKI with)")
+    margin: bool = option(
+        True, "weigh each text by the lead of the most certain teacher (what we call MUKI; without, MUKA)"
+    )
     amalgam_lr: float = option(
         1e-3,
         "step size of the layers that dfa and cfl add (meant by the released code: 1e-3)",
