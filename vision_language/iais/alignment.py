@@ -113,7 +113,7 @@ def iais_loss(
               not used. Logarithms of the input side of the divergence take :math:`\epsilon = 10^{-6}`.
             * ``"soft"``: :math:`P_{LL} = \mathrm{softmax}(S_{LV} S_{VV} S_{LV}^\top)` with :math:`S_{LV}` detached,
               against :math:`\mathrm{softmax}(S_{LL})`; the variant of a follow-up, CACR, not of this paper.
-        modality: ``"L"``, ``"V"``, or ``"both"``, their sum. The paper's training alternates: V for image-anchored
+        modality: ``"L"``, ``"V"``, or ``"both"``, their sum. The released training alternates: V for image-anchored
             samples, L for text-anchored ones.
         pseudo_norm: how a singular mirror is normalised. ``"softmax"``, the default as in the released code, is a
             second softmax over probabilities, so entries of a row differ by a factor of e at most. ``"renorm"`` divides
@@ -154,7 +154,7 @@ def annealing(progress: float, schedule: str = "exp") -> float:
 
     Args:
         progress: u = t / T, optimiser steps done over all steps, in [0, 1].
-        schedule: ``"exp"``, the paper's, :math:`e^{5(u-1)}`, from 0.0067 to 1; ``"linear"``, u; ``"log"``,
+        schedule: ``"exp"``, as released, :math:`e^{5(u-1)}`, from 0.0067 to 1; ``"linear"``, u; ``"log"``,
             :math:`1 - e^{-5u}`; ``"const"``, 1.
 
     Raises:

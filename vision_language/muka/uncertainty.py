@@ -173,7 +173,7 @@ def teacher_scores(probabilities: Tensor, kind: str = "entropy") -> Tensor:
 
     Args:
         probabilities: of K passes, ``(K, B, C)``; ``(1, B, C)`` for a deterministic pass.
-        kind: one of the above. Default ``"entropy"``, as the paper.
+        kind: one of the above. Default ``"entropy"``, as released.
 
     Returns:
         ``(B)``. ``torch.stack(scores, -1)`` over the teachers gives the ``(B, T)`` of
