@@ -46,7 +46,7 @@ class Options(OptionSet):
     data: str = option(help="folder with the three splits, or with one JSON file an album", outcome=False)
     pieces: str = option("whole", "what a text is cut into, each read as a review", PIECES)
     tokenizer: str = option("words", "words: languages with spaces; jieba: Chinese, as the paper's code", TOKENIZERS)
-    max_reviews: int = option(40, "reviews of a sample that are read (paper's code: 40)", least=1)
+    max_reviews: int = option(40, "reviews with words that are read of a sample (paper's code: 40)", least=1)
     max_words: int = option(20, "words of a review that are read (paper's code: 20)", least=1)
     min_count: int = option(1, "rarer words of the training texts are unknown (paper's code: 1)", least=1)
     embedding: str = option(
