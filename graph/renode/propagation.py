@@ -263,19 +263,16 @@ def dense_pagerank(edge_index: Tensor, num_nodes: int, alpha: float, topk: int =
     """The matrix of :class:`graph.renode.PageRank`, (n, n) float32.
 
     Args:
-        edge_index: edges, (2, E).
-        num_nodes: n.
-        alpha: restart probability.
-        topk: what is below the ``topk``-th largest entry of its row is 0; ties stay, and nothing is normalised again,
-            as released. Default: 0, which keeps all.
+        edge_index, num_nodes, alpha: as there.
+        topk: what is below the ``topk``-th largest entry of its row is 0; ties (in float32, as released) stay, and
+            nothing is normalised again. Default: 0, which keeps all.
 
     Raises:
         OptionError: more nodes than ``PPNP_NODES``.
     """
     if num_nodes > PPNP_NODES:
         raise OptionError(f"--backbone: ppnp takes at most {PPNP_NODES} nodes, the graph has {num_nodes}; choose appnp")
-    rows = PageRank(edge_index, num_nodes, alpha, tol=1e-8).rows(torch.arange(num_nodes))
-    rows = rows.float()  # its ties are the released ones: in float64 equal entries differ by their rounding
+    rows = PageRank(edge_index, num_nodes, alpha, tol=1e-8).rows(torch.arange(num_nodes)).float()
     if 0 < topk < num_nodes:
         rows.masked_fill_(rows < rows.topk(topk, dim=1).values[:, -1:], 0)
     return rows.to(edge_index.device)
