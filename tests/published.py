@@ -227,19 +227,20 @@ HELP = {
         {
             "train-each": 20, "valid-each": 30, "imbalance": "none", "labeling-ratio": Ours(0.01, 0.05),
             "imbalance-ratio": Ours(1, 5), "head-classes": "0 1 2", "w-min": 0.5, "w-max": 1.5, "alpha": 0.15,
-            "backbone": Ours("sgc", "gcn"), "num-layers": 2, "hidden-size": 32, "dropout": 0.5, "loss": "ce",
-            "gamma": 2, "beta": 0.9999, "renode": Ours("off", "on"), "lr": 0.0075, "lr-decay": 0.95,
+            "backbone": Ours("sgc", "gcn"), "num-layers": 2, "hidden-size": 32, "dropout": 0.5, "topk": Ours(-1, 0),
+            "loss": "ce", "gamma": 2, "beta": 0.9999, "renode": Ours("off", "on"), "lr": 0.0075, "lr-decay": 0.95,
             "lr-decay-epoch": 20, "min-lr": 1e-4, "weight-decay": 0, "epochs": 200, "least-epochs": 40, "patience": 20,
-            "splits": Ours(5, 0), "inits": 3,
+            "splits": Ours(5, 0), "inits": 3, "ties": "index",
         },
     ),
     ("graph.renode", "train-large"): Published(
         _PPRGO,
         {
-            "train-each": Ours(20, 50), "alpha": 0.15, "eps": 1e-4, "topk": 0, "normalization": "sym", "w-min": 0.75,
+            "train-each": 50, "alpha": 0.15, "eps": 1e-4, "topk": 0, "normalization": "sym", "w-min": 0.75,
             "w-max": 1.25, "num-layers": 2, "hidden-size": 32, "dropout": 0.1, "loss": "ce", "lr": 5e-3,
             "weight-decay": 1e-4, "batch-size": 4200, "epochs": 800, "inference-steps": 2, "reduction": "sum",
-            "totoro": Ours("push-softmax", "exact"),
+            "totoro": Ours("push-softmax", "exact"), "ties": "index", "patience": Ours(0, 100), "splits": 1, "inits": 1,
+            "gamma": 2, "beta": 0.9999,  # of the losses of the transductive code
         },
     ),
     ("graph.label_graph", "train"): Published(
@@ -247,34 +248,35 @@ HELP = {
         {
             "max-reviews": 40, "max-words": 20, "min-count": 1, "embedding-dim": 100, "graph-noise": 0,
             "temperature": 0, "ratio1": 1, "ratio2": 0, "hidden-size": 128, "attention-size": 100, "dropout": 0,
-            "word-dropout": 0, "epochs": 100, "start-eval": 20, "batch-size": 128, "lr": 1e-3, "threshold": 0.2,
-            "seed": 1,
+            "epochs": 100, "start-eval": 20, "batch-size": 128, "lr": 1e-3, "threshold": 0.2, "seed": 1,
         },
     ),
     ("graph.graph_classification", "train"): Published(
         _ENCOURAGING,
         {
-            "log-end": 0.5, "hidden-size": 128, "num-layers": 3, "ratio": 0.5, "dropout": 0.5,
-            "lr": 5e-4, "weight-decay": 1e-4, "batch-size": 128, "patience": 50,
+            "log-end": 0.5, "defer-start": Ours(25, -2), "hidden-size": 128, "num-layers": 3, "ratio": 0.5,
+            "dropout": 0.5, "lr": 5e-4, "weight-decay": 1e-4, "batch-size": 128, "patience": 50,
             "runs": Ours(50, 10), "repeats": Ours(5, 1),
         },
     ),
     ("vision_language.iais", "train"): Published(
         _IAIS,
         {
-            "dropout": 0.1, "max-text-length": 60, "max-regions": 100, "iais-weight": 1, "iais-schedule": "exp",
-            "pseudo-norm": "softmax", "negative-size": 399, "hard-negatives": 31, "random-steps": 0, "margin": 0.2,
+            "dropout": 0.1, "max-text-length": 60, "max-regions": 100, "iais-schedule": "exp",
+            "pseudo-norm": "softmax", "negative-size": 399, "hard-negatives": 31, "margin": 0.2,
             "batch-size": 8, "num-steps": 5000, "warmup-steps": 500, "lr": 5e-5, "weight-decay": 0.01, "clip-norm": 2,
             "validate-every": 500, "anchors-per-forward": Ours(1, 2), "eval-batch-size": Ours(400, 64),
-            "mixed-precision": Ours("fp16", "no"), "hidden-size": Ours(768, 128), "num-heads": Ours(12, 4),
+            "mixed-precision": Ours("fp16", "no"), "seed": Ours(42, 1), "num-layers": Ours(12, 0),
+            "hidden-size": Ours(768, 128), "num-heads": Ours(12, 4),
             "intermediate-size": Ours(3072, 512), "vocab-size": Ours(28996, 5000),
         },
     ),
     ("vision_language.muka", "train-teacher"): Published(
         _MUKI,
         {
-            "max-length": 128, "epochs": 3, "batch-size": 64, "lr": 2e-5, "warmup": 0.1, "weight-decay": 0, "seed": 1,
-            "clip-norm": 1, "eval-batch-size": 64, "valid-fraction": 0.05, "mixed-precision": Ours("fp16", "no"),
+            "max-length": 128, "epochs": 3, "batch-size": 64, "lr": 2e-5, "warmup": 0.1, "seed": 1,
+            "eval-batch-size": 64, "valid-fraction": 0.05, "validate-every": Ours(200, 0),
+            "mixed-precision": Ours("fp16", "no"),
         },
     ),
     ("vision_language.muka", "amalgamate"): Published(
@@ -282,7 +284,8 @@ HELP = {
         {
             "passes": 16, "score": "entropy", "temperature": 1, "score-temperature": 0.2, "epochs": 3, "batch-size": 16,
             "lr": 2e-5, "warmup": 0.1, "amalgam-lr": 1e-3, "max-length": 128, "eval-batch-size": 64, "seed": 1,
-            "valid-fraction": 0.05, "weight-decay": 0, "clip-norm": 1, "select": Ours("accuracy", "loss"),
+            "valid-fraction": 0.05, "select": Ours("accuracy", "loss"), "validate-every": Ours(200, 0),
+            "teacher-dropout": Ours(0.1, 0), "mixed-precision": Ours("fp16", "no"),
         },
     ),
 }  # fmt: skip

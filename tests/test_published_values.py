@@ -88,8 +88,13 @@ def same(text: str, value: Any) -> bool:
     """Whether a help text says ``value``: as a number, or word for word."""
     if isinstance(value, str):
         return text == value or text.startswith((f"{value} ", f"{value};", f"{value},"))
-    number = re.match(r"[-+.\de]+", text)
+    number = re.match(r"[-+.\de]++(?!, *\d)", text)  # of several, as of a grid, none is it
     return bool(number) and float(number[0].rstrip(".,e")) == value
+
+
+def claims_in(text: str) -> list[str]:
+    """What a help text says to be published, but for the values of another paper."""
+    return re.findall(r"(?<!its )(?:[Rr]eleased|[Pp]aper(?:'s code)?|[Mm]eant by the released code): ([^()\]]*)", text)
 
 
 CASES = [(*system, option) for system, (_, values) in published.HELP.items() for option in values]
@@ -106,9 +111,16 @@ def test_help_has_the_published_value_and_the_default(program, command, option, 
     said = line[1] or line[2]
     shown = re.search(r"\[([^\][]*)\](?: \(|$)|\(?default: ([^;)]*)", said)
     assert shown and same((shown[1] or shown[2]).strip(), default), f"default of --{option}: {said}"
-    claims = re.findall(r"(?:[Rr]eleased|[Pp]aper(?:'s code)?|[Mm]eant by the released code): ([^()\]]*)", said)
+    claims = claims_in(said)
     assert not claims or any(same(claim.strip(), expected) for claim in claims), f"{source} has {expected}: {said}"
     assert claims or not isinstance(value, Ours), f"--{option} departs from {expected} ({source}) without a word"
+
+
+@pytest.mark.parametrize(("program", "command"), published.HELP, ids=lambda part: part)
+def test_help_claims_nothing_that_is_not_in_the_table(program, command, helps, capsys, monkeypatch):
+    lines = help_of(program, command, helps, capsys, monkeypatch).splitlines()
+    claimed = {option[1] for line in lines if (option := re.match(r" +(?:-\w, )?--([\w-]+)", line)) and claims_in(line)}
+    assert claimed and claimed <= published.HELP[program, command].values.keys()
 
 
 # --- blocks and losses ------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def distillation_kl(input: Tensor, teacher: Tensor, temperature: float = 1.0, re
 
 
 def matrix_kl(p: Tensor, q: Tensor, rows: Tensor | None = None, eps: float = 0.0, tiny: float = 1e-12) -> Tensor:
-    r"""Symmetric divergence of two row-stochastic matrices, the "m-KL" of IAIS (https://arxiv.org/abs/2105.13868).
+    r"""Symmetric divergence of two row-stochastic matrices, the released one of IAIS (https://arxiv.org/abs/2105.13868).
 
     .. math:: \frac1n \sum_{ij} \big[ p_{ij} (\log p_{ij} - \log(q_{ij} + \epsilon))
               + q_{ij} (\log q_{ij} - \log(p_{ij} + \epsilon)) \big]

@@ -15,7 +15,7 @@ LOSSES = ("encouraging", "cross-entropy")
 DEFER_START = {"PROTEINS": 25, "NCI1": 130}
 DEFER_START_OF_OTHERS = 25
 AS_PUBLISHED = -2
-PUBLISHED = "-2: 25, for NCI1 130 (paper: 25 for PROTEINS, 130 for NCI1)"
+PUBLISHED = "-2: 25, for NCI1 130 (paper's code: 25 for PROTEINS, 130 for NCI1)"
 WITHOUT_BONUS = {"loss": ("cross-entropy",)}
 
 
@@ -23,8 +23,8 @@ WITHOUT_BONUS = {"loss": ("cross-entropy",)}
 class Options(OptionSet):
     """What a run depends on beside its split.
 
-    ``defer_start`` counts epochs from 0, as the paper does, where results count them from 1: the bonus is on from the
-    epoch ``defer_start + 2`` of the results.
+    ``defer_start`` counts epochs from 0, as the paper's code does, where results count them from 1: the bonus is on
+    from the epoch ``defer_start + 2`` of the results.
 
     Raises:
         OptionError: a value that is not allowed; the message names the option.
@@ -36,22 +36,22 @@ class Options(OptionSet):
 
     loss: str = option("encouraging", "training loss", LOSSES)
     log_end: float = option(
-        0.5, "probability at which the bonus turns linear (paper: 0.5)", least=0, most=1, idle=WITHOUT_BONUS
+        0.5, "probability at which the bonus turns linear (paper's code: 0.5)", least=0, most=1, idle=WITHOUT_BONUS
     )
     defer_start: int = option(
         AS_PUBLISHED, f"last epoch without bonus, counted from 0; -1: none; {PUBLISHED}", least=-2, idle=WITHOUT_BONUS
     )
 
-    hidden_size: int = option(128, "width of the GCN layers (paper: 128)", least=2, aliases=("hidden_channels",))
-    num_layers: int = option(3, "GCN layers, each with its pooling (paper: 3)", least=1)
-    ratio: float = option(0.5, "share of the nodes that a pooling keeps (paper: 0.5)", above=0, most=1)
-    dropout: float = option(0.5, "in the MLP (paper: 0.5)", least=0, below=1)
+    hidden_size: int = option(128, "width of the GCN layers (paper's code: 128)", least=2, aliases=("hidden_channels",))
+    num_layers: int = option(3, "GCN layers, each with its pooling (paper's code: 3)", least=1)
+    ratio: float = option(0.5, "share of the nodes that a pooling keeps (paper's code: 0.5)", above=0, most=1)
+    dropout: float = option(0.5, "in the MLP (paper's code: 0.5)", least=0, below=1)
 
     epochs: int = option(1000, "passes over the training graphs, at most", least=1, aliases=("max_epochs",))
-    patience: int = option(50, "epochs without a better validation accuracy that end a run (paper: 50)", least=1)
-    batch_size: int = option(128, "graphs in a step (paper: 128)", least=1)
-    lr: float = option(5e-4, "step size of Adam (paper: 5e-4)", above=0, aliases=("learning_rate",))
-    weight_decay: float = option(1e-4, "of Adam (paper: 1e-4)", least=0)
+    patience: int = option(50, "epochs without a better validation accuracy that end a run (paper's code: 50)", least=1)
+    batch_size: int = option(128, "graphs in a step (paper's code: 128)", least=1)
+    lr: float = option(5e-4, "step size of Adam (paper's code: 5e-4)", above=0, aliases=("learning_rate",))
+    weight_decay: float = option(1e-4, "of Adam (paper's code: 1e-4)", least=0)
 
     def __post_init__(self) -> None:
         if self.loss == "cross-entropy" and self.defer_start == self._published:

@@ -122,9 +122,9 @@ class Protocol(Device):
     """Runs of the experiment; finished ones are not run again."""
 
     out: str = option("", "folder of results (default: runs/graph_classification/DATASET-LOSS)")
-    runs: int = option(10, "random 80/10/10 splits (paper: 50)", least=1)
+    runs: int = option(10, "random 80/10/10 splits (paper's code: 50)", least=1)
     folds: int = option(0, "of a stratified cross-validation instead of random splits; 0: none", least=0)
-    repeats: int = option(1, "of all runs or folds (paper: 5)", least=1)
+    repeats: int = option(1, "of all runs or folds (paper's code: 5)", least=1)
     seed: int = option(0, "of the first run; the others count on", least=0)
 
     def __post_init__(self) -> None:

@@ -122,7 +122,13 @@ def run(options: Options, protocol: Protocol) -> Experiment:
 
 
 def spread_of_repeats(runs: Mapping[str, Mapping[str, Any]]) -> float:
-    """Standard deviation of the repeats' mean test accuracies: what follows the published accuracies' ``±``."""
+    """Standard deviation of the repeats' mean test accuracies.
+
+    It is what we take the published ``±`` for, of which nothing says what it is over.
+
+    Args:
+        runs: their results by name, ``repeat0-run3`` or ``repeat0-fold3``.
+    """
     repeats: dict[str, list[float]] = {}
     for name, run in runs.items():
         repeats.setdefault(name.split("-")[0], []).append(run["test_accuracy"])

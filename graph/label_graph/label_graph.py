@@ -96,7 +96,7 @@ def soft_targets(
         stop_gradient: G learns from the predictions alone, not by moving its own targets. Default on, as the released
             code.
         clip: keep :math:`y G` inside [0, 1]. Without it the targets may leave the range, and the loss of such a label
-            is not bounded below. Our choice; off like the released code.
+            is not bounded below. Our choice; off, as no released option does so.
     """
     if temperature < 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
@@ -175,7 +175,9 @@ def label_graph_loss(
         J = H(\hat y, y) + \rho_1 H(\hat y, y') - \rho_2 \lVert G - I \rVert_F^2, \qquad
         H(\hat y, t) = -\sum_j t_j \log \hat y_j + (1 - t_j) \log (1 - \hat y_j)
 
-    H is summed over the labels (our choice: a mean only rescales it) and averaged over the batch.
+    H is summed over the labels (our choice: a mean only rescales it) and averaged over the batch. Both terms take the
+    scores behind the graph, :math:`e'`; whether the paper softens those or :math:`e` before it is open, so that this is
+    our choice.
 
     Args:
         logits: what :class:`LabelGraph` returns, ``(N, m)``.
@@ -185,9 +187,9 @@ def label_graph_loss(
         ratio2: :math:`\rho_2`. The sign is the released one: it rewards distance from the identity, and nothing bounds
             that reward, so keep it tiny. Default 0, as the released code.
         temperature, stop_gradient, soft_target_clip: as in :func:`soft_targets`.
-        loss: the binary loss in H. ``"bce"`` is the paper's. ``"encouraging"`` (arXiv:2110.06537) takes each label as
-            two classes with logits (0, z); ``"halted-focal"`` is from the same paper. Both weigh the loss of a gold
-            label by t and that of another by 1 - t, which for soft targets is our choice.
+        loss: the binary loss in H. ``"bce"`` is our reading of the paper. ``"encouraging"`` (arXiv:2110.06537) takes
+            each label as two classes with logits (0, z); ``"halted-focal"`` is from the same paper. Both weigh the loss
+            of a gold label by t and that of another by 1 - t, which for soft targets is our choice.
         log_end: where the logarithm of the encouraging loss ends.
 
     Example:

@@ -45,12 +45,14 @@ class Options(OptionSet):
 
     data: str = option(help="folder with the three splits, or with one JSON file an album", outcome=False)
     pieces: str = option("whole", "what a text is cut into, each read as a review", PIECES)
-    tokenizer: str = option("words", "words: languages with spaces; jieba: Chinese, as the paper", TOKENIZERS)
-    max_reviews: int = option(40, "reviews of a sample that are read (paper: 40)", least=1)
-    max_words: int = option(20, "words of a review that are read (paper: 20)", least=1)
-    min_count: int = option(1, "rarer words of the training texts are unknown (paper: 1)", least=1)
-    embedding: str = option("word2vec", "constant vectors as the paper's; the same, trained on; or random", EMBEDDINGS)
-    embedding_dim: int = option(100, "size of word vectors (paper: 100)", least=1)
+    tokenizer: str = option("words", "words: languages with spaces; jieba: Chinese, as the paper's code", TOKENIZERS)
+    max_reviews: int = option(40, "reviews with words that are read of a sample (paper's code: 40)", least=1)
+    max_words: int = option(20, "words of a review that are read (paper's code: 20)", least=1)
+    min_count: int = option(1, "rarer words of the training texts are unknown (paper's code: 1)", least=1)
+    embedding: str = option(
+        "word2vec", "constant vectors as the paper's code; the same, trained on; or random", EMBEDDINGS
+    )
+    embedding_dim: int = option(100, "size of word vectors (paper's code: 100)", least=1)
     transductive: bool = option(False, "vocabulary and vectors from the texts of all splits, as the paper's code")
 
     encoder: str = option(
@@ -85,8 +87,10 @@ class Options(OptionSet):
         0.0, "reward for the distance of G from the identity, unbounded (paper's code: 0)", least=0, idle=NO_GRAPH
     )
     no_stop_gradient: bool = option(False, "let G learn through the soft targets too", idle=NOT_SOFT)
-    no_soft_target_clip: bool = option(False, "let soft targets leave [0, 1], as the paper's code", idle=NOT_SOFT)
-    loss: str = option("bce", "binary loss of every label (paper: bce)", LOSSES)
+    no_soft_target_clip: bool = option(
+        False, "let soft targets leave [0, 1] (no released option keeps them in it)", idle=NOT_SOFT
+    )
+    loss: str = option("bce", "binary loss of every label; bce is our reading of the paper", LOSSES)
     log_end: float = option(
         0.75, "where the logarithm of --loss encouraging ends", least=0, most=1, idle={"loss": ("bce", "halted-focal")}
     )
@@ -96,7 +100,7 @@ class Options(OptionSet):
     attention_size: int = option(100, "size of the vectors of reviews and samples (paper's code: 100)", least=1)
     dropout: float = option(0.0, "on the vectors of reviews and samples (paper's code: 0)", least=0, below=1)
     word_dropout: float = option(
-        0.0, "share of the words whose vectors are zero in a training step (paper's code: 0)", least=0, below=1
+        0.0, "share of the words whose vectors are zero in a training step (our addition)", least=0, below=1
     )
     unmasked_attention: bool = option(False, "attend to padding too, as the code that the paper's builds on")
 

@@ -117,6 +117,8 @@ class PPNP(nn.Module):
         dropout: in the perceptron.
         alpha: restart probability (default 0.15, as in ReNode's released code).
         matrix: computes the dense matrix; models of one graph may share one. Default: computed once a graph.
+        topk: what is below the ``topk``-th largest entry of its row of the matrix is 0; ties stay, and nothing is
+            normalised again. Default: 0, which keeps all, as released.
 
     Shape:
         - x: (n, in_channels).
@@ -124,7 +126,8 @@ class PPNP(nn.Module):
         - output: (n, out_channels).
 
     Raises:
-        OptionError: ``alpha`` outside (0, 1); in ``forward``, more nodes than a dense matrix is made for.
+        OptionError: ``alpha`` outside (0, 1), or ``topk`` below 0; in ``forward``, more nodes than a dense matrix is
+            made for.
     """
 
     def __init__(
@@ -136,12 +139,15 @@ class PPNP(nn.Module):
         dropout: float = 0.5,
         alpha: float = 0.15,
         matrix: Callable[..., Tensor] | None = None,
+        topk: int = 0,
     ) -> None:
         super().__init__()
         check_alpha(alpha)
+        if topk < 0:
+            raise OptionError(f"topk: {topk} is negative")
         sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
         self.mlp = MLP(sizes, dropout=dropout, norm=None)
-        self.propagation: nn.Module = ExactPageRank(alpha, matrix)
+        self.propagation: nn.Module = ExactPageRank(alpha, matrix, topk)
 
     def reset_parameters(self) -> None:
         self.mlp.reset_parameters()

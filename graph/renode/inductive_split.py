@@ -75,7 +75,7 @@ class InductiveSplitOptions(OptionSet):
         LABEL_SAMPLINGS,
         aliases=("imbalance",),
     )
-    train_each: int = option(50, "labelled nodes a class (released: 20, 50, 100)", least=1)
+    train_each: int = option(50, "labelled nodes a class (released: 50; its grid: 20, 50, 100)", least=1)
 
     def make_split(self, y: np.ndarray, seed: int = 0) -> InductiveSplit:
         """As :func:`inductive_split`."""

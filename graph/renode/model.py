@@ -27,7 +27,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "appnp": APPNP,
     "ppnp": PPNP,
 }
-OPTIONS = {"num_layers", "hidden_channels", "dropout", "alpha", "hops"}
+OPTIONS = {"num_layers", "hidden_channels", "dropout", "alpha", "hops", "topk"}
 
 
 def build_model(
@@ -40,6 +40,7 @@ def build_model(
     alpha: float = 0.15,
     hops: int = 10,
     matrix: Callable[..., Tensor] | None = None,
+    topk: int = 0,
 ) -> nn.Module:
     """A backbone; call it with ``(x, edge_index)``, or with ``adj_t``, the transposed sparse matrix, as ``edge_index``.
 
@@ -61,6 +62,8 @@ def build_model(
         alpha: restart probability of ``appnp`` and ``ppnp``: 0.15, as released for ``ppnp``.
         hops: 10, as the paper of ``appnp``.
         matrix: of ``ppnp``: see :class:`~graph.renode.propagation.ExactPageRank`. Default: each model has its own.
+        topk: entries of a row that ``ppnp`` keeps, see :class:`~graph.renode.backbones.PPNP`. Default: 0, all, as
+            released.
 
     Raises:
         OptionError: an unknown model, or an option out of its range.
@@ -79,6 +82,7 @@ def build_model(
         "alpha": alpha,
         "hops": hops,
         "matrix": matrix,
+        "topk": topk,
     }
     factory = _factory(name)
     parameters = inspect.signature(factory).parameters
@@ -132,12 +136,16 @@ class ModelOptions(OptionSet):
     hidden_size: int = option(32, "width (released: 32)", least=1, aliases=("hidden",))
     dropout: float = option(0.5, "on hidden activations (released: 0.5)", least=0, below=1)
     hops: int = option(10, "steps of appnp (paper of appnp: 10)", least=1)
+    topk: int = option(
+        0, "largest entries kept of a row, of ppnp's matrix; 0: all (released: -1, all)", least=0, aliases=("ppr_topk",)
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        arguments = {"num_layers": "num_layers", "hidden_size": "hidden_channels", "dropout": "dropout", "hops": "hops"}
-        used = options_of(self.backbone, self.num_layers)
-        idle = [name for name, argument in arguments.items() if argument not in used]
+        used = {
+            "hidden_size" if name == "hidden_channels" else name for name in options_of(self.backbone, self.num_layers)
+        }
+        idle = [name for name in ("num_layers", "hidden_size", "dropout", "hops", "topk") if name not in used]
         self.refuse_idle(f"with --backbone {self.backbone} of --num-layers {self.num_layers}", *idle)
 
     def make_model(
@@ -154,4 +162,5 @@ class ModelOptions(OptionSet):
             alpha,
             self.hops,
             matrix,
+            self.topk,
         )

@@ -39,7 +39,7 @@ class TrainOptions(GraphOptions, SplitOptions, WeightOptions, ModelOptions, Loss
     """
 
     normalize_features: bool = option(
-        False, "torch_geometric's: less the least of all, a node's divided by their sum if above 1 (released: raw)"
+        False, "torch_geometric's: less the least of all, a node's divided by their sum if above 1; as released, raw"
     )
     renode: str = option(
         "on", "weight the loss of each labelled node by the rank of its conflict (released: off)", ("off", "on")

@@ -259,35 +259,42 @@ class FixedPowers(FixedAPPNP):
         return (self.steps if self.is_observed else self.remembered)(x, edge_index, edge_weight)
 
 
-def dense_pagerank(edge_index: Tensor, num_nodes: int, alpha: float) -> Tensor:
+def dense_pagerank(edge_index: Tensor, num_nodes: int, alpha: float, topk: int = 0) -> Tensor:
     """The matrix of :class:`graph.renode.PageRank`, (n, n) float32.
+
+    Args:
+        edge_index, num_nodes, alpha: as there.
+        topk: what is below the ``topk``-th largest entry of its row is 0; ties (in float32, as released) stay, and
+            nothing is normalised again. Default: 0, which keeps all.
 
     Raises:
         OptionError: more nodes than ``PPNP_NODES``.
     """
     if num_nodes > PPNP_NODES:
         raise OptionError(f"--backbone: ppnp takes at most {PPNP_NODES} nodes, the graph has {num_nodes}; choose appnp")
-    rows = PageRank(edge_index, num_nodes, alpha, tol=1e-8).rows(torch.arange(num_nodes))
-    return rows.to(edge_index.device, torch.float32)
+    rows = PageRank(edge_index, num_nodes, alpha, tol=1e-8).rows(torch.arange(num_nodes)).float()
+    if 0 < topk < num_nodes:
+        rows.masked_fill_(rows < rows.topk(topk, dim=1).values[:, -1:], 0)
+    return rows.to(edge_index.device)
 
 
 class ExactPageRank(nn.Module):
     """The propagation of PPNP: a product with a dense matrix of PageRank.
 
     Args:
-        alpha: restart probability.
+        alpha, topk: of :func:`dense_pagerank`.
         matrix: computes the matrix. Default: :func:`dense_pagerank`, remembered; models of one graph may share one.
     """
 
-    def __init__(self, alpha: float = 0.15, matrix: Callable[..., Tensor] | None = None) -> None:
+    def __init__(self, alpha: float = 0.15, matrix: Callable[..., Tensor] | None = None, topk: int = 0) -> None:
         super().__init__()
-        self.alpha, self.matrix = alpha, matrix or Remembered(dense_pagerank)
+        self.alpha, self.topk, self.matrix = alpha, topk, matrix or Remembered(dense_pagerank)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         edges, _ = _edges(edge_index, None, False)
         with torch.autocast(x.device.type, enabled=False):  # the matrix is the same with and without
-            matrix = self.matrix(edges, len(x), self.alpha).to(x)
+            matrix = self.matrix(edges, len(x), self.alpha, self.topk).to(x)
         return matrix @ x
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha}"
+        return f"alpha={self.alpha}" + (f", topk={self.topk}" if self.topk else "")

@@ -7,7 +7,8 @@ For a matched pair, whose words L and regions V should relate to each other alik
     loss_L = mKL(S_LL, P_LL)
 
 and the same for regions with L and V in each other's place. The total loss is the ranking loss plus λ loss, where λ is
-annealed from about 0 to 1 over the training. The authors' code does not include ISD: it is a reading of the paper.
+annealed from about 0 to 1 over the training. The authors' code does not include ISD: what is here
+is our reconstruction. mKL is what we call the divergence of that code, :func:`~fairseq_ext.losses.matrix_kl`.
 
 Shuhuai Ren, Junyang Lin, Guangxiang Zhao, Rui Men, An Yang, Jingren Zhou, Xu Sun, Hongxia Yang, "Learning Relation
 Alignment for Calibrated Cross-modal Retrieval", ACL-IJCNLP 2021, arXiv:2105.13868.
@@ -112,7 +113,7 @@ def iais_loss(
               not used. Logarithms of the input side of the divergence take :math:`\epsilon = 10^{-6}`.
             * ``"soft"``: :math:`P_{LL} = \mathrm{softmax}(S_{LV} S_{VV} S_{LV}^\top)` with :math:`S_{LV}` detached,
               against :math:`\mathrm{softmax}(S_{LL})`; the variant of a follow-up, CACR, not of this paper.
-        modality: ``"L"``, ``"V"``, or ``"both"``, their sum. The paper's training alternates: V for image-anchored
+        modality: ``"L"``, ``"V"``, or ``"both"``, their sum. The released training alternates: V for image-anchored
             samples, L for text-anchored ones.
         pseudo_norm: how a singular mirror is normalised. ``"softmax"``, the default as in the released code, is a
             second softmax over probabilities, so entries of a row differ by a factor of e at most. ``"renorm"`` divides
@@ -153,7 +154,7 @@ def annealing(progress: float, schedule: str = "exp") -> float:
 
     Args:
         progress: u = t / T, optimiser steps done over all steps, in [0, 1].
-        schedule: ``"exp"``, the paper's, :math:`e^{5(u-1)}`, from 0.0067 to 1; ``"linear"``, u; ``"log"``,
+        schedule: ``"exp"``, as released, :math:`e^{5(u-1)}`, from 0.0067 to 1; ``"linear"``, u; ``"log"``,
             :math:`1 - e^{-5u}`; ``"const"``, 1.
 
     Raises:
@@ -198,7 +199,8 @@ def isd_annotated(
 ) -> Tensor:
     r"""ISDa: ISD over items that are annotated in both modalities, such as phrases with their boxes (arXiv:2105.13868).
 
-    For items p with words :math:`A_p` and regions :math:`B_p`,
+    The released code has no ISD: this is our reconstruction. For items p with words :math:`A_p` and regions
+    :math:`B_p`,
 
     .. math::
         E^L_{pq} = \mathrm{agg}\, S_{LL}[A_p, A_q], \qquad E^V_{pq} = \mathrm{agg}\, S_{VV}[B_p, B_q], \qquad

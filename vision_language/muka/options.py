@@ -55,9 +55,9 @@ class TrainingOptions(ComputeOptions):
     warmup: float = option(
         0.1, "share of the steps in which it rises, before its linear decay (released: 0.1)", least=0, most=1
     )
-    weight_decay: float = option(0.0, "of matrices, not of biases and norms (released: 0)", least=0)
+    weight_decay: float = option(0.0, "of matrices, not of biases and norms (transformers' default: 0)", least=0)
     clip_norm: float = option(
-        1.0, "longer gradients are cut to this norm (released: 1)", above=0, aliases=("max_grad_norm",)
+        1.0, "longer gradients are cut to this norm (transformers' default: 1)", above=0, aliases=("max_grad_norm",)
     )
     validate_every: int = option(
         0, "steps between validations, 0: each epoch (released: 200)", least=0, aliases=("eval_every",)
@@ -123,7 +123,7 @@ class ScoreOptions(OptionSet):
         (), "OLD=NEW: another name for a class of the teachers, 2:OLD=NEW: of the second only; such as 1:LABEL_0=sport"
     )
     no_mc: bool = option(False, "scores from one pass without dropout")
-    score: str = option("entropy", "certainty of a teacher (paper: entropy)", SCORES)
+    score: str = option("entropy", "certainty of a teacher (released: entropy)", SCORES)
     passes: int = option(16, "Monte-Carlo dropout passes K (released: 16)", least=1, idle={"no_mc": (True,)})
     teacher_dropout: float = option(
         0.0,
@@ -155,7 +155,9 @@ class AmalgamationOptions(ScoreOptions, TrainingOptions):
     method: str = option(
         "muka-soft", "how the teachers are merged; supervised learns from the labels, without any", METHODS
     )
-    margin: bool = option(True, "weigh each text by the lead of the most certain teacher (MUKA without, MUKI with)")
+    margin: bool = option(
+        True, "weigh each text by the lead of the most certain teacher (what we call MUKI; without, MUKA)"
+    )
     amalgam_lr: float = option(
         1e-3,
         "step size of the layers that dfa and cfl add (meant by the released code: 1e-3)",

@@ -117,7 +117,7 @@ def amalgamation_targets(
         teacher_logits: :math:`z_t` of one pass without dropout, ``(B, C_t)`` each.
         scores: :math:`s`, ``(B, T)``, see :func:`~vision_language.muka.uncertainty.teacher_scores`.
         union: which class is which. Default: all classes differ.
-        hard: golden teacher selection ("MUKA-Hard") instead of the mixture ("MUKA-Soft").
+        hard: golden teacher selection instead of the mixture ("Hard" and "Soft" in the released code).
         temperature: :math:`T`. Default 1, as the released scripts.
         score_temperature: :math:`\tau`. Default 0.2, as the released code.
 
@@ -177,7 +177,8 @@ def amalgamation_loss(
         student_logits: :math:`z`, ``(B, N)``.
         target: :math:`q`, ``(B, N)``, see :func:`amalgamation_targets`.
         temperature: :math:`T`, the one of the target. Default 1, as the released scripts.
-        weight: :math:`m`, ``(B)``, see :func:`margin_weights`. Default: 1, "MUKA"; with it "MUKI".
+        weight: :math:`m`, ``(B)``, see :func:`margin_weights`. Default: 1, what we call MUKA, and MUKI with it; of the
+            two abstracts, only that of MUKI (arXiv:2210.05230) speaks of such weights.
 
     Returns:
         Scalar.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.modes import evaluating
 
 __all__ = [
@@ -108,7 +108,8 @@ def mc_dropout_probabilities(
     Args:
         model: returns an object with ``logits``, as Hugging Face's classifiers, or the logits themselves, ``(B, C)``.
         batch: keyword arguments of the model, on its device. ``labels`` are left out; tensors of B rows are repeated,
-            everything else is passed on as it is.
+            everything else is passed on as it is. B is the rows of the model's ``main_input_name`` (``input_ids``
+            where it has none); without that input, of all tensors of more than one row, which must have as many.
         passes: K. Default 16, as the released code.
         dropout: probability of all dropout. Default: that of the model.
         chunk_size: rows of one forward pass, at most; bounds the memory.
@@ -119,15 +120,14 @@ def mc_dropout_probabilities(
 
     Raises:
         OptionError: K or ``chunk_size`` below 1, or a model without active dropout, whose passes cannot differ.
+        DataError: a batch that does not tell B, or logits that are not a row for each of its rows.
     """
     if passes < 1:
         raise OptionError(f"passes must be at least 1, got {passes}")
     if chunk_size < 1:
         raise OptionError(f"chunk_size must be at least 1, got {chunk_size}")
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    tensors = [value for value in inputs.values() if isinstance(value, Tensor) and value.dim()]
-    size = max(value.size(0) for value in tensors)
-    device = tensors[0].device
+    size, device = _rows_of(inputs, getattr(model, "main_input_name", "input_ids"))
     rows = torch.arange(passes * size, device=device) % size
 
     def forward(chunk: Tensor) -> Tensor:
@@ -137,6 +137,8 @@ def mc_dropout_probabilities(
         }
         output = model(**copies)
         logits = output if isinstance(output, Tensor) else output.logits
+        if logits.dim() != 2 or len(logits) != len(chunk):
+            raise DataError(f"batch: of {len(chunk)} rows the model makes logits of shape {tuple(logits.shape)}")
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
 
     devices = [device] if device.type == "cuda" else []
@@ -156,6 +158,18 @@ def mc_dropout_probabilities(
     return probabilities.view(passes, size, -1)
 
 
+def _rows_of(inputs: Mapping[str, Any], main: str) -> tuple[int, torch.device]:
+    """The size of a batch, and its device."""
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dim()}
+    sizes = {name: value.size(0) for name, value in tensors.items() if value.size(0) != 1}
+    if main in tensors:
+        sizes = {main: tensors[main].size(0)}
+    if not tensors or len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items()) or "no tensor"
+        raise DataError(f"batch: needs {main}, or tensors of equally many rows, to tell how many examples; has {found}")
+    return next(iter(sizes.values()), 1), next(iter(tensors.values())).device
+
+
 def teacher_scores(probabilities: Tensor, kind: str = "entropy") -> Tensor:
     r"""Score of a teacher for each example, higher where it is more to be trusted (arXiv:2112.07327).
 
@@ -173,7 +187,7 @@ def teacher_scores(probabilities: Tensor, kind: str = "entropy") -> Tensor:
 
     Args:
         probabilities: of K passes, ``(K, B, C)``; ``(1, B, C)`` for a deterministic pass.
-        kind: one of the above. Default ``"entropy"``, as the paper.
+        kind: one of the above. Default ``"entropy"``, as released.
 
     Returns:
         ``(B)``. ``torch.stack(scores, -1)`` over the teachers gives the ``(B, T)`` of

@@ -43,8 +43,6 @@ def released_name(model: str, layers: int, name: str) -> str:
 def released_cases():
     for model in ("gcn", "gat", "sgc", "cheb", "ppnp"):
         for graph in ("small_b", "small_c_iso", "small_d_step"):
-            if model == "ppnp" and graph == "small_d_step":
-                continue  # recorded with a truncated PageRank matrix
             for layers in (1, 2, 3):
                 # The released one-layer GAT and Cheb put a ReLU on the logits.
                 yield pytest.param(model, graph, layers, id=f"{model}-{graph}-{layers}")
@@ -55,7 +53,8 @@ def test_released_backbones(model, graph, layers):
     data, case = load_golden("renode", graph), f"{graph}.l{layers}."
     golden = {key[len(case) :]: value for key, value in load_golden("renode", f"gnn_{model}").items() if case in key}
     x, edge_index = torch.tensor(data["x"], requires_grad=True), torch.tensor(data["edge_index"])
-    net = build_model(model, x.size(1), golden["out"].shape[1], HIDDEN, layers).eval()
+    topk = 10 if (model, graph) == ("ppnp", "small_d_step") else 0
+    net = build_model(model, x.size(1), golden["out"].shape[1], HIDDEN, layers, topk=topk).eval()
     names = {name: released_name(model, layers, name) for name, _ in net.named_parameters()}
     assert {f"w.{name}" for name in names.values()} == {key for key in golden if key.startswith("w.")}
     net.load_state_dict({name: torch.tensor(golden[f"w.{released}"]) for name, released in names.items()})
@@ -511,6 +510,7 @@ def test_every_backbone_trains(name):
         ("gat", dict(hidden_channels=30), "--hidden-size must be a multiple of gat's 4 heads, got 30"),
         ("gcn", dict(num_layers=0), "--num-layers, --hidden-size and --hops must be at least 1"),
         ("gcn", dict(dropout=1.0), "--dropout in"),
+        ("ppnp", dict(topk=-1), "topk: -1 is negative"),
         ("appnp", dict(alpha=1.5), "alpha: 1.5 is not between 0 and 1"),
     ],
 )
@@ -532,6 +532,17 @@ def test_models_of_one_graph_may_share_ppnps_matrix():
     lives = weakref.ref(alone.propagation.matrix(edge_index, 10, 0.15))
     del alone
     assert lives() is None, "a matrix that no model needs"
+
+
+def test_ppnp_keeps_the_largest_entries_of_a_row_and_what_ties_with_the_last():
+    star = torch.tensor([[0] * 5, [1, 2, 3, 4, 5]])
+    whole = dense_pagerank(torch.cat([star, star.flip(0)], 1), 6, 0.15)
+    kept = {topk: dense_pagerank(torch.cat([star, star.flip(0)], 1), 6, 0.15, topk) for topk in (1, 2, 3, 6, 9)}
+    assert torch.equal(kept[2][0], whole[0]), "all leaves tie"
+    assert torch.equal(kept[2][1], whole[1].where(torch.tensor([True, True, *[False] * 4]), 0))
+    assert torch.equal(kept[3][1], whole[1]), "the other leaves tie"
+    assert (kept[1] != 0).sum(1).tolist() == [1] * 6
+    assert torch.equal(kept[6], whole) and torch.equal(kept[9], whole)
 
 
 def test_ppnp_refuses_a_graph_whose_matrix_is_too_large():

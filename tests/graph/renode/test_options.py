@@ -86,6 +86,7 @@ TRAIN = GRAPH | LABELS | WEIGHTS | LOSS | {
     "dropout": Row("--dropout 0.2", idle=("--backbone sgc --dropout 0.2", "--num-layers 1 --dropout 0.2",
         "--backbone torch_geometric.nn.models.GIN --num-layers 1 --dropout 0.2")),
     "hops": Row("--hops 3", "--backbone appnp", ("--hops 3", "--backbone ppnp --hops 3")),
+    "topk": Row("--topk 2", "--backbone ppnp", ("--topk 2", "--backbone appnp --topk 2")),
     "renode": Row(OFF),
     "lr": Row("--lr 0.1"),
     "lr-decay": Row("--lr-decay 0.5", "--lr-decay-epoch 2", ("--lr-decay 0.5",)),
@@ -326,7 +327,7 @@ def test_options_of_a_model_are_those_that_change_it(name, layers):
     """Among them PPNP's alpha."""
     if name.endswith("PMLP") and layers == 1:
         pytest.skip("has two layers or more")
-    changes = {"num_layers": layers + 1, "hidden_channels": 16, "dropout": 0.1, "alpha": 0.5, "hops": 3}
+    changes = {"num_layers": layers + 1, "hidden_channels": 16, "dropout": 0.1, "alpha": 0.5, "hops": 3, "topk": 2}
     base = {"num_layers": layers, "hidden_channels": 8, "dropout": 0.6}
     before = logits_of(name, **base)
     live = {key for key, value in changes.items() if not torch.equal(logits_of(name, **base | {key: value}), before)}

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fairseq_ext.training.errors import DataError
 from tests.helpers import golden_names, load_golden
 from vision_language.muka.uncertainty import SCORES, active_dropout, mc_dropout_probabilities, teacher_scores
 
@@ -84,6 +85,53 @@ def test_refusals():
     for options, message in (({"passes": 0}, "passes must be at least 1, got 0"), ({"chunk_size": 0}, "chunk_size")):
         with pytest.raises(SystemExit, match=message):
             mc_dropout_probabilities(nn.Linear(2, 2), {"input": torch.zeros(1, 2)}, **options)
+
+
+class WithTable(nn.Module):
+    """Takes a table of its own size beside the examples."""
+
+    def __init__(self, main="input_ids"):
+        super().__init__()
+        self.main_input_name, self.dropout = main, nn.Dropout(0.3)
+
+    def forward(self, table, **inputs):
+        return self.dropout(inputs[self.main_input_name] @ table)
+
+
+@pytest.mark.parametrize("main", ["input_ids", "pixel_values"])
+def test_the_examples_are_the_rows_of_the_main_input(main):
+    """Whatever comes before it or has more rows."""
+    batch = {"table": torch.rand(7, 3), main: torch.rand(4, 7), "mask": torch.ones(1, 7)}
+    passes = mc_dropout_probabilities(WithTable(main), batch, 2, seed=0, chunk_size=3)
+    repeated = {"table": batch["table"], main: batch[main].repeat(2, 1)}
+    assert passes.shape == (2, 4, 3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = WithTable(main).train()
+        expected = [model(**repeated | {main: part}) for part in repeated[main].split(3)]
+    torch.testing.assert_close(passes.flatten(0, 1), torch.cat(expected).softmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "message"),
+    [
+        (
+            WithTable(),
+            {"table": torch.rand(7, 3), "x": torch.rand(4, 7)},
+            r"needs input_ids, .* has table \(7, 3\), x \(",
+        ),
+        (WithTable(), {"table": [1]}, "needs input_ids, .* has no tensor"),
+        (nn.Dropout(0.3), {"input": torch.rand(4, 5, 3)}, r"of 64 rows the model makes logits of shape \(64, 5, 3\)"),
+        (
+            nn.Sequential(nn.Dropout(0.3), nn.Flatten(0)),
+            {"input": torch.rand(4, 3)},
+            r"of 64 rows the model makes logits of shape \(192,\)",
+        ),
+    ],
+)
+def test_a_batch_that_does_not_tell_its_size_is_refused(model, batch, message):
+    with pytest.raises(DataError, match=f"^batch: {message}"):
+        mc_dropout_probabilities(model, batch)
 
 
 def network():
