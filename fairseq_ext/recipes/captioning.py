@@ -25,6 +25,7 @@ TRAINING = by(
     fp16=True,
     **ADAM,
     **SMOOTHED,
+    warmup_init_lr=1e-7,
     lr_scheduler="inverse_sqrt",
     warmup_updates=10000,
     lr=5e-4,
