@@ -31,7 +31,7 @@ from fairseq_ext.recipes.sources import (
     T2T_SCRIPT,
 )
 
-__all__ = ["PRESETS", "Preset"]
+__all__ = ["EARLIER_NAMES", "PRESETS", "Preset"]
 
 
 class Preset(NamedTuple):
@@ -239,9 +239,12 @@ PRESETS: dict[str, Preset] = {
         BASE | by(OURS, dropout=0.1),
         model="captioning_transformer_ext",
     ),
-    "explicit_sparse_captioning_coco": Preset(
+    "explicit_sparse_transformer_coco": Preset(
         "Top-k attention, COCO captions: base size, k = 8. Our choice: the authors released nothing on captions.",
         BASE | by(OURS, dropout=0.1) | TOPK_8,
         model="captioning_transformer_ext",
     ),
 }
+
+EARLIER_NAMES = {"explicit_sparse_captioning_coco": "explicit_sparse_transformer_coco"}
+"""What presets and recipes were called before: checkpoints and commands that have these names go on working."""
