@@ -70,6 +70,7 @@ _MUSE_BIG = {
 }  # fmt: skip
 _ADANORM_IWSLT = {
     **_IWSLT, **_PRE, "share_all_embeddings": True, "dropout": 0.3, "attention_dropout": 0.1, "activation_dropout": 0.1,
+    "init": "adanorm",  # --init_method km, where the feed-forward network stays xavier
 }  # fmt: skip
 
 _EVERY_NORM = {"norm_scope": "all", "adanorm_scale": 1.0, "adanorm_k": 0.1}

@@ -65,8 +65,10 @@ MUSE_BIG = {
 }
 MUSE_EN_FR = {**MUSE_BIG, "dropout": 0.1, "attention_dropout": 0.1, "muse_input_dropout": 0.1}
 
-ADANORM_IWSLT = IWSLT | by(
-    ADANORM_SCRIPT, **PRE_NORM, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1, share_all_embeddings=True
+ADANORM_IWSLT = (
+    IWSLT
+    | by(ADANORM_SCRIPT, **PRE_NORM, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1)
+    | by(ADANORM_SCRIPT, share_all_embeddings=True, init="adanorm")
 )
 # the authors released no script for these sets
 ADANORM_EN_VI = BASE | by(OURS, **PRE_NORM, dropout=0.3)
@@ -171,7 +173,7 @@ PRESETS: dict[str, Preset] = {
         by(OURS, **MUSE_EN_FR) | by(MUSE_JOURNAL_VERSION, block="muse-simple") | _KM,
     ),
     "adanorm_transformer_iwslt_de_en": Preset(
-        "AdaNorm, IWSLT14 De-En: pre-norm, C = 1, all norms (paper); initial weights are fairseq's (our choice).",
+        "AdaNorm, IWSLT14 De-En: pre-norm, C = 1 (authors' README and script), all norms (paper).",
         ADANORM_IWSLT | ADANORM,
     ),
     "adanorm_released_transformer_iwslt_de_en": Preset(

@@ -29,6 +29,7 @@ from fairseq_ext.captions.__main__ import main as captions_main
 from fairseq_ext.recipes import EARLIER_NAMES, PRESETS, RECIPES, Recipe, find, values
 from fairseq_ext.recipes.__main__ import CONF, main
 from fairseq_ext.recipes.commands import GIVEN, adapted, commands, sources
+from fairseq_ext.recipes.equal_settings import EQUAL_SETTINGS
 from fairseq_ext.recipes.hydra import LISTS, RATE
 from fairseq_ext.recipes.settings import SECTIONS
 from fairseq_ext.training.errors import OptionError
@@ -91,6 +92,18 @@ def test_no_option_is_left_out_of_what_is_made(recipe: Recipe) -> None:
 def test_averaged_epochs_are_kept(recipe: Recipe) -> None:
     averaged = values(recipe.evaluation).get("average", 0)
     assert averaged <= values(recipe.training).get("keep_last_epochs", 0)
+
+
+@pytest.mark.parametrize("recipe", EQUAL_SETTINGS, ids=lambda recipe: recipe.name)
+def test_equal_settings_are_equal(recipe: Recipe) -> None:
+    """But for the block of MUSE, which is deeper, narrower and has other initial weights."""
+    training, model = (values(part) for part in (recipe.training, PRESETS[recipe.arch].settings | recipe.model))
+    baseline = find(f"{recipe.data.name}/transformer")
+    for option in ("criterion", "log_end"):
+        training.pop(option, None)
+    assert training.items() <= values(baseline.training).items()
+    assert (model["dropout"], model["share_all_embeddings"]) == (0.3, True)
+    assert model.get("init", "fairseq") == ("km" if recipe.method.startswith("muse") else "fairseq")
 
 
 @pytest.mark.parametrize(("earlier", "name"), EARLIER_NAMES.items())
