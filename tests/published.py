@@ -17,6 +17,11 @@ class Published(NamedTuple):
     values: dict[str, Any]
 
 
+def stated(documents: list[Published]) -> dict[str, tuple[Any, str]]:
+    """Each option with its value and its document; the last one that has it counts, as in a recipe."""
+    return {option: (value, source) for source, values in documents for option, value in values.items()}
+
+
 class Ours(NamedTuple):
     """A published value from which this suite departs, and what it takes instead."""
 
@@ -31,17 +36,32 @@ def both(**values: Any) -> dict[str, Any]:
 
 # --- models: fields of transformer_ext under --arch NAME --------------------------------------------------------------
 
+# Each document as far as it was at hand: a paper that was rewritten counts under the version that has the value.
 _VASWANI = "Vaswani et al., arXiv 1706.03762, table 3, as fairseq's architectures have it"
-_EST = "lancopku/Explicit-Sparse-Transformer"
-_MUSE = "lancopku/MUSE, README and training logs; arXiv 1911.09483"
-_ADANORM = "lancopku/AdaNorm, README (C = 1) and baseline-adanorm-km.sh; arXiv 1911.07013 (k = 1/10, every norm)"
+_EST_SCRIPT = "lancopku/Explicit-Sparse-Transformer, fairseq_deen_est.sh"  # div -8, es+ds+dc
+_T2T_SCRIPT = "lancopku/Explicit-Sparse-Transformer, t2t_envi_est.sh"  # d -6; its cross-attention is always dense
+_SPAN_SCRIPT = "lancopku/Explicit-Sparse-Transformer, enwik8 with adaptive span"
+_EST_LATER = "Extremely Sparse Transformer (later version of arXiv 1912.11637)"
+_MUSE = "lancopku/MUSE, README and training logs"
+_MUSE_CODE = "lancopku/MUSE, released code"
+_MUSE_JOURNAL = "Unified Transformer (journal version of arXiv 1911.09483)"
+_ADANORM_SCRIPT = "lancopku/AdaNorm, baseline-adanorm-km.sh"
+_ADANORM_CODE = "lancopku/AdaNorm, what its code builds"
+_ADANORM = "AdaNorm paper (arXiv 1911.07013)"
+_ENCOURAGING_DE_EN_SCRIPT = "lancopku/well-classified-examples-are-underestimated, IWSLT14 De-En script"
+_ENCOURAGING_FR_EN_SCRIPT = "lancopku/well-classified-examples-are-underestimated, IWSLT17 Fr-En script"
+_ENCOURAGING_SCRIPTS = "lancopku/well-classified-examples-are-underestimated, translation scripts"
+_GCA = "GCA paper (arXiv 2005.08081)"
+_BAEVSKI = "fairseq, examples/language_model/README.adaptive_inputs.md"
 
 _IWSLT = both(embed_dim=512, ffn_embed_dim=1024, attention_heads=4, layers=6)
 _BASE = both(embed_dim=512, ffn_embed_dim=2048, attention_heads=8, layers=6)
 _BIG = both(embed_dim=1024, ffn_embed_dim=4096, attention_heads=16, layers=6)
 _POST, _PRE = both(normalize_before=False), both(normalize_before=True)
-_MUSE_BLOCK = {"block": "muse", "muse_kernels": "3,15", "muse_no_gate": False, "muse_weight_dropout": 0.1, "init": "km"}
-_SIMPLE_BLOCK = {"block": "muse-simple", "init": "km"}
+_KM = Published(_MUSE_CODE, {"init": "km"})
+_KERNELS = Published(_MUSE_CODE, {"init": "km", "muse_weight_dropout": 0.1})
+_MUSE_BLOCK = {"block": "muse", "muse_kernels": "3,15", "muse_no_gate": False}
+_SIMPLE_BLOCK = {"block": "muse-simple"}
 _MUSE_IWSLT = {
     **both(embed_dim=384, ffn_embed_dim=768, attention_heads=4, layers=12), **_POST,
     "dropout": 0.4, "attention_dropout": 0.0, "muse_input_dropout": 0.0, "share_all_embeddings": False,
@@ -51,78 +71,103 @@ _MUSE_BIG = {
 }  # fmt: skip
 _ADANORM_IWSLT = {
     **_IWSLT, **_PRE, "share_all_embeddings": True, "dropout": 0.3, "attention_dropout": 0.1, "activation_dropout": 0.1,
+    "init": "adanorm",  # --init_method km, where the feed-forward network stays xavier
 }  # fmt: skip
 
+_EVERY_NORM = {"norm_scope": "all", "adanorm_scale": 1.0, "adanorm_k": 0.1}
+
 PRESETS = {
-    "transformer_ext_iwslt_de_en": Published(_VASWANI, {**_IWSLT, **_POST}),
-    "transformer_ext_wmt_en_de": Published(_VASWANI, {**_BASE, **_POST, "dropout": 0.1}),
-    "transformer_ext_wmt_en_de_big": Published(_VASWANI, {**_BIG, **_POST, "dropout": 0.3}),
-    "transformer_ext_wmt_en_fr_big": Published(_VASWANI, {**_BIG, **_POST, "dropout": 0.1}),
-    "explicit_sparse_transformer_iwslt_de_en": Published(
-        f"{_EST}, fairseq_deen_est.sh (div -8, es+ds+dc)",
-        {
-            **_IWSLT, **_POST, "attention_topk": 8, "attention_topk_in": "encoder-self,decoder-self,cross",
-            "attention_normalizer": "softmax", "dropout": 0.4, "attention_dropout": 0.0, "activation_dropout": 0.0,
-            "share_all_embeddings": False,
-        },
-    ),
-    "explicit_sparse_transformer_iwslt_en_vi": Published(
-        f"{_EST}, t2t_envi_est.sh (d -6; tensor2tensor's cross-attention stays dense)",
-        {
-            **_BASE, **_PRE, "attention_topk": 6, "attention_topk_in": "encoder-self,decoder-self", "dropout": 0.1,
-            "attention_dropout": 0.1, "activation_dropout": 0.1,
-        },
-    ),
-    "explicit_sparse_transformer_lm_enwik8": Published(
-        "arXiv 1912.11637, enwik8 with Transformer-XL: k = 64",
-        {"attention_topk": 64},
-    ),
-    "muse_iwslt_de_en": Published(_MUSE, {**_MUSE_IWSLT, **_MUSE_BLOCK}),
-    "muse_simple_iwslt_de_en": Published(_MUSE, {**_MUSE_IWSLT, **_SIMPLE_BLOCK}),
-    "muse_iwslt_en_vi": Published(_MUSE, {**_MUSE_BLOCK, **_POST, "dropout": 0.3}),
-    "muse_simple_iwslt_en_vi": Published(_MUSE, {**_SIMPLE_BLOCK, **_POST, "dropout": 0.3}),
-    "muse_wmt_en_de": Published(
-        _MUSE, {**_MUSE_BIG, **_MUSE_BLOCK, "dropout": 0.3, "attention_dropout": 0.1, "muse_input_dropout": 0.1}
-    ),
-    "muse_simple_wmt_en_de": Published(
-        _MUSE, {**_MUSE_BIG, **_SIMPLE_BLOCK, "dropout": 0.3, "attention_dropout": 0.0, "muse_input_dropout": 0.0}
-    ),
-    "muse_wmt_en_fr": Published(
-        _MUSE, {**_MUSE_BIG, **_MUSE_BLOCK, "dropout": 0.1, "attention_dropout": 0.1, "muse_input_dropout": 0.1}
-    ),
-    "muse_simple_wmt_en_fr": Published(_MUSE, {**_MUSE_BIG, **_SIMPLE_BLOCK}),
-    "adanorm_transformer_iwslt_de_en": Published(
-        _ADANORM, {**_ADANORM_IWSLT, "norm": "adanorm", "norm_scope": "all", "adanorm_scale": 1.0, "adanorm_k": 0.1}
-    ),
-    "adanorm_released_transformer_iwslt_de_en": Published(
-        f"{_ADANORM}; the released factory passes its arguments to the two last norms only",
-        {
-            **_ADANORM_IWSLT, "norm": "adanorm", "norm_scope": "final", "norm_convention": "released",
-            "adanorm_scale": 1.0, "adanorm_k": 0.1,
-        },
-    ),
-    "layernorm_simple_transformer_iwslt_de_en": Published(
-        _ADANORM, {**_ADANORM_IWSLT, "norm": "layernorm-simple", "norm_scope": "all"}
-    ),
+    "transformer_ext_iwslt_de_en": [Published(_VASWANI, {**_IWSLT, **_POST})],
+    "transformer_ext_wmt_en_de": [Published(_VASWANI, {**_BASE, **_POST, "dropout": 0.1})],
+    "transformer_ext_wmt_en_de_big": [Published(_VASWANI, {**_BIG, **_POST, "dropout": 0.3})],
+    "transformer_ext_wmt_en_fr_big": [Published(_VASWANI, {**_BIG, **_POST, "dropout": 0.1})],
+    "explicit_sparse_transformer_iwslt_de_en": [
+        Published(
+            _EST_SCRIPT,
+            {
+                **_IWSLT, **_POST, "attention_topk": 8, "attention_topk_in": "encoder-self,decoder-self,cross",
+                "attention_normalizer": "softmax", "dropout": 0.4, "attention_dropout": 0.0, "activation_dropout": 0.0,
+                "share_all_embeddings": False,
+            },
+        )
+    ],
+    "explicit_sparse_transformer_iwslt_en_vi": [
+        Published(
+            _T2T_SCRIPT,
+            {
+                **_BASE, **_PRE, "attention_topk": 6, "attention_topk_in": "encoder-self,decoder-self", "dropout": 0.1,
+                "attention_dropout": 0.1, "activation_dropout": 0.1,
+            },
+        )
+    ],
+    "explicit_sparse_transformer_lm_enwik8": [Published(_EST_LATER, {"attention_topk": 64})],
+    "explicit_sparse_span_transformer_lm_enwik8": [
+        Published(
+            _SPAN_SCRIPT,
+            {
+                "decoder_embed_dim": 512, "decoder_ffn_embed_dim": 2048, "decoder_attention_heads": 8,
+                "decoder_layers": 12, "dropout": 0.3, "attention_dropout": 0.3, "attention_topk": 32,
+                "attention_span_loss": 5e-7, "attention_span_ramp": 32, "attention_span_init": 0.0,
+            },
+        )
+    ],
+    "muse_iwslt_de_en": [Published(_MUSE, {**_MUSE_IWSLT, **_MUSE_BLOCK}), _KERNELS],
+    "muse_simple_iwslt_de_en": [Published(_MUSE, {**_MUSE_IWSLT, **_SIMPLE_BLOCK}), _KM],
+    "muse_iwslt_en_vi": [Published(_MUSE_JOURNAL, {"block": "muse", **_POST, "dropout": 0.3}), _KERNELS],
+    "muse_simple_iwslt_en_vi": [Published(_MUSE_JOURNAL, {**_SIMPLE_BLOCK, **_POST, "dropout": 0.3}), _KM],
+    "muse_wmt_en_de": [
+        Published(
+            _MUSE, {**_MUSE_BIG, **_MUSE_BLOCK, "dropout": 0.3, "attention_dropout": 0.1, "muse_input_dropout": 0.1}
+        ),
+        _KERNELS,
+    ],
+    "muse_simple_wmt_en_de": [
+        Published(
+            _MUSE, {**_MUSE_BIG, **_SIMPLE_BLOCK, "dropout": 0.3, "attention_dropout": 0.0, "muse_input_dropout": 0.0}
+        ),
+        _KM,
+    ],
+    "muse_wmt_en_fr": [
+        Published(
+            _MUSE, {**_MUSE_BIG, **_MUSE_BLOCK, "dropout": 0.1, "attention_dropout": 0.1, "muse_input_dropout": 0.1}
+        ),
+        _KERNELS,
+    ],
+    "muse_simple_wmt_en_fr": [Published(_MUSE_JOURNAL, _SIMPLE_BLOCK), _KM],
+    "adanorm_transformer_iwslt_de_en": [
+        Published(_ADANORM_SCRIPT, _ADANORM_IWSLT), Published(_ADANORM, {"norm": "adanorm", **_EVERY_NORM})
+    ],
+    # the released factory passes its arguments to the two last norms only
+    "adanorm_released_transformer_iwslt_de_en": [
+        Published(_ADANORM_SCRIPT, _ADANORM_IWSLT),
+        Published(
+            _ADANORM_CODE,
+            {
+                "norm": "adanorm", "norm_scope": "final", "norm_convention": "released", "adanorm_scale": 1.0,
+                "adanorm_k": 0.1,
+            },
+        ),
+    ],
+    "layernorm_simple_transformer_iwslt_de_en": [
+        Published(_ADANORM_SCRIPT, _ADANORM_IWSLT),
+        Published(_ADANORM, {"norm": "layernorm-simple", "norm_scope": "all"}),
+    ],
     # of these sets only the method is published here: the settings could not be checked
-    "adanorm_transformer_iwslt_en_vi": Published(
-        _ADANORM, {"norm": "adanorm", "norm_scope": "all", "adanorm_k": 0.1}
-    ),
-    "layernorm_simple_transformer_iwslt_en_vi": Published(_ADANORM, {"norm": "layernorm-simple", "norm_scope": "all"}),
-    "adanorm_transformer_wmt_en_de_big": Published(_ADANORM, {"norm": "adanorm", "adanorm_k": 0.1}),
-    "layernorm_simple_transformer_wmt_en_de_big": Published(_ADANORM, {"norm": "layernorm-simple"}),
-    "adanorm_transformer_lm_enwik8": Published(_ADANORM, {"norm": "adanorm", "adanorm_k": 0.1}),
+    "adanorm_transformer_iwslt_en_vi": [Published(_ADANORM, {"norm": "adanorm", **_EVERY_NORM})],
+    "layernorm_simple_transformer_iwslt_en_vi": [
+        Published(_ADANORM, {"norm": "layernorm-simple", "norm_scope": "all"})
+    ],
+    "adanorm_transformer_wmt_en_de_big": [Published(_ADANORM, {"norm": "adanorm", **_EVERY_NORM})],
+    "layernorm_simple_transformer_wmt_en_de_big": [Published(_ADANORM, {"norm": "layernorm-simple"})],
+    "adanorm_transformer_lm_enwik8": [Published(_ADANORM, {"norm": "adanorm", **_EVERY_NORM})],
 }  # fmt: skip
-for _size in ("iwslt_de_en", "wmt_en_de", "wmt_en_de_big", "wmt_en_fr_big"):
-    PRESETS[f"gca_transformer_{_size}"] = Published(
-        "arXiv 2005.08081: the figure's granularity consistent attention",
-        {"cross_view": "gca", "cross_view_no_global": False},
-    )
+for _size in ("iwslt_de_en", "wmt_en_de", "wmt_en_de_big", "wmt_en_fr_big"):  # the figure's
+    PRESETS[f"gca_transformer_{_size}"] = [Published(_GCA, {"cross_view": "gca", "cross_view_no_global": False})]
 
 # --- recipes: what fairseq-train and fairseq-generate get -------------------------------------------------------------
 
 _SMOOTHED = {"criterion": "label_smoothed_cross_entropy", "label_smoothing": 0.1}
-_ADAM = {"optimizer": "adam", "adam_betas": "(0.9, 0.98)", "warmup_init_lr": 1e-7}
+_ADAM = {"optimizer": "adam", "adam_betas": "(0.9, 0.98)"}
 _INVERSE = {**_SMOOTHED, **_ADAM, "lr_scheduler": "inverse_sqrt"}
 _COSINE = {
     **_SMOOTHED, **_ADAM, "lr_scheduler": "cosine", "min_lr": 1e-7, "warmup_updates": 10000, "weight_decay": 0.0,
@@ -131,90 +176,117 @@ _COSINE = {
 # epoch checkpoints that are averaged, beam, length penalty
 _IWSLT_TEST = {"average": 10, "beam": 5, "lenpen": 1.0}
 _MUSE_DE_EN = {
-    **_INVERSE, **_IWSLT_TEST, "lr": 1e-3, "warmup_updates": 4000, "max_update": 20000, "max_tokens": 4000,
-    "update_freq": 4, "weight_decay": 1e-4, "clip_norm": 25.0, "fp16": True,
+    **_INVERSE, **_IWSLT_TEST, "lr": 1e-3, "warmup_updates": 4000, "warmup_init_lr": 1e-7, "max_update": 20000,
+    "max_tokens": 4000, "update_freq": 4, "weight_decay": 1e-4, "clip_norm": 25.0, "fp16": True,
 }  # fmt: skip
+# a table of the paper alone, no command: neither optimizer nor loss nor precision
 _MUSE_EN_VI = {
-    **_INVERSE, **_IWSLT_TEST, "lr": 1e-3, "warmup_updates": 4000, "max_update": 10000, "max_tokens": 4000,
-    "update_freq": 4, "fp16": True,
+    **_IWSLT_TEST, "lr_scheduler": "inverse_sqrt", "lr": 1e-3, "warmup_updates": 4000, "max_update": 10000,
+    "max_tokens": 4000, "update_freq": 4,
 }  # fmt: skip
 _ADANORM_DE_EN = {
-    **_INVERSE, "lr": 0.0015, "warmup_updates": 8000, "max_update": 90000, "max_tokens": 4096, "update_freq": 2,
-    "weight_decay": 1e-4, "clip_norm": 0.0, "stop_min_lr": 1e-9, "save_interval_updates": 10000,
+    **_INVERSE, "lr": 0.0015, "warmup_updates": 8000, "warmup_init_lr": 1e-7, "max_update": 90000, "max_tokens": 4096,
+    "update_freq": 2, "weight_decay": 1e-4, "clip_norm": 0.0, "stop_min_lr": 1e-9, "save_interval_updates": 10000,
     "keep_interval_updates": 5, "no_epoch_checkpoints": True, "seed": 1, "checkpoint": "checkpoint_best.pt", "beam": 5,
     "lenpen": 1.0,
 }  # fmt: skip
+# the first update's rate and the length penalty are not said; the average is one of two checkpoints that are tested
+_ENCOURAGING_COMMON = {**_INVERSE, "warmup_updates": 4000, "max_tokens": 4096, "fp16": True, "average": 10, "beam": 5}
 _ENCOURAGING_DE_EN = {
-    **_INVERSE, **_IWSLT_TEST, "lr": 1e-3, "warmup_updates": 4000, "max_update": 20000, "max_tokens": 4096,
-    "update_freq": 4, "weight_decay": 1e-4, "fp16": True, "dropout": 0.4,
+    **_ENCOURAGING_COMMON, "lr": 1e-3, "dropout": 0.4, "weight_decay": 1e-4, "update_freq": 4, "max_update": 20000,
 }  # fmt: skip
-_BONUS = {"criterion": "label_smoothed_encouraging_loss", "label_smoothing": 0.1, "log_end": 0.5}
-_EST_SCRIPT = f"{_EST}, fairseq_deen_est.sh"
-_T2T_SCRIPT = f"{_EST}, t2t_envi_est.sh"
-_ENCOURAGING = "lancopku/well-classified-examples-are-underestimated, README and scripts; arXiv 2110.06537"
+_ENCOURAGING_FR_EN = {
+    **_ENCOURAGING_COMMON, **both(layers=2), "share_all_embeddings": True, "lr": 5e-4, "dropout": 0.3,
+    "weight_decay": 1e-3, "max_update": 100000, "remove_bpe": "sentencepiece",
+}  # fmt: skip
+_BONUS = Published(
+    _ENCOURAGING_SCRIPTS, {"criterion": "label_smoothed_encouraging_loss", "label_smoothing": 0.1, "log_end": 0.5}
+)
+_SPAN = {"optimizer": "adagrad", "lr": 0.07, "warmup_updates": 32000, "clip_norm": 0.03, "max_update": 600000}
 
 # On WMT for the authors' 4 GPUs.
 RECIPES = {
-    "transformer_ext_iwslt_de_en": Published(_ENCOURAGING, _ENCOURAGING_DE_EN),
-    "encouraging_transformer_iwslt_de_en": Published(_ENCOURAGING, {**_ENCOURAGING_DE_EN, **_BONUS}),
-    "explicit_sparse_transformer_iwslt_de_en": Published(
-        _EST_SCRIPT,
-        {
-            **_INVERSE, "lr": 1e-3, "warmup_updates": 4000, "max_tokens": 4000, "update_freq": 4, "weight_decay": 1e-4,
-            "stop_min_lr": 1e-9, "max_epoch": 90, "keep_last_epochs": 50, "fp16": True, "beam": 5, "lenpen": 1.0,
-        },
-    ),
-    "explicit_sparse_transformer_iwslt_en_vi": Published(
-        f"{_T2T_SCRIPT} (beam 4, alpha 0.6)",
-        {
-            **_SMOOTHED, "optimizer": "adam", "adam_betas": "(0.9, 0.997)", "adam_eps": 1e-9,
-            "lr_scheduler": "inverse_sqrt", "warmup_updates": 8000, "max_update": 35000, "max_tokens": 4096, "beam": 4,
-        },
-    ),
-    "muse_iwslt_de_en": Published(_MUSE, _MUSE_DE_EN),
-    "muse_simple_iwslt_de_en": Published(_MUSE, _MUSE_DE_EN),
-    "muse_iwslt_en_vi": Published(_MUSE, _MUSE_EN_VI),
-    "muse_simple_iwslt_en_vi": Published(_MUSE, _MUSE_EN_VI),
-    "adanorm_transformer_iwslt_de_en": Published(_ADANORM, _ADANORM_DE_EN),
-    "adanorm_released_transformer_iwslt_de_en": Published(_ADANORM, _ADANORM_DE_EN),
-    "layernorm_simple_transformer_iwslt_de_en": Published(_ADANORM, _ADANORM_DE_EN),
-    "muse_wmt_en_de": Published(
-        _MUSE,
-        {
-            **_COSINE, "lr": 1e-3, "lr_period_updates": 20000, "max_update": 30000, "max_tokens": 3584,
-            "update_freq": 32, "beam": 4, "lenpen": 0.6,
-        },
-    ),
-    "muse_simple_wmt_en_de": Published(
-        _MUSE,
-        {
-            **_INVERSE, "lr": 1e-3, "warmup_updates": 4000, "max_tokens": 3584, "update_freq": 40, "max_epoch": 75,
-            "fp16": True, "beam": 4, "lenpen": 0.6,
-        },
-    ),
-    "muse_wmt_en_fr": Published(
-        f"{_MUSE} (a single checkpoint)",
-        {
-            **_COSINE, "lr": 7e-4, "lr_period_updates": 70000, "max_update": 80000, "max_tokens": 5120,
-            "update_freq": 32, "beam": 5, "lenpen": 0.8,
-        },
-    ),
-    "transformer_lm_ext_wiki103": Published(
-        "fairseq, examples/language_model/README.adaptive_inputs.md",
-        {
-            "criterion": "adaptive_loss", "optimizer": "nag", "clip_norm": 0.1, "lr": 1.0, "lr_scheduler": "cosine",
-            "warmup_updates": 16000, "warmup_init_lr": 1e-7, "min_lr": 1e-4, "stop_min_lr": 1e-9, "t_mult": 2,
-            "lr_period_updates": 270000, "lr_shrink": 0.75, "max_update": 286000, "sample_break_mode": "none",
-            "tokens_per_sample": 3072, "max_tokens": 3072, "update_freq": 3, "ddp_backend": "legacy_ddp", "seed": 1,
-            "skip_invalid_size_inputs_valid_test": True,
-        },
-    ),
+    "transformer_ext_iwslt_de_en": [Published(_ENCOURAGING_DE_EN_SCRIPT, _ENCOURAGING_DE_EN)],
+    "encouraging_transformer_iwslt_de_en": [Published(_ENCOURAGING_DE_EN_SCRIPT, _ENCOURAGING_DE_EN), _BONUS],
+    "transformer_ext_iwslt_fr_en": [Published(_ENCOURAGING_FR_EN_SCRIPT, _ENCOURAGING_FR_EN)],
+    "encouraging_transformer_iwslt_fr_en": [Published(_ENCOURAGING_FR_EN_SCRIPT, _ENCOURAGING_FR_EN), _BONUS],
+    "explicit_sparse_transformer_iwslt_de_en": [
+        Published(
+            _EST_SCRIPT,
+            {
+                **_INVERSE, "lr": 1e-3, "warmup_updates": 4000, "warmup_init_lr": 1e-7, "max_tokens": 4000,
+                "update_freq": 4, "weight_decay": 1e-4, "stop_min_lr": 1e-9, "max_epoch": 90, "keep_last_epochs": 50,
+                "fp16": True, "beam": 5, "lenpen": 1.0,
+            },
+        )
+    ],
+    # its alpha of 0.6 is not fairseq's length penalty
+    "explicit_sparse_transformer_iwslt_en_vi": [
+        Published(
+            _T2T_SCRIPT,
+            {
+                **_SMOOTHED, "optimizer": "adam", "adam_betas": "(0.9, 0.997)", "adam_eps": 1e-9,
+                "lr_scheduler": "inverse_sqrt", "warmup_updates": 8000, "max_update": 35000, "max_tokens": 4096,
+                "beam": 4,
+            },
+        )
+    ],
+    "explicit_sparse_span_transformer_lm_enwik8": [Published(_SPAN_SCRIPT, _SPAN)],
+    "explicit_sparse_span_8_transformer_lm_enwik8": [Published(_SPAN_SCRIPT, {**_SPAN, "attention_topk": 8})],
+    "muse_iwslt_de_en": [Published(_MUSE, _MUSE_DE_EN)],
+    "muse_simple_iwslt_de_en": [Published(_MUSE, _MUSE_DE_EN)],
+    "muse_iwslt_en_vi": [Published(_MUSE_JOURNAL, _MUSE_EN_VI)],
+    "muse_simple_iwslt_en_vi": [Published(_MUSE_JOURNAL, _MUSE_EN_VI)],
+    "adanorm_transformer_iwslt_de_en": [Published(_ADANORM_SCRIPT, _ADANORM_DE_EN)],
+    "adanorm_released_transformer_iwslt_de_en": [Published(_ADANORM_SCRIPT, _ADANORM_DE_EN)],
+    "layernorm_simple_transformer_iwslt_de_en": [Published(_ADANORM_SCRIPT, _ADANORM_DE_EN)],
+    "muse_wmt_en_de": [
+        Published(
+            _MUSE,
+            {
+                **_COSINE, "lr": 1e-3, "lr_period_updates": 20000, "max_update": 30000, "max_tokens": 3584,
+                "update_freq": 32, "beam": 4, "lenpen": 0.6,
+            },
+        )
+    ],
+    "muse_simple_wmt_en_de": [
+        Published(
+            _MUSE,
+            {
+                **_INVERSE, "lr": 1e-3, "warmup_updates": 4000, "max_tokens": 3584, "update_freq": 40, "max_epoch": 75,
+                "fp16": True,
+            },
+        )
+    ],
+    # a single checkpoint; the rates of the log start at 1e-7
+    "muse_wmt_en_fr": [
+        Published(
+            _MUSE,
+            {
+                **_COSINE, "lr": 7e-4, "warmup_init_lr": 1e-7, "lr_period_updates": 70000, "max_update": 80000,
+                "max_tokens": 5120, "update_freq": 32, "beam": 5, "lenpen": 0.8,
+            },
+        )
+    ],
+    "transformer_lm_ext_wiki103": [
+        Published(
+            _BAEVSKI,
+            {
+                "criterion": "adaptive_loss", "optimizer": "nag", "clip_norm": 0.1, "lr": 1.0, "lr_scheduler": "cosine",
+                "warmup_updates": 16000, "warmup_init_lr": 1e-7, "min_lr": 1e-4, "stop_min_lr": 1e-9, "t_mult": 2,
+                "lr_period_updates": 270000, "lr_shrink": 0.75, "max_update": 286000, "sample_break_mode": "none",
+                "tokens_per_sample": 3072, "max_tokens": 3072, "update_freq": 3, "ddp_backend": "legacy_ddp", "seed": 1,
+                "skip_invalid_size_inputs_valid_test": True,
+            },
+        )
+    ],
 }  # fmt: skip
 for _name in ("multi30k_de_en", "tatoeba_de_en", "iwslt_en_vi", "wmt_en_de_big", "wmt_en_fr_big"):
-    RECIPES[f"encouraging_transformer_{_name}"] = Published(_ENCOURAGING, _BONUS)
+    RECIPES[f"encouraging_transformer_{_name}"] = [_BONUS]
 
 # --- trainers: what `python -m PROGRAM COMMAND --help` must say -------------------------------------------------------
 
+_ENCOURAGING = "lancopku/well-classified-examples-are-underestimated, README and scripts; arXiv 2110.06537"
 _RENODE = "victorchen96/ReNode, transductive configuration; arXiv 2110.04099"
 _PPRGO = "victorchen96/ReNode, large_scale configuration (PPRGo)"
 _RMSC = "lancopku/RMSC, preprocess.py and its flags; arXiv 1808.07604"

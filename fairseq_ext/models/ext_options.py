@@ -136,7 +136,11 @@ class ExtOptions(FairseqDataclass):
         idle=ONE_VIEW,
     )
     cross_view_no_global: bool = option(False, "read only the second view (ablation)", idle=ONE_VIEW)
-    init: str = option("fairseq", f"initial weights: {', '.join(INITS)}; MUSE presets use km (authors' default)", INITS)
+    init: str = option(
+        "fairseq",
+        f"initial weights: {', '.join(INITS)}; MUSE presets use km, AdaNorm's of IWSLT14 adanorm (authors' scripts)",
+        INITS,
+    )
 
 
 def selecting_attentions(cfg: Any) -> list[str]:

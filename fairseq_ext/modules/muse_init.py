@@ -1,4 +1,4 @@
-"""Initial weights of MUSE (arXiv 1911.09483): the laws of its released code."""
+"""Initial weights: the laws of the released code of MUSE (arXiv 1911.09483) and AdaNorm (arXiv 1911.07013)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 __all__ = ["INIT_LAWS", "init_attention_projection_", "init_ffn_"]
 
-INIT_LAWS = ("km", "xavier", "xi", "fixup")
+INIT_LAWS = ("km", "xavier", "xi", "fixup", "adanorm")
 
 
 def _check_law(law: str) -> None:
@@ -23,17 +23,19 @@ def _uniform_(linear: nn.Linear, bound: float) -> None:
 
 
 def init_attention_projection_(linear: nn.Linear, law: str, role: str) -> None:
-    r"""Initialise a projection of self- or cross-attention as the released MUSE code does; the bias becomes 0.
+    r"""Initialise a projection of self- or cross-attention as the released code does; the bias becomes 0.
 
     =========================  ========================================  =======================================
     law                        ``"in"``: query, key, value               ``"out"``: output
     =========================  ========================================  =======================================
     ``km``, ``xi``, ``fixup``  :math:`U(\pm\sqrt{1/f_{in}})`             :math:`U(\pm\sqrt{3/f_{in}})`
     ``xavier``                 :math:`U(\pm\sqrt{6/(f_{in}+3f_{out})})`  :math:`U(\pm\sqrt{6/(f_{in}+f_{out})})`
+    ``adanorm``                :math:`U(\pm\sqrt{1/f_{in}})`             :math:`U(\pm\sqrt{1/f_{in}})`
     =========================  ========================================  =======================================
 
     The three input projections count as one matrix under ``xavier``, hence the 3. ``km`` is
-    the default of the released code; the authors call the step from Xavier to this smaller law essential.
+    the default of MUSE's code; its authors call the step from Xavier to this smaller law essential. ``adanorm`` is what
+    ``--init_method km`` means in AdaNorm's code.
 
     Args:
         linear: the projection, changed in place.
@@ -47,21 +49,21 @@ def init_attention_projection_(linear: nn.Linear, law: str, role: str) -> None:
     if law == "xavier":
         bound = math.sqrt(6 / (fan_in + (3 * fan_out if role == "in" else fan_out)))
     else:
-        bound = math.sqrt((1 if role == "in" else 3) / fan_in)
+        bound = math.sqrt((1 if role == "in" or law == "adanorm" else 3) / fan_in)
     _uniform_(linear, bound)
 
 
 def init_ffn_(linear: nn.Linear, law: str, layer_index: int) -> None:
-    r"""Initialise a linear map of the feed-forward network as the released MUSE code does; the bias becomes 0.
+    r"""Initialise a linear map of the feed-forward network as the released code does; the bias becomes 0.
 
-    ==========  ================================================================
-    law         weight
-    ==========  ================================================================
-    ``km``      :math:`U(\pm\sqrt{1/f_{in}})`
-    ``xavier``  :math:`U(\pm g\sqrt{6/(f_{in}+f_{out})})` with :math:`g=1`
-    ``xi``      the same with :math:`g=1/\sqrt{l+1}` in layer :math:`l=0,1,\dots`
-    ``fixup``   the same with :math:`g=1/\sqrt{6}`
-    ==========  ================================================================
+    =======================  ================================================================
+    law                      weight
+    =======================  ================================================================
+    ``km``                   :math:`U(\pm\sqrt{1/f_{in}})`
+    ``xavier``, ``adanorm``  :math:`U(\pm g\sqrt{6/(f_{in}+f_{out})})` with :math:`g=1`
+    ``xi``                   the same with :math:`g=1/\sqrt{l+1}` in layer :math:`l=0,1,\dots`
+    ``fixup``                the same with :math:`g=1/\sqrt{6}`
+    =======================  ================================================================
 
     Args:
         linear: the map, changed in place.
@@ -73,6 +75,6 @@ def init_ffn_(linear: nn.Linear, law: str, layer_index: int) -> None:
     if law == "km":
         bound = math.sqrt(1 / fan_in)
     else:
-        gain = {"xavier": 1.0, "xi": 1 / math.sqrt(layer_index + 1), "fixup": 1 / math.sqrt(6)}[law]
+        gain = {"xi": 1 / math.sqrt(layer_index + 1), "fixup": 1 / math.sqrt(6)}.get(law, 1.0)
         bound = gain * math.sqrt(6 / (fan_in + fan_out))
     _uniform_(linear, bound)

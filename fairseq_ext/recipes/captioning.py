@@ -25,6 +25,7 @@ TRAINING = by(
     fp16=True,
     **ADAM,
     **SMOOTHED,
+    warmup_init_lr=1e-7,
     lr_scheduler="inverse_sqrt",
     warmup_updates=10000,
     lr=5e-4,
@@ -40,7 +41,7 @@ EVALUATION = by(OURS, checkpoint="checkpoint_best.pt", beam=3, max_len_b=20, bat
 
 CAPTIONING = [
     Recipe("captioning_transformer_ext_coco", "transformer", COCO, TRAINING, EVALUATION),
-    Recipe("explicit_sparse_captioning_coco", "explicit-sparse", COCO, TRAINING, EVALUATION),
+    Recipe("explicit_sparse_transformer_coco", "explicit-sparse", COCO, TRAINING, EVALUATION),
     Recipe(
         "encouraging_captioning_coco",
         "encouraging",

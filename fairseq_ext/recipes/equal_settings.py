@@ -11,6 +11,8 @@ __all__ = ["EQUAL_SETTINGS"]
 TRAINING = EPOCHS | by(OURS, **INVERSE_SQRT, lr=1e-3, weight_decay=1e-4, max_tokens=4096, update_freq=1)
 EVALUATION = AVERAGED | by(OURS, remove_bpe="sentencepiece")
 MODEL = by(OURS, share_all_embeddings=True, dropout=0.3)
+# The baseline's initial weights, not the authors': the norm alone is what differs.
+NORMS = {method: by(OURS, init="fairseq") for method in ("adanorm", "layernorm-simple")}
 _METHODS = {
     "transformer": ("transformer_ext", "Transformer"),
     "explicit-sparse": ("explicit_sparse_transformer", "Top-k attention"),
@@ -35,7 +37,7 @@ def _equal_settings(name: str, title: str, max_update: int) -> list[Recipe]:
             training | (ENCOURAGING if method == "encouraging" else {}),
             EVALUATION,
             arch=f"{'transformer_ext' if method == 'encouraging' else stem}_iwslt_de_en",
-            model=MODEL,
+            model=MODEL | NORMS.get(method, {}),
             summary=f"{method_title}, {title} De-En: one of eight methods with equal settings (our choice).",
         )
         for method, (stem, method_title) in _METHODS.items()

@@ -19,6 +19,8 @@ HEAD = """# @package _global_
 #   common.user_dir="$(fairseq-ext user-dir)" task.data=DATA_BIN
 # update_freq is for {gpus} GPU{s}; without a GPU: common.cpu=true common.fp16=false
 """
+RATE = {"adagrad": ["  lr: ${optimization.lr}"]}
+"""What an optimizer of fairseq's that has no dataclass is not told by hydra otherwise."""
 LISTS = ("lr", "update_freq")  # fairseq takes one value for each of the first epochs
 
 
@@ -43,7 +45,8 @@ def _section(name: str, settings: Settings, left_to_the_user: str | None) -> lis
     others = settings.copy()
     chosen = {"_name": others.pop(name)} if name in others else {}
     mandatory = [f"  {left_to_the_user}: ???"] if left_to_the_user else []
-    return [f"{name}:", *_options(chosen), *mandatory, *_options(others), ""]
+    rate = RATE.get(settings[name].value, []) if chosen else []
+    return [f"{name}:", *_options(chosen), *mandatory, *rate, *_options(others), ""]
 
 
 def _options(settings: Settings) -> list[str]:

@@ -17,8 +17,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fairseq_ext.recipes.settings import OURS, Settings, both, by
+from fairseq_ext.recipes.sources import (
+    ADANORM_CODE,
+    ADANORM_PAPER,
+    ADANORM_SCRIPT,
+    EST_LATER_VERSION,
+    EST_SCRIPT,
+    GCA_PAPER,
+    MUSE_CODE,
+    MUSE_JOURNAL_VERSION,
+    MUSE_README,
+    SPAN_SCRIPT,
+    T2T_SCRIPT,
+)
 
-__all__ = ["PRESETS", "Preset"]
+__all__ = ["EARLIER_NAMES", "PRESETS", "Preset"]
 
 
 class Preset(NamedTuple):
@@ -28,14 +41,6 @@ class Preset(NamedTuple):
     settings: Settings
     model: str = "transformer_ext"
 
-
-EST_SCRIPT = "lancopku/Explicit-Sparse-Transformer, fairseq_deen_est.sh"
-T2T_SCRIPT = "lancopku/Explicit-Sparse-Transformer, t2t_envi_est.sh"
-MUSE_README = "lancopku/MUSE, README and training logs"
-MUSE_PAPER = "MUSE paper (arXiv 1911.09483)"
-ADANORM_SCRIPT = "lancopku/AdaNorm, baseline-adanorm-km.sh"
-ADANORM_PAPER = "AdaNorm paper (arXiv 1911.07013)"
-GCA_PAPER = "GCA paper (arXiv 2005.08081)"
 
 IWSLT = by("fairseq, transformer_iwslt_de_en", **both(embed_dim=512, ffn_embed_dim=1024, attention_heads=4, layers=6))
 BASE = by("fairseq, transformer_wmt_en_de", **both(embed_dim=512, ffn_embed_dim=2048, attention_heads=8, layers=6))
@@ -47,20 +52,23 @@ BIG = by(
 BIG_EN_FR = BIG | by("fairseq, transformer_vaswani_wmt_en_fr_big", dropout=0.1)
 PRE_NORM = both(normalize_before=True)
 
-# post-norm; the released code has the dropout of the kernels as a constant
-MUSE = by(MUSE_README, block="muse", muse_kernels="3,15", muse_weight_dropout=0.1, init="km")
-MUSE_SIMPLE = by(MUSE_README, block="muse-simple", init="km")
+# post-norm; the released code has the dropout of the kernels and the initial weights as defaults
+_KERNELS, _KM = by(MUSE_CODE, muse_weight_dropout=0.1), by(MUSE_CODE, init="km")
+MUSE = by(MUSE_README, block="muse", muse_kernels="3,15") | _KERNELS | _KM
+MUSE_SIMPLE = by(MUSE_README, block="muse-simple") | _KM
 MUSE_IWSLT = both(embed_dim=384, ffn_embed_dim=768, attention_heads=4, layers=12)
 MUSE_DE_EN = by(MUSE_README, **MUSE_IWSLT, dropout=0.4)
-MUSE_EN_VI = by(OURS, **MUSE_IWSLT) | by(MUSE_PAPER, dropout=0.3)
+MUSE_EN_VI = by(OURS, **MUSE_IWSLT) | by(MUSE_JOURNAL_VERSION, dropout=0.3)
 MUSE_BIG = {
     **both(embed_dim=768, ffn_embed_dim=3072, attention_heads=16, layers=12),
     "share_all_embeddings": True,
 }
 MUSE_EN_FR = {**MUSE_BIG, "dropout": 0.1, "attention_dropout": 0.1, "muse_input_dropout": 0.1}
 
-ADANORM_IWSLT = IWSLT | by(
-    ADANORM_SCRIPT, **PRE_NORM, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1, share_all_embeddings=True
+ADANORM_IWSLT = (
+    IWSLT
+    | by(ADANORM_SCRIPT, **PRE_NORM, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1)
+    | by(ADANORM_SCRIPT, share_all_embeddings=True, init="adanorm")
 )
 # the authors released no script for these sets
 ADANORM_EN_VI = BASE | by(OURS, **PRE_NORM, dropout=0.3)
@@ -80,6 +88,13 @@ ENWIK8 = by(
     decoder_normalize_before=True,
     share_decoder_input_output_embed=True,
     dropout=0.1,
+)
+# The authors' spans of 8192 reach over earlier blocks of 512; here a sample is a text of its own.
+ENWIK8_SPAN = (
+    ENWIK8
+    | by(SPAN_SCRIPT, decoder_embed_dim=512, decoder_ffn_embed_dim=2048, decoder_attention_heads=8, decoder_layers=12)
+    | by(SPAN_SCRIPT, dropout=0.3, attention_dropout=0.3, attention_span_loss=5e-7)
+    | by(OURS, attention_span=2048, no_token_positional_embeddings=True)
 )
 WIKI103 = by(
     "fairseq, transformer_lm_wiki103 (Baevski & Auli, arXiv 1809.10853)",
@@ -134,12 +149,12 @@ PRESETS: dict[str, Preset] = {
         MUSE_DE_EN | MUSE_SIMPLE,
     ),
     "muse_iwslt_en_vi": Preset(
-        "MUSE, IWSLT15 En-Vi: dropout 0.3 (paper); width and depth of De-En are our choice.",
-        MUSE_EN_VI | MUSE,
+        "MUSE, IWSLT15 En-Vi: dropout 0.3 (journal version); width, depth and kernels of De-En are our choice.",
+        MUSE_EN_VI | by(MUSE_JOURNAL_VERSION, block="muse") | by(OURS, muse_kernels="3,15") | _KERNELS | _KM,
     ),
     "muse_simple_iwslt_en_vi": Preset(
-        "MUSE-simple, IWSLT15 En-Vi: dropout 0.3 (paper); width and depth of De-En are our choice.",
-        MUSE_EN_VI | MUSE_SIMPLE,
+        "MUSE-simple, IWSLT15 En-Vi: dropout 0.3 (journal version); width and depth of De-En are our choice.",
+        MUSE_EN_VI | by(MUSE_JOURNAL_VERSION, block="muse-simple") | _KM,
     ),
     "muse_wmt_en_de": Preset(
         "MUSE, WMT16 En-De: 12 + 12 layers of width 768, dropout 0.3 (authors' README).",
@@ -155,15 +170,15 @@ PRESETS: dict[str, Preset] = {
     ),
     "muse_simple_wmt_en_fr": Preset(
         "MUSE-simple, WMT14 En-Fr: MUSE's dropouts (our choice: the authors released no such command).",
-        by(OURS, **MUSE_EN_FR) | MUSE_SIMPLE,
+        by(OURS, **MUSE_EN_FR) | by(MUSE_JOURNAL_VERSION, block="muse-simple") | _KM,
     ),
     "adanorm_transformer_iwslt_de_en": Preset(
-        "AdaNorm, IWSLT14 De-En: pre-norm, C = 1, all norms (paper); initial weights are fairseq's (our choice).",
+        "AdaNorm, IWSLT14 De-En: pre-norm, C = 1 (authors' README and script), all norms (paper).",
         ADANORM_IWSLT | ADANORM,
     ),
     "adanorm_released_transformer_iwslt_de_en": Preset(
         "AdaNorm, IWSLT14 De-En, as the released code builds it: only the two norms after the stacks are AdaNorm.",
-        ADANORM_IWSLT | by("lancopku/AdaNorm, what its code builds", norm="adanorm", norm_scope="final"),
+        ADANORM_IWSLT | by(ADANORM_CODE, norm="adanorm", norm_scope="final"),
     ),
     "layernorm_simple_transformer_iwslt_de_en": Preset(
         "LayerNorm-simple, IWSLT14 De-En: pre-norm, AdaNorm's settings (authors' script).",
@@ -207,8 +222,13 @@ PRESETS: dict[str, Preset] = {
         model="transformer_lm_ext",
     ),
     "explicit_sparse_transformer_lm_enwik8": Preset(
-        "Top-k attention, enwik8: k = 64 as the paper with Transformer-XL; 12 plain layers of width 512 (our choice).",
-        ENWIK8 | by("Explicit Sparse Transformer paper (arXiv 1912.11637), with Transformer-XL", attention_topk=64),
+        "Top-k attention, enwik8: k = 64 (later version, Transformer-XL); 12 plain layers of width 512 (our choice).",
+        ENWIK8 | by(f"{EST_LATER_VERSION}, with Transformer-XL", attention_topk=64),
+        model="transformer_lm_ext",
+    ),
+    "explicit_sparse_span_transformer_lm_enwik8": Preset(
+        "Top-k attention, adaptive spans, enwik8: k = 32 (authors' run); spans of 2048 without a memory (our choice).",
+        ENWIK8_SPAN | by(SPAN_SCRIPT, attention_topk=32),
         model="transformer_lm_ext",
     ),
     "adanorm_transformer_lm_enwik8": Preset(
@@ -221,9 +241,12 @@ PRESETS: dict[str, Preset] = {
         BASE | by(OURS, dropout=0.1),
         model="captioning_transformer_ext",
     ),
-    "explicit_sparse_captioning_coco": Preset(
+    "explicit_sparse_transformer_coco": Preset(
         "Top-k attention, COCO captions: base size, k = 8. Our choice: the authors released nothing on captions.",
         BASE | by(OURS, dropout=0.1) | TOPK_8,
         model="captioning_transformer_ext",
     ),
 }
+
+EARLIER_NAMES = {"explicit_sparse_captioning_coco": "explicit_sparse_transformer_coco"}
+"""What presets and recipes were called before: checkpoints and commands that have these names go on working."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from fairseq_ext.recipes.recipe import Data
 from fairseq_ext.recipes.settings import OURS, Settings, by
+from fairseq_ext.recipes.sources import ENCOURAGING_SCRIPTS
 
 __all__ = [
     "ADAM",
@@ -20,28 +21,32 @@ __all__ = [
     "evaluation",
 ]
 
-ADAM = {"optimizer": "adam", "adam_betas": "(0.9, 0.98)", "warmup_init_lr": 1e-7}
+# Values alone: whoever says by(SOURCE, **...) of them says that the source has each.
+ADAM = {"optimizer": "adam", "adam_betas": "(0.9, 0.98)"}
 SMOOTHED = {"criterion": "label_smoothed_cross_entropy", "label_smoothing": 0.1}
-INVERSE_SQRT = {**ADAM, **SMOOTHED, "lr_scheduler": "inverse_sqrt", "warmup_updates": 4000, "fp16": True}
-COSINE = {**ADAM, **SMOOTHED, "lr_scheduler": "cosine", "warmup_updates": 10000, "min_lr": 1e-7, "fp16": True}
-COMMON = by(
-    OURS, task="translation", seed=1, log_format="json", log_interval=100, clip_norm=0.0, weight_decay=0.0, fp16=True
+INVERSE_SQRT = {**ADAM, **SMOOTHED, "lr_scheduler": "inverse_sqrt", "warmup_updates": 4000}
+COSINE = {**ADAM, **SMOOTHED, "lr_scheduler": "cosine", "warmup_updates": 10000, "min_lr": 1e-7}
+COMMON = by(OURS, task="translation", seed=1, log_format="json", log_interval=100) | by(
+    OURS, clip_norm=0.0, weight_decay=0.0, warmup_init_lr=1e-7, fp16=True
 )
 EPOCHS = COMMON | by(OURS, keep_last_epochs=10)
 
 ENCOURAGING = by(
-    "lancopku/well-classified-examples-are-underestimated, translation scripts",
+    ENCOURAGING_SCRIPTS,
     criterion="label_smoothed_encouraging_loss",
     label_smoothing=0.1,
     log_end=0.5,
 )
 
-_GENERATION = by(OURS, batch_size=128, required_batch_size_multiple=1, remove_bpe="subword_nmt")
+_GENERATION = by(OURS, beam=5, lenpen=1.0, batch_size=128, required_batch_size_multiple=1, remove_bpe="subword_nmt")
 
 
-def evaluation(source: str, beam: int = 5, lenpen: float = 1.0, **checkpoint: Any) -> Settings:
-    """Decoding as ``source`` has it, with every sentence of the test set, also the last few that fill no batch of 8."""
-    return by(source, **checkpoint) | by(source, beam=beam, lenpen=lenpen) | _GENERATION
+def evaluation(source: str, **stated: Any) -> Settings:
+    """Decoding with what ``source`` states, the rest our choice.
+
+    Every sentence of the test set is decoded, also the last few that fill no batch of 8.
+    """
+    return _GENERATION | by(source, **stated)
 
 
 AVERAGED = evaluation(OURS, average=10)

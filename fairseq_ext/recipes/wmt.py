@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fairseq_ext.recipes.presets import MUSE_README
 from fairseq_ext.recipes.recipe import Recipe
 from fairseq_ext.recipes.settings import OURS, Settings, by
+from fairseq_ext.recipes.sources import MUSE_README
 from fairseq_ext.recipes.translation import COSINE, ENCOURAGING, EPOCHS, INVERSE_SQRT, data_set, evaluation
 
 __all__ = ["WMT_RECIPES"]
@@ -17,6 +17,7 @@ WMT_EN_FR = data_set("wmt14_en_fr", "fr", " --tokenized fr")
 MUSE_EN_DE = EPOCHS | by(
     MUSE_README,
     **COSINE,
+    fp16=True,
     lr=1e-3,
     lr_period_updates=20000,
     weight_decay=0.0,
@@ -26,7 +27,7 @@ MUSE_EN_DE = EPOCHS | by(
     max_update=30000,
 )
 _INVERSE_EN_DE = {**INVERSE_SQRT, "lr": 1e-3, "max_tokens": 3584}
-MUSE_SIMPLE_EN_DE = EPOCHS | by(MUSE_README, **_INVERSE_EN_DE, update_freq=40, max_epoch=75)
+MUSE_SIMPLE_EN_DE = EPOCHS | by(MUSE_README, **_INVERSE_EN_DE, fp16=True, update_freq=40, max_epoch=75)
 # the size of MUSE's updates and their number, so that rows compare
 OTHERS_EN_DE = EPOCHS | by(OURS, **_INVERSE_EN_DE, update_freq=32, max_update=30000)
 EN_DE_TEST = evaluation(OURS, beam=4, lenpen=0.6, average=10)
@@ -40,7 +41,7 @@ def _others_en_de(name: str, method: str, **changes: Any) -> Recipe:
 
 _EN_DE = [
     Recipe("muse_wmt_en_de", "muse", WMT_EN_DE, MUSE_EN_DE, MUSE_EN_DE_TEST, gpus=4),
-    Recipe("muse_simple_wmt_en_de", "muse-simple", WMT_EN_DE, MUSE_SIMPLE_EN_DE, MUSE_EN_DE_TEST, gpus=4),
+    Recipe("muse_simple_wmt_en_de", "muse-simple", WMT_EN_DE, MUSE_SIMPLE_EN_DE, EN_DE_TEST, gpus=4),
     _others_en_de("transformer_ext_wmt_en_de", "transformer-base"),
     _others_en_de("transformer_ext_wmt_en_de_big", "transformer"),
     _others_en_de("explicit_sparse_transformer_wmt_en_de", "explicit-sparse"),
@@ -72,7 +73,7 @@ _PERIOD = {
     "update_freq": 32,
     "max_update": 80000,
 }
-MUSE_EN_FR = EPOCHS | by(MUSE_README, **_PERIOD)
+MUSE_EN_FR = EPOCHS | by(MUSE_README, **_PERIOD, warmup_init_lr=1e-7, fp16=True)
 # MUSE's settings, so that rows compare
 OTHERS_EN_FR = EPOCHS | by(OURS, **_PERIOD)
 EN_FR_TEST = evaluation(OURS, lenpen=0.8, checkpoint="checkpoint_last.pt")

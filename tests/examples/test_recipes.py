@@ -18,6 +18,8 @@ from tests.helpers import ROOT, pasted
 EXAMPLES = ROOT / "examples"
 TRANSLATION = EXAMPLES / "translation"
 SCRIPTS = sorted(TRANSLATION.glob("*/recipe.sh"))
+METHODS = {"iwslt14_de_en": "adanorm", "iwslt17_fr_en": "encouraging"}
+"""One of each data set that has others than MUSE."""
 
 
 @pytest.mark.parametrize("script", [TRANSLATION / "common.sh", *sorted(EXAMPLES.rglob("*.sh"))], ids=str)
@@ -49,7 +51,7 @@ def run(*command: object, env: dict[str, str]) -> subprocess.CompletedProcess[st
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.parent.name)
 def test_a_script_runs_the_commands_of_the_recipe(script: Path, tmp_path: Path) -> None:
-    name = f"{script.parent.name}/muse" if script.parent.name != "iwslt14_de_en" else "iwslt14_de_en/adanorm"
+    name = f"{script.parent.name}/{METHODS.get(script.parent.name, 'muse')}"
     save = tmp_path / "save it"
     done = run(script, name.split("/")[1], tmp_path, save, "--max-update", "7", env=shim(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -92,10 +94,10 @@ def test_a_step_that_fails_ends_the_script(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.parent.name)
 def test_bad_input_is_one_line(script: Path, tmp_path: Path) -> None:
-    env = shim(tmp_path)
+    env, method = shim(tmp_path), METHODS.get(script.parent.name, "muse")
     bad = (
         ([], "usage: "),
-        (["must", tmp_path, tmp_path / "x"], f"did you mean {script.parent.name}/mus"),
+        ([f"{method[:-1]}t", tmp_path, tmp_path / "x"], f"did you mean {script.parent.name}/{method[:3]}"),
         (["muse", "/absent", tmp_path / "x"], "no such folder"),
     )
     for arguments, words in bad:

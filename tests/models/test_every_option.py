@@ -139,7 +139,7 @@ def law(init: str) -> Callable[[nn.Module], bool]:
         if init == "xavier" or (role == "ffn" and init != "km"):
             gain = {"xi": (index + 1) ** -0.5, "fixup": 6**-0.5}.get(init, 1.0)
             return gain * math.sqrt(6 / (fan_in + fan_out * (3 if role == "in" else 1)))
-        return math.sqrt((3 if role == "out" else 1) / fan_in)
+        return math.sqrt((3 if role == "out" and init != "adanorm" else 1) / fan_in)
 
     def shows(model: nn.Module) -> bool:
         checks = []

@@ -1,4 +1,4 @@
-"""Initial weights of MUSE: the bounds of every law, on both kinds of maps."""
+"""Initial weights of MUSE and AdaNorm: the bounds of every law, on both kinds of maps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def assert_uniform(weight: Tensor, bound: float):
 @pytest.mark.parametrize("law", INIT_LAWS)
 def test_initial_attention(law):
     in_bound = math.sqrt(6 / (64 + 3 * 64)) if law == "xavier" else 1 / math.sqrt(64)
-    out_bound = math.sqrt(6 / (128 + 64)) if law == "xavier" else math.sqrt(3 / 128)
+    out_bound = {"xavier": math.sqrt(6 / (128 + 64)), "adanorm": 1 / math.sqrt(128)}.get(law, math.sqrt(3 / 128))
     query, out = nn.Linear(64, 64), nn.Linear(128, 64)
     init_attention_projection_(query, law, "in")
     init_attention_projection_(out, law, "out")
@@ -43,6 +43,7 @@ def test_initial_attention(law):
         ("xavier", math.sqrt(6 / 256)),
         ("xi", math.sqrt(6 / 256 / 4)),
         ("fixup", math.sqrt(1 / 256)),
+        ("adanorm", math.sqrt(6 / 256)),
     ],
 )
 def test_initial_ffn(law, bound):
@@ -61,7 +62,7 @@ def test_init_without_bias():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: init_ffn_(x, "he", 0), "law must be one of km, xavier, xi, fixup, got 'he'"),
+        (lambda x: init_ffn_(x, "he", 0), "law must be one of km, xavier, xi, fixup, adanorm, got 'he'"),
         (lambda x: init_attention_projection_(x, "he", "in"), "law must be one of .* got 'he'"),
         (lambda x: init_attention_projection_(x, "km", "mid"), "role must be 'in' or 'out', got 'mid'"),
     ],
