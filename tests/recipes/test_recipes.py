@@ -167,7 +167,7 @@ def test_the_scores_are_those_of_our_tools(recipe: Recipe) -> None:
         assert words.pop(0) == "captions"
         captions_main.parser().parse_args(words)
         return
-    tools[words[1]].main.parser().parse_args(words[2:])
+    tools[words[1]].parser().parse_args(words[2:])
 
 
 @every_recipe
