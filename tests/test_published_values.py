@@ -10,13 +10,17 @@ from argparse import Namespace
 from typing import Any
 
 import pytest
+from fairseq import options
 from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_DATACLASS_REGISTRY
 
 import fairseq_ext.losses
 import fairseq_ext.modules
 from fairseq_ext.criterions.label_smoothed_encouraging_loss import LabelSmoothedEncouragingLossCriterionConfig
+from fairseq_ext.models.captioning_options import VisualOptions
 from fairseq_ext.models.config import TransformerExtConfig
+from fairseq_ext.models.ext_options import ExtOptions
 from fairseq_ext.recipes import OURS, PRESETS, RECIPES
+from fairseq_ext.tasks.caption_options import CaptioningConfig
 from tests import published
 from tests.published import Ours
 
@@ -77,10 +81,12 @@ def help_of(program: str, command: str, helps: dict[tuple[str, str], str], capsy
     if (program, command) not in helps:
         monkeypatch.setenv("COLUMNS", "100000")
         with pytest.raises(SystemExit) as end:
+            if program == "fairseq-train":
+                options.parse_args_and_arch(options.get_training_parser(), [*command.split(), "--help"])
             importlib.import_module(f"{program}.__main__").main([command, "--help"])
         assert not end.value.code
         text = capsys.readouterr().out
-        helps[program, command] = re.sub(r"\n {6,}(?! *-)", " ", text)
+        helps[program, command] = re.sub(r"\n {6,}(?! *-)", "  ", text)
     return helps[program, command]
 
 
@@ -92,6 +98,17 @@ def same(text: str, value: Any) -> bool:
     return bool(number) and float(number[0].rstrip(".,e")) == value
 
 
+def line_of(option: str, text: str) -> str:
+    """What a help says of ``--option``."""
+    line = re.search(rf"^ +(?:-\w, )?--{option}(?: [^\n]*?)?  +(.+)$|^ +--{option} [A-Z].*? (.+)$", text, re.MULTILINE)
+    assert line, f"there is no --{option}"
+    return line[1] or line[2]
+
+
+SOURCES = (
+    r"[Rr]eleased(?: code| MUSE)?|[Pp]aper(?:'s code)?|[Mm]eant by the released code|[Pp]ublished(?: translation)?|"
+    r"authors(?:' De-En|' enwik8| enwik8)?(?: with top-k)?"
+)
 CASES = [(*system, option) for system, (_, values) in published.HELP.items() for option in values]
 
 
@@ -101,14 +118,40 @@ def test_help_has_the_published_value_and_the_default(program, command, option, 
     value = values[option]
     expected, default = value if isinstance(value, Ours) else (value, value)
     text = help_of(program, command, helps, capsys, monkeypatch)
-    line = re.search(rf"^ +(?:-\w, )?--{option}(?: [^\n]*?)?  +(.+)$|^ +--{option} [A-Z].*? (.+)$", text, re.MULTILINE)
-    assert line, f"{program} {command} has no --{option}"
-    said = line[1] or line[2]
+    said = line_of(option, text)
     shown = re.search(r"\[([^\][]*)\](?: \(|$)|\(?default: ([^;)]*)", said)
     assert shown and same((shown[1] or shown[2]).strip(), default), f"default of --{option}: {said}"
-    claims = re.findall(r"(?:[Rr]eleased|[Pp]aper(?:'s code)?|[Mm]eant by the released code): ([^()\]]*)", said)
+    claims = re.findall(rf"(?:{SOURCES}): ([^()\]]*)", said)
     assert not claims or any(same(claim.strip(), expected) for claim in claims), f"{source} has {expected}: {said}"
     assert claims or not isinstance(value, Ours), f"--{option} departs from {expected} ({source}) without a word"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kinds"),
+    [
+        (
+            "--arch transformer_ext --criterion label_smoothed_encouraging_loss",
+            (ExtOptions, LabelSmoothedEncouragingLossCriterionConfig),
+        ),
+        ("--arch transformer_lm_ext --task language_modeling", (ExtOptions,)),
+        ("--arch captioning_transformer_ext --task captioning", (ExtOptions, VisualOptions, CaptioningConfig)),
+    ],
+)
+def test_fairseqs_help_has_every_default_of_ours(chosen, kinds, helps, capsys, monkeypatch):
+    """As an OptionSet shows it: in brackets at the end, and of a flag that is off none."""
+    text = help_of("fairseq-train", chosen, helps, capsys, monkeypatch)
+    fields = [item for kind in kinds for item in dataclasses.fields(kind) if "idle" in item.metadata]
+    said = {item.name: line_of(item.name.replace("_", "-"), text) for item in fields if item.name != "data"}
+    shown = {name: re.findall(r" \[([^\][]*)\]$", line) for name, line in said.items()}
+    defaults = {item.name: [] if item.default is False else [str(item.default)] for item in fields}
+    assert len(said) > 25 and shown == {name: defaults[name] for name in said}
+
+
+def test_fairseqs_help_says_what_a_preset_turns_on_and_what_an_option_follows(helps, capsys, monkeypatch):
+    preset = help_of("fairseq-train", "--arch adanorm_transformer_iwslt_de_en", helps, capsys, monkeypatch)
+    assert line_of("share-all-embeddings", preset).endswith(" [on]")
+    bare = help_of("fairseq-train", "--arch transformer_ext", helps, capsys, monkeypatch)
+    assert line_of("decoder-embed-dim", bare).endswith(" [as --encoder-embed-dim]") and "[on]" not in bare
 
 
 # --- blocks and losses ------------------------------------------------------------------------------------------------

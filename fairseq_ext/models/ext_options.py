@@ -44,7 +44,8 @@ class ExtOptions(FairseqDataclass):
     block: str = option("transformer", f"layer topology: {', '.join(BLOCKS)} (MUSE, arXiv 1911.09483)", BLOCKS)
     muse_kernels: str = option(
         "3,15",
-        "kernel sizes of the convolution beside the self-attention; '3/3/7,15' gives each layer its own",
+        "kernel sizes of the convolution beside the self-attention; '3/3/7,15' gives each layer its own "
+        "(released code: 3,15)",
         idle=WITHOUT_CONVOLUTION,
     )
     muse_no_gate: bool = option(
@@ -53,7 +54,11 @@ class ExtOptions(FairseqDataclass):
         idle=WITHOUT_CONVOLUTION,
     )
     muse_input_dropout: float = option(
-        0.0, "dropout on the input of the attention and convolution branch", least=0, below=1, idle=SEQUENTIAL
+        0.0,
+        "dropout on the input of the attention and convolution branch (released code: 0; with attention on WMT: 0.1)",
+        least=0,
+        below=1,
+        idle=SEQUENTIAL,
     )
     muse_weight_dropout: float = option(
         0.1,
@@ -90,7 +95,9 @@ class ExtOptions(FairseqDataclass):
         SELECTIONS,
         idle=DENSE,
     )
-    attention_normalizer: str = option("softmax", f"scores to weights: {', '.join(NORMALIZERS)}", NORMALIZERS)
+    attention_normalizer: str = option(
+        "softmax", f"scores to weights: {', '.join(NORMALIZERS)} (paper: softmax)", NORMALIZERS
+    )
     attention_span: int = option(
         0,
         "tokens that a language model's heads may learn to look back, 0 = fairseq's attention (arXiv 1905.07799; "
@@ -107,7 +114,7 @@ class ExtOptions(FairseqDataclass):
     norm: str = option("layernorm", f"normalisation: {', '.join(NORMS)} (AdaNorm, arXiv 1911.07013)", NORMS)
     norm_scope: str = option(
         "all",
-        "replace all LayerNorms (paper) or the two after the stacks (released code: final)",
+        "replace all LayerNorms, or the two after the stacks: final (paper: all; released code: final)",
         NORM_SCOPES,
         idle=PLAIN_NORM,
     )
@@ -123,9 +130,13 @@ class ExtOptions(FairseqDataclass):
         DETACHED,
         idle=NOT_DETACHNORM,
     )
-    adanorm_scale: float = option(1.0, "C of AdaNorm (authors' De-En sweep: 0.8, 1, 1.5, 2)", above=0, idle=NOT_ADANORM)
+    adanorm_scale: float = option(
+        1.0, "C of AdaNorm (authors: 1; De-En sweep: 0.8, 1, 1.5, 2)", above=0, idle=NOT_ADANORM
+    )
     adanorm_k: float = option(0.1, "k of AdaNorm (paper: 0.1)", least=0, idle=NOT_ADANORM)
-    cross_view: str = option("none", f"encoder layers that decoder layers read: {', '.join(STRATEGIES)}", STRATEGIES)
+    cross_view: str = option(
+        "none", f"encoder layers that decoder layers read: {', '.join(STRATEGIES)} (paper: gca)", STRATEGIES
+    )
     cross_view_fusion: str = option(
         "mean", f"how views are combined: {', '.join(FUSIONS)} (our choice)", FUSIONS, idle=ONE_VIEW
     )
@@ -136,7 +147,7 @@ class ExtOptions(FairseqDataclass):
         idle=ONE_VIEW,
     )
     cross_view_no_global: bool = option(False, "read only the second view (ablation)", idle=ONE_VIEW)
-    init: str = option("fairseq", f"initial weights: {', '.join(INITS)}; MUSE presets use km (authors' default)", INITS)
+    init: str = option("fairseq", f"initial weights: {', '.join(INITS)} (released MUSE: km, as its presets)", INITS)
 
 
 def selecting_attentions(cfg: Any) -> list[str]:
