@@ -77,14 +77,18 @@ class ExtOptions(FairseqDataclass):
         0, "keys that each query keeps, 0 keeps all (arXiv 1912.11637; authors' De-En: 8)", least=0
     )
     attention_topk_ratio: float = option(
-        0.0, "keep ceil(keys / ratio) of the keys that a query may see, instead of a fixed number", least=0
+        0.0,
+        "keep ceil(keys / ratio) of the keys that a query may see, instead of a fixed number (the released --div "
+        "counts padding and, in training, later tokens too)",
+        least=0,
     )
     attention_topk_min: int = option(
         0, "lower bound on the keys kept with --attention-topk-ratio", least=0, idle={"attention_topk_ratio": (0,)}
     )
     attention_topk_in: str = option(
         ",".join(ATTENTIONS),
-        "comma-separated attentions that select keys, by top-k or --attention-normalizer",
+        "comma-separated attentions that select keys, by top-k or --attention-normalizer (the released --use_att "
+        "leaves a normalizer in all)",
         idle={**DENSE, "attention_normalizer": ("softmax",)},
     )
     attention_topk_select: str = option(
