@@ -177,7 +177,8 @@ def blocks() -> list[Block]:
             Block(name, getattr(losses, name), (logits, classes), options, unsupported=script)
             for name in ("encouraging_loss", "encouraging_loss_terms")
             for options in (
-                {}, {"label_smoothing": 0.1, "log_end": 1.0}, {"weight": weight}, {"bonus": "cosine"},
+                {}, {"label_smoothing": 0.1, "log_end": 1.0},
+                {"weight": weight, "label_smoothing": 0.1, "log_end": 1.0, "bonus_clamp": 0.0}, {"bonus": "cosine"},
                 {"bonus": "power", "bonus_power": 0.5}, {"bonus_start": 0.5, "bonus_end": 0.9}, {"subsample": 0.9},
             )
         ),

@@ -284,7 +284,7 @@ RECIPES = {
 for _name in ("multi30k_de_en", "tatoeba_de_en", "iwslt_en_vi", "wmt_en_de_big", "wmt_en_fr_big"):
     RECIPES[f"encouraging_transformer_{_name}"] = [_BONUS]
 
-# --- trainers: what `python -m PROGRAM COMMAND --help` must say -------------------------------------------------------
+# --- programs: what `python -m PROGRAM COMMAND --help` must say, of `fairseq-train` beside what is chosen -------------
 
 _ENCOURAGING = "lancopku/well-classified-examples-are-underestimated, README and scripts; arXiv 2110.06537"
 _RENODE = "victorchen96/ReNode, transductive configuration; arXiv 2110.04099"
@@ -293,7 +293,25 @@ _RMSC = "lancopku/RMSC, preprocess.py and its flags; arXiv 1808.07604"
 _IAIS = "lancopku/IAIS, config/*.json (8 GPUs); arXiv 2105.13868"
 _MUKI = "lancopku/MUKI, scripts and defaults; arXiv 2112.07327, 2210.05230"
 
+_FAIRSEQ = "arXiv 1911.09483, 1912.11637, 1911.07013, 2005.08081, 1905.07799, 2110.06537, and their authors' releases"
+
 HELP = {
+    ("fairseq-train", "--arch transformer_ext --criterion label_smoothed_encouraging_loss"): Published(
+        _FAIRSEQ,
+        {
+            "muse-kernels": "3,15", "muse-input-dropout": 0, "muse-weight-dropout": 0.1, "attention-topk": Ours(8, 0),
+            "attention-topk-ratio": 0, "attention-topk-min": 0, "attention-topk-select": "scores",
+            "attention-normalizer": "softmax", "attention-topk-in": "encoder-self,decoder-self,cross",
+            "attention-span": Ours(8192, 0), "attention-span-ramp": 32, "attention-span-init": 0,
+            "attention-span-loss": Ours(5e-7, 0), "norm": "layernorm", "norm-scope": "all", "adanorm-scale": 1,
+            "adanorm-k": 0.1, "cross-view": Ours("gca", "none"), "init": Ours("km", "fairseq"),
+            "label-smoothing": Ours(0.1, 0), "log-end": 0.5, "bonus-weight": 1, "bonus-clamp": 1e-5,
+            "smoothing-form": "uniform", "ignore-prefix-size": 0,
+        },
+    ),
+    ("fairseq-train", "--arch muse_iwslt_de_en"): Published(
+        _MUSE, {"encoder-embed-dim": 384, "decoder-layers": 12, "dropout": 0.4, "init": "km", "block": "muse"}
+    ),
     ("graph.renode", "train"): Published(
         _RENODE,
         {

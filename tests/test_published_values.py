@@ -11,13 +11,17 @@ from argparse import Namespace
 from typing import Any
 
 import pytest
+from fairseq import options
 from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_DATACLASS_REGISTRY
 
 import fairseq_ext.losses
 import fairseq_ext.modules
 from fairseq_ext.criterions.label_smoothed_encouraging_loss import LabelSmoothedEncouragingLossCriterionConfig
+from fairseq_ext.models.captioning_options import VisualOptions
 from fairseq_ext.models.config import TransformerExtConfig
+from fairseq_ext.models.ext_options import ExtOptions
 from fairseq_ext.recipes import OURS, PRESETS, RECIPES, Settings
+from fairseq_ext.tasks.caption_options import CaptioningConfig
 from tests import published
 from tests.published import Ours
 
@@ -90,10 +94,12 @@ def help_of(program: str, command: str, helps: dict[tuple[str, str], str], capsy
     if (program, command) not in helps:
         monkeypatch.setenv("COLUMNS", "100000")
         with pytest.raises(SystemExit) as end:
+            if program == "fairseq-train":
+                options.parse_args_and_arch(options.get_training_parser(), [*command.split(), "--help"])
             importlib.import_module(f"{program}.__main__").main([command, "--help"])
         assert not end.value.code
         text = capsys.readouterr().out
-        helps[program, command] = re.sub(r"\n {6,}(?! *-)", " ", text)
+        helps[program, command] = re.sub(r"\n {6,}(?! *-)", "  ", text)
     return helps[program, command]
 
 
@@ -105,9 +111,22 @@ def same(text: str, value: Any) -> bool:
     return bool(number) and float(number[0].rstrip(".,e")) == value
 
 
+SOURCES = (
+    r"[Rr]eleased(?: code| MUSE)?|[Pp]aper(?:'s code)?|[Mm]eant by the released code|[Pp]ublished(?: translation)?|"
+    r"authors(?:' De-En|' enwik8| enwik8)?(?: with top-k)?"
+)
+
+
 def claims_in(text: str) -> list[str]:
     """What a help text says to be published, but for the values of another paper."""
-    return re.findall(r"(?<!its )(?:[Rr]eleased|[Pp]aper(?:'s code)?|[Mm]eant by the released code): ([^()\]]*)", text)
+    return re.findall(rf"(?<!its )(?:{SOURCES}): ([^()\]]*)", text)
+
+
+def line_of(option: str, text: str) -> str:
+    """What a help says of ``--option``."""
+    line = re.search(rf"^ +(?:-\w, )?--{option}(?: [^\n]*?)?  +(.+)$|^ +--{option} [A-Z].*? (.+)$", text, re.MULTILINE)
+    assert line, f"there is no --{option}"
+    return line[1] or line[2]
 
 
 CASES = [(*system, option) for system, (_, values) in published.HELP.items() for option in values]
@@ -119,9 +138,7 @@ def test_help_has_the_published_value_and_the_default(program, command, option, 
     value = values[option]
     expected, default = value if isinstance(value, Ours) else (value, value)
     text = help_of(program, command, helps, capsys, monkeypatch)
-    line = re.search(rf"^ +(?:-\w, )?--{option}(?: [^\n]*?)?  +(.+)$|^ +--{option} [A-Z].*? (.+)$", text, re.MULTILINE)
-    assert line, f"{program} {command} has no --{option}"
-    said = line[1] or line[2]
+    said = line_of(option, text)
     shown = re.search(r"\[([^\][]*)\](?: \(|$)|\(?default: ([^;)]*)", said)
     assert shown and same((shown[1] or shown[2]).strip(), default), f"default of --{option}: {said}"
     claims = claims_in(said)
@@ -133,7 +150,36 @@ def test_help_has_the_published_value_and_the_default(program, command, option, 
 def test_help_claims_nothing_that_is_not_in_the_table(program, command, helps, capsys, monkeypatch):
     lines = help_of(program, command, helps, capsys, monkeypatch).splitlines()
     claimed = {option[1] for line in lines if (option := re.match(r" +(?:-\w, )?--([\w-]+)", line)) and claims_in(line)}
-    assert claimed and claimed <= published.HELP[program, command].values.keys()
+    tables = [values for system, (_, values) in published.HELP.items() if system[0] == program]
+    assert claimed and claimed <= set().union(*tables)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kinds"),
+    [
+        (
+            "--arch transformer_ext --criterion label_smoothed_encouraging_loss",
+            (ExtOptions, LabelSmoothedEncouragingLossCriterionConfig),
+        ),
+        ("--arch transformer_lm_ext --task language_modeling", (ExtOptions,)),
+        ("--arch captioning_transformer_ext --task captioning", (ExtOptions, VisualOptions, CaptioningConfig)),
+    ],
+)
+def test_fairseqs_help_has_every_default_of_ours(chosen, kinds, helps, capsys, monkeypatch):
+    """As an OptionSet shows it: in brackets at the end, and of a flag that is off none."""
+    text = help_of("fairseq-train", chosen, helps, capsys, monkeypatch)
+    fields = [item for kind in kinds for item in dataclasses.fields(kind) if "idle" in item.metadata]
+    said = {item.name: line_of(item.name.replace("_", "-"), text) for item in fields if item.name != "data"}
+    shown = {name: re.findall(r" \[([^\][]*)\]$", line) for name, line in said.items()}
+    defaults = {item.name: [] if item.default is False else [str(item.default)] for item in fields}
+    assert len(said) > 25 and shown == {name: defaults[name] for name in said}
+
+
+def test_fairseqs_help_says_what_a_preset_turns_on_and_what_an_option_follows(helps, capsys, monkeypatch):
+    preset = help_of("fairseq-train", "--arch adanorm_transformer_iwslt_de_en", helps, capsys, monkeypatch)
+    assert line_of("share-all-embeddings", preset).endswith(" [on]")
+    bare = help_of("fairseq-train", "--arch transformer_ext", helps, capsys, monkeypatch)
+    assert line_of("decoder-embed-dim", bare).endswith(" [as --encoder-embed-dim]") and "[on]" not in bare
 
 
 # --- blocks and losses ------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ single models      ``--task multilingual_translation`` with an architecture that
 bfloat16           ``--bf16`` and ``--memory-efficient-bf16`` on a command line are taken for ``--tpu``.
 hydra refusals     with ``fairseq-hydra-train`` an option that is refused ends in a traceback and exit code 1.
 hydra names        ``fairseq-hydra-train`` trains with its defaults where no file has the name of ``--config-name``.
-whole help         ``--help`` shows no option of the architecture, task and criterion that were chosen.
+whole help         ``--help`` shows no option of the architecture, task and criterion that were chosen, and no default.
 refusals           what fairseq refuses (an option, a file, a folder) ends in a traceback and exit code 1, which leaves
                    the option to guess; ``LOGLEVEL=DEBUG`` shows the traceback beside the line.
 captioned images   a task for text ends in a traceback beside images and captions.

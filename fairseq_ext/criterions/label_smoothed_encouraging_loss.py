@@ -33,7 +33,10 @@ NO_BONUS = {"bonus_weight": (0,)}
 @dataclass
 class LabelSmoothedEncouragingLossCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
     label_smoothing: float = option(
-        0.0, "probability that label smoothing gives to all classes together; 0 = none", least=0, most=1
+        0.0,
+        "probability that label smoothing gives to all classes together; 0 = none (published translation: 0.1)",
+        least=0,
+        most=1,
     )
     log_end: float = option(
         0.5,
@@ -54,8 +57,8 @@ class LabelSmoothedEncouragingLossCriterionConfig(LabelSmoothedCrossEntropyCrite
     )
     smoothing_form: str = option(
         "uniform",
-        "what label smoothing gives to a class: uniform = eps/V to each (published), off-target = eps/(V-1) to each but"
-        " the target, as fairseq's label_smoothed_cross_entropy",
+        "what label smoothing gives to a class: uniform = eps/V to each, off-target = eps/(V-1) to each but the target,"
+        " as fairseq's label_smoothed_cross_entropy (published: uniform)",
         SMOOTHING_FORMS,
         idle={"label_smoothing": (0,)},
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fairseq_ext.integrations.trial import functions_of
 from fairseq_ext.modules import attention_weights, topk_attention
+from fairseq_ext.modules.sparse_attention import repeat_heads
 from fairseq_ext.training.errors import OptionError
 
 __all__ = ["SelectiveAttention", "register_attention"]
@@ -74,8 +75,7 @@ class SelectiveAttention:
         self._refuse_others(module, kwargs)
         if sliding_window is not None and attention_mask is None and key.size(2) > sliding_window:
             raise OptionError(f"{self.name}: {type(module).__name__} has a sliding window that is not in its mask")
-        if (groups := query.size(1) // key.size(1)) > 1:
-            key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+        key, value = repeat_heads(query, key), repeat_heads(query, value)
         if attention_mask is None:  # nothing is masked, unless the module says so
             is_causal = query.size(2) > 1 and (getattr(module, "is_causal", False) if is_causal is None else is_causal)
         else:

@@ -55,7 +55,7 @@ def block_loss(
         ValueError: an option out of its range or without effect.
     """
     shape = Bonus(**bonus)
-    off, off_bonus = off_target_shares(classes, label_smoothing, bonus_smoothing, smoothing_form)
+    off, off_bonus = off_target_shares(classes, shape, label_smoothing, bonus_smoothing, smoothing_form)
     if shape.is_plain_log and class_weight is None:
         return partial(_closed_form, LogBonusForm(classes, off, off_bonus, shape.log_end, shape.bonus_clamp))
     terms = partial(

@@ -71,6 +71,12 @@ class Bonus:
         """Whether the closed form of :mod:`~fairseq_ext.losses.log_bonus` computes it."""
         return self.bonus == "log" and self.bonus_start == 0 and self.bonus_end is None and self.subsample == 1
 
+    @property
+    def is_unbounded(self) -> bool:
+        """Whether ``B(p)`` falls without end as p goes to 1."""
+        whole = self.subsample == 1 and self.bonus_end in (None, 1)
+        return self.bonus == "log" and self.log_end == 1 and self.bonus_clamp == 0 and whole
+
     def __call__(self, log_p: Tensor) -> Tensor:
         """``B(p)`` of every class, from the log-probabilities ``(N, C)``, in plain autograd operations."""
         form, form_at = _FORMS[self.bonus]

@@ -12,6 +12,7 @@ cancels that factor up to ``log_end``: there the pull is 1 whatever ``p_y``.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ from fairseq_ext.precision import compute_dtype
 __all__ = ["SMOOTHING_FORMS", "encouraging_loss", "encouraging_loss_terms", "off_target_shares"]
 
 SMOOTHING_FORMS = ("uniform", "off-target")
+UNBOUNDED = (
+    "log_end=1 with label smoothing and bonus_clamp=0: this loss falls without end as the margin grows; "
+    "bonus_clamp=1e-5, as released, or log_end below 1 gives it a minimum"
+)
 
 
 def encouraging_loss(
@@ -81,7 +86,7 @@ def encouraging_loss(
         bonus_clamp: least value of ``1 - p`` inside the logarithm; beyond it the bonus is constant. A ``log_end``
             above ``1 - bonus_clamp`` must be 1: the tangent would begin below the constant. Default 1e-5, as
             the released code. Only ``log_end=1`` gets there, and with smoothed targets the clamp is what keeps that
-            loss bounded below. 0 is the exact loss, stable for any margin.
+            loss bounded below: a warning says so of 0, the exact loss, which is stable for any margin.
 
     Returns:
         A scalar, or with ``reduction="none"`` a tensor of the shape of the class indices; float32 for
@@ -152,7 +157,7 @@ def _terms(
     classes, rows_shape = input.size(class_dim), target.shape
     if target.is_floating_point():
         rows_shape = rows_shape[:class_dim] + rows_shape[class_dim + 1 :]
-    off, off_bonus = off_target_shares(classes, label_smoothing, bonus_smoothing, smoothing_form)
+    off, off_bonus = off_target_shares(classes, bonus, label_smoothing, bonus_smoothing, smoothing_form)
     logits = input.movedim(class_dim, -1).reshape(-1, classes)
     if target.is_floating_point():
         ignored = None
@@ -198,13 +203,25 @@ def _checked(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tens
 
 
 def off_target_shares(
-    classes: int, label_smoothing: float = 0.0, bonus_smoothing: float | None = None, smoothing_form: str = "uniform"
+    classes: int,
+    bonus: Bonus,
+    label_smoothing: float = 0.0,
+    bonus_smoothing: float | None = None,
+    smoothing_form: str = "uniform",
 ) -> tuple[float, float]:
-    """What smoothing gives to a class other than the target, in the cross-entropy and in the bonus."""
+    """What smoothing gives to a class other than the target, in the cross-entropy and in the bonus.
+
+    Warns where the loss has no minimum although targets are smoothed: in the margin m of the target it ends as
+    ``(e_ce + e_bonus - 1) m``, with what smoothing takes from the target in each.
+    """
     if bonus_smoothing is None:
         bonus_smoothing = label_smoothing
     require("label_smoothing", label_smoothing, 0 <= label_smoothing <= 1, "in [0, 1]")
     require("bonus_smoothing", bonus_smoothing, 0 <= bonus_smoothing <= 1, "in [0, 1]")
     require("smoothing_form", smoothing_form, smoothing_form in SMOOTHING_FORMS, f"one of {SMOOTHING_FORMS}")
     spread = classes if smoothing_form == "uniform" else classes - 1
-    return label_smoothing / spread, bonus_smoothing / spread
+    off, off_bonus = label_smoothing / spread, bonus_smoothing / spread
+    falls = bonus.is_unbounded and 0 < (off + off_bonus) * (classes - 1) < 1
+    if falls and not torch.compiler.is_compiling():  # a graph would break here
+        warnings.warn(UNBOUNDED, stacklevel=1)  # here, and not at the caller: once
+    return off, off_bonus

@@ -60,7 +60,10 @@ class SelectiveAttention(MultiheadAttention):
 
     Args:
         normalizer, topk, topk_ratio, topk_min, select, causal: see :func:`fairseq_ext.modules.attention_weights`.
-        *args, **kwargs: the parent's.
+        *args, **kwargs: the parent's. The slot of ``add_zero_attn`` is a key like others.
+
+    Raises:
+        OptionError: ``add_bias_kv`` beside an option that selects, or in a subclass.
     """
 
     # TorchScript knows no super()
@@ -82,6 +85,11 @@ class SelectiveAttention(MultiheadAttention):
         self.topk, self.topk_ratio, self.topk_min = topk, topk_ratio, topk_min
         self.select, self.causal = select, causal
         self.is_dense = normalizer == "softmax" and not topk and not topk_ratio
+        if self.bias_k is not None and not (self.is_dense and type(self) is SelectiveAttention):
+            raise OptionError(
+                "add_bias_kv: not with selected keys, views or MUSE, as fairseq's unfused attention does not count that"
+                " key; add_zero_attn=True works"
+            )
         # the flag that keeps the parent off torch's fused attention, which ignores before_softmax
         self.skip_embed_dim_check = not self.is_dense
 

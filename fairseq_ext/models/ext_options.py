@@ -44,7 +44,8 @@ class ExtOptions(FairseqDataclass):
     block: str = option("transformer", f"layer topology: {', '.join(BLOCKS)} (MUSE, arXiv 1911.09483)", BLOCKS)
     muse_kernels: str = option(
         "3,15",
-        "kernel sizes of the convolution beside the self-attention; '3/3/7,15' gives each layer its own",
+        "kernel sizes of the convolution beside the self-attention; '3/3/7,15' gives each layer its own "
+        "(released code: 3,15)",
         idle=WITHOUT_CONVOLUTION,
     )
     muse_no_gate: bool = option(
@@ -53,7 +54,11 @@ class ExtOptions(FairseqDataclass):
         idle=WITHOUT_CONVOLUTION,
     )
     muse_input_dropout: float = option(
-        0.0, "dropout on the input of the attention and convolution branch", least=0, below=1, idle=SEQUENTIAL
+        0.0,
+        "dropout on the input of the attention and convolution branch (released code: 0; with attention on WMT: 0.1)",
+        least=0,
+        below=1,
+        idle=SEQUENTIAL,
     )
     muse_weight_dropout: float = option(
         0.1,
@@ -72,14 +77,18 @@ class ExtOptions(FairseqDataclass):
         0, "keys that each query keeps, 0 keeps all (arXiv 1912.11637; authors' De-En: 8)", least=0
     )
     attention_topk_ratio: float = option(
-        0.0, "keep ceil(keys / ratio) of the keys that a query may see, instead of a fixed number", least=0
+        0.0,
+        "keep ceil(keys / ratio) of the keys that a query may see, instead of a fixed number (the released --div "
+        "counts padding and, in training, later tokens too)",
+        least=0,
     )
     attention_topk_min: int = option(
         0, "lower bound on the keys kept with --attention-topk-ratio", least=0, idle={"attention_topk_ratio": (0,)}
     )
     attention_topk_in: str = option(
         ",".join(ATTENTIONS),
-        "comma-separated attentions that select keys, by top-k or --attention-normalizer",
+        "comma-separated attentions that select keys, by top-k or --attention-normalizer (the released --use_att "
+        "leaves a normalizer in all)",
         idle={**DENSE, "attention_normalizer": ("softmax",)},
     )
     attention_topk_select: str = option(
@@ -90,7 +99,9 @@ class ExtOptions(FairseqDataclass):
         SELECTIONS,
         idle=DENSE,
     )
-    attention_normalizer: str = option("softmax", f"scores to weights: {', '.join(NORMALIZERS)}", NORMALIZERS)
+    attention_normalizer: str = option(
+        "softmax", f"scores to weights: {', '.join(NORMALIZERS)} (paper: softmax)", NORMALIZERS
+    )
     attention_span: int = option(
         0,
         "tokens that a language model's heads may learn to look back, 0 = fairseq's attention (arXiv 1905.07799; "
@@ -107,13 +118,13 @@ class ExtOptions(FairseqDataclass):
     norm: str = option("layernorm", f"normalisation: {', '.join(NORMS)} (AdaNorm, arXiv 1911.07013)", NORMS)
     norm_scope: str = option(
         "all",
-        "replace all LayerNorms (paper) or the two after the stacks (released code: final)",
+        "replace all LayerNorms, or the two after the stacks: final (paper: all; released code: final)",
         NORM_SCOPES,
         idle=PLAIN_NORM,
     )
     norm_convention: str = option(
         "released",
-        "released: unbiased std, eps outside the root; paper: biased std",
+        "that of the code, unbiased std and eps outside the root, or that of the paper, biased std",
         NORM_CONVENTIONS,
         idle=PLAIN_NORM,
     )
@@ -123,9 +134,13 @@ class ExtOptions(FairseqDataclass):
         DETACHED,
         idle=NOT_DETACHNORM,
     )
-    adanorm_scale: float = option(1.0, "C of AdaNorm (authors' De-En sweep: 0.8, 1, 1.5, 2)", above=0, idle=NOT_ADANORM)
+    adanorm_scale: float = option(
+        1.0, "C of AdaNorm (authors: 1; De-En sweep: 0.8, 1, 1.5, 2)", above=0, idle=NOT_ADANORM
+    )
     adanorm_k: float = option(0.1, "k of AdaNorm (paper: 0.1)", least=0, idle=NOT_ADANORM)
-    cross_view: str = option("none", f"encoder layers that decoder layers read: {', '.join(STRATEGIES)}", STRATEGIES)
+    cross_view: str = option(
+        "none", f"encoder layers that decoder layers read: {', '.join(STRATEGIES)} (paper: gca)", STRATEGIES
+    )
     cross_view_fusion: str = option(
         "mean", f"how views are combined: {', '.join(FUSIONS)} (our choice)", FUSIONS, idle=ONE_VIEW
     )
@@ -138,7 +153,7 @@ class ExtOptions(FairseqDataclass):
     cross_view_no_global: bool = option(False, "read only the second view (ablation)", idle=ONE_VIEW)
     init: str = option(
         "fairseq",
-        f"initial weights: {', '.join(INITS)}; MUSE presets use km, AdaNorm's of IWSLT14 adanorm (authors' scripts)",
+        f"initial weights: {', '.join(INITS)} (released MUSE: km, as its presets; authors' De-En of AdaNorm: adanorm)",
         INITS,
     )
 

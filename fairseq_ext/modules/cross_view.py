@@ -120,6 +120,8 @@ class CrossViewFusion(nn.Module):
     separate    mean, the second view with projections of its own                      4d^2 + 4d per layer
     ==========  =====================================================================  ====================
 
+    A layer of a single view has none of these parameters (our choice).
+
     ``ama``: :math:`u_{t,j} = (W_A h_t) \cdot c_{t,j} / \sqrt d`, :math:`\alpha_t = \mathrm{softmax}_j(u_t)`,
     :math:`C_t = \sum_j \alpha_{t,j} c_{t,j}`, one :math:`W_A` for the whole decoder.
     ``ama-static``: :math:`C = \mathrm{MHA}_i(h, \sum_j \mathrm{softmax}(S_i)_j E_j)`.

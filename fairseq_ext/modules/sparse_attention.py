@@ -18,7 +18,14 @@ from fairseq_ext.modules.masks import check_mask
 from fairseq_ext.modules.sparse_variants import OTHER_SELECTIONS, SELECTIONS
 from fairseq_ext.modules.topk import below_maximum, effective_k, ratio_budget, ratio_softmax, topk_softmax
 
-__all__ = ["NORMALIZERS", "attention_weights", "blockwise_topk_attention", "has_blockwise", "topk_attention"]
+__all__ = [
+    "NORMALIZERS",
+    "attention_weights",
+    "blockwise_topk_attention",
+    "has_blockwise",
+    "repeat_heads",
+    "topk_attention",
+]
 
 NORMALIZERS = ("softmax", "sparsemax", "entmax15", "entmax-bisect")
 
@@ -133,6 +140,7 @@ def topk_attention(
     is_causal: bool = False,
     scale: float | None = None,
     straight_through: bool = False,
+    enable_gqa: bool = False,
     *,
     k: int,  # TorchScript takes keyword-only arguments that have no default
 ) -> Tensor:
@@ -155,13 +163,15 @@ def topk_attention(
         k: keys to keep for each query; 0 is dense. The released runs use 8 (De-En) and 6 (En-Vi).
         scale: factor on the scores, by default ``1 / sqrt(D)``.
         straight_through: see :func:`topk_softmax`.
+        enable_gqa: grouped queries: keys and values may have fewer heads, each for as many heads of the query in a row.
 
     Shape:
-        - query: ``(B, H, T, D)``; key: ``(B, H, S, D)``; value: ``(B, H, S, Dv)``; output: ``(B, H, T, Dv)``.
+        - query: ``(B, H, T, D)``; key: ``(B, H, S, D)``; value: ``(B, H, S, Dv)``; output: ``(B, H, T, Dv)``. With
+          ``enable_gqa``, key and value: ``(B, H / G, S, ...)``.
 
     Raises:
-        ValueError: ``k`` is negative, ``scale`` is not finite, both ``attn_mask`` and ``is_causal`` are given, or
-            ``attn_mask`` holds integers.
+        ValueError: ``k`` is negative, ``scale`` is not finite, both ``attn_mask`` and ``is_causal`` are given,
+            ``attn_mask`` holds integers, or with ``enable_gqa`` the heads of the query are no multiple of the others.
     """
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other: put the causal mask into attn_mask")
@@ -173,6 +183,8 @@ def topk_attention(
         scale = 1.0 / math.sqrt(max(1, query.size(-1)))
     elif not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
+    if enable_gqa:
+        key, value = repeat_heads(query, key), repeat_heads(query, value)
     effective = effective_k(key.size(-2), k)
     if not torch.jit.is_scripting():
         bias = None if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask
@@ -188,6 +200,22 @@ def topk_attention(
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
     weights = topk_softmax(scores, effective, straight_through=straight_through)
     return F.dropout(weights, dropout_p) @ value
+
+
+def repeat_heads(query: Tensor, states: Tensor) -> Tensor:
+    """Keys or values ``(B, H / G, S, D)`` of grouped queries as ``(B, H, S, D)``, each head G times in a row.
+
+    Raises:
+        ValueError: the heads of the query are no multiple of these.
+    """
+    if query.dim() < 3 or states.dim() < 3:
+        raise ValueError("enable_gqa needs queries, keys and values with heads, (B, H, T, D)")
+    heads, shared = query.size(-3), states.size(-3)
+    if heads == shared:
+        return states
+    if shared == 0 or heads % shared != 0:
+        raise ValueError(f"the {heads} heads of the query must be a multiple of those of key and value, got {shared}")
+    return states.repeat_interleave(heads // shared, dim=-3)
 
 
 def has_blockwise(states: Tensor, num_keys: int, width: int, k: int) -> bool:

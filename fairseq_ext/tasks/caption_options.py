@@ -30,8 +30,15 @@ class CaptioningConfig(FairseqDataclass):
     """The options of the task. None of them decides the shape of a parameter: ``captioning.json`` does."""
 
     data: str = option(MISSING, "folder that `fairseq-ext captions prepare` has made")
-    max_source_positions: int = option(1024, "most regions of an image; a folder with more is refused", least=1)
-    max_target_positions: int = option(64, "most tokens of a caption, its end among them; longer ones are cut", least=2)
+    max_source_positions: int = option(
+        1024,
+        "most regions, or cells of a grid, of an image; a folder with more is refused (our choice: bottom-up features "
+        "have at most 100, a grid of 14 x 14 has 196)",
+        least=1,
+    )
+    max_target_positions: int = option(
+        64, "most tokens of a caption, its end among them; longer ones are cut (our choice)", least=2
+    )
     eval_captions: bool = option(False, "generate at validation, and log cider and bleu4 against all references")
     eval_captions_args: str = option(
         "{}",

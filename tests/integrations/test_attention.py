@@ -273,6 +273,7 @@ def test_a_wrong_setting_is_refused_and_not_registered(options, message):
 BIDIRECTIONAL = {
     "SplinterModel": transformers.SplinterConfig,
     "ClapTextModel": transformers.ClapTextConfig,
+    "AlignTextModel": transformers.AlignTextConfig,
     "LayoutLMModel": transformers.LayoutLMConfig,
     "RobertaModel": transformers.RobertaConfig,
 }

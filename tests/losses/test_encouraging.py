@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fairseq_ext.losses import (
     bonus_schedule,
     encouraging_loss,
     encouraging_loss_terms,
+    fused_linear_encouraging_loss,
     halted_focal_loss,
     mirror_bonus_loss,
     softmax_focal_loss,
@@ -438,6 +440,54 @@ def test_memory_saves_no_copy_of_the_logits(dtype):
     logits.grad = None
     loss.backward()
     assert torch.equal(first, logits.grad)
+
+
+UNBOUNDED = {"label_smoothing": 0.1, "log_end": 1.0, "bonus_clamp": 0.0}
+FORMS = {
+    "function": encouraging_loss,
+    "terms": encouraging_loss_terms,
+    "module": lambda logits, target, **options: EncouragingLoss(**options)(logits, target),
+    "fused": lambda logits, target, **options: fused_linear_encouraging_loss(
+        logits, torch.eye(logits.size(1)), target, **options
+    ),
+}
+
+
+def told(*calls):
+    logits, target = 100 * torch.eye(3), torch.arange(3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")  # what a process starts with
+        for call, options in calls:
+            call(logits, target, **options)
+    return [str(warning.message).partition(":")[0] for warning in caught]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_loss_without_end_is_told_of_once(form):
+    first, second, third = (
+        encouraging_loss(scale * torch.eye(3), torch.arange(3), **UNBOUNDED) for scale in (100.0, 1000.0, 1900.0)
+    )
+    torch.testing.assert_close(first - second, second - third)
+    expected = ["log_end=1 with label smoothing and bonus_clamp=0"]
+    assert told((FORMS[form], UNBOUNDED)) == expected
+    assert told(*[(call, UNBOUNDED) for call in FORMS.values()] * 2) == expected
+    assert told((FORMS[form], UNBOUNDED | {"label_smoothing": 0.0, "bonus_smoothing": 0.1})) == expected
+
+
+@pytest.mark.parametrize(
+    "bounded",
+    [
+        {"bonus_clamp": 1e-5},
+        {"log_end": 0.9},
+        {"label_smoothing": 0.0},  # the negative log-odds, as is asked for
+        {"label_smoothing": 0.8},  # what it takes from the target weighs more than the bonus
+        {"bonus_end": 0.9},
+        {"subsample": 0.9},
+    ],
+    ids=str,
+)
+def test_other_losses_are_silent(bounded):
+    assert told((encouraging_loss, UNBOUNDED | bounded)) == []
 
 
 def test_empty_batch():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from fairseq_ext.models.cross_view_attention import CrossViewAttention
 from fairseq_ext.models.muse_attention import MuseSelfAttention
 from fairseq_ext.modules.cross_view import CrossViewFusion
 from fairseq_ext.modules.muse import MultiScaleConv
+from fairseq_ext.training.errors import OptionError
 
 WIDTH, HEADS, SOURCE, BATCH = 8, 2, 5, 4
 PADDING = torch.arange(SOURCE) >= torch.tensor([[5], [4], [5], [3]])
@@ -119,3 +121,34 @@ def test_views_refuse_what_they_have_no_meaning_for(arguments: dict[str, Any], e
     memory = torch.randn(SOURCE, BATCH, 3 * WIDTH)
     with pytest.raises(error, match=next(iter(arguments))):
         cross_view()(torch.randn(1, BATCH, WIDTH), memory, memory, **arguments)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **slots: SelectiveAttention(WIDTH, HEADS, topk=2, **slots),
+        lambda **slots: SelectiveAttention(WIDTH, HEADS, normalizer="sparsemax", **slots),
+        lambda **slots: MuseSelfAttention(WIDTH, HEADS, conv=MultiScaleConv(WIDTH, HEADS, (3,), True), **slots),
+        lambda **slots: CrossViewAttention(WIDTH, HEADS, fusion=CrossViewFusion(WIDTH, (3, 1), "gca", "mean"), **slots),
+    ],
+    ids=["top-k", "sparsemax", "muse", "gca"],
+)
+def test_a_learned_key_is_refused_and_a_zero_one_is_not(make: Callable[..., nn.Module]) -> None:
+    with pytest.raises(OptionError, match=r"^add_bias_kv: not with"):
+        make(add_bias_kv=True)
+    make(add_zero_attn=True)
+
+
+@pytest.mark.parametrize("slots", [{"add_zero_attn": True}, {"add_bias_kv": True}], ids=str)
+def test_slots_are_keys_like_others(slots: dict[str, bool]) -> None:
+    options = {"self_attention": True, **slots}
+    stock = MultiheadAttention(WIDTH, HEADS, **options)
+    k = {} if "add_bias_kv" in slots else {"topk": SOURCE + 1}
+    ours = SelectiveAttention(WIDTH, HEADS, **options, **k)
+    ours.load_state_dict(stock.state_dict())
+    x = torch.randn(SOURCE, BATCH, WIDTH)
+    torch.testing.assert_close(ours(x, x, x, PADDING)[0], stock(x, x, x, PADDING)[0])
+    if k:
+        few = SelectiveAttention(WIDTH, HEADS, **options, topk=2)
+        weights = few(x, x, x, PADDING, need_head_weights=True)[1]
+        assert weights.size(-1) == SOURCE + 1 and (weights.ne(0).sum(-1) == 2).all()

@@ -18,8 +18,9 @@ from fairseq_ext.models.captioning_options import CaptioningTransformerExtConfig
 from fairseq_ext.models.config import TransformerExtConfig, TransformerLanguageModelExtConfig
 from fairseq_ext.recipes import PRESETS, values
 from fairseq_ext.training.errors import OptionError
+from tests.helpers import ROOT
 from tests.models import tiny_images
-from tests.models.tiny import dictionary, task
+from tests.models.tiny import dictionary, task, translation_model
 
 DEFAULTS = {name: values(preset.settings) for name, preset in PRESETS.items()}
 CONFIGS = {
@@ -101,6 +102,31 @@ def test_cross_view_presets_have_no_parameters_of_their_own() -> None:
 
     for suffix in ("iwslt_de_en", "wmt_en_de"):
         assert size(build(f"gca_transformer_{suffix}", task())) == size(build(f"transformer_ext_{suffix}", task()))
+
+
+@pytest.mark.parametrize(
+    ("cross_view", "fusion", "parameters"),
+    [
+        ("gca", "mean", lambda d, n: 0),
+        ("gca", "sum", lambda d, n: 0),
+        ("gca", "concat", lambda d, n: 0),
+        ("gca", "gate", lambda d, n: n - 1),
+        ("gca", "sequential", lambda d, n: 2 * d * (n - 1)),
+        ("gca", "separate", lambda d, n: (4 * d * d + 4 * d) * (n - 1)),
+        ("ama", "mean", lambda d, n: d * d),
+        ("ama-static", "mean", lambda d, n: n * n),
+    ],
+)
+def test_views_have_the_parameters_that_their_page_counts(cross_view: str, fusion: str, parameters: Any) -> None:
+    """The layer with a single view has none, or DDP would wait for gradients that never come."""
+
+    def size(**options: str) -> int:
+        return sum(parameter.numel() for parameter in translation_model(width=8, layers=3, **options).parameters())
+
+    assert size(cross_view=cross_view, cross_view_fusion=fusion) - size() == parameters(8, 3)
+    page = (ROOT / "docs" / "methods" / "gca.md").read_text(encoding="utf-8")
+    if parameters(512, 6) and fusion != "mean":
+        assert f"{parameters(512, 6):,}" in page and f"{parameters(512, 7):,}" in page
 
 
 def test_an_option_given_by_the_user_wins(tmp_path: Any) -> None:

@@ -51,7 +51,8 @@ def inputs(golden: dict[str, np.ndarray], *names: str) -> list[Tensor | None]:
     return [torch.from_numpy(golden[name].copy()) if name in golden else None for name in names]
 
 
-# fairseq's own unfused attention, on which selection builds, does not count the key that add_bias_kv appends
+# fairseq's own unfused attention, on which selection builds, does not count the key that add_bias_kv appends: refused,
+# and the file is of the function alone (tests/modules)
 ATTENTION_FILES = [name for name in golden_names("sparse", "mha_") if "biaskv" not in name]
 
 

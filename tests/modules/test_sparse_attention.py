@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable
@@ -514,6 +515,42 @@ def test_topk_attention_with_an_empty_dimension(empty: str, k: int, mask: str) -
         torch.testing.assert_close(out, F.scaled_dot_product_attention(q, key, value, **options))
     grads = torch.autograd.grad(out.sum(), (q, key, value), allow_unused=True)
     assert all(grad is None or grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_grouped_queries_are_those_of_torch(groups: int) -> None:
+    q, k, v = (torch.randn(2, heads, 3, 6, dtype=torch.float64) for heads in (4, 4 // groups, 4 // groups))
+    causal = {"is_causal": True, "enable_gqa": True}
+    expected = F.scaled_dot_product_attention(q, k, v, **causal)
+    torch.testing.assert_close(topk_attention(q, k, v, k=0, **causal), expected)
+    q, k, v = leaves = [states.requires_grad_() for states in (q, k, v)]
+    sparse = topk_attention(q, k, v, k=2, **causal)
+    by_head = [
+        topk_attention(q[:, [head]], k[:, [head // groups]], v[:, [head // groups]], k=2, is_causal=True)
+        for head in range(4)
+    ]
+    torch.testing.assert_close(sparse, torch.cat(by_head, 1))
+    gradients = [torch.autograd.grad(out.square().sum(), leaves) for out in (sparse, torch.cat(by_head, 1))]
+    torch.testing.assert_close(*gradients)
+    if groups == 2:  # one head for all broadcasts, several do not
+        with pytest.raises(RuntimeError, match="size"):
+            topk_attention(q, k, v, k=2)
+
+
+@pytest.mark.parametrize(("heads", "shared"), [(4, 3), (2, 4), (4, 0)])
+def test_grouped_queries_of_other_heads_are_refused(heads: int, shared: int) -> None:
+    q, k = torch.randn(1, heads, 3, 6), torch.randn(1, shared, 3, 6)
+    with pytest.raises(ValueError, match=rf"the {heads} heads of the query must be a multiple .*, got {shared}"):
+        topk_attention(q, k, k, k=2, enable_gqa=True)
+    with pytest.raises(ValueError, match="with heads"):
+        topk_attention(q[0, 0], q[0, 0], q[0, 0], k=2, enable_gqa=True)
+
+
+def test_topk_attention_takes_the_arguments_of_torch() -> None:
+    """By name, as the builtin function documents them."""
+    documented = F.scaled_dot_product_attention.__doc__.partition("(")[2].partition(") ->")[0]
+    theirs = {argument.partition("=")[0].strip() for argument in documented.split(",")}
+    assert {"attn_mask", "scale", "enable_gqa"} <= theirs <= set(inspect.signature(topk_attention).parameters)
 
 
 def test_topk_attention_rejects_two_masks() -> None:
