@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairseq_ext import kernels as triton_kernels
 from fairseq_ext.modules import dynamic_convolution as module
 from fairseq_ext.modules.muse import MultiScaleConv
 from tests.helpers import refuses_second_derivative
@@ -25,8 +24,7 @@ def convolution() -> ModuleType:
 
 def run(function, x: Tensor, kernels: Tensor, grad: Tensor, first: int) -> tuple[Tensor, ...]:
     x, kernels = (tensor.detach().clone().requires_grad_() for tensor in (x, kernels))
-    with triton_kernels.disabled():
-        y = function(x, kernels, first)
+    y = function(x, kernels, first)
     return y.detach(), *torch.autograd.grad(y, (x, kernels), grad.to(y.dtype))
 
 
@@ -144,8 +142,7 @@ def test_muse_hands_over_whole_sequences(convolution, monkeypatch, gate):
         y = branch(x)
         return [y, *torch.autograd.grad(y.square().sum(), [x, *branch.parameters()])]
 
-    with triton_kernels.disabled():
-        expected = run()
+    expected = run()
     launches = []
     launch = convolution.dynamic_convolution
     monkeypatch.setattr(convolution, "dynamic_convolution", lambda *args: launches.append(args) or launch(*args))

@@ -16,6 +16,11 @@ def on_card(dtype=torch.float32, index=0):
 
 
 @pytest.fixture(autouse=True)
+def torch_path():
+    """The switch is as users find it."""
+
+
+@pytest.fixture(autouse=True)
 def new_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.delenv(kernels.SWITCH, raising=False)
