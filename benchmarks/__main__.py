@@ -89,12 +89,7 @@ def measure(options: Options) -> None:
     # fairseq's attention passes torch two kinds of mask, which torch deprecates
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
 
-    packages = ["ve-fairseq", "entmax", "scipy", "torch-geometric", "transformers"]
-    packages += ["ctranslate2"] if importlib.util.find_spec("ctranslate2") else []
-    header = {
-        **environment(*packages, device=device),
-        "quick": options.quick,
-    }
+    header = conditions(device, quick=options.quick, threads=options.threads)
     print(", ".join(f"{name} {value}" for name, value in header.items()))
     print("ratio: ours / reference; less is better for ms and MiB, more is better for tokens/s")
     print("[smallest, largest] ratio of neighbouring samples; the times are medians over the same samples")
@@ -135,6 +130,13 @@ def measure(options: Options) -> None:
         keep()
     if failed:
         raise SystemExit("error: " + "; ".join(f"{name}: {error}" for name, error in failed.items()))
+
+
+def conditions(device: str | torch.device, *, quick: bool, threads: int = 1) -> dict[str, Any]:
+    """What rows depend on beside the code: those of others do not go on."""
+    packages = ["ve-fairseq", "entmax", "scipy", "torch-geometric", "transformers"]
+    packages += ["ctranslate2"] if importlib.util.find_spec("ctranslate2") else []
+    return {**environment(*packages, device=device), "threads": threads, "quick": quick}
 
 
 def not_on(module: ModuleType, device: torch.device, quick: bool = False) -> str:
