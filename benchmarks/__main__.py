@@ -141,7 +141,9 @@ def conditions(device: str | torch.device, *, quick: bool, threads: int = 1) -> 
 
 def not_on(module: ModuleType, device: torch.device, quick: bool = False) -> str:
     """Why the claim of a module makes no sense on a device; a trial on the CPU tries everything."""
-    return "" if quick and device.type == "cpu" else getattr(module, "NOT_ON", {}).get(device.type, "")
+    if quick and device.type == "cpu":
+        return ""
+    return module.not_on(device) if hasattr(module, "not_on") else getattr(module, "NOT_ON", {}).get(device.type, "")
 
 
 def _finished(file: Path, header: dict[str, Any]) -> list[Row]:
