@@ -2,6 +2,9 @@
 
 The torch path of a method is the reference and always there; it asks :func:`usable` whether to hand over. A kernel has
 one file, which computes forward and backward and is imported when it is first used, since importing it needs Triton.
+
+Kernels keep their inputs for the backward pass, and the torch path of a norm does not: where a kernel is used, autograd
+refuses to go back through an input that was then changed in place (``h += norm(h)``).
 """
 
 from __future__ import annotations

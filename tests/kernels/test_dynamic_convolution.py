@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairseq_ext.modules import dynamic_convolution as module
 from fairseq_ext.modules.muse import MultiScaleConv
-from tests.helpers import refuses_second_derivative
+from tests.helpers import refuses_batched_gradients, refuses_second_derivative
 from tests.kernels.compiled import CAPABILITIES, Compiled, compile_launches
 from tests.kernels.interpreted import DEVICE, kernel
 
@@ -187,8 +187,9 @@ def test_half_precision_is_multiplied_by_tensor_cores(compiled):
         assert (products in one.ptx) == ("x torch.float32" not in one.case), one.case
 
 
-def test_there_is_no_second_derivative(convolution: ModuleType) -> None:
+def test_there_is_no_second_derivative_and_none_of_many_outputs_at_once(convolution: ModuleType) -> None:
     x, weight, _ = draw(5, 1, 2, 4, 3)
     inputs = [tensor.requires_grad_() for tensor in (x, weight)]
     function = lambda x, weight: convolution.dynamic_convolution(x, weight, -1)  # noqa: E731
     refuses_second_derivative(function, *inputs, match="kernels.disabled")
+    refuses_batched_gradients(function, *inputs, match="kernels.disabled")

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from fairseq_ext.models.attention import SelectiveAttention
 from fairseq_ext.modules import sparse_attention
 from fairseq_ext.modules.sparse_attention import topk_attention
-from tests.helpers import refuses_second_derivative
+from tests.helpers import refuses_batched_gradients, refuses_second_derivative
 from tests.kernels.compiled import CAPABILITIES, Compiled, compile_launches
 from tests.kernels.interpreted import DEVICE, kernel
 
@@ -348,6 +348,16 @@ def test_takes(topk, change, taken):
     assert not topk.takes(states[0], states[1], states[2].double(), **call)
 
 
+def test_takes_masks_whose_columns_are_near(topk):
+    """The kernel counts them in 32 bits: a transposed mask of very many queries has them far from each other."""
+    states = [x.to("meta") for x in heads(3, 99, 16, 16)]
+    for distance, near in ((2**24, True), (2**25, False)):
+        mask = torch.empty(99, distance, dtype=torch.bool, device="meta")[:, :3].T
+        for bias, keep in ((mask, None), (None, mask)):
+            assert topk.takes(*states, bias, keep, 0.0, 8) == near
+    assert topk.takes(*states, torch.empty((), device="meta"), None, 0.0, 8)
+
+
 def launches(topk: ModuleType) -> Iterator[str]:
     """Each dtype, narrow and wide heads; all masks and dropout, none, and the causal one."""
     for dtype, width, k, options in [
@@ -385,7 +395,8 @@ def test_no_sum_depends_on_the_order_of_programs(compiled):
     assert not any(re.search(r"\b(atom|red)\.", one.ptx) for one in compiled)
 
 
-def test_there_is_no_second_derivative(topk: ModuleType) -> None:
+def test_there_is_no_second_derivative_and_none_of_many_outputs_at_once(topk: ModuleType) -> None:
     query, key, value = (draw(1, 1, 8, 5).transpose(2, 3).requires_grad_() for _ in range(3))
     function = functools.partial(topk.topk_attention, k=2, scale=1.0)
     refuses_second_derivative(function, query, key, value, match="kernels.disabled")
+    refuses_batched_gradients(function, query, key, value, match="kernels.disabled")
