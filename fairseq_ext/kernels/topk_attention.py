@@ -368,7 +368,7 @@ class _TopKAttention(torch.autograd.Function):
                 *inputs, _Heads.of(out), row, H, T, key.size(2), k, scale, dropout_p,
                 RUN=max(3, log2(triton.next_power_of_2(k))), **constants,
             )  # fmt: skip
-        ctx.save_for_backward(*given, bias, keep, seed, out, *row)
+        ctx.save_for_backward(*given, bias, keep, seed, out, *row[:3])
         ctx.numbers, ctx.constants = (scale, dropout_p), constants
         return out
 
@@ -376,6 +376,7 @@ class _TopKAttention(torch.autograd.Function):
     @no_second_derivative("the forward pass goes into `with fairseq_ext.kernels.disabled():`", batched=False)
     def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, bias, keep, seed, out, *rows = saved
+        rows.append(torch.empty_like(rows[0]))  # of this gradient: another may be computed at the same time
         query, key, value, grad = map(_with_rows, (query, key, value, grad))
         grads = [torch.empty_like(x) for x in (query, key, value)]
         inputs = *(None if x is None else _Heads.of(x) for x in (query, key, value, bias, keep)), seed

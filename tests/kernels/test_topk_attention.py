@@ -217,7 +217,20 @@ def test_keeps_no_matrix_of_scores(topk):
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
         topk.topk_attention(*states, scale=0.3, k=4)
-    assert sum(sizes) == sum(x.numel() for x in states) + 32 * 16 + 4 * 32
+    assert sum(sizes) == sum(x.numel() for x in states) + 32 * 16 + 3 * 32
+
+
+def test_a_graph_is_gone_back_through_as_often_as_is_asked(topk):
+    """Each time with its own gradient, and what the forward pass has kept stays."""
+    states = [x.requires_grad_() for x in heads(8, 20, 16, 16, (1, 1))]
+    out = topk.topk_attention(*states, scale=0.3, k=4)
+    kept = [x.clone() for x in out.grad_fn.saved_tensors if x is not None]
+    first, other = draw(*out.shape, seed=1), draw(*out.shape, seed=2)
+    expected = torch.autograd.grad(out, states, first, retain_graph=True)
+    torch.autograd.grad(out, states, other, retain_graph=True)
+    again = torch.autograd.grad(out, states, first, retain_graph=True)
+    assert all(map(torch.equal, again, expected))
+    assert all(map(torch.equal, kept, [x for x in out.grad_fn.saved_tensors if x is not None]))
 
 
 STATES = heads(5, 12, 16, 16)
