@@ -118,6 +118,7 @@ class Ratios(Part):
     """``python -m benchmarks --device cuda``."""
 
     name, limit, transient = "benchmarks", 120.0, ("rows.json",)
+    extra = "fairseq,graph,vl"
 
     @property
     def names(self) -> list[str]:
@@ -136,9 +137,16 @@ class Ratios(Part):
             missing.append(f"{KERNELS} ({content['left_out'][KERNELS]})")
         return {"part": "benchmarks", "busy": False, **content, "missing": missing}
 
+    def _needed(self) -> list[ModuleType]:
+        self._conditions()  # which ask for the versions of packages
+        return super()._needed()
+
+    def _conditions(self) -> dict[str, Any]:
+        return conditions("cpu" if self.dry_run else "cuda", quick=self.dry_run)
+
     def resume(self, content: Content) -> None:
-        here = conditions("cpu" if self.dry_run else "cuda", quick=self.dry_run)
-        if content["rows"] and content["environment"] == here:  # rows of another card do not go on here
+        # Rows of another card do not go on here.
+        if content["rows"] and content["environment"] == self._conditions():
             write_json(
                 self.work / "rows.json", {name: content[name] for name in ("environment", "left_out", "failed", "rows")}
             )

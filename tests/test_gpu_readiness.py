@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,10 @@ def test_a_missing_package_fails_its_part_alone(
     for kind in PARTS:
         content = {"failed": {kind.name: said}, "missing": [kind.name], "end": said, "seconds": 0.0, **kind.nothing}
         assert not kind.needs or gpu.report(kind, content).endswith(f"    {said}")
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_parts, "conditions", lambda device, quick: version("no-such-fairseq"))
+        said = "the package no-such-fairseq is not installed: pip install 'fairseq-ext[fairseq,graph,vl]'"
+        assert Ratios(part.work, dry_run=True, jobs=1, data=tmp_path).lacks() == said
     files = [ROOT / "benchmarks" / name for name in ("gpu.py", "gpu_parts.py")]
     at_once = {node for file in files for node in ast.parse(file.read_text()).body if isinstance(node, ast.ImportFrom)}
     assert not [node.module for node in at_once if node.module.startswith(("vision_language", "graph"))]

@@ -88,7 +88,7 @@ def _reason() -> str:
 def triton() -> Check:
     reasons = {str(device): kernels.why_unused(device) for device in _devices() or [torch.device("cpu")]}
     text = "\n".join(f"not used on {device}: {why}" if why else f"used on {device}" for device, why in reasons.items())
-    problem = kernels.cannot_compile()  # on the machine of a card that would have kernels
+    problem = kernels.cannot_compile() if _devices() else ""
     return Check(
         {device: why or "used" for device, why in reasons.items()},
         text,

@@ -119,10 +119,10 @@ def cannot_compile() -> str:
     What launches a kernel is a module of Python's in C, which Triton has the machine's compiler build at first use.
     """
     try:
-        build = importlib.import_module("triton").knobs.build
+        own = importlib.import_module("triton").knobs.build.impl
     except Exception as error:  # a package that does not fit to torch or to this machine
         return f"Triton cannot be imported ({type(error).__name__}: {error})"
-    if build.impl is not None:
+    if own is not None:  # a way to build of one's own
         return ""
     chosen = os.environ.get("CC")
     if chosen is not None and shutil.which(chosen) is None:
