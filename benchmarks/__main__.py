@@ -89,12 +89,7 @@ def measure(options: Options) -> None:
     # fairseq's attention passes torch two kinds of mask, which torch deprecates
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
 
-    packages = ["ve-fairseq", "entmax", "scipy", "torch-geometric", "transformers"]
-    packages += ["ctranslate2"] if importlib.util.find_spec("ctranslate2") else []
-    header = {
-        **environment(*packages, device=device),
-        "quick": options.quick,
-    }
+    header = conditions(device, quick=options.quick, threads=options.threads)
     print(", ".join(f"{name} {value}" for name, value in header.items()))
     print("ratio: ours / reference; less is better for ms and MiB, more is better for tokens/s")
     print("[smallest, largest] ratio of neighbouring samples; the times are medians over the same samples")
@@ -137,9 +132,18 @@ def measure(options: Options) -> None:
         raise SystemExit("error: " + "; ".join(f"{name}: {error}" for name, error in failed.items()))
 
 
+def conditions(device: str | torch.device, *, quick: bool, threads: int = 1) -> dict[str, Any]:
+    """What rows depend on beside the code: those of others do not go on."""
+    packages = ["ve-fairseq", "entmax", "scipy", "torch-geometric", "transformers"]
+    packages += ["ctranslate2"] if importlib.util.find_spec("ctranslate2") else []
+    return {**environment(*packages, device=device), "threads": threads, "quick": quick}
+
+
 def not_on(module: ModuleType, device: torch.device, quick: bool = False) -> str:
     """Why the claim of a module makes no sense on a device; a trial on the CPU tries everything."""
-    return "" if quick and device.type == "cpu" else getattr(module, "NOT_ON", {}).get(device.type, "")
+    if quick and device.type == "cpu":
+        return ""
+    return module.not_on(device) if hasattr(module, "not_on") else getattr(module, "NOT_ON", {}).get(device.type, "")
 
 
 def _finished(file: Path, header: dict[str, Any]) -> list[Row]:

@@ -2,16 +2,21 @@
 
 Each part has a time limit, after which its processes end, and a file ``gpu_PART.json`` that is rewritten while the part
 runs: whatever ends it leaves what is known, and says what is missing. A second call does what is missing.
+
+What other code has measured is measured anew. A part says which code counts, so that trainings outlast changes of what
+they do not depend on; its folder has the fingerprint of that code for a name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +36,6 @@ from fairseq_ext.training.settings import digest, file_digest
 WHOLE = 530.0  # seconds, of nine minutes; the rest is for the start and the end
 GRACE = 5.0  # seconds between asking processes to end and ending them
 SLOWER = 3  # times as long as on the card a part may take in a dry run, on a CPU with other work
-CODE = ("fairseq_ext", "graph", "vision_language", "benchmarks", "examples", "tests")
 OUTPUT = 6000  # characters of the output of a part that did not end well
 
 main = Program("benchmarks.gpu")
@@ -81,13 +85,18 @@ def measure(options: Options) -> str:
 
 def measured(part: Part, file: Path, deadline: float) -> Content:
     """What is known of a part in the end; ``file`` holds it at any time."""
-    keeper = Keeper(part, file)
-    before = earlier(file, part.dry_run)
+    code, part = sources(part.code), copy.copy(part)
+    part.work = output_folder(part.work / code[:12], "--work")
+    keeper = Keeper(part, file, code)
+    before = earlier(file, part.dry_run, code)
+    if before and not (before["missing"] or before["failed"]):
+        return before
+    if reason := part.lacks():
+        keeper.refuse(reason, before)
+        return keeper.content
     for name in part.transient:
         (part.work / name).unlink(missing_ok=True)
-    if before is not None and (part.name == "multi30k" or before["sources"] == keeper.sources):
-        if not (before["missing"] or before["failed"]):
-            return before
+    if before:
         part.resume(before)
     limit = SLOWER * part.limit if part.dry_run else part.limit
     seconds = min(limit, deadline - time.monotonic())
@@ -99,30 +108,38 @@ def measured(part: Part, file: Path, deadline: float) -> Content:
     return keeper.content
 
 
-def earlier(file: Path, dry_run: bool) -> Content | None:
-    """What an earlier call kept, here or, of a GPU, among the measured results."""
-    for place in (file, *([] if dry_run else [DOCS / "results" / file.name])):
-        if place.exists():
-            return read_json(place)
-    return None
+def earlier(file: Path, dry_run: bool, code: str) -> Content:
+    """What an earlier call of the same code kept, here or, of a GPU, among the measured results; else nothing."""
+    places = (file, *([] if dry_run else [DOCS / "results" / file.name]))
+    contents = [read_json(place) for place in places if place.exists()]
+    return next((content for content in contents if content["sources"] == code), {})
 
 
 class Keeper:
     """Writes what is known of a part, whenever there is more of it."""
 
-    def __init__(self, part: Part, file: Path) -> None:
+    def __init__(self, part: Part, file: Path, code: str) -> None:
         self.part, self.file, self.start = part, file, time.monotonic()
-        self.sources, self.content, self.written = sources(), {}, None
+        self.content, self.written = {}, None
+        self.sources = {"sources": code}
         device = "cpu" if part.dry_run else "cuda"
         self.shared = {"name": f"gpu_{part.name}", "shell": "make gpu", "environment": environment(device=device)}
 
     def keep(self, end: str = "", output: str = "") -> None:
         """``end`` says how the part ended, if it did not end well; ``output`` is what it then printed last."""
-        known = self.shared | self.part.known() | {"sources": self.sources} | ({"end": end} if end else {})
+        known = self.shared | self.part.known() | self.sources | ({"end": end} if end else {})
         if end and output:
             known["output"] = output[-OUTPUT:]
         if end and not known["missing"]:
             known["failed"] = known["failed"] or {self.part.name: end}
+        self._write(known)
+
+    def refuse(self, reason: str, before: Content) -> None:
+        """The part cannot run: ``before`` stays, and why."""
+        known = self.shared | self.part.nothing | before | self.sources
+        self._write(known | {"missing": [self.part.name], "failed": {self.part.name: reason}, "end": reason})
+
+    def _write(self, known: Content) -> None:
         if known != self.written:
             self.written = known
             self.content = known | {"seconds": round(time.monotonic() - self.start, 1)}
@@ -163,9 +180,10 @@ def end_all(process: subprocess.Popen[bytes]) -> None:
             process.wait(patience)
 
 
-def sources() -> str:
-    """A fingerprint of the code that is tested and measured."""
-    files = sorted(file for folder in CODE for file in (ROOT / folder).rglob("*.py"))
+def sources(code: Sequence[str]) -> str:
+    """A fingerprint of Python files and of those in folders."""
+    places = [ROOT / place for place in code]
+    files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
     return digest([[str(file.relative_to(ROOT)), file_digest(file)] for file in files])
 
 
@@ -174,7 +192,9 @@ def report(kind: Any, content: Content) -> str:
     state = "failed" if content["failed"] else "incomplete" if content["missing"] else "complete"
     first, *lines = kind.summary(content)
     lines += [f"missing: {', '.join(content['missing'])}"] if content["missing"] else []
-    lines += [content["end"]] if "end" in content else []
+    if "end" in content:
+        said = content.get("output", "").strip().rpartition("\n")[2]
+        lines.append(content["end"] + (f": {said}" if said else ""))
     return "\n".join(
         [f"{kind.name:12} {state:12} {content['seconds']:6.0f} s  {first}", *(f"    {line}" for line in lines)]
     )

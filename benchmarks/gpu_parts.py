@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
-from benchmarks.__main__ import NAMES
-from examples.results.image_classification import figures_of
-from examples.results.image_classification.experiments import EXPERIMENTS
+from benchmarks.__main__ import NAMES, conditions
 from examples.results.planned import restore
 from examples.results.report import slug, unique
-from examples.results.translation.experiments import SIZES, SYSTEMS
+from fairseq_ext.training.extras import missing_package
 from fairseq_ext.training.files import output_folder, read_json, write_json
-from vision_language.image_classification.synthetic import PictureOptions, synthesize
 
 Content = dict[str, Any]
+LIBRARY = ("fairseq_ext", "graph", "vision_language")
 
 
 @dataclass
 class Part:
     """What is measured, in a folder of its own.
 
-    Each has ``name``, ``limit`` in seconds, ``transient`` files that another code or call has left, and
+    Each has ``name``, ``limit`` in seconds, the ``code`` that its figures depend on (files and folders), ``transient``
+    files that another call has left, and
+
+    - ``needs`` and ``extra``: modules that it imports once it runs, with packages that a machine with a GPU may not
+      have, and the extra that brings these; ``nothing`` is what it then knows,
 
     - ``command()``: arguments of Python,
     - ``known()``: what the folder says by now; ``failed`` lists what is wrong, ``missing`` what is to come,
@@ -43,7 +47,24 @@ class Part:
     jobs: int
     data: Path
 
+    code: ClassVar[tuple[str, ...]] = (*LIBRARY, "benchmarks")
     transient: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = ""
+    nothing: ClassVar[Content] = {"rows": []}
+
+    def lacks(self) -> str:
+        """Which package is missing, and how to install it; empty where the part can run."""
+        try:
+            self._needed()
+        except ModuleNotFoundError as error:
+            if reason := missing_package(error, self.extra):
+                return str(reason)
+            raise
+        return ""
+
+    def _needed(self) -> list[ModuleType]:
+        return [importlib.import_module(name) for name in self.needs]
 
     def resume(self, content: Content) -> None:
         """Nothing is kept of a part that was stopped, unless it says otherwise."""
@@ -60,6 +81,7 @@ class GpuTests(Part):
     """``pytest -m gpu``."""
 
     name, limit, transient = "tests", 120.0, ("outcomes.jsonl",)
+    code = (*LIBRARY, "benchmarks", "examples", "tests")
 
     def command(self) -> list[str]:
         # not all tests: those of other folders need packages that a machine with a GPU may not have
@@ -76,8 +98,11 @@ class GpuTests(Part):
         outcomes = {entry["test"]: entry for entry in entries if "test" in entry}
         counts = {word: sum(entry["outcome"] == word for entry in outcomes.values()) for word in ("passed", "skipped")}
         failed = {name: entry["why"] for name, entry in outcomes.items() if entry["outcome"] == "failed"}
-        ended = any("exit" in entry for entry in entries)
-        return {**counts, "failed": failed, "missing": [] if ended else ["the tests after these"]}
+        missing = [] if any("exit" in entry for entry in entries) else ["the tests after these"]
+        if not self.dry_run:  # on a GPU there is nothing that a test may be skipped for
+            skipped = [(name, entry) for name, entry in outcomes.items() if entry["outcome"] == "skipped"]
+            missing += [f"{name} ({entry['why']})" for name, entry in skipped]
+        return {**counts, "failed": failed, "missing": missing}
 
     @staticmethod
     def summary(content: Content) -> list[str]:
@@ -85,10 +110,15 @@ class GpuTests(Part):
         return [f"{counts}, {len(content['failed'])} failed", *content["failed"]]
 
 
+KERNELS = "kernels"
+"""The claim that is left out where no kernel is used."""
+
+
 class Ratios(Part):
     """``python -m benchmarks --device cuda``."""
 
     name, limit, transient = "benchmarks", 120.0, ("rows.json",)
+    extra = "fairseq,graph,vl"
 
     @property
     def names(self) -> list[str]:
@@ -103,10 +133,20 @@ class Ratios(Part):
         content = read_json(file) if file.exists() else {"left_out": {}, "failed": {}, "rows": []}
         known = {row["claim"] for row in content["rows"]} | content["left_out"].keys()
         missing = [name for name in self.names if name not in known | content["failed"].keys()]
+        if KERNELS in content["left_out"]:  # on a GPU, whose they are
+            missing.append(f"{KERNELS} ({content['left_out'][KERNELS]})")
         return {"part": "benchmarks", "busy": False, **content, "missing": missing}
 
+    def _needed(self) -> list[ModuleType]:
+        self._conditions()  # which ask for the versions of packages
+        return super()._needed()
+
+    def _conditions(self) -> dict[str, Any]:
+        return conditions("cpu" if self.dry_run else "cuda", quick=self.dry_run)
+
     def resume(self, content: Content) -> None:
-        if content["rows"]:
+        # Rows of another card do not go on here.
+        if content["rows"] and content["environment"] == self._conditions():
             write_json(
                 self.work / "rows.json", {name: content[name] for name in ("environment", "left_out", "failed", "rows")}
             )
@@ -124,6 +164,17 @@ class Multi30k(Part):
     """The translation table to convergence: several trainings share the card."""
 
     name, limit = "multi30k", 540.0
+    code = (
+        *("fairseq_ext", "examples/results/translation", "examples/translation"),
+        *("examples/results/fairseq_log.py", "examples/results/fairseq_programs.py"),
+    )
+    needs, extra = ("examples.results.translation.experiments",), "fairseq"
+    nothing: ClassVar[Content] = {"part": "translation", "rows": []}
+
+    @property
+    def systems(self) -> list[str]:
+        (experiments,) = self._needed()
+        return list(experiments.SYSTEMS)
 
     @property
     def size(self) -> str:
@@ -132,7 +183,7 @@ class Multi30k(Part):
     @property
     def arms(self) -> tuple[list[str], list[int]]:
         """Systems, and seeds of each."""
-        return (list(SYSTEMS)[:1], [1]) if self.dry_run else (list(SYSTEMS), [1, 2, 3])
+        return (self.systems[:1], [1]) if self.dry_run else (self.systems, [1, 2, 3])
 
     def command(self) -> list[str]:
         data = self.data
@@ -146,7 +197,8 @@ class Multi30k(Part):
 
     def known(self) -> Content:
         rows = [read_json(file) for file in sorted(self.work.glob("runs/*/*/result.json"))]
-        rows = [row for row in rows if row["updates"] == SIZES[self.size].updates]  # none of an earlier budget
+        (experiments,) = self._needed()
+        rows = [row for row in rows if row["updates"] == experiments.SIZES[self.size].updates]  # of no other budget
         systems, seeds = self.arms
         finished = {(row["seed"], row["system"]) for row in rows}
         missing = [f"{name}, seed {seed}" for seed in seeds for name in systems if (seed, name) not in finished]
@@ -170,6 +222,9 @@ class Images(Part):
     """MNIST with the network of the encouraging loss's paper, in full."""
 
     name, limit = "images", 540.0
+    code = ("fairseq_ext", "vision_language", "examples/results/image_classification")
+    needs, extra = ("examples.results.image_classification", "vision_language.image_classification.synthetic"), "vl"
+    nothing: ClassVar[Content] = {"part": "image_classification", "rows": [], "results": {}}
 
     @property
     def experiment(self) -> str:
@@ -179,15 +234,17 @@ class Images(Part):
         data = self.data
         if self.dry_run:
             data = self.work / "data"
-            synthesize(PictureOptions(out=str(data / "images" / "mnist"), images=100))
+            _, synthetic = self._needed()
+            synthetic.synthesize(synthetic.PictureOptions(out=str(data / "images" / "mnist"), images=100))
         words = ["--experiments", self.experiment, "--seeds", "1"]
         places = ["--data", str(data), "--out", str(self.work / "runs"), "--docs", str(self.work / "docs"), "--replace"]
         return ["-m", "examples.results", "image_classification", *words, *places]
 
     def known(self) -> Content:
+        results, _ = self._needed()
         contents = {name: read_json(self._results(name)) for name in self._rows if self._results(name).exists()}
         rows = [
-            {"system": name, "runs": {seed: figures_of(run) for seed, run in content["runs"].items()}}
+            {"system": name, "runs": {seed: results.figures_of(run) for seed, run in content["runs"].items()}}
             for name, content in contents.items()
         ]
         known: Content = {"part": "image_classification", "experiment": self.experiment, "rows": rows, "failed": {}}
@@ -201,10 +258,10 @@ class Images(Part):
 
     @property
     def _rows(self) -> list[str]:
-        return list(EXPERIMENTS[self.experiment].rows)
+        return list(self._needed()[0].EXPERIMENTS[self.experiment].rows)
 
     def _results(self, name: str) -> Path:
-        folder = EXPERIMENTS[self.experiment].trainings
+        folder = self._needed()[0].EXPERIMENTS[self.experiment].trainings
         return self.work / "runs" / "image_classification" / folder / slug(name) / "results.json"
 
     @staticmethod

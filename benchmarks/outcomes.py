@@ -14,6 +14,13 @@ import pytest
 WHY = 2000  # characters of the end of a traceback
 
 
+def why(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """The traceback of a failure, the reason of a skip; empty of what has passed."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return "" if report.passed else report.longreprtext[-WHY:]
+
+
 class Outcomes:
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -25,12 +32,11 @@ class Outcomes:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or not report.passed:
-            why = report.longreprtext[-WHY:] if report.failed else ""
-            self.write(test=report.nodeid, outcome=report.outcome, why=why)
+            self.write(test=report.nodeid, outcome=report.outcome, why=why(report))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self.write(test=report.nodeid, outcome=report.outcome, why=report.longreprtext[-WHY:])
+        if not report.passed:
+            self.write(test=report.nodeid, outcome=report.outcome, why=why(report))
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         self.write(exit=int(exitstatus))

@@ -60,11 +60,13 @@ def inputs_on(device: torch.device) -> Iterator[None]:
     if device.type == "cpu":
         yield
         return
-    torch.set_default_device(device)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
+    # Events, streams and counts of memory are those of the current card.
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        torch.set_default_device(device)
+        try:
+            yield
+        finally:
+            torch.set_default_device(None)
 
 
 @contextlib.contextmanager

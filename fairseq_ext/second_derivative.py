@@ -76,17 +76,21 @@ def of_formula(
     return _Gradient.apply(pull, gradient.detach(), *constants, input, *grads)
 
 
-def no_second_derivative(instead: str) -> Callable[..., Any]:
+def no_second_derivative(instead: str, *, batched: bool = True) -> Callable[..., Any]:
     """Decorates a ``backward(ctx, saved_tensors, *grads)`` whose gradients cannot be differentiated.
 
     That is an error where it is tried. The function has to save its inputs, or a :func:`link` to each.
 
     Args:
         instead: what to do, for the message.
+        batched: whether the function computes with many gradients at once, as ``torch.autograd.grad`` gives them with
+            ``is_grads_batched`` and ``torch.autograd.functional.jacobian`` with ``vectorize``. These have no memory, so
+            that a kernel cannot. Default: True.
 
     Raises:
-        RuntimeError: a gradient is differentiated.
+        RuntimeError: a gradient is differentiated; or many come in at once where not ``batched``.
     """
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
 
     def refuse(*_: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(f"there is no second derivative of this gradient: {instead}")
@@ -94,6 +98,8 @@ def no_second_derivative(instead: str) -> Callable[..., Any]:
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(backward)
         def once(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+            if not batched and any(grad is not None and is_batched(grad) for grad in grads):
+                raise RuntimeError(f"no gradients of many outputs at once (is_grads_batched, vectorize): {instead}")
             saved = ctx.saved_tensors  # which a checkpoint gives once
             with torch.no_grad():
                 gradients = backward(ctx, saved, *grads)

@@ -131,3 +131,13 @@ def refuses_second_derivative(function, *inputs, match: str) -> None:
         other = inputs[0].sum() * wrt.sum()
         with pytest.raises(RuntimeError, match=f"no second derivative.*{match}"):
             torch.autograd.grad(grad.sum() + other, wrt, materialize_grads=True, allow_unused=True)
+
+
+def refuses_batched_gradients(function, *inputs, match: str) -> None:
+    """That gradients of many outputs at once, which have no memory, are an error in one line."""
+    import torch
+
+    out = function(*inputs)
+    with pytest.raises(RuntimeError, match=f"^no gradients of many outputs at once .*{match}") as error:
+        torch.autograd.grad(out, inputs, torch.ones(2, *out.shape, device=out.device), is_grads_batched=True)
+    assert "\n" not in str(error.value)

@@ -1,6 +1,8 @@
+import contextlib
 import importlib
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from benchmarks.__main__ import NAMES, format_row, main, not_on
 from benchmarks.loss import LOG_END, SMOOTHING, plain_encouraging_loss
 from benchmarks.models import build, equal_size_options, parameters
 from benchmarks.timing import Row, memory_row, peak_bytes, rate_row, time_row
+from fairseq_ext import kernels
 from fairseq_ext.losses import encouraging_loss
 
 
@@ -65,13 +68,42 @@ def stopped(quick: bool) -> list[Row]:
     raise KeyboardInterrupt
 
 
-def test_a_claim_that_makes_no_sense_on_a_device_is_left_out(capsys, tmp_path):
+def test_a_claim_that_makes_no_sense_on_a_device_is_left_out(capsys, tmp_path, monkeypatch):
     main(["kernels", "--json", str(tmp_path / "rows.json")])
     assert json.loads((tmp_path / "rows.json").read_text())["rows"] == []
-    assert "left out on cpu: kernels are for CUDA tensors" in capsys.readouterr().out
+    assert "left out on cpu: kernels need a CUDA card" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(kernels, "cannot_compile", lambda: "")
+    kernels._lacks.cache_clear()
     modules = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
     assert {name for name, module in modules.items() if not not_on(module, torch.device("cuda"))} > {"kernels", "loss"}
     assert not_on(modules["totoro"], torch.device("cuda"))
+    for reason in ("no compiler", "FAIRSEQ_EXT_KERNELS=0"):  # torch would be measured against torch
+        monkeypatch.setattr(kernels, "cannot_compile", lambda: "no compiler")
+        assert not_on(modules["kernels"], torch.device("cuda")) == reason
+        monkeypatch.setenv("FAIRSEQ_EXT_KERNELS", "0")
+    kernels._lacks.cache_clear()
+
+
+def test_a_chosen_card_is_the_one_that_is_timed(monkeypatch):
+    """Events and counts of memory are those of the current card, whichever inputs are made on."""
+    current, cards = [0], []
+
+    @contextlib.contextmanager
+    def chosen(device):
+        before, current[0] = current[0], device.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", chosen)
+    event = {"record": lambda: cards.append(current[0]), "synchronize": lambda: None, "elapsed_time": lambda other: 1.0}
+    monkeypatch.setattr(torch.cuda, "Event", lambda **options: SimpleNamespace(**event))
+    for name in ("synchronize", "reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: cards.append(current[0]) or 1)
+    with timing.inputs_on(torch.device("cuda", 3)):
+        time_row("c", "x", lambda: None, lambda: None, pairs=1)
+        peak_bytes(lambda: None)
+    assert set(cards) == {3} and len(cards) > 8 and current == [0]
 
 
 def test_inputs_are_made_on_the_device_and_measured_without_choosing_one():

@@ -212,8 +212,11 @@ def test_kernels_are_used_or_say_why(monkeypatch):
     monkeypatch.setattr(machine, "_devices", lambda: [torch.device("cuda", 0), torch.device("cuda", 1)])
     monkeypatch.setattr(kernels, "why_unused", lambda device: "too old" if device.index else "")
     assert machine.triton().text == "used on cuda:0\nnot used on cuda:1: too old"
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CC", raising=False)
+    assert not machine.triton().problems
+    monkeypatch.setattr(kernels, "cannot_compile", lambda: "Triton needs a C compiler: install gcc")
+    assert not machine.triton().problems, "where no card would be used with one"
+    monkeypatch.setattr(kernels, "why_unused", lambda device: kernels.cannot_compile())
+    assert machine.triton().text.startswith("not used on cuda:0: Triton needs a C compiler")
     assert machine.triton().problems == ["Triton needs a C compiler: install gcc, or set FAIRSEQ_EXT_KERNELS=0"]
 
 

@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "fairseq_ext/fonts.py": ("matplotlib",),
     "fairseq_ext/remembered.py": ("torch",),
     "fairseq_ext/training": ("torch", "numpy", "tqdm", "yaml", "tensorboardX", "fairseq_ext.training"),
+    "fairseq_ext/training/runs.py": ("torch", "fairseq_ext.kernels", "fairseq_ext.training"),  # whether they are used
     "fairseq_ext/training/pictures.py": ("PIL", "fairseq_ext.training"),
     "fairseq_ext/training/plotting.py": ("numpy", "matplotlib", "PIL", "fairseq_ext.fonts", "fairseq_ext.training"),
     "fairseq_ext/training/accelerator.py": ("torch", "accelerate", "fairseq_ext.training"),

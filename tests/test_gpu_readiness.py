@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu
-from benchmarks.gpu_parts import PARTS, GpuTests, Images, Multi30k, Part, Ratios
+from benchmarks import gpu, gpu_parts
+from benchmarks.__main__ import conditions
+from benchmarks.gpu_parts import LIBRARY, PARTS, GpuTests, Images, Multi30k, Part, Ratios
+from examples.results import __main__ as results
 from examples.results.planned import finished
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import read_json, write_json
 from tests.helpers import ROOT, python_path
+from tests.test_floors import imported, starts_with
 
 
 def python(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -95,10 +100,59 @@ def test_a_part_that_ends_is_not_run_again(part: Counting, tmp_path: Path) -> No
 
 def test_other_code_is_measured_anew(part: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured(part, tmp_path)
-    monkeypatch.setattr(gpu, "sources", lambda: "other")
-    part.then = "raise SystemExit('bad')"
+    monkeypatch.setattr(gpu, "sources", lambda code: "other")
+    part.then, part.transient = "raise SystemExit('bad')", ()  # a folder of trainings, which a second call goes on with
     content = measured(part, tmp_path)
     assert content["done"] == 3 and content["failed"] == {"counting": "exit code 1"} and "bad" in content["output"]
+    shown = gpu.report(type("Told", (Counting,), {"summary": staticmethod(lambda content: [""])}), content)
+    assert shown.endswith("\n    exit code 1: bad")
+    part.lines, part.then = 1, "pass"
+    monkeypatch.setattr(gpu, "sources", lambda code: "third")
+    content = measured(part, tmp_path)
+    assert content["done"] == 1 and content["sources"] == "third"
+    part.lines = 2
+    assert measured(part, tmp_path)["done"] == 3
+
+
+def test_a_training_outlasts_changes_of_what_it_does_not_depend_on() -> None:
+    """And stands on no file of the tree that its fingerprint leaves out, but those that only show its figures."""
+    shown = ("examples.results.report", "examples.results.planned", "examples.results.paired", "examples.plotting")
+    for kind in (Multi30k, Images):
+        assert not {"tests", "docs", "benchmarks", "examples", "examples/results", "graph"} & set(kind.code)
+        counted = tuple(place.removesuffix(".py").replace("/", ".") for place in kind.code)
+        files = [ROOT / place for place in kind.code if place.startswith("examples")]
+        for file in [file for place in files for file in ([place] if place.is_file() else place.rglob("*.py"))]:
+            ours = {name for name in imported(file) if starts_with(name, *LIBRARY, "examples", "benchmarks")}
+            assert not {name for name in ours if not starts_with(name, *counted, *shown)}, file
+
+
+def test_a_missing_package_fails_its_part_alone(
+    part: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was measured before stays; neither the command nor other parts import what only one of them needs."""
+    lacking = type("Lacking", (Counting,), {"needs": ("nothing_of_that_name",), "extra": "vl"})(
+        part.work, dry_run=True, jobs=1, data=tmp_path
+    )
+    content = measured(lacking, tmp_path)
+    said = "the package nothing_of_that_name is not installed: pip install 'fairseq-ext[vl]'"
+    assert content["failed"] == {"counting": said} and content["missing"] == ["counting"] and content["rows"] == []
+    before = {"done": 2, "rows": [1], "missing": ["more"], "failed": {}, "sources": content["sources"]}
+    write_json(tmp_path / "gpu_counting.json", before)
+    assert measured(lacking, tmp_path).items() >= {"done": 2, "rows": [1], "failed": {"counting": said}}.items()
+    for kind in PARTS:
+        content = {"failed": {kind.name: said}, "missing": [kind.name], "end": said, "seconds": 0.0, **kind.nothing}
+        assert not kind.needs or gpu.report(kind, content).endswith(f"    {said}")
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_parts, "conditions", lambda device, quick: version("no-such-fairseq"))
+        said = "the package no-such-fairseq is not installed: pip install 'fairseq-ext[fairseq,graph,vl]'"
+        assert Ratios(part.work, dry_run=True, jobs=1, data=tmp_path).lacks() == said
+    files = [ROOT / "benchmarks" / name for name in ("gpu.py", "gpu_parts.py")]
+    at_once = {node for file in files for node in ast.parse(file.read_text()).body if isinstance(node, ast.ImportFrom)}
+    assert not [node.module for node in at_once if node.module.startswith(("vision_language", "graph"))]
+    monkeypatch.setitem(sys.modules, "examples.results.image_classification", None)
+    with pytest.raises(SystemExit, match="0"):
+        results.main(["translation", "--help"])
+    assert "--systems" in capsys.readouterr().out
 
 
 def test_a_limit_ends_all_processes_and_says_what_is_missing(part: Counting, tmp_path: Path) -> None:
@@ -119,7 +173,7 @@ def test_a_dry_run_is_no_measurement(part: Counting, tmp_path: Path, monkeypatch
     """What is committed of a GPU is resumed on a GPU alone."""
     monkeypatch.setattr(gpu, "DOCS", tmp_path / "docs")
     (tmp_path / "docs" / "results").mkdir(parents=True)
-    stored = {"done": 3, "missing": [], "failed": {}, "sources": gpu.sources(), "seconds": 7.0}
+    stored = {"done": 3, "missing": [], "failed": {}, "sources": gpu.sources(part.code), "seconds": 7.0}
     write_json(tmp_path / "docs" / "results" / "gpu_counting.json", stored)
     assert "environment" in measured(part, tmp_path)
     part.dry_run = False
@@ -152,9 +206,10 @@ def test_refusals(words: list[str], message: str, monkeypatch: pytest.MonkeyPatc
 
 def test_outcomes_are_known_while_the_tests_run(tmp_path: Path) -> None:
     body = (
-        "def test_a(): pass\ndef test_b(): assert 1 == 2\ndef test_c():\n import os, time\n time.sleep({}); os._exit(9)"
+        "import pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2\ndef test_s(): pytest.importorskip('no_such')\n"
+        "def test_c():\n import os; os._exit(9)"
     )
-    (tmp_path / "test_it.py").write_text(body.format(0))
+    (tmp_path / "test_it.py").write_text(body)
     tests = GpuTests(tmp_path, dry_run=True, jobs=1, data=tmp_path)
     plugin = ("-p", "benchmarks.outcomes", "--outcomes", tmp_path / "outcomes.jsonl", "-p", "no:cacheprovider")
     python("-m", "pytest", "-q", "--rootdir", tmp_path, *plugin, tmp_path / "test_it.py")
@@ -165,10 +220,14 @@ def test_outcomes_are_known_while_the_tests_run(tmp_path: Path) -> None:
     assert "1 failed" in GpuTests.summary(known)[0] and name in GpuTests.summary(known)
     with (tmp_path / "outcomes.jsonl").open("a") as file:
         file.write(json.dumps({"exit": 1}) + '\n{"test": "cut')
-    assert tests.known()["missing"] == []
+    assert tests.known()["missing"] == [] and tests.known()["skipped"] == 1
+    tests.dry_run = False
+    (missing,) = tests.known()["missing"]
+    assert missing.endswith("test_s (could not import 'no_such': No module named 'no_such')")
 
 
-def test_the_ratios_know_the_claims_that_are_missing(tmp_path: Path) -> None:
+def test_the_ratios_know_the_claims_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_parts, "conditions", lambda device, quick: {"gpu": "Card 9"})
     part = Ratios(tmp_path, dry_run=False, jobs=1, data=tmp_path)
     assert "kernels" in part.known()["missing"]
     row = {"claim": "kernels", "target": 2.0, "met": False, "ratio": 3.0, "case": "x"}
@@ -180,6 +239,20 @@ def test_the_ratios_know_the_claims_that_are_missing(tmp_path: Path) -> None:
         and known["environment"]["gpu"] == "Card 9"
     )
     assert Ratios.summary(known) == ["1 rows, 0 of 1 targets met", "3.00x, target 2: x"]
+    write_json(tmp_path / "rows.json", {**known, "left_out": {"kernels": "Triton is not installed"}, "rows": []})
+    assert "kernels (Triton is not installed)" in part.known()["missing"]
+
+
+def test_ratios_do_not_go_on_on_another_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which ``--resume`` refuses: all are measured there."""
+    part = Ratios(tmp_path, dry_run=True, jobs=1, data=tmp_path)
+    here = conditions("cpu", quick=True)
+    row = {"claim": "kernels", "target": None}
+    content = {"left_out": {}, "failed": {}, "rows": [row]}
+    part.resume({**content, "environment": {**here, "gpu": "Card 8"}})
+    assert not (tmp_path / "rows.json").exists() and part.known()["missing"] == part.names
+    part.resume({**content, "environment": json.loads(json.dumps(here))})
+    assert part.known()["missing"] == ["norm"]
 
 
 def test_multi30k_resumes_on_another_machine(tmp_path: Path) -> None:

@@ -148,5 +148,8 @@ def test_what_has_none_says_so() -> None:
     )
     plain = F.linear(hidden, weight, bias)
     expected = torch.autograd.grad(losses.encouraging_loss(plain, TARGET), (hidden, weight, bias))
+    many = torch.stack([torch.tensor(1.0), torch.tensor(2.0)])  # outputs' gradients at once, which only kernels refuse
+    twice = torch.autograd.grad(function(hidden, weight, bias=bias), hidden, many, is_grads_batched=True)[0]
+    torch.testing.assert_close(twice, torch.stack([expected[0], 2 * expected[0]]))
     once = torch.autograd.grad(function(hidden, weight, bias=bias), (hidden, weight, bias), create_graph=True)
     torch.testing.assert_close(once, expected)

@@ -21,7 +21,8 @@ PLACES = ("part", "data", "out", "docs", "replace", "jobs", "quiet")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser, own = _parsers()
+    # Those of other parts may need packages that are not here.
+    parser, own = _parsers([name for name in PARTS if name in arguments] or PARTS)
     options = parser.parse_args(arguments)
     with reporting(options.quiet):
         _run(options, own)
@@ -50,8 +51,8 @@ def _run(options: argparse.Namespace, own: dict[str, argparse.ArgumentParser]) -
     say(f"results: {docs / 'RESULTS.md'}")
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser of everything, and that of each part."""
+def _parsers(parts: Sequence[str] = PARTS) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of everything, and that of each of ``parts``."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.results",
         description="Measure, then write docs/RESULTS.md. Without a part: all parts, each with its defaults.",
@@ -69,7 +70,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     report = commands.add_parser("report", parents=[docs], help="only write the report, from results/*.json")
     report.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the report would change")
     own = {}
-    for name in PARTS:
+    for name in parts:
         help = (part(name).__doc__ or "").splitlines()[0]
         form = argparse.ArgumentDefaultsHelpFormatter
         own[name] = commands.add_parser(name, parents=[shared], help=help, description=help, formatter_class=form)

@@ -11,7 +11,8 @@ import torch
 from examples.results.report import ROOT
 
 PLUGIN = ["--user-dir", str(ROOT / "fairseq_ext")]
-DEVICE_OPTIONS = {"cuda": ["--fp16"], "cpu": ["--cpu"]}
+# One card, of however many: fairseq would take all, and with them as many times the sentences of an update.
+DEVICE_OPTIONS = {"cuda": ["--fp16", "--distributed-world-size", "1"], "cpu": ["--cpu"]}
 
 
 def device() -> str:

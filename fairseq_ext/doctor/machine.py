@@ -88,11 +88,11 @@ def _reason() -> str:
 def triton() -> Check:
     reasons = {str(device): kernels.why_unused(device) for device in _devices() or [torch.device("cpu")]}
     text = "\n".join(f"not used on {device}: {why}" if why else f"used on {device}" for device, why in reasons.items())
-    cannot_compile = not all(reasons.values()) and compiler("C") is None
+    problem = kernels.cannot_compile() if _devices() else ""
     return Check(
         {device: why or "used" for device, why in reasons.items()},
         text,
-        [f"Triton needs a C compiler: install gcc, or set {kernels.SWITCH}=0"] if cannot_compile else [],
+        [f"{problem}, or set {kernels.SWITCH}=0"] if problem and problem in reasons.values() else [],
     )
 
 

@@ -2,6 +2,9 @@
 
 The torch path of a method is the reference and always there; it asks :func:`usable` whether to hand over. A kernel has
 one file, which computes forward and backward and is imported when it is first used, since importing it needs Triton.
+
+Kernels keep their inputs for the backward pass, and the torch path of a norm does not: where a kernel is used, autograd
+refuses to go back through an input that was then changed in place (``h += norm(h)``).
 """
 
 from __future__ import annotations
@@ -11,13 +14,17 @@ import functools
 import importlib
 import importlib.util
 import os
+import shutil
+import sysconfig
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-__all__ = ["disabled", "load", "usable", "why_unused"]
+__all__ = ["cannot_compile", "disabled", "load", "usable", "why_unused"]
 
 SWITCH = "FAIRSEQ_EXT_KERNELS"
 """Environment variable: ``0`` keeps every method on its torch path, ``1`` (or nothing) lets kernels be used."""
@@ -25,6 +32,9 @@ SWITCH = "FAIRSEQ_EXT_KERNELS"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 CAPABILITY = (8, 0)
 """The oldest cards that the kernels are compiled for in the tests: bfloat16 and asynchronous copies begin there."""
+
+_WITH_MEMORY = Tensor.__torch_dispatch__
+"""Of tensors and parameters, and of subclasses that are no wrappers: a kernel gets the address of their numbers."""
 
 _disabled = 0
 
@@ -43,7 +53,11 @@ def disabled() -> Iterator[None]:
 def usable(*tensors: Tensor) -> bool:
     """Whether a kernel may take ``tensors``: on one CUDA card that is new enough, in a dtype that kernels know.
 
-    Never while TorchScript, ``torch.compile`` or ``torch.func`` look at the code, which do not see through a kernel.
+    Never while TorchScript, ``torch.compile`` or ``torch.func`` look at the code, which do not see through a kernel,
+    nor of tensors with operations of their own, whose numbers lie elsewhere (``DTensor``, ``FakeTensor``).
+
+    Warns:
+        RuntimeWarning: once, where this machine cannot build kernels: see :func:`cannot_compile`.
 
     Raises:
         ValueError: the environment variable ``FAIRSEQ_EXT_KERNELS`` is neither 0 nor 1.
@@ -56,8 +70,12 @@ def usable(*tensors: Tensor) -> bool:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     device = tensors[0].device
-    fit = all(tensor.device == device and tensor.dtype in DTYPES for tensor in tensors)
-    return fit and not _lacks(device)
+    for tensor in tensors:
+        if tensor.device != device or tensor.dtype not in DTYPES:
+            return False
+        if type(tensor).__torch_dispatch__ is not _WITH_MEMORY:
+            return False
+    return not _lacks(device) and _compiles()
 
 
 @functools.cache
@@ -81,7 +99,7 @@ def why_unused(device: torch.device) -> str:
     """
     if device.type != "cuda":
         return "kernels need a CUDA card"
-    return _lacks(device) if _switched_on() else f"{SWITCH}=0"
+    return (_lacks(device) or cannot_compile()) if _switched_on() else f"{SWITCH}=0"
 
 
 @functools.cache
@@ -92,3 +110,38 @@ def _lacks(device: torch.device) -> str:
     if capability < CAPABILITY:
         return "capability {}.{}, kernels need {}.{}".format(*capability, *CAPABILITY)
     return ""
+
+
+@functools.cache
+def cannot_compile() -> str:
+    """Why Triton cannot build a kernel here, for people; empty where it can.
+
+    What launches a kernel is a module of Python's in C, which Triton has the machine's compiler build at first use.
+    """
+    try:
+        own = importlib.import_module("triton").knobs.build.impl
+    except Exception as error:  # a package that does not fit to torch or to this machine
+        return f"Triton cannot be imported ({type(error).__name__}: {error})"
+    if own is not None:  # a way to build of one's own
+        return ""
+    chosen = os.environ.get("CC")
+    if chosen is not None and shutil.which(chosen) is None:
+        return f"CC={chosen} is no C compiler for Triton"
+    if chosen is None and not (shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler: install gcc"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton looks for it
+    include = sysconfig.get_paths(scheme=scheme)["include"]
+    others = os.pathsep.join(os.environ.get(name, "") for name in ("CPATH", "C_INCLUDE_PATH")).split(os.pathsep)
+    if not any(Path(folder, "Python.h").is_file() for folder in [include, *filter(None, others)]):
+        return f"Triton needs {include}/Python.h: install python3-dev"
+    return ""
+
+
+@functools.cache
+def _compiles() -> bool:
+    """Whether kernels can be built; says once why not, for unlike an old card that can be mended."""
+    reason = cannot_compile()
+    if reason:
+        text = f"no kernel is used, methods take their torch path: {reason}, or set {SWITCH}=0"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+    return not reason

@@ -197,7 +197,7 @@ class _DynamicConvolution(torch.autograd.Function):
         return y
 
     @staticmethod
-    @no_second_derivative("the forward pass goes into `with fairseq_ext.kernels.disabled():`")
+    @no_second_derivative("the forward pass goes into `with fairseq_ext.kernels.disabled():`", batched=False)
     def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kernels, grad = (tensor.contiguous() for tensor in (*saved, grad))
         dx, dkernels = torch.empty_like(x), torch.empty_like(kernels)

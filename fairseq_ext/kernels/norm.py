@@ -177,7 +177,7 @@ class _Normalize(torch.autograd.Function):
         return z
 
     @staticmethod
-    @no_second_derivative("the forward pass goes into `with fairseq_ext.kernels.disabled():`")
+    @no_second_derivative("the forward pass goes into `with fairseq_ext.kernels.disabled():`", batched=False)
     def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
         x, moments = saved
         x, grad = x.contiguous(), grad.contiguous()

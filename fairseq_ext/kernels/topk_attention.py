@@ -43,15 +43,18 @@ def takes(
 ) -> bool:
     """Whether :func:`topk_attention` computes this call.
 
-    Heads do not broadcast, ``bias`` gets no gradient; no queries and a dropout of everything are left to torch.
+    Heads do not broadcast, ``bias`` gets no gradient; no queries, a dropout of everything, and a mask whose columns are
+    too far from each other for 32 bits are left to torch.
     """
     if not query.dim() == key.dim() == value.dim() == 4 or not query.dtype == key.dtype == value.dtype:
         return False
     heads = query.shape[:2] == key.shape[:2] == value.shape[:2] and query.size(3) == key.size(3)
     sizes = key.size(2) == value.size(2) and all(fits(key.size(2), x.size(3), k) for x in (query, value))
-    masks = all(mask is None or mask.device == query.device for mask in (bias, keep))
+    given = [mask for mask in (bias, keep) if mask is not None]
+    masks = all(mask.device == query.device for mask in given)
+    near = all(mask.dim() == 0 or mask.size(-1) * mask.stride(-1) < 2**31 for mask in given)
     constant = bias is None or not (bias.requires_grad and torch.is_grad_enabled())
-    return query.numel() > 0 and heads and sizes and masks and constant and 0 <= dropout_p < 1
+    return query.numel() > 0 and heads and sizes and masks and near and constant and 0 <= dropout_p < 1
 
 
 def topk_attention(
@@ -365,14 +368,15 @@ class _TopKAttention(torch.autograd.Function):
                 *inputs, _Heads.of(out), row, H, T, key.size(2), k, scale, dropout_p,
                 RUN=max(3, log2(triton.next_power_of_2(k))), **constants,
             )  # fmt: skip
-        ctx.save_for_backward(*given, bias, keep, seed, out, *row)
+        ctx.save_for_backward(*given, bias, keep, seed, out, *row[:3])
         ctx.numbers, ctx.constants = (scale, dropout_p), constants
         return out
 
     @staticmethod
-    @no_second_derivative("the forward pass goes into `with fairseq_ext.kernels.disabled():`")
+    @no_second_derivative("the forward pass goes into `with fairseq_ext.kernels.disabled():`", batched=False)
     def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, bias, keep, seed, out, *rows = saved
+        rows.append(torch.empty_like(rows[0]))  # of this gradient: another may be computed at the same time
         query, key, value, grad = map(_with_rows, (query, key, value, grad))
         grads = [torch.empty_like(x) for x in (query, key, value)]
         inputs = *(None if x is None else _Heads.of(x) for x in (query, key, value, bias, keep)), seed

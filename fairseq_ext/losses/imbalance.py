@@ -8,6 +8,9 @@ The quantity weights inside l_v and the weights w_v multiply. With ReNode's weig
 Zhao, Xuancheng Ren, Peng Li, Jie Zhou, Xu Sun, "Topology-Imbalance Learning for Semi-Supervised Node Classification",
 arXiv:2110.04099) J is that paper's objective. The mean is over the examples: unlike ``F.cross_entropy`` with class
 weights it does not divide by the sum of the weights, so that a weight means the same in every batch.
+
+A class without examples and a target that is no class are a ``ValueError`` on a CPU. On a GPU, where each such question
+would wait for the card, and under ``torch.compile`` the loss is then NaN.
 """
 
 from __future__ import annotations
@@ -59,8 +62,12 @@ def class_weights(class_counts: Tensor, beta: float = 0.9999) -> Tensor:
         >>> class_weights(torch.tensor([1000, 100, 10]), beta=0.99)
         tensor([0.2365, 0.3731, 2.3904])
     """
-    require("beta", beta, 0 <= beta < 1, "in [0, 1)")
     _check_counts(class_counts)
+    return _weights(class_counts, beta)
+
+
+def _weights(class_counts: Tensor, beta: float) -> Tensor:
+    require("beta", beta, 0 <= beta < 1, "in [0, 1)")
     weight = -1 / torch.expm1(class_counts.double() * torch.tensor(beta, dtype=torch.double).log())
     dtype = torch.promote_types(class_counts.dtype, torch.float32)
     return (weight * (len(weight) / weight.sum())).to(dtype)
@@ -186,7 +193,7 @@ def class_balanced_softmax_loss(
     target, counts = _check(input, target, class_counts)
     if input.size(1) < 2:
         raise ValueError("input must have at least 2 classes: 1 - p of the only class is 0")
-    weight = class_weights(counts, beta)
+    weight = _weights(counts, beta)
 
     logits = input.to(counts.dtype)
     log_p = logits.log_softmax(1)
@@ -202,12 +209,16 @@ def _check(input: Tensor, target: Tensor, class_counts: Tensor) -> tuple[Tensor,
         )
     target = as_indices(target, input.shape[:1])
     check_shape("class_counts", class_counts, input.shape[1:], f"one number for each of {input.size(1)} classes")
+    counts = class_counts.to(input.device, compute_dtype(input))
+    if input.device.type != "cpu" or torch.compiler.is_compiling():  # asking would wait for the GPU, or end the graph
+        fit = (counts > 0).all() & ((target >= 0) & (target < input.size(1))).all()
+        return target, counts.where(fit, math.nan)
     _check_counts(class_counts)
-    if not torch.compiler.is_compiling() and len(target):  # a graph cannot ask for values
+    if len(target):
         lowest, highest = int(target.min()), int(target.max())
         if lowest < 0 or highest >= input.size(1):
             raise ValueError(f"target must be classes from 0 to {input.size(1) - 1}, got {lowest} to {highest}")
-    return target, class_counts.to(input.device, compute_dtype(input))
+    return target, counts
 
 
 def _check_counts(class_counts: Tensor) -> None:

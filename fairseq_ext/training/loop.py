@@ -185,10 +185,14 @@ class Training:
 
     def log(self, **values: Tensor | float) -> None:
         """What the step gave, means over this process's share; the step's work ends here, what follows is not timed."""
-        self.progress["seconds"] += time.perf_counter() - self._start
         self._recent.append({name: v.detach() if isinstance(v, Tensor) else v for name, v in values.items()})
-        if self._saves or self.unit == "epoch" or len(self._recent) == LOG_EVERY:
-            self._flush()  # what is not finite must not be validated or saved
+        full = self.unit == "epoch" or len(self._recent) == LOG_EVERY or self.step == self.total
+        flushed = full or self._saves  # what is not finite must not be validated or saved
+        if flushed:
+            self._wait()
+        self.progress["seconds"] += time.perf_counter() - self._start
+        if flushed:
+            self._flush()
 
     def improved(self, metrics: Mapping[str, Any]) -> bool:
         """Record a validation; whether it is the best so far."""
@@ -233,6 +237,13 @@ class Training:
         if self._saves and self.checkpoint and self.main:
             self._board.flush()
             self.checkpoint.save()
+
+    def _wait(self) -> None:
+        """A GPU is behind what it was told to do: the seconds of all steps until now end when it has done it."""
+        devices = {value.device for value in self._recent[-1].values() if isinstance(value, Tensor)}
+        for device in devices | ({self.accelerator.device} if self.accelerator else set()):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
     def _flush(self) -> None:
         """The means of what was logged since the last call, over all processes, for the next entry."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ from typing import Any, Self
 
 import torch
 
+from fairseq_ext import kernels
 from fairseq_ext.training.board import board_of_run
 from fairseq_ext.training.checkpoint import CHECKPOINT
 from fairseq_ext.training.errors import DataError, OptionError
@@ -35,20 +37,32 @@ def run_name(**numbers: int) -> str:
 def environment(*packages: str, device: str | torch.device) -> dict[str, str | int]:
     """What measured figures depend on beside the code: hardware, threads, and the versions of ``packages``.
 
-    A GPU is named where it is the ``device`` that computes.
+    A GPU is named where it is the ``device`` that computes, with Triton's version and why kernels are not used on it.
+
+    Raises:
+        OptionError: the environment variable ``FAIRSEQ_EXT_KERNELS`` is neither 0 nor 1.
     """
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    gpu = {"gpu": torch.cuda.get_device_name(device)} if torch.device(device).type == "cuda" else {}
+    device = torch.device(device)
     return {
         "processor": models[0] if models else platform.machine(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
-        **gpu,
+        **(_card(device) if device.type == "cuda" else {}),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", *packages)},
     }
+
+
+def _card(device: torch.device) -> dict[str, str]:
+    try:
+        unused = kernels.why_unused(device)
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+    triton = {"triton": version("triton")} if importlib.util.find_spec("triton") else {}
+    return {"gpu": torch.cuda.get_device_name(device), "kernels": unused or "used", **triton}
 
 
 def torch_device(name: str = "auto") -> torch.device:

@@ -14,7 +14,8 @@ import torch
 from sacrebleu.metrics import BLEU, CHRF
 
 from examples.results import __main__ as command
-from examples.results import fairseq_programs, inference_dtype, report, translation
+from examples.results import fairseq_programs, inference_dtype, language_model, report, translation
+from examples.results.captioning import experiments as captioning
 from examples.results.claims import claims_of
 from examples.results.translation import experiments, figures, outputs
 from fairseq_ext.training.errors import DataError
@@ -70,6 +71,18 @@ def test_each_translation_row_trains_what_it_says(name: str) -> None:
 
 
 SENTENCES = 12
+
+
+def test_a_machine_of_several_cards_trains_the_same_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one of them: on all, an update would have as many times the sentences."""
+    monkeypatch.setattr(fairseq_programs.torch.cuda, "is_available", lambda: True)
+    captions = captioning.EXPERIMENTS[next(iter(captioning.EXPERIMENTS))]
+    for options in (
+        experiments.training([], "converged", 1, 5),
+        language_model.training(next(iter(language_model.SYSTEMS)), next(iter(language_model.SIZES.values())), 1),
+        captioning.training(captions, next(iter(captioning.ARMS)), 1),
+    ):
+        assert options[options.index("--distributed-world-size") + 1] == "1" and "--fp16" in options
 
 
 @pytest.fixture

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairseq_ext import kernels as triton_kernels
 from fairseq_ext.modules import dynamic_convolution as module
 from fairseq_ext.modules.muse import MultiScaleConv
-from tests.helpers import refuses_second_derivative
+from tests.helpers import refuses_batched_gradients, refuses_second_derivative
 from tests.kernels.compiled import CAPABILITIES, Compiled, compile_launches
 from tests.kernels.interpreted import DEVICE, kernel
 
@@ -25,8 +24,7 @@ def convolution() -> ModuleType:
 
 def run(function, x: Tensor, kernels: Tensor, grad: Tensor, first: int) -> tuple[Tensor, ...]:
     x, kernels = (tensor.detach().clone().requires_grad_() for tensor in (x, kernels))
-    with triton_kernels.disabled():
-        y = function(x, kernels, first)
+    y = function(x, kernels, first)
     return y.detach(), *torch.autograd.grad(y, (x, kernels), grad.to(y.dtype))
 
 
@@ -144,8 +142,7 @@ def test_muse_hands_over_whole_sequences(convolution, monkeypatch, gate):
         y = branch(x)
         return [y, *torch.autograd.grad(y.square().sum(), [x, *branch.parameters()])]
 
-    with triton_kernels.disabled():
-        expected = run()
+    expected = run()
     launches = []
     launch = convolution.dynamic_convolution
     monkeypatch.setattr(convolution, "dynamic_convolution", lambda *args: launches.append(args) or launch(*args))
@@ -190,8 +187,9 @@ def test_half_precision_is_multiplied_by_tensor_cores(compiled):
         assert (products in one.ptx) == ("x torch.float32" not in one.case), one.case
 
 
-def test_there_is_no_second_derivative(convolution: ModuleType) -> None:
+def test_there_is_no_second_derivative_and_none_of_many_outputs_at_once(convolution: ModuleType) -> None:
     x, weight, _ = draw(5, 1, 2, 4, 3)
     inputs = [tensor.requires_grad_() for tensor in (x, weight)]
     function = lambda x, weight: convolution.dynamic_convolution(x, weight, -1)  # noqa: E731
     refuses_second_derivative(function, *inputs, match="kernels.disabled")
+    refuses_batched_gradients(function, *inputs, match="kernels.disabled")

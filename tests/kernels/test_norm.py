@@ -14,7 +14,7 @@ from torch import Tensor
 from fairseq_ext import kernels
 from fairseq_ext.modules import AdaNorm
 from fairseq_ext.modules.norm_function import normalize
-from tests.helpers import refuses_second_derivative
+from tests.helpers import refuses_batched_gradients, refuses_second_derivative
 from tests.kernels.compiled import CAPABILITIES, Compiled, compile_launches
 from tests.kernels.interpreted import DEVICE, kernel
 
@@ -37,8 +37,7 @@ def norm() -> ModuleType:
 
 def run(function, x: Tensor, grad: Tensor, shape: list[int], eps: float = 1e-5, **options) -> tuple[Tensor, Tensor]:
     x = x.detach().clone().requires_grad_()  # keeps strides
-    with kernels.disabled():
-        z = function(x, shape, eps, **options)
+    z = function(x, shape, eps, **options)
     return z.detach(), torch.autograd.grad(z, x, grad)[0]
 
 
@@ -173,6 +172,7 @@ def test_rows_are_read_and_written_in_pieces_of_16_bytes(compiled):
         assert pieces == tiles * numbers // 16, one.case
 
 
-def test_there_is_no_second_derivative(norm: ModuleType) -> None:
+def test_there_is_no_second_derivative_and_none_of_many_outputs_at_once(norm: ModuleType) -> None:
     x = draw(6, 4)[0].t().requires_grad_()  # not contiguous
     refuses_second_derivative(lambda x: norm.normalize(x, [6], 1e-5, True), x, match="kernels.disabled")
+    refuses_batched_gradients(lambda x: norm.normalize(x, [6], 1e-5, True), x, match="kernels.disabled")

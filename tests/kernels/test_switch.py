@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import sysconfig
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairseq_ext import kernels
 
 
-def on_card(dtype=torch.float32, index=0):
+class OnCard(SimpleNamespace):
+    __torch_dispatch__ = torch.Tensor.__torch_dispatch__
+
+
+def on_card(dtype=torch.float32, index=0, kind=OnCard):
     """What :func:`kernels.usable` reads of a CUDA tensor."""
-    return SimpleNamespace(is_cuda=True, device=torch.device("cuda", index), dtype=dtype)
+    return kind(is_cuda=True, device=torch.device("cuda", index), dtype=dtype)
+
+
+@pytest.fixture(autouse=True)
+def torch_path():
+    """The switch is as users find it."""
 
 
 @pytest.fixture(autouse=True)
 def new_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.delenv(kernels.SWITCH, raising=False)
-    kernels._lacks.cache_clear()
+    monkeypatch.setattr(kernels, "cannot_compile", lambda: "")
+    for cached in (kernels._lacks, kernels._compiles):
+        cached.cache_clear()
     yield
-    kernels._lacks.cache_clear()
+    for cached in (kernels._lacks, kernels._compiles):
+        cached.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
@@ -64,6 +80,74 @@ def test_the_reason_is_that_of_the_decision(monkeypatch, switch, capability, ins
     assert kernels.why_unused(on_card().device) == reason
     assert kernels.usable(on_card()) == (not reason)
     assert kernels.why_unused(torch.device("cpu"))
+
+
+CANNOT_COMPILE = kernels.cannot_compile.__wrapped__
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """One that can build kernels, as far as is asked: a compiler, and the header of Python."""
+    pytest.importorskip("triton")
+    (tmp_path / "gcc").touch(mode=0o755)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    monkeypatch.setattr(kernels, "cannot_compile", CANNOT_COMPILE)
+    return tmp_path
+
+
+def test_a_machine_that_can_build_kernels(machine, monkeypatch, recwarn):
+    assert kernels.usable(on_card()) and kernels.why_unused(on_card().device) == "" and not recwarn
+    (machine / "gcc").rename(machine / "mycc")
+    monkeypatch.setenv("CC", "mycc")
+    assert CANNOT_COMPILE() == ""
+    (machine / "include").mkdir()
+    (machine / "Python.h").rename(machine / "include" / "Python.h")
+    assert CANNOT_COMPILE() == f"Triton needs {machine}/Python.h: install python3-dev"
+    monkeypatch.setenv("C_INCLUDE_PATH", f":{machine / 'include'}")
+    assert CANNOT_COMPILE() == ""
+
+
+def torn(name):
+    raise ImportError(f"libtriton.so of {name}: undefined symbol")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (lambda machine, patch: (machine / "gcc").unlink(), "Triton needs a C compiler: install gcc"),
+        (lambda machine, patch: patch.setenv("CC", "no-such-cc"), "CC=no-such-cc is no C compiler for Triton"),
+        (lambda machine, patch: (machine / "Python.h").unlink(), "Triton needs .*/Python.h: install python3-dev"),
+        (lambda machine, patch: patch.setattr(importlib, "import_module", torn), "Triton cannot be imported"),
+    ],
+)
+def test_a_machine_that_cannot_build_kernels_says_so_once(machine, monkeypatch, recwarn, broken, reason):
+    broken(machine, monkeypatch)
+    assert re.match(reason, kernels.why_unused(on_card().device)) and not recwarn
+    with pytest.warns(RuntimeWarning, match=f"torch path: {reason}.*, or set FAIRSEQ_EXT_KERNELS=0"):
+        assert not kernels.usable(on_card())
+    assert not kernels.usable(on_card()) and not recwarn
+
+
+def test_tensors_without_memory_stay_on_the_torch_path(monkeypatch):
+    """``DTensor``, ``FakeTensor`` and all with operations of their own; parameters and plain subclasses do not."""
+
+    class Wrapper(OnCard):
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            raise NotImplementedError
+
+    wrapped = on_card(kind=Wrapper)
+    assert not kernels.usable(wrapped) and not kernels.usable(on_card(), wrapped)
+    with FakeTensorMode():
+        fake = torch.empty(2, device="cuda")
+    assert fake.is_cuda and not kernels.usable(fake)
+    for kind in (torch.nn.Parameter, type("Named", (torch.Tensor,), {})):
+        monkeypatch.setattr(OnCard, "__torch_dispatch__", kind.__torch_dispatch__)
+        assert kernels.usable(on_card())
 
 
 def test_disabled_inside_and_nested():

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from fairseq_ext.models.attention import SelectiveAttention
 from fairseq_ext.modules import sparse_attention
 from fairseq_ext.modules.sparse_attention import topk_attention
-from tests.helpers import refuses_second_derivative
+from tests.helpers import refuses_batched_gradients, refuses_second_derivative
 from tests.kernels.compiled import CAPABILITIES, Compiled, compile_launches
 from tests.kernels.interpreted import DEVICE, kernel
 
@@ -217,7 +217,20 @@ def test_keeps_no_matrix_of_scores(topk):
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
         topk.topk_attention(*states, scale=0.3, k=4)
-    assert sum(sizes) == sum(x.numel() for x in states) + 32 * 16 + 4 * 32
+    assert sum(sizes) == sum(x.numel() for x in states) + 32 * 16 + 3 * 32
+
+
+def test_a_graph_is_gone_back_through_as_often_as_is_asked(topk):
+    """Each time with its own gradient, and what the forward pass has kept stays."""
+    states = [x.requires_grad_() for x in heads(8, 20, 16, 16, (1, 1))]
+    out = topk.topk_attention(*states, scale=0.3, k=4)
+    kept = [x.clone() for x in out.grad_fn.saved_tensors if x is not None]
+    first, other = draw(*out.shape, seed=1), draw(*out.shape, seed=2)
+    expected = torch.autograd.grad(out, states, first, retain_graph=True)
+    torch.autograd.grad(out, states, other, retain_graph=True)
+    again = torch.autograd.grad(out, states, first, retain_graph=True)
+    assert all(map(torch.equal, again, expected))
+    assert all(map(torch.equal, kept, [x for x in out.grad_fn.saved_tensors if x is not None]))
 
 
 STATES = heads(5, 12, 16, 16)
@@ -348,6 +361,16 @@ def test_takes(topk, change, taken):
     assert not topk.takes(states[0], states[1], states[2].double(), **call)
 
 
+def test_takes_masks_whose_columns_are_near(topk):
+    """The kernel counts them in 32 bits: a transposed mask of very many queries has them far from each other."""
+    states = [x.to("meta") for x in heads(3, 99, 16, 16)]
+    for distance, near in ((2**24, True), (2**25, False)):
+        mask = torch.empty(99, distance, dtype=torch.bool, device="meta")[:, :3].T
+        for bias, keep in ((mask, None), (None, mask)):
+            assert topk.takes(*states, bias, keep, 0.0, 8) == near
+    assert topk.takes(*states, torch.empty((), device="meta"), None, 0.0, 8)
+
+
 def launches(topk: ModuleType) -> Iterator[str]:
     """Each dtype, narrow and wide heads; all masks and dropout, none, and the causal one."""
     for dtype, width, k, options in [
@@ -385,7 +408,8 @@ def test_no_sum_depends_on_the_order_of_programs(compiled):
     assert not any(re.search(r"\b(atom|red)\.", one.ptx) for one in compiled)
 
 
-def test_there_is_no_second_derivative(topk: ModuleType) -> None:
+def test_there_is_no_second_derivative_and_none_of_many_outputs_at_once(topk: ModuleType) -> None:
     query, key, value = (draw(1, 1, 8, 5).transpose(2, 3).requires_grad_() for _ in range(3))
     function = functools.partial(topk.topk_attention, k=2, scale=1.0)
     refuses_second_derivative(function, query, key, value, match="kernels.disabled")
+    refuses_batched_gradients(function, query, key, value, match="kernels.disabled")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from functools import partial
 
@@ -159,6 +160,27 @@ def test_refusals(loss, change, message):
     logits, target, counts = problem()
     with pytest.raises(ValueError, match=message):
         loss(**(dict(input=logits, target=target, class_counts=counts) | change))
+
+
+@every_loss
+def test_a_gpu_is_not_waited_for(loss):
+    """A meta tensor has no value that could be asked for."""
+    logits, target, counts = problem()
+    assert loss(*(value.to("meta") for value in (logits, target, counts))).device.type == "meta"
+
+
+@every_loss
+@pytest.mark.parametrize(
+    "change", [{"class_counts": torch.tensor([1, 2, 0, 3])}, {"target": torch.tensor([0, 1, -100, 2, 3])}], ids=str
+)
+def test_where_no_value_is_asked_for_the_loss_is_nan(monkeypatch, loss, change):
+    logits, target, counts = problem()
+    right = dict(input=logits, target=target, class_counts=counts)
+    expected = loss(**right)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(loss(**right), expected)
+    with contextlib.suppress(IndexError, RuntimeError):  # what torch itself asks
+        assert loss(**right | change).isnan()
 
 
 def test_option_refusals():

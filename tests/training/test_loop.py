@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,6 +145,34 @@ def test_what_is_not_finite_ends_the_training(bad, tmp_path):
         run(training, range(50), [1.0] * 5 + [bad] + [1.0] * 44)
     with pytest.raises(OptionError, match=r"^step 1: the validation's score is (nan|inf); "):
         run(Training(2, select="score"), [bad, 1])
+
+
+@pytest.mark.parametrize("where", ["the loss", "the accelerator"])
+@pytest.mark.parametrize(("unit", "total", "waits"), [("step", 50, 3), ("epoch", 3, 3)])
+def test_seconds_are_those_of_the_work_of_a_gpu(monkeypatch, where, unit, total, waits):
+    """Each launch takes 1 second and its work 10; the device is waited for once for many steps, and at the end."""
+    clock, card = {"now": 0.0, "busy until": 0.0, "waits": 0}, torch.device("cuda", 1)
+
+    def wait(device):
+        assert device == card
+        clock.update(now=max(clock["now"], clock["busy until"]), waits=clock["waits"] + 1)
+
+    class Loss(torch.Tensor):
+        device = card
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock["now"])
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    monkeypatch.setattr(Training, "_flush", lambda self: self._recent.clear())
+    accelerator = SimpleNamespace(device=card, is_main_process=True, wait_for_everyone=lambda: None)
+    options = {"accelerator": accelerator} if where == "the accelerator" else {}
+    training = Training(total, unit=unit, select="score", validate_every=0, **options)
+    monkeypatch.setattr(training, "_end_step", lambda bar: None)
+    for _ in training:
+        clock["now"] += 1
+        clock["busy until"] = max(clock["now"], clock["busy until"]) + 10
+        training.log(loss=1.0 if options else torch.zeros(()).as_subclass(Loss))
+    assert clock["waits"] == waits
+    assert training.record()[f"seconds_per_{unit}"] == clock["busy until"] / total
 
 
 class Killed(Exception):

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairseq_ext import kernels
 from fairseq_ext.training import runs as training_runs
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, write_json
@@ -72,10 +73,30 @@ def test_the_environment_names_a_gpu_where_it_computes(tmp_path, monkeypatch):
     """A machine with a GPU that is told to compute on the CPU has measured the CPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {torch.device(device).index or 0}")
+    monkeypatch.setattr(kernels, "why_unused", lambda device: "")
     for device, gpu in (("cpu", None), ("cuda", "card 0"), (torch.device("cuda", 1), "card 1")):
         experiment = training_runs.Experiment(tmp_path / str(device), {}, device=device)
         experiment.add("a", {"accuracy": 0.5})
         assert experiment.runs["a"]["environment"].get("gpu") == gpu
+
+
+def test_the_environment_of_a_gpu_says_whether_kernels_are_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
+    monkeypatch.setattr(kernels, "_lacks", lambda device: "")
+    monkeypatch.setattr(kernels, "cannot_compile", lambda: "no compiler")
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr(training_runs, "version", lambda name: f"version of {name}")
+    recorded = training_runs.environment(device="cuda")
+    assert recorded["kernels"] == "no compiler" and recorded["triton"] == "version of triton"
+    monkeypatch.setattr(kernels, "cannot_compile", lambda: "")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    recorded = training_runs.environment(device="cuda")
+    assert recorded["kernels"] == "used" and "triton" not in recorded
+    assert not {"gpu", "kernels", "triton"} & training_runs.environment(device="cpu").keys()
+    monkeypatch.setenv(kernels.SWITCH, "off")
+    with pytest.raises(OptionError, match="FAIRSEQ_EXT_KERNELS must be 0 or 1, got 'off'"):
+        training_runs.environment(device="cuda")
 
 
 def test_an_experiment_without_a_finished_run_may_change_its_settings(tmp_path):
