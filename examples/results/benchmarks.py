@@ -60,6 +60,10 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"benchmarks_{name}" for name in options.names]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {}
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Runs the benchmarks of each claim."""
     for name in options.names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -12,6 +13,7 @@ from examples.results.paired import Paired, differences, holm
 from examples.results.planned import finished, not_measured, seed_by_seed
 from examples.results.report import commands, common, environments, unique
 from examples.results.translation.experiments import (
+    DATA,
     SIZES,
     SMOOTHED,
     folder_of,
@@ -23,6 +25,7 @@ from examples.results.translation.experiments import (
 from examples.results.translation.figures import best_bits
 from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES, check_cross_view
 
+DATASET = "multi30k"
 BASELINE = ("none", "mean")
 
 
@@ -74,9 +77,13 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"cross_view_{options.size}"]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {title: [options.data / DATA[DATASET].folder] for title in names(options)}
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every cell with every seed; what is complete, after each of them, seed by seed."""
-    data_bin = prepare("multi30k", options.data, options.out, SIZES[options.size].pieces)
+    data_bin = prepare(DATASET, options.data, options.out, SIZES[options.size].pieces)
     updates = options.updates or SIZES[options.size].updates
 
     def run(seed: int, cell: tuple[str, str]) -> dict[str, Any]:

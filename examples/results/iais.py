@@ -80,6 +80,10 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"iais_{dataset}" for dataset in options.datasets]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {f"iais_{name}": [options.data / DATASETS[name].source] for name in options.datasets}
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every arm, and what has no network."""
     for name in options.datasets:

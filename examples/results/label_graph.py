@@ -115,13 +115,21 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"label_graph_{dataset}" for dataset in options.datasets]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {f"label_graph_{name}": [_folder(name, options)] for name in options.datasets}
+
+
+def _folder(name: str, options: argparse.Namespace) -> Path:
+    return options.data / "multilabel" / name.removesuffix(ABLATION)
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every system on every data set, beside the linear SVM, with what is complete after each; and the ablations."""
     if options.systems != list(SYSTEMS) and (ablated := set(options.datasets) & set(ABLATED)):
         raise OptionError(f"--systems: has no effect on {', '.join(sorted(ablated))}; name tables with --datasets")
     for name in options.datasets:
         dataset = name.removesuffix(ABLATION)
-        data = options.data / "multilabel" / dataset
+        data = _folder(name, options)
         if not data.is_dir():
             raise DataError(f"--data: {data} is not a folder with {{train,valid,test}}.tsv.gz")
         contents = _table(dataset, data, options) if name == dataset else [_ablation(dataset, data, options)]

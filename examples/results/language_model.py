@@ -23,6 +23,7 @@ from fairseq_ext.training.runs import environment
 from fairseq_ext.training.settings import digest
 
 BASELINE = "dense"
+TEXTS = "language_model/brown"
 SPLITS = ("train", "valid", "test")
 SOFTMAX = ["--criterion", "adaptive_loss"]
 SYSTEMS: dict[str, list[str]] = {
@@ -99,12 +100,16 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"language_model_{options.size}"]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {title: [options.data / TEXTS] for title in names(options)}
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every system and seed, each trained and evaluated once; what is complete, after each of them."""
     size = SIZES[options.size]
     size = size._replace(epochs=options.epochs or size.epochs)
     out = options.out / "language_model"
-    data_bin = prepare(options.data / "language_model" / "brown", out, size.min_count)
+    data_bin = prepare(options.data / TEXTS, out, size.min_count)
 
     def run(seed: int, name: str) -> dict[str, Any]:
         row = train_and_score(name, size, seed, data_bin, options.out)

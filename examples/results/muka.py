@@ -5,9 +5,19 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from examples.results.muka_teachers import OF_TEACHERS, SETTINGS, TITLES, add_teachers, pretrained, taught, training
+from examples.results.muka_teachers import (
+    OF_TEACHERS,
+    SETTINGS,
+    TITLES,
+    add_teachers,
+    pretrained,
+    sources,
+    taught,
+    training,
+)
 from examples.results.paired import Paired, differences
 from examples.results.report import environments, mean_spread, slug, unique
 from fairseq_ext.training.accelerator import make_accelerator
@@ -77,6 +87,10 @@ SELECTS = "settings"
 
 def names(options: argparse.Namespace) -> list[str]:
     return [_name(setting, options) for setting in options.settings]
+
+
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {_name(setting, options): sources(setting, options) for setting in options.settings}
 
 
 def _name(setting: str, options: argparse.Namespace) -> str:

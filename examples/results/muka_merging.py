@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from examples.results.muka_teachers import OF_TEACHERS, SETTINGS, TITLES, add_teachers, pretrained, taught
+from examples.results.muka_teachers import OF_TEACHERS, SETTINGS, TITLES, add_teachers, pretrained, sources, taught
 from examples.results.paired import Paired
 from examples.results.report import environments, mean_spread
 from fairseq_ext.training.accelerator import make_accelerator
@@ -46,6 +47,10 @@ SELECTS = ""
 
 def names(options: argparse.Namespace) -> list[str]:
     return ["muka_merging"]
+
+
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {"muka_merging": [source for setting in options.settings for source in sources(setting, options)]}
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -106,6 +106,10 @@ def names(options: argparse.Namespace) -> list[str]:
     return [_name(dataset, options) for dataset in options.datasets]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {_name(dataset, options): [_raw(dataset, options)] for dataset in options.datasets}
+
+
 def _name(dataset: str, options: argparse.Namespace) -> str:
     return "_".join(("renode", dataset, *_suffix(options.recipe)))
 
@@ -138,6 +142,13 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "rows": rows,
             "choices": choices,
         }
+
+
+def _raw(dataset: str, options: argparse.Namespace) -> Path:
+    """Where the data set is below ``--data``."""
+    if dataset == "debian_deps":
+        return options.data / "graph_npz" / "debian_deps.npz"
+    return options.data / "pyg" / ("Planetoid" if dataset in ("Cora", "CiteSeer") else "Amazon") / dataset
 
 
 def _suffix(recipe: str) -> tuple[str, ...]:
@@ -177,10 +188,9 @@ def _runs(
 def _source(dataset: str, options: argparse.Namespace) -> dict[str, Any]:
     """The data set's name and root."""
     if dataset == "debian_deps":
-        return {"dataset": str(options.data / "graph_npz" / "debian_deps.npz")}
-    family = "Planetoid" if dataset in ("Cora", "CiteSeer") else "Amazon"
+        return {"dataset": str(_raw(dataset, options))}
     root = options.out / "pyg"
-    copied(options.data / "pyg" / family / dataset, root / dataset)
+    copied(_raw(dataset, options), root / dataset)
     return {"dataset": dataset, "root": str(root)}
 
 

@@ -39,8 +39,9 @@ HEAD = """# Measured results
 
 Written by `python -m examples.results` from `results/*.json`, which hold every run with its settings, hardware and
 library versions. Nothing here is copied from a paper, but for what says *published* and the numbers of its claims. The
-command resumes where it was stopped; rows of translation, language models and cross-view decoding that are stored
-already are measured anew only with another `--docs FOLDER`.
+command resumes where it was stopped. Rows of translation, language models and cross-view decoding that are stored with
+the place of their run are measured anew only with another `--docs FOLDER`. What is measured on other data or with other
+options is refused, and what has other figures than the stored runs is kept beside the runs, without `--replace`.
 
 ± is the population standard deviation. A difference is paired (the same seed or split on both sides); in brackets is
 its 95 % interval by the t-distribution. A row *gains* or *loses* where that interval excludes 0; of rows without any
@@ -54,6 +55,7 @@ def part(name: str) -> ModuleType:
 
     - ``add_arguments(parser)``
     - ``names(options)``: the contents that are measured, each a file of its own
+    - ``reads(options)``: the files and folders that each of those contents is measured on
     - ``SELECTS``: the option that chooses those names; every other option changes what a file holds
     - ``measure(options)``: yields the contents
     - ``section(contents)``: their text; and, where there are some, ``pictures(contents, folder)``

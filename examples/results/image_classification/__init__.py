@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from examples.results.image_classification import attacks, tails
-from examples.results.image_classification.experiments import EXPERIMENTS, USUAL, Experiment, Places
+from examples.results.image_classification.experiments import EXPERIMENTS, USUAL, Experiment, Places, sources
 from examples.results.report import asked, commands, distinct, environments, seeds, slug, unique
 from fairseq_ext.training.files import output_folder
 from vision_language.image_classification.options import NetworkOptions, Options
 from vision_language.image_classification.train import run
 
-__all__ = ["SELECTS", "add_arguments", "figures_of", "measure", "names", "pictures", "section"]
+__all__ = ["SELECTS", "add_arguments", "figures_of", "measure", "names", "pictures", "reads", "section"]
 
 TABLES = {**attacks.TABLES, **tails.TABLES}
 
@@ -45,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def names(options: argparse.Namespace) -> list[str]:
     return [f"images_{name}" for name in options.experiments]
+
+
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {f"images_{name}": sources(EXPERIMENTS[name], options.data) for name in options.experiments}
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
