@@ -11,13 +11,14 @@ from typing import Any
 
 from examples.results.paired import Paired, differences, holm
 from examples.results.planned import finished, not_measured, seed_by_seed
-from examples.results.report import commands, common, environments, unique
+from examples.results.report import agree, commands, common, environments, unique
 from examples.results.translation.experiments import (
     DATA,
     SIZES,
     SMOOTHED,
     folder_of,
     prepare,
+    settings_of,
     training,
     validate,
     warmup,
@@ -102,6 +103,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {
             "name": names(options)[0],
             "size": options.size,
+            "settings": settings_of(options.size),
             "environments": unique(row["environment"] for row in rows),
             "rows": rows,
             "missing": missing,
@@ -114,6 +116,7 @@ def section(contents: list[dict[str, Any]]) -> str:
 
 
 def _table(content: dict[str, Any]) -> str:
+    agree(f"{content['name']}.json", content.get("settings", {}), settings_of(content["size"]))
     bits = _bits(content["rows"])
     gains = _gains(bits)
     lines = []

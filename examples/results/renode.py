@@ -27,7 +27,7 @@ from examples.results.renode_recipes import (
     described,
     superseded,
 )
-from examples.results.report import asked, copied, environments, mean_spread, unique
+from examples.results.report import agree, asked, copied, environments, mean_spread, unique
 from fairseq_ext.training.errors import OptionError
 from graph.renode.options import TrainOptions, TrainRuns
 from graph.renode.train import run
@@ -138,6 +138,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {
             "name": _name(dataset, options),
             "recipe": options.recipe,
+            "settings": RECIPES[options.recipe],
             "environments": unique(recorded),
             "rows": rows,
             "choices": choices,
@@ -236,6 +237,7 @@ def section(contents: list[dict[str, Any]]) -> str:
 
 def _table(content: dict[str, Any]) -> str:
     rows = content["rows"]
+    agree(f"{content.get('name')}.json", content.get("settings", {}), RECIPES[content["recipe"]])
     lines = [f"| {row['model']} | {row['loss']} | {row['split']} | {_cells(row)} |" for row in rows]
     protocol = "the released splits: 20 labelled nodes a class, or for step 5 % of all nodes"
     if rows[0]["dataset"] == "debian_deps":

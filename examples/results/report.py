@@ -73,9 +73,19 @@ def describe(environment: dict[str, Any]) -> str:
 
 
 def environments(content: dict[str, Any]) -> str:
-    """Where the runs of a content were trained: each has its own, and older contents one for all of theirs."""
-    each = content["environments"] if "environments" in content else [content["environment"]]
+    """Where the runs of a content were trained: what they say themselves, or else the content for all of them."""
+    if not (each := [*_recorded(content.get("rows", [])), *_recorded(content.get("runs_of", {}))]):
+        each = content["environments"] if "environments" in content else [content["environment"]]
     return distinct(each, describe, "; and ")
+
+
+def _recorded(part: Any) -> Iterator[dict[str, Any]]:
+    """The environments that rows and runs have themselves."""
+    for key, value in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+        if key == "environment":
+            yield value
+        else:
+            yield from _recorded(value)
 
 
 def distinct(things: Iterable[Any], of: Callable[[Any], str], between: str) -> str:
@@ -103,6 +113,23 @@ def common(rows: Sequence[Mapping[str, Any]], key: str) -> Any:
     if len(values) != 1:
         raise DataError(f"rows of different {key} cannot share a table: {', '.join(map(str, values))}")
     return values[0]
+
+
+def agree(where: str, stored: Mapping[str, Any], printed: Mapping[str, Any]) -> None:
+    """Refuse settings other than those that the text prints of them; some are not stored, by earlier versions none.
+
+    Args:
+        where: the file and row that they are of.
+        stored: the settings that were measured.
+        printed: those of this version.
+
+    Raises:
+        DataError: they differ.
+    """
+    for key, value in stored.items():
+        now = printed.get(key)
+        if value != ([*now] if isinstance(now, tuple) else now):
+            raise DataError(f"{where} was measured with {key} {value}, and its table says {now}: measure it anew")
 
 
 def commands(contents: Iterable[dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 
 from examples.results import __main__ as command
 from examples.results import report, translation
+from examples.results.image_classification.experiments import EXPERIMENTS
 from examples.results.stored import DIGEST, aside_of, covers, data_digest, store
+from examples.results.translation.experiments import SIZES, settings_of
 from examples.results.translation.outputs import published
-from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, write_json
 from tests.examples.test_results_rows import defaults
 
@@ -149,3 +152,65 @@ def test_contents_have_the_digest_of_their_data(small, tmp_path):
     (folder / "train.de").rename(folder / "train.en")
     with pytest.raises(OptionError, match="was measured on other data"):
         command.main(words)
+
+
+# --- what a text says of all rows is what the rows were measured with -------------------------------------------------
+
+
+def of(name: str) -> dict[str, Any]:
+    return read_json(report.DOCS / "results" / f"{name}.json")
+
+
+def written(content: dict[str, Any]) -> str:
+    return report.report_text({content["part"]: [content]})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "now"),
+    [
+        *(("multi30k_cpu", "lr", 0.009, 0.002), ("multi30k_cpu", "dropout", 0.3, 0.1)),
+        *(("multi30k_cpu", "size", "small", "cpu"), ("images_mnist_r100", "settings", {"lr": 0.5}, None)),
+    ],
+)
+def test_a_row_of_other_settings_is_refused_by_name(name: str, key: str, value: Any, now: Any) -> None:
+    content = of(name)
+    row = content["rows"][1]
+    row[key] = value
+    said = f"{key} {value}" if isinstance(value, (int, float, str)) else "lr 0.5"
+    with pytest.raises(DataError, match=rf"{name}\.json: {row['system']}.* with {said}, and its table says {now}"):
+        written(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *(("multi30k_cpu", "width"), ("cross_view_ablation", "tokens"), ("images_mnist_r100", "epochs")),
+        *(("images_cifar10_r10", "largest_class"), ("images_clean", "lr_steps"), ("renode_Photo_converged", "lr")),
+    ],
+)
+def test_a_table_of_other_settings_is_refused(name: str, key: str) -> None:
+    content = of(name)
+    content["settings"] = {**content.get("settings", {}), key: 7}
+    with pytest.raises(DataError, match=rf"{name}\.json was measured with {key} 7, and its table says (?!7:)"):
+        written(content)
+
+
+def test_the_environments_shown_are_those_of_the_rows():
+    content = of("multi30k_cpu")
+    row = next(row for row in content["rows"] if row["system"] == "MUSE")
+    row["environment"] = {**row["environment"], "torch": "2.6.0"}
+    assert "torch 2.6.0" in written(content)
+    content = {"environments": [{"processor": "P", "threads": 1}], "rows": [{"runs": {"a": {"environment": GPU}}}]}
+    assert report.environments(content) == "Card; torch 2"
+    assert report.environments({**content, "rows": [{}]}) == "P, 1 thread(s); "
+
+
+GPU = {"gpu": "Card", "torch": "2"}
+
+
+def test_settings_agree_with_themselves():
+    """Also after a way through JSON, where tuples are lists."""
+    for experiment in EXPERIMENTS.values():
+        report.agree("x", json.loads(json.dumps(experiment.settings)), experiment.settings)
+    for size in SIZES:
+        report.agree("x", json.loads(json.dumps(settings_of(size))), settings_of(size))

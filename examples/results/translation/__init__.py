@@ -20,6 +20,7 @@ from examples.results.translation.experiments import (
     SYSTEMS,
     Settings,
     prepare,
+    settings_of,
     train_and_score,
     tune,
 )
@@ -87,6 +88,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "dataset": options.dataset,
             "size": options.size,
             "tuned": options.tune,
+            "settings": settings_of(options.size),
             "environments": unique(row["environment"] for row in rows),
             "rows": rows,
             "bootstrap": sampled(statistics, BASELINE),
