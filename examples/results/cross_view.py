@@ -11,7 +11,7 @@ from typing import Any
 
 from examples.results.paired import Paired, differences, holm
 from examples.results.planned import finished, not_measured, seed_by_seed
-from examples.results.report import agree, commands, common, environments, unique
+from examples.results.report import agree, commands, common, environments, of_seeds, unique
 from examples.results.translation.experiments import (
     DATA,
     SIZES,
@@ -49,7 +49,7 @@ Bits = dict[tuple[str, str], dict[int, float]]
 TEXT = """## Cross-view decoding: wirings and fusions
 
 Multi30k German to English, validation bits per token minus those of the Transformer with the same seed (less is
-better), with the 95 % interval: {seeds} seed(s) of size {size} (width {width}, FFN {ffn}, {layers} + {layers} pre-norm
+better), with the 95 % interval: {seeds} of size {size} (width {width}, FFN {ffn}, {layers} + {layers} pre-norm
 layers, {pieces:,} pieces, dropout {dropout}, {updates:,} updates of at most {tokens:,} tokens, {warmup} of warm-up; our
 choice, not tuned). A fusion is left out (–) where it has no meaning: `fma` has more than two views, `ama` and
 `ama-static` weigh theirs by themselves. {environment}.
@@ -127,7 +127,7 @@ def _table(content: dict[str, Any]) -> str:
     return TEXT.format(
         **SIZES[content["size"]]._asdict() | {"updates": updates, "warmup": warmup(content["size"], updates)},
         size=content["size"],
-        seeds=len({row["seed"] for row in content["rows"]}),
+        seeds=of_seeds({" ".join(cell): of_cell for cell, of_cell in bits.items() if of_cell}),
         environment=environments(content),
         command=commands([content]),
         fusions=" | ".join(FUSIONS),

@@ -14,7 +14,7 @@ from examples.results import fairseq_log, fairseq_programs
 from examples.results.fairseq_programs import DEVICE_OPTIONS, PLUGIN, device
 from examples.results.paired import Paired, differences
 from examples.results.planned import finished, not_measured, seed_by_seed
-from examples.results.report import commands, common, environments, mean_spread, slug, unique
+from examples.results.report import commands, common, environments, mean_spread, of_seeds, slug, unique
 from examples.translation.staging import fairseq_preprocess
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines, replacing, write_json
@@ -71,7 +71,7 @@ TEXT = """## {heading}
 softmax with cutoffs {cutoff}, tied; dropout {dropout}, blocks of {block} words, {epochs} epochs of batches of
 {tokens:,} words, Adam (0.9, 0.98) with learning rate 2e-3 inverse_sqrt, 200 warm-up updates; the epoch with the best
 validation likelihood. Our choice, not tuned for any row. A word of test sees at least {context} words before it, where
-there are so many: mean ± spread over the seeds {seeds}; {environment}.
+there are so many: mean ± spread over {seeds}; {environment}.
 
 {command}
 
@@ -245,7 +245,7 @@ def _table(content: dict[str, Any]) -> str:
         **content["size"] | text | {"unknown": 100 * text["unknown"]},
         heading=heading(content),
         context=content["size"]["block"] // 2,
-        seeds=", ".join(map(str, sorted({row["seed"] for row in content["rows"]}))),
+        seeds=of_seeds({name: [row["seed"] for row in own] for name, own in systems.items()}, listed=True),
         environment=environments(content),
         command=commands([content]),
         rows="\n".join(lines),

@@ -32,6 +32,8 @@ PARTS = (
 
 LONG = 14
 """Rows of a table beyond which it is folded."""
+NAMED = 6
+"""Rows with fewer seeds that are named."""
 SHOWN = 12
 """Lines of a difference that are printed."""
 
@@ -144,6 +146,29 @@ def commands(contents: Iterable[dict[str, Any]]) -> str:
 def seeds(count: int) -> list[str]:
     """The runs of a trainer with so many seeds."""
     return [f"seed{number}" for number in range(1, count + 1)]
+
+
+def of_seeds(runs: Mapping[str, Iterable[Any]], listed: bool = False) -> str:
+    """How many seeds the rows are means of: ``3 seeds``, with the rows that have fewer.
+
+    Args:
+        runs: of each row the names of its seeds; a row without a seed, whose only run is called ``""``, is left out.
+        listed: the seeds themselves, ``the seeds 1, 2, 3``.
+    """
+    own = {name: seeds for name, names in runs.items() if (seeds := sorted(names)) != [""]}
+    every = sorted({seed for seeds in own.values() for seed in seeds})
+
+    def told(seeds: list[Any]) -> str:
+        return ", ".join(map(str, seeds)) if listed else str(len(seeds))
+
+    fewer = [f"{name}: {told(seeds)}" for name, seeds in own.items() if seeds != every]
+    named = [*fewer[:NAMED], *([f"and {len(fewer) - NAMED} more"] if len(fewer) > NAMED else [])]
+    number, plural = told(every), len(every) != 1
+    if listed:
+        head = f"the seeds {number}" if plural else f"seed {number}"
+    else:
+        head = f"{number} seed{'s' if plural else ''}"
+    return f"{head} ({'; '.join(named)})" if named else head
 
 
 def asked(runs: Mapping[str, dict[str, Any]], names: Iterable[str]) -> dict[str, dict[str, Any]]:

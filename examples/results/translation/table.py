@@ -7,7 +7,7 @@ from typing import Any
 
 from examples.results.paired import p_value
 from examples.results.planned import not_measured
-from examples.results.report import agree, commands, common, environments, mean_spread
+from examples.results.report import agree, commands, common, environments, mean_spread, of_seeds
 from examples.results.translation.experiments import (
     DATA,
     GRID,
@@ -28,7 +28,7 @@ All systems, beside the options of their rows: the same data ({pieces:,} joint S
 {width}, FFN {ffn}, {heads} heads, {layers} + {layers} pre-norm layers, shared embeddings), {updates:,} updates of at
 most {tokens:,} tokens, Adam (0.9, 0.98) with an inverse_sqrt schedule, {warmup} warm-up updates, label smoothing 0.1;
 the checkpoint with the best validation {selection}; beam 5, length penalty 1. {tuning} BLEU, chrF and bits (the best of
-a training): mean ± spread over the seeds {seeds}; {environment}.
+a training): mean ± spread over {seeds}; {environment}.
 
 {command}
 
@@ -96,7 +96,7 @@ def _table(content: dict[str, Any]) -> str:
         heading=heading(content),
         selection={"nll_loss": "likelihood", "bleu": "BLEU (greedy)"}[size.select],
         tuning=_tuning(content),
-        seeds=", ".join(map(str, sorted({row["seed"] for row in rows}))),
+        seeds=of_seeds({name: [row["seed"] for row in own] for name, own in systems.items()}, listed=True),
         environment=environments(content),
         command=commands([content]),
         columns=header,
