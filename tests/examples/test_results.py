@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from examples.results import benchmarks, fairseq_log, graph_classification, iais, label_graph, muka, renode, report
+from examples.results import (
+    benchmarks,
+    fairseq_log,
+    fairseq_programs,
+    graph_classification,
+    iais,
+    label_graph,
+    muka,
+    renode,
+    report,
+)
 from examples.results.planned import not_measured
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
@@ -158,6 +169,34 @@ def test_the_curve_comes_from_the_log(tmp_path):
     resumed = lines[-1].replace("4.5", "4.25")
     (tmp_path / "train.log").write_text("\n".join([*lines, resumed]))
     assert fairseq_log.validation_curve(tmp_path / "train.log") == [(100, 5.5), (200, 4.25)]
+
+
+def test_a_resumed_training_keeps_its_validations(monkeypatch, tmp_path):
+    """Its log goes on where the killed one ends, in the middle of a line."""
+    log = tmp_path / "train.log"
+    valid = '| valid | {"epoch": %d, "valid_nll_loss": "%s", "valid_num_updates": "%d"}\n'
+    written = iter(
+        [valid % (1, 5.5, 261) + (valid % (2, 4.5, 522))[:60], "| loaded checkpoint\n" + valid % (2, 4.5, 522)]
+    )
+
+    def run(command, *, stdout, **rest):
+        stdout.write(next(written))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(fairseq_programs.subprocess, "run", run)
+    for _ in range(2):
+        fairseq_programs.run(["fairseq_cli.train"], log)
+    assert fairseq_log.validation_curve(log) == [(261, 5.5), (522, 4.5)]
+
+
+def test_a_curve_without_a_validation_is_named(results, tmp_path):
+    rows = [row("Transformer", 1, 30.0, 3.0), row("MUSE", 1, 31.0, 3.0)]
+    write(results, rows)
+    report.write_report(tmp_path / "docs")
+    assert "Curves without" not in (tmp_path / "docs" / "RESULTS.md").read_text()
+    write(results, [rows[0], {**rows[1], "curve": rows[1]["curve"][1:]}])
+    report.write_report(tmp_path / "docs")
+    assert "Curves without the validation at update 100 of MUSE." in (tmp_path / "docs" / "RESULTS.md").read_text()
 
 
 def test_a_log_without_the_size_is_refused(tmp_path):

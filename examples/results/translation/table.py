@@ -164,6 +164,17 @@ def _tuning(content: dict[str, Any]) -> str:
     return TUNED.format(grid=", ".join(f"({lr:g}, {dropout})" for lr, dropout in GRID))
 
 
+def _curves_without(systems: dict[str, list[dict[str, Any]]]) -> str:
+    """The validations that curves of other rows have, and those of some rows lack: their logs began anew."""
+    every = sorted({update for own in systems.values() for row in own for update, _ in row["curve"]})
+    lacking: dict[str, list[str]] = {}
+    for name, own in systems.items():
+        if absent := [update for update in every if any(update not in dict(row["curve"]) for row in own)]:
+            lacking.setdefault(", ".join(map(str, absent)), []).append(name)
+    said = "; ".join(f"{updates} of {', '.join(names)}" for updates, names in lacking.items())
+    return f"Curves without the validation at update {said}." if said else ""
+
+
 def _notes(content: dict[str, Any]) -> list[str]:
     """What limits the reading of a table."""
     notes = [ONE_SEED] if len({row["seed"] for row in content["rows"]}) == 1 else []
@@ -171,6 +182,7 @@ def _notes(content: dict[str, Any]) -> list[str]:
     kept, runs = sum("translations" in row for row in content["rows"]), len(content["rows"])
     notes += [TRANSLATIONS.format(kept=kept, runs=runs, name=content["name"])] if kept else []
     notes += [sentence] if (sentence := not_measured(content)) else []
+    notes += [sentence] if (sentence := _curves_without(by_system(content))) else []
     notes += [FAR] if content["size"] == "small" else []
     chosen = content["size"] == "cpu" and any(row["system"].startswith("GCA") for row in content["rows"])
     return notes + ([PILOT] if chosen else [])
