@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_ext.training.files import json_text, output_folder, read_json, write_json
+from fairseq_ext.training.files import output_folder, read_json, write_json
+from fairseq_ext.training.json_values import json_text
 from fairseq_ext.training.settings import digest, file_digest
 
 DIGEST = "data_digest"
