@@ -94,6 +94,8 @@ def small_multiples(
 ) -> dict[str, Axes]:
     """A panel for each system, beside the baseline in grey; all on the same scales.
 
+    Where a system has fewer or more runs than the baseline, the name of its panel says how many.
+
     Args:
         figure: to draw on, or a part of it.
         curves: the runs of each system.
@@ -120,7 +122,9 @@ def small_multiples(
             mean_and_range(axes, curves[baseline], color=GREY, **style)
         if name != baseline:
             mean_and_range(axes, curves[name], color=colour, **style)
-        axes.set_title(textwrap.fill(name, letters), color=colour, fontweight="bold", loc="left", parse_math=False)
+        runs, others = (len(curves.get(one, curves[name])) for one in (name, baseline))
+        title = name if runs == others else f"{name}: {runs} runs beside {others}"
+        axes.set_title(textwrap.fill(title, letters), color=colour, fontweight="bold", loc="left", parse_math=False)
         axes.xaxis.set_tick_params(labelbottom=place + columns >= len(systems))
     if limits:
         grid[0].set_ylim(*limits)

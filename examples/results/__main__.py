@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from examples.results.planned import take_over
 from examples.results.report import DOCS, PARTS, ROOT, check_report, part, write_report
+from examples.results.stored import DIGEST, aside_of, data_digest, store
 from fairseq_ext.training.errors import OptionError
-from fairseq_ext.training.files import output_folder, read_json, write_json
+from fairseq_ext.training.files import output_folder, read_json
 from fairseq_ext.training.options import flag
-from fairseq_ext.training.progress import Reporting, reporting, say
+from fairseq_ext.training.progress import Reporting, reporting, say, warn
 
 # Where and how fast, and not what is measured.
 PLACES = ("part", "data", "out", "docs", "replace", "jobs", "quiet")
@@ -43,12 +45,29 @@ def _run(options: argparse.Namespace, own: dict[str, argparse.ArgumentParser]) -
         folder = output_folder(docs / "results", "--docs")
         output_folder(values.out)
         for title in part(name).names(values):
-            take_over(folder / f"{title}.json", values.out)
-        command = _command(name, values, own[name])
-        for content in part(name).measure(values):
-            write_json(folder / f"{content['name']}.json", {"part": name, "command": command, **content})
+            file = folder / f"{title}.json"
+            if not take_over(file, values.out) and not values.replace:
+                say(f"{file} stays where its runs are not found again; others go to {aside_of(file, values.out)}")
+        told = set()
+        for title, content in _measured(name, values, _command(name, values, own[name])):
+            file = folder / f"{title}.json"
+            if (aside := store(content, file, values.out, values.replace)) and file not in told:
+                warn(
+                    f"{file} has other runs than were measured: it stays as it is, and they are in {aside}; "
+                    "give --replace to have them in its place"
+                )
+                told.add(file)
     write_report(docs)
     say(f"results: {docs / 'RESULTS.md'}")
+
+
+def _measured(name: str, options: argparse.Namespace, command: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The contents of a part by their titles, with what they were measured on and how."""
+    digests = {title: data_digest(paths) for title, paths in part(name).reads(options).items()}
+    for content in part(name).measure(options):
+        title = content["name"]
+        data = {DIGEST: digests[title]} if digests.get(title) else {}
+        yield title, {"part": name, "command": command, **data, **content}
 
 
 def _parsers(parts: Sequence[str] = PARTS) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -89,18 +108,27 @@ def _refuse_empty_and_double(options: argparse.Namespace) -> None:
 
 
 def _refuse_other(name: str, options: argparse.Namespace, form: argparse.ArgumentParser) -> None:
-    """Measurements with other options (fewer rows, another budget) take the place of stored ones only when told to."""
+    """What has other options (fewer rows, another budget) or data takes the place of what is stored when told to."""
+    data = part(name).reads(options)
     for title in part(name).names(options):
         file = options.docs / "results" / f"{title}.json"
         if options.replace or not file.exists():
             continue
-        before = vars(form.parse_args(shlex.split(read_json(file)["command"])[1:]))
+        stored = read_json(file)
+        before = vars(form.parse_args(shlex.split(stored["command"])[1:]))
         for option, value in vars(options).items():
             if option not in (*PLACES, part(name).SELECTS) and before[option] != value:
                 raise OptionError(
                     f"{file} was measured with {flag(option)} {_shown(before[option])}, now {_shown(value)}: "
                     "write elsewhere with --docs FOLDER, or give --replace"
                 )
+        if (found := data_digest(data.get(title, []))) and found != stored.get(DIGEST, found):
+            raise OptionError(
+                f"{file} was measured on other data than {', '.join(map(str, data[title]))} (--data): "
+                "write elsewhere with --docs FOLDER, or give --replace"
+            )
+        if found and DIGEST not in stored:
+            say(f"{file} does not say which data it was measured on, which is taken to be that of --data")
 
 
 def _command(name: str, options: argparse.Namespace, form: argparse.ArgumentParser) -> str:

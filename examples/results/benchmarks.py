@@ -18,12 +18,13 @@ TEXT = """## Speed and memory
 
 Ratio: ours / reference. Less is better for ms and MiB, more for the units per second. Of times the ratio is the median
 over neighbouring pairs of alternating samples, in brackets the smallest and the largest pair; the two times are medians
-over the same samples. [benchmarks/](../benchmarks/README.md) says how each row is measured.{unknown}
+over the same samples. *once*: a single measurement, as of memory, which repeats.{not_kept}{unknown}
+[benchmarks/](../benchmarks/README.md) says how each row is measured.
 {environments}
 
 {commands}
 
-{met} of {targets} targets are met.
+{met} of {targets} targets are met{open}.
 {missed}
 {unmeasured}
 | ratio | pairs | ours | reference | unit | device | case | target |
@@ -31,8 +32,12 @@ over the same samples. [benchmarks/](../benchmarks/README.md) says how each row 
 {rows}
 """
 
-UNKNOWN = """ Rows without brackets were measured before pairs were kept. Of them, {count} are marked †: there the
-quotient of the medians lies on the other side of 1 than the ratio, and the row does not tell which side is faster."""
+BEFORE = "not kept"
+NOT_KEPT = f" *{BEFORE}*: measured before pairs were."
+UNKNOWN = """ Without brackets, {count} are marked †:
+there the quotient of the medians lies on the other side of 1 than the ratio, and the row does not tell which side is
+faster."""
+OPEN = ", {count} are not decided, as their pairs lie on both sides"
 
 # Why a target is missed, by claim.
 REASONS = {
@@ -60,6 +65,10 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"benchmarks_{name}" for name in options.names]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {}
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Runs the benchmarks of each claim."""
     for name in options.names:
@@ -76,7 +85,8 @@ def section(contents: list[dict[str, Any]]) -> str:
     contents = sorted(contents, key=lambda content: _place(content["rows"][0]))
     rows = sorted((row for content in contents for row in content["rows"]), key=_place)
     targets = [row for row in rows if row["target"] is not None]
-    missed = sorted({row["claim"] for row in targets if not row["met"]})
+    outcomes = [_outcome(row) for row in targets]
+    missed = sorted({row["claim"] for row, outcome in zip(targets, outcomes, strict=True) if outcome == MISSED})
     environments: dict[str, list[str]] = {}
     for content in contents:
         text = describe({key: value for key, value in content["environment"].items() if key != "quick"})
@@ -84,8 +94,8 @@ def section(contents: list[dict[str, Any]]) -> str:
         environments.setdefault(text + note, []).extend(dict.fromkeys(row["claim"] for row in content["rows"]))
     lines = []
     for row in rows:
-        target = "" if row["target"] is None else f"{row['target']:g}: {'met' if row['met'] else '**missed**'}"
-        ratio = f"{row['ratio']:.2f}{' †' if _open(row) else ''} | {_pairs(row)}"
+        target = "" if row["target"] is None else f"{row['target']:g}: {_outcome(row)}"
+        ratio = f"{row['ratio']:.2f}{' †' if _open(row) else ''} | {_pairs(row) or _without_pairs(row)}"
         figures = f"{row['ours']:.3f} | {row['reference']:.3f} | {row['unit']} | {_device(row)}"
         lines.append(f"| {ratio} | {figures} | {row['case']} | {target} |")
     undecided = sum(map(_open, rows))
@@ -95,7 +105,9 @@ def section(contents: list[dict[str, Any]]) -> str:
         environments=" ".join(f"{', '.join(claims)}: {text}" for text, claims in environments.items()),
         commands=commands(contents),
         unknown=UNKNOWN.format(count=undecided) if undecided else "",
-        met=sum(row["met"] for row in targets),
+        not_kept=NOT_KEPT if any(_without_pairs(row) == BEFORE for row in rows) else "",
+        met=outcomes.count(MET),
+        open=OPEN.format(count=outcomes.count(UNDECIDED)) if UNDECIDED in outcomes else "",
         targets=len(targets),
         missed=" ".join(f"Missed in `{claim}`. {REASONS.get(claim, '')}".rstrip() for claim in missed),
         unmeasured=f"\nNot measured on a GPU: {unmeasured}.\n" if unmeasured else "",
@@ -115,6 +127,21 @@ def _place(row: dict[str, Any]) -> tuple[int, bool]:
 def _pairs(row: dict[str, Any]) -> str:
     """The spread of the paired ratios, where it was kept."""
     return f"[{row['low']:.2f}, {row['high']:.2f}]" if row.get("pairs", 1) > 1 else ""
+
+
+def _without_pairs(row: dict[str, Any]) -> str:
+    """Why a row has no spread: memory has none, and rows of earlier versions do not keep that of times."""
+    return BEFORE if "pairs" not in row and row["unit"] != "MiB" else "once"
+
+
+MET, MISSED, UNDECIDED = "met", "**missed**", "not decided"
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    """Whether a target is met; where pairs lie on both sides of it they do not tell."""
+    if _pairs(row) and row["low"] < row["target"] < row["high"]:
+        return UNDECIDED
+    return MET if row["met"] else MISSED
 
 
 def _open(row: dict[str, Any]) -> bool:

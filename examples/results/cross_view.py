@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from examples.results.paired import Paired, differences, holm
 from examples.results.planned import finished, not_measured, seed_by_seed
-from examples.results.report import commands, common, environments, unique
+from examples.results.report import agree, commands, common, environments, of_seeds, unique
 from examples.results.translation.experiments import (
+    DATA,
     SIZES,
     SMOOTHED,
     folder_of,
     prepare,
+    settings_of,
     training,
     validate,
     warmup,
@@ -23,6 +26,7 @@ from examples.results.translation.experiments import (
 from examples.results.translation.figures import best_bits
 from fairseq_ext.modules.cross_view import FUSIONS, STRATEGIES, check_cross_view
 
+DATASET = "multi30k"
 BASELINE = ("none", "mean")
 
 
@@ -45,7 +49,7 @@ Bits = dict[tuple[str, str], dict[int, float]]
 TEXT = """## Cross-view decoding: wirings and fusions
 
 Multi30k German to English, validation bits per token minus those of the Transformer with the same seed (less is
-better), with the 95 % interval: {seeds} seed(s) of size {size} (width {width}, FFN {ffn}, {layers} + {layers} pre-norm
+better), with the 95 % interval: {seeds} of size {size} (width {width}, FFN {ffn}, {layers} + {layers} pre-norm
 layers, {pieces:,} pieces, dropout {dropout}, {updates:,} updates of at most {tokens:,} tokens, {warmup} of warm-up; our
 choice, not tuned). A fusion is left out (–) where it has no meaning: `fma` has more than two views, `ama` and
 `ama-static` weigh theirs by themselves. {environment}.
@@ -74,9 +78,13 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"cross_view_{options.size}"]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {title: [options.data / DATA[DATASET].folder] for title in names(options)}
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every cell with every seed; what is complete, after each of them, seed by seed."""
-    data_bin = prepare("multi30k", options.data, options.out, SIZES[options.size].pieces)
+    data_bin = prepare(DATASET, options.data, options.out, SIZES[options.size].pieces)
     updates = options.updates or SIZES[options.size].updates
 
     def run(seed: int, cell: tuple[str, str]) -> dict[str, Any]:
@@ -95,6 +103,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {
             "name": names(options)[0],
             "size": options.size,
+            "settings": settings_of(options.size),
             "environments": unique(row["environment"] for row in rows),
             "rows": rows,
             "missing": missing,
@@ -107,6 +116,7 @@ def section(contents: list[dict[str, Any]]) -> str:
 
 
 def _table(content: dict[str, Any]) -> str:
+    agree(f"{content['name']}.json", content.get("settings", {}), settings_of(content["size"]))
     bits = _bits(content["rows"])
     gains = _gains(bits)
     lines = []
@@ -117,7 +127,7 @@ def _table(content: dict[str, Any]) -> str:
     return TEXT.format(
         **SIZES[content["size"]]._asdict() | {"updates": updates, "warmup": warmup(content["size"], updates)},
         size=content["size"],
-        seeds=len({row["seed"] for row in content["rows"]}),
+        seeds=of_seeds({" ".join(cell): of_cell for cell, of_cell in bits.items() if of_cell}),
         environment=environments(content),
         command=commands([content]),
         fusions=" | ".join(FUSIONS),

@@ -18,11 +18,17 @@ def parameters(log: Path) -> int:
 
 
 def validation_curve(log: Path, metric: str = "nll_loss") -> list[tuple[int, float]]:
-    """(update, ``metric`` of validation) from fairseq's JSON log; ``nll_loss`` is in bits per token."""
+    """(update, ``metric`` of validation) from fairseq's JSON log; ``nll_loss`` is in bits per token.
+
+    A line that a kill cut off is left out: it is written before the checkpoint, so the resumed training has it again.
+    """
     points = {}  # a resumed training may validate an update again
     for line in log.read_text(encoding="utf-8").splitlines():
         start = line.find('{"epoch"')
         if start >= 0 and f'valid_{metric}"' in line:
-            entry = json.loads(line[start:])
+            try:
+                entry = json.loads(line[start:])
+            except json.JSONDecodeError:
+                continue
             points[int(entry["valid_num_updates"])] = float(entry[f"valid_{metric}"])
     return sorted(points.items())

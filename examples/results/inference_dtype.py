@@ -60,6 +60,10 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"inference_dtype_{options.size}"]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {title: [options.data / DATA[DATASET].folder] for title in names(options)}
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Trains each system once, translates in every dtype at every batch size; what is finished stays."""
     data_bin = prepare(DATASET, options.data, options.out)

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 from examples.results.planned import not_measured
-from examples.results.report import asked, environments, mean_spread, seeds, unique
+from examples.results.report import asked, environments, mean_spread, of_seeds, seeds, unique
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.flags import Runs
 from graph.label_graph.data import label_matrix, label_names, read_splits
@@ -76,7 +76,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 
 TEXT = """## {heading}
 
-Test set, mean ± spread over {runs} seeds; one-error and Hamming loss: less is better.
+Test set, mean ± spread over {runs}; one-error and Hamming loss: less is better.
 {settings}. {environment}.
 
     python -m examples.results {command}
@@ -88,7 +88,7 @@ Test set, mean ± spread over {runs} seeds; one-error and Hamming loss: less is 
 
 ABLATION_TEXT = """## {heading}
 
-Validation set, without the label graph, mean ± spread over {runs} seeds, at the best epoch; one change at a time from
+Validation set, without the label graph, mean ± spread over {runs}, at the best epoch; one change at a time from
 the attention network, whose settings are those of its table, and then another reader. {summary} {environment}.
 
     python -m examples.results {command}
@@ -115,13 +115,21 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"label_graph_{dataset}" for dataset in options.datasets]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {f"label_graph_{name}": [_folder(name, options)] for name in options.datasets}
+
+
+def _folder(name: str, options: argparse.Namespace) -> Path:
+    return options.data / "multilabel" / name.removesuffix(ABLATION)
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every system on every data set, beside the linear SVM, with what is complete after each; and the ablations."""
     if options.systems != list(SYSTEMS) and (ablated := set(options.datasets) & set(ABLATED)):
         raise OptionError(f"--systems: has no effect on {', '.join(sorted(ablated))}; name tables with --datasets")
     for name in options.datasets:
         dataset = name.removesuffix(ABLATION)
-        data = options.data / "multilabel" / dataset
+        data = _folder(name, options)
         if not data.is_dir():
             raise DataError(f"--data: {data} is not a folder with {{train,valid,test}}.tsv.gz")
         contents = _table(dataset, data, options) if name == dataset else [_ablation(dataset, data, options)]
@@ -214,7 +222,7 @@ def _table_text(content: dict[str, Any]) -> str:
     rows = content["rows"]
     return TEXT.format(
         heading=heading(content),
-        runs=max(len(row["runs"]) for row in rows),
+        runs=of_seeds({row["system"]: row["runs"] for row in rows}),
         settings=content["settings"],
         environment=environments(content),
         command=content["command"],
@@ -252,7 +260,7 @@ def _ablation_text(content: dict[str, Any]) -> str:
 
     return ABLATION_TEXT.format(
         heading=heading(content),
-        runs=len(base),
+        runs=of_seeds({row["change"]: row["runs"] for row in content["rows"]}),
         summary=_summary(content),
         environment=environments(content),
         command=content["command"],

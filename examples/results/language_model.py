@@ -14,7 +14,7 @@ from examples.results import fairseq_log, fairseq_programs
 from examples.results.fairseq_programs import DEVICE_OPTIONS, PLUGIN, device
 from examples.results.paired import Paired, differences
 from examples.results.planned import finished, not_measured, seed_by_seed
-from examples.results.report import commands, common, environments, mean_spread, slug, unique
+from examples.results.report import commands, common, environments, mean_spread, of_seeds, slug, unique
 from examples.translation.staging import fairseq_preprocess
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines, replacing, write_json
@@ -23,6 +23,7 @@ from fairseq_ext.training.runs import environment
 from fairseq_ext.training.settings import digest
 
 BASELINE = "dense"
+TEXTS = "language_model/brown"
 SPLITS = ("train", "valid", "test")
 SOFTMAX = ["--criterion", "adaptive_loss"]
 SYSTEMS: dict[str, list[str]] = {
@@ -70,7 +71,7 @@ TEXT = """## {heading}
 softmax with cutoffs {cutoff}, tied; dropout {dropout}, blocks of {block} words, {epochs} epochs of batches of
 {tokens:,} words, Adam (0.9, 0.98) with learning rate 2e-3 inverse_sqrt, 200 warm-up updates; the epoch with the best
 validation likelihood. Our choice, not tuned for any row. A word of test sees at least {context} words before it, where
-there are so many: mean ± spread over the seeds {seeds}; {environment}.
+there are so many: mean ± spread over {seeds}; {environment}.
 
 {command}
 
@@ -99,12 +100,16 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"language_model_{options.size}"]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {title: [options.data / TEXTS] for title in names(options)}
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every system and seed, each trained and evaluated once; what is complete, after each of them."""
     size = SIZES[options.size]
     size = size._replace(epochs=options.epochs or size.epochs)
     out = options.out / "language_model"
-    data_bin = prepare(options.data / "language_model" / "brown", out, size.min_count)
+    data_bin = prepare(options.data / TEXTS, out, size.min_count)
 
     def run(seed: int, name: str) -> dict[str, Any]:
         row = train_and_score(name, size, seed, data_bin, options.out)
@@ -240,7 +245,7 @@ def _table(content: dict[str, Any]) -> str:
         **content["size"] | text | {"unknown": 100 * text["unknown"]},
         heading=heading(content),
         context=content["size"]["block"] // 2,
-        seeds=", ".join(map(str, sorted({row["seed"] for row in content["rows"]}))),
+        seeds=of_seeds({name: [row["seed"] for row in own] for name, own in systems.items()}, listed=True),
         environment=environments(content),
         command=commands([content]),
         rows="\n".join(lines),

@@ -5,11 +5,21 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from examples.results.muka_teachers import OF_TEACHERS, SETTINGS, TITLES, add_teachers, pretrained, taught, training
+from examples.results.muka_teachers import (
+    OF_TEACHERS,
+    SETTINGS,
+    TITLES,
+    add_teachers,
+    pretrained,
+    sources,
+    taught,
+    training,
+)
 from examples.results.paired import Paired, differences
-from examples.results.report import environments, mean_spread, slug, unique
+from examples.results.report import environments, mean_spread, of_seeds, slug, unique
 from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.runs import run_name
 from vision_language.muka.cache import TeacherCache
@@ -38,7 +48,7 @@ VALIDATE_EVERY = 100
 
 TEXT = """## {heading}
 
-Test accuracy (%), mean ± spread over {seeds} seeds, each with teachers of its own. All models
+Test accuracy (%), mean ± spread over {seeds}, each with teachers of its own. All models
 start from MiniLM ({layers}); students see the training texts without labels; {budget}, batches of {batch_size},
 step size {lr:g}, {max_length} tokens, K = {passes} dropout passes, number format {mixed_precision}; the checkpoint is
 that of the smallest loss against the teachers, without labels. The row `supervised` alone has no teachers and learns
@@ -77,6 +87,10 @@ SELECTS = "settings"
 
 def names(options: argparse.Namespace) -> list[str]:
     return [_name(setting, options) for setting in options.settings]
+
+
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {_name(setting, options): sources(setting, options) for setting in options.settings}
 
 
 def _name(setting: str, options: argparse.Namespace) -> str:
@@ -182,7 +196,7 @@ def _table(content: dict[str, Any]) -> str:
     kl = [teachers["kl_to_supervised"] for teachers in content["diagnostics"] if "kl_to_supervised" in teachers]
     means = {kind: statistics.fmean(each[kind] for each in kl) for kind in ("soft", "hard", "ensemble")} if kl else {}
     return TEXT.format(
-        **{**settings, "layers": layers},
+        **{**settings, "layers": layers, "seeds": of_seeds({name: row["runs"] for name, row in rows.items()})},
         heading=heading(content),
         budget=BUDGET.format(**settings) if most else f"epochs {settings['epochs']}",
         environment=environments(content),

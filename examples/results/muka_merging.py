@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from examples.results.muka_teachers import OF_TEACHERS, SETTINGS, TITLES, add_teachers, pretrained, taught
+from examples.results.muka_teachers import OF_TEACHERS, SETTINGS, TITLES, add_teachers, pretrained, sources, taught
 from examples.results.paired import Paired
-from examples.results.report import environments, mean_spread
+from examples.results.report import environments, mean_spread, of_seeds
 from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.runs import environment, run_name, torch_device
 from vision_language.muka.evaluate import evaluate_classifiers
@@ -25,7 +26,7 @@ TEXT = """## Merging classifiers by their weights
 Teachers as in the tables of MUKA ({num_layers} layers of MiniLM, epochs {epochs}, batches of {batch_size}, step size
 {lr:g}, {max_length} tokens, number format {mixed_precision}), their encoders averaged or added up
 ([arXiv:2212.04089](https://arxiv.org/abs/2212.04089)), their output layers side by side: no text is read and nothing is
-trained. Test accuracy (%), mean ± spread over {seeds} seeds; in brackets the difference to the ensemble, paired by
+trained. Test accuracy (%), mean ± spread over {seeds}; in brackets the difference to the ensemble, paired by
 seed. The factors λ were set beforehand (our choice); of two teachers the average is λ = 0.5, and λ = 1 is the sum.
 Teachers of unequal depth have no weights to average: their setting has no row. {environment}.
 
@@ -46,6 +47,10 @@ SELECTS = ""
 
 def names(options: argparse.Namespace) -> list[str]:
     return ["muka_merging"]
+
+
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {"muka_merging": [source for setting in options.settings for source in sources(setting, options)]}
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -87,7 +92,7 @@ def section(contents: list[dict[str, Any]]) -> str:
 def _table(content: dict[str, Any]) -> str:
     systems = list(content["rows"][0]["runs"])
     return TEXT.format(
-        **content["settings"],
+        **{**content["settings"], "seeds": _seeds(content["rows"])},
         environment=environments(content),
         command=content["command"],
         systems=" | ".join(systems),
@@ -97,6 +102,10 @@ def _table(content: dict[str, Any]) -> str:
             for row in content["rows"]
         ),
     )
+
+
+def _seeds(rows: list[dict[str, Any]]) -> str:
+    return of_seeds({f"{TITLES[row['setting']]}, {name}": own for row in rows for name, own in row["runs"].items()})
 
 
 def _cell(runs: dict[str, dict[str, float]], system: str) -> str:

@@ -18,7 +18,9 @@ from vision_language.muka.options import TeacherOptions
 from vision_language.muka.text_files import Texts
 from vision_language.muka.train import train_teacher
 
-__all__ = ["OF_TEACHERS", "SETTINGS", "TITLES", "Setting", "add_teachers", "pretrained", "taught", "training"]
+__all__ = [
+    *("OF_TEACHERS", "SETTINGS", "TITLES", "Setting", "add_teachers", "pretrained", "sources", "taught", "training"),
+]
 
 OF_TEACHERS = ("seeds", "num_layers", "epochs", "batch_size", "lr", "max_length", "mixed_precision")
 """The options of :func:`add_teachers` that decide what is measured, beside the settings themselves."""
@@ -100,9 +102,18 @@ def taught(name: str, seed: int, options: argparse.Namespace) -> tuple[tuple[str
     return tuple(map(str, data)), tuple(teachers), test
 
 
+def sources(name: str, options: argparse.Namespace) -> list[Path]:
+    """The folders of the texts of a setting."""
+    return [_folder(options, dataset) for dataset in SETTINGS[name].datasets]
+
+
+def _folder(options: argparse.Namespace, dataset: str) -> Path:
+    return options.data / "text_cls" / dataset
+
+
 def _source(options: argparse.Namespace, dataset: str, prefix: bool) -> Path:
     """The folder of a data set; with ``prefix`` a copy whose labels start with its name, so that none are shared."""
-    folder = options.data / "text_cls" / dataset
+    folder = _folder(options, dataset)
     if not folder.is_dir():
         raise DataError(f"--data: {folder} is not a folder with {{train,test}}.tsv.gz")
     if not prefix:

@@ -50,11 +50,18 @@ def finished(folder: Path, out: Path, measure: Callable[[], dict[str, Any]]) -> 
     return read_json(result)
 
 
-def take_over(stored: Path, out: Path) -> None:
-    """Rows of a stored table are finished runs, so that a table can grow on another machine, where ``out`` is empty."""
-    rows = read_json(stored).get("rows", []) if stored.exists() else []
-    if restored := restore([row for row in rows if "run" in row], out):
+def take_over(stored: Path, out: Path) -> bool:
+    """Rows of a stored table are finished runs, so that a table can grow on another machine, where ``out`` is empty.
+
+    Returns:
+        Whether all of them could be taken over, as none can that do not say where their run was.
+    """
+    content = read_json(stored) if stored.exists() else {}
+    rows = content.get("rows", [])
+    kept = [row for row in rows if "run" in row]
+    if restored := restore(kept, out):
         say(f"{restored} rows of {stored} are not measured anew; they are with another --docs FOLDER")
+    return len(kept) == len(rows) and "runs_of" not in content
 
 
 def restore(rows: Iterable[dict[str, Any]], out: Path) -> int:

@@ -27,7 +27,7 @@ from examples.results.renode_recipes import (
     described,
     superseded,
 )
-from examples.results.report import asked, copied, environments, mean_spread, unique
+from examples.results.report import agree, asked, copied, environments, mean_spread, unique
 from fairseq_ext.training.errors import OptionError
 from graph.renode.options import TrainOptions, TrainRuns
 from graph.renode.train import run
@@ -106,6 +106,10 @@ def names(options: argparse.Namespace) -> list[str]:
     return [_name(dataset, options) for dataset in options.datasets]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {_name(dataset, options): [_raw(dataset, options)] for dataset in options.datasets}
+
+
 def _name(dataset: str, options: argparse.Namespace) -> str:
     return "_".join(("renode", dataset, *_suffix(options.recipe)))
 
@@ -134,10 +138,18 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {
             "name": _name(dataset, options),
             "recipe": options.recipe,
+            "settings": RECIPES[options.recipe],
             "environments": unique(recorded),
             "rows": rows,
             "choices": choices,
         }
+
+
+def _raw(dataset: str, options: argparse.Namespace) -> Path:
+    """Where the data set is below ``--data``."""
+    if dataset == "debian_deps":
+        return options.data / "graph_npz" / "debian_deps.npz"
+    return options.data / "pyg" / ("Planetoid" if dataset in ("Cora", "CiteSeer") else "Amazon") / dataset
 
 
 def _suffix(recipe: str) -> tuple[str, ...]:
@@ -177,10 +189,9 @@ def _runs(
 def _source(dataset: str, options: argparse.Namespace) -> dict[str, Any]:
     """The data set's name and root."""
     if dataset == "debian_deps":
-        return {"dataset": str(options.data / "graph_npz" / "debian_deps.npz")}
-    family = "Planetoid" if dataset in ("Cora", "CiteSeer") else "Amazon"
+        return {"dataset": str(_raw(dataset, options))}
     root = options.out / "pyg"
-    copied(options.data / "pyg" / family / dataset, root / dataset)
+    copied(_raw(dataset, options), root / dataset)
     return {"dataset": dataset, "root": str(root)}
 
 
@@ -226,6 +237,7 @@ def section(contents: list[dict[str, Any]]) -> str:
 
 def _table(content: dict[str, Any]) -> str:
     rows = content["rows"]
+    agree(f"{content.get('name')}.json", content.get("settings", {}), RECIPES[content["recipe"]])
     lines = [f"| {row['model']} | {row['loss']} | {row['split']} | {_cells(row)} |" for row in rows]
     protocol = "the released splits: 20 labelled nodes a class, or for step 5 % of all nodes"
     if rows[0]["dataset"] == "debian_deps":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from examples.results.paired import Paired, p_value
@@ -61,12 +62,20 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"renode_large_{dataset}" for dataset in options.datasets]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {f"renode_large_{dataset}": [_graph(dataset, options)] for dataset in options.datasets}
+
+
+def _graph(dataset: str, options: argparse.Namespace) -> Path:
+    return options.data / "graph_npz" / f"{dataset}.npz"
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every arm of every data set."""
     for dataset in options.datasets:
         rows, recorded = [], []
         for arm, changes in ((arm, ARMS[arm]) for arm in ARMS if arm in {"off", *options.arms}):
-            graph = str(options.data / "graph_npz" / f"{dataset}.npz")
+            graph = str(_graph(dataset, options))
             chosen = LargeOptions(dataset=graph, **RECIPES[dataset], **changes)
             folder = options.out / "renode_large" / "-".join((dataset, *arm.replace(",", "").split()))
             asked_for = LargeRuns(out=str(folder), splits=options.splits)

@@ -32,6 +32,8 @@ PARTS = (
 
 LONG = 14
 """Rows of a table beyond which it is folded."""
+NAMED = 6
+"""Rows with fewer seeds that are named."""
 SHOWN = 12
 """Lines of a difference that are printed."""
 
@@ -39,8 +41,9 @@ HEAD = """# Measured results
 
 Written by `python -m examples.results` from `results/*.json`, which hold every run with its settings, hardware and
 library versions. Nothing here is copied from a paper, but for what says *published* and the numbers of its claims. The
-command resumes where it was stopped; rows of translation, language models and cross-view decoding that are stored
-already are measured anew only with another `--docs FOLDER`.
+command resumes where it was stopped. Rows of translation, language models and cross-view decoding that are stored with
+the place of their run are measured anew only with another `--docs FOLDER`. What is measured on other data or with other
+options is refused, and what has other figures than the stored runs is kept beside the runs, without `--replace`.
 
 ± is the population standard deviation. A difference is paired (the same seed or split on both sides); in brackets is
 its 95 % interval by the t-distribution. A row *gains* or *loses* where that interval excludes 0; of rows without any
@@ -54,6 +57,7 @@ def part(name: str) -> ModuleType:
 
     - ``add_arguments(parser)``
     - ``names(options)``: the contents that are measured, each a file of its own
+    - ``reads(options)``: the files and folders that each of those contents is measured on
     - ``SELECTS``: the option that chooses those names; every other option changes what a file holds
     - ``measure(options)``: yields the contents
     - ``section(contents)``: their text; and, where there are some, ``pictures(contents, folder)``
@@ -71,9 +75,19 @@ def describe(environment: dict[str, Any]) -> str:
 
 
 def environments(content: dict[str, Any]) -> str:
-    """Where the runs of a content were trained: each has its own, and older contents one for all of theirs."""
-    each = content["environments"] if "environments" in content else [content["environment"]]
+    """Where the runs of a content were trained: what they say themselves, or else the content for all of them."""
+    if not (each := [*_recorded(content.get("rows", [])), *_recorded(content.get("runs_of", {}))]):
+        each = content["environments"] if "environments" in content else [content["environment"]]
     return distinct(each, describe, "; and ")
+
+
+def _recorded(part: Any) -> Iterator[dict[str, Any]]:
+    """The environments that rows and runs have themselves."""
+    for key, value in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+        if key == "environment":
+            yield value
+        else:
+            yield from _recorded(value)
 
 
 def distinct(things: Iterable[Any], of: Callable[[Any], str], between: str) -> str:
@@ -103,6 +117,23 @@ def common(rows: Sequence[Mapping[str, Any]], key: str) -> Any:
     return values[0]
 
 
+def agree(where: str, stored: Mapping[str, Any], printed: Mapping[str, Any]) -> None:
+    """Refuse settings other than those that the text prints of them; some are not stored, by earlier versions none.
+
+    Args:
+        where: the file and row that they are of.
+        stored: the settings that were measured.
+        printed: those of this version.
+
+    Raises:
+        DataError: they differ.
+    """
+    for key, value in stored.items():
+        now = printed.get(key)
+        if value != ([*now] if isinstance(now, tuple) else now):
+            raise DataError(f"{where} was measured with {key} {value}, and its table says {now}: measure it anew")
+
+
 def commands(contents: Iterable[dict[str, Any]]) -> str:
     """The commands that measured them: of this program, unless they are ``shell`` commands."""
 
@@ -115,6 +146,29 @@ def commands(contents: Iterable[dict[str, Any]]) -> str:
 def seeds(count: int) -> list[str]:
     """The runs of a trainer with so many seeds."""
     return [f"seed{number}" for number in range(1, count + 1)]
+
+
+def of_seeds(runs: Mapping[str, Iterable[Any]], listed: bool = False) -> str:
+    """How many seeds the rows are means of: ``3 seeds``, with the rows that have fewer.
+
+    Args:
+        runs: of each row the names of its seeds; a row without a seed, whose only run is called ``""``, is left out.
+        listed: the seeds themselves, ``the seeds 1, 2, 3``.
+    """
+    own = {name: seeds for name, names in runs.items() if (seeds := sorted(names)) != [""]}
+    every = sorted({seed for seeds in own.values() for seed in seeds})
+
+    def told(seeds: list[Any]) -> str:
+        return ", ".join(map(str, seeds)) if listed else str(len(seeds))
+
+    fewer = [f"{name}: {told(seeds)}" for name, seeds in own.items() if seeds != every]
+    named = [*fewer[:NAMED], *([f"and {len(fewer) - NAMED} more"] if len(fewer) > NAMED else [])]
+    number, plural = told(every), len(every) != 1
+    if listed:
+        head = f"the seeds {number}" if plural else f"seed {number}"
+    else:
+        head = f"{number} seed{'s' if plural else ''}"
+    return f"{head} ({'; '.join(named)})" if named else head
 
 
 def asked(runs: Mapping[str, dict[str, Any]], names: Iterable[str]) -> dict[str, dict[str, Any]]:

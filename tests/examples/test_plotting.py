@@ -49,7 +49,11 @@ def test_small_multiples_share_their_scales_and_the_baseline():
     assert list(panels) == ["MUSE", "AdaNorm"] and {axes.get_ylim() for axes in panels.values()} == {(0, 3)}
     for name, axes in panels.items():
         assert [line.get_color() for line in axes.lines] == [GREY, colour_of(name)]
-        assert axes.lines[0].get_ydata().tolist() == [5, 1] and axes.get_title("left") == name
+        assert axes.lines[0].get_ydata().tolist() == [5, 1]
+        assert axes.get_title("left").replace("\n", " ") == f"{name}: 1 runs beside 2"
+    runs = {name: own[:1] for name, own in runs.items()}
+    panels = small_multiples(Figure(), runs, "Transformer")
+    assert [axes.get_title("left") for axes in panels.values()] == ["MUSE", "AdaNorm"], "as many as the baseline"
     assert list(small_multiples(Figure(), {"Transformer": runs["Transformer"]}, "Transformer")) == ["Transformer"]
 
 

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from examples.results import benchmarks, fairseq_log, graph_classification, iais, label_graph, muka, renode, report
+from examples.results import (
+    benchmarks,
+    fairseq_log,
+    fairseq_programs,
+    graph_classification,
+    iais,
+    label_graph,
+    muka,
+    renode,
+    report,
+)
 from examples.results.planned import not_measured
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
@@ -62,6 +73,38 @@ def test_rows_of_different_budgets_share_no_table(results, tmp_path):
     write(results, [row("Transformer", 1, 30.0, 3.0), {**row("MUSE", 1, 31.0, 3.0), "updates": 900}])
     with pytest.raises(DataError, match="rows of different updates cannot share a table: 300, 900"):
         report.write_report(tmp_path / "docs")
+
+
+def test_rows_of_fewer_seeds_are_named():
+    assert report.of_seeds({"SVM": {"": 0}, "a": {"seed1": 0, "seed2": 0}, "b": {"seed2": 0}}) == "2 seeds (b: 1)"
+    assert report.of_seeds({"SVM": {"": 0}, "a": {"seed1": 0}}) == "1 seed"
+    assert report.of_seeds({"a": [1, 3, 2], "b": [3, 1, 2], "c": [1, 3]}, listed=True) == "the seeds 1, 2, 3 (c: 1, 3)"
+    assert report.of_seeds({"a": [1]}, listed=True) == "seed 1"
+    many = {"all": [1, 2], **{f"row {number}": [1] for number in range(9)}}
+    assert report.of_seeds(many).endswith("row 5: 1; and 3 more)")
+
+
+SEEDED = {
+    "multi30k_cpu": "MUSE: 1, 2",
+    "language_model_brown": "adaptive span: 1, 2",
+    "cross_view_ablation": "ama-static mean: 2",
+    "iais_coco_val2017_regions": "+ IAIS, distributed: 1",
+    "muka_stackoverflow20_2": "supervised: 1",
+    "label_graph_mams_acsa": "MiniLM + soft training: 1",
+    "label_graph_mams_acsa_ablation": "MiniLM, its mean of a review: 1",
+    "images_mnist_r100": "DRW + bonus: 1",
+    "images_attacks": "encouraging: 1",
+}
+
+
+@pytest.mark.parametrize(("name", "fewer"), SEEDED.items())
+def test_a_text_says_which_rows_have_fewer_seeds(name, fewer):
+    """Of every kind of table with seeds."""
+    (content,) = (read_json(file) for file in (report.DOCS / "results").glob(f"{name}.json"))
+    *rows, last = content["rows"]
+    rows += [{**last, "runs": dict([*last["runs"].items()][:1])}] if "runs" in last else []
+    text = report.part(content["part"]).section([{**content, "rows": rows}])
+    assert re.search(rf"seeds?\b[^|]* \([^|]*{re.escape(fewer)}[;)]", text), text[:900]
 
 
 def test_nothing_measured_writes_nothing(results, tmp_path):
@@ -126,6 +169,34 @@ def test_the_curve_comes_from_the_log(tmp_path):
     resumed = lines[-1].replace("4.5", "4.25")
     (tmp_path / "train.log").write_text("\n".join([*lines, resumed]))
     assert fairseq_log.validation_curve(tmp_path / "train.log") == [(100, 5.5), (200, 4.25)]
+
+
+def test_a_resumed_training_keeps_its_validations(monkeypatch, tmp_path):
+    """Its log goes on where the killed one ends, in the middle of a line."""
+    log = tmp_path / "train.log"
+    valid = '| valid | {"epoch": %d, "valid_nll_loss": "%s", "valid_num_updates": "%d"}\n'
+    written = iter(
+        [valid % (1, 5.5, 261) + (valid % (2, 4.5, 522))[:60], "| loaded checkpoint\n" + valid % (2, 4.5, 522)]
+    )
+
+    def run(command, *, stdout, **rest):
+        stdout.write(next(written))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(fairseq_programs.subprocess, "run", run)
+    for _ in range(2):
+        fairseq_programs.run(["fairseq_cli.train"], log)
+    assert fairseq_log.validation_curve(log) == [(261, 5.5), (522, 4.5)]
+
+
+def test_a_curve_without_a_validation_is_named(results, tmp_path):
+    rows = [row("Transformer", 1, 30.0, 3.0), row("MUSE", 1, 31.0, 3.0)]
+    write(results, rows)
+    report.write_report(tmp_path / "docs")
+    assert "Curves without" not in (tmp_path / "docs" / "RESULTS.md").read_text()
+    write(results, [rows[0], {**rows[1], "curve": rows[1]["curve"][1:]}])
+    report.write_report(tmp_path / "docs")
+    assert "Curves without the validation at update 100 of MUSE." in (tmp_path / "docs" / "RESULTS.md").read_text()
 
 
 def test_a_log_without_the_size_is_refused(tmp_path):
@@ -305,7 +376,7 @@ def test_benchmarks_say_which_targets_are_missed():
     assert "loss: P, 1 thread(s); python 3, torch 2. norm: P" in text and text.count("other programs") == 1
     assert text.count("python -m examples.results benchmarks") == 1
     assert "1 of 2 targets are met" in text and "Missed in `norm`" in text and "`loss`" not in text
-    assert "| 2.00 |  | 2.000 | 1.000 | ms | CPU | x / y | 1.1: **missed** |" in text and "†" not in text
+    assert "| 2.00 | not kept | 2.000 | 1.000 | ms | CPU | x / y | 1.1: **missed** |" in text and "†" not in text
 
 
 def test_benchmarks_say_where_ratio_and_medians_disagree():
@@ -314,8 +385,33 @@ def test_benchmarks_say_where_ratio_and_medians_disagree():
     kept = {**row, "low": 0.85, "high": 1.1, "pairs": 3}
     shared = {"environment": ENVIRONMENT, "command": "benchmarks", "claim": "norm", "busy": False}
     text = benchmarks.section([{**shared, "rows": [row, kept]}])
-    assert "| 1.02 † |  | 0.900 | 1.000 | ms |" in text and "Of them, 1 are marked †" in text
+    assert "| 1.02 † | not kept | 0.900 | 1.000 | ms |" in text and "Without brackets, 1 are marked †" in text
     assert "| 1.02 | [0.85, 1.10] | 0.900 | 1.000 | ms |" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "met", "outcome", "line"),
+    [
+        *((0.9, 1.1, True, "not decided", "0 of 1"), (0.9, 1.1, False, "not decided", "0 of 1")),
+        *((0.8, 0.99, True, "met", "1 of 1"), (1.01, 1.2, False, "**missed**", "0 of 1")),
+    ],
+)
+def test_a_target_among_the_pairs_is_not_decided(low, high, met, outcome, line):
+    row = {"claim": "norm", "case": "x", "ours": 1.0, "reference": 1.0, "unit": "ms", "ratio": 1.0, "target": 1.0}
+    row |= {"met": met, "low": low, "high": high, "pairs": 3}
+    text = benchmarks.section([{"environment": ENVIRONMENT, "command": "b", "busy": False, "rows": [row]}])
+    assert f"| x | 1: {outcome} |" in text and f"{line} targets are met" in text
+    assert ("Missed in" in text) == ("missed" in outcome) and ("1 are not decided" in text) == ("not" in outcome)
+
+
+def test_a_row_without_pairs_says_why():
+    """Memory and single measurements never had some; of earlier versions nobody knows."""
+    row = {"claim": "norm", "case": "x", "ours": 1.0, "reference": 1.0, "unit": "ms", "ratio": 1.0, "target": None}
+    once, memory = {**row, "low": None, "high": None, "pairs": 1}, {**row, "unit": "MiB"}
+    shared = {"environment": ENVIRONMENT, "command": "b", "busy": False}
+    text = benchmarks.section([{**shared, "rows": [row, once, memory]}])
+    assert re.findall(r"^\| 1.00 \| (.*?) \|", text, re.MULTILINE) == ["not kept", "once", "once"]
+    assert "before pairs were" in text and "before" not in benchmarks.section([{**shared, "rows": [once]}])
 
 
 def test_rows_of_a_gpu_stand_below_those_of_the_cpu():

@@ -174,7 +174,8 @@ def test_the_l_softmax_network_and_the_adversarial_training(trained, tmp_path):
 
 
 def content(experiment: str, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    runs = {name: {f"seed{n}": RECORD | run for n, run in enumerate(each, 1)} for name, each in rows.items()}
+    record = {key: value for key, value in RECORD.items() if key != "environment"}  # that of the content is for all
+    runs = {name: {f"seed{n}": record | run for n, run in enumerate(each, 1)} for name, each in rows.items()}
     listed = [{"system": name, "runs": each} for name, each in runs.items()]
     return {
         "part": "image_classification",

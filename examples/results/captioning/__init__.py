@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from examples.results.captioning.baselines import BASELINES, human
@@ -14,7 +15,7 @@ from examples.results.report import unique
 from fairseq_ext.captions.evaluation import Evaluation
 from fairseq_ext.captions.store import Preparation, Split
 
-__all__ = ["SELECTS", "add_arguments", "measure", "names", "pictures", "section"]
+__all__ = ["SELECTS", "add_arguments", "measure", "names", "pictures", "reads", "section"]
 
 SELECTS = "datasets"
 
@@ -31,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def names(options: argparse.Namespace) -> list[str]:
     return [f"captioning_{name}" for name in options.datasets]
+
+
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {f"captioning_{name}": [options.data / EXPERIMENTS[name].source] for name in options.datasets}
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 from examples.plotting import limits_after_first, small_multiples
 from examples.results.paired import Paired
 from examples.results.planned import not_measured
-from examples.results.report import commands, environments, mean_spread
+from examples.results.report import commands, environments, mean_spread, of_seeds
 from fairseq_ext.training.plotting import picture
 
 __all__ = ["heading", "pictures", "same_for_all", "section"]
@@ -88,13 +88,12 @@ def _table(content: dict[str, Any]) -> str:
 def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
     """CIDEr-D and loss on valid over each training, a panel for each arm."""
     for content in contents:
-        trained = {row["system"]: list(row["runs"].values()) for row in content["rows"]}
-        trained = {name: runs for name, runs in trained.items() if all("curves" in run for run in runs)}
-        seeds = max(map(len, trained.values()))
-        title = f"{content['dataset']}, valid: each arm beside {DENSE} (grey), {seeds} seed{'s' if seeds > 1 else ''}"
+        trained = {row["system"]: row["runs"] for row in content["rows"]}
+        trained = {name: runs for name, runs in trained.items() if all("curves" in run for run in runs.values())}
+        title = f"{content['dataset']}, valid: each arm beside {DENSE} (grey), {of_seeds(trained)}"
         with picture(folder / f"{content['name']}.png", (9, 5.6), title) as figure:
             for part, (metric, label) in zip(figure.subfigures(2, 1), CURVES.items(), strict=True):
-                curves = {name: [run["curves"][metric] for run in runs] for name, runs in trained.items()}
+                curves = {name: [run["curves"][metric] for run in runs.values()] for name, runs in trained.items()}
                 panels = small_multiples(part, curves, DENSE, limits=limits_after_first(curves), marker=".")
                 next(iter(panels.values())).set_ylabel(label)
                 part.supxlabel("updates")

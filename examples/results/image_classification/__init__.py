@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from examples.results.image_classification import attacks, tails
-from examples.results.image_classification.experiments import EXPERIMENTS, USUAL, Experiment, Places
-from examples.results.report import asked, commands, distinct, environments, seeds, slug, unique
+from examples.results.image_classification.experiments import EXPERIMENTS, USUAL, Experiment, Places, sources
+from examples.results.report import agree, asked, commands, distinct, environments, seeds, slug, unique
 from fairseq_ext.training.files import output_folder
 from vision_language.image_classification.options import NetworkOptions, Options
 from vision_language.image_classification.train import run
 
-__all__ = ["SELECTS", "add_arguments", "figures_of", "measure", "names", "pictures", "section"]
+__all__ = ["SELECTS", "add_arguments", "figures_of", "measure", "names", "pictures", "reads", "section"]
 
 TABLES = {**attacks.TABLES, **tails.TABLES}
 
@@ -47,6 +47,10 @@ def names(options: argparse.Namespace) -> list[str]:
     return [f"images_{name}" for name in options.experiments]
 
 
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {f"images_{name}": sources(EXPERIMENTS[name], options.data) for name in options.experiments}
+
+
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every row of every experiment; a finished training or test is not repeated."""
     for name in options.experiments:
@@ -59,7 +63,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for seed, (model, record) in runs.items():
                 kept[seed] = figures_of(record)
                 kept[seed] |= experiment.then(model, places) if experiment.then else {}
-            rows.append({"system": system, "runs": kept})
+            rows.append({"system": system, "settings": experiment.rows[system], "runs": kept})
             print(f"{name}, {system}: {[round(row['test_accuracy'], 4) for row in kept.values()]}", flush=True)
         yield {
             "name": f"images_{name}",
@@ -97,12 +101,27 @@ def figures_of(record: dict[str, Any]) -> dict[str, Any]:
 
 def section(contents: list[dict[str, Any]]) -> str:
     """A table for each experiment."""
+    for content in contents:
+        _refuse_other_settings(content)
     by_name = {content["experiment"]: content for content in contents}
     head = HEAD.format(environments=distinct(contents, environments, "; "), commands=commands(contents))
     tables = [table(by_name[name]) for name, table in TABLES.items() if name in by_name]
     if tails.TAIL_TEXTS.keys() & by_name.keys():
         tables.append("![Accuracy from head to tail](results/images_tails.png)\n")
     return "\n".join([head, *tables])
+
+
+RENAMED = {"select": "select_on"}
+"""Settings of earlier versions."""
+
+
+def _refuse_other_settings(content: dict[str, Any]) -> None:
+    """All that the texts say about the trainings, and that the names of the rows stand for."""
+    file, experiment = f"{content['name']}.json", EXPERIMENTS[content["experiment"]]
+    stored = {RENAMED.get(key, key): value for key, value in content.get("settings", {}).items()}
+    agree(file, stored, experiment.settings)
+    for row in content["rows"]:
+        agree(f"{file}: {row['system']}", row.get("settings", {}), experiment.rows.get(row["system"], {}))
 
 
 def pictures(contents: list[dict[str, Any]], folder: Path) -> None:

@@ -19,6 +19,7 @@ from examples.results.image_classification.figures import (
     shown,
 )
 from examples.results.paired import Paired
+from examples.results.report import of_seeds
 from fairseq_ext.training.plotting import mean_and_range, name_lines, picture
 
 __all__ = ["TABLES", "pictures"]
@@ -213,7 +214,7 @@ def pictures(contents: dict[str, Content], folder: Path) -> None:
 
 
 def _draw(content: Content, file: Path) -> None:
-    title = "MNIST under attack: mean and range over the seeds"
+    title = f"MNIST under attack: mean and range over {of_seeds(runs_of(content))}"
     with picture(file, (9, 3.6), title) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, objective in zip(panels, OBJECTIVES, strict=True):

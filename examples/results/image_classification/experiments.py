@@ -17,7 +17,7 @@ from fairseq_ext.training.settings import digest
 from vision_language.image_classification.detection import detection_metrics
 from vision_language.image_classification.evaluate import AttackOptions, OodOptions, attack, ood
 
-__all__ = ["EXPERIMENTS", "HALF_RATE", "HALF_RATE_BASELINE", "LONG", "USUAL", "Experiment", "Places"]
+__all__ = ["EXPERIMENTS", "HALF_RATE", "HALF_RATE_BASELINE", "LONG", "USUAL", "Experiment", "Places", "sources"]
 
 CROSS_ENTROPY: dict[str, Any] = {"loss": "cross-entropy"}
 ENCOURAGING: dict[str, Any] = {"loss": "encouraging", "log_end": 1.0}
@@ -97,6 +97,9 @@ OTHERS = {"notMNIST": ("notmnist_test", False), "Omniglot": ("omniglot", True), 
 """Folder of the images of another kind, and whether their ink is dark."""
 
 
+MNIST, CIFAR10, OMNIGLOT = "images/mnist", "images/cifar10_jpeg", "images/omniglot_small"
+
+
 class Places(NamedTuple):
     """Where the data sets are, and where the archives of some are unpacked."""
 
@@ -104,17 +107,17 @@ class Places(NamedTuple):
     out: Path
 
     def mnist(self) -> Path:
-        return self.data / "images" / "mnist"
+        return self.data / MNIST
 
     def cifar10(self) -> Path:
-        folder = self.data / "images" / "cifar10_jpeg"
+        folder = self.data / CIFAR10
         return unpacked([folder / f"{split}.tar.xz" for split in ("train", "test")], self.out / "cifar10_jpeg")
 
     def other(self, name: str) -> Path:
         folder = self.data / "images" / name
         if name != "omniglot":
             return folder
-        archive = self.data / "images" / "omniglot_small" / "images_background_small2.zip"
+        archive = self.data / OMNIGLOT / "images_background_small2.zip"
         return unpacked([archive], self.out / "omniglot")
 
 
@@ -186,6 +189,13 @@ EXPERIMENTS = {
 }
 USUAL = [name for name in EXPERIMENTS if name not in ("l_softmax", "trial")]
 """l_softmax is for a GPU, and trial shows only that everything runs."""
+
+
+def sources(experiment: Experiment, data: Path) -> list[Path]:
+    """The folders below ``data`` that an experiment is trained and tested on."""
+    others = [folder for folder, _ in OTHERS.values()] if experiment.then is against_others else []
+    tested = [data / (OMNIGLOT if folder == "omniglot" else f"images/{folder}") for folder in others]
+    return [data / (CIFAR10 if experiment.data == Places.cifar10 else MNIST), *tested]
 
 
 def _kept(name: str, options: Any, result: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from examples.results.paired import Paired
-from examples.results.report import mean_spread
+from examples.results.report import mean_spread, of_seeds
 
 __all__ = [
     "BASELINE",
@@ -39,8 +39,7 @@ def runs_of(content: Content) -> dict[str, Runs]:
 def seconds(content: Content) -> str:
     """How long a training took."""
     each = [run["steps"] * run["seconds_per_step"] for row in content["rows"] for run in row["runs"].values()]
-    seeds = max(len(row["runs"]) for row in content["rows"])
-    return f"{seeds} seed{'s' if seeds > 1 else ''}, {statistics.median(each):.0f} s a training."
+    return f"{of_seeds(runs_of(content))}, {statistics.median(each):.0f} s a training."
 
 
 def cell(runs: Runs, figure: Figure, digits: int = 1, scale: float = 100) -> str:

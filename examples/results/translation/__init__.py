@@ -6,6 +6,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,14 @@ from examples.results.translation.experiments import (
     SYSTEMS,
     Settings,
     prepare,
+    settings_of,
     train_and_score,
     tune,
 )
 from examples.results.translation.outputs import published, sampled, sentence_statistics
 from examples.results.translation.table import pictures, section
 
-__all__ = ["SELECTS", "add_arguments", "measure", "names", "pictures", "section"]
+__all__ = ["SELECTS", "add_arguments", "measure", "names", "pictures", "reads", "section"]
 
 SELECTS = "size"
 
@@ -44,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def names(options: argparse.Namespace) -> list[str]:
     return [f"{options.dataset}_{options.size}{'_tuned' if options.tune else ''}"]
+
+
+def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
+    return {title: [options.data / DATA[options.dataset].folder] for title in names(options)}
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -73,7 +79,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for (row, translations), missing in seed_by_seed(options.seeds, options.systems, run, options.jobs):
         row.pop("translations", None)  # of a stored row, whose file may be gone
         file = f"{title}/{slug(row['system'])}.{row['seed']}.{DATA[options.dataset].target}"
-        if translations := published(options.docs / "results" / file, translations):
+        if translations := published(options.docs / "results" / file, translations, options.replace):
             statistics[row["system"]][row["seed"]] = sentence_statistics(translations, reference)
             row |= {"translations": file}
         rows.append(row)
@@ -82,6 +88,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "dataset": options.dataset,
             "size": options.size,
             "tuned": options.tune,
+            "settings": settings_of(options.size),
             "environments": unique(row["environment"] for row in rows),
             "rows": rows,
             "bootstrap": sampled(statistics, BASELINE),

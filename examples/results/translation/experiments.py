@@ -19,7 +19,7 @@ from fairseq_ext.training.settings import digest
 
 __all__ = [
     *("BASELINE", "DATA", "DECODING", "GRID", "SIZES", "SMOOTHED", "SYSTEMS", "DataSet", "Settings", "Size"),
-    *("folder_of", "prepare", "train_and_score", "training", "translate_and_score", "tune", "validate"),
+    *("folder_of", "prepare", "settings_of", "train_and_score", "training", "translate_and_score", "tune", "validate"),
     "warmup",
 ]
 
@@ -155,6 +155,11 @@ def prepare(name: str, data: Path, out: Path, pieces: int = 6000) -> Path:
         learned = ["--bpe", "sentencepiece", "--vocab-size", str(pieces)]
         fairseq_programs.run(["examples.translation.prepare", *files_of, *options, *learned], out / "prepare.log")
     return data_bin
+
+
+def settings_of(size: str) -> dict[str, Any]:
+    """What a table says of all its rows; each row has its updates."""
+    return {key: value for key, value in SIZES[size]._asdict().items() if key != "updates"}
 
 
 def warmup(size: str, updates: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from examples.plotting import Effect, forest, limits_after_first, small_multiples
 from examples.results.paired import Paired, differences
+from examples.results.report import of_seeds
 from examples.results.translation.experiments import BASELINE
 from fairseq_ext.training.plotting import picture
 
@@ -52,9 +53,8 @@ def links(by_system: Rows, name: str) -> str:
 
 
 def _seeds(by_system: Rows) -> str:
-    least, most = (bound(len(rows) for rows in by_system.values()) for bound in (min, max))
-    count = f"{most}" if least == most else f"{least} to {most}"
-    return "one seed: no interval" if most == 1 else f"{count} seeds: mean and 95 % interval"
+    said = of_seeds({name: [row["seed"] for row in rows] for name, rows in by_system.items()})
+    return "one seed, no interval" if said == "1 seed" else f"mean and 95 % interval, {said}"
 
 
 def draw_differences(by_system: Rows, data: str, file: Path) -> None:
@@ -64,7 +64,7 @@ def draw_differences(by_system: Rows, data: str, file: Path) -> None:
         "bits per token on valid (left is better)": best_bits,
     }
     size = (9, 1.3 + 0.26 * len(by_system))
-    with picture(file, size, f"{data}, minus the {BASELINE} ({_seeds(by_system)})") as figure:
+    with picture(file, size, f"{data}, minus the {BASELINE}: {_seeds(by_system)}") as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (title, metric) in zip(panels, metrics.items(), strict=True):
             effects = [Effect(name, *paired[:3]) for name, paired in gains(by_system, metric).items()]

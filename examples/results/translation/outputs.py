@@ -39,8 +39,13 @@ def translations_of(folder: Path) -> list[str]:
     return _lines(file) if file.exists() else []
 
 
-def published(file: Path, translations: Sequence[str]) -> list[str]:
-    """The translations of a run in a file beside the tables: written where some are given, or read."""
+def published(file: Path, translations: Sequence[str], replace: bool = False) -> list[str]:
+    """The translations of a run in a file beside the tables: written where some are given, or read.
+
+    None where the file has those of another run, which stay there without ``replace``.
+    """
+    if translations and file.exists() and not replace and _lines(file) != [*translations]:
+        return []
     if translations:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as partial:

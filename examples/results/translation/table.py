@@ -7,8 +7,17 @@ from typing import Any
 
 from examples.results.paired import p_value
 from examples.results.planned import not_measured
-from examples.results.report import commands, common, environments, mean_spread
-from examples.results.translation.experiments import DATA, GRID, LEARNING_RATE, SIZES, SYSTEMS, DataSet, warmup
+from examples.results.report import agree, commands, common, environments, mean_spread, of_seeds
+from examples.results.translation.experiments import (
+    DATA,
+    GRID,
+    LEARNING_RATE,
+    SIZES,
+    SYSTEMS,
+    DataSet,
+    settings_of,
+    warmup,
+)
 from examples.results.translation.figures import BASELINE, best_bits, draw, gains, links
 
 __all__ = ["dataset", "heading", "pictures", "section"]
@@ -19,7 +28,7 @@ All systems, beside the options of their rows: the same data ({pieces:,} joint S
 {width}, FFN {ffn}, {heads} heads, {layers} + {layers} pre-norm layers, shared embeddings), {updates:,} updates of at
 most {tokens:,} tokens, Adam (0.9, 0.98) with an inverse_sqrt schedule, {warmup} warm-up updates, label smoothing 0.1;
 the checkpoint with the best validation {selection}; beam 5, length penalty 1. {tuning} BLEU, chrF and bits (the best of
-a training): mean ± spread over the seeds {seeds}; {environment}.
+a training): mean ± spread over {seeds}; {environment}.
 
 {command}
 
@@ -77,6 +86,7 @@ def by_system(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 def _table(content: dict[str, Any]) -> str:
     """The table of one data set and size."""
     rows, systems, size = content["rows"], by_system(content), SIZES[content["size"]]
+    _refuse_other_settings(content)
     updates = common(rows, "updates")
     columns = [*_columns(content, systems).items()]
     lines = [f"| {' | '.join(cells[name] for _, cells in columns)} |" for name in systems]
@@ -86,7 +96,7 @@ def _table(content: dict[str, Any]) -> str:
         heading=heading(content),
         selection={"nll_loss": "likelihood", "bleu": "BLEU (greedy)"}[size.select],
         tuning=_tuning(content),
-        seeds=", ".join(map(str, sorted({row["seed"] for row in rows}))),
+        seeds=of_seeds({name: [row["seed"] for row in own] for name, own in systems.items()}, listed=True),
         environment=environments(content),
         command=commands([content]),
         columns=header,
@@ -99,6 +109,15 @@ def _table(content: dict[str, Any]) -> str:
     )
 
 
+def _refuse_other_settings(content: dict[str, Any]) -> None:
+    """All that the text says of all rows; of tuned ones each system has its own learning rate and dropout."""
+    file, size = f"{content['name']}.json", content["size"]
+    agree(file, content.get("settings", {}), settings_of(size))
+    told = {"size": size} | ({} if content.get("tuned") else {"lr": LEARNING_RATE, "dropout": SIZES[size].dropout})
+    for row in content["rows"]:
+        agree(f"{file}: {row['system']}, seed {row['seed']},", {key: row[key] for key in told if key in row}, told)
+
+
 def _options(systems: dict[str, list[dict[str, Any]]]) -> str:
     """What each row adds to the Transformer."""
     return "; ".join(f"{name} `{' '.join(SYSTEMS[name])}`" for name in systems)
@@ -108,7 +127,7 @@ def _columns(content: dict[str, Any], systems: dict[str, list[dict[str, Any]]]) 
     """The cells of each column, by system; a column that no row has the numbers for is left out."""
     tests = _tests(content, systems)
     columns = {
-        "system": {name: name + _settings(content, own[0]) for name, own in systems.items()},
+        "system": {name: name + _settings(content, own) for name, own in systems.items()},
         "parameters": {name: f"{common(own, 'parameters'):,}" for name, own in systems.items()},
         "BLEU": _means(systems, lambda row: row["sacrebleu"], 2),
         f"difference to the {BASELINE}": _differences(systems, lambda row: row["sacrebleu"], 2),
@@ -135,14 +154,25 @@ def _differences(systems: dict[str, list[dict[str, Any]]], metric: Any, digits: 
     return {name: differences[name].text(digits) if name in differences else "" for name in systems}
 
 
-def _settings(content: dict[str, Any], row: dict[str, Any]) -> str:
-    return f" ({row['lr']:g}, {row['dropout']})" if content.get("tuned") else ""
+def _settings(content: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    return f" ({common(rows, 'lr'):g}, {common(rows, 'dropout')})" if content.get("tuned") else ""
 
 
 def _tuning(content: dict[str, Any]) -> str:
     if not content.get("tuned"):
         return UNTUNED.format(lr=LEARNING_RATE, dropout=SIZES[content["size"]].dropout)
     return TUNED.format(grid=", ".join(f"({lr:g}, {dropout})" for lr, dropout in GRID))
+
+
+def _curves_without(systems: dict[str, list[dict[str, Any]]]) -> str:
+    """The validations that curves of other rows have, and those of some rows lack: their logs began anew."""
+    every = sorted({update for own in systems.values() for row in own for update, _ in row["curve"]})
+    lacking: dict[str, list[str]] = {}
+    for name, own in systems.items():
+        if absent := [update for update in every if any(update not in dict(row["curve"]) for row in own)]:
+            lacking.setdefault(", ".join(map(str, absent)), []).append(name)
+    said = "; ".join(f"{updates} of {', '.join(names)}" for updates, names in lacking.items())
+    return f"Curves without the validation at update {said}." if said else ""
 
 
 def _notes(content: dict[str, Any]) -> list[str]:
@@ -152,6 +182,7 @@ def _notes(content: dict[str, Any]) -> list[str]:
     kept, runs = sum("translations" in row for row in content["rows"]), len(content["rows"])
     notes += [TRANSLATIONS.format(kept=kept, runs=runs, name=content["name"])] if kept else []
     notes += [sentence] if (sentence := not_measured(content)) else []
+    notes += [sentence] if (sentence := _curves_without(by_system(content))) else []
     notes += [FAR] if content["size"] == "small" else []
     chosen = content["size"] == "cpu" and any(row["system"].startswith("GCA") for row in content["rows"])
     return notes + ([PILOT] if chosen else [])
