@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from mkdocs.exceptions import PluginError
 
 from examples.method_pictures import PICTURES, draw
 from examples.method_pictures.__main__ import main
 from fairseq_ext.recipes import RECIPES
 from tests.helpers import ROOT
 from tests.test_flags import option_sets, program_of
+from tests.test_site import hook
 
 FOLDER = ROOT / "docs" / "methods"
 PAGES = {name: (FOLDER / f"{name}.md").read_text(encoding="utf-8") for name in PICTURES}
@@ -89,11 +92,34 @@ def test_the_recipes_of_a_page_are_those_of_the_table(name):
     assert table_rows(f"| recipe |{text}") == [[f"`{recipe.name}`", recipe.summary] for recipe in expected]
 
 
+VERDICTS = hook("verdicts")
+
+
 def test_every_verdict_is_on_one_page():
     results = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
     methods = {row[0] for row in table_rows(results.partition("\n## Verdicts\n")[2].partition("\n## ")[0])}
-    marks = [re.search(r"^<!-- verdicts: (.*) -->$", page, flags=re.MULTILINE)[1] for page in PAGES.values()]
-    assert methods and all(sum(one.startswith(tuple(mark.split(", "))) for mark in marks) == 1 for one in methods)
+    names = [name for page in PAGES.values() for name in VERDICTS.MARK.search(page)[1].split("; ")]
+    assert methods and all(sum(VERDICTS.is_of(name, method) for name in names) == 1 for method in methods)
+    assert not VERDICTS.is_of("MUSE", "MUSE-simple"), "another method, whose name only begins alike"
+
+
+def test_a_page_shows_what_limits_its_verdicts(tmp_path, monkeypatch):
+    head = "| method | claim | verdict | [limits](#limits) |\n|---|---|---|---|\n"
+    rows = "| A, images | b | [reproduced](#c) | method 2; data 1, 3 |\n| A-simple | b | [d](#c) |  |\n"
+    notes = "1. *data*, one\n2. *method*, an artefact: mend it\n3. *data*, three\n"
+    (tmp_path / "RESULTS.md").write_text(f"# R\n\n## Verdicts\n\n{head}{rows}\n### L\n\n{notes}\n## Other\n")
+    monkeypatch.setattr(VERDICTS, "RESULTS", tmp_path / "RESULTS.md")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="methods/a.md"))
+
+    def shown(names: str) -> list[str]:
+        return VERDICTS.on_page_markdown(f"<!-- verdicts: {names} -->", page).splitlines()
+
+    assert shown("A")[0] == "| claim | verdict | [limits](../RESULTS.md#limits) |"
+    limits = "*method*, an artefact: mend it; *data*, one; *data*, three"
+    assert shown("A")[2:] == [f"| b | [reproduced](../RESULTS.md#c) | {limits} |"]
+    assert shown("A-simple; A")[3] == "| b | [d](../RESULTS.md#c) |  |"
+    with pytest.raises(PluginError, match=r"methods/a\.md: the results have no verdict on B$"):
+        shown("A; B")
 
 
 def test_every_recipe_is_on_a_page():

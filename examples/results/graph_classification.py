@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from graph.graph_classification.options import DEFER_START, LOSSES
 HEADING = "Encouraging loss on graphs"
 TU_DATASETS = "pyg/TUDataset"
 """Below ``--data``."""
+EPOCHS = 1000
 
 TEXT = """## {heading}
 
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--datasets", nargs="+", default=["PROTEINS", "NCI1"], help="TU data sets")
     parser.add_argument("--folds", type=int, default=10, help="folds of the cross-validation")
     parser.add_argument("--repeats", type=int, default=3, help="cross-validations")
-    parser.add_argument("--epochs", type=int, default=1000, help="of the longest training")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the longest training")
 
 
 SELECTS = "datasets"
@@ -112,3 +114,9 @@ def section(contents: list[dict[str, Any]]) -> str:
         defer=", ".join(f"{epoch} on {dataset}" for dataset, epoch in DEFER_START.items()),
         rows="\n".join(rows),
     )
+
+
+def epochs_allowed(content: dict[str, Any]) -> int:
+    """Of the longest training, by the command that a file was measured with."""
+    typed = re.search(r"--epochs (\d+)", content.get("command", ""))
+    return int(typed[1]) if typed else EPOCHS

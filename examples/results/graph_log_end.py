@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.plotting import colour_of
-from examples.results.graph_classification import TU_DATASETS, fold_gains
+from examples.results.graph_classification import EPOCHS, TU_DATASETS, fold_gains
 from examples.results.paired import Paired, p_value
 from examples.results.report import asked, commands, copied, distinct, environments, unique
 from fairseq_ext.training.errors import DataError
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--datasets", nargs="+", default=list(PUBLISHED), choices=list(PUBLISHED), help="TU data sets")
     parser.add_argument("--log-ends", nargs="+", choices=LOG_ENDS, default=list(LOG_ENDS), help="beside 0.5")
     parser.add_argument("--folds", type=int, default=10, help="folds of the cross-validation")
-    parser.add_argument("--epochs", type=int, default=1000, help="of the longest training")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the longest training")
 
 
 SELECTS = "datasets"

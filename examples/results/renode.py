@@ -10,6 +10,7 @@ from typing import Any
 
 from examples.results.paired import holm, p_value
 from examples.results.renode_gains import (
+    BACKBONES,
     PERMUTATIONS,
     different,
     draw_gains,
@@ -32,7 +33,6 @@ from fairseq_ext.training.errors import OptionError
 from graph.renode.options import TrainOptions, TrainRuns
 from graph.renode.train import run
 
-BACKBONES = ("gcn", "gat", "sage", "sgc", "cheb", "ppnp")
 LOSSES = ("ce", "re-weight", "focal", "cb-softmax")
 """Of the paper."""
 OTHERS = ("logit-adjusted",)
@@ -78,9 +78,9 @@ RELATION_HEADING = "ReNode: gain and Totoro of the split"
 RELATION = """## {heading}
 
 Our question: does ReNode gain more in splits of more conflict? A point of the picture is a split: its Totoro, and the
-gain in weighted F1 as the mean over backbones, losses and initial weights. r: rank correlation within the kinds of
-splits, p by {permutations:,} permutations within them; *all splits*: Spearman's correlation over all of them, which
-takes any other difference between the kinds for one of Totoro.
+gain in weighted F1 as the mean over losses, initial weights and the backbones of the released code. r: rank correlation
+within the kinds of splits, p by {permutations:,} permutations within them; *all splits*: Spearman's correlation over
+all of them, which takes any other difference between the kinds for one of Totoro.
 
 | data set | splits | pairs of runs | r | p | all splits | p |
 |---|---|---|---|---|---|---|
@@ -177,7 +177,7 @@ def _runs(
     chosen = TrainOptions(backbone=model, loss=loss, renode=renode, **own)
     asked_for = TrainRuns(out=str(options.out / "renode" / slug), splits=options.splits, inits=options.inits)
     experiment = run(chosen, asked_for)
-    kept = ("weighted_f1", "macro_f1", "totoro")
+    kept = ("weighted_f1", "macro_f1", "totoro", "epochs", "best_epoch")
     runs = asked(experiment.runs, asked_for.seeds)
     recorded += [run["environment"] for run in runs.values()]
     return {

@@ -48,6 +48,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "push-softmax": {"totoro": "push-softmax"},
 }
 METRICS = ("weighted_f1", "macro_f1")
+KEPT = (*METRICS, "epochs", "best_epoch")
 
 SELECTS = "datasets"
 
@@ -82,7 +83,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             runs = asked(run(chosen, asked_for).runs, asked_for.seeds)
             recorded += [own["environment"] for own in runs.values()]
             kept = {
-                name: {metric: own[metric] for metric in METRICS} | {"curve": best_so_far(own["history"])}
+                name: {key: own[key] for key in KEPT if key in own} | {"curve": best_so_far(own["history"])}
                 for name, own in runs.items()
             }
             rows.append({"dataset": dataset, "system": arm, "runs": kept})

@@ -15,7 +15,10 @@ from graph.renode.options import TrainOptions, TrainRuns
 from graph.renode.recipe import Recipe
 from graph.renode.train import run
 
-__all__ = ["RECIPES", "appendix", "best_so_far", "choose_on_validation", "described", "superseded", "typed"]
+__all__ = [
+    *("RECIPES", "appendix", "best_so_far", "choose_on_validation", "described", "recipe_of", "superseded"),
+    "typed",
+]
 
 KEPT: dict[str, Any] = {"lr_decay": 1.0, "epochs": 300, "patience": 100}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -53,11 +56,16 @@ choice of which no test node had a part.
 
 def described(recipe: str) -> str:
     """A recipe in a sentence."""
-    changes = RECIPES[recipe]
-    own = Recipe(**{field.name: changes[field.name] for field in fields(Recipe) if field.name in changes})
+    changes, own = RECIPES[recipe], recipe_of(recipe)
     kind = f"The released recipe, but for `{typed(changes)}` (our choice, on validation)"
     ends = f"at most {own.epochs} epochs, ended by {own.patience} without a better validation F1."
     return f"{kind if changes else 'The released recipe'}: {ends}"
+
+
+def recipe_of(name: str) -> Recipe:
+    """The released one with the changes of the name."""
+    changes = RECIPES[name]
+    return Recipe(**{field.name: changes[field.name] for field in fields(Recipe) if field.name in changes})
 
 
 def typed(options: dict[str, Any]) -> str:

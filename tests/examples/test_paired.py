@@ -77,3 +77,12 @@ def test_holm_is_never_weaker_than_bonferroni_nor_stronger_than_no_correction(va
 
 def test_differences_are_those_of_what_both_have():
     assert paired.differences({1: 3.0, 2: 5.0, 4: 9.0}, {2: 1.0, 1: 0.5, 3: 7.0}) == [2.5, 4.0]
+
+
+def test_over_another_value_is_the_test_of_what_lies_over_it():
+    """Also with the variance of folds, which the interval has."""
+    gains = [-0.05, 0.02, 0.1, 0.03, -0.01, 0.04]
+    for ratio in (0.0, 0.125):
+        moved = Paired.of(gains, ratio).over(-0.1)
+        assert moved == pytest.approx(Paired.of([gain + 0.1 for gain in gains], ratio)._replace(wilcoxon=None))
+    assert Paired.of([1.0]).over(0.25) == Paired.of([0.75]) and Paired.of([1.0, 1.0]).over(1.0).p == 1.0

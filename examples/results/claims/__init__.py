@@ -16,7 +16,7 @@ __all__ = ["PARTS", "claims_of"]
 
 PARTS = (
     *("translation", "language_model", "captioning", "image_classification", "graph_classification", "graph_log_end"),
-    *("renode", "renode_large", "label_graph", "iais", "muka"),
+    *("renode", "renode_large", "label_graph", "iais", "muka", "benchmarks"),
 )
 """Parts with claims, in the order of the page."""
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from examples.results.captioning.baselines import BASELINES
 from examples.results.captioning.table import heading, same_for_all
+from examples.results.learned import Limit, perplexities, unfinished
 from examples.results.paired import differences
-from examples.results.verdicts import Claim, Limit, perplexities, unfinished
+from examples.results.verdicts import Claim
 
 __all__ = ["claims"]
 
@@ -61,7 +62,7 @@ def _claim(content: dict[str, Any], arm: str, runs: dict[str, dict[str, Any]]) -
         ours=True,
         limits=(
             *([selection] if same else []),
-            *unfinished(perplexities(run["curves"]["nll_loss"]) for run in dense.values()),
+            *unfinished(*([perplexities(run["curves"]["nll_loss"]) for run in own.values()] for own in (dense, runs))),
             *_below_untrained(content, dense),
             STAMPS if "stamps" in content["dataset"] else WITHOUT_PIXELS,
         ),

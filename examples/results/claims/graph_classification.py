@@ -5,8 +5,9 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from examples.results.graph_classification import HEADING, accuracies, paired
-from examples.results.verdicts import Claim, Limit
+from examples.results.graph_classification import HEADING, accuracies, epochs_allowed, paired
+from examples.results.learned import Limit, cut_short
+from examples.results.verdicts import Claim
 
 __all__ = ["behind", "claims"]
 
@@ -42,6 +43,7 @@ def _claim(content: dict[str, Any]) -> Claim:
     equal = f"{before} of {len(runs)} models are of an epoch before the bonus starts"
     limits = [Limit("recipe", f"{equal}: an earlier start than published")] if before else []
     limits += behind(fmean(plain), published.plain) if published else []
+    limits += cut_short({name: list(own.values()) for name, own in content["runs_of"].items()}, epochs_allowed(content))
     gain = round(published.encouraging - published.plain, 2) if published else None
     return Claim(
         "Encouraging loss, graphs",

@@ -6,7 +6,9 @@ from statistics import fmean
 from typing import Any
 
 from examples.results.claims.graph_classification import behind
+from examples.results.graph_classification import epochs_allowed
 from examples.results.graph_log_end import HEADING, PUBLISHED, paired
+from examples.results.learned import cut_short
 from examples.results.verdicts import Claim
 
 __all__ = ["claims"]
@@ -21,6 +23,7 @@ def _claim(content: dict[str, Any]) -> Claim:
     of = PUBLISHED[content["dataset"]]
     gain = round(of["0.5"] - of["1"], 2)
     reached = 100 * fmean(run["test_accuracy"] for run in content["runs_of"]["cross-entropy"].values())
+    arms = {f"of {arm}": list(content["runs_of"][arm].values()) for arm in ("0.5", "1")}
     return Claim(
         "Encouraging loss, graphs",
         f"log_end 0.5 over 1: {gain:+g} accuracy (plot)",
@@ -30,5 +33,5 @@ def _claim(content: dict[str, Any]) -> Claim:
         "points",
         pairs="folds",
         published=gain,
-        limits=tuple(behind(reached, of["cross-entropy"])),
+        limits=(*behind(reached, of["cross-entropy"]), *cut_short(arms, epochs_allowed(content))),
     )

@@ -8,7 +8,8 @@ from typing import Any
 from examples.results.iais import ARMS, gains_of, heading
 from examples.results.iais_data import DATASETS
 from examples.results.iais_isd import over_runs, over_training
-from examples.results.verdicts import Claim, Limit, unfinished
+from examples.results.learned import Limit, unfinished
+from examples.results.verdicts import Claim
 from vision_language.iais.options import MIRRORS
 
 __all__ = ["claims"]
@@ -34,7 +35,7 @@ def _relations(content: dict[str, Any]) -> Iterator[Claim]:
     """
     plain = next((row for row in content["rows"] if row["system"] == ARMS["none"]), {"runs": {}})
     limits = (ANCHORS, _data(content))
-    says, unit = "less ISD goes with more recall (its motivation)", "rank correlation, sign changed"
+    says, unit = "less ISD goes with more recall (as we understand its motivation)", "rank correlation, sign changed"
     if of_seeds := over_training(plain):
         here = f"{content['dataset']}, validations of the ranking loss alone"
         gains = [-each for each in of_seeds]
@@ -42,7 +43,7 @@ def _relations(content: dict[str, Any]) -> Iterator[Claim]:
     if whole := over_runs(content["rows"]):
         turned = whole._replace(mean=-whole.mean, low=-(whole.high or 0), high=-(whole.low or 0))
         here = f"{content['dataset']}, all trained models, within the arms"
-        limits = (*_short(plain["runs"]), *limits)
+        limits = (*_short(*(row["runs"] for row in content["rows"] if row["system"] in ARMS.values())), *limits)
         yield Claim("IAIS", says, here, heading(content), turned, unit, digits=2, pairs="models", limits=limits)
 
 
@@ -63,10 +64,12 @@ def _claim(content: dict[str, Any], arm: str) -> Claim | None:
         gains,
         "points of six recalls",
         digits=1,
-        limits=(*_short(plain), _data(content)),
+        limits=(*_short(plain, runs[ARMS[arm]]), _data(content)),
     )
 
 
-def _short(plain: dict[str, Any]) -> list[Limit]:
-    """Where the recall of the baseline is not flat."""
-    return unfinished([(point["step"], -point["rsum"]) for point in run["history"]] for run in plain.values())
+def _short(*arms: dict[str, Any]) -> list[Limit]:
+    """Where the recall of an arm is not flat."""
+    return unfinished(
+        *([[(point["step"], -point["rsum"]) for point in run["history"]] for run in runs.values()] for runs in arms)
+    )

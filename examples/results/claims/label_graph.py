@@ -7,8 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from examples.results.label_graph import SVM, SYSTEMS, heading
+from examples.results.learned import Limit
 from examples.results.paired import differences
-from examples.results.verdicts import Claim, Limit
+from examples.results.verdicts import Claim
 
 __all__ = ["claims"]
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 from statistics import fmean, median, pstdev
 from typing import Any
 
+from examples.results.learned import Limit, cut_short
 from examples.results.paired import Paired
-from examples.results.renode import BACKBONES, RELATION_HEADING, heading, related
-from examples.results.renode_gains import METRIC, different, gain_by_split, pairs, relation, split_of, title
-from examples.results.renode_recipes import superseded
-from examples.results.verdicts import Claim, Limit, unfinished
+from examples.results.renode import RELATION_HEADING, heading, related
+from examples.results.renode_gains import (
+    METRIC,
+    different,
+    gain_by_split,
+    of_the_paper,
+    pairs,
+    relation,
+    split_of,
+    title,
+)
+from examples.results.renode_recipes import recipe_of, superseded
+from examples.results.verdicts import Claim, Verdict
 
 __all__ = ["claims"]
 
@@ -17,8 +27,6 @@ FLOORS = {"Computers": 80.0, "Photo": 90.0}
 """Weighted F1 (%) that a baseline which has learned reaches with balanced labels and cross-entropy."""
 KINDS = ("balanced", "step")
 """What kinds of splits begin with: topology imbalance alone, and beside unequal classes."""
-CUT = 0.1
-"""Share of the trainings that the last epoch may end without a word."""
 STEADY = 5.0
 """Points by which runs of a split may spread over their initial weights, if the networks have learned."""
 
@@ -31,52 +39,56 @@ def claims(contents: list[dict[str, Any]]) -> list[Claim]:
         for content in contents
         if content not in late
         for kind in KINDS
-        if (rows := [row for row in _of_the_paper(content) if row["split"].startswith(kind)])
+        if (rows := [row for row in different(content["rows"]) if row["split"].startswith(kind)])
     ]
     return [*gains, *([_more_with_totoro(those)] if (those := related(contents)) else [])]
 
 
-def _of_the_paper(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows whose backbone the paper has."""
-    return [row for row in different(content["rows"]) if row["model"] in BACKBONES]
-
-
-def _gain(content: dict[str, Any], rows: list[dict[str, Any]], kind: str) -> Claim:
+def _gain(content: dict[str, Any], every: list[dict[str, Any]], kind: str) -> Claim:
     """The pairs are the splits: of each the mean over initial weights, losses, backbones and ratios of a kind."""
-    splits: dict[str, list[float]] = {}
-    for row in rows:
-        for split, gain in gain_by_split(row, METRIC).items():
-            splits.setdefault(split, []).append(gain)
+    rows = of_the_paper(every)
     gains = [gain for row in rows for gain in pairs(row, METRIC)[2]]
     return Claim(
         "ReNode",
         "raises F1 (abstract)",
-        f"{title(content)}, {kind}{f', {len(rows)} rows' if len(rows) > 1 else ''}",
+        f"{title(content)}, {kind}{f', {len(rows)} rows' if len(rows) > 1 else ''}{_with_ours(every)}",
         heading(content),
-        Paired.of([fmean(split) for split in splits.values()]),
+        _over_splits(rows),
         "points",
         pairs="splits",
         better=(sum(gain > 0 for gain in gains), len(gains)),
-        limits=(*_limits(content), *_cut(rows)),
+        limits=(*_limits(content), *_cut(content, rows)),
     )
 
 
-def _cut(rows: list[dict[str, Any]]) -> list[Limit]:
+def _over_splits(rows: list[dict[str, Any]]) -> Paired:
+    splits: dict[str, list[float]] = {}
+    for row in rows:
+        for split, gain in gain_by_split(row, METRIC).items():
+            splits.setdefault(split, []).append(gain)
+    return Paired.of([fmean(split) for split in splits.values()])
+
+
+def _with_ours(every: list[dict[str, Any]]) -> str:
+    """What the rows of backbones that are ours would make of it, in words."""
+    if not (ours := sorted({row["model"] for row in every} - {row["model"] for row in of_the_paper(every)})):
+        return ""
+    paired = _over_splits(every)
+    return f" (with {', '.join(ours)}: {paired.text(2)}, *{Verdict.of(paired)}*)"
+
+
+def _cut(content: dict[str, Any], rows: list[dict[str, Any]]) -> list[Limit]:
     """Of trainings that should end by themselves, how many the last epoch ended."""
-    runs = [run for row in rows for side in ("off", "on") for run in row[side].values()]
-    ends = [run["curve"][-1][0] for run in runs if "curve" in run]
-    cut = ends.count(max(ends)) if ends else 0
-    if cut <= CUT * len(ends):
-        return []
-    return [Limit("budget", f"{cut} of {len(ends)} runs end at epoch {max(ends)}, the last allowed: allow more")]
+    sides = {side: [run for row in rows for run in row[side].values()] for side in ("off", "on")}
+    return cut_short(sides, recipe_of(content["recipe"]).epochs)
 
 
 def _more_with_totoro(contents: list[dict[str, Any]]) -> Claim:
     """The pairs are the data sets: of each the rank correlation within the kinds of splits."""
-    learned = [content for content in contents if not any(limit.decisive for limit in _limits(content))]
+    learned = [content for content in contents if not any(limit.decisive for limit in _all_limits(content))]
     ranks = [relation(content["rows"]).within[0] for content in learned]
     left = "; ".join(title(content) for content in contents if content not in learned)
-    missing = Limit("recipe", f"{left}: left out, as nothing says that their baselines have learned")
+    missing = Limit("recipe", f"{left}: left out, as their networks have not learned, or nothing says whether")
     return Claim(
         "ReNode",
         "more so where Totoro says more conflict",
@@ -90,14 +102,18 @@ def _more_with_totoro(contents: list[dict[str, Any]]) -> Claim:
     )
 
 
+def _all_limits(content: dict[str, Any]) -> list[Limit]:
+    """Of both kinds of splits together."""
+    return [*_limits(content), *_cut(content, of_the_paper(content["rows"]))]
+
+
 def _limits(content: dict[str, Any]) -> list[Limit]:
-    rows = different(content["rows"])
+    rows = of_the_paper(content["rows"])
     floor = FLOORS.get(rows[0]["dataset"], 0.0)
     balanced = [row for row in rows if (row["loss"], row["split"]) == ("ce", "balanced")]
     reached = max((100 * fmean(run[METRIC] for run in row["off"].values()) for row in balanced), default=0.0)
     spread = median(map(_spread, rows))
-    curves = [run["curve"] for row in rows for run in row["off"].values() if "curve" in run]
-    limits = unfinished([(epoch, -f1) for epoch, f1 in curve] for curve in curves) if curves or not floor else []
+    limits: list[Limit] = []
     if reached < floor:
         what = f"the baseline reaches {reached:.1f} F1 on balanced labels"
         limits.append(Limit("recipe", f"{what}: one that reaches {floor:g} is needed", True))

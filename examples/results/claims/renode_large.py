@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from examples.results.learned import cut_short
 from examples.results.renode_large import HEADING, gains
-from examples.results.verdicts import Claim, unfinished
+from examples.results.verdicts import Claim
 
 __all__ = ["claims"]
 
@@ -19,7 +20,8 @@ def claims(contents: list[dict[str, Any]]) -> list[Claim]:
 
 
 def _claim(content: dict[str, Any]) -> Claim:
-    plain = next(row["runs"] for row in content["rows"] if row["system"] == "off")
+    arms = {row["system"]: list(row["runs"].values()) for row in content["rows"] if row["system"] in ("off", ARM)}
+    epochs = int(content["options"].partition("--epochs ")[2].split()[0])
     return Claim.of_runs(
         "ReNode",
         "raises F1 (abstract)",
@@ -28,5 +30,5 @@ def _claim(content: dict[str, Any]) -> Claim:
         gains(content, ARM),
         "points",
         pairs="splits",
-        limits=tuple(unfinished([(epoch, -f1) for epoch, f1 in run["curve"]] for run in plain.values())),
+        limits=tuple(cut_short(arms, epochs)),
     )
