@@ -85,7 +85,7 @@ def test_rows_of_fewer_seeds_are_named():
 
 
 SEEDED = {
-    "multi30k_cpu": "MUSE: 1, 2",
+    "multi30k_cpu": "",  # a table that grows: whichever row is the last
     "language_model_brown": "adaptive span: 1, 2",
     "cross_view_ablation": "ama-static mean: 2",
     "iais_coco_val2017_regions": "+ IAIS, distributed: 1",
@@ -102,6 +102,9 @@ def test_a_text_says_which_rows_have_fewer_seeds(name, fewer):
     """Of every kind of table with seeds."""
     (content,) = (read_json(file) for file in (report.DOCS / "results").glob(f"{name}.json"))
     *rows, last = content["rows"]
+    if not fewer:
+        left = [str(row["seed"]) for row in rows if row["system"] == last["system"]]
+        fewer = f"{last['system']}: {', '.join(left)}"
     rows += [{**last, "runs": dict([*last["runs"].items()][:1])}] if "runs" in last else []
     text = report.part(content["part"]).section([{**content, "rows": rows}])
     assert re.search(rf"seeds?\b[^|]* \([^|]*{re.escape(fewer)}[;)]", text), text[:900]
