@@ -283,7 +283,8 @@ class ExactPageRank(nn.Module):
 
     Args:
         alpha, topk: of :func:`dense_pagerank`.
-        matrix: computes the matrix. Default: :func:`dense_pagerank`, remembered; models of one graph may share one.
+        matrix: computes the matrix of edges, nodes, alpha and, where there is one, topk. Default:
+            :func:`dense_pagerank`, remembered; models of one graph may share one.
     """
 
     def __init__(self, alpha: float = 0.15, matrix: Callable[..., Tensor] | None = None, topk: int = 0) -> None:
@@ -293,7 +294,8 @@ class ExactPageRank(nn.Module):
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         edges, _ = _edges(edge_index, None, False)
         with torch.autocast(x.device.type, enabled=False):  # the matrix is the same with and without
-            matrix = self.matrix(edges, len(x), self.alpha, self.topk).to(x)
+            cut = (self.topk,) if self.topk else ()  # which a matrix of one's own need not know
+            matrix = self.matrix(edges, len(x), self.alpha, *cut).to(x)
         return matrix @ x
 
     def extra_repr(self) -> str:

@@ -534,6 +534,14 @@ def test_models_of_one_graph_may_share_ppnps_matrix():
     assert lives() is None, "a matrix that no model needs"
 
 
+def test_a_matrix_of_ones_own_needs_to_know_of_no_cut():
+    x, edge_index = torch.randn(10, 6), torch.randint(0, 10, (2, 24))
+    model = build_model("ppnp", 6, 3, matrix=lambda edges, nodes, alpha: torch.zeros(nodes, nodes)).eval()
+    assert model(x, edge_index).eq(0).all()
+    with pytest.raises(TypeError):
+        build_model("ppnp", 6, 3, topk=2, matrix=lambda edges, nodes, alpha: torch.zeros(nodes, nodes))(x, edge_index)
+
+
 def test_ppnp_keeps_the_largest_entries_of_a_row_and_what_ties_with_the_last():
     star = torch.tensor([[0] * 5, [1, 2, 3, 4, 5]])
     whole = dense_pagerank(torch.cat([star, star.flip(0)], 1), 6, 0.15)
