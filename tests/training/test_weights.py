@@ -21,7 +21,6 @@ NO_MODELS = {
     "fairseq_ext/compat/resuming.py": "likewise",
     "fairseq_ext/compat/processes.py": "likewise",
     "fairseq_ext/compat/messages.py": "for its messages alone",
-    "fairseq_ext/compat/inference.py": "fairseq's function with one option more",
     "fairseq_ext/tasks/captioning.py": "the state of a task",
     "fairseq_ext/translate/command.py": "through translate/loading.py",
     "graph/label_graph/model.py": "vectors of torch",
