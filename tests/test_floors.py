@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import graphlib
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -251,6 +253,23 @@ def import_cycle(paths) -> list[str]:
     except graphlib.CycleError as error:
         return error.args[1]
     return []
+
+
+def idle_definitions(text: str) -> list[str]:
+    """Functions and classes of a file that stand twice, of which the last counts, or that are its own and in no use."""
+    words = Counter(re.findall(r"\w+", text))
+    defined = [node for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    names = Counter(node.name for node in defined if not any("overload" in ast.unparse(d) for d in node.decorator_list))
+    own = [node.name for node in defined if re.match("_[^_]", node.name) and not node.decorator_list]
+    idle = {name for name in own if words[name] == 1}
+    return sorted(idle.union(name for name, times in names.items() if times > 1))
+
+
+def test_nothing_is_defined_twice_or_in_vain():
+    files = [*SOURCES, *(path for top in ("examples", "benchmarks") for path in ROOT.glob(f"{top}/**/*.py"))]
+    idle = {path: idle_definitions(path.read_text(encoding="utf-8")) for path in files}
+    assert not {path: names for path, names in idle.items() if names}
+    assert idle_definitions("def f(): g()\ndef g(): f()\ndef f(): g()\ndef _h(): ...\n") == ["_h", "f"]
 
 
 def test_no_file_imports_one_that_stands_on_it(tmp_path, monkeypatch):

@@ -130,32 +130,6 @@ def _taught(content: dict[str, Any], supervised: dict[str, float]) -> list[Limit
     )
 
 
-def _stray_teachers(content: dict[str, Any]) -> list[Limit]:
-    """Teachers of a single seed that have not learned, where those of the others have."""
-    stray = ((number, own) for number, own in enumerate(_own_accuracies(content), 1) if median(own) - min(own) > STRAY)
-    return [
-        Limit(
-            "budget",
-            f"teacher {number} on {content['setting']} has {min(own):.1f} on its own classes with a seed, "
-            f"{median(own):.1f} in the median: train that one until it learns",
-        )
-        for number, own in stray
-    ]
-
-
-def _why_untaught(content: dict[str, Any], supervised: dict[str, float]) -> str:
-    """What says that a teacher has not learned its own classes, or that nothing says whether; else nothing.
-
-    That no teacher knows the others' classes, by which the ensemble falls behind, is the problem to be solved.
-    """
-    teachers = _own_accuracies(content)
-    if not teachers or not supervised:
-        return "not kept"
-    worst = min(map(fmean, teachers))
-    behind = _mean(supervised) - worst
-    return f"{worst:.1f}, {behind:.1f} behind" if behind > BEHIND else ""
-
-
 def _untaught(why: dict[str, str], decisive: bool) -> list[Limit]:
     """Of settings, what says that their teachers have not learned: left out, or all there is."""
     if not why:
