@@ -21,6 +21,7 @@ __all__ = [
     "as_labels",
     "as_tensor",
     "as_weights",
+    "edges_and_weights",
     "edges_of",
     "edges_of_matrix",
     "node_ids",
@@ -85,6 +86,23 @@ def edges_of_matrix(adj_t: Any) -> tuple[Tensor, Tensor]:
         adj_t = adj_t.coalesce()  # torch_geometric would only declare it so
     edge_index, weight = to_edge_index(adj_t)
     return edge_index.flip(0), weight  # a row holds the sources of its target
+
+
+def edges_and_weights(edge_index: Tensor, weight: Tensor | None, weighted: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Edges and their weights as they are, or those of ``adj_t`` in the place of ``edge_index``.
+
+    Raises:
+        DataError: weights beside those of ``adj_t``, or others than 1 where nothing reads them (not ``weighted``).
+    """
+    if not is_sparse(edge_index):
+        return edge_index, weight
+    if weight is not None:
+        raise DataError("edge_weight: those of adj_t are its values; give one of the two")
+    edges, values = edges_of_matrix(edge_index)
+    if weighted:
+        return edges, values
+    refuse_weights(values, "adj_t")
+    return edges, None
 
 
 def refuse_weights(weight: Any, name: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.helpers import ROOT
 
 NUMBERS = ("fairseq_ext.precision", "fairseq_ext.second_derivative")
-KIT = ("fairseq_ext.training", "fairseq_ext.fonts", "fairseq_ext.remembered")
+KIT = ("fairseq_ext.training", "fairseq_ext.fonts")
 HUGGING_FACE = (
     *("transformers", "tokenizers", "safetensors", "accelerate", "tensorboardX", "sklearn"),
     *("vision_language.calibration", "vision_language.options"),
@@ -68,7 +68,6 @@ MAY_IMPORT = {
         "fairseq_ext.training.errors",
     ),
     "fairseq_ext/fonts.py": ("matplotlib",),
-    "fairseq_ext/remembered.py": ("torch",),
     "fairseq_ext/training": ("torch", "numpy", "tqdm", "yaml", "tensorboardX", "fairseq_ext.training"),
     "fairseq_ext/training/runs.py": ("torch", "fairseq_ext.kernels", "fairseq_ext.training"),  # whether they are used
     "fairseq_ext/training/pictures.py": ("PIL", "fairseq_ext.training"),
@@ -82,8 +81,9 @@ MAY_IMPORT = {
         *TRAINER,
         "graph.renode",
         "graph.inputs",
-        "graph.processed",
         "graph.metrics",
+        "graph.processed",
+        "graph.remembered",
         "torch_geometric",
         "scipy",
         "sklearn",
@@ -106,6 +106,7 @@ MAY_IMPORT = {
     ),
     "graph/inputs.py": ("torch", "torch_geometric", "fairseq_ext.training"),
     "graph/processed.py": ("numpy", "torch_geometric", "fairseq_ext.training"),
+    "graph/remembered.py": ("torch",),
     "graph/metrics.py": ("torch", "numpy", "sklearn"),
     "graph/__init__.py": ("fairseq_ext.training.extras",),
     "vision_language/iais": (*TRAINER, *HUGGING_FACE, "vision_language.iais", "fairseq_ext.regions"),

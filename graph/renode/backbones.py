@@ -12,14 +12,8 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from fairseq_ext.training.errors import OptionError
 from graph.renode.pagerank import check_alpha
-from graph.renode.propagation import (
-    ExactPageRank,
-    FixedAPPNP,
-    FixedChebConv,
-    FixedGCNConv,
-    FixedPowers,
-    FixedSAGEConv,
-)
+from graph.renode.ppnp import ExactPageRank
+from graph.renode.propagation import FixedAPPNP, FixedChebConv, FixedGCNConv, FixedPowers, FixedSAGEConv
 
 __all__ = ["APPNP", "GAT", "GCN", "PPNP", "SGC", "Cheb", "GraphSAGE"]
 

@@ -61,7 +61,7 @@ def build_model(
         dropout: 0.5, as released; on hidden activations only.
         alpha: restart probability of ``appnp`` and ``ppnp``: 0.15, as released for ``ppnp``.
         hops: 10, as the paper of ``appnp``.
-        matrix: of ``ppnp``: see :class:`~graph.renode.propagation.ExactPageRank`. Default: each model has its own.
+        matrix: of ``ppnp``: see :class:`~graph.renode.ppnp.ExactPageRank`. Default: each model has its own.
         topk: entries of a row that ``ppnp`` keeps, see :class:`~graph.renode.backbones.PPNP`. Default: 0, all, as
             released.
 

@@ -3,7 +3,7 @@
 Each is its parent, with the same parameters and results, but for its ``propagate``: the sparse matrix of a graph is
 made anew only for another graph, and input without gradient is propagated only once. In full-batch training the raw
 features are the same at every step, and for most graphs they are the widest thing that is ever propagated. What is kept
-is compared by content (:class:`~fairseq_ext.remembered.Remembered`): unlike with ``cached=True``, layers stay functions
+is compared by content (:class:`~graph.remembered.Remembered`): unlike with ``cached=True``, layers stay functions
 of their arguments. Explainers, hooks and ``torch.func`` find the messages of the parent.
 """
 
@@ -15,30 +15,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.nn import APPNP, ChebConv, GCNConv, MessagePassing, SAGEConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import degree, to_torch_csr_tensor
-from torch_geometric.utils.sparse import is_sparse
 
-from fairseq_ext.remembered import Remembered, is_transformed
-from fairseq_ext.training.errors import DataError, OptionError
-from graph.inputs import as_edges, edges_of_matrix, refuse_weights
-from graph.renode.pagerank import PageRank
+from graph.inputs import as_edges, edges_and_weights
+from graph.remembered import Remembered, is_transformed
 
 __all__ = [
-    "ExactPageRank",
     "FixedAPPNP",
     "FixedChebConv",
     "FixedGCNConv",
     "FixedPowers",
     "FixedSAGEConv",
     "Propagation",
-    "dense_pagerank",
 ]
-
-# PPNP's dense matrix: 0.9 GB for this many nodes, and twice that while it is computed.
-PPNP_NODES = 15_000
 
 Weighting = Callable[[Tensor, Tensor | None, int, torch.dtype], tuple[Tensor, Tensor]]
 
@@ -162,7 +154,7 @@ class _FixedLayer(MessagePassing):
 
     def propagate(self, edge_index: Tensor, size: Any = None, *, x: Any, **weights: Tensor | None) -> Tensor:
         weight = weights.get(self.weight_name) if self.weight_name else None
-        edge_index, weight = _edges(edge_index, weight, self.weight_name is not None)
+        edge_index, weight = edges_and_weights(edge_index, weight, self.weight_name is not None)
         nodes = x if isinstance(x, Tensor) else x[0]
         if not (self.is_observed or _is_several(x) or _is_differentiated(nodes, weight)):
             return self.propagation(nodes, edge_index, weight)
@@ -173,19 +165,6 @@ class _FixedLayer(MessagePassing):
             inputs[self.weight_name] = weight.to(nodes.dtype)
         # Not the parent's, which is what torch_geometric has compiled for it: that knows no explainers.
         return MessagePassing.propagate(self, edge_index, size, **inputs)
-
-
-def _edges(edge_index: Tensor, weight: Tensor | None, weighted: bool) -> tuple[Tensor, Tensor | None]:
-    """The edges and weights of ``edge_index``, or of ``adj_t`` in its place."""
-    if not is_sparse(edge_index):
-        return edge_index, weight
-    if weight is not None:
-        raise DataError("edge_weight: those of adj_t are its values; give one of the two")
-    edges, values = edges_of_matrix(edge_index)
-    if weighted:
-        return edges, values
-    refuse_weights(values, "adj_t")
-    return edges, None
 
 
 def _is_several(x: Tensor | tuple[Tensor, Tensor | None]) -> bool:
@@ -230,7 +209,7 @@ class FixedChebConv(_FixedLayer, ChebConv):
     def forward(
         self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None, *others: Any, **options: Any
     ) -> Tensor:
-        edge_index, edge_weight = _edges(edge_index, edge_weight, True)  # its parent takes no matrix
+        edge_index, edge_weight = edges_and_weights(edge_index, edge_weight)  # its parent takes no matrix
         return super().forward(x, edge_index, edge_weight, *others, **options)
 
 
@@ -257,46 +236,3 @@ class FixedPowers(FixedAPPNP):
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         return (self.steps if self.is_observed else self.remembered)(x, edge_index, edge_weight)
-
-
-def dense_pagerank(edge_index: Tensor, num_nodes: int, alpha: float, topk: int = 0) -> Tensor:
-    """The matrix of :class:`graph.renode.PageRank`, (n, n) float32.
-
-    Args:
-        edge_index, num_nodes, alpha: as there.
-        topk: what is below the ``topk``-th largest entry of its row is 0; ties (in float32, as released) stay, and
-            nothing is normalised again. Default: 0, which keeps all.
-
-    Raises:
-        OptionError: more nodes than ``PPNP_NODES``.
-    """
-    if num_nodes > PPNP_NODES:
-        raise OptionError(f"--backbone: ppnp takes at most {PPNP_NODES} nodes, the graph has {num_nodes}; choose appnp")
-    rows = PageRank(edge_index, num_nodes, alpha, tol=1e-8).rows(torch.arange(num_nodes)).float()
-    if 0 < topk < num_nodes:
-        rows.masked_fill_(rows < rows.topk(topk, dim=1).values[:, -1:], 0)
-    return rows.to(edge_index.device)
-
-
-class ExactPageRank(nn.Module):
-    """The propagation of PPNP: a product with a dense matrix of PageRank.
-
-    Args:
-        alpha, topk: of :func:`dense_pagerank`.
-        matrix: computes the matrix of edges, nodes, alpha and, where there is one, topk. Default:
-            :func:`dense_pagerank`, remembered; models of one graph may share one.
-    """
-
-    def __init__(self, alpha: float = 0.15, matrix: Callable[..., Tensor] | None = None, topk: int = 0) -> None:
-        super().__init__()
-        self.alpha, self.topk, self.matrix = alpha, topk, matrix or Remembered(dense_pagerank)
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        edges, _ = _edges(edge_index, None, False)
-        with torch.autocast(x.device.type, enabled=False):  # the matrix is the same with and without
-            cut = (self.topk,) if self.topk else ()  # which a matrix of one's own need not know
-            matrix = self.matrix(edges, len(x), self.alpha, *cut).to(x)
-        return matrix @ x
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha}" + (f", topk={self.topk}" if self.topk else "")

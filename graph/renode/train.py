@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch_geometric import seed_everything
 from torch_geometric.data import Data
 
-from fairseq_ext.remembered import Remembered
 from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.errors import OptionError
@@ -22,11 +21,12 @@ from fairseq_ext.training.runs import Experiment, torch_device
 from fairseq_ext.training.settings import Settings
 from graph.inputs import as_labels, as_weights
 from graph.metrics import classification_metrics
+from graph.remembered import Remembered
 from graph.renode.data import graph_digest
 from graph.renode.losses import Loss
 from graph.renode.metrics import f1, f1_scores
 from graph.renode.options import TrainOptions, TrainRuns
-from graph.renode.propagation import dense_pagerank
+from graph.renode.ppnp import dense_pagerank
 from graph.renode.recipe import Recipe
 from graph.renode.score import scored
 from graph.renode.splits import Split, count_splits

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from fairseq_ext.remembered import Remembered
 from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
@@ -22,6 +21,7 @@ from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.runs import Experiment
 from fairseq_ext.training.settings import Settings
 from graph.metrics import classification_metrics
+from graph.remembered import Remembered
 from graph.renode.inductive_split import InductiveSplit
 from graph.renode.large_graph import LargeGraph
 from graph.renode.losses import Loss

@@ -18,10 +18,11 @@ from torch.autograd import forward_ad
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.nn import APPNP, ChebConv, GCNConv, MessagePassing, SAGEConv, SGConv
 
-from fairseq_ext.remembered import Remembered
 from fairseq_ext.training.errors import DataError, OptionError
+from graph.remembered import Remembered
 from graph.renode.model import MODELS, PACKAGE, build_model
-from graph.renode.propagation import FixedAPPNP, FixedChebConv, FixedGCNConv, FixedSAGEConv, dense_pagerank
+from graph.renode.ppnp import dense_pagerank
+from graph.renode.propagation import FixedAPPNP, FixedChebConv, FixedGCNConv, FixedSAGEConv
 from tests.helpers import load_golden
 
 CLASSES, HIDDEN = 4, 16

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from fairseq_ext.remembered import Remembered
+from graph.remembered import Remembered
 
 CALLS = []
 
