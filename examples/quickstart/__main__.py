@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import shlex
 import sys
 import time
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import write_json, writing_to
+from fairseq_ext.training.locks import locked
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.program import Program
 from fairseq_ext.training.progress import say
@@ -32,15 +33,16 @@ class Options(OptionSet):
 
 
 @contextmanager
-def output_folder(out: Path):
+def exclusive_folder(out: Path) -> Iterator[None]:
     """Make `out` and hold its lock; a foreign folder, an unwritable one and one in use are refused."""
-    lock = out / "quickstart.lock"
-    if out.is_dir() and any(out.iterdir()) and not lock.exists():
+    mark = out / "quickstart.lock"
+    if out.is_dir() and any(out.iterdir()) and not mark.exists():
         raise OptionError(f"--out: {out} holds other files (allowed: a new, an empty or an earlier quickstart folder)")
-    with writing_to(out), lock.open("a") as handle:
+    with writing_to(out), ExitStack() as held:
+        mark.touch()
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            held.enter_context(locked(out, wait=False))
+        except BlockingIOError:
             raise OptionError(f"--out: another quickstart is running in {out}") from None
         yield
 
@@ -59,7 +61,7 @@ def run(options: Options, settings: Settings) -> None:
     systems = ["combined", "plain"] if options.baseline else ["combined"]
     out = Path(options.out)
     try:
-        with output_folder(out):
+        with exclusive_folder(out):
             pipeline = Pipeline(out, settings)
             pipeline.prepare()
             pipeline.binarize()

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +21,11 @@ import fairseq_ext
 from fairseq_ext.text import PREPARATION, SUBWORD_FILES
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import read_json, write_json
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option
 from fairseq_ext.training.progress import progress, say
 
 from .corpus import build_corpus
 
-SPLITS = ("train", "valid", "test")
 USER_DIR = str(Path(fairseq_ext.__file__).parent)
 
 # Everything this package adds, switched on together; and fairseq's own Transformer and loss, for comparison.
@@ -311,15 +310,13 @@ class Pipeline:
             raise PipelineError(f"fairseq-{tool}: exit code {process.returncode}: {last} (all of it: {log})")
 
 
-def log_records(lines: list[str] | Any) -> list[dict[str, Any]]:
+def log_records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """The JSON records of a `--log-format json` log, each with its `kind`: train_inner, train or valid."""
-    records = []
     for line in lines:
         head, brace, body = line.partition("{")
         kind = head.split("|")[-2].strip() if head.count("|") >= 2 else ""
         if brace and kind in ("train_inner", "train", "valid"):
-            records.append({"kind": kind, **json.loads(brace + body)})
-    return records
+            yield {"kind": kind, **json.loads(brace + body)}
 
 
 def _device() -> list[str]:

@@ -21,7 +21,7 @@ from sacrebleu.metrics import BLEU, CHRF, BLEUScore
 
 from examples.translation.outputs import read_outputs, spacing_warnings
 from fairseq_ext.training.errors import OptionError
-from fairseq_ext.training.files import write_json, writing_to
+from fairseq_ext.training.files import output_folder, write_json, writing_to
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.program import Program
 from fairseq_ext.training.progress import warn
@@ -109,8 +109,7 @@ def score(options: Options) -> None:
         OptionError: a tokeniser that is not installed, or a place that cannot be written.
     """
     if options.json:
-        with writing_to(Path(options.json).parent, "--json"):
-            pass
+        output_folder(Path(options.json).parent, "--json")
     outputs = read_outputs(options.output, Path(options.reference), "H" if options.tokenized else "D")
     hypotheses, references, warnings = outputs
     warnings = warnings + spacing_warnings(outputs, bool(options.tokenized), options.target)

@@ -107,7 +107,7 @@ def test_curve_of_a_resumed_run_counts_the_later_record(tmp_path):
     log = tmp_path / "train.log"
     line = '2026-01-01 00:00:00 | INFO | train_inner | {{"nll_loss": "{}", "num_updates": "{}"}}\n'
     log.write_text(line.format(9, 10) + "noise | {\n" + line.format(5, 20) + line.format(8, 10))
-    assert len(log_records(log.read_text().splitlines())) == 3
+    assert len([*log_records(log.read_text().splitlines())]) == 3
     assert curve(log, "train_inner", "nll_loss", "num_updates") == ([10, 20], [8.0, 5.0])
 
 
