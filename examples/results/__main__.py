@@ -35,21 +35,23 @@ def _run(options: argparse.Namespace, own: dict[str, argparse.ArgumentParser]) -
         (check_report if options.check else write_report)(options.docs)
         return
     chosen = {options.part: options} if options.part else {name: form.parse_args([]) for name, form in own.items()}
+    digests = {}
     for name, values in chosen.items():
         _refuse_empty_and_double(values)
-        _refuse_other(name, values, own[name])
+        digests[name] = _digests(name, values)
+        _refuse_other(name, values, own[name], digests[name])
     docs = DOCS
     for number, (name, values) in enumerate(chosen.items(), 1):
         say(f"{name}: part {number} of {len(chosen)}")
         docs = values.docs
         folder = output_folder(docs / "results", "--docs")
         output_folder(values.out)
-        for title in part(name).names(values):
+        for title in digests[name]:
             file = folder / f"{title}.json"
             if not take_over(file, values.out) and not values.replace:
                 say(f"{file} stays where its runs are not found again; others go to {aside_of(file, values.out)}")
         told = set()
-        for title, content in _measured(name, values, _command(name, values, own[name])):
+        for title, content in _measured(name, values, _command(name, values, own[name]), digests[name]):
             file = folder / f"{title}.json"
             if (aside := store(content, file, values.out, values.replace)) and file not in told:
                 warn(
@@ -61,12 +63,18 @@ def _run(options: argparse.Namespace, own: dict[str, argparse.ArgumentParser]) -
     say(f"results: {docs / 'RESULTS.md'}")
 
 
-def _measured(name: str, options: argparse.Namespace, command: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _digests(name: str, options: argparse.Namespace) -> dict[str, str]:
+    """The titles of a part's contents, with what tells the data of each."""
+    return {title: data_digest(paths) for title, paths in part(name).reads(options).items()}
+
+
+def _measured(
+    name: str, options: argparse.Namespace, command: str, digests: dict[str, str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The contents of a part by their titles, with what they were measured on and how."""
-    digests = {title: data_digest(paths) for title, paths in part(name).reads(options).items()}
     for content in part(name).measure(options):
         title = content["name"]
-        data = {DIGEST: digests[title]} if digests.get(title) else {}
+        data = {DIGEST: digests[title]} if digests[title] else {}
         yield title, {"part": name, "command": command, **data, **content}
 
 
@@ -107,10 +115,11 @@ def _refuse_empty_and_double(options: argparse.Namespace) -> None:
             raise OptionError(f"{flag(option)} has {twice[0]} twice")
 
 
-def _refuse_other(name: str, options: argparse.Namespace, form: argparse.ArgumentParser) -> None:
+def _refuse_other(
+    name: str, options: argparse.Namespace, form: argparse.ArgumentParser, digests: dict[str, str]
+) -> None:
     """What has other options (fewer rows, another budget) or data takes the place of what is stored when told to."""
-    data = part(name).reads(options)
-    for title in part(name).names(options):
+    for title, digest in digests.items():
         file = options.docs / "results" / f"{title}.json"
         if options.replace or not file.exists():
             continue
@@ -122,12 +131,13 @@ def _refuse_other(name: str, options: argparse.Namespace, form: argparse.Argumen
                     f"{file} was measured with {flag(option)} {_shown(before[option])}, now {_shown(value)}: "
                     "write elsewhere with --docs FOLDER, or give --replace"
                 )
-        if (found := data_digest(data.get(title, []))) and found != stored.get(DIGEST, found):
+        if digest and digest != stored.get(DIGEST, digest):
+            paths = ", ".join(map(str, part(name).reads(options)[title]))
             raise OptionError(
-                f"{file} was measured on other data than {', '.join(map(str, data[title]))} (--data): "
+                f"{file} was measured on other data than {paths} (--data): "
                 "write elsewhere with --docs FOLDER, or give --replace"
             )
-        if found and DIGEST not in stored:
+        if digest and DIGEST not in stored:
             say(f"{file} does not say which data it was measured on, which is taken to be that of --data")
 
 

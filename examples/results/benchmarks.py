@@ -61,12 +61,8 @@ CPU = "CPU"
 SELECTS = "names"
 
 
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"benchmarks_{name}" for name in options.names]
-
-
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
-    return {}
+    return {f"benchmarks_{name}": [] for name in options.names}
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

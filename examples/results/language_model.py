@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +17,13 @@ from examples.results.report import commands, common, environments, mean_spread,
 from examples.translation.staging import fairseq_preprocess
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines, replacing, write_json
+from fairseq_ext.training.options import SPLITS
 from fairseq_ext.training.plotting import picture
 from fairseq_ext.training.runs import environment
-from fairseq_ext.training.settings import digest
+from fairseq_ext.training.settings import digest, file_digest
 
 BASELINE = "dense"
 TEXTS = "language_model/brown"
-SPLITS = ("train", "valid", "test")
 SOFTMAX = ["--criterion", "adaptive_loss"]
 SYSTEMS: dict[str, list[str]] = {
     BASELINE: SOFTMAX,
@@ -96,12 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 SELECTS = "size"
 
 
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"language_model_{options.size}"]
-
-
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
-    return {title: [options.data / TEXTS] for title in names(options)}
+    return {f"language_model_{options.size}": [options.data / TEXTS]}
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -120,7 +115,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for row, missing in seed_by_seed(range(1, options.seeds + 1), options.systems, run, options.jobs):
         rows.append(row)
         yield {
-            "name": names(options)[0],
+            "name": f"language_model_{options.size}",
             "size": size._asdict(),
             "text": read_json(data_bin / "prepare.json"),
             "environments": unique(row["environment"] for row in rows),
@@ -138,7 +133,7 @@ def prepare(source: Path, out: Path, min_count: int) -> Path:
     files = {split: source / f"{split}.txt.gz" for split in SPLITS}
     if absent := [file for file in files.values() if not file.is_file()]:
         raise DataError(f"--data: {absent[0]} is not there")
-    key = digest(min_count, *[hashlib.sha256(file.read_bytes()).hexdigest() for file in files.values()])
+    key = digest(min_count, *map(file_digest, files.values()))
     data_bin = out / f"data-bin-{key[:8]}"
     if not data_bin.is_dir():
         data_bin.parent.mkdir(parents=True, exist_ok=True)

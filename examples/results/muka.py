@@ -85,10 +85,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 SELECTS = "settings"
 
 
-def names(options: argparse.Namespace) -> list[str]:
-    return [_name(setting, options) for setting in options.settings]
-
-
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
     return {_name(setting, options): sources(setting, options) for setting in options.settings}
 

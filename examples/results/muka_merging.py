@@ -45,10 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 SELECTS = ""
 
 
-def names(options: argparse.Namespace) -> list[str]:
-    return ["muka_merging"]
-
-
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
     return {"muka_merging": [source for setting in options.settings for source in sources(setting, options)]}
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from scipy import stats
 
-__all__ = ["RANKED", "Paired", "differences", "holm", "p_value"]
+__all__ = ["RANKED", "Paired", "better_equal_worse", "differences", "holm", "p_value"]
 
 LEVEL = 0.05
 RANKED = 6
@@ -77,6 +77,12 @@ class Paired(NamedTuple):
 def differences(values: Mapping[Hashable, float], baseline: Mapping[Hashable, float]) -> list[float]:
     """What the value of each seed or split is more than the baseline's of the same one, where it has one."""
     return [value - baseline[pair] for pair, value in values.items() if pair in baseline]
+
+
+def better_equal_worse(gains: Iterable[float]) -> str:
+    """How many of the differences are above 0, 0 and below it, as a cell."""
+    signs = [(gain > 0) - (gain < 0) for gain in gains]
+    return " / ".join(str(signs.count(sign)) for sign in (1, 0, -1))
 
 
 def _signed_rank(gains: Sequence[float]) -> float:

@@ -102,10 +102,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 SELECTS = "datasets"
 
 
-def names(options: argparse.Namespace) -> list[str]:
-    return [_name(dataset, options) for dataset in options.datasets]
-
-
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
     return {_name(dataset, options): [_raw(dataset, options)] for dataset in options.datasets}
 

@@ -59,10 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--splits", type=int, default=5, help="splits")
 
 
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"renode_large_{dataset}" for dataset in options.datasets]
-
-
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
     return {f"renode_large_{dataset}": [_graph(dataset, options)] for dataset in options.datasets}
 

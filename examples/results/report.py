@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import filecmp
-import hashlib
 import importlib
 import re
 import shutil
@@ -20,7 +19,7 @@ from examples.results.claims import claims_of
 from examples.results.verdicts import page
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, replacing
-from fairseq_ext.training.settings import digest
+from fairseq_ext.training.settings import digest, file_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -56,8 +55,8 @@ def part(name: str) -> ModuleType:
     """The module of a part.
 
     - ``add_arguments(parser)``
-    - ``names(options)``: the contents that are measured, each a file of its own
-    - ``reads(options)``: the files and folders that each of those contents is measured on
+    - ``reads(options)``: the contents that are measured, each a file of its own, with the files and folders of the data
+      that each is measured on
     - ``SELECTS``: the option that chooses those names; every other option changes what a file holds
     - ``measure(options)``: yields the contents
     - ``section(contents)``: their text; and, where there are some, ``pictures(contents, folder)``
@@ -143,11 +142,6 @@ def commands(contents: Iterable[dict[str, Any]]) -> str:
     return distinct(contents, typed, "\n")
 
 
-def seeds(count: int) -> list[str]:
-    """The runs of a trainer with so many seeds."""
-    return [f"seed{number}" for number in range(1, count + 1)]
-
-
 def of_seeds(runs: Mapping[str, Iterable[Any]], listed: bool = False) -> str:
     """How many seeds the rows are means of: ``3 seeds``, with the rows that have fewer.
 
@@ -201,7 +195,7 @@ def unpacked(archives: Sequence[Path], target: Path) -> Path:
     """
     if absent := [archive for archive in archives if not archive.is_file()]:
         raise DataError(f"--data: {absent[0]} is not there")
-    key = digest(*[hashlib.sha256(archive.read_bytes()).hexdigest() for archive in archives])
+    key = digest(*map(file_digest, archives))
     target = target.with_name(f"{target.name}-{key[:8]}")
     if not target.is_dir():
         with replacing(target) as partial:

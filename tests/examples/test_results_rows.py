@@ -59,6 +59,10 @@ def other(action: argparse.Action) -> Any:
     return ["gcn"] if value is None and action.nargs == "+" else (value or 0) + 1
 
 
+def refuse_other(part: str, options: argparse.Namespace, form: argparse.ArgumentParser) -> None:
+    command._refuse_other(part, options, form, command._digests(part, options))
+
+
 EVERY_OPTION = [
     (name, action.dest)
     for name, form in command._parsers()[1].items()
@@ -72,16 +76,16 @@ def test_stored_measurements_are_replaced_only_when_told(part: str, option: str,
     form = command._parsers()[1][part]
     options = defaults(part, docs=tmp_path)
     (tmp_path / "results").mkdir()
-    for name in report.part(part).names(options):
+    for name in report.part(part).reads(options):
         write_json(tmp_path / "results" / f"{name}.json", {"part": part, "command": part})
-    command._refuse_other(part, options, form)
+    refuse_other(part, options, form)
     (action,) = (action for action in form._actions if action.dest == option)
     changed = argparse.Namespace(**{**vars(options), option: other(action)})
-    if report.part(part).names(changed) == report.part(part).names(options):
+    if report.part(part).reads(changed).keys() == report.part(part).reads(options).keys():
         with pytest.raises(OptionError, match=rf"measured with --{option.replace('_', '-')} .* give --replace"):
-            command._refuse_other(part, changed, form)
+            refuse_other(part, changed, form)
     changed.replace = True
-    command._refuse_other(part, changed, form)
+    refuse_other(part, changed, form)
 
 
 EVERY_COUNT_AND_LIST = [
@@ -105,7 +109,7 @@ def test_no_count_is_zero_and_nothing_is_measured_twice(part: str, option: str, 
 
 def test_the_stored_command_is_what_to_type(monkeypatch, tmp_path):
     module = SimpleNamespace(
-        SELECTS="", names=lambda options: ["iais_x"], measure=lambda options: iter([{"name": "iais_x"}])
+        SELECTS="", reads=lambda options: {"iais_x": []}, measure=lambda options: iter([{"name": "iais_x"}])
     )
     real = command.part
     monkeypatch.setattr(command, "part", lambda name: real(name) if name != "iais" else _with(real(name), module))
@@ -240,7 +244,7 @@ def labelled(monkeypatch, tmp_path):
         *earlier, content = label_graph.measure(options)
         systems = options.systems if name in label_graph.DATASETS else [""]
         assert [each["missing"] for each in earlier] == [systems[number:] for number in range(1, len(systems))]
-        assert [content["name"]] == label_graph.names(options) and not content.get("missing")
+        assert [content["name"]] == [*label_graph.reads(options)] and not content.get("missing")
         for each in earlier:
             text = label_graph.section([{**each, "command": "c"}])
             assert text.rstrip().endswith(f"Not measured yet: {'; '.join(each['missing'])}.")

@@ -18,7 +18,7 @@ from examples.results.translation.experiments import SIZES, settings_of
 from examples.results.translation.outputs import published
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, write_json
-from tests.examples.test_results_rows import defaults
+from tests.examples.test_results_rows import defaults, refuse_other
 
 BY_SIZE = sorted((report.DOCS / "results").glob("*.json"), key=lambda file: -file.stat().st_size)
 STORED = {read_json(file)["part"]: file for file in BY_SIZE}
@@ -113,7 +113,9 @@ def test_other_data_replaces_nothing(part: str, tmp_path: Path, capsys) -> None:
     options = defaults(part, docs=tmp_path, data=tmp_path / "data")
     form = command._parsers()[1][part]
     reads = report.part(part).reads(options)
-    assert part == "benchmarks" or list(reads) == report.part(part).names(options)
+    if part == "benchmarks":
+        assert not any(reads.values())
+        return
     (tmp_path / "results").mkdir()
     for title, paths in reads.items():
         assert paths
@@ -125,18 +127,18 @@ def test_other_data_replaces_nothing(part: str, tmp_path: Path, capsys) -> None:
     for title, paths in reads.items():
         content = {"part": part, "command": part, DIGEST: data_digest(paths)}
         write_json(tmp_path / "results" / f"{title}.json", content)
-    command._refuse_other(part, options, form)
+    refuse_other(part, options, form)
     for title, paths in reads.items():
         file = paths[-1] if paths[-1].is_file() else paths[-1] / "train"
         before = file.read_text()
         file.write_text("other")
         with pytest.raises(OptionError, match=r"was measured on other data than .* \(--data\): .* give --replace"):
-            command._refuse_other(part, options, form)
-        command._refuse_other(part, argparse.Namespace(**{**vars(options), "replace": True}), form)
+            refuse_other(part, options, form)
+        refuse_other(part, argparse.Namespace(**{**vars(options), "replace": True}), form)
         file.write_text(before)
         write_json(tmp_path / "results" / f"{title}.json", {"part": part, "command": part})  # of an earlier version
     capsys.readouterr()
-    command._refuse_other(part, options, form)
+    refuse_other(part, options, form)
     assert capsys.readouterr().err.count("does not say which data it was measured on") == len(reads)
 
 

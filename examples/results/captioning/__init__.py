@@ -15,7 +15,7 @@ from examples.results.report import unique
 from fairseq_ext.captions.evaluation import Evaluation
 from fairseq_ext.captions.store import Preparation, Split
 
-__all__ = ["SELECTS", "add_arguments", "measure", "names", "pictures", "reads", "section"]
+__all__ = ["SELECTS", "add_arguments", "measure", "pictures", "reads", "section"]
 
 SELECTS = "datasets"
 
@@ -28,10 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 1 on")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--epochs", type=int, help="training epochs, instead of the data set's own")
-
-
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"captioning_{name}" for name in options.datasets]
 
 
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:

@@ -10,12 +10,13 @@ from typing import Any
 
 from examples.results.image_classification import attacks, tails
 from examples.results.image_classification.experiments import EXPERIMENTS, USUAL, Experiment, Places, sources
-from examples.results.report import agree, asked, commands, distinct, environments, seeds, slug, unique
+from examples.results.report import agree, asked, commands, distinct, environments, slug, unique
 from fairseq_ext.training.files import output_folder
+from fairseq_ext.training.flags import Runs
 from vision_language.image_classification.options import NetworkOptions, Options
 from vision_language.image_classification.train import run
 
-__all__ = ["SELECTS", "add_arguments", "figures_of", "measure", "names", "pictures", "reads", "section"]
+__all__ = ["SELECTS", "add_arguments", "figures_of", "measure", "pictures", "reads", "section"]
 
 TABLES = {**attacks.TABLES, **tails.TABLES}
 
@@ -41,10 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = "tables; l_softmax for a GPU; trial shows only that everything runs"
     parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=USUAL, help=help)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
-
-
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"images_{name}" for name in options.experiments]
 
 
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
@@ -80,17 +77,17 @@ def _trained(
     """The folder and the record of every seed; a second stage begins with the first stage's model of its seed."""
     changes = {**experiment.settings, "data": str(experiment.data(places)), **experiment.rows[system]}
     folder = options.out / "image_classification" / experiment.trainings
-    wanted = seeds(options.seeds)
+    wanted = Runs(runs=options.seeds).seeds
     own = folder / slug(system)
     if not (first := changes.pop("init", "")):
         records = asked(run(Options(**changes), own, options.seeds).runs, wanted)
-        return {seed: (own / seed, record) for seed, record in records.items()}
+        return {name: (own / name, record) for name, record in records.items()}
     shape = {item.name for item in fields(NetworkOptions)}
     changes = {key: value for key, value in changes.items() if key not in shape}
     trained = {}
-    for number, seed in enumerate(wanted, 1):
-        stage = Options(**changes, init=str(folder / slug(first) / seed), seed=number)
-        trained[seed] = (own / seed / seed, run(stage, own / seed).runs[seed])
+    for name, seed in wanted.items():
+        stage = Options(**changes, init=str(folder / slug(first) / name), seed=seed)
+        trained[name] = (own / name / name, run(stage, own / name).runs[name])
     return trained
 
 

@@ -27,7 +27,7 @@ from examples.results.translation.experiments import (
 from examples.results.translation.outputs import published, sampled, sentence_statistics
 from examples.results.translation.table import pictures, section
 
-__all__ = ["SELECTS", "add_arguments", "measure", "names", "pictures", "reads", "section"]
+__all__ = ["SELECTS", "add_arguments", "measure", "pictures", "reads", "section"]
 
 SELECTS = "size"
 
@@ -44,12 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tune", action="store_true", help=help)
 
 
-def names(options: argparse.Namespace) -> list[str]:
-    return [f"{options.dataset}_{options.size}{'_tuned' if options.tune else ''}"]
-
-
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:
-    return {title: [options.data / DATA[options.dataset].folder] for title in names(options)}
+    title = f"{options.dataset}_{options.size}{'_tuned' if options.tune else ''}"
+    return {title: [options.data / DATA[options.dataset].folder]}
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -57,7 +54,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     data_bin = prepare(options.dataset, options.data, options.out, SIZES[options.size].pieces)
     reference = data_bin / "text" / f"test.{DATA[options.dataset].target}"
 
-    (title,) = names(options)
+    (title,) = reads(options)
     where = (options.size, data_bin, options.out, options.updates)
     chosen: dict[str, Settings] = {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +14,7 @@ from examples.results.translation.outputs import bleu_by_length, compress, trans
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
 from fairseq_ext.training.runs import environment
-from fairseq_ext.training.settings import digest
+from fairseq_ext.training.settings import digest, file_digest
 
 __all__ = [
     *("BASELINE", "DATA", "DECODING", "GRID", "SIZES", "SMOOTHED", "SYSTEMS", "DataSet", "Settings", "Size"),
@@ -146,7 +145,7 @@ def prepare(name: str, data: Path, out: Path, pieces: int = 6000) -> Path:
         files = f"{{{','.join(text.splits)}}}.{{{text.source},{text.target}}}.gz"
         raise DataError(f"--data: {folder} is not a folder with {files}")
     files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    key = digest(pieces, *[[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+    key = digest(pieces, *[[file.name, file_digest(file)] for file in files])
     data_bin = out / f"data-bin-{key[:8]}"
     if not data_bin.is_dir():
         prefixes = zip(("--train", "--valid", "--test"), text.splits, strict=True)
