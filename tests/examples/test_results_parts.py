@@ -181,6 +181,10 @@ def test_language_models_have_a_table_a_picture_and_a_verdict(programs, monkeypa
     assert "| top-k 8 | 1,234 | 114.3 ± 25.6 | 6.800 ± 0.327 | +0.200 [+0.200, +0.200] | 3.500 ± 0.204 |" in text
     assert "the 9 words that occur 5 times or more" in text and "(7.0 % of test)" in text
     assert linked(text) == {"language_model_brown.png"} and (tmp_path / "results" / "language_model_brown.png").exists()
+    late = read_json(tmp_path / "results" / "language_model_brown.json")
+    for row in late["rows"]:
+        row["curve"].append([9999, 9.0])
+    assert "| 3.500 ± 0.204 |" in language_model.section([late]), "of the epoch that is kept, not of the last"
     (claim,) = claims_of("language_model", [content])
     assert claim.paired.mean == pytest.approx(-0.2) and claim.paired.pairs == 3
     assert claim.limits[0].decisive, "the loss still falls"

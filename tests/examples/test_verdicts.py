@@ -128,6 +128,18 @@ def test_holm_counts_our_questions_too():
     assert "over the 3 that could be made, 1 of those reproduced and 0" in page([*claims, ours])
 
 
+def test_holm_takes_the_test_against_the_margin():
+    """The differences hardly differ from 0, which is what the claim says; that nothing is lost is what is tested."""
+    paired = Paired.of([0.01, -0.01, 0.0])
+    asked = claim(0, 1)._replace(paired=paired, margin=0.1)
+    assert paired.p == pytest.approx(1.0) and asked.tested.p < 0.01
+    assert "over the 1 that could be made, 1 of those reproduced" in page([asked])
+
+
+def test_a_run_without_a_difference_is_not_better():
+    assert Claim.of_runs("M", "helps", "toys", "The table", [1.0, 0.0, -1.0], "points").better == (1, 3)
+
+
 # --- what each part takes for a baseline that has not learned --------------------------------------------------------
 
 
@@ -484,6 +496,8 @@ def test_the_longest_training_of_a_tail_counts_and_a_short_one_is_no_test():
     short = tail("mnist_r100", rows, steps=999)
     assert causes("image_classification", short) == [{"budget"}] * 3
     assert "999 steps, of both arms: 1,000 are needed" in claims_of("image_classification", [short])[0].limits[0].text
+    one = tail("mnist_r100", {name: [{**runs[0], "steps": 999}, *runs[1:]] for name in rows})
+    assert causes("image_classification", one) == [{"budget"}] * 3, "of a single seed, too"
     long = tail("mnist_r100_long", {name: rows[name] for name in ("cross-entropy", "aggressive")})
     judged = claims_of("image_classification", [short, long])
     assert [(claim.says[:4], claim.here.count("four times")) for claim in judged] == [
@@ -582,4 +596,5 @@ def test_speed_is_judged_by_all_pairs():
     assert sparse.verdict is Verdict.REPRODUCED and sparse.published == 100
     assert [c.verdict for c in claims_of("benchmarks", [speeds(1.01, 1.4)])] == [Verdict.REPRODUCED] * 2
     assert causes("benchmarks", speeds(1.01, 1.4, pairs=5)) == [{"budget"}] * 2, "too few for an interval"
+    assert causes("benchmarks", speeds(1.01, 1.4, pairs=6)) == [set()] * 2, "just enough"
     assert any("busy" in limit.text for limit in claims_of("benchmarks", [speeds(1, 2, busy=True)])[0].limits)

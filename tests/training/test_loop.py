@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from types import SimpleNamespace
@@ -115,6 +116,13 @@ def test_history_holds_the_means_since_the_last_entry():
     ]
 
 
+def test_a_logged_mean_is_over_all_steps_since_the_last_entry():
+    """Of 25 steps, which are read from the device 20 and 5 at a time."""
+    training = Training(25, select="score", validate_every=25)
+    run(training, range(25), [1.0] * 20 + [6.0] * 5)
+    assert training.record()["history"][0]["loss"] == 2.0
+
+
 def test_logged_numbers_are_not_rounded():
     training = Training(1, select="score")
     run(training, [1], [0.1])
@@ -173,6 +181,16 @@ def test_seconds_are_those_of_the_work_of_a_gpu(monkeypatch, where, unit, total,
         training.log(loss=1.0 if options else torch.zeros(()).as_subclass(Loss))
     assert clock["waits"] == waits
     assert training.record()[f"seconds_per_{unit}"] == clock["busy until"] / total
+
+
+def test_seconds_are_those_of_a_step_that_was_made(monkeypatch):
+    """Each takes one; the training ends long before its last step."""
+    seconds = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
+    training = Training(100, select="score", patience=2)
+    run(training, [3, 2, 1] + [0] * 97)
+    record = training.record()
+    assert (record["steps"], record["seconds_per_step"]) == (3, 1.0)
 
 
 class Killed(Exception):

@@ -42,6 +42,18 @@ def test_features_stay_on_disk(tmp_path):
     assert torch.equal(batch.x, expected.x.to_dense())
 
 
+def test_a_digest_is_of_edges_features_and_classes():
+    """The two sparse features hold the same values in the same columns, in other rows."""
+    edges, y = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), np.array([0, 1, 0])
+    x = sparse.csr_array((np.ones(2), np.array([0, 1]), np.array([0, 1, 2, 2])), shape=(3, 2))
+    moved = sparse.csr_array((np.ones(2), np.array([0, 1]), np.array([0, 2, 2, 2])), shape=(3, 2))
+    digests = [
+        LargeGraph(*given).digest
+        for given in ((edges, x, y), (edges[:, :2], x, y), (edges, moved, y), (edges, 2 * x, y), (edges, x, 1 - y))
+    ]
+    assert len(set(digests)) == len(digests) and LargeGraph(edges.clone(), x.copy(), y.copy()).digest == digests[0]
+
+
 def broken_files(folder: Path):
     graph = a_graph(20)
     whole = dict(np.load(write_npz(graph, folder / "whole.npz")))

@@ -165,6 +165,13 @@ def test_accuracies_of_several_models_stand_at_their_radii(axes, other):
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [(0, 0.8), (0.1, 0.65)])
 
 
+def test_radii_are_drawn_in_their_order(axes):
+    """Those of pgd-l2 have several digits."""
+    row = {"0": 0.9, "3": 0.8, "10": 0.5, "30": 0.1}
+    assert robustness(axes, attacked(row))["el, fgsm, log-odds"]["epsilon"] == [0, 3, 10, 30]
+    assert axes.lines[0].get_xdata().tolist() == [0, 3, 10, 30]
+
+
 def test_models_without_a_common_radius_are_refused(axes):
     with pytest.raises(InputError, match=r"^plot: el has attacks \(fgsm, log-odds\) of models without a common radius"):
         robustness(axes, attacked({"0.1": 0.9}, {"0.2": 0.8}))

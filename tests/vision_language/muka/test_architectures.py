@@ -138,16 +138,18 @@ def test_more_layers_than_a_list_knows(tmp_path):
     assert build_classifier(folder, ["a", "b"], num_layers=2, from_scratch=True).model.config.num_hidden_layers == 2
 
 
-def test_a_tokenizer_without_padding(tmp_path):
-    """As GPT-2's: the token that ends a text takes its place."""
-    folder = write(tmp_path / "teacher", "gpt2", pad_token_id=None)
+@pytest.mark.parametrize(("of_model", "token"), [(None, "[SEP]"), (1, "[UNK]")])
+def test_a_tokenizer_without_padding(tmp_path, of_model, token):
+    """As GPT-2's: the token that the model takes for padding, or else that which ends a text, takes its place."""
+    folder = write(tmp_path / "teacher", "gpt2", pad_token_id=of_model)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
             settings = json.loads((folder / name).read_text())
             del settings["pad_token"]
             (folder / name).write_text(json.dumps(settings | {"eos_token": "[SEP]"}))
     teacher = load_classifier(folder)
-    assert teacher.tokenizer.pad_token == "[SEP]" and teacher.model.config.pad_token_id == 3
+    assert teacher.tokenizer.pad_token == token
+    assert teacher.model.config.pad_token_id == teacher.tokenizer.pad_token_id == (of_model or 3)
     prove_reading(teacher, TEXTS, 16)
 
 

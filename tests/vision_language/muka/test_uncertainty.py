@@ -10,7 +10,13 @@ from torch import nn
 
 from fairseq_ext.training.errors import DataError
 from tests.helpers import golden_names, load_golden
-from vision_language.muka.uncertainty import SCORES, active_dropout, mc_dropout_probabilities, teacher_scores
+from vision_language.muka.uncertainty import (
+    SCORES,
+    active_dropout,
+    dropout_probabilities,
+    mc_dropout_probabilities,
+    teacher_scores,
+)
 
 EXACT = dict(rtol=1e-9, atol=1e-9)
 
@@ -257,6 +263,16 @@ def test_mc_dropout_is_that_of_training_mode(attention):
         expected = model.train()(**{name: value for name, value in batch.items() if name != "labels"}).logits
     actual = mc_dropout_probabilities(model.eval(), batch, 1, seed=3)
     torch.testing.assert_close(actual[0], expected.softmax(-1))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_model_has_its_own_dropout_afterwards(attention):
+    """An attention and the dropout module in it name the same probability."""
+    model = text_classifier(attention, 0.1, 0.2)
+    before = dropout_probabilities(model)
+    with active_dropout(model, 0.5) as largest:
+        assert largest == 0.5 and set(dropout_probabilities(model)) == {0.5}
+    assert dropout_probabilities(model) == before and set(before) == {0.1, 0.2}
 
 
 @pytest.mark.parametrize("kind", ["distilbert", "roberta", "bart", "xlnet", "gpt2"])
