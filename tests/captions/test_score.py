@@ -9,12 +9,12 @@ import pytest
 from sacrebleu.metrics import BLEU
 
 from fairseq_ext.captions import java
-from fairseq_ext.captions.evaluation import METRICS, Evaluation
+from fairseq_ext.captions.evaluation import METRICS, TOKENIZERS, Evaluation
 from fairseq_ext.captions.score import ScoreOptions, score
 from fairseq_ext.captions.scores import bleu, cider_d, rouge_l
 from fairseq_ext.captions.store import Preparation, Split
 from fairseq_ext.captions.tokenizer import tokenize
-from fairseq_ext.training.errors import DataError, InputError
+from fairseq_ext.training.errors import DataError, InputError, OptionError
 from fairseq_ext.training.files import read_lines
 from tests.captions.splits import REFERENCES, write_generated, write_split
 from tests.helpers import require_data
@@ -80,6 +80,20 @@ def test_an_interval_is_of_sets_of_images_drawn_with_replacement(data):
     score = reference.corpus_score([evaluation.hypotheses[image] for image in drawn], streams)
     assert metrics["bleu2"] == pytest.approx(score.score / 100)
     assert metrics["cider_d"] == pytest.approx(evaluation.cider_d[drawn].mean())
+
+
+def test_a_drawn_set_has_as_many_images_as_the_whole(data, monkeypatch):
+    counts = []
+    monkeypatch.setattr(Evaluation, "metrics", lambda self, drawn: counts.append(drawn) or dict.fromkeys(METRICS, 0))
+    Evaluation(CAPTIONS, Split(data, "test", Preparation.load(data))).samples(5, seed=1)
+    assert [drawn.sum() for drawn in counts] == [4] * 5
+
+
+def test_captions_split_by_other_tokenisers_are_not_compared(data, monkeypatch):
+    monkeypatch.setitem(TOKENIZERS, "other", TOKENIZERS["words"])
+    split = Split(data, "test", Preparation.load(data))
+    with pytest.raises(OptionError, match="same images, references and tokeniser"):
+        Evaluation(CAPTIONS, split).differences(Evaluation(CAPTIONS, split, "other"))
 
 
 def test_d_lines_alone_need_a_split_where_two_are_as_large(data, generated, tmp_path):

@@ -13,8 +13,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from fairseq.data import Dictionary, TokenBlockDataset, data_utils
+from fairseq.data import Dictionary, MonolingualDataset, TokenBlockDataset, data_utils
 from fairseq.data.huffman import HuffmanCodeBuilder, HuffmanMMapIndexedDatasetBuilder
+from fairseq.tasks import FairseqTask
 
 
 def batches(count, lengths=None, **options):
@@ -141,3 +142,10 @@ def test_a_word_that_overwrites_another_keeps_its_flag(tmp_path):
     again = Dictionary.load(str(tmp_path / "saved.txt"))
     assert (again.symbols, again.indices) == (words.symbols, words.indices)
     assert again.index("the") == 7
+
+
+def test_the_batches_of_a_later_epoch_are_of_that_epoch():
+    """Though they are drawn as those of the first one."""
+    data = MonolingualDataset([torch.tensor([4, 2])] * 3, [2] * 3, Dictionary(), add_eos_for_other_targets=False)
+    iterator = FairseqTask(None).get_batch_iterator(data, max_sentences=1, epoch=3)
+    assert (iterator.epoch, iterator.next_epoch_idx) == (3, 3)

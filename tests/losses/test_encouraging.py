@@ -472,6 +472,14 @@ def test_a_loss_without_end_is_told_of_once(form):
     assert told((FORMS[form], UNBOUNDED)) == expected
     assert told(*[(call, UNBOUNDED) for call in FORMS.values()] * 2) == expected
     assert told((FORMS[form], UNBOUNDED | {"label_smoothing": 0.0, "bonus_smoothing": 0.1})) == expected
+    assert told((encouraging_loss, UNBOUNDED | {"bonus_end": 1.0})) == expected
+
+
+def test_the_bonus_ends_above_its_end():
+    logits, target = torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
+    at_the_end, beyond = (encouraging_loss(logits, target, bonus_end=end) for end in (0.5, 0.4999))
+    torch.testing.assert_close(at_the_end, encouraging_loss(logits, target))
+    torch.testing.assert_close(beyond, F.cross_entropy(logits, target))
 
 
 @pytest.mark.parametrize(
