@@ -496,6 +496,8 @@ def test_the_longest_training_of_a_tail_counts_and_a_short_one_is_no_test():
     short = tail("mnist_r100", rows, steps=999)
     assert causes("image_classification", short) == [{"budget"}] * 3
     assert "999 steps, of both arms: 1,000 are needed" in claims_of("image_classification", [short])[0].limits[0].text
+    late = tail("mnist_r100", rows | {"encouraging, LE 1": [{**run, "steps": 999} for run in runs]})
+    assert {"budget"} in causes("image_classification", late), "of the method's arm, too"
     one = tail("mnist_r100", {name: [{**runs[0], "steps": 999}, *runs[1:]] for name in rows})
     assert causes("image_classification", one) == [{"budget"}] * 3, "of a single seed, too"
     long = tail("mnist_r100_long", {name: rows[name] for name in ("cross-entropy", "aggressive")})

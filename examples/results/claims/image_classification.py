@@ -68,7 +68,7 @@ def _claim(content: Content, own: str, other: str, figure: Figure, **about: Any)
 
 def _floor(content: Content, figure: Figure, floor: float, what: str) -> list[Limit]:
     """Decisive limits where the baseline stays below the floor, and where the trainings are too short."""
-    steps = min((run["steps"] for run in runs_of(content).get(BASELINE, {}).values()), default=0)
+    steps = min((run["steps"] for runs in runs_of(content).values() for run in runs.values()), default=0)
     short = [Limit("budget", f"{steps:,} steps, of both arms: {STEPS:,} are needed", True)] if steps < STEPS else []
     values = [value for run in runs_of(content).get(BASELINE, {}).values() if (value := figure(run)) is not None]
     reached = 100 * fmean(values) if values else 0.0
