@@ -70,7 +70,7 @@ MAY_IMPORT = {
     "fairseq_ext/fonts.py": ("matplotlib",),
     "fairseq_ext/training": ("torch", "numpy", "tqdm", "yaml", "tensorboardX", "fairseq_ext.training"),
     "fairseq_ext/training/runs.py": ("torch", "fairseq_ext.kernels", "fairseq_ext.training"),  # whether they are used
-    "fairseq_ext/training/pictures.py": ("PIL", "fairseq_ext.training"),
+    "fairseq_ext/training/images.py": ("PIL", "fairseq_ext.training"),
     "fairseq_ext/training/plotting.py": ("numpy", "matplotlib", "PIL", "fairseq_ext.fonts", "fairseq_ext.training"),
     "fairseq_ext/training/accelerator.py": ("torch", "accelerate", "fairseq_ext.training"),
     "fairseq_ext/training/pretrained.py": ("torch", "transformers", "safetensors", "fairseq_ext.training"),
@@ -271,6 +271,19 @@ def test_nothing_is_defined_twice_or_in_vain():
     idle = {path: idle_definitions(path.read_text(encoding="utf-8")) for path in files}
     assert not {path: names for path, names in idle.items() if names}
     assert idle_definitions("def f(): g()\ndef g(): f()\ndef f(): g()\ndef _h(): ...\n") == ["_h", "f"]
+
+
+def test_images_figures_and_results_are_called_so():
+    """An image is data, a figure drawn, a result a number. ``picture`` opens a figure, and options keep their names."""
+    names = {
+        node.name.lower(): path
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
+    assert len(names) > 1000
+    assert {name for name in names if "picture" in name} == {"picture"}
+    assert not [path for path in SOURCES if re.search("picture|figure", path.stem)]
 
 
 def test_no_file_imports_one_that_stands_on_it(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from fairseq_ext.training.directions import lower_is_better
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet, option
-from fairseq_ext.training.runs import shared_figures
+from fairseq_ext.training.runs import shared_results
 from fairseq_ext.training.settings import Settings
 
 __all__ = ["Pair", "compare", "compare_experiments", "paired_differences"]
@@ -58,7 +58,7 @@ def compare_experiments(
             raise OptionError(f"compare: {name} is {before} in {first} and {now} in {second}: no pairs")
     if not runs.keys() & other_runs.keys():
         raise OptionError(f"compare: {first} and {second} share no finished run")
-    metrics = shared_figures([*runs.values(), *other_runs.values()])
+    metrics = shared_results([*runs.values(), *other_runs.values()])
     if metric and metric not in metrics:
         raise OptionError(f"--metric {metric}: the runs have {', '.join(metrics) or 'no figure'}")
     rows: list[dict[str, Any]] = [{"settings": differing}]
