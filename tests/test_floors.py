@@ -273,6 +273,19 @@ def test_nothing_is_defined_twice_or_in_vain():
     assert idle_definitions("def f(): g()\ndef g(): f()\ndef f(): g()\ndef _h(): ...\n") == ["_h", "f"]
 
 
+def test_a_list_of_constants_stands_once():
+    """Of five values or more, whatever they are called; others are made from it."""
+    files = [*SOURCES, *(path for top in ("examples", "benchmarks") for path in ROOT.glob(f"{top}/**/*.py"))]
+    found: dict[str, list[str]] = {}
+    for path in files:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Tuple, ast.List, ast.Set)):
+                values, name = node.value.elts, ast.unparse(node.targets[0])
+                if len(values) >= 5 and name != "__all__" and all(isinstance(value, ast.Constant) for value in values):
+                    found.setdefault(", ".join(map(ast.unparse, values)), []).append(f"{path}: {name}")
+    assert found and not {values: places for values, places in found.items() if len(places) > 1}
+
+
 def test_images_figures_and_results_are_called_so():
     """An image is data, a figure drawn, a result a number. ``picture`` opens a figure, and options keep their names."""
     names = {
