@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError, first_line
+from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError, first_few, first_line
 from fairseq_ext.training.files import load_safely, read_json
 from fairseq_ext.training.progress import say
 from fairseq_ext.training.settings import file_digest
-from fairseq_ext.training.weights import check_finite, listed
+from fairseq_ext.training.weights import check_finite
 
 __all__ = [
     "LOCAL",
@@ -160,14 +160,14 @@ def load_model(
         model, keys = from_pretrained(folder, **options)
     new = {*keys["missing_keys"], *(name for name, *_ in keys["mismatched_keys"])}
     if new and not start:
-        raise CheckpointError(f"{folder}: not a trained model: its weights lack {listed(sorted(new))}")
+        raise CheckpointError(f"{folder}: not a trained model: its weights lack {first_few(sorted(new))}")
     encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
     free = [f"{encoder}pooler.", *([f"{head(model)}."] if head else [])]
     if lacking := {name for name in new if name.startswith(encoder) and not name.startswith(tuple(free))}:
-        raise CheckpointError(f"{folder}: its weights lack {listed(sorted(lacking))} of the encoder")
+        raise CheckpointError(f"{folder}: its weights lack {first_few(sorted(lacking))} of the encoder")
     check_finite({name: value for name, value in model.state_dict().items() if name not in new}, folder)
     if new:
-        say(f"{folder}: new weights, drawn at random: {listed(sorted(new))}")
+        say(f"{folder}: new weights, drawn at random: {first_few(sorted(new))}")
     return model, frozenset(new)
 
 
