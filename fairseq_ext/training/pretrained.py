@@ -34,8 +34,8 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "loading",
+    "max_positions",
     "model_digest",
-    "positions",
     "read_config",
     "read_weights",
     "save_folder",
@@ -199,12 +199,12 @@ def _offset_positions(model: PreTrainedModel) -> Any:
     return next((module for module in places if getattr(module, "padding_idx", None) is not None), None)
 
 
-def positions(model: PreTrainedModel) -> int | None:
+def max_positions(model: PreTrainedModel) -> int | None:
     """The longest sequence that a model has positions for; None where there is no limit."""
     if offset := _offset_positions(model):
         return int(offset.weight.size(0) - offset.padding_idx - 1)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return positions if positions and positions > 0 else None  # XLNet's -1
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None  # XLNet's -1
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

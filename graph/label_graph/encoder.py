@@ -162,7 +162,7 @@ class Encoder:
         return {name: value for name, value in asdict(self).items() if name != "folder"}
 
     def _check_length(self, max_words: int) -> None:
-        limits = (_pretrained().positions(self._model), self._tokenizer.model_max_length)
+        limits = (_pretrained().max_positions(self._model), self._tokenizer.model_max_length)
         longest = min(limit for limit in limits if limit) - sum(map(len, self._ends))
         if max_words > longest:
             raise OptionError(f"--max-words: {self.folder} reads at most {longest} tokens of a text, got {max_words}")
