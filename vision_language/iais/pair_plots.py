@@ -12,10 +12,10 @@ from fairseq_ext.training.files import writing_to
 from fairseq_ext.training.options import option
 from fairseq_ext.training.runs import torch_device
 from vision_language.iais.alignment import mirrored_maps
+from vision_language.iais.blocks import AttentionBlocks
 from vision_language.iais.data import Collator, Image, RegionData
 from vision_language.iais.encoder import ModelOptions, load
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.maps import AttentionBlocks
 from vision_language.iais.model import RegionRetriever
 from vision_language.iais.options import MIRRORS
 from vision_language.iais.plot import distinct_names, draw_alignment, draw_history, draw_self_attention, read_history
