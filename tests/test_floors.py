@@ -273,6 +273,15 @@ def test_nothing_is_defined_twice_or_in_vain():
     assert idle_definitions("def f(): g()\ndef g(): f()\ndef f(): g()\ndef _h(): ...\n") == ["_h", "f"]
 
 
+def test_exports_are_plain_lists_of_names():
+    """Editors and type checkers read no other form, such as one with starred tuples."""
+    tops = ("fairseq_ext", "graph", "vision_language", "examples", "benchmarks", "docs")
+    texts = {path: path.read_text(encoding="utf-8") for top in tops for path in ROOT.glob(f"{top}/**/*.py")}
+    plain = re.compile(r'^__all__ = \[\s*"\w+"(?:,\s*"\w+")*,?\s*\](?:  # fmt: skip)?$', re.M)
+    found = {path: (len(re.findall("^__all__", text, re.M)), len(plain.findall(text))) for path, text in texts.items()}
+    assert (1, 1) in found.values() and not [path for path in found if found[path] not in ((0, 0), (1, 1))]
+
+
 def test_a_list_of_constants_stands_once():
     """Of five values or more, whatever they are called; others are made from it."""
     files = [*SOURCES, *(path for top in ("examples", "benchmarks") for path in ROOT.glob(f"{top}/**/*.py"))]

@@ -22,9 +22,9 @@ from vision_language.image_classification.results import COLOURS, Experiments, R
 from vision_language.image_classification.scores import log_odds, margin, ood_scores
 
 __all__ = [
-    *("class_energies", "energies", "group_probabilities", "margins", "probabilities", "reliability", "robustness"),
-    *("tail", "training"),
-]
+    "class_energies", "energies", "group_probabilities", "margins", "probabilities", "reliability", "robustness",
+    "tail", "training",
+]  # fmt: skip
 
 BINS, CONFIDENCE_BINS = 40, 10
 
