@@ -235,7 +235,7 @@ class Images(Part):
         if self.dry_run:
             data = self.work / "data"
             _, synthetic = self._needed()
-            synthetic.synthesize(synthetic.PictureOptions(out=str(data / "images" / "mnist"), images=100))
+            synthetic.synthesize(synthetic.SyntheticOptions(out=str(data / "images" / "mnist"), images=100))
         words = ["--experiments", self.experiment, "--seeds", "1"]
         places = ["--data", str(data), "--out", str(self.work / "runs"), "--docs", str(self.work / "docs"), "--replace"]
         return ["-m", "examples.results", "image_classification", *words, *places]

@@ -15,11 +15,11 @@ from benchmarks.timing import Row, forward_backward, generator, on_gpu, rate_row
 from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.training.accelerator import adamw, make_accelerator
 from vision_language.iais.alignment import iais_loss
+from vision_language.iais.blocks import AttentionBlocks, attention_blocks
 from vision_language.iais.data import Collator, Image, RegionData
 from vision_language.iais.encoder import learn_tokenizer
 from vision_language.iais.evaluate import score_matrix
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.maps import AttentionBlocks, attention_blocks
 from vision_language.iais.model import RegionRetriever
 
 SIZE, QUICK_SIZE = (6, 384, 12), (1, 24, 2)  # layers, width, heads; MiniLM's

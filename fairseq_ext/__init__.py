@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .translate.translator import Translator
+    from fairseq_ext.translate.translator import Translator
 
 __version__ = "0.1.0"
 __all__ = ["Translator", "__version__", "register"]
@@ -47,7 +47,7 @@ def register() -> None:
         root.setLevel(level)
         root.handlers[:] = []
 
-    from . import compat
+    from fairseq_ext import compat
 
     # In a normal install `--user-dir fairseq_ext` is found by fairseq as `<fairseq>/../fairseq_ext`; unless our path
     # has that spelling too, fairseq takes a package that is already imported for a foreign one of the same name, and

@@ -15,13 +15,12 @@ from typing import Any
 
 from torch import Tensor
 
+from fairseq_ext.compat import allow_checkpoint_types
+from fairseq_ext.compat.model_options import first_difference, model_options
 from fairseq_ext.training.errors import CheckpointError
 from fairseq_ext.training.files import load_safely
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.weights import check_finite
-
-from .compat import allow_checkpoint_types
-from .compat.model_options import first_difference, model_options
 
 __all__ = ["average_checkpoints", "last_checkpoints", "load_checkpoint"]
 

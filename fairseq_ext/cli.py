@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairseq_ext import __version__, register
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.extras import missing_package
 from fairseq_ext.training.interruption import run_command
 from fairseq_ext.training.options import flag
 from fairseq_ext.training.progress import Reporting, reporting, say
-
-from . import __version__, register
 
 __all__ = ["main"]
 
@@ -146,7 +145,7 @@ def _user_dir(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from . import doctor
+    from fairseq_ext import doctor
 
     sections = doctor.examine(args.extras)
     print(doctor.as_json(sections) if args.json else doctor.render(sections))
@@ -155,7 +154,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("fairseq") is None:
-        from .doctor.fairseq import NOT_INSTALLED
+        from fairseq_ext.doctor.fairseq import NOT_INSTALLED
 
         raise OptionError(NOT_INSTALLED)
     from fairseq.criterions import CRITERION_REGISTRY
@@ -183,9 +182,9 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _recipe(args: argparse.Namespace) -> int:
-    from .recipes import RECIPES, find
-    from .recipes.commands import adapted, commands, more_tokens, sources
-    from .recipes.hydra import to_yaml
+    from fairseq_ext.recipes import RECIPES, find
+    from fairseq_ext.recipes.commands import adapted, commands, more_tokens, sources
+    from fairseq_ext.recipes.hydra import to_yaml
 
     def given(*names: str) -> dict[str, Any]:
         return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -213,9 +212,8 @@ def _recipe(args: argparse.Namespace) -> int:
 
 
 def _average(args: argparse.Namespace) -> int:
+    from fairseq_ext.checkpoint_averaging import average_checkpoints, last_checkpoints
     from fairseq_ext.training.files import save_atomically
-
-    from .checkpoint_averaging import average_checkpoints, last_checkpoints
 
     folders = [path for path in args.inputs if path.is_dir()]
     if folders and len(args.inputs) > 1:

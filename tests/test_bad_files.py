@@ -13,7 +13,7 @@ import torch
 from fairseq_ext import cli
 from fairseq_ext.captions.__main__ import main as captions
 from fairseq_ext.training.errors import InputError
-from tests.captions.pictures import write_captioned
+from tests.captions.images import write_captioned
 from tests.captions.splits import REFERENCES, write_generated, write_split
 
 READ = {

@@ -22,7 +22,7 @@ from fairseq_ext.captions.tokenizer import tokenize
 from fairseq_ext.cli import main as fairseq_ext_command
 from fairseq_ext.tasks.caption_scores import SCORES, ReferenceScores
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
-from tests.captions.pictures import COLUMNS, ROWS, SIZE, write_captioned
+from tests.captions.images import COLUMNS, ROWS, SIZE, write_captioned
 from tests.fairseq_commands import FairseqCommands
 from tests.helpers import ROOT
 from tests.test_end_to_end import assert_same_bits, updates

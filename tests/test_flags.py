@@ -26,7 +26,7 @@ from tests.helpers import ROOT, forms_of, options_of, words_of
 from tests.training.boards import scalars
 from tests.vision_language.iais.regions import write_regions
 from tests.vision_language.muka.texts import write_encoder, write_texts
-from vision_language.image_classification.synthetic import PictureOptions, synthesize
+from vision_language.image_classification.synthetic import SyntheticOptions, synthesize
 
 MODULES = [
     ".".join([*path.relative_to(ROOT).parent.parts, "__main__"])
@@ -255,7 +255,7 @@ def write_texts_and_encoder(folder):
 
 
 def write_pictures(folder):
-    synthesize(PictureOptions(out=str(folder), images=50))
+    synthesize(SyntheticOptions(out=str(folder), images=50))
 
 
 TRAININGS = {

@@ -70,7 +70,7 @@ MAY_IMPORT = {
     "fairseq_ext/fonts.py": ("matplotlib",),
     "fairseq_ext/training": ("torch", "numpy", "tqdm", "yaml", "tensorboardX", "fairseq_ext.training"),
     "fairseq_ext/training/runs.py": ("torch", "fairseq_ext.kernels", "fairseq_ext.training"),  # whether they are used
-    "fairseq_ext/training/pictures.py": ("PIL", "fairseq_ext.training"),
+    "fairseq_ext/training/images.py": ("PIL", "fairseq_ext.training"),
     "fairseq_ext/training/plotting.py": ("numpy", "matplotlib", "PIL", "fairseq_ext.fonts", "fairseq_ext.training"),
     "fairseq_ext/training/accelerator.py": ("torch", "accelerate", "fairseq_ext.training"),
     "fairseq_ext/training/pretrained.py": ("torch", "transformers", "safetensors", "fairseq_ext.training"),
@@ -271,6 +271,36 @@ def test_nothing_is_defined_twice_or_in_vain():
     idle = {path: idle_definitions(path.read_text(encoding="utf-8")) for path in files}
     assert not {path: names for path, names in idle.items() if names}
     assert idle_definitions("def f(): g()\ndef g(): f()\ndef f(): g()\ndef _h(): ...\n") == ["_h", "f"]
+
+
+def test_exports_are_plain_lists_of_names():
+    """Editors and type checkers read no other form, such as one with starred tuples."""
+    tops = ("fairseq_ext", "graph", "vision_language", "examples", "benchmarks", "docs")
+    texts = {path: path.read_text(encoding="utf-8") for top in tops for path in ROOT.glob(f"{top}/**/*.py")}
+    plain = re.compile(r'^__all__ = \[\s*"\w+"(?:,\s*"\w+")*,?\s*\](?:  # fmt: skip)?$', re.M)
+    found = {path: (len(re.findall("^__all__", text, re.M)), len(plain.findall(text))) for path, text in texts.items()}
+    assert (1, 1) in found.values() and not [path for path in found if found[path] not in ((0, 0), (1, 1))]
+
+
+def test_a_list_of_constants_stands_once():
+    """Of five values or more, whatever they are called; others are made from it."""
+    files = [*SOURCES, *(path for top in ("examples", "benchmarks") for path in ROOT.glob(f"{top}/**/*.py"))]
+    found: dict[str, list[str]] = {}
+    for path in files:
+        for name, text in re.findall(r"^(\w+) = [(\[{]([^()\[\]{}]*)[)\]}]$", path.read_text(encoding="utf-8"), re.M):
+            values = [value.strip() for value in text.split(",")]
+            if len(values) >= 5 and name != "__all__":
+                found.setdefault(" ".join(filter(None, values)), []).append(f"{path}: {name}")
+    assert found and not {values: places for values, places in found.items() if len(places) > 1}
+
+
+def test_images_figures_and_results_are_called_so():
+    """An image is data, a figure drawn, a result a number. ``picture`` opens a figure, and options keep their names."""
+    texts = [path.read_text(encoding="utf-8") for path in SOURCES]
+    names = {name for text in texts for name in re.findall(r"^ *(?:def|class) (\w+)", text, re.M)}
+    assert len(names) > 1000
+    assert {name for name in names if "picture" in name.lower()} == {"picture"}
+    assert not [path for path in SOURCES if re.search("picture|figure", path.stem)]
 
 
 def test_no_file_imports_one_that_stands_on_it(tmp_path, monkeypatch):

@@ -13,15 +13,15 @@ import pytest
 import yaml
 from mkdocs.exceptions import PluginError
 
-from examples.method_pictures import PICTURES, draw
-from examples.method_pictures.__main__ import main
+from examples.method_figures import FIGURES, draw
+from examples.method_figures.__main__ import main
 from fairseq_ext.recipes import RECIPES
 from tests.helpers import ROOT
 from tests.test_flags import option_sets, program_of
 from tests.test_site import hook
 
 FOLDER = ROOT / "docs" / "methods"
-PAGES = {name: (FOLDER / f"{name}.md").read_text(encoding="utf-8") for name in PICTURES}
+PAGES = {name: (FOLDER / f"{name}.md").read_text(encoding="utf-8") for name in FIGURES}
 HEADINGS = [
     *("The idea", "Formula", "Use", "Options", "Presets and recipes"),
     *("Departures from the paper, and our choices", "Measured", "Cite"),
@@ -78,7 +78,7 @@ def test_the_parts_of_a_page(name):
     assert re.findall(r"^## (.*)", page, flags=re.MULTILINE) == HEADINGS
     assert len(re.findall(r"[.?](?=\s|$)", part(page, "The idea"))) == 4, "the idea has four sentences"
     assert f"]({name}.png)" in part(page, "Formula")
-    assert f"`python -m examples.method_pictures {name}`" in " ".join(page.split())
+    assert f"`python -m examples.method_figures {name}`" in " ".join(page.split())
     assert "```python" in part(page, "Use") and "```bash" in part(page, "Use")
     assert "](../RESULTS.md#verdicts)" in part(page, "Measured")
     assert (FOLDER / "index.md").read_text(encoding="utf-8").count(f"]({name}.md)") == 1
@@ -181,7 +181,7 @@ def test_the_citation_is_that_of_the_suite(name):
     assert f"{{{own[0]['year']}}}" in entry
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", FIGURES)
 def test_a_picture_is_what_its_code_draws(name, tmp_path):
     from PIL import Image
 
@@ -190,7 +190,7 @@ def test_a_picture_is_what_its_code_draws(name, tmp_path):
     with Image.open(drawn) as one, Image.open(committed) as other:
         assert one.size == other.size
         fresh, old = (np.asarray(image.convert("RGB"), dtype=float) for image in (one, other))
-    assert np.abs(fresh - old).mean() < 0.3, f"python -m examples.method_pictures {name}"
+    assert np.abs(fresh - old).mean() < 0.3, f"python -m examples.method_figures {name}"
     assert fresh[0, 0].tolist() == [255, 255, 255], "the ground is white"
 
 

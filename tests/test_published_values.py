@@ -20,7 +20,7 @@ from fairseq_ext.criterions.label_smoothed_encouraging_loss import LabelSmoothed
 from fairseq_ext.models.captioning_options import VisualOptions
 from fairseq_ext.models.config import TransformerExtConfig
 from fairseq_ext.models.ext_options import ExtOptions
-from fairseq_ext.recipes import OURS, PRESETS, RECIPES, Settings
+from fairseq_ext.recipes import OURS, PRESETS, RECIPES, SourcedValues
 from fairseq_ext.tasks.caption_options import CaptioningConfig
 from tests import published
 from tests.published import Ours
@@ -49,7 +49,7 @@ def test_every_preset_with_a_source_is_in_the_table():
     )
 
 
-def claimed(settings: Settings, ours: tuple[str, ...] = (OURS,)) -> dict[str, tuple[Any, str]]:
+def claimed(settings: SourcedValues, ours: tuple[str, ...] = (OURS,)) -> dict[str, tuple[Any, str]]:
     """The values that have a source, each with its document; a remark in parentheses behind it counts as nothing."""
     documents = {source for source, _ in itertools.chain(*published.PRESETS.values(), *published.RECIPES.values())}
     found = {}

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from examples.quickstart.corpus import new_line, parse_locale
+from examples.quickstart.pipeline import Pipeline, Settings
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import write_json, writing_to
 from fairseq_ext.training.locks import locked
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.program import Program
 from fairseq_ext.training.progress import say
-
-from .corpus import new_line, parse_locale
-from .pipeline import Pipeline, Settings
 
 main = Program("examples.quickstart")
 
@@ -71,7 +70,7 @@ def run(options: Options, settings: Settings) -> None:
             summary = pipeline.summary(systems)
             write_json(out / "results.json", summary)
             say("plot")
-            from .plot import plot
+            from examples.quickstart.plot import plot
 
             plot(pipeline, systems, out / "quickstart.png")
     except KeyboardInterrupt:

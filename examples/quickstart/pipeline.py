@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import fairseq_ext
+from examples.quickstart.corpus import build_corpus
 from fairseq_ext.text import PREPARATION, SUBWORD_FILES
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import read_json, write_json
 from fairseq_ext.training.options import SPLITS, OptionSet, option
 from fairseq_ext.training.progress import progress, say
-
-from .corpus import build_corpus
 
 USER_DIR = str(Path(fairseq_ext.__file__).parent)
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 import fairseq_ext
 from examples.plotting import colour_of
+from examples.quickstart.pipeline import Pipeline, log_records
 from fairseq_ext.training.plotting import LETTERS, name_lines, picture
-
-from .pipeline import Pipeline, log_records
 
 _LABELS = {"combined": "all combined", "plain": "plain Transformer"}
 

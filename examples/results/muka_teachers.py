@@ -19,7 +19,15 @@ from vision_language.muka.text_files import Texts
 from vision_language.muka.train import train_teacher
 
 __all__ = [
-    *("OF_TEACHERS", "SETTINGS", "TITLES", "Setting", "add_teachers", "pretrained", "sources", "taught", "training"),
+    "OF_TEACHERS",
+    "SETTINGS",
+    "TITLES",
+    "Setting",
+    "add_teachers",
+    "pretrained",
+    "sources",
+    "taught",
+    "training",
 ]
 
 OF_TEACHERS = ("seeds", "num_layers", "epochs", "batch_size", "lr", "max_length", "mixed_precision")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from examples.results.fairseq_programs import discard
+from fairseq_ext.training.errors import first_few
 from fairseq_ext.training.files import output_folder, read_json, write_json
 from fairseq_ext.training.progress import say
 
@@ -75,5 +76,4 @@ def restore(rows: Iterable[dict[str, Any]], out: Path) -> int:
 def not_measured(content: Mapping[str, Any]) -> str:
     """The sentence below a table that names its missing rows, of many the first; empty where it is complete."""
     missing = content.get("missing", [])
-    named = [*missing[:NAMED], *([f"and {len(missing) - NAMED} more"] if len(missing) > NAMED else [])]
-    return f"Not measured yet: {'; '.join(named)}." if missing else ""
+    return f"Not measured yet: {first_few(missing, NAMED, '; ')}." if missing else ""

@@ -15,20 +15,18 @@ from examples.results.paired import Paired
 from fairseq_ext.training.plotting import PALETTE, picture
 
 __all__ = [
-    *(
-        "BACKBONES",
-        "Relation",
-        "different",
-        "draw_gains",
-        "draw_relation",
-        "gain_by_split",
-        "of_the_paper",
-        "paired",
-        "pairs",
-        "relation",
-        "split_of",
-        "title",
-    ),
+    "BACKBONES",
+    "Relation",
+    "different",
+    "draw_gains",
+    "draw_relation",
+    "gain_by_split",
+    "of_the_paper",
+    "paired",
+    "pairs",
+    "relation",
+    "split_of",
+    "title",
 ]
 
 Row = dict[str, Any]

@@ -16,7 +16,13 @@ from graph.renode.recipe import Recipe
 from graph.renode.train import run
 
 __all__ = [
-    *("RECIPES", "appendix", "best_so_far", "choose_on_validation", "described", "recipe_of", "superseded"),
+    "RECIPES",
+    "appendix",
+    "best_so_far",
+    "choose_on_validation",
+    "described",
+    "recipe_of",
+    "superseded",
     "typed",
 ]
 

@@ -17,7 +17,7 @@ from typing import Any
 from examples.results.claims import PARTS as CLAIMED
 from examples.results.claims import claims_of
 from examples.results.verdicts import page
-from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.errors import DataError, first_few
 from fairseq_ext.training.files import read_json, replacing
 from fairseq_ext.training.settings import digest, file_digest
 
@@ -156,13 +156,12 @@ def of_seeds(runs: Mapping[str, Iterable[Any]], listed: bool = False) -> str:
         return ", ".join(map(str, seeds)) if listed else str(len(seeds))
 
     fewer = [f"{name}: {told(seeds)}" for name, seeds in own.items() if seeds != every]
-    named = [*fewer[:NAMED], *([f"and {len(fewer) - NAMED} more"] if len(fewer) > NAMED else [])]
     number, plural = told(every), len(every) != 1
     if listed:
         head = f"the seeds {number}" if plural else f"seed {number}"
     else:
         head = f"{number} seed{'s' if plural else ''}"
-    return f"{head} ({'; '.join(named)})" if named else head
+    return f"{head} ({first_few(fewer, NAMED, '; ')})" if fewer else head
 
 
 def asked(runs: Mapping[str, dict[str, Any]], names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -13,15 +13,15 @@ import numpy as np
 
 from fairseq_ext.regions.names import image_key
 from fairseq_ext.training.errors import OptionError
-from fairseq_ext.training.pictures import is_picture, open_picture
+from fairseq_ext.training.images import is_image_file, open_image
 
-__all__ = ["draw_image", "embedded", "find_pictures"]
+__all__ = ["draw_image", "embedded", "find_images"]
 
 LONGEST = 480
 """Of an embedded picture, in pixels."""
 
 
-def find_pictures(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Path]:
+def find_images(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Path]:
     """The picture of each image: the file in ``folder`` or below that is named by its identifier.
 
     Args:
@@ -35,7 +35,7 @@ def find_pictures(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Pat
         raise OptionError("--pictures: needs Pillow: pip install pillow")
     pictures: dict[str, list[Path]] = {image_id: [] for image_id in image_ids}
     for path in sorted(Path(folder).rglob("*")):
-        if is_picture(path):
+        if is_image_file(path):
             for key in {path.stem, image_key(path.name)} & pictures.keys():
                 pictures[key].append(path)
     for image_id, paths in pictures.items():
@@ -54,7 +54,7 @@ def embedded(path: Path) -> str:
     Raises:
         DataError: it cannot be read.
     """
-    with open_picture(path) as picture:
+    with open_image(path) as picture:
         from PIL import Image
 
         shrunk = picture.convert("RGBA")

@@ -23,8 +23,8 @@ from fairseq_ext.training.arrays import load_npz, read_array, write_npz
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, replacing, write_json, writing_to
 from fairseq_ext.training.flags import Device
+from fairseq_ext.training.images import ENDINGS, is_image_file, open_image
 from fairseq_ext.training.options import option
-from fairseq_ext.training.pictures import ENDINGS, is_picture, open_picture
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import torch_device
 from fairseq_ext.training.settings import digest, files_digest
@@ -72,7 +72,7 @@ def extract(options: ExtractOptions) -> str:
         DataError: a file that is no picture, or two of one name.
     """
     out = Path(options.out)
-    pictures = _pictures(Path(options.pictures))
+    pictures = _image_files(Path(options.pictures))
     fitted = _fitted(options, pictures)
     projection = Projection.load(Path(options.pca_file)) if options.pca_file else None
     if out.is_dir():
@@ -96,12 +96,12 @@ def _extractor(options: ExtractOptions, projection: Projection | None = None) ->
     return f"{Path(options.network).name} {digest(network, options.size, *components)[:12]}"
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise OptionError(f"PICTURES: {folder} is not a folder")
     pictures: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if is_picture(path):
+        if is_image_file(path):
             other = pictures.setdefault(image_key(path.name), path)
             if other != path:
                 raise DataError(f"{path}: of the same name as {other}")
@@ -152,7 +152,7 @@ def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) ->
 
 def _square(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     """A picture as bytes ``(size, size, 3)``, and its width and height."""
-    with open_picture(path) as file:
+    with open_image(path) as file:
         from PIL import Image, ImageOps
 
         picture = ImageOps.exif_transpose(file).convert("RGBA")

@@ -57,7 +57,7 @@ class GenerateOptions(Device):
         if self.min_len > self.max_len_b:
             raise OptionError(f"--min-len {self.min_len}: more than --max-len-b {self.max_len_b}")
 
-    def are_pictures(self) -> bool:
+    def are_images(self) -> bool:
         """Whether ``data`` is a folder of pictures, and not of prepared data.
 
         Raises:
@@ -91,7 +91,7 @@ def captions(options: GenerateOptions) -> Iterator[dict[str, Any]] | str:
 
 
 def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
-    device, pictures = torch_device(options.device), options.are_pictures()
+    device, pictures = torch_device(options.device), options.are_images()
     task, models = load(options.model.split(os.pathsep), "" if pictures else options.data)
     from fairseq import utils
 
@@ -101,7 +101,7 @@ def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
     for model in models:
         model.to(device)
     generator = task.build_generator(models, search_config(**{name: getattr(options, name) for name in SEARCH}))
-    ids, image = (_pictures if pictures else _prepared)(options, task)
+    ids, image = (_images if pictures else _prepared)(options, task)
     with progress(total=len(ids), desc="captions", unit=" images", leave=False) as bar:
         for start in range(0, len(ids), options.batch_size):
             chosen = range(start, min(start + options.batch_size, len(ids)))
@@ -124,7 +124,7 @@ def _prepared(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str]
     return [str(image_id) for image_id in dataset.split.image_ids], dataset.image
 
 
-def _pictures(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str], Callable[[int], Image]]:
+def _images(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str], Callable[[int], Image]]:
     """The same of pictures, whose names are their identifiers."""
     from fairseq_ext.captions.extract import ExtractOptions, extract
     from fairseq_ext.modules.visual import grid_geometry

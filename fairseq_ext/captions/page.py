@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fairseq_ext.captions.attention import Attention, read_attention
-from fairseq_ext.captions.drawing import draw_image, embedded, find_pictures
+from fairseq_ext.captions.drawing import draw_image, embedded, find_images
 from fairseq_ext.captions.evaluation import METRICS, Evaluation
 from fairseq_ext.captions.generated import SPACE_OF_PIECES
 from fairseq_ext.captions.score import GeneratedOptions
@@ -61,7 +61,7 @@ def write_page(options: PageOptions) -> Path:
     if source and (missing := [place for place in chosen if place not in attention]):
         raise DataError(f"{source}: nothing of image {split.image_ids[missing[0]]}")
     ids = [str(split.image_ids[place]) for place in chosen]
-    pictures = find_pictures(options.pictures, ids) if options.pictures else {}
+    pictures = find_images(options.pictures, ids) if options.pictures else {}
     names = _class_names(evaluation)
     articles = [
         _article(evaluation, place, rank, names, pictures.get(image_id), attention.get(place))

@@ -63,8 +63,8 @@ import logging
 import os
 from collections.abc import Callable
 
-from .checkpoints import allow_checkpoint_types, heed_overrides, write_whole_checkpoints
-from .data import (
+from fairseq_ext.compat.checkpoints import allow_checkpoint_types, heed_overrides, write_whole_checkpoints
+from fairseq_ext.compat.data import (
     configure_plain_encoders,
     keep_last_batch,
     keep_overwrite_flags,
@@ -74,10 +74,10 @@ from .data import (
     restore_numpy_names,
     resume_with_the_same_batches,
 )
-from .generation import replace_unknown_words, search_diverse_beams, spare_short_sentences
-from .help import show_whole_help
-from .inference import add_inference_dtype
-from .messages import (
+from fairseq_ext.compat.generation import replace_unknown_words, search_diverse_beams, spare_short_sentences
+from fairseq_ext.compat.help import show_whole_help
+from fairseq_ext.compat.inference import add_inference_dtype
+from fairseq_ext.compat.messages import (
     name_absent_configurations,
     name_captioned_images,
     name_damaged_checkpoints,
@@ -85,10 +85,10 @@ from .messages import (
     name_long_sentences,
     name_single_models,
 )
-from .number_formats import keep_bfloat16_off_tpus
-from .processes import read_whole_shares, refuse_in_all_processes, resume_with_other_processes
-from .refusals import end_commands_in_one_line, end_hydra_in_one_line
-from .resuming import (
+from fairseq_ext.compat.number_formats import keep_bfloat16_off_tpus
+from fairseq_ext.compat.processes import read_whole_shares, refuse_in_all_processes, resume_with_other_processes
+from fairseq_ext.compat.refusals import end_commands_in_one_line, end_hydra_in_one_line
+from fairseq_ext.compat.resuming import (
     compare_resumed_models,
     compare_resumed_tasks,
     end_finished_trainings,

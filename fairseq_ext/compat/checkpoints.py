@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .wrapping import wrapping
+from fairseq_ext.compat.wrapping import wrapping
 
 __all__ = ["allow_checkpoint_types", "heed_overrides", "write_whole_checkpoints"]
 

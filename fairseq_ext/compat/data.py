@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .wrapping import wrapping
+from fairseq_ext.compat.wrapping import wrapping
 
 __all__ = [
     "configure_plain_encoders",

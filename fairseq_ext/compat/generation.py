@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..training.errors import DataError
-from ..training.files import read_lines
-from .wrapping import wrapping
+from fairseq_ext.compat.wrapping import wrapping
+from fairseq_ext.training.errors import DataError
+from fairseq_ext.training.files import read_lines
 
 __all__ = [
     "replace_unknown_words",

@@ -8,8 +8,8 @@ import dataclasses
 import sys
 from typing import Any
 
-from ..training.options import flag
-from .wrapping import wrapping
+from fairseq_ext.compat.wrapping import wrapping
+from fairseq_ext.training.options import flag
 
 __all__ = ["show_whole_help"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Optional
 
-from ..training.errors import OptionError
-from .wrapping import wrapping
+from fairseq_ext.compat.wrapping import wrapping
+from fairseq_ext.training.errors import OptionError
 
 __all__ = ["add_inference_dtype"]
 
@@ -43,7 +43,7 @@ def add_inference_dtype() -> bool:
         upstream(self, cfg)
         dtype = getattr(cfg.generation, "inference_dtype", None)
         if dtype is not None:
-            from ..models.inference import convert_for_inference_
+            from fairseq_ext.models.inference import convert_for_inference_
 
             convert_for_inference_(self, dtype)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..training.errors import DataError, OptionError
-from ..training.files import load_safely
-from .generation import task_options
-from .wrapping import wrapping
+from fairseq_ext.compat.generation import task_options
+from fairseq_ext.compat.wrapping import wrapping
+from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.files import load_safely
 
 __all__ = [
     "name_absent_configurations",

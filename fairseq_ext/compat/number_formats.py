@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .wrapping import wrapping
+from fairseq_ext.compat.wrapping import wrapping
 
 __all__ = ["keep_bfloat16_off_tpus"]
 

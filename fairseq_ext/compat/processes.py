@@ -7,9 +7,9 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from ..training.errors import CheckpointError, DataError, OptionError, first_line
-from .resuming import each_file_read
-from .wrapping import wrapping
+from fairseq_ext.compat.resuming import each_file_read
+from fairseq_ext.compat.wrapping import wrapping
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError, first_line
 
 __all__ = ["read_whole_shares", "refuse_in_all_processes", "resume_with_other_processes", "scores_of_shares"]
 

@@ -21,11 +21,11 @@ from typing import Any, NoReturn
 
 from torch.multiprocessing import ProcessRaisedException
 
-from ..training.errors import InputError, OptionError, first_line
-from ..training.options import flag
-from .processes import scores_of_shares
-from .stock_checks import check_stock_values
-from .wrapping import wrapping
+from fairseq_ext.compat.processes import scores_of_shares
+from fairseq_ext.compat.stock_checks import check_stock_values
+from fairseq_ext.compat.wrapping import wrapping
+from fairseq_ext.training.errors import InputError, OptionError, first_line
+from fairseq_ext.training.options import flag
 
 __all__ = ["end_commands_in_one_line", "end_hydra_in_one_line", "refusal"]
 

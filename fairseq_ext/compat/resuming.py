@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..training.errors import CheckpointError, OptionError
-from ..training.options import flag
-from .model_options import first_difference, model_options
-from .wrapping import wrapping
+from fairseq_ext.compat.model_options import first_difference, model_options
+from fairseq_ext.compat.wrapping import wrapping
+from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.training.options import flag
 
 __all__ = [
     "compare_resumed_models",

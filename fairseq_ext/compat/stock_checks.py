@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..training.errors import OptionError, choose
-from ..training.options import flag
+from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.options import flag
 
 __all__ = ["check_stock_values"]
 

@@ -33,7 +33,10 @@ from fairseq_ext.losses.common import (
 from fairseq_ext.precision import compute_dtype
 
 __all__ = [
-    *("class_balanced_softmax_loss", "class_weights", "focal_loss", "logit_adjusted_cross_entropy"),
+    "class_balanced_softmax_loss",
+    "class_weights",
+    "focal_loss",
+    "logit_adjusted_cross_entropy",
     "reweighted_cross_entropy",
 ]
 

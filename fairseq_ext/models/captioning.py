@@ -22,7 +22,7 @@ from fairseq_ext.models.captioning_options import (
 )
 from fairseq_ext.models.check_options import check_options
 from fairseq_ext.models.config import add_options, legacy_arguments, nested_config
-from fairseq_ext.models.stock_options import check_stock_options, check_task, check_translation_options, require
+from fairseq_ext.models.stock_options import check_stock_options, check_task, check_translation_options, refuse_unless
 from fairseq_ext.models.transformer import CrossViewEncoder, TransformerExtEncoder, TransformerExtModel
 from fairseq_ext.modules.visual import VisualEmbedding
 from fairseq_ext.training.weights import check_finite
@@ -102,7 +102,9 @@ class CaptioningTransformerExtModel(TransformerExtModel):
     def build_model(cls, cfg: Any, task: Any) -> CaptioningTransformerExtModel:
         check_task(task, "captioning_transformer_ext", ("captioning",))
         data = getattr(task, "preparation", None)
-        require(data is not None, f"captioning_transformer_ext: needs --task captioning, got {type(task).__name__}")
+        refuse_unless(
+            data is not None, f"captioning_transformer_ext: needs --task captioning, got {type(task).__name__}"
+        )
         nested = nested_config(cfg, CaptioningTransformerExtConfig)
         check_visual_options(nested, data)
         check_options(nested, encoder=nested.encoder, decoder=nested.decoder, cross_attention=True)

@@ -10,7 +10,7 @@ from omegaconf import II
 
 from fairseq_ext.captions.store import Preparation
 from fairseq_ext.models.config import TransformerExtConfig
-from fairseq_ext.models.stock_options import require
+from fairseq_ext.models.stock_options import refuse_unless
 from fairseq_ext.training.options import check_fields, flag, option
 
 __all__ = ["CaptioningTransformerExtConfig", "VisualOptions", "check_visual_options", "visual_arguments"]
@@ -87,33 +87,35 @@ def check_visual_options(cfg: Any, data: Preparation) -> None:
     """
     check_fields(cfg, VisualOptions)
     for name, reason in WITHOUT_WORDS.items():
-        require(not getattr(cfg, name), f"{flag(name)}: not with captioning_transformer_ext, {reason}")
+        refuse_unless(not getattr(cfg, name), f"{flag(name)}: not with captioning_transformer_ext, {reason}")
     position = cfg.visual_position
     if data.kind == "grid":
-        require(
+        refuse_unless(
             position == "geometry" or cfg.visual_geometry == VisualOptions.visual_geometry,
             f"--visual-geometry {cfg.visual_geometry}: has no effect with --visual-position {position}",
         )
-        require(
+        refuse_unless(
             position != "geometry" or cfg.visual_geometry != "none",
             "--visual-geometry none: the cells of a grid would have no positions, which --visual-position none says",
         )
-        require(
+        refuse_unless(
             position != "sinusoid" or cfg.encoder.embed_dim % 4 == 0,
             f"--visual-position sinusoid: --encoder-embed-dim {cfg.encoder.embed_dim} is not a multiple of 4",
         )
     else:
-        require(
+        refuse_unless(
             position == VisualOptions.visual_position,
             f"--visual-position {position}: is for images on a grid, these are {data.kind}",
         )
-    require(
+    refuse_unless(
         data.feature_dim or not cfg.visual_dropout,
         f"--visual-dropout {cfg.visual_dropout}: has no effect on {data.kind} without feature vectors",
     )
     if cfg.visual_classes:
-        require(data.feature_dim, f"--visual-classes: has no effect on {data.kind}, which are classes alone already")
-        require(data.num_classes, f"--visual-classes: these {data.kind} have no classes")
+        refuse_unless(
+            data.feature_dim, f"--visual-classes: has no effect on {data.kind}, which are classes alone already"
+        )
+        refuse_unless(data.num_classes, f"--visual-classes: these {data.kind} have no classes")
     if cfg.block == "muse" and data.kind != "grid":
         logger.warning(
             "--block muse: its convolution reads neighbours in the order of the file, which regions do not have; "

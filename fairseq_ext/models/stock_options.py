@@ -18,13 +18,13 @@ __all__ = [
     "check_task",
     "check_translation_options",
     "parse_layers",
-    "require",
+    "refuse_unless",
 ]
 
 
-def require(holds: Any, message: str) -> None:
-    """Refuses options, with ``message``, unless what they need ``holds``."""
-    if not holds:
+def refuse_unless(condition: Any, message: str) -> None:
+    """Raise ``OptionError(message)`` unless ``condition`` holds."""
+    if not condition:
         raise OptionError(message)
 
 
@@ -40,7 +40,7 @@ def check_task(task: Any, kind: str, names: tuple[str, ...]) -> None:
     """Refuses those of fairseq's tasks that another kind of model is for; tasks of other origin are not judged."""
     name = next((name for name, registered in TASK_REGISTRY.items() if registered is type(task)), None)
     if name is not None and type(task).__module__.startswith("fairseq.tasks."):
-        require(name in names, f"--task {name}: not for {kind}, which works with {', '.join(names)}")
+        refuse_unless(name in names, f"--task {name}: not for {kind}, which works with {', '.join(names)}")
 
 
 def check_stock_options(cfg: Any, *, encoder: Any, decoder: Any) -> None:
@@ -55,17 +55,19 @@ def check_stock_options(cfg: Any, *, encoder: Any, decoder: Any) -> None:
         OptionError: one line that names the option, what it got and what is allowed.
     """
     parts = [("encoder", encoder)] * (encoder is not None) + [("decoder", decoder)]
-    require(not cfg.base_layers, f"--base-layers {cfg.base_layers}: fairseq's libbase does not load on this PyTorch")
+    refuse_unless(
+        not cfg.base_layers, f"--base-layers {cfg.base_layers}: fairseq's libbase does not load on this PyTorch"
+    )
     for side, part in parts:
         if part.xformers_att_config is not None:
             _check_xformers(f"--{side}-xformers-att-config", cfg)
         if part.layers_to_keep:
-            require(
+            refuse_unless(
                 cfg.cross_view == "none",
                 f"--{side}-layers-to-keep: excludes --cross-view {cfg.cross_view}, which counts layers",
             )
     _check_quantization_noise(cfg, parts)
-    require(
+    refuse_unless(
         decoder.output_dim == decoder.input_dim or not cfg.share_decoder_input_output_embed,
         f"--decoder-output-dim {decoder.output_dim}: excludes --share-decoder-input-output-embed "
         f"unless it is --decoder-input-dim {decoder.input_dim}",
@@ -84,8 +86,8 @@ def check_translation_options(cfg: Any, source_dictionary: Any, target_dictionar
     """
     encoder, decoder = cfg.encoder, cfg.decoder
     for name in ("adaptive_input", "tie_adaptive_weights", "tie_adaptive_proj", "char_inputs"):
-        require(not getattr(cfg, name), f"{flag(name)}: fairseq has no translation model with it")
-    require(
+        refuse_unless(not getattr(cfg, name), f"{flag(name)}: fairseq has no translation model with it")
+    refuse_unless(
         decoder.input_dim == decoder.embed_dim,
         f"--decoder-input-dim {decoder.input_dim}: must be --decoder-embed-dim {decoder.embed_dim} in translation",
     )
@@ -96,26 +98,26 @@ def check_translation_options(cfg: Any, source_dictionary: Any, target_dictionar
     for name in ("share_all_embeddings", "merge_src_tgt_embed"):
         option = flag(name)
         if getattr(cfg, name):
-            require(
+            refuse_unless(
                 encoder.embed_dim == decoder.embed_dim,
                 f"{option}: needs --encoder-embed-dim {encoder.embed_dim} equal to "
                 f"--decoder-embed-dim {decoder.embed_dim}",
             )
-            require(
+            refuse_unless(
                 decoder.output_dim == decoder.embed_dim,
                 f"{option}: excludes --decoder-output-dim {decoder.output_dim}",
             )
     if cfg.share_all_embeddings:
-        require(
+        refuse_unless(
             source_dictionary == target_dictionary,
             "--share-all-embeddings: needs one dictionary for both languages (fairseq-preprocess --joined-dictionary)",
         )
-        require(
+        refuse_unless(
             decoder.embed_path in (None, "", encoder.embed_path),
             "--decoder-embed-path: --share-all-embeddings reads --encoder-embed-path",
         )
     elif cfg.merge_src_tgt_embed:
-        require(
+        refuse_unless(
             not (encoder.embed_path or decoder.embed_path),
             "--merge-src-tgt-embed: fairseq reads no --encoder-embed-path or --decoder-embed-path with it",
         )
@@ -132,9 +134,9 @@ def check_language_model_options(cfg: Any, dictionary: Any) -> None:
         OptionError: one line that names the option, what it got and what is allowed.
     """
     inputs = [name for name in ("character_embeddings", "adaptive_input") if getattr(cfg, name)]
-    require(len(inputs) < 2, "--character-embeddings: excludes --adaptive-input")
+    refuse_unless(len(inputs) < 2, "--character-embeddings: excludes --adaptive-input")
     for name in [*inputs, *["adaptive_softmax_cutoff"] * bool(cfg.adaptive_softmax_cutoff)]:
-        require(
+        refuse_unless(
             not cfg.share_decoder_input_output_embed,
             f"--share-decoder-input-output-embed: excludes {flag(name)}; adaptive layers share with "
             "--tie-adaptive-weights",
@@ -142,16 +144,16 @@ def check_language_model_options(cfg: Any, dictionary: Any) -> None:
     if cfg.character_embeddings:
         _check_character_filters(cfg.character_filters)
     if cfg.adaptive_input:
-        require(cfg.adaptive_input_cutoff, "--adaptive-input: needs --adaptive-input-cutoff")
+        refuse_unless(cfg.adaptive_input_cutoff, "--adaptive-input: needs --adaptive-input-cutoff")
         widths = _check_bands("input", cfg, cfg.decoder.input_dim, dictionary)
         for width in widths if cfg.quant_noise.pq else []:
-            require(
+            refuse_unless(
                 width % cfg.quant_noise.pq_block_size == 0,
                 f"--quant-noise-pq-block-size: {cfg.quant_noise.pq_block_size} does not divide {width}, "
                 f"of the widths {widths} that --adaptive-input has",
             )
     _check_bands("softmax", cfg, cfg.decoder.output_dim, dictionary)
-    require(
+    refuse_unless(
         cfg.tie_adaptive_weights or not cfg.tie_adaptive_proj,
         "--tie-adaptive-proj: has no effect without --tie-adaptive-weights",
     )
@@ -161,19 +163,19 @@ def check_language_model_options(cfg: Any, dictionary: Any) -> None:
 
 def _check_tied(cfg: Any) -> None:
     option = "--tie-adaptive-weights"
-    require(
+    refuse_unless(
         cfg.adaptive_input and cfg.adaptive_softmax_cutoff,
         f"{option}: needs --adaptive-input and --adaptive-softmax-cutoff",
     )
     for name in ("cutoff", "factor"):
         ours, others = (getattr(cfg, f"adaptive_{kind}_{name}") for kind in ("softmax", "input"))
-        require(
+        refuse_unless(
             ours == others,
             f"{option}: needs --adaptive-softmax-{name} {ours} equal to --adaptive-input-{name} {others}",
         )
     for name in ("input_dim", "output_dim"):
         width = getattr(cfg.decoder, name)
-        require(
+        refuse_unless(
             width == cfg.decoder.embed_dim,
             f"{option}: needs {flag(f'decoder_{name}')} {width} equal to --decoder-embed-dim {cfg.decoder.embed_dim}",
         )
@@ -183,7 +185,7 @@ def _check_character_filters(filters: list[Any]) -> None:
     def is_pair(pair: Any) -> bool:
         return isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair)
 
-    require(
+    refuse_unless(
         filters and all(map(is_pair, filters)),
         f"--character-filters: must be pairs of width and channels like [(1, 64), (2, 128)], got {filters}",
     )
@@ -197,14 +199,14 @@ def _check_bands(kind: str, cfg: Any, width: int, dictionary: Any) -> list[int]:
     option, entries = f"--adaptive-{kind}-cutoff", len(dictionary)
     least = dictionary.pad() + 1
     numbers = bool(cutoff) and all(isinstance(end, int) for end in cutoff)
-    require(
+    refuse_unless(
         numbers and cutoff[0] >= least and all(low < high for low, high in itertools.pairwise(cutoff)),
         f"{option}: must be numbers that increase from at least {least}, like 20000,60000, got {cutoff}",
     )
-    require(cutoff[-1] <= entries, f"{option}: {cutoff[-1]} is more than the {entries} entries of the dictionary")
+    refuse_unless(cutoff[-1] <= entries, f"{option}: {cutoff[-1]} is more than the {entries} entries of the dictionary")
     bands = len(cutoff) + (cutoff[-1] < entries)
     widths = [int(width // factor**band) for band in range(bands)] if factor > 0 else [0]
-    require(
+    refuse_unless(
         widths[-1], f"--adaptive-{kind}-factor: {factor} leaves nothing of width {width} for the last of {bands} bands"
     )
     return widths
@@ -219,25 +221,27 @@ def _check_xformers(option: str, cfg: Any) -> None:
         f"--cross-view {cfg.cross_view}": cfg.cross_view != "none",
     }
     for other, on in others.items():
-        require(not on, f"{option}: excludes {other}, which has an attention of its own")
-    require(multihead_attention._xformers_available, f"{option}: xFormers with xformers.components is not installed")
+        refuse_unless(not on, f"{option}: excludes {other}, which has an attention of its own")
+    refuse_unless(
+        multihead_attention._xformers_available, f"{option}: xFormers with xformers.components is not installed"
+    )
 
 
 def _check_quantization_noise(cfg: Any, parts: list[tuple[str, Any]]) -> None:
     noise = cfg.quant_noise
     for name, on in (("pq", noise.pq), ("scalar", noise.scalar)):
-        require(
+        refuse_unless(
             not (on and cfg.cross_view == "ama"),
             f"--quant-noise-{name}: excludes --cross-view ama, whose projection is shared by all layers",
         )
-    require(
+    refuse_unless(
         not (noise.scalar and cfg.block == "muse"),
         "--quant-noise-scalar: excludes --block muse, as fairseq cannot quantize a module called weight_linear",
     )
     for side, part in parts if noise.pq else []:
         for name in ("embed_dim", "ffn_embed_dim"):
             width = getattr(part, name)
-            require(
+            refuse_unless(
                 width % noise.pq_block_size == 0,
                 f"--quant-noise-pq-block-size: {noise.pq_block_size} does not divide {flag(f'{side}_{name}')} {width}",
             )
@@ -249,4 +253,4 @@ def _check_embeddings(option: str, part: Any) -> None:
     with open(part.embed_path, encoding="utf-8", errors="replace") as lines:
         next(lines, "")
         width = len(next(lines, "").split()) - 1
-    require(width == part.embed_dim, f"{option}: has vectors of width {width}, the model has {part.embed_dim}")
+    refuse_unless(width == part.embed_dim, f"{option}: has vectors of width {width}, the model has {part.embed_dim}")

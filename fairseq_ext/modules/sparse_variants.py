@@ -155,19 +155,18 @@ def topk_probabilities(scores: Tensor, k: Budget, *, softmax_again: bool = False
     return probabilities.masked_fill(~keep, 0.0)
 
 
-def _per_row(function: Callable[..., Tensor], **options: bool) -> Callable[[Tensor, Budget, bool], Tensor]:
-    """``function`` with the arguments of a window, which only placing a window takes."""
+def _without_causal(function: Callable[..., Tensor], **options: bool) -> Callable[[Tensor, Budget, bool], Tensor]:
+    """Adapts ``function`` to the call ``(scores, k, causal)``; only ``window`` uses ``causal``."""
     return lambda scores, k, causal: function(scores, k, **options)
 
 
-# How else the k of top-k attention are chosen: masked scores (B, H, T, S), k and whether the future is masked, to
-# weights.
+# Selections beside the plain top-k: functions of (masked scores (B, H, T, S), k, causal) that return the weights.
 OTHER_SELECTIONS: dict[str, Callable[[Tensor, Budget, bool], Tensor]] = {
     "window": out_of_window_softmax,
-    "heads": _per_row(ensemble_topk_softmax),
-    "probabilities": _per_row(topk_probabilities),
-    "probabilities-softmax": _per_row(topk_probabilities, softmax_again=True),
-    "heads-probabilities": _per_row(topk_probabilities, across_heads=True),
-    "heads-probabilities-softmax": _per_row(topk_probabilities, across_heads=True, softmax_again=True),
+    "heads": _without_causal(ensemble_topk_softmax),
+    "probabilities": _without_causal(topk_probabilities),
+    "probabilities-softmax": _without_causal(topk_probabilities, softmax_again=True),
+    "heads-probabilities": _without_causal(topk_probabilities, across_heads=True),
+    "heads-probabilities-softmax": _without_causal(topk_probabilities, across_heads=True, softmax_again=True),
 }
 SELECTIONS = ("scores", *OTHER_SELECTIONS)

@@ -14,7 +14,7 @@ from fairseq_ext.recipes.iwslt import IWSLT_RECIPES
 from fairseq_ext.recipes.language_modeling import LANGUAGE_MODELING
 from fairseq_ext.recipes.presets import EARLIER_NAMES, PRESETS, Preset
 from fairseq_ext.recipes.recipe import Data, Recipe, values
-from fairseq_ext.recipes.settings import OURS, Setting, Settings
+from fairseq_ext.recipes.settings import OURS, Setting, SourcedValues
 from fairseq_ext.recipes.wmt import WMT_RECIPES
 from fairseq_ext.training.errors import OptionError
 
@@ -27,7 +27,7 @@ __all__ = [
     "Preset",
     "Recipe",
     "Setting",
-    "Settings",
+    "SourcedValues",
     "find",
     "values",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from fairseq_ext.recipes.presets import PRESETS
 from fairseq_ext.recipes.recipe import Recipe, values
-from fairseq_ext.recipes.settings import SECTIONS, Settings, by
+from fairseq_ext.recipes.settings import SECTIONS, SourcedValues, by
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import flag
 
@@ -68,7 +68,7 @@ def adapted(
     )
 
 
-def _changed(settings: Settings, given: dict[str, Any]) -> Settings:
+def _changed(settings: SourcedValues, given: dict[str, Any]) -> SourcedValues:
     """``settings`` with those of the ``given`` values that are not theirs already."""
     same = [option for option in given if option in settings and settings[option].value == given[option]]
     return settings | by(GIVEN, **{option: value for option, value in given.items() if option not in same})

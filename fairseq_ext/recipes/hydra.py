@@ -8,7 +8,7 @@ import yaml
 
 from fairseq_ext.recipes.presets import PRESETS
 from fairseq_ext.recipes.recipe import Recipe
-from fairseq_ext.recipes.settings import SECTIONS, Settings
+from fairseq_ext.recipes.settings import SECTIONS, SourcedValues
 
 __all__ = ["to_yaml"]
 
@@ -39,7 +39,7 @@ def to_yaml(recipe: Recipe) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(name: str, settings: Settings, left_to_the_user: str | None) -> list[str]:
+def _section(name: str, settings: SourcedValues, left_to_the_user: str | None) -> list[str]:
     if not settings:
         return []
     others = settings.copy()
@@ -49,7 +49,7 @@ def _section(name: str, settings: Settings, left_to_the_user: str | None) -> lis
     return [f"{name}:", *_options(chosen), *mandatory, *rate, *_options(others), ""]
 
 
-def _options(settings: Settings) -> list[str]:
+def _options(settings: SourcedValues) -> list[str]:
     lines = [
         (f"  {option}: {_scalar([value] if option in LISTS else value)}", source)
         for option, (value, source) in settings.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fairseq_ext.recipes.recipe import Recipe
-from fairseq_ext.recipes.settings import OURS, Settings, both, by
+from fairseq_ext.recipes.settings import OURS, SourcedValues, both, by
 from fairseq_ext.recipes.sources import (
     ADANORM_SCRIPT,
     ENCOURAGING_DE_EN_SCRIPT,
@@ -39,7 +39,7 @@ IWSLT_EN_VI = data_set("iwslt15_en_vi", "vi", " --tokenized vi")
 IWSLT_FR_EN = data_set("iwslt17_fr_en", "en")
 
 
-def encouraging_test(script: str, **stated: Any) -> Settings:
+def encouraging_test(script: str, **stated: Any) -> SourcedValues:
     """The scripts test an average and the best checkpoint, and do not say which of the two the paper's table has."""
     return evaluation(script, beam=5, **stated) | by(f"{script} (which tests checkpoint_best too)", average=10)
 

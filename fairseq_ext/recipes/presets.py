@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fairseq_ext.recipes.settings import OURS, Settings, both, by
+from fairseq_ext.recipes.settings import OURS, SourcedValues, both, by
 from fairseq_ext.recipes.sources import (
     ADANORM_CODE,
     ADANORM_PAPER,
@@ -38,7 +38,7 @@ class Preset(NamedTuple):
     """A named set of model options; ``model`` is the architecture whose defaults they replace."""
 
     summary: str
-    settings: Settings
+    settings: SourcedValues
     model: str = "transformer_ext"
 
 

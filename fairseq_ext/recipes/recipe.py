@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from fairseq_ext.recipes.presets import PRESETS
-from fairseq_ext.recipes.settings import Settings
+from fairseq_ext.recipes.settings import SourcedValues
 
 __all__ = ["Data", "Recipe", "values"]
 
@@ -15,7 +15,7 @@ LONGEST = 1024
 """Tokens of the longest sentence that fairseq's models read by default."""
 
 
-def values(settings: Settings) -> dict[str, Any]:
+def values(settings: SourcedValues) -> dict[str, Any]:
     """The values without their sources."""
     return {option: setting.value for option, setting in settings.items()}
 
@@ -58,10 +58,10 @@ class Recipe:
     name: str
     method: str
     data: Data
-    training: Settings
-    evaluation: Settings
+    training: SourcedValues
+    evaluation: SourcedValues
     arch: str = ""
-    model: Settings = field(default_factory=dict)
+    model: SourcedValues = field(default_factory=dict)
     gpus: int = 1
     times: Fraction = Fraction(1)
     summary: str = ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fairseq_ext.training.sources import OURS, Setting, Settings, by
+from fairseq_ext.training.sources import OURS, Setting, SourcedValues, by
 
-__all__ = ["OURS", "SECTIONS", "Setting", "Settings", "both", "by"]
+__all__ = ["OURS", "SECTIONS", "Setting", "SourcedValues", "both", "by"]
 
 
 def both(**values: Any) -> dict[str, Any]:

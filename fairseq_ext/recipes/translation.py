@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fairseq_ext.recipes.recipe import Data
-from fairseq_ext.recipes.settings import OURS, Settings, by
+from fairseq_ext.recipes.settings import OURS, SourcedValues, by
 from fairseq_ext.recipes.sources import ENCOURAGING_SCRIPTS
 
 __all__ = [
@@ -41,7 +41,7 @@ ENCOURAGING = by(
 _GENERATION = by(OURS, beam=5, lenpen=1.0, batch_size=128, required_batch_size_multiple=1, remove_bpe="subword_nmt")
 
 
-def evaluation(source: str, **stated: Any) -> Settings:
+def evaluation(source: str, **stated: Any) -> SourcedValues:
     """Decoding with what ``source`` states, the rest our choice.
 
     Every sentence of the test set is decoded, also the last few that fill no batch of 8.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fairseq_ext.recipes.recipe import Recipe
-from fairseq_ext.recipes.settings import OURS, Settings, by
+from fairseq_ext.recipes.settings import OURS, SourcedValues, by
 from fairseq_ext.recipes.sources import MUSE_README
 from fairseq_ext.recipes.translation import COSINE, ENCOURAGING, EPOCHS, INVERSE_SQRT, data_set, evaluation
 
@@ -80,7 +80,7 @@ EN_FR_TEST = evaluation(OURS, lenpen=0.8, checkpoint="checkpoint_last.pt")
 MUSE_EN_FR_TEST = EN_FR_TEST | by(MUSE_README, beam=5, lenpen=0.8)
 
 
-def _others_en_fr(name: str, method: str, model: Settings, **changes: Any) -> Recipe:
+def _others_en_fr(name: str, method: str, model: SourcedValues, **changes: Any) -> Recipe:
     return Recipe(name, method, WMT_EN_FR, OTHERS_EN_FR, EN_FR_TEST, model=model, gpus=4, **changes)
 
 

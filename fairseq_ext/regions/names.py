@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from fairseq_ext.training.pictures import ENDINGS
+from fairseq_ext.training.images import ENDINGS
 
 __all__ = ["few", "image_key", "least"]
 

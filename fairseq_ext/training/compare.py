@@ -12,7 +12,7 @@ from fairseq_ext.training.directions import lower_is_better
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet, option
-from fairseq_ext.training.runs import shared_figures
+from fairseq_ext.training.runs import shared_results
 from fairseq_ext.training.settings import Settings
 
 __all__ = ["Pair", "compare", "compare_experiments", "paired_differences"]
@@ -58,7 +58,7 @@ def compare_experiments(
             raise OptionError(f"compare: {name} is {before} in {first} and {now} in {second}: no pairs")
     if not runs.keys() & other_runs.keys():
         raise OptionError(f"compare: {first} and {second} share no finished run")
-    metrics = shared_figures([*runs.values(), *other_runs.values()])
+    metrics = shared_results([*runs.values(), *other_runs.values()])
     if metric and metric not in metrics:
         raise OptionError(f"--metric {metric}: the runs have {', '.join(metrics) or 'no figure'}")
     rows: list[dict[str, Any]] = [{"settings": differing}]
@@ -81,13 +81,13 @@ def _read(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]
 
 
 def paired_differences(
-    first: Mapping[str, float], second: Mapping[str, float], lower_is_better: bool | None = False
+    first: Mapping[str, float], second: Mapping[str, float], lower: bool | None = False
 ) -> dict[str, float]:
     """Second minus first of each run that both have.
 
     Args:
         first, second: a figure by the name of its run; at least one name in both.
-        lower_is_better: of the figure, such as of
+        lower: whether a lower figure is better, such as of
             :func:`~fairseq_ext.training.directions.lower_is_better`; None: neither. Default: False.
 
     Returns:
@@ -97,13 +97,13 @@ def paired_differences(
     """
     shared = [name for name in first if name in second]
     differences = [second[name] - first[name] for name in shared]
-    higher, lower = ("higher", "lower") if lower_is_better is None else ("better", "worse")
-    if lower_is_better:
-        higher, lower = lower, higher
+    above, below = ("higher", "lower") if lower is None else ("better", "worse")
+    if lower:
+        above, below = below, above
     counts = {
-        higher: sum(difference > 0 for difference in differences),
+        above: sum(difference > 0 for difference in differences),
         "equal": sum(difference == 0 for difference in differences),
-        lower: sum(difference < 0 for difference in differences),
+        below: sum(difference < 0 for difference in differences),
     }
     return {
         "runs": len(shared),
@@ -111,5 +111,5 @@ def paired_differences(
         "second": statistics.fmean(second[name] for name in shared),
         "difference": statistics.fmean(differences),
         "std": statistics.pstdev(differences),
-        **(dict(reversed(counts.items())) if lower_is_better else counts),
+        **(dict(reversed(counts.items())) if lower else counts),
     }

@@ -6,7 +6,16 @@ import difflib
 import sys
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "DataError", "InputError", "OptionError", "choose", "first_line", "one_line"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "InputError",
+    "OptionError",
+    "choose",
+    "first_few",
+    "first_line",
+    "one_line",
+]
 
 
 class InputError(SystemExit, ValueError):
@@ -43,6 +52,18 @@ def choose(option: str, value: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.3)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise OptionError(f"{option}: {value!r} is not one of {', '.join(filter(None, allowed))}{hint}")
+
+
+def first_few(names: Iterable[str], most: int = 3, between: str = ", ") -> str:
+    """The first ``most`` of ``names``, and how many more there are: ``a, b, c and 2 more``, or ``a; b; and 2 more``.
+
+    Args:
+        most: so many are named. Default: 3.
+        between: stands between two names. Default: a comma.
+    """
+    names = list(names)
+    more = f"{between.strip(', ')} and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
 
 
 def first_line(error: BaseException) -> str:

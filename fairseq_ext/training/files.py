@@ -24,10 +24,10 @@ from fairseq_ext.training.json_values import json_text, parse_json
 from fairseq_ext.training.locks import locked
 
 __all__ = [
-    *("MAX_LINE", "STDIN", "count_lines", "load_safely", "output_folder", "read_bytes"),
-    *("read_json", "read_json_lines", "read_lines", "replacing", "safe_loads_only", "save_atomically"),
-    *("staged_folder", "write_json", "writing_to"),
-]
+    "MAX_LINE", "STDIN", "count_lines", "load_safely", "output_folder", "read_bytes", "read_json",
+    "read_json_lines", "read_lines", "replacing", "safe_loads_only", "save_atomically", "staged_folder",
+    "write_json", "writing_to",
+]  # fmt: skip
 
 MAX_LINE = 2**22
 """Longest line of a text that is read, in characters: a file without line breaks must not fill the memory."""

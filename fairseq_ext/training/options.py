@@ -130,7 +130,7 @@ def idle_fields(holder: Any, kind: Any) -> dict[str, str]:
                 "with": [words for words in given if words],
                 "without": [flag(name) for name, words in zip(others, given, strict=True) if not words],
             }
-            idle[item.name] = " and ".join(f"{word} {_listed(names)}" for word, names in parts.items() if names)
+            idle[item.name] = " and ".join(f"{word} {_and_joined(names)}" for word, names in parts.items() if names)
     return idle
 
 
@@ -143,7 +143,7 @@ def _as_given(item: Field[Any], value: Any) -> str:
     return f"{flag(item.name)} {value}"
 
 
-def _listed(names: list[str]) -> str:
+def _and_joined(names: list[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 

@@ -26,8 +26,17 @@ from fairseq_ext.fonts import fonts_for
 from fairseq_ext.training.files import replacing
 
 __all__ = [
-    *("BAND", "GREY", "LETTERS", "PALETTE", "Run", "categories", "legend_outside", "mean_and_range", "name_lines"),
-    *("picture", "second_scale"),
+    "BAND",
+    "GREY",
+    "LETTERS",
+    "PALETTE",
+    "Run",
+    "categories",
+    "legend_outside",
+    "mean_and_range",
+    "name_lines",
+    "picture",
+    "second_scale",
 ]
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"

@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError, first_line
+from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError, first_few, first_line
 from fairseq_ext.training.files import load_safely, read_json
 from fairseq_ext.training.progress import say
 from fairseq_ext.training.settings import file_digest
-from fairseq_ext.training.weights import check_finite, listed
+from fairseq_ext.training.weights import check_finite
 
 __all__ = [
     "LOCAL",
@@ -34,8 +34,8 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "loading",
+    "max_positions",
     "model_digest",
-    "positions",
     "read_config",
     "read_weights",
     "save_folder",
@@ -160,14 +160,14 @@ def load_model(
         model, keys = from_pretrained(folder, **options)
     new = {*keys["missing_keys"], *(name for name, *_ in keys["mismatched_keys"])}
     if new and not start:
-        raise CheckpointError(f"{folder}: not a trained model: its weights lack {listed(sorted(new))}")
+        raise CheckpointError(f"{folder}: not a trained model: its weights lack {first_few(sorted(new))}")
     encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
     free = [f"{encoder}pooler.", *([f"{head(model)}."] if head else [])]
     if lacking := {name for name in new if name.startswith(encoder) and not name.startswith(tuple(free))}:
-        raise CheckpointError(f"{folder}: its weights lack {listed(sorted(lacking))} of the encoder")
+        raise CheckpointError(f"{folder}: its weights lack {first_few(sorted(lacking))} of the encoder")
     check_finite({name: value for name, value in model.state_dict().items() if name not in new}, folder)
     if new:
-        say(f"{folder}: new weights, drawn at random: {listed(sorted(new))}")
+        say(f"{folder}: new weights, drawn at random: {first_few(sorted(new))}")
     return model, frozenset(new)
 
 
@@ -199,12 +199,12 @@ def _offset_positions(model: PreTrainedModel) -> Any:
     return next((module for module in places if getattr(module, "padding_idx", None) is not None), None)
 
 
-def positions(model: PreTrainedModel) -> int | None:
+def max_positions(model: PreTrainedModel) -> int | None:
     """The longest sequence that a model has positions for; None where there is no limit."""
     if offset := _offset_positions(model):
         return int(offset.weight.size(0) - offset.padding_idx - 1)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return positions if positions and positions > 0 else None  # XLNet's -1
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None  # XLNet's -1
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

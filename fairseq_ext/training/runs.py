@@ -26,7 +26,7 @@ from fairseq_ext.training.locks import locked
 from fairseq_ext.training.progress import Parts, refuse_processes
 from fairseq_ext.training.settings import Settings
 
-__all__ = ["Experiment", "environment", "run_name", "shared_figures", "torch_device"]
+__all__ = ["Experiment", "environment", "run_name", "shared_results", "torch_device"]
 
 
 def run_name(**numbers: int) -> str:
@@ -218,7 +218,7 @@ class Experiment:
                 "std": statistics.pstdev(run[name] for run in runs),
                 "runs": len(runs),
             }
-            for name in shared_figures(runs)
+            for name in shared_results(runs)
         }
 
     def report(self, *names: str) -> str:
@@ -249,7 +249,7 @@ def _kind(name: str) -> str:
     return re.sub(r"\d+", "", name)
 
 
-def shared_figures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def shared_results(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of the numbers that all runs hold."""
     names = runs[0] if runs else {}
     # NaN, which earlier versions stored, is no figure as None is none.

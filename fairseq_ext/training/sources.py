@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["OURS", "Setting", "Settings", "by"]
+__all__ = ["OURS", "Setting", "SourcedValues", "by"]
 
 OURS = "our choice"
 """The source of what nobody published."""
@@ -20,9 +20,9 @@ class Setting(NamedTuple):
     source: str
 
 
-Settings = dict[str, Setting]
+SourcedValues = dict[str, Setting]
 
 
-def by(source: str, **values: Any) -> Settings:
+def by(source: str, **values: Any) -> SourcedValues:
     """The ``values`` that ``source`` has."""
     return {option: Setting(value, source) for option, value in values.items()}

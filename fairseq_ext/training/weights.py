@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fairseq_ext.training.errors import CheckpointError
+from fairseq_ext.training.errors import CheckpointError, first_few
 
-__all__ = ["check_finite", "listed"]
+__all__ = ["check_finite"]
 
 
 def check_finite(weights: Mapping[str, Any], origin: str | Path) -> None:
@@ -26,11 +26,6 @@ def check_finite(weights: Mapping[str, Any], origin: str | Path) -> None:
     damaged = [name for name, value in weights.items() if isinstance(value, Tensor) and not value.isfinite().all()]
     if damaged:
         raise CheckpointError(
-            f"{origin}: its weights are not finite in {listed(damaged)}: the file is damaged, or its training diverged"
+            f"{origin}: its weights are not finite in {first_few(damaged)}: the file is damaged, or its training "
+            "diverged"
         )
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first three names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

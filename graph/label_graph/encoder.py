@@ -19,10 +19,10 @@ from fairseq_ext.training.locks import locked
 from fairseq_ext.training.progress import progress, say
 from fairseq_ext.training.settings import digest
 
-__all__ = ["POOLINGS", "PRECISIONS", "Encoder", "States", "fingerprint_of"]
+__all__ = ["DTYPES", "POOLINGS", "Encoder", "States", "fingerprint_of"]
 
 POOLINGS = ("mean", "none")
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CHUNK = 2048
 """Reviews of a file of the cache, so that a kill costs little."""
 BATCH = 32
@@ -162,7 +162,7 @@ class Encoder:
         return {name: value for name, value in asdict(self).items() if name != "folder"}
 
     def _check_length(self, max_words: int) -> None:
-        limits = (_pretrained().positions(self._model), self._tokenizer.model_max_length)
+        limits = (_pretrained().max_positions(self._model), self._tokenizer.model_max_length)
         longest = min(limit for limit in limits if limit) - sum(map(len, self._ends))
         if max_words > longest:
             raise OptionError(f"--max-words: {self.folder} reads at most {longest} tokens of a text, got {max_words}")
@@ -186,7 +186,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _computed(self, reviews: list[list[int]], device: str | torch.device) -> Tensor:
-        model, dtype = self._model.to(device), PRECISIONS[self.precision]
+        model, dtype = self._model.to(device), DTYPES[self.precision]
         order = sorted(range(len(reviews)), key=lambda review: -len(reviews[review]))
         states: dict[int, Tensor] = {}
         for start in range(0, len(order), BATCH):

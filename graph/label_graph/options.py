@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import OptionSet, option
-from graph.label_graph.encoder import POOLINGS, PRECISIONS
+from graph.label_graph.encoder import DTYPES, POOLINGS
 from graph.label_graph.label_graph import LOSSES, POSITIONS
 from graph.label_graph.metrics import METRICS
 from graph.label_graph.model import CELLS, NO_CELL
@@ -66,7 +66,7 @@ class Options(OptionSet):
         "mean", "the encoder's states of a review as their mean, or each of them", POOLINGS, idle=NO_ENCODER
     )
     encoder_precision: str = option(
-        "float32", "number format of the encoder's forward pass", tuple(PRECISIONS), idle=NO_ENCODER
+        "float32", "number format of the encoder's forward pass", tuple(DTYPES), idle=NO_ENCODER
     )
     cache: str = option(
         "", "folder of the encoder's states, for runs to share (default: OUT/cache)", outcome=False, idle=NO_ENCODER

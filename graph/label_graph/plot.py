@@ -76,14 +76,14 @@ def draw_label_graph(graph: Tensor, labels: Sequence[str], path: str | Path) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture(OptionSet):
+class PlotOptions(OptionSet):
     """What is drawn of it."""
 
     pairs: int = option(20, "number of pairs", least=1)
     out: str = option("", "folder of label_graph.png and label_pairs.json (default: that of the model)")
 
 
-def plot(model: ModelFile, picture: Picture) -> str:
+def plot(model: ModelFile, options: PlotOptions) -> str:
     """Heat map of the learned label graph, and its strongest pairs.
 
     Raises:
@@ -92,9 +92,9 @@ def plot(model: ModelFile, picture: Picture) -> str:
     classifier = model.load()
     if classifier.network.label_graph is None:
         raise OptionError(f"--model {model.model} has no label graph (it was trained with --arm han)")
-    folder = output_folder(picture.out or Path(model.model).parent)
+    folder = output_folder(options.out or Path(model.model).parent)
     graph = classifier.network.label_graph.weight
-    pairs = strongest_pairs(graph, classifier.labels, picture.pairs)
+    pairs = strongest_pairs(graph, classifier.labels, options.pairs)
     draw_label_graph(graph, classifier.labels, folder / "label_graph.png")
     write_json(folder / "label_pairs.json", pairs)
     return f"{format_pairs(pairs)}\n{folder / 'label_graph.png'}, {folder / 'label_pairs.json'}"

@@ -146,7 +146,7 @@ def region(data: Data, seeds: Sequence[int], max_nodes: int) -> torch.Tensor:
     return torch.tensor(sorted(chosen))
 
 
-PICTURES: dict[str, Callable[..., None]] = {
+FIGURES: dict[str, Callable[..., None]] = {
     "totoro_by_class.png": plot_classes,
     "rank_to_weight.png": plot_weights,
     "layout.png": plot_layout,
@@ -159,7 +159,7 @@ def draw(options: ScoreOptions, files: PlotFiles) -> list[Path]:
     folder, data = output_folder(files.out), scored_graph(options, files.split_seed)
     paths = []
     title = Path(options.dataset).stem
-    for name, function in PICTURES.items():
+    for name, function in FIGURES.items():
         paths.append(folder / name)
         size = (8.5, 7) if function is plot_layout else (7, 4.5)
         with writing_to(folder), picture(paths[-1], size, f"{title}, split seed {files.split_seed}") as figure:

@@ -19,7 +19,7 @@ from fairseq_ext.captions.vocabulary import Vocabulary
 from fairseq_ext.captions.writer import SplitWriter
 from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import InputError
-from tests.captions.pictures import COLUMNS, ROWS, SIZE, THINGS, prepared, write_captioned
+from tests.captions.images import COLUMNS, ROWS, SIZE, THINGS, prepared, write_captioned
 from tests.helpers import require_data
 from tests.regions.files import (
     FEATURES,

@@ -12,7 +12,7 @@ import pytest
 
 from fairseq_ext.captions.prepare import PrepareOptions, prepare
 from fairseq_ext.training.errors import InputError
-from tests.captions.pictures import COLUMNS, ROWS, write_captioned
+from tests.captions.images import COLUMNS, ROWS, write_captioned
 
 
 def lines(change: Callable[[list[dict]], None], split: str = "train") -> Callable[[Path], None]:

@@ -123,10 +123,10 @@ def test_images(mixed_precision: str, tmp_path: Path, device: Device) -> None:
     """Trained on attacked images, then attacked."""
     pytest.importorskip("foolbox")
     from vision_language.image_classification.evaluate import AttackOptions, attack
-    from vision_language.image_classification.synthetic import PictureOptions, synthesize
+    from vision_language.image_classification.synthetic import SyntheticOptions, synthesize
 
     data, out = str(tmp_path / "data"), tmp_path / "out"
-    synthesize(PictureOptions(out=data, images=50))
+    synthesize(SyntheticOptions(out=data, images=50))
     words = ["train", "--data", data, *"--epochs 2 --batch-size 20 --attack fgsm --epsilon 0.1".split()]
     words += ["--mixed-precision", precision_of(mixed_precision, device)]
     train("vision_language.image_classification", words, out, device)

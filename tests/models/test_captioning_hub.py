@@ -17,7 +17,7 @@ from fairseq_ext.captions.store import KINDS
 from fairseq_ext.models import CaptioningTransformerExtModel
 from fairseq_ext.models.captioning_hub import CaptioningHubInterface
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
-from tests.captions.pictures import prepared
+from tests.captions.images import prepared
 from tests.models.commands import TINY, configuration, save_checkpoint
 
 OPTIONS = {

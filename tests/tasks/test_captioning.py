@@ -30,7 +30,7 @@ from fairseq_ext.tasks.caption_scores import SCORES, ReferenceScores
 from fairseq_ext.tasks.caption_state import compare_states
 from fairseq_ext.tasks.captioning import CaptioningTask, Pieces
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
-from tests.captions.pictures import SIZE, prepared
+from tests.captions.images import SIZE, prepared
 from tests.helpers import ROOT
 
 

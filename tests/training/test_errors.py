@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from fairseq_ext.training.errors import first_line, one_line
+from fairseq_ext.training.errors import first_few, first_line, one_line
 from tests.helpers import ROOT
 
 OF_TORCH = {ROOT / "fairseq_ext" / "training" / name for name in ("files.py", "runs.py")}
@@ -19,6 +19,27 @@ OF_TORCH = {ROOT / "fairseq_ext" / "training" / name for name in ("files.py", "r
 )
 def test_an_error_is_one_line_even_where_it_says_nothing(message, first, whole):
     assert first_line(OSError(message)) == first and one_line(OSError(message)) == whole
+
+
+@pytest.mark.parametrize(
+    ("names", "words", "told"),
+    [
+        ("", {}, ""),
+        ("abc", {}, "a, b, c"),
+        ("abcde", {}, "a, b, c and 2 more"),
+        ("abc", {"most": 2, "between": "; "}, "a; b; and 1 more"),
+    ],
+)
+def test_the_first_few_of_many_names(names, words, told):
+    assert first_few(iter(names), **words) == told
+
+
+def test_nobody_else_counts_the_names_that_are_left_out():
+    tops = ("fairseq_ext", "graph", "vision_language", "examples", "benchmarks")
+    found = [
+        path for top in tops for path in (ROOT / top).rglob("*.py") if re.search(r"- \w+\} more", path.read_text())
+    ]
+    assert found == [ROOT / "fairseq_ext" / "training" / "errors.py"]
 
 
 def test_nobody_else_takes_the_first_line_of_an_error():

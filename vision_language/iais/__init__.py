@@ -5,9 +5,9 @@ Alignment for Calibrated Cross-modal Retrieval", ACL-IJCNLP 2021, arXiv:2105.138
 """
 
 from vision_language.iais.alignment import annealing, iais_loss, isd, isd_annotated, mirrored_maps
+from vision_language.iais.blocks import AttentionBlocks, attention_blocks
 from vision_language.iais.evaluate import recall_at_k
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.maps import AttentionBlocks, attention_blocks
 from vision_language.iais.model import RegionRetriever
 
 __all__ = [

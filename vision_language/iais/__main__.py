@@ -17,7 +17,7 @@ from vision_language.iais import convert as conversion
 from vision_language.iais.encoder import ScoringOptions
 from vision_language.iais.evaluate import RECALLS, first_images, metrics
 from vision_language.iais.options import Options
-from vision_language.iais.pictures import PictureOptions, draw_pair
+from vision_language.iais.pair_plots import PlotOptions, draw_pair
 from vision_language.iais.search import SearchOptions, region_names
 from vision_language.iais.search import search as best_images
 from vision_language.iais.train import run
@@ -74,7 +74,7 @@ main.command(compare)
 
 
 @main.command
-def plot(options: PictureOptions) -> str:
+def plot(options: PlotOptions) -> str:
     """Pictures: words by regions, self-attention beside its mirror, recall and ISD over the training."""
     return "\n".join(map(str, draw_pair(options)))
 

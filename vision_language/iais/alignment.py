@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_ext.losses import matrix_kl
-from vision_language.iais.maps import AttentionBlocks, block_softmax
+from vision_language.iais.blocks import AttentionBlocks, block_softmax
 
 __all__ = ["annealing", "iais_loss", "isd", "isd_annotated", "map_entropy", "mirrored_maps"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 
-from vision_language.iais.maps import AttentionBlocks, attention_blocks
+from vision_language.iais.blocks import AttentionBlocks, attention_blocks
 
 __all__ = ["IAISHook"]
 

@@ -20,9 +20,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
 
-from fairseq_ext.training.errors import CheckpointError, OptionError
+from fairseq_ext.training.errors import CheckpointError, OptionError, first_few
 from fairseq_ext.training.pretrained import check_weights, load_model, read_config
-from fairseq_ext.training.weights import listed
 
 __all__ = ["REGION_TYPE", "RegionEmbeddings", "RegionRetriever", "RegionRetrieverConfig", "RegionRetrieverOutput"]
 
@@ -294,15 +293,15 @@ class RegionRetriever(BertPreTrainedModel):
         own = {key: value for key, value in self.state_dict().items() if not key.endswith("label_embeddings.weight")}
         missing = [key for key in own if key not in weights]
         if missing:
-            has = listed(sorted(state_dict)) or "nothing"
-            raise CheckpointError(f"no UNITER checkpoint of this size: it lacks {listed(missing)}; it has {has}")
+            has = first_few(sorted(state_dict)) or "nothing"
+            raise CheckpointError(f"no UNITER checkpoint of this size: it lacks {first_few(missing)}; it has {has}")
         other = [
             f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
             for key in own
             if weights[key].shape != own[key].shape
         ]
         if other:
-            raise CheckpointError(f"a UNITER checkpoint of another size: it has {listed(other)}")
+            raise CheckpointError(f"a UNITER checkpoint of another size: it has {first_few(other)}")
         self.load_state_dict({key: weights[key] for key in own}, strict=False)
 
     @torch.no_grad()

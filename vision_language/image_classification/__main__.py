@@ -16,7 +16,7 @@ from vision_language.image_classification.recipes import recipe
 from vision_language.image_classification.synthetic import synthesize
 
 main = Program("vision_language.image_classification", __doc__)
-FIGURES = (
+RESULTS = (
     *("test_accuracy", "last_test_accuracy", "test_nll", "test_margin", "test_ece"),
     *("test_many", "test_medium", "test_few", "test_head", "test_middle", "test_tail"),
 )
@@ -33,7 +33,7 @@ class Output(Device):
 @main.shared_command
 def train(options: Options, output: Output) -> str:
     """Train with one or more seeds; a command that was killed is resumed."""
-    return training.run(options, output.out, output.runs, output.device).report(*FIGURES)
+    return training.run(options, output.out, output.runs, output.device).report(*RESULTS)
 
 
 for command in (evaluate, ood, attack, compare, plot, recipe, synthesize):

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.options import SPLITS
 from vision_language.image_classification.image_files import read_split
-from vision_language.image_classification.image_set import ImageSet, PictureFiles
+from vision_language.image_classification.image_set import ImageFiles, ImageSet
 from vision_language.image_classification.long_tail import long_tail_counts, long_tail_subset
 from vision_language.image_classification.options import DataOptions
 from vision_language.image_classification.transforms import Transform
@@ -78,8 +78,8 @@ def in_channels(images: ImageSet, channels: int) -> ImageSet:
     """The images in grey (1) or colours (3)."""
     if images.channels == channels:
         return images
-    if isinstance(images.images, PictureFiles):
-        return replace(images, images=PictureFiles(images.images.paths, grey=channels == 1))
+    if isinstance(images.images, ImageFiles):
+        return replace(images, images=ImageFiles(images.images.paths, grey=channels == 1))
     if channels == 3:
         return replace(images, images=np.repeat(images.images[..., None], 3, axis=-1))
     # The weights of ITU-R 601-2, as Pillow's.

@@ -36,7 +36,7 @@ from vision_language.image_classification.predict import (
 from vision_language.image_classification.scores import OOD_SCORES, ood_scores
 from vision_language.image_classification.transforms import AUGMENTATIONS, Transform
 
-__all__ = ["AttackOptions", "EvaluationOptions", "OodOptions", "attack", "evaluate", "ood"]
+__all__ = ["RADII", "AttackOptions", "EvaluationOptions", "OodOptions", "attack", "evaluate", "ood"]
 
 
 RESERVED = ("test", "model", "data", "options", "inputs", "environment", "file", "allow_pickle", "", "..")
@@ -46,6 +46,7 @@ ALSO_CALLED = {"ce": "cross-entropy"}
 """Other names of objectives."""
 
 RADII = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+"""Of the paper, in pixels from 0 to 1."""
 PUBLISHED_RADII = {"fgsm": RADII, "pgd": RADII, "pgd-l2": (0.0, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
 
 

@@ -7,7 +7,7 @@ CIFAR batches    ``data_batch_1`` ... ``test_batch``, or ``train`` and ``test``:
 ``.npz``         ``SPLIT.npz`` with arrays ``x`` (uint8, ``(N, H, W)`` or ``(N, H, W, 3)``) and ``y``; or one file with
                  ``x_SPLIT`` and ``y_SPLIT``
 pictures         ``SPLIT/CLASS/**/*.png`` (ImageFolder), or another of the endings of
-                 :mod:`fairseq_ext.training.pictures`; grey of 16 bits is read in 8. Classes are sorted by name, by
+                 :mod:`fairseq_ext.training.images`; grey of 16 bits is read in 8. Classes are sorted by name, by
                  number where all names are numbers
 ===============  =====================================================================================================
 """
@@ -22,11 +22,11 @@ import numpy as np
 
 from fairseq_ext.training.arrays import array_names, load_npz
 from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.images import ENDINGS, is_image_file, open_image
 from fairseq_ext.training.options import SPLITS, find_split
-from fairseq_ext.training.pictures import ENDINGS, is_picture, open_picture
 from fairseq_ext.training.progress import warn
 from vision_language.image_classification.binary_files import Splits, cifar_splits, idx_splits, numbered
-from vision_language.image_classification.image_set import ImageSet, PictureFiles
+from vision_language.image_classification.image_set import ImageFiles, ImageSet
 
 __all__ = ["read_split", "read_unlabelled"]
 
@@ -45,7 +45,7 @@ def read_split(folder: str | Path, split: str) -> ImageSet | None:
     folder = Path(folder)
     if not folder.exists():
         raise OptionError(f"--data: {folder} does not exist")
-    for reader in (_npz, idx_splits, cifar_splits, _pictures):
+    for reader in (_npz, idx_splits, cifar_splits, _image_folders):
         present = {name: read for name, read in reader(folder).items() if read}
         if present:
             return _checked(present[split]()) if split in present else None
@@ -66,10 +66,10 @@ def read_unlabelled(path: str | Path, split: str = "test") -> ImageSet:
     try:
         images = read_split(path, split)
     except OptionError:
-        files = _pictures_below(path) if path.is_dir() else []
+        files = _images_below(path) if path.is_dir() else []
         if not files:
             raise
-        return ImageSet(PictureFiles(files, _all_grey(files)), np.zeros(len(files), dtype=np.int64), ("",), str(path))
+        return ImageSet(ImageFiles(files, _all_grey(files)), np.zeros(len(files), dtype=np.int64), ("",), str(path))
     if images is None:
         raise OptionError(f"{path}: has no {split} split")
     return images
@@ -114,7 +114,7 @@ def _from_npz(path: Path, x: str, y: str) -> ImageSet:
     return ImageSet(images, labels.astype(np.int64), numbered(labels, f"{path}: {y}"), str(path))
 
 
-def _pictures(folder: Path) -> Splits:
+def _image_folders(folder: Path) -> Splits:
     found = {s: find_split(folder, s, lambda name: [name] if (folder / name).is_dir() else []) for s in SPLITS}
     places = {split: folder / name if name else None for split, name in found.items()}
     if not any(places.values()):
@@ -128,20 +128,20 @@ def _pictures(folder: Path) -> Splits:
 
 
 def _from_folders(place: Path, classes: tuple[str, ...]) -> ImageSet:
-    files = [(file, label) for label, name in enumerate(classes) for file in _pictures_below(place / name)]
+    files = [(file, label) for label, name in enumerate(classes) for file in _images_below(place / name)]
     if not files:
         raise DataError(f"{place}: no picture in its folders ({', '.join(ENDINGS)})")
     paths = [file for file, _ in files]
     labels = np.array([label for _, label in files], dtype=np.int64)
-    return ImageSet(PictureFiles(paths, _all_grey(paths)), labels, classes, str(place))
+    return ImageSet(ImageFiles(paths, _all_grey(paths)), labels, classes, str(place))
 
 
-def _pictures_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path) -> list[Path]:
     """The pictures of a folder and of those below it; that other files are left is said, but of hidden ones."""
     files = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
-    pictures = list(filter(is_picture, files))
+    pictures = list(filter(is_image_file, files))
     if others := len(files) - len(pictures):
-        first = next(file for file in files if not is_picture(file))
+        first = next(file for file in files if not is_image_file(file))
         warn(f"{folder}: {others} of {len(files)} files are left, such as {first.name}: none of {', '.join(ENDINGS)}")
     return pictures
 
@@ -149,7 +149,7 @@ def _pictures_below(folder: Path) -> list[Path]:
 def _all_grey(paths: Sequence[Path]) -> bool:
     """Whether no picture has colours, by the headers."""
     for path in paths:
-        with open_picture(path) as picture:
+        with open_image(path) as picture:
             if picture.mode not in ("1", "L", "LA") and not picture.mode.startswith("I;16"):
                 return False
     return True

@@ -12,15 +12,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.pictures import open_picture
+from fairseq_ext.training.images import open_image
 from fairseq_ext.training.settings import digest
 
-__all__ = ["ImageSet", "PictureFiles"]
+__all__ = ["ImageFiles", "ImageSet"]
 
 HEAD = 2**16
 
 
-class PictureFiles(Sequence[np.ndarray]):
+class ImageFiles(Sequence[np.ndarray]):
     """Picture files as arrays ``(H, W)`` or ``(H, W, 3)``, upright by their EXIF data, decoded when they are asked for.
 
     Args:
@@ -36,8 +36,8 @@ class PictureFiles(Sequence[np.ndarray]):
 
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, (int, np.integer)):
-            return PictureFiles([self.paths[i] for i in index], self.grey)
-        with open_picture(self.paths[index]) as picture:
+            return ImageFiles([self.paths[i] for i in index], self.grey)
+        with open_image(self.paths[index]) as picture:
             upright = ImageOps.exif_transpose(picture)
             return np.asarray(_of_bytes(upright, self.paths[index]).convert("L" if self.grey else "RGB"))
 
@@ -65,7 +65,7 @@ class ImageSet:
     """Images, their labels, and the names of the classes.
 
     Args:
-        images: uint8 arrays ``(H, W)`` or ``(H, W, 3)`` by number: one array of all, or :class:`PictureFiles`.
+        images: uint8 arrays ``(H, W)`` or ``(H, W, 3)`` by number: one array of all, or :class:`ImageFiles`.
         labels: ``(N)``, int64.
         classes: names; a label is the number of one.
         origin: for messages.
@@ -100,7 +100,7 @@ class ImageSet:
 
     def pixel_digest(self) -> str:
         """Of the images alone."""
-        return self.images.digest() if isinstance(self.images, PictureFiles) else digest(self.images)
+        return self.images.digest() if isinstance(self.images, ImageFiles) else digest(self.images)
 
     def named_as(self, classes: Sequence[str], owner: str) -> Self:
         """The images with the classes of a model, found by their names.

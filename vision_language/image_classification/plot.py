@@ -13,15 +13,14 @@ from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import write_json, writing_to
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.plotting import picture
-from vision_language.image_classification.figures import COLOURS, Experiments, Figures
-from vision_language.image_classification.loss_pictures import (
+from vision_language.image_classification.loss_plots import (
     gradient_training,
     gradients,
     loss_gradients,
     losses,
     sweep,
 )
-from vision_language.image_classification.pictures import (
+from vision_language.image_classification.plots import (
     class_energies,
     energies,
     group_probabilities,
@@ -32,6 +31,7 @@ from vision_language.image_classification.pictures import (
     tail,
     training,
 )
+from vision_language.image_classification.results import COLOURS, Experiments, Results
 
 __all__ = ["PlotOptions", "plot"]
 
@@ -47,7 +47,7 @@ class PlotOptions(OptionSet):
 
 
 def plot(options: PlotOptions) -> str:
-    """Draw every picture that the folders have the figures for.
+    """Draw every picture that the folders have the results for.
 
     Raises:
         OptionError: more experiments than colours, two of one name, or one without results.
@@ -58,10 +58,10 @@ def plot(options: PlotOptions) -> str:
     names = [Path(folder).name for folder in options.experiments]
     if len(set(names)) < len(names):
         raise OptionError(f"plot: two experiments are called {next(n for n in names if names.count(n) > 1)}")
-    experiments = {name: Figures(Path(folder)) for name, folder in zip(names, options.experiments, strict=True)}
+    experiments = {name: Results(Path(folder)) for name, folder in zip(names, options.experiments, strict=True)}
     drawn = []
     with writing_to(options.out) as out:
-        for name, draw in PICTURES.items():
+        for name, draw in FIGURES.items():
             with picture(out / f"{name}.png", (8.5, 4.4)) as figure:
                 numbers = draw(figure.subplots(), experiments)
                 if not numbers:
@@ -72,7 +72,7 @@ def plot(options: PlotOptions) -> str:
     return f"{', '.join(drawn)}: {options.out}"
 
 
-PICTURES: dict[str, Callable[[Axes, Experiments], dict[str, Any]]] = {
+FIGURES: dict[str, Callable[[Axes, Experiments], dict[str, Any]]] = {
     function.__name__: function
     for function in (
         *(probabilities, group_probabilities, margins, training, energies, class_energies, robustness, tail),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from fairseq_ext.training.errors import choose
 from fairseq_ext.training.options import OptionSet, option
-from fairseq_ext.training.sources import OURS, Settings, by
+from fairseq_ext.training.sources import OURS, SourcedValues, by
 
 __all__ = ["RECIPES", "Recipe", "RecipeOptions", "as_yaml", "recipe"]
 
@@ -23,7 +23,7 @@ class Recipe(NamedTuple):
     """Options of ``train`` by name, and in ``missing`` what was published beside them and is no option here."""
 
     summary: str
-    settings: Settings
+    settings: SourcedValues
     missing: str = ""
 
 
@@ -81,15 +81,15 @@ CIFAR_TAIL = by(
 )
 
 
-def _ce(source: str) -> Settings:
+def _ce(source: str) -> SourcedValues:
     return by(source, loss="cross-entropy")
 
 
-def _el(source: str, log_end: float) -> Settings:
+def _el(source: str, log_end: float) -> SourcedValues:
     return by(source, loss="encouraging", log_end=log_end)
 
 
-def _drw(source: str, epoch: int, reweight: str = "loss") -> Settings:
+def _drw(source: str, epoch: int, reweight: str = "loss") -> SourcedValues:
     return by(source, reweight=reweight, reweight_from=epoch, beta=0.9999)
 
 
@@ -108,7 +108,7 @@ ERRORS = {
     for activation in ("softmax", "sigmoid")
     for mirror in (False, True)
 }
-TAIL_ROWS: dict[str, tuple[str, Settings]] = {
+TAIL_ROWS: dict[str, tuple[str, SourcedValues]] = {
     "ce": ("cross-entropy", _ce(TAIL_CODE)),
     "el": ("normal bonus", _el(TAIL_CODE, 1.0)),
     "el-half": ("bonus up to LE 0.5", _el(TAIL_CODE, 0.5)),
@@ -121,7 +121,7 @@ TAIL_ROWS: dict[str, tuple[str, Settings]] = {
     "focal": ("focal loss", by(TAIL_CODE, loss="focal", gamma=1.0)),
     "halted-focal": ("halted focal loss", by(SLIDES, loss="halted-focal", gamma=1.0)),
 }
-CIFAR_TAIL_ROWS: dict[str, tuple[str, Settings]] = {
+CIFAR_TAIL_ROWS: dict[str, tuple[str, SourcedValues]] = {
     "ce": ("cross-entropy", _ce(LDAM)),
     "drw": ("deferred re-weighting", _ce(LDAM) | _drw(LDAM, 161)),
     "ldam-drw": (
@@ -135,7 +135,7 @@ CIFAR_TAIL_ROWS: dict[str, tuple[str, Settings]] = {
 }
 
 
-def _both(name: str, summary: str, settings: Settings, log_end: float, missing: str = "") -> dict[str, Recipe]:
+def _both(name: str, summary: str, settings: SourcedValues, log_end: float, missing: str = "") -> dict[str, Recipe]:
     source = settings["epochs"].source
     return {
         f"{name}-ce": Recipe(f"{summary}, cross-entropy", settings | _ce(source), missing),

@@ -11,14 +11,14 @@ from fairseq_ext.training.arrays import write_npz
 from fairseq_ext.training.files import writing_to
 from fairseq_ext.training.options import OptionSet, option
 
-__all__ = ["SHAPES", "PictureOptions", "synthesize"]
+__all__ = ["SHAPES", "SyntheticOptions", "synthesize"]
 
 SIDE = 28
 SHAPES = ("disc", "ring", "square", "frame", "triangle", "cross", "plus", "bar", "post", "arc")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureOptions(OptionSet):
+class SyntheticOptions(OptionSet):
     """The made-up pictures."""
 
     out: str = option("runs/images_data", "folder")
@@ -28,7 +28,7 @@ class PictureOptions(OptionSet):
     seed: int = option(0, "of all that is drawn", least=0)
 
 
-def synthesize(options: PictureOptions) -> str:
+def synthesize(options: SyntheticOptions) -> str:
     """Write ``train.npz`` and ``test.npz``; equal options give equal files.
 
     Raises:
@@ -36,7 +36,7 @@ def synthesize(options: PictureOptions) -> str:
     """
     generator = np.random.default_rng(options.seed)
     labels = generator.permutation(np.arange(options.images) % len(SHAPES))
-    pixels = np.stack([_picture(label, options, generator) for label in labels])
+    pixels = np.stack([_image(label, options, generator) for label in labels])
     held_out = options.images // 5
     with writing_to(options.out) as out:
         for split, part in (("train", slice(held_out, None)), ("test", slice(held_out))):
@@ -44,7 +44,7 @@ def synthesize(options: PictureOptions) -> str:
     return f"{options.images - held_out} and {held_out} pictures of {len(SHAPES)} classes: {options.out}"
 
 
-def _picture(label: int, options: PictureOptions, generator: np.random.Generator) -> np.ndarray:
+def _image(label: int, options: SyntheticOptions, generator: np.random.Generator) -> np.ndarray:
     canvas = Image.new("L", (SIDE, SIDE))
     draw = ImageDraw.Draw(canvas)
     size = int(generator.integers(9, 17))

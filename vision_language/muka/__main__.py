@@ -15,7 +15,7 @@ from vision_language.muka.options import AmalgamationOptions, TeacherOptions
 from vision_language.muka.synthetic import synthesize
 
 main = Program("vision_language.muka", __doc__)
-FIGURES = ("test_accuracy", "valid_accuracy", "valid_loss")
+RESULTS = ("test_accuracy", "valid_accuracy", "valid_loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +36,14 @@ class StudentOutput(Device):
 def train_teacher(options: TeacherOptions, output: TeacherOutput) -> str:
     """Fine-tune a classifier on the texts of its classes."""
     accelerator = make_accelerator(options.mixed_precision, output.device, unused_parameters=True)
-    return train.train_teacher(options, output.out, accelerator).report(*FIGURES)
+    return train.train_teacher(options, output.out, accelerator).report(*RESULTS)
 
 
 @main.shared_command
 def amalgamate(options: AmalgamationOptions, output: StudentOutput) -> str:
     """Train a student that knows the classes of all teachers."""
     accelerator = make_accelerator(options.mixed_precision, output.device, unused_parameters=True)
-    return train.amalgamate(options, output.out, accelerator).report(*FIGURES)
+    return train.amalgamate(options, output.out, accelerator).report(*RESULTS)
 
 
 main.command(merge)

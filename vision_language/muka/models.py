@@ -26,7 +26,7 @@ from fairseq_ext.training.pretrained import (
     load_model,
     load_tokenizer,
     loading,
-    positions,
+    max_positions,
     read_config,
     save_folder,
 )
@@ -59,7 +59,7 @@ class Classifier:
         Raises:
             OptionError: more than the model has positions for.
         """
-        limit = min(limit for limit in (positions(self.model), self.tokenizer.model_max_length) if limit)
+        limit = min(limit for limit in (max_positions(self.model), self.tokenizer.model_max_length) if limit)
         if asked > limit:
             raise OptionError(f"--max-length: {self.folder} reads at most {limit} tokens, got {asked}")
         return asked or min(DEFAULT_LENGTH, limit)

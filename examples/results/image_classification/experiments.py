@@ -15,7 +15,7 @@ from examples.results.report import unpacked
 from fairseq_ext.training.files import read_json, write_json
 from fairseq_ext.training.settings import digest
 from vision_language.image_classification.detection import detection_metrics
-from vision_language.image_classification.evaluate import AttackOptions, OodOptions, attack, ood
+from vision_language.image_classification.evaluate import RADII, AttackOptions, OodOptions, attack, ood
 
 __all__ = ["EXPERIMENTS", "HALF_RATE", "HALF_RATE_BASELINE", "LONG", "USUAL", "Experiment", "Places", "sources"]
 
@@ -87,7 +87,6 @@ SMOOTHED = {
     "encouraging, smoothed": {**ENCOURAGING, "label_smoothing": 0.1},
 }
 
-RADII = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 PGD_RADII, PGD_IMAGES = (0.0, 0.1, 0.2, 0.3), 1000
 
 PLACES = ("model", "data", "others", "out", "device", "eval_batch_size")

@@ -17,8 +17,24 @@ from fairseq_ext.training.runs import environment
 from fairseq_ext.training.settings import digest, file_digest
 
 __all__ = [
-    *("BASELINE", "DATA", "DECODING", "GRID", "SIZES", "SMOOTHED", "SYSTEMS", "DataSet", "Settings", "Size"),
-    *("folder_of", "prepare", "settings_of", "train_and_score", "training", "translate_and_score", "tune", "validate"),
+    "BASELINE",
+    "DATA",
+    "DECODING",
+    "GRID",
+    "SIZES",
+    "SMOOTHED",
+    "SYSTEMS",
+    "DataSet",
+    "Settings",
+    "Size",
+    "folder_of",
+    "prepare",
+    "settings_of",
+    "train_and_score",
+    "training",
+    "translate_and_score",
+    "tune",
+    "validate",
     "warmup",
 ]
 

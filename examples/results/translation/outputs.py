@@ -14,7 +14,13 @@ from examples.translation.outputs import read_outputs
 from fairseq_ext.training.files import read_lines, replacing
 
 __all__ = [
-    *("Sampled", "bleu_by_length", "bootstrap", "compress", "published", "sampled", "sentence_statistics"),
+    "Sampled",
+    "bleu_by_length",
+    "bootstrap",
+    "compress",
+    "published",
+    "sampled",
+    "sentence_statistics",
     "translations_of",
 ]
 

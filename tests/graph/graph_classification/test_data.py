@@ -11,9 +11,8 @@ from torch_geometric.data import Data
 
 from fairseq_ext.training.errors import DataError, OptionError
 from graph.graph_classification.data import dataset_digest, load_dataset
+from tests.graph.graph_classification.conftest import write_tu
 from tests.helpers import damaged_texts
-
-from .conftest import write_tu
 
 NODE_LABELS = "\n".join(["1"] * sum(4 + number % 5 for number in range(40)))
 

@@ -21,7 +21,7 @@ from graph.renode.__main__ import main
 from graph.renode.splits import labelled_nodes
 from tests.helpers import ROOT, load_golden, require_data
 
-PICTURES = ["totoro_by_class.png", "rank_to_weight.png", "layout.png", "totoro_by_neighbors.png"]
+FIGURES = ["totoro_by_class.png", "rank_to_weight.png", "layout.png", "totoro_by_neighbors.png"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_score_and_plot_need_no_more_than_they_use(tmp_path):
             main([command, *options.split()])
     full, few = (np.load(tmp_path / name / "scores.npz") for name in ("full", "few"))
     assert all(np.array_equal(full[name], few[name]) for name in full.files)
-    assert sorted(path.name for path in (tmp_path / "few").glob("*.png")) == sorted(PICTURES)
+    assert sorted(path.name for path in (tmp_path / "few").glob("*.png")) == sorted(FIGURES)
     # All nodes of a class may be labelled, too, so that none is left for validation.
     main(["score", "--dataset", "KarateClub", "--train-each", "4", "--out", str(tmp_path / "all")])
     assert len(np.load(tmp_path / "all" / "scores.npz")["node"]) == 16
@@ -154,15 +154,15 @@ def test_train_survives_a_kill(tmp_path):
 
 def test_plot(tmp_path):
     main(["plot", "--dataset", "KarateClub", "--split-kind", "public", "--out", str(tmp_path)])
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(PICTURES)
-    for name in PICTURES:
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FIGURES)
+    for name in FIGURES:
         picture = imread(tmp_path / name)[..., :3]
         assert picture.shape[1] > 800 and 0.002 < (picture < 0.9).any(-1).mean() < 0.6
 
 
 def test_plot_of_a_part(tmp_path, cora_root):
     main(["plot", "--root", cora_root, "--layout-nodes", "60", "--out", str(tmp_path)])
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(PICTURES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FIGURES)
     picture = imread(tmp_path / "layout.png")[..., :3]
     assert 0.002 < (picture < 0.9).any(-1).mean() < 0.6
 

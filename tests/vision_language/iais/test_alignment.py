@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fairseq_ext.losses import matrix_kl
 from tests.helpers import golden_names, load_golden
 from vision_language.iais.alignment import annealing, iais_loss, mirrored_maps
-from vision_language.iais.maps import AttentionBlocks
+from vision_language.iais.blocks import AttentionBlocks
 
 EXACT = dict(rtol=1e-9, atol=1e-9)
 MAPS = ("S_LL", "S_VV", "S_LV", "S_VL")

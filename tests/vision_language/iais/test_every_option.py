@@ -22,7 +22,7 @@ from tests.helpers import SHARED
 from tests.vision_language.iais.regions import write_regions
 from tests.vision_language.iais.test_train import save_encoder
 from vision_language.iais import __main__ as command_line
-from vision_language.iais import pictures, plot, train
+from vision_language.iais import pair_plots, plot, train
 from vision_language.iais.__main__ import main
 from vision_language.iais.data import read_splits
 from vision_language.iais.model import RegionRetriever
@@ -202,7 +202,7 @@ def events(monkeypatch):
     spied(command_line, "make_accelerator", lambda *args, **options: ("device", args, options))
     spied(train, "make_accelerator", lambda *args: ("device", args))
     spied(command_line, "torch_device", lambda name: ("device", name))
-    spied(pictures, "torch_device", lambda name: ("device", name))
+    spied(pair_plots, "torch_device", lambda name: ("device", name))
     monkeypatch.setattr(plot, "picture", sketch)
     return seen
 

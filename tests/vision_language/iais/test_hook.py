@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from tests.vision_language.iais.regions import tiny_model
-from tests.vision_language.iais.test_maps import renormalised
+from tests.vision_language.iais.test_blocks import renormalised
 from vision_language.iais.alignment import iais_loss
 from vision_language.iais.hook import IAISHook
 

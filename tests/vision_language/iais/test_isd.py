@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fairseq_ext.losses import matrix_kl
 from tests.helpers import golden_names, load_golden
 from vision_language.iais.alignment import AGGREGATIONS, iais_loss, isd, isd_annotated, map_entropy
-from vision_language.iais.maps import AttentionBlocks
+from vision_language.iais.blocks import AttentionBlocks
 
 EXACT = dict(rtol=1e-9, atol=1e-9)
 

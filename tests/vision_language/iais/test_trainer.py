@@ -178,19 +178,19 @@ def test_the_model_that_is_reported_is_the_best_one_on_the_test_split(folder, tm
     assert figures(kept, "valid", 6)["ir_r5"] == pytest.approx(best["ir_r5"])
 
 
-FIGURES = {"rsum": [1.0, 3.0, 3.0, 2.0], "ir_r1": [0.4, 0.3, 0.2, 0.1], "tr_r5": [0.1, 0.2, 0.3, 0.4]}
+RESULTS = {"rsum": [1.0, 3.0, 3.0, 2.0], "ir_r1": [0.4, 0.3, 0.2, 0.1], "tr_r5": [0.1, 0.2, 0.3, 0.4]}
 
 
 @pytest.mark.parametrize(("select", "step"), [("rsum", 2), ("ir_r1", 1), ("tr_r5", 4)])
 def test_the_chosen_metric_picks_the_first_best_step(folder, data, tmp_path, monkeypatch, after_step, select, step):
     calls = iter([0, 1, 2, 3, 0])  # the last of the test split
     monkeypatch.setattr(
-        training, "metrics", lambda *_: (lambda k: {name: values[k] for name, values in FIGURES.items()})(next(calls))
+        training, "metrics", lambda *_: (lambda k: {name: values[k] for name, values in RESULTS.items()})(next(calls))
     )
     states = []
     after_step(lambda training_step, number, _: states.append(weights(training_step.model)))
     record = train(small(folder, num_steps=4, validate_every=1, select=select, iais="none"), data, tmp_path)
-    assert (record["best_step"], record[f"valid_{select}"]) == (step, FIGURES[select][step - 1])
+    assert (record["best_step"], record[f"valid_{select}"]) == (step, RESULTS[select][step - 1])
     kept = weights(load(tmp_path / "model")[0])
     assert all(torch.equal(value, states[step - 1][name]) for name, value in kept.items())
 

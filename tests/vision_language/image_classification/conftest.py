@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 
-from vision_language.image_classification.synthetic import PictureOptions, synthesize
+from vision_language.image_classification.synthetic import SyntheticOptions, synthesize
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """A small made-up set."""
     folder = tmp_path_factory.mktemp("pictures")
-    synthesize(PictureOptions(out=str(folder), images=100, noise=0.05))
+    synthesize(SyntheticOptions(out=str(folder), images=100, noise=0.05))
     return folder
 
 
@@ -19,7 +19,7 @@ def pictures(tmp_path_factory):
 def others(tmp_path_factory):
     """Pictures of no class of it."""
     folder = tmp_path_factory.mktemp("others")
-    synthesize(PictureOptions(out=str(folder), images=50, unknown=True))
+    synthesize(SyntheticOptions(out=str(folder), images=50, unknown=True))
     return folder
 
 

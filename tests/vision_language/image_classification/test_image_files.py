@@ -14,7 +14,7 @@ from PIL import Image
 from fairseq_ext.training.errors import InputError
 from tests.helpers import require_data
 from vision_language.image_classification.image_files import read_split, read_unlabelled
-from vision_language.image_classification.image_set import PictureFiles
+from vision_language.image_classification.image_set import ImageFiles
 
 PIXELS = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4)
 LABELS = np.array([0, 1, 2, 1, 0])
@@ -121,7 +121,7 @@ def test_folders_of_pictures(tmp_path, mode):
     assert images.classes == ("cat", "dog") and images.labels.tolist() == [0, 0, 1, 1, 1]
     assert images.images[4].shape == ((4, 6) if mode == "L" else (4, 6, 3))
     part = images.subset([3, 0])
-    assert part.labels.tolist() == [1, 0] and isinstance(part.images, PictureFiles)
+    assert part.labels.tolist() == [1, 0] and isinstance(part.images, ImageFiles)
     assert np.array_equal(part.images[0], images.images[3])
 
 
@@ -141,7 +141,7 @@ def test_pictures_are_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (6, 4)).save(tmp_path / "photo.jpg", exif=exif)
-    assert PictureFiles([tmp_path / "photo.jpg"], grey=False)[0].shape == (6, 4, 3)
+    assert ImageFiles([tmp_path / "photo.jpg"], grey=False)[0].shape == (6, 4, 3)
 
 
 @pytest.mark.parametrize("grey", [True, False])
@@ -152,7 +152,7 @@ def test_grey_of_16_bits_keeps_its_shades(tmp_path, grey):
     Image.frombytes("I;16B", (4, 4), pixels.astype(">u2").tobytes()).save(tmp_path / "big.tif")
     expected = (pixels.astype(int) // 256).tolist()
     for name in ("png.png", "big.tif"):
-        array = PictureFiles([tmp_path / name], grey)[0]
+        array = ImageFiles([tmp_path / name], grey)[0]
         assert array.dtype == np.uint8 and (array if grey else array[..., 1]).tolist() == expected
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from tests.helpers import golden_names, load_golden
 from vision_language.image_classification.classifiers import CosineLinear
 from vision_language.image_classification.gradients import LOG_ODDS_EDGES, binned_gradients, gradient_norms
-from vision_language.image_classification.loss_pictures import (
+from vision_language.image_classification.loss_plots import (
     gradient_training,
     gradients,
     loss_gradients,
@@ -75,7 +75,7 @@ def axes():
     plt.close(figure)
 
 
-def figures(
+def results(
     accuracies: tuple[float, ...] = (0.5,), history: list[dict[str, Any]] | None = None, **settings: Any
 ) -> Any:
     run = {"history": history or [], "test_gradients": {"images": [1, 0, 2], "log_odds": [-1.0, None, 4.0],
@@ -85,12 +85,12 @@ def figures(
 
 
 def test_curves_are_those_of_the_loss(axes):
-    curve = losses(axes, {"own": figures(log_end=0.5)})
+    curve = losses(axes, {"own": results(log_end=0.5)})
     p = np.array(curve["cross-entropy"]["probability"])
     np.testing.assert_allclose(curve["cross-entropy"]["value"], -np.log(p), atol=1e-5)
     np.testing.assert_allclose(curve["LE 1"]["value"], np.log(1 - p) - np.log(p), atol=2e-3)
     assert curve["experiment own"] == curve["LE 0.5"] and curve["LE 0"] != curve["LE 0.5"]
-    slope = loss_gradients(axes, {"own": figures(log_end=0.5)})
+    slope = loss_gradients(axes, {"own": results(log_end=0.5)})
     np.testing.assert_allclose(slope["cross-entropy"]["value"], 1 - p, atol=1e-5)
     np.testing.assert_allclose(slope["LE 1"]["value"], 1, atol=1e-3)
     assert slope["experiment own"] == slope["LE 0.5"]
@@ -101,14 +101,14 @@ def test_the_curve_of_every_loss_is_drawn(axes):
     every += [{"adjust_logits": "ldam"}, {"adjust_logits": "prior"}, {"reweight": "both"}, {"label_smoothing": 0.1}]
     numbers = {}
     for part in (every[:8], every[8:]):
-        numbers |= loss_gradients(axes, {str(options): figures(**options) for options in part})
+        numbers |= loss_gradients(axes, {str(options): results(**options) for options in part})
     own = [np.array(curve["value"]) for name, curve in numbers.items() if name.startswith("experiment")]
     assert len(own) == len(every) and all(np.isfinite(slope).all() and slope.max() > 0.1 for slope in own)
 
 
 def test_gradients_are_pooled_over_seeds_and_followed_over_epochs(axes):
     history = [{"epoch": 1, "logits_gradient": 0.5, "features_gradient": 1.5}, {"step": 9}]
-    experiments = {"el": figures((0.5, 0.7), history), "older": SimpleNamespace(runs=[{"history": []}], settings={})}
+    experiments = {"el": results((0.5, 0.7), history), "older": SimpleNamespace(runs=[{"history": []}], settings={})}
     points = gradients(axes, experiments)
     assert points["el, features"] == {"log_odds": [-1.0, 4.0], "norm": [2.0, 1.0], "images": [2, 4]}
     assert set(points) == {"el, features", "el, logits"}
@@ -130,8 +130,8 @@ def test_pooled_gradients_are_means_over_the_images(axes):
 
 
 def test_a_sweep_is_of_experiments_that_differ_in_log_end_alone(axes):
-    half, one = figures((0.5, 0.6), log_end=0.5), figures((0.7,), log_end=1.0)
-    plain = figures((0.4,), loss="cross-entropy", log_end=0.75)
+    half, one = results((0.5, 0.6), log_end=0.5), results((0.7,), log_end=1.0)
+    plain = results((0.4,), loss="cross-entropy", log_end=0.75)
     drawn = sweep(axes, {"a": one, "b": half, "c": plain})
     assert drawn == {"1": [0.7], "0.5": [0.5, 0.6], "no bonus": [0.4]}
     (means, _, (spreads,)), (alone, *_) = axes.containers
@@ -140,4 +140,4 @@ def test_a_sweep_is_of_experiments_that_differ_in_log_end_alone(axes):
     np.testing.assert_allclose(alone.get_xydata(), [(0.35, 0.4)])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["no bonus", "0.5", "1"]
     assert sweep(axes, {"a": one, "c": plain}) == {}
-    assert sweep(axes, {"a": one, "b": figures(log_end=0.5, lr=3.0)}) == {}
+    assert sweep(axes, {"a": one, "b": results(log_end=0.5, lr=3.0)}) == {}

@@ -1,11 +1,12 @@
 r"""The four blocks of the last self-attention: words to words, regions to regions, and across.
 
-A single-stream transformer reads the word pieces L and the regions V of a pair as one sequence. With the queries and
-keys of its last layer, in head a of A,
+A single-stream transformer reads the word pieces :math:`L` and the regions :math:`V` of a pair as one sequence. With
+the queries and keys of its last layer, in head :math:`a` of :math:`A`,
 
-    S_RC = 1/A Σ_a softmax over C of (q^a_R k^a_Cᵀ / √d),   (R, C) in {(L, L), (V, V), (L, V), (V, L)}
+.. math:: S_{RC} = \frac{1}{A} \sum_{a=1}^{A} \mathrm{softmax}\left(\frac{q^a_R (k^a_C)^\top}{\sqrt{d}}\right),
+    \qquad (R, C) \in \{(L, L), (V, V), (L, V), (V, L)\}
 
-so every row of every block sums to 1, whatever else is in the sequence.
+with the softmax over :math:`C`, so every row of every block sums to 1, whatever else is in the sequence.
 
 Shuhuai Ren, Junyang Lin, Guangxiang Zhao, Rui Men, An Yang, Jingren Zhou, Xu Sun, Hongxia Yang, "Learning Relation
 Alignment for Calibrated Cross-modal Retrieval", ACL-IJCNLP 2021, arXiv:2105.13868.

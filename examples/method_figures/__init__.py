@@ -8,9 +8,9 @@ from pathlib import Path
 from fairseq_ext.training.files import output_folder
 from fairseq_ext.training.plotting import picture
 
-__all__ = ["PICTURES", "draw"]
+__all__ = ["FIGURES", "draw"]
 
-PICTURES = (
+FIGURES = (
     *("gca", "muse", "explicit_sparse_transformer", "adanorm", "encouraging_loss"),
     *("renode", "label_graph", "iais", "muka"),
 )
@@ -18,9 +18,9 @@ PICTURES = (
 
 
 def draw(name: str, folder: str | Path) -> Path:
-    """Draw one of :data:`PICTURES` into ``folder/NAME.png``; the same on every call."""
+    """Draw one of :data:`FIGURES` into ``folder/NAME.png``; the same on every call."""
     path = output_folder(folder, "--out") / f"{name}.png"
-    module = importlib.import_module(f"examples.method_pictures.{name}")
+    module = importlib.import_module(f"examples.method_figures.{name}")
     with picture(path, module.SIZE) as figure:
         module.draw(figure)
     return path

@@ -9,7 +9,7 @@ import pytest
 
 from fairseq_ext.training.errors import InputError
 from vision_language.image_classification.evaluate import AttackOptions, EvaluationOptions, OodOptions
-from vision_language.image_classification.figures import MAY_DIFFER, Figures
+from vision_language.image_classification.results import MAY_DIFFER, Results
 
 PLACE = {"model": "m/seed1", "data": "shapes", "images": 20}
 MADE = {"options": {"split": "test", "crop": "", "limit": 0, "attack_steps": 40}}
@@ -45,8 +45,8 @@ FIRST = {**PLACE, **MADE, "inputs": {"model": "1", "data": "d"}}
     ],
 )
 def test_several_models_are_one_picture(tmp_path, first, second):
-    figures = Figures(folder_of(tmp_path, first, second))
-    assert len(figures.json("attack_pgd")) == len(figures.arrays("attack_pgd")) == 2
+    results = Results(folder_of(tmp_path, first, second))
+    assert len(results.json("attack_pgd")) == len(results.arrays("attack_pgd")) == 2
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_several_models_are_one_picture(tmp_path, first, second):
 )
 def test_other_results_are_refused(tmp_path, first, second, message):
     with pytest.raises(InputError) as refusal:
-        Figures(folder_of(tmp_path, first, second))
+        Results(folder_of(tmp_path, first, second))
     files = [tmp_path / number / "attack_pgd.json" for number in "01"]
     assert str(refusal.value).startswith(f"plot: {files[0]} and {files[1]} {message}")
 
@@ -74,7 +74,7 @@ def test_arrays_without_their_results_are_refused(tmp_path):
     folder_of(tmp_path, FIRST, {**FIRST, **NEW}, "evaluation")
     (tmp_path / "0" / "evaluation.json").unlink()
     with pytest.raises(InputError, match=r"evaluation\.npz: evaluation\.json is not beside it"):
-        Figures(tmp_path)
+        Results(tmp_path)
 
 
 def test_options_that_may_differ_are_options():

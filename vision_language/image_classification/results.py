@@ -15,7 +15,7 @@ from fairseq_ext.training.files import read_json
 from fairseq_ext.training.plotting import PALETTE
 from vision_language.image_classification.attacks import ATTACKS
 
-__all__ = ["COLOURS", "Experiments", "Figures"]
+__all__ = ["COLOURS", "Experiments", "Results"]
 
 COLOURS = PALETTE
 """Of experiments, in their order."""
@@ -31,7 +31,7 @@ Results of earlier versions call the batch size by its old name.
 """
 
 
-class Figures:
+class Results:
     """What the commands left in the folder of an experiment.
 
     Args:
@@ -95,5 +95,5 @@ def _made(content: dict[str, Any]) -> dict[str, Any]:
     return {name: content.get(name) for name in ("model", "data", "images")} | options | inputs | {"weights": weights}
 
 
-Experiments = Mapping[str, Figures]
+Experiments = Mapping[str, Results]
 """By their names."""

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fairseq_ext.training.plotting import name_lines
-from vision_language.image_classification.figures import COLOURS, Experiments, Figures
 from vision_language.image_classification.objective import Objective
 from vision_language.image_classification.options import LossOptions
+from vision_language.image_classification.results import COLOURS, Experiments, Results
 
 __all__ = ["gradient_training", "gradients", "loss_gradients", "losses", "sweep"]
 
@@ -36,9 +36,9 @@ LEAST = 1e-8
 LINES: tuple[Any, ...] = ("-", ":", "--", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 
 
-def _loss_options(figures: Figures) -> LossOptions:
+def _loss_options(results: Results) -> LossOptions:
     names = {item.name for item in fields(LossOptions)}
-    return LossOptions(**{name: value for name, value in figures.settings.items() if name in names})
+    return LossOptions(**{name: value for name, value in results.settings.items() if name in names})
 
 
 @cache
@@ -61,9 +61,9 @@ def _curves(axes: Axes, experiments: Experiments, which: int) -> dict[str, Any]:
         numbers[name] = {"probability": parts[0].tolist(), "value": parts[which].tolist()}
         shade = 0.06 * number
         axes.plot(parts[0], parts[which], color=str(shade), linewidth=0.9, linestyle=LINES[number], label=name)
-    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
+    for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
         parts = _curve(
-            _loss_options(figures), figures.settings.get("epochs", 1), figures.settings.get("cosine_scale") or 1.0
+            _loss_options(results), results.settings.get("epochs", 1), results.settings.get("cosine_scale") or 1.0
         )
         numbers[f"experiment {name}"] = {"probability": parts[0].tolist(), "value": parts[which].tolist()}
         axes.plot(parts[0], parts[which], color=colour, linewidth=3, alpha=0.6, label=f"{name} (its loss)", zorder=1)
@@ -91,8 +91,8 @@ def loss_gradients(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 def gradients(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     """Gradients of the trained model's loss on test images, by their log-odds."""
     numbers: dict[str, Any] = {}
-    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
-        runs = [run["test_gradients"] for run in figures.runs if "test_gradients" in run]
+    for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
+        runs = [run["test_gradients"] for run in results.runs if "test_gradients" in run]
         for part, style in STYLES.items():
             points = _pooled([run for run in runs if part in run], part)
             if points:
@@ -131,10 +131,10 @@ def _pooled(runs: list[dict[str, Any]], part: str) -> dict[str, list[float]]:
 def gradient_training(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     """Their means over the validation images, by epoch."""
     numbers: dict[str, Any] = {}
-    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
+    for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
         for part, style in STYLES.items():
             key = f"{part}_gradient"
-            histories = [[entry for entry in run["history"] if key in entry] for run in figures.runs]
+            histories = [[entry for entry in run["history"] if key in entry] for run in results.runs]
             if not all(histories):
                 continue
             epochs = [entry["epoch"] for entry in histories[0]]
@@ -153,14 +153,14 @@ def sweep(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     """Test accuracy by where the logarithm of the bonus ends, of experiments that differ in nothing else."""
     points: dict[float | None, list[float]] = {}
     shared = []
-    for figures in experiments.values():
-        options = _loss_options(figures)
+    for results in experiments.values():
+        options = _loss_options(results)
         if options.loss not in ("cross-entropy", "encouraging"):
             continue
         end = options.log_end if options.loss == "encouraging" else None
-        shared.append({key: value for key, value in figures.settings.items() if key not in ("loss", "log_end")})
+        shared.append({key: value for key, value in results.settings.items() if key not in ("loss", "log_end")})
         if end not in points:
-            points[end] = [run["test_accuracy"] for run in figures.runs]
+            points[end] = [run["test_accuracy"] for run in results.runs]
     ends = sorted(end for end in points if end is not None)
     if len(ends) < 2 or any(settings != shared[0] for settings in shared):
         return {}

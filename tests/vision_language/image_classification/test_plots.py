@@ -13,9 +13,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from fairseq_ext.training.errors import InputError
-from vision_language.image_classification.figures import COLOURS
 from vision_language.image_classification.long_tail import GROUPS
-from vision_language.image_classification.pictures import (
+from vision_language.image_classification.plots import (
     BINS,
     class_energies,
     energies,
@@ -28,6 +27,7 @@ from vision_language.image_classification.pictures import (
     training,
 )
 from vision_language.image_classification.predict import QUANTILES
+from vision_language.image_classification.results import COLOURS
 
 
 @pytest.fixture

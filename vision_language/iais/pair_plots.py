@@ -12,20 +12,20 @@ from fairseq_ext.training.files import writing_to
 from fairseq_ext.training.options import option
 from fairseq_ext.training.runs import torch_device
 from vision_language.iais.alignment import mirrored_maps
+from vision_language.iais.blocks import AttentionBlocks
 from vision_language.iais.data import Collator, Image, RegionData
 from vision_language.iais.encoder import ModelOptions, load
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.maps import AttentionBlocks
 from vision_language.iais.model import RegionRetriever
 from vision_language.iais.options import MIRRORS
 from vision_language.iais.plot import distinct_names, draw_alignment, draw_history, draw_self_attention, read_history
 from vision_language.iais.search import check_query, region_names
 
-__all__ = ["PictureOptions", "draw_pair", "maps_of"]
+__all__ = ["PlotOptions", "draw_pair", "maps_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureOptions(ModelOptions):
+class PlotOptions(ModelOptions):
     """The trained model, and the pair that is drawn."""
 
     image: str = option("", "its id (default: the first)")
@@ -35,7 +35,7 @@ class PictureOptions(ModelOptions):
     out: str = option("", "folder of the pictures (default: that above the model's)")
 
 
-def draw_pair(options: PictureOptions) -> list[Path]:
+def draw_pair(options: PlotOptions) -> list[Path]:
     """Draw the pair of ``options``.
 
     Returns:

@@ -67,14 +67,14 @@ def draw(figure: Figure) -> None:
     grid = figure.subplots(1, 3, squeeze=False, sharex=True, sharey=True)
     extent = (-4, 4, -4, 4)
     for part, axes in enumerate(grid[0, :2]):
-        image = axes.imshow(_as_picture(scores[:, part]), extent=extent, cmap="Blues", vmin=0, vmax=1)
+        image = axes.imshow(_as_image(scores[:, part]), extent=extent, cmap="Blues", vmin=0, vmax=1)
         _scatter(axes, x, y, (2 * part, 2 * part + 1))
         axes.set_title(f"Teacher {part + 1}: certainty $s_{part + 1}$")
     bar = figure.colorbar(image, ax=grid, location="bottom", shrink=0.6, aspect=30, ticks=(0, 0.5, 1))
     bar.set_label("certainty of a teacher")
     colours = torch.tensor([to_rgb(colour) for colour in COLOURS])
     mixed = target @ colours  # a certain target has the colour of its class, a mixture one between
-    grid[0, 2].imshow(_as_picture(0.45 + 0.55 * mixed), extent=extent)
+    grid[0, 2].imshow(_as_image(0.45 + 0.55 * mixed), extent=extent)
     _scatter(grid[0, 2], x, y, range(4))
     grid[0, 2].set_title("Target $q$ of the student")
     for axes in grid[0]:
@@ -82,7 +82,7 @@ def draw(figure: Figure) -> None:
         axes.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
 
 
-def _as_picture(values: Tensor) -> np.ndarray:
+def _as_image(values: Tensor) -> np.ndarray:
     """Values over the plane, (x, y), as rows from the top."""
     return values.unflatten(0, (SIDE, SIDE)).transpose(0, 1).flip(0).numpy()
 

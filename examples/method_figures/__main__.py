@@ -1,18 +1,18 @@
-"""``python -m examples.method_pictures [NAME ...]``: draw the pictures of ``docs/methods``."""
+"""``python -m examples.method_figures [NAME ...]``: draw the pictures of ``docs/methods``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.method_pictures import PICTURES, draw
+from examples.method_figures import FIGURES, draw
 from fairseq_ext.training.errors import choose
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.program import Program
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "methods"
 
-main = Program("examples.method_pictures")
+main = Program("examples.method_figures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +23,19 @@ class Options(OptionSet):
         OptionError: a picture that there is not.
     """
 
-    names: tuple[str, ...] = option((), f"{', '.join(PICTURES)} (default: all)", positional=True)
+    names: tuple[str, ...] = option((), f"{', '.join(FIGURES)} (default: all)", positional=True)
     out: str = option("", "folder of the pictures (default: docs/methods)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.names:
-            choose("NAMES", name, PICTURES)
+            choose("NAMES", name, FIGURES)
 
 
 @main.only
-def draw_pictures(options: Options) -> None:
+def draw_figures(options: Options) -> None:
     """Draw one picture a method."""
-    for name in options.names or PICTURES:
+    for name in options.names or FIGURES:
         print(draw(name, options.out or PAGES))
 
 

@@ -25,8 +25,8 @@ from transformers.models.bert.modeling_bert import BertEncoder
 
 from tests.helpers import golden_names, load_golden
 from vision_language.iais.alignment import iais_loss
+from vision_language.iais.blocks import AttentionBlocks, attention_blocks
 from vision_language.iais.hook import IAISHook
-from vision_language.iais.maps import AttentionBlocks, attention_blocks
 
 EXACT = dict(rtol=1e-9, atol=1e-9)
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, vocab_size=30)

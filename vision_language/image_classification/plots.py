@@ -16,15 +16,15 @@ from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.plotting import BAND, legend_outside, mean_and_range, name_lines
 from vision_language import calibration
 from vision_language.image_classification.detection import false_positive_rate
-from vision_language.image_classification.figures import COLOURS, Experiments, Figures
 from vision_language.image_classification.long_tail import groups, is_long_tailed
 from vision_language.image_classification.predict import QUANTILES
+from vision_language.image_classification.results import COLOURS, Experiments, Results
 from vision_language.image_classification.scores import log_odds, margin, ood_scores
 
 __all__ = [
-    *("class_energies", "energies", "group_probabilities", "margins", "probabilities", "reliability", "robustness"),
-    *("tail", "training"),
-]
+    "class_energies", "energies", "group_probabilities", "margins", "probabilities", "reliability", "robustness",
+    "tail", "training",
+]  # fmt: skip
 
 BINS, CONFIDENCE_BINS = 40, 10
 
@@ -39,11 +39,11 @@ RANKS = 10
 """Of the classes whose energies are drawn, from the lowest on."""
 
 
-def _of_labels(score: Callable[..., torch.Tensor], figures: Figures) -> np.ndarray:
+def _of_labels(score: Callable[..., torch.Tensor], results: Results) -> np.ndarray:
     """A score of logits and labels over the evaluations of an experiment."""
     parts = [
         score(torch.from_numpy(arrays["logits"]).double(), torch.from_numpy(arrays["labels"])).numpy()
-        for arrays in figures.arrays("evaluation")
+        for arrays in results.arrays("evaluation")
     ]
     return np.concatenate(parts) if parts else np.zeros(0)
 
@@ -77,7 +77,7 @@ def _stairs(axes: Axes, part: np.ndarray, edges: np.ndarray, colour: str, label:
 
 def probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     """Log-odds of the labels; the probabilities themselves would all lie in the last bin."""
-    values = {name: _of_labels(log_odds, figures) for name, figures in experiments.items()}
+    values = {name: _of_labels(log_odds, results) for name, results in experiments.items()}
     numbers = _histograms(axes, values, r"$\log\, p_y / (1 - p_y)$")
     if numbers:
         axes.axvline(0, color="0.6", linewidth=0.8)
@@ -92,11 +92,11 @@ def probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 def group_probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     """The same of long tails in panels: of all classes, and of those with many, medium and few training images."""
     panels: dict[str, dict[str, np.ndarray]] = {panel: {} for panel in PANELS}
-    for name, figures in experiments.items():
-        odds, counts = _of_labels(log_odds, figures), _tail_of(figures)
+    for name, results in experiments.items():
+        odds, counts = _of_labels(log_odds, results), _tail_of(results)
         if not len(odds) or not counts:
             continue
-        labels = np.concatenate([arrays["labels"] for arrays in figures.arrays("evaluation")])
+        labels = np.concatenate([arrays["labels"] for arrays in results.arrays("evaluation")])
         group = np.array(groups(counts))[labels]
         for panel, parts in panels.items():
             parts[name] = odds if panel == "all" else odds[group == panel]
@@ -125,16 +125,16 @@ def group_probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     return numbers
 
 
-def _tail_of(figures: Figures) -> list[int]:
+def _tail_of(results: Results) -> list[int]:
     """Training images of each class of an experiment with a long tail; of others none."""
-    counts = figures.runs[0]["train_counts"]
-    alike = all(run["train_counts"] == counts for run in figures.runs)
+    counts = results.runs[0]["train_counts"]
+    alike = all(run["train_counts"] == counts for run in results.runs)
     return counts if alike and is_long_tailed(counts) else []
 
 
 def margins(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     """Target logit minus the best other."""
-    values = {name: _of_labels(margin, figures) for name, figures in experiments.items()}
+    values = {name: _of_labels(margin, results) for name, results in experiments.items()}
     numbers = _histograms(axes, values, r"margin $z_y - \max_{j \neq y} z_j$")
     axes.axvline(0, color="0.6", linewidth=0.8)
     axes.set_title("Margins of the test images")
@@ -144,8 +144,8 @@ def margins(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 def training(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     """The same log-odds over the epochs: median, half, and nine tenths of the images."""
     numbers: dict[str, Any] = {}
-    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
-        history = [entry for entry in figures.runs[0]["history"] if "log_odds_quantiles" in entry]
+    for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
+        history = [entry for entry in results.runs[0]["history"] if "log_odds_quantiles" in entry]
         if not history:  # without validation images
             continue
         rows = np.array([entry["log_odds_quantiles"] for entry in history])
@@ -165,10 +165,10 @@ def training(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 def energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     """Energy scores of the test set and of the others, and which share of these passes with 95 % of the test set."""
     numbers: dict[str, Any] = {}
-    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
+    for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
         sets: dict[str, list[np.ndarray]] = {}
         passing: dict[str, list[float]] = {}
-        for arrays in figures.arrays("ood"):
+        for arrays in results.arrays("ood"):
             of_model = {part: ood_scores(torch.from_numpy(logits), "energy").numpy() for part, logits in arrays.items()}
             for part, scores in of_model.items():
                 sets.setdefault(part, []).append(scores)
@@ -198,8 +198,8 @@ def class_energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     The numbers have the means of the label's energy and of the lowest other one too.
     """
     numbers: dict[str, Any] = {}
-    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
-        evaluations = figures.arrays("evaluation")
+    for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
+        evaluations = results.arrays("evaluation")
         if not evaluations:
             continue
         logits = np.concatenate([arrays["logits"] for arrays in evaluations]).astype(np.float64)
@@ -228,16 +228,16 @@ def robustness(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     Of several models it is the mean, over the radii that all of them were attacked with.
     """
     numbers: dict[str, Any] = {}
-    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
+    for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
         by_line: dict[str, list[dict[str, float]]] = {}
         for attack in ("fgsm", "pgd", "pgd-l2"):
-            for result in figures.json(f"attack_{attack}"):
+            for result in results.json(f"attack_{attack}"):
                 for objective, accuracy in result["accuracy"].items():
                     by_line.setdefault(f"{attack}, {objective}", []).append(accuracy)
         for line, rows in by_line.items():
             common = sorted(set.intersection(*map(set, rows)), key=float)
             if not common:
-                raise DataError(f"plot: {figures.folder} has attacks ({line}) of models without a common radius")
+                raise DataError(f"plot: {results.folder} has attacks ({line}) of models without a common radius")
             radii = [float(radius) for radius in common]
             values = np.array([[row[radius] for radius in common] for row in rows])
             numbers[f"{name}, {line}"] = {"epsilon": radii, "accuracy": values.tolist()}
@@ -255,11 +255,11 @@ def robustness(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 def tail(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     """Accuracy of each class by its training images."""
     numbers: dict[str, Any] = {}
-    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
-        counts = np.array(_tail_of(figures))
+    for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
+        counts = np.array(_tail_of(results))
         if not len(counts):
             continue
-        accuracy = np.array([run["test_class_accuracy"] for run in figures.runs], dtype=float)
+        accuracy = np.array([run["test_class_accuracy"] for run in results.runs], dtype=float)
         order = np.argsort(-counts, kind="stable")
         numbers[name] = {"images": counts[order].tolist(), "accuracy": accuracy[:, order].tolist()}
         curves = [list(zip(counts[order].tolist(), row, strict=True)) for row in accuracy[:, order].tolist()]
@@ -275,8 +275,8 @@ def tail(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 def reliability(axes: Axes, experiments: Experiments) -> dict[str, Any]:
     """Accuracy by confidence, over ten bins of equal width, the larger the more images; empty ones are left out."""
     numbers: dict[str, Any] = {}
-    for colour, (name, figures) in zip(COLOURS, experiments.items(), strict=False):
-        evaluations = figures.arrays("evaluation")
+    for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
+        evaluations = results.arrays("evaluation")
         if not evaluations:
             continue
         logits = torch.from_numpy(np.concatenate([arrays["logits"] for arrays in evaluations])).double()

@@ -12,18 +12,18 @@ from fairseq_ext.training.errors import DataError, InputError, OptionError, firs
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ENDINGS", "is_picture", "open_picture"]
+__all__ = ["ENDINGS", "is_image_file", "open_image"]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-def is_picture(path: Path) -> bool:
+def is_image_file(path: Path) -> bool:
     """Whether it is a file of one of the ``ENDINGS``, in capitals or not."""
     return path.suffix.lower() in ENDINGS and path.is_file()
 
 
 @contextlib.contextmanager
-def open_picture(path: str | Path) -> Iterator[Image]:
+def open_image(path: str | Path) -> Iterator[Image]:
     """``PIL.Image.open``; pixels that are asked for inside are read inside.
 
     Raises:

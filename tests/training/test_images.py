@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fairseq_ext.captions.drawing import embedded, find_pictures
-from fairseq_ext.captions.extract import _pictures, _square
+from fairseq_ext.captions.drawing import embedded, find_images
+from fairseq_ext.captions.extract import _image_files, _square
 from fairseq_ext.regions.names import image_key
 from fairseq_ext.training.errors import DataError, OptionError
-from fairseq_ext.training.pictures import ENDINGS, is_picture, open_picture
+from fairseq_ext.training.images import ENDINGS, is_image_file, open_image
 from tests.helpers import ROOT
 from tests.test_floors import SOURCES
 from vision_language.image_classification.image_files import read_unlabelled
@@ -25,8 +25,8 @@ def test_all_readers_know_every_ending(tmp_path, ending):
     Image.new("L", (4, 4)).save(path)
     (tmp_path / "31.txt").write_text("no picture")
     (tmp_path / "folder.png").mkdir()
-    assert is_picture(path) and image_key(path.name) == "31"
-    assert _pictures(tmp_path) == [path] and find_pictures(tmp_path, ["31"]) == {"31": path}
+    assert is_image_file(path) and image_key(path.name) == "31"
+    assert _image_files(tmp_path) == [path] and find_images(tmp_path, ["31"]) == {"31": path}
     assert read_unlabelled(tmp_path).images.paths == [path]
 
 
@@ -53,7 +53,7 @@ def test_what_is_no_picture_is_named_in_one_line(tmp_path, reader, damage):
 
 def test_without_pillow_a_picture_asks_for_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(OptionError, match=r"^a\.png: pictures need Pillow: pip install pillow$"), open_picture("a.png"):
+    with pytest.raises(OptionError, match=r"^a\.png: pictures need Pillow: pip install pillow$"), open_image("a.png"):
         pass
 
 
@@ -65,4 +65,4 @@ def test_no_other_file_lists_endings_or_opens_pictures():
         listing |= {name for node in nodes if isinstance(node, ast.Constant) and node.value in (".jpg", ".jpeg")}
         opening |= {name for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node) == "Image.open"}
     own = Path("fairseq_ext/training")
-    assert listing == {f"{own}/pictures.py"} and opening == {f"{own}/pictures.py", f"{own}/plotting.py"}
+    assert listing == {f"{own}/images.py"} and opening == {f"{own}/images.py", f"{own}/plotting.py"}
