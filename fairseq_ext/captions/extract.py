@@ -40,12 +40,18 @@ class ExtractOptions(Device):
 
     pictures: str = option(help="folder of pictures, also in its subfolders", positional=True)
     out: str = option(help="npz file to write", positional=True)
-    network: str = option(LITE0, f"{LITE0}, or a folder of a vision model of transformers")
+    network: str = option(
+        LITE0, f"network that sees the pictures: {LITE0}, or a folder of a vision model of transformers"
+    )
     size: int = option(224, "side of the square that the network sees, in pixels", least=32)
     batch_size: int = option(32, "pictures at a time", least=1)
-    pca: int = option(0, "keep so many principal components of the vectors; they are written beside; 0: all", least=0)
-    pca_images: str = option("", "train.jsonl, whose pictures the components are of (default: all pictures)")
-    pca_file: str = option("", "components of an earlier extraction, in place of new ones")
+    pca: int = option(
+        0,
+        "keep this many principal components of the vectors, and write them to a file beside OUT; 0: keep the vectors",
+        least=0,
+    )
+    pca_images: str = option("", "train.jsonl whose pictures the components are computed of (default: all pictures)")
+    pca_file: str = option("", "file with the components of an earlier extraction, in place of new ones")
 
     def __post_init__(self) -> None:
         super().__post_init__()

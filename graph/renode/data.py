@@ -254,10 +254,10 @@ class GraphOptions(OptionSet):
 
     dataset: str = option(
         "Cora",
-        f"{', '.join(DATASETS)}; a Class or Class:name of torch_geometric.datasets; an .npz file in the layout of "
-        "Amazon's; or a .pt file with a Data",
+        f"data set: {', '.join(DATASETS)}; a Class or Class:name of torch_geometric.datasets; an .npz file in the "
+        "layout of Amazon's; or a .pt file with a Data",
     )
-    root: str = option("data", "data sets by name live in ROOT/NAME", outcome=False, lost_beside="dataset")
+    root: str = option("data", "folder of the data sets, each in ROOT/NAME", outcome=False, lost_beside="dataset")
     to_undirected: bool = option(False, "add the reverse of every edge (default: edges as they are; always in an .npz)")
 
     def __post_init__(self) -> None:

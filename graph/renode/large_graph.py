@@ -99,7 +99,7 @@ def read_large_graph(path: str | Path, features: str | Path | None = None) -> La
 class LargeGraphOptions(GraphOptions):
     """Which graph."""
 
-    features: str = option("", ".npy with the features of an .npz graph, left on disk (default: those in it)")
+    features: str = option("", "file (.npy) with the features of an .npz graph, left on disk (default: those in it)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
