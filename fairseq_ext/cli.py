@@ -244,13 +244,13 @@ def _average(args: argparse.Namespace) -> int:
 
     folders = [path for path in args.inputs if path.is_dir()]
     if folders and len(args.inputs) > 1:
-        raise OptionError("--inputs takes either files or one directory")
+        raise OptionError("--inputs takes either files or one folder")
     if folders and args.last is None:
-        raise OptionError(f"--inputs {folders[0]} is a directory: say how many checkpoints with --last N")
+        raise OptionError(f"--inputs {folders[0]} is a folder: say how many checkpoints with --last N")
     if not folders and not (args.last is None and args.by is None and args.upper is None):
-        raise OptionError("--last, --by and --upper choose from a directory, but --inputs are files")
+        raise OptionError("--last, --by and --upper choose from a folder, but --inputs are files")
     if not args.output.absolute().parent.is_dir():
-        raise OptionError(f"--output: the directory {args.output.absolute().parent} does not exist")
+        raise OptionError(f"--output: the folder {args.output.absolute().parent} does not exist")
 
     paths = last_checkpoints(folders[0], args.last, args.by or "epoch", args.upper) if folders else args.inputs
     with reporting(args.quiet):

@@ -110,7 +110,7 @@ def _pictures(folder: Path) -> list[Path]:
         if is_picture(path):
             other = pictures.setdefault(image_key(path.name), path)
             if other != path:
-                raise DataError(f"{path}: of the same name as {other}")
+                raise DataError(f"{path} and {other} have the same name")
     if not pictures:
         raise OptionError(f"PICTURES: none in {folder} ({', '.join(ENDINGS)})")
     return list(pictures.values())
@@ -134,7 +134,9 @@ def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) ->
     settings = {"of": digest(names, _extractor(options), options.batch_size)}
     record = folder / "settings.json"
     if record.is_file() and read_json(record) != settings:
-        raise OptionError(f"OUT: {folder} is of other pictures or options: remove it or name another file")
+        raise OptionError(
+            f"OUT: {folder} was extracted from other pictures or with other options; remove it or name another file"
+        )
     starts = range(0, len(pictures), options.batch_size)
     files = [folder / f"{start:09}.npz" for start in starts]
     if all(file.is_file() for file in files):
@@ -148,7 +150,9 @@ def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) ->
                 squares, sizes = zip(*(_square(path, options.size) for path in batch), strict=True)
                 features = network(torch.from_numpy(np.stack(squares)).to(device)).to("cpu", torch.float16).numpy()
                 if not np.isfinite(features).all():
-                    raise DataError(f"{batch[0]} or one of the {len(batch)} from it on: features beyond float16")
+                    raise DataError(
+                        f"one of the {len(batch)} pictures from {batch[0]} on has features beyond the range of float16"
+                    )
                 folder.mkdir(exist_ok=True)
                 write_json(record, settings)
                 write_npz(file, {"features": features, "sizes": np.array(sizes)})
