@@ -211,7 +211,7 @@ def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> 
     if x is not None and x.dim() != 2:
         raise DataError(f"{name}: x must be (nodes, features), got shape {tuple(x.shape)}")
     if x is not None and x.is_complex():
-        raise DataError(f"{name}: x: wanted real numbers, got {x.dtype}")
+        raise DataError(f"{name}: x must be real numbers, got {x.dtype}")
     y = as_labels(data.y, None if x is None else len(x), f"{name}: y")
     if y.numel() == 0 or y.max() < 0:
         raise DataError(f"{name}: y: no node has a label")

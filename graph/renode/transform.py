@@ -136,7 +136,7 @@ class ReNode(BaseTransform):
         among = [kind for kind in data.edge_types if {kind[0], kind[-1]} == {self.node_type}]
         shown = " or ".join(map(str, among)) or "none"
         if self.edge_type is None and len(among) != 1:
-            raise OptionError(f"edge_type: wanted one that joins {self.node_type!r} to itself, got {shown}")
+            raise OptionError(f"edge_type must be one that joins {self.node_type!r} to itself, got {shown}")
         edge_type = self.edge_type or among[0]
         if edge_type not in among:
             raise OptionError(f"edge_type: {edge_type} is not in the graph, which has {shown}")
@@ -212,8 +212,8 @@ def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
             "data.train_mask: no seed node of the batch is labelled; sample around input_nodes=data.train_mask"
         )
     if len(loss) not in (size, seeds):
-        wanted = f"{size}" if seeds == size else f"{size} or, for the seeds, {seeds}"
-        raise DataError(f"loss: wanted one for each of the {wanted} nodes, got shape {tuple(loss.shape)}")
+        nodes = f"{size}" if seeds == size else f"{size} or, for the seeds, {seeds}"
+        raise DataError(f"loss must have one value for each of the {nodes} nodes, got shape {tuple(loss.shape)}")
     return reduce_weighted(loss[labelled], weight.to(loss.device))
 
 
