@@ -68,8 +68,10 @@ def edges_of(store: Any, name: str) -> Tensor:
     """The edges of a graph, or of one type of them, from ``edge_index`` or ``adj_t``.
 
     Raises:
-        DataError: it has neither; ``name`` is what the message puts before theirs.
+        DataError: it has neither, or weights of edges other than 1; ``name`` is what the message puts before theirs.
     """
+    if (weight := store.get("edge_weight")) is not None:
+        refuse_weights(weight, f"{name}edge_weight")
     if (edge_index := store.get("edge_index")) is not None:
         return as_edges(edge_index, f"{name}edge_index")
     adj_t = store.get("adj_t")
@@ -77,7 +79,10 @@ def edges_of(store: Any, name: str) -> Tensor:
         raise DataError(f"{name}edge_index: the graph has none")
     if not is_sparse(adj_t):
         raise DataError(f"{name}adj_t must be a sparse matrix, got {type(adj_t).__name__}")
-    return edges_of_matrix(adj_t)[0]
+    edges, values = edges_of_matrix(adj_t)
+    if weight is None and values.dim() == 1:  # values with more dimensions are attributes of edges
+        refuse_weights(values, f"{name}adj_t")
+    return edges
 
 
 def edges_of_matrix(adj_t: Any) -> tuple[Tensor, Tensor]:

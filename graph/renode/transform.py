@@ -34,8 +34,8 @@ class ReNode(BaseTransform):
     :func:`renode_loss` the weighted training loss.
 
     The graph is read from ``data.edge_index``, or ``data.adj_t`` where that took its place, as it is: duplicates count
-    once, weights are ignored, self-loops may be there or not, and a graph with an edge without its reverse is a
-    directed one (apply :class:`~torch_geometric.transforms.ToUndirected` before, where that is not meant).
+    once, weights other than 1 are refused, self-loops may be there or not, and a graph with an edge without its reverse
+    is a directed one (apply :class:`~torch_geometric.transforms.ToUndirected` before, where that is not meant).
 
     The weights belong to the ``data.train_mask`` of the moment: apply the transform after the one that makes the split,
     and before a loader that samples neighbours (:class:`~torch_geometric.loader.NeighborLoader`), of whose batches it
@@ -63,7 +63,7 @@ class ReNode(BaseTransform):
 
     Raises:
         OptionError: an option is out of range, or the solver did not converge.
-        DataError: an attribute is missing or does not fit the graph.
+        DataError: an attribute is missing or does not fit the graph, or a weight of an edge is not 1.
 
     Example:
         >>> transform = T.Compose([T.NormalizeFeatures(), ReNode()])

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from torch_geometric import EdgeIndex
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.io import read_npz
 from torch_geometric.utils import coalesce
 
@@ -24,6 +24,7 @@ from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from graph.processed import raw_digest
 from graph.renode import ReNode
 from graph.renode.data import check_graph, graph_digest, load_graph
+from graph.renode.large_graph import LargeGraph
 from graph.renode.splits import count_splits, labelled_nodes, make_split, quotas
 from tests.helpers import load_golden, require_data
 
@@ -393,6 +394,32 @@ def test_weights_of_edges_are_refused_where_they_would_be_lost(tmp_path, layout)
     part = "adj_t" if layout else "edge_weight"
     with pytest.raises(DataError, match=rf"weights\.pt: {part} must hold only 1, as weights of edges .*, got 0\."):
         load_graph(str(tmp_path / "weights.pt"))
+
+
+def of_one_type(data):
+    hetero = HeteroData()
+    hetero["paper"].update({"y": data.y, "train_mask": data.train_mask})
+    hetero["paper", "cites", "paper"].update(
+        {part: data[part] for part in ("edge_index", "edge_weight", "adj_t") if part in data}
+    )
+    return ReNode(node_type="paper")(hetero)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", [None, torch.sparse_csr])
+@pytest.mark.parametrize("take", [check_graph, ReNode(), of_one_type, LargeGraph.from_data])
+def test_whoever_takes_a_graph_refuses_weights_of_edges(take, layout):
+    data = T.ToUndirected()(toy())
+    data.train_mask = torch.ones(data.num_nodes, dtype=torch.bool)
+    matrix = T.ToSparseTensor(layout=layout) if layout else T.Compose([])
+    for weight in (1.0, 0.5):
+        data.edge_weight = torch.full((data.num_edges,), weight)
+        if weight == 1:
+            take(matrix(data.clone()))
+        else:
+            part = "adj_t" if layout else "edge_weight"
+            with pytest.raises(DataError, match=rf"{part} must hold only 1, as weights of edges .*, got 0\.5$"):
+                take(matrix(data.clone()))
 
 
 def test_graphs_with_other_contents(tmp_path):
