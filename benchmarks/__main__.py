@@ -58,12 +58,12 @@ class Options(OptionSet):
         OptionError: a claim that there is not, or options that do not go together.
     """
 
-    names: tuple[str, ...] = option((), f"all by default: {', '.join(NAMES)}", positional=True)
-    device: str = option("cpu", "where to measure: cpu or cuda")
+    names: tuple[str, ...] = option((), f"claims to measure: {', '.join(NAMES)} (default: all)", positional=True)
+    device: str = option("cpu", "device to measure on: cpu or cuda")
     json: str = option("", "write environment and rows to this file, claim by claim", written=True)
-    resume: bool = option(False, "only what that file does not hold", idle={"json": ("",)})
-    quick: bool = option(False, "tiny sizes, one repetition: shows only that it runs")
-    threads: int = option(1, "of torch", least=1)
+    resume: bool = option(False, "measure only what the file of --json does not hold", idle={"json": ("",)})
+    quick: bool = option(False, "take tiny sizes and one repetition: shows only that it runs")
+    threads: int = option(1, "threads of torch", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,12 +45,12 @@ main = Program("benchmarks.gpu")
 class Options(OptionSet):
     """Where to, and how much."""
 
-    dry_run: bool = option(False, "tiny sizes on the CPU: shows only that everything runs")
+    dry_run: bool = option(False, "take tiny sizes on the CPU: shows only that everything runs")
     out: str = option("", "folder of gpu_*.json (default: $OUT, else docs/results)")
     work: str = option("runs/gpu", "folder of logs and trainings")
     data: str = option("", "folder of the data sets (default: $FAIRSEQ_EXT_DATA)")
     jobs: int = option(6, "trainings that share the card", least=1)
-    seconds: float = option(WHOLE, "for everything", least=0)
+    seconds: float = option(WHOLE, "time for everything, in seconds", least=0)
 
 
 @main.only

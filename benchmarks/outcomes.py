@@ -43,7 +43,7 @@ class Outcomes:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--outcomes", metavar="FILE", type=Path, required=True, help="where to write them")
+    parser.addoption("--outcomes", metavar="FILE", type=Path, required=True, help="file for the outcomes of the tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:

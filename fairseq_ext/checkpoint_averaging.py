@@ -34,7 +34,7 @@ _START = {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True}
 
 
 def last_checkpoints(folder: str | Path, last: int, by: str = "epoch", upper: int | None = None) -> list[Path]:
-    """The newest checkpoints of a save directory, newest first.
+    """The newest checkpoints of a folder, newest first.
 
     Args:
         folder: a ``--save-dir`` of fairseq.

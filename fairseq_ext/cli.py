@@ -77,8 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         "broken, a folder that cannot be written, a card that torch cannot use. An extra that is not complete is one "
         "where it is named: fairseq-ext doctor fairseq graph",
     )
-    doctor.add_argument("extras", nargs="*", metavar="EXTRA", help="has to be complete: fairseq, graph, vl, ...")
-    doctor.add_argument("--json", action="store_true", help="for programs: every value, and the problems")
+    doctor.add_argument(
+        "extras", nargs="*", metavar="EXTRA", help="extras that must be complete: fairseq, graph, vl, ..."
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON with every value and every problem")
     command("list", _list, "Print every architecture with its presets, every criterion and every task.")
 
     recipe = command(
@@ -92,25 +94,35 @@ def _parser() -> argparse.ArgumentParser:
         "  fairseq-ext recipe multi30k/gca --device cpu --average 2 --train-options --max-epoch 2",
     )
     add = recipe.add_argument
-    add("name", nargs="?", metavar="NAME", help="a recipe, or DATA/METHOD")
-    add("--data", metavar="DIR", help="the prepared data (default: data-bin/DATA)")
+    add("name", nargs="?", metavar="NAME", help="name of a recipe, or DATA/METHOD")
+    add("--data", metavar="DIR", help="folder of the prepared data (default: data-bin/DATA)")
     add(
         "--save-dir",
         metavar="DIR",
-        help="where checkpoints and scores are written (default: checkpoints/NAME, with what is changed)",
+        help="folder for checkpoints and scores (default: checkpoints/NAME, with what is changed)",
     )
     add(
-        "--gpus", type=int, metavar="N", help="how many train; --update-freq and batches follow (default: the recipe's)"
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="number of GPUs that train; --update-freq and batches follow (default: the recipe's)",
     )
-    add("--device", choices=["cuda", "cpu"], help="where it trains; a CPU trains in single precision (default: cuda)")
-    add("--seed", type=int, help="default: the recipe's, 1")
-    add("--average", type=int, metavar="N", help="how many of the last epochs are averaged (default: the recipe's)")
+    add(
+        "--device", choices=["cuda", "cpu"], help="device to train on; a CPU trains in single precision (default: cuda)"
+    )
+    add("--seed", type=int, help="seed of the training (default: the recipe's, 1)")
+    add(
+        "--average",
+        type=int,
+        metavar="N",
+        help="number of last epochs whose checkpoints are averaged (default: the recipe's)",
+    )
     add("--yaml", action="store_true", help="print the file of conf/ for fairseq-hydra-train instead")
     add(
         "--train-options",
         nargs=argparse.REMAINDER,
         metavar="OPTION",
-        help="all that follows is appended to fairseq-train, where it wins",
+        help="options of fairseq-train: all that follows is appended, where it wins",
     )
 
     average = command(
@@ -125,12 +137,25 @@ def _parser() -> argparse.ArgumentParser:
         "  fairseq-ext average --inputs checkpoints/checkpoint_best.pt --ema --output ema.pt",
     )
     add = average.add_argument
-    add("--inputs", nargs="+", required=True, metavar="PATH", type=Path, help="files, or one directory (with --last)")
-    add("--output", required=True, metavar="FILE", type=Path, help="the new checkpoint; an older one is replaced whole")
-    add("--last", type=int, metavar="N", help="take the N newest checkpoints of the directory")
+    add(
+        "--inputs",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        type=Path,
+        help="checkpoint files, or one folder (with --last)",
+    )
+    add(
+        "--output",
+        required=True,
+        metavar="FILE",
+        type=Path,
+        help="file of the new checkpoint; an older one is replaced whole",
+    )
+    add("--last", type=int, metavar="N", help="take the N newest checkpoints of the folder")
     forms = "epoch: checkpoint<epoch>.pt (default); update: checkpoint_<epoch>_<update>.pt"
-    add("--by", choices=["epoch", "update"], help=f"which checkpoints --last counts. {forms}")
-    add("--upper", type=int, metavar="BOUND", help="with --last: no epoch (or update) beyond this one (default: any)")
+    add("--by", choices=["epoch", "update"], help=f"checkpoints that --last counts. {forms}")
+    add("--upper", type=int, metavar="BOUND", help="largest epoch (or update) that --last counts (default: any)")
     add("--ema", action="store_true", help="use the moving average of --store-ema; with one file, extract it")
     Reporting.add_to(average)
 
@@ -217,13 +242,13 @@ def _average(args: argparse.Namespace) -> int:
 
     folders = [path for path in args.inputs if path.is_dir()]
     if folders and len(args.inputs) > 1:
-        raise OptionError("--inputs takes either files or one directory")
+        raise OptionError("--inputs takes either files or one folder")
     if folders and args.last is None:
-        raise OptionError(f"--inputs {folders[0]} is a directory: say how many checkpoints with --last N")
+        raise OptionError(f"--inputs {folders[0]} is a folder: say how many checkpoints with --last N")
     if not folders and not (args.last is None and args.by is None and args.upper is None):
-        raise OptionError("--last, --by and --upper choose from a directory, but --inputs are files")
+        raise OptionError("--last, --by and --upper choose from a folder, but --inputs are files")
     if not args.output.absolute().parent.is_dir():
-        raise OptionError(f"--output: the directory {args.output.absolute().parent} does not exist")
+        raise OptionError(f"--output: the folder {args.output.absolute().parent} does not exist")
 
     paths = last_checkpoints(folders[0], args.last, args.by or "epoch", args.upper) if folders else args.inputs
     with reporting(args.quiet):

@@ -44,7 +44,7 @@ def as_tensor(values: Any, name: str) -> Tensor:
             return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         kind = f"an array of {values.dtype}" if hasattr(values, "dtype") else type(values).__name__
-        raise DataError(f"{name}: wanted a tensor or an array, got {kind}") from error
+        raise DataError(f"{name} must be a tensor or an array, got {kind}") from error
 
 
 def as_edges(edge_index: Any, name: str = "edge_index", num_nodes: int | None = None) -> Tensor:
@@ -57,7 +57,7 @@ def as_edges(edge_index: Any, name: str = "edge_index", num_nodes: int | None = 
     if edges.numel() == 0 and edges.dim() == 2 and edges.size(0) == 2:
         return edges.long()  # torch makes floats of an empty list
     if edges.dim() != 2 or edges.size(0) != 2 or not _holds_integers(edges):
-        raise DataError(f"{name}: wanted integers of shape (2, E), got {_described(edges)}")
+        raise DataError(f"{name} must be integers of shape (2, E), got {_described(edges)}")
     edges = edges.long()
     if num_nodes is not None and edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < num_nodes:
         raise DataError(f"{name}: it names nodes {edges.min()} to {edges.max()}, the graph has {num_nodes}, from 0 on")
@@ -68,16 +68,21 @@ def edges_of(store: Any, name: str) -> Tensor:
     """The edges of a graph, or of one type of them, from ``edge_index`` or ``adj_t``.
 
     Raises:
-        DataError: it has neither; ``name`` is what the message puts before theirs.
+        DataError: it has neither, or weights of edges other than 1; ``name`` is what the message puts before theirs.
     """
+    if (weight := store.get("edge_weight")) is not None:
+        refuse_weights(weight, f"{name}edge_weight")
     if (edge_index := store.get("edge_index")) is not None:
         return as_edges(edge_index, f"{name}edge_index")
     adj_t = store.get("adj_t")
     if adj_t is None:
         raise DataError(f"{name}edge_index: the graph has none")
     if not is_sparse(adj_t):
-        raise DataError(f"{name}adj_t: wanted a sparse matrix, got {type(adj_t).__name__}")
-    return edges_of_matrix(adj_t)[0]
+        raise DataError(f"{name}adj_t must be a sparse matrix, got {type(adj_t).__name__}")
+    edges, values = edges_of_matrix(adj_t)
+    if weight is None and values.dim() == 1:  # values with more dimensions are attributes of edges
+        refuse_weights(values, f"{name}adj_t")
+    return edges
 
 
 def edges_of_matrix(adj_t: Any) -> tuple[Tensor, Tensor]:
@@ -114,7 +119,7 @@ def refuse_weights(weight: Any, name: str) -> None:
     weights = as_tensor(weight, name)
     if not bool((weights == 1).all()):
         found = weights.reshape(-1)[(weights != 1).reshape(-1)][0].item()
-        raise DataError(f"{name}: weights of edges are not read here, and one is {found}; wanted none, or ones")
+        raise DataError(f"{name} must hold only 1, as weights of edges are not read here, got {found}")
 
 
 def as_labels(y: Any, num_nodes: int | None = None, name: str = "y") -> Tensor:
@@ -126,15 +131,15 @@ def as_labels(y: Any, num_nodes: int | None = None, name: str = "y") -> Tensor:
     labels = as_tensor(y, name)
     if labels.dim() == 2 and labels.size(1) == 1:
         labels = labels.squeeze(1)
-    wanted = "n" if num_nodes is None else num_nodes
+    form = f"class numbers of shape ({'n' if num_nodes is None else num_nodes},)"
     if labels.dim() != 1 or num_nodes not in (None, len(labels)):
-        raise DataError(f"{name}: wanted class numbers of shape ({wanted},), got {_described(labels)}")
+        raise DataError(f"{name} must be {form}, got {_described(labels)}")
     if labels.is_floating_point():
         labels = torch.where(labels.isnan(), -1, labels)
         if not bool(((labels == labels.trunc()) & labels.isfinite()).all()):
-            raise DataError(f"{name}: wanted class numbers of shape ({wanted},), got fractions or infinite ones")
+            raise DataError(f"{name} must be {form}, got fractions or infinite ones")
     elif not (_holds_integers(labels) or labels.dtype == torch.bool):
-        raise DataError(f"{name}: wanted class numbers of shape ({wanted},), got {_described(labels)}")
+        raise DataError(f"{name} must be {form}, got {_described(labels)}")
     return labels.long()
 
 
@@ -152,7 +157,7 @@ def node_ids(nodes: Any, num_nodes: int, name: str, split: int | None = None, *,
         return nodes.nonzero().view(-1)
     if nodes.dim() != 1 or (nodes.numel() and not _holds_integers(nodes)):
         raise DataError(
-            f"{name}: wanted {of} ids of shape (L,) or a mask of shape ({num_nodes},), got {_described(nodes)}"
+            f"{name} must be {of} ids of shape (L,) or a mask of shape ({num_nodes},), got {_described(nodes)}"
         )
     nodes = nodes.long()
     if nodes.numel() and (nodes.min() < 0 or nodes.max() >= num_nodes):
@@ -196,9 +201,9 @@ def as_weights(weight: Any, count: int, name: str = "weight") -> Tensor:
     if weights.shape == (count, 1):
         weights = weights.squeeze(1)
     if weights.shape != (count,):
-        raise DataError(f"{name}: wanted one for each of {count} labelled nodes, got {_described(weights)}")
+        raise DataError(f"{name} must have one value for each of {count} labelled nodes, got {_described(weights)}")
     if not bool((weights.isfinite() & (weights >= 0)).all()):
-        raise DataError(f"{name}: wanted numbers above 0, got {weights[~(weights >= 0) | weights.isinf()][0]}")
+        raise DataError(f"{name} must be numbers above 0, got {weights[~(weights >= 0) | weights.isinf()][0]}")
     if zeros := int((weights == 0).sum()):
         raise DataError(
             f"{name}: {zeros} of {count} labelled nodes weigh 0: the weights are of another mask; "

@@ -103,8 +103,12 @@ def test_tables_of_presets_recipes_and_options(site):
     assert len(programs) >= 6
     assert [name for name in programs if f'">python -m {name} train' not in page] == []
     options = re.findall(r"<td><code>(\S+)</code></td>\s<td>(.*?)</td>\s<td>(.*?)</td>", page)
-    assert ("--head-classes", "<code>0 1 2</code>", "for step (released: 0 1 2)") in options
-    assert ("--weight-decay", "<code>0.0</code>", "of Adam (released: 0)") in options
+    assert (
+        "--head-classes",
+        "<code>0 1 2</code>",
+        "numbers of the head classes, with --imbalance step (released: 0 1 2)",
+    ) in options
+    assert ("--weight-decay", "<code>0.0</code>", "weight decay of Adam (released: 0)") in options
     assert {("MODEL", "required"), ("--no-margin", "on"), ("--nbest", "<code>1</code>")} <= {row[:2] for row in options}
 
 

@@ -17,6 +17,6 @@ class ComputeOptions(Precision):
     mixed_precision: str = option("no", "number format of the forward pass (released: fp16)", PRECISIONS)
     attn_implementation: str = option(
         "auto",
-        "of self-attention in training; auto: sdpa where the model has it; eager is faster in bf16 on a CPU",
+        "self-attention in training; auto: sdpa where the model has it; eager is faster in bf16 on a CPU",
         ("auto", "sdpa", "eager"),
     )

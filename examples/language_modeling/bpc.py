@@ -25,9 +25,9 @@ main = Program("examples.language_modeling.bpc")
 class Options(OptionSet):
     """Which log, and of what."""
 
-    log: str = option(help="what fairseq-eval-lm printed (stdout and stderr)", positional=True)
-    data: str = option(help="folder of examples.language_modeling.prepare")
-    subset: str = option("test", "what was evaluated", SPLITS)
+    log: str = option(help="file with what fairseq-eval-lm printed (stdout and stderr)", positional=True)
+    data: str = option(help="folder that examples.language_modeling.prepare wrote")
+    subset: str = option("test", "split that was evaluated", SPLITS)
 
 
 def bits_per_character(log: str, tokens: int, characters: int) -> float:

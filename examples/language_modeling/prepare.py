@@ -36,12 +36,12 @@ class Options(OptionSet):
         OptionError: a value that is not allowed, or one that would do nothing.
     """
 
-    input: str = option(help="any file; .gz and .zip are unpacked")
+    input: str = option(help="file of text, any; .gz and .zip are unpacked")
     out: str = option(help="folder to make; must not hold anything")
     split: tuple[int, ...] = option(
         (), "bytes of train, valid and test (enwik8: 90000000 5000000 5000000; default: 90, 5, 5 %)"
     )
-    symbols: str = option("bytes", "what is predicted", ("bytes", "sentencepiece"))
+    symbols: str = option("bytes", "symbols that are predicted", ("bytes", "sentencepiece"))
     vocab_size: int = option(8000, "size of the sentencepiece model", least=1, idle={"symbols": ("bytes",)})
     allow_unknown: bool = option(
         False, "go on where 20 % of a text or more is unknown, which no byte is", idle={"symbols": ("bytes",)}

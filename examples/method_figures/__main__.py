@@ -23,7 +23,7 @@ class Options(OptionSet):
         OptionError: a picture that there is not.
     """
 
-    names: tuple[str, ...] = option((), f"{', '.join(FIGURES)} (default: all)", positional=True)
+    names: tuple[str, ...] = option((), f"figures to draw: {', '.join(FIGURES)} (default: all)", positional=True)
     out: str = option("", "folder of the pictures (default: docs/methods)")
 
     def __post_init__(self) -> None:

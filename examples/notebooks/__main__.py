@@ -123,9 +123,9 @@ class Options(OptionSet):
         OptionError: a notebook that there is not, or small values in place of a notebook's own.
     """
 
-    names: tuple[str, ...] = option((), f"{', '.join(QUICK)} (default: all of them)", positional=True)
+    names: tuple[str, ...] = option((), f"notebooks to run: {', '.join(QUICK)} (default: all of them)", positional=True)
     out: str = option("", "folder for the notebooks and all that they write (default: in place)")
-    quick: bool = option(False, "with small values of the parameters, into --out")
+    quick: bool = option(False, "run with small values of the parameters, into --out")
 
     def __post_init__(self) -> None:
         super().__post_init__()

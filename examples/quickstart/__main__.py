@@ -28,7 +28,7 @@ class Options(OptionSet):
     """What is trained, and where to."""
 
     out: str = option("runs/quickstart", "folder for everything that is written")
-    baseline: bool = option(False, "also train the plain Transformer on the same budget")
+    baseline: bool = option(False, "train also the plain Transformer on the same budget")
 
 
 @contextmanager

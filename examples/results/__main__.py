@@ -92,7 +92,9 @@ def _parsers(parts: Sequence[str] = PARTS) -> tuple[argparse.ArgumentParser, dic
     shared.add_argument("--out", type=Path, default=Path("runs/results"), help="folder of the runs; finished ones stay")
     shared.add_argument("--replace", action="store_true", help="replace measurements that were made with other options")
     # of a part too, where leaving it out must not undo it
-    shared.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="likewise")
+    shared.add_argument(
+        "--quiet", action="store_true", default=argparse.SUPPRESS, help="show no progress; warnings and errors stay"
+    )
     commands = parser.add_subparsers(dest="part", metavar="PART")
     report = commands.add_parser("report", parents=[docs], help="only write the report, from results/*.json")
     report.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the report would change")

@@ -53,7 +53,7 @@ dense inverse grows with the graph.""",
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     here = [name for name in NAMES if name != "kernels"]  # those are measured on a GPU alone, by benchmarks.gpu
-    parser.add_argument("--names", nargs="+", choices=here, default=here, help="claims")
+    parser.add_argument("--names", nargs="+", choices=here, default=here, help="claims to measure")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
 
 

@@ -65,7 +65,12 @@ choice, not tuned). A fusion is left out (–) where it has no meaning: `fma` ha
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", choices=("ablation", "trial"), default="ablation", help="trial: that everything runs")
+    parser.add_argument(
+        "--size",
+        choices=("ablation", "trial"),
+        default="ablation",
+        help="size of the experiment; trial shows only that everything runs",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--updates", type=int, help="training updates, instead of the size's own")

@@ -39,8 +39,8 @@ after epoch {defer}, as published: runs that end, or are best, before it are equ
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--datasets", nargs="+", default=["PROTEINS", "NCI1"], help="TU data sets")
     parser.add_argument("--folds", type=int, default=10, help="folds of the cross-validation")
-    parser.add_argument("--repeats", type=int, default=3, help="cross-validations")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the longest training")
+    parser.add_argument("--repeats", type=int, default=3, help="number of cross-validations")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of the longest training")
 
 
 SELECTS = "datasets"

@@ -46,9 +46,11 @@ LOG_ENDS = ("0.25", "0.75", "1")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--datasets", nargs="+", default=list(PUBLISHED), choices=list(PUBLISHED), help="TU data sets")
-    parser.add_argument("--log-ends", nargs="+", choices=LOG_ENDS, default=list(LOG_ENDS), help="beside 0.5")
+    parser.add_argument(
+        "--log-ends", nargs="+", choices=LOG_ENDS, default=list(LOG_ENDS), help="ends of the logarithm, beside 0.5"
+    )
     parser.add_argument("--folds", type=int, default=10, help="folds of the cross-validation")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the longest training")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of the longest training")
 
 
 SELECTS = "datasets"

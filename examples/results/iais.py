@@ -67,8 +67,10 @@ bottom-up-attention features as UNITER's npz files, `bert-base-cased`, UNITER's 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), help="tables")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="rows")
+    parser.add_argument(
+        "--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), help="tables to measure"
+    )
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="rows of the tables")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
     parser.add_argument("--num-steps", type=int, help="optimiser steps (default: those of the data set)")
 

@@ -47,9 +47,11 @@ model as it was trained, letter for letter. Tokens a second are those that fairs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="the trained model")
-    parser.add_argument("--systems", nargs="+", choices=sorted(SYSTEMS), default=["Transformer", "MUSE"], help="models")
-    parser.add_argument("--seed", type=int, default=1, help="of the training")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="size of the trained model")
+    parser.add_argument(
+        "--systems", nargs="+", choices=sorted(SYSTEMS), default=["Transformer", "MUSE"], help="models to measure"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the training")
     parser.add_argument("--updates", type=int, help="training updates, instead of the size's own")
 
 

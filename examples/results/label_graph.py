@@ -102,7 +102,11 @@ the attention network, whose settings are those of its table, and then another r
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--datasets", nargs="+", choices=[*DATASETS, *ABLATED], default=[*DATASETS, ABLATED[0]], help="and ablations"
+        "--datasets",
+        nargs="+",
+        choices=[*DATASETS, *ABLATED],
+        default=[*DATASETS, ABLATED[0]],
+        help="data sets, and ablations",
     )
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="rows of the tables")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")

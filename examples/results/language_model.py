@@ -85,7 +85,12 @@ Perplexities hold for this vocabulary only. {missing}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", choices=list(SIZES), default="brown", help="trial: that everything runs")
+    parser.add_argument(
+        "--size",
+        choices=list(SIZES),
+        default="brown",
+        help="size of the experiment; trial shows only that everything runs",
+    )
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="rows to run")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")

@@ -75,9 +75,9 @@ DIVERGENCE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_teachers(parser)
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="rows")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="rows of the tables")
     parser.add_argument(
-        "--until-converged", type=int, help="students train until they converge, so many epochs at most (a table apart)"
+        "--until-converged", type=int, help="most epochs of students that train until they converge (a table apart)"
     )
     parser.add_argument("--passes", type=int, default=16, help="Monte-Carlo dropout passes")
 

@@ -63,16 +63,27 @@ TITLES = {
 
 def add_teachers(parser: argparse.ArgumentParser, settings: Sequence[str] = tuple(SETTINGS)) -> None:
     """The options of all tables, of these settings."""
-    parser.add_argument("--settings", nargs="+", choices=list(settings), default=list(settings), help="of the teachers")
+    parser.add_argument(
+        "--settings", nargs="+", choices=list(settings), default=list(settings), help="settings of the teachers"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
     parser.add_argument(
-        "--num-layers", "--layers", type=int, default=3, help="of MiniLM's 6, where the setting does not say"
+        "--num-layers",
+        "--layers",
+        type=int,
+        default=3,
+        help="layers of MiniLM's 6 that are kept, where the setting does not say",
     )
     parser.add_argument("--epochs", type=int, default=3, help="passes over the texts, of teachers and students")
     parser.add_argument("--batch-size", type=int, default=32, help="texts of a step")
-    parser.add_argument("--lr", type=float, default=1e-4, help="step size")
-    parser.add_argument("--max-length", type=int, default=64, help="tokens of a text")
-    parser.add_argument("--mixed-precision", choices=PRECISIONS, default="no", help="bf16: twice as fast on new CPUs")
+    parser.add_argument("--lr", type=float, default=1e-4, help="largest step size")
+    parser.add_argument("--max-length", type=int, default=64, help="most tokens of a text")
+    parser.add_argument(
+        "--mixed-precision",
+        choices=PRECISIONS,
+        default="no",
+        help="number format of the forward pass; bf16 is twice as fast on new CPUs",
+    )
 
 
 def pretrained() -> str:

@@ -93,9 +93,9 @@ all of them, which takes any other difference between the kinds for one of Totor
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--datasets", nargs="+", default=[*GRID, "debian_deps"], help="data sets")
     parser.add_argument("--models", nargs="+", help="backbones, instead of all that the data set's table has")
-    parser.add_argument("--losses", nargs="+", choices=(*LOSSES, *OTHERS), default=list(LOSSES), help="losses")
-    parser.add_argument("--recipe", choices=list(RECIPES), default="released", help="how to train")
-    parser.add_argument("--splits", type=int, default=5, help="splits")
+    parser.add_argument("--losses", nargs="+", choices=(*LOSSES, *OTHERS), default=list(LOSSES), help="training losses")
+    parser.add_argument("--recipe", choices=list(RECIPES), default="released", help="recipe of the trainings")
+    parser.add_argument("--splits", type=int, default=5, help="number of splits")
     parser.add_argument("--inits", type=int, default=3, help="initial weights for each split")
 
 

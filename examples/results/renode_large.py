@@ -55,8 +55,10 @@ SELECTS = "datasets"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--datasets", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="data sets")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="weightings, with off")
-    parser.add_argument("--splits", type=int, default=5, help="splits")
+    parser.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="weightings to compare, with off"
+    )
+    parser.add_argument("--splits", type=int, default=5, help="number of splits")
 
 
 def reads(options: argparse.Namespace) -> dict[str, list[Path]]:

@@ -26,8 +26,8 @@ main = Program("examples.translation.encode")
 class Options(OptionSet):
     """Which text, and in which symbols."""
 
-    text: str = option(help="a sentence a line, plain or .gz; - reads standard input", positional=True)
-    data: str = option(help="folder of examples.translation.prepare")
+    text: str = option(help="text, a sentence a line, plain or .gz; - reads standard input", positional=True)
+    data: str = option(help="folder that examples.translation.prepare wrote")
 
 
 @main.only

@@ -46,18 +46,18 @@ class Options(OptionSet):
     out: str = option(help="folder to make; must not hold anything")
     bpe: str = option(
         "sentencepiece",
-        "sentencepiece takes plain text; subword-nmt expects text that is already tokenised; none: text that "
+        "subwords: sentencepiece takes plain text; subword-nmt expects text that is already tokenised; none: text that "
         "subword-nmt has already split (words end in @@)",
         SUBWORDS,
     )
     vocab_size: int = option(
-        8000, "sentencepiece: size of the model; subword-nmt: number of merges", least=1, idle={"bpe": ("none",)}
+        8000, "size of the sentencepiece model, or number of merges of subword-nmt", least=1, idle={"bpe": ("none",)}
     )
-    joined_dictionary: bool = option(False, "one dictionary for both languages")
-    min_length: int = option(1, "words of the shortest side of a training pair", least=1)
-    max_length: int = option(250, "words of the longest side of a training pair", least=1)
-    max_ratio: float = option(9.0, "longest side / shortest side of a training pair", least=1)
-    unicode: str = option("NFC", "form of every letter", UNICODE_FORMS)
+    joined_dictionary: bool = option(False, "make one dictionary for both languages")
+    min_length: int = option(1, "fewest words of a side of a training pair", least=1)
+    max_length: int = option(250, "most words of a side of a training pair", least=1)
+    max_ratio: float = option(9.0, "largest ratio of longer to shorter side of a training pair", least=1)
+    unicode: str = option("NFC", "Unicode form of every letter", UNICODE_FORMS)
     allow_unknown: bool = option(False, "go on where 20 % of a text or more is unknown")
     lowercase: bool = option(False, "lowercase all three splits")
     workers: int = option(1, "processes of fairseq-preprocess", least=1)

@@ -44,11 +44,13 @@ class Options(OptionSet):
     output: str = option(
         help="what fairseq-generate printed, or plain hypotheses, one a line; - is stdin", positional=True
     )
-    reference: str = option(help="one reference a line, subwords joined")
-    tokenized: str = option("", "language of Moses tokens, where both sides are such")
-    split_compounds: bool = option(False, "X-Y -> X ##AT##-##AT## Y on both sides (En-De)", idle={"tokenized": ("",)})
+    reference: str = option(help="file of references, one a line, subwords joined")
+    tokenized: str = option("", "language of the Moses tokens, where both sides are such")
+    split_compounds: bool = option(
+        False, "split hyphenated words of both sides: X-Y -> X ##AT##-##AT## Y (En-De)", idle={"tokenized": ("",)}
+    )
     target: str = option("", "target language, where sacreBLEU needs it: zh, ja, ko, th, ...")
-    json: str = option("", "also write the numbers to this file", written=True)
+    json: str = option("", "JSON file for the numbers", written=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,7 +35,8 @@ def read_attention(path: str | Path, split: Split, captions: Sequence[str]) -> d
     """The attention of each image that the file has.
 
     Args:
-        path: JSON lines, ``{"image_id": ..., "tokens": [...], "attention": [[a weight a region] a token]}``.
+        path: JSON lines, ``{"image_id": ..., "tokens": [...], "attention": [...]}``, with one list of
+            weights per token, one weight per region.
         split: of the images.
         captions: one an image; the tokens must be theirs.
 
@@ -73,4 +74,7 @@ def _entry(value: Any, origin: str) -> tuple[str, Attention]:
             return str(value["image_id"]), Attention(list(tokens), weights)
     except (ValueError, KeyError, TypeError):
         pass
-    raise DataError(f'{origin}: not {{"image_id": ..., "tokens": [...], "attention": [[a weight a region] a token]}}')
+    raise DataError(
+        f'{origin}: expected {{"image_id": ..., "tokens": [...], "attention": [...]}}, with "attention": one list of '
+        "weights per token, one weight per region"
+    )

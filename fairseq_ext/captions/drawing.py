@@ -41,7 +41,7 @@ def find_images(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Path]
     for image_id, paths in pictures.items():
         if len(paths) != 1:
             files = " and ".join(map(str, paths[:2])) or f"none in {folder}"
-            raise OptionError(f"--pictures: one picture of image {image_id} is needed, there is {files}")
+            raise OptionError(f"--pictures: expected one picture of image {image_id}, found {files}")
     return {image_id: paths[0] for image_id, paths in pictures.items()}
 
 

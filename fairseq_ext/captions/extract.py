@@ -40,12 +40,18 @@ class ExtractOptions(Device):
 
     pictures: str = option(help="folder of pictures, also in its subfolders", positional=True)
     out: str = option(help="npz file to write", positional=True)
-    network: str = option(LITE0, f"{LITE0}, or a folder of a vision model of transformers")
+    network: str = option(
+        LITE0, f"network that sees the pictures: {LITE0}, or a folder of a vision model of transformers"
+    )
     size: int = option(224, "side of the square that the network sees, in pixels", least=32)
     batch_size: int = option(32, "pictures at a time", least=1)
-    pca: int = option(0, "keep so many principal components of the vectors; they are written beside; 0: all", least=0)
-    pca_images: str = option("", "train.jsonl, whose pictures the components are of (default: all pictures)")
-    pca_file: str = option("", "components of an earlier extraction, in place of new ones")
+    pca: int = option(
+        0,
+        "keep this many principal components of the vectors, and write them to a file beside OUT; 0: keep the vectors",
+        least=0,
+    )
+    pca_images: str = option("", "train.jsonl whose pictures the components are computed of (default: all pictures)")
+    pca_file: str = option("", "file with the components of an earlier extraction, in place of new ones")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,7 +110,7 @@ def _image_files(folder: Path) -> list[Path]:
         if is_image_file(path):
             other = pictures.setdefault(image_key(path.name), path)
             if other != path:
-                raise DataError(f"{path}: of the same name as {other}")
+                raise DataError(f"{path} and {other} have the same name")
     if not pictures:
         raise OptionError(f"PICTURES: none in {folder} ({', '.join(ENDINGS)})")
     return list(pictures.values())
@@ -128,7 +134,9 @@ def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) ->
     settings = {"of": digest(names, _extractor(options), options.batch_size)}
     record = folder / "settings.json"
     if record.is_file() and read_json(record) != settings:
-        raise OptionError(f"OUT: {folder} is of other pictures or options: remove it or name another file")
+        raise OptionError(
+            f"OUT: {folder} was extracted from other pictures or with other options; remove it or name another file"
+        )
     starts = range(0, len(pictures), options.batch_size)
     files = [folder / f"{start:09}.npz" for start in starts]
     if all(file.is_file() for file in files):
@@ -142,7 +150,9 @@ def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) ->
                 squares, sizes = zip(*(_square(path, options.size) for path in batch), strict=True)
                 features = network(torch.from_numpy(np.stack(squares)).to(device)).to("cpu", torch.float16).numpy()
                 if not np.isfinite(features).all():
-                    raise DataError(f"{batch[0]} or one of the {len(batch)} from it on: features beyond float16")
+                    raise DataError(
+                        f"one of the {len(batch)} pictures from {batch[0]} on has features beyond the range of float16"
+                    )
                 folder.mkdir(exist_ok=True)
                 write_json(record, settings)
                 write_npz(file, {"features": features, "sizes": np.array(sizes)})

@@ -36,19 +36,27 @@ class GenerateOptions(Device):
 
     model: str = option(help="checkpoint file; several, joined by a colon, are an ensemble", positional=True)
     data: str = option(help="folder of prepared data, or of pictures", positional=True)
-    split: str = option("test", "of prepared data", SPLITS)
-    network: str = option(LITE0, "of pictures, as `captions extract` had it for the training data")
-    size: int = option(224, "of pictures, likewise", least=32)
-    pca_file: str = option("", "of pictures: the components that `captions extract --pca` wrote for the training data")
+    split: str = option("test", "split of prepared data", SPLITS)
+    network: str = option(
+        LITE0, "network for a folder of pictures, the one `captions extract` used for the training data"
+    )
+    size: int = option(
+        224, "image size for a folder of pictures, the one `captions extract` used for the training data", least=32
+    )
+    pca_file: str = option(
+        "", "components for a folder of pictures, as `captions extract --pca` wrote them for the training data"
+    )
     beam: int = option(3, "size of the beam", least=1)
     nbest: int = option(1, "captions of an image, at most as many as the beam has", least=1)
     min_len: int = option(1, "fewest tokens of a caption", least=1)
     max_len_b: int = option(20, "most tokens of a caption", least=1)
-    lenpen: float = option(1.0, "above 1 favours long captions, below 1 short ones")
-    unkpen: float = option(0.0, "how unlikely unknown words are made")
-    no_repeat_ngram_size: int = option(0, "no sequence of so many tokens stands twice; 0: any may", least=0)
+    lenpen: float = option(1.0, "length penalty: above 1 favours long captions, below 1 short ones")
+    unkpen: float = option(0.0, "penalty of unknown words: above 0 makes them less likely")
+    no_repeat_ngram_size: int = option(
+        0, "forbid any sequence of this many tokens to occur twice; 0: allow repeats", least=0
+    )
     batch_size: int = option(32, "images at a time", least=1)
-    json: bool = option(False, "a line of JSON for each caption, with tokens, attention and score")
+    json: bool = option(False, "print a line of JSON for each caption, with tokens, attention and score")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,11 +38,11 @@ class PageOptions(GeneratedOptions):
 
     out: str = option("page.html", "file to write, complete in itself")
     pictures: str = option(
-        "", "their folder; a file is named by the identifier of its image (default: the regions alone)"
+        "", "folder of the pictures; a file is named by the identifier of its image (default: the regions alone)"
     )
     attention: str = option("", "what `captions generate --json` printed (default: --generated where that is .jsonl)")
-    order: str = option("worst", "images of the lowest or highest CIDEr-D, or of any", (*ORDERS,))
-    count: int = option(24, "images", least=1)
+    order: str = option("worst", "images to show: those of the lowest or highest CIDEr-D, or any", (*ORDERS,))
+    count: int = option(24, "number of images", least=1)
 
 
 def write_page(options: PageOptions) -> Path:

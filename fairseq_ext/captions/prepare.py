@@ -49,19 +49,25 @@ class PrepareOptions(OptionSet):
         "vectors: bottom-up-attention tsv files, folders of an npz or npy for each image, or npz files of all grids "
         "(default: those beside the region format)",
     )
-    instances: tuple[str, ...] = option((), "in their place COCO instances json: boxes with classes")
+    instances: tuple[str, ...] = option((), "COCO instances json in place of vectors: boxes with classes")
     split_file: str = option("", "Karpathy's dataset_coco.json, for the splits of other captions")
     kind: str = option("", "what a model sees, where the source has several (default: vectors)", ("", *KINDS))
     grid: tuple[int, ...] = option((), "rows and columns of a grid (default: that of a square)")
-    max_regions: int = option(100, "of more regions the most confident are kept, else the first", least=1)
+    max_regions: int = option(
+        100,
+        "most regions of an image; of more, the most confident are kept, or the first where there is no confidence",
+        least=1,
+    )
     feature_dtype: str = option("float16", "number format of the vectors", ("float16", "float32"))
-    language: str = option("", "of the captions, where the source has several")
-    min_count: int = option(5, "words of the training captions that are rarer are unknown", least=1)
+    language: str = option("", "language of the captions, where the source has several")
+    min_count: int = option(
+        5, "fewest occurrences of a word in the training captions; rarer words are unknown", least=1
+    )
     sentencepiece: int = option(0, "size of a SentencePiece vocabulary, in place of words; 0: words", least=0)
     skip_missing: bool = option(False, "leave out images without captions and captions without image, and count them")
     valid: int = option(500, "validation images, drawn where the source has no splits", least=1)
     test: int = option(500, "test images, drawn where the source has no splits", least=1)
-    seed: int = option(0, "of that draw", least=0)
+    seed: int = option(0, "seed of the draw of validation and test images", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

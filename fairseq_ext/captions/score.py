@@ -27,11 +27,13 @@ class GeneratedOptions(OptionSet):
         help="what fairseq-generate printed (-: the standard input), what `fairseq-ext captions generate --json` "
         "printed (.jsonl), or a COCO results file (.json)"
     )
-    split: str = option("", "that was generated (default: test)", ("", *SPLITS))
+    split: str = option("", "split that was generated (default: test)", ("", *SPLITS))
     tokenizer: str = option(
-        "words", "of captions and references: as Java's, without Java; or Java's own, of pycocoevalcap", (*TOKENIZERS,)
+        "words",
+        "tokenizer of captions and references: as Java's, without Java; or Java's own, of pycocoevalcap",
+        (*TOKENIZERS,),
     )
-    seed: int = option(1, "of what is drawn", least=0)
+    seed: int = option(1, "seed of what is drawn", least=0)
 
     def evaluate(self) -> Evaluation:
         """The captions with their scores.
@@ -64,7 +66,7 @@ class GeneratedOptions(OptionSet):
 class ScoreOptions(GeneratedOptions):
     """What is computed of them, and where it is written."""
 
-    metrics: tuple[str, ...] = option((), f"also {', '.join(SCORERS)}, which run in Java (pycocoevalcap)")
+    metrics: tuple[str, ...] = option((), f"further metrics: {', '.join(SCORERS)}, which run in Java (pycocoevalcap)")
     samples: int = option(1000, "bootstrap samples of the images, for the intervals", least=100)
     compare: str = option("", "a file that --out wrote for other captions: the difference to them, paired by image")
     out: str = option("", "JSON file for the scores, in natural units, and those of each image")

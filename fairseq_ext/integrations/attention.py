@@ -165,9 +165,12 @@ def register_attention(
     from transformers import AttentionInterface, AttentionMaskInterface
 
     attention = SelectiveAttention(k, name, normalizer, alpha, select, straight_through)
-    if not re.fullmatch(r"[A-Za-z][\w-]*", name) or any(part in name for part in RESERVED):
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        raise OptionError(f"name: must be a word of letters, digits, _ and -, from a letter on, got {name!r}")
+    if any(part in name for part in RESERVED):
         raise OptionError(
-            f"name: {name!r} is not a word without {', '.join(RESERVED)}, which transformers reads its own"
+            f"name: {name!r} must not contain {' or '.join(RESERVED)}: transformers gives those words a meaning of "
+            "its own"
         )
     if name in AttentionInterface().valid_keys() and name not in _registered:
         raise OptionError(f"name: {name!r} is the attention of somebody else already; choose another name")

@@ -112,7 +112,7 @@ def encouraging_compute_loss(
     factor = getattr(args, "label_smoothing_factor", 0.0)
     if factor and options.get("label_smoothing"):
         given = options["label_smoothing"]
-        raise OptionError(f"label_smoothing: {given} beside label_smoothing_factor={factor} of the arguments; give one")
+        raise OptionError(f"label_smoothing={given} and label_smoothing_factor={factor} are both given; leave one out")
     if factor:
         options["label_smoothing"] = factor
     shift, classes = _labels(model, shift)

@@ -124,7 +124,7 @@ class ExtOptions(FairseqDataclass):
     )
     norm_convention: str = option(
         "released",
-        "that of the code, unbiased std and eps outside the root, or that of the paper, biased std",
+        "convention of --norm: the released code's, unbiased std and eps outside the root, or the paper's, biased std",
         NORM_CONVENTIONS,
         idle=PLAIN_NORM,
     )

@@ -27,10 +27,10 @@ SIDES = ("on the left", "in the middle", "on the right")
 class SceneOptions(OptionSet):
     """The made-up scenes."""
 
-    out: str = option("runs/scenes", "folder")
+    out: str = option("runs/scenes", "folder to write")
     images: int = option(1000, "images of all splits together", least=30)
     captions_per_image: int = option(3, "captions of an image", least=1)
-    seed: int = option(0, "of all that is drawn", least=0)
+    seed: int = option(0, "seed of all that is drawn", least=0)
 
 
 def synthesize(options: SceneOptions) -> str:

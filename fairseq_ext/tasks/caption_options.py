@@ -42,7 +42,7 @@ class CaptioningConfig(FairseqDataclass):
     eval_captions: bool = option(False, "generate at validation, and log cider and bleu4 against all references")
     eval_captions_args: str = option(
         "{}",
-        f'how, as JSON, over {{"beam": {BEAM}, "max_len_b": {MAX_LEN}}}; also {", ".join(SEARCH[2:])}',
+        f'search at validation, as JSON over {{"beam": {BEAM}, "max_len_b": {MAX_LEN}}}; also {", ".join(SEARCH[2:])}',
         idle={"eval_captions": (False,)},
     )
     eval_captions_print_samples: bool = option(

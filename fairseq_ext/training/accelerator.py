@@ -58,8 +58,8 @@ def _check_launcher(mixed_precision: str) -> None:
 
     if (precision := asked("mixed_precision") or "no") not in ("no", mixed_precision):
         raise OptionError(
-            f"accelerate launch --mixed_precision {precision} (ACCELERATE_MIXED_PRECISION): this command computes with "
-            f"--mixed-precision {mixed_precision}, which only its own option changes, where it has one"
+            f"accelerate launch --mixed_precision {precision} (ACCELERATE_MIXED_PRECISION): this command uses "
+            f"--mixed-precision {mixed_precision}; change it with its own option, if it has one"
         )
     if (steps := asked("gradient_accumulation_steps") or "1") != "1":
         raise OptionError(

@@ -23,8 +23,8 @@ class Pair(OptionSet):
     """The two experiments."""
 
     first: str = option(help="folder of results", positional=True)
-    second: str = option(help="another one, of the same data and splits", positional=True)
-    metric: str = option("", "only this figure of the runs (default: every one that all have)")
+    second: str = option(help="another folder of results, of the same data and splits", positional=True)
+    metric: str = option("", "figure of the runs to compare (default: every one that all have)")
 
 
 def compare(pair: Pair) -> list[dict[str, Any]]:

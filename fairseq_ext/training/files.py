@@ -283,7 +283,7 @@ def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:
     """
     try:
         if os.path.isdir(path):
-            raise IsADirectoryError(0, "is a directory")
+            raise IsADirectoryError(0, "is a folder")
         with replacing(path) as partial, open(partial, "wb") as file:
             torch.save(dict(state), file)
     except OSError as error:

@@ -16,7 +16,7 @@ PRECISIONS = ("no", "fp16", "bf16")
 class Device(OptionSet):
     """Where to compute."""
 
-    device: str = option("auto", "auto: the GPU where there is one; cpu, cuda, ...")
+    device: str = option("auto", "device to compute on: cpu, cuda, ...; auto: the GPU where there is one")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ _whole: ContextVar[Parts | None] = ContextVar("whole", default=None)
 class Reporting(OptionSet):
     """What is shown while it runs."""
 
-    quiet: bool = option(False, "no progress; warnings, errors and the result stay")
+    quiet: bool = option(False, "show no progress; warnings, errors and the result stay")
 
 
 @contextlib.contextmanager

@@ -20,17 +20,18 @@ class Loading(Device):
 
     checkpoints: tuple[str, ...] = option(
         (),
-        "files in the model's folder, several are an ensemble; else the first that is there of checkpoint_average.pt, "
-        "checkpoint_best.pt and checkpoint_last.pt",
+        "files in the model's folder, several are an ensemble (default: the first that is there of "
+        "checkpoint_average.pt, checkpoint_best.pt and checkpoint_last.pt)",
     )
     data: str = option(
-        "", "folder with prepare.json, dictionaries and subword model; else the model's own where they lie in it, else "
-        "the one that the checkpoint was trained on",
-    )  # fmt: skip
+        "",
+        "folder with prepare.json, the dictionaries and the subword model (default: the model's folder if it holds "
+        "them, else the folder that the checkpoint was trained on)",
+    )
     inference_dtype: str = option(
         AUTO,
-        "on a CPU, weights of linear layers in this format; auto: float32 for Transformers on a CPU, and what else "
-        "there is as it was trained",
+        "number format of the weights of linear layers on a CPU; auto: float32 for Transformers on a CPU, and what "
+        "else there is as it was trained",
         (AUTO, "float32", "bfloat16", "int8"),
     )
 
@@ -40,12 +41,12 @@ class Decoding(OptionSet):
     """Beam search."""
 
     beam: int = option(5, "hypotheses of a search", least=1)
-    nbest: int = option(1, "how many of them to keep, at most the beam", least=1)
+    nbest: int = option(1, "hypotheses to keep, at most the beam", least=1)
     lenpen: float = option(1.0, "length penalty: below 1 favours short translations, above 1 long ones")
     max_len: int = option(200, "most subwords of a translation, as in fairseq-generate", least=1)
     long: str = option(
         "skip",
-        "lines of more subwords than the model reads: leave them blank, cut them, or translate them in parts",
+        "treatment of lines with more subwords than the model reads: leave blank, cut, or translate in parts",
         ("skip", "truncate", "split"),
     )
     batch_tokens: int = option(4096, "most subwords of a batch, padding included; a longer line is alone", least=1)
@@ -62,8 +63,9 @@ class TranslateOptions(Loading, Decoding, Reporting):
 
     model: str = option(help="folder of checkpoints, such as a --save-dir of fairseq-train", positional=True)
     file: str = option("-", "text, a sentence a line, plain or .gz; - is the standard input", positional=True)
-    out: str = option("", "file to write, whole once all is translated; else the standard output")
+    out: str = option("", "file to write, whole once all is translated (default: the standard output)")
     json: bool = option(
-        False, "one JSON object a line: hypotheses with score, subwords, their scores, and alignment to the source"
+        False,
+        "print one JSON object a line: hypotheses with score, subwords, their scores, and alignment to the source",
     )
     resume: bool = option(False, "continue the killed translation of the same FILE into the same --out")

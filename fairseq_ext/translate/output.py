@@ -93,7 +93,7 @@ def check_place(out: str, file: str) -> None:
         return
     with writing_to(Path(out).parent):
         if Path(out).is_dir():
-            raise OptionError(f"--out: {out} is a folder, a file is wanted")
+            raise OptionError(f"--out: {out} is a folder, must be a file")
         if Path(out).exists() and Path(file).exists() and Path(out).samefile(file):
             raise OptionError(f"--out: {out} is the text that is translated")
 

@@ -32,7 +32,7 @@ class Options(OptionSet):
 
     dataset: str = option(help="name of a TU data set: PROTEINS, NCI1, MUTAG, ...")
     root: str = option("data/TUDataset", "folder of data sets", outcome=False, lost_beside="dataset")
-    use_node_attr: bool = option(False, "node attributes as features beside the node labels")
+    use_node_attr: bool = option(False, "take node attributes as features beside the node labels")
 
     loss: str = option("encouraging", "training loss", LOSSES)
     log_end: float = option(
@@ -45,13 +45,13 @@ class Options(OptionSet):
     hidden_size: int = option(128, "width of the GCN layers (paper's code: 128)", least=2, aliases=("hidden_channels",))
     num_layers: int = option(3, "GCN layers, each with its pooling (paper's code: 3)", least=1)
     ratio: float = option(0.5, "share of the nodes that a pooling keeps (paper's code: 0.5)", above=0, most=1)
-    dropout: float = option(0.5, "in the MLP (paper's code: 0.5)", least=0, below=1)
+    dropout: float = option(0.5, "dropout in the MLP (paper's code: 0.5)", least=0, below=1)
 
-    epochs: int = option(1000, "passes over the training graphs, at most", least=1, aliases=("max_epochs",))
+    epochs: int = option(1000, "most passes over the training graphs", least=1, aliases=("max_epochs",))
     patience: int = option(50, "epochs without a better validation accuracy that end a run (paper's code: 50)", least=1)
     batch_size: int = option(128, "graphs in a step (paper's code: 128)", least=1)
     lr: float = option(5e-4, "step size of Adam (paper's code: 5e-4)", above=0, aliases=("learning_rate",))
-    weight_decay: float = option(1e-4, "of Adam (paper's code: 1e-4)", least=0)
+    weight_decay: float = option(1e-4, "weight decay of Adam (paper's code: 1e-4)", least=0)
 
     def __post_init__(self) -> None:
         if self.loss == "cross-entropy" and self.defer_start == self._published:

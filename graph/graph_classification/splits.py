@@ -122,10 +122,12 @@ class Protocol(Device):
     """Runs of the experiment; finished ones are not run again."""
 
     out: str = option("", "folder of results (default: runs/graph_classification/DATASET-LOSS)")
-    runs: int = option(10, "random 80/10/10 splits (paper's code: 50)", least=1)
-    folds: int = option(0, "of a stratified cross-validation instead of random splits; 0: none", least=0)
-    repeats: int = option(1, "of all runs or folds (paper's code: 5)", least=1)
-    seed: int = option(0, "of the first run; the others count on", least=0)
+    runs: int = option(10, "number of random 80/10/10 splits (paper's code: 50)", least=1)
+    folds: int = option(
+        0, "folds of a stratified cross-validation, in place of random splits; 0: random splits", least=0
+    )
+    repeats: int = option(1, "repetitions of all runs or folds (paper's code: 5)", least=1)
+    seed: int = option(0, "seed of the first run; the others count on", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

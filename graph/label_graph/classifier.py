@@ -156,7 +156,7 @@ class Classifier:
 class ModelFile(OptionSet):
     """The trained model."""
 
-    model: str = option("runs/label_graph/seed1/model.pt", "its file")
+    model: str = option("runs/label_graph/seed1/model.pt", "file of the trained model")
 
     def load(self) -> Classifier:
         """The model, on the CPU."""

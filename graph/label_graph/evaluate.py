@@ -21,7 +21,7 @@ class Labelled(OptionSet):
     """What it is evaluated on."""
 
     data: str = option(help="folder in any form that train reads")
-    split: str = option("test", "which part of it", SPLITS)
+    split: str = option("test", "split of the data", SPLITS)
 
 
 def evaluate(model: Predictor, labelled: Labelled) -> dict[str, Any]:
@@ -49,7 +49,8 @@ class Texts(OptionSet):
     """What it labels."""
 
     file: str = option(
-        help="a .txt with a text a line, - for such lines from the standard input, or .json/.tsv", positional=True
+        help="texts to label: a .txt with a text a line, - for such lines from the standard input, or .json/.tsv",
+        positional=True,
     )
 
 

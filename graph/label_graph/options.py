@@ -45,15 +45,19 @@ class Options(OptionSet):
 
     data: str = option(help="folder with the three splits, or with one JSON file an album", outcome=False)
     pieces: str = option("whole", "what a text is cut into, each read as a review", PIECES)
-    tokenizer: str = option("words", "words: languages with spaces; jieba: Chinese, as the paper's code", TOKENIZERS)
-    max_reviews: int = option(40, "reviews with words that are read of a sample (paper's code: 40)", least=1)
-    max_words: int = option(20, "words of a review that are read (paper's code: 20)", least=1)
-    min_count: int = option(1, "rarer words of the training texts are unknown (paper's code: 1)", least=1)
+    tokenizer: str = option(
+        "words", "how a review is cut into words; words: at spaces; jieba: Chinese, as the paper's code", TOKENIZERS
+    )
+    max_reviews: int = option(40, "most reviews read per sample, empty ones not counted (paper's code: 40)", least=1)
+    max_words: int = option(20, "most words read per review (paper's code: 20)", least=1)
+    min_count: int = option(
+        1, "fewest occurrences of a word in the training texts; rarer words are unknown (paper's code: 1)", least=1
+    )
     embedding: str = option(
-        "word2vec", "constant vectors as the paper's code; the same, trained on; or random", EMBEDDINGS
+        "word2vec", "word vectors: constant as in the paper's code; the same, trained on; or random", EMBEDDINGS
     )
     embedding_dim: int = option(100, "size of word vectors (paper's code: 100)", least=1)
-    transductive: bool = option(False, "vocabulary and vectors from the texts of all splits, as the paper's code")
+    transductive: bool = option(False, "learn vocabulary and vectors from the texts of all splits, as the paper's code")
 
     encoder: str = option(
         "",
@@ -61,9 +65,9 @@ class Options(OptionSet):
         outcome=False,
         lost_beside="encoder_pooling",
     )
-    num_layers: int = option(0, "only the first so many layers of the encoder; 0: all", least=0, idle=NO_ENCODER)
+    num_layers: int = option(0, "layers of the encoder that are used, the first; 0: all", least=0, idle=NO_ENCODER)
     encoder_pooling: str = option(
-        "mean", "the encoder's states of a review as their mean, or each of them", POOLINGS, idle=NO_ENCODER
+        "mean", "what is read of a review's encoder states: their mean, or each of them", POOLINGS, idle=NO_ENCODER
     )
     encoder_precision: str = option(
         "float32", "number format of the encoder's forward pass", tuple(DTYPES), idle=NO_ENCODER
@@ -72,7 +76,7 @@ class Options(OptionSet):
         "", "folder of the encoder's states, for runs to share (default: OUT/cache)", outcome=False, idle=NO_ENCODER
     )
 
-    arm: str = option("soft", "label graph and soft training; the graph alone; or neither", ARMS)
+    arm: str = option("soft", "parts of the method: label graph and soft training; the graph alone; or neither", ARMS)
     graph_position: str = option(
         "scores", "what the graph mixes: scores before the sigmoid, or what it gives", POSITIONS, idle=NO_GRAPH
     )
@@ -92,13 +96,13 @@ class Options(OptionSet):
     )
     loss: str = option("bce", "binary loss of every label; bce is our reading of the paper", LOSSES)
     log_end: float = option(
-        0.75, "where the logarithm of --loss encouraging ends", least=0, most=1, idle={"loss": ("bce", "halted-focal")}
+        0.75, "end of the logarithm of --loss encouraging", least=0, most=1, idle={"loss": ("bce", "halted-focal")}
     )
 
     cell: str = option("lstm", "recurrent cell; none: attention alone", (*CELLS, NO_CELL))
     hidden_size: int = option(128, "units of each direction (paper's code: 128)", least=1, idle={"cell": (NO_CELL,)})
     attention_size: int = option(100, "size of the vectors of reviews and samples (paper's code: 100)", least=1)
-    dropout: float = option(0.0, "on the vectors of reviews and samples (paper's code: 0)", least=0, below=1)
+    dropout: float = option(0.0, "dropout on the vectors of reviews and samples (paper's code: 0)", least=0, below=1)
     word_dropout: float = option(
         0.0, "share of the words whose vectors are zero in a training step (our addition)", least=0, below=1
     )

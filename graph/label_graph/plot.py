@@ -79,7 +79,7 @@ def draw_label_graph(graph: Tensor, labels: Sequence[str], path: str | Path) -> 
 class PlotOptions(OptionSet):
     """What is drawn of it."""
 
-    pairs: int = option(20, "number of pairs", least=1)
+    pairs: int = option(20, "number of label pairs", least=1)
     out: str = option("", "folder of label_graph.png and label_pairs.json (default: that of the model)")
 
 

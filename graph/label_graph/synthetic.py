@@ -88,13 +88,13 @@ def make_albums(
 class Albums(OptionSet):
     """The made-up data."""
 
-    out: str = option("runs/label_graph_data", "folder")
+    out: str = option("runs/label_graph_data", "folder to write")
     albums: int = option(1000, "number of albums (music data: 7172)", least=50)
     reviews: int = option(10, "reviews of an album (music data: 40)", least=1)
     words: int = option(12, "words of a review (music data: 12.4 on average)", least=1)
     own: float = option(0.6, "share of the words that come from a style", least=0, most=1)
     hidden_styles: str = option(",".join(HIDDEN), "styles that no review tells")
-    seed: int = option(0, "of all that is drawn", least=0)
+    seed: int = option(0, "seed of all that is drawn", least=0)
 
 
 def synthesize(options: Albums) -> str:

@@ -138,7 +138,7 @@ class PPNP(nn.Module):
         super().__init__()
         check_alpha(alpha)
         if topk < 0:
-            raise OptionError(f"topk: {topk} is negative")
+            raise OptionError(f"topk must be at least 0, got {topk}")
         sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
         self.mlp = MLP(sizes, dropout=dropout, norm=None)
         self.propagation: nn.Module = ExactPageRank(alpha, matrix, topk)

@@ -28,7 +28,7 @@ from fairseq_ext.training.errors import DataError, OptionError, choose, one_line
 from fairseq_ext.training.files import load_safely, safe_loads_only
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.settings import digest
-from graph.inputs import as_labels, as_tensor, edges_of, edges_of_matrix, refuse_weights
+from graph.inputs import as_labels, as_tensor, edges_of
 from graph.processed import current
 from graph.renode.npz import read_npz
 
@@ -211,7 +211,7 @@ def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> 
     if x is not None and x.dim() != 2:
         raise DataError(f"{name}: x must be (nodes, features), got shape {tuple(x.shape)}")
     if x is not None and x.is_complex():
-        raise DataError(f"{name}: x: wanted real numbers, got {x.dtype}")
+        raise DataError(f"{name}: x must be real numbers, got {x.dtype}")
     y = as_labels(data.y, None if x is None else len(x), f"{name}: y")
     if y.numel() == 0 or y.max() < 0:
         raise DataError(f"{name}: y: no node has a label")
@@ -220,10 +220,6 @@ def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> 
             f"{name}: y: label {int(y.min())} of node {int(y.argmin())} is out of range, classes start at 0"
         )
     edges = edges_of(data, f"{name}: ")
-    if data.get("edge_weight") is not None:
-        refuse_weights(data.edge_weight, f"{name}: edge_weight")
-    elif data.get("edge_index") is None and (values := edges_of_matrix(data.adj_t)[1]).dim() == 1:
-        refuse_weights(values, f"{name}: adj_t")
     if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < len(y):
         bad = int(edges.min()) if edges.min() < 0 else int(edges.max())
         raise DataError(f"{name}: edge_index names node {bad}, the graph has nodes 0 to {len(y) - 1}")
@@ -254,10 +250,10 @@ class GraphOptions(OptionSet):
 
     dataset: str = option(
         "Cora",
-        f"{', '.join(DATASETS)}; a Class or Class:name of torch_geometric.datasets; an .npz file in the layout of "
-        "Amazon's; or a .pt file with a Data",
+        f"data set: {', '.join(DATASETS)}; a Class or Class:name of torch_geometric.datasets; an .npz file in the "
+        "layout of Amazon's; or a .pt file with a Data",
     )
-    root: str = option("data", "data sets by name live in ROOT/NAME", outcome=False, lost_beside="dataset")
+    root: str = option("data", "folder of the data sets, each in ROOT/NAME", outcome=False, lost_beside="dataset")
     to_undirected: bool = option(False, "add the reverse of every edge (default: edges as they are; always in an .npz)")
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.options import option
 from fairseq_ext.training.settings import digest
-from graph.inputs import as_edges, as_labels
+from graph.inputs import as_edges, as_labels, edges_of
 from graph.renode.data import GraphOptions
 from graph.renode.npz import read_npz, reading
 from graph.renode.pagerank import binary_adjacency
@@ -80,8 +80,12 @@ class LargeGraph:
 
     @classmethod
     def from_data(cls, data: Data) -> LargeGraph:
-        """The same graph as torch_geometric holds it."""
-        return cls(data.edge_index, data.x, data.y)
+        """The same graph as torch_geometric holds it.
+
+        Raises:
+            DataError: it has no edges, or weights of edges other than 1.
+        """
+        return cls(edges_of(data, "data."), data.x, data.y)
 
 
 def read_large_graph(path: str | Path, features: str | Path | None = None) -> LargeGraph:
@@ -99,7 +103,7 @@ def read_large_graph(path: str | Path, features: str | Path | None = None) -> La
 class LargeGraphOptions(GraphOptions):
     """Which graph."""
 
-    features: str = option("", ".npy with the features of an .npz graph, left on disk (default: those in it)")
+    features: str = option("", "file (.npy) with the features of an .npz graph, left on disk (default: those in it)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

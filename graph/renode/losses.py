@@ -39,9 +39,17 @@ class LossOptions(OptionSet):
     """Which loss."""
 
     loss: str = option("ce", "training loss (released: ce)", LOSSES)
-    gamma: float = option(2.0, "of focal (released: 2)", least=0, idle=_others("focal"))
-    beta: float = option(0.9999, "of cb-softmax (released: 0.9999)", least=0, below=1, idle=_others("cb-softmax"))
-    log_end: float = option(0.75, "of encouraging (its paper: 0.75)", least=0, most=1, idle=_others("encouraging"))
+    gamma: float = option(2.0, "focusing exponent of --loss focal (released: 2)", least=0, idle=_others("focal"))
+    beta: float = option(
+        0.9999, "beta of --loss cb-softmax (released: 0.9999)", least=0, below=1, idle=_others("cb-softmax")
+    )
+    log_end: float = option(
+        0.75,
+        "end of the logarithm of --loss encouraging (its paper: 0.75)",
+        least=0,
+        most=1,
+        idle=_others("encouraging"),
+    )
 
     def make_loss(self, class_counts: Any) -> Loss:
         """The loss, as :func:`make_loss`."""

@@ -130,14 +130,17 @@ class ModelOptions(OptionSet):
     """Which model."""
 
     backbone: str = option(
-        "gcn", f"{', '.join(MODELS)}, or torch_geometric.nn.models.CLASS (released: sgc)", aliases=("model",)
+        "gcn", f"model: {', '.join(MODELS)}, or torch_geometric.nn.models.CLASS (released: sgc)", aliases=("model",)
     )
-    num_layers: int = option(2, "of the model (released: 2)", least=1, aliases=("layers",))
-    hidden_size: int = option(32, "width (released: 32)", least=1, aliases=("hidden",))
-    dropout: float = option(0.5, "on hidden activations (released: 0.5)", least=0, below=1)
-    hops: int = option(10, "steps of appnp (paper of appnp: 10)", least=1)
+    num_layers: int = option(2, "layers of the model (released: 2)", least=1, aliases=("layers",))
+    hidden_size: int = option(32, "width of the hidden layers (released: 32)", least=1, aliases=("hidden",))
+    dropout: float = option(0.5, "dropout on hidden activations (released: 0.5)", least=0, below=1)
+    hops: int = option(10, "propagation steps of --backbone appnp (its paper: 10)", least=1)
     topk: int = option(
-        0, "largest entries kept of a row, of ppnp's matrix; 0: all (released: -1, all)", least=0, aliases=("ppr_topk",)
+        0,
+        "entries kept of a row of ppnp's matrix, the largest; 0: all (released: -1, all)",
+        least=0,
+        aliases=("ppr_topk",),
     )
 
     def __post_init__(self) -> None:

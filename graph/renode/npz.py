@@ -29,7 +29,7 @@ def _csr(arrays: np.lib.npyio.NpzFile, name: str, path: Path) -> sparse.csr_arra
         raise DataError(f"{path}: no array {missing[0]!r}; expected adj_* and attr_* (data, indices, indptr, shape)")
     data, indices, indptr, shape = (arrays[key] for key in keys)
     if np.iscomplexobj(data):
-        raise DataError(f"{path}: {keys[0]}: wanted real numbers, got {data.dtype}")
+        raise DataError(f"{path}: {keys[0]} must be real numbers, got {data.dtype}")
     matrix = sparse.csr_array((data.astype(np.float32, copy=False), indices, indptr), shape=tuple(shape))
     matrix.check_format(full_check=True)  # torch's sparse products would read beyond the end
     return matrix

@@ -39,7 +39,9 @@ class TrainOptions(GraphOptions, SplitOptions, WeightOptions, ModelOptions, Loss
     """
 
     normalize_features: bool = option(
-        False, "torch_geometric's: less the least of all, a node's divided by their sum if above 1; as released, raw"
+        False,
+        "apply torch_geometric's NormalizeFeatures: subtract the smallest feature of all, then divide each row "
+        "by its sum where that exceeds 1 (default: raw features, as released)",
     )
     renode: str = option(
         "on", "weight the loss of each labelled node by the rank of its conflict (released: off)", ("off", "on")
@@ -74,8 +76,10 @@ class LargeRuns(Device):
     """Runs of the experiment; finished ones are not run again."""
 
     out: str = option("runs/renode-large", "folder of results and models")
-    splits: int = option(1, "split seeds 0, 1, ... (released: 1)", least=1)
-    inits: int = option(1, "seeds 0, 1, ... of initialisation and dropout, of each split (released: 1)", least=1)
+    splits: int = option(1, "number of splits, of seeds 0, 1, ... (released: 1)", least=1)
+    inits: int = option(
+        1, "trainings on each split, of seeds 0, 1, ... of initialisation and dropout (released: 1)", least=1
+    )
 
     @property
     def seeds(self) -> dict[str, dict[str, int]]:
@@ -89,8 +93,12 @@ class TrainRuns(LargeRuns):
     """Runs of the experiment; finished ones are not run again."""
 
     out: str = option("runs/renode", "folder of results")
-    splits: int = option(0, "split seeds 0, 1, ...; 0: 5, or all public ones if fewer (released: 5)", least=0)
-    inits: int = option(3, "seeds 0, 1, ... of initialisation and dropout, of each split (released: 3)", least=1)
+    splits: int = option(
+        0, "number of splits, of seeds 0, 1, ...; 0: 5, or all public ones if fewer (released: 5)", least=0
+    )
+    inits: int = option(
+        3, "trainings on each split, of seeds 0, 1, ... of initialisation and dropout (released: 3)", least=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +106,11 @@ class ScoreFiles(OptionSet):
     """What is written."""
 
     out: str = option("runs/renode", "folder of the files")
-    split_seed: int = option(0, "which split", least=0)
+    split_seed: int = option(0, "seed of the split", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlotFiles(ScoreFiles):
     """What is drawn."""
 
-    layout_nodes: int = option(400, "at most, of the layout", least=1)
+    layout_nodes: int = option(400, "most nodes that the layout draws", least=1)

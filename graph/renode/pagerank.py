@@ -131,7 +131,7 @@ class PageRank:
     def _checked(self, input: Tensor) -> Tensor:
         input = as_tensor(input, "input")
         if input.dim() != 2 or len(input) != self.num_nodes:
-            raise DataError(f"input: wanted shape ({self.num_nodes}, k), got {tuple(input.shape)}")
+            raise DataError(f"input must have shape ({self.num_nodes}, k), got {tuple(input.shape)}")
         if not input.isfinite().all():
             raise DataError("input: a value is NaN or infinite")
         return input
@@ -214,16 +214,16 @@ def binary_adjacency(edge_index: Tensor, num_nodes: int | None = None) -> sparse
 def check_alpha(alpha: float) -> None:
     """Refuses what is no restart probability."""
     if not 0 < alpha < 1:
-        raise OptionError(f"alpha: {alpha} is not between 0 and 1")
+        raise OptionError(f"alpha must be greater than 0 and less than 1, got {alpha}")
 
 
 def check_solver(alpha: float, tol: float, max_iter: int) -> None:
     """Refuses options of :class:`PageRank` that are out of range."""
     check_alpha(alpha)
     if not 0 < tol < 1:
-        raise OptionError(f"tol: {tol} is not between 0 and 1")
+        raise OptionError(f"tol must be greater than 0 and less than 1, got {tol}")
     if max_iter < 1:
-        raise OptionError(f"max_iter: {max_iter} is not at least 1")
+        raise OptionError(f"max_iter must be at least 1, got {max_iter}")
 
 
 def _same_entries(a: sparse.csr_array, b: sparse.csr_array) -> bool:

@@ -227,10 +227,12 @@ def predict(model: PPRGo, x: np.ndarray | sparse.csr_array, adjacency: sparse.cs
 class PPRGoOptions(OptionSet):
     """The perceptron, and how it predicts."""
 
-    num_layers: int = option(2, "of the perceptron (released: 2)", least=1, aliases=("layers",))
-    hidden_size: int = option(32, "width (released: 32)", least=1, aliases=("hidden",), idle={"num_layers": (1,)})
-    dropout: float = option(0.1, "on input and hidden activations (released: 0.1)", least=0, below=1)
-    inference_steps: int = option(2, "of power iteration, to predict (released: 2)", least=0, aliases=("steps",))
+    num_layers: int = option(2, "layers of the perceptron (released: 2)", least=1, aliases=("layers",))
+    hidden_size: int = option(
+        32, "width of the hidden layers (released: 32)", least=1, aliases=("hidden",), idle={"num_layers": (1,)}
+    )
+    dropout: float = option(0.1, "dropout on input and hidden activations (released: 0.1)", least=0, below=1)
+    inference_steps: int = option(2, "steps of power iteration that predict (released: 2)", least=0, aliases=("steps",))
 
     def make_model(self, in_channels: int, out_channels: int) -> PPRGo:
         """The model, with initial weights."""

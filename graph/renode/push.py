@@ -60,11 +60,11 @@ def push_pagerank(
     """
     check_alpha(alpha)
     if not 0 < eps < 1:
-        raise OptionError(f"eps: {eps} is not between 0 and 1")
+        raise OptionError(f"eps must be greater than 0 and less than 1, got {eps}")
     if not np.float32(alpha) * np.float32(eps) > 0:
         raise OptionError(f"eps: {eps} times alpha is 0 in single precision, a push would never end")
     if topk < 0:
-        raise OptionError(f"topk: {topk} is negative")
+        raise OptionError(f"topk must be at least 0, got {topk}")
     choose("normalization", normalization, NORMALIZATIONS)
 
     adjacency = binary_adjacency(edge_index, num_nodes)

@@ -20,13 +20,13 @@ class Recipe(OptionSet):
     and lr up to it.
     """
 
-    lr: float = option(0.0075, "of Adam, up to --lr-decay-epoch (released: 0.0075)", above=0)
-    lr_decay: float = option(0.95, "what it is multiplied by at every later epoch (released: 0.95)", above=0, most=1)
-    lr_decay_epoch: int = option(20, "last epoch at the full rate (released: 20)", least=0)
-    min_lr: float = option(1e-4, "where its decay ends (released: 1e-4)", least=0)
-    weight_decay: float = option(0.0, "of Adam (released: 0)", least=0)
-    epochs: int = option(200, "at most (released: 200)", least=1)
-    least_epochs: int = option(40, "no early stop before (released: 40)", least=0)
+    lr: float = option(0.0075, "learning rate of Adam up to --lr-decay-epoch (released: 0.0075)", above=0)
+    lr_decay: float = option(0.95, "factor of the learning rate at every later epoch (released: 0.95)", above=0, most=1)
+    lr_decay_epoch: int = option(20, "last epoch at the full learning rate (released: 20)", least=0)
+    min_lr: float = option(1e-4, "lowest learning rate (released: 1e-4)", least=0)
+    weight_decay: float = option(0.0, "weight decay of Adam (released: 0)", least=0)
+    epochs: int = option(200, "most epochs of a training (released: 200)", least=1)
+    least_epochs: int = option(40, "first epochs, in which no training stops early (released: 40)", least=0)
     patience: int = option(
         20, "a training ends after more epochs than this without a better validation F1 (released: 20)", least=1
     )
@@ -66,11 +66,13 @@ class Recipe(OptionSet):
 class LargeRecipe(OptionSet):
     """How to train PPRGo."""
 
-    reduction: str = option("sum", "of a batch's losses (released: sum)", REDUCTIONS)
-    lr: float = option(5e-3, "of Adam (released: 0.005)", above=0)
-    weight_decay: float = option(1e-4, "of Adam (released: 1e-4)", least=0)
-    epochs: int = option(800, "at most (released: 800)", least=1)
+    reduction: str = option("sum", "reduction of a batch's losses (released: sum)", REDUCTIONS)
+    lr: float = option(5e-3, "learning rate of Adam (released: 0.005)", above=0)
+    weight_decay: float = option(1e-4, "weight decay of Adam (released: 1e-4)", least=0)
+    epochs: int = option(800, "most epochs of a training (released: 800)", least=1)
     patience: int = option(
-        100, "epochs without a better validation F1; 0: no validation, the last one counts (released: 0)", least=0
+        100,
+        "epochs without a better validation F1 that end a training; 0: no validation, the last counts (released: 0)",
+        least=0,
     )
     validate_every: int = option(1, "epochs between validations and checkpoints", least=1, aliases=("interval",))

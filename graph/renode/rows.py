@@ -64,14 +64,16 @@ class RowOptions(OptionSet):
 
     alpha: float = option(0.15, "restart probability (released: 0.15)", above=0, below=1)
     eps: float = option(1e-4, "threshold of a push (released: 1e-4)", above=0, below=1)
-    topk: int = option(0, "largest entries kept of a row; 0: all (released: 0)", least=0)
-    normalization: str = option("sym", "of the rows (released: sym)", tuple(NORMALIZATIONS))
-    batch_size: int = option(4200, "rows, over all processes (released: 4200)", least=1)
-    renode: str = option("on", "weight the losses", ("off", "on"))
+    topk: int = option(0, "entries kept of a row, the largest; 0: all (released: 0)", least=0)
+    normalization: str = option("sym", "normalisation of the rows (released: sym)", tuple(NORMALIZATIONS))
+    batch_size: int = option(4200, "rows of a batch, over all processes (released: 4200)", least=1)
+    renode: str = option("on", "weight the loss of each labelled node by the rank of its conflict", ("off", "on"))
     totoro: str = option("exact", "scores behind the weights (released: push-softmax)", SCORES, idle=OFF)
     w_min: float = option(0.75, "weight of the most contested node (released: 0.75)", above=0, idle=OFF)
     w_max: float = option(1.25, "weight of the least contested node (released: 1.25)", above=0, idle=OFF)
-    ties: str = option("index", "how equal scores rank (released: index)", TIES, idle=OFF)
+    ties: str = option(
+        "index", "equal scores rank by node id (index) or share their mean weight (released: index)", TIES, idle=OFF
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

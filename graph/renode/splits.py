@@ -223,23 +223,34 @@ class LabelOptions(OptionSet):
 
     split_kind: str = option(
         "compat",
-        "compat: the released splits, which validate on the lowest ids left of each class; random: random validation "
-        "nodes, too; public: the masks of the data set",
+        "how nodes are split; compat: as released, which validates on the lowest ids left of each class; random: "
+        "random validation nodes, too; public: the masks of the data set",
         KINDS,
         aliases=("split",),
     )
     train_each: int = option(20, "labelled nodes a class (released: 20)", least=1, idle={"imbalance": ("step",)})
     imbalance: str = option(
         "none",
-        "step: head classes have --imbalance-ratio times as many labelled nodes (released: none)",
+        "imbalance of the labelled nodes; step: head classes have --imbalance-ratio times as many (released: none)",
         IMBALANCES,
         idle={"split_kind": ("public",)},
     )
     labeling_ratio: float = option(
-        0.05, "labelled share of all nodes, for step (released: 0.01)", above=0, below=1, idle={"imbalance": ("none",)}
+        0.05,
+        "labelled share of all nodes, with --imbalance step (released: 0.01)",
+        above=0,
+        below=1,
+        idle={"imbalance": ("none",)},
     )
-    imbalance_ratio: float = option(5.0, "for step (released: 1)", above=0, idle={"imbalance": ("none",)})
-    head_classes: tuple[int, ...] = option((0, 1, 2), "for step (released: 0 1 2)", idle={"imbalance": ("none",)})
+    imbalance_ratio: float = option(
+        5.0,
+        "labelled nodes of a head class for one of another class, with --imbalance step (released: 1)",
+        above=0,
+        idle={"imbalance": ("none",)},
+    )
+    head_classes: tuple[int, ...] = option(
+        (0, 1, 2), "numbers of the head classes, with --imbalance step (released: 0 1 2)", idle={"imbalance": ("none",)}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

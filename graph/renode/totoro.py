@@ -185,7 +185,7 @@ def renode_weights(totoro: Tensor, w_min: float = 0.5, w_max: float = 1.5, ties:
     check_weights(w_min, w_max, ties)
     totoro = as_tensor(totoro, "totoro")
     if totoro.dim() != 1:
-        raise DataError(f"totoro: wanted one score a labelled node, got shape {tuple(totoro.shape)}")
+        raise DataError(f"totoro must be one score a labelled node, got shape {tuple(totoro.shape)}")
     if not len(totoro):
         raise DataError("totoro: there is no labelled node")
     if totoro.isnan().any():
@@ -203,7 +203,7 @@ def renode_weights(totoro: Tensor, w_min: float = 0.5, w_max: float = 1.5, ties:
 def check_weights(w_min: float, w_max: float, ties: str) -> None:
     """Refuses options of :func:`renode_weights` that are out of range."""
     if not 0 <= w_min <= w_max < math.inf:
-        raise OptionError(f"w_min, w_max: wanted 0 <= w_min <= w_max, got {w_min} and {w_max}")
+        raise OptionError(f"w_min and w_max must satisfy 0 <= w_min <= w_max, got {w_min} and {w_max}")
     choose("ties", ties, TIES)
 
 
@@ -234,7 +234,7 @@ def _labelled(y: Tensor, train_mask: Tensor, num_nodes: int | None, empty_classe
         raise DataError("train_mask: there is no labelled node")
     labels = y[nodes]
     if labels.min() < 0:
-        raise DataError(f"y: a labelled node has label {labels.min()}, wanted 0 and above")
+        raise DataError(f"y must be at least 0 where a node is labelled, got {labels.min()}")
     empty = (labels.bincount(minlength=int(y.max()) + 1) == 0).nonzero().view(-1).tolist()
     if empty and empty_classes == "error":
         classes = ", ".join(map(str, empty))

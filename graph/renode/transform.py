@@ -34,8 +34,8 @@ class ReNode(BaseTransform):
     :func:`renode_loss` the weighted training loss.
 
     The graph is read from ``data.edge_index``, or ``data.adj_t`` where that took its place, as it is: duplicates count
-    once, weights are ignored, self-loops may be there or not, and a graph with an edge without its reverse is a
-    directed one (apply :class:`~torch_geometric.transforms.ToUndirected` before, where that is not meant).
+    once, weights other than 1 are refused, self-loops may be there or not, and a graph with an edge without its reverse
+    is a directed one (apply :class:`~torch_geometric.transforms.ToUndirected` before, where that is not meant).
 
     The weights belong to the ``data.train_mask`` of the moment: apply the transform after the one that makes the split,
     and before a loader that samples neighbours (:class:`~torch_geometric.loader.NeighborLoader`), of whose batches it
@@ -63,7 +63,7 @@ class ReNode(BaseTransform):
 
     Raises:
         OptionError: an option is out of range, or the solver did not converge.
-        DataError: an attribute is missing or does not fit the graph.
+        DataError: an attribute is missing or does not fit the graph, or a weight of an edge is not 1.
 
     Example:
         >>> transform = T.Compose([T.NormalizeFeatures(), ReNode()])
@@ -136,7 +136,7 @@ class ReNode(BaseTransform):
         among = [kind for kind in data.edge_types if {kind[0], kind[-1]} == {self.node_type}]
         shown = " or ".join(map(str, among)) or "none"
         if self.edge_type is None and len(among) != 1:
-            raise OptionError(f"edge_type: wanted one that joins {self.node_type!r} to itself, got {shown}")
+            raise OptionError(f"edge_type must be one that joins {self.node_type!r} to itself, got {shown}")
         edge_type = self.edge_type or among[0]
         if edge_type not in among:
             raise OptionError(f"edge_type: {edge_type} is not in the graph, which has {shown}")
@@ -212,8 +212,8 @@ def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
             "data.train_mask: no seed node of the batch is labelled; sample around input_nodes=data.train_mask"
         )
     if len(loss) not in (size, seeds):
-        wanted = f"{size}" if seeds == size else f"{size} or, for the seeds, {seeds}"
-        raise DataError(f"loss: wanted one for each of the {wanted} nodes, got shape {tuple(loss.shape)}")
+        nodes = f"{size}" if seeds == size else f"{size} or, for the seeds, {seeds}"
+        raise DataError(f"loss must have one value for each of the {nodes} nodes, got shape {tuple(loss.shape)}")
     return reduce_weighted(loss[labelled], weight.to(loss.device))
 
 

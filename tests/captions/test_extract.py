@@ -108,7 +108,7 @@ def test_a_killed_extraction_is_resumed(pictures, network, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         extract(options(pictures, network))
     assert not (pictures.parent / "out.npz").exists()
-    with pytest.raises(OptionError, match=r"out.npz.parts is of other pictures or options"):
+    with pytest.raises(OptionError, match=r"out.npz.parts was extracted from other pictures or with other options"):
         extract(options(pictures, network, size=64))
     extract(options(pictures, network))
     assert seen[4:] == seen[3:4], "the first batch was there"
@@ -162,7 +162,7 @@ def twice(pictures):
     ("change", "more", "error", "message"),
     [
         (broken, {}, DataError, "broken.jpg: cannot be read as a picture"),
-        (twice, {}, DataError, "green.jpg: of the same name as .*green.png|green.png: of the same name as .*green.jpg"),
+        (twice, {}, DataError, r"green\.(jpg|png) and .*green\.(jpg|png) have the same name"),
         (None, {"pictures": "nowhere"}, OptionError, "PICTURES: nowhere is not a folder"),
         (None, {"network": "nowhere"}, OptionError, "--network: 'nowhere' is neither efficientnet-lite0 nor a folder"),
         (None, {"pca": 7}, OptionError, "--pca 7: at most 6"),
@@ -178,6 +178,13 @@ def test_refused(pictures, network, change, more, error, message):
         extract(options(pictures, network, **more))
     assert "\n" not in str(refusal.value)
     assert not list(pictures.parent.glob("*.npz"))
+
+
+def test_features_beyond_the_numbers_of_the_file_are_refused(pictures, network, monkeypatch):
+    monkeypatch.setattr(extraction, "load_network", lambda *_: lambda batch: torch.full((len(batch), 6, 2, 2), 1e9))
+    message = r"one of the \d pictures from .*blue.png on has features beyond the range of float16$"
+    with pytest.raises(DataError, match=message):
+        extract(options(pictures, network))
 
 
 def test_other_models_and_empty_folders_are_refused(pictures, tmp_path):

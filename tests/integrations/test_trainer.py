@@ -196,7 +196,12 @@ class Arguments:
 @pytest.mark.parametrize(
     ("name", "sizes", "options", "message"),
     [
-        ("GPT2LMHeadModel", {}, {"label_smoothing": 0.2}, "label_smoothing: 0.2 beside label_smoothing_factor=0.1"),
+        (
+            "GPT2LMHeadModel",
+            {},
+            {"label_smoothing": 0.2},
+            "label_smoothing=0.2 and label_smoothing_factor=0.1 are both given",
+        ),
         ("GPT2LMHeadModel", {}, {"ignore_index": 0}, "ignore_index: .*-100"),
         ("GPT2LMHeadModel", {}, {"reduction": "sum"}, "reduction"),
         ("GPT2LMHeadModel", {}, {"log_end": 2.0}, "log_end must be"),

@@ -35,7 +35,7 @@ def test_a_format_is_done_or_refused(precision):
 @pytest.mark.parametrize(
     ("name", "value", "refused"),
     [
-        ("MIXED_PRECISION", "bf16", r"--mixed_precision bf16 .*: this command computes with --mixed-precision no"),
+        ("MIXED_PRECISION", "bf16", r"--mixed_precision bf16 .*: this command uses --mixed-precision no; change it"),
         ("GRADIENT_ACCUMULATION_STEPS", "4", r"--gradient_accumulation_steps 4 "),
         *((f"USE_{name.upper()}", "true", f"with {what}") for name, what in WRAPPERS.items()),
     ],

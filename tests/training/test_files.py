@@ -236,7 +236,7 @@ def test_a_missing_checkpoint_and_a_folder(tmp_path):
 def test_where_no_checkpoint_can_be_written(tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot write .*absent/state.pt: No such file"):
         save_atomically(STATE, tmp_path / "absent" / "state.pt")
-    with pytest.raises(CheckpointError, match=r"cannot write .*: is a directory"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*: is a folder"):
         save_atomically(STATE, tmp_path)
     assert not names(tmp_path)
 

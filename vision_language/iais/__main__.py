@@ -37,8 +37,8 @@ class RetrievalRuns(Runs):
 class EvaluationOptions(ScoringOptions):
     """The trained model, and what it is evaluated on."""
 
-    limit: int = option(0, "only the first so many images; 0: all", least=0, aliases=("images",))
-    released: bool = option(False, "also image recall as the released code counts it")
+    limit: int = option(0, "images to evaluate on, the first; 0: all", least=0, aliases=("images",))
+    released: bool = option(False, "print also image recall as the released code counts it")
 
 
 @main.shared_command

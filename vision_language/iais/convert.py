@@ -40,13 +40,13 @@ class ConvertOptions(OptionSet):
     instances: tuple[str, ...] = option((), "COCO instances json: boxes with class labels")
     features: tuple[str, ...] = option(
         (),
-        "in their place bottom-up-attention tsv files, or folders of npz files: with features, norm_bb and conf; with "
-        "x, bbox, image_w and image_h; or NAME_att with feat, beside NAME_box",
+        "vectors in place of --instances: bottom-up-attention tsv files, or folders of npz files: with features, "
+        "norm_bb and conf; with x, bbox, image_w and image_h; or NAME_att with feat, beside NAME_box",
     )
-    split_file: str = option("", "Karpathy's dataset_flickr30k.json or dataset_coco.json")
+    split_file: str = option("", "splits: Karpathy's dataset_flickr30k.json or dataset_coco.json")
     valid: int = option(500, "validation images, drawn where no --split-file", least=1)
     test: int = option(500, "test images, drawn where no --split-file", least=1)
-    seed: int = option(0, "of that draw", least=0)
+    seed: int = option(0, "seed of the draw of validation and test images", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -229,7 +229,7 @@ def read_regions(
     path = Path(path)
     min_regions = min(MIN_REGIONS, max_regions) if min_regions is None else min_regions
     if not 1 <= min_regions <= max_regions:
-        raise OptionError(f"expected 1 <= min_regions <= max_regions, got {min_regions} and {max_regions}")
+        raise OptionError(f"min_regions must be from 1 to max_regions, got {min_regions} and {max_regions}")
     labels = category_names(path.parent)
     files = FeatureFiles(path.parent)
     images = []

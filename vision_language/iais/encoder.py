@@ -153,7 +153,7 @@ class ModelOptions(Device):
 
     model: str = option("runs/iais/seed1/model", "folder of the model")
     data: str = option(help="folder that train reads, or one file of it, whose images need no captions then")
-    split: str = option("test", "of the folder", SPLITS)
+    split: str = option("test", "split of the folder", SPLITS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,11 +28,11 @@ __all__ = ["PlotOptions", "draw_pair", "maps_of"]
 class PlotOptions(ModelOptions):
     """The trained model, and the pair that is drawn."""
 
-    image: str = option("", "its id (default: the first)")
-    query: str = option("", "the text of the pair (default: the image's first caption)")
-    before: str = option("", "folder of the model to compare with (default: initial, beside that of the model)")
+    image: str = option("", "id of the image (default: the first)")
+    query: str = option("", "text of the pair (default: the image's first caption)")
+    before: str = option("", "folder of the model to compare with (default: initial, beside the folder of the model)")
     mirror: str = option("singular", "how the mirror is made", MIRRORS)
-    out: str = option("", "folder of the pictures (default: that above the model's)")
+    out: str = option("", "folder of the pictures (default: the one above the model's)")
 
 
 def draw_pair(options: PlotOptions) -> list[Path]:

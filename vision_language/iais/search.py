@@ -18,8 +18,8 @@ __all__ = ["SearchOptions", "check_query", "region_names", "search"]
 class SearchOptions(ScoringOptions):
     """The trained model, the images, and the text that is looked for."""
 
-    query: str = option(help="the text")
-    top: int = option(5, "number of images", least=1)
+    query: str = option(help="text to search images for")
+    top: int = option(5, "number of images to show", least=1)
 
 
 def check_query(query: str) -> None:

@@ -56,14 +56,14 @@ class EvaluationOptions(Device):
 
     model: str = option(help="folder of a trained classifier, such as runs/images/seed1")
     data: str = option(help="folder of images, as of the training")
-    split: str = option("test", "which images", SPLITS)
+    split: str = option("test", "split of the images", SPLITS)
     crop: str = option(
         "",
         f"--augment of the training, which decides how images are cropped: {', '.join(AUGMENTATIONS)} (default: as the "
         "model's folder says)",
     )
-    eval_batch_size: int = option(512, "images of a step", least=1, aliases=("batch_size",))
-    limit: int = option(0, "only the first so many images of each set, 0: all", least=0)
+    eval_batch_size: int = option(512, "images of a forward pass", least=1, aliases=("batch_size",))
+    limit: int = option(0, "images of each set that are used, the first; 0: all", least=0)
     out: str = option("", "folder of the results as JSON, and of scores and logits as .npz (default: none)")
 
     def __post_init__(self) -> None:
@@ -94,9 +94,9 @@ class OodOptions(EvaluationOptions):
     """The other images."""
 
     others: tuple[str, ...] = option(help="folders of images of other kinds: in any form of --data, or of pictures")
-    scores: tuple[str, ...] = option(tuple(OOD_SCORES), f"what images are ranked by: {', '.join(OOD_SCORES)}")
-    temperature: float = option(1.0, "of msp and energy", above=0)
-    invert: bool = option(False, "other images are dark on bright: turn them round")
+    scores: tuple[str, ...] = option(tuple(OOD_SCORES), f"scores that images are ranked by: {', '.join(OOD_SCORES)}")
+    temperature: float = option(1.0, "softmax temperature of --scores msp and energy", above=0)
+    invert: bool = option(False, "turn the other images round: they are dark on bright")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,10 +116,10 @@ class OodOptions(EvaluationOptions):
 class AttackOptions(EvaluationOptions):
     """The attack."""
 
-    attack: str = option("fgsm", "which one", tuple(ATTACKS))
+    attack: str = option("fgsm", "attack on the images", tuple(ATTACKS))
     objectives: tuple[str, ...] = option(
         tuple(OBJECTIVES),
-        f"what it raises, of {', '.join(OBJECTIVES)} (or ce); the paper's is cross-entropy, see README",
+        f"losses that the attack raises: {', '.join(OBJECTIVES)} (or ce); the paper's is cross-entropy, see README",
         aliases=("attack_loss",),
     )
     epsilons: tuple[float, ...] = option(
@@ -127,12 +127,16 @@ class AttackOptions(EvaluationOptions):
         f"radii in pixels from 0 to 1 (default, as the paper: {' '.join(f'{e:g}' for e in RADII)}; Euclidean of "
         f"pgd-l2: {' '.join(f'{e:g}' for e in PUBLISHED_RADII['pgd-l2'])})",
     )
-    attack_steps: int = option(40, "of pgd and pgd-l2 (released: 40)", least=1, idle={"attack": ("fgsm",)})
-    attack_step_size: float = option(
-        0.0, "of pgd and pgd-l2, 0: 2/255 and 0.2 (released)", least=0, idle={"attack": ("fgsm",)}
+    attack_steps: int = option(
+        40, "steps of --attack pgd and pgd-l2 (released: 40)", least=1, idle={"attack": ("fgsm",)}
     )
-    random_start: bool = option(True, "begin pgd at a random point of the ball", idle={"attack": ("fgsm", "pgd-l2")})
-    seed: int = option(0, "of that point", least=0, idle={"attack": ("fgsm", "pgd-l2")})
+    attack_step_size: float = option(
+        0.0, "step size of --attack pgd and pgd-l2; 0: 2/255 and 0.2 (released)", least=0, idle={"attack": ("fgsm",)}
+    )
+    random_start: bool = option(
+        True, "begin --attack pgd at a random point of the ball", idle={"attack": ("fgsm", "pgd-l2")}
+    )
+    seed: int = option(0, "seed of the random start", least=0, idle={"attack": ("fgsm", "pgd-l2")})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -78,7 +78,7 @@ def long_tail_subset(labels: Tensor, counts: list[int], seed: int = 0) -> Tensor
     for label, count in enumerate(counts):
         members = (labels == label).nonzero()[:, 0]
         if len(members) < count:
-            raise ValueError(f"class {label} has {len(members)} images, {count} are wanted")
+            raise ValueError(f"class {label} must have at least {count} images, got {len(members)}")
         kept.append(members[torch.randperm(len(members), generator=generator)[:count]])
     return torch.cat(kept).sort().values
 

@@ -30,15 +30,18 @@ class DataOptions(OptionSet):
     )
     long_tail: str = option("", "cut a long tail from the training images (default: no)", ("", *KINDS))
     imbalance_factor: float = option(
-        100.0, "images of its largest class for one of its smallest", least=1, idle={"long_tail": ("",)}
+        100.0, "images of the tail's largest class for one of its smallest", least=1, idle={"long_tail": ("",)}
     )
     largest_class: int = option(
-        0, "images of its largest class, 0: of the smallest class before", least=0, idle={"long_tail": ("",)}
+        0,
+        "images of the tail's largest class; 0: as many as the smallest class had",
+        least=0,
+        idle={"long_tail": ("",)},
     )
     valid_fraction: float = option(
         0.1, "share of each class held out where there are no validation images; 0: none", least=0, most=0.9
     )
-    subset_seed: int = option(0, "of the tail and the hold-out, whatever the seed of a run", least=0)
+    subset_seed: int = option(0, "seed of the tail and the hold-out, whatever the seed of a run", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +50,9 @@ class NetworkOptions(OptionSet):
 
     network: str = option(
         "three-convolutions",
-        f"{', '.join(NETWORKS)}; a folder of a Hugging Face image classifier; or timm:NAME where timm is installed",
+        f"network: {', '.join(NETWORKS)}; a folder of a Hugging Face image classifier; or timm:NAME (timm)",
     )
-    image_size: int = option(0, "height and width that the network sees, 0: of the training images", least=0)
+    image_size: int = option(0, "height and width that the network sees; 0: those of the training images", least=0)
     width: int = option(0, "channels of large-margin-cnn, 0: 64 as released", least=0)
     margin: int = option(1, "m of the large-margin softmax of large-margin-cnn (paper: 1 and 2)", least=1)
     cosine_scale: float = option(0.0, "last layer of cosines times this scale (LDAM: 30), 0: a linear layer", least=0)
@@ -72,20 +75,24 @@ class NetworkOptions(OptionSet):
 class LossOptions(OptionSet):
     """The loss."""
 
-    loss: str = option("encouraging", "what is minimised; mirror-: with the mirror bonus", LOSSES)
+    loss: str = option("encouraging", "loss that is minimised; mirror-: with the mirror bonus", LOSSES)
     label_smoothing: float = option(
         0.0,
-        "of cross-entropy and bonus (released: 0 and 0.1)",
+        "label smoothing of cross-entropy and bonus (released: 0 and 0.1)",
         least=0,
         below=1,
         idle={"loss": ("focal", "halted-focal", "mse", "mae", "mirror-mse", "mirror-mae")},
     )
     bonus: str = option("log", "form of the bonus", BONUSES, idle=WITHOUT_BONUS)
     log_end: float = option(
-        0.75, "where its logarithm turns linear (paper: 1 on MNIST, 0.75 on CIFAR)", least=0, most=1, idle=WITHOUT_BONUS
+        0.75,
+        "probability at which --bonus log turns linear (paper: 1 on MNIST, 0.75 on CIFAR)",
+        least=0,
+        most=1,
+        idle=WITHOUT_BONUS,
     )
     bonus_start: float = option(
-        0.0, "no bonus below this probability (paper's aggressive: 0.5)", least=0, below=1, idle=WITHOUT_BONUS
+        0.0, "probability below which there is no bonus (paper's aggressive: 0.5)", least=0, below=1, idle=WITHOUT_BONUS
     )
     bonus_power: float = option(1.0, "exponent of --bonus power", above=0, idle={"bonus": ("log", "cosine")})
     bonus_weight: float = option(1.0, "factor of the bonus", least=0, idle=WITHOUT_BONUS)
@@ -106,15 +113,18 @@ class LossOptions(OptionSet):
     )
     adjust_logits: str = option(
         "none",
-        "in training: ldam subtracts margins, prior adds the logarithm of the class sizes",
+        "change of the logits in training: ldam subtracts margins, prior adds the logarithm of the class sizes",
         ("none", "ldam", "prior"),
     )
     reweight: str = option(
         "none", "what is weighted by the effective number of a class's images", ("none", "loss", "bonus", "both")
     )
-    beta: float = option(0.9999, "of the effective number", least=0, below=1, idle={"reweight": ("none",)})
+    beta: float = option(0.9999, "beta of the effective number", least=0, below=1, idle={"reweight": ("none",)})
     reweight_from: int = option(
-        1, "first epoch of these weights (deferred re-weighting: 161 of 200)", least=1, idle={"reweight": ("none",)}
+        1,
+        "first epoch of the weights of --reweight (deferred re-weighting: 161 of 200)",
+        least=1,
+        idle={"reweight": ("none",)},
     )
 
     def __post_init__(self) -> None:
@@ -135,36 +145,40 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
 
     augment: str = option(
         "none",
-        "of training images: pad-crop, by 4 pixels, or resized-crop, a random part; both flip every other one",
+        "augmentation in training: pad-crop, by 4 pixels, or resized-crop, a random part; both flip half of them",
         AUGMENTATIONS,
     )
-    optimizer: str = option("adam", "which one", ("adam", "sgd"))
+    optimizer: str = option("adam", "optimiser of the training", ("adam", "sgd"))
     lr: float = option(1e-3, "largest step size (released: 1e-3 with Adam, 0.1 with SGD)", above=0)
-    momentum: float = option(0.9, "of SGD", least=0, below=1, idle={"optimizer": ("adam",)})
-    nesterov: bool = option(False, "Nesterov's momentum", idle={"optimizer": ("adam",)})
+    momentum: float = option(0.9, "momentum of --optimizer sgd", least=0, below=1, idle={"optimizer": ("adam",)})
+    nesterov: bool = option(False, "take Nesterov's momentum", idle={"optimizer": ("adam",)})
     weight_decay: float = option(0.0, "L2 penalty of all parameters", least=0)
     lr_schedule: str = option(
         "constant",
-        "how the step size falls; cosine begins at --lr, cosine-released is one epoch ahead, with 0 in the last",
+        "how the step size falls; cosine begins at --lr, cosine-released is one epoch ahead, with 0 in the last epoch",
         ("constant", "steps", "cosine", "cosine-released"),
     )
-    lr_steps: tuple[int, ...] = option((), "epochs from which it is multiplied by --lr-factor, counted from 1")
-    lr_factor: float = option(0.1, "of each of --lr-steps", above=0, below=1)
+    lr_steps: tuple[int, ...] = option(
+        (), "epochs from which the step size is multiplied by --lr-factor, counted from 1"
+    )
+    lr_factor: float = option(0.1, "factor of the step size at each of --lr-steps", above=0, below=1)
     warmup_epochs: int = option(0, "epochs in which the step size rises to --lr", least=0)
     epochs: int = option(5, "passes over the training images", least=1)
     batch_size: int = option(128, "images of a step, over all processes", least=1)
-    eval_batch_size: int = option(512, "images of a step without training", least=1)
-    shuffle: bool = option(True, "a new order in each epoch (released adversarial MNIST: none)")
+    eval_batch_size: int = option(512, "images of a forward pass without training", least=1)
+    shuffle: bool = option(
+        True, "read the training images in a new order in each epoch (released adversarial MNIST: none)"
+    )
     select_on: str = option(
         "valid",
-        "which split picks the epoch; test: as the released code, for comparison only",
+        "split that picks the epoch; test: as the released code, for comparison only; last: the last epoch",
         ("valid", "test", "last"),
         aliases=("select",),
     )
     freeze: bool = option(
         False,
-        "second stage of cRT: learn a new last layer on classes drawn evenly, one image at a time (released: four of a "
-        "class); needs --init",
+        "train the second stage of cRT: a new last layer, on classes drawn evenly, one image at a time (released: "
+        "four of a class); needs --init",
     )
     init: str = option("", "folder of a trained model to start from")
     workers: int = option(0, "processes that read images", least=0, outcome=False)
@@ -174,9 +188,9 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
     )
     attack_steps: int = option(7, "steps of --attack pgd and pgd-l2 (released: 7)", least=1, idle=WITHOUT_STEPS)
     attack_step_size: float = option(
-        0.1, "their size (released: 0.1 of pgd, 0.2 of pgd-l2)", above=0, idle=WITHOUT_STEPS
+        0.1, "step size of --attack pgd and pgd-l2 (released: 0.1 of pgd, 0.2 of pgd-l2)", above=0, idle=WITHOUT_STEPS
     )
-    seed: int = option(1, "of weights, order and dropout", least=0)
+    seed: int = option(1, "seed of weights, order and dropout", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,7 +41,7 @@ class PlotOptions(OptionSet):
     """What is drawn."""
 
     experiments: tuple[str, ...] = option(
-        help="folders of train; what evaluate, ood and attack wrote below them is drawn too", positional=True
+        help="folders that train wrote; what evaluate, ood and attack wrote below them is drawn too", positional=True
     )
     out: str = option("runs/images_pictures", "folder of the pictures, and of their numbers as JSON")
 

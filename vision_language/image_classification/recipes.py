@@ -186,7 +186,7 @@ RECIPES: dict[str, Recipe] = {
 class RecipeOptions(OptionSet):
     """Which recipe."""
 
-    name: str = option("", "a recipe (default: none, list all)", positional=True)
+    name: str = option("", "name of a recipe (default: none, list all)", positional=True)
 
 
 def recipe(options: RecipeOptions) -> str:

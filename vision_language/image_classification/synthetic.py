@@ -21,11 +21,11 @@ SHAPES = ("disc", "ring", "square", "frame", "triangle", "cross", "plus", "bar",
 class SyntheticOptions(OptionSet):
     """The made-up pictures."""
 
-    out: str = option("runs/images_data", "folder")
+    out: str = option("runs/images_data", "folder to write")
     images: int = option(2000, "pictures of training and test set together, a fifth of them in the latter", least=50)
     noise: float = option(0.25, "standard deviation of the noise, pixels in [0, 1]", least=0)
-    unknown: bool = option(False, "letters in the place of the shapes: the other set of an OOD test")
-    seed: int = option(0, "of all that is drawn", least=0)
+    unknown: bool = option(False, "draw letters in the place of the shapes: the other set of an OOD test")
+    seed: int = option(0, "seed of all that is drawn", least=0)
 
 
 def synthesize(options: SyntheticOptions) -> str:

@@ -34,8 +34,10 @@ __all__ = ["diagnose", "diagnose_teachers", "evaluate", "evaluate_classifiers", 
 class Reading(Device):
     """How texts are read."""
 
-    max_length: int = option(0, "tokens of a text, 0: 128, or fewer where the model has fewer positions", least=0)
-    eval_batch_size: int = option(64, "texts of a step", least=1)
+    max_length: int = option(
+        0, "most tokens read per text; 0: 128, or fewer where the model has fewer positions", least=0
+    )
+    eval_batch_size: int = option(64, "texts of a forward pass", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +50,7 @@ class LabelledTexts(OptionSet):
     """What is evaluated on."""
 
     data: str = option(help="folder with splits, or a file of label TAB text")
-    split: str = option("test", "of the folder", SPLITS)
+    split: str = option("test", "split of the folder", SPLITS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,10 @@ class Classifiers(OptionSet):
     """What is evaluated: one classifier, or the joined logits of several."""
 
     model: str = option("", "folder of a classifier")
-    ensemble: tuple[str, ...] = option((), "folders of teachers instead")
-    rename: tuple[str, ...] = option((), "OLD=NEW: another name for a class; 2:OLD=NEW: of the second model only")
+    ensemble: tuple[str, ...] = option(
+        (), "folders of classifiers whose joined logits are evaluated, in place of --model"
+    )
+    rename: tuple[str, ...] = option((), "another name for a class, OLD=NEW; of the second model only, 2:OLD=NEW")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,11 +211,12 @@ class PredictionOptions(OptionSet):
     """The classifier, and what it labels."""
 
     file: str = option(
-        help="a .txt with a text a line, - for stdin, or any data file; its labels are not used", positional=True
+        help="texts to label: a .txt with a text a line, - for stdin, or any data file, whose labels are not used",
+        positional=True,
     )
     model: str = option("runs/muka/student", "folder of the classifier")
-    top: int = option(3, "labels shown of each text", least=1)
-    rename: tuple[str, ...] = option((), "OLD=NEW: another name for a class")
+    top: int = option(3, "labels to show of each text", least=1)
+    rename: tuple[str, ...] = option((), "another name for a class, OLD=NEW")
 
 
 def predict(options: PredictionOptions, reading: Reading) -> Iterator[dict[str, Any]]:

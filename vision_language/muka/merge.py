@@ -39,8 +39,8 @@ class MergeOptions(OptionSet):
     """
 
     teachers: tuple[str, ...] = option(help="folders of two or more classifiers of one architecture, of other classes")
-    rename: tuple[str, ...] = option((), "OLD=NEW: another name for a class; 2:OLD=NEW: of the second teacher only")
-    rule: str = option("average", "of the encoders' weights", RULES)
+    rename: tuple[str, ...] = option((), "another name for a class, OLD=NEW; of the second teacher only, 2:OLD=NEW")
+    rule: str = option("average", "rule by which the encoders' weights are merged", RULES)
     base: str = option("", "folder of the pre-trained model that all teachers started from", idle=AVERAGE)
     scale: float = option(0.4, "factor of the sum of the task vectors (paper: tuned)", above=0, idle=AVERAGE)
     out: str = option("runs/muka/merged", "folder of the merged classifier; it must not hold a model yet")

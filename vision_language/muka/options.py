@@ -46,31 +46,33 @@ class TrainingOptions(ComputeOptions):
         "sets, or a file of training texts; several are joined",
         outcome=False,
     )
-    num_layers: int = option(0, "keep only the model's first so many layers, 0: all", least=0, aliases=("layers",))
+    num_layers: int = option(0, "layers of the model that are kept, the first; 0: all", least=0, aliases=("layers",))
     from_scratch: bool = option(False, "take only the model's shape and tokenizer, with random weights")
-    max_length: int = option(128, "tokens of a text, longer ones are cut (released: 128)", least=2)
+    max_length: int = option(128, "most tokens of a text, longer ones are cut (released: 128)", least=2)
     epochs: int = option(3, "passes over the training texts (released: 3)", least=1)
     batch_size: int = option(16, "texts of a step, over all processes (released: 16; baselines 32)", least=1)
     lr: float = option(2e-5, "largest step size of AdamW (released: 2e-5)", above=0)
     warmup: float = option(
-        0.1, "share of the steps in which it rises, before its linear decay (released: 0.1)", least=0, most=1
+        0.1, "share of the steps in which the step size rises, before a linear decay (released: 0.1)", least=0, most=1
     )
-    weight_decay: float = option(0.0, "of matrices, not of biases and norms (transformers' default: 0)", least=0)
+    weight_decay: float = option(
+        0.0, "weight decay of matrices, not of biases and norms (transformers' default: 0)", least=0
+    )
     clip_norm: float = option(
-        1.0, "longer gradients are cut to this norm (transformers' default: 1)", above=0, aliases=("max_grad_norm",)
+        1.0, "largest norm of the gradient (transformers' default: 1)", above=0, aliases=("max_grad_norm",)
     )
     validate_every: int = option(
         0, "steps between validations, 0: each epoch (released: 200)", least=0, aliases=("eval_every",)
     )
     save_every: int = option(0, "steps between checkpoints beside those of validations, 0: none", least=0)
-    eval_batch_size: int = option(64, "texts of a step without training (released: 64)", least=1)
+    eval_batch_size: int = option(64, "texts of a forward pass without training (released: 64)", least=1)
     valid_fraction: float = option(
         0.05,
         "share of the training texts held out where there are no validation texts (released: 0.05)",
         above=0,
         most=0.9,
     )
-    seed: int = option(1, "of the new layers, the order, dropout and the hold-out (released: 1)", least=0)
+    seed: int = option(1, "seed of the new layers, the order, dropout and the hold-out (released: 1)", least=0)
 
     def steps(self, texts: int) -> tuple[int, int, int]:
         """The steps of an epoch over so many texts, of all epochs, and of the warm-up."""
@@ -83,13 +85,15 @@ class TeacherOptions(TrainingOptions):
     """Settings of :func:`~vision_language.muka.train.train_teacher`."""
 
     model: str = option(help="folder of the pre-trained model to start from")
-    part: str = option("", "I/T: the I-th of T parts of the sorted classes, the last with the rest (default: all)")
-    classes: tuple[str, ...] = option((), "the classes by name instead")
+    part: str = option(
+        "", "part of the classes: I/T, the I-th of T parts of the sorted classes, the last with the rest (default: all)"
+    )
+    classes: tuple[str, ...] = option((), "names of the classes, in place of --part")
     batch_size: int = option(64, "texts of a step, over all processes (released: 64)", least=1)
-    loss: str = option("cross-entropy", "what is minimised", TEACHER_LOSSES)
+    loss: str = option("cross-entropy", "loss that is minimised", TEACHER_LOSSES)
     log_end: float = option(
         0.75,
-        "where the logarithm of --loss encouraging ends (its paper: 0.75)",
+        "end of the logarithm of --loss encouraging (its paper: 0.75)",
         least=0,
         most=1,
         idle={"loss": ("cross-entropy",)},
@@ -120,9 +124,9 @@ class ScoreOptions(OptionSet):
 
     teachers: tuple[str, ...] = option((), "folders of two or more trained classifiers")
     rename: tuple[str, ...] = option(
-        (), "OLD=NEW: another name for a class of the teachers, 2:OLD=NEW: of the second only; such as 1:LABEL_0=sport"
+        (), "another name for a class of the teachers, OLD=NEW; of the second only, 2:OLD=NEW; such as 1:LABEL_0=sport"
     )
-    no_mc: bool = option(False, "scores from one pass without dropout")
+    no_mc: bool = option(False, "take the scores from one pass without dropout")
     score: str = option("entropy", "certainty of a teacher (released: entropy)", SCORES)
     passes: int = option(16, "Monte-Carlo dropout passes K (released: 16)", least=1, idle={"no_mc": (True,)})
     teacher_dropout: float = option(
@@ -166,12 +170,13 @@ class AmalgamationOptions(ScoreOptions, TrainingOptions):
     )
     select: str = option(
         "loss",
-        "what picks the checkpoint on the validation texts: loss against the teachers, no labels needed; or "
+        "figure of the validation texts that picks the checkpoint: loss against the teachers, no labels needed; or "
         "accuracy (released: accuracy)",
         SELECTIONS,
     )
     until_converged: bool = option(
-        False, "end once the validation loss is flat, told without labels; --epochs are then the most (our choice)"
+        False,
+        "end the training once the validation loss, without labels, is flat; --epochs are then the most (our choice)",
     )
     cache: str = option(
         "", "folder of the teachers' logits and scores, to share between runs (default: OUT/cache)", outcome=False
@@ -193,9 +198,11 @@ class AmalgamationOptions(ScoreOptions, TrainingOptions):
 class DiagnosisOptions(ScoreOptions):
     """Settings of :func:`~vision_language.muka.evaluate.diagnose_teachers`."""
 
-    student: str = option("", "folder of a merged classifier: its accuracy and calibration")
-    supervised: str = option("", "folder of a classifier trained on all classes: distance of the targets from it")
-    seed: int = option(1, "of the dropout", least=0, idle={"no_mc": (True,)})
+    student: str = option("", "folder of a merged classifier, for its accuracy and calibration")
+    supervised: str = option(
+        "", "folder of a classifier trained on all classes, for the distance of the targets from it"
+    )
+    seed: int = option(1, "seed of the dropout", least=0, idle={"no_mc": (True,)})
 
     def __post_init__(self) -> None:
         super().__post_init__()

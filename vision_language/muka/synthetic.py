@@ -22,9 +22,9 @@ WORDS = {
 class SyntheticTexts(OptionSet):
     """The made-up texts."""
 
-    out: str = option("runs/muka/texts", "folder")
+    out: str = option("runs/muka/texts", "folder to write")
     texts: int = option(1000, "texts of all splits together", least=40)
-    seed: int = option(0, "of all that is drawn", least=0)
+    seed: int = option(0, "seed of all that is drawn", least=0)
 
 
 def synthesize(options: SyntheticTexts) -> str:

@@ -21,9 +21,15 @@ SELECTS = "datasets"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--datasets", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS), help="tables")
     parser.add_argument(
-        "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="rows, where a data set has them"
+        "--datasets", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS), help="tables to measure"
+    )
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=list(ARMS),
+        default=list(ARMS),
+        help="rows of the tables, where a data set has them",
     )
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 1 on")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")

@@ -39,7 +39,7 @@ SELECTS = "experiments"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    help = "tables; l_softmax for a GPU; trial shows only that everything runs"
+    help = "tables to measure; l_softmax for a GPU; trial shows only that everything runs"
     parser.add_argument("--experiments", nargs="+", choices=list(EXPERIMENTS), default=USUAL, help=help)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 1 on")
 

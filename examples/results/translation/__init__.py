@@ -34,7 +34,7 @@ SELECTS = "size"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", choices=list(DATA), default="multi30k", help="parallel text")
-    help = "small and cpu for a CPU; converged and iwslt for a GPU; trial shows only that everything runs"
+    help = "size of the experiment: small, cpu for a CPU; converged, iwslt for a GPU; trial shows only that all runs"
     parser.add_argument("--size", choices=sorted(SIZES), default="small", help=help)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one run of every system for each seed")

@@ -31,12 +31,14 @@ class Options(OptionSet):
         OptionError: a value that is not allowed.
     """
 
-    pairs: str = option(help="a pair a line, separated by tabs, plain or .gz, or - for stdin", positional=True)
+    pairs: str = option(
+        help="file of pairs, one a line, separated by tabs, plain or .gz, or - for stdin", positional=True
+    )
     source: str = option(help="source language, for the file names")
     target: str = option(help="target language, for the file names")
     columns: tuple[int, ...] = option((1, 2), "columns of source and target, from 1")
     held_out: int = option(3000, "pairs in valid, and in test", least=1)
-    seed: int = option(1, "of the draw", least=0)
+    seed: int = option(1, "seed of the draw", least=0)
     out: str = option(help="folder to make")
 
     def __post_init__(self) -> None:

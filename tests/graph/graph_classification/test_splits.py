@@ -80,15 +80,15 @@ def test_labels_of_any_type_are_split_alike(labels):
 @pytest.mark.parametrize(
     ("labels", "reason"),
     [
-        (LABELS + 0.5, r"wanted class numbers of shape \(n,\), got fractions or infinite ones"),
-        (LABELS - 1, "graph 0 has no class number from 0 on"),
-        (LABELS.float() * float("nan"), "graph 0 has no class number from 0 on"),
-        (np.zeros((103, 2)), r"wanted class numbers of shape \(n,\), got torch.float64 of shape \(103, 2\)"),
+        (LABELS + 0.5, r"labels must be class numbers of shape \(n,\), got fractions or infinite ones"),
+        (LABELS - 1, "labels: graph 0 has no class number from 0 on"),
+        (LABELS.float() * float("nan"), "labels: graph 0 has no class number from 0 on"),
+        (np.zeros((103, 2)), r"labels must be class numbers of shape \(n,\), got torch.float64 of shape \(103, 2\)"),
     ],
 )
 def test_labels_that_are_none(labels, reason):
     for make in (random_splits, stratified_folds):
-        with pytest.raises(DataError, match=f"labels: {reason}"):
+        with pytest.raises(DataError, match=reason):
             make(labels, 3)
 
 
@@ -107,7 +107,7 @@ def test_the_class_of_a_graph_in_any_form(y):
     [
         (None, "graph 1 has 0 labels y"),
         (torch.tensor([0, 1]), "graph 1 has 2 labels y; each graph must have one class"),
-        (torch.tensor([0.5]), "y: wanted class numbers .* got fractions"),
+        (torch.tensor([0.5]), "y must be class numbers .* got fractions"),
         (torch.tensor([float("nan")]), "y: graph 1 has no class number from 0 on"),
     ],
 )

@@ -229,7 +229,7 @@ def test_parts_and_features_of_any_form_train_alike():
             {"valid": torch.ones(5, dtype=torch.bool)},
             r"graph ids .* mask of shape \(90,\), got torch.bool of shape \(5,\)",
         ),
-        ({"valid": torch.tensor([60.0])}, r"split: valid: wanted graph ids .* got torch.float32 of shape \(1,\)"),
+        ({"valid": torch.tensor([60.0])}, r"split: valid must be graph ids .* got torch.float32 of shape \(1,\)"),
         ({"valid": torch.tensor([60, 60])}, "split: valid: a graph is listed twice"),
         ({"test": torch.arange(80, 91)}, "split: test: ids 80 to 90 do not fit 90 graphs"),
         ({"test": torch.arange(50, 90)}, "split: a graph is in two parts"),

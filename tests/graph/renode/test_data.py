@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from torch_geometric import EdgeIndex
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.io import read_npz
 from torch_geometric.utils import coalesce
 
@@ -24,6 +24,7 @@ from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from graph.processed import raw_digest
 from graph.renode import ReNode
 from graph.renode.data import check_graph, graph_digest, load_graph
+from graph.renode.large_graph import LargeGraph
 from graph.renode.splits import count_splits, labelled_nodes, make_split, quotas
 from tests.helpers import load_golden, require_data
 
@@ -207,7 +208,7 @@ def changed(**parts):
     return data
 
 
-WEIGHTS = "^toy: edge_weight: weights of edges are not read here, and one is 2(.0)?; wanted none, or ones$"
+WEIGHTS = "^toy: edge_weight must hold only 1, as weights of edges are not read here, got 2(.0)?$"
 
 
 def put(index, value):
@@ -227,23 +228,23 @@ def put(index, value):
         (dict(x=lambda x: x[..., None]), r"x must be \(nodes, features\), got shape \(60, 5, 1\)"),
         (dict(x=put((7, 2), torch.nan)), "features of node 7 are NaN or infinite"),
         (dict(x=put((8, 0), torch.inf)), "features of node 8 are NaN or infinite"),
-        (dict(x=lambda x: x + 1j), "toy: x: wanted real numbers, got torch.complex64"),
-        (dict(x=lambda x: (x + 1j).numpy()), "toy: x: wanted real numbers, got torch.complex64"),
-        (dict(x=lambda x: "x"), "toy: x: wanted a tensor or an array, got str"),
+        (dict(x=lambda x: x + 1j), "toy: x must be real numbers, got torch.complex64"),
+        (dict(x=lambda x: (x + 1j).numpy()), "toy: x must be real numbers, got torch.complex64"),
+        (dict(x=lambda x: "x"), "toy: x must be a tensor or an array, got str"),
         (dict(y=put(5, -2)), "label -2 of node 5 is out of range"),
         (dict(y=lambda y: y * 0 - 1), "no node has a label"),
         (dict(y=lambda y: None), "the graph has no y"),
-        (dict(y=lambda y: y[:-1]), r"y: wanted class numbers of shape \(60,\), got torch.int64 of shape \(59,\)"),
+        (dict(y=lambda y: y[:-1]), r"y must be class numbers of shape \(60,\), got torch.int64 of shape \(59,\)"),
         (dict(y=lambda y: torch.nn.functional.one_hot(y)), r"of shape \(60,\), got torch.int64 of shape \(60, 3\)"),
-        (dict(y=lambda y: y + 0.5), "y: .* got fractions"),
+        (dict(y=lambda y: y + 0.5), "y must be .* got fractions"),
         (dict(edge_index=lambda e: None), "edge_index: the graph has none"),
         (dict(edge_index=put((1, 3), 60)), "edge_index names node 60, the graph has nodes 0 to 59"),
         (dict(edge_index=put((0, 0), -2)), "edge_index names node -2"),
-        (dict(edge_index=lambda e: e.T), "edge_index: wanted integers of shape"),
-        (dict(edge_index=lambda e: e.float()), "edge_index: wanted integers of shape"),
+        (dict(edge_index=lambda e: e.T), "edge_index must be integers of shape"),
+        (dict(edge_index=lambda e: e.float()), "edge_index must be integers of shape"),
         (dict(edge_weight=lambda w: torch.ones(240).index_fill(0, torch.tensor(3), 2)), WEIGHTS),
         (dict(edge_weight=lambda w: np.arange(1, 241)), WEIGHTS),
-        (dict(edge_weight=lambda w: "w"), "toy: edge_weight: wanted a tensor or an array, got str"),
+        (dict(edge_weight=lambda w: "w"), "toy: edge_weight must be a tensor or an array, got str"),
     ],
 )
 def test_graph_refusals(parts, message):
@@ -255,7 +256,7 @@ def test_graph_refusals(parts, message):
 def test_masks_that_are_none(mask):
     data = toy()
     data.train_mask = mask
-    with pytest.raises(DataError, match=r"--split-kind public: train_mask: wanted |^train_mask: wanted "):
+    with pytest.raises(DataError, match=r"--split-kind public: train_mask must be |^train_mask must be "):
         labelled_nodes(data, "public")
 
 
@@ -391,8 +392,34 @@ def test_weights_of_edges_are_refused_where_they_would_be_lost(tmp_path, layout)
     torch.save(matrix(T.GCNNorm()(data)), tmp_path / "weights.pt")
     load_graph(str(tmp_path / "ones.pt"))
     part = "adj_t" if layout else "edge_weight"
-    with pytest.raises(DataError, match=rf"weights\.pt: {part}: weights of edges are not read here, and one is 0\."):
+    with pytest.raises(DataError, match=rf"weights\.pt: {part} must hold only 1, as weights of edges .*, got 0\."):
         load_graph(str(tmp_path / "weights.pt"))
+
+
+def of_one_type(data):
+    hetero = HeteroData()
+    hetero["paper"].update({"y": data.y, "train_mask": data.train_mask})
+    hetero["paper", "cites", "paper"].update(
+        {part: data[part] for part in ("edge_index", "edge_weight", "adj_t") if part in data}
+    )
+    return ReNode(node_type="paper")(hetero)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", [None, torch.sparse_csr])
+@pytest.mark.parametrize("take", [check_graph, ReNode(), of_one_type, LargeGraph.from_data])
+def test_whoever_takes_a_graph_refuses_weights_of_edges(take, layout):
+    data = T.ToUndirected()(toy())
+    data.train_mask = torch.ones(data.num_nodes, dtype=torch.bool)
+    matrix = T.ToSparseTensor(layout=layout) if layout else T.Compose([])
+    for weight in (1.0, 0.5):
+        data.edge_weight = torch.full((data.num_edges,), weight)
+        if weight == 1:
+            take(matrix(data.clone()))
+        else:
+            part = "adj_t" if layout else "edge_weight"
+            with pytest.raises(DataError, match=rf"{part} must hold only 1, as weights of edges .*, got 0\.5$"):
+                take(matrix(data.clone()))
 
 
 def test_graphs_with_other_contents(tmp_path):
@@ -539,10 +566,10 @@ def test_npz_with_nodes_without_label(tmp_path):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (np.array([["a"]] * 3), "graph.npz: x: wanted a tensor or an array, got an array of <U1"),
-        (np.full((3, 2), 1j), "graph.npz: x: wanted real numbers, got torch.complex128"),
+        (np.array([["a"]] * 3), "graph.npz: x must be a tensor or an array, got an array of <U1"),
+        (np.full((3, 2), 1j), "graph.npz: x must be real numbers, got torch.complex128"),
         (np.full((3, 2), np.nan), "graph.npz: the features of node 0 are NaN or infinite"),
-        (np.ones((2, 2)), "graph.npz: y: wanted class numbers of shape"),
+        (np.ones((2, 2)), "graph.npz: y must be class numbers of shape"),
     ],
 )
 def test_bad_npz_features_are_named_where_they_are_needed(tmp_path, features, message):

@@ -67,12 +67,12 @@ def broken_files(folder: Path):
         ("fewer", {"labels": whole["labels"][:-1]}, r"adj_shape \(20, 20\) for 19 labels"),
         ("negative", {"labels": whole["labels"] - 1}, "classes are numbered from 0"),
         ("nan", {"attr_data": whole["attr_data"] * np.nan}, "features: NaN or infinite"),
-        ("columns", {"labels": whole["labels"].reshape(10, 2)}, r"labels: wanted class numbers .*\(10, 2\)"),
-        ("half", {"labels": whole["labels"] + 0.5}, "labels: wanted class numbers .* got fractions"),
+        ("columns", {"labels": whole["labels"].reshape(10, 2)}, r"labels must be class numbers .*\(10, 2\)"),
+        ("half", {"labels": whole["labels"] + 0.5}, "labels must be class numbers .* got fractions"),
         ("words", {"attr_matrix": np.array([["a"]] * 20)}, "features: real numbers are needed"),
         ("complex", {"attr_matrix": np.full((20, 2), 1j)}, "features: real numbers are needed, got complex128"),
-        ("packed", {"attr_data": whole["attr_data"] * 1j}, "attr_data: wanted real numbers, got complex"),
-        ("adjacency", {"adj_data": whole["adj_data"] * 1j}, "adj_data: wanted real numbers, got complex"),
+        ("packed", {"attr_data": whole["attr_data"] * 1j}, "attr_data must be real numbers, got complex"),
+        ("adjacency", {"adj_data": whole["adj_data"] * 1j}, "adj_data must be real numbers, got complex"),
         ("range", {"attr_indices": whole["attr_indices"] + 9}, "ind"),
     ):
         arrays = {key: value for key, value in (whole | change).items() if value is not None}

@@ -106,7 +106,7 @@ def test_what_a_sampled_batch_would_get_wrong_is_refused():
     (batch,) = loader_of(ReNode()(small_graph()), batch_size=4)
     with pytest.raises(DataError, match="sampled part of a graph"):
         ReNode()(batch)
-    with pytest.raises(DataError, match=r"loss: wanted .* 7 nodes or|loss: wanted .*7 or, for the seeds, 4 nodes"):
+    with pytest.raises(DataError, match=r"loss must have .* 7 nodes or|loss must have .*7 or, for the seeds, 4 nodes"):
         renode_loss(torch.rand(5), batch)
     with pytest.raises(DataError, match="7 nodes, got shape"):
         renode_loss(torch.rand(5), ReNode()(small_graph()))

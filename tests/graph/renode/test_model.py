@@ -397,7 +397,7 @@ def test_models_take_adj_t(name, layout):
     if name == "gat":
         return
     if name in ("sage", "ppnp"):
-        with pytest.raises(DataError, match=r"adj_t: weights of edges are not read here, and one is 0\."):
+        with pytest.raises(DataError, match=r"adj_t must hold only 1, as weights of edges are not read here, got 0\."):
             model(x, LAYOUTS[layout](weighted))
         return
     layer = next(module for module in model.modules() if isinstance(module, MessagePassing))
@@ -511,8 +511,8 @@ def test_every_backbone_trains(name):
         ("gat", dict(hidden_channels=30), "--hidden-size must be a multiple of gat's 4 heads, got 30"),
         ("gcn", dict(num_layers=0), "--num-layers, --hidden-size and --hops must be at least 1"),
         ("gcn", dict(dropout=1.0), "--dropout in"),
-        ("ppnp", dict(topk=-1), "topk: -1 is negative"),
-        ("appnp", dict(alpha=1.5), "alpha: 1.5 is not between 0 and 1"),
+        ("ppnp", dict(topk=-1), "topk must be at least 0, got -1"),
+        ("appnp", dict(alpha=1.5), "alpha must be greater than 0 and less than 1, got 1.5"),
     ],
 )
 def test_refusals(name, options, message):

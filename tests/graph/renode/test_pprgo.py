@@ -159,7 +159,7 @@ def test_batches_and_adjacency_are_of_the_arrays_as_they_are(batch_size):
     ("weight", "message"),
     [
         (np.arange(30.0), "weight: 1 of 30 labelled nodes weigh 0: the weights are of another mask"),
-        (np.ones(29), r"weight: wanted one for each of 30 labelled nodes, got torch.float64 of shape \(29,\)"),
+        (np.ones(29), r"weight must have one value for each of 30 labelled nodes, got torch.float64 of shape \(29,\)"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(weight, message):

@@ -81,10 +81,10 @@ def test_node_without_edges_keeps_its_restart():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 1.5}, "alpha: 1.5"),
-        ({"eps": 0.0}, "eps: 0.0"),
+        ({"alpha": 1.5}, "alpha must be .*got 1.5"),
+        ({"eps": 0.0}, "eps must be .*got 0.0"),
         ({"eps": 1e-46}, "eps: 1e-46 times alpha is 0 in single precision"),
-        ({"topk": -1}, "topk: -1"),
+        ({"topk": -1}, "topk must be .*got -1"),
         ({"normalization": "rows"}, "normalization: 'rows' .* did you mean 'row'"),
         ({"num_nodes": 1}, "edge_index: .* the graph has 1"),
         ({"nodes": torch.tensor([2])}, "nodes: ids 2 to 2"),

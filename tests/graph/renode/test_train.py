@@ -290,9 +290,9 @@ def test_changed_data_is_refused(graph_file):
     ("weight", "message"),
     [
         (torch.tensor([1.0, 0, 1, 1, 0, 1]), "weight: 2 of 6 labelled nodes weigh 0: the weights are of another mask"),
-        (torch.ones(5), r"weight: wanted one for each of 6 labelled nodes, got torch.float32 of shape \(5,\)"),
-        (torch.tensor([1.0, math.nan, 1, 1, 1, 1]), "weight: wanted numbers above 0, got nan"),
-        ([1.0, -1, 1, 1, 1, 1], "weight: wanted numbers above 0, got -1.0"),
+        (torch.ones(5), r"weight must have one value for each of 6 labelled nodes, got torch.float32 of shape \(5,\)"),
+        (torch.tensor([1.0, math.nan, 1, 1, 1, 1]), "weight must be numbers above 0, got nan"),
+        ([1.0, -1, 1, 1, 1, 1], "weight must be numbers above 0, got -1.0"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(weight, message):
@@ -337,7 +337,7 @@ def test_renode_weights_reach_the_loss(graph_file, monkeypatch):
     ("more", "message"),
     [
         ({"alpha": 1.2}, "--alpha must be greater than 0 and less than 1, got 1.2"),
-        ({"w_min": 2.0}, "wanted 0 <= w_min <= w_max"),
+        ({"w_min": 2.0}, "must satisfy 0 <= w_min <= w_max"),
         ({"backbone": "gccn"}, "--backbone: 'gccn' is not one of .*did you mean 'gcn'"),
         ({"loss": "focl"}, "--loss: 'focl' is not one of .*did you mean 'focal'"),
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),

@@ -153,7 +153,7 @@ def test_a_last_step_that_diverges_ends_the_training(tmp_path, patience):
 
 def test_weights_in_the_wrong_order_are_refused_before_anything_is_read(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(OptionError, match=r"^w_min, w_max: wanted 0 <= w_min <= w_max, got 2\.0 and 1\.0$"):
+    with pytest.raises(OptionError, match=r"^w_min and w_max must satisfy 0 <= w_min <= w_max, got 2\.0 and 1\.0$"):
         main(["train-large", "--dataset", "absent.npz", "--out", str(out), "--w-min", "2", "--w-max", "1"])
     assert not out.exists()
 

@@ -247,7 +247,7 @@ def test_adjacency_in_place_of_edges(layout):
     weighed = ReNode()(T.ToSparseTensor(layout=layout)(directed))
     assert "edge_index" not in weighed
     torch.testing.assert_close(weighed.totoro, expected.totoro)
-    with pytest.raises(DataError, match=r"data\.adj_t: wanted a sparse matrix, got list"):
+    with pytest.raises(DataError, match=r"data\.adj_t must be a sparse matrix, got list"):
         ReNode()(small_graph(edge_index=None, adj_t=[1]))
 
 
@@ -276,11 +276,11 @@ def test_one_type_of_nodes_of_a_heterogeneous_graph():
     [
         ({}, {}, "node_type: a HeteroData needs one of paper, author"),
         ({"node_type": "papr"}, {}, "node_type: 'papr' .* did you mean 'paper'"),
-        ({"node_type": "author"}, {}, "edge_type: wanted one that joins 'author' to itself, got none"),
+        ({"node_type": "author"}, {}, "edge_type must be one that joins 'author' to itself, got none"),
         (
             {"node_type": "paper"},
             {"cites": small_graph().edge_index, "refutes": small_graph().edge_index},
-            r"edge_type: wanted one .* got \('paper', 'cites', 'paper'\) or \('paper', 'refutes', 'paper'\)",
+            r"edge_type must be one .* got \('paper', 'cites', 'paper'\) or \('paper', 'refutes', 'paper'\)",
         ),
         ({"node_type": "paper", "edge_type": ("paper", "sites", "paper")}, {}, "edge_type: .* is not in the graph"),
         ({"node_type": "paper", "edge_type": ("author", "writes", "paper")}, {}, "does not join nodes of node_type"),
@@ -318,17 +318,17 @@ def test_the_labels_tell_how_many_nodes_there_are():
         ({"train_mask": torch.arange(7) < 2}, "train_mask: no labelled node of class 1; empty_classes='skip'"),
         (
             {"train_mask": torch.ones(9, dtype=torch.bool)},
-            r"data.train_mask: .* got torch.bool of shape \(9,\)",
+            r"data.train_mask must be .* got torch.bool of shape \(9,\)",
         ),
-        ({"train_mask": torch.full((7,), 0.5)}, "data.train_mask: wanted node ids"),
-        ({"train_mask": torch.tensor(2)}, "data.train_mask: wanted node ids"),
-        ({"train_mask": "0110"}, "data.train_mask: wanted a tensor or an array, got str"),
+        ({"train_mask": torch.full((7,), 0.5)}, "data.train_mask must be node ids"),
+        ({"train_mask": torch.tensor(2)}, "data.train_mask must be node ids"),
+        ({"train_mask": "0110"}, "data.train_mask must be a tensor or an array, got str"),
         ({"train_mask": None}, "data.train_mask: the graph has none"),
         ({"y": None}, "data.y: the graph has none"),
         ({"edge_index": None}, "data.edge_index: the graph has none"),
-        ({"y": torch.tensor([0, 0, -1, 1, 1, 1, 1])}, "y: a labelled node has label -1"),
-        ({"y": torch.zeros(7, 4)}, "y: wanted class numbers of shape"),
-        ({"y": [[0], [0, 1]]}, "y: wanted a tensor or an array, got list"),
+        ({"y": torch.tensor([0, 0, -1, 1, 1, 1, 1])}, "y must be at least 0 where a node is labelled, got -1"),
+        ({"y": torch.zeros(7, 4)}, "y must be class numbers of shape"),
+        ({"y": [[0], [0, 1]]}, "y must be a tensor or an array, got list"),
         ({"edge_index": torch.tensor([[0, 6], [1, 7]])}, "edge_index: it names nodes 0 to 7, the graph has 7"),
     ],
 )
@@ -341,13 +341,13 @@ def test_bad_graph(attributes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 0}, "alpha: 0 is not between 0 and 1"),
-        ({"alpha": 1.2}, "alpha: 1.2"),
+        ({"alpha": 0}, "alpha must be greater than 0 and less than 1, got 0"),
+        ({"alpha": 1.2}, "alpha must be .*got 1.2"),
         ({"w_min": 0}, "w_min: 0 is the weight of nodes without label"),
-        ({"w_min": 1.6}, "w_min, w_max: wanted 0 <= w_min <= w_max, got 1.6 and 1.5"),
+        ({"w_min": 1.6}, "w_min and w_max must satisfy 0 <= w_min <= w_max, got 1.6 and 1.5"),
         ({"ties": "random"}, "ties: 'random'"),
-        ({"tol": 0}, "tol: 0"),
-        ({"max_iter": 0}, "max_iter: 0"),
+        ({"tol": 0}, "tol must be .*got 0"),
+        ({"max_iter": 0}, "max_iter must be .*got 0"),
         ({"empty_classes": "ignore"}, "empty_classes: 'ignore'"),
     ],
 )

@@ -104,7 +104,7 @@ class TestReading:
         path = write(_folder(tmp_path / "labels") / "a.jsonl", IMAGE | {"confidence": [0.3, 0.4]})
         image = read_regions(path, max_regions=1, min_regions=1).images[0]
         assert image.labels.tolist() == [0] and image.boxes.tolist() == [IMAGE["boxes"][1][:4]]
-        with pytest.raises(OptionError, match="expected 1 <= min_regions <= max_regions, got 5 and 2"):
+        with pytest.raises(OptionError, match="min_regions must be from 1 to max_regions, got 5 and 2"):
             read_regions(path, min_regions=5, max_regions=2)
 
     @pytest.mark.parametrize(

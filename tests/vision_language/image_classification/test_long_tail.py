@@ -92,5 +92,5 @@ def test_refused_tails(arguments, message):
 
 
 def test_a_class_that_is_too_small_is_refused():
-    with pytest.raises(ValueError, match="class 1 has 1 images, 3 are wanted"):
+    with pytest.raises(ValueError, match="class 1 must have at least 3 images, got 1"):
         long_tail_subset(torch.tensor([0, 0, 0, 1]), [3, 3])
