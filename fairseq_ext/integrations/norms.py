@@ -61,7 +61,7 @@ def replace_norms(
     is shared between layers stays shared, and a module that only has the name of a norm, or normalises another
     dimension, is refused by name.
 
-    What changes the output of a norm in place (``x = norm(x); x += y``, or ``nn.ReLU(inplace=True)`` behind it) has to
+    What changes the output of a norm in place (``x = norm(x); x += y``, or ``nn.ReLU(inplace=True)`` after it) has to
     be rewritten for LayerNorm-simple and DetachNorm, whose gradient needs it: the backward pass says so.
 
     A model is loaded again as it was made: ``load_state_dict`` after ``replace_norms`` with the same arguments, or

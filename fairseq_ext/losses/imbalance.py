@@ -1,6 +1,6 @@
 r"""Losses for classes of unequal size: re-weighted and logit-adjusted cross-entropy, focal, class-balanced softmax.
 
-Each takes the number n_c of training examples of every class, and a weight for each example beside it:
+Each takes the number n_c of training examples per class, and optionally a weight per example:
 
     J = 1/N Σ_v w_v l_v
 
@@ -188,7 +188,7 @@ def class_balanced_softmax_loss(
         beta: of :func:`class_weights`.
 
     Raises:
-        ValueError: as :func:`reweighted_cross_entropy`, a beta outside [0, 1), or less than two classes.
+        ValueError: as :func:`reweighted_cross_entropy`, a beta outside [0, 1), or fewer than two classes.
     """
     target, counts = _check(input, target, class_counts)
     if input.size(1) < 2:

@@ -35,7 +35,7 @@ __all__ = [
     "option_values",
 ]
 
-# A default that is the value of another option, as where fairseq's parser knows no default.
+# Defaults that follow another option, where fairseq's parser has none.
 FOLLOWS = {
     "decoder_embed_dim": II(".encoder_embed_dim"),
     "decoder_ffn_embed_dim": II(".encoder_ffn_embed_dim"),

@@ -179,7 +179,7 @@ class Parts:
             self.move(0.0)
 
     def resume(self, share: float) -> None:
-        """The part under way begins behind this share of it."""
+        """The part under way goes on after this share of it."""
         if not self._bar.disable:
             self._bar.initial += share
             self._bar.n += share

@@ -82,9 +82,9 @@ def _holds_albums(path: str | Path) -> bool:
 def read_file(path: str | Path, need_labels: bool = True) -> list[Sample]:
     """The samples of one file, its form by its name, ``.gz`` left aside.
 
-    ``.tsv``: lines of ``labels TAB text``, labels separated by ``|``, or none, behind a header where there is one
+    ``.tsv``: lines of ``labels TAB text``, labels separated by ``|``, or none, after a header where there is one
     (:func:`~fairseq_ext.training.tables.read_labelled_lines`). ``.json``: one album or a list of them.
-    ``.txt``: a Python literal of an album a line. Without ``need_labels``, every line of a ``.txt`` that does not hold
+    ``.txt``: a Python literal of one album per line. Without ``need_labels``, every line of a ``.txt`` that does not hold
     albums alone is a text, blank ones too, as those of the standard input (``"-"``) are.
 
     Args:

@@ -59,7 +59,7 @@ class TrainingStep:
 
     def __call__(self, number: int) -> dict[str, Tensor | float]:
         """Step 1, 2, ...: its ``train_loss`` on this process, and its ``lr``."""
-        rate = self.optimizer.param_groups[0]["lr"]  # of this step; behind it the schedule is at the next
+        rate = self.optimizer.param_groups[0]["lr"]  # of this step; afterwards the schedule is at the next
         batch, pixels, labels = self.batches(number)
         loss = self._loss(batch, pixels, labels, self.epoch(number))
         self.optimizer.zero_grad()

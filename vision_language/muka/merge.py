@@ -68,7 +68,7 @@ def merge(options: MergeOptions) -> str:
 def merged_classifier(teachers: Sequence[Classifier], base: str | Path = "", scale: float = 0.4) -> Classifier:
     r"""One classifier of all classes, its encoder the average of the teachers', or by task arithmetic from ``base``.
 
-    Layers behind the encoder that the classes do not change, such as RoBERTa's, are averaged, and so is what the base
+    Layers after the encoder that the classes do not change, such as RoBERTa's, are averaged, and so is what the base
     lacks of the encoder, such as the pooler of a masked language model; a line says so.
 
     Args:

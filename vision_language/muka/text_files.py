@@ -142,7 +142,7 @@ def read_file(path: str | Path) -> Texts:
 def read_new_texts(path: str | Path) -> list[str]:
     """The texts of a file of :func:`read_file`, or of the standard input, ``-``; a blank line is an empty text.
 
-    Labels are not looked at: the n-th text is that of the n-th line, behind a header where there is one.
+    Labels are not looked at: the n-th text is that of the n-th line, after a header where there is one.
 
     Raises:
         DataError: a file that cannot be read.
