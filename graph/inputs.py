@@ -118,10 +118,10 @@ def refuse_weights(weight: Any, name: str) -> None:
 
 
 def as_labels(y: Any, num_nodes: int | None = None, name: str = "y") -> Tensor:
-    """One class number a node, int64 of shape (n,); NaN, which marks a node without label, becomes -1.
+    """One class number per node, int64 of shape (n,); NaN, which marks a node without label, becomes -1.
 
     Raises:
-        DataError: not one whole number a node.
+        DataError: not one whole number per node.
     """
     labels = as_tensor(y, name)
     if labels.dim() == 2 and labels.size(1) == 1:

@@ -34,7 +34,7 @@ class Options(OptionSet):
 
 @main.only
 def draw_pictures(options: Options) -> None:
-    """Draw one picture a method."""
+    """Draw one picture per method."""
     for name in options.names or PICTURES:
         print(draw(name, options.out or PAGES))
 

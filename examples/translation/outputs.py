@@ -34,8 +34,8 @@ def read_outputs(file: str | Path, reference: str | Path, kind: str) -> Outputs:
     """The hypotheses of ``file`` in the order of ``reference``.
 
     Args:
-        file: what fairseq-generate or fairseq-interactive printed, or plain hypotheses, one a line.
-        reference: one reference a line.
+        file: what fairseq-generate or fairseq-interactive printed, or plain hypotheses, one per line.
+        reference: one reference per line.
         kind: ``"H"`` takes hypotheses as generated, ``"D"`` as detokenised by fairseq; plain ones stay as they are.
 
     Raises:

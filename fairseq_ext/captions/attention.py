@@ -37,7 +37,7 @@ def read_attention(path: str | Path, split: Split, captions: Sequence[str]) -> d
     Args:
         path: JSON lines, ``{"image_id": ..., "tokens": [...], "attention": [[a weight a region] a token]}``.
         split: of the images.
-        captions: one an image; the tokens must be theirs.
+        captions: one per image; the tokens must be theirs.
 
     Returns:
         By the place of the image in the split.

@@ -36,7 +36,7 @@ class Evaluation:
     """What the captions of a split score.
 
     Args:
-        captions: one an image.
+        captions: one per image.
         split: with the references.
         tokenizer: of :data:`TOKENIZERS`; of captions and references.
         references: other ones of the same images. Default: those of the split.
@@ -132,7 +132,7 @@ class Evaluation:
         }
 
     def counts(self) -> dict[str, float]:
-        """Of the captions: images, references an image, different ones, words, empty ones, share with ``<unk>``."""
+        """Of the captions: images, references per image, different ones, words, empty ones, share with ``<unk>``."""
         size = len(self.split)
         return {
             "images": size,

@@ -123,7 +123,7 @@ def _fitted(options: ExtractOptions, pictures: Sequence[Path]) -> set[Path]:
 
 
 def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) -> list[Path]:
-    """Features and sizes of the pictures, an npz a batch."""
+    """Features and sizes of the pictures, one npz per batch."""
     names = [[path.name, path.stat().st_size] for path in pictures]
     settings = {"of": digest(names, _extractor(options), options.batch_size)}
     record = folder / "settings.json"

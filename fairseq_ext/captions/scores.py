@@ -1,7 +1,7 @@
-"""Scores of captions against several references an image: BLEU, ROUGE-L and CIDEr-D, as the COCO evaluation has them.
+"""Scores of captions against several references per image: BLEU, ROUGE-L and CIDEr-D, as the COCO evaluation has them.
 
 Captions are tokenised texts (:func:`~fairseq_ext.captions.tokenizer.tokenize`), a token each between single spaces:
-``hypotheses`` has one an image, ``references`` a list of at least one an image. Scores are in natural units: BLEU and
+``hypotheses`` has one per image, ``references`` a list of at least one per image. Scores are in natural units: BLEU and
 ROUGE-L up to 1, CIDEr-D up to 10; tables of papers show them times 100.
 """
 
@@ -29,7 +29,7 @@ def ngrams(sentence: str) -> list[Counter[NGram]]:
 
 
 def bleu_statistics(hypotheses: Sequence[str], references: References) -> np.ndarray:
-    """What BLEU is computed of, an image a row; rows of several images, sets or processes may be added up.
+    """What BLEU is computed of, one image per row; rows of several images, sets or processes may be added up.
 
     Args:
         hypotheses: N captions.

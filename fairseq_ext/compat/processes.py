@@ -128,7 +128,7 @@ def refuse_in_all_processes() -> bool:
 def resume_with_other_processes() -> bool:
     """Let a training that is resumed within an epoch go on after the batches that its processes have seen together.
 
-    fairseq keeps how many batches each process has seen; with more or fewer processes that is another place in the epoch.
+    fairseq keeps how many batches each process has seen: with more or fewer processes another place in the epoch.
     """
     from fairseq.data.iterators import EpochBatchIterator
     from fairseq.trainer import Trainer

@@ -140,7 +140,7 @@ def focal_loss(
     *,
     gamma: float = 2.0,
 ) -> Tensor:
-    r"""Sigmoid focal loss, one binary problem a class, weighted by the inverse class frequency.
+    r"""Sigmoid focal loss, one binary problem per class, weighted by the inverse class frequency.
 
     .. math::
         l = \frac{\bar n}{n_y} \sum_c (1 - q_c)^\gamma (-\log q_c), \qquad

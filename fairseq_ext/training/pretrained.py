@@ -104,7 +104,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _refuse_code(path: Path) -> None:
-    """Refuse a model that names code of its own: a transformers class loaded in its place would be a different model."""
+    """Refuse a model that names code of its own: a transformers class in its place would be a different model."""
     try:
         settings = read_json(path) if path.is_file() else {}
     except DataError as error:

@@ -1,6 +1,6 @@
 """What is seen of a command while it runs: bars with an estimate of the rest, and lines beside them, on stderr.
 
-On a terminal a bar is tqdm's; in a log it is a line after ten seconds and then one a minute. ``--quiet`` hides both.
+On a terminal a bar is tqdm's; in a log it is a line after ten seconds and then every minute. ``--quiet`` hides both.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class Vocabulary:
     def encode(self, reviews: Sequence[Sequence[Sequence[str]]], max_reviews: int, max_words: int) -> Tensor:
         """Word ids ``(samples, max_reviews, max_words)``, int32: the first reviews, the first words of each.
 
-        Ids take 4 bytes a word where a dense array of 100-dimensional vectors takes 800.
+        Ids take 4 bytes per word where a dense array of 100-dimensional vectors takes 800.
         """
         ids = np.full((len(reviews), max_reviews, max_words), PADDING, dtype=np.int32)
         ids_of = self._ids  # type: ignore[attr-defined]

@@ -201,8 +201,8 @@ def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> 
     A label of -1, or NaN, marks a node without one.
 
     Raises:
-        DataError: absent parts, labels or edges out of range, several labels a node, features that are complex, NaN or
-            infinite, edges with weights other than 1, which nothing here reads.
+        DataError: absent parts, labels or edges out of range, several labels per node, features that are complex, NaN
+            or infinite, edges with weights other than 1, which nothing here reads.
     """
     for part in ("x", "y")[not need_features :]:
         if data.get(part) is None:

@@ -70,7 +70,7 @@ def train(
         settings: those of ``options`` and ``data``. Default: made anew, for which all features are read.
 
     Returns:
-        Recalls and ISD of the kept model on the test split, its step and validation metric, seconds a step, history.
+        Recalls and ISD of the kept model on the test split, its step and validation metric, seconds per step, history.
 
     Raises:
         OptionError: the checkpoint in ``folder`` was trained with other options, data or encoder; options that the data
