@@ -22,7 +22,7 @@ __all__ = ["normalize", "takes"]
 
 _TINY = torch.finfo(torch.float32).tiny
 _LARGEST_ROW = 16384
-"""A row lives in the registers of one program: 16 warps, 32 numbers per thread; three times that in the backward pass."""
+"""A row lives in the registers of one program: 16 warps, 32 numbers per thread; thrice that in the backward pass."""
 
 
 def takes(x: Tensor, normalized_shape: list[int]) -> bool:
