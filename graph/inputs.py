@@ -1,4 +1,4 @@
-"""What users have at hand, as the tensors that are computed with: arrays, columns, masks of any type, ``adj_t``.
+"""Turns what users have into the tensors that are computed with: arrays, columns, masks of any type, ``adj_t``.
 
 Whatever has one meaning only is converted; the rest is refused in one line that names the argument.
 """

@@ -1,4 +1,4 @@
-"""torch-geometric's processed copies of raw files, made anew where the raw files are others now.
+"""torch-geometric's processed copies of raw files, made anew where the raw files have changed.
 
 torch-geometric keeps a copy beside the raw files of a data set and never looks back.
 """

@@ -1,4 +1,4 @@
-"""Whether the files of a prepared folder are still those that were written, together."""
+"""Checksums of a prepared folder: are its files still the ones that were written together?"""
 
 from __future__ import annotations
 

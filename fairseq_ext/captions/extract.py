@@ -1,4 +1,4 @@
-"""Features from pixels: a folder of pictures to one npz of grids.
+"""Features from pixels: turns a folder of pictures into one npz of grids.
 
 A picture is put on the middle of a grey square, shrunk or enlarged to the size of the network, and its colours are
 normalised as the network had them in training (EfficientNet-Lite0: from -1 to 1).

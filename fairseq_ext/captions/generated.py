@@ -1,4 +1,4 @@
-"""Captions that a model wrote: what fairseq-generate and ``fairseq-ext captions generate`` print, COCO's results."""
+"""Reads captions that a model wrote: fairseq-generate's or ``fairseq-ext captions generate``'s, or COCO's results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and captions to the folder that the task ``captioning`` reads."""
+"""Turns images and captions into the folder that the task ``captioning`` reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refusals: what fairseq refuses ends in one line that names the option, and exit code 2, as what this suite refuses.
+"""Refusals: like this suite's own, those of fairseq end in one line that names the option, with exit code 2.
 
 Errors of programs stay tracebacks: :func:`refusal` says which are which. ``LOGLEVEL=DEBUG`` shows all.
 """

@@ -1,4 +1,4 @@
-"""A function of fairseq that is called through another one."""
+"""Wraps functions of fairseq: ours is called in their place, and calls them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model computes: tried out on a few tokens, or read in the code of its classes."""
+"""Finds out what a model computes: by a trial on a few tokens, or from the code of its classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the losses share."""
+"""Checks, conversions and reductions that the losses share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a decoder remembers from one step of generation to the next, without copies that no hypothesis needs."""
+"""The memory of a decoder between the steps of generation, without copies that no hypothesis needs."""
 
 from __future__ import annotations
 

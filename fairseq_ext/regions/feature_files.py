@@ -1,4 +1,4 @@
-"""Boxes and features as detectors and networks leave them, an image at a time.
+"""Boxes and features as detectors and networks write them, read one image at a time.
 
 ==============================  ==================================================================================
 ``*.tsv``                       bottom-up attention: boxes and features as base64 of float32, 6 columns, LXMERT's 10

@@ -1,4 +1,4 @@
-"""Images with captions as fairseq's batches; no task of its own, it stands here for :mod:`~.captioning` alone."""
+"""Images with captions as fairseq's batches, for :mod:`~.captioning` alone."""
 
 from __future__ import annotations
 

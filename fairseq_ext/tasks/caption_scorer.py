@@ -1,4 +1,4 @@
-"""``--scoring captions``: what ``fairseq-generate`` prints of captions in place of a score."""
+"""``--scoring captions``: the line that ``fairseq-generate`` prints for captions in place of a score."""
 
 # No `from __future__ import annotations` here: fairseq reads the field types of the dataclass.
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a checkpoint of ``--task captioning`` keeps of the folder that it was trained on, against another folder.
+"""Compares the training folder that a checkpoint of ``--task captioning`` remembers with another folder.
 
 Both are what the task's ``state_dict`` has: ``preparation``, ``words``, ``categories``, and ``images``, a checksum of
 each split.

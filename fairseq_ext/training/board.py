@@ -1,4 +1,4 @@
-"""TensorBoard's curves, of every training alike.
+"""The TensorBoard curves of every training.
 
 Those of a run are in ``OUT/tensorboard/RUN``, so that ``tensorboard --logdir OUT/tensorboard`` shows the runs side by
 side: ``train/NAME`` of what its steps give, ``valid/METRIC``, and ``test/METRIC`` at the step that validation picked.

@@ -1,4 +1,4 @@
-"""What a command line prints, and how it ends where the reader of it leaves, as ``head`` does, or a user stops it."""
+"""How a command ends when the reader of its output leaves, as ``head`` does, or when a user stops it."""
 
 from __future__ import annotations
 

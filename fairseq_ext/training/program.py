@@ -1,4 +1,4 @@
-"""A command line made of functions: each is a command, and its arguments are sets of options."""
+"""A command line made of functions: each function is a command, and its arguments are sets of options."""
 
 from __future__ import annotations
 

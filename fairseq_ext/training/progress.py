@@ -1,4 +1,4 @@
-"""What is seen of a command while it runs: bars with an estimate of the rest, and lines beside them, on stderr.
+"""The progress of a command on standard error: bars with an estimate of the time left, and lines beside them.
 
 On a terminal a bar is tqdm's; in a log it is a line after ten seconds and then every minute. ``--quiet`` hides both.
 """

@@ -1,4 +1,4 @@
-"""The data of a training as it is read: numbered, with the labels of every split."""
+"""The data of a training as numbers: word ids, and the labels of every split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands left in the folders of experiments, for the pictures."""
+"""The figures that the commands left in the folders of experiments, for the pictures."""
 
 from __future__ import annotations
 

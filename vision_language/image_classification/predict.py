@@ -1,4 +1,4 @@
-"""Logits of whole sets of images, and what they say of a classifier."""
+"""Logits of whole sets of images, and the metrics of a classifier that follow from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an image goes through before the network: size, crop and normalisation, in Hugging Face's own file."""
+"""The preprocessing of an image: size, crop and normalisation, as Hugging Face's own file states them."""
 
 from __future__ import annotations
 

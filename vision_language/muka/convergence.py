@@ -1,4 +1,4 @@
-"""Whether a student has learned what its teachers have to say, told without labels."""
+"""Whether a student has learned all that its teachers can tell it, measured without labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Teachers merged by their weights: without texts, without training, and only where they are of one shape.
+r"""Merges teachers by their weights: without texts and training, but only teachers of one shape.
 
 The average (Mitchell Wortsman et al., "Model soups", ICML 2022, arXiv:2203.05482) and task arithmetic (Gabriel Ilharco
 et al., "Editing Models with Task Arithmetic", ICLR 2023, arXiv:2212.04089) of the encoders

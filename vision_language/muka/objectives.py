@@ -1,4 +1,4 @@
-"""What each method minimises: modules that hold the model in training, and give its loss for a batch."""
+"""The objective of each method: a module that holds the model in training and gives its loss for a batch."""
 
 from __future__ import annotations
 
