@@ -34,7 +34,7 @@ def as_tensor(values: Any, name: str) -> Tensor:
     """A tensor of a tensor, an array or a list.
 
     Raises:
-        DataError: there is none of it; ``name`` is what the message calls it.
+        DataError: there is none; ``name`` is the name in the message.
     """
     if isinstance(values, Tensor):
         return values.as_tensor() if isinstance(values, EdgeIndex) else values
@@ -68,7 +68,7 @@ def edges_of(store: Any, name: str) -> Tensor:
     """The edges of a graph, or of one type of them, from ``edge_index`` or ``adj_t``.
 
     Raises:
-        DataError: it has neither; ``name`` is what the message puts before theirs.
+        DataError: it has neither; the message puts ``name`` before theirs.
     """
     if (edge_index := store.get("edge_index")) is not None:
         return as_edges(edge_index, f"{name}edge_index")
@@ -109,7 +109,7 @@ def refuse_weights(weight: Any, name: str) -> None:
     """Refuse weights of edges other than 1, where nothing reads them.
 
     Raises:
-        DataError: the first of them; ``name`` is what the message calls them.
+        DataError: the first of them; ``name`` is their name in the message.
     """
     weights = as_tensor(weight, name)
     if not bool((weights == 1).all()):
@@ -145,7 +145,7 @@ def node_ids(nodes: Any, num_nodes: int, name: str, split: int | None = None, *,
     than two nodes can be nothing else. Of a mask with several columns, ``split`` takes one (:func:`select_split`).
 
     Raises:
-        DataError: it is neither, or an id is out of range or listed twice; ``name`` is what the message calls it.
+        DataError: it is neither, or an id is out of range or listed twice; ``name`` is its name in the message.
     """
     nodes = select_split(nodes, num_nodes, name, split)
     if nodes.dim() == 1 and _is_mask(nodes, num_nodes):

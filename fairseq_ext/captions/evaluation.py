@@ -144,7 +144,7 @@ class Evaluation:
         }
 
     def without_idf(self) -> bool:
-        """Whether CIDEr-D is 0 whatever the captions are: all words stand in all images, as of a single one."""
+        """Whether CIDEr-D is 0 for any captions: all words occur in all images, as they do with a single image."""
         return all(count == self.frequencies.images for count in self.frequencies.counts.values())
 
 

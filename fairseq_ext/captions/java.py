@@ -39,7 +39,7 @@ def _java(option: str) -> Iterator[Path]:
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
-    """What :func:`fairseq_ext.captions.tokenizer.tokenize` stands in for, of all captions at once.
+    """Java's tokens of all captions at once; :func:`fairseq_ext.captions.tokenizer.tokenize` is their Python form.
 
     Args:
         captions: as people or models wrote them.

@@ -21,7 +21,7 @@ References = Sequence[Sequence[str]]
 
 
 def ngrams(sentence: str) -> list[Counter[NGram]]:
-    """How often each n-gram stands in a sentence, for n from 1 to 4."""
+    """How often each n-gram occurs in a sentence, for n from 1 to 4."""
     words = sentence.split()
     return [
         Counter(tuple(words[start : start + n]) for start in range(len(words) - n + 1)) for n in range(1, ORDER + 1)
@@ -36,9 +36,9 @@ def bleu_statistics(hypotheses: Sequence[str], references: References) -> np.nda
         references: N lists of captions.
 
     Returns:
-        ``(N, 10)`` int64: the matches of n = 1 to 4, each n-gram as often as it stands in that reference which has it
-        most often; the n-grams of the hypothesis; its length; that of the reference whose length is closest, of two
-        equally close the shorter.
+        ``(N, 10)`` int64: the matches of n = 1 to 4, each n-gram counted as often as in the reference that has it
+        most often; the n-grams of the hypothesis; its length; the length of the closest reference, of two equally
+        close ones the shorter.
     """
     rows = []
     for hypothesis, others in zip(hypotheses, references, strict=True):
@@ -120,7 +120,7 @@ def _common(first: list[str], second: list[str]) -> int:
 
 
 class DocumentFrequencies:
-    """In how many images of a set an n-gram stands in any reference.
+    """In how many images of a set an n-gram occurs in any reference.
 
     Args:
         references: N lists of captions.
@@ -155,7 +155,7 @@ def cider_d(
 
     For n = 1 to 4 the cosine of the two vectors, where an n-gram of the hypothesis counts at most as often as in the
     reference, times ``exp(-d^2 / (2 sigma^2))`` with the difference d of their numbers of bigrams; the mean over
-    references and n, times 10. A word that stands in every image has weight 0, so the score depends on the set: 0 for
+    references and n, times 10. A word that occurs in every image has weight 0, so the score depends on the set: 0 for
     one image, and figures of other sets, or of another number of references, cannot be compared.
 
     Args:

@@ -20,8 +20,8 @@ REFUSED = "refused"
 def read_whole_shares() -> bool:
     """Let a command that reads a data set with a trained model read its batches, and nothing else.
 
-    fairseq fills the shares of processes up with empty batches, which a training needs and ``fairseq-validate`` takes
-    for samples. Where a process, or all, get nothing else, what they report is of no sentence.
+    fairseq fills up the shares of processes with empty batches. A training needs them, but ``fairseq-validate`` takes
+    them for samples. A process that gets nothing else reports figures of no sentence.
     """
     from fairseq import checkpoint_utils
 

@@ -134,7 +134,7 @@ def _norms(model: nn.Module, rms_norms: bool) -> dict[nn.Module, tuple[str, ...]
 def _selected(
     places: dict[nn.Module, tuple[str, ...]], names: Iterable[str], skip: Iterable[str]
 ) -> dict[nn.Module, tuple[str, ...]]:
-    """Those of which a name fits a pattern of ``names`` and none fits one of ``skip``."""
+    """The modules with a name that fits a pattern of ``names``, and none that fits one of ``skip``."""
 
     def fitting(option: str, patterns: Iterable[str]) -> set[str]:
         fits = {

@@ -69,7 +69,7 @@ def topk_attention(
     scale: float,
     k: int,
 ) -> Tensor:
-    r"""Attention over the ``k`` best keys of each query, of which :func:`takes` is true.
+    r"""Attention over the ``k`` best keys of each query, for inputs that :func:`takes` accepts.
 
     .. math::
         \text{dropout}(\text{topk-softmax}_k(\text{scale} \cdot Q K^\top + \text{bias}))\, V

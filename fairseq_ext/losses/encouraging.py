@@ -85,8 +85,8 @@ def encouraging_loss(
             0.12.
         bonus_clamp: least value of ``1 - p`` inside the logarithm; beyond it the bonus is constant. A ``log_end``
             above ``1 - bonus_clamp`` must be 1: the tangent would begin below the constant. Default 1e-5, as
-            the released code. Only ``log_end=1`` gets there, and with smoothed targets the clamp is what keeps that
-            loss bounded below: a warning says so of 0, the exact loss, which is stable for any margin.
+            the released code. Only ``log_end=1`` gets there, and with smoothed targets only the clamp keeps the
+            loss bounded below: with 0, the exact loss, a warning says so. The exact loss is stable for any margin.
 
     Returns:
         A scalar, or with ``reduction="none"`` a tensor of the shape of the class indices; float32 for

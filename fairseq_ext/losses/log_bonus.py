@@ -24,7 +24,7 @@ class LogBonusForm:
 
     Args:
         classes: V.
-        off, off_bonus: o, what smoothing gives to every class, in the cross-entropy and in the bonus.
+        off, off_bonus: o, the share that smoothing gives to every class, in the cross-entropy and in the bonus.
         log_end, bonus_clamp: as :class:`~fairseq_ext.losses.bonus.Bonus`.
     """
 

@@ -90,7 +90,7 @@ class TransformerLanguageModelExtConfig(ExtOptions, TransformerLanguageModelConf
 
 
 def add_options(parser: Any, kind: type[FairseqDataclass]) -> None:
-    """Adds the options of ``kind`` to a parser, without defaults, so that a preset can tell what the user left open."""
+    """Adds the options of ``kind`` to a parser, without defaults, so that a preset sees which were not given."""
     defaults = kind()
     for name in FOLLOWS:
         if str(getattr(defaults, name, "")).startswith("${."):  # fairseq would take any text for these numbers

@@ -81,7 +81,7 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 
 
 def stream_npz(path: Path, name: str) -> tuple[tuple[int, ...], Iterator[np.ndarray]]:
-    """The shape of an array in an npz, and its entries along the first axis, of which one is in the memory at a time.
+    """The shape of an array in an npz, and its entries along the first axis, read into memory one at a time.
 
     Raises:
         DataError: as :func:`load_npz`; or no such array, or not one of floating-point numbers in C order.

@@ -184,7 +184,7 @@ class Training:
             self.accelerator.wait_for_everyone()  # the first process has written what the others read next
 
     def log(self, **values: Tensor | float) -> None:
-        """What the step gave, means over this process's share; the step's work ends here, what follows is not timed."""
+        """Log the values of a step, means over this process's share. The step's timing ends here."""
         self._recent.append({name: v.detach() if isinstance(v, Tensor) else v for name, v in values.items()})
         full = self.unit == "epoch" or len(self._recent) == LOG_EVERY or self.step == self.total
         flushed = full or self._saves  # what is not finite must not be validated or saved

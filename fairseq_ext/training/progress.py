@@ -171,7 +171,7 @@ class Parts:
         self._bar.close()
 
     def each(self, parts: Iterable[Item]) -> Iterator[Item]:
-        """The parts that are not finished, each of which is when the next one is asked for."""
+        """The parts that are not finished; each counts as finished when the next one is asked for."""
         for part in parts:
             self._bar.set_description_str(f"{self.what} {self.finished + 1} of {self.total}", refresh=False)
             yield part

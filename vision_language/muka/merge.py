@@ -68,8 +68,8 @@ def merge(options: MergeOptions) -> str:
 def merged_classifier(teachers: Sequence[Classifier], base: str | Path = "", scale: float = 0.4) -> Classifier:
     r"""One classifier of all classes, its encoder the average of the teachers', or by task arithmetic from ``base``.
 
-    Layers after the encoder that the classes do not change, such as RoBERTa's, are averaged, and so is what the base
-    lacks of the encoder, such as the pooler of a masked language model; a line says so.
+    Layers after the encoder that the classes do not change, such as RoBERTa's, are averaged, and so are encoder
+    weights that the base lacks, such as the pooler of a masked language model; a line says so.
 
     Args:
         teachers: of one architecture, depth and tokenizer, whose classes all differ.
