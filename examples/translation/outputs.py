@@ -1,4 +1,4 @@
-"""Hypotheses beside their references: read, put in order, and refused or warned of where no score is comparable."""
+"""Hypotheses beside their references: read, put in order, and where no score is comparable, refused or named."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def replace_norms(
 
     A model is loaded again as it was made: ``load_state_dict`` after ``replace_norms`` with the same arguments, or
 
-        >>> model = AutoModel.from_pretrained(folder)  # which tells of the gains and biases that it misses
+        >>> model = AutoModel.from_pretrained(folder)  # it lists the gains and biases that are missing
         >>> replace_norms(model, "adanorm")
 
     Args:

@@ -128,7 +128,7 @@ class Translator:
     def translate(self, sentences: Sequence[str], *, beam: int = 5, **options: Any) -> list[str]:
         """The best translation of each sentence, in their order; blank for blank.
 
-        Sentences that were too long, and translations that were cut, are warned of on stderr.
+        A warning on stderr names sentences that were too long and translations that were cut.
 
         Args:
             sentences: raw text.

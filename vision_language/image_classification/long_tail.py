@@ -71,7 +71,7 @@ def long_tail_subset(labels: Tensor, counts: list[int], seed: int = 0) -> Tensor
         Their indices, ascending. A larger count keeps what a smaller one kept.
 
     Raises:
-        ValueError: a class with less images than its count.
+        ValueError: a class with fewer images than its count.
     """
     generator = torch.Generator().manual_seed(seed)
     kept = []

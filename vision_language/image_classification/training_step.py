@@ -112,7 +112,7 @@ class TrainingBatches:
         accelerator: the processes.
 
     Raises:
-        OptionError: several processes, and less than two images for each in any batch.
+        OptionError: several processes, and fewer than two images for each in any batch.
     """
 
     def __init__(self, images: ImageSet, transform: Transform, options: Options, accelerator: Accelerator) -> None:
@@ -182,10 +182,10 @@ def _order(options: Options, images: ImageSet, epoch: int) -> np.ndarray:
 
 
 def _batches(order: np.ndarray, size: int, processes: int) -> list[np.ndarray]:
-    """A last batch with less than two images for each process joins the one before: batch norm cannot learn from one.
+    """A last batch with fewer than two images for each process joins the one before: batch norm cannot learn from one.
 
     Raises:
-        OptionError: several processes, and less than two images for each in any batch.
+        OptionError: several processes, and fewer than two images for each in any batch.
     """
     if processes > 1 and min(size, len(order)) < 2 * processes:
         raise OptionError(
