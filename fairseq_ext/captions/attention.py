@@ -20,7 +20,7 @@ __all__ = ["Attention", "read_attention"]
 
 @dataclass(frozen=True)
 class Attention:
-    """Of one caption.
+    """Where the model looked for each word of one caption.
 
     Attributes:
         tokens: T words or pieces.

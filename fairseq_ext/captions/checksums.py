@@ -51,7 +51,7 @@ def check_files(folder: Path, split: str = "") -> None:
 
 
 def split_checksums(folder: Path) -> dict[str, str]:
-    """What the images and captions of each split are to the last byte, whenever and wherever they were prepared.
+    """A checksum of the images and captions of each split, the same whenever and wherever they were prepared.
 
     Of a folder of an earlier version, whose ``checksums.json`` has the ends of files alone, they are those.
 

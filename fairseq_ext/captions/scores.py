@@ -29,7 +29,7 @@ def ngrams(sentence: str) -> list[Counter[NGram]]:
 
 
 def bleu_statistics(hypotheses: Sequence[str], references: References) -> np.ndarray:
-    """What BLEU is computed of, one image per row; rows of several images, sets or processes may be added up.
+    """The counts that BLEU is computed from, one image per row; rows of images, sets or processes may be added up.
 
     Args:
         hypotheses: N captions.

@@ -42,7 +42,7 @@ FILE = "captioning.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """What was prepared; it decides the shape of a model's parameters, which no option of the task does.
+    """How a folder was prepared: this decides the shapes of a model's parameters, which no option of the task does.
 
     Attributes:
         kind: ``regions`` (vectors and boxes), ``grid`` (vectors of equal cells) or ``classes`` (boxes with classes).

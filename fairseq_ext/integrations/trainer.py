@@ -30,7 +30,7 @@ ONE_LABEL = tuple(f"For{kind}Classification" for kind in ("Sequence", "Image", "
 
 @dataclass(frozen=True)
 class EncouragingComputeLoss:
-    """What :func:`encouraging_compute_loss` returns: ``loss(outputs, labels, num_items_in_batch=None)``."""
+    """The result of :func:`encouraging_compute_loss`: ``loss(outputs, labels, num_items_in_batch=None)``."""
 
     shift: bool
     options: dict[str, Any]

@@ -49,7 +49,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Of its first parameter, so of its embeddings where it is spread over several."""
+    """The device of the first parameter: that of the embeddings, where a model is spread over several devices."""
     return next(model.parameters(), torch.empty(0)).device
 
 

@@ -209,7 +209,7 @@ def off_target_shares(
     bonus_smoothing: float | None = None,
     smoothing_form: str = "uniform",
 ) -> tuple[float, float]:
-    """What smoothing gives to a class other than the target, in the cross-entropy and in the bonus.
+    """The shares that smoothing gives to a class other than the target, in the cross-entropy and in the bonus.
 
     Warns where the loss has no minimum although targets are smoothed: in the margin m of the target it ends as
     ``(e_ce + e_bonus - 1) m``, with what smoothing takes from the target in each.

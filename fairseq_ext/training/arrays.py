@@ -20,7 +20,7 @@ POINTER = b"version https://git-lfs"
 
 
 def read_array(path: Path, header_only: bool = False) -> np.ndarray:
-    """What an npy holds, or the array ``features`` of an npz; ``header_only`` does not read the numbers of an npy.
+    """The array of an npy, or ``features`` of an npz; ``header_only`` does not read the numbers of an npy.
 
     Raises:
         DataError: no such file, a damaged one, or an array of objects, whose reader would run code.

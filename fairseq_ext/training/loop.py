@@ -208,7 +208,7 @@ class Training:
         return better
 
     def record(self) -> dict[str, Any]:
-        """What the training was: its best step with the validation there, steps, seconds and history."""
+        """The record of the training: its best step with the validation there, steps, seconds and history."""
         progress, best = self.progress, self._best_entry()
         at_best = {f"valid_{self.select}": best[self.select], f"best_{self.unit}": best[self.unit]} if best else {}
         return {

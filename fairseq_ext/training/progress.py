@@ -33,7 +33,7 @@ _whole: ContextVar[Parts | None] = ContextVar("whole", default=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting(OptionSet):
-    """What is shown while it runs."""
+    """Settings of what a command shows while it runs."""
 
     quiet: bool = option(False, "no progress; warnings, errors and the result stay")
 
@@ -187,7 +187,7 @@ class Parts:
             self._outer.resume(share / self.total)
 
     def move(self, share: float) -> None:
-        """So much of the part under way is done."""
+        """Move the bar to this share of the part under way."""
         self._bar.update(self.finished + share - self._bar.n)
         if self._outer:
             self._outer.move((self.finished + share) / self.total)

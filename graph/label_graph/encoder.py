@@ -55,7 +55,7 @@ class States:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What a text encoder makes of reviews: vectors of mean 0 and deviation 1. It is read when it is first needed.
+    """The vectors of reviews by a text encoder, of mean 0 and deviation 1. It is loaded when it is first needed.
 
     Args:
         folder: of the model: configuration, safetensors, tokenizer.

@@ -32,7 +32,7 @@ Results of earlier versions call the batch size by its old name.
 
 
 class Figures:
-    """What the commands left in the folder of an experiment.
+    """The figures that the commands left in the folder of an experiment.
 
     Args:
         folder: of ``train``, with results of ``evaluate``, ``ood`` and ``attack`` below it.

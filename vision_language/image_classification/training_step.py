@@ -142,7 +142,7 @@ class TrainingBatches:
 
 
 def lr_factor(options: Options, epoch: int) -> float:
-    """What ``--lr`` is multiplied by in an epoch e, counted from 1.
+    """The factor of ``--lr`` in an epoch e, counted from 1.
 
     With E epochs ``cosine`` is ``(1 + cos(pi (e - 1) / E)) / 2``. The paper's code for long tails steps its schedule
     before each epoch, which makes it ``(1 + cos(pi e / E)) / 2``: ``cosine-released``.

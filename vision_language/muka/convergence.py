@@ -61,7 +61,7 @@ def refuse_too_few(options: TrainingOptions, texts: int) -> None:
 
 
 def shortfall(history: Sequence[Mapping[str, Any]], verdict: bool | None) -> str:
-    """What to say of a student that has not converged; empty where it has."""
+    """The warning about a student that has not converged; empty where it has."""
     if verdict:
         return ""
     if verdict is None:

@@ -91,7 +91,7 @@ def teacher_loss(options: TeacherOptions) -> Callable[[Tensor, Tensor], Tensor]:
 def teacher_signals(
     options: AmalgamationOptions, union: LabelUnion, logits: Sequence[Tensor], scores: Tensor | None = None
 ) -> list[Tensor]:
-    """What the loss of ``options.method`` needs of the teachers for each text.
+    """The teachers' part in the loss of ``options.method``, for each text.
 
     Args:
         logits: of each teacher, ``(n, C_t)``.
