@@ -1,6 +1,6 @@
 """Turns what users have into the tensors that are computed with: arrays, columns, masks of any type, ``adj_t``.
 
-Whatever has one meaning only is converted; the rest is refused in one line that names the argument.
+Input that can mean only one thing is converted; the rest is refused in one line that names the argument.
 """
 
 from __future__ import annotations

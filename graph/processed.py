@@ -1,6 +1,6 @@
 """torch-geometric's processed copies of raw files, made anew where the raw files have changed.
 
-torch-geometric keeps a copy beside the raw files of a data set and never looks back.
+torch-geometric keeps a copy beside the raw files of a data set and never compares it with them again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Scores of captions against several references per image: BLEU, ROUGE-L and CIDEr-D, as the COCO evaluation has them.
 
-Captions are tokenised texts (:func:`~fairseq_ext.captions.tokenizer.tokenize`), a token each between single spaces:
+Captions are tokenised texts (:func:`~fairseq_ext.captions.tokenizer.tokenize`), tokens separated by single spaces:
 ``hypotheses`` has one per image, ``references`` a list of at least one per image. Scores are in natural units: BLEU and
 ROUGE-L up to 1, CIDEr-D up to 10; tables of papers show them times 100.
 """

@@ -1,6 +1,6 @@
 """Divergences between distributions: soft targets, distillation, and pairs of row-stochastic matrices.
 
-Half precision is computed in float32, which is also what is returned.
+Half precision is computed, and returned, in float32.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ Zhao, Xuancheng Ren, Peng Li, Jie Zhou, Xu Sun, "Topology-Imbalance Learning for
 arXiv:2110.04099) J is that paper's objective. The mean is over the examples: unlike ``F.cross_entropy`` with class
 weights it does not divide by the sum of the weights, so that a weight means the same in every batch.
 
-A class without examples and a target that is no class are a ``ValueError`` on a CPU. On a GPU, where each such question
-would wait for the card, and under ``torch.compile`` the loss is then NaN.
+A class without examples and a target that is no class are a ``ValueError`` on a CPU. On a GPU, where each such check
+would have to wait for the card, and under ``torch.compile`` the loss is then NaN.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Attention whose softmax selects keys: by top-k in one of its forms, or with a sparse normalizer.
 
-What extreme scores, ties and empty rows mean is said in :mod:`fairseq_ext.modules.topk`, and holds here too.
+The rules for extreme scores, ties and empty rows are those of :mod:`fairseq_ext.modules.topk`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The TensorBoard curves of every training.
 
 Those of a run are in ``OUT/tensorboard/RUN``, so that ``tensorboard --logdir OUT/tensorboard`` shows the runs side by
-side: ``train/NAME`` of what its steps give, ``valid/METRIC``, and ``test/METRIC`` at the step that validation picked.
+side: ``train/NAME`` for the values of its steps, ``valid/METRIC``, and ``test/METRIC`` at the step that validation
+picked.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The loop of every training: resume, early stopping, validation, checkpoints, progress, TensorBoard.
 
-A trainer brings its body::
+A trainer writes the body of the loop::
 
     training = Training(options.epochs, unit="epoch", select="accuracy", folder=folder, settings=settings, parts=parts)
     for epoch in training:  # 1, 2, ...; from where a killed training stood
