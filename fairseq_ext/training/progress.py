@@ -33,7 +33,7 @@ _whole: ContextVar[Parts | None] = ContextVar("whole", default=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting(OptionSet):
-    """Settings of what a command shows while it runs."""
+    """What is shown while it runs."""
 
     quiet: bool = option(False, "no progress; warnings, errors and the result stay")
 

@@ -21,7 +21,7 @@ WITHOUT_BONUS = {"loss": ("cross-entropy",)}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OptionSet):
-    """The options of a run; with its split they decide it.
+    """What a run depends on beside its split.
 
     ``defer_start`` counts epochs from 0, as the paper's code does, where results count them from 1: the bonus is on
     from the epoch ``defer_start + 2`` of the results.

@@ -35,7 +35,7 @@ SELECTIONS = ("loss", "accuracy")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(ComputeOptions):
-    """The options of every training; "released" is the paper's code.
+    """What every training has; "released" is the paper's code.
 
     Raises:
         OptionError: a value that is not allowed.
