@@ -1,1 +1,1 @@
-"""Side-by-side measurements of speed and memory, one file a claim: ``python -m benchmarks``."""
+"""Side-by-side measurements of speed and memory, one file per claim: ``python -m benchmarks``."""

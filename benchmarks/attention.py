@@ -47,7 +47,7 @@ def _softmax_rows(keys: int, quick: bool) -> list[Row]:
 
 
 def _beam_rows(sentences: int, keys: int, quick: bool) -> list[Row]:
-    """One step of beam search: a single query a hypothesis, no gradient."""
+    """One step of beam search: a single query per hypothesis, no gradient."""
     scores = torch.randn(sentences * BEAM * HEADS, 1, keys)
     return [
         time_row(

@@ -56,7 +56,7 @@ def ctranslate2_decoders(model: nn.Module, quick: bool) -> Iterator[tuple[str, A
 
 
 def decode_with_ctranslate2(translator: Any, quick: bool, sentences: int, tokens: int) -> Function:
-    """Beam search over the sentences of :func:`benchmarks.models.decode`, to as many tokens a sentence."""
+    """Beam search over the sentences of :func:`benchmarks.models.decode`, to as many tokens per sentence."""
     words = task(quick).source_dictionary
     data = batch(quick, sentences)["src_tokens"]
     ends = (words.pad(), words.eos())

@@ -48,7 +48,7 @@ def attention_rows(quick: bool) -> list[Row]:
         rows.append(memory_row("kernels", f"topk_attention / torch path, {case}", kernel, plain))
         flash, name = forward_backward(dense, *states), "topk_attention / F.scaled_dot_product_attention"
         rows.append(time_row("kernels", f"{name}, {case}", kernel, flash, pairs=pairs, target=2))
-    length = 32 if quick else 16_384  # where a matrix of all scores would take 512 MiB a head in bfloat16
+    length = 32 if quick else 16_384  # where a matrix of all scores would take 512 MiB per head in bfloat16
     states = torch.randn(3, 1, HEADS, length, HEAD_DIM, dtype=DTYPE).unbind()
     case = f"{name}, forward + backward, k = {K}, {tuple(states[0].shape)}, bfloat16"
     calls = forward_backward(ours, *states), forward_backward(dense, *states)

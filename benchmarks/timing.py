@@ -116,7 +116,7 @@ def compare(ours: Function, reference: Function, pairs: int) -> tuple[float, flo
     """Times A B A B ..., because a machine's speed drifts and the drift must hit both alike.
 
     Returns:
-        Median seconds a call of ``ours`` and of ``reference``, and ours / reference of every pair.
+        Median seconds per call of ``ours`` and of ``reference``, and ours / reference of every pair.
     """
     with _measuring() as device:
         a, b = _calls(ours, device), _calls(reference, device)
@@ -141,7 +141,7 @@ def time_row(
     pairs: int,
     target: float | None = None,
 ) -> Row:
-    """A row of milliseconds a call; less is better."""
+    """A row of milliseconds per call; less is better."""
     a, b, ratios = compare(ours, reference, pairs)
     return _paired_row(claim, case, 1e3 * a, 1e3 * b, "ms", ratios, target)
 
@@ -157,7 +157,7 @@ def rate_row(
     pairs: int,
     target: float | None = None,
 ) -> Row:
-    """A row of ``items`` a second; more is better."""
+    """A row of ``items`` per second; more is better."""
     a, b, ratios = compare(ours, reference, pairs)
     return _paired_row(claim, case, items / a, items / b, unit, [1 / ratio for ratio in ratios], target)
 
@@ -196,7 +196,7 @@ def _cpu_peak_bytes(function: Function) -> int:
 
 
 def memory_row(claim: str, case: str, ours: Function, reference: Function, *, target: float | None = None) -> Row:
-    """A row of peak MiB a call; less is better."""
+    """A row of peak MiB per call; less is better."""
     a, b = peak_bytes(ours), peak_bytes(reference)
     return Row(claim, case, a / 2**20, b / 2**20, "MiB", a / b, target)
 

@@ -22,7 +22,7 @@ __all__ = ["Translator", "__version__", "register"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Translator":  # only who translates waits the seconds that fairseq's import takes
+    if name == "Translator":  # fairseq's import takes seconds: only users of Translator pay for it
         register()
         return importlib.import_module(f"{__name__}.translate.translator").Translator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

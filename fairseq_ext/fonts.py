@@ -20,9 +20,9 @@ PLACEHOLDERS = "Last Resort"
 
 @contextlib.contextmanager
 def fonts_for(figure: Figure) -> Iterator[None]:
-    """Within, ``figure`` can be saved: its texts have installed fonts for their characters behind matplotlib's own.
+    """Within this context ``figure`` can be saved: installed fonts serve the characters that matplotlib's own lack.
 
-    Characters that no installed font has stay boxes, which one line on standard error says.
+    Characters that no installed font has stay boxes, and one line on standard error says so.
 
     Example:
         >>> with fonts_for(figure):

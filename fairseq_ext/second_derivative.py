@@ -1,7 +1,7 @@
 """Derivatives of gradients that are written by hand: those of a formula, or refused in one line. torch only.
 
 ``once_differentiable`` of torch looks only at the gradient that comes in. Where the loss is linear in the output, that
-is a constant, and a second derivative by the inputs is zero in silence.
+is a constant, and the second derivative with respect to the inputs is silently zero.
 """
 
 from __future__ import annotations

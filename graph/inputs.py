@@ -1,6 +1,6 @@
-"""What users have at hand, as the tensors that are computed with: arrays, columns, masks of any type, ``adj_t``.
+"""Turns what users have into the tensors that are computed with: arrays, columns, masks of any type, ``adj_t``.
 
-Whatever has one meaning only is converted; the rest is refused in one line that names the argument.
+Input that can mean only one thing is converted; the rest is refused in one line that names the argument.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def as_tensor(values: Any, name: str) -> Tensor:
     """A tensor of a tensor, an array or a list.
 
     Raises:
-        DataError: there is none of it; ``name`` is what the message calls it.
+        DataError: there is none; ``name`` is the name in the message.
     """
     if isinstance(values, Tensor):
         return values.as_tensor() if isinstance(values, EdgeIndex) else values
@@ -68,7 +68,7 @@ def edges_of(store: Any, name: str) -> Tensor:
     """The edges of a graph, or of one type of them, from ``edge_index`` or ``adj_t``.
 
     Raises:
-        DataError: it has neither, or weights of edges other than 1; ``name`` is what the message puts before theirs.
+        DataError: it has neither, or weights of edges other than 1; the message puts ``name`` before theirs.
     """
     if (weight := store.get("edge_weight")) is not None:
         refuse_weights(weight, f"{name}edge_weight")
@@ -114,7 +114,7 @@ def refuse_weights(weight: Any, name: str) -> None:
     """Refuse weights of edges other than 1, where nothing reads them.
 
     Raises:
-        DataError: the first of them; ``name`` is what the message calls them.
+        DataError: the first of them; ``name`` is their name in the message.
     """
     weights = as_tensor(weight, name)
     if not bool((weights == 1).all()):
@@ -123,10 +123,10 @@ def refuse_weights(weight: Any, name: str) -> None:
 
 
 def as_labels(y: Any, num_nodes: int | None = None, name: str = "y") -> Tensor:
-    """One class number a node, int64 of shape (n,); NaN, which marks a node without label, becomes -1.
+    """One class number per node, int64 of shape (n,); NaN, which marks a node without label, becomes -1.
 
     Raises:
-        DataError: not one whole number a node.
+        DataError: not one whole number per node.
     """
     labels = as_tensor(y, name)
     if labels.dim() == 2 and labels.size(1) == 1:
@@ -150,7 +150,7 @@ def node_ids(nodes: Any, num_nodes: int, name: str, split: int | None = None, *,
     than two nodes can be nothing else. Of a mask with several columns, ``split`` takes one (:func:`select_split`).
 
     Raises:
-        DataError: it is neither, or an id is out of range or listed twice; ``name`` is what the message calls it.
+        DataError: it is neither, or an id is out of range or listed twice; ``name`` is its name in the message.
     """
     nodes = select_split(nodes, num_nodes, name, split)
     if nodes.dim() == 1 and _is_mask(nodes, num_nodes):

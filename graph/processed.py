@@ -1,6 +1,6 @@
-"""torch-geometric's processed copies of raw files, made anew where the raw files are others now.
+"""torch-geometric's processed copies of raw files, made anew where the raw files have changed.
 
-torch-geometric keeps a copy beside the raw files of a data set and never looks back.
+torch-geometric keeps a copy beside the raw files of a data set and never compares it with them again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def current(kind: type[Kind], *arguments: Any, **options: Any) -> Kind:
 
 
 def raw_digest(raw: Path) -> str:
-    """Of the names and contents of all files in a folder; empty where there are none."""
+    """A digest of the names and contents of all files in a folder; empty where there are none."""
     files = sorted(path for path in raw.rglob("*") if path.is_file())
     parts = (part for path in files for part in (str(path.relative_to(raw)), np.fromfile(path, np.uint8)))
     return digest(*parts) if files else ""

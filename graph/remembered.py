@@ -1,4 +1,4 @@
-"""Results kept for a next call with the same arguments: the one way in which this project keeps any in memory."""
+"""Results kept in memory for another call with the same arguments; nothing else in this project keeps any."""
 
 from __future__ import annotations
 

@@ -195,6 +195,14 @@ def test_a_file_imports_what_its_floor_may(path):
     assert not [name for name in imported(path) if not starts_with(name, *allowed)]
 
 
+def test_contributing_says_what_each_part_holds():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("## Where things go")[2].partition("```")[0]
+    parts = {path.parent for path in ROOT.glob("fairseq_ext/*/__init__.py")} | set(ROOT.glob("fairseq_ext/[!_]*.py"))
+    assert len(parts) > 15
+    assert {name for path in parts if f"`{(name := path.relative_to(ROOT).as_posix())}`" not in table} == set()
+
+
 # The parts that fairseq's own programs run, which log; fairseq-ext lets nothing that is logged through.
 LOGGING = ("fairseq_ext/compat", "fairseq_ext/models", "fairseq_ext/tasks")
 

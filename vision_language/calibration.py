@@ -1,4 +1,4 @@
-"""How often a classifier is right by how sure it is."""
+"""Calibration: how often a classifier is right, by how sure it is."""
 
 from __future__ import annotations
 

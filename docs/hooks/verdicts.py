@@ -31,7 +31,7 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
 
 
 def is_of(name: str, method: str) -> bool:
-    """Whether a row is about the method of a name: a part of it stands behind a comma or in brackets."""
+    """Whether a row is about the method of a name: a part of it stands after a comma or in brackets."""
     return method == name or method.startswith((f"{name}, ", f"{name} ("))
 
 

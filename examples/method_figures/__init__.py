@@ -1,4 +1,4 @@
-"""One picture a method, drawn by the method's own code, for the pages in ``docs/methods``."""
+"""One picture per method, drawn by the method's own code, for the pages in ``docs/methods``."""
 
 from __future__ import annotations
 

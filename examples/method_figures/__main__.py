@@ -34,7 +34,7 @@ class Options(OptionSet):
 
 @main.only
 def draw_figures(options: Options) -> None:
-    """Draw one picture a method."""
+    """Draw one figure per method."""
     for name in options.names or FIGURES:
         print(draw(name, options.out or PAGES))
 

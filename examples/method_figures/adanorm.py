@@ -21,7 +21,7 @@ NORMS = {
 
 
 def draw(figure: Figure) -> None:
-    """Left, the output of one entry as it grows; right, each entry's gradient behind the norm and before it."""
+    """Left, the output of one entry as it grows; right, each entry's gradient after the norm and before it."""
     grid = figure.subplots(1, 2, squeeze=False)
     left, right = grid[0]
     rest = torch.randn(511, generator=torch.Generator().manual_seed(0))

@@ -1,1 +1,1 @@
-"""Notebooks, one a side of the suite; `python -m examples.notebooks` runs them again."""
+"""Notebooks, one for each side of the suite; `python -m examples.notebooks` runs them again."""

@@ -41,7 +41,7 @@ class Corpus:
     test: list[Pair]
 
     def write(self, folder: Path, source: str, target: str) -> None:
-        """Write `{train,valid,test}.{source,target}`: plain UTF-8, one segment a line, line i matching line i."""
+        """Write `{train,valid,test}.{source,target}`: plain UTF-8, one segment per line, line i matching line i."""
         for split in ("train", "valid", "test"):
             for side, language in enumerate((source, target)):
                 lines = "".join(f"{pair[side]}\n" for pair in getattr(self, split))

@@ -1,4 +1,4 @@
-"""Hypotheses beside their references: read, put in order, and refused or warned of where no score is comparable."""
+"""Hypotheses beside their references: read, put in order, and where no score is comparable, refused or named."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def read_outputs(file: str | Path, reference: str | Path, kind: str) -> Outputs:
     """The hypotheses of ``file`` in the order of ``reference``.
 
     Args:
-        file: what fairseq-generate or fairseq-interactive printed, or plain hypotheses, one a line.
-        reference: one reference a line.
+        file: what fairseq-generate or fairseq-interactive printed, or plain hypotheses, one per line.
+        reference: one reference per line.
         kind: ``"H"`` takes hypotheses as generated, ``"D"`` as detokenised by fairseq; plain ones stay as they are.
 
     Raises:

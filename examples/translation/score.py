@@ -6,8 +6,8 @@
 The first form is for sentencepiece systems: hypotheses and references are plain text, and only sacreBLEU has a meaning.
 The second is for systems trained on Moses tokens with their subwords joined again (``--remove-bpe``): it prints the
 tokenised BLEU of the papers (the value of multi-bleu.perl and fairseq-score) and the sacreBLEU of the detokenised text.
-The output may also be plain hypotheses, one a line. A set with missing, doubled or cut sentences, or with subwords that
-were not joined, is not scored; what else makes a score less than comparable is a warning, kept in ``--json``.
+The output may also be plain hypotheses, one per line. A set with missing, doubled or cut sentences, or with subwords
+that were not joined, is not scored; what else makes a score less than comparable is a warning, kept in ``--json``.
 """
 
 from __future__ import annotations

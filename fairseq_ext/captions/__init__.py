@@ -1,1 +1,1 @@
-"""Captions of images beside fairseq: tokeniser, scores, prepared data. Nothing here needs fairseq to be imported."""
+"""Captions of images: tokeniser, scores, prepared data. The package is imported without fairseq."""

@@ -20,7 +20,7 @@ __all__ = ["Attention", "read_attention"]
 
 @dataclass(frozen=True)
 class Attention:
-    """Of one caption.
+    """Where the model looked for each word of one caption.
 
     Attributes:
         tokens: T words or pieces.
@@ -38,7 +38,7 @@ def read_attention(path: str | Path, split: Split, captions: Sequence[str]) -> d
         path: JSON lines, ``{"image_id": ..., "tokens": [...], "attention": [...]}``, with one list of
             weights per token, one weight per region.
         split: of the images.
-        captions: one an image; the tokens must be theirs.
+        captions: one per image; the tokens must be theirs.
 
     Returns:
         By the place of the image in the split.

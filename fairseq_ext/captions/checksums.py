@@ -1,4 +1,4 @@
-"""Whether the files of a prepared folder are still those that were written, together."""
+"""Checksums of a prepared folder: are its files still the ones that were written together?"""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_files(folder: Path, split: str = "") -> None:
 
 
 def split_checksums(folder: Path) -> dict[str, str]:
-    """What the images and captions of each split are to the last byte, whenever and wherever they were prepared.
+    """A checksum of the images and captions of each split, the same whenever and wherever they were prepared.
 
     Of a folder of an earlier version, whose ``checksums.json`` has the ends of files alone, they are those.
 

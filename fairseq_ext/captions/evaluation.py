@@ -33,10 +33,10 @@ UNKNOWN = "<unk>"
 
 
 class Evaluation:
-    """What the captions of a split score.
+    """The scores of the captions of a split.
 
     Args:
-        captions: one an image.
+        captions: one per image.
         split: with the references.
         tokenizer: of :data:`TOKENIZERS`; of captions and references.
         references: other ones of the same images. Default: those of the split.
@@ -105,7 +105,7 @@ class Evaluation:
         return {name: _interval(values) for name, values in self.samples(number, seed).items()}
 
     def differences(self, other: Evaluation, number: int = 1000, seed: int = 1) -> dict[str, dict[str, object]]:
-        """What this scores above another one: a paired bootstrap over the images.
+        """How much higher this scores than another one: a paired bootstrap over the images.
 
         Args:
             other: of the same split, references and tokeniser.
@@ -132,7 +132,7 @@ class Evaluation:
         }
 
     def counts(self) -> dict[str, float]:
-        """Of the captions: images, references an image, different ones, words, empty ones, share with ``<unk>``."""
+        """Counts of images, references per image, distinct and empty captions, words; the share with ``<unk>``."""
         size = len(self.split)
         return {
             "images": size,
@@ -144,7 +144,7 @@ class Evaluation:
         }
 
     def without_idf(self) -> bool:
-        """Whether CIDEr-D is 0 whatever the captions are: all words stand in all images, as of a single one."""
+        """Whether CIDEr-D is 0 for any captions: all words occur in all images, as they do with a single image."""
         return all(count == self.frequencies.images for count in self.frequencies.counts.values())
 
 

@@ -1,4 +1,4 @@
-"""Features from pixels: a folder of pictures to one npz of grids.
+"""Features from pixels: turns a folder of pictures into one npz of grids.
 
 A picture is put on the middle of a grey square, shrunk or enlarged to the size of the network, and its colours are
 normalised as the network had them in training (EfficientNet-Lite0: from -1 to 1).
@@ -129,7 +129,7 @@ def _fitted(options: ExtractOptions, pictures: Sequence[Path]) -> set[Path]:
 
 
 def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) -> list[Path]:
-    """Features and sizes of the pictures, an npz a batch."""
+    """Features and sizes of the pictures, one npz per batch."""
     names = [[path.name, path.stat().st_size] for path in pictures]
     settings = {"of": digest(names, _extractor(options), options.batch_size)}
     record = folder / "settings.json"

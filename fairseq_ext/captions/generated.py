@@ -1,4 +1,4 @@
-"""Captions that a model wrote: what fairseq-generate and ``fairseq-ext captions generate`` print, COCO's results."""
+"""Reads captions that a model wrote: fairseq-generate's or ``fairseq-ext captions generate``'s, or COCO's results."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def read_generated(path: str | Path, split: Split, certain: bool = True) -> list
     Args:
         path: the output of ``fairseq-generate``, whose ``D-`` lines count the images from 0 (``-``: the standard
             input); with the suffix ``.json`` a COCO results file, ``[{"image_id": ..., "caption": ...}]``; with
-            ``.jsonl`` such a mapping a line, as ``fairseq-ext captions generate --json`` writes it. Pieces are joined
-            where the data was prepared with SentencePiece.
+            ``.jsonl`` one such mapping per line, as ``fairseq-ext captions generate --json`` writes it. Pieces are
+            joined where the data was prepared with SentencePiece.
         split: that was generated.
         certain: whether it is; else ``D-`` lines alone are refused where another split has as many images.
 
@@ -122,7 +122,7 @@ def write_results(path: str | Path, split: Split, captions: Sequence[str]) -> No
     Args:
         path: to write.
         split: of the captions.
-        captions: one an image.
+        captions: one per image.
     """
     ids = split.image_ids.tolist()
     numbers = all(image_id.isascii() and image_id.isdigit() and str(int(image_id)) == image_id for image_id in ids)

@@ -39,7 +39,7 @@ def _java(option: str) -> Iterator[Path]:
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
-    """What :func:`fairseq_ext.captions.tokenizer.tokenize` stands in for, of all captions at once.
+    """Java's tokens of all captions at once; :func:`fairseq_ext.captions.tokenizer.tokenize` is their Python form.
 
     Args:
         captions: as people or models wrote them.
@@ -50,7 +50,7 @@ def tokenize(captions: Sequence[str]) -> list[str]:
     with _java("--tokenizer ptb-java"):
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-        # Java ends a line at signs that the package lets pass, and all captions behind would shift by one.
+        # Java ends a line at signs that the package lets pass, and all later captions would shift by one.
         lines = {place: [{"caption": " ".join(caption.split())}] for place, caption in enumerate(captions)}
         tokenized = PTBTokenizer().tokenize(lines)
         return [tokenized[place][0] for place in range(len(captions))]

@@ -1,4 +1,4 @@
-"""Captions and regions of the same images: what lacks the other is named, counted, and refused or left out."""
+"""Matches captions with regions. Images without one of them are named, counted, and refused or left out."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def load_network(name: str, device: torch.device) -> Network:
 
 
 def network_files(name: str) -> list[Path]:
-    """What decides the features of :func:`load_network`'s networks, their weights and settings; errors as there."""
+    """The files that decide the features of :func:`load_network`'s networks: weights and settings; errors as there."""
     if name == LITE0:
         return [Path(_lite0_modules()[1].get_model_file_path())]
     return sorted(path for path in _folder(name).iterdir() if path.suffix in (".json", ".safetensors"))

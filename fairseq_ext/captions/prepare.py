@@ -1,4 +1,4 @@
-"""Images and captions to the folder that the task ``captioning`` reads."""
+"""Turns images and captions into the folder that the task ``captioning`` reads."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class PrepareOptions(OptionSet):
         return any(Path(path).is_dir() or path.endswith((".jsonl", ".jsonl.gz")) for path in self.source)
 
     def fingerprint(self) -> str:
-        """Of the options and of the names, sizes and dates of all files that are read."""
+        """A digest of the options and of the names, sizes and dates of all files that are read."""
         settings = {name: value for name, value in self.as_dict().items() if name != "data"}
         places = {role: settings.pop(role) for role in ("source", "features", "instances")}
         places["splits"] = (settings.pop("split_file"),)

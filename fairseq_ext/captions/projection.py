@@ -31,7 +31,7 @@ class Projection:
 
     @classmethod
     def fit(cls, arrays: Iterable[np.ndarray], size: int) -> Self:
-        """Of vectors ``(..., D)`` that need not fit into the memory together.
+        """The components of vectors ``(..., D)`` that need not fit into memory together.
 
         Raises:
             OptionError: more components than numbers in a vector, or than vectors.

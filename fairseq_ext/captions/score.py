@@ -1,4 +1,4 @@
-"""What generated captions score against those of people."""
+"""Scores of generated captions against those that people wrote."""
 
 from __future__ import annotations
 

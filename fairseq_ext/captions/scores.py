@@ -1,7 +1,7 @@
-"""Scores of captions against several references an image: BLEU, ROUGE-L and CIDEr-D, as the COCO evaluation has them.
+"""Scores of captions against several references per image: BLEU, ROUGE-L and CIDEr-D, as the COCO evaluation has them.
 
-Captions are tokenised texts (:func:`~fairseq_ext.captions.tokenizer.tokenize`), a token each between single spaces:
-``hypotheses`` has one an image, ``references`` a list of at least one an image. Scores are in natural units: BLEU and
+Captions are tokenised texts (:func:`~fairseq_ext.captions.tokenizer.tokenize`), tokens separated by single spaces:
+``hypotheses`` has one per image, ``references`` a list of at least one per image. Scores are in natural units: BLEU and
 ROUGE-L up to 1, CIDEr-D up to 10; tables of papers show them times 100.
 """
 
@@ -21,7 +21,7 @@ References = Sequence[Sequence[str]]
 
 
 def ngrams(sentence: str) -> list[Counter[NGram]]:
-    """How often each n-gram stands in a sentence, for n from 1 to 4."""
+    """How often each n-gram occurs in a sentence, for n from 1 to 4."""
     words = sentence.split()
     return [
         Counter(tuple(words[start : start + n]) for start in range(len(words) - n + 1)) for n in range(1, ORDER + 1)
@@ -29,16 +29,16 @@ def ngrams(sentence: str) -> list[Counter[NGram]]:
 
 
 def bleu_statistics(hypotheses: Sequence[str], references: References) -> np.ndarray:
-    """What BLEU is computed of, an image a row; rows of several images, sets or processes may be added up.
+    """The counts that BLEU is computed from, one image per row; rows of images, sets or processes may be added up.
 
     Args:
         hypotheses: N captions.
         references: N lists of captions.
 
     Returns:
-        ``(N, 10)`` int64: the matches of n = 1 to 4, each n-gram as often as it stands in that reference which has it
-        most often; the n-grams of the hypothesis; its length; that of the reference whose length is closest, of two
-        equally close the shorter.
+        ``(N, 10)`` int64: the matches of n = 1 to 4, each n-gram counted as often as in the reference that has it
+        most often; the n-grams of the hypothesis; its length; the length of the closest reference, of two equally
+        close ones the shorter.
     """
     rows = []
     for hypothesis, others in zip(hypotheses, references, strict=True):
@@ -120,7 +120,7 @@ def _common(first: list[str], second: list[str]) -> int:
 
 
 class DocumentFrequencies:
-    """In how many images of a set an n-gram stands in any reference.
+    """In how many images of a set an n-gram occurs in any reference.
 
     Args:
         references: N lists of captions.
@@ -155,7 +155,7 @@ def cider_d(
 
     For n = 1 to 4 the cosine of the two vectors, where an n-gram of the hypothesis counts at most as often as in the
     reference, times ``exp(-d^2 / (2 sigma^2))`` with the difference d of their numbers of bigrams; the mean over
-    references and n, times 10. A word that stands in every image has weight 0, so the score depends on the set: 0 for
+    references and n, times 10. A word that occurs in every image has weight 0, so the score depends on the set: 0 for
     one image, and figures of other sets, or of another number of references, cannot be compared.
 
     Args:

@@ -1,4 +1,4 @@
-"""What is prepared: the captions of each image, its split, and where its regions are read from."""
+"""The input of ``prepare``: the captions of each image, its split, and where its regions are read from."""
 
 from __future__ import annotations
 

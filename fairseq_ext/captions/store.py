@@ -13,7 +13,7 @@
                               caption_offsets (N + 1,)
     SPLIT.captions.{bin,idx}  fairseq's mapped token ids with the end of sentence: all captions of a training split,
                               the first of each image elsewhere
-    SPLIT.references.jsonl.gz {"image_id": ..., "captions": [...]} a line an image, as they were written
+    SPLIT.references.jsonl.gz {"image_id": ..., "captions": [...]} one line per image, as they were written
 
 Image i has the rows ``offsets[i]:offsets[i + 1]`` and the captions ``caption_offsets[i]:caption_offsets[i + 1]``.
 """
@@ -42,7 +42,7 @@ FILE = "captioning.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """What was prepared; it decides the shape of a model's parameters, which no option of the task does.
+    """How a folder was prepared: this decides the shapes of a model's parameters, which no option of the task does.
 
     Attributes:
         kind: ``regions`` (vectors and boxes), ``grid`` (vectors of equal cells) or ``classes`` (boxes with classes).

@@ -1,4 +1,4 @@
-"""Captions to token ids: whole words above a count, or SentencePiece's."""
+"""Turns captions into token ids: of whole words above a count, or of SentencePiece."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prepared split, written image by image: features never lie in the memory all at once."""
+"""Writes a prepared split image by image, so that its features are never all in memory."""
 
 from __future__ import annotations
 

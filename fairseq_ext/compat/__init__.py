@@ -29,24 +29,24 @@ damaged files      a truncated or refused checkpoint ends in a traceback that do
 damaged data       a dictionary or an index that cannot be read ends in a traceback that does not name the file; a
                    truncated ``.bin`` ends the training in the middle.
 long sentences     sentences above the model's positions end ``fairseq-generate`` in a traceback.
-whole shares       the empty batches that fill the share of a process up end ``fairseq-validate`` in a ``KeyError``; of
-                   nothing read ``fairseq-eval-lm`` prints a perplexity of 1, and ``fairseq-generate`` a traceback; the
-                   score of one of several processes is printed as if it were of the set.
+whole shares       the empty batches that fill up the share of a process end ``fairseq-validate`` in a ``KeyError``;
+                   with nothing to read ``fairseq-eval-lm`` prints a perplexity of 1 and ``fairseq-generate`` ends in a
+                   traceback; one of several processes prints the score of its share as that of the whole set.
 single models      ``--task multilingual_translation`` with an architecture that has a dataclass ends in an error of
                    omegaconf.
 bfloat16           ``--bf16`` and ``--memory-efficient-bf16`` on a command line are taken for ``--tpu``.
 hydra refusals     with ``fairseq-hydra-train`` an option that is refused ends in a traceback and exit code 1.
 hydra names        ``fairseq-hydra-train`` trains with its defaults where no file has the name of ``--config-name``.
 whole help         ``--help`` shows no option of the architecture, task and criterion that were chosen, and no default.
-refusals           what fairseq refuses (an option, a file, a folder) ends in a traceback and exit code 1, which leaves
-                   the option to guess; ``LOGLEVEL=DEBUG`` shows the traceback beside the line.
+refusals           what fairseq refuses (an option, a file, a folder) ends in a traceback and exit code 1, and the
+                   option has to be guessed; ``LOGLEVEL=DEBUG`` shows the traceback beside the line.
 captioned images   a task for text ends in a traceback beside images and captions.
 refusals of all    of several processes one refuses the checkpoint that they resume, and the others end in a traceback.
 resumed place      with another number of processes a training that is resumed within an epoch sees batches of it again.
-resumed task       a training resumes with another dictionary of the same size, and its words mean others; where the
+resumed task       a training resumes with another dictionary of the same size, so that its words change; where the
                    file of ``--restore-file`` is not there, it starts from random weights without a word.
-resumed model      a training with other options of the model resumes the one that is in its ``--save-dir``, and
-                   reports its results for them.
+resumed model      a training with other model options resumes the one in its ``--save-dir``, and reports the old
+                   model's results as its own.
 resumed patience   a resumed training counts the validations of ``--patience`` from 0 again, and stops later.
 resumed precision  a training with ``--bf16`` or ``--fp16`` resumes from weights that are rounded to half precision, and
                    ends with others than one that was never killed.

@@ -139,9 +139,9 @@ _say_once = functools.cache(logger.warning)
 def spare_short_sentences() -> bool:
     """Let ``fairseq-interactive`` skip a sentence that is longer than the model reads, or cut it, and say so.
 
-    It ended with all sentences of the buffer lost; and it took ``--truncate-source``, and ignored it. For that, and for
-    ``fairseq-generate --truncate-source``, a task reads no more than the models that were loaded for it: its own option
-    is that of its training where the command names another, or none.
+    Without this, one such sentence ended the program and lost the whole buffer, and ``--truncate-source`` was ignored.
+    For that, and for ``fairseq-generate --truncate-source``, a task now reads no more tokens than the loaded models do,
+    since its own option is that of the training unless the command sets it.
     """
     from fairseq import checkpoint_utils, options
     from fairseq.tasks import FairseqTask

@@ -42,8 +42,8 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def first_difference(options: Mapping[str, Any], others: Mapping[str, Any]) -> str | None:
-    """The first option of which both have another value.
+    """The first option that both have, with different values.
 
-    One that only one of them has is newer than the other's training, and says nothing of it.
+    An option that only one of them has is newer than the other's training, and says nothing about it.
     """
     return next((name for name in options if name in others and options[name] != others[name]), None)

@@ -1,4 +1,4 @@
-"""Number formats: an option that asks for hardware that nobody named."""
+"""Number formats: ``--bf16``, which fairseq takes as a request for a TPU."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ REFUSED = "refused"
 def read_whole_shares() -> bool:
     """Let a command that reads a data set with a trained model read its batches, and nothing else.
 
-    fairseq fills the shares of processes up with empty batches, which a training needs and ``fairseq-validate`` takes
-    for samples. Where a process, or all, get nothing else, what they report is of no sentence.
+    fairseq fills up the shares of processes with empty batches. A training needs them, but ``fairseq-validate`` takes
+    them for samples. A process that gets nothing else reports figures of no sentence.
     """
     from fairseq import checkpoint_utils
 
@@ -126,9 +126,9 @@ def refuse_in_all_processes() -> bool:
 
 
 def resume_with_other_processes() -> bool:
-    """Let a training that is resumed within an epoch go on behind the batches that its processes have seen together.
+    """Let a training that is resumed within an epoch go on after the batches that its processes have seen together.
 
-    fairseq keeps how many each of them has seen, which is another place in the epoch with more or fewer processes.
+    fairseq keeps how many batches each process has seen: with more or fewer processes another place in the epoch.
     """
     from fairseq.data.iterators import EpochBatchIterator
     from fairseq.trainer import Trainer

@@ -1,4 +1,4 @@
-"""Refusals: what fairseq refuses ends in one line that names the option, and exit code 2, as what this suite refuses.
+"""Refusals: like this suite's own, those of fairseq end in one line that names the option, with exit code 2.
 
 Errors of programs stay tracebacks: :func:`refusal` says which are which. ``LOGLEVEL=DEBUG`` shows all.
 """
@@ -99,7 +99,7 @@ def _raised_by_fairseq(trace: TracebackType | None) -> bool:
 
 
 def _with_option(message: str, cfg: Any) -> str:
-    """The message behind the option that it is about, where it names none itself."""
+    """The message with the option that it is about in front, where it names none itself."""
     for start, option in OPTIONS.items():
         if message.startswith(start):
             return f"{option}: {message}"
@@ -176,7 +176,7 @@ def end_commands_in_one_line() -> bool:
     @wrapping(options, "parse_args_and_arch")
     def parse_args_and_arch(upstream: Any, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
         parser.error = _refuse_argument  # type: ignore[method-assign]
-        caller = sys._getframe(2).f_globals  # behind the wrapper
+        caller = sys._getframe(2).f_globals  # the caller of the wrapper
         if Path(caller.get("__file__", "")).parts[-2:] == GENERATE and not hasattr(caller["main"], "__wrapped__"):
             caller["main"] = generate(caller["main"])
         words = args[0] if args else kwargs.get("input_args")

@@ -179,8 +179,8 @@ def keep_patience() -> bool:
 
 
 def keep_master_weights() -> bool:
-    """Keep in a checkpoint what ``--fp16`` and ``--bf16`` update: weights in single precision, of which the model holds
-    the rounded ones; and what counts the updates until the loss is scaled otherwise.
+    """Keep in a checkpoint the state of ``--fp16`` and ``--bf16``: the weights in single precision, which the model
+    holds rounded, and the count of updates until the scale of the loss changes.
 
     Weights that do not round to those of the model, which was changed since, are left alone.
     """

@@ -1,4 +1,4 @@
-"""Values of fairseq's own options that it takes, and fails with later or ignores: refused by name at the start."""
+"""Values of its own options that fairseq accepts but later fails on or ignores: refused by name at the start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A function of fairseq that is called through another one."""
+"""Wraps functions of fairseq: ours is called in their place, and calls them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["wrapping"]
 
 
 def wrapping(owner: Any, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Put the decorated function in the place of ``owner.name``, which it is given before all other arguments.
+    """Put the decorated function in the place of ``owner.name``; it gets the original as its first argument.
 
     Args:
         owner: a module, or a class.

@@ -1,4 +1,4 @@
-"""What is installed of what this package and its extras ask for, as the metadata of the installed package has it."""
+"""Which packages that this one and its extras need are installed, by this package's metadata."""
 
 from __future__ import annotations
 

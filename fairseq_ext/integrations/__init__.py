@@ -1,4 +1,4 @@
-"""The methods in models that people have, in Hugging Face or their own. Other libraries are imported by their use."""
+"""The methods in models that users have, of Hugging Face or their own. Other libraries are imported only when used."""
 
 from fairseq_ext.integrations.attention import register_attention
 from fairseq_ext.integrations.causal_lm import FusedCausalLMLoss

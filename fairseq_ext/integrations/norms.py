@@ -61,12 +61,12 @@ def replace_norms(
     is shared between layers stays shared, and a module that only has the name of a norm, or normalises another
     dimension, is refused by name.
 
-    What changes the output of a norm in place (``x = norm(x); x += y``, or ``nn.ReLU(inplace=True)`` behind it) has to
+    What changes the output of a norm in place (``x = norm(x); x += y``, or ``nn.ReLU(inplace=True)`` after it) has to
     be rewritten for LayerNorm-simple and DetachNorm, whose gradient needs it: the backward pass says so.
 
     A model is loaded again as it was made: ``load_state_dict`` after ``replace_norms`` with the same arguments, or
 
-        >>> model = AutoModel.from_pretrained(folder)  # which tells of the gains and biases that it misses
+        >>> model = AutoModel.from_pretrained(folder)  # it lists the gains and biases that are missing
         >>> replace_norms(model, "adanorm")
 
     Args:
@@ -134,7 +134,7 @@ def _norms(model: nn.Module, rms_norms: bool) -> dict[nn.Module, tuple[str, ...]
 def _selected(
     places: dict[nn.Module, tuple[str, ...]], names: Iterable[str], skip: Iterable[str]
 ) -> dict[nn.Module, tuple[str, ...]]:
-    """Those of which a name fits a pattern of ``names`` and none fits one of ``skip``."""
+    """The modules with a name that fits a pattern of ``names``, and none that fits one of ``skip``."""
 
     def fitting(option: str, patterns: Iterable[str]) -> set[str]:
         fits = {

@@ -24,13 +24,13 @@ __all__ = [
     "on_device",
 ]
 
-# Loss types of transformers with one label a row, so that there is nothing to shift.
+# Loss types of transformers with one label per row, so that there is nothing to shift.
 ONE_LABEL = tuple(f"For{kind}Classification" for kind in ("Sequence", "Image", "Video", "Audio"))
 
 
 @dataclass(frozen=True)
 class EncouragingComputeLoss:
-    """What :func:`encouraging_compute_loss` returns: ``loss(outputs, labels, num_items_in_batch=None)``."""
+    """The result of :func:`encouraging_compute_loss`: ``loss(outputs, labels, num_items_in_batch=None)``."""
 
     shift: bool
     options: dict[str, Any]
@@ -92,7 +92,7 @@ def encouraging_compute_loss(
         args: the ``TrainingArguments``. Their ``label_smoothing_factor``, which Trainer ignores beside a
             ``compute_loss_func``, is the ``label_smoothing`` here. None in a loop of your own.
         shift: whether the label of a position is that of the next. Default: as the model's own loss, where that is the
-            cross-entropy of its logits (ProphetNet's is of several predictions a position).
+            cross-entropy of its logits (ProphetNet's is of several predictions per position).
         **options: the others of :func:`~fairseq_ext.losses.encouraging_loss`: ``log_end``, ``label_smoothing``,
             ``bonus``, ... Class weights do not change what the sum is divided by.
 

@@ -1,4 +1,4 @@
-"""What a model computes: tried out on a few tokens, or read in the code of its classes."""
+"""Finds out what a model computes: by a trial on a few tokens, or from the code of its classes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Of its first parameter, so of its embeddings where it is spread over several."""
+    """The device of the first parameter: that of the embeddings, where a model is spread over several devices."""
     return next(model.parameters(), torch.empty(0)).device
 
 

@@ -52,7 +52,7 @@ def dynamic_convolution(x: Tensor, kernels: Tensor, first: int) -> Tensor:
     (arXiv:1911.09483).
 
     Args:
-        x: input, float32, float16 or bfloat16, which is what is multiplied. One that is not contiguous is copied.
+        x: input, float32, float16 or bfloat16, multiplied in this dtype. One that is not contiguous is copied.
         kernels: kernels of all positions, used as given; under autocast they may have another dtype.
         first: position that tap 0 of position 0 reads, :math:`f`; negative where that lies before the sequence.
 

@@ -2,7 +2,7 @@ r"""AdaNorm, LayerNorm-simple and DetachNorm in one pass over the rows forward, 
 
 The reference is :func:`fairseq_ext.modules.norm_function.normalize`, which needs several passes of torch kernels. As
 there, half precision is computed in float32, and its gradient ends at the largest number of its dtype. Kept for the
-backward pass are the input and two float32 numbers a row, as in :func:`torch.nn.functional.layer_norm`.
+backward pass are the input and two float32 numbers per row, as in :func:`torch.nn.functional.layer_norm`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["normalize", "takes"]
 
 _TINY = torch.finfo(torch.float32).tiny
 _LARGEST_ROW = 16384
-"""A row lives in the registers of one program: 16 warps with 32 numbers a thread, three times in the backward pass."""
+"""A row lives in the registers of one program: 16 warps, 32 numbers per thread; thrice that in the backward pass."""
 
 
 def takes(x: Tensor, normalized_shape: list[int]) -> bool:
@@ -126,8 +126,8 @@ def _normalize_backward(
 
 @functools.cache
 def _constants(size: int) -> dict[str, Any]:
-    """A warp has 512 numbers, 16 a thread, so that rows of up to 512 need no other warp for their sums and rows of any
-    length are read 16 bytes at a time; short rows share a warp."""
+    """A warp has 512 numbers, 16 per thread, so that rows of up to 512 need no other warp for their sums and rows of
+    any length are read 16 bytes at a time; short rows share a warp."""
     block = triton.next_power_of_2(size)
     warps = min(max(1, block // 512), 16)
     return {

@@ -3,7 +3,7 @@ r"""Exact top-k attention, block by block: no matrix of queries times keys is ev
 The reference is :func:`fairseq_ext.modules.sparse_attention.topk_attention`. A program takes a block of queries of one
 head. It goes over the keys twice: first to find the ``k`` largest scores of each query, hence the threshold; then as
 flash attention does (Dao, "FlashAttention-2", arXiv 2307.08691), over the keys that are not below it. The backward pass
-computes the scores again. Kept for it are the output and three float32 numbers a query.
+computes the scores again. Kept for it are the output and three float32 numbers per query.
 
 Whether a key is kept must be the same in all of these passes, to the last bit and for ties too: all take their scores
 from :func:`_scores`, in tiles of one shape. As in the reference, scores are compared in the dtype of the queries.
@@ -69,7 +69,7 @@ def topk_attention(
     scale: float,
     k: int,
 ) -> Tensor:
-    r"""Attention over the ``k`` best keys of each query, of which :func:`takes` is true.
+    r"""Attention over the ``k`` best keys of each query, for inputs that :func:`takes` accepts.
 
     .. math::
         \text{dropout}(\text{topk-softmax}_k(\text{scale} \cdot Q K^\top + \text{bias}))\, V
@@ -180,7 +180,7 @@ def _weights(scores, threshold, maximum):
 
 @triton.jit
 def _spared(seed, dropout_p, index, rows, start, TILE: tl.constexpr):
-    """What dropout multiplies with, a function of the position: four columns a draw."""
+    """What dropout multiplies with, a function of the position: four columns per draw."""
     quads = start // 4 + tl.arange(0, TILE // 4)
     a, b, c, d = tl.philox(tl.load(seed), quads[None, :], rows[:, None], index.to(tl.int32), 0, 7)
     bits = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (TILE, TILE))

@@ -20,7 +20,7 @@ __all__ = ["BlockLoss", "BlockTerms", "block_loss"]
 
 
 class BlockTerms(NamedTuple):
-    """Of the rows of a block, ``(N)`` each and without gradient."""
+    """The terms of the loss for the rows of a block, ``(N)`` each and without gradient."""
 
     cross_entropy: Tensor
     bonus: Tensor

@@ -1,4 +1,4 @@
-"""What the losses share."""
+"""Checks, conversions and reductions that the losses share."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def as_class_weight(weight: Tensor, classes: int, name: str = "weight") -> Tenso
     """Weights of the classes in float32 at least, as the mean divides by their sum over the batch.
 
     Raises:
-        ValueError: they are not one number a class.
+        ValueError: they are not one number per class.
     """
     check_shape(name, weight, (classes,), f"one weight for each of {classes} classes")
     return weight.to(compute_dtype(weight))
@@ -68,7 +68,7 @@ def as_indices(target: Tensor, shape: tuple[int, ...]) -> Tensor:
         shape: that of the logits without the classes.
 
     Raises:
-        ValueError: they are no whole numbers, or not one a row.
+        ValueError: they are no whole numbers, or not one per row.
     """
     whole = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
     require("target", target.dtype, whole, "class indices, a dtype of whole numbers")

@@ -1,6 +1,6 @@
 """Divergences between distributions: soft targets, distillation, and pairs of row-stochastic matrices.
 
-Half precision is computed in float32, which is also what is returned.
+Half precision is computed, and returned, in float32.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def matrix_kl(p: Tensor, q: Tensor, rows: Tensor | None = None, eps: float = 0.0
         tiny: smallest argument of a logarithm, so that a probability of exactly 0 gives finite values and gradients.
 
     Returns:
-        ``(*)``, a value a matrix; 0 for one without rows.
+        ``(*)``, one value per matrix; 0 for one without rows.
 
     Raises:
         ValueError: an option out of its range, or an argument of another shape.

@@ -85,8 +85,8 @@ def encouraging_loss(
             0.12.
         bonus_clamp: least value of ``1 - p`` inside the logarithm; beyond it the bonus is constant. A ``log_end``
             above ``1 - bonus_clamp`` must be 1: the tangent would begin below the constant. Default 1e-5, as
-            the released code. Only ``log_end=1`` gets there, and with smoothed targets the clamp is what keeps that
-            loss bounded below: a warning says so of 0, the exact loss, which is stable for any margin.
+            the released code. Only ``log_end=1`` gets there, and with smoothed targets only the clamp keeps the
+            loss bounded below: with 0, the exact loss, a warning says so. The exact loss is stable for any margin.
 
     Returns:
         A scalar, or with ``reduction="none"`` a tensor of the shape of the class indices; float32 for
@@ -209,7 +209,7 @@ def off_target_shares(
     bonus_smoothing: float | None = None,
     smoothing_form: str = "uniform",
 ) -> tuple[float, float]:
-    """What smoothing gives to a class other than the target, in the cross-entropy and in the bonus.
+    """The shares that smoothing gives to a class other than the target, in the cross-entropy and in the bonus.
 
     Warns where the loss has no minimum although targets are smoothed: in the margin m of the target it ends as
     ``(e_ce + e_bonus - 1) m``, with what smoothing takes from the target in each.

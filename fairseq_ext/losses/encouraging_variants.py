@@ -51,7 +51,7 @@ def binary_encouraging_loss(
     reports no run. **Our choice**: :math:`a_t = 1` by default; a target between 0 and 1 mixes the losses of 1 and 0.
 
     Args:
-        input: logits of any shape, each an own binary problem. Half precision is computed in float32.
+        input: logits of any shape, each a binary problem of its own. Half precision is computed in float32.
         target: 0, 1 or between, of the same shape.
         weight: of each element, of a shape that broadcasts; the mean is over elements, not over their weights.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
@@ -155,7 +155,7 @@ def halted_focal_loss(
     The two meet at :math:`p_t = 1/2`.
 
     Args:
-        input: logits of any shape, each an own binary problem.
+        input: logits of any shape, each a binary problem of its own.
         target: 0 or 1, of the same shape; one between mixes the losses of both.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         alpha: weight of the positives; negatives have ``1 - alpha``. The published detector uses 0.5.

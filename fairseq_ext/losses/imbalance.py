@@ -1,6 +1,6 @@
 r"""Losses for classes of unequal size: re-weighted and logit-adjusted cross-entropy, focal, class-balanced softmax.
 
-Each takes the number n_c of training examples of every class, and a weight for each example beside it:
+Each takes the number n_c of training examples per class, and optionally a weight per example:
 
     J = 1/N Σ_v w_v l_v
 
@@ -9,8 +9,8 @@ Zhao, Xuancheng Ren, Peng Li, Jie Zhou, Xu Sun, "Topology-Imbalance Learning for
 arXiv:2110.04099) J is that paper's objective. The mean is over the examples: unlike ``F.cross_entropy`` with class
 weights it does not divide by the sum of the weights, so that a weight means the same in every batch.
 
-A class without examples and a target that is no class are a ``ValueError`` on a CPU. On a GPU, where each such question
-would wait for the card, and under ``torch.compile`` the loss is then NaN.
+A class without examples and a target that is no class are a ``ValueError`` on a CPU. On a GPU, where each such check
+would have to wait for the card, and under ``torch.compile`` the loss is then NaN.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def focal_loss(
     *,
     gamma: float = 2.0,
 ) -> Tensor:
-    r"""Sigmoid focal loss, one binary problem a class, weighted by the inverse class frequency.
+    r"""Sigmoid focal loss, one binary problem per class, weighted by the inverse class frequency.
 
     .. math::
         l = \frac{\bar n}{n_y} \sum_c (1 - q_c)^\gamma (-\log q_c), \qquad
@@ -191,7 +191,7 @@ def class_balanced_softmax_loss(
         beta: of :func:`class_weights`.
 
     Raises:
-        ValueError: as :func:`reweighted_cross_entropy`, a beta outside [0, 1), or less than two classes.
+        ValueError: as :func:`reweighted_cross_entropy`, a beta outside [0, 1), or fewer than two classes.
     """
     target, counts = _check(input, target, class_counts)
     if input.size(1) < 2:

@@ -24,7 +24,7 @@ class LogBonusForm:
 
     Args:
         classes: V.
-        off, off_bonus: o, what smoothing gives to every class, in the cross-entropy and in the bonus.
+        off, off_bonus: o, the share that smoothing gives to every class, in the cross-entropy and in the bonus.
         log_end, bonus_clamp: as :class:`~fairseq_ext.losses.bonus.Bonus`.
     """
 
@@ -109,7 +109,7 @@ class LogBonusCrossEntropy(torch.autograd.Function):
     other logits, ``1 - p_m = sigmoid(logsumexp_{j != m} z_j - z_m)``, and with ``u_j = softmax`` over those others
     ``p_j = (1 - p_m) u_j``. Written in ``u`` no term of the gradient divides by ``1 - p_m``.
 
-    The backward pass rebuilds ``u`` from the input and three numbers a row; the gradient itself is the only
+    The backward pass rebuilds ``u`` from the input and three numbers per row; the gradient itself is the only
     ``N x V`` tensor that is allocated.
     """
 
@@ -230,7 +230,7 @@ def _as_rows(info, in_dims, arguments):
 
 
 def row_blocks(input: Tensor, cpu: int = 2**18, accelerator: int = 2**26) -> list[slice]:
-    """Rows a step: of so few elements that the cache of a ``cpu`` holds them, and so many that launches are hidden."""
+    """Rows per step: so few elements that the cache of a ``cpu`` holds them, and so many that launches are hidden."""
     elements = cpu if input.device.type == "cpu" else accelerator
     rows = max(1, elements // max(1, input.size(1)))
     return [slice(start, start + rows) for start in range(0, input.size(0), rows)]
@@ -278,5 +278,5 @@ def bonus_sum_below_half(p: Tensor, log_end: float, out: Tensor) -> tuple[Tensor
         clipped = p.clamp(max=log_end)
         linear = (p.sum(1, keepdim=True) - clipped.sum(1, keepdim=True)) / (1 - log_end)
     q = torch.sub(1.0, clipped, out=out)
-    # One logarithm a row. Every p <= 1/2 and their sum is at most 1, so the product stays above 1/4.
+    # One logarithm per row. Every p <= 1/2 and their sum is at most 1, so the product stays above 1/4.
     return q.prod(1, keepdim=True).log() - linear, q

@@ -1,4 +1,4 @@
-"""Attention with an adaptive span in place of a language model's self-attention, and what its model does for it."""
+"""Attention with an adaptive span in a language model, and the parts of the model that it needs."""
 
 from __future__ import annotations
 

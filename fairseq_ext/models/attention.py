@@ -20,7 +20,7 @@ IncrementalState = dict[str, dict[str, Tensor | None]]
 
 
 def additive(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask, true where attention is forbidden, as what is added to scores: 0 and -inf, in the dtype of ``like``."""
+    """A mask, true where attention is forbidden, as numbers to add to scores: 0 and -inf, in the dtype of ``like``."""
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask.bool(), float("-inf"))
 
 

@@ -1,4 +1,4 @@
-"""What ``from_pretrained`` of a captioning model returns."""
+"""The object that ``from_pretrained`` of a captioning model returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What excludes what among the suite's options: refused by name before anything is built."""
+"""Which of the suite's options exclude each other: refused by name before anything is built."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ __all__ = [
     "option_values",
 ]
 
-# A default that is the value of another option, as where fairseq's parser knows no default.
+# Defaults that follow another option, where fairseq's parser has none.
 FOLLOWS = {
     "decoder_embed_dim": II(".encoder_embed_dim"),
     "decoder_ffn_embed_dim": II(".encoder_ffn_embed_dim"),
@@ -90,7 +90,7 @@ class TransformerLanguageModelExtConfig(ExtOptions, TransformerLanguageModelConf
 
 
 def add_options(parser: Any, kind: type[FairseqDataclass]) -> None:
-    """Adds the options of ``kind`` to a parser, without defaults, so that a preset can tell what the user left open."""
+    """Adds the options of ``kind`` to a parser, without defaults, so that a preset sees which were not given."""
     defaults = kind()
     for name in FOLLOWS:
         if str(getattr(defaults, name, "")).startswith("${."):  # fairseq would take any text for these numbers

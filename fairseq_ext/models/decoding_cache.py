@@ -1,4 +1,4 @@
-"""What a decoder remembers from one step of generation to the next, without copies that no hypothesis needs."""
+"""The memory of a decoder between the steps of generation, without copies that no hypothesis needs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def reorder_sentences(
     encoder_out: dict[str, list[Any]],
     new_order: Tensor,
 ) -> dict[str, list[Any]]:
-    """The encoder's output for rows in ``new_order``, with one copy a sentence as long as its hypotheses stay together.
+    """The encoder's output for rows in ``new_order``, with one copy per sentence while its hypotheses stay together.
 
-    fairseq copies the whole output once a hypothesis, and again at every step of the search.
+    fairseq copies the whole output once per hypothesis, and again at every step of the search.
 
     Args:
         reorder: fairseq's ``reorder_encoder_out``.
@@ -63,7 +63,7 @@ def reorder_parts(parts: list[nn.Module], incremental_state: IncrementalState, n
 
 
 class GrowingStack:
-    """Tensors (..., N, C), one a step, in one (T, ..., N, C) with room for more, reordered without allocating."""
+    """Tensors (..., N, C), one per step, in one (T, ..., N, C) with room for more, reordered without allocating."""
 
     def __init__(self) -> None:
         self._room: Tensor | None = None
@@ -124,7 +124,7 @@ class DecodingCache(FairseqIncrementalState, nn.Module):
 
     Shared by the layers, so that fairseq's search reorders once. Those of earlier words lie in buffers that grow by
     doubling; hypotheses of a sentence have most words in common, which are not copied when they change places. Those of
-    the encoder's output are kept once a sentence.
+    the encoder's output are kept once per sentence.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What ``transformer_ext`` and ``transformer_lm_ext`` share: pruned loading, and what precedes generation."""
+"""The common base of ``transformer_ext`` and ``transformer_lm_ext``: pruned loading, and preparation for generation."""
 
 from __future__ import annotations
 

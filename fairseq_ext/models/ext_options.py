@@ -1,4 +1,4 @@
-"""What the suite adds to fairseq's Transformer: its options, their limits, and beside what they would do nothing."""
+"""The options that the suite adds to fairseq's Transformer, their limits, and the settings that make them idle."""
 
 # No `from __future__ import annotations` here: fairseq reads the field types of the dataclass.
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ and their output projections one matrix of stacked columns (Zhao et al.; the jou
     [q ; k ; v ; q' ; f] &= W_{in} h + b_{in} \\
     y &= x + W_{out} \, [\mathrm{att}(q, k, v) ; D(v) ; \mathrm{att}(q', k', v') ; \sigma(f)] + b_{out}
 
-with :math:`b_{out}` the sum of the branches' biases and :math:`k', v'` the encoder's, computed once a sentence. In
+with :math:`b_{out}` the sum of the branches' biases and :math:`k', v'` the encoder's, computed once per sentence. In
 fairseq's own layers the sub-layers follow each other, and :math:`[q ; k ; v]` is what can be merged.
 
 It is a conversion of trained layers: the results are those of the original up to rounding, the matrices are copies.

@@ -157,7 +157,7 @@ class FusedDecoding(FusedLayer):
     def memory(
         self, encoder_out: Tensor | None, key_padding_mask: Tensor | None, incremental_state: IncrementalState | None
     ) -> Memory:
-        """Keys and values of the encoder's output, computed once a sentence."""
+        """Keys and values of the encoder's output, computed once per sentence."""
         memory = self.cache.memory(incremental_state, self.cache_number)
         if memory is None:
             if encoder_out is None:

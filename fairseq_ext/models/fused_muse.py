@@ -134,7 +134,7 @@ class FusedMuseDecoderLayer(_WithConvolution, FusedDecoding):
         need_attn: bool = False,
         need_head_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Shapes as in :class:`~fairseq_ext.models.muse_layers.MuseDecoderLayer`; incremental, one position a call."""
+        """Shapes as :class:`~fairseq_ext.models.muse_layers.MuseDecoderLayer`; incremental, one position per call."""
         memory = encoder_out, encoder_padding_mask, incremental_state, need_attn or need_head_weights or self.need_attn
         h = self.norm(x) if self.normalize_before else x
         projected = self.in_proj(h)

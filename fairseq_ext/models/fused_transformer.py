@@ -85,7 +85,7 @@ class FusedDecoderLayer(_WithFeedForward, FusedDecoding):
         need_attn: bool = False,
         need_head_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Shapes as in fairseq's ``TransformerDecoderLayerBase``; incremental, one position a call."""
+        """Shapes as in fairseq's ``TransformerDecoderLayerBase``; incremental, one position per call."""
         qkv = self.in_proj(self.norm(x) if self.normalize_before else x)
         if incremental_state is None:
             context = self.self_attention.whole(qkv, self_attn_padding_mask, self_attn_mask)

@@ -170,8 +170,8 @@ class AdaptiveSpanAttention(nn.Module):
     with :math:`k_j, v_j` the projections of a memory of up to :math:`L` earlier states and the block itself, and
     :math:`e_l` a relative position embedding shared by heads and, usually, by layers. There are no biases.
     (Sukhbaatar et al., arXiv 1905.07799; top-k on top of it: the released code of Zhao et al., arXiv 1912.11637.) Cost
-    and memory are :math:`2 T L` scores a head, with :math:`L` no longer than the spans that :class:`AdaptiveSpan` does
-    not trim. A position without anything before it gets zeros.
+    and memory are :math:`2 T L` scores per head, with :math:`L` no longer than the spans that :class:`AdaptiveSpan`
+    does not trim. A position without anything before it gets zeros.
 
     Args:
         embed_dim: model width ``E``.

@@ -1,4 +1,4 @@
-"""What a mask may be."""
+"""Checks of masks."""
 
 from __future__ import annotations
 

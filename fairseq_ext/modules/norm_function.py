@@ -129,7 +129,7 @@ def _saved(ctx: Any) -> tuple[Tensor, ...]:
 
 
 def _gradient(grad: Tensor, y: Tensor, inv_s: Tensor, stretch: Tensor, constants: tuple[Any, ...]) -> Tensor:
-    """That of the input, for ``grad`` of the output; ``constants`` are the arguments behind the input."""
+    """That of the input, for ``grad`` of the output; ``constants`` are the arguments after the input."""
     normalized_shape, _, _, scale, k, detach_mean, detach_std = constants
     h = torch.addcmul(grad, grad, y, value=-k) if k else grad
     factor = scale * inv_s

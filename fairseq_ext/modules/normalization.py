@@ -26,7 +26,7 @@ normalised in float32 and the result is cast back, because a row of tiny varianc
 :math:`1/\epsilon`, beyond the range of float16; there they end at its largest number. As in ``nn.LayerNorm``, the
 square of an input must fit into float32.
 
-The gradient of :class:`LayerNormSimple` and :class:`DetachNorm` is computed from their output, which most layers behind
+The gradient of :class:`LayerNormSimple` and :class:`DetachNorm` is computed from their output, which most layers after
 a norm keep anyway, where ``nn.LayerNorm`` keeps its input. An operation that changes the output in place is therefore
 an error in the backward pass.
 """

@@ -120,7 +120,7 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def note(cls) -> str:
-        """What this processor lacks to be fast or exact, empty where it lacks nothing."""
+        """The features that this processor lacks to be fast or exact; empty where it has all."""
         return ""
 
 
@@ -199,7 +199,7 @@ def is_supported(dtype: str) -> bool:
 
 
 def processor_note(dtype: str) -> str:
-    """What this machine lacks for packed weights in ``dtype``, in one line; empty where it lacks nothing."""
+    """The features that this machine lacks for packed weights in ``dtype``, in one line; empty where it has all."""
     return PACKED_FORMS[dtype].note() if is_supported(dtype) else "no packed products in this PyTorch on this processor"
 
 

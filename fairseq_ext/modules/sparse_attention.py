@@ -1,6 +1,6 @@
 """Attention whose softmax selects keys: by top-k in one of its forms, or with a sparse normalizer.
 
-What extreme scores, ties and empty rows mean is said in :mod:`fairseq_ext.modules.topk`, and holds here too.
+The rules for extreme scores, ties and empty rows are those of :mod:`fairseq_ext.modules.topk`.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def blockwise_topk_attention(
     scale: float,
     k: int,
 ) -> Tensor | None:
-    """What :mod:`fairseq_ext.kernels.topk_attention` computes of CUDA tensors, None where the torch path has to.
+    """The result of :mod:`fairseq_ext.kernels.topk_attention` on CUDA tensors; None where the torch path is needed.
 
     That is wherever kernels are not used at all; in ``float32`` under autocast, which casts products only; and for a
     single query, whose scores are few: decoding.

@@ -98,7 +98,7 @@ def kth_largest(values: Tensor, k: Budget) -> Tensor:
     """The ``k``-th largest of each row, or the least where there are fewer; the largest for a budget of 0: (..., 1).
 
     Args:
-        values: ``(..., S)`` with at least one entry a row.
+        values: ``(..., S)`` with at least one entry per row.
         k: a number of at least 1, or one of each row.
     """
     keys = values.size(-1)

@@ -1,4 +1,4 @@
-"""Write ``fairseq_ext/conf``, one file a recipe: ``python -m fairseq_ext.recipes``."""
+"""Write ``fairseq_ext/conf``, one file per recipe: ``python -m fairseq_ext.recipes``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe as a file of hydra's, for ``fairseq-hydra-train``."""
+"""A recipe as a hydra file, for ``fairseq-hydra-train``."""
 
 from __future__ import annotations
 

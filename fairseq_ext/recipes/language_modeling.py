@@ -53,7 +53,7 @@ ENWIK8_TRAINING = _ENWIK8 | by(
 )
 ENWIK8_EVALUATION = _EVALUATION | by(OURS, tokens_per_sample=1024, context_window=512, max_tokens=8192)
 
-# As many symbols an update as the authors' 64 blocks of 512; in single precision, as fairseq's Adagrad needs.
+# As many symbols per update as the authors' 64 blocks of 512; in single precision, as fairseq's Adagrad needs.
 SPAN_TRAINING = (
     _ENWIK8
     | by(OURS, criterion="cross_entropy_with_span", lr_scheduler="fixed", tokens_per_sample=2048, update_freq=4)

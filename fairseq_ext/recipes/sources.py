@@ -1,7 +1,7 @@
 """Where values were published: one name for each document, as far as it was at hand.
 
-Papers that were rewritten stand under the version that has the value: what a table of a later version says is no claim
-of the arXiv paper.
+A value of a paper that was rewritten is listed under the version that has it: the tables of a later version are no
+claims of the arXiv paper.
 """
 
 from __future__ import annotations

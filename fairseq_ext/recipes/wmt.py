@@ -1,4 +1,4 @@
-"""WMT14 English-German and English-French: one update is many GPUs wide. Only MUSE's settings are published."""
+"""WMT14 English-German and English-French: an update takes batches of many GPUs. Only MUSE's settings are published."""
 
 from __future__ import annotations
 

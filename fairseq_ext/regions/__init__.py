@@ -1,1 +1,1 @@
-"""Regions of images as files: the region format, and what others publish. Nothing here needs torch to be imported."""
+"""Regions of images as files: the region format, and the formats that others publish. Imported without torch."""

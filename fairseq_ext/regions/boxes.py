@@ -1,4 +1,4 @@
-"""The regions of one image, and what their boxes must be."""
+"""The regions of one image, and checks of their boxes."""
 
 from __future__ import annotations
 

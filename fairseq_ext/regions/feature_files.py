@@ -1,4 +1,4 @@
-"""Boxes and features as detectors and networks leave them, an image at a time.
+"""Boxes and features as detectors and networks write them, read one image at a time.
 
 ==============================  ==================================================================================
 ``*.tsv``                       bottom-up attention: boxes and features as base64 of float32, 6 columns, LXMERT's 10
@@ -39,7 +39,7 @@ Sizes = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Images:
-    """What files of vectors alone do not say.
+    """The facts about images that files of vectors do not state themselves.
 
     Attributes:
         sizes: width and height of images by key, where another file has them.
@@ -69,7 +69,7 @@ class FeatureSet:
     extractor: str = ""
 
     def read(self, wanted: Container[str] | None = None) -> Iterator[Regions]:
-        """Of the images that are wanted (default: of all), one after the other."""
+        """The regions of the images that are wanted (default: all), one image after the other."""
         return self.regions(lambda key: wanted is None or key in wanted)
 
 

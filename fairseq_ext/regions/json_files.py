@@ -82,7 +82,7 @@ def read_sizes(paths: Iterable[str | Path]) -> dict[str, tuple[float, float]]:
 def read_instances(path: str | Path) -> tuple[list[str], dict[str, Regions]]:
     """Class names by COCO's category ids, and the human boxes of each image, from ``instances_*.json``.
 
-    Boxes around crowds are left out, as they cover many things at once, and boxes without size, of which COCO has two.
+    Boxes around crowds are left out, as they cover many things at once, and boxes without size (COCO has two).
     """
     path = Path(path)
     value = _read_lists(path, "images", "annotations", "categories")

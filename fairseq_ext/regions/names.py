@@ -1,4 +1,4 @@
-"""The image that a file is of; names in messages."""
+"""The id of the image that a file belongs to, and the names that messages show."""
 
 from __future__ import annotations
 

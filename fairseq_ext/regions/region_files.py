@@ -1,4 +1,4 @@
-"""The region format: a JSON line an image, checked in full; and where the feature vectors of the regions lie.
+"""The region format: one JSON line per image, checked in full; and where the feature vectors of the regions lie.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Images with captions as fairseq's batches; no task of its own, it stands here for :mod:`~.captioning` alone."""
+"""Images with captions as fairseq's batches, for :mod:`~.captioning` alone."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["CaptionDataset", "image_batch"]
 def image_batch(images: Sequence[dict[str, Tensor]], dictionary: Dictionary) -> dict[str, Tensor]:
     """What an encoder reads of several images.
 
-    fairseq takes ``src_tokens`` for padding, lengths, batch size and device, whatever else an encoder reads; so these
-    are integers here: the class, after the dictionary's special symbols, or ``<unk>`` where regions have vectors.
+    fairseq reads padding, lengths, batch size and device from ``src_tokens``, whatever the encoder reads. Here they are
+    the class plus the number of special symbols, or ``<unk>`` where regions have vectors.
 
     Args:
         images: of each ``geometry`` (R, 7), and ``features`` (R, D), ``labels`` (R,) or both.
@@ -100,7 +100,7 @@ class CaptionDataset(FairseqDataset):
         return image
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch; an empty one of no samples, as the last of a process that has fewer batches than the others."""
+        """A batch. Without samples it is empty: a process with fewer batches than the others ends on such a one."""
         if not samples:
             return {}
 

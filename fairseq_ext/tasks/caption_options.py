@@ -1,4 +1,4 @@
-"""The options of ``--task captioning``, and what excludes what among them and fairseq's."""
+"""The options of ``--task captioning``, and which of them and of fairseq's exclude each other."""
 
 # No `from __future__ import annotations` here: fairseq reads the field types of the dataclass.
 import json

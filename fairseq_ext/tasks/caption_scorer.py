@@ -1,4 +1,4 @@
-"""``--scoring captions``: what ``fairseq-generate`` prints of captions in place of a score."""
+"""``--scoring captions``: the line that ``fairseq-generate`` prints for captions in place of a score."""
 
 # No `from __future__ import annotations` here: fairseq reads the field types of the dataclass.
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class CaptionScorerConfig(FairseqDataclass):
 
 @register_scorer("captions", dataclass=CaptionScorerConfig)
 class CaptionScorer(BaseScorer):
-    """Counts captions, as fairseq hands a scorer one reference an image, and that in the words of the dictionary.
+    """Counts captions, as fairseq hands a scorer one reference per image, and that in the words of the dictionary.
 
     BLEU of one such reference was 9.13 where the same captions had 24.8 against all five.
     """

@@ -1,4 +1,4 @@
-"""Scores of captions during a training: sums that processes add up, and what they amount to."""
+"""Scores of captions during a training: sums that processes add up, and the scores made of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a checkpoint of ``--task captioning`` keeps of the folder that it was trained on, against another folder.
+"""Compares the training folder that a checkpoint of ``--task captioning`` remembers with another folder.
 
-Both are what the task's ``state_dict`` has: ``preparation``, ``words``, ``categories``, and ``images``, a checksum of
-each split.
+Both are described by the task's ``state_dict``: ``preparation``, ``words``, ``categories``, and ``images``, a checksum
+of each split.
 """
 
 from __future__ import annotations

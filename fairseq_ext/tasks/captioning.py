@@ -227,7 +227,7 @@ class CaptioningTask(FairseqTask):
 
     def _sums(self, sample: Any, model: Any) -> dict[str, float]:
         dataset = self.datasets[sample["split"]]
-        if dataset.training:  # what stands in where a process has no batch left: to be ignored, under the same names
+        if dataset.training:  # the stand-in of a process that has no batch left: ignored, under the same names
             return dict.fromkeys(SUMS, 0.0)
         if dataset.split.name not in self._references:
             self._references[dataset.split.name] = ReferenceScores(dataset.split.references)
@@ -289,7 +289,7 @@ class CaptioningTask(FairseqTask):
 
 
 class Pieces:
-    """SentencePiece's pieces as words, in the place of one of fairseq's ``--bpe``."""
+    """Joins SentencePiece's pieces to words, where fairseq would use a ``--bpe`` of its own."""
 
     @staticmethod
     def decode(text: str) -> str:

@@ -20,7 +20,7 @@ POINTER = b"version https://git-lfs"
 
 
 def read_array(path: Path, header_only: bool = False) -> np.ndarray:
-    """What an npy holds, or the array ``features`` of an npz; ``header_only`` does not read the numbers of an npy.
+    """The array of an npy, or ``features`` of an npz; ``header_only`` does not read the numbers of an npy.
 
     Raises:
         DataError: no such file, a damaged one, or an array of objects, whose reader would run code.
@@ -81,7 +81,7 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 
 
 def stream_npz(path: Path, name: str) -> tuple[tuple[int, ...], Iterator[np.ndarray]]:
-    """The shape of an array in an npz, and its entries along the first axis, of which one is in the memory at a time.
+    """The shape of an array in an npz, and its entries along the first axis, read into memory one at a time.
 
     Raises:
         DataError: as :func:`load_npz`; or no such array, or not one of floating-point numbers in C order.

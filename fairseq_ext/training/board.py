@@ -1,7 +1,8 @@
-"""TensorBoard's curves, of every training alike.
+"""The TensorBoard curves of every training.
 
 Those of a run are in ``OUT/tensorboard/RUN``, so that ``tensorboard --logdir OUT/tensorboard`` shows the runs side by
-side: ``train/NAME`` of what its steps give, ``valid/METRIC``, and ``test/METRIC`` at the step that validation picked.
+side: ``train/NAME`` for the values of its steps, ``valid/METRIC``, and ``test/METRIC`` at the step that validation
+picked.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Board:
 
     Args:
         folder: for ``tensorboard`` where the training is no run of an experiment; None keeps nothing then.
-        step: the last one that is done: what was written behind it, before a kill, is dropped by TensorBoard.
+        step: the last completed step; TensorBoard drops what was written after it before a kill.
     """
 
     def __init__(self, folder: str | Path | None, step: int) -> None:
@@ -57,7 +58,7 @@ class Board:
             _write(self._writer, part, values, step)
 
     def flush(self) -> None:
-        """Have on disk what was written, as a checkpoint has the steps behind it."""
+        """Write everything to disk, so that a checkpoint never has steps that the curves lack."""
         if self._writer:
             self._writer.flush()
 

@@ -1,4 +1,4 @@
-"""Two experiments compared by the runs that both have."""
+"""Compares two experiments by the runs that both have."""
 
 from __future__ import annotations
 

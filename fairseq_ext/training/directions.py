@@ -1,4 +1,4 @@
-"""Which way a metric is better, for all trainers: what picks an epoch, and what counts the better of two runs."""
+"""Whether more or less of a metric is better: it decides which epoch is picked and which of two runs is better."""
 
 from __future__ import annotations
 

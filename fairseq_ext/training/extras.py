@@ -1,4 +1,4 @@
-"""How a program ends where a package is missing that one of the extras brings."""
+"""Names the extra to install where one of its packages is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OURS = {"fairseq_ext", "graph", "vision_language"}
 
 
 def missing_package(error: BaseException, extra: str) -> OptionError | None:
-    """What to say where ``error`` is that a package of another project is not installed; else nothing."""
+    """The error to raise where ``error`` says that a third-party package is not installed, else None."""
     name = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else ""
     if not name or name in OURS:
         return None

@@ -1,4 +1,4 @@
-"""Picture files: which they are by their names, and what cannot be read as one."""
+"""Picture files: recognised by their names, and refused by name where they cannot be read."""
 
 from __future__ import annotations
 

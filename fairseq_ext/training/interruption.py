@@ -1,4 +1,4 @@
-"""What a command line prints, and how it ends where the reader of it leaves, as ``head`` does, or a user stops it."""
+"""How a command ends when the reader of its output leaves, as ``head`` does, or when a user stops it."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def _is_left(stream: TextIO) -> bool:
 
 
 def _drop_unread(stream: TextIO) -> None:
-    """Python, which writes the rest at its end, would tell that it cannot, and end with code 120."""
-    with contextlib.suppress(OSError, ValueError):  # a full disk, or a closed stream, of which Python tells by itself
+    """Drop the unwritten rest: Python would try to write it at its end, fail aloud, and end with code 120."""
+    with contextlib.suppress(OSError, ValueError):  # a full disk, or a closed stream: Python reports them itself
         stream.flush()
     if _is_left(stream):
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""JSON with one meaning: a name stands once in a mapping, texts are of whole characters, numbers fit into float64."""
+"""JSON with one meaning: no name twice in a mapping, texts of whole characters, numbers that fit into float64."""
 
 from __future__ import annotations
 

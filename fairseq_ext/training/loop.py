@@ -1,6 +1,6 @@
 """The loop of every training: resume, early stopping, validation, checkpoints, progress, TensorBoard.
 
-A trainer brings its body::
+A trainer writes the body of the loop::
 
     training = Training(options.epochs, unit="epoch", select="accuracy", folder=folder, settings=settings, parts=parts)
     for epoch in training:  # 1, 2, ...; from where a killed training stood
@@ -184,7 +184,7 @@ class Training:
             self.accelerator.wait_for_everyone()  # the first process has written what the others read next
 
     def log(self, **values: Tensor | float) -> None:
-        """What the step gave, means over this process's share; the step's work ends here, what follows is not timed."""
+        """Log the values of a step, means over this process's share. The step's timing ends here."""
         self._recent.append({name: v.detach() if isinstance(v, Tensor) else v for name, v in values.items()})
         full = self.unit == "epoch" or len(self._recent) == LOG_EVERY or self.step == self.total
         flushed = full or self._saves  # what is not finite must not be validated or saved
@@ -208,7 +208,7 @@ class Training:
         return better
 
     def record(self) -> dict[str, Any]:
-        """What the training was: its best step with the validation there, steps, seconds and history."""
+        """The record of the training: its best step with the validation there, steps, seconds and history."""
         progress, best = self.progress, self._best_entry()
         at_best = {f"valid_{self.select}": best[self.select], f"best_{self.unit}": best[self.unit]} if best else {}
         return {

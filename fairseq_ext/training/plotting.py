@@ -1,7 +1,7 @@
 """The style of all pictures, and the few forms that they are made of.
 
 A picture has a white ground, letters that can be read at half its size, and colours that the colour-blind can tell
-apart; what is compared with is grey. Means are lines, their spread a band. Up to six lines carry their names at their
+apart; baselines are grey. Means are lines, their spread a band. Up to six lines carry their names at their
 ends.
 """
 

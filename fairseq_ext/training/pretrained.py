@@ -104,7 +104,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _refuse_code(path: Path) -> None:
-    """Refuse code in a model's folder by name: a class of transformers in its place would be another model."""
+    """Refuse a model that names code of its own: a transformers class in its place would be a different model."""
     try:
         settings = read_json(path) if path.is_file() else {}
     except DataError as error:
@@ -194,7 +194,7 @@ def model_digest(model: PreTrainedModel) -> str:
 
 
 def _offset_positions(model: PreTrainedModel) -> Any:
-    """The positions of RoBERTa and its kin, which count from behind the padding index."""
+    """The positions of RoBERTa and its kin, which start after the padding index."""
     places = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
     return next((module for module in places if getattr(module, "padding_idx", None) is not None), None)
 

@@ -1,4 +1,4 @@
-"""A command line made of functions: each is a command, and its arguments are sets of options."""
+"""A command line made of functions: each function is a command, and its arguments are sets of options."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Program:
     parameter is annotated with the :class:`~fairseq_ext.training.options.OptionSet` that it is called with. Every
     command also takes ``--config FILE`` and ``--quiet``. What it returns is printed: a text as it is, a mapping as
     JSON, and each row of an iterator as a line of JSON, in which a number that is not finite is refused by name; of
-    several processes the first prints. Where it has written to, by ``--out`` or another option of the metadata
-    ``written=True``, stands in that text, or else in a last line on stderr.
+    several processes the first prints. The place that it has written to, by ``--out`` or another option of the
+    metadata ``written=True``, is named in that text, or else in a last line on stderr.
 
     An option of the metadata ``lost_beside="NAME"`` is one that earlier results did not hold, although they hold
     ``NAME``: with such a file the command line must give it, since its default may be another value than it had.

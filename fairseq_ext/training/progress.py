@@ -1,6 +1,6 @@
-"""What is seen of a command while it runs: bars with an estimate of the rest, and lines beside them, on stderr.
+"""The progress of a command on standard error: bars with an estimate of the time left, and lines beside them.
 
-On a terminal a bar is tqdm's; in a log it is a line after ten seconds and then one a minute. ``--quiet`` hides both.
+On a terminal a bar is tqdm's; in a log it is a line after ten seconds and then every minute. ``--quiet`` hides both.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Parts:
         self._bar.close()
 
     def each(self, parts: Iterable[Item]) -> Iterator[Item]:
-        """The parts that are not finished, each of which is when the next one is asked for."""
+        """The parts that are not finished; each counts as finished when the next one is asked for."""
         for part in parts:
             self._bar.set_description_str(f"{self.what} {self.finished + 1} of {self.total}", refresh=False)
             yield part
@@ -179,7 +179,7 @@ class Parts:
             self.move(0.0)
 
     def resume(self, share: float) -> None:
-        """The part under way begins behind this share of it."""
+        """The part under way goes on after this share of it."""
         if not self._bar.disable:
             self._bar.initial += share
             self._bar.n += share
@@ -187,7 +187,7 @@ class Parts:
             self._outer.resume(share / self.total)
 
     def move(self, share: float) -> None:
-        """So much of the part under way is done."""
+        """Move the bar to this share of the part under way."""
         self._bar.update(self.finished + share - self._bar.n)
         if self._outer:
             self._outer.move((self.finished + share) / self.total)

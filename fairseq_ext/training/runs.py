@@ -35,7 +35,7 @@ def run_name(**numbers: int) -> str:
 
 
 def environment(*packages: str, device: str | torch.device) -> dict[str, str | int]:
-    """What measured figures depend on beside the code: hardware, threads, and the versions of ``packages``.
+    """The environment that figures depend on: hardware, threads, and the versions of ``packages``.
 
     A GPU is named where it is the ``device`` that computes, with Triton's version and why kernels are not used on it.
 

@@ -1,4 +1,4 @@
-"""What decides the outcome of a training, so that no result or checkpoint is taken for that of another one."""
+"""The settings that decide the outcome of a training: no result or checkpoint is taken for that of another one."""
 
 from __future__ import annotations
 

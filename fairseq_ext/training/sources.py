@@ -1,4 +1,4 @@
-"""A recipe's values: each under the name of its option, with the source that has it.
+"""The values of a recipe: each under the name of its option, with the source that states it.
 
 A set of values is a plain dictionary, so that ``a | b`` is ``a`` with ``b`` on top.
 """

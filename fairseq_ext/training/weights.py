@@ -1,4 +1,4 @@
-"""Weights that a file holds: a model whose weights are not finite would score, and say nothing."""
+"""Checks of loaded weights: a model whose weights are not finite would give scores without a word."""
 
 from __future__ import annotations
 

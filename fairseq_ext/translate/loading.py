@@ -1,4 +1,4 @@
-"""From a folder of checkpoints to fairseq's models, the task with its dictionaries, and how text was prepared."""
+"""Loads a folder of checkpoints: fairseq's models, the task with its dictionaries, and how text was prepared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where translations go: the standard output, or a file that appears whole and survives a kill in parts."""
+"""Where translations go: the standard output, or a file that appears when whole; its parts survive a kill."""
 
 from __future__ import annotations
 

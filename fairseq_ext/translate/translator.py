@@ -111,8 +111,8 @@ class Translator:
                 where they lie in it, else the one that the checkpoint was trained on.
             device: ``"auto"`` is the GPU where there is one; ``"cpu"``, ``"cuda"``, ...
             inference_dtype: format of the weights of linear layers on a CPU, ``"float32"``, ``"bfloat16"`` or
-                ``"int8"``. ``"auto"``: float32 for Transformers on a CPU, which changes rounding alone; what else there
-                is stays as it was trained.
+                ``"int8"``. ``"auto"``: float32 for Transformers on a CPU, which changes rounding alone; other models
+                stay as they were trained.
 
         Raises:
             InputError: the file or the folder that is missing, damaged, or not made for the others.
@@ -128,7 +128,7 @@ class Translator:
     def translate(self, sentences: Sequence[str], *, beam: int = 5, **options: Any) -> list[str]:
         """The best translation of each sentence, in their order; blank for blank.
 
-        Sentences that were too long, and translations that were cut, are warned of on stderr.
+        A warning on stderr names sentences that were too long and translations that were cut.
 
         Args:
             sentences: raw text.
@@ -263,7 +263,7 @@ class Translator:
         )
 
     def _attention(self, piece: list[str], part: dict[str, Any]) -> Tensor:
-        """``(T, S)`` of a part, of which fairseq has ``(S, T)`` with the padding of its batch."""
+        """The attention of a part, ``(T, S)``; fairseq gives ``(S, T)`` with the padding of the batch."""
         weights, length = part["attention"], len(piece) + 1
         return (weights[-length:] if self.left_pad_source else weights[:length]).T.float().cpu()
 

@@ -78,6 +78,6 @@ class Options(OptionSet):
         return DEFER_START.get(self.dataset, DEFER_START_OF_OTHERS)
 
     def as_dict(self) -> dict[str, Any]:
-        """Names and values; results tell which epoch the published one is."""
+        """Names and values, with the published start of the bonus as the epoch that it is."""
         resolved = {"defer_start": self.last_epoch_without_bonus} if self.loss == "encouraging" else {}
         return super().as_dict() | resolved

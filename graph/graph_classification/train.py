@@ -124,7 +124,7 @@ def run(options: Options, protocol: Protocol) -> Experiment:
 def spread_of_repeats(runs: Mapping[str, Mapping[str, Any]]) -> float:
     """Standard deviation of the repeats' mean test accuracies.
 
-    It is what we take the published ``±`` for, of which nothing says what it is over.
+    We take the published ``±`` for this; the paper does not say what it is over.
 
     Args:
         runs: their results by name, ``repeat0-run3`` or ``repeat0-fold3``.

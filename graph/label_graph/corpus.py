@@ -1,4 +1,4 @@
-"""The data of a training as it is read: numbered, with the labels of every split."""
+"""The data of a training as numbers: word ids, and the labels of every split."""
 
 from __future__ import annotations
 
@@ -100,5 +100,5 @@ def prepare(options: Options, device: str | torch.device = "cpu", cache: Path | 
 
 
 def settings_of(options: Options, corpus: Corpus) -> Settings:
-    """What results and checkpoints belong to: the options, and data and encoder by their content."""
+    """The settings that results and checkpoints belong to: the options, and data and encoder by their content."""
     return Settings.of(options, inputs={"data": corpus.digest})

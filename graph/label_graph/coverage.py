@@ -18,7 +18,7 @@ MOST = 0.95
 def coverage(
     samples: Sequence[Sample], reviews: Sequence[Sequence[Sequence[str]]], labels: Sequence[str], options: Options
 ) -> dict[str, Any]:
-    """What is read of a split.
+    """How much of a split is read.
 
     Args:
         samples: as they were read.
@@ -47,7 +47,7 @@ def coverage(
 
 
 def notes(coverage_of: Mapping[str, Mapping[str, Any]], options: Options) -> Iterator[str]:
-    """One line for what is cut of the training texts, and for whatever else is left out of each split."""
+    """A line for the cuts of the training texts, and one for everything else that is left out of each split."""
     train = coverage_of["train"]
     if train["reviews_read"] < 1:
         yield f"train: --max-reviews {options.max_reviews} reads {train['reviews_read']:.1%} of the reviews"

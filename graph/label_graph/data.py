@@ -82,10 +82,10 @@ def _holds_albums(path: str | Path) -> bool:
 def read_file(path: str | Path, need_labels: bool = True) -> list[Sample]:
     """The samples of one file, its form by its name, ``.gz`` left aside.
 
-    ``.tsv``: lines of ``labels TAB text``, labels separated by ``|``, or none, behind a header where there is one
+    ``.tsv``: lines of ``labels TAB text``, labels separated by ``|``, or none, after a header where there is one
     (:func:`~fairseq_ext.training.tables.read_labelled_lines`). ``.json``: one album or a list of them.
-    ``.txt``: a Python literal of an album a line. Without ``need_labels``, every line of a ``.txt`` that does not hold
-    albums alone is a text, blank ones too, as those of the standard input (``"-"``) are.
+    ``.txt``: a Python literal of one album per line. Without ``need_labels``, every line of a ``.txt`` that does not
+    hold albums alone is a text, blank ones too, as those of the standard input (``"-"``) are.
 
     Args:
         path: the file.
@@ -116,7 +116,7 @@ def read_file(path: str | Path, need_labels: bool = True) -> list[Sample]:
 def read_splits(folder: str | Path) -> dict[str, list[Sample]]:
     """Training, validation and test samples of a folder in any of its forms.
 
-    A folder with one JSON file an album is split 70/9/21 like the released code, with the same seeds, but over sorted
+    A folder with one JSON file per album is split 70/9/21 like the released code, with the same seeds, but over sorted
     file names: the order of the original was that of the disk.
 
     Raises:

@@ -55,7 +55,7 @@ class States:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What a text encoder makes of reviews: vectors of mean 0 and deviation 1. It is read when it is first needed.
+    """The vectors of reviews by a text encoder, of mean 0 and deviation 1. It is loaded when it is first needed.
 
     Args:
         folder: of the model: configuration, safetensors, tokenizer.
@@ -115,7 +115,7 @@ class Encoder:
 
     @functools.cached_property
     def _ends(self) -> tuple[list[int], list[int]]:
-        """The token ids before and behind those of a text."""
+        """The token ids before and after those of a text."""
         bare, whole = self.tokenize("a"), self._tokenizer("a")["input_ids"]
         start = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
         return whole[:start], whole[start + len(bare) :]

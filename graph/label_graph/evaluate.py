@@ -1,4 +1,4 @@
-"""What a trained model says of texts: metrics where they have labels, labels where they have none."""
+"""A trained model on texts: metrics where they have labels, predicted labels where they have none."""
 
 from __future__ import annotations
 

@@ -176,8 +176,8 @@ def label_graph_loss(
         H(\hat y, t) = -\sum_j t_j \log \hat y_j + (1 - t_j) \log (1 - \hat y_j)
 
     H is summed over the labels (our choice: a mean only rescales it) and averaged over the batch. Both terms take the
-    scores behind the graph, :math:`e'`; whether the paper softens those or :math:`e` before it is open, so that this is
-    our choice.
+    scores after the graph, :math:`e'`. Whether the paper softens those or the scores :math:`e` before it is open: this
+    is our choice.
 
     Args:
         logits: what :class:`LabelGraph` returns, ``(N, m)``.

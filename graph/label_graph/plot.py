@@ -43,7 +43,7 @@ def strongest_pairs(graph: Tensor, labels: Sequence[str], count: int = 20) -> li
 
 
 def format_pairs(pairs: Sequence[dict[str, Any]]) -> str:
-    """One line a pair."""
+    """One line per pair."""
     return "\n".join(
         f"{pair['weight']:+.3f}  {' - '.join(pair['labels'])}  ({pair['forward']:+.3f} / {pair['backward']:+.3f})"
         for pair in pairs

@@ -1,4 +1,4 @@
-"""Made-up albums with the style counts of the music data, and styles that no review tells: for tests and demos."""
+"""Made-up albums with the style counts of the music data, and styles that no review names: for tests and demos."""
 
 from __future__ import annotations
 

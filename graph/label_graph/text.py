@@ -23,14 +23,14 @@ SPECIAL = 2
 PIECES = ("whole", "sentences", "clauses")
 TOKENIZERS = ("words", "jieba")
 
-# The end of a sentence needs no space behind it in Chinese, and does in languages with spaces ("3.5", "U.S.A.").
+# The end of a sentence needs no space after it in Chinese, and does in languages with spaces ("3.5", "U.S.A.").
 _SENTENCE_END = r"(?<=[。！？…])|(?<=[.!?])\s+"
 _JOINERS = "\u200c\u200d"  # within words of Persian, and of Indian languages
 _CLAUSE_END = _SENTENCE_END + r"|(?<=[，；：])|(?<=[,;:])\s+"
 
 
 def split_text(text: str, pieces: str = "whole") -> list[str]:
-    """A text as reviews: the whole, its sentences, or its clauses (also cut behind commas, colons and semicolons)."""
+    """A text as reviews: the whole, its sentences, or its clauses (also cut after commas, colons and semicolons)."""
     choose("--pieces", pieces, PIECES)
     if pieces == "whole":
         return [text]
@@ -93,7 +93,7 @@ class Vocabulary:
     def encode(self, reviews: Sequence[Sequence[Sequence[str]]], max_reviews: int, max_words: int) -> Tensor:
         """Word ids ``(samples, max_reviews, max_words)``, int32: the first reviews, the first words of each.
 
-        Ids take 4 bytes a word where a dense array of 100-dimensional vectors takes 800.
+        Ids take 4 bytes per word where a dense array of 100-dimensional vectors takes 800.
         """
         ids = np.full((len(reviews), max_reviews, max_words), PADDING, dtype=np.int32)
         ids_of = self._ids  # type: ignore[attr-defined]

@@ -157,7 +157,7 @@ class APPNP(PPNP):
         Z^{(0)} = H,\qquad Z^{(k+1)} = (1-\alpha)\hat A Z^{(k)} + \alpha H
 
     On an undirected graph without self-loops and duplicate edges :class:`PPNP` is the limit. Elsewhere it is not: the
-    edges here are those of torch_geometric's layer, from source to target, with one self-loop a node.
+    edges here are those of torch_geometric's layer, from source to target, with one self-loop per node.
     """
 
     def __init__(

@@ -196,13 +196,13 @@ def _ogb_loader(name: str, root: Path) -> Callable[[], Data]:
 def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> Data:
     """``data`` with ``edge_index`` and labels of int64, where it is a graph that can be trained on, or scored.
 
-    Public masks are tensors afterwards, where they can be: what :func:`graph_digest` reads is what is used.
+    Public masks are tensors afterwards, where they can be, so that :func:`graph_digest` reads the masks that are used.
 
     A label of -1, or NaN, marks a node without one.
 
     Raises:
-        DataError: absent parts, labels or edges out of range, several labels a node, features that are complex, NaN or
-            infinite, edges with weights other than 1, which nothing here reads.
+        DataError: absent parts, labels or edges out of range, several labels per node, features that are complex, NaN
+            or infinite, edges with weights other than 1, which nothing here reads.
     """
     for part in ("x", "y")[not need_features :]:
         if data.get(part) is None:

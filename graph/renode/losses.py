@@ -1,4 +1,4 @@
-"""Training losses by name, each times the weight of its node."""
+"""Training losses by name; each node's loss is multiplied by the node's weight."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def build_model(
 
 
 def options_of(name: str, num_layers: int = 2) -> set[str]:
-    """Those of the options of :func:`build_model` that change anything in the model ``name``."""
+    """The options of :func:`build_model` that change anything in the model ``name``."""
     factory = _factory(name)
     used = OPTIONS & set(inspect.signature(factory).parameters)
     if num_layers > 1 or not issubclass(factory, (BasicGNN, PPNP)):

@@ -1,6 +1,6 @@
-"""The options of each command of ``python -m graph.renode``: those of its parts, and its own.
+"""The options of each command of ``python -m graph.renode``: its own, and those of the parts it uses.
 
-A part's options stand where the part does. An option that would do nothing beside the others is refused.
+The options of a part are defined beside the part. An option that would do nothing beside the others is refused.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def class_colors(data: Data) -> np.ndarray:
 
 
 def class_legend(data: Data, labels: np.ndarray, axes: Axes) -> None:
-    """What the colours mean beside the axes: a legend of ``labels`` or, of many, a bar of all classes."""
+    """The legend of the colours beside the axes: of ``labels`` or, where there are many, a bar of all classes."""
     colors, shown = class_colors(data), np.unique(labels)
     if len(shown) <= LEGEND_CLASSES:
         handles = [axes.scatter([], [], s=30, color=colors[label]) for label in shown]

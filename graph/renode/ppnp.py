@@ -1,4 +1,4 @@
-"""The propagation of PPNP: a product with the whole matrix of PageRank, of which APPNP takes steps.
+"""The propagation of PPNP: a product with the whole matrix of PageRank, which APPNP approximates in steps.
 
 Klicpera et al., "Predict then Propagate: Graph Neural Networks meet Personalized PageRank", ICLR 2019.
 """

@@ -123,7 +123,7 @@ class RowBatches:
         x: (n, F) features: array, memory map or CSR matrix. Only the neighbours' rows are ever read.
         y: (L,) classes of the rows' nodes.
         weight: (L,) weights of their losses, each above 0; ones where left out.
-        batch_size: rows a step, over all processes. Default 4200, as released: all labelled nodes in one.
+        batch_size: rows per step, over all processes. Default 4200, as released: all labelled nodes in one.
         rank, world: this process takes the rows ``rank, rank + world, ...`` of each batch.
         device: of the tensors in a batch.
 
@@ -200,7 +200,7 @@ def predict_logits(
         steps: 2, as released.
         normalization: S is D^-½ A D^-½ ("sym"), D^-1 A ("row") or A D^-1 ("col"). A node without neighbours keeps the
             α H of the formula, whose largest entry is that of H.
-        chunk: nodes a pass through the perceptron.
+        chunk: nodes per pass through the perceptron.
 
     Returns:
         (n, C) float32.

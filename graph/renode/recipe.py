@@ -43,7 +43,7 @@ class Recipe(OptionSet):
             self.refuse_idle(f"where no training stops before --epochs {self.epochs}", "patience")
 
     def lr_factor(self, steps: int) -> float:
-        """What ``lr`` is multiplied by after ``steps`` epochs."""
+        """The factor of ``lr`` after ``steps`` epochs."""
         return self._factor(steps, self.lr_decay, self.lr_decay_epoch, self.min_lr)
 
     def _factor(self, steps: int, lr_decay: float, lr_decay_epoch: int, min_lr: float) -> float:

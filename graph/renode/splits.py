@@ -142,7 +142,7 @@ def _drawn(y: Tensor, order: np.ndarray, imbalance: dict[str, Any]) -> np.ndarra
 
 
 def first_of_each_class(nodes: np.ndarray, y: np.ndarray, quota: Sequence[int], option: str) -> np.ndarray:
-    """Those of ``nodes`` that come first in their class, in the order of ``nodes``.
+    """The first of ``nodes`` in each class, in the order of ``nodes``.
 
     Args:
         nodes: node ids.

@@ -50,8 +50,8 @@ class ReNode(BaseTransform):
         tol: Relative residual at which the solver stops. Default: 1e-12.
         max_iter: Steps after which the solver gives up. Default: 1000.
         empty_classes: ``"error"`` or ``"skip"``: classes of ``data.y`` without labelled nodes. Default: ``"error"``.
-        split: The column of a ``data.train_mask`` that holds several splits, one a column. Default: None, which refuses
-            such a mask.
+        split: The column of a ``data.train_mask`` that holds several splits, one per column. Default: None, which
+            refuses such a mask.
         node_type: The nodes of a :class:`~torch_geometric.data.HeteroData` that are labelled; the others are left out.
             Default: None, for a graph with one type of nodes.
         edge_type: The edges between them, as ``(node_type, relation, node_type)``. Default: None, where there is one

@@ -1,4 +1,4 @@
-"""Published captions, boxes and features to the region format that training reads."""
+"""Converts published captions, boxes and features to the region format that training reads."""
 
 from __future__ import annotations
 

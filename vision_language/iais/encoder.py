@@ -123,7 +123,7 @@ def _scratch_config(options: Options, vocab_size: int) -> BertConfig:
 
 
 def lay_over(model: RegionRetriever, path: str | Path) -> None:
-    """The weights of a UNITER checkpoint in the place of the model's.
+    """Replace the model's weights by those of a UNITER checkpoint.
 
     Raises:
         CheckpointError: a file that cannot be read safely, is no UNITER, or is one of another size.

@@ -195,7 +195,7 @@ def pair_measures(
     collator: Collator,
     batch_size: int = 64,
 ) -> dict[str, Tensor]:
-    """What the maps of every caption and its image look like, ``(captions,)`` each, float32 on the CPU.
+    """Measures of the maps of every caption and its image, ``(captions,)`` each, float32 on the CPU.
 
     Args: as of :func:`score_matrix`, and pairs in a forward pass.
 

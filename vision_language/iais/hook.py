@@ -1,4 +1,4 @@
-"""The last self-attention of a model, and what enters it: where relation alignment gets its maps from."""
+"""The hook on a model's last self-attention and its inputs, from which relation alignment computes its maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of one caption and its image: their maps before and after training, and the training."""
+"""The pictures of one caption and its image: their maps before and after training, and the curves of the training."""
 
 from __future__ import annotations
 

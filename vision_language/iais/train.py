@@ -29,14 +29,14 @@ __all__ = ["read_data", "run", "settings_of", "train"]
 
 
 def read_data(options: Options) -> dict[str, RegionData]:
-    """The splits of ``options``, cut as it says."""
+    """The splits of ``options.data``, with at most ``options.max_regions`` regions per image."""
     return read_splits(options.data, max_regions=options.max_regions)
 
 
 def settings_of(options: Options, data: Mapping[str, RegionData], processes: int = 1) -> Settings:
-    """The options and digests of what they name: a run is not mixed with one of other captions or another encoder.
+    """The options, and digests of the data and models they name, so that runs on other data are never mixed.
 
-    Nor, with ``--iais-scale sum``, with one of another number of processes, over whose shares that sums.
+    With ``--iais-scale sum`` the number of processes counts too, as the loss sums over each process's share.
     """
     inputs = {split: part.digest() for split, part in data.items()}
     if options.encoder != SCRATCH and Path(options.encoder).is_dir():
@@ -70,7 +70,7 @@ def train(
         settings: those of ``options`` and ``data``. Default: made anew, for which all features are read.
 
     Returns:
-        Recalls and ISD of the kept model on the test split, its step and validation metric, seconds a step, history.
+        Recalls and ISD of the kept model on the test split, its step and validation metric, seconds per step, history.
 
     Raises:
         OptionError: the checkpoint in ``folder`` was trained with other options, data or encoder; options that the data

@@ -1,4 +1,4 @@
-"""What is trained and tested on: the splits of a folder, its long-tailed version, and batches of either."""
+"""The data of a training and its test: the splits of a folder, its long-tailed version, and batches of either."""
 
 from __future__ import annotations
 

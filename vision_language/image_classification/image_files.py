@@ -1,4 +1,4 @@
-"""Images with labels as people have them: idx files, CIFAR batches, ``.npz``, folders of pictures. Nothing is fetched.
+"""Images with labels as users have them: idx files, CIFAR batches, ``.npz``, folders of pictures. Nothing is fetched.
 
 ===============  =====================================================================================================
 idx              ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-...``, also ``.gz``, in the folder or

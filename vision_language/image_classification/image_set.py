@@ -42,7 +42,7 @@ class ImageFiles(Sequence[np.ndarray]):
             return np.asarray(_of_bytes(upright, self.paths[index]).convert("L" if self.grey else "RGB"))
 
     def digest(self) -> str:
-        """Of names, sizes and beginnings of the files: all of a large set would take longer to read than to train."""
+        """A digest of the files' names, sizes and beginnings: reading all of a large set would outlast its training."""
         sha = hashlib.sha256()
         for path in self.paths:
             with open(path, "rb") as file:
@@ -90,16 +90,16 @@ class ImageSet:
         return np.bincount(self.labels, minlength=len(self.classes)).tolist()
 
     def subset(self, indices: Any) -> Self:
-        """Those of the given numbers, in their order."""
+        """The images with the given numbers, in that order."""
         indices = np.asarray(indices)
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def digest(self) -> str:
-        """Of everything that a training sees."""
+        """A digest of everything that a training sees."""
         return digest(self.pixel_digest(), self.labels, list(self.classes))
 
     def pixel_digest(self) -> str:
-        """Of the images alone."""
+        """A digest of the images alone."""
         return self.images.digest() if isinstance(self.images, ImageFiles) else digest(self.images)
 
     def named_as(self, classes: Sequence[str], owner: str) -> Self:

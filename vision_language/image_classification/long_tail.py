@@ -71,7 +71,7 @@ def long_tail_subset(labels: Tensor, counts: list[int], seed: int = 0) -> Tensor
         Their indices, ascending. A larger count keeps what a smaller one kept.
 
     Raises:
-        ValueError: a class with less images than its count.
+        ValueError: a class with fewer images than its count.
     """
     generator = torch.Generator().manual_seed(seed)
     kept = []
@@ -104,8 +104,8 @@ def group_metrics(labels: Tensor, predicted: Tensor, train_counts: list[int]) ->
     Returns:
         ``accuracy``; ``class_accuracy``, None for a class without test images; ``balanced_accuracy``, its mean;
         ``many``, ``medium`` and ``few``, means over the classes of a group, None for an empty one; ``head``, ``middle``
-        and ``tail``, those over the thirds of the classes from the largest on, of which the first ones have one class
-        more where three do not divide them; ``macro_f1``; ``train_weighted_accuracy``, the mean weighted by
+        and ``tail``, means over the thirds of the classes from the largest on; the first ones have one class more
+        where three does not divide their number; ``macro_f1``; ``train_weighted_accuracy``, the mean weighted by
         ``train_counts``.
     """
     gold, guess = labels.cpu().numpy(), predicted.cpu().numpy()

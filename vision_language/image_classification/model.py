@@ -197,7 +197,7 @@ class ImageClassifier(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Of an image."""
+        """The number of channels of an image."""
         return len(self.preprocessing.mean)
 
     def last_linear(self) -> Any:

@@ -90,7 +90,7 @@ class CifarResNet(nn.Module):
     Args:
         channels: of an image.
         classes: how many.
-        layers: 6n + 2; default 32, five blocks a stage.
+        layers: 6n + 2; default 32, five blocks per stage.
     """
 
     def __init__(self, channels: int, classes: int, layers: int = 32) -> None:

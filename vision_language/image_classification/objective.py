@@ -1,4 +1,4 @@
-"""What is minimised: the loss of the options, with the class sizes and the epoch that its terms depend on."""
+"""The objective of a training: the loss of the options, with the class sizes and the epoch that it depends on."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ def class_energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def robustness(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Accuracy by radius, one style an objective: where they differ, the upper one is rounding.
+    """Accuracy by radius, one style per objective: where they differ, the upper one is rounding.
 
     Of several models it is the mean, over the radii that all of them were attacked with.
     """

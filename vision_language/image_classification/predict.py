@@ -1,4 +1,4 @@
-"""Logits of whole sets of images, and what they say of a classifier."""
+"""Logits of whole sets of images, and the metrics of a classifier that follow from them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def finite_logits(logits: Tensor, origin: str) -> Tensor:
 
 
 def short_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """What is told after every epoch: accuracy, loss, margin, and the quantiles of the log-odds of the labels.
+    """The metrics told after every epoch: accuracy, loss, margin, and the quantiles of the log-odds of the labels.
 
     Args:
         logits: ``(N, C)``.

@@ -1,4 +1,4 @@
-"""What an image goes through before the network: size, crop and normalisation, in Hugging Face's own file."""
+"""The preprocessing of an image: size, crop and normalisation, as Hugging Face's own file states them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ HARMLESS = (
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns pictures, pixels in [0, 1], into the input of a network.
+    """Turns pictures, with pixels in [0, 1], into the input of a network.
 
     Args:
         mean, std: of each channel.
@@ -71,11 +71,11 @@ class Preprocessing:
     resample: int = int(Image.Resampling.BILINEAR)
 
     def transform(self, augment: str = "none") -> Transform:
-        """What happens to training images, by ``augment``, and to test images."""
+        """The transform of training images with ``augment``, and of test images without."""
         return Transform(self.size, augment, self.resized, self.resample)
 
     def after(self, augment: str) -> Self:
-        """That of test images after a training with ``augment``."""
+        """The preprocessing of test images after a training with ``augment``."""
         return replace(self, resized=resized_for(augment, self.size))
 
     def of_size(self, size: int) -> Self:
@@ -109,7 +109,7 @@ class Preprocessing:
 
     @classmethod
     def read(cls, folder: str | Path, config: Any) -> Preprocessing:
-        """Of a model's folder; without the file, no normalisation and the size of the configuration.
+        """The preprocessing of a model's folder; without the file, no normalisation and the size of the configuration.
 
         Raises:
             CheckpointError: a file that does not fit its model, or asks for what is not done here.

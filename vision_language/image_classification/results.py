@@ -1,4 +1,4 @@
-"""What the commands left in the folders of experiments, for the pictures."""
+"""The figures that the commands left in the folders of experiments, for the pictures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Results of earlier versions call the batch size by its old name.
 
 
 class Results:
-    """What the commands left in the folder of an experiment.
+    """The results that the commands left in the folder of an experiment.
 
     Args:
         folder: of ``train``, with results of ``evaluate``, ``ood`` and ``attack`` below it.

@@ -1,4 +1,4 @@
-r"""What the logits of an image say: margins, log-odds, energies, calibration.
+r"""Scores made from the logits of an image: margins, log-odds, energies, calibration.
 
 All in float64 from stored logits. A softmax probability is exactly 1 once a margin passes 17 (float32) or 37 (float64),
 margins that a full logarithmic bonus reaches within a few epochs; everything that ranks images therefore stays in

@@ -153,7 +153,7 @@ def _logits(step: TrainingStep, images: ImageSet) -> Tensor:
 
 
 def _validated(step: TrainingStep, images: ImageSet, epoch: int) -> dict[str, Any]:
-    """The figures behind an epoch, counted from 1."""
+    """The figures after an epoch, counted from 1."""
     gold, scores = torch.from_numpy(images.labels), _logits(step, images)
     pull = mean_gradients(gradient_norms(step.objective, scores, gold, epoch, step.classifier.last_linear()))
     return {"epoch": epoch, **short_metrics(scores, gold), **pull}

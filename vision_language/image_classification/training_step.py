@@ -59,7 +59,7 @@ class TrainingStep:
 
     def __call__(self, number: int) -> dict[str, Tensor | float]:
         """Step 1, 2, ...: its ``train_loss`` on this process, and its ``lr``."""
-        rate = self.optimizer.param_groups[0]["lr"]  # of this step; behind it the schedule is at the next
+        rate = self.optimizer.param_groups[0]["lr"]  # of this step; afterwards the schedule is at the next
         batch, pixels, labels = self.batches(number)
         loss = self._loss(batch, pixels, labels, self.epoch(number))
         self.optimizer.zero_grad()
@@ -112,7 +112,7 @@ class TrainingBatches:
         accelerator: the processes.
 
     Raises:
-        OptionError: several processes, and less than two images for each in any batch.
+        OptionError: several processes, and fewer than two images for each in any batch.
     """
 
     def __init__(self, images: ImageSet, transform: Transform, options: Options, accelerator: Accelerator) -> None:
@@ -142,7 +142,7 @@ class TrainingBatches:
 
 
 def lr_factor(options: Options, epoch: int) -> float:
-    """What ``--lr`` is multiplied by in an epoch e, counted from 1.
+    """The factor of ``--lr`` in an epoch e, counted from 1.
 
     With E epochs ``cosine`` is ``(1 + cos(pi (e - 1) / E)) / 2``. The paper's code for long tails steps its schedule
     before each epoch, which makes it ``(1 + cos(pi e / E)) / 2``: ``cosine-released``.
@@ -182,10 +182,10 @@ def _order(options: Options, images: ImageSet, epoch: int) -> np.ndarray:
 
 
 def _batches(order: np.ndarray, size: int, processes: int) -> list[np.ndarray]:
-    """A last batch with less than two images for each process joins the one before: batch norm cannot learn from one.
+    """A last batch with fewer than two images for each process joins the one before: batch norm cannot learn from one.
 
     Raises:
-        OptionError: several processes, and less than two images for each in any batch.
+        OptionError: several processes, and fewer than two images for each in any batch.
     """
     if processes > 1 and min(size, len(order)) < 2 * processes:
         raise OptionError(

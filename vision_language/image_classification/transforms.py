@@ -1,4 +1,4 @@
-"""What happens to an image before the network sees it: arrays of bytes in, arrays of bytes out, by Pillow and NumPy.
+"""Transforms of an image before the network sees it: from bytes to bytes, by Pillow and NumPy.
 
 All chance comes from the generator that is given, so that the image of an epoch depends on seed, epoch and its number
 alone: neither on batches nor on workers nor on where a training was resumed.

@@ -1,4 +1,4 @@
-"""What the teachers say about every text: computed once, and kept on disk with a key of all it depends on."""
+"""The teachers' outputs for every text: computed once, and kept on disk under a key of all they depend on."""
 
 from __future__ import annotations
 

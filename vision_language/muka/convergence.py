@@ -1,4 +1,4 @@
-"""Whether a student has learned what its teachers have to say, told without labels."""
+"""Whether a student has learned all that its teachers can tell it, measured without labels."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def refuse_too_few(options: TrainingOptions, texts: int) -> None:
 
 
 def shortfall(history: Sequence[Mapping[str, Any]], verdict: bool | None) -> str:
-    """What to say of a student that has not converged; empty where it has."""
+    """The warning about a student that has not converged; empty where it has."""
     if verdict:
         return ""
     if verdict is None:

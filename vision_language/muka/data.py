@@ -1,4 +1,4 @@
-"""What is trained and evaluated on: the splits of folders, and the classes of each teacher."""
+"""The data of a training and its evaluation: the splits of folders, and the classes of each teacher."""
 
 from __future__ import annotations
 

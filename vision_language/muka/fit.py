@@ -112,7 +112,7 @@ def fit(
         epoch, position = divmod(step - 1, per_epoch)
         if not batches or position == 0:
             batches = tokens.shuffled(options.batch_size, options.seed, epoch)
-        lr = schedule.get_last_lr()[0]  # of this step; behind it the schedule is at the next
+        lr = schedule.get_last_lr()[0]  # of this step; afterwards the schedule is at the next
         training.log(train_loss=optimise(batches[position]), lr=lr)
         if training.validates and training.improved(validate()):
             best.keep()

@@ -1,4 +1,4 @@
-r"""Teachers merged by their weights: without texts, without training, and only where they are of one shape.
+r"""Merges teachers by their weights: without texts and training, but only teachers of one shape.
 
 The average (Mitchell Wortsman et al., "Model soups", ICML 2022, arXiv:2203.05482) and task arithmetic (Gabriel Ilharco
 et al., "Editing Models with Task Arithmetic", ICLR 2023, arXiv:2212.04089) of the encoders
@@ -68,8 +68,8 @@ def merge(options: MergeOptions) -> str:
 def merged_classifier(teachers: Sequence[Classifier], base: str | Path = "", scale: float = 0.4) -> Classifier:
     r"""One classifier of all classes, its encoder the average of the teachers', or by task arithmetic from ``base``.
 
-    Layers behind the encoder that the classes do not change, such as RoBERTa's, are averaged, and so is what the base
-    lacks of the encoder, such as the pooler of a masked language model; a line says so.
+    Layers after the encoder that the classes do not change, such as RoBERTa's, are averaged, and so are encoder
+    weights that the base lacks, such as the pooler of a masked language model; a line says so.
 
     Args:
         teachers: of one architecture, depth and tokenizer, whose classes all differ.

@@ -70,7 +70,7 @@ class Classifier:
         return int(getattr(self.model.config.get_text_config(), "hidden_size", 0))
 
     def tokens(self, texts: Sequence[str], max_length: int = 0) -> Tokens:
-        """What the model reads of ``texts``, of :meth:`length` tokens each at most.
+        """The tokens that the model reads of ``texts``, of :meth:`length` tokens each at most.
 
         A model without an attention mask, such as FNet, reads the padding too; its texts all get the same length.
         """

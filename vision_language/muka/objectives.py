@@ -1,4 +1,4 @@
-"""What each method minimises: modules that hold the model in training, and give its loss for a batch."""
+"""The objective of each method: a module that holds the model in training and gives its loss for a batch."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def teacher_loss(options: TeacherOptions) -> Callable[[Tensor, Tensor], Tensor]:
 def teacher_signals(
     options: AmalgamationOptions, union: LabelUnion, logits: Sequence[Tensor], scores: Tensor | None = None
 ) -> list[Tensor]:
-    """What the loss of ``options.method`` needs of the teachers for each text.
+    """The teachers' part in the loss of ``options.method``, for each text.
 
     Args:
         logits: of each teacher, ``(n, C_t)``.

@@ -53,7 +53,7 @@ def plot_selection(scores: Tensor, labels: Tensor, union: LabelUnion, axes: Axes
 
 
 def score_range(scores: Tensor) -> tuple[float, float]:
-    """What an axis of scores shows: 0 to 1, but the variance and the mutual information give scores of 0 at most."""
+    """The range of an axis of scores: 0 to 1, but the variance and the mutual information give scores of 0 at most."""
     least = float(scores.min())
     return (0.0, 1.0) if least > -1e-6 else (least, 0.0)  # not by rounding alone
 

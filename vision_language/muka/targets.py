@@ -1,6 +1,6 @@
 r"""Targets over the union of the teachers' classes, and the loss of a student that learns them.
 
-    q(y | x) = Σ_t P(y ∈ C_t | x) p_t(y | x)      of which the teachers' uncertainty estimates the first factor
+    q(y | x) = Σ_t P(y ∈ C_t | x) p_t(y | x)      the teachers' uncertainty estimates the first factor
 
 Lei Li, Yankai Lin, Xuancheng Ren, Guangxiang Zhao, Peng Li, Jie Zhou, Xu Sun, "Model Uncertainty-Aware Knowledge
 Amalgamation for Pre-Trained Language Models", arXiv:2112.07327, and its revision "From Mimicking to Integrating:
@@ -177,8 +177,8 @@ def amalgamation_loss(
         student_logits: :math:`z`, ``(B, N)``.
         target: :math:`q`, ``(B, N)``, see :func:`amalgamation_targets`.
         temperature: :math:`T`, the one of the target. Default 1, as the released scripts.
-        weight: :math:`m`, ``(B)``, see :func:`margin_weights`. Default: 1, what we call MUKA, and MUKI with it; of the
-            two abstracts, only that of MUKI (arXiv:2210.05230) speaks of such weights.
+        weight: :math:`m`, ``(B)``, see :func:`margin_weights`. Default: 1, which we call MUKA; with weights it is
+            MUKI. Of the two abstracts, only that of MUKI (arXiv:2210.05230) speaks of such weights.
 
     Returns:
         Scalar.

@@ -1,4 +1,4 @@
-"""What is trained: a classifier, its objective, the texts, and what labels or teachers say of them."""
+"""The parts of one training: a classifier, its objective, the texts, and their labels or the teachers' outputs."""
 
 from __future__ import annotations
 

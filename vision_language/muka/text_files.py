@@ -119,9 +119,9 @@ def read_file(path: str | Path) -> Texts:
 
     ``.tsv``: lines of ``label TAB text`` (:func:`~fairseq_ext.training.tables.read_labelled_lines`), a header where
     the first line is of these words.
-    ``.txt``: a text a line, no labels. Both also with ``.gz``. A folder: what ``datasets.Dataset.save_to_disk`` wrote
-    (columns ``text`` or ``sentence``, and ``label``, -1 where there is none), where that package is installed. Blank
-    lines are skipped.
+    ``.txt``: one text per line, no labels. Both also with ``.gz``. A folder: what ``datasets.Dataset.save_to_disk``
+    wrote (columns ``text`` or ``sentence``, and ``label``, -1 where there is none), where that package is installed.
+    Blank lines are skipped.
 
     Raises:
         DataError: names the file and the line, such as one whose text is empty.
@@ -142,7 +142,7 @@ def read_file(path: str | Path) -> Texts:
 def read_new_texts(path: str | Path) -> list[str]:
     """The texts of a file of :func:`read_file`, or of the standard input, ``-``; a blank line is an empty text.
 
-    Labels are not looked at: the n-th text is that of the n-th line, behind a header where there is one.
+    Labels are not looked at: the n-th text is that of the n-th line, after a header where there is one.
 
     Raises:
         DataError: a file that cannot be read.

@@ -1,4 +1,4 @@
-"""What would else fail after hours, done once before: reading the texts, a training step, saving and loading."""
+"""A trial before the training of everything that could fail after hours: reading texts, a step, saving, loading."""
 
 from __future__ import annotations
 
