@@ -74,7 +74,7 @@ there are so many: mean ± spread over {seeds}; {environment}.
 
 {command}
 
-| system | parameters | perplexity, test | bits a word, test | difference to dense, bits | bits a word, valid |
+| system | parameters | perplexity, test | bits per word, test | difference to dense, bits | bits per word, valid |
 |---|---|---|---|---|---|
 {rows}
 
@@ -193,7 +193,7 @@ def train_and_score(name: str, size: Size, seed: int, data_bin: Path, out: Path)
 
 
 def evaluate(checkpoint: Path, size: Size, data_bin: Path, log: Path) -> float:
-    """Bits a word of test, ends of lines included."""
+    """Bits per word of test, ends of lines included."""
     log.unlink(missing_ok=True)
     blocks = ["--tokens-per-sample", str(size.block), "--context-window", str(size.block // 2)]
     options = [*DEVICE_OPTIONS[device()], *blocks, "--max-tokens", str(size.tokens), "--gen-subset", "test"]
@@ -258,7 +258,7 @@ def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
     """Validation bits over the updates, a panel for each system."""
     for content in contents:
         curves = {name: [row["curve"] for row in rows] for name, rows in by_system(content).items()}
-        title = f"Brown corpus: validation bits a word, beside the {BASELINE} model (grey)"
+        title = f"Brown corpus: validation bits per word, beside the {BASELINE} model (grey)"
         with picture(folder / f"{content['name']}.png", (9, 2.6), title) as figure:
             small_multiples(figure, curves, BASELINE, columns=3, limits=limits_after_first(curves))
             figure.supxlabel("updates")

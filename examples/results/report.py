@@ -39,10 +39,10 @@ SHOWN = 12
 HEAD = """# Measured results
 
 Written by `python -m examples.results` from `results/*.json`, which hold every run with its settings, hardware and
-library versions. Nothing here is copied from a paper, but for what says *published* and the numbers of its claims. The
-command resumes where it was stopped. Rows of translation, language models and cross-view decoding that are stored with
-the place of their run are measured anew only with another `--docs FOLDER`. What is measured on other data or with other
-options is refused, and what has other figures than the stored runs is kept beside the runs, without `--replace`.
+library versions. Numbers marked *published*, and those in the claims, are the papers'; everything else was measured here.
+The command resumes where it was stopped. Stored rows of translation, language models and cross-view decoding that say
+where their run was are measured anew only with another `--docs FOLDER`. Without `--replace`, measurements on other data
+or with other options are refused, and figures other than the stored ones are kept beside the runs.
 
 ± is the population standard deviation. A difference is paired (the same seed or split on both sides); in brackets is
 its 95 % interval by the t-distribution. A row *gains* or *loses* where that interval excludes 0; of rows without any

@@ -43,7 +43,7 @@ def _claim(content: dict[str, Any], paper: Paper, system: str) -> Claim:
         f"Brown words, {system}",
         heading(content),
         gains(systems)[system],
-        "bits a word",
+        "bits per word",
         digits=3,
         published=paper.published,
         margin=paper.margin,
