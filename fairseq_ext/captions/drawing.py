@@ -67,7 +67,7 @@ def embedded(path: Path) -> str:
 
 
 def draw_image(
-    size: tuple[float, float], boxes: np.ndarray, names: Sequence[str], hues: Sequence[float], picture: str = ""
+    size: tuple[float, float], boxes: np.ndarray, names: Sequence[str], hues: Sequence[float], href: str = ""
 ) -> str:
     """SVG of an image; its ``rect`` elements are the regions, in their order.
 
@@ -76,13 +76,11 @@ def draw_image(
         boxes: ``(R, 4)``, x1, y1, x2, y2.
         names: of the regions; an empty one is not written.
         hues: R angles of colour.
-        picture: its address. Default: the regions alone.
+        href: the address of its pixels. Default: the regions alone.
     """
     width, height = size
     letters = max(width, height) / 28
-    parts = [
-        f'<image href="{picture}" width="{width:g}" height="{height:g}" preserveAspectRatio="none"/>' if picture else ""
-    ]
+    parts = [f'<image href="{href}" width="{width:g}" height="{height:g}" preserveAspectRatio="none"/>' if href else ""]
     for (left, top, right, bottom), name, hue in zip(boxes.tolist(), names, hues, strict=True):
         place = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"'
         label = f'<text x="{left:.1f}" y="{top + letters:.1f}">{escape(name)}</text>' if name else ""

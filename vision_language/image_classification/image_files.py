@@ -139,17 +139,17 @@ def _from_folders(place: Path, classes: tuple[str, ...]) -> ImageSet:
 def _images_below(folder: Path) -> list[Path]:
     """The pictures of a folder and of those below it; that other files are left is said, but of hidden ones."""
     files = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
-    pictures = list(filter(is_image_file, files))
-    if others := len(files) - len(pictures):
+    images = list(filter(is_image_file, files))
+    if others := len(files) - len(images):
         first = next(file for file in files if not is_image_file(file))
         warn(f"{folder}: {others} of {len(files)} files are left, such as {first.name}: none of {', '.join(ENDINGS)}")
-    return pictures
+    return images
 
 
 def _all_grey(paths: Sequence[Path]) -> bool:
     """Whether no picture has colours, by the headers."""
     for path in paths:
-        with open_image(path) as picture:
-            if picture.mode not in ("1", "L", "LA") and not picture.mode.startswith("I;16"):
+        with open_image(path) as image:
+            if image.mode not in ("1", "L", "LA") and not image.mode.startswith("I;16"):
                 return False
     return True

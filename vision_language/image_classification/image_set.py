@@ -37,8 +37,8 @@ class ImageFiles(Sequence[np.ndarray]):
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, (int, np.integer)):
             return ImageFiles([self.paths[i] for i in index], self.grey)
-        with open_image(self.paths[index]) as picture:
-            upright = ImageOps.exif_transpose(picture)
+        with open_image(self.paths[index]) as image:
+            upright = ImageOps.exif_transpose(image)
             return np.asarray(_of_bytes(upright, self.paths[index]).convert("L" if self.grey else "RGB"))
 
     def digest(self) -> str:
@@ -50,14 +50,14 @@ class ImageFiles(Sequence[np.ndarray]):
         return digest(sha.hexdigest(), self.grey)
 
 
-def _of_bytes(picture: Image.Image, path: Path) -> Image.Image:
+def _of_bytes(image: Image.Image, path: Path) -> Image.Image:
     """Grey of 16 bits in 8; Pillow alone would make white of all that is above 255."""
-    if picture.mode in ("I", "F"):
-        scale = f"numbers without a scale (mode {picture.mode} of Pillow), not of 8 or 16 bits"
+    if image.mode in ("I", "F"):
+        scale = f"numbers without a scale (mode {image.mode} of Pillow), not of 8 or 16 bits"
         raise DataError(f"{path}: its pixels are {scale}")
-    if not picture.mode.startswith("I;16"):
-        return picture
-    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def in_union_order(logits: Tensor, classifier: Classifier, union: LabelUnion) ->
 
 
 def diagnose_teachers(
-    options: DiagnosisOptions, texts: Texts, store: TeacherCache, split: str, picture: str | Path | None = None
+    options: DiagnosisOptions, texts: Texts, store: TeacherCache, split: str, figure: str | Path | None = None
 ) -> dict[str, Any]:
     """How well the scores choose teachers, by gold labels.
 
@@ -162,7 +162,7 @@ def diagnose_teachers(
         texts: with labels.
         store: keeps logits and scores.
         split: names them there.
-        picture: file to draw the scores to.
+        figure: file to draw the scores to.
 
     Returns:
         as :func:`~vision_language.muka.diagnostics.all_diagnostics`; with a supervised classifier also its accuracy,
@@ -200,9 +200,9 @@ def diagnose_teachers(
         report["kl_to_supervised"] = {
             name: kl_to_supervised(target, truth / temperature) for name, target in targets.items()
         }
-    if picture and store.accelerator.is_main_process:
+    if figure and store.accelerator.is_main_process:
         names = [model.folder.name for model in models]
-        draw_scores(scores, teachers_right(logits, gold, union), gold, union, picture, names)
+        draw_scores(scores, teachers_right(logits, gold, union), gold, union, figure, names)
     return report
 
 
