@@ -122,7 +122,7 @@ class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyC
         self.label_smoothing = label_smoothing
         check_fields(self, LabelSmoothedEncouragingLossCriterionConfig)
         default_clamp = LabelSmoothedEncouragingLossCriterionConfig.bonus_clamp
-        if bonus_clamp != default_clamp and max(bonus_clamp, default_clamp) <= 1 - log_end:
+        if bonus_clamp != default_clamp and log_end < 1:
             raise OptionError(f"--bonus-clamp {bonus_clamp}: has no effect with --log-end {log_end}, never reached")
 
     def forward(self, model, sample, reduce=True):

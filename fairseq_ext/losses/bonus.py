@@ -17,7 +17,7 @@ from torch import Tensor
 from fairseq_ext.losses.common import log_complement, require
 from fairseq_ext.precision import compute_dtype
 
-__all__ = ["Bonus", "plain_terms"]
+__all__ = ["Bonus", "plain_terms", "tangent"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ class Bonus:
         )
         require("subsample", self.subsample, 0 < self.subsample <= 1, "in (0, 1]")
         require("bonus_clamp", self.bonus_clamp, 0 <= self.bonus_clamp < 0.5, "in [0, 0.5)")
-        joined = self.log_end == 1 or self.log_end <= 1 - self.bonus_clamp
-        require("log_end", self.log_end, joined, "1, or at most 1 - bonus_clamp")
         for item in fields(self):
             form, value = _FORM_OF.get(item.name, self.bonus), getattr(self, item.name)
             idle = value != item.default and form != self.bonus
@@ -82,7 +80,8 @@ class Bonus:
         form, form_at = _FORMS[self.bonus]
         p, value = log_p.exp(), form(self, log_p)
         if self.bonus_start > 0:
-            value = (value - form_at(self, self.bonus_start)).masked_fill(p < self.bonus_start, 0.0)
+            # Every form falls, so that this is 0 below bonus_start, also where p in few digits is already 1.
+            value = (value - form_at(self, self.bonus_start)).clamp(max=0.0)
         return value if self.bonus_end is None else value.masked_fill(p > self.bonus_end, 0.0)
 
 
@@ -114,17 +113,24 @@ def _log(shape: Bonus, log_p: Tensor) -> Tensor:
     p, log_end = log_p.exp(), shape.log_end
     x = shape.subsample * p
     value = torch.log1p(-x) if shape.subsample < 1 else log_complement(log_p, p)
-    if shape.bonus_clamp > 0:
-        value = value.clamp(min=math.log(shape.bonus_clamp))
     if log_end == 1:
-        return value
-    return torch.where(x > log_end, math.log1p(-log_end) - (x - log_end) / (1 - log_end), value)
+        return value.clamp(min=math.log(shape.bonus_clamp)) if shape.bonus_clamp > 0 else value
+    return torch.where(value < math.log1p(-log_end), tangent(log_end, x, value.exp()), value)
+
+
+def tangent(log_end: float, p: Tensor, q: Tensor) -> Tensor:
+    """The log bonus for ``p >= log_end``, from p and ``q = 1 - p``, whichever of them has more digits."""
+    beyond = 1 - q / (1 - log_end)
+    if log_end < 0.5:
+        beyond = torch.where(p < 0.5, (p - log_end) / (1 - log_end), beyond)
+    return math.log1p(-log_end) - beyond
 
 
 def _log_at(shape: Bonus, p: float) -> float:
     x, log_end = shape.subsample * p, shape.log_end
-    tangent = (x - log_end) / (1 - log_end) if x > log_end else 0.0
-    return math.log1p(-min(x, log_end)) - tangent
+    if log_end == 1:
+        return math.log(max(1 - x, shape.bonus_clamp))
+    return math.log1p(-min(x, log_end)) - max(x - log_end, 0.0) / (1 - log_end)
 
 
 def _power(shape: Bonus, log_p: Tensor) -> Tensor:

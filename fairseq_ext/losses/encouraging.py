@@ -83,10 +83,10 @@ def encouraging_loss(
         smoothing_form: ``"uniform"`` gives every class :math:`\epsilon / V`, as the released code and
             ``F.cross_entropy``; ``"off-target"`` gives :math:`\epsilon / (V - 1)` to all but the target, as fairseq
             0.12.
-        bonus_clamp: least value of ``1 - p`` inside the logarithm; beyond it the bonus is constant. A ``log_end``
-            above ``1 - bonus_clamp`` must be 1: the tangent would begin below the constant. Default 1e-5, as
-            the released code. Only ``log_end=1`` gets there, and with smoothed targets only the clamp keeps the
-            loss bounded below: with 0, the exact loss, a warning says so. The exact loss is stable for any margin.
+        bonus_clamp: least value of ``1 - p`` inside the logarithm of ``log_end=1``; beyond it the bonus is constant.
+            Default 1e-5, as the released code. With smoothed targets the clamp keeps that loss bounded below: with
+            0, the exact loss, which is stable for any margin, a warning says so. Below ``log_end=1`` the tangent
+            bounds the bonus and nothing is clamped (our choice above ``1 - bonus_clamp``).
 
     Returns:
         A scalar, or with ``reduction="none"`` a tensor of the shape of the class indices; float32 for

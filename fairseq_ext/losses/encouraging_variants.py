@@ -59,8 +59,7 @@ def binary_encouraging_loss(
         bonus_weight: :math:`\lambda`; 0 is the binary cross-entropy.
         bonus_alpha: :math:`\alpha`, the share of the positives in the bonus. Default: none, both count in full.
         bonus_gamma: fades the bonus of what is well classified. Default 0: not at all.
-        bonus_clamp: least value of ``1 - p`` inside the logarithm; only ``log_end=1`` gets there, others above ``1 -
-            bonus_clamp`` are refused. 0 is exact.
+        bonus_clamp: least value of ``1 - p`` inside the logarithm of ``log_end=1``. 0 is exact.
 
     Raises:
         ValueError: an option out of its range, or ``target`` or ``weight`` of another shape.

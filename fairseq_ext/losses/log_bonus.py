@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.losses.bonus import Bonus, plain_terms
+from fairseq_ext.losses.bonus import Bonus, plain_terms, tangent
 from fairseq_ext.losses.common import one_hot
 from fairseq_ext.precision import compute_dtype
 from fairseq_ext.second_derivative import of_formula
@@ -253,13 +253,13 @@ def top_bonus(odds: Tensor, log_end: float, bonus_clamp: float) -> tuple[Tensor,
     """``B(p)`` and ``(1 - p) p B'(p)`` for ``p = sigmoid(odds)``, exact however close ``p`` is to 1."""
     p, log_q = odds.sigmoid(), F.logsigmoid(-odds)
     value, slope = log_q, -p
-    if bonus_clamp > 0:
+    if log_end == 1 and bonus_clamp > 0:
         clamped = log_q < math.log(bonus_clamp)
         value, slope = value.masked_fill(clamped, math.log(bonus_clamp)), slope.masked_fill(clamped, 0.0)
     if log_end < 1:
-        linear = p > log_end
-        value = torch.where(linear, math.log1p(-log_end) - (p - log_end) / (1 - log_end), value)
-        slope = torch.where(linear, -p * log_q.exp() / (1 - log_end), slope)
+        linear, q = log_q < math.log1p(-log_end), log_q.exp()
+        value = torch.where(linear, tangent(log_end, p, q), value)
+        slope = torch.where(linear, -p * q / (1 - log_end), slope)
     return value, slope
 
 

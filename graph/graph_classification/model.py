@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn import MLP, GCNConv, SAGPooling, global_max_pool, global_mean_pool
-from torch_geometric.nn.pool.select import SelectTopK
+from torch_geometric.nn.pool.select import SelectOutput, SelectTopK
+from torch_geometric.nn.pool.select.topk import topk
 
 __all__ = ["SAGPoolClassifier", "logits_of"]
 
@@ -59,6 +60,8 @@ class SAGPoolClassifier(nn.Module):
             dropout=[dropout, 0.0, 0.0],
             norm=None,
         )
+        for pool in self.pools:
+            pool.select.__class__ = _StableTopK  # a new one would draw parameters
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -85,6 +88,19 @@ class SAGPoolClassifier(nn.Module):
             pooled = [global_max_pool(x, batch, batch_size), global_mean_pool(x, batch, batch_size)]
             readouts.append(torch.cat(pooled, dim=-1))
         return self.mlp(torch.stack(readouts).sum(0))
+
+
+class _StableTopK(SelectTopK):
+    """PyG's, which sorts all scores of a batch without order among equal ones; nodes that look alike have them."""
+
+    def forward(self, x: Tensor, batch: Tensor | None = None) -> SelectOutput:
+        score = self.act((x.view(-1, 1) * self.weight).sum(-1) / self.weight.norm())
+        batch = x.new_zeros(len(x), dtype=torch.long) if batch is None else batch
+        rank = torch.empty_like(score)
+        rank[score.argsort(descending=True, stable=True)] = torch.arange(len(x), 0, -1, device=x.device).to(score)
+        kept = topk(rank, self.ratio, batch)
+        cluster = torch.arange(len(kept), device=x.device)
+        return SelectOutput(kept, len(x), cluster, len(kept), weight=score[kept])
 
 
 def logits_of(model: nn.Module, data: Data) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from scipy import sparse
@@ -75,12 +77,15 @@ class PageRank:
         self.system = system_matrix(adjacency, scale, alpha)
         self.transposed = self.system if self.undirected else system_matrix(transposed, scale, alpha)
 
-    def matmul(self, input: Tensor, transpose: bool = False) -> Tensor:
+    def matmul(self, input: Tensor, transpose: bool = False, entrywise: bool = False) -> Tensor:
         r""":math:`\Pi B`, or :math:`\Pi^\top B`, a few columns at a time.
 
         Args:
             input: The right-hand sides :math:`B`.
             transpose: Whether to multiply by the transpose. Default: ``False``.
+            entrywise: Whether each entry is solved to ``tol`` of itself, however small, by the power iteration. Needs
+                an ``input`` without negative entries. Default: ``False``: an entry below ``tol`` of the largest has no
+                digits, and is 0 where it was not reached.
 
         Shape:
             - input: :math:`(n, k)`
@@ -88,18 +93,21 @@ class PageRank:
 
         Raises:
             OptionError: ``max_iter`` steps did not reach ``tol``.
-            DataError: ``input`` is of another shape, or not finite.
+            DataError: ``input`` is of another shape, not finite, or negative with ``entrywise``.
         """
         input = self._checked(input)
-        solve = conjugate_gradient if self.method == "cg" else power_iteration
+        if entrywise and (input < 0).any():
+            raise DataError("input: a value is negative, and entrywise sums have no sign")
+        method = "power" if entrywise else self.method
+        solve = conjugate_gradient if method == "cg" else partial(power_iteration, entrywise=entrywise)
         system = self.transposed if transpose else self.system
         solution = torch.empty(input.shape, dtype=torch.float64, device=input.device)
         for columns, part in zip(input.split(BLOCK, 1), solution.split(BLOCK, 1), strict=True):
             rhs = self.alpha * columns.detach().to("cpu", torch.float64)
-            part.copy_(self._solved(*solve(system, rhs, self.tol, self.max_iter)))
+            part.copy_(self._solved(method, *solve(system, rhs, self.tol, self.max_iter)))
         return solution
 
-    def overlap(self, input: Tensor, nodes: Tensor) -> Tensor:
+    def overlap(self, input: Tensor, nodes: Tensor, entrywise: bool = False) -> Tensor:
         r"""The rows ``nodes`` of :math:`\Pi\,\Pi^\top B`, a few columns at a time.
 
         Conjugate gradient takes hardly longer to them than to :math:`\Pi B`
@@ -108,6 +116,7 @@ class PageRank:
         Args:
             input: The right-hand sides :math:`B`.
             nodes: Their ids, or a mask over all nodes.
+            entrywise: As in :meth:`matmul`.
 
         Shape:
             - input: :math:`(n, k)`
@@ -116,17 +125,25 @@ class PageRank:
 
         Raises:
             OptionError: ``max_iter`` steps did not reach ``tol``.
-            DataError: ``input`` is of another shape, or not finite.
+            DataError: ``input`` is of another shape, not finite, or negative with ``entrywise``.
         """
         input = self._checked(input)
         nodes = node_ids(nodes, self.num_nodes, "nodes").to(input.device)
-        if self.method != "cg":
-            return torch.cat([self.matmul(self.matmul(part, True))[nodes] for part in input.split(BLOCK, 1)], 1)
+        if entrywise or self.method != "cg":
+            parts = (self.matmul(part, True, entrywise) for part in input.split(BLOCK, 1))
+            return torch.cat([self.matmul(part, False, entrywise)[nodes] for part in parts], 1)
         output = torch.empty(len(nodes), input.size(1), dtype=torch.float64, device=input.device)
         for columns, part in zip(input.split(BLOCK, 1), output.split(BLOCK, 1), strict=True):
             rhs = self.alpha**2 * columns.detach().to("cpu", torch.float64)
-            part.copy_(self._solved(*conjugate_gradient_twice(self.system, rhs, nodes.cpu(), self.tol, self.max_iter)))
+            solved = conjugate_gradient_twice(self.system, rhs, nodes.cpu(), self.tol, self.max_iter)
+            part.copy_(self._solved("cg", *solved))
         return output
+
+    def components(self) -> Tensor:
+        """The connected component of each node, ``(n)``."""
+        links = self.system.crow_indices().numpy(), self.system.col_indices().numpy()
+        adjacency = sparse.csr_array((np.ones(len(links[1]), np.int8), links[1], links[0]))
+        return torch.from_numpy(sparse.csgraph.connected_components(adjacency, directed=False)[1]).long()
 
     def _checked(self, input: Tensor) -> Tensor:
         input = as_tensor(input, "input")
@@ -136,10 +153,10 @@ class PageRank:
             raise DataError("input: a value is NaN or infinite")
         return input
 
-    def _solved(self, solution: Tensor, residual: np.ndarray) -> Tensor:
+    def _solved(self, method: str, solution: Tensor, residual: np.ndarray) -> Tensor:
         if not (residual <= self.tol).all():
             raise OptionError(
-                f"tol: {self.method} did not converge, {self.max_iter} steps reached residual {residual.max():.1e} and "
+                f"tol: {method} did not converge, {self.max_iter} steps reached residual {residual.max():.1e} and "
                 f"not tolerance {self.tol:.1e}; raise max_iter or tol"
             )
         return solution

@@ -39,18 +39,32 @@ def system_matrix(adjacency: sparse.csr_array, scale: np.ndarray, alpha: float) 
         )
 
 
-def power_iteration(system: Tensor, rhs: Tensor, tol: float, max_iter: int) -> tuple[Tensor, np.ndarray]:
-    """Solves ``system @ x = rhs`` for any matrix: ``system = I - B``, and x is the sum of all ``B^j @ rhs``."""
+def power_iteration(
+    system: Tensor, rhs: Tensor, tol: float, max_iter: int, entrywise: bool = False
+) -> tuple[Tensor, np.ndarray]:
+    """Solves ``system @ x = rhs`` for any matrix: ``system = I - B``, and x is the sum of all ``B^j @ rhs``.
+
+    Where ``rhs`` and ``B`` have no negative entry, all terms add up, and with ``entrywise`` each entry is solved by
+    itself: its residual is at most ``tol`` times it. A norm does not see entries far below the largest. An entry that
+    is reached only now has no sum yet, so the series goes on until all that can be reached are.
+    """
     x = torch.zeros_like(rhs)
     residual, spare = _scattered(rhs), _scattered(rhs)
-    squared = scale = _dot(rhs, rhs)
+    scale = _dot(rhs, rhs)
+    # Below the smallest normal number nothing has digits, and a product may stand still.
+    least = torch.finfo(rhs.dtype).tiny / tol
+
+    def relative() -> np.ndarray:
+        if entrywise:
+            return torch.add(x, residual, out=spare).add_(least).reciprocal_().mul_(residual).amax(0).numpy()
+        return _relative(_dot(residual, residual), scale)
+
     for _ in range(max_iter):
-        if not (_relative(squared, scale) > tol).any():
+        if not (relative() > tol).any():
             break
         x += residual
         residual, spare = torch.addmm(residual, system, residual, alpha=-1, out=spare), residual
-        squared = _dot(residual, residual)
-    return x, _relative(squared, scale)
+    return x, relative()
 
 
 def conjugate_gradient(system: Tensor, rhs: Tensor, tol: float, max_iter: int) -> tuple[Tensor, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,9 @@ def totoro(
     The scores are exact and need neither :math:`\Pi` nor its labelled rows. With the :math:`(n, C)` matrix
     :math:`M_{ic} = [i \in C_c] / |C_c|`, :math:`G = \Pi^\top M` holds the :math:`g_c` and
     :math:`T_v = \sum_{c \ne y_v} (\Pi G)_{vc}`: a sparse solve of :math:`C` columns (two on a directed graph), done a
-    few columns at a time, so that the memory is :math:`O(n + E)` for any number of classes.
+    few columns at a time, so that the memory is :math:`O(n + E)` for any number of classes. A score below ``tol``, such
+    as that of a node dozens of steps from the other classes, is lost in the norms that conjugate gradient looks at; it
+    is summed up by the power iteration, so that scores rank down to 1e-290.
 
     Args:
         edge_index, num_nodes, alpha, tol, max_iter, method: The graph and the solver, as in
@@ -78,13 +81,21 @@ def totoro(
     """
     nodes, labels, size = _labelled(y, train_mask, num_nodes, empty_classes)
     pagerank = PageRank(edge_index, size, alpha, tol, max_iter, method)
-    scores = torch.zeros(len(nodes), dtype=torch.float64, device=nodes.device)
     # A block of classes at a time: the memory does not grow with their number.
     blocks = torch.arange(int(labels.max()) + 1).split(BLOCK)
-    for classes in progress(blocks, "Totoro", unit=" blocks of classes", leave=False):
-        overlap = pagerank.overlap(_class_means(nodes, labels, size, classes), nodes)
-        scores += _of_other_classes(overlap, labels, classes)
-    return scores
+
+    def solve(entrywise: bool) -> Tensor:
+        scores = torch.zeros(len(nodes), dtype=torch.float64, device=nodes.device)
+        for classes in progress(blocks, "Totoro", unit=" blocks of classes", leave=False):
+            overlap = pagerank.overlap(_class_means(nodes, labels, size, classes), nodes, entrywise)
+            scores += _of_other_classes(overlap, labels, classes)
+        return scores
+
+    def in_reach(part: Tensor) -> Tensor:
+        part = part[nodes]
+        return (scatter(labels, part, reduce="min") != scatter(labels, part, reduce="max"))[part]
+
+    return _to_the_smallest(pagerank, solve, in_reach, least=tol)
 
 
 def class_influence(
@@ -97,7 +108,8 @@ def class_influence(
 ) -> Tensor:
     r"""The influence :math:`g_c(x)` of each class on each node; see :func:`totoro` for the formula and the arguments.
 
-    Its largest column is the label that propagation with restart, balanced by the sizes of the classes, would give.
+    Its largest column is the label that propagation with restart, balanced by the sizes of the classes, would give; as
+    in :func:`totoro`, nodes far from all labelled ones have theirs too.
 
     Args:
         **solver: Options of :class:`~graph.renode.PageRank`.
@@ -107,7 +119,13 @@ def class_influence(
     """
     nodes, labels, size = _labelled(y, train_mask, num_nodes, empty_classes)
     means = _class_means(nodes, labels, size, torch.arange(int(labels.max()) + 1))
-    return PageRank(edge_index, size, **solver).matmul(means, transpose=True)
+    pagerank = PageRank(edge_index, size, **solver)
+    return _to_the_smallest(
+        pagerank,
+        lambda entrywise: pagerank.matmul(means, True, entrywise),
+        lambda part: torch.isin(part, part[nodes]),
+        least=1000 * pagerank.tol,
+    )
 
 
 def totoro_from_rows(rows: sparse.sparray, y: Tensor, softmax: bool = True) -> Tensor:
@@ -253,6 +271,33 @@ def _class_means(nodes: Tensor, labels: Tensor, num_nodes: int, classes: Tensor)
     among = (labels >= classes[0]) & (labels <= classes[-1])
     means[nodes[among], labels[among] - int(classes[0])] = share[among]
     return means
+
+
+def _to_the_smallest(
+    pagerank: PageRank,
+    solve: Callable[[bool], Tensor],
+    in_reach: Callable[[Tensor], Tensor],
+    least: float,
+) -> Tensor:
+    """``solve(entrywise)``, entry by entry where conjugate gradient leaves nothing but its error.
+
+    Args:
+        pagerank: What ``solve`` uses.
+        solve: Rows of non-negative values.
+        in_reach: Which of these rows have a value above 0, from the component of each node.
+        least: Where conjugate gradient has three digits: an overlap of classes is solved far beyond the tolerance.
+    """
+    # On directed graphs the sparse solve is the power iteration anyway, and what is in reach shows only there.
+    if pagerank.method != "cg":
+        return solve(True)
+    values = solve(False)
+    largest = values if values.dim() == 1 else values.amax(1)
+    lost = largest <= least
+    if lost.any():
+        lost &= in_reach(pagerank.components().to(values.device))
+    if lost.any():
+        values[lost] = solve(True)[lost]
+    return values
 
 
 def _of_other_classes(influence: Tensor, labels: Tensor, classes: Tensor) -> Tensor:

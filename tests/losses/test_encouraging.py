@@ -520,6 +520,46 @@ def test_schedules():
     assert bonus_schedule(0, 10, "none") == 1.0
 
 
+@pytest.mark.parametrize("start", [0.5, 0.999, 0.999995, 1 - 1e-9])
+@pytest.mark.parametrize("options", [{}, {"log_end": 1.0}, {"log_end": 1.0, "bonus_clamp": 0.0}, {"bonus": "power"}])
+def test_a_bonus_that_starts_late_is_never_a_penalty(start, options):
+    logits = torch.stack([torch.linspace(0, 30, 200), torch.zeros(200)], 1)
+    for x in (logits, logits.double()):
+        _, bonus = encouraging_loss_terms(x, torch.zeros(200, dtype=torch.long), bonus_start=start, **options)
+        assert bonus.max() == 0 and (bonus.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("log_end", [0.0, 0.25, 0.75, 0.99, 1 - 1e-4, 1 - 1e-6, 1 - 1e-9])
+@pytest.mark.parametrize("options", [{}, {"bonus_start": 1e-30}], ids=["closed form", "plain operations"])
+def test_the_tangent_has_all_digits(log_end, options):
+    """Up to ``log_end`` and beyond it, in float32 and in double."""
+    margin = torch.tensor([-20.0, -9.0, -1.0, 0.5, 3.0, 8.0, 12.0, 15.0, 20.0])
+    target = torch.zeros(9, dtype=torch.long)
+    p, q = margin.double().sigmoid(), (-margin.double()).sigmoid()
+    beyond = torch.where(p < 0.5, (p - log_end) / (1 - log_end), 1 - q / (1 - log_end))
+    linear = (p > log_end) & (q < 1 - log_end)
+    expected = torch.where(linear, math.log1p(-log_end) - beyond, torch.where(p < 0.5, torch.log1p(-p), q.log()))
+    slope = -p * torch.where(linear, q / (1 - log_end), 1.0)  # of the margin
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-11)):
+        x = leaf(torch.stack([margin, torch.zeros(9)], 1).to(dtype))
+        _, bonus = encouraging_loss_terms(x, target, log_end=log_end, **options)
+        bonus.sum().backward()
+        torch.testing.assert_close(bonus.detach().double(), expected, rtol=tolerance, atol=0)
+        torch.testing.assert_close(x.grad[:, 0].double(), slope, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize(("schedule", "ratio", "epochs"), [("cos", 5.0, 500), ("exp", -15.0, 100)])
+def test_a_schedule_of_log_end_passes_all_values_below_1(schedule, ratio, epochs):
+    criterion = EncouragingLoss(
+        log_end=1.0, schedule=schedule, schedule_of="log_end", schedule_ratio=ratio, max_epoch=epochs
+    )
+    losses = []
+    for epoch in range(1, epochs + 1):
+        criterion.set_epoch(epoch)
+        losses.append(criterion(torch.tensor([[9.0, 0.0]]), torch.tensor([0])).item())
+    assert losses == sorted(losses, reverse=True) and len(set(losses)) > 50
+
+
 def test_module():
     x, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
     weight = torch.tensor([1.0, 2.0, 3.0])
@@ -551,7 +591,6 @@ def test_module_schedules_log_end():
         (dict(bonus_start=1.0), "bonus_start"),
         (dict(subsample=0.0), "subsample"),
         (dict(bonus_clamp=0.5), "bonus_clamp"),
-        (dict(log_end=0.999999), "log_end"),  # its tangent would begin below the clamp
         (dict(smoothing_form="old"), "smoothing_form"),
         (dict(reduction="average"), "reduction"),
     ],

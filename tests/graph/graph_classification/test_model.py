@@ -80,6 +80,16 @@ def test_a_batch_of_one_is_the_graph_alone(model):
         torch.testing.assert_close(model(graph.x.double(), graph.edge_index)[0], expected)
 
 
+def test_nodes_that_look_alike_are_kept_in_their_order(model):
+    """All nodes of a ring; those that are kept are a path, or single nodes."""
+    graphs = []
+    for ring in map(torch.arange, range(6, 16)):
+        edges = to_undirected(torch.stack([ring, ring.roll(1)]))
+        graphs.append(Data(x=torch.arange(6.0).expand(len(ring), 6), edge_index=edges))
+    together = logits(model, graphs)
+    torch.testing.assert_close(together, torch.cat([logits(model, [graph]) for graph in graphs]))
+
+
 @given(st.permutations(range(7)), st.integers(0, 5))
 def test_order_of_the_nodes_does_not_matter(model, order, seed):
     graph, order = random_graphs(seed, 7)[-1], torch.tensor(order)

@@ -172,6 +172,23 @@ class TestScores:
         assert scores[0] < scores[1] < scores[2]
         torch.testing.assert_close(scores, scores.flip(0))
 
+    @pytest.mark.parametrize("edges", ["undirected", "directed"])
+    def test_classes_far_apart_are_ranked(self, edges):
+        """In the norms of a solve a score of 1e-40 is nothing, and a node that the solve did not reach has none."""
+        path = torch.stack([torch.arange(159), torch.arange(1, 160)])
+        edge_index = torch.cat([path, path.flip(0)[:, 2:] if edges == "directed" else path.flip(0)], 1)
+        y = (torch.arange(160) < 4).long()
+        nodes = torch.tensor([150, 2, 70, 3, 110, 30])
+        pagerank = dense_pagerank(edge_index, 160)
+        torch.testing.assert_close(totoro(edge_index, y, nodes), dense_totoro(pagerank, y, nodes), rtol=1e-3, atol=0)
+        influence = class_influence(edge_index, y, torch.tensor([2, 20]))
+        torch.testing.assert_close(influence.max(1), pagerank[[20, 2]].T.max(1), rtol=1e-3, atol=0)
+
+    def test_what_cannot_be_solved_so_far_away_is_refused(self):
+        path = torch.stack([torch.arange(159), torch.arange(1, 160)])
+        with pytest.raises(ValueError, match=r"tol: power did not converge, 100 steps .* raise max_iter"):
+            totoro(torch.cat([path, path.flip(0)], 1), torch.arange(160) // 80, torch.tensor([0, 159]), max_iter=100)
+
     def test_zero_where_no_other_class_is_in_reach(self):
         edge_index = torch.cat([PATH, torch.tensor([[6, 7], [7, 6]])], 1)
         y = torch.cat([HALVES, torch.tensor([0, 0])])
