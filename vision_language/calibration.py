@@ -24,7 +24,7 @@ class Reliability:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error: mean distance between accuracy and confidence, bins weighted by their examples."""
+        """Expected calibration error: mean distance of accuracy and confidence, bins weighted by their examples."""
         filled = self.examples > 0
         gap = np.abs(self.accuracy[filled] - self.confidence[filled])
         return float(np.average(gap, weights=self.examples[filled]))

@@ -39,7 +39,7 @@ SHOWN = 12
 HEAD = """# Measured results
 
 Written by `python -m examples.results` from `results/*.json`, which hold every run with its settings, hardware and
-library versions. Numbers marked *published*, and those in the claims, are the papers'; everything else was measured here.
+library versions. Numbers marked *published*, and those in the claims, are the papers'; all others were measured here.
 The command resumes where it was stopped. Stored rows of translation, language models and cross-view decoding that say
 where their run was are measured anew only with another `--docs FOLDER`. Without `--replace`, measurements on other data
 or with other options are refused, and figures other than the stored ones are kept beside the runs.
