@@ -15,6 +15,9 @@ from fairseq_ext import losses, modules
 from tests.blocks import LARGEST, OTHERS, Block, blocks, floating
 
 BLOCKS = blocks()
+HALF = (torch.float16, torch.bfloat16)
+# All losses but the one that multiplies, as a linear layer, in the dtype of its input.
+IN_FLOAT32 = [x for x in BLOCKS if x.name in losses.__all__ and x.name != "fused_linear_encouraging_loss"]
 TRANSFORMS = ("script", "export", "compile", "vmap")
 # Of any sizes, which are numbers that math's functions do not take.
 DYNAMIC = "topk_attention", "attention_weights", "encouraging_loss", "mirror_bonus_loss", "AdaNorm"
@@ -40,7 +43,10 @@ def with_gradients(block: Block, function: Any, inputs: tuple[Any, ...]) -> tupl
     leaves = replace(block, inputs=inputs).varied(lambda x: x.detach().clone().requires_grad_())
     outputs = [x for x in tree_leaves(function(*leaves)) if isinstance(x, Tensor)]
     free = [x for x in tree_leaves(leaves) if floating(x) and x.requires_grad]
-    return [x.detach() for x in outputs], list(torch.autograd.grad(weighed(outputs), free, allow_unused=True))
+    total = weighed(outputs)
+    if not total.requires_grad:  # a target is a constant
+        return outputs, [None] * len(free)
+    return [x.detach() for x in outputs], list(torch.autograd.grad(total, free, allow_unused=True))
 
 
 def weighed(outputs: list[Tensor]) -> Tensor:
@@ -158,9 +164,7 @@ def extremes(block: Block, dtype: torch.dtype) -> dict[str, Any]:
     return {pattern: fill(pattern) for pattern in patterns}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_half_precision_knows_no_nan(block: Block, dtype: torch.dtype) -> None:
+def assert_no_nan(block: Block, dtype: torch.dtype) -> None:
     """At the extremes of the dtype; what float32 makes finite and the dtype can hold is finite."""
     limit = torch.finfo(dtype).max
     for pattern, inputs in extremes(block, dtype).items():
@@ -175,8 +179,33 @@ def test_half_precision_knows_no_nan(block: Block, dtype: torch.dtype) -> None:
             assert got[holds].isfinite().all(), pattern
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if "empty" not in block.unsupported], ids=str)
-def test_no_examples_give_no_outputs(block: Block) -> None:
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_half_precision_knows_no_nan(block: Block, dtype: torch.dtype) -> None:
+    assert_no_nan(block, dtype)
+
+
+def assert_computed_in_float32(block: Block, dtype: torch.dtype) -> None:
+    """Of half precision the values are those of float32, in it; and so are the gradients, rounded once."""
+    inputs, options = tree_map(lambda x: x.to(dtype) if floating(x) else x, (block.inputs, block.options))
+    wide = tree_map(lambda x: x.float() if floating(x) else x, inputs)
+    results = with_gradients(block, block.to(dtype), inputs)
+    reference = with_gradients(block, replace(block, options=options).to(torch.float32), wide)
+    assert {x.dtype for x in results[0] if floating(x)} == {x.dtype for x in reference[0] if floating(x)}
+    for got, want in zip(*(tree_flatten(x)[0] for x in (results, reference)), strict=True):
+        if got is not None and floating(got):
+            step = 4 * torch.finfo(got.dtype).eps
+            torch.testing.assert_close(got.to(want), want, rtol=step, atol=step * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("block", IN_FLOAT32, ids=str)
+def test_losses_of_half_precision_are_computed_in_float32(block: Block, dtype: torch.dtype) -> None:
+    assert_computed_in_float32(block, dtype)
+
+
+def assert_empty(block: Block) -> None:
+    """No examples give no outputs, or one number."""
     inputs = tree_map(lambda x: x.narrow(block.batch, 0, 0), block.inputs)
     full, _ = with_gradients(block, block.to(torch.float32), block.inputs)
     outputs, grads = with_gradients(block, block.to(torch.float32), inputs)
@@ -184,3 +213,8 @@ def test_no_examples_give_no_outputs(block: Block) -> None:
         assert out.dim() == whole.dim() and (out.numel() == 0 or out.dim() == 0)
     free = [x for i, value in enumerate(inputs) if i not in block.fixed for x in tree_leaves(value) if floating(x)]
     assert [x.shape for x, grad in zip(free, grads, strict=True) if grad is not None and grad.shape != x.shape] == []
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if "empty" not in block.unsupported], ids=str)
+def test_no_examples_give_no_outputs(block: Block) -> None:
+    assert_empty(block)

@@ -20,7 +20,7 @@ HUGGING_FACE = (
     *("transformers", "tokenizers", "safetensors", "accelerate", "tensorboardX", "sklearn"),
     *("vision_language.calibration", "vision_language.options"),
 )
-TRAINER = ("torch", "numpy", "tqdm", "matplotlib", "fairseq_ext.losses", "fairseq_ext.modules", *KIT)
+TRAINER = ("torch", "numpy", "tqdm", "matplotlib", "fairseq_ext.losses", "fairseq_ext.modules", NUMBERS[0], *KIT)
 BINDING = ("torch", "fairseq", "omegaconf", "fairseq_ext.training.errors", "fairseq_ext.training.options")
 # Beside the standard library, and files of the same folder. The longest name that a file's path starts with holds.
 MAY_IMPORT = {

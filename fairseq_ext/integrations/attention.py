@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fairseq_ext.integrations.trial import functions_of
 from fairseq_ext.modules import attention_weights, topk_attention
-from fairseq_ext.modules.sparse_attention import repeat_heads
+from fairseq_ext.modules.sparse_attention import attention_scores, repeat_heads
 from fairseq_ext.training.errors import OptionError
 
 __all__ = ["SelectiveAttention", "register_attention"]
@@ -90,13 +90,15 @@ class SelectiveAttention:
                 k=self.k,
             )
             return context.transpose(1, 2).contiguous(), None
-        scores = (query * (query.size(-1) ** -0.5 if scaling is None else scaling)) @ key.transpose(-2, -1)
+        scale = query.size(-1) ** -0.5 if scaling is None else scaling
+        dense = self.normalizer == "softmax" and self.select == "scores" and not 0 < self.k < key.size(2)
+        scores = attention_scores(query, key, scale, selects=not dense)
         if is_causal:
             attention_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         if attention_mask is not None:
             boolean = attention_mask.dtype == torch.bool
             scores = scores.masked_fill(~attention_mask, -torch.inf) if boolean else scores + attention_mask
-        weights = self.weights(scores)
+        weights = self.weights(scores).to(query.dtype)
         context = F.dropout(weights, dropout) @ value
         return context.transpose(1, 2).contiguous(), weights
 
@@ -136,7 +138,8 @@ def register_attention(
 
     (Explicit Sparse Transformer, Zhao et al., arXiv:1912.11637.) Every attention of the model selects, self and cross;
     masks come first, so neither padding nor the empty places of a static cache are selected. With ``k`` of the number
-    of keys or more a model computes what it computes with ``"sdpa"``, but a query without any key gives zeros.
+    of keys or more a model computes what it computes with ``"sdpa"``, but a query without any key gives zeros; with
+    fewer, its scores are rounded to half precision where it runs in that (:func:`~fairseq_ext.modules.topk_attention`).
 
     It is for models whose attentions all go through transformers' ``AttentionInterface``: BERT, GPT-2, Llama, BART,
     Marian, ViT and most others. One that computes an attention itself (T5), has none, or asks for something else than

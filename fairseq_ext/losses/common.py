@@ -15,6 +15,7 @@ __all__ = [
     "as_class_weight",
     "as_indices",
     "check_shape",
+    "check_temperature",
     "is_finite",
     "log_complement",
     "one_hot",
@@ -35,6 +36,20 @@ def require(name: str, value: object, ok: bool, allowed: str) -> None:
 def is_finite(value: float) -> bool:
     """``math.isfinite``, which a compiler with dynamic shapes cannot ask of its numbers."""
     return -math.inf < value < math.inf
+
+
+def check_temperature(temperature: float, name: str = "temperature", or_zero: bool = False) -> None:
+    """Refuse what logits cannot be divided by: a softmax of it is NaN, or has its classes in the wrong order.
+
+    Args:
+        temperature: the number.
+        name: of the option.
+        or_zero: whether 0 is allowed, as where it means that there is no softmax.
+    """
+    if or_zero:
+        require(name, temperature, 0 <= temperature < math.inf, "at least 0 and finite")
+    else:
+        require(name, temperature, 0 < temperature < math.inf, "above 0 and finite")
 
 
 def check_shape(name: str, value: Tensor, shape: tuple[int, ...], holds: str) -> None:
@@ -102,7 +117,7 @@ def sigmoid_power(input: Tensor, exponent: float) -> Tensor:
 def reduce_weighted(
     loss: Tensor, sample_weight: Tensor | None = None, reduction: str = "mean", total: Tensor | None = None
 ) -> Tensor:
-    """``loss`` times a weight for each example, reduced.
+    """``loss`` times a weight for each example, reduced; half precision in float32, as sums leave the range of float16.
 
     Args:
         loss: of each example, of any shape.
@@ -114,6 +129,7 @@ def reduce_weighted(
         ValueError: ``sample_weight`` of another shape than ``loss``, or an unknown reduction.
     """
     require("reduction", reduction, reduction in REDUCTIONS, f"one of {REDUCTIONS}")
+    loss = loss.to(compute_dtype(loss))
     if sample_weight is not None:
         check_shape("sample_weight", sample_weight, loss.shape, "one weight for each example")
         loss = loss * sample_weight

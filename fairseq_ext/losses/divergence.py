@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_ext.losses.common import check_shape, reduce_weighted, require
+from fairseq_ext.losses.common import check_shape, check_temperature, reduce_weighted, require
 from fairseq_ext.precision import compute_dtype, widen
 
 __all__ = ["distillation_kl", "matrix_kl", "soft_target_cross_entropy", "soft_target_kl"]
 
 
 def _log_softmax(input: Tensor, temperature: float) -> Tensor:
-    require("temperature", temperature, 0 < temperature < math.inf, "above 0")
+    check_temperature(temperature)
     return F.log_softmax(input.to(compute_dtype(input)) / temperature, dim=-1)
 
 

@@ -20,6 +20,7 @@ from fairseq_ext.modules.topk import below_maximum, effective_k, ratio_budget, r
 
 __all__ = [
     "NORMALIZERS",
+    "attention_scores",
     "attention_weights",
     "blockwise_topk_attention",
     "has_blockwise",
@@ -150,7 +151,11 @@ def topk_attention(
         \text{dropout}(\text{topk-softmax}_k(\text{scale} \cdot Q K^\top + M))\, V
 
     (Zhao et al., arXiv 1912.11637.) Arguments and order are those of ``F.scaled_dot_product_attention``, and with
-    ``k=0`` so is the result, except that a query with no key to attend to gives zeros.
+    ``k=0``, or of ``S`` keys and more, so is the result, except that a query with no key to attend to gives zeros.
+
+    Where keys are selected, scores are compared and weighed in the dtype of the queries, to which the kernel rounds
+    them as well: from 128 on those of bfloat16 are whole numbers, and beyond 65504 those of float16 are infinite, all
+    alike. Torch's attention keeps them in float32.
 
     Args:
         query, key, value: the projected states.
@@ -193,13 +198,32 @@ def topk_attention(
             context = blockwise_topk_attention(query, key, value, bias, keep, dropout_p, is_causal, scale, effective)
             if context is not None:
                 return context
-    scores = (query * scale) @ key.transpose(-2, -1)
+    scores = attention_scores(query, key, scale, selects=0 < effective < key.size(-2))
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
     weights = topk_softmax(scores, effective, straight_through=straight_through)
-    return F.dropout(weights, dropout_p) @ value
+    return F.dropout(weights, dropout_p).to(value.dtype) @ value
+
+
+def attention_scores(query: Tensor, key: Tensor, scale: float, selects: bool) -> Tensor:
+    """Scores before masks, ``(..., T, S)``: in the dtype of the query, but of half precision in float32 where all keys
+    are kept, as torch's attention has them.
+
+    Args:
+        query: ``(..., T, D)``.
+        key: ``(..., S, D)``.
+        scale: factor on the scores.
+        selects: whether keys are selected by them.
+    """
+    if selects or (query.dtype != torch.float16 and query.dtype != torch.bfloat16):
+        return (query * scale) @ key.transpose(-2, -1)
+    query, key = query.float() * scale, key.float()
+    if torch.jit.is_scripting():
+        return query @ key.transpose(-2, -1)
+    with torch.autocast(query.device.type, enabled=False):
+        return query @ key.transpose(-2, -1)
 
 
 def repeat_heads(query: Tensor, states: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_ext.losses import binary_encouraging_loss, halted_focal_loss
+from fairseq_ext.losses.common import check_temperature
+from fairseq_ext.precision import compute_dtype, widen
 
 __all__ = [
     "LOSSES",
@@ -51,7 +53,8 @@ class LabelGraph(nn.Module):
             distribution is our choice.
 
     Shape:
-        scores ``(*, m)``, returns logits ``(*, m)`` whose sigmoid is :math:`\hat y` for either position.
+        scores ``(*, m)``, returns logits ``(*, m)`` whose sigmoid is :math:`\hat y` for either position. Mixed
+        probabilities are computed in float32 for half precision, under autocast too, and their logits returned in it.
     """
 
     def __init__(self, num_labels: int, position: str = "scores", noise: float = 0.0) -> None:
@@ -74,9 +77,10 @@ class LabelGraph(nn.Module):
     def forward(self, scores: Tensor) -> Tensor:
         if self.position == "scores":
             return scores @ self.weight
-        mixed = scores.sigmoid() @ self.weight
         # In half precision 1 - 1e-7 is 1, whose logit is infinite.
-        return torch.logit(mixed, eps=max(PROBABILITY_FLOOR, torch.finfo(mixed.dtype).eps))
+        with torch.autocast(scores.device.type, enabled=False):
+            mixed = widen(scores).sigmoid() @ widen(self.weight)
+            return torch.logit(mixed, eps=max(PROBABILITY_FLOOR, torch.finfo(mixed.dtype).eps))
 
     def extra_repr(self) -> str:
         noise = f", noise={self.noise}" if self.noise else ""
@@ -97,13 +101,19 @@ def soft_targets(
             code.
         clip: keep :math:`y G` inside [0, 1]. Without it the targets may leave the range, and the loss of such a label
             is not bounded below. Our choice; off, as no released option does so.
+
+    Returns:
+        ``(N, m)``, in float32 where G is of half precision, under autocast too.
+
+    Raises:
+        ValueError: a temperature that is negative or not finite, or a graph of another size.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature must not be negative, got {temperature}")
-    target = torch.as_tensor(target, dtype=graph.dtype, device=graph.device)
+    check_temperature(temperature, or_zero=True)
+    target = torch.as_tensor(target, dtype=compute_dtype(graph), device=graph.device)
     if graph.shape != (target.size(-1),) * 2:
         raise ValueError(f"graph must be ({target.size(-1)}, {target.size(-1)}), got {tuple(graph.shape)}")
-    soft = target @ (graph.detach() if stop_gradient else graph)
+    with torch.autocast(graph.device.type, enabled=False):
+        soft = target @ widen(graph.detach() if stop_gradient else graph)
     if temperature:
         return (soft / temperature).softmax(-1)
     return soft.clamp(0.0, 1.0) if clip else soft
@@ -111,7 +121,7 @@ def soft_targets(
 
 def _binary_losses(logits: Tensor, loss: str, log_end: float) -> tuple[Tensor, Tensor]:
     """The loss of every label if it is gold, and if it is not; in float32 for half precision, as all losses."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.to(compute_dtype(logits))
     if loss == "bce":
         return F.softplus(-logits), F.softplus(logits)
     one, zero = torch.ones_like(logits), torch.zeros_like(logits)
@@ -152,8 +162,8 @@ def label_graph_loss_terms(
         return (wanted * positive + (1 - wanted) * negative).sum(-1).mean()
 
     soft = soft_targets(target, graph, temperature, stop_gradient=stop_gradient, clip=soft_target_clip)
-    identity = torch.eye(graph.size(0), dtype=graph.dtype, device=graph.device)
-    return LossTerms(against(target.to(positive.dtype)), against(soft), (graph - identity).square().sum())
+    identity = torch.eye(graph.size(0), dtype=compute_dtype(graph), device=graph.device)
+    return LossTerms(against(target.to(positive.dtype)), against(soft), (widen(graph) - identity).square().sum())
 
 
 def label_graph_loss(

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -187,6 +188,18 @@ def test_half_precision_and_a_query_without_keys():
     torch.testing.assert_close(float_mask, boolean)
     empty = torch.zeros(1, 1, 5, 5, dtype=torch.bool)
     assert not attention(nn.Module(), states, states, states, empty)[0].any()
+
+
+@pytest.mark.parametrize("output_attentions", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_all_keys_in_half_precision_are_the_attention_of_torch(dtype, output_attentions):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 9, 16) * size for size in (20, 20, 1))
+    states = [x.to(dtype) for x in (query, key, value)]
+    context, weights = AttentionInterface()["many"](nn.Module(), *states, None, output_attentions=output_attentions)
+    expected = F.scaled_dot_product_attention(*(x.double() for x in states)).transpose(1, 2)
+    assert context.dtype == dtype and (weights is None or weights.dtype == dtype)
+    assert (context.double() - expected).abs().max() < 4 * torch.finfo(dtype).eps
 
 
 REFUSED = {

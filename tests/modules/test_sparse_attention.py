@@ -469,6 +469,21 @@ def test_dense_topk_attention_is_torch_attention(mask: str, scale: float | None)
     assert (sparse - expected).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1.0, 8.0, 300.0])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_dense_topk_attention_of_half_precision_is_torch_attention(dtype: torch.dtype, size: float, autocast: bool):
+    """Of scores up to 200 bfloat16 keeps no digit behind the point, and float16 ends at 65504."""
+    torch.manual_seed(0)
+    q, k, v = ((torch.randn(2, 4, 16, 64) * factor).to(dtype) for factor in (size, size, 1))
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs = [topk_attention(q, k, v, k=keys) for keys in (0, 16, 99)]
+    for out in outputs:
+        assert out.dtype == (torch.bfloat16 if autocast else dtype)
+        assert (out.double() - exact).abs().max() < 4 * torch.finfo(out.dtype).eps
+
+
 def test_topk_attention_keeps_the_best_keys() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.eye(7).expand(2, 3, 7, 7)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_ext.losses import matrix_kl
+from fairseq_ext.precision import widen
 from vision_language.iais.blocks import AttentionBlocks, block_softmax
 
 __all__ = ["annealing", "iais_loss", "isd", "isd_annotated", "map_entropy", "mirrored_maps"]
@@ -40,11 +41,18 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 AGGREGATIONS = ("mean", "sum", "max")
 DISTRIBUTED_EPS = 1e-6
 TINY = 1e-12
+LEAST = 1e-30
+"""Added to what ``"renorm"`` divides by its sum: a row whose entries are all 0 in float32 gets equal shares."""
 
 
 def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _widened(blocks: AttentionBlocks) -> AttentionBlocks:
+    """bfloat16 products of two maps would be coarser than their differences."""
+    return AttentionBlocks(*map(widen, blocks[:4]), *blocks[4:])
 
 
 def _is_word(blocks: AttentionBlocks) -> Tensor:
@@ -67,8 +75,8 @@ def _mirror(blocks: AttentionBlocks, kind: str, pseudo_norm: str) -> Tensor:
     carried = carrier @ source @ carrier.mT
     if pseudo_norm == "softmax":
         return block_softmax(carried, words, words)
-    carried = carried * (words[:, :, None] & words[:, None, :])
-    return carried / carried.sum(-1, keepdim=True).clamp_min(TINY)
+    # A softmax of logarithms divides by the sum, however small it is, and its gradient is that of the shares.
+    return block_softmax((carried + LEAST).log(), words, words)
 
 
 def _loss(blocks: AttentionBlocks, kind: str, pseudo_norm: str) -> Tensor:
@@ -117,13 +125,13 @@ def iais_loss(
             samples, L for text-anchored ones.
         pseudo_norm: how a singular mirror is normalised. ``"softmax"``, the default as in the released code, is a
             second softmax over probabilities, so entries of a row differ by a factor of e at most. ``"renorm"`` divides
-            by the row sum; ``"softmax_scores"`` picks from the scores of each head, then takes one softmax and averages
-            the heads. The last two are our choice.
+            by the row sum, and gives a row that is all 0 equal shares; ``"softmax_scores"`` picks from the scores of
+            each head, then takes one softmax and averages the heads. The last two are our choice.
         reduction: ``"mean"`` over pairs, ``"sum"`` or ``"none"``.
 
     Returns:
-        A scalar, or ``(B,)`` without reduction. A side with a single word or region is 0 (up to ε), and so is a pair
-        without any.
+        A scalar, or ``(B,)`` without reduction; the mean over no pair is 0. A side with a single word or region is 0
+        (up to ε), and so is a pair without any.
 
     Raises:
         ValueError: for unknown options, or ``"softmax_scores"`` without scores.
@@ -131,13 +139,13 @@ def iais_loss(
     _check_mirror(blocks, kind, pseudo_norm)
     _check("modality", modality, MODALITIES)
     _check("reduction", reduction, ("mean", "sum", "none"))
+    blocks = _widened(blocks)
     sides = {"L": [blocks], "V": [blocks.swapped()], "both": [blocks, blocks.swapped()]}[modality]
-    # bfloat16 products of two maps would be coarser than their differences.
     with torch.autocast(blocks.ll.device.type, enabled=False):
         loss = torch.stack([_loss(side, kind, pseudo_norm) for side in sides]).sum(0)
     if reduction == "none":
         return loss
-    return loss.mean() if reduction == "mean" else loss.sum()
+    return loss.mean() if reduction == "mean" and len(loss) else loss.sum()
 
 
 def mirrored_maps(
@@ -145,6 +153,7 @@ def mirrored_maps(
 ) -> tuple[Tensor, Tensor]:
     """The mirrors P_LL, ``(B, L, L)``, and P_VV, ``(B, V, V)``, that :func:`iais_loss` compares with S_LL and S_VV."""
     _check_mirror(blocks, kind, pseudo_norm)
+    blocks = _widened(blocks)
     with torch.autocast(blocks.ll.device.type, enabled=False):
         return _mirror(blocks, kind, pseudo_norm), _mirror(blocks.swapped(), kind, pseudo_norm)
 
@@ -232,10 +241,11 @@ def isd_annotated(
             )
     text, regions = text_items.bool(), region_items.bool()
     present = text.any(-1) & regions.any(-1)
-    e_ll, e_vv = (
-        block_softmax(_aggregate(relations, items, aggregation), present, present)
-        for relations, items in ((s_ll, text), (s_vv, regions))
-    )
+    with torch.autocast(s_ll.device.type, enabled=False):
+        e_ll, e_vv = (
+            block_softmax(_aggregate(widen(relations), items, aggregation), present, present)
+            for relations, items in ((s_ll, text), (s_vv, regions))
+        )
     count = present.sum(-1)
     return matrix_kl(e_ll, e_vv, count).masked_fill(count < 2, torch.nan)
 

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from fairseq_ext.precision import compute_dtype, widen
+
 __all__ = ["AttentionBlocks", "attention_blocks", "block_softmax"]
 
 
@@ -54,16 +56,15 @@ def block_softmax(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         rows: the rows to keep, bool, ``(*, R)``.
         columns: the columns to normalise over, bool, ``(*, C)``.
     """
-    dtype = torch.promote_types(scores.dtype, torch.float32)
     columns = columns[..., None, :]
     masked = scores.masked_fill(~columns, torch.finfo(scores.dtype).min)
-    return masked.softmax(-1, dtype=dtype) * (rows[..., :, None] & columns)
+    return masked.softmax(-1, dtype=compute_dtype(scores)) * (rows[..., :, None] & columns)
 
 
 def _left_aligned(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Positions of the True entries of each row, ``(B, N)``, N at least 1, and which of them are real."""
     count = mask.sum(1)
-    width = max(1, int(count.max()))
+    width = max([1, *count.tolist()])  # of no pairs too
     index = mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
     return index, torch.arange(width, device=mask.device) < count[:, None]
 
@@ -75,10 +76,11 @@ def attention_blocks(
 
     Computed anew from the queries and keys, not from the layer's own probabilities: those are normalised over the whole
     sequence, have gone through dropout, and do not exist in fused kernels. No dropout is applied here. Gradients flow
-    into ``hidden`` and the query and key projections.
+    into ``hidden`` and the query and key projections. Of half precision, queries and keys are; scores and maps are in
+    float32.
 
     Args:
-        hidden: the states that enter ``attention``, ``(B, S, H)``.
+        hidden: the states that enter ``attention``, ``(B, S, H)``; B may be 0, as where no pair of a batch is matched.
         attention: a self-attention of the BERT family: ``query`` and ``key`` map H to A·d, and
             ``num_attention_heads`` is A, ``attention_head_size`` d.
         text_mask: the word pieces, bool, ``(B, S)``. The paper leaves [CLS] and [SEP] out.
@@ -99,7 +101,9 @@ def attention_blocks(
     layer = cast(Any, attention)
     shape = (*chosen.shape[:2], layer.num_attention_heads, layer.attention_head_size)
     query, key = (project(chosen).view(shape).transpose(1, 2) for project in (layer.query, layer.key))
-    scores = (query * layer.attention_head_size**-0.5) @ key.mT
+    # Scores beyond float16 are infinite in it, and bfloat16 tells those of a sharp map apart no more.
+    with torch.autocast(hidden.device.type, enabled=False):
+        scores = (widen(query) * layer.attention_head_size**-0.5) @ widen(key).mT
 
     split = word_index.size(1)
     words, regions = (slice(split), is_word[:, None]), (slice(split, None), is_region[:, None])

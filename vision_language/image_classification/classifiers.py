@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_ext.precision import widen
+
 __all__ = ["CosineLinear", "LargeMarginLinear"]
 
 
@@ -60,8 +62,9 @@ class LargeMarginLinear(nn.Module):
         beta = 100 * 0.99 ** float(steps)
         steps += 1
         index = labels[:, None]
-        target = logits.gather(1, index)
-        length = x.norm(dim=1, keepdim=True) * self.weight[labels].norm(dim=1, keepdim=True)
+        # Half precision has neither the floor of the length nor an angle near 1.
+        target = widen(logits.gather(1, index))
+        length = widen(x).norm(dim=1, keepdim=True) * widen(self.weight[labels]).norm(dim=1, keepdim=True)
         # At 1 and -1 the derivative of the angle is infinite.
         cosine = (target / length.clamp_min(1e-12)).clamp(-1 + 1e-7, 1 - 1e-7)
         k = (self.margin * cosine.detach().acos() / math.pi).floor()
@@ -102,4 +105,9 @@ class CosineLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits between -s and s."""
-        return self.scale * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+        return self.scale * F.linear(_normalized(x), _normalized(self.weight))
+
+
+def _normalized(rows: Tensor) -> Tensor:
+    """Rows of length 1, zeros where there is none. In half precision the least length that divides would be 0."""
+    return F.normalize(widen(rows), dim=1).to(rows.dtype)

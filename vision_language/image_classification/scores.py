@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from fairseq_ext.losses.common import check_temperature
+from fairseq_ext.precision import compute_dtype
 from vision_language.calibration import reliability
 
 __all__ = ["OOD_SCORES", "expected_calibration_error", "log_odds", "margin", "ood_scores"]
@@ -25,7 +27,7 @@ def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
         labels: y, ``(N)``.
 
     Returns:
-        ``(N)``, in the dtype of ``logits``.
+        ``(N)``, in the dtype of ``logits``, for half precision in float32.
     """
     at_label, others = _apart(logits, labels)
     return at_label - others.logsumexp(1)
@@ -39,7 +41,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
         labels: y, ``(N)``.
 
     Returns:
-        ``(N)``, in the dtype of ``logits``.
+        ``(N)``, in the dtype of ``logits``, for half precision in float32.
     """
     at_label, others = _apart(logits, labels)
     return at_label - others.amax(1)
@@ -50,6 +52,7 @@ def _apart(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
         raise ValueError(f"logits must be (N, C) with at least 2 classes and labels (N), got {shapes}")
     index = labels[:, None]
+    logits = logits.to(compute_dtype(logits))
     return logits.gather(1, index)[:, 0], logits.scatter(1, index, -math.inf)
 
 
@@ -102,8 +105,7 @@ def ood_scores(logits: Tensor, score: str = "msp", temperature: float = 1.0) -> 
     """
     if score not in OOD_SCORES:
         raise ValueError(f"score must be one of {', '.join(OOD_SCORES)}, got {score!r}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    check_temperature(temperature)
     if temperature != 1 and score not in ("msp", "energy"):
         raise ValueError(f"temperature is an option of msp and energy, got {temperature} with score={score!r}")
     return OOD_SCORES[score](logits.double(), temperature)

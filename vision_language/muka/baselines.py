@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fairseq_ext.losses import distillation_kl, soft_target_kl
-from vision_language.muka.targets import LabelUnion
+from vision_language.muka.targets import LabelUnion, tempered_softmax
 
 __all__ = ["ensemble_probabilities", "uhc_loss", "vanilla_kd_loss"]
 
@@ -42,10 +42,13 @@ def ensemble_probabilities(
         temperature: :math:`T`. Default 1, as the released scripts.
 
     Returns:
-        ``(B, N)``.
+        ``(B, N)``, in single precision at least.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite, or logits of other classes than ``union``.
     """
     union = _union(teacher_logits, union)
-    joint = (torch.cat(list(teacher_logits), -1) / temperature).softmax(-1)
+    joint = tempered_softmax(torch.cat(list(teacher_logits), -1), temperature)
     parts = joint.split([logits.size(-1) for logits in teacher_logits], -1)
     return torch.stack([union.pad(teacher, part) for teacher, part in enumerate(parts)]).sum(0)
 

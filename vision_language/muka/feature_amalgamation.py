@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_ext.precision import widen
+from fairseq_ext.training.errors import OptionError
+
 __all__ = [
     "AmalgamationTerms",
     "CommonFeatureLearning",
@@ -27,6 +30,8 @@ __all__ = [
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TINY = 1e-12
+SHARE = 4
+"""How many dimensions of the student's states one of the common features stands for."""
 
 
 class AmalgamationTerms(NamedTuple):
@@ -63,7 +68,11 @@ def aligned_layers(depths: Sequence[int], num_layers: int | None = None) -> list
 
 
 def masked_mse(input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean squared difference of ``(B, S, H)`` over the positions where ``mask``, ``(B, S)``, is not 0."""
+    """Mean squared difference of ``(B, S, H)`` over the positions where ``mask``, ``(B, S)``, is not 0.
+
+    Half precision is computed in float32: float16 ends at 65504, which the number of elements exceeds.
+    """
+    input, target = widen(input), widen(target)
     if mask is None:
         return F.mse_loss(input, target)
     weight = mask.to(input.dtype)[..., None]
@@ -85,8 +94,7 @@ def maximum_mean_discrepancy(x: Tensor, y: Tensor) -> Tensor:
     """
     # The differences of nearby products vanish in half precision.
     with torch.autocast(x.device.type, enabled=False):
-        wide = torch.promote_types(x.dtype, torch.float32)
-        x, y = F.normalize(x.to(wide), dim=-1, eps=TINY), F.normalize(y.to(wide), dim=-1, eps=TINY)
+        x, y = F.normalize(widen(x), dim=-1, eps=TINY), F.normalize(widen(y), dim=-1, eps=TINY)
         xx, yy, xy = (
             (a.square().sum(-1)[:, None] + b.square().sum(-1) - 2 * a @ b.T).clamp_min(TINY)
             for a, b in ((x, x), (y, y), (x, y))
@@ -118,7 +126,12 @@ class _LayerwiseBlock(nn.Module):
 class _CommonFeatureBlock(nn.Module):
     def __init__(self, student_size: int, teacher_sizes: Sequence[int]) -> None:
         super().__init__()
-        size = student_size // 4
+        if student_size < SHARE:
+            raise OptionError(
+                f"student_size must be at least {SHARE}, as the common features have 1/{SHARE} of its dimensions, "
+                f"got {student_size}"
+            )
+        size = student_size // SHARE
         self.student_adapter = nn.Linear(student_size, size)
         self.teacher_adapters = nn.ModuleList(nn.Linear(width, size) for width in teacher_sizes)
         self.extractor = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size))
@@ -231,7 +244,7 @@ class CommonFeatureLearning(_AlignedBlocks):
         - output: :class:`AmalgamationTerms`, both of weight 1 in the released code.
 
     Raises:
-        ValueError: as :class:`LayerwiseAmalgamation`.
+        ValueError: as :class:`LayerwiseAmalgamation`, or a student of fewer than 4 dimensions.
     """
 
     block = _CommonFeatureBlock

@@ -16,9 +16,18 @@ import torch
 from torch import Tensor
 
 from fairseq_ext.losses import soft_target_kl
-from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.losses.common import check_temperature
+from fairseq_ext.precision import compute_dtype
+from fairseq_ext.training.errors import DataError
 
-__all__ = ["LabelUnion", "amalgamation_loss", "amalgamation_targets", "margin_weights", "union_of_labels"]
+__all__ = [
+    "LabelUnion",
+    "amalgamation_loss",
+    "amalgamation_targets",
+    "margin_weights",
+    "tempered_softmax",
+    "union_of_labels",
+]
 
 MARGIN_FLOOR = 1e-6
 
@@ -96,6 +105,20 @@ def union_of_labels(labels: Sequence[Sequence[str]]) -> LabelUnion:
     return LabelUnion(tuple(position), tuple(tuple(position[name] for name in names) for names in labels))
 
 
+def tempered_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """``softmax(logits / temperature)`` over the last axis, in float32 at least: rounded to half it sums to 1 roughly.
+
+    Args:
+        logits: ``(*, C)``.
+        temperature: above 0 and finite.
+
+    Raises:
+        ValueError: another temperature.
+    """
+    check_temperature(temperature)
+    return (logits.to(compute_dtype(logits)) / temperature).softmax(-1)
+
+
 @torch.no_grad()
 def amalgamation_targets(
     teacher_logits: Sequence[Tensor],
@@ -122,25 +145,25 @@ def amalgamation_targets(
         score_temperature: :math:`\tau`. Default 0.2, as the released code.
 
     Returns:
-        ``(B, N)``.
+        ``(B, N)``, in single precision at least.
 
     Raises:
-        OptionError: a temperature that is not positive.
-        ValueError: shapes that do not belong together.
+        ValueError: a temperature that is not positive and finite, or shapes that do not belong together.
     """
-    for name, value in (("temperature", temperature), ("score_temperature", score_temperature)):
-        if not value > 0:
-            raise OptionError(f"{name} must be greater than 0, got {value}")
+    check_temperature(temperature)
+    check_temperature(score_temperature, "score_temperature")
     union = union or LabelUnion.disjoint([logits.size(-1) for logits in teacher_logits])
     union.check(teacher_logits)
     expected = (teacher_logits[0].size(0), len(teacher_logits))
     if tuple(scores.shape) != expected:
         raise ValueError(f"scores must be (batch, teachers), {expected}, got {tuple(scores.shape)}")
     if hard:
-        weights = torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+        weights = torch.zeros_like(scores, dtype=compute_dtype(scores)).scatter_(
+            -1, scores.argmax(-1, keepdim=True), 1.0
+        )
     else:
-        weights = (scores / score_temperature).softmax(-1)
-    padded = [union.pad(t, (logits / temperature).softmax(-1)) for t, logits in enumerate(teacher_logits)]
+        weights = tempered_softmax(scores, score_temperature)
+    padded = [union.pad(t, tempered_softmax(logits, temperature)) for t, logits in enumerate(teacher_logits)]
     return torch.stack([weights[:, t, None] * one for t, one in enumerate(padded)]).sum(0)
 
 
@@ -156,8 +179,9 @@ def margin_weights(scores: Tensor) -> Tensor:
         scores: ``(B, T)``. A single teacher has no rival: its weights are 1 (our choice).
 
     Returns:
-        ``(B)``.
+        ``(B)``, in single precision at least.
     """
+    scores = scores.to(compute_dtype(scores))
     if scores.size(-1) == 1:
         return torch.ones_like(scores[:, 0])
     first, second = scores.topk(2, dim=-1).values.unbind(-1)

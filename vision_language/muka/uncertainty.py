@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairseq_ext.precision import compute_dtype
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.modes import evaluating
 
@@ -139,7 +140,7 @@ def mc_dropout_probabilities(
         logits = output if isinstance(output, Tensor) else output.logits
         if logits.dim() != 2 or len(logits) != len(chunk):
             raise DataError(f"batch: of {len(chunk)} rows the model makes logits of shape {tuple(logits.shape)}")
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+        return logits.to(compute_dtype(logits)).softmax(-1)
 
     devices = [device] if device.type == "cuda" else []
     with (
@@ -155,7 +156,7 @@ def mc_dropout_probabilities(
         if seed is not None:
             torch.manual_seed(seed)
         probabilities = torch.cat([forward(chunk) for chunk in rows.split(chunk_size)])
-    return probabilities.view(passes, size, -1)
+    return probabilities.view(passes, size, probabilities.size(-1))  # -1 of a batch of 0 rows would be any number
 
 
 def _rows_of(inputs: Mapping[str, Any], main: str) -> tuple[int, torch.device]:
@@ -190,7 +191,7 @@ def teacher_scores(probabilities: Tensor, kind: str = "entropy") -> Tensor:
         kind: one of the above. Default ``"entropy"``, as released.
 
     Returns:
-        ``(B)``. ``torch.stack(scores, -1)`` over the teachers gives the ``(B, T)`` of
+        ``(B)``, in single precision at least. ``torch.stack(scores, -1)`` over the teachers gives the ``(B, T)`` of
         :func:`~vision_language.muka.targets.amalgamation_targets`.
 
     Raises:
@@ -204,6 +205,7 @@ def teacher_scores(probabilities: Tensor, kind: str = "entropy") -> Tensor:
     if probabilities.dim() != 3 or probabilities.size(-1) < 2:
         shape = tuple(probabilities.shape)
         raise ValueError(f"probabilities must be (passes, batch, classes) with two classes or more, got {shape}")
+    probabilities = probabilities.to(compute_dtype(probabilities))
     mean = probabilities.mean(0)
     if kind == "max_prob":
         return mean.amax(-1)

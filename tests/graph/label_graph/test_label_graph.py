@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,7 +69,36 @@ def test_noise_is_on_the_identity():
 def test_mixed_probabilities_stay_finite(dtype):
     graph = layer(torch.eye(4, dtype=dtype) * 3 - 1, "probabilities")
     logits = graph(torch.linspace(-9, 9, 12, dtype=dtype).view(3, 4))
-    assert logits.dtype == dtype and logits.isfinite().all()
+    assert logits.dtype == torch.float32 and logits.isfinite().all()
+
+
+def autocast_or_half(value, how):
+    """A context, and ``value`` as it is then: in float32 under autocast, or of half precision itself."""
+    if how == "autocast":
+        return torch.autocast("cpu", torch.bfloat16), value
+    return contextlib.nullcontext(), value.to(how)
+
+
+@pytest.mark.parametrize("how", ["autocast", torch.bfloat16, torch.float16], ids=str)
+def test_mixed_probabilities_are_clamped_where_float32_ends(how):
+    context, scores = autocast_or_half(torch.tensor([[-8.0, 8.0, -30.0, 30.0]], requires_grad=True), how)
+    scores.retain_grad()
+    with context:
+        logits = LabelGraph(4, "probabilities")(scores)
+    expected = torch.logit(scores.detach().float().sigmoid(), eps=torch.finfo(torch.float32).eps)
+    torch.testing.assert_close(logits, expected)
+    logits.sum().backward()
+    assert (scores.grad[0, :2] > 0.9).all() and (scores.grad[0, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("how", ["autocast", torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_soft_targets_are_computed_in_float32(how, temperature):
+    _, target, graph = case(dtype=torch.float32)
+    context, graph = autocast_or_half(graph, how)
+    with context:
+        soft = soft_targets(target, graph, temperature)
+    torch.testing.assert_close(soft, soft_targets(target, graph.float(), temperature))
 
 
 def test_score_of_a_label_flows_along_its_row():
@@ -167,7 +199,13 @@ def test_gold_labels_of_any_form(form):
     [
         (lambda: LabelGraph(3, "logits"), "position must be one of"),
         (lambda: LabelGraph(3, noise=-1.0), "noise must not be negative, got -1.0"),
-        (lambda: soft_targets(torch.ones(1, 3), torch.eye(3), -2.0), "temperature must not be negative, got -2.0"),
+        *(
+            (
+                lambda value=value: soft_targets(torch.ones(1, 3), torch.eye(3), value),
+                f"temperature must be at least 0 and finite, got {value}",
+            )
+            for value in (-2.0, math.nan, math.inf)
+        ),
         (
             lambda: label_graph_loss(torch.ones(2, 3), torch.ones(2, 4), torch.eye(3)),
             r"target .* \(2, 3\), got \(2, 4\)",

@@ -203,6 +203,36 @@ def test_exact_zeros_stay_finite(zeros):
             assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("least", [1e-3, 1e-14, 1e-25, 0.0])
+def test_renormalised_rows_sum_to_one_however_little_is_picked(least):
+    """Of two words, whose only region is nearest to a word that the words hardly attend to."""
+    words = torch.tensor([[[least, 1 - least], [2 * least, 1 - 2 * least]]], requires_grad=True)
+    lv, vl = torch.ones(1, 2, 1), torch.tensor([[[1.0, 0.0]]]).repeat(1, 3, 1)
+    blocks = AttentionBlocks(words, torch.eye(3)[None], lv.expand(1, 2, 3), vl, torch.tensor([2]), torch.tensor([3]))
+    mirror = mirrored_maps(blocks, "singular", "renorm")[1]
+    torch.testing.assert_close(mirror, torch.full((1, 3, 3), 1 / 3))
+    (grad,) = torch.autograd.grad(iais_loss(blocks, "singular", "V", "renorm"), words)
+    assert grad.isfinite().all()
+
+
+def test_renormalised_shares_of_tiny_entries():
+    """They are the entries over their sum, and their gradient is that of the shares."""
+    regions = torch.tensor([[[1e-14, 3e-14, 1.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]], requires_grad=True)
+    nearest = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    words = torch.tensor([[[0.5, 0.5], [0.5, 0.5]]])
+    blocks = AttentionBlocks(words, regions, nearest, nearest.mT, torch.tensor([2]), torch.tensor([3]))
+    shares = mirrored_maps(blocks, "singular", "renorm")[0]
+    torch.testing.assert_close(shares, torch.tensor([[[0.25, 0.75], [0.5, 0.5]]]))
+    (grad,) = torch.autograd.grad(shares[0, 0, 0], regions)
+    torch.testing.assert_close(grad[0, 0] * regions[0, 0].detach(), torch.tensor([0.1875, -0.1875, 0.0]))
+
+
+def test_the_mean_over_no_pair_is_zero():
+    blocks = AttentionBlocks(*[torch.zeros(0, 2, 2, requires_grad=True)] * 4, *[torch.zeros(0, dtype=torch.long)] * 2)
+    loss = iais_loss(blocks)
+    assert loss == 0 and torch.autograd.grad(loss, blocks.ll)[0].shape == (0, 2, 2)
+
+
 @pytest.mark.parametrize(("kind", "norm"), WAYS)
 def test_autocast_keeps_full_precision(kind, norm):
     blocks = pair(6, 5, 6)

@@ -219,6 +219,16 @@ def test_low_precision(dtype, tolerance):
     torch.testing.assert_close(rows[rows > 0], torch.ones_like(rows[rows > 0]))
 
 
+def test_scores_beyond_float16_are_those_of_their_products():
+    hidden, text, region = case(4)
+    module = attention().half()
+    with torch.no_grad():
+        blocks = attention_blocks(300 * hidden.half(), module, text, region)
+        query, key = (part(300 * hidden.half()) for part in (module.query, module.key))
+    assert (query.double() @ key.double().mT).abs().max() > torch.finfo(torch.float16).max
+    assert all(maps.isfinite().all() for maps in blocks[:4])
+
+
 @pytest.mark.parametrize("name", ["text_mask", "region_mask"])
 def test_mask_of_another_length(name):
     hidden, text, region = case(5)
@@ -334,6 +344,16 @@ def test_rows_choose_pairs(name):
         second = hook.blocks(text, region, rows=torch.tensor([1]))
     for short in ("ll", "vv", "lv", "vl"):
         torch.testing.assert_close(real(second, short, 0), real(everything, short, 1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_without_matched_pairs_adds_nothing(name):
+    model, inputs, text, region = build(name)
+    with IAISHook(model.eval()) as hook:
+        run(model, inputs)
+        blocks = hook.blocks(text, region, rows=torch.zeros(len(text), dtype=torch.bool))
+    assert len(blocks.words) == 0 and iais_loss(blocks) == 0
+    iais_loss(blocks).backward()
 
 
 def gradients(name, use_reentrant=None, wrap=None):

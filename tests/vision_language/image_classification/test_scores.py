@@ -69,8 +69,8 @@ def test_the_confidence_of_a_uniform_prediction_falls_into_a_bin():
     ("arguments", "message"),
     [
         (("mps",), "score must be one of msp, energy, max-logit, margin, got 'mps'"),
-        (("energy", 0.0), "temperature must be above 0, got 0.0"),
-        (("energy", float("nan")), "temperature must be above 0, got nan"),
+        (("energy", 0.0), "temperature must be above 0 and finite, got 0.0"),
+        (("energy", float("nan")), "temperature must be above 0 and finite, got nan"),
         (("margin", 2.0), "temperature is an option of msp and energy"),
         (("max-logit", 2.0), "temperature is an option of msp and energy"),
     ],

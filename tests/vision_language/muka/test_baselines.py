@@ -87,6 +87,13 @@ def test_huge_logits_and_a_batch_of_one_are_finite(loss):
     assert value.isfinite() and student.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("function", [*LOSSES.values(), lambda student, *rest: ensemble_probabilities(*rest)])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_temperatures_must_be_positive(function, value):
+    with pytest.raises(ValueError, match=f"^temperature must be above 0 and finite, got {value}"):
+        function(torch.zeros(2, 5), [torch.zeros(2, 3), torch.zeros(2, 2)], None, value)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_teachers_of_another_union_are_refused(loss):
     with pytest.raises(ValueError, match=r"teacher_logits must have \[3, 2\] classes, got \[2, 3\]"):

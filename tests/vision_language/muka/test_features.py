@@ -185,3 +185,18 @@ def test_masked_mse_is_the_mean_over_real_positions():
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     torch.testing.assert_close(masked_mse(x, y, mask), F.mse_loss(x[mask.bool()], y[mask.bool()]))
     assert masked_mse(x, y, torch.zeros(2, 3)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("masked", [True, False])
+def test_masked_mse_of_half_precision_counts_beyond_its_range(dtype, masked):
+    states, target = draw(0, 2, 40_000, 1).to(dtype), draw(1, 2, 40_000, 1).to(dtype)
+    mask = torch.ones(2, 40_000, dtype=torch.long) if masked else None
+    got = masked_mse(states, target, mask)
+    torch.testing.assert_close(got, masked_mse(states.double(), target.double(), mask).float())
+
+
+def test_a_student_too_narrow_for_common_features_is_refused():
+    assert blocks(CommonFeatureLearning, student=4).blocks[0].student_adapter.out_features == 1
+    with pytest.raises(SystemExit, match=r"student_size must be at least 4, .*, got 3"):
+        blocks(CommonFeatureLearning, student=3)

@@ -168,9 +168,9 @@ def test_no_gradient_reaches_the_teachers():
 
 
 @pytest.mark.parametrize("option", ["temperature", "score_temperature"])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_temperatures_must_be_positive(option, value):
-    with pytest.raises(SystemExit, match=f"^{option} must be greater than 0, got"):
+    with pytest.raises(ValueError, match=f"^{option} must be above 0 and finite, got {value}"):
         amalgamation_targets([draw(0, 2, 2)], draw(1, 2, 1), **{option: value})
 
 
