@@ -52,7 +52,7 @@ def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _widened(blocks: AttentionBlocks) -> AttentionBlocks:
     """bfloat16 products of two maps would be coarser than their differences."""
-    return AttentionBlocks(*map(widen, blocks[:4]), *blocks[4:])
+    return blocks._replace(ll=widen(blocks.ll), vv=widen(blocks.vv), lv=widen(blocks.lv), vl=widen(blocks.vl))
 
 
 def _is_word(blocks: AttentionBlocks) -> Tensor:
