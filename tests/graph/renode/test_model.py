@@ -512,7 +512,7 @@ def test_every_backbone_trains(name):
         ("gcn", dict(num_layers=0), "--num-layers, --hidden-size and --hops must be at least 1"),
         ("gcn", dict(dropout=1.0), "--dropout in"),
         ("ppnp", dict(topk=-1), "topk: -1 is negative"),
-        ("appnp", dict(alpha=1.5), "alpha: 1.5 is not between 0 and 1"),
+        ("appnp", dict(alpha=1.5), "alpha: 1.5 is not at least 1e-06 and below 1"),
     ],
 )
 def test_refusals(name, options, message):

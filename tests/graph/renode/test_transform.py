@@ -341,7 +341,7 @@ def test_bad_graph(attributes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 0}, "alpha: 0 is not between 0 and 1"),
+        ({"alpha": 0}, "alpha: 0 is not at least 1e-06 and below 1"),
         ({"alpha": 1.2}, "alpha: 1.2"),
         ({"w_min": 0}, "w_min: 0 is the weight of nodes without label"),
         ({"w_min": 1.6}, "w_min, w_max: wanted 0 <= w_min <= w_max, got 1.6 and 1.5"),
