@@ -196,9 +196,10 @@ def softmax_focal_loss(
         halted: whether what is well classified keeps the gradient of the cross-entropy. Default: no.
 
     Raises:
-        ValueError: a negative gamma, an unknown reduction, or ``target`` of another shape.
+        ValueError: a negative gamma, an unknown reduction, a single class, or ``target`` of another shape.
     """
     require("gamma", gamma, 0 <= gamma < math.inf, "at least 0")
+    require("input", tuple(input.shape), input.dim() > 0 and input.size(-1) > 1, "logits of at least 2 classes")
     logits = input.to(compute_dtype(input))
     target = as_indices(target, logits.shape[:-1])
     others = logits.masked_fill(one_hot(target, logits).bool(), torch.finfo(logits.dtype).min)

@@ -120,7 +120,7 @@ class PPNP(nn.Module):
         - output: (n, out_channels).
 
     Raises:
-        OptionError: ``alpha`` outside (0, 1), or ``topk`` below 0; in ``forward``, more nodes than a dense matrix is
+        OptionError: ``alpha`` outside [1e-6, 1), or ``topk`` below 0; in ``forward``, more nodes than a dense matrix is
             made for.
     """
 

@@ -14,8 +14,10 @@ from fairseq_ext.training.errors import DataError, OptionError, choose
 from graph.inputs import as_edges, as_tensor, node_ids
 from graph.renode.solve import conjugate_gradient, conjugate_gradient_twice, power_iteration, system_matrix
 
-__all__ = ["PageRank", "binary_adjacency", "personalized_pagerank"]
+__all__ = ["LEAST_ALPHA", "PageRank", "binary_adjacency", "personalized_pagerank"]
 
+# Rounding costs a product 1e-16 / alpha of its size, which no residual shows; the float32 of a push has fewer digits.
+LEAST_ALPHA = 1e-6
 # Columns solved at once. Measured on Cora's size and on 100,000 nodes: wider blocks fall out of the cache, narrower
 # ones read the matrix too often.
 BLOCK = 16
@@ -39,7 +41,8 @@ class PageRank:
     Args:
         edge_index: Edges, ``A[source, target] = 1``. Any integer type.
         num_nodes: Number of nodes. Default: one more than the largest in ``edge_index``.
-        alpha: Restart probability, in (0, 1). Default: 0.15 (the released ReNode code: the same).
+        alpha: Restart probability, in [1e-6, 1): rounding costs 1e-16 / alpha of the results. Default: 0.15 (the
+            released ReNode code: the same).
         tol: A column is solved when the norm of its residual is at most ``tol`` times that of its right-hand side.
             Default: 1e-12, since ranks of Totoro scores can hang on differences of 1e-8.
         max_iter: Steps after which a solve gives up. Default: 1000.
@@ -230,8 +233,8 @@ def binary_adjacency(edge_index: Tensor, num_nodes: int | None = None) -> sparse
 
 def check_alpha(alpha: float) -> None:
     """Refuses what is no restart probability."""
-    if not 0 < alpha < 1:
-        raise OptionError(f"alpha must be greater than 0 and less than 1, got {alpha}")
+    if not LEAST_ALPHA <= alpha < 1:
+        raise OptionError(f"alpha must be at least {LEAST_ALPHA} and less than 1, got {alpha}")
 
 
 def check_solver(alpha: float, tol: float, max_iter: int) -> None:

@@ -43,7 +43,7 @@ def push_pagerank(
         edge_index, num_nodes: The graph, as in :class:`~graph.renode.PageRank`; a directed one is walked along its
             edges.
         nodes: Ids of the nodes whose rows are wanted, or a mask over all nodes.
-        alpha: Restart probability, in (0, 1). Default: 0.15 (the released ReNode code: the same).
+        alpha: Restart probability, in [1e-6, 1). Default: 0.15 (the released ReNode code: the same).
         eps: Threshold of the residual, in (0, 1). Default: 1e-4 (the released ReNode code: the same).
         topk: Keep the ``topk`` largest estimates of a row, of equal ones those first reached; 0 keeps all. Default: 0
             (the released ReNode code: the same).

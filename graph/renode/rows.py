@@ -13,6 +13,7 @@ from fairseq_ext.training.errors import choose
 from fairseq_ext.training.options import OptionSet, option
 from graph.inputs import node_ids
 from graph.renode.large_graph import LargeGraph
+from graph.renode.pagerank import LEAST_ALPHA
 from graph.renode.pprgo import RowBatches
 from graph.renode.push import NORMALIZATIONS, push_pagerank
 from graph.renode.totoro import SCORES, TIES, check_weights, renode_weights, totoro, totoro_from_rows
@@ -62,7 +63,7 @@ OFF = {"renode": ("off",)}
 class RowOptions(OptionSet):
     """Rows of PageRank, and weights of their nodes."""
 
-    alpha: float = option(0.15, "restart probability (released: 0.15)", above=0, below=1)
+    alpha: float = option(0.15, "restart probability (released: 0.15)", least=LEAST_ALPHA, below=1)
     eps: float = option(1e-4, "threshold of a push (released: 1e-4)", above=0, below=1)
     topk: int = option(0, "entries kept of a row, the largest; 0: all (released: 0)", least=0)
     normalization: str = option("sym", "normalisation of the rows (released: sym)", tuple(NORMALIZATIONS))

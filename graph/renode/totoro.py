@@ -132,9 +132,10 @@ def totoro_from_rows(rows: sparse.sparray, y: Tensor, softmax: bool = True) -> T
     r"""Totoro scores from given rows of PageRank, such as those of :func:`~graph.renode.push_pagerank`.
 
     The formula is that of :func:`totoro`, with the given rows :math:`P` for the labelled rows of :math:`\Pi`. The
-    released code for large graphs first takes a softmax over the stored entries of each row. Since they lie in
-    :math:`[0, 1]`, that makes them nearly equal: the score then measures how far supports overlap rather than how much
-    mass they share. The rows stay sparse, where the released code makes them dense.
+    released code for large graphs first takes a softmax over the stored entries of each row. On an undirected graph
+    they lie in :math:`[0, 1]`, and it makes them nearly equal: the score then measures how far supports overlap rather
+    than how much mass they share. On a directed graph an entry far above 1 takes all. The rows stay sparse, where the
+    released code makes them dense.
 
     Args:
         rows: Rows of the labelled nodes. Stored zeros count as absent.
@@ -156,8 +157,9 @@ def totoro_from_rows(rows: sparse.sparray, y: Tensor, softmax: bool = True) -> T
     rows = sparse.csr_array(rows, dtype=np.float64, copy=True)
     rows.eliminate_zeros()
     if softmax:
-        np.exp(rows.data, out=rows.data)
-        rows.data /= np.repeat(rows.sum(axis=1), np.diff(rows.indptr))
+        stored = np.diff(rows.indptr)
+        rows.data = np.exp(rows.data - np.repeat(rows.max(axis=1).toarray(), stored))
+        rows.data /= np.repeat(rows.sum(axis=1), stored)
     classes = torch.arange(int(labels.max()) + 1)
     means = sparse.csr_array(_class_means(nodes, labels, len(y), classes).cpu().numpy())
     influence = means.T @ rows

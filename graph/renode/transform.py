@@ -15,7 +15,7 @@ from fairseq_ext.losses import reduce_weighted
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.options import OptionSet, option
 from graph.inputs import as_labels, as_weights, edges_of, node_ids
-from graph.renode.pagerank import check_solver
+from graph.renode.pagerank import LEAST_ALPHA, check_solver
 from graph.renode.totoro import TIES, check_weights, renode_weights, totoro
 
 __all__ = ["ReNode", "WeightOptions", "renode_loss"]
@@ -154,7 +154,7 @@ class WeightOptions(OptionSet):
     w_min: float = option(0.5, "weight of the most contested node (released: 0.5)", above=0)
     w_max: float = option(1.5, "weight of the least contested node (released: 1.5)", above=0)
     alpha: float = option(
-        0.15, "restart probability of PageRank, here and in appnp and ppnp (released: 0.15)", above=0, below=1
+        0.15, "restart probability of PageRank, here and in appnp and ppnp (released: 0.15)", least=LEAST_ALPHA, below=1
     )
     ties: str = option(
         "index", "equal scores rank by node id (index) or share their mean weight (released: index)", TIES

@@ -619,6 +619,7 @@ def test_bad_shapes():
         (lambda x, y: mirror_bonus_loss(x, y, "average"), "reduction"),
         (lambda x, y: halted_focal_loss(x[:, 0], y, halt="never"), "halt"),
         (lambda x, y: softmax_focal_loss(x, y, gamma=-1.0), "gamma"),
+        (lambda x, y: softmax_focal_loss(x[:, :1], y), "input"),
         (lambda x, y: EncouragingLoss(schedule="step"), "schedule"),
         (lambda x, y: EncouragingLoss(schedule="cos"), "max_epoch"),
         (lambda x, y: EncouragingLoss(schedule="cos", max_epoch=3, schedule_of="weight"), "schedule_of"),

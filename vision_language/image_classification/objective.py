@@ -11,6 +11,7 @@ from torch import Tensor
 from fairseq_ext.losses import encouraging_loss_terms, mirror_bonus_loss, softmax_focal_loss
 from fairseq_ext.losses.bonus_schedule import bonus_schedule
 from fairseq_ext.losses.imbalance import class_weights
+from fairseq_ext.training.errors import DataError
 from vision_language.image_classification.options import LossOptions
 
 __all__ = ["Objective", "ldam_margins"]
@@ -39,10 +40,16 @@ class Objective:
         counts: number of training images of each class.
         epochs: epochs of the whole training, which a schedule of the bonus needs.
         scale: scale of cosine logits, by which the margins of ``ldam`` are multiplied; 1 for other logits. Default 1.
+
+    Raises:
+        DataError: a class without images, where ``adjust_logits`` divides by its size or takes its logarithm.
     """
 
     def __init__(self, options: LossOptions, counts: list[int], epochs: int, scale: float = 1.0) -> None:
         self.options, self.epochs = options, epochs
+        if options.adjust_logits != "none" and 0 in counts:
+            absent = counts.index(0)
+            raise DataError(f"counts: class {absent} has no image; --adjust-logits {options.adjust_logits} needs one")
         sizes = torch.tensor(counts, dtype=torch.double)
         self.weights = class_weights(sizes, options.beta).float() if options.reweight != "none" else None
         self.shift = torch.zeros(len(counts))

@@ -172,7 +172,7 @@ def test_plot_of_a_part(tmp_path, cora_root):
     [
         (
             "score --dataset KarateClub --split-kind public --alpha 0",
-            "--alpha must be greater than 0 and less than 1, got 0.0",
+            "--alpha must be at least 1e-06 and less than 1, got 0.0",
         ),
         ("score --dataset KarateClub --split-kind public --w-min 2", "w_min"),
         ("score --dataset KarateKlub", "did you mean 'KarateClub'"),

@@ -512,7 +512,7 @@ def test_every_backbone_trains(name):
         ("gcn", dict(num_layers=0), "--num-layers, --hidden-size and --hops must be at least 1"),
         ("gcn", dict(dropout=1.0), "--dropout in"),
         ("ppnp", dict(topk=-1), "topk must be at least 0, got -1"),
-        ("appnp", dict(alpha=1.5), "alpha must be greater than 0 and less than 1, got 1.5"),
+        ("appnp", dict(alpha=1.5), "alpha must be at least 1e-06 and less than 1, got 1.5"),
     ],
 )
 def test_refusals(name, options, message):

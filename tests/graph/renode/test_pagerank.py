@@ -7,6 +7,7 @@ from torch_geometric.datasets import Planetoid
 from torch_geometric.utils import to_undirected
 
 from graph.renode import PageRank, personalized_pagerank
+from graph.renode.pagerank import LEAST_ALPHA, binary_adjacency
 from tests.helpers import golden_names, load_golden
 
 SMALL = golden_names("renode", "small")
@@ -105,6 +106,13 @@ class TestExact:
         pagerank.overlap(x, torch.arange(3))
         assert 0 < len(products) - once < 1.3 * once
 
+    def test_the_least_alpha_leaves_digits(self):
+        """The root of the degrees stays what it is, and so does its product with anything."""
+        edge_index = to_undirected(torch.stack([torch.arange(30), torch.arange(30).roll(1) % 17]))
+        pagerank, x = PageRank(edge_index, 30, LEAST_ALPHA, tol=1e-13), torch.rand(30, 2, dtype=torch.float64)
+        root = torch.from_numpy(np.sqrt(np.asarray(binary_adjacency(edge_index, 30).sum(1)).ravel() + 1.0))
+        torch.testing.assert_close(root @ pagerank.matmul(x), root @ x, rtol=1e-8, atol=0)
+
     def test_a_hub(self):
         edge_index = to_undirected(torch.stack([torch.zeros(300, dtype=torch.long), torch.arange(1, 301)]))
         rows = personalized_pagerank(edge_index, torch.arange(3), 301)
@@ -169,6 +177,7 @@ class TestInput:
             ({"alpha": 0.0}, "alpha must be .*got 0.0"),
             ({"alpha": 1.0}, "alpha must be .*got 1.0"),
             ({"alpha": float("nan")}, "alpha must be .*got nan"),
+            ({"alpha": 1e-7}, "alpha must be at least 1e-06 and less than 1, got 1e-07"),
             ({"tol": 0.0}, "tol must be .*got 0.0"),
             ({"max_iter": 0}, "max_iter must be .*got 0"),
             ({"method": "gc"}, "method: 'gc' .* did you mean 'cg'"),

@@ -243,6 +243,15 @@ class TestScores:
 
 
 class TestFromRows:
+    def test_entries_far_above_one(self):
+        """Those of a directed graph: a hub whose targets share one."""
+        dense = np.array([[0.15, 800.0, 799.0], [0.0, 1e4, 0.0], [0.0, 0.0, 0.0]])
+        soft = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+        soft[0] = torch.from_numpy(dense[0]).softmax(0)
+        y = torch.tensor([0, 1, 1])
+        scores = totoro_from_rows(sparse.csr_array(dense), y)
+        torch.testing.assert_close(scores, dense_totoro(soft, y, torch.arange(3)))
+
     @given(labelled_graphs(), st.booleans())
     def test_is_the_definition(self, graph, softmax):
         edge_index, y, mask = graph

@@ -336,7 +336,7 @@ def test_renode_weights_reach_the_loss(graph_file, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"alpha": 1.2}, "--alpha must be greater than 0 and less than 1, got 1.2"),
+        ({"alpha": 1.2}, "--alpha must be at least 1e-06 and less than 1, got 1.2"),
         ({"w_min": 2.0}, "must satisfy 0 <= w_min <= w_max"),
         ({"backbone": "gccn"}, "--backbone: 'gccn' is not one of .*did you mean 'gcn'"),
         ({"loss": "focl"}, "--loss: 'focl' is not one of .*did you mean 'focal'"),

@@ -336,7 +336,7 @@ def test_losses_by_name(tmp_path):
         (["--label-sampling", "tin"], "--label-sampling: 'tin' is not one of tinl, qinl; did you mean 'tinl'"),
         (["--train-each", "500"], "--train-each: class 0 has only .* of 500 nodes left"),
         (["--train-each", "0"], "--train-each must be at least 1, got 0"),
-        (["--alpha", "1"], "--alpha must be greater than 0 and less than 1, got 1.0"),
+        (["--alpha", "1"], "--alpha must be at least 1e-06 and less than 1, got 1.0"),
         (["--normalization", "cols"], "did you mean 'col'"),
         (["--totoro", "exakt"], "--totoro: 'exakt' .* did you mean 'exact'"),
         (["--reduction", "max"], "--reduction: 'max' is not one of sum, mean"),

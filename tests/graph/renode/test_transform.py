@@ -341,7 +341,7 @@ def test_bad_graph(attributes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 0}, "alpha must be greater than 0 and less than 1, got 0"),
+        ({"alpha": 0}, "alpha must be at least 1e-06 and less than 1, got 0"),
         ({"alpha": 1.2}, "alpha must be .*got 1.2"),
         ({"w_min": 0}, "w_min: 0 is the weight of nodes without label"),
         ({"w_min": 1.6}, "w_min and w_max must satisfy 0 <= w_min <= w_max, got 1.6 and 1.5"),

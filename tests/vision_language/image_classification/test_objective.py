@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fairseq_ext.losses import class_weights, encouraging_loss, encouraging_loss_terms, mirror_bonus_loss
+from fairseq_ext.training.errors import DataError
 from tests.helpers import load_golden
 from vision_language.image_classification.objective import Objective, ldam_margins
 from vision_language.image_classification.options import LossOptions
@@ -95,6 +96,12 @@ def test_adjusted_logits(batch):
     shifted = logits - F.one_hot(labels, 3) * ldam_margins(torch.tensor(COUNTS)).float() * 30
     objective = Objective(LossOptions(loss="cross-entropy", adjust_logits="ldam"), COUNTS, 10, scale=30)
     assert float(objective(logits, labels, 1)) == pytest.approx(float(F.cross_entropy(shifted, labels)), rel=1e-5)
+
+
+@pytest.mark.parametrize("adjust_logits", ["ldam", "prior"])
+def test_an_absent_class_has_no_margin_and_no_prior(adjust_logits):
+    with pytest.raises(DataError, match=f"counts: class 1 has no image; --adjust-logits {adjust_logits} needs one"):
+        Objective(LossOptions(adjust_logits=adjust_logits), [3, 0, 2], 1)
 
 
 def test_the_bonus_sees_the_logits_without_margins(batch):
