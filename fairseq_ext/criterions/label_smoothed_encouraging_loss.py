@@ -79,19 +79,19 @@ class LabelSmoothedEncouragingLossCriterionConfig(LabelSmoothedCrossEntropyCrite
 class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyCriterion):
     """Label-smoothed cross-entropy plus the bonus of every token that is not padding.
 
-    Logs what fairseq's criterion logs, and ``bonus``: in training ``loss`` is the smoothed cross-entropy plus
+    It logs the values of fairseq's criterion, and ``bonus``: in training ``loss`` is the smoothed cross-entropy plus
     ``bonus``, in validation the smoothed cross-entropy alone (unless ``bonus_at_validation``), so that runs with and
-    without the bonus compare. ``nll_loss`` and ``ppl`` never contain it.
+    without the bonus can be compared. ``nll_loss`` and ``ppl`` never contain the bonus.
 
     Args:
-        task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy: as fairseq's criterion.
-        log_end: where the logarithm ends. Default 0.5, as the released criterion's flag and the published translation
-            runs.
+        task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy: as in fairseq's criterion.
+        log_end: where the logarithm ends. Default 0.5, as in the released criterion's flag and the published
+            translation runs.
         bonus_weight: weight of the bonus.
         bonus_clamp: least ``1 - p`` inside the logarithm.
-        smoothing_form: ``"uniform"`` or ``"off-target"``. Default ``"uniform"``, as the released code; fairseq itself
-            has smoothed off-target since 0.10.1.
-        bonus_at_validation: keep the bonus in the validation loss, as the released code.
+        smoothing_form: ``"uniform"`` or ``"off-target"``. Default ``"uniform"``, as in the released code; fairseq
+            itself has smoothed off-target since 0.10.1.
+        bonus_at_validation: keep the bonus in the validation loss, as the released code does.
         fused_output_loss: see :mod:`fairseq_ext.losses.fused_linear`; for models whose output layer is one matrix.
 
     Raises:
@@ -204,7 +204,7 @@ class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyC
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
-        """Aggregate logging outputs over workers and updates; ``bonus`` in bits, per sample as ``loss``."""
+        """Aggregate logging outputs over workers and updates; ``bonus`` is in bits and, like ``loss``, per sample."""
         super().reduce_metrics(logging_outputs)
         cls.reduce_span_metrics(logging_outputs)
         bonus = sum(log.get("bonus", 0) for log in logging_outputs)
@@ -213,7 +213,7 @@ class LabelSmoothedEncouragingLossCriterion(SpanLoss, LabelSmoothedCrossEntropyC
 
 
 def _output_matrix(model: nn.Module) -> nn.Linear:
-    """The output layer of a model, refused where there is more to it, or where DDP would not wait for its gradient."""
+    """The output layer of a model; refused if it is more than one matrix, or if DDP would not wait for its gradient."""
     decoder = getattr(model, "decoder", None)
     projection = getattr(decoder, "output_projection", None)
     plain = getattr(type(decoder), "output_layer", None) is TransformerDecoderBase.output_layer
@@ -234,8 +234,8 @@ def _output_matrix(model: nn.Module) -> nn.Linear:
 
 
 def _gives_features(model: nn.Module) -> bool:
-    """Whether its forward pass can leave the output layer out; that of some models of speech cannot."""
-    while isinstance(getattr(model, "module", None), nn.Module):  # what fairseq wraps a model in
+    """Whether a model's forward pass can leave the output layer out; those of some speech models cannot."""
+    while isinstance(getattr(model, "module", None), nn.Module):  # fairseq's wrappers of a model
         model = model.module
     parameters = inspect.signature(model.forward).parameters.values()
     return any(item.name == "features_only" or item.kind is item.VAR_KEYWORD for item in parameters)

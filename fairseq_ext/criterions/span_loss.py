@@ -28,14 +28,14 @@ def has_spans(model: Any) -> bool:
 
 
 class SpanLoss:
-    """What a criterion that adds the span loss has: the sum, and the metrics ``span_loss`` and ``avg_span``."""
+    """Base of criterions that add the span loss and log the metrics ``span_loss`` and ``avg_span``."""
 
     adds_span_loss = True  # read by the model, which refuses --attention-span-loss beside other criterions
 
     def add_span_loss(self, model: Any, loss: Tensor, sample_size: Any, logging_output: dict[str, Any]) -> Tensor:
         """Adds the span loss in training, to the *mean* loss: fairseq divides the sum ``loss`` by ``sample_size``.
 
-        The ``loss`` of the log stays without it, so that perplexities compare.
+        The ``loss`` that is logged stays without it, so that perplexities can be compared.
         """
         span_loss = model.span_loss() * sample_size
         logging_output["span_loss"] = span_loss.data
@@ -57,7 +57,7 @@ class WithSpan(SpanLoss):
     """One of fairseq's criterions with the span loss, for models with ``--attention-span`` alone."""
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Any, dict[str, Any]]:
-        """As the criterion's own; the span loss is added to a sum, with ``reduce``."""
+        """The criterion's own forward pass with the span loss added, which takes a loss that ``reduce`` has summed."""
         if not has_spans(model):
             raise OptionError("--criterion: those with_span need a transformer_lm_ext model with --attention-span")
         loss, sample_size, logging_output = super().forward(model, sample, reduce)

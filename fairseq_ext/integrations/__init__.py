@@ -1,4 +1,4 @@
-"""The methods in models that users have, of Hugging Face or their own. Other libraries are imported only when used."""
+"""The methods in users' own models and those of Hugging Face. Other libraries are imported only when used."""
 
 from fairseq_ext.integrations.attention import register_attention
 from fairseq_ext.integrations.causal_lm import FusedCausalLMLoss

@@ -20,7 +20,7 @@ from fairseq_ext.training.errors import OptionError
 
 __all__ = ["SelectiveAttention", "register_attention"]
 
-# What models hand through to every attention although it means nothing to one.
+# Arguments that models hand through to every attention although they mean nothing to it.
 WITHOUT_EFFECT = frozenset(
     (
         *("num_items_in_batch", "output_hidden_states", "output_router_logits", "return_dict", "use_cache"),
@@ -28,7 +28,7 @@ WITHOUT_EFFECT = frozenset(
         "deterministic",  # of flash attention's backward pass
     )
 )
-# transformers takes these parts of a name for implementations of its own.
+# Where a name has one of these parts, transformers takes it for an implementation of its own.
 RESERVED = ("eager", "flash", "flex", "paged", "sdpa")
 OWN_SOFTMAX = {"softmax", "Softmax", "log_softmax", "scaled_dot_product_attention", "multi_head_attention_forward"}
 _registered: dict[str, SelectiveAttention] = {}
@@ -46,7 +46,7 @@ class SelectiveAttention:
     straight_through: bool
 
     def weights(self, scores: Tensor) -> Tensor:
-        """Masked scores ``(B, H, T, S)`` to weights."""
+        """From masked scores ``(B, H, T, S)`` to weights."""
         return attention_weights(
             scores,
             normalizer=self.normalizer,
@@ -70,7 +70,7 @@ class SelectiveAttention:
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """``query`` (B, H, T, D), ``key`` and ``value`` (B, H or fewer, S, D) to a context (B, T, H, D) and, on
+        """From ``query`` (B, H, T, D), ``key`` and ``value`` (B, H or fewer, S, D) to a context (B, T, H, D) and, on
         request, weights (B, H, T, S)."""
         self._refuse_others(module, kwargs)
         if sliding_window is not None and attention_mask is None and key.size(2) > sliding_window:
@@ -112,10 +112,10 @@ class SelectiveAttention:
 
 
 def always_masked(**arguments: Any) -> Tensor | None:
-    """The mask of ``"sdpa"``, but a causal one is always there, as for ``"eager"``.
+    """The mask of ``"sdpa"``, but a causal mask is never left out, as for ``"eager"``.
 
-    transformers leaves it out where ``is_causal`` of the attention could say the same, which only those models set
-    right that support ``"sdpa"``.
+    transformers leaves a causal mask out where the attention's ``is_causal`` could say the same, but only models that
+    support ``"sdpa"`` set ``is_causal`` correctly.
     """
     from transformers.masking_utils import sdpa_mask
 
@@ -137,29 +137,29 @@ def register_attention(
         \text{dropout}(\text{topk-softmax}_k(\text{scaling} \cdot Q K^\top + M))\, V
 
     (Explicit Sparse Transformer, Zhao et al., arXiv:1912.11637.) Every attention of the model selects, self and cross;
-    masks come first, so neither padding nor the empty places of a static cache are selected. With ``k`` of the number
-    of keys or more a model computes what it computes with ``"sdpa"``, but a query without any key gives zeros; with
+    masks come first, so neither padding nor the empty places of a static cache are selected. With ``k`` at or above the
+    number of keys a model gives the same results as with ``"sdpa"``, but a query without any key gives zeros; with
     fewer, its scores are rounded to half precision where it runs in that (:func:`~fairseq_ext.modules.topk_attention`).
 
     It is for models whose attentions all go through transformers' ``AttentionInterface``: BERT, GPT-2, Llama, BART,
-    Marian, ViT and most others. One that computes an attention itself (T5), has none, or asks for something else than
-    masks, scaling and dropout (soft-capping in Gemma 2, sinks in gpt-oss) is refused by name, the first two when the
-    model is made. Of a model of several parts, some may keep another one: ``attn_implementation={"text_config":
-    "topk", "vision_config": "sdpa"}``.
+    Marian, ViT and most others. A model that computes an attention itself (T5), has none, or asks for something else
+    than masks, scaling and dropout (soft-capping in Gemma 2, sinks in gpt-oss) is refused by name; in the first two
+    cases this happens when the model is made. In a model of several parts, some may keep another attention:
+    ``attn_implementation={"text_config": "topk", "vision_config": "sdpa"}``.
 
-    The name is not saved with a model: give it again to ``from_pretrained``. ``output_attentions=True`` in a call
-    gives the selected weights.
+    The name is not saved with a model: give it again to ``from_pretrained``. Calls with ``output_attentions=True``
+    return the selected weights.
 
     Args:
-        k: keys that each query keeps; 0 is dense. Default: 8, as the authors' IWSLT De-En.
-        name: what ``attn_implementation`` is called. One name is one setting: another ``k`` needs another name.
+        k: keys that each query keeps; 0 is dense. Default: 8, as in the authors' IWSLT De-En runs.
+        name: the name for ``attn_implementation``. One name is one setting: another ``k`` needs another name.
         normalizer, alpha: see :func:`~fairseq_ext.modules.attention_weights`; sparsemax and entmax take ``k=0``.
-        select: ``"scores"``, ``"heads"`` or a form of ``"probabilities"``, see there. Not ``"window"``, which needs
-            the position of the query.
+        select: ``"scores"``, ``"heads"`` or a form of ``"probabilities"``, see there. ``"window"`` is refused, as it
+            needs the position of the query.
         straight_through: see :func:`~fairseq_ext.modules.topk_softmax`.
 
     Raises:
-        OptionError: an option out of its range, a name that transformers uses, or one that has other settings.
+        OptionError: an option out of its range, a name that transformers uses, or one registered with other settings.
 
     Example:
         >>> register_attention(k=8)
@@ -196,7 +196,7 @@ def register_attention(
 
 
 def _check_models() -> None:
-    """Have every model that is made, or switched, checked: transformers only looks whether the name is registered."""
+    """Have each model checked when it is made or switched: transformers only looks whether the name is registered."""
     from transformers import PreTrainedModel
 
     def before(method: str, check: Callable[..., None]) -> None:
@@ -215,7 +215,7 @@ def _check_models() -> None:
 
 
 def _refuse_own_table(model: Any, requested_attention: str | None, is_init_check: bool = False) -> None:
-    """Models of before the interface look classes up by name, and would end with a KeyError."""
+    """Refuse models older than the interface: they look classes up by name, and would end with a KeyError."""
     for variable, table in vars(sys.modules[type(model).__module__]).items():
         if requested_attention in _registered and isinstance(table, dict) and "eager" in table:
             raise OptionError(f"{_refusal(model, requested_attention)}: it takes what is in its {variable} alone")
@@ -232,7 +232,7 @@ def _refuse_switch(model: Any, attn_implementation: str | dict[str, str], allow_
 
 
 def _refuse_own_attention(model: Any, name: str | None, modules: Iterable[nn.Module] | None = None) -> None:
-    """Refuse a model in which attention of a registered name would not reach every attention of the ``modules``."""
+    """Refuse a model in which the attention registered as ``name`` would not reach every attention of ``modules``."""
     if name not in _registered:
         return
     classes = {type(module) for module in modules or _parts_with(model, name)}
@@ -258,7 +258,7 @@ def _kind(cls: type[nn.Module]) -> str | None:
     """``"interface"`` for an attention that asks for its function, ``"own"`` for one that computes it itself."""
     from transformers import PreTrainedModel
 
-    if issubclass(cls, PreTrainedModel):  # whose base class administers the interface
+    if issubclass(cls, PreTrainedModel):  # its base class administers the interface
         return None
     names = _names(cls)
     if "ALL_ATTENTION_FUNCTIONS" in names:
@@ -268,5 +268,5 @@ def _kind(cls: type[nn.Module]) -> str | None:
 
 
 def _names(cls: type[nn.Module]) -> set[str]:
-    """What the methods of a class ask for."""
+    """The names that the methods of a class use."""
     return {name for function in functions_of(cls) for name in function.__code__.co_names}

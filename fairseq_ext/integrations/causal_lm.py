@@ -25,17 +25,17 @@ class FusedCausalLMLoss:
     .. math:: \frac1N \sum_{y_{n+1} \ne -100} \ell(W h_n + b,\; y_{n+1})
 
     with :math:`\ell` the encouraging loss (Zhao et al., arXiv:2110.06537) or, with ``bonus_weight=0``, the
-    cross-entropy. Value and gradients are those of ``model(..., labels=labels).loss`` with that loss, but of the
-    ``(B, T, V)`` logits one block is in memory at a time
-    (:func:`~fairseq_ext.losses.fused_linear_encouraging_loss`). For a training loop of your own, in one process: what
-    wraps a model to train it in several (DDP, FSDP) does not see this call.
+    cross-entropy. Value and gradients are those of ``model(..., labels=labels).loss`` with that loss, but only one
+    block of the ``(B, T, V)`` logits is in memory at a time
+    (:func:`~fairseq_ext.losses.fused_linear_encouraging_loss`). It is for a training loop of your own, in one process:
+    wrappers that train a model in several processes (DDP, FSDP) do not see this call.
 
     Args:
         model: a ``PreTrainedModel`` whose logits are a linear map of its last hidden states: GPT-2, Llama and most
-            others, also as a ``PeftModel`` whose adapters are inside. That is tried out on two tokens. Its head may be
-            replaced later (``resize_token_embeddings``).
-        **options: of :func:`~fairseq_ext.losses.fused_linear_encouraging_loss`: ``log_end``, ``label_smoothing``,
-            ``bonus_weight``, ``class_weight``, ...
+            others, also as a ``PeftModel`` whose adapters are inside. Whether they are is tried out on two tokens. The
+            head may be replaced later (``resize_token_embeddings``).
+        **options: options of :func:`~fairseq_ext.losses.fused_linear_encouraging_loss`: ``log_end``,
+            ``label_smoothing``, ``bonus_weight``, ``class_weight``, ...
 
     Shape:
         - call: ``loss(labels, num_items_in_batch=None, **inputs)`` with labels :math:`(B, T)`, not shifted and -100
@@ -43,8 +43,8 @@ class FusedCausalLMLoss:
 
     Raises:
         OptionError: a model with another head (soft-capping in Gemma 2, scales in Cohere and Granite) or with a prefix
-            (prompt tuning), hooks on the model or on its head, also later, several processes, mixed precision inside of
-            ``model.forward`` (``Accelerator.prepare``), or an option out of its range.
+            (prompt tuning); hooks on the model or on its head, even if they are added later; several processes; mixed
+            precision inside ``model.forward`` (``Accelerator.prepare``); or an option out of its range.
 
     Example:
         >>> loss = FusedCausalLMLoss(model, log_end=0.75)
@@ -70,7 +70,7 @@ class FusedCausalLMLoss:
 
 
 def _parts(model: Any) -> tuple[nn.Module, nn.Linear]:
-    """The model without its head, and the head, as they are now."""
+    """The model without its head, and the head; both at the time of the call."""
     name = type(model).__name__
     wrapper, model = model, model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
     if (
@@ -98,7 +98,7 @@ def _parts(model: Any) -> tuple[nn.Module, nn.Linear]:
 
 
 def _check_logits(model: Any, backbone: nn.Module, head: nn.Linear) -> None:
-    """Refuse a model whose logits are something else than the head of its last hidden states."""
+    """Refuse a model whose logits are something else than its head applied to its last hidden states."""
     inputs = torch.arange(2, device=device_of(model))[None]
     with undisturbed(model):
         logits = model(input_ids=inputs).logits

@@ -57,14 +57,16 @@ def replace_norms(
         C\,(1 - k\,\mathrm{sg}(y))\,y \quad\text{(AdaNorm)}
 
     (Xu et al., "Understanding and Improving Layer Normalization", arXiv:1911.07013.) None of them has parameters, so
-    gains and biases are dropped, and a trained model has to be trained on. Replace before the optimizer is made. What
-    is shared between layers stays shared, and a module that only has the name of a norm, or normalises another
-    dimension, is refused by name.
+    gains and biases are dropped, and a trained model has to be trained further. Replace before the optimizer is made.
+    A norm that layers share stays shared. A module that only has the name of a norm, or normalises another dimension,
+    is refused by name.
 
-    What changes the output of a norm in place (``x = norm(x); x += y``, or ``nn.ReLU(inplace=True)`` after it) has to
-    be rewritten for LayerNorm-simple and DetachNorm, whose gradient needs it: the backward pass says so.
+    The gradient of LayerNorm-simple and DetachNorm needs their output: code that changes the output in place
+    (``x = norm(x); x += y``, or ``nn.ReLU(inplace=True)`` after it) ends in an error of the backward pass and has to be
+    rewritten.
 
-    A model is loaded again as it was made: ``load_state_dict`` after ``replace_norms`` with the same arguments, or
+    A model is loaded again in the way it was made: ``load_state_dict`` after ``replace_norms`` with the same arguments,
+    or
 
         >>> model = AutoModel.from_pretrained(folder)  # it lists the gains and biases that are missing
         >>> replace_norms(model, "adanorm")
@@ -74,21 +76,21 @@ def replace_norms(
         norm: ``"adanorm"``, ``"layernorm-simple"`` or ``"detachnorm"``.
         rms_norms: also replace RMSNorms (``nn.RMSNorm``, and classes of models that compute the same, Gemma's and T5's
             among them), which have no mean to subtract and no bias. Default: only LayerNorms.
-        names: of the norms to replace, or patterns such as ``"encoder.*"``. Default: all.
-        skip: names or patterns of those among them to leave as they are.
+        names: names of the norms to replace, or patterns such as ``"encoder.*"``. Default: all.
+        skip: names or patterns of the norms among them that stay as they are.
         dry_run: only list what would change.
-        eps: of the new norms. Default: 1e-5, the released code's; None keeps that of each norm.
+        eps: epsilon of the new norms. Default: 1e-5, as in the released code; None keeps each norm's own.
         unbiased: True (default, released code) or False (paper), see :class:`~fairseq_ext.modules.AdaNorm`.
-        **options: the others of the class: ``scale`` and ``k`` of :class:`~fairseq_ext.modules.AdaNorm`, ``detach`` of
-            :class:`~fairseq_ext.modules.DetachNorm`.
+        **options: the class's other options: ``scale`` and ``k`` of :class:`~fairseq_ext.modules.AdaNorm`, ``detach``
+            of :class:`~fairseq_ext.modules.DetachNorm`.
 
     Returns:
         One :class:`NormChange` for each norm, in the order of the model.
 
     Raises:
-        OptionError: there is nothing to replace, a name that fits no norm, a norm that computes something else, whose
-            gain the model reads (Mamba), that has hooks or no weights yet (on the meta device), or an option that
-            ``norm`` does not have. The model is as it was.
+        OptionError: there is nothing to replace; a name fits no norm; a norm computes something else, has a gain that
+            the model reads (Mamba), hooks, or no weights yet (on the meta device); or ``norm`` does not have an option.
+            The model stays as it was.
 
     Example:
         >>> for change in replace_norms(model, "adanorm", scale=2.0, dry_run=True):
@@ -123,7 +125,7 @@ def replace_norms(
 
 
 def _norms(model: nn.Module, rms_norms: bool) -> dict[nn.Module, tuple[str, ...]]:
-    """The norms with all their names."""
+    """Each norm, with all names that it has in the model."""
     places: dict[nn.Module, tuple[str, ...]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if name and (isinstance(module, nn.LayerNorm) or (rms_norms and _is_rms_norm(module))):
@@ -149,13 +151,13 @@ def _selected(
 
 
 def _is_rms_norm(module: nn.Module) -> bool:
-    # T5's LayerNorm, and those made after it, subtract no mean and have no bias.
+    # T5's LayerNorm, and the classes modelled on it, subtract no mean and have no bias.
     named = type(module).__name__.endswith(("RMSNorm", "LayerNorm")) and not isinstance(module, nn.LayerNorm)
     return isinstance(module, nn.RMSNorm) or (named and [*dict(module.named_parameters())] in (["weight"], []))
 
 
 def _check_replaceable(model: nn.Module, module: nn.Module, names: tuple[str, ...]) -> None:
-    """Refuse a norm that is more to the model than what it computes."""
+    """Refuse a norm that the model uses for more than its output."""
     reason = None
     if any(value.is_meta for value in module.parameters()):
         reason = "is on the meta device; load its weights before it is replaced"
@@ -183,9 +185,9 @@ def _read_of(parent: type[nn.Module], child: str) -> str | None:
 
 
 def _check_norm(module: Any, name: str) -> tuple[tuple[int, ...], float, float]:
-    """Shape, epsilon and untrained gain of a norm, once it is seen to compute what its name says.
+    """Shape, epsilon and untrained gain of a norm, after a check that it computes what its name says.
 
-    Under these names subclasses move the channels (ConvNeXt's) and models add gates (Mamba's).
+    Some classes with these names move the channels (ConvNeXt's) or add gates (Mamba's).
     """
     weight = getattr(module, "weight", None)
     own = isinstance(module, (nn.LayerNorm, nn.RMSNorm))
@@ -209,7 +211,7 @@ def _check_norm(module: Any, name: str) -> tuple[tuple[int, ...], float, float]:
 
 
 def _untrained_gains(module: Any, places: tuple[int, ...], shape: tuple[int, ...], eps: float, like: Any) -> set[float]:
-    """The untrained values of the gain in those formulas that the norm agrees with at so many ``places``."""
+    """The untrained gain in each of the formulas that the norm agrees with on inputs of so many ``places``."""
     x = torch.arange(math.prod(places) * math.prod(shape), **like).sin().view(*places, *shape)
     weight, plain = getattr(module, "weight", None), F.rms_norm(x, shape, eps=eps)
     if isinstance(module, nn.LayerNorm):
@@ -221,7 +223,7 @@ def _untrained_gains(module: Any, places: tuple[int, ...], shape: tuple[int, ...
 
 
 def _keep_off_fused_layers(model: nn.Module) -> None:
-    """torch's fused inference of encoder layers reads the gains and biases of their norms."""
+    """Turn off torch's fused inference of encoder layers, which reads the gains and biases of their norms."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False

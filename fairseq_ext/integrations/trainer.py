@@ -24,7 +24,7 @@ __all__ = [
     "on_device",
 ]
 
-# Loss types of transformers with one label per row, so that there is nothing to shift.
+# Loss types of transformers that have one label per row, so that there is nothing to shift.
 ONE_LABEL = tuple(f"For{kind}Classification" for kind in ("Sequence", "Image", "Video", "Audio"))
 
 
@@ -55,17 +55,17 @@ class EncouragingComputeLoss:
 
 
 def on_device(options: dict[str, Any], like: Tensor) -> dict[str, Any]:
-    """The options of a loss with class weights where the logits are."""
+    """The options of a loss, with class weights moved to the device of the logits."""
     return {name: value.to(like.device) if torch.is_tensor(value) else value for name, value in options.items()}
 
 
 def next_labels(labels: Tensor) -> Tensor:
-    """The label of the next position at each; copies of labels are smaller than those of logits."""
+    """Labels shifted so that each position has the next one's; copies of labels are smaller than those of logits."""
     return F.pad(labels.long(), (0, 1), value=IGNORED)[..., 1:]
 
 
 def mean_over_items(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """Over the items of the whole accumulated batch, or of this one; 0 where all are ignored."""
+    """Mean over the items of the whole accumulated batch, or of this one; 0 where all are ignored."""
     if num_items_in_batch is None:
         num_items_in_batch = (labels != IGNORED).sum()
     return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp_min(1)
@@ -82,27 +82,27 @@ def encouraging_compute_loss(
     ``num_items_in_batch``, so that accumulated gradients are those of one large batch; in evaluation it is the number
     of labels in the batch. Evaluation's ``eval_loss`` has the bonus too: compare runs by their metrics.
 
-    It takes causal language models (whose labels it shifts where they do), encoder-decoders, masked language models and
-    classifiers of texts, tokens, images, sounds and videos. As Trainer takes the labels out of the batch, an
-    encoder-decoder needs ``decoder_input_ids`` there: ``DataCollatorForSeq2Seq(tokenizer, model=model)``.
+    It takes causal language models (whose labels it shifts if their own loss does), encoder-decoders, masked language
+    models and classifiers of texts, tokens, images, sounds and videos. As Trainer takes the labels out of the batch, an
+    encoder-decoder needs ``decoder_input_ids`` in it: ``DataCollatorForSeq2Seq(tokenizer, model=model)``.
 
     Args:
-        model: the one that is given to Trainer. Whether its loss shifts labels is measured on four tokens, once and
-            without a trace in the model; where Trainer would count labels otherwise, ``model.loss_type`` is set.
+        model: the model that is given to Trainer. Whether its loss shifts labels is measured on four tokens, once and
+            without a trace in the model; where Trainer would count other labels, ``model.loss_type`` is set.
         args: the ``TrainingArguments``. Their ``label_smoothing_factor``, which Trainer ignores beside a
             ``compute_loss_func``, is the ``label_smoothing`` here. None in a loop of your own.
-        shift: whether the label of a position is that of the next. Default: as the model's own loss, where that is the
-            cross-entropy of its logits (ProphetNet's is of several predictions per position).
-        **options: the others of :func:`~fairseq_ext.losses.encouraging_loss`: ``log_end``, ``label_smoothing``,
-            ``bonus``, ... Class weights do not change what the sum is divided by.
+        shift: whether each position predicts the label of the next one. Default: as in the model's own loss, where that
+            is the cross-entropy of its logits (ProphetNet's has several predictions per position).
+        **options: options of :func:`~fairseq_ext.losses.encouraging_loss`: ``log_end``, ``label_smoothing``, ``bonus``,
+            ... Class weights do not change the divisor of the sum.
 
     Shape:
         - outputs: ``logits`` :math:`(*, V)`, labels :math:`(*)`; the loss is a scalar.
 
     Raises:
-        OptionError: label smoothing twice, an option out of its range, ``weight`` of another length than the classes,
-            ``ignore_index`` (Trainer counts the labels other than -100), or a model with another loss: regression,
-            several labels, questions, detection.
+        OptionError: label smoothing given twice, an option out of its range, ``weight`` that is not one number per
+            class, ``ignore_index`` (Trainer counts the labels other than -100), or a model with another loss:
+            regression, several labels, questions, detection.
         DataError: in a batch, labels are missing or of another shape.
 
     Example:
@@ -121,12 +121,12 @@ def encouraging_compute_loss(
 
 
 def check_options(options: dict[str, Any], weight: str, classes: int | None) -> None:
-    """Refuse those of :func:`~fairseq_ext.losses.encouraging_loss` that do not work here, before the first batch.
+    """Refuse options of :func:`~fairseq_ext.losses.encouraging_loss` that do not work here, before the first batch.
 
     Args:
-        options: as they were given.
-        weight: what the weights of the classes are called among them.
-        classes: how many there are; None where that is not known yet.
+        options: the options as they were given.
+        weight: the name of the class weights among them.
+        classes: number of classes; None where it is not known yet.
     """
     if "ignore_index" in options:
         raise OptionError("ignore_index: Trainer counts the labels other than -100; mark with -100 what to ignore")
@@ -147,7 +147,7 @@ def check_options(options: dict[str, Any], weight: str, classes: int | None) -> 
 def _labels(model: Any, shift: bool | None) -> tuple[bool, int | None]:
     """Whether labels are shifted, and the number of classes where it is known.
 
-    The model is told where Trainer, which counts the labels by the model's ``loss_type``, would count others.
+    Trainer chooses by the model's ``loss_type`` which labels it counts; where it would count others, that is set here.
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
     config, loss_type = getattr(model, "config", None), getattr(model, "loss_type", None)
@@ -166,7 +166,7 @@ def _labels(model: Any, shift: bool | None) -> tuple[bool, int | None]:
 
 
 def _counts_shifted(loss_type: str | None) -> bool:
-    """As Trainer decides it."""
+    """Whether Trainer counts shifted labels for a ``loss_type``: its own rule."""
     from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
     return LOSS_MAPPING.get(loss_type or "") is ForCausalLMLoss

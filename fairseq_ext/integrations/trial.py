@@ -29,9 +29,9 @@ class OwnLoss(NamedTuple):
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, after which the model and the random numbers are as they were.
+    """Evaluation mode without gradients; afterwards the model and the random state are as they were before.
 
-    Attributes and children of modules are put back too: a short input switches BigBird's attention to another class.
+    Attributes and children of modules are restored too: a short input switches BigBird's attention to another class.
     """
     device = device_of(model)
     before = [(module, dict(vars(module)), dict(module._modules)) for module in model.modules()]
@@ -54,13 +54,13 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def functions_of(cls: type[nn.Module]) -> list[FunctionType]:
-    """The methods of a class as they are written, below those of every module."""
+    """The methods that a class defines or inherits, without those that every module has."""
     bases = cls.__mro__[: cls.__mro__.index(nn.Module)]
     return [inspect.unwrap(value) for base in bases for value in vars(base).values() if hasattr(value, "__code__")]
 
 
 def own_loss(model: Any) -> OwnLoss:
-    """Whether the loss of a Hugging Face model shifts labels, as measured with one label of four.
+    """Whether the loss of a Hugging Face model shifts labels, measured on four tokens of which one has a label.
 
     Raises:
         OptionError: the model computes no loss from ``labels``, or another one than the cross-entropy of its logits.
@@ -69,7 +69,7 @@ def own_loss(model: Any) -> OwnLoss:
     try:
         with undisturbed(model):
             inputs = _inputs(model)
-            # The label is at position 1, and the class is the one of which positions 0 and 1 differ most.
+            # The label, at position 1, is the class whose log-probability differs most from that at position 0.
             log_p = model(**inputs).logits[0].float().log_softmax(-1).cpu()
             chosen = int((log_p[0] - log_p[1]).abs().argmax())
             labels = torch.full((1, len(log_p)), IGNORED, device=device_of(model))
@@ -95,7 +95,7 @@ def own_loss(model: Any) -> OwnLoss:
 
 
 def _inputs(model: Any) -> dict[str, Tensor | tuple[Tensor]]:
-    """Four words, none of them special; an encoder of something else than words gets its states instead."""
+    """Four words, none of them special; where the encoder does not read words, its output is given instead."""
     config, device = model.config, device_of(model)
     special = {value for key, value in config.to_dict().items() if key.endswith(("_token_id", "_token_index"))}
     ids = torch.tensor([[number for number in range(LENGTH + len(special)) if number not in special][:LENGTH]])

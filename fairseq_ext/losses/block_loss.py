@@ -46,7 +46,7 @@ def block_loss(
     """The closed form of the log bonus, or autograd for class weights and the rarer forms of the bonus.
 
     Args:
-        classes: V.
+        classes: number of classes V.
         class_weight: ``weight`` of :func:`~fairseq_ext.losses.encouraging_loss_terms`.
         label_smoothing, bonus_smoothing, smoothing_form: as there.
         **bonus: fields of :class:`~fairseq_ext.losses.bonus.Bonus`.
@@ -95,7 +95,7 @@ def _closed_form(
     dtype = compute_dtype(logits)
     least = torch.finfo(dtype).min
     blocks = row_blocks(logits, cpu=2**19, accelerator=2**23)
-    # Memory that every step asks for anew costs a CPU as much as what is computed in it.
+    # Memory that every step allocates anew costs a CPU as much time as the computation in it.
     buffers = [torch.empty_like(logits[blocks[0]], dtype=dtype) for _ in range(2)]
     rows = []
     for block in blocks:

@@ -34,7 +34,7 @@ def require(name: str, value: object, ok: bool, allowed: str) -> None:
 
 
 def is_finite(value: float) -> bool:
-    """``math.isfinite``, which a compiler with dynamic shapes cannot ask of its numbers."""
+    """``math.isfinite``, in a form that also takes the symbolic numbers of a compiler with dynamic shapes."""
     return -math.inf < value < math.inf
 
 
@@ -56,34 +56,34 @@ def check_shape(name: str, value: Tensor, shape: tuple[int, ...], holds: str) ->
     """Refuse an argument that would be broadcast, or read in part. Only shapes are looked at, so that it compiles.
 
     Args:
-        name: of the argument.
+        name: name of the argument.
         value: the argument.
-        shape: the only one that is right.
-        holds: what it holds, for the message.
+        shape: the only right shape.
+        holds: what the argument holds, for the message.
     """
     if tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} must hold {holds}, shape {tuple(shape)}, got {tuple(value.shape)}")
 
 
 def as_class_weight(weight: Tensor, classes: int, name: str = "weight") -> Tensor:
-    """Weights of the classes in float32 at least, as the mean divides by their sum over the batch.
+    """Weights of the classes in float32 or wider, as the mean divides by their sum over the batch.
 
     Raises:
-        ValueError: they are not one number per class.
+        ValueError: the weights are not one number per class.
     """
     check_shape(name, weight, (classes,), f"one weight for each of {classes} classes")
     return weight.to(compute_dtype(weight))
 
 
 def as_indices(target: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Class indices of any dtype of whole numbers as those that torch indexes with: uint8 is a mask to it.
+    """Class indices of any integer dtype in one that torch indexes with; it would take uint8 for a mask.
 
     Args:
         target: class indices.
-        shape: that of the logits without the classes.
+        shape: shape of the logits without the dimension of classes.
 
     Raises:
-        ValueError: they are no whole numbers, or not one per row.
+        ValueError: the indices are no whole numbers, or not one per row.
     """
     whole = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
     require("target", target.dtype, whole, "class indices, a dtype of whole numbers")
@@ -123,7 +123,7 @@ def reduce_weighted(
         loss: of each example, of any shape.
         sample_weight: of that shape, a constant. Default: ones.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        total: what ``"mean"`` divides by. Default: the number of examples, whatever they weigh.
+        total: divisor of ``"mean"``. Default: the number of examples, whatever they weigh.
 
     Raises:
         ValueError: ``sample_weight`` of another shape than ``loss``, or an unknown reduction.

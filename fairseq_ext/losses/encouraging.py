@@ -67,26 +67,26 @@ def encouraging_loss(
         weight: class weights ``(C)``; they scale both terms, and ``reduction="mean"`` divides by their sum.
         ignore_index: the class index that adds neither loss nor gradient.
         reduction: ``"none"``, ``"mean"`` (over the targets that are not ignored) or ``"sum"``.
-        label_smoothing: :math:`\epsilon` of the cross-entropy, and of the bonus unless ``bonus_smoothing`` says else.
+        label_smoothing: :math:`\epsilon` of the cross-entropy, and of the bonus unless ``bonus_smoothing`` is given.
         log_end: where the logarithm ends, in [0, 1]. 0 is the bonus ``-p``, 1 the full logarithm ("normal bonus").
-            Default 0.75, as the released image code; translation was published with 0.5. With 1, halve the learning
-            rate.
+            Default 0.75, as in the released image code; translation was published with 0.5. With 1, halve the
+            learning rate.
         bonus: ``"log"``; ``"power"``, :math:`B = -p^\gamma`; or ``"cosine"``, :math:`B = \cos(\pi p) - 1`. The last
             two refuse ``log_end``, ``subsample`` and ``bonus_clamp``.
         bonus_weight: :math:`\lambda`; 0 is the cross-entropy.
         bonus_smoothing: :math:`\epsilon` of the bonus alone. Default: ``label_smoothing``.
         bonus_power: :math:`\gamma` of the power bonus.
         bonus_start: s of the "aggressive" bonus, :math:`B(p) - B(s)` for :math:`p \ge s` and 0 below. The paper uses
-            ``bonus_start=0.5, log_end=1.0``. Continuous at s for every ``log_end`` (our choice).
+            ``bonus_start=0.5, log_end=1.0``. The bonus is continuous at s for every ``log_end`` (our choice).
         bonus_end: no bonus for :math:`p` above this value, itself above ``bonus_start``. Default: none.
         subsample: :math:`\rho` in :math:`B(\rho p)`, the bonus as if a share of the probability did not count.
         smoothing_form: ``"uniform"`` gives every class :math:`\epsilon / V`, as the released code and
-            ``F.cross_entropy``; ``"off-target"`` gives :math:`\epsilon / (V - 1)` to all but the target, as fairseq
-            0.12.
+            ``F.cross_entropy`` do; ``"off-target"`` gives :math:`\epsilon / (V - 1)` to all but the target, as fairseq
+            0.12 does.
         bonus_clamp: least value of ``1 - p`` inside the logarithm of ``log_end=1``; beyond it the bonus is constant.
-            Default 1e-5, as the released code. With smoothed targets the clamp keeps that loss bounded below: with
-            0, the exact loss, which is stable for any margin, a warning says so. Below ``log_end=1`` the tangent
-            bounds the bonus and nothing is clamped (our choice above ``1 - bonus_clamp``).
+            Default 1e-5, as in the released code. With smoothed targets the clamp keeps that loss bounded below: a
+            clamp of 0, the exact loss, which is stable for any margin, gives a warning. Below ``log_end=1`` the
+            tangent bounds the bonus and nothing is clamped (our choice above ``1 - bonus_clamp``).
 
     Returns:
         A scalar, or with ``reduction="none"`` a tensor of the shape of the class indices; float32 for
@@ -184,7 +184,7 @@ def _class_dimension(input: Tensor) -> int:
 
 
 def _checked(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Target and class weights as they are computed with."""
+    """Target and class weights in the form that the computation takes."""
     if input.dim() == 0:
         raise ValueError("input must have a class dimension, got a scalar")
     class_dim = _class_dimension(input)
@@ -211,8 +211,8 @@ def off_target_shares(
 ) -> tuple[float, float]:
     """The shares that smoothing gives to a class other than the target, in the cross-entropy and in the bonus.
 
-    Warns where the loss has no minimum although targets are smoothed: in the margin m of the target it ends as
-    ``(e_ce + e_bonus - 1) m``, with what smoothing takes from the target in each.
+    Warns where the loss has no minimum although targets are smoothed: for a large margin m of the target it grows as
+    ``(e_ce + e_bonus - 1) m``, where smoothing takes ``e_ce`` and ``e_bonus`` from the target in the two terms.
     """
     if bonus_smoothing is None:
         bonus_smoothing = label_smoothing

@@ -55,10 +55,10 @@ def binary_encouraging_loss(
         target: 0, 1 or between, of the same shape.
         weight: of each element, of a shape that broadcasts; the mean is over elements, not over their weights.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        log_end: where the logarithm of the bonus ends, in [0, 1]. Default 0.75, as the multi-class loss.
+        log_end: where the logarithm of the bonus ends, in [0, 1]. Default 0.75, as in the multi-class loss.
         bonus_weight: :math:`\lambda`; 0 is the binary cross-entropy.
         bonus_alpha: :math:`\alpha`, the share of the positives in the bonus. Default: none, both count in full.
-        bonus_gamma: fades the bonus of what is well classified. Default 0: not at all.
+        bonus_gamma: :math:`\gamma`; fades the bonus of well-classified elements. Default 0: not at all.
         bonus_clamp: least value of ``1 - p`` inside the logarithm of ``log_end=1``. 0 is exact.
 
     Raises:
@@ -155,12 +155,12 @@ def halted_focal_loss(
 
     Args:
         input: logits of any shape, each a binary problem of its own.
-        target: 0 or 1, of the same shape; one between mixes the losses of both.
+        target: 0 or 1, of the same shape; a value between mixes the losses of both.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         alpha: weight of the positives; negatives have ``1 - alpha``. The published detector uses 0.5.
         gamma: focusing exponent; the published detector uses 1.
         halt: ``"correct"`` takes the halted branch where :math:`p_t > 1/2`, the paper's definition. ``"positive"``
-            takes it where ``input > 0`` whatever the target, as the code behind the published detector: its negatives
+            takes it where ``input > 0`` whatever the target, as in the code of the published detector: there negatives
             get plain cross-entropy when they are wrong.
 
     Raises:
@@ -186,14 +186,14 @@ def softmax_focal_loss(
         L = -(1 - p_y)^\gamma \log p_y, \qquad
         L_{halted} = -\log p_y - (1 - 2^{-\gamma}) \log 2 \;\text{ for } p_y > \tfrac12
 
-    The two meet at one half. The released code lacks its halted multi-class form; this is the paper's formula.
+    The two meet at one half. The released code has no halted multi-class form; this is the paper's formula.
 
     Args:
         input: logits ``(*, C)`` of at least two classes. Half precision is computed in float32.
         target: class indices ``(*)``.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        gamma: focusing exponent. Default 1, as the released code; 0 is the cross-entropy.
-        halted: whether what is well classified keeps the gradient of the cross-entropy. Default: no.
+        gamma: focusing exponent. Default 1, as in the released code; 0 is the cross-entropy.
+        halted: whether well-classified examples keep the gradient of the cross-entropy. Default: no.
 
     Raises:
         ValueError: a negative gamma, an unknown reduction, a single class, or ``target`` of another shape.
@@ -208,6 +208,6 @@ def softmax_focal_loss(
 
 
 def _focal(wrong: Tensor, gamma: float, halted: Tensor) -> Tensor:
-    """Of the log-odds against the target; where ``halted`` the cross-entropy less a constant."""
+    """Focal loss from the log-odds against the target; where ``halted``, the cross-entropy less a constant."""
     error = F.softplus(wrong)
     return torch.where(halted, error - math.log(2) * (1 - 0.5**gamma), sigmoid_power(wrong, gamma) * error)

@@ -6,7 +6,7 @@ With :math:`z = h W^\top + b` and a loss that is a sum over the rows of z,
     \frac{\partial L}{\partial h} = G W, \qquad \frac{\partial L}{\partial W} = G^\top h, \qquad
     \frac{\partial L}{\partial b} = \sum_n G_n, \qquad G = \frac{\partial L}{\partial z},
 
-are known in the forward pass already, a block of rows at a time: of ``N x V`` numbers one block is alive at once.
+are known in the forward pass already, a block of rows at a time: only one block of the ``N x V`` numbers is alive.
 The idea is that of Liger-Kernel's fused linear cross-entropy (Hsu et al., arXiv:2410.10989).
 """
 
@@ -33,9 +33,9 @@ FLOAT16_SCALE = 8.0
 
 
 def block_elements(device: torch.device) -> int:
-    """Logits of a block: few beside all of them, but enough that the sum of the weight's gradient over blocks is cheap.
+    """How many logits a block has: few beside all, but enough for the weight's gradient to be summed in few blocks.
 
-    On an accelerator 512 rows of 32,000 classes, which fill its matrix units.
+    On an accelerator these are 512 rows of 32,000 classes, which fill its matrix units.
     """
     return 2**23 if device.type == "cpu" else 2**24
 
@@ -101,7 +101,7 @@ class _FusedLinear(torch.autograd.Function):
         links = [link(value) for value in (hidden, weight, bias) if value is not None]
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, *links)
         ctx.mark_non_differentiable(*columns)
-        ctx.set_materialize_grads(False)  # zeros for the links
+        ctx.set_materialize_grads(False)  # they would be zeros for the links
         return (cross_entropy + loss.bonus_weight * bonus).sum(), *columns, *links
 
     @staticmethod
@@ -118,7 +118,7 @@ class _FusedLinear(torch.autograd.Function):
 def _checked(
     hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, class_weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Target and class weights as they are computed with."""
+    """Target and class weights in the form that the computation takes."""
     if weight.dim() != 2 or hidden.dim() != 2 or hidden.size(1) != weight.size(1):
         shapes = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
         raise ValueError(f"hidden and weight must have shapes (N, D) and (V, D), got {shapes}")
@@ -174,19 +174,19 @@ def fused_linear_encouraging_loss(
     r"""``encouraging_loss(F.linear(hidden, weight, bias), target)`` without the ``(N, V)`` logits.
 
     Value and gradients are those of :func:`~fairseq_ext.losses.encouraging_loss`; with ``bonus_weight=0`` those of
-    ``F.cross_entropy``. The gradients are computed in the forward pass and scaled in the backward pass, so that there
-    is no second derivative, but with ``reduction="none"``: a RuntimeError says so where one is asked for.
+    ``F.cross_entropy``. The gradients are computed in the forward pass and scaled in the backward pass, so that only
+    ``reduction="none"`` has a second derivative; asking the others for one raises a RuntimeError.
 
     Args:
         hidden: ``(N, D)``. Under autocast it and ``weight`` are cast as ``F.linear`` would cast them; the loss, and the
             sums over blocks of rows, are float32.
-        weight: ``(V, D)``, of an output layer, such as the embeddings.
+        weight: ``(V, D)``, the weight of an output layer, such as the embeddings.
         target: class indices, ``(N)``.
         bias: ``(V)``.
         class_weight, ignore_index, bonus_weight: ``weight``, ``ignore_index`` and ``bonus_weight`` of
             :func:`~fairseq_ext.losses.encouraging_loss`.
         reduction: ``"mean"``, ``"sum"``, or ``"none"``, where the backward pass computes each block anew.
-        **options: its other options: ``label_smoothing``, ``log_end``, ``bonus``, ...
+        **options: the other options of that loss: ``label_smoothing``, ``log_end``, ``bonus``, ...
 
     Raises:
         ValueError: shapes that do not fit, or an option out of its range.

@@ -112,7 +112,7 @@ def logit_adjusted_cross_entropy(
     *,
     tau: float = 1.0,
 ) -> Tensor:
-    r"""Cross-entropy of logits that training shifts by the logarithm of the class frequency, and prediction does not.
+    r"""Cross-entropy of logits that are shifted by the logarithm of the class frequency, in training only.
 
     .. math::
         l = -\log \frac{n_y^\tau e^{z_y}}{\sum_c n_c^\tau e^{z_c}}
@@ -123,7 +123,7 @@ def logit_adjusted_cross_entropy(
 
     Args:
         input, target, class_counts, sample_weight, reduction: as :func:`reweighted_cross_entropy`.
-        tau: strength of the shift. Default 1, as the paper; 0 is cross-entropy.
+        tau: strength of the shift. Default 1, as in the paper; 0 is cross-entropy.
 
     Raises:
         ValueError: as :func:`reweighted_cross_entropy`, or a negative tau.
@@ -150,11 +150,11 @@ def focal_loss(
         q_c = \sigma(z_c) \text{ for } c = y, \quad \sigma(-z_c) \text{ otherwise}
 
     Tsung-Yi Lin, Priya Goyal, Ross Girshick, Kaiming He, Piotr Dollár, "Focal Loss for Dense Object Detection",
-    arXiv:1708.02002. The class weight in front is that of ReNode's released code, as is the sum over the classes.
+    arXiv:1708.02002. The class weight in front and the sum over the classes come from ReNode's released code.
 
     Args:
         input, target, class_counts, sample_weight, reduction: as :func:`reweighted_cross_entropy`.
-        gamma: focusing exponent. Default 2, as the paper; 0 is the sum of the binary cross-entropies.
+        gamma: focusing exponent. Default 2, as in the paper; 0 is the sum of the binary cross-entropies.
 
     Raises:
         ValueError: as :func:`reweighted_cross_entropy`, or a negative gamma.
@@ -183,8 +183,8 @@ def class_balanced_softmax_loss(
 
     with the :func:`class_weights` :math:`\omega` of Cui et al., arXiv:1901.05555. The mean over the classes is that of
     ReNode's released code, which forms ``1 - p`` in float32: beyond p = 1 - 6e-8 that is 0, its logarithm is cut at
-    -100, and the gradient is lost. Here :math:`\log(1 - p_c)` of the most probable class is a log-sum-exp of the
-    others, finite and with a gradient for any logits.
+    -100, and the gradient is lost. Here :math:`\log(1 - p_c)` of the most probable class comes from a log-sum-exp of
+    the others, finite and with a gradient for any logits.
 
     Args:
         input, target, class_counts, sample_weight, reduction: as :func:`reweighted_cross_entropy`.

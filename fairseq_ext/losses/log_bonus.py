@@ -23,9 +23,9 @@ class LogBonusForm:
     """The row-wise part of the closed form that :class:`LogBonusCrossEntropy` states.
 
     Args:
-        classes: V.
+        classes: number of classes V.
         off, off_bonus: o, the share that smoothing gives to every class, in the cross-entropy and in the bonus.
-        log_end, bonus_clamp: as :class:`~fairseq_ext.losses.bonus.Bonus`.
+        log_end, bonus_clamp: as in :class:`~fairseq_ext.losses.bonus.Bonus`.
     """
 
     classes: int
@@ -36,12 +36,12 @@ class LogBonusForm:
 
     @property
     def on(self) -> float:
-        """t of the cross-entropy."""
+        """The share t of the target in the cross-entropy, see :class:`LogBonusCrossEntropy`."""
         return 1.0 - self.classes * self.off
 
     @property
     def on_bonus(self) -> float:
-        """t of the bonus."""
+        """The share t of the target in the bonus."""
         return 1.0 - self.classes * self.off_bonus
 
     def terms(
@@ -78,10 +78,10 @@ class LogBonusForm:
         grad_ce: Tensor | float,
         grad_bonus: Tensor | float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradient of rows: the factor of ``u``, what is added at ``y``, and what replaces it at ``m``.
+        """The gradient of rows in three parts: the factor of ``u``, the summand at ``y``, and the value at ``m``.
 
         Args:
-            odds, hit: as :meth:`terms`.
+            odds, hit: as in :meth:`terms`.
             p_y: 0 where ``y = m``.
             slope_rest: ``sum_{j != m} p_j / (1 - p_j)``, with ``log_end`` for a larger p below the fraction.
             grad_ce, grad_bonus: gradients of the cross-entropy and of the bonus.
@@ -159,7 +159,7 @@ class LogBonusCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_ce, grad_bonus, *_):
-        saved = ctx.saved_tensors  # which a checkpoint gives once
+        saved = ctx.saved_tensors  # a checkpoint gives them only once
         with torch.no_grad():
             gradient = _Gradient.apply(grad_ce, grad_bonus, *saved, *ctx.constants)
         input, target, *_ = saved
@@ -168,7 +168,7 @@ class LogBonusCrossEntropy(torch.autograd.Function):
 
 
 def _formula(off: float, off_bonus: float, log_end: float, bonus_clamp: float) -> Callable[..., tuple[Tensor, Tensor]]:
-    """What :class:`LogBonusCrossEntropy` computes, in operations that autograd differentiates as often as is asked."""
+    """What :class:`LogBonusCrossEntropy` computes, in operations that can be differentiated any number of times."""
     bonus = Bonus(log_end, bonus_clamp=bonus_clamp)
 
     def formula(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,7 +220,7 @@ class _Gradient(torch.autograd.Function):
 
 
 def _as_rows(info, in_dims, arguments):
-    """What is mapped over becomes more rows: rows do not know each other."""
+    """The arguments with the mapped dimension turned into more rows, as rows do not depend on each other."""
     return tuple(
         value
         if not isinstance(value, Tensor)
@@ -230,7 +230,7 @@ def _as_rows(info, in_dims, arguments):
 
 
 def row_blocks(input: Tensor, cpu: int = 2**18, accelerator: int = 2**26) -> list[slice]:
-    """Rows per step: so few elements that the cache of a ``cpu`` holds them, and so many that launches are hidden."""
+    """The rows of each step: few enough for the cache of a ``cpu``, enough to hide launches on an ``accelerator``."""
     elements = cpu if input.device.type == "cpu" else accelerator
     rows = max(1, elements // max(1, input.size(1)))
     return [slice(start, start + rows) for start in range(0, input.size(0), rows)]

@@ -25,7 +25,7 @@ class AdaptiveSpanSelfAttention(FairseqIncrementalState, NotExportable, Adaptive
 
     Args:
         q_noise, qn_block_size: quantization noise on the projections, as in fairseq.
-        *args, **kwargs: of :class:`~fairseq_ext.modules.AdaptiveSpanAttention`.
+        *args, **kwargs: the arguments of :class:`~fairseq_ext.modules.AdaptiveSpanAttention`.
     """
 
     option = "--attention-span"
@@ -35,7 +35,7 @@ class AdaptiveSpanSelfAttention(FairseqIncrementalState, NotExportable, Adaptive
         self.head_dim = self.q_proj.out_features // self.num_heads  # read by --scale-heads
         self.position = nn.Parameter(torch.empty(1, self.head_dim, self.span.max_span))
         nn.init.normal_(self.position)
-        # one that --retain-dropout can keep
+        # a dropout that --retain-dropout can keep
         self.dropout_module = FairseqDropout(self.dropout_module.p, module_name=type(self).__name__)
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             quant_noise(projection, q_noise, qn_block_size)
@@ -50,7 +50,7 @@ class AdaptiveSpanSelfAttention(FairseqIncrementalState, NotExportable, Adaptive
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """``query`` (T, B, C), ``key_padding_mask`` (B, T); keys and values are those of the query, and causal."""
+        """Causal self-attention of ``query`` (T, B, C), ``key_padding_mask`` (B, T); the other tensors are not read."""
         del key, value, need_weights, attn_mask
         x = query.transpose(0, 1)
         key, value = self.k_proj(x), self.v_proj(x)
@@ -69,7 +69,7 @@ class AdaptiveSpanSelfAttention(FairseqIncrementalState, NotExportable, Adaptive
         return self.attend(x, key, value, self.position, key_padding_mask, visible).transpose(0, 1), None
 
     def _get_input_buffer(self, incremental_state: IncrementalState | None) -> dict[str, Tensor | None]:
-        """Under the name by which fairseq's decoder layer asks for it."""
+        """The cache, under the name by which fairseq's decoder layer asks for it."""
         return self.get_incremental_state(incremental_state, "attn_state") or {}
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> IncrementalState:
@@ -82,10 +82,10 @@ class AdaptiveSpanSelfAttention(FairseqIncrementalState, NotExportable, Adaptive
 
 
 class AdaptiveSpanModel(nn.Module):
-    """What a model does whose self-attentions may have adaptive spans; without ``--attention-span`` it does nothing."""
+    """Base of models whose self-attentions may have adaptive spans; without ``--attention-span`` it does nothing."""
 
     def span_attentions(self) -> list[AdaptiveSpanSelfAttention]:
-        """Those of all layers, bottom first."""
+        """The attentions with an adaptive span of all layers, bottom first."""
         return [module for module in self.modules() if isinstance(module, AdaptiveSpanSelfAttention)]
 
     def share_positions(self) -> None:
@@ -105,7 +105,7 @@ class AdaptiveSpanModel(nn.Module):
 
     @torch.no_grad()
     def perform_slowmo(self, optimizer: Any, fp32_params: Any = None) -> None:
-        """Brings spans back into [0, 1]: what fairseq's trainer calls, by this name, after every optimiser step.
+        """Brings spans back into [0, 1]; fairseq's trainer calls it, by this name, after every optimiser step.
 
         Args:
             optimizer: not used.
@@ -132,7 +132,7 @@ def check_criterion(cfg: Any, criterion: str | None) -> None:
 
     Args:
         cfg: holder of the :class:`~fairseq_ext.models.ext_options.ExtOptions`.
-        criterion: its name, where the configuration of a whole run is given.
+        criterion: name of the criterion, where the configuration of a whole run is given.
     """
     adding = sorted(name for name, kind in CRITERION_REGISTRY.items() if getattr(kind, "adds_span_loss", False))
     if cfg.attention_span_loss and criterion in set(CRITERION_REGISTRY).difference(adding):

@@ -1,7 +1,6 @@
 """The presets of :mod:`fairseq_ext.recipes.presets` as fairseq's ``--arch``.
 
-A preset is nothing but defaults of ``transformer_ext``, or of its form for another task: an option of the command line
-wins.
+A preset only sets defaults of ``transformer_ext``, or of its form for another task: an option of the command line wins.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ def _architecture(name: str, preset: Preset) -> Callable[[Any], None]:
 
     def fill_in(args: Any) -> None:
         if preset.model == "transformer_lm_ext" and hasattr(args, "decoder_embed_dim"):
-            # fairseq's bare model reads and writes vectors of width 512; its named ones follow the width, as here
+            # fairseq's bare model reads and writes vectors of width 512; its named models follow the width, as here
             for option in ("decoder_input_dim", "decoder_output_dim"):
                 setattr(args, option, getattr(args, option, args.decoder_embed_dim))
         left_open = {option: value for option, value in defaults.items() if not hasattr(args, option)}
         for option, value in left_open.items():
             setattr(args, option, value)
-        # what another choice of the user has made idle (muse_input_dropout, with --block transformer) is not set
+        # an option that the user's other choices make idle (muse_input_dropout, with --block transformer) is not set
         for option in idle_fields(args, ExtOptions):
             if option in left_open:
                 setattr(args, option, getattr(ExtOptions, option))

@@ -25,7 +25,7 @@ def additive(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def averaged(weights: Tensor | None, need_head_weights: bool) -> Tensor | None:
-    """Weights by head (H, B, T, S) as a layer returns them: fairseq averages unless asked for the heads."""
+    """Weights by head (H, B, T, S) in the form a layer returns: fairseq averages unless asked for the heads."""
     return weights if weights is None or need_head_weights else weights.mean(dim=0)
 
 
@@ -45,7 +45,7 @@ class NotExportable:
 
 
 def _renamed(method: Callable[..., Any], name: str) -> Any:
-    """A copy of ``method``: TorchScript compiles a method under its ``__name__``, and once."""
+    """A copy of ``method`` named ``name``: TorchScript compiles a method under its ``__name__``, and only once."""
     copy = types.FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
     copy.__annotations__ = method.__annotations__
     return copy
@@ -55,12 +55,12 @@ class SelectiveAttention(MultiheadAttention):
     """:class:`fairseq.modules.MultiheadAttention` whose softmax may select keys.
 
     With every option off it *is* the parent, fused path and all. Otherwise the parent computes masked scores and
-    values (:meth:`scores_and_values`) and only what follows is replaced: selection therefore happens after both masks,
-    which fairseq's own ``apply_sparse_mask`` hook does not give.
+    values (:meth:`scores_and_values`) and only the steps after them are replaced: selection therefore happens after
+    both masks, unlike in fairseq's own ``apply_sparse_mask`` hook.
 
     Args:
         normalizer, topk, topk_ratio, topk_min, select, causal: see :func:`fairseq_ext.modules.attention_weights`.
-        *args, **kwargs: the parent's. The slot of ``add_zero_attn`` is a key like others.
+        *args, **kwargs: arguments of the parent. The slot of ``add_zero_attn`` is a key like others.
 
     Raises:
         OptionError: ``add_bias_kv`` beside an option that selects, or in a subclass.
@@ -90,7 +90,7 @@ class SelectiveAttention(MultiheadAttention):
                 "add_bias_kv: not with selected keys, views or MUSE, as fairseq's unfused attention does not count that"
                 " key; add_zero_attn=True works"
             )
-        # the flag that keeps the parent off torch's fused attention, which ignores before_softmax
+        # this flag keeps the parent off torch's fused attention, which ignores before_softmax
         self.skip_embed_dim_check = not self.is_dense
 
     def __prepare_scriptable__(self) -> SelectiveAttention:
@@ -174,7 +174,7 @@ class SelectiveAttention(MultiheadAttention):
             attn_mask,
             keep,
             dropout.p if self.training or dropout.apply_during_inference else 0.0,
-            is_causal=False,  # it is in the mask
+            is_causal=False,  # the mask has it
             scale=self.scaling,
             k=k,
         )
@@ -206,7 +206,7 @@ class SelectiveAttention(MultiheadAttention):
         return scores, values
 
     def attend(self, scores: Tensor, value: Tensor, bsz: int) -> tuple[Tensor, Tensor]:
-        """:meth:`scores_and_values` to contexts (T, B, C) and weights (H, B, T, S)."""
+        """From :meth:`scores_and_values` to contexts (T, B, C) and weights (H, B, T, S)."""
         weights = self.weights(scores)
         probs = self.dropout_module(weights)
         if value.size(0) == probs.size(0):
@@ -218,7 +218,7 @@ class SelectiveAttention(MultiheadAttention):
         return context, weights.unflatten(0, (bsz, self.num_heads)).transpose(0, 1)
 
     def weights(self, scores: Tensor) -> Tensor:
-        """Masked scores (B*H, T, S) to the weights of the selected keys."""
+        """From masked scores (B*H, T, S) to the weights of the selected keys."""
         if torch.jit.is_scripting():
             if self.topk_ratio > 0:
                 return ratio_softmax(scores, self.topk_ratio, self.topk_min)
@@ -227,7 +227,7 @@ class SelectiveAttention(MultiheadAttention):
 
     @torch.jit.unused
     def any_weights(self, scores: Tensor) -> Tensor:
-        """As :meth:`weights`, with what TorchScript cannot compile."""
+        """As :meth:`weights`, including the options that TorchScript cannot compile."""
         by_head = scores.unflatten(0, (scores.size(0) // self.num_heads, self.num_heads))
         return attention_weights(by_head, **self.selection()).flatten(0, 1)
 

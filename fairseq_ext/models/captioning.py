@@ -1,4 +1,4 @@
-"""``captioning_transformer_ext``: ``transformer_ext`` that reads an image and writes its caption."""
+"""``captioning_transformer_ext``: a ``transformer_ext`` that reads an image and writes its caption."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ PAD, SPECIAL_SYMBOLS = 1, 4  # fairseq's: a region of class c is the token c + 4
 
 
 class _ImageInput(NotExportable):
-    """An encoder of images: before its layers, a :class:`~fairseq_ext.modules.visual.VisualEmbedding`.
+    """An encoder of images, with a :class:`~fairseq_ext.modules.visual.VisualEmbedding` before its layers.
 
-    ``src_tokens`` says which regions there are, so that all of fairseq that reads it goes on to work: padding, or class
+    ``src_tokens`` says which regions there are, so that the parts of fairseq that read it still work: padding, or class
     + 4, or the unknown word where the images have feature vectors.
 
     Args:
         cfg: nested config carrying :class:`~fairseq_ext.models.captioning_options.VisualOptions`.
-        data: of the images.
+        data: preparation of the images.
     """
 
     option = "--arch captioning_transformer_ext"
@@ -51,7 +51,7 @@ class _ImageInput(NotExportable):
         self.embed_tokens, self.embed_positions, self.embed_scale = None, None, 1.0
         self.kind = data.kind
         self.visual = VisualEmbedding(cfg.encoder.embed_dim, **visual_arguments(cfg, data))
-        # fairseq's, which --retain-dropout reaches
+        # fairseq's dropout, which --retain-dropout reaches
         self.visual.dropout = FairseqDropout(cfg.visual_dropout, module_name="VisualEmbedding")
 
     def forward(
@@ -69,7 +69,7 @@ class _ImageInput(NotExportable):
         Args:
             src_tokens: ``(B, R)``.
             src_lengths, return_all_hiddens: as in fairseq.
-            token_embeddings: ``(B, R, E)``, in place of what the rest would give.
+            token_embeddings: ``(B, R, E)``, in place of the embedding of the other arguments.
             features, geometry, labels: ``(B, R, D)``, ``(B, R, 7)`` and ``(B, R)``.
         """
         if token_embeddings is None:
@@ -123,11 +123,11 @@ class CaptioningTransformerExtModel(TransformerExtModel):
     def from_pretrained(
         cls, model_name_or_path: str, checkpoint_file: str = "model.pt", data_name_or_path: str = ".", **kwargs: Any
     ) -> CaptioningHubInterface:
-        """As in fairseq, to an object that captions images; weights that are not finite are refused.
+        """As in fairseq, but the object that is returned captions images; weights that are not finite are refused.
 
         Args:
             model_name_or_path: folder of the checkpoint.
-            checkpoint_file: its name.
+            checkpoint_file: name of the checkpoint.
             data_name_or_path: folder of prepared images and captions.
             **kwargs: options that replace those of the checkpoint.
         """
@@ -149,7 +149,7 @@ class CaptioningTransformerExtModel(TransformerExtModel):
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
     ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
-        """As in fairseq's ``TransformerModelBase``, with what :meth:`ImageEncoder.forward` reads of images."""
+        """As in fairseq's ``TransformerModelBase``, with the inputs of :meth:`ImageEncoder.forward` for images."""
         encoder_out = self.encoder(
             src_tokens, src_lengths, return_all_hiddens, features=features, geometry=geometry, labels=labels
         )

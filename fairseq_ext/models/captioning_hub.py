@@ -49,7 +49,7 @@ class CaptioningHubInterface(GeneratorHubInterface):
         """
         batch = image_batch([self._image(features, geometry, labels)], self.tgt_dict)
         net_input = {name: values.to(self.device) for name, values in batch.items()}
-        # of the generation alone: the task warns of a scoring beside it, and nothing is scored here
+        # the options of generation alone: the task warns of scoring options beside them, and nothing is scored here
         cfg = OmegaConf.create(OmegaConf.to_container(self.cfg.generation, enum_to_str=True))
         for name, value in {"max_len_b": 20, **generation, "beam": beam}.items():
             if name not in cfg:
@@ -60,14 +60,14 @@ class CaptioningHubInterface(GeneratorHubInterface):
         return self.task.text(hypotheses[0][0]["tokens"])
 
     def encode(self, sentence: str) -> Tensor:
-        """Refused: what fairseq's ``translate``, ``sample`` and ``score`` begin with."""
+        """Always refused: fairseq's ``translate``, ``sample`` and ``score`` begin with it."""
         raise OptionError("a captioning model reads images, not sentences: use caption(features, geometry, labels)")
 
     def _image(self, features: Tensor | None, geometry: Tensor | None, labels: Tensor | None) -> dict[str, Tensor]:
         data, visual = self.task.preparation, [model.encoder.visual for model in self.models]
         if data.kind == "grid" and geometry is None:
             geometry = grid_geometry(*data.grid)
-        # what there is of an image, what the models read of it, and how wide it is
+        # for each part of an image: what was given, whether the models read it, and how wide it is
         parts = {
             "features": (features, any(part.feature_dim for part in visual), (data.feature_dim,)),
             "geometry": (geometry, any(part.numbers for part in visual), (7,)),

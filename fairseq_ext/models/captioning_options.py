@@ -76,11 +76,11 @@ def visual_arguments(cfg: Any, data: Preparation) -> dict[str, Any]:
 
 
 def check_visual_options(cfg: Any, data: Preparation) -> None:
-    """Refuses by name what does nothing, or cannot work, with the images at hand; warns of what depends on their order.
+    """Refuses options that do nothing, or cannot work, with these images; warns of those that depend on their order.
 
     Args:
         cfg: nested config carrying :class:`VisualOptions` and :class:`~fairseq_ext.models.ext_options.ExtOptions`.
-        data: of the images.
+        data: preparation of the images.
 
     Raises:
         OptionError: one line that names the option.

@@ -1,4 +1,4 @@
-"""Which of the suite's options exclude each other: refused by name before anything is built."""
+"""Refuses, by name and before anything is built, options of the suite that exclude each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_options(cfg: Any, *, encoder: Any, decoder: Any, cross_attention: bool) -> None:
-    """Refuses by name what cannot work and what would do nothing, before anything is built; warns of what surprises.
+    """Refuses by name options that cannot work or would do nothing, before anything is built; warns of surprising ones.
 
     Args:
         cfg: holder of the :class:`ExtOptions`.
@@ -49,7 +49,7 @@ def check_alignments(cfg: Any, task: Any) -> None:
 
     Args:
         cfg: holder of the :class:`ExtOptions`.
-        task: fairseq's task; those that know alignments have ``cfg.load_alignments``.
+        task: fairseq's task; tasks that know alignments have ``cfg.load_alignments``.
 
     Raises:
         OptionError: names both options and the way out.

@@ -1,7 +1,8 @@
 """The options of ``transformer_ext`` and ``transformer_lm_ext``: fairseq's and the suite's in one flat dataclass each.
 
-Flat, because fairseq then stores a plain dict in its checkpoints, which torch's safe loader accepts; the field names
-avoid the prefixes ``encoder_``, ``decoder_`` and ``quant_noise_``, which fairseq routes into its nested configs.
+The dataclass is flat because fairseq then stores a plain dict in its checkpoints, which torch's safe loader accepts.
+The field names avoid the prefixes ``encoder_``, ``decoder_`` and ``quant_noise_``, which fairseq routes into its nested
+configs.
 """
 
 import argparse
@@ -57,7 +58,7 @@ LITERALS: dict[str, tuple[Any, str]] = {
 def _flat_transformer_fields() -> list[tuple[str, Any, Any]]:
     """``TransformerConfig`` with its nested parts spelt out (``encoder_layers``, ...), as on fairseq's command line."""
     nested = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
-    # declared as a list of numbers and read as a text; the language model declares it right
+    # fairseq declares it as a list of numbers and reads it as a text; the language model declares it right
     text = TransformerLanguageModelConfig.__annotations__["decoder_layers_to_keep"]
     types = {"encoder_layers_to_keep": text, "decoder_layers_to_keep": text}
     helps = {"decoder_input_dim": "decoder input dimension, that of the embeddings"}  # without one: no --option
@@ -90,7 +91,7 @@ class TransformerLanguageModelExtConfig(ExtOptions, TransformerLanguageModelConf
 
 
 def add_options(parser: Any, kind: type[FairseqDataclass]) -> None:
-    """Adds the options of ``kind`` to a parser, without defaults, so that a preset sees which were not given."""
+    """Adds the options of ``kind`` to a parser, without defaults, so that a preset sees which ones were not given."""
     defaults = kind()
     for name in FOLLOWS:
         if str(getattr(defaults, name, "")).startswith("${."):  # fairseq would take any text for these numbers
@@ -102,7 +103,7 @@ def option_values(flat: Any, kind: type[FairseqDataclass]) -> dict[str, Any]:
     """Every option by name.
 
     Args:
-        flat: an instance of ``kind``, its OmegaConf form, or an argparse namespace, which may lack some.
+        flat: an instance of ``kind``, its OmegaConf form, or an argparse namespace, which may lack some options.
         kind: the dataclass with the defaults.
     """
     if OmegaConf.is_config(flat):
@@ -121,7 +122,7 @@ def nested_config(flat: Any, kind: type[FairseqDataclass] = TransformerExtConfig
         flat, kind: as for :func:`option_values`.
 
     Raises:
-        OptionError: for a literal that is none.
+        OptionError: an option that must be a Python literal is none.
     """
     values = option_values(flat, kind)
     for name, (literal, form) in LITERALS.items():
@@ -148,7 +149,7 @@ def legacy_arguments(flat: Any, kind: type[FairseqDataclass]) -> argparse.Namesp
     """All options of a run in one namespace, which fairseq's older code reads as ``model.args``.
 
     Args:
-        flat, kind: as for :func:`option_values`. Of an OmegaConf form all sections beside the model's are read as well.
+        flat, kind: as for :func:`option_values`. All sections beside the model's in an OmegaConf form are read as well.
     """
     arguments: dict[str, Any] = {}
     if OmegaConf.is_config(flat) and flat._get_root() is not flat:

@@ -15,13 +15,13 @@ __all__ = ["CrossViewAttention"]
 class CrossViewAttention(NotExportable, SelectiveAttention):
     """Cross-attention of one decoder layer to several encoder layers (arXiv 2005.08081).
 
-    ``key`` carries all encoder layers side by side on the channel axis, (S, B, Ne * C): that is one tensor for
-    fairseq's beam search to reorder. Each view keeps a cache of keys and values of its own: with a shared one, static
-    keys mean that the second view would silently be answered with the first one's.
+    ``key`` carries all encoder layers side by side on the channel axis, (S, B, Ne * C), so that fairseq's beam search
+    has one tensor to reorder. Each view keeps a cache of its own: as the keys are static, the second view would read
+    the first one's keys and values from a shared cache, silently.
 
     Args:
         fusion: which views this layer reads and how it joins them.
-        *args, **kwargs: of :class:`SelectiveAttention`.
+        *args, **kwargs: the arguments of :class:`SelectiveAttention`.
     """
 
     option = "--cross-view"
@@ -81,7 +81,7 @@ class CrossViewAttention(NotExportable, SelectiveAttention):
         )
 
     def view_state(self, incremental_state: IncrementalState | None, slot: int) -> IncrementalState | None:
-        """The part of ``incremental_state`` that holds one view's keys and values: a state like the whole."""
+        """The part of ``incremental_state`` with one view's keys and values, which is an incremental state itself."""
         if incremental_state is None:
             return None
         return incremental_state.setdefault(self._get_full_incremental_state_key(f"view.{slot}"), {})

@@ -21,7 +21,7 @@ Memory = tuple[Tensor, Tensor, Tensor | None]
 
 
 def kept_sentences(new_order: Tensor, beam: int) -> Tensor | None:
-    """The sentences in ``new_order``, if ``beam`` hypotheses in a row still belong to one; else ``None``."""
+    """The sentences in ``new_order``, if each group of ``beam`` rows still belongs to one sentence; else ``None``."""
     origin = new_order // beam
     kept = origin[::beam]
     return kept if torch.equal(kept.repeat_interleave(beam), origin) else None
@@ -38,8 +38,8 @@ def reorder_sentences(
 
     Args:
         reorder: fairseq's ``reorder_encoder_out``.
-        encoder_out: the encoder's output; ``beam`` says how many rows share a sentence, one if absent.
-        new_order: rows to be, as numbers of rows that are.
+        encoder_out: the encoder's output; its ``beam`` says how many rows share a sentence, one if absent.
+        new_order: for each new row, the number of the present row that it becomes.
     """
     sentences = encoder_out["encoder_out"][0].size(1)
     beam = encoder_out.get("beam", [1])[0]
@@ -57,13 +57,13 @@ def reorder_sentences(
 
 
 def reorder_parts(parts: list[nn.Module], incremental_state: IncrementalState, new_order: Tensor) -> None:
-    """fairseq's ``reorder_incremental_state_scripting`` for the modules of a decoder that keep a state."""
+    """fairseq's ``reorder_incremental_state_scripting``, for only those modules of a decoder that keep a state."""
     for part in parts:
         incremental_state = part.reorder_incremental_state(incremental_state, new_order) or incremental_state
 
 
 class GrowingStack:
-    """Tensors (..., N, C), one per step, in one (T, ..., N, C) with room for more, reordered without allocating."""
+    """One tensor (T, ..., N, C) of a tensor (..., N, C) per step, with room for more; reordered without allocating."""
 
     def __init__(self) -> None:
         self._room: Tensor | None = None
@@ -71,7 +71,7 @@ class GrowingStack:
         self.length = 0
 
     def append(self, item: Tensor) -> Tensor:
-        """Puts ``item`` on top and returns the whole stack; it is valid until the next call of any method."""
+        """Puts ``item`` on top and returns the whole stack, which is valid until the next call of any method."""
         if self._room is None or self.length == self._room.size(0):
             grown = item.new_empty(max(_FIRST_ROOM, 2 * self.length), *item.shape)
             if self._room is not None:
@@ -87,13 +87,13 @@ class GrowingStack:
         return self._room[: self.length]
 
     def reorder(self, new_order: Tensor) -> None:
-        """Lets row ``i`` of every item be what row ``new_order[i]`` was."""
+        """Makes row ``i`` of every item what row ``new_order[i]`` was."""
         target = self._spare_for(new_order.numel())
         torch.index_select(self.items, -2, new_order, out=target[: self.length])
         self._room, self._spare = target, self._room
 
     def move(self, target: Tensor, source: Tensor) -> None:
-        """Lets the rows ``target`` of the flattened stack (T * ... * N, C) be what the rows ``source`` were."""
+        """Makes the rows ``target`` of the flattened stack (T * ... * N, C) what the rows ``source`` were."""
         rows = self.items.flatten(0, -2)
         moved = self._spare_for(self.items.size(-2)).flatten(0, -2)[: len(source)]
         rows.index_copy_(0, target, torch.index_select(rows, 0, source, out=moved))
@@ -112,7 +112,7 @@ class GrowingStack:
 class _Generation:
     """The state of one search: what all layers share, and what each layer keeps."""
 
-    # who wrote a row's state at a step: rows that agree there have the same past
+    # which row wrote a row's state at a step: rows that agree there have the same past
     writers: GrowingStack = field(default_factory=GrowingStack)
     padding: Tensor | None = None
     prefixes: dict[int, GrowingStack] = field(default_factory=dict)
@@ -122,9 +122,9 @@ class _Generation:
 class DecodingCache(FairseqIncrementalState, nn.Module):
     """Keys and values of the layers of one decoder while it generates, in fairseq's ``incremental_state``.
 
-    Shared by the layers, so that fairseq's search reorders once. Those of earlier words lie in buffers that grow by
-    doubling; hypotheses of a sentence have most words in common, which are not copied when they change places. Those of
-    the encoder's output are kept once per sentence.
+    All layers share it, so that fairseq's search reorders once. Keys and values of earlier words lie in buffers that
+    grow by doubling; words that the hypotheses of a sentence have in common, most of them, are not copied when
+    hypotheses change places. Keys and values of the encoder's output are kept once per sentence.
     """
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ class DecodingCache(FairseqIncrementalState, nn.Module):
     def append(
         self, incremental_state: IncrementalState, layer: int, key_value: Tensor, key_padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Adds a step's keys and values (2, N, C): those of all steps (T, 2, N, C), and their padding (N, T)."""
+        """Adds a step's keys and values (2, N, C); returns those of all steps (T, 2, N, C) and their padding (N, T)."""
         generation = self._generation(incremental_state)
         prefix = generation.prefixes.setdefault(layer, GrowingStack())
         if prefix.length == generation.writers.length:  # the first layer to come to this step
@@ -152,7 +152,7 @@ class DecodingCache(FairseqIncrementalState, nn.Module):
         return prefix.append(key_value.detach()), generation.padding
 
     def memory(self, incremental_state: IncrementalState | None, layer: int) -> Memory | None:
-        """What :meth:`set_memory` was given for this layer."""
+        """The memory that :meth:`set_memory` was given for this layer; ``None`` if it was given none."""
         if incremental_state is None:
             return None
         return self._generation(incremental_state).memories.get(layer)

@@ -37,7 +37,7 @@ class ExtModel(BaseFairseqModel):
         """As in fairseq, but ``--encoder-layers-to-keep`` and ``--decoder-layers-to-keep`` are those of the model.
 
         fairseq's own way forgets the options once it has pruned, loses the side for which none is given, and prunes
-        again what is pruned already: what it trains from then on cannot be loaded.
+        again a model that is pruned already: the checkpoints that it trains from then on cannot be loaded.
         """
         pruning = None
         if self.cfg.encoder.layers_to_keep or self.cfg.decoder.layers_to_keep:
@@ -64,7 +64,7 @@ class ExtModel(BaseFairseqModel):
         super().prepare_for_inference_(cfg)
 
     def make_generation_fast_(self, retain_dropout_modules: Any = None, **kwargs: Any) -> None:
-        """As in fairseq, but MUSE layers are fused, and names of retained dropouts take fairseq's and our classes."""
+        """As in fairseq, but MUSE layers are fused, and names of retained dropouts may be fairseq's or ours."""
         if retain_dropout_modules is not None:
             retain_dropout_modules = self._with_subclasses(retain_dropout_modules)
         super().make_generation_fast_(retain_dropout_modules=retain_dropout_modules, **kwargs)
@@ -72,7 +72,7 @@ class ExtModel(BaseFairseqModel):
             fuse_for_inference(self, MUSE_FORMS)
 
     def _with_subclasses(self, names: Any) -> Any:
-        names = names if isinstance(names, str) else list(names)  # a text is searched for a name, as in fairseq
+        names = names if isinstance(names, str) else list(names)  # names are looked for inside a text, as in fairseq
         dropping = {type(module) for module in self.modules() if FairseqDropout in map(type, module.children())}
         answers = {
             kind.__name__: {_dropout_name(base) for base in kind.__mro__ if base.__module__.startswith("fairseq")}
@@ -91,6 +91,6 @@ class ExtModel(BaseFairseqModel):
 
 
 def _dropout_name(kind: type) -> str:
-    """How fairseq calls the dropouts of a class."""
+    """The name that fairseq gives to the dropouts of a class."""
     names = {"TransformerEncoderBase": "TransformerEncoder", "TransformerDecoderBase": "TransformerDecoder"}
     return names.get(kind.__name__, kind.__name__)

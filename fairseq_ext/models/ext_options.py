@@ -36,9 +36,9 @@ ONE_VIEW = {"cross_view": ("none",)}
 
 @dataclass
 class ExtOptions(FairseqDataclass):
-    """What this suite adds to fairseq's Transformer; with every default it adds nothing.
+    """The options that this suite adds to fairseq's Transformer; their defaults change nothing.
 
-    ``idle`` names the settings of other options with which an option does nothing: it is then refused.
+    ``idle`` names the settings of other options with which an option does nothing; beside them it is refused.
     """
 
     block: str = option("transformer", f"layer topology: {', '.join(BLOCKS)} (MUSE, arXiv 1911.09483)", BLOCKS)
@@ -159,5 +159,5 @@ class ExtOptions(FairseqDataclass):
 
 
 def selecting_attentions(cfg: Any) -> list[str]:
-    """``--attention-topk-in``, split."""
+    """The attentions that ``--attention-topk-in`` names."""
     return [name.strip() for name in cfg.attention_topk_in.split(",")]

@@ -8,10 +8,10 @@ and their output projections one matrix of stacked columns (Zhao et al.; the jou
     [q ; k ; v ; q' ; f] &= W_{in} h + b_{in} \\
     y &= x + W_{out} \, [\mathrm{att}(q, k, v) ; D(v) ; \mathrm{att}(q', k', v') ; \sigma(f)] + b_{out}
 
-with :math:`b_{out}` the sum of the branches' biases and :math:`k', v'` the encoder's, computed once per sentence. In
-fairseq's own layers the sub-layers follow each other, and :math:`[q ; k ; v]` is what can be merged.
+with :math:`b_{out}` the sum of the branches' biases and :math:`k', v'` the encoder's keys and values, computed once per
+sentence. In fairseq's own layers the sub-layers follow each other, and only :math:`[q ; k ; v]` can be merged.
 
-It is a conversion of trained layers: the results are those of the original up to rounding, the matrices are copies.
+Trained layers are converted: the results are those of the original up to rounding, and the matrices are copies.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TRANSFORMER_FORMS: dict[type[nn.Module], Any] = {
 }
 
 _ATTENTIONS = (MultiheadAttention, SelectiveAttention, MuseSelfAttention)
-# What a layer may have beside what the fused forms compute.
+# Parts that a layer may have although the fused forms do not compute them.
 _EXTRAS = {
     "layer": ("attn_ln", "c_attn", "ffn_layernorm", "w_resid", "cross_self_attention", "return_fc"),
     "attention": ("bias_k", "add_zero_attn", "use_xformers"),
@@ -58,9 +58,9 @@ def fuse_for_inference(module: nn.Module, forms: dict[type[nn.Module], Any] = MU
     """Replaces the layers inside ``module`` by their fused forms, in place, and returns ``module``.
 
     Before generation, MUSE layers are fused unless ``--muse-no-fuse`` is given, fairseq's with ``--inference-dtype``.
-    What remains cannot be trained, and its state dict fits fused models only: save before fusing. A layer that does
-    what its fused form does not stays as it is: one whose linear maps were replaced, as quantization does, whose
-    dropout is retained, with adaptive spans, or with fairseq's ``--scale-*`` options.
+    A fused model cannot be trained, and its state dict fits fused models only: save before fusing. A layer that does
+    more than its fused form stays as it is: one with retained dropout, adaptive spans or fairseq's ``--scale-*``
+    options, or one whose linear maps were replaced, as quantization does.
 
     Args:
         module: a model, an encoder or a decoder.
@@ -78,7 +78,7 @@ def fuse_for_inference(module: nn.Module, forms: dict[type[nn.Module], Any] = MU
 
 
 def _reorder_less_(model: nn.Module) -> None:
-    """Lets a search touch only what moves: fairseq asks all modules at every step, and copies the encoder's output."""
+    """Makes a search reorder only modules with a state and sentences that change; fairseq reorders and copies all."""
     decoder = model.decoder
     stateful = [
         part for part in decoder.modules() if part is not decoder and hasattr(part, "reorder_incremental_state")

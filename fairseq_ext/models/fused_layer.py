@@ -1,4 +1,4 @@
-"""What the fused forms of layers share: stacked matrices, and attention between them."""
+"""The common parts of fused layers: stacked matrices, and attention between them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def stack_columns(*linears: nn.Linear) -> nn.Linear:
 
 def frozen_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     linear = nn.Linear(weight.size(1), weight.size(0), device="meta")
-    # laid out by columns: for the few rows of a beam, CPUs multiply by such a matrix about a quarter faster
+    # Stored by columns: CPUs multiply the few rows of a beam by such a matrix about a quarter faster.
     linear.weight = nn.Parameter(weight.detach().t().contiguous().t(), requires_grad=False)
     linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return linear
@@ -70,7 +70,7 @@ class FusedAttention:
 
 
 class FusedLayer(NotExportable, nn.Module):
-    """What all fused layers share: the sizes of a layer, its norm and its attention to itself.
+    """Base of all fused layers: the sizes of a layer, its norm and its self-attention.
 
     Args:
         layer: one of fairseq's or of the suite's layers, which stays as it is.
@@ -96,7 +96,7 @@ class FusedLayer(NotExportable, nn.Module):
 
 
 class FusedDecoding(FusedLayer):
-    """What the fused layers of decoders share: the caches of generation, and attention to the encoder's output.
+    """Base of the fused layers of decoders: the caches of generation, and attention to the encoder's output.
 
     Args:
         layer: as in :class:`FusedLayer`.
@@ -118,7 +118,7 @@ class FusedDecoding(FusedLayer):
     def step(
         self, qkv: Tensor, incremental_state: IncrementalState, key_padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Self-attention of the newest position, ``qkv`` (B, 3 * C): (1, B, C), and all its values (B, H, T, D)."""
+        """Self-attention of the newest position, ``qkv`` (B, 3 * C): (1, B, C), and all values so far (B, H, T, D)."""
         rows, heads = qkv.size(0), (self.num_heads, self.embed_dim // self.num_heads)
         qkv = qkv.view(rows, 3, self.embed_dim)
         key_value, padding = self.cache.append(
@@ -137,14 +137,14 @@ class FusedDecoding(FusedLayer):
         incremental_state: IncrementalState | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Cross-attention from queries (T, B, C): contexts (T, B, C), weights by head (H, B, T, S).
+        """Cross-attention from queries (T, B, C); returns contexts (T, B, C) and weights by head (H, B, T, S).
 
         The encoder's output may hold one row for each sentence, which the hypotheses of a beam share.
         """
         key, value, mask = self.memory(encoder_out, key_padding_mask, incremental_state)
         length, batch, channels = query.shape
         sentences, heads, _, width = key.shape
-        # the hypotheses of a beam read one memory like successive positions of one sentence
+        # the hypotheses of a beam read one memory, as if they were successive positions of one sentence
         beam = batch // sentences
         query = query.view(length, sentences, beam, heads, width).permute(1, 3, 2, 0, 4)
         query = query.reshape(sentences, heads, beam * length, width)
@@ -178,7 +178,7 @@ class FusedDecoding(FusedLayer):
         incremental_state: IncrementalState | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`read`, by the original attention to several encoder layers, with its output projection."""
+        """As :meth:`read`, but with the original attention to several encoder layers and its output projection."""
         return self.encoder_attn(
             query,
             encoder_out,

@@ -27,8 +27,8 @@ __all__ = ["FusedMuseDecoderLayer", "FusedMuseEncoderLayer"]
 class _StepConv(nn.Module):
     """The last position of a causal :class:`~fairseq_ext.modules.muse.MultiScaleConv`, all kernel sizes at once.
 
-    Every kernel is widened to the largest one. The taps it does not have get a logit of minus infinity from the bias,
-    so that one softmax serves all sizes.
+    Every kernel is widened to the largest one. The taps that are added get a logit of minus infinity from the bias, so
+    that one softmax serves all sizes.
     """
 
     def __init__(self, conv: MultiScaleConv) -> None:
@@ -46,7 +46,7 @@ class _StepConv(nn.Module):
         self.register_buffer("shares", None if conv.gate is None else conv.gate.weight.detach().softmax(0)[None])
 
     def forward(self, last: Tensor, values: Tensor) -> Tensor:
-        """``last`` (B, C) is the newest of ``values`` (B, H, T, D); result (B, C), without a gate (B, n * C)."""
+        """``last`` (B, C) is the newest of ``values`` (B, H, T, D); the result is (B, C), without a gate (B, n * C)."""
         kernels = self.predictor(last).unflatten(-1, self.shape).softmax(dim=-1)
         if self.shares is not None:
             kernels = self.shares @ kernels
@@ -55,7 +55,7 @@ class _StepConv(nn.Module):
 
 
 class _WithConvolution(FusedLayer):
-    """What MUSE's layers have beside self-attention."""
+    """Base of MUSE's fused layers: the convolution beside self-attention."""
 
     option = "--block muse, muse-simple"
 
@@ -134,7 +134,7 @@ class FusedMuseDecoderLayer(_WithConvolution, FusedDecoding):
         need_attn: bool = False,
         need_head_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Shapes as :class:`~fairseq_ext.models.muse_layers.MuseDecoderLayer`; incremental, one position per call."""
+        """Shapes as in :class:`~fairseq_ext.models.muse_layers.MuseDecoderLayer`; incremental: one position a call."""
         memory = encoder_out, encoder_padding_mask, incremental_state, need_attn or need_head_weights or self.need_attn
         h = self.norm(x) if self.normalize_before else x
         projected = self.in_proj(h)

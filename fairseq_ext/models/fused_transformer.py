@@ -14,7 +14,7 @@ __all__ = ["FusedDecoderLayer", "FusedEncoderLayer"]
 
 
 class _WithFeedForward(FusedLayer):
-    """What encoder and decoder layers share: one matrix for queries, keys and values, and the last sub-layer."""
+    """Base of encoder and decoder layers: one matrix for queries, keys and values, and the last sub-layer."""
 
     option = "--inference-dtype"
 
@@ -33,7 +33,7 @@ class _WithFeedForward(FusedLayer):
 
 
 class FusedEncoderLayer(_WithFeedForward):
-    """An encoder layer of fairseq's, with one input matrix in its self-attention and without dropout.
+    """fairseq's encoder layer with one input matrix in its self-attention and without dropout.
 
     Args:
         layer: the trained layer, which stays as it is; its norms are shared with it.
@@ -54,9 +54,9 @@ class FusedEncoderLayer(_WithFeedForward):
 
 
 class FusedDecoderLayer(_WithFeedForward, FusedDecoding):
-    """A decoder layer of fairseq's that does at a step of generation what depends on the step, and nothing else.
+    """fairseq's decoder layer, which at each step of generation only computes what depends on the step.
 
-    One product makes queries, keys and values; the keys and values of the encoder's output are computed once a
+    One product makes queries, keys and values. The keys and values of the encoder's output are computed once per
     sentence; those of earlier words stay where they are (:class:`~fairseq_ext.models.decoding_cache.DecodingCache`).
     With ``--cross-view``, ``encoder_attn`` is the original module.
 
@@ -85,7 +85,7 @@ class FusedDecoderLayer(_WithFeedForward, FusedDecoding):
         need_attn: bool = False,
         need_head_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Shapes as in fairseq's ``TransformerDecoderLayerBase``; incremental, one position per call."""
+        """Shapes as in fairseq's ``TransformerDecoderLayerBase``; incremental: one position a call."""
         qkv = self.in_proj(self.norm(x) if self.normalize_before else x)
         if incremental_state is None:
             context = self.self_attention.whole(qkv, self_attn_padding_mask, self_attn_mask)

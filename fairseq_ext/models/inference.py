@@ -27,10 +27,10 @@ CONVERTIBLE = (TransformerModelBase, TransformerLanguageModel)
 
 
 def convert_for_inference_(model: BaseFairseqModel, dtype: str) -> BaseFairseqModel:
-    """Fuses the layers of a Transformer, packs its linear maps and the output projection, in place, and returns it.
+    """Fuses a Transformer's layers and packs its linear maps and output projection, in place; returns the model.
 
-    ``prepare_for_inference_`` ends with it where ``--inference-dtype`` is given. Embeddings, norms, softmax, attention
-    and scores stay float32. Converting again changes nothing.
+    It is the last step of ``prepare_for_inference_`` where ``--inference-dtype`` is given. Embeddings, norms, softmax,
+    attention and scores stay float32. Converting again changes nothing.
 
     Args:
         model: fairseq's or this suite's, float32, on the CPU, prepared for inference.
@@ -63,7 +63,7 @@ def convert_for_inference_(model: BaseFairseqModel, dtype: str) -> BaseFairseqMo
     pack_linears_(model, dtype)
     for attention in model.modules():
         if isinstance(attention, MultiheadAttention) and not attention.use_xformers:
-            # keeps it off torch's fused attention, which reads the weights of the linear layers
+            # this keeps it off torch's fused attention, which reads the weights of the linear layers
             attention.skip_embed_dim_check = True
     if note := processor_note(dtype):
         warn(f"{OPTION} {dtype}: {note}")
@@ -72,12 +72,12 @@ def convert_for_inference_(model: BaseFairseqModel, dtype: str) -> BaseFairseqMo
 
 
 def inference_dtype(model: nn.Module) -> str | None:
-    """The dtype that a model was converted to, ``None`` for one that was not."""
+    """The dtype that a model was converted to; ``None`` for a model that was not converted."""
     return getattr(model, "inference_dtype", None)
 
 
 def _untie_heads_(model: nn.Module) -> None:
-    """Adaptive softmax multiplies by embeddings through a module of fairseq's: the same as a linear layer."""
+    """Puts linear layers in place of fairseq's module through which adaptive softmax multiplies by embeddings."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if isinstance(child, TiedLinear):

@@ -29,7 +29,7 @@ __all__ = ["TransformerLanguageModelExt"]
 
 @register_model("transformer_lm_ext", dataclass=TransformerLanguageModelExtConfig)
 class TransformerLanguageModelExt(AdaptiveSpanModel, ExtModel, TransformerLanguageModel):
-    """Decoder-only Transformer with ``--block``, ``--attention-*``, ``--norm`` and ``--init``; it has no views.
+    """Decoder-only Transformer with ``--block``, ``--attention-*``, ``--norm`` and ``--init``, without cross-view.
 
     With ``--attention-span`` its heads learn how far back they look (:mod:`fairseq_ext.modules.adaptive_span`).
 
@@ -61,7 +61,7 @@ class TransformerLanguageModelExt(AdaptiveSpanModel, ExtModel, TransformerLangua
 
     @classmethod
     def build_input(cls, cfg: Any, dictionary: Any) -> nn.Module:
-        """What turns tokens into vectors, as in fairseq, which evaluates ``character_filters`` as code."""
+        """The module that embeds tokens, as in fairseq, which, however, evaluates ``character_filters`` as code."""
         if cfg.character_embeddings:
             return CharacterTokenEmbedder(
                 dictionary,
@@ -84,7 +84,7 @@ class TransformerLanguageModelExt(AdaptiveSpanModel, ExtModel, TransformerLangua
         return cls.build_embedding(cfg, dictionary, cfg.decoder.input_dim)
 
     def get_normalized_probs(self, net_output: Any, log_probs: bool, sample: Any = None) -> Tensor:
-        """As in fairseq, whose adaptive softmax overwrites what the gradient of all probabilities would need."""
+        """As in fairseq, but refused in training with adaptive softmax, which overwrites values the gradient needs."""
         if self.training and self.decoder.adaptive_softmax is not None:
             raise OptionError("--adaptive-softmax-cutoff: trains with --criterion adaptive_loss alone")
         return super().get_normalized_probs(net_output, log_probs, sample)

@@ -28,7 +28,7 @@ __all__ = [
 
 
 def selection(cfg: Any, attention: str) -> dict[str, Any]:
-    """The :class:`SelectiveAttention` arguments of ``encoder-self``, ``decoder-self`` or ``cross``; none if dense."""
+    """The :class:`SelectiveAttention` arguments for ``encoder-self``, ``decoder-self`` or ``cross``; none if dense."""
     if attention not in selecting_attentions(cfg):
         return {}
     if cfg.attention_normalizer != "softmax":
@@ -167,7 +167,7 @@ class DecoderLayer(TransformerDecoderLayerBase):
 class SequentialViewsDecoderLayer(NotExportable, DecoderLayer):
     """A decoder layer that reads its views in successive residual sub-layers, each with a norm of its own.
 
-    The one fusion that is not a single context, hence a forward pass of its own. The second norm is
+    It has a forward pass of its own because this fusion alone does not end in a single context. The second norm is
     ``encoder_attn_aux_layer_norm``; a layer with a single view has none.
     """
 

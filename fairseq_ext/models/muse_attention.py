@@ -23,8 +23,8 @@ class MuseSelfAttention(NotExportable, SelectiveAttention):
 
     Args:
         conv: the convolutions, causal in a decoder.
-        mask_padding: zero the values at padding before the convolutions. ``False`` is what the released models do.
-        *args, **kwargs: of :class:`SelectiveAttention`.
+        mask_padding: set the values at padding to zero before the convolutions. The released models do not (``False``).
+        *args, **kwargs: the arguments of :class:`SelectiveAttention`.
     """
 
     option = "--block muse"
@@ -40,7 +40,7 @@ class MuseSelfAttention(NotExportable, SelectiveAttention):
         self.out_proj = quant_noise(out_proj, *noise)
         for part in conv.convs:
             quant_noise(part.weight_linear, *noise)
-            # one that --retain-dropout can keep
+            # a dropout that --retain-dropout can keep
             part.dropout_module = FairseqDropout(part.dropout_module.p, module_name=type(part).__name__)
         self.skip_embed_dim_check = True
 

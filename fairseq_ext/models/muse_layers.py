@@ -39,8 +39,9 @@ def _muse_attention(cfg: Any, side: str, index: int, **kwargs: Any) -> MuseSelfA
 class MuseEncoderLayer(NotExportable, EncoderLayer):
     r"""Self-attention (with the convolution of ``--block muse``) and feed-forward network side by side.
 
-    One residual connection and one norm :math:`N`: with :math:`h = N(x)` (pre-norm) or :math:`h = x`,
-    :math:`y = x + \mathrm{ParAttn}(h) + \mathrm{FFN}(h)`, followed by :math:`N` if post-norm (arXiv 1911.09483).
+    There is one residual connection and one norm :math:`N`: with :math:`h = N(x)` (pre-norm) or :math:`h = x`
+    (post-norm), :math:`y = x + \mathrm{ParAttn}(h) + \mathrm{FFN}(h)`, followed by :math:`N` if post-norm (arXiv
+    1911.09483).
     """
 
     option = "--block muse, muse-simple"
@@ -69,7 +70,7 @@ class MuseEncoderLayer(NotExportable, EncoderLayer):
 class MuseDecoderLayer(NotExportable, DecoderLayer):
     """Causal self-attention (with convolution), cross-attention and feed-forward network side by side.
 
-    All three read the layer's input; one residual connection and one norm, as in :class:`MuseEncoderLayer`.
+    All three read the layer's input. There is one residual connection and one norm, as in :class:`MuseEncoderLayer`.
     """
 
     option = "--block muse, muse-simple"

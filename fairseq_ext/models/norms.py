@@ -1,4 +1,4 @@
-"""``--norm`` in the places of fairseq's LayerNorms."""
+"""The norms of ``--norm`` in place of fairseq's LayerNorms."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["build_norm", "rebuild_norms_"]
 
 
 def build_norm(cfg: Any, normalized_shape: int | Sequence[int], final: bool = False) -> nn.Module:
-    """A norm as ``--norm`` asks for, or a LayerNorm where ``--norm-scope final`` leaves one.
+    """The norm that ``--norm`` asks for, or a LayerNorm where ``--norm-scope final`` leaves one.
 
     Args:
         cfg: holder of the :class:`~fairseq_ext.models.ext_options.ExtOptions`.
         normalized_shape: as for :class:`torch.nn.LayerNorm`.
-        final: whether it stands after a stack of layers, rather than in a layer.
+        final: whether the norm stands after a stack of layers, rather than in a layer.
     """
     return create_norm(
         _kind(cfg, final),
@@ -31,10 +31,11 @@ def build_norm(cfg: Any, normalized_shape: int | Sequence[int], final: bool = Fa
 
 
 def rebuild_norms_(module: nn.Module, cfg: Any, *names: str, final: bool = False) -> None:
-    """Puts :func:`build_norm` in place of the LayerNorms in the attributes ``names``; one that is None stays None.
+    """Puts the norm of :func:`build_norm` in place of the LayerNorms ``names``; an attribute that is None stays None.
 
-    The last step of a constructor that extends one of fairseq's. Those call ``LayerNorm`` by its module-level name:
-    there is no method to override, and another function under that name would reach every model in the process.
+    It is the last step of a constructor that extends one of fairseq's. fairseq's constructors call ``LayerNorm`` by its
+    module-level name: there is no method to override, and another function under that name would reach every model in
+    the process.
     """
     for name in names if _kind(cfg, final) != "layernorm" else ():
         layer_norm = getattr(module, name)

@@ -1,4 +1,4 @@
-"""fairseq's own options: which of them do not work here, alone or beside one of the suite's."""
+"""Refuses fairseq's own options that do not work here, alone or beside one of the suite's."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def parse_layers(option: str, text: str) -> list[int]:
 
 
 def check_task(task: Any, kind: str, names: tuple[str, ...]) -> None:
-    """Refuses those of fairseq's tasks that another kind of model is for; tasks of other origin are not judged."""
+    """Refuses fairseq's tasks that are for another kind of model; tasks that are not fairseq's are not judged."""
     name = next((name for name, registered in TASK_REGISTRY.items() if registered is type(task)), None)
     if name is not None and type(task).__module__.startswith("fairseq.tasks."):
         refuse_unless(name in names, f"--task {name}: not for {kind}, which works with {', '.join(names)}")
 
 
 def check_stock_options(cfg: Any, *, encoder: Any, decoder: Any) -> None:
-    """Refuses by name what cannot work among fairseq's options for either kind of model, before anything is built.
+    """Refuses by name those of fairseq's options that cannot work in either kind of model, before anything is built.
 
     Args:
         cfg: nested config carrying :class:`~fairseq_ext.models.config.ExtOptions`.
@@ -75,11 +75,11 @@ def check_stock_options(cfg: Any, *, encoder: Any, decoder: Any) -> None:
 
 
 def check_translation_options(cfg: Any, source_dictionary: Any, target_dictionary: Any) -> None:
-    """Refuses by name what cannot work among fairseq's options for translation models.
+    """Refuses by name those of fairseq's options for translation models that cannot work.
 
     Args:
         cfg: as for :func:`check_stock_options`.
-        source_dictionary, target_dictionary: the task's.
+        source_dictionary, target_dictionary: dictionaries of the task.
 
     Raises:
         OptionError: one line that names the option, what it got and what is allowed.
@@ -124,11 +124,11 @@ def check_translation_options(cfg: Any, source_dictionary: Any, target_dictionar
 
 
 def check_language_model_options(cfg: Any, dictionary: Any) -> None:
-    """Refuses by name what cannot work among fairseq's options for language models.
+    """Refuses by name those of fairseq's options for language models that cannot work.
 
     Args:
         cfg: as for :func:`check_stock_options`.
-        dictionary: the task's.
+        dictionary: dictionary of the task.
 
     Raises:
         OptionError: one line that names the option, what it got and what is allowed.
@@ -192,7 +192,7 @@ def _check_character_filters(filters: list[Any]) -> None:
 
 
 def _check_bands(kind: str, cfg: Any, width: int, dictionary: Any) -> list[int]:
-    """The widths of fairseq's adaptive layers: of bands of ever rarer words, each narrower by a factor."""
+    """The widths of fairseq's adaptive layers: one per band of ever rarer words, each narrower by a factor."""
     cutoff, factor = getattr(cfg, f"adaptive_{kind}_cutoff"), getattr(cfg, f"adaptive_{kind}_factor")
     if cutoff is None:
         return []

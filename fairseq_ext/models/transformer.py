@@ -44,7 +44,7 @@ TASKS = (
     "span_masked_lm",
 )
 
-# --block
+# The layers of each --block.
 ENCODER_LAYERS = {"transformer": EncoderLayer, "muse": MuseEncoderLayer, "muse-simple": MuseEncoderLayer}
 DECODER_LAYERS = {"transformer": DecoderLayer, "muse": MuseDecoderLayer, "muse-simple": MuseDecoderLayer}
 
@@ -74,8 +74,8 @@ class TransformerExtEncoder(TransformerEncoderBase):
 class CrossViewEncoder(NotExportable, TransformerExtEncoder):
     """An encoder whose output carries every layer, for ``--cross-view``.
 
-    ``encoder_out`` is (S, B, Ne * C), layer 1 first and the usual output last, after the view norm: a single tensor,
-    which fairseq's beam search reorders like any other.
+    ``encoder_out`` is (S, B, Ne * C), layer 1 first and the usual output last, after the view norm. It is a single
+    tensor, which fairseq's beam search reorders like any other.
     """
 
     option = "--cross-view"
@@ -94,7 +94,7 @@ class CrossViewEncoder(NotExportable, TransformerExtEncoder):
         token_embeddings: Tensor | None = None,
     ) -> dict[str, list[Tensor]]:
         """Arguments and result as in fairseq's ``TransformerEncoderBase.forward``, but for ``encoder_out``."""
-        # generation asks for no hidden states, so views have to be asked for here
+        # generation does not ask for the hidden states of the layers, which are the views
         out = super().forward(src_tokens, src_lengths, True, token_embeddings)
         lower = [self.normalize_view(state, index) for index, state in enumerate(out["encoder_states"][1:-1])]
         out["encoder_out"] = [torch.cat([*lower, out["encoder_out"][0]], dim=-1)]

@@ -104,15 +104,15 @@ class AdaptiveSpan(nn.Module):
             attn: see above.
             normalize: ``False`` leaves out the last step, for a caller that normalises jointly with persistent memory
                 slots.
-            budget: how many slots each row keeps, ``(B * H, T, 1)``. By default what ``k`` or ``ratio`` give of all
-                ``L'`` slots (the released rule), masked ones included.
+            budget: how many slots each row keeps, ``(B * H, T, 1)``. By default the budget that ``k`` or ``ratio``
+                gives for all ``L'`` slots, masked ones included (the released rule).
         """
         rows, _, length = attn.shape
         if rows % self.num_heads:
             raise ValueError(f"attn must have batch * {self.num_heads} rows (num_heads), got {rows}")
         if length > self.max_span:
             raise ValueError(f"attn must have at most max_span={self.max_span} slots, got {length}")
-        # In half precision the 1e-8 below is 0, and a row without visible weight 0 / 0.
+        # In half precision the 1e-8 below is 0, and a row without visible weight would be 0 / 0.
         wide = widen(attn).unflatten(0, (rows // self.num_heads, self.num_heads)) * self.mask(length)
         wide = wide.flatten(0, 1)
         k: Budget = effective_k(length, self.k, self.ratio, self.minimum)
@@ -139,7 +139,7 @@ class AdaptiveSpan(nn.Module):
         return self._span(self.current_val.max().item())
 
     def current_avg_span(self) -> int:
-        """The same for the mean of ``z``."""
+        """Length of the average span, ramp included: :meth:`current_max_span` with the mean of ``z``."""
         return self._span(self.current_val.mean().item())
 
     def _span(self, z: float) -> int:
@@ -150,7 +150,7 @@ class AdaptiveSpan(nn.Module):
         return min(self.max_span - 1, self.max_span - self.current_max_span()) // _TRIM_UNIT * _TRIM_UNIT
 
     def cache_size(self) -> int:
-        """Past states worth keeping: the span, plus 64 so that it can grow before the next states arrive."""
+        """How many past states to keep: the span, plus 64 so that it can grow before the next states arrive."""
         return min(self.max_span, self.max_span - self.trim_length() + _TRIM_UNIT)
 
     def extra_repr(self) -> str:
@@ -179,7 +179,7 @@ class AdaptiveSpanAttention(nn.Module):
         max_span: slots ``L``.
         dropout: dropout on the weights (released enwik8 run: 0.3).
         ramp, init, k, ratio, minimum, loss_coeff: see :class:`AdaptiveSpan`, here as ``self.span``; a ratio refers to
-            the unmasked slots of each position, so that neither padding nor what follows changes what is kept.
+            the unmasked slots of each position, so that neither padding nor later positions change which are kept.
 
     Shape:
         - query: ``(B, T, E)``; memory: ``(B, M + T, E)`` with ``M <= L``, its last ``T`` states those of ``query``'s
@@ -260,7 +260,7 @@ class AdaptiveSpanAttention(nn.Module):
         k, v = (self._split_heads(F.pad(x, (0, 0, absent, 0))) for x in (key, value))
         band = Band(queries, max(length, _TRIM_UNIT))
         scores = band.products(q, k) + q @ position[..., position.size(-1) - length :]
-        # In float32 from the softmax to the end of the span: the weight that is left visible may be tiny.
+        # In float32 from the softmax to the end of the span: the weight that the span leaves visible may be tiny.
         scores = scores.to(compute_dtype(q))
         if key_padding_mask is not None and length:
             hidden = key_padding_mask.unfold(1, length, 1)[:, None, :queries]

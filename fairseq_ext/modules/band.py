@@ -1,4 +1,4 @@
-"""Products of queries with the few keys before each of them, without those of all queries with all keys."""
+"""Products of each query with the few keys before it, without computing those of all queries with all keys."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Band:
         self.missing = self.number * self.size - queries
 
     def split(self, x: Tensor) -> Tensor:
-        """Queries (N, T, D): (N * number, size, D), the last ones zeros."""
+        """Cut queries (N, T, D) into blocks (N * number, size, D), the last one filled up with zeros."""
         return F.pad(x, (0, 0, 0, self.missing)).unflatten(1, (self.number, self.size)).flatten(0, 1)
 
     def windows(self, x: Tensor) -> Tensor:
-        """Keys (N, T + L, D): (N * number, size + L, D)."""
+        """Cut keys (N, T + L, D) into those of each block, (N * number, size + L, D)."""
         length = x.size(1) - self.queries
         windows = F.pad(x, (0, 0, 0, self.missing)).unfold(1, length + self.size, self.size)
         return windows.transpose(2, 3).flatten(0, 1)
@@ -41,7 +41,7 @@ class Band:
         """``q`` (N, T, D) times the keys ``k`` (N, T + L, D) that each query looks at: (N, T, L)."""
         scores = self.split(q) @ self.windows(k).transpose(1, 2)
         rows, size, keys = scores.shape
-        # Cutting the flattened matrix into rows of keys + 1 entries starts each row one column further right.
+        # Cutting the flattened matrix into rows of keys + 1 entries makes each row start one column further right.
         return self.join(F.pad(scores.flatten(1), (0, size)).view(rows, size, keys + 1)[..., : keys - size])
 
     def sums(self, attn: Tensor, v: Tensor) -> Tensor:

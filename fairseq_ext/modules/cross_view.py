@@ -141,8 +141,8 @@ class CrossViewFusion(nn.Module):
           separate), of :math:`E_{N_e}` (fma), folded back to S (concat), or weighted like the contexts (ama)
 
     Raises:
-        ValueError: for a combination that :func:`check_cross_view` refuses, ``ama`` without ``ama_proj``, layers that
-            are none, or more than two of them where the fusion joins two; in :meth:`forward`, for two views of
+        ValueError: for a combination that :func:`check_cross_view` refuses, ``ama`` without ``ama_proj``, no views or
+            numbers below 1, or more than two views where the fusion joins two; in :meth:`forward`, for two views with
             ``sequential``.
     """
 
@@ -178,7 +178,7 @@ class CrossViewFusion(nn.Module):
                 nn.init.zeros_(parameter)
 
     def select(self, packed: Tensor) -> list[Tensor]:
-        """This layer's views out of all encoder layers side by side on the channel axis, :math:`(S, B, N_e d)`."""
+        """This layer's views, out of all encoder layers side by side on the channel axis, :math:`(S, B, N_e d)`."""
         return [packed[..., (view - 1) * self.embed_dim : view * self.embed_dim] for view in self.views]
 
     def forward(

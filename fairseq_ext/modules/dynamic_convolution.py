@@ -39,7 +39,7 @@ def dynamic_convolution(x: Tensor, kernels: Tensor, first: int, block_size: int 
         - kernels: :math:`(T, B, H, K)`, with :math:`H` dividing :math:`C`
         - output: :math:`(T, B, C)`
     """
-    if not torch.jit.is_scripting():  # which compiles what else is in the condition
+    if not torch.jit.is_scripting():  # alone: TorchScript would compile the rest of a longer condition
         if usable(x, kernels) and load("dynamic_convolution").takes(x, kernels):
             return load("dynamic_convolution").dynamic_convolution(x, kernels, first)
     length, batch, channels = x.shape
@@ -141,8 +141,8 @@ class DynamicConv(nn.Module):
 
         Args:
             x: the new positions.
-            state: what the last call returned, None at the start. The batch comes first, so that beam search re-orders
-                it with ``state.index_select(0, order)`` like any other cache.
+            state: the state that the last call returned, None at the start. The batch comes first, so that beam search
+                re-orders it with ``state.index_select(0, order)`` like any other cache.
 
         Shape:
             - x and output: :math:`(T_{new}, B, C)`

@@ -1,6 +1,6 @@
-"""Products of int8 weights with rows of floats on a CPU: one function, whichever library a PyTorch has for it.
+"""Products of int8 weights with rows of floats on a CPU: one function, whichever library this PyTorch has for it.
 
-fbgemm quantizes rows while it copies them, which at the few rows of a beam takes half of oneDNN's time. But it takes
+fbgemm quantizes rows while it copies them, and for the few rows of a beam needs half of oneDNN's time. But it takes
 its weights as a quantized tensor, which PyTorch is going to drop; oneDNN's product takes plain int8 and stays.
 """
 
@@ -21,8 +21,8 @@ Product = Callable[[Tensor], Tensor]
 def levels() -> int:
     """The largest integer of a quantized input.
 
-    Without AVX-512 VNNI, two products of 8 and 8 bits are added in 16, where they saturate without a word; 7 and 8
-    bits fit.
+    Without AVX-512 VNNI the sum of two products is kept in 16 bits: products of 8 by 8 bits saturate there silently,
+    those of 7 by 8 bits fit.
     """
     return 127 if torch.cpu._is_vnni_supported() else 63
 
@@ -34,16 +34,16 @@ def fbgemm_product(weight: Tensor, scale: Tensor) -> Product:
         zeros = torch.zeros(len(scale), dtype=torch.int64)
         quantized = torch._make_per_channel_quantized_tensor(weight, scale, zeros, 0)
         packed = torch.ops.quantized.linear_prepack(quantized, None)
-    # by its overload: a call that leaves it open looks at every argument in Python, which the few rows of a beam notice
+    # With the overload named: else each call looks at all arguments in Python, which shows with the few rows of a beam.
     multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
     return lambda rows: multiply(rows, 1 / largest, largest, packed)
 
 
 def onednn_product(weight: Tensor, scale: Tensor) -> Product:
     largest = levels()
-    packed = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)  # it takes any order for this one
+    packed = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)  # it takes every layout for this one
     zeros = torch.zeros(len(scale), dtype=torch.int32)
-    rounding = torch.tensor(largest + 0.5)  # the zero point, and what makes truncation round
+    rounding = torch.tensor(largest + 0.5)  # the zero point, and 0.5 so that truncation rounds
 
     def product(rows: Tensor) -> Tensor:
         quantized = torch.add(rounding, rows, alpha=largest).to(torch.uint8), 1 / largest, largest
@@ -67,7 +67,7 @@ def _works(name: str) -> bool:
 
 
 def int8_product(weight: Tensor, scale: Tensor) -> Product:
-    """The product with ``scale[:, None] * weight``, of rows within -1 and 1, which are rounded to :func:`levels` steps.
+    """The product of rows in [-1, 1], which are rounded to :func:`levels` steps, with ``scale[:, None] * weight``.
 
     Args:
         weight: int8, (N, K).

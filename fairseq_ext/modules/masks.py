@@ -9,7 +9,7 @@ __all__ = ["check_mask"]
 
 
 def check_mask(name: str, mask: Tensor, added: bool = False) -> None:
-    """Refuse a mask of 0 and 1: added to scores it would hide nothing, and which of them hides is not said.
+    """Refuse a mask of zeros and ones: added to scores it would hide nothing, and nothing says which of the two hides.
 
     Args:
         name: of the argument.

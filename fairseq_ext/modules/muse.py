@@ -33,7 +33,7 @@ class KernelGate(nn.Module):
     .. math:: D = \sum_{i=1}^{n} \mathrm{softmax}(\alpha)_i \, D_i
 
     MUSE (arXiv 1911.09483) calls the gate dynamic, yet :math:`\alpha` depends neither on the input nor on the position:
-    it is one number per kernel size. It starts at :math:`1/n`, that is from the plain average.
+    it is one number per kernel size. All start at :math:`1/n`, so that :math:`D` starts as the plain average.
 
     Args:
         num_kernels: how many tensors are mixed, :math:`n`.
@@ -76,8 +76,8 @@ class MultiScaleConv(nn.Module):
         D(x) = \sum_i \mathrm{softmax}(\alpha)_i \, \mathrm{Conv}_{K_i}(x) \quad\text{(gate)}, \qquad
         D(x) = [\, \mathrm{Conv}_{K_1}(x) \,;\, \dots \,;\, \mathrm{Conv}_{K_n}(x) \,] \quad\text{(no gate)}
 
-    Feed it the projected values of self-attention, and the concatenation of the attention heads and of this module's
-    output to the output projection (:attr:`out_dim` more input features).
+    Its input are the projected values of self-attention. Feed the concatenation of the attention heads and of this
+    module's output to the output projection, which then has :attr:`out_dim` more input features.
 
     Args:
         embed_dim: channels :math:`C`.
@@ -107,7 +107,7 @@ class MultiScaleConv(nn.Module):
         self.convs: Sequence[DynamicConv] = nn.ModuleList(  # type: ignore[assignment]
             DynamicConv(embed_dim, num_heads, size, causal, weight_dropout) for size in kernel_sizes
         )
-        # The most taps before the current position, and from it on.
+        # The most taps that any kernel has before the current position, and from it on.
         self.reach = (
             max(conv.padding for conv in self.convs),
             max(conv.kernel_size - conv.padding for conv in self.convs),
@@ -129,7 +129,7 @@ class MultiScaleConv(nn.Module):
             x: input, :math:`(T, B, C)`.
             key_padding_mask: True at padding, :math:`(B, T)`. Those positions are set to zero first. Without it a
                 convolution mixes padding into the words next to it, so that the result depends on the batch a sentence
-                is in: this is what the published MUSE models were trained with.
+                is in; the published MUSE models were trained in this way.
         """
         if key_padding_mask is not None:
             check_mask("key_padding_mask", key_padding_mask)

@@ -28,7 +28,7 @@ def normalize(
     r""":math:`z = C (1 - k\,\mathrm{sg}(y))\,y` with :math:`y = (x - \mu) / s`, in the dtype of ``x``: see the norms"""
     if list(x.shape[-len(normalized_shape) :]) != normalized_shape:
         raise RuntimeError(f"input must end with the normalized_shape {normalized_shape}, got shape {list(x.shape)}")
-    if not torch.jit.is_scripting():  # which compiles what else is in the condition
+    if not torch.jit.is_scripting():  # alone: TorchScript would compile the rest of a longer condition
         if kernels.usable(x) and kernels.load("norm").takes(x, normalized_shape):
             arguments = normalized_shape, eps, unbiased, scale, k, detach_mean, detach_std
             return kernels.load("norm").normalize(x, *arguments)
@@ -98,7 +98,7 @@ class _Normalize(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         z, to_x, inv_s, stretch, *y = output
         ctx.mark_non_differentiable(inv_s, stretch, *y)
-        ctx.set_materialize_grads(False)  # zeros as large as y
+        ctx.set_materialize_grads(False)  # they would be zeros as large as y
         ctx.save_for_backward(y[0] if y else z, to_x, inv_s, stretch)
         ctx.constants = inputs[1:]
 
@@ -110,7 +110,7 @@ class _Normalize(torch.autograd.Function):
             with torch.no_grad():
                 h = _gradient(grad, y, inv_s, stretch, ctx.constants)
             if torch.is_grad_enabled():
-                # x less its mean: as no output and no gradient depends on that, all derivatives are those at x.
+                # This is x less its mean. No output and no gradient depends on the mean: all derivatives are as at x.
                 h = of_formula(h, lambda x: _plain_normalize(x, *ctx.constants), (y / inv_s).detach() + to_x, (grad,))
             dx = h if grad_link is None else h + grad_link
         return dx, *(None,) * 7
@@ -129,12 +129,12 @@ def _saved(ctx: Any) -> tuple[Tensor, ...]:
 
 
 def _gradient(grad: Tensor, y: Tensor, inv_s: Tensor, stretch: Tensor, constants: tuple[Any, ...]) -> Tensor:
-    """That of the input, for ``grad`` of the output; ``constants`` are the arguments after the input."""
+    """The gradient of the input, given ``grad`` of the output; ``constants`` are the arguments after the input."""
     normalized_shape, _, _, scale, k, detach_mean, detach_std = constants
     h = torch.addcmul(grad, grad, y, value=-k) if k else grad
     factor = scale * inv_s
     if not (detach_mean or detach_std):
-        factor /= stretch  # which the fused kernel multiplies by
+        factor /= stretch  # the fused kernel multiplies by it
         mask = [True, False, False]
         h = torch.ops.aten.native_layer_norm_backward(
             h, y, normalized_shape, torch.zeros_like(stretch), stretch, None, None, mask
@@ -145,7 +145,7 @@ def _gradient(grad: Tensor, y: Tensor, inv_s: Tensor, stretch: Tensor, constants
             h = h - h.mean(dims, keepdim=True)
         if not detach_std:
             h = h - y * stretch.square() * (h * y).mean(dims, keepdim=True)
-    # Last, as a new tensor can be scaled in place: a third of the time that another one would take.
+    # Scaled last, where a new tensor can be changed in place: a third of the time that another tensor would take.
     return h * factor if h is grad else h.mul_(factor)
 
 

@@ -23,11 +23,11 @@ Two conventions exist for :math:`s`, with :math:`H` the number of normalised ele
 
 None of them has a parameter or a running statistic: training and evaluation compute the same. Half-precision inputs are
 normalised in float32 and the result is cast back, because a row of tiny variance has gradients of order
-:math:`1/\epsilon`, beyond the range of float16; there they end at its largest number. As in ``nn.LayerNorm``, the
-square of an input must fit into float32.
+:math:`1/\epsilon`, beyond the range of float16; float16 gradients are cut at its largest number. As in
+``nn.LayerNorm``, the square of an input must fit into float32.
 
 The gradient of :class:`LayerNormSimple` and :class:`DetachNorm` is computed from their output, which most layers after
-a norm keep anyway, where ``nn.LayerNorm`` keeps its input. An operation that changes the output in place is therefore
+a norm keep anyway; ``nn.LayerNorm`` keeps its input instead. An operation that changes the output in place is therefore
 an error in the backward pass.
 """
 
@@ -134,9 +134,9 @@ class AdaNorm(_Norm):
     .. math:: z = \phi(y) \odot y, \qquad \phi(y) = C\,(1 - k\,\mathrm{sg}(y)), \qquad y = \frac{x - \mu}{s}
 
     AdaNorm of Xu et al., "Understanding and Improving Layer Normalization" (arXiv:1911.07013). The mean of
-    :math:`\phi` is exactly :math:`C`. The output is not centred: its mean is :math:`-kC\,\overline{y^2}`. It peaks at
-    :math:`y = 1/(2k)` and is negative beyond :math:`y = 1/k`: a strong positive outlier changes its sign. At most
-    a share :math:`k^2` of a row can lie there (Chebyshev).
+    :math:`\phi` is exactly :math:`C`. The output is not centred: its mean is :math:`-kC\,\overline{y^2}`. As a function
+    of :math:`y` it peaks at :math:`y = 1/(2k)` and is negative beyond :math:`y = 1/k`: a strong positive outlier
+    changes its sign. At most a share :math:`k^2` of a row can lie beyond :math:`1/k` (Chebyshev).
 
     Args:
         normalized_shape: size(s) of the last dimension(s), as for :class:`torch.nn.LayerNorm`.
@@ -185,8 +185,8 @@ class DetachNorm(_Norm):
     .. math:: y = \frac{x - \mathrm{sg}(\mu)}{\mathrm{sg}(s)}
 
     DetachNorm of Xu et al., "Understanding and Improving Layer Normalization" (arXiv:1911.07013): the control
-    that shows how much of layer normalisation's benefit lies in the derivatives of its mean and variance. Not a norm to
-    train large models with; the authors report that it diverges on WMT14 En-De.
+    that shows how much of layer normalisation's benefit lies in the derivatives of its mean and variance. It is not a
+    norm to train large models with: the authors report that it diverges on WMT14 En-De.
 
     Args:
         normalized_shape: size(s) of the last dimension(s), as for :class:`torch.nn.LayerNorm`.
@@ -256,7 +256,7 @@ def create_norm(
         adanorm_scale: ``scale`` of :class:`AdaNorm`; the other norms have none.
         adanorm_k: ``k`` of :class:`AdaNorm`; the other norms have none.
         detach: ``detach`` of :class:`DetachNorm`; the other norms have none.
-        unbiased: convention of the standard deviation, of every norm but ``"layernorm"``.
+        unbiased: convention of the standard deviation, for every norm but ``"layernorm"``.
 
     Returns:
         A new module; only ``"layernorm"`` has parameters.

@@ -2,8 +2,8 @@ r"""Linear layers whose weights are packed once for the products of a CPU.
 
 .. math:: y = x W^\top + b
 
-A framework reads a weight row by row, or arranges it anew for every product. While decoding, a few rows meet matrices
-of megabytes, and that is most of the time. Here the weight is arranged once, and may be stored in fewer bits:
+A framework reads a weight row by row, or arranges it anew for every product. In decoding, where a few rows meet
+matrices of megabytes, this takes most of the time. Here the weight is arranged once, and may be stored in fewer bits:
 
 ``float32``
     the same numbers in oneDNN's blocks: results differ by rounding alone.
@@ -31,7 +31,7 @@ from fairseq_ext.modules.int8_product import int8_product, levels
 
 __all__ = ["INFERENCE_DTYPES", "PackedLinear", "check_packable", "is_supported", "pack_linears_", "processor_note"]
 
-# The rows that oneDNN chooses its blocks for: a beam. Packed for one row, five are up to twice slower.
+# oneDNN chooses its blocks for this number of rows, a beam. With blocks for one row, five take up to twice the time.
 _ROWS = 5
 
 
@@ -57,11 +57,11 @@ class PackedLinear(nn.Module):
         self.packed = _frozen(self.pack(self.quantize(linear.weight.detach())))
 
     def convert(self, numbers: Tensor) -> Tensor:
-        """Bias or input as the product takes it."""
+        """The bias or the input in the form that the product takes."""
         return numbers
 
     def quantize(self, weight: Tensor) -> Tensor:
-        """The numbers (N, K) that are stored."""
+        """The numbers (N, K) that are stored for ``weight``."""
         return self.convert(weight)
 
     def pack(self, weight: Tensor) -> Tensor:
@@ -154,12 +154,12 @@ class PackedInt8Linear(PackedLinear):
 
     def quantize(self, weight: Tensor) -> Tensor:
         self.scale = weight.abs().amax(dim=1) / 127
-        steps = (weight / self.scale[:, None]).nan_to_num(0)  # an output whose weights are all 0
+        steps = (weight / self.scale[:, None]).nan_to_num(0)  # NaN where all weights of an output are 0
         return steps.round().to(torch.int8)
 
     def pack(self, weight: Tensor) -> Tensor:
         self.multiply = int8_product(weight, self.scale)
-        return weight  # which the product has a copy of, in an order of its own
+        return weight  # the product has a copy in an order of its own
 
     def unpack(self) -> Tensor:
         return self.packed
@@ -168,7 +168,7 @@ class PackedInt8Linear(PackedLinear):
         if input.dim() == 1:  # fbgemm takes matrices
             return self.product(input[None])[0]
         largest = input.abs().amax(dim=-1, keepdim=True)
-        # a row of zeros is 0 / 0 here, any integers in the product, and 0 after it
+        # A row of zeros becomes 0 / 0 here and arbitrary integers in the product; the factor 0 after it makes it 0.
         output = self.multiply(input / largest)
         return output * largest if self.bias is None else torch.addcmul(self.bias, output, largest)
 
@@ -190,7 +190,7 @@ INFERENCE_DTYPES = tuple(PACKED_FORMS)
 
 @functools.cache
 def is_supported(dtype: str) -> bool:
-    """Whether this machine's PyTorch has the product of ``dtype``; float32 then falls back on unpacked layers."""
+    """Whether this machine's PyTorch has the product of ``dtype``; if not, float32 falls back on unpacked layers."""
     try:
         PACKED_FORMS[dtype](nn.Linear(32, 32))(torch.zeros(2, 32))
     except (RuntimeError, AttributeError, NotImplementedError):
@@ -222,9 +222,10 @@ def check_packable(module: nn.Module, dtype: str) -> None:
 def pack_linears_(module: nn.Module, dtype: str) -> nn.Module:
     """Replaces every :class:`torch.nn.Linear` inside ``module`` by a :class:`PackedLinear`, in place.
 
-    A layer or weight that is used in several places is packed once. Subclasses of ``nn.Linear`` stay, and so does all
-    that is no layer: a module that reads the ``weight`` of its linear layers itself cannot be packed. What remains
-    takes no gradients. The weight of an embedding that was tied to a linear layer stays beside the packed one.
+    A layer or weight that is used in several places is packed once. Subclasses of ``nn.Linear`` and all other
+    modules stay as they are; one that reads the ``weight`` of its linear layers itself cannot be packed. The parameters
+    that remain take no gradients. The weight of an embedding that was tied to a linear layer stays beside the packed
+    one.
 
     Args:
         module: float32, on the CPU.

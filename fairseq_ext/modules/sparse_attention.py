@@ -61,15 +61,16 @@ def attention_weights(
         scores: masked entries must already be ``-inf``.
         normalizer: one of ``NORMALIZERS``. ``"entmax-bisect"`` solves for any ``alpha`` by bisection; at its default
             of 1.5 it equals ``"entmax15"``, only slower.
-        k, ratio, minimum: the top-k budget, see :func:`effective_k`, a ratio of the unmasked keys of each row; all zero
-            is dense.
+        k, ratio, minimum: the top-k budget, see :func:`effective_k`; a ratio counts the unmasked keys of each row. All
+            zero is dense.
         straight_through: see :func:`topk_softmax`.
         alpha: the exponent of ``"entmax-bisect"``, above 1; 2 is sparsemax.
         select: how the budget is spent, one of ``SELECTIONS``: on the best ``"scores"`` of a head, half of it on a
             ``"window"`` around the query (:func:`out_of_window_softmax`, self-attention only), on the best scores of
             all ``"heads"`` together (:func:`~fairseq_ext.modules.sparse_variants.ensemble_topk_softmax`), or on the
-            largest ``"probabilities"`` of a dense softmax, without or with a second ``-softmax``, by head or over
-            ``heads-`` (:func:`~fairseq_ext.modules.sparse_variants.topk_probabilities`).
+            largest ``"probabilities"`` of a dense softmax
+            (:func:`~fairseq_ext.modules.sparse_variants.topk_probabilities`). Before this last name, ``heads-`` shares
+            the budget between the heads; after it, ``-softmax`` applies a second softmax.
         causal: place the window of ``select="window"`` before the query.
 
     Shape:
@@ -97,7 +98,7 @@ def attention_weights(
         raise ValueError(f"causal is an option of select='window', got select={select!r}")
     if normalizer == "softmax":
         if select != "scores" and effective:
-            # not k cut to the keys: a window is half of it, and would follow the padding
+            # k is not cut to the number of keys: the window is half of it, and would change with the padding.
             return OTHER_SELECTIONS[select](scores, k or ratio_budget(scores, ratio, minimum), causal)
         if ratio:
             return ratio_softmax(scores, ratio, minimum, straight_through)
@@ -168,7 +169,8 @@ def topk_attention(
         k: keys to keep for each query; 0 is dense. The released runs use 8 (De-En) and 6 (En-Vi).
         scale: factor on the scores, by default ``1 / sqrt(D)``.
         straight_through: see :func:`topk_softmax`.
-        enable_gqa: grouped queries: keys and values may have fewer heads, each for as many heads of the query in a row.
+        enable_gqa: grouped queries: keys and values may have fewer heads, each shared by G consecutive heads of the
+            query.
 
     Shape:
         - query: ``(B, H, T, D)``; key: ``(B, H, S, D)``; value: ``(B, H, S, Dv)``; output: ``(B, H, T, Dv)``. With
@@ -176,7 +178,8 @@ def topk_attention(
 
     Raises:
         ValueError: ``k`` is negative, ``scale`` is not finite, both ``attn_mask`` and ``is_causal`` are given,
-            ``attn_mask`` holds integers, or with ``enable_gqa`` the heads of the query are no multiple of the others.
+            ``attn_mask`` holds integers, or with ``enable_gqa`` the number of the query's heads is no multiple of the
+            others'.
     """
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other: put the causal mask into attn_mask")
@@ -230,7 +233,7 @@ def repeat_heads(query: Tensor, states: Tensor) -> Tensor:
     """Keys or values ``(B, H / G, S, D)`` of grouped queries as ``(B, H, S, D)``, each head G times in a row.
 
     Raises:
-        ValueError: the heads of the query are no multiple of these.
+        ValueError: the number of the query's heads is no multiple of that of ``states``.
     """
     if query.dim() < 3 or states.dim() < 3:
         raise ValueError("enable_gqa needs queries, keys and values with heads, (B, H, T, D)")
@@ -260,8 +263,8 @@ def blockwise_topk_attention(
 ) -> Tensor | None:
     """The result of :mod:`fairseq_ext.kernels.topk_attention` on CUDA tensors; None where the torch path is needed.
 
-    That is wherever kernels are not used at all; in ``float32`` under autocast, which casts products only; and for a
-    single query, whose scores are few: decoding.
+    The torch path is needed wherever kernels are not used at all; in ``float32`` under autocast, which casts products
+    only; and for a single query, as in decoding, whose scores are few.
     """
     if query.dim() != 4 or query.size(2) == 1 or not usable(query, key, value):
         return None

@@ -1,8 +1,9 @@
 """Other ways of selecting the top k keys: around a window, over all heads together, or among the probabilities.
 
 All of them belong to the Explicit Sparse Transformer (Zhao, Lin, Zhang, Ren, Su, Sun, arXiv 1912.11637) or to its
-authors' later work. The rules of :mod:`fairseq_ext.modules.topk` hold here too. What is kept is what is *not below* a
-threshold, so that NaN is kept and seen. ``SELECTIONS`` names them, for :func:`~fairseq_ext.modules.attention_weights`.
+authors' later work. The rules of :mod:`fairseq_ext.modules.topk` hold here too. Every entry *not below* a threshold is
+kept, so that NaN is kept and seen. ``SELECTIONS`` lists their names for
+:func:`~fairseq_ext.modules.attention_weights`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def out_of_window_mask(scores: Tensor, k: Budget, causal: bool = False) -> Tenso
             f"scores must have no more queries than keys (self-attention), got {queries} queries and {keys} keys"
         )
     beyond: Budget = k
-    if isinstance(k, int):  # TorchScript has no arithmetic of what may be a number or a tensor
+    if isinstance(k, int):  # TorchScript has no arithmetic for values that may be numbers or tensors
         beyond, width = k - k // 2, torch.full((), k // 2, device=scores.device)
     else:
         beyond, width = k - k // 2, k // 2
@@ -73,8 +74,8 @@ def out_of_window_softmax(scores: Tensor, k: Budget, causal: bool = False) -> Te
     Args:
         scores: self-attention scores, ``-inf`` at masked keys. With fewer queries than keys, the queries are the last
             positions, so one decoding step gives the last row of the full matrix.
-        k: total budget, at least 1, or one of each row, ``(..., T, 1)``. In the authors' document translation runs 8
-            was better than 16 and 32.
+        k: total budget, at least 1, or one budget per row, ``(..., T, 1)``. In the authors' document translation runs
+            8 was better than 16 and 32.
         causal: use the causal window, and mask future keys.
 
     Shape:
@@ -109,11 +110,11 @@ def ensemble_topk_softmax(scores: Tensor, k: Budget) -> Tensor:
         A_{hi} = \text{softmax over } \{j : P_{hij} \ge t_i\}
 
     The "ensemble" option of the Explicit Sparse Transformer's Tensor2Tensor release (arXiv 1912.11637). Heads may keep
-    different numbers of keys. A head left without any is uniform over its unmasked keys, as it is there.
+    different numbers of keys. A head left without any is uniform over its unmasked keys, as in that release.
 
     Args:
         scores: masked entries must already be ``-inf``.
-        k: average budget of a head, at least 1, or that of each row, ``(B, H, T, 1)``.
+        k: average budget of a head, at least 1, or one per row, ``(B, H, T, 1)``.
 
     Shape:
         - scores: ``(B, H, T, S)``; the output has the same shape.
@@ -136,7 +137,7 @@ def topk_probabilities(scores: Tensor, k: Budget, *, softmax_again: bool = False
     Args:
         scores: masked entries must already be ``-inf``; they get no weight (our choice: the release lets the second
             softmax give weight to masked keys of a row with fewer than ``k`` others).
-        k: entries to keep in each row, at least 1, or how many of each, ``(..., T, 1)``; ties are kept.
+        k: entries to keep in each row, at least 1, or one number per row, ``(..., T, 1)``; ties are kept.
         softmax_again: apply a second softmax to the kept *probabilities*, which flattens them: with ``k`` keys no
             weight exceeds ``e / (e + k - 1)``. Otherwise the weights are left as they are and a row sums to less than
             one.

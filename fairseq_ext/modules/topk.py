@@ -41,10 +41,10 @@ from torch import Tensor
 
 __all__ = ["Budget", "below_maximum", "effective_k", "kth_largest", "ratio_budget", "ratio_softmax", "topk_softmax"]
 
-# One for all rows, or one of each row, (..., 1), as :func:`ratio_budget` gives.
+# One budget for all rows, or one per row, (..., 1), as :func:`ratio_budget` gives.
 Budget = int | Tensor
 
-# What a score of +inf lies above the finite ones of its row: exp(70) makes 1 vanish beside it and is far from overflow.
+# How far +inf is taken to lie above the finite scores of its row: beside exp(70) 1 vanishes, and it does not overflow.
 _INFINITELY_ABOVE = 70.0
 
 
@@ -95,11 +95,11 @@ def ratio_budget(scores: Tensor, ratio: float, minimum: int = 0) -> Tensor:
 
 
 def kth_largest(values: Tensor, k: Budget) -> Tensor:
-    """The ``k``-th largest of each row, or the least where there are fewer; the largest for a budget of 0: (..., 1).
+    """The ``k``-th largest of each row, ``(..., 1)``: the smallest where there are fewer, the largest for ``k`` of 0.
 
     Args:
         values: ``(..., S)`` with at least one entry per row.
-        k: a number of at least 1, or one of each row.
+        k: a number of at least 1, or one per row.
     """
     keys = values.size(-1)
     if isinstance(k, int):
@@ -218,7 +218,7 @@ def ratio_softmax(scores: Tensor, ratio: float, minimum: int = 0, straight_throu
 
     As :func:`topk_softmax` with :math:`k = \max(\lceil S_i / \text{ratio} \rceil, \text{minimum})` for a row i of
     :math:`S_i` unmasked keys, so that neither padding nor the future changes what is kept. (The ``--div`` of Zhao et
-    al.'s release, arXiv 1912.11637, counts both.)
+    al.'s release, arXiv 1912.11637, counts padded and future keys too.)
 
     Args:
         scores: masked entries must already be ``-inf``.

@@ -25,7 +25,7 @@ def _check_numbers(numbers: int) -> None:
 
 
 def _first(geometry: Tensor, numbers: int) -> Tensor:
-    """All of UNITER's seven numbers, or the corners and the area."""
+    """The ``numbers`` asked for: all of UNITER's seven, or the corners and the area."""
     return geometry if numbers == 7 else torch.cat((geometry[..., :4], geometry[..., 6:]), -1)
 
 
@@ -110,24 +110,24 @@ def _steps(rows: int, columns: int) -> tuple[Tensor, Tensor]:
 class VisualEmbedding(nn.Module):
     r"""Regions, cells of a grid, or classes of boxes, as vectors of one width.
 
-    The sum of those of :math:`LN(W_f f + b_f)`, :math:`LN(W_g g + b_g)`, :math:`\sqrt{E}\,\mathrm{Emb}[c]` and a
-    grid position that the arguments ask for, each LayerNorm with gain, bias and eps 1e-5.
+    The arguments choose the terms of a sum: :math:`LN(W_f f + b_f)`, :math:`LN(W_g g + b_g)`,
+    :math:`\sqrt{E}\,\mathrm{Emb}[c]` and a grid position. Each LayerNorm has gain, bias and eps 1e-5.
 
     Args:
         embed_dim: width E.
         feature_dim: size of a feature vector f; 0 for classes alone.
-        num_classes: of the class embedding; 0 for none.
-        numbers: of the geometry g, 7 or 5 (see :func:`box_geometry`); 0 for none.
+        num_classes: classes of the class embedding; 0 for none.
+        numbers: size of the geometry g, 7 or 5 (see :func:`box_geometry`); 0 for none.
         grid: rows and columns of a grid whose cells have positions beside the geometry; empty for none.
-        position: of the cells: ``"learned"``, a table, or ``"sinusoid"``, see :func:`grid_sinusoid`.
+        position: how cells get positions: ``"learned"``, from a table, or ``"sinusoid"``, see :func:`grid_sinusoid`.
         dropout: on the embedded feature vector, before anything is added to it.
 
     Shape:
         - features: ``(B, R, feature_dim)``; geometry: ``(B, R, 7)``, whatever ``numbers`` is; labels: ``(B, R)``, class
-          numbers. The output is ``(B, R, E)``. What the arguments do not ask for is not read.
+          numbers. The output is ``(B, R, E)``. Inputs that the arguments do not ask for are not read.
 
     Raises:
-        ValueError: nothing to embed, or a ``numbers``, ``grid`` or ``position`` that cannot be.
+        ValueError: nothing to embed, or a wrong ``numbers``, ``grid`` or ``position``.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class VisualEmbedding(nn.Module):
         parts = []
         if self.feature_dim:
             assert features is not None
-            # fairseq-generate --fp16 halves the model, not what it reads
+            # fairseq-generate --fp16 casts the model to half precision, but not its inputs
             features = features.to(self.feature_norm.weight.dtype)
             parts.append(self.dropout(self.feature_norm(self.feature_projection(features))))
         if self.num_classes:

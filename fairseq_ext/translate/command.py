@@ -111,9 +111,9 @@ def _translate(
 
 
 def _rendered(chunk: list[str], translations: list[Translation], first: int, options: TranslateOptions) -> str:
-    """The lines that are written for a chunk of the text, whose first line is number ``first``."""
+    """The output for a chunk of the text, whose first line has the number ``first``."""
     if not options.json:
-        blank = [""] * options.nbest  # where a line has fewer hypotheses than that
+        blank = [""] * options.nbest  # for lines that have fewer hypotheses
         texts = ([*(each.text for each in translation.hypotheses), *blank] for translation in translations)
         return "".join(f"{text}\n" for ranked in texts for text in ranked[: options.nbest])
     rows = (
@@ -134,9 +134,10 @@ def _rendered(chunk: list[str], translations: list[Translation], first: int, opt
 
 
 def _text(file: str) -> tuple[Callable[[], Iterator[str]], int, str]:
-    """What reads the lines from the first one on, their number, and their digest; the whole text is read once.
+    """A function that reads the lines from the start, their number and their digest.
 
-    So a line that is no text is refused before anything is translated. What can be read only once is held.
+    The whole text is read first, so that a line that is no text is refused before anything is translated. Input that
+    can be read only once is kept in memory.
     """
 
     def read() -> Iterator[str]:

@@ -30,7 +30,7 @@ TASK = "translation"
 
 
 class Loaded(NamedTuple):
-    """What a translator is made of."""
+    """The parts of a translator."""
 
     models: list[BaseFairseqModel]
     task: FairseqTask
@@ -86,7 +86,7 @@ def _checkpoints(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint with its configuration, as today's fairseq has it, in ``cfg``."""
+    """A checkpoint, whose ``cfg`` holds the configuration in the form of today's fairseq."""
     try:
         state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
         if state.get("args") is not None:
@@ -126,7 +126,7 @@ def _prepared(folder: Path, data: str | Path | None, checkpoints: Sequence[Path]
 
 
 def _languages(preparation: Preparation, checkpoints: Sequence[Path], states: Sequence[dict[str, Any]]) -> list[str]:
-    """Source and target: a model may be trained from the second language of the data to the first."""
+    """Source and target language: a model may translate from the second language of the data to the first."""
     of_data = [preparation.source, preparation.target]
     chosen: list[str] | None = None
     for path, state in zip(checkpoints, states, strict=True):
@@ -145,11 +145,11 @@ def _languages(preparation: Preparation, checkpoints: Sequence[Path], states: Se
 
 
 def _adapt(cfg: Any, prepared: Path, languages: Sequence[str]) -> None:
-    """Let the configuration of a training build its model here and now."""
+    """Change the configuration of a training so that it builds the model here, without the training's files."""
     with open_dict(cfg):
         cfg.task.data, (cfg.task.source_lang, cfg.task.target_lang) = str(prepared), languages
         cfg.task.eval_bleu = False  # it may need a tokeniser
-        for name in ("encoder_embed_path", "decoder_embed_path"):  # what it began with: now it is in the checkpoint
+        for name in ("encoder_embed_path", "decoder_embed_path"):  # its first embeddings: the checkpoint has them now
             if name in (vars(cfg.model) if isinstance(cfg.model, Namespace) else cfg.model):
                 setattr(cfg.model, name, None)
 

@@ -1,4 +1,4 @@
-"""Lines that are longer than a model reads, in parts."""
+"""Cuts lines that are longer than a model reads into parts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _WORD_BEGINS, _WORD_CONTINUES = "▁", "@@"  # of SentencePiece, of subword-nmt
 
 
 def parts(symbols: Sequence[str], most: int, bpe: str) -> list[list[str]]:
-    """Consecutive parts of ``symbols``, each of at most ``most``.
+    """Consecutive parts of ``symbols``, each of at most ``most`` symbols.
 
-    A part ends at the last end of a sentence in its second half; where there is none, at the last end of a word; else
-    (a script without spaces) where it is full.
+    A part ends at the last end of a sentence in its second half; if there is none, at the last end of a word; if there
+    is none either (a script without spaces), where the part is full.
 
     Args:
         symbols: the subwords of a line.
-        most: what the model reads, without the end of the sentence.
-        bpe: their kind, one of :data:`fairseq_ext.text.SUBWORDS`.
+        most: how many symbols the model reads, beside the end-of-sentence symbol.
+        bpe: kind of the subwords, one of :data:`fairseq_ext.text.SUBWORDS`.
     """
     result, rest = [], list(symbols)
     while len(rest) > most:

@@ -1,4 +1,4 @@
-"""Where translations go: the standard output, or a file that appears when whole; its parts survive a kill."""
+"""Where translations go: the standard output, or a file that appears when it is complete and can be resumed."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Output:
 
 
 class PartialFile(Output):
-    """A text file that grows beside ``path``, and takes its place when it is whole.
+    """A text file that grows beside ``path``, and takes its place when it is complete.
 
-    ``path.partial`` holds the text; ``path.progress.json`` the settings, and how far the text is known to be whole.
+    ``path.partial`` holds the text; ``path.progress.json`` the settings, and how much of the text is surely written.
 
     Args:
         path: the file to be written.
         handle: ``path.partial``, open for reading and writing.
         settings: whatever changes the text.
-        resume: continue after what is there.
+        resume: continue after the text that is there.
 
     Raises:
-        OptionError: ``resume`` where the text was begun with other settings; what is there, without ``resume``.
+        OptionError: with ``resume``, the text was begun with other settings; without it, there is a text already.
         DataError: the files are damaged.
     """
 
@@ -87,7 +87,7 @@ def check_place(out: str, file: str) -> None:
     """Refuse an ``--out`` that cannot be written, before anything is loaded.
 
     Raises:
-        OptionError: a folder, the text itself, a place without the right to write.
+        OptionError: it is a folder, the text itself, or a place without the right to write.
     """
     if not out:
         return

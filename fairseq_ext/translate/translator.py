@@ -29,7 +29,7 @@ LONG = {
     "truncate": "cut (--long split translates all of it)",
     "split": "translated in parts",
 }
-# What --bpe none of the preparation took was split by subword-nmt before.
+# Text that was prepared with --bpe none was split by subword-nmt before.
 JOINING = {"sentencepiece": "sentencepiece", "subword-nmt": "subword_nmt", "none": "subword_nmt"}
 
 
@@ -52,7 +52,7 @@ class Hypothesis(NamedTuple):
 
 
 class Translation(NamedTuple):
-    """What became of a line."""
+    """The result for one line."""
 
     hypotheses: list[Hypothesis]
     """Best first; empty for a blank line and for one that was skipped."""
@@ -72,7 +72,7 @@ class Translation(NamedTuple):
 
 
 class Translator:
-    """Text in, text out: cleaned and split as the training text was, searched with a beam, joined.
+    """Translates text: cleans and splits it like the training text, searches with a beam, and joins the subwords.
 
     Example:
         >>> translator = Translator.from_pretrained("runs/quickstart/combined")
@@ -104,18 +104,19 @@ class Translator:
         torch's safe loader reads the checkpoints: nothing in them is executed.
 
         Args:
-            folder: of checkpoints, such as a ``--save-dir``.
-            checkpoints: files in it, or paths from it; several are an ensemble. Default: the first that is there of
-                ``checkpoint_average.pt``, ``checkpoint_best.pt`` and ``checkpoint_last.pt``, or the only one.
+            folder: folder of checkpoints, such as a ``--save-dir``.
+            checkpoints: files in ``folder``, or paths relative to it; several are an ensemble. Default: the first of
+                ``checkpoint_average.pt``, ``checkpoint_best.pt`` and ``checkpoint_last.pt`` that exists, or the only
+                checkpoint.
             data: the folder that holds ``prepare.json``, the dictionaries and the subword model. Default: ``folder``
-                where they lie in it, else the one that the checkpoint was trained on.
+                if they are in it, else the folder that the checkpoint was trained on.
             device: ``"auto"`` is the GPU where there is one; ``"cpu"``, ``"cuda"``, ...
             inference_dtype: format of the weights of linear layers on a CPU, ``"float32"``, ``"bfloat16"`` or
                 ``"int8"``. ``"auto"``: float32 for Transformers on a CPU, which changes rounding alone; other models
                 stay as they were trained.
 
         Raises:
-            InputError: the file or the folder that is missing, damaged, or not made for the others.
+            InputError: a file or folder is missing, damaged, or does not fit the others.
         """
         checkpoints = (checkpoints,) if isinstance(checkpoints, str) else tuple(checkpoints)
         return cls(load(folder, checkpoints, data, torch_device(device), inference_dtype))
@@ -126,18 +127,18 @@ class Translator:
         return f"{languages}: {models}, text as in {self.preparation.folder}"
 
     def translate(self, sentences: Sequence[str], *, beam: int = 5, **options: Any) -> list[str]:
-        """The best translation of each sentence, in their order; blank for blank.
+        """The best translation of each sentence, in the order of the sentences; a blank one stays blank.
 
         A warning on stderr names sentences that were too long and translations that were cut.
 
         Args:
             sentences: raw text.
             beam: hypotheses of the search.
-            **options: the others of :class:`~fairseq_ext.translate.options.Decoding`: ``lenpen``, ``max_len``,
+            **options: other options of :class:`~fairseq_ext.translate.options.Decoding`: ``lenpen``, ``max_len``,
                 ``long``, ``batch_tokens``.
 
         Raises:
-            OptionError: an option out of range; one sentence in place of a list.
+            OptionError: an option out of its range, or one sentence in place of a list.
         """
         translations = self.translations(sentences, Decoding(beam=beam, **options))
         for number, translation in enumerate(translations):
@@ -153,16 +154,16 @@ class Translator:
         alignment: bool = False,
         progress: Callable[[int], object] = lambda finished: None,
     ) -> list[Translation]:
-        """What became of each sentence: all hypotheses that were asked for, with scores.
+        """The result for each sentence: all hypotheses that were asked for, with scores.
 
         Args:
             sentences: raw text.
             decoding: options of the search.
-            alignment: whether hypotheses have their attention, and are aligned to the source by it.
+            alignment: whether hypotheses come with their attention, and with the alignment to the source that it gives.
             progress: called with the number of sentences that were finished since the last call.
 
         Raises:
-            OptionError: one sentence in place of a list; a beam beyond the vocabulary.
+            OptionError: one sentence in place of a list, or a beam larger than the vocabulary.
         """
         if isinstance(sentences, str):
             raise OptionError("translate takes a list of sentences, got one: [sentence]")
@@ -188,7 +189,7 @@ class Translator:
         ]
 
     def problems(self, translation: Translation) -> Iterator[str]:
-        """What the reader of a translation has to know: the line was too long, or the translation is cut."""
+        """Warnings for the reader of a translation: the line was too long, or the translation is cut."""
         if translation.long:
             length = f"{len(translation.source_tokens):,} subwords, the model reads {self.max_source - 1:,}"
             yield f"{length}: {LONG[translation.long]}"
@@ -196,8 +197,8 @@ class Translator:
             yield "its translation is as long as --max-len allows, and probably cut there"
 
     def _readable(self, source: list[str], long: str) -> list[list[str]]:
-        """The parts of a line that are translated; none of a blank one."""
-        most = self.max_source - 1  # and the end of the sentence
+        """The parts of a line that are translated; none for a blank line."""
+        most = self.max_source - 1  # leaves room for the end of the sentence
         if not source or (len(source) > most and long == "skip"):
             return []
         if len(source) <= most:
@@ -208,7 +209,7 @@ class Translator:
         return torch.tensor([*(self.source.index(symbol) for symbol in symbols), self.source.eos()])
 
     def _search(self, lines: list[Tensor], decoding: Decoding, alignment: bool) -> list[list[dict[str, Any]]]:
-        """fairseq's hypotheses of each line, the best ones."""
+        """fairseq's best hypotheses of each line."""
         options = Namespace(
             beam=decoding.beam,
             lenpen=decoding.lenpen,
@@ -244,7 +245,7 @@ class Translator:
     def _joined(
         self, pieces: list[list[str]], ranked: Sequence[dict[str, Any]], lenpen: float, alignment: bool
     ) -> Hypothesis:
-        """One hypothesis of those of the parts of a line, which mostly is one part."""
+        """One hypothesis for a line, joined from one for each of its parts; most lines have only one part."""
         joining = JOINING[self.preparation.bpe]
         texts = [self.target.string(part["tokens"].int().cpu(), joining) for part in ranked]
         tokens = [self.target[int(token)] for part in ranked for token in part["tokens"]]
@@ -263,13 +264,13 @@ class Translator:
         )
 
     def _attention(self, piece: list[str], part: dict[str, Any]) -> Tensor:
-        """The attention of a part, ``(T, S)``; fairseq gives ``(S, T)`` with the padding of the batch."""
+        """The attention of a part, ``(T, S)``; fairseq returns it as ``(S, T)`` with the padding of the batch."""
         weights, length = part["attention"], len(piece) + 1
         return (weights[-length:] if self.left_pad_source else weights[:length]).T.float().cpu()
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """The numbers of all lines in batches of similar length, the longest first, as recurrent encoders want them."""
+    """Batches of line numbers, of similar lengths; the longest line comes first, which recurrent encoders need."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:
