@@ -1,4 +1,4 @@
-"""Calibration: how often a classifier is right, by how sure it is."""
+"""Calibration: how often a classifier is right, depending on how sure it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ __all__ = ["Reliability", "reliability"]
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of equal width with so many ``examples``; ``confidence`` and ``accuracy`` are means, NaN in an empty bin."""
+    """Bins of equal width between ``edges``: each has its number of examples, mean confidence and accuracy.
+
+    The two means are NaN in an empty bin.
+    """
 
     edges: np.ndarray
     examples: np.ndarray
@@ -31,9 +34,9 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = 10) -> Reliabilit
     """Accuracy by confidence (reliability diagram; Guo et al., arXiv:1706.04599).
 
     Args:
-        confidence: in [0, 1], ``(B)``.
-        right: whether the prediction was right, ``(B)``.
-        bins: of equal width over [0, 1]; a bin holds its upper edge. Default 10, our choice.
+        confidence: of each prediction, in [0, 1], ``(B)``.
+        right: whether each prediction was right, ``(B)``.
+        bins: number of bins of equal width over [0, 1]; the upper edge belongs to a bin. Default 10, our choice.
 
     Raises:
         ValueError: no example, or a confidence outside [0, 1].

@@ -1,4 +1,4 @@
-r"""Adversarial attacks in units of pixels, by foolbox, with the objective that does not vanish.
+r"""Adversarial attacks in units of pixels, by foolbox, with an objective whose gradient does not vanish.
 
 ==============  ======================================================================================================
 ``fgsm``        :math:`x' = \mathrm{clip}(x + \varepsilon\, \mathrm{sign}(g))` (Goodfellow et al., arXiv:1412.6572)
@@ -8,9 +8,10 @@ r"""Adversarial attacks in units of pixels, by foolbox, with the objective that 
 ==============  ======================================================================================================
 
 with g the gradient of the *objective* that the attack raises. The literature raises the cross-entropy. Its gradient is
-:math:`1 - p_y` times that of the negative log-odds, so that both point the same way in exact arithmetic; in float32
-:math:`p_y` rounds to 1 for large margins, and the gradient of the cross-entropy is then 0 or wrong. The encouraging
-loss trains such margins: what looks like robustness is rounding. Raise the log-odds to see what a model withstands.
+:math:`1 - p_y` times the gradient of the negative log-odds, so that both point the same way in exact arithmetic; in
+float32 :math:`p_y` rounds to 1 for large margins, and the gradient of the cross-entropy is then 0 or wrong. The
+encouraging loss trains such margins: an attack then fails by rounding, which looks like robustness. The objective
+``log-odds`` shows what a model withstands.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "log-odds": lambda logits, labels: -log_odds(logits, labels),
     "cross-entropy": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
 }
-"""What an attack raises, of every image, from logits and labels."""
+"""What an attack raises: a value for each image, from logits and labels."""
 
 
 class _Attacker:
@@ -82,10 +83,10 @@ class Attack:
             with which the encouraging loss's results were published.
         random_start: begin ``pgd`` at a random point of the ball. Default: yes for ``pgd``, no for the others, as
             published.
-        seed: of the start, which beside it depends on the number of an image and of the epoch alone.
+        seed: seed of the random start, which depends on nothing else but an image's number and the epoch. Default 0.
 
     Raises:
-        ValueError: an unknown name, or an option that the attack does not have.
+        ValueError: an unknown name, an option that the attack does not have, or a value that is not allowed.
     """
 
     name: str = "fgsm"
@@ -119,22 +120,22 @@ class Attack:
         numbers: Sequence[int] | np.ndarray | None = None,
         epoch: int = 0,
     ) -> Tensor:
-        r"""Attacked images. The model is in evaluation mode meanwhile, and in its own afterwards.
+        r"""Attacked images. The model is in evaluation mode meanwhile, and in its former mode afterwards.
 
         Args:
             model: from pixels in [0, 1] to logits, with any normalisation inside.
             images: ``(N, channels, height, width)``.
             labels: ``(N)``.
-            epsilon: radius of the ball in pixels: 8/255, 0.3, ..., at most 1; for ``pgd-l2`` its Euclidean norm, of
-                which any size will do: a ball that holds all pictures projects nothing.
-            numbers: of the images in their data set. Default: 0, 1, ...
-            epoch: of a training, counted from 1. Default: 0, none.
+            epsilon: radius of the ball in pixels: 8/255, 0.3, ..., at most 1; for ``pgd-l2`` the Euclidean radius,
+                which may be of any finite size (a ball that holds all pictures limits nothing).
+            numbers: numbers of the images in their data set. Default: 0, 1, ...
+            epoch: epoch of a training, counted from 1. Default: 0, no training.
 
         Returns:
-            Of the shape of ``images``, in [0, 1] and at most ``epsilon`` away.
+            Images of the shape of ``images``, in [0, 1] and at most ``epsilon`` away from them.
 
         Raises:
-            ValueError: pixels outside [0, 1], or an ``epsilon`` that is no radius in them.
+            ValueError: pixels outside [0, 1], or an ``epsilon`` that is not allowed.
         """
         if self.name == "pgd-l2" and not 0 <= epsilon < math.inf:
             raise ValueError(f"epsilon must be at least 0 and finite, got {epsilon:g}")
@@ -151,14 +152,16 @@ class Attack:
             return attacker.run(classifier, images, labels, epsilon=epsilon)
 
     def distance(self, images: Tensor, attacked: Tensor) -> Tensor:
-        """How far each attacked image is from its own, in the norm of the ball: the largest pixel, or Euclidean.
+        """How far each attacked image is from its original, in the norm of the ball.
+
+        This is the Euclidean distance for ``pgd-l2``, and else the largest difference of a pixel.
 
         Args:
-            images: ``(N, channels, height, width)``.
-            attacked: of a call.
+            images: the originals, ``(N, channels, height, width)``.
+            attacked: what a call returned for them.
 
         Returns:
-            ``(N)``, 0 where a gradient was 0 at every pixel.
+            ``(N)``; 0 for an image that the attack left as it was.
         """
         return (attacked - images).flatten(1).norm(2 if self.name == "pgd-l2" else math.inf, dim=1)
 
@@ -191,8 +194,8 @@ def vanishing_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dic
         labels: ``(N)``.
 
     Returns:
-        ``zero_gradient``: share of the images whose gradient of the cross-entropy is 0 at every pixel;
-        ``probability_is_one``: share whose largest probability is exactly 1 in the model's dtype.
+        ``zero_gradient``: share of the images for which the gradient of the cross-entropy is 0 at every pixel;
+        ``probability_is_one``: share of those whose largest probability is exactly 1 in the model's dtype.
     """
     with _frozen(model), torch.enable_grad():
         pixels = images.detach().clone().requires_grad_()
@@ -206,7 +209,7 @@ def vanishing_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dic
 
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients of parameters; afterwards every module and parameter is as before."""
+    """Evaluation mode, without gradients for parameters; afterwards every module and parameter is as before."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learned:
         parameter.requires_grad_(False)

@@ -20,10 +20,10 @@ from vision_language.image_classification.image_set import ImageSet
 __all__ = ["Splits", "cifar_splits", "idx_splits", "numbered"]
 
 Splits = dict[str, Callable[[], ImageSet] | None]
-"""How to read each split of a folder; None for one that is not there."""
+"""The function that reads each split of a folder; None for a split that is not there."""
 
 MAX_CLASSES = 1_000_000
-"""Without names; ImageNet has 21,841."""
+"""The most classes that data without class names may have; ImageNet has 21,841."""
 ARRAYS = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
@@ -31,20 +31,20 @@ ARRAYS = {
     ("numpy", "dtype"),
     ("_codecs", "encode"),
 }
-"""What a pickle of arrays names."""
+"""The only names that a pickle may import: those that NumPy's arrays need."""
 BATCHES = {f"data_batch_{number}" for number in range(1, 6)}
-"""The training images of CIFAR-10."""
+"""The files with the training images of CIFAR-10."""
 
 
 def numbered(labels: np.ndarray, origin: str) -> tuple[str, ...]:
-    """Names of classes that have none: their numbers.
+    """The classes' numbers as their names, for data without class names.
 
     Args:
-        labels: a class number of each image.
-        origin: where they are from, for messages.
+        labels: class number of each image.
+        origin: where the labels are from, for messages.
 
     Raises:
-        DataError: a number so large that it counts no classes.
+        DataError: a number of ``MAX_CLASSES`` or more.
     """
     count = int(labels.max(initial=0)) + 1
     if count > MAX_CLASSES:
@@ -53,10 +53,10 @@ def numbered(labels: np.ndarray, origin: str) -> tuple[str, ...]:
 
 
 def _only(splits_of: Callable[[Path], Splits], folder: Path, *below: str) -> Splits:
-    """The splits of the one place in a folder, itself or below it, that holds such files: none are mixed.
+    """The splits of the one place, a folder or one below it, that holds such files: two places are never mixed.
 
     Raises:
-        DataError: two places hold them.
+        DataError: two places hold such files.
     """
     candidates = [folder, *sorted(place for pattern in below for place in folder.glob(pattern))]
     places = {place: splits for place in candidates if (splits := splits_of(place))}

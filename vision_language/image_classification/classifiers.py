@@ -20,12 +20,12 @@ class LargeMarginLinear(nn.Module):
         z_y \leftarrow \frac{f_y + \beta z_y}{1 + \beta}
 
     with :math:`\theta` the angle between x and :math:`w_y` (Liu, Wen, Yu, Yang, "Large-Margin Softmax Loss for
-    Convolutional Neural Networks", arXiv:1612.02295). :math:`\beta = 100 \cdot 0.99^{step}` lets the margin in slowly,
-    as the code that the encouraging loss was published with does; the steps so far are part of the state dict.
+    Convolutional Neural Networks", arXiv:1612.02295). :math:`\beta = 100 \cdot 0.99^{step}` introduces the margin
+    slowly, as in the code published with the encouraging loss; the state dict holds the number of steps so far.
 
     Args:
-        in_features, out_features: as ``nn.Linear``.
-        margin: m, a whole number; 1 is the linear layer.
+        in_features, out_features: as in ``nn.Linear``.
+        margin: m, a whole number; with 1 the layer is linear. Default 1.
 
     Shape:
         - x: ``(N, in_features)``; labels: ``(N)``; output: ``(N, out_features)``
@@ -45,12 +45,12 @@ class LargeMarginLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Kaiming's normal law, with the gain of a ReLU, as the released code."""
+        """Draw the weights from Kaiming's normal distribution with the gain of a ReLU, as the released code does."""
         nn.init.kaiming_normal_(self.weight)
         cast(Tensor, self.steps).zero_()
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits; the margin applies in training, and needs ``labels``."""
+        """Logits; a margin above 1 applies in training only, and then needs ``labels``."""
         logits = F.linear(x, self.weight)
         if self.margin == 1 or not self.training:
             return logits
@@ -62,7 +62,7 @@ class LargeMarginLinear(nn.Module):
         index = labels[:, None]
         target = logits.gather(1, index)
         length = x.norm(dim=1, keepdim=True) * self.weight[labels].norm(dim=1, keepdim=True)
-        # Beside 1 the derivative of the angle is infinite.
+        # At 1 and -1 the derivative of the angle is infinite.
         cosine = (target / length.clamp_min(1e-12)).clamp(-1 + 1e-7, 1 - 1e-7)
         k = (self.margin * cosine.detach().acos() / math.pi).floor()
         harder = length * ((1 - 2 * (k % 2)) * cosine_of_multiple(cosine, self.margin) - 2 * k)
@@ -76,7 +76,7 @@ def cosine_of_multiple(cosine: Tensor, m: int) -> Tensor:
     r""":math:`\cos(m\theta) = \sum_n (-1)^n \binom{m}{2n} \cos^{m - 2n}\theta \, \sin^{2n}\theta`
 
     Args:
-        cosine: of :math:`\theta`.
+        cosine: cosine of :math:`\theta`.
         m: the multiple.
     """
     sine_squared = 1 - cosine.square()
@@ -87,11 +87,12 @@ def cosine_of_multiple(cosine: Tensor, m: int) -> Tensor:
 class CosineLinear(nn.Linear):
     r"""Cosines between features and weights, times a scale: :math:`z_c = s \cos(x, w_c)`
 
-    The last layer of LDAM (Cao et al., arXiv:1906.07413), whose loss scales after subtracting margins from the cosines;
-    with the scale in here every loss, and the bonus of the encouraging one, sees the logits that are trained.
+    This is the last layer of LDAM (Cao et al., arXiv:1906.07413). LDAM's loss subtracts margins from the cosines and
+    then scales them; here the layer scales, so that every loss, and the bonus of the encouraging loss, gets the scaled
+    logits.
 
     Args:
-        in_features, out_features: as ``nn.Linear``.
+        in_features, out_features: as in ``nn.Linear``.
         scale: s. Default 30.
     """
 

@@ -1,4 +1,4 @@
-"""The data of a training and its test: the splits of a folder, its long-tailed version, and batches of either."""
+"""The data of a training and its test: the splits of a folder, their long-tailed version, and batches."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["Batches", "in_channels", "mean_and_std", "read_data"]
 
 
 def read_data(options: DataOptions) -> dict[str, ImageSet]:
-    """Training, validation and test images; a tail is cut from the training images before any is held out.
+    """Training, validation and test images; a long tail is made before validation images are held out.
 
     Raises:
-        OptionError: ``--data``, a tail that the classes do not allow, or no test images.
-        DataError: files that cannot be used, or splits that do not fit each other.
+        OptionError: ``--data`` holds no images, a tail that the classes do not allow, or an option that does nothing.
+        DataError: no training or test split, files that cannot be used, or splits that do not fit each other.
     """
     read = {split: read_split(options.data, split) for split in SPLITS}
     if read["train"] is None or read["test"] is None:
@@ -61,7 +61,7 @@ def _long_tailed(images: ImageSet, options: DataOptions) -> ImageSet:
 
 
 def _held_out(images: ImageSet, fraction: float, seed: int) -> dict[str, ImageSet]:
-    """Of each class the same share, at least one image, and never all."""
+    """Training and validation images: the same share of each class is held out, at least one image, but never all."""
     generator = np.random.default_rng(seed)
     valid: list[np.ndarray] = []
     for label, count in enumerate(images.counts):
@@ -82,15 +82,15 @@ def in_channels(images: ImageSet, channels: int) -> ImageSet:
         return replace(images, images=ImageFiles(images.images.paths, grey=channels == 1))
     if channels == 3:
         return replace(images, images=np.repeat(images.images[..., None], 3, axis=-1))
-    # The weights of ITU-R 601-2, as Pillow's.
+    # The weights of ITU-R 601-2, as in Pillow.
     grey = images.images @ np.array([0.299, 0.587, 0.114])
     return replace(images, images=grey.round().astype(np.uint8))
 
 
 def mean_and_std(images: ImageSet) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, pixels in [0, 1]: of all images, of 20,000 and more every n-th one.
+    """Mean and standard deviation of each channel, of pixels in [0, 1].
 
-    n is the largest step that leaves 10,000.
+    Fewer than 20,000 images are all used. Of more, every n-th one is, n being the largest step that leaves 10,000.
     """
     step = max(1, len(images) // 10_000)
     pixels = [images.images[i].reshape(-1, images.channels) for i in range(0, len(images), step)]
@@ -104,13 +104,13 @@ def mean_and_std(images: ImageSet) -> tuple[list[float], list[float]]:
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Lists of image numbers as batches of pixels in [0, 1], ``(N, channels, size, size)``, and labels.
+    """Batches of pixels in [0, 1], ``(N, channels, size, size)``, and labels, made from lists of image numbers.
 
     Args:
-        images: what is drawn from.
-        transform: the size, and what training images go through.
-        batches: the numbers of each batch.
-        augmented: the seed and the epoch of training images; None: test images.
+        images: the images that the numbers stand for.
+        transform: brings images to one size, and augments training images.
+        batches: the image numbers of each batch.
+        augmented: seed and epoch of training images. Default: None, test images.
     """
 
     def __init__(

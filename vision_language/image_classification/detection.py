@@ -1,4 +1,4 @@
-"""How well a score tells the training set's kind of images from others. Ties count as one group."""
+"""How well a score tells images of the training set's kind from others. Equal scores count as one group."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def detection_metrics(id_scores: ArrayLike, ood_scores: ArrayLike) -> dict[str, 
     r"""The usual measures of out-of-distribution detection, in-distribution images being the positive class.
 
     Args:
-        id_scores: of in-distribution images; higher means more in-distribution.
-        ood_scores: of the others.
+        id_scores: scores of in-distribution images; higher means more in-distribution.
+        ood_scores: scores of the other images.
 
     Returns:
         - ``auroc``: :math:`P(s_{id} > s_{ood}) + \frac12 P(s_{id} = s_{ood})`
@@ -43,15 +43,15 @@ def detection_metrics(id_scores: ArrayLike, ood_scores: ArrayLike) -> dict[str, 
 def false_positive_rate(
     id_scores: ArrayLike, ood_scores: ArrayLike, true_positive_rate: float = 0.95
 ) -> tuple[float, float]:
-    """The share of other images that pass with at least a given share of the in-distribution ones.
+    """The share of other images that pass a threshold which keeps a given share of the in-distribution images.
 
     Args:
-        id_scores: of in-distribution images; higher means more in-distribution.
-        ood_scores: of the others.
-        true_positive_rate: the share of in-distribution images to keep. Default 0.95.
+        id_scores: scores of in-distribution images; higher means more in-distribution.
+        ood_scores: scores of the other images.
+        true_positive_rate: the least share of in-distribution images to keep. Default 0.95.
 
     Returns:
-        The rate, and the threshold: the largest score that keeps so many.
+        The share of other images, and the threshold: the largest score that keeps that many in-distribution images.
 
     Raises:
         ValueError: as :func:`detection_metrics`, or a rate outside (0, 1].

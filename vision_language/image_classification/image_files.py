@@ -2,12 +2,12 @@
 
 ===============  =====================================================================================================
 idx              ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-...``, also ``.gz``, in the folder or
-                 in ``raw`` or ``*/raw`` of it: MNIST, Fashion-MNIST, KMNIST, notMNIST
+                 in ``raw`` or ``*/raw`` below it: MNIST, Fashion-MNIST, KMNIST, notMNIST
 CIFAR batches    ``data_batch_1`` ... ``test_batch``, or ``train`` and ``test``: pickles, which may hold arrays only
 ``.npz``         ``SPLIT.npz`` with arrays ``x`` (uint8, ``(N, H, W)`` or ``(N, H, W, 3)``) and ``y``; or one file with
                  ``x_SPLIT`` and ``y_SPLIT``
 pictures         ``SPLIT/CLASS/**/*.png`` (ImageFolder), or another of the endings of
-                 :mod:`fairseq_ext.training.images`; grey of 16 bits is read in 8. Classes are sorted by name, by
+                 :mod:`fairseq_ext.training.images`; grey of 16 bits is reduced to 8. Classes are sorted by name, or by
                  number where all names are numbers
 ===============  =====================================================================================================
 """
@@ -32,14 +32,14 @@ __all__ = ["read_split", "read_unlabelled"]
 
 
 def read_split(folder: str | Path, split: str) -> ImageSet | None:
-    """One split of a data folder, or of one ``.npz`` file; None where it has the others only.
+    """One split of a data folder, or of one ``.npz`` file; None where it has only other splits.
 
     Args:
-        folder: in one of the forms at the top.
-        split: ``train``, ``valid`` or ``test``; ``val``, ``dev`` and ``validation`` are taken for ``valid``.
+        folder: data in one of the forms above.
+        split: ``train``, ``valid`` or ``test``; ``val``, ``dev`` and ``validation`` in the data are read as ``valid``.
 
     Raises:
-        OptionError: no such folder, or none of the forms in it.
+        OptionError: no such folder, or nothing in one of the forms in it.
         DataError: a file that is missing, damaged, or does not fit the others.
     """
     folder = Path(folder)
@@ -59,7 +59,7 @@ def read_unlabelled(path: str | Path, split: str = "test") -> ImageSet:
     """Images whose classes do not matter: a data folder's split, or all pictures below a folder.
 
     Raises:
-        OptionError: nothing there.
+        OptionError: no picture there, or no such split.
         DataError: as :func:`read_split`.
     """
     path = Path(path)
@@ -137,7 +137,7 @@ def _from_folders(place: Path, classes: tuple[str, ...]) -> ImageSet:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """The pictures of a folder and of those below it; that other files are left is said, but of hidden ones."""
+    """The pictures in a folder and below it; a warning tells of other files, unless they are hidden."""
     files = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
     pictures = list(filter(is_image_file, files))
     if others := len(files) - len(pictures):
@@ -147,7 +147,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _all_grey(paths: Sequence[Path]) -> bool:
-    """Whether no picture has colours, by the headers."""
+    """Whether no picture has colours, according to the files' headers."""
     for path in paths:
         with open_image(path) as picture:
             if picture.mode not in ("1", "L", "LA") and not picture.mode.startswith("I;16"):

@@ -1,4 +1,4 @@
-"""Images with labels, in memory or as files that are decoded when they are asked for."""
+"""Images with labels, in memory or as files that are decoded when they are needed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ HEAD = 2**16
 
 
 class ImageFiles(Sequence[np.ndarray]):
-    """Picture files as arrays ``(H, W)`` or ``(H, W, 3)``, upright by their EXIF data, decoded when they are asked for.
+    """Picture files as arrays ``(H, W)`` or ``(H, W, 3)``, upright by their EXIF data, decoded when they are needed.
 
     Args:
-        paths: of the files.
-        grey: one channel instead of three.
+        paths: paths of the files.
+        grey: whether an image has one channel instead of three.
     """
 
     def __init__(self, paths: Sequence[Path], grey: bool) -> None:
@@ -42,7 +42,7 @@ class ImageFiles(Sequence[np.ndarray]):
             return np.asarray(_of_bytes(upright, self.paths[index]).convert("L" if self.grey else "RGB"))
 
     def digest(self) -> str:
-        """A digest of the files' names, sizes and beginnings: reading all of a large set would outlast its training."""
+        """A digest of the files' names, sizes and first 64 KiB: reading all of a large set would take too long."""
         sha = hashlib.sha256()
         for path in self.paths:
             with open(path, "rb") as file:
@@ -51,7 +51,7 @@ class ImageFiles(Sequence[np.ndarray]):
 
 
 def _of_bytes(picture: Image.Image, path: Path) -> Image.Image:
-    """Grey of 16 bits in 8; Pillow alone would make white of all that is above 255."""
+    """A picture of 8 bits; Pillow alone would turn all values above 255 of a 16-bit grey picture into white."""
     if picture.mode in ("I", "F"):
         scale = f"numbers without a scale (mode {picture.mode} of Pillow), not of 8 or 16 bits"
         raise DataError(f"{path}: its pixels are {scale}")
@@ -65,10 +65,10 @@ class ImageSet:
     """Images, their labels, and the names of the classes.
 
     Args:
-        images: uint8 arrays ``(H, W)`` or ``(H, W, 3)`` by number: one array of all, or :class:`ImageFiles`.
-        labels: ``(N)``, int64.
-        classes: names; a label is the number of one.
-        origin: for messages.
+        images: uint8 arrays ``(H, W)`` or ``(H, W, 3)`` by number: one array of all images, or :class:`ImageFiles`.
+        labels: class number of each image, ``(N)``, int64.
+        classes: name of each class.
+        origin: where the images are from, for messages.
     """
 
     images: Any
@@ -81,12 +81,12 @@ class ImageSet:
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
+        """Number of channels, 1 or 3."""
         return 1 if self.images[0].ndim == 2 else 3
 
     @property
     def counts(self) -> list[int]:
-        """Images of each class."""
+        """Number of images of each class."""
         return np.bincount(self.labels, minlength=len(self.classes)).tolist()
 
     def subset(self, indices: Any) -> Self:
@@ -103,16 +103,17 @@ class ImageSet:
         return self.images.digest() if isinstance(self.images, ImageFiles) else digest(self.images)
 
     def named_as(self, classes: Sequence[str], owner: str) -> Self:
-        """The images with the classes of a model, found by their names.
+        """The images with labels that are class numbers of a model; classes are matched by their names.
 
-        Numbers, as arrays have instead of names, are places among the classes of a model that has names.
+        Classes of arrays are called by their numbers. Where the model's classes have real names, such a number is the
+        place among them.
 
         Args:
-            classes: of the model.
+            classes: names of the model's classes.
             owner: the model, for messages.
 
         Raises:
-            OptionError: a class of an image that is not among them, or that two of them are called.
+            OptionError: an image has a class that the model does not know, or whose name two of its classes have.
         """
         if self.classes == tuple(classes):
             return self

@@ -1,4 +1,4 @@
-"""A classifier of pixels: a Hugging Face model with the normalisation of its images inside, saved as such a folder."""
+"""A classifier of pixels: a Hugging Face model with the normalisation of its images inside, saved as a model folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vision_language.image_classification.preprocessing import Preprocessing
 __all__ = ["ImageClassifier", "ImageNetwork", "ImageNetworkConfig", "build", "load"]
 
 SMALL_IMAGE = 64
-"""Up to this size a ResNet begins with a convolution of 3x3 and without pooling, which would leave hardly a pixel."""
+"""Images up to this size: the ResNet begins with a 3x3 convolution and no pooling, which would leave hardly a pixel."""
 
 RESNETS = {
     "resnet18": {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]},
@@ -41,12 +41,12 @@ class ImageNetworkConfig(PreTrainedConfig):
 
     Args:
         network: a name of ``NETWORKS``, or ``timm:NAME``.
-        num_channels: of an image.
-        image_size: height and width.
-        width: of ``large-margin-cnn``, 0 for its own.
-        margin: of ``large-margin-cnn``.
-        cosine_scale: of a last layer of cosines; 0 for a linear one.
-        **options: of every configuration, such as ``id2label``.
+        num_channels: channels of an image.
+        image_size: height and width of an image.
+        width: width of ``large-margin-cnn``; 0 for its default, 64.
+        margin: margin of ``large-margin-cnn``; 1 for none.
+        cosine_scale: scale of a last layer that gives cosines; 0 for a linear layer.
+        **options: options that every configuration has, such as ``id2label``.
     """
 
     model_type = "fairseq_ext_image_network"
@@ -113,7 +113,7 @@ class ImageNetwork(PreTrainedModel):
     """The networks of this package in Hugging Face's form.
 
     Args:
-        config: which one.
+        config: which network, and its shape.
     """
 
     config_class = ImageNetworkConfig
@@ -132,13 +132,13 @@ class ImageNetwork(PreTrainedModel):
         self.drawn = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw what a folder lacks; when it is built, every network draws its own weights."""
+        """Draw the weights that a folder lacks; a network draws all of its own when it is built."""
         own = module.parameters(recurse=False)
         if self.drawn and not all(getattr(parameter, "_is_hf_initialized", False) for parameter in own):
             module.reset_parameters()  # type: ignore[operator]
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutputWithNoAttention:
-        """Logits; ``labels`` are for the margin of ``large-margin-cnn``."""
+        """Logits; only the margin of ``large-margin-cnn`` uses ``labels``."""
         arguments = () if self.config.margin == 1 else (labels,)
         return ImageClassifierOutputWithNoAttention(logits=self.network(pixel_values, *arguments))
 
@@ -151,7 +151,7 @@ def last_linear(model: nn.Module, classes: int) -> tuple[str, Any]:
     """Name and module of the layer that gives the logits.
 
     Raises:
-        OptionError: none that is linear.
+        OptionError: the model has no linear layer with so many outputs as classes.
     """
     for name, module in reversed(list(model.named_modules())):
         if isinstance(module, (nn.Linear, LargeMarginLinear)) and module.weight.size(0) == classes:
@@ -160,7 +160,7 @@ def last_linear(model: nn.Module, classes: int) -> tuple[str, Any]:
 
 
 def _head(model: PreTrainedModel) -> str:
-    """The name of the last layer, which is new where the classes are."""
+    """The name of the last layer, which is drawn anew where the classes are new."""
     return last_linear(model, model.config.num_labels)[0]
 
 
@@ -169,7 +169,7 @@ class ImageClassifier(nn.Module):
 
     Args:
         model: a Hugging Face image classifier.
-        preprocessing: of its images.
+        preprocessing: size and normalisation of its images.
 
     Shape:
         - pixels: ``(N, channels, size, size)``; output: ``(N, classes)``
@@ -187,12 +187,12 @@ class ImageClassifier(nn.Module):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names."""
+        """The names of the classes."""
         return tuple(name for _, name in sorted((self.model.config.id2label or {}).items()))
 
     @property
     def train_counts(self) -> list[int] | None:
-        """Training images of each class; None of a model that does not say it, such as those of earlier versions."""
+        """Number of training images of each class; None where the folder lacks it, as those of earlier versions do."""
         return getattr(self.model.config, "train_counts", None)
 
     @property
@@ -205,7 +205,7 @@ class ImageClassifier(nn.Module):
         return last_linear(self.model, len(self.classes))[1]
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits; ``labels`` are for a margin in training."""
+        """Logits; ``labels`` are needed only in training, by a network with a margin."""
         arguments = {"labels": labels} if isinstance(self.model, ImageNetwork) else {}
         return self.model(pixel_values=(pixels - self.mean) / self.std, **arguments).logits
 
@@ -218,13 +218,13 @@ def build(options: NetworkOptions, classes: tuple[str, ...], preprocessing: Prep
     """A network to train, with random weights or those of a Hugging Face folder.
 
     Args:
-        options: which one.
-        classes: their names.
-        preprocessing: of the training images; that of a Hugging Face folder wins.
+        options: the name of the network, or its folder, and its shape.
+        classes: names of the classes.
+        preprocessing: of the training images; a Hugging Face folder's own preprocessing takes precedence.
 
     Raises:
-        OptionError: no such network, or an option that it does not have.
-        CheckpointError: a folder that is no image classifier.
+        OptionError: no such network, or an option that the network does not have.
+        CheckpointError: the folder holds no image classifier.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     labels: dict[str, Any] = {"id2label": dict(enumerate(classes)), "label2id": numbers}
@@ -259,11 +259,11 @@ def load(folder: str | Path) -> ImageClassifier:
     """A trained classifier, in evaluation mode.
 
     Args:
-        folder: of a Hugging Face image classifier, such as a training of this package leaves.
+        folder: folder of a Hugging Face image classifier, such as a training of this package writes.
 
     Raises:
         OptionError: no such folder.
-        CheckpointError: no image classifier in it, or training images of other classes than its own.
+        CheckpointError: no image classifier in it, or its ``train_counts`` are no counts of its classes.
     """
     read_config(folder)
     model, _ = load_model(AutoModelForImageClassification.from_pretrained, folder)

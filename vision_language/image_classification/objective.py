@@ -24,8 +24,8 @@ def ldam_margins(class_counts: Tensor, largest: float = LDAM_MARGIN) -> Tensor:
     Cao, Wei, Gaidon, Arechiga, Ma, arXiv:1906.07413.
 
     Args:
-        class_counts: n, ``(C)``.
-        largest: :math:`m_{max}`. Default 0.5.
+        class_counts: training images of each class, n, ``(C)``.
+        largest: the largest margin, :math:`m_{max}`. Default 0.5.
     """
     margins = class_counts.double() ** -0.25
     return margins * (largest / margins.max())
@@ -35,10 +35,10 @@ class Objective:
     """The mean loss of a batch.
 
     Args:
-        options: of the loss.
-        counts: training images of each class.
-        epochs: of the whole training, which a schedule of the bonus needs.
-        scale: of cosine logits, which the margins of ``ldam`` are multiplied by; 1 for others.
+        options: options of the loss.
+        counts: number of training images of each class.
+        epochs: epochs of the whole training, which a schedule of the bonus needs.
+        scale: scale of cosine logits, by which the margins of ``ldam`` are multiplied; 1 for other logits. Default 1.
     """
 
     def __init__(self, options: LossOptions, counts: list[int], epochs: int, scale: float = 1.0) -> None:
@@ -58,8 +58,9 @@ class Objective:
             logits: ``(N, C)``; half precision is computed in float32.
             labels: ``(N)``.
             epoch: counted from 1.
-            whole: labels of the whole batch, ``(M)``, where these are a process's share of it: the loss of the batch is
-                then the mean of those of the shares, each times N / M. Default: they are the batch.
+            whole: labels of the whole batch, ``(M)``, where ``labels`` are the share of one process; the loss of the
+                batch is then the sum over the shares of N / M times the share's loss. Default: ``labels`` are the
+                whole batch.
         """
         options, logits = self.options, logits.float()
         weight = self._weights_of("loss", epoch, logits)
@@ -101,7 +102,7 @@ class Objective:
         return options.bonus_weight * bonus_schedule(epoch, self.epochs, options.schedule)
 
     def _bonus(self, logits: Tensor, labels: Tensor, epoch: int) -> Tensor:
-        """Its plain mean: unlike the loss it is not divided by the sum of its weights, as published."""
+        """The plain mean of the bonus: unlike the loss it is not divided by the sum of the weights, as published."""
         options = self.options
         form: dict[str, Any] = {"bonus": options.bonus, "bonus_start": options.bonus_start}
         if options.bonus == "log":

@@ -1,4 +1,4 @@
-"""One training step: the images of a batch, attacked where that is asked for, the loss, and the optimiser."""
+"""One training step: the images of a batch (attacked in adversarial training), the loss, and the optimiser."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = ["TrainingBatches", "TrainingStep", "lr_factor"]
 
 
 class TrainingStep:
-    """Trains a classifier by one step of the optimiser at a call.
+    """Each call trains a classifier by one step of the optimiser.
 
     Args:
         classifier: on the accelerator's device.
-        images: of the training, with the classifier's channels.
-        options: of the training.
+        images: training images, with the classifier's channels.
+        options: options of the training.
         accelerator: devices, processes and number format; each process has its share of a batch.
 
     Raises:
-        OptionError: ``--batch-size`` that leaves a process without images.
+        OptionError: ``--batch-size`` leaves a process with fewer than two images.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class TrainingStep:
         return (number - 1) // self.batches.per_epoch + 1
 
     def __call__(self, number: int) -> dict[str, Tensor | float]:
-        """Step 1, 2, ...: its ``train_loss`` on this process, and its ``lr``."""
-        rate = self.optimizer.param_groups[0]["lr"]  # of this step; afterwards the schedule is at the next
+        """Do step ``number``, counted from 1; returns its ``train_loss`` on this process and its ``lr``."""
+        rate = self.optimizer.param_groups[0]["lr"]  # read now: the schedule then goes on to the next step
         batch, pixels, labels = self.batches(number)
         loss = self._loss(batch, pixels, labels, self.epoch(number))
         self.optimizer.zero_grad()
@@ -69,7 +69,7 @@ class TrainingStep:
         return {"train_loss": loss, "lr": rate}
 
     def _loss(self, batch: np.ndarray, pixels: Tensor, labels: Tensor, epoch: int) -> Tensor:
-        """This process's share of the mean over ``batch``, the numbers of the images that all processes have."""
+        """This process's share of the mean loss of ``batch``, the numbers of the images of all processes together."""
         device, world = self.accelerator.device, self.accelerator.num_processes
         pixels, labels = pixels.to(device), labels.to(device)
         if self.attack:
@@ -82,10 +82,10 @@ class TrainingStep:
         return share * self.objective(self.parallel(pixels, labels), labels, epoch, whole)
 
     def prove(self) -> None:
-        """Refuse images of a size that the network cannot take.
+        """Refuse images of a size that the network cannot take, and a network that does not give a logit per class.
 
         Raises:
-            OptionError: names the option.
+            OptionError: names ``--image-size`` or ``--network``.
         """
         pixels = self.batches.first_and_last()
         try:
@@ -101,18 +101,18 @@ class TrainingStep:
 
 
 class TrainingBatches:
-    """The batches of all epochs, of each this process's share.
+    """The batches of all epochs, each with this process's share of its images.
 
-    Order and augmentation of an epoch come from (seed, epoch) alone.
+    Seed and epoch alone decide the order and the augmentation of an epoch.
 
     Args:
-        images: of the training.
-        transform: of each image.
-        options: of the training.
-        accelerator: the processes.
+        images: training images.
+        transform: what each image goes through.
+        options: options of the training.
+        accelerator: the processes that share a batch.
 
     Raises:
-        OptionError: several processes, and fewer than two images for each in any batch.
+        OptionError: several processes, and a batch has fewer than two images for each.
     """
 
     def __init__(self, images: ImageSet, transform: Transform, options: Options, accelerator: Accelerator) -> None:
@@ -122,9 +122,9 @@ class TrainingBatches:
         self._left: Iterator[Any] | None = None
 
     def __call__(self, number: int) -> tuple[np.ndarray, Tensor, Tensor]:
-        """Of step ``number``: the numbers of all images, and pixels and labels of this process's.
+        """The batch of step ``number``: the numbers of all its images, and the pixels and labels of this process's.
 
-        The steps are counted from 1 and asked for one after another, from any on.
+        Steps are counted from 1; the first call may ask for any step, and each later call for the next one.
         """
         epoch, position = divmod(number - 1, self.per_epoch)
         if self._left is None or position == 0:
@@ -142,7 +142,7 @@ class TrainingBatches:
 
 
 def lr_factor(options: Options, epoch: int) -> float:
-    """The factor of ``--lr`` in an epoch e, counted from 1.
+    """The factor by which ``--lr`` is multiplied in epoch e, counted from 1.
 
     With E epochs ``cosine`` is ``(1 + cos(pi (e - 1) / E)) / 2``. The paper's code for long tails steps its schedule
     before each epoch, which makes it ``(1 + cos(pi e / E)) / 2``: ``cosine-released``.
@@ -164,7 +164,7 @@ def _optimizer(options: Options, parameters: list[nn.Parameter]) -> torch.optim.
 
 
 def _attack(options: Options) -> Attack | None:
-    """That of adversarial training, which raises the cross-entropy whatever the loss, as published."""
+    """The attack of adversarial training; it raises the cross-entropy whatever the loss, as published."""
     if not options.attack:
         return None
     steps: dict[str, Any] = {"steps": options.attack_steps, "step_size": options.attack_step_size}
@@ -172,7 +172,7 @@ def _attack(options: Options) -> Attack | None:
 
 
 def _order(options: Options, images: ImageSet, epoch: int) -> np.ndarray:
-    """The numbers of an epoch's images; with ``--freeze`` every class is drawn equally often."""
+    """The numbers of an epoch's images in their order; with ``--freeze`` every class is drawn equally often."""
     generator = np.random.default_rng([options.seed, epoch])
     if options.freeze:
         of_class = [np.flatnonzero(images.labels == label) for label in range(len(images.classes))]
@@ -182,10 +182,12 @@ def _order(options: Options, images: ImageSet, epoch: int) -> np.ndarray:
 
 
 def _batches(order: np.ndarray, size: int, processes: int) -> list[np.ndarray]:
-    """A last batch with fewer than two images for each process joins the one before: batch norm cannot learn from one.
+    """The batches of an order of images; batch norm cannot learn from one image.
+
+    A last batch with fewer than two images for each process therefore joins the one before.
 
     Raises:
-        OptionError: several processes, and fewer than two images for each in any batch.
+        OptionError: several processes, and a batch has fewer than two images for each.
     """
     if processes > 1 and min(size, len(order)) < 2 * processes:
         raise OptionError(

@@ -1,7 +1,7 @@
 """Transforms of an image before the network sees it: from bytes to bytes, by Pillow and NumPy.
 
-All chance comes from the generator that is given, so that the image of an epoch depends on seed, epoch and its number
-alone: neither on batches nor on workers nor on where a training was resumed.
+All chance comes from the generator that is passed in. What an epoch sees of an image so depends only on the seed, the
+epoch and the image's number: neither on batches, nor on workers, nor on where a training was resumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AUGMENTATIONS = ("none", "pad-crop", "resized-crop")
 
 @dataclass(frozen=True)
 class Transform:
-    """Training and test images of one size.
+    """How training and test images are brought to one size.
 
     ================  ================================================================================================
     ``none``          training images as they are, resized where they have another size
@@ -28,11 +28,12 @@ class Transform:
     ================  ================================================================================================
 
     Args:
-        size: height and width of what comes out.
-        augment: one of ``AUGMENTATIONS``, of training images.
-        resized: what test images are resized to before the square of ``size`` at their centre is taken: the length of
-            their shorter side, or height and width; 0: to ``size``, whole. See :func:`resized_for`.
-        resample: Pillow's filter, of training images too. Default: 2, bilinear.
+        size: height and width of the result.
+        augment: augmentation of training images, one of ``AUGMENTATIONS``.
+        resized: the size to which test images are resized before the square of ``size`` at their centre is cut out:
+            the length of the shorter side, or height and width; 0: the whole image is resized to ``size``, nothing is
+            cut. See :func:`resized_for`.
+        resample: Pillow's filter, for training and test images. Default: 2, bilinear.
     """
 
     size: int
@@ -41,7 +42,7 @@ class Transform:
     resample: int = Image.Resampling.BILINEAR
 
     def train(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """A training image, ``(H, W)`` or ``(H, W, 3)``."""
+        """A training image ``(H, W)`` or ``(H, W, 3)`` as the network sees it, with augmentation."""
         if self.augment == "none":
             return resize(image, (self.size, self.size), self.resample)
         if self.augment == "pad-crop":
@@ -51,7 +52,7 @@ class Transform:
         return np.ascontiguousarray(image[:, ::-1]) if generator.random() < 0.5 else image
 
     def test(self, image: np.ndarray) -> np.ndarray:
-        """The same image without chance."""
+        """A test image as the network sees it, without augmentation."""
         shorter, (height, width) = self.resized, image.shape[:2]
         if isinstance(shorter, tuple):
             return centre_crop(resize(image, shorter, self.resample), self.size)
@@ -64,22 +65,22 @@ class Transform:
 
 
 def resized_for(augment: str, size: int) -> int:
-    """The shorter side of test images, before the centre is taken, of a training: 8/7 of ``size`` with resized-crop.
+    """The shorter side of test images before the centre is cut out: 8/7 of ``size`` with resized-crop, else 0.
 
     Args:
-        augment: of the training images.
-        size: that the network sees.
+        augment: augmentation of the training images.
+        size: height and width that the network sees.
     """
     return round(size * 8 / 7) if augment == "resized-crop" else 0
 
 
 def resize(image: np.ndarray, size: tuple[int, int], resample: int = Image.Resampling.BILINEAR) -> np.ndarray:
-    """Pillow's, with antialiasing.
+    """The image resized by Pillow, with antialiasing.
 
     Args:
         image: ``(H, W)`` or ``(H, W, 3)``.
-        size: height and width.
-        resample: the filter. Default: 2, bilinear.
+        size: height and width of the result.
+        resample: Pillow's filter. Default: 2, bilinear.
     """
     if image.shape[:2] == size:
         return image
@@ -87,26 +88,27 @@ def resize(image: np.ndarray, size: tuple[int, int], resample: int = Image.Resam
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The square in the middle; of an odd rest the smaller part is above and to the left, as in Hugging Face's.
+    """The square in the middle; where an odd number of pixels is cut off, fewer go above and to the left.
 
-    ``AutoImageProcessor`` reads the folders of models and must crop the same. The paper's code crops by torchvision,
-    which rounds half of the rest to the even number: of a rest of 3, 7, ... pixels it begins one pixel further.
+    Hugging Face's ``AutoImageProcessor`` reads the folders of models, so both must crop alike. The paper's code crops
+    by torchvision, which rounds half of the pixels to an even number: where 3, 7, ... pixels are cut off, its square
+    begins one pixel further.
 
     Args:
         image: ``(H, W)`` or ``(H, W, 3)``, no side shorter than ``size``.
-        size: of its sides.
+        size: height and width of the square.
     """
     top, left = ((side - size) // 2 for side in image.shape[:2])
     return image[top : top + size, left : left + size]
 
 
 def pad_crop(image: np.ndarray, padding: int, generator: np.random.Generator) -> np.ndarray:
-    """A crop of the old size from the image inside a frame of zeros.
+    """A random crop of the image's own size, after a frame of zeros was put around the image.
 
     Args:
         image: ``(H, W)`` or ``(H, W, 3)``.
         padding: width of the frame.
-        generator: of the place.
+        generator: draws the place of the crop.
     """
     height, width = image.shape[:2]
     padded = np.pad(image, [(padding, padding), (padding, padding)] + [(0, 0)] * (image.ndim - 2))
@@ -117,14 +119,14 @@ def pad_crop(image: np.ndarray, padding: int, generator: np.random.Generator) ->
 def random_resized_crop(
     image: np.ndarray, size: int, generator: np.random.Generator, resample: int = Image.Resampling.BILINEAR
 ) -> np.ndarray:
-    """A random part of 8 to 100 % of the area and a ratio of sides from 3/4 to 4/3, resized to a square.
+    """A random part with 8 to 100 % of the area and a ratio of sides from 3/4 to 4/3, resized to a square.
 
-    After ten misfits it is the largest part at the centre with such a ratio.
+    If ten drawn parts do not fit into the image, it is the largest part at the centre with such a ratio.
 
     Args:
         image: ``(H, W)`` or ``(H, W, 3)``.
-        size: of the sides of what comes out.
-        generator: of the part.
+        size: height and width of the result.
+        generator: draws the part.
         resample: Pillow's filter. Default: 2, bilinear.
     """
     height, width = image.shape[:2]
