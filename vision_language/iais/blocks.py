@@ -25,7 +25,10 @@ __all__ = ["AttentionBlocks", "attention_blocks", "block_softmax"]
 
 
 class AttentionBlocks(NamedTuple):
-    """Maps of a batch of pairs, words and regions left-aligned in the order of the sequence, padding exactly 0."""
+    """Attention maps of a batch of pairs.
+
+    Words and regions are left-aligned, in the order of the sequence; at padding a map is exactly 0.
+    """
 
     ll: Tensor
     """Words to words, ``(B, L, L)``, L the largest number of words in the batch."""
@@ -40,7 +43,7 @@ class AttentionBlocks(NamedTuple):
     regions: Tensor
     """Number of regions of each pair, ``(B,)``, int64."""
     scores: tuple[Tensor, Tensor] | None = None
-    """Scores of ``ll`` and ``vv`` by head, ``(B, A, L, L)`` and ``(B, A, V, V)``, undefined at padding; on request."""
+    """Scores behind ``ll`` and ``vv`` by head, ``(B, A, L, L)`` and ``(B, A, V, V)``, undefined at padding; or None."""
 
     def swapped(self) -> AttentionBlocks:
         """The same blocks with words and regions in each other's place."""
@@ -49,7 +52,7 @@ class AttentionBlocks(NamedTuple):
 
 
 def block_softmax(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Softmax over some columns, in float32 or better, and 0 everywhere else.
+    """Softmax over some of the columns, in float32 or better; all other entries are 0.
 
     Args:
         scores: ``(*, R, C)``.

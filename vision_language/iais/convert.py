@@ -61,15 +61,15 @@ class ConvertOptions(OptionSet):
 def convert(options: ConvertOptions) -> dict[str, int]:
     """Write a folder of the region format; ``{train,valid,test}.jsonl`` are written last.
 
-    Boxes are cut at the border of their image; those without size, images without boxes or without captions, and
-    images that ``split_file`` does not name are left out.
+    Boxes are cut at the border of their image. Left out are boxes without size, images without boxes or without
+    captions, and images that ``split_file`` does not name.
 
     Returns:
-        Images of each split, and the number of images ``left_out``.
+        The number of images of each split, and of those ``left_out``.
 
     Raises:
-        OptionError: a folder that holds splits already, or a draw that leaves no image to train on.
-        DataError: a bad file, one with a number that is not finite, or images that captions and splits do not name.
+        OptionError: the folder holds splits already, or the draw leaves no image to train on.
+        DataError: a bad file, a number that is not finite, captions and regions of different images, or an empty split.
     """
     out = Path(options.out)
     if present := [name for split in SPLITS if (name := split_name(out, split))]:
@@ -131,7 +131,7 @@ def _label_sources(paths: Sequence[str | Path]) -> tuple[list[str], Iterator[Reg
 
 
 def _line(regions: Regions, captions: list[str], out: Path) -> str | None:
-    """The line of an image, its features written beside; None where it has no box or no caption."""
+    """The line of an image in its split; its features are written to a file. None if it has no box or no caption."""
     limits = np.array([regions.width, regions.height, regions.width, regions.height], dtype=np.float64)
     boxes = np.round(regions.boxes.astype(np.float64).clip(0, limits), 6)
     kept = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])

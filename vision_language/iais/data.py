@@ -28,15 +28,15 @@ MIN_REGIONS = 10
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """The V regions of an image that the model sees, and its captions.
+    """The V regions of an image that the model sees, and the captions of the image.
 
     Attributes:
-        boxes: ``(V, 4)`` in pixels.
+        boxes: boxes of the regions in pixels, ``(V, 4)``.
         geometry: ``(V, 7)``, see :func:`~fairseq_ext.modules.visual.box_geometry`.
-        labels: ``(V,)`` class numbers, where the data has them.
-        origin: file and line, for messages.
-        rows: places of the V regions in the file.
-        stored_features: the features of all regions in the file, or where they lie.
+        labels: class numbers of the regions, ``(V,)``, where the data has them.
+        origin: file and line of the image, for messages.
+        rows: numbers of the V regions among those of the file.
+        stored_features: the features of all regions of the file, or the path of the file that holds them.
     """
 
     image_id: int | str
@@ -51,10 +51,10 @@ class Image:
     stored_features: Path | np.ndarray | None = None
 
     def features(self) -> Tensor:
-        """``(V, D)`` float32; where each image has its file, read from that at every call.
+        """The features of the regions, ``(V, D)`` float32; where they lie in a file, each call reads the file.
 
         Raises:
-            DataError: there are none, there are fewer than when the data was read, or one is not a finite number.
+            DataError: there are no features, fewer than when the data was read, or one is not a finite number.
         """
         stored = self.stored_features
         if stored is None:
@@ -69,14 +69,14 @@ class Image:
 
 
 class RegionData(torch.utils.data.Dataset):
-    """Images and their captions; item t is the matched pair of caption t, ``(caption, Image)``.
+    """Images and their captions; item t is caption t with the image it belongs to, ``(caption, Image)``.
 
     Attributes:
         images: the images.
         captions: the captions of all images, image by image.
         text_to_image: ``(captions,)``, the number of each caption's image.
         labels: class names, where regions have labels.
-        feature_size: D, where regions have features, else 0.
+        feature_size: length of a region's features, D; 0 where regions have none.
     """
 
     def __init__(self, images: Sequence[Image], labels: Sequence[str] | None = None, feature_size: int = 0) -> None:
@@ -103,7 +103,7 @@ class RegionData(torch.utils.data.Dataset):
         return [(self.captions[text], self.images[image]) for text, image in indices]
 
     def digest(self) -> str:
-        """SHA-256 of all that a model sees of the split; reads every feature.
+        """SHA-256 of everything in the split that a model sees; reads every feature.
 
         Raises:
             DataError: a feature is not a finite number.
@@ -115,7 +115,7 @@ class RegionData(torch.utils.data.Dataset):
         return digest(*parts)
 
     def check_model(self, config: Any) -> None:
-        """Refuse a model (its config) that was made for other regions.
+        """Refuse a model, given its ``config``, that was made for other regions.
 
         Raises:
             DataError: class names or feature size differ.
@@ -132,12 +132,12 @@ class RegionData(torch.utils.data.Dataset):
 
 
 class Collator:
-    """Captions and images to the keyword arguments of :class:`~vision_language.iais.model.RegionRetriever`.
+    """Turns captions and images into keyword arguments of :class:`~vision_language.iais.model.RegionRetriever`.
 
     Args:
         tokenizer: a fast or slow Hugging Face tokenizer that frames a text by [CLS] and [SEP].
-        max_text_length: longer captions are cut to this many word pieces; none: to what the tokenizer's model can
-            read. Default 60 (UNITER leaves longer captions out in training and cuts none in evaluation).
+        max_text_length: longer captions are cut to this many word pieces; None cuts to as many as the tokenizer's
+            model can read. Default 60 (UNITER leaves longer captions out in training and cuts none in evaluation).
 
     Example:
         >>> loader = DataLoader(data, batch_size=32, collate_fn=Collator(tokenizer))
@@ -149,7 +149,7 @@ class Collator:
         if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None or tokenizer.pad_token_id is None:
             raise OptionError("the tokenizer must have the tokens [CLS], [SEP] and [PAD] of BERT")
         self.tokenizer = tokenizer
-        longest = min(tokenizer.model_max_length, sys.maxsize)  # one without a limit says 10^30
+        longest = min(tokenizer.model_max_length, sys.maxsize)  # a tokenizer without a limit says 10^30
         self.max_length = longest if max_text_length is None else min(max_text_length + 2, longest)
 
     def __call__(self, items: Sequence[tuple[str, Image]]) -> dict[str, Tensor]:
@@ -157,7 +157,7 @@ class Collator:
         return {**self.texts(captions), **self.regions(images)}
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """``input_ids`` and ``attention_mask`` ``(B, T)``."""
+        """``input_ids`` and ``attention_mask`` ``(B, T)`` of captions."""
         encoded = self.tokenizer(list(captions), truncation=True, max_length=self.max_length)["input_ids"]
         padding = self.tokenizer.pad_token_id
         ids = pad_sequence([torch.tensor(pieces) for pieces in encoded], batch_first=True, padding_value=padding)
@@ -182,11 +182,11 @@ def read_splits(folder: str | Path, **options: Any) -> dict[str, RegionData]:
 
     Args:
         folder: the folder.
-        **options: of :func:`read_regions`.
+        **options: options of :func:`read_regions`.
 
     Raises:
         OptionError: no such folder.
-        DataError: a missing or bad file, or an image that is in two of them.
+        DataError: a missing or bad file, an image in two places, or splits with features of different sizes.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -213,18 +213,19 @@ def read_regions(
 ) -> RegionData:
     """The images of one file.
 
-    Where boxes have a confidence, the most confident come first, and those above the threshold are kept, but at least
-    ``min_regions`` (of those there are) and at most ``max_regions``. Else the first ``max_regions`` are. All defaults
-    are UNITER's.
+    Where boxes have a confidence, they are sorted by it, and those above the threshold are kept, but at least
+    ``min_regions`` (if the image has so many) and at most ``max_regions``. Where they have none, the first
+    ``max_regions`` are kept. All defaults are UNITER's.
 
     Args:
-        path: ``.jsonl`` or ``.jsonl.gz``.
-        min_regions: default 10, or ``max_regions`` where that is less.
-        max_regions, confidence_threshold: which regions of an image are kept.
-        need_captions: refuse images without captions.
+        path: a ``.jsonl`` or ``.jsonl.gz`` file.
+        min_regions: fewest regions of an image. Default 10, or ``max_regions`` where that is less.
+        max_regions: most regions of an image. Default 100.
+        confidence_threshold: regions with more confidence are kept. Default 0.2.
+        need_captions: whether images without captions are refused. Default True.
 
     Raises:
-        DataError: names the file and the line.
+        DataError: a bad line, or no image in the file; names the file.
     """
     path = Path(path)
     min_regions = min(MIN_REGIONS, max_regions) if min_regions is None else min_regions

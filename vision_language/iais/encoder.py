@@ -30,12 +30,12 @@ SPECIAL = {
     "mask_token": "[MASK]",
 }
 
-# Else reading a tokenizer from a retriever's folder warns of an unknown model.
+# Otherwise reading a tokenizer from a retriever's folder warns of an unknown model.
 AutoConfig.register(RegionRetrieverConfig.model_type, RegionRetrieverConfig, exist_ok=True)
 
 
 def learn_tokenizer(captions: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A lower-cased WordPiece tokenizer of the most frequent words, with every character to spell the others.
+    """A lower-cased WordPiece tokenizer of the most frequent words, and of all characters to spell the other words.
 
     The same captions always give the same vocabulary.
     """
@@ -57,13 +57,14 @@ def build(options: Options, data: RegionData) -> tuple[RegionRetriever, PreTrain
     """The untrained retriever of ``options``, drawn from torch's generator, and its tokenizer.
 
     Args:
-        data: the training split. Its captions make the vocabulary of an encoder from scratch. Its regions are read
-            through their features where they have any, else through their class labels.
+        options: the encoder and its sizes.
+        data: the training split. Its captions make the vocabulary of an encoder from scratch. The model reads the
+            features of its regions where they have any, else their class labels.
 
     Raises:
-        OptionError: an encoder that is no folder, or has too few layers or positions.
-        CheckpointError: an encoder or UNITER checkpoint that cannot be used.
-        DataError: regions with neither features nor labels.
+        OptionError: the encoder is no folder, or has too few layers or positions.
+        CheckpointError: the encoder or the UNITER checkpoint cannot be used.
+        DataError: the regions have neither features nor labels.
     """
     labels = None if data.feature_size else data.labels
     if not data.feature_size and not labels:
@@ -117,7 +118,7 @@ def _scratch_config(options: Options, vocab_size: int) -> BertConfig:
         num_attention_heads=options.num_heads,
         intermediate_size=options.intermediate_size,
         max_position_embeddings=options.max_text_length + 2,
-        # BERT's 0.02 suits its 768 units: narrow layers then pass on so little that training does not start.
+        # BERT's 0.02 suits its 768 units: with it, narrow layers pass on so little that training does not start.
         initializer_range=options.hidden_size**-0.5,
     )
 
@@ -126,7 +127,7 @@ def lay_over(model: RegionRetriever, path: str | Path) -> None:
     """Replace the model's weights by those of a UNITER checkpoint.
 
     Raises:
-        CheckpointError: a file that cannot be read safely, is no UNITER, or is one of another size.
+        CheckpointError: the file cannot be read safely, is no UNITER checkpoint, or has another size.
     """
     weights = read_weights(path)
     try:
@@ -136,10 +137,10 @@ def lay_over(model: RegionRetriever, path: str | Path) -> None:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> tuple[RegionRetriever, PreTrainedTokenizerBase]:
-    """A trained retriever in evaluation mode, and its tokenizer, which cuts texts to what the model has positions for.
+    """A trained retriever in evaluation mode, and its tokenizer, which cuts texts to the model's number of positions.
 
     Raises:
-        CheckpointError: a folder that is none.
+        CheckpointError: the folder holds no trained retriever.
     """
     model = RegionRetriever.from_pretrained(folder).eval().to(device)
     tokenizer = load_tokenizer(folder, model.config.vocab_size)

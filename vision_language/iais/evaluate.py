@@ -1,4 +1,7 @@
-"""Retrieval in both directions over every pair of a split, and ISD over its matched pairs; by all processes."""
+"""Scores of a split: retrieval in both directions over all pairs, and ISD over the matched pairs.
+
+All processes share the work.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +37,14 @@ def score_matrix(
 ) -> Tensor:
     """The scores of every caption with every image, ``(captions, images)``, float32 on the CPU.
 
-    Captions of like length and images with like numbers of regions go through the model together, so that hardly any
-    of its work is spent on padding.
+    Captions of similar lengths and images with similar numbers of regions go through the model together, so that hardly
+    any of its work is spent on padding.
 
     Args:
-        data: a split.
-        collator: makes its batches.
-        chunk: pairs in a forward pass. Default 400, as UNITER's.
-
-    Returns:
-        No rows where the split has no caption.
+        model: scores the pairs.
+        data: a split; without captions, the result has no rows.
+        collator: makes batches of the split.
+        chunk: pairs in a forward pass. Default 400, as in UNITER.
 
     Raises:
         DataError: the model was made for other regions.
@@ -80,19 +81,19 @@ def recall_at_k(
 ) -> dict[str, float]:
     """Recall and mean rank of image retrieval (a caption asks) and text retrieval (an image asks).
 
-    A rank is the number of wrong answers with a higher score than the right one, of several right captions the best.
-    Answers with equal scores stand in random order: recalls and ranks are the means over all such orders, so that a
-    model that scores all alike is at the level of chance.
+    A rank is the number of wrong answers with a higher score than the right one; where several captions are right, than
+    the best of them. Answers with equal scores count as if in random order: recalls and ranks are means over all such
+    orders, so that a model which gives all pairs the same score is at the level of chance.
 
     Args:
         scores: ``(texts, images)``, higher for better matches; a tensor or an array.
         text_to_image: ``(texts,)``, the number of the image that each caption describes.
-        ks: answers that are looked at, at least 1.
+        ks: numbers of first answers that are looked at, each at least 1. Default 1, 5 and 10.
 
     Returns:
         ``ir_r{k}`` and ``tr_r{k}``, shares of queries with a right answer among the first k; ``ir_mean_rank`` and
-        ``tr_mean_rank`` from 0; ``rsum`` and ``r_mean``, sum and mean of all recalls. Images without a caption ask for
-        none.
+        ``tr_mean_rank``, counted from 0; ``rsum`` and ``r_mean``, sum and mean of all recalls. Images without a caption
+        are no queries.
 
     Raises:
         ValueError: shapes that do not fit, numbers that are no images, or a score that is not a number.
@@ -118,10 +119,11 @@ def recall_at_k(
 def released_image_recall(
     scores: Tensor | np.ndarray, text_to_image: Tensor | np.ndarray | Sequence[int], ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """``ir_r{k}`` as the released code of UNITER and IAIS counts it, for comparison with figures made by it.
+    """``ir_r{k}`` as the released code of UNITER and IAIS counts it, for comparison with figures made by that code.
 
-    It also counts the numbers of the first captions as ranks: caption t < k with its image among the first ``max(ks)``
-    is one more hit, which inflates the recall by up to k / texts, beyond 1 even. Text retrieval is not touched.
+    That code also takes the numbers of captions for ranks: a caption with a number t < k, whose image is among the
+    first ``max(ks)``, is one more hit. This inflates the recall by up to k / texts, even beyond 1. Text retrieval is
+    not affected.
     """
     images, _ = _standings(scores, text_to_image, ks)
     hits = images.hits(max(ks))
@@ -129,7 +131,7 @@ def released_image_recall(
 
 
 class _Standing(NamedTuple):
-    """Where the best right answer of each query stands, float64 ``(queries,)`` each."""
+    """Where the best right answer of each query stands: three counts, each float64 ``(queries,)``."""
 
     better: Tensor
     """Wrong answers with a higher score."""
@@ -147,7 +149,8 @@ class _Standing(NamedTuple):
 
         .. math:: 1 - \binom{t}{m} / \binom{t + r}{m}, \qquad m = \max(k - b, 0)
 
-        for b better, t tied and r right answers: :math:`m / (t + 1)` for one right answer, 0 or 1 without ties.
+        for b better, t tied and r right answers. This is :math:`m / (t + 1)` for one right answer and :math:`m \le t`,
+        and 0 or 1 without ties.
         """
         drawn = (k - self.better).clamp(min=0)
         missing = (self.ties - drawn).clamp(min=0)
@@ -159,7 +162,7 @@ class _Standing(NamedTuple):
 
 
 def _standings(scores: Any, text_to_image: Any, ks: Sequence[int]) -> tuple[_Standing, _Standing]:
-    """The image of each caption, and the best caption of each image that has one."""
+    """Standings of the right image for each caption, and of the best caption for each image that has captions."""
     scores = torch.as_tensor(scores)
     text_to_image = torch.as_tensor(text_to_image, device=scores.device)
     if scores.dim() != 2 or not scores.numel():
@@ -195,14 +198,17 @@ def pair_measures(
     collator: Collator,
     batch_size: int = 64,
 ) -> dict[str, Tensor]:
-    """Measures of the maps of every caption and its image, ``(captions,)`` each, float32 on the CPU.
+    """Measures of the attention maps of every caption with its image, ``(captions,)`` each, float32 on the CPU.
 
-    Args: as of :func:`score_matrix`, and pairs in a forward pass.
+    Args:
+        model, data, collator: as for :func:`score_matrix`.
+        batch_size: pairs in a forward pass. Default 64.
 
     Returns:
-        :func:`~vision_language.iais.alignment.isd` and :func:`~vision_language.iais.alignment.map_entropy` by name; and
-        ``isd_mismatched``, the ISD of the caption with the next image in place of its own, where there is more than one
-        image. Where that is as small, a small ``isd`` tells nothing about the pair.
+        ``isd`` and ``map_entropy``, see :func:`~vision_language.iais.alignment.isd` and
+        :func:`~vision_language.iais.alignment.map_entropy`. Where there are several images, also ``isd_mismatched``,
+        the ISD of a caption with the next image in place of its own: if it is as small as ``isd``, a small ``isd``
+        tells nothing about the pair.
     """
     data.check_model(model.config)
     order = sorted(range(len(data)), key=lambda text: len(data.captions[text]))
@@ -225,12 +231,12 @@ def pair_measures(
 
 
 def first_images(data: RegionData, count: int) -> RegionData:
-    """The first ``count`` images with their captions; all where it is 0."""
+    """The first ``count`` images with their captions; all images where ``count`` is 0."""
     return RegionData(data.images[:count], data.labels, data.feature_size) if count else data
 
 
 def _share(data: RegionData, accelerator: Accelerator) -> tuple[Tensor, RegionData]:
-    """This process's captions, those of every n-th image: their numbers, and the split without the others."""
+    """The captions that this process scores, those of every n-th image: their numbers, and a split with only these."""
     rank, processes = accelerator.process_index, accelerator.num_processes
     images = [
         image if number % processes == rank else replace(image, captions=()) for number, image in enumerate(data.images)
@@ -249,11 +255,14 @@ def metrics(
 ) -> dict[str, float]:
     """Recalls, mean ranks, and means of :func:`pair_measures` of a split, equal on every process.
 
-    The model is left in the mode it was in.
+    The model is in its former mode afterwards.
 
     Args:
+        model, data, collator: as for :func:`score_matrix`.
         batch_size: pairs in a forward pass.
-        released: add image recall as the released code counts it, as ``released_ir_r1`` and so on.
+        accelerator: the processes, and the number format.
+        released: whether ``released_ir_r1``, ``..._r5`` and ``..._r10`` are added, image recall as the released code
+            counts it. Default False.
     """
     numbers, share = _share(data, accelerator)
     with accelerator.autocast():

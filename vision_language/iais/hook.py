@@ -19,32 +19,32 @@ __all__ = ["IAISHook"]
 
 PARTS = ("query", "key", "num_attention_heads", "attention_head_size")
 PLAIN = ("mask", "past", "cache", "output", "head", "encoder_", "kwargs")
-"""What the arguments of a self-attention beside its states speak of; any other, such as a bias of relative positions,
-changes the scores in a way that queries and keys do not tell."""
+"""Parts of the names that arguments of a self-attention may have beside its states. Any other argument, such as a bias
+of relative positions, changes the scores in a way that cannot be computed from queries and keys."""
 NUMBER = re.compile(r"(^|\.)\d+(?=\.|$)")
 HIDDEN_SCORE = -1e3
 """An additive mask below this hides a position; models use -1e4 or the least number."""
 
 
 class IAISHook:
-    """Gives the blocks of the last layer's self-attention of any single-stream Hugging Face model (arXiv:2105.13868).
+    """Gives the blocks of the last layer's self-attention in any single-stream Hugging Face model (arXiv:2105.13868).
 
-    Holds the states that enter the last self-attention of each forward pass, with their graph, until :meth:`blocks` or
-    the next pass. Works with every attention implementation, with gradient checkpointing, mixed precision and
-    ``DistributedDataParallel`` (whether it gets the wrapped model or the bare one).
+    It holds the states that enter the last self-attention in a forward pass, with their graph, until :meth:`blocks` is
+    called or the next pass begins. It works with every attention implementation, with gradient checkpointing, mixed
+    precision and ``DistributedDataParallel`` (given either the wrapped model or the bare one).
 
     Args:
         model: a model whose layers are of the BERT family (BERT, RoBERTa, VisualBERT, ViLT, ...), with any head, or
-            such a self-attention itself. To be compiled it gets its hook first.
+            such a self-attention itself. Hook a model before it is compiled.
 
     Attributes:
         attention: the self-attention.
         hidden: the states that entered it, ``(B, S, H)``, or None.
 
     Raises:
-        ValueError: where the model has no such self-attention; where it has several kinds, as those of two streams and
-            of cross-attention do, which do not read words and regions as one sequence; where it has one whose scores
-            are not those of queries and keys alone.
+        ValueError: the model has no such self-attention; or it has several kinds, as models with two streams or with
+            cross-attention do, which do not read words and regions as one sequence; or the scores of its
+            self-attention depend on more than queries and keys.
 
     Example:
         >>> with IAISHook(model) as hook:
@@ -59,8 +59,8 @@ class IAISHook:
         self.hidden: Tensor | None = None
         self._mask: Any = None
         self._active = self._with_graph = False
-        # Gradient checkpointing runs layers again inside backward, when nobody will ask for the blocks any more and a
-        # captured tensor would only keep its graph alive. So the hook listens only while the model itself runs.
+        # Gradient checkpointing runs layers again inside backward. Nobody asks for the blocks then, and a captured
+        # tensor would only keep its graph alive. So the hook listens only while the model itself runs.
         self._handles = [
             model.register_forward_pre_hook(self._begin),
             self.attention.register_forward_pre_hook(self._capture, with_kwargs=True),
@@ -86,24 +86,24 @@ class IAISHook:
         keep_scores: bool = False,
         rows: Tensor | slice | None = None,
     ) -> AttentionBlocks:
-        """:func:`attention_blocks` of the last forward pass, whose states are let go.
+        """The :func:`attention_blocks` of the last forward pass; its states are released.
 
-        Under ``torch.autocast`` call it inside the same context as the model.
+        Under ``torch.autocast``, call it inside the same context as the model.
 
         Args:
-            text_mask: the word pieces, bool, ``(B, S)``, over the whole sequence of the last layer. In VisualBERT that
-                is the text, then the regions; in ViLT an image [CLS] stands between the text and the patches, whose
-                order is drawn anew at each pass.
-            region_mask: the regions, bool, ``(B, S)``.
+            text_mask: where the word pieces are, bool, ``(B, S)``, over the whole sequence of the last layer. In
+                VisualBERT the sequence is the text, then the regions; in ViLT an image [CLS] stands between the text
+                and the patches, and the order of the patches is drawn anew in each pass.
+            region_mask: where the regions are, bool, ``(B, S)``.
             keep_scores: as in :func:`attention_blocks`.
             rows: the pairs to use, such as the matched ones: an index into the batch, applied to masks and states.
                 Default: all.
 
         Raises:
-            ValueError: where a mask does not fit, or where the model's own mask hides a word or region: padding, or
-                attention that looks back only.
-            RuntimeError: where the model has not run since the last call, or where gradients are wanted and
-                checkpointing with ``use_reentrant=True`` has hidden the graph.
+            ValueError: a mask does not fit, or the model's own mask hides a word or region (padding, or attention that
+                looks back only).
+            RuntimeError: the model has not run since the last call; or gradients are wanted, but checkpointing with
+                ``use_reentrant=True`` has hidden the graph.
         """
         hidden, mask = self.hidden, self._mask
         self.hidden = self._mask = None
@@ -146,7 +146,7 @@ def _last_self_attention(model: nn.Module) -> nn.Module:
             kinds.setdefault(NUMBER.sub(r"\1#", path), []).append((path, module))
     if not kinds:
         raise ValueError(f"IAISHook: {name} has no self-attention with {', '.join(PARTS)}")
-    # a head may have one of its own
+    # a head may have a self-attention of its own
     in_layers = {kind: modules for kind, modules in kinds.items() if "#" in kind} or kinds
     path, attention = next(iter(in_layers.values()))[-1]
     others = [modules[0] for modules in in_layers.values()][1:] + list(_beside(model, path))
@@ -162,7 +162,7 @@ def _last_self_attention(model: nn.Module) -> nn.Module:
 
 
 def _beside(model: nn.Module, attention: str) -> Iterator[tuple[str, nn.Module]]:
-    """Models, and lists of layers with attention, that ``attention`` is not in, such as a tower for pictures."""
+    """Models, and lists of layers with attention, that do not hold ``attention``, such as a tower for pictures."""
     stack = NUMBER.split(attention)[0]
     for path, module in model.named_modules():
         if not path or f"{attention}.".startswith(f"{path}.") or path.startswith(f"{stack}."):
@@ -173,7 +173,7 @@ def _beside(model: nn.Module, attention: str) -> Iterator[tuple[str, nn.Module]]
 
 
 def _not_plain(attention: nn.Module) -> str:
-    """Why queries and keys alone do not tell the scores of ``attention``; empty where they do."""
+    """Why the scores of ``attention`` depend on more than queries and keys; empty where they do not."""
     if getattr(attention, "is_causal", False):
         return "looks back only"
     for name in list(inspect.signature(attention.forward).parameters)[1:]:

@@ -3,7 +3,8 @@
 Yen-Chun Chen, Linjie Li, Licheng Yu, Ahmed El Kholy, Faisal Ahmed, Zhe Gan, Yu Cheng, Jingjing Liu, "UNITER: UNiversal
 Image-TExt Representation Learning", ECCV 2020, https://arxiv.org/abs/1909.11740.
 
-More than 300 lines, as the names of the parameters, their use and the two checkpoints that have them are one thing.
+More than 300 lines, as the names of the parameters, their use, and the two kinds of checkpoints with these names belong
+together.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ from fairseq_ext.training.pretrained import check_weights, load_model, read_conf
 __all__ = ["REGION_TYPE", "RegionEmbeddings", "RegionRetriever", "RegionRetrieverConfig", "RegionRetrieverOutput"]
 
 PREFIXES = ("module.", "model.", "uniter.", "bert.")
-"""What wrappers put before the names of weights, the outermost first."""
+"""Prefixes that wrappers put before the names of weights, the outermost first."""
 REGION_TYPE = 1
 """Row of the token type embedding that marks regions; text has row 0."""
 
 
 class RegionRetrieverConfig(BertConfig):
-    """A :class:`~transformers.BertConfig` and what a region is described by, one of the two.
+    """A :class:`~transformers.BertConfig` that also says how a region is described: by features or by a label.
 
     Args:
-        region_feature_size: D, numbers in a region's feature vector; 2048 for bottom-up attention, as the paper's.
-        region_labels: names of the region classes, where a class label stands in for the feature vector.
-        max_regions: regions of an image that it is trained on, and then reads. Default 100, the paper's.
+        region_feature_size: length of a region's feature vector, D; 2048 for bottom-up attention, as in the paper.
+            Default 0, no feature vectors.
+        region_labels: names of the region classes, where a class label takes the place of the feature vector.
+        max_regions: most regions of an image that the model reads, in training and after. Default 100, as in the paper.
     """
 
     model_type = "region_retriever"
@@ -101,18 +103,20 @@ class RegionRetrieverOutput(ModelOutput):
 
 
 class RegionRetriever(BertPreTrainedModel):
-    """Scores how well a text describes an image given as regions: one BERT over ``[CLS] text [SEP]``, then regions.
+    """Scores how well a text describes an image that is given as regions.
 
-    The score is ``w . tanh(W_p h + b_p) + b`` of the last hidden state h at [CLS]. Build one with :meth:`from_encoder`,
-    load a saved one with :meth:`from_pretrained`. Everything of UNITER has UNITER's parameter names.
+    One BERT reads ``[CLS] text [SEP]`` and then the regions. The score is ``w . tanh(W_p h + b_p) + b`` of the last
+    hidden state h at [CLS]. Build a retriever with :meth:`from_encoder`, load a saved one with :meth:`from_pretrained`.
+    The parameters that UNITER has too have UNITER's names.
 
     Args:
-        config: sizes of BERT and what a region is described by.
+        config: sizes of BERT, and how a region is described.
 
     Shape:
-        ``input_ids``, ``attention_mask`` ``(B, T)``, padded on the right; ``region_boxes (B, V, 7)``,
-        ``region_mask (B, V)``, True where a region is; ``region_features (B, V, D)`` or ``region_labels (B, V)``. A
-        side with B = 1 is shared by all rows of the other: one text with B images, or B texts with one image.
+        ``input_ids``, ``attention_mask`` ``(B, T)``, padded on the right; ``region_boxes (B, V, 7)``;
+        ``region_mask (B, V)``, True for a region and False for padding; ``region_features (B, V, D)`` or
+        ``region_labels (B, V)``. Texts or images with B = 1 are shared by all rows of the others: one text with B
+        images, or B texts with one image.
 
     Example:
         >>> model = RegionRetriever.from_encoder(folder, region_labels=["person", "dog"])
@@ -163,8 +167,8 @@ class RegionRetriever(BertPreTrainedModel):
     def score_pairs(self, texts: Mapping[str, Tensor], regions: Mapping[str, Tensor]) -> Tensor:
         """The scores of every text with every image, ``(texts, images)``; for evaluation mode, without dropout.
 
-        What :meth:`forward` computes, but each side is embedded once and the last layer runs at [CLS] alone, which is
-        all that the score sees.
+        The scores are those of :meth:`forward`. But each text and each image is embedded only once, and the last layer
+        runs at [CLS] alone, as the score depends on nothing else of it.
 
         Args:
             texts: ``input_ids`` and ``attention_mask`` ``(texts, T)``.
@@ -211,7 +215,8 @@ class RegionRetriever(BertPreTrainedModel):
     def positions(attention_mask: Tensor, region_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Where the word pieces, without [CLS] and [SEP], and the regions stand in the joint sequence.
 
-        What :meth:`IAISHook.blocks <vision_language.iais.hook.IAISHook.blocks>` asks for: ``(B, T + V)`` booleans each.
+        These are the two masks, ``(B, T + V)`` booleans each, for
+        :meth:`IAISHook.blocks <vision_language.iais.hook.IAISHook.blocks>`.
         """
         position = torch.arange(attention_mask.size(1), device=attention_mask.device)
         last = attention_mask.long().sum(1, keepdim=True) - 1
@@ -229,14 +234,14 @@ class RegionRetriever(BertPreTrainedModel):
         region_labels: Sequence[str] | None = None,
         num_hidden_layers: int | None = None,
     ) -> RegionRetriever:
-        """A retriever on a text encoder; what the encoder does not have is drawn from N(0, 0.02).
+        """A retriever on a text encoder; weights that the encoder lacks are drawn from N(0, 0.02).
 
         Args:
             encoder: folder of a BERT with safetensors weights, or a :class:`~transformers.BertConfig` to start from
-                nothing.
-            region_feature_size: D, for regions with feature vectors.
+                random weights.
+            region_feature_size: length of the feature vectors, D, for regions with features.
             region_labels: class names, for regions with class labels.
-            num_hidden_layers: keep only the first layers.
+            num_hidden_layers: how many of the first layers are kept. Default: all.
 
         Raises:
             CheckpointError: a folder that is not a BERT model, or that holds pickled weights only.
@@ -279,9 +284,10 @@ class RegionRetriever(BertPreTrainedModel):
     def load_uniter(self, state_dict: Mapping[str, Tensor]) -> None:
         """Take over the weights of a UNITER checkpoint, pre-trained or fine-tuned for retrieval.
 
-        Without a ranking head the row "match" of its image-text matching head becomes one, as UNITER does. The class
-        vectors of a model with region labels stay as they are: UNITER has none. Names may begin with ``module.``,
-        ``model.``, ``uniter.`` or ``bert.``, and a LayerNorm's weights may be gamma and beta, as in TensorFlow.
+        If the checkpoint has no ranking head, the row "match" of its image-text matching head becomes the ranking head,
+        as in UNITER. The class vectors of a model with region labels stay as they are: UNITER has none. Names in the
+        checkpoint may begin with ``module.``, ``model.``, ``uniter.`` or ``bert.``, and a LayerNorm's weights may be
+        called gamma and beta, as in TensorFlow.
 
         Raises:
             CheckpointError: names the weights that are missing or have another shape.
@@ -316,13 +322,13 @@ class RegionRetriever(BertPreTrainedModel):
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """``(B, 1, 1, S)``: 0 where there is a token, else the least number of ``dtype``."""
+    """The additive mask ``(B, 1, 1, S)``: 0 where there is a token, else the least number of ``dtype``."""
     additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return additive.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None]
 
 
 def _own_name(key: str) -> str:
-    """The retriever's name of a weight of a checkpoint."""
+    """The retriever's name for a weight that a checkpoint calls ``key``."""
     for prefix in PREFIXES:
         key = key.removeprefix(prefix)
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):

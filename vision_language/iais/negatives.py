@@ -1,7 +1,7 @@
-"""Anchors of a training step, their sampled candidates and the hardest of these, and batches of them for the model.
+"""Anchors of a training step, their candidates, the hardest of the candidates, and batches of them for the model.
 
-Everything random comes from (seed, step): every process draws the same global batch, and a resumed training needs no
-state of a generator.
+Everything random depends on seed and step alone: all processes draw the same global batch, and a resumed training needs
+no state of a generator.
 """
 
 from __future__ import annotations
@@ -37,25 +37,27 @@ class Anchors(NamedTuple):
         return Anchors(self.kind, self.texts[keep], self.images[keep])
 
     def first(self, candidates: int) -> Anchors:
-        """The anchors with their first candidates alone."""
+        """The anchors with only the first so many of their candidates."""
         return Anchors(self.kind, self.texts[:, : candidates + 1], self.images[:, : candidates + 1])
 
 
 class AnchorSampler:
     """Draws image-anchored and text-anchored samples.
 
-    A caption anchors one gold image and N others; an image anchors one of its captions and N captions of other images.
-    Captions and images each pass in a random order of their own, without repetition within an epoch.
+    A caption anchors its own image and N other images; an image anchors one of its captions and N captions of other
+    images. Captions pass in a random order, and so do images; none comes twice within an epoch.
 
     Args:
-        text_to_image: (num_texts,) index of the image of every caption. Every image has a caption.
+        text_to_image: index of the image of every caption, ``(num_texts,)``. Every image has a caption.
         batch_size: anchors of each kind in a step.
-        source: ``"sampled"``: N = ``negative_size`` distinct candidates from the whole set. ``"in-batch"``: the
-            N = ``batch_size - 1`` other pairs of the step; two captions of one image never meet in a step.
-        seed: of the order and of the candidates.
+        source: ``"sampled"``: N = ``negative_size`` distinct candidates from the whole set. ``"in-batch"``: the other
+            N = ``batch_size - 1`` pairs of the step, which are drawn so that no image comes twice. Default
+            ``"sampled"``.
+        negative_size: number of candidates of an anchor with ``"sampled"``. Default 399.
+        seed: seed of the order and of the candidates. Default 0.
 
     Raises:
-        OptionError: more candidates than the training set has.
+        OptionError: more candidates, or anchors, than the training set has.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class AnchorSampler:
         elif kind == TEXT:
             drawn = self._sample(np.full(self.batch_size, self.num_images - 1), generator)
             candidates = np.column_stack([images, drawn + (drawn >= images[:, None])])
-        else:  # places in the list of all captions by image, those of the anchor stepped over
+        else:  # places in the list of all captions by image, which skip the anchor's own captions
             drawn = self._sample(self.num_texts - self.counts[images], generator)
             drawn += np.where(drawn >= self.starts[images, None], self.counts[images, None], 0)
             candidates = np.column_stack([texts, self.by_image[drawn]])
@@ -111,7 +113,7 @@ class AnchorSampler:
         return self.by_image[self.starts[images] + generator.integers(self.counts[images])], images
 
     def _next(self, step: int, size: int, kind: str) -> np.ndarray:
-        """The step's part of an endless row of shuffled epochs."""
+        """The numbers that belong to this step in an endless sequence of shuffled epochs."""
         epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), size)
         orders = [
             np.random.default_rng([self.seed, epoch, kind == TEXT, 1]).permutation(size)
@@ -126,11 +128,11 @@ class AnchorSampler:
 class PairBatches:
     """Batches of any captions with any images, by their numbers.
 
-    The captions are split into word pieces once: training meets each hundreds of times, most often as a negative.
+    The captions are split into word pieces only once: training reads each hundreds of times, most often as a negative.
 
     Args:
         data: captions and images.
-        collator: how they become tensors.
+        collator: turns them into tensors.
         device: where the tensors go.
     """
 
@@ -141,7 +143,7 @@ class PairBatches:
         self.region_counts = np.array([len(image.geometry) for image in data.images])
 
     def texts(self, numbers: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        """``input_ids`` and ``attention_mask`` ``(B, T)``."""
+        """``input_ids`` and ``attention_mask`` ``(B, T)`` of captions."""
         index = torch.tensor(np.asarray(numbers))
         lengths = torch.from_numpy(self.text_lengths)[index]
         width = int(lengths.max())
@@ -160,7 +162,7 @@ class PairBatches:
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
     def by_length(self, anchors: Anchors, size: int) -> list[Anchors]:
-        """``anchors`` in groups of ``size``, those of similar lengths together, so that little is padded."""
+        """``anchors`` in groups of ``size``; anchors of similar lengths come together, so that little is padded."""
         longest = self.text_lengths[anchors.texts].max(1) + self.region_counts[anchors.images].max(1)
         order = np.argsort(longest, kind="stable")
         return [anchors.rows(order[start : start + size]) for start in range(0, len(order), size)]
@@ -172,11 +174,14 @@ def hardest(
 ) -> Anchors:
     """The matched pair and the ``keep`` highest-scored candidates of each anchor, highest first.
 
-    The model scores in evaluation mode and is left in the mode it was in.
+    The model scores in evaluation mode, and is in its former mode afterwards.
 
     Args:
-        anchors: with N candidates each. With N = ``keep`` they come back as they are, unscored.
-        batch_size: most pairs in a forward pass.
+        model: scores the candidates.
+        batches: captions and images by their numbers.
+        anchors: anchors with N candidates each; if N = ``keep``, they are returned as they are, unscored.
+        keep: number of candidates that stay.
+        batch_size: most pairs in a forward pass. Default 400.
     """
     if anchors.texts.shape[1] == keep + 1:
         return anchors

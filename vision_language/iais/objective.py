@@ -27,9 +27,9 @@ UNDECAYED = ("bias", "LayerNorm.weight")
 
 
 def learning_rate(step: int, peak: float, warmup_steps: int, num_steps: int) -> float:
-    """Step size of optimiser step 1, 2, ...: up to ``peak`` linearly, then down to 1e-8, as UNITER.
+    """Step size of optimiser step 1, 2, ...: it grows linearly to ``peak``, then falls linearly to 1e-8, as in UNITER.
 
-    transformers' linear schedule is a step behind: its first step has a size of 0.
+    transformers' linear schedule is one step behind: the size of its first step is 0.
     """
     if step < warmup_steps:
         rate = peak * step / warmup_steps
@@ -39,9 +39,9 @@ def learning_rate(step: int, peak: float, warmup_steps: int, num_steps: int) -> 
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for AdamW: no decay for names with ``bias`` or ``LayerNorm.weight``, as UNITER.
+    """Groups for AdamW: parameters with ``bias`` or ``LayerNorm.weight`` in their names do not decay, as in UNITER.
 
-    So the weights of ``img_layer_norm`` and ``pos_layer_norm`` are decayed.
+    The weights of ``img_layer_norm`` and ``pos_layer_norm``, which are spelt otherwise, therefore decay.
     """
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, parameter in model.named_parameters():
@@ -55,21 +55,23 @@ def make_sampler(options: Options, data: RegionData, seed: int) -> AnchorSampler
 
 
 class TrainingStep:
-    r"""Trains a model by one step of the optimiser at a call.
+    r"""Each call trains a model by one step of the optimiser.
 
     .. math::
         \mathrm{mean}_{\mathrm{images}} (r + \lambda \ell_V) + \mathrm{mean}_{\mathrm{captions}} (r + \lambda \ell_L),
         \qquad r = \mathrm{mean}_k \max(0, m + \sigma(s_k^-) - \sigma(s^+))
 
-    over image-anchored and text-anchored samples, with scores s of the matched pair and of its hardest negatives, and
+    The first mean is over image-anchored samples, the second over text-anchored ones; :math:`s^+` is the score of the
+    matched pair, :math:`s_k^-` are the scores of its hardest negatives, and :math:`\ell` is
     :func:`~vision_language.iais.iais_loss` of the matched pair alone. With ``--iais-scale sum`` λ is multiplied by the
-    anchors of each kind on this process, as in the released code, which leaves this loss out of its mean.
+    number of anchors of each kind on this process. This is the released code, which does not average the alignment
+    loss.
 
     Args:
         model: on the accelerator's device.
-        batches: the training split.
-        sampler: draws its anchors.
-        options: of the training.
+        batches: makes batches of the training split.
+        sampler: draws anchors from it.
+        options: options of the training.
         accelerator: devices, processes and number format; each process has its share of the anchors.
     """
 
@@ -90,11 +92,11 @@ class TrainingStep:
         self.anchors = options.batch_size // accelerator.num_processes
 
     def __call__(self, step: int) -> dict[str, Tensor | float]:
-        """Step 0, 1, ...
+        """Do step ``step``, counted from 0.
 
         Returns:
             ``rank_loss`` and ``iais_loss``, the means of r and of the alignment loss on this process; ``iais_weight``,
-            λ; ``loss``, r + λ times that; and ``lr``.
+            λ; ``loss``, which is ``rank_loss`` + λ ``iais_loss``; and ``lr``.
         """
         options = self.options
         weight, rate = (
@@ -114,7 +116,7 @@ class TrainingStep:
 
     @classmethod
     def of(cls, options: Options, data: RegionData, seed: int, accelerator: Accelerator) -> Self:
-        """The first step of a seed: the untrained model, and the anchors of the training split ``data``."""
+        """The training steps of one seed, from an untrained model and with anchors of the training split ``data``."""
         torch.manual_seed(seed)
         model, tokenizer = build(options, data)
         batches = PairBatches(data, Collator(tokenizer, options.max_text_length), accelerator.device)
@@ -122,12 +124,12 @@ class TrainingStep:
         return cls(model.to(accelerator.device), batches, sampler, options, accelerator)
 
     def iais_weight(self, step: int) -> float:
-        """λ of step 0, 1, ..."""
+        """λ in a step, counted from 0."""
         weight = self.options.iais_weight * annealing(step / self.options.num_steps, self.options.iais_schedule)
         return weight * self.anchors if self.options.iais_scale == "sum" else weight
 
     def accumulate(self, step: int, weight: float) -> Tensor:
-        """Add the gradient of a step with this λ; the means of r and of the alignment loss."""
+        """Add up the gradient of a step with λ = ``weight``; returns the means of r and of the alignment loss."""
         options, accelerator = self.options, self.accelerator
         groups: list[Anchors] = []
         for kind in (IMAGE, TEXT):

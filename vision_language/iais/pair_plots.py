@@ -39,12 +39,12 @@ def draw_pair(options: PlotOptions) -> list[Path]:
     """Draw the pair of ``options``.
 
     Returns:
-        ``alignment.png``, ``words.png``, ``regions.png`` and, where the ``results.json`` of the model's training is in
-        its place, ``history.png``.
+        The paths of ``alignment.png``, ``words.png``, ``regions.png`` and, where the ``results.json`` of the model's
+        training lies above the training's folder, ``history.png``.
 
     Raises:
         OptionError: no such image, a text without words, or a folder that cannot be written.
-        DataError: data that the model does not read, or a damaged ``results.json``.
+        DataError: the data does not fit the model, or ``results.json`` is damaged.
     """
     run, device = Path(options.model).parent, torch_device(options.device)
     model, collator, data = options.load(device)
@@ -74,7 +74,7 @@ def draw_pair(options: PlotOptions) -> list[Path]:
 
 
 def find_image(data: RegionData, image_id: str) -> Image:
-    """The image of that id; the first where it is empty.
+    """The image with the given id; the first image where the id is empty.
 
     Raises:
         OptionError: no such image.
@@ -86,10 +86,10 @@ def find_image(data: RegionData, image_id: str) -> Image:
 
 
 def caption_of(image: Image, query: str) -> str:
-    """The text of a pair with ``image``: the query, or where it is empty the first caption.
+    """The text of a pair with ``image``: the query or, where that is empty, the image's first caption.
 
     Raises:
-        OptionError: neither, or a query without words.
+        OptionError: there is neither, or the query has no words.
     """
     if query:
         check_query(query)
@@ -100,7 +100,7 @@ def caption_of(image: Image, query: str) -> str:
 
 @torch.inference_mode()
 def maps_of(model: RegionRetriever, collator: Collator, caption: str, image: Image) -> AttentionBlocks:
-    """The maps of a caption and an image by a model in evaluation mode."""
+    """The attention maps of a caption and an image, by a model that is in evaluation mode."""
     batch = {name: value.to(model.device) for name, value in collator([(caption, image)]).items()}
     with IAISHook(model) as hook:
         model(**batch)

@@ -23,13 +23,13 @@ from fairseq_ext.training.plotting import GREY, LETTERS, PALETTE, picture, secon
 __all__ = ["distinct_names", "draw_alignment", "draw_history", "draw_self_attention", "read_history"]
 
 CROWDED = 12
-"""With more columns than this, cells show no numbers, and boxes a number in place of a name."""
+"""With more columns than this, cells show no numbers, and boxes show a number in place of a name."""
 WIDEST = 9.0
-"""Inches of a map, at 130 pixels each, whatever it shows: a hundred regions make no picture of gigabytes."""
+"""Most inches of a map's side, at 130 pixels each, so that a hundred regions make no picture of gigabytes."""
 LONGEST = 16
-"""Letters of a label."""
+"""Most letters of a label."""
 CONTROLS = ("isd_mismatched", "map_entropy")
-"""What newer histories hold beside ISD."""
+"""Measures that histories of newer versions hold beside ISD."""
 FLATNESS = "entropy of the maps (1: flat, relations of nothing)"
 
 
@@ -38,7 +38,7 @@ def _array(values: Tensor | ArrayLike) -> np.ndarray:
 
 
 def _literal(text: str) -> str:
-    """Text in which matplotlib sees no formula: captions speak of dollars."""
+    """The text with dollar signs escaped: matplotlib would take what stands between two of them for a formula."""
     return text.replace("$", r"\$")
 
 
@@ -47,12 +47,12 @@ def _label(text: str) -> str:
 
 
 def _inches(count: int, each: float, least: float) -> float:
-    """The side of a map of so many rows or columns, with its labels."""
+    """The length of a map's side with ``count`` rows or columns of ``each`` inches, and with its labels."""
     return float(np.clip(each * count + 2, least, WIDEST))
 
 
 def _points(count: int, side: float) -> float:
-    """The size of letters that lets labels of all rows stand apart."""
+    """The size of letters with which the labels of ``count`` rows do not overlap."""
     return float(np.clip(72 * (side - 1.6) / count / 1.2, 2.5, LETTERS))
 
 
@@ -82,7 +82,7 @@ def _heat_map(
     scale: Normalize,
     sides: tuple[float, float],
 ) -> AxesImage:
-    """A map with its numbers where they are few; ``sides`` are inches across and down."""
+    """Draw a map, with numbers in its cells if there are few; ``sides`` are its width and height in inches."""
     image = axes.imshow(values, cmap="Blues", norm=scale, aspect="auto")
     axes.grid(visible=False)
     wide, high_points = (_points(count, side) for count, side in zip((len(columns), len(rows)), sides, strict=True))
@@ -96,7 +96,7 @@ def _heat_map(
 
 
 def _boxes(axes: Axes, size: tuple[float, float], boxes: np.ndarray, names: Sequence[str]) -> None:
-    """Regions as labelled boxes on an empty canvas of the image's size, the largest first so that none is hidden."""
+    """Draw regions as labelled boxes on an empty canvas of the image's size, the largest first: none is hidden."""
     width, height = size
     colors = _colors(len(names))
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -106,7 +106,7 @@ def _boxes(axes: Axes, size: tuple[float, float], boxes: np.ndarray, names: Sequ
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor=(*color, 0.08), edgecolor=color, linewidth=1.6))
         inside = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
         label = str(number + 1) if crowded else _label(names[number])
-        at_edge = not crowded and x1 > 0.85 * width  # else it would reach out of the image
+        at_edge = not crowded and x1 > 0.85 * width  # a label to the right of x1 would leave the image
         axes.text(
             x2 - 0.006 * width if at_edge else min(x1 + 0.006 * width, 0.97 * width),
             min(y1 + 0.01 * height, 0.95 * height),
@@ -131,16 +131,16 @@ def draw_alignment(
     boxes: Tensor | ArrayLike | None = None,
     title: str = "",
 ) -> None:
-    """Word by region map S_LV of one pair, and beside it the regions as labelled boxes.
+    """Draw the word-to-region map S_LV of one pair, and beside it the regions as labelled boxes.
 
     Args:
-        words: the word pieces, n_L of them.
-        region_names: n_V names; equal ones are numbered.
+        words: the n_L word pieces.
+        region_names: names of the n_V regions; equal names are numbered.
         lv: attention from words to regions, ``(n_L, n_V)``.
         path: the picture; its suffix tells the format.
-        size: width and height of the image in pixels. Without it there are no boxes.
-        boxes: x1, y1, x2, y2 in pixels, ``(n_V, 4)``.
-        title: above both, such as the caption.
+        size: width and height of the image in pixels. Default: None, no boxes are drawn.
+        boxes: x1, y1, x2, y2 of each region in pixels, ``(n_V, 4)``. Default: None, no boxes are drawn.
+        title: text above both, such as the caption. Default: none.
     """
     names, values = distinct_names(region_names), _array(lv)
     high = _inches(len(words), 0.3, 4.5)
@@ -168,19 +168,20 @@ def draw_self_attention(
     labels: tuple[str, str] = ("before training", "after training"),
     title: str = "",
 ) -> None:
-    """A self-attention map above its mirror in the other modality, with two models side by side.
+    """Draw a self-attention map above its mirror in the other modality, for two models side by side.
 
     Args:
         before: the map and its mirror, such as S_LL and P_LL of
             :func:`~vision_language.iais.alignment.mirrored_maps`, ``(n, n)`` each.
         after: the same pair of maps by another model.
-        names: the n words, or the n regions, which :func:`distinct_names` makes different.
+        names: the n words, or the n regions with names that :func:`distinct_names` made different.
         path: the picture; its suffix tells the format.
-        labels: names of the two models.
-        title: above all, such as the caption.
+        labels: names of the two models. Default: before and after training.
+        title: text above all, such as the caption. Default: none.
 
-    All four have one colour scale, so that they can be compared: a mirror that went through two softmaxes is of hardly
-    more than one colour. The scale is logarithmic, from a hundredth of attention to all alike.
+    All four maps have one colour scale, so that they can be compared: a mirror that went through two softmaxes has
+    hardly more than one colour. The scale is logarithmic; it begins at a hundredth of the attention that each of the n
+    would get if all got the same, or at the smallest value where that is larger.
     """
     side = _inches(len(names), 0.34, 3.6)
     with picture(path, (2 * side + 1, 2 * side), title) as figure:
@@ -202,13 +203,13 @@ def read_history(path: Path, run: str) -> list[dict[str, Any]]:
 
     Args:
         path: the experiment's ``results.json``.
-        run: its name.
+        run: name of the run.
 
     Returns:
-        None of them where the file does not have this run.
+        A record for each validation; an empty list where the file does not have this run.
 
     Raises:
-        DataError: a file that is not what training wrote.
+        DataError: the file does not hold the results of a training.
     """
     try:
         runs = read_json(path)["runs"]
@@ -227,14 +228,14 @@ def read_history(path: Path, run: str) -> list[dict[str, Any]]:
 
 
 def draw_history(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Recall over training; ISD with its controls; and recall against ISD.
+    """Draw recall over training, ISD with its controls over training, and recall against ISD.
 
-    ISD also falls where all maps go flat: then their entropy rises to 1, and the ISD of captions with other images
-    falls alike.
+    ISD also falls if all maps become flat. The controls show this: the entropy of the maps then rises to 1, and the ISD
+    of captions with other images falls too.
 
     Args:
-        history: a record for each validation, with ``step``, ``isd``, ``rsum`` and, where they were measured,
-            ``isd_mismatched`` and ``map_entropy``.
+        history: a record for each validation, with ``step``, ``isd`` and ``rsum``, and with ``isd_mismatched`` and
+            ``map_entropy`` where they were measured.
         path: the picture; its suffix tells the format.
     """
     step, isd, recall = (_column(history, key) for key in ("step", "isd", "rsum"))

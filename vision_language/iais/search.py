@@ -45,7 +45,7 @@ def search(
 
 
 def region_names(data: RegionData, image: Image) -> list[str]:
-    """The class of every region; a number where regions have features alone."""
+    """The class name of every region, or its number where regions have only features."""
     if data.labels is None or image.labels is None:
         return [str(number) for number in range(1, len(image.boxes) + 1)]
     return [data.labels[label] for label in image.labels.tolist()]

@@ -1,4 +1,4 @@
-"""Training with several seeds, the best step by validation, resumed bit for bit after a kill."""
+"""Training with several seeds: validation picks the best step, and a killed training is resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def read_data(options: Options) -> dict[str, RegionData]:
 
 
 def settings_of(options: Options, data: Mapping[str, RegionData], processes: int = 1) -> Settings:
-    """The options, and digests of the data and models they name, so that runs on other data are never mixed.
+    """The options, and digests of the data and models that they name, so that runs on different data are never mixed.
 
-    With ``--iais-scale sum`` the number of processes counts too, as the loss sums over each process's share.
+    With ``--iais-scale sum`` they hold the number of processes too, as the loss sums over each process's share.
     """
     inputs = {split: part.digest() for split, part in data.items()}
     if options.encoder != SCRATCH and Path(options.encoder).is_dir():
@@ -58,24 +58,29 @@ def train(
 ) -> dict[str, Any]:
     """Train with one seed.
 
-    ``folder`` gets ``initial`` and ``model`` (as :func:`~vision_language.iais.encoder.load` reads them: before the
-    first step, and best in validation), ``checkpoint.pt`` and ``tensorboard``. A ``checkpoint.pt`` that is there
-    already is resumed, and the end is that of an uninterrupted run, bit for bit on a CPU. Order, candidates and dropout
-    come from (seed, step), so no generator's state is kept; of these only dropout depends on the number of processes.
-    So does the alignment loss with ``--iais-scale sum``, and a checkpoint of another number is refused then.
+    ``folder`` gets ``initial``, the model before the first step; ``model``, the best in validation (both as
+    :func:`~vision_language.iais.encoder.load` reads them); ``checkpoint.pt``; and ``tensorboard``. From a
+    ``checkpoint.pt`` that is there already the training goes on, and it ends as an uninterrupted one, bit for bit on a
+    CPU. Order, candidates and dropout depend on seed and step, so no state of a generator is kept; only dropout also
+    depends on the number of processes. With ``--iais-scale sum`` the alignment loss does too, and a checkpoint with
+    another number of processes is then refused.
 
     Args:
+        options: everything that a run depends on beside its seed.
         data: the three splits.
-        accelerator: devices, processes and precision. Default: one of ``options.mixed_precision``.
-        settings: those of ``options`` and ``data``. Default: made anew, for which all features are read.
+        seed: seed of the run.
+        folder: gets the files.
+        accelerator: devices, processes and precision. Default: one with ``options.mixed_precision``.
+        settings: the settings of ``options`` and ``data``. Default: made anew, for which all features are read.
 
     Returns:
-        Recalls and ISD of the kept model on the test split, its step and validation metric, seconds per step, history.
+        Recalls and ISD of the kept model on the test split, its step and validation metric, seconds per step, and the
+        history.
 
     Raises:
-        OptionError: the checkpoint in ``folder`` was trained with other options, data or encoder; options that the data
-            refuses; the loss is not finite.
-        DataError: a feature that is not a finite number, in any split.
+        OptionError: the checkpoint in ``folder`` was trained with other options, data or encoder; the options do not
+            fit the data; or the loss is not finite.
+        DataError: a feature in any split is not a finite number.
         CheckpointError: a damaged checkpoint.
     """
     accelerator, folder = accelerator or make_accelerator(options.mixed_precision), output_folder(folder)

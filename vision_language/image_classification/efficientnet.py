@@ -1,7 +1,7 @@
 """EfficientNet-B0 as its paper and the common PyTorch port build and initialise it, for training from scratch.
 
-The model of ``transformers`` has the same shape but another law of initialisation, other moving averages and
-element-wise dropout in the place of stochastic depth: good for loading weights, not for learning them.
+The model of ``transformers`` has the same shape, but it is initialised from another distribution, and has other moving
+averages and element-wise dropout in place of stochastic depth: good for loading weights, not for learning them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 __all__ = ["EfficientNet"]
 
-# Of a stage: expansion, kernel, stride of its first block, channels, blocks.
+# For each stage: expansion, kernel, stride of the first block, channels, number of blocks.
 STAGES = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -27,7 +27,7 @@ STAGES = (
 
 
 class _Convolution(nn.Sequential):
-    """Convolution, batch norm and, unless ``linear``, SiLU. Padding as in TensorFlow: the odd pixel right and below."""
+    """Convolution, batch norm and, unless ``linear``, SiLU. Padded as in TensorFlow, an odd pixel right and below."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, linear: bool = False
@@ -83,11 +83,11 @@ class EfficientNet(nn.Module):
     Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", arXiv:1905.11946.
 
     Args:
-        channels: of an image.
-        classes: how many.
-        dropout: before the classifier. Default 0.2.
-        drop_connect: share of the examples that skip a block in training, the same in every block. Default 0.2, as the
-            recipe of the encouraging loss (arXiv:2110.06537).
+        channels: channels of an image.
+        classes: number of classes.
+        dropout: dropout before the classifier. Default 0.2.
+        drop_connect: share of the examples that skip a residual block in training, the same in every block. Default
+            0.2, as in the recipe of the encouraging loss (arXiv:2110.06537).
     """
 
     def __init__(self, channels: int, classes: int, dropout: float = 0.2, drop_connect: float = 0.2) -> None:
@@ -104,7 +104,10 @@ class EfficientNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        r"""Kaiming's normal law by fan-out; the classifier from :math:`U(\pm 1 / \sqrt{classes})`, no biases."""
+        r"""Draw the weights anew: convolutions from Kaiming's normal distribution by fan-out, biases zero.
+
+        The classifier's weights come from the uniform distribution on :math:`\pm 1 / \sqrt{classes}`.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")

@@ -40,13 +40,13 @@ __all__ = ["RADII", "AttackOptions", "EvaluationOptions", "OodOptions", "attack"
 
 
 RESERVED = ("test", "model", "data", "options", "inputs", "environment", "file", "allow_pickle", "", "..")
-"""Names of folders that the results of ``ood``, which are called by them, need for themselves."""
+"""Names that a folder of ``--others`` must not have: ``ood`` names its results by folder, and uses these itself."""
 
 ALSO_CALLED = {"ce": "cross-entropy"}
 """Other names of objectives."""
 
 RADII = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-"""Of the paper, in pixels from 0 to 1."""
+"""Radii of the paper's attacks, in pixels from 0 to 1."""
 PUBLISHED_RADII = {"fgsm": RADII, "pgd": RADII, "pgd-l2": (0.0, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
 
 
@@ -72,10 +72,10 @@ class EvaluationOptions(Device):
             choose("--crop", self.crop, AUGMENTATIONS)
 
     def load(self) -> tuple[ImageClassifier, ImageSet]:
-        """Both, the labels of the images being the model's.
+        """The classifier and the images, with labels that are its class numbers.
 
         Raises:
-            OptionError: other classes, or a split that is not there.
+            OptionError: the images have other classes than the model, or no such split.
         """
         classifier, images = load(self.model).to(torch_device(self.device)), read_split(self.data, self.split)
         if images is None:
@@ -85,7 +85,7 @@ class EvaluationOptions(Device):
         return classifier, self.first(images.named_as(classifier.classes, self.model))
 
     def first(self, images: ImageSet) -> ImageSet:
-        """The first ``limit`` of them."""
+        """The first ``limit`` images; all of them where ``limit`` is 0."""
         return images.subset(np.arange(min(self.limit, len(images)))) if self.limit else images
 
 
@@ -151,7 +151,7 @@ class AttackOptions(EvaluationOptions):
             object.__setattr__(self, name, values)  # the class is frozen
 
     def make(self, objective: str) -> Attack:
-        """The attack on one objective."""
+        """The attack that raises one objective."""
         if self.attack == "fgsm":
             return Attack("fgsm", objective)
         start = {"random_start": self.random_start} if self.attack == "pgd" else {}
@@ -218,7 +218,7 @@ def attack(options: AttackOptions) -> dict[str, Any]:
 def _attacked(
     classifier: ImageClassifier, made: Attack, batches: list[tuple[Tensor, Tensor]], epsilon: float, bar: tqdm
 ) -> tuple[float, float]:
-    """Accuracy, and the mean distance of the attacked images from their own."""
+    """Accuracy on attacked images, and their mean distance from the originals."""
     correct, first, distance = 0, 0, 0.0
     for pixels, labels in batches:
         pixels, labels = pixels.to(classifier.mean.device), labels.to(classifier.mean.device)
@@ -232,14 +232,14 @@ def _attacked(
 
 
 def _mean_of(rows: Iterator[dict[str, float]]) -> dict[str, float]:
-    """Means over images of means over batches of n."""
+    """The means over all images, from the means over batches of ``n`` images each."""
     batches = list(rows)
     total = sum(batch["n"] for batch in batches)
     return {name: sum(b[name] * b["n"] for b in batches) / total for name in batches[0] if name != "n"}
 
 
 def _fitted(images: ImageSet, classifier: ImageClassifier, invert: bool) -> ImageSet:
-    """Other images as a classifier takes them: in its size and crop, its channels, ink bright."""
+    """Other images as a classifier takes them: with its size, crop and channels, inverted if ``invert``."""
     transform, images = classifier.preprocessing.transform(), in_channels(images, classifier.channels)
     rows = [transform.test(images.images[index]) for index in range(len(images))]
     if not rows:
@@ -264,7 +264,7 @@ def _kept(
     inputs: dict[str, str],
     arrays: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Write what ``--out`` asks for, and return it."""
+    """Write a command's results where ``--out`` names a folder, and return them."""
     result = {"model": options.model, "data": options.data, **result}
     if options.out:
         with writing_to(options.out) as out:

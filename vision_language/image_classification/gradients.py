@@ -1,4 +1,4 @@
-"""How much a loss still pulls at an image, by how well the image is classified."""
+"""How large a gradient a loss still has for an image, depending on how well the image is classified."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vision_language.image_classification.scores import log_odds
 __all__ = ["LOG_ODDS_EDGES", "binned_gradients", "gradient_norms", "mean_gradients"]
 
 LOG_ODDS_EDGES = (-12.0, -8.0, -6.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, *map(float, range(4, 42, 2)))
-"""Between the bins of :func:`binned_gradients`; the first and the last one are open. In bins of probabilities nearly
-all images would be in the last."""
+"""Edges between the bins of :func:`binned_gradients`; the first and the last bin have no outer edge. Bins of
+probabilities would not do: nearly all images would be in the last one."""
 
 
 def gradient_norms(objective: Objective, logits: Tensor, labels: Tensor, epoch: int, layer: Any) -> dict[str, Tensor]:
@@ -25,19 +25,20 @@ def gradient_norms(objective: Objective, logits: Tensor, labels: Tensor, epoch: 
         \left\| \frac{\partial L}{\partial z} \right\|_2 \quad\text{and}\quad
         \left\| \frac{\partial L}{\partial h} \right\|_2 = \left\| W^T \frac{\partial L}{\partial z} \right\|_2
 
-    with h the features before the last layer W. For the cross-entropy the first is :math:`\|p - e_y\|_2`, which
+    with h the features before the last layer W. For the cross-entropy the first norm is :math:`\|p - e_y\|_2`, which
     vanishes as :math:`p_y \to 1`; for the encouraging loss with the whole logarithm it stays between 1 and the root
-    of 2, up to where the bonus is clamped.
+    of 2, up to the point where the bonus is clamped.
 
     Args:
-        objective: L.
-        logits: z of all images, ``(N, C)``, without gradient.
+        objective: the loss, L.
+        logits: logits of all images, z, ``(N, C)``; no gradient flows back through them.
         labels: ``(N)``.
-        epoch: of the training, counted from 1.
-        layer: the last one, with its ``weight`` ``(C, features)``.
+        epoch: epoch of the training, counted from 1.
+        layer: the last layer, whose ``weight`` is ``(C, features)``.
 
     Returns:
-        ``"logits"``, ``(N)``, and ``"features"``, unless the last layer is one of cosines, which is not linear in them.
+        Norms ``(N)`` of the gradient in the ``"logits"`` and in the ``"features"``. The latter are missing where the
+        last layer gives cosines, which are not linear in the features.
     """
     with torch.enable_grad():
         scores = logits.detach().float().requires_grad_()
@@ -54,11 +55,11 @@ def mean_gradients(norms: dict[str, Tensor]) -> dict[str, float]:
 
 
 def binned_gradients(norms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """The means by the log-odds of the label.
+    """The means of :func:`gradient_norms` in bins of the log-odds of the label.
 
     Returns:
-        ``images`` of each bin between ``LOG_ODDS_EDGES``, ``log_odds``, their mean, and the means of
-        :func:`gradient_norms`; None where a bin is empty.
+        For each bin of ``LOG_ODDS_EDGES``: ``images``, the number of images in it; ``log_odds``, their mean; and the
+        mean of each norm. A mean is None where the bin is empty.
     """
     odds = log_odds(logits.double(), labels)
     bins = torch.bucketize(odds, torch.tensor(LOG_ODDS_EDGES, dtype=odds.dtype))

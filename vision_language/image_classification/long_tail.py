@@ -18,10 +18,10 @@ from torch import Tensor
 __all__ = ["GROUPS", "THIRDS", "group_metrics", "groups", "is_long_tailed", "long_tail_counts", "long_tail_subset"]
 
 GROUPS = ("many", "medium", "few")
-"""Classes of more than 100, of 20 to 100, and of less than 20 training images."""
+"""Groups of classes: those with more than 100, with 20 to 100, and with fewer than 20 training images."""
 
 THIRDS = ("head", "middle", "tail")
-"""Of the classes, from the largest to the smallest: ten classes may all have more than 20 images."""
+"""Thirds of the classes, from the largest to the smallest; they tell apart even ten classes of the same group."""
 
 KINDS = ("exponential", "step")
 
@@ -35,10 +35,11 @@ def long_tail_counts(classes: int, largest: int, factor: float, kind: str = "exp
         \text{ for the others}
 
     Args:
-        classes: C.
-        largest: :math:`n_{max}`, images of the largest class.
-        factor: r, how many times the smallest class the largest one is; at least 1, which keeps the set balanced.
-        kind: ``"exponential"`` or ``"step"``.
+        classes: number of classes, C.
+        largest: number of images of the largest class, :math:`n_{max}`.
+        factor: r, the size of the largest class over the size of the smallest; at least 1, which keeps the set
+            balanced.
+        kind: ``"exponential"`` or ``"step"``. Default ``"exponential"``.
 
     Raises:
         ValueError: an argument out of its range, or a class that would be empty.
@@ -60,18 +61,18 @@ def long_tail_counts(classes: int, largest: int, factor: float, kind: str = "exp
 
 
 def long_tail_subset(labels: Tensor, counts: list[int], seed: int = 0) -> Tensor:
-    """The images that a long-tailed version keeps: of each class the first of a seeded permutation.
+    """The images that a long-tailed version keeps: each class is permuted at random, and its first images stay.
 
     Args:
-        labels: of the whole set, ``(N)``.
-        counts: of :func:`long_tail_counts`.
-        seed: of the permutations, apart from that of a training, so that runs may share one subset.
+        labels: labels of the whole set, ``(N)``.
+        counts: images to keep of each class, as :func:`long_tail_counts` gives them.
+        seed: seed of the permutations; it is not the seed of a training, so that runs may share one subset. Default 0.
 
     Returns:
-        Their indices, ascending. A larger count keeps what a smaller one kept.
+        The indices of the images, ascending. If the count of one class grows, this class keeps its images.
 
     Raises:
-        ValueError: a class with fewer images than its count.
+        ValueError: a class has fewer images than its count.
     """
     generator = torch.Generator().manual_seed(seed)
     kept = []
@@ -84,7 +85,7 @@ def long_tail_subset(labels: Tensor, counts: list[int], seed: int = 0) -> Tensor
 
 
 def groups(train_counts: list[int]) -> list[str]:
-    """The group of each class, one of ``GROUPS``, by its training images."""
+    """The group of each class, one of ``GROUPS``, by its number of training images."""
     return ["many" if count > 100 else "medium" if count >= 20 else "few" for count in train_counts]
 
 
@@ -94,19 +95,21 @@ def is_long_tailed(train_counts: list[int]) -> bool:
 
 
 def group_metrics(labels: Tensor, predicted: Tensor, train_counts: list[int]) -> dict[str, Any]:
-    """Accuracy of all, of each class, of classes with many, medium and few training images, and of their thirds.
+    """Accuracy over all images, of each class, of the groups of classes, and of the thirds of classes.
 
     Args:
-        labels: of the test set, ``(N)``; a class that is not among them counts in no mean.
-        predicted: ``(N)``.
-        train_counts: training images of each class.
+        labels: labels of the test set, ``(N)``; a class that is not among them counts in no mean.
+        predicted: predicted class of each image, ``(N)``.
+        train_counts: number of training images of each class.
 
     Returns:
-        ``accuracy``; ``class_accuracy``, None for a class without test images; ``balanced_accuracy``, its mean;
-        ``many``, ``medium`` and ``few``, means over the classes of a group, None for an empty one; ``head``, ``middle``
-        and ``tail``, means over the thirds of the classes from the largest on; the first ones have one class more
-        where three does not divide their number; ``macro_f1``; ``train_weighted_accuracy``, the mean weighted by
-        ``train_counts``.
+        - ``accuracy``
+        - ``class_accuracy``: None for a class without test images; ``balanced_accuracy``: the mean over classes
+        - ``many``, ``medium`` and ``few``: means over the classes of a group, None for an empty group
+        - ``head``, ``middle`` and ``tail``: means over the thirds of the classes, from the largest class on; where
+          three does not divide the number of classes, the first thirds have one class more; None for an empty third
+        - ``macro_f1``
+        - ``train_weighted_accuracy``: the mean over classes weighted by ``train_counts``
     """
     gold, guess = labels.cpu().numpy(), predicted.cpu().numpy()
     present = np.unique(gold)

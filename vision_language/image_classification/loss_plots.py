@@ -1,4 +1,7 @@
-"""What the loss does: its curve, the gradients that it leaves to well classified images, and a sweep of LE."""
+"""Pictures of the loss: its curve, its gradients for well classified images, and a sweep of LE.
+
+LE is the probability at which the logarithm of the bonus turns linear, ``log_end``.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ REFERENCES = {
 """Thin lines to compare an experiment's own loss with."""
 
 LEAST = 1e-8
-"""Gradients below are not drawn."""
+"""Gradients below this value are not drawn."""
 LINES: tuple[Any, ...] = ("-", ":", "--", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 
 
@@ -43,7 +46,10 @@ def _loss_options(results: Results) -> LossOptions:
 
 @cache
 def _curve(options: LossOptions, epochs: int = 1, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probability, loss and size of its slope in the label's logit, of two equally large classes in the last epoch."""
+    """Probability of the label, loss, and size of the loss's slope in the label's logit.
+
+    They are computed for two classes of equal size, in the last epoch.
+    """
     odds, label = torch.linspace(-5, 9, 141), torch.zeros(1, dtype=torch.long)
     objective = Objective(options, [1, 1], epochs, scale)
 
@@ -74,7 +80,7 @@ def _curves(axes: Axes, experiments: Experiments, which: int) -> dict[str, Any]:
 
 
 def losses(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """The loss of an image by its probability: what is below 0 is the bonus."""
+    """The loss of an image over the probability of its label; the bonus makes it negative."""
     numbers = _curves(axes, experiments, 1)
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.set(ylabel="loss of an image", ylim=(-6, 5), title="What is a well classified image worth?")
@@ -82,14 +88,14 @@ def losses(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def loss_gradients(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """The slope of the loss in the label's logit: where it is 0, an image teaches nothing more."""
+    """The slope of the loss in the label's logit; where it is 0, nothing more is learned from an image."""
     numbers = _curves(axes, experiments, 2)
     axes.set(ylabel=r"$|\partial L / \partial z_y|$", ylim=(0, None), title="How hard does the loss pull at an image?")
     return numbers
 
 
 def gradients(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Gradients of the trained model's loss on test images, by their log-odds."""
+    """Gradients of the trained model's loss on test images, over the log-odds of the labels."""
     numbers: dict[str, Any] = {}
     for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
         runs = [run["test_gradients"] for run in results.runs if "test_gradients" in run]
@@ -116,7 +122,7 @@ def gradients(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def _pooled(runs: list[dict[str, Any]], part: str) -> dict[str, list[float]]:
-    """Means over the images of all runs, of the bins that hold some."""
+    """Means over the images of all runs, for each bin that holds images."""
     points: dict[str, list[float]] = {"log_odds": [], "norm": [], "images": []}
     for number in range(len(runs[0]["images"]) if runs else 0):
         held = [run for run in runs if run["images"][number]]
@@ -129,7 +135,7 @@ def _pooled(runs: list[dict[str, Any]], part: str) -> dict[str, list[float]]:
 
 
 def gradient_training(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Their means over the validation images, by epoch."""
+    """Means of the gradients over the validation images, by epoch."""
     numbers: dict[str, Any] = {}
     for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
         for part, style in STYLES.items():
@@ -150,7 +156,7 @@ def gradient_training(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def sweep(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Test accuracy by where the logarithm of the bonus ends, of experiments that differ in nothing else."""
+    """Test accuracy over LE, where the logarithm of the bonus ends, for experiments that differ in nothing else."""
     points: dict[float | None, list[float]] = {}
     shared = []
     for results in experiments.values():

@@ -1,6 +1,6 @@
-"""Convolutional networks that are trained from scratch, by the layer tables of the papers that used them.
+"""Convolutional networks that are trained from scratch, built by the layer tables of the papers that used them.
 
-All take ``(N, channels, height, width)`` and give logits; ``classifier`` is the last, linear layer of each.
+All take ``(N, channels, height, width)`` and give logits; the last layer of each is linear and called ``classifier``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["CifarResNet", "LargeMarginCNN", "ThreeConvolutions"]
 class ThreeConvolutions(nn.Sequential):
     """Three convolutions without padding and two linear layers, for images of 28x28.
 
-    The network that the released code of the encouraging loss (arXiv:2110.06537) trains adversarially: 123,222
+    The released code of the encouraging loss (arXiv:2110.06537) trains this network adversarially. It has 123,222
     parameters for one channel and ten classes.
 
     Args:
-        channels: of an image.
-        classes: how many.
+        channels: channels of an image.
+        classes: number of classes.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -36,14 +36,14 @@ class ThreeConvolutions(nn.Sequential):
 class LargeMarginCNN(nn.Module):
     """Eleven convolutions of one width in four stages, for images of 28x28.
 
-    The network of L-Softmax (Liu et al., arXiv:1612.02295) in the released code of the encouraging loss: 522,125
-    parameters at width 64 for one channel and ten classes.
+    This is the network of L-Softmax (Liu et al., arXiv:1612.02295) as the released code of the encouraging loss has
+    it. It has 522,125 parameters at width 64 for one channel and ten classes.
 
     Args:
-        channels: of an image.
-        classes: how many.
+        channels: channels of an image.
+        classes: number of classes.
         width: channels of every convolution. Default 64.
-        margin: of :class:`~vision_language.image_classification.classifiers.LargeMarginLinear`; 1, the default, is a
+        margin: margin of :class:`~vision_language.image_classification.classifiers.LargeMarginLinear`. Default 1, a
             linear layer.
     """
 
@@ -61,7 +61,7 @@ class LargeMarginCNN(nn.Module):
         self.classifier = LargeMarginLinear(256, classes, margin)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits; with ``labels``, in training, those that the margin makes harder."""
+        """Logits; given ``labels`` in training, a margin above 1 makes the logit of the label harder to raise."""
         features = self.features(images)
         return self.classifier(features) if labels is None else self.classifier(features, labels)
 
@@ -84,13 +84,13 @@ class _BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """Residual network for small images: three stages of 16, 32 and 64 channels, shortcuts without parameters.
 
-    He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section 4.2; with 32 layers
-    it is the network of the long-tailed CIFAR of Cao et al., arXiv:1906.07413.
+    He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section 4.2. With 32 layers
+    it is the network that Cao et al., arXiv:1906.07413, train on long-tailed CIFAR.
 
     Args:
-        channels: of an image.
-        classes: how many.
-        layers: 6n + 2; default 32, five blocks per stage.
+        channels: channels of an image.
+        classes: number of classes.
+        layers: number of layers, 6n + 2 for n blocks per stage. Default 32.
     """
 
     def __init__(self, channels: int, classes: int, layers: int = 32) -> None:

@@ -80,4 +80,4 @@ FIGURES: dict[str, Callable[[Axes, Experiments], dict[str, Any]]] = {
         *(losses, loss_gradients, gradients, gradient_training, sweep),
     )
 }
-"""By the names of their files."""
+"""The functions that draw the pictures, by the names of the pictures' files."""

@@ -36,11 +36,11 @@ PANELS = {
 }
 
 RANKS = 10
-"""Of the classes whose energies are drawn, from the lowest on."""
+"""Number of classes whose energies are drawn, from the lowest energy on."""
 
 
 def _of_labels(score: Callable[..., torch.Tensor], results: Results) -> np.ndarray:
-    """A score of logits and labels over the evaluations of an experiment."""
+    """A score of each test image, from logits and labels, over all evaluations of an experiment."""
     parts = [
         score(torch.from_numpy(arrays["logits"]).double(), torch.from_numpy(arrays["labels"])).numpy()
         for arrays in results.arrays("evaluation")
@@ -49,7 +49,7 @@ def _of_labels(score: Callable[..., torch.Tensor], results: Results) -> np.ndarr
 
 
 def _histograms(axes: Axes, values: Mapping[str, np.ndarray], label: str) -> dict[str, Any]:
-    """Shares over common bins, so that experiments can be compared."""
+    """Draw the share of images in each bin; the bins are common, so that experiments can be compared."""
     if not any(map(len, values.values())):
         return {}
     edges = _edges(values.values())
@@ -68,7 +68,7 @@ def _edges(parts: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _stairs(axes: Axes, part: np.ndarray, edges: np.ndarray, colour: str, label: str) -> list[float]:
-    """The share of a part in each bin, which is drawn; what lies beyond the edges is in the outer bins."""
+    """Draw and return the share of the values in each bin; values beyond the edges count in the outer bins."""
     shares = (np.histogram(part.clip(edges[0], edges[-1]), edges)[0] / len(part)).tolist()
     axes.stairs(shares, edges, color=colour, label=label, linewidth=1.8)
     axes.stairs(shares, edges, color=colour, fill=True, alpha=0.15)
@@ -76,7 +76,7 @@ def _stairs(axes: Axes, part: np.ndarray, edges: np.ndarray, colour: str, label:
 
 
 def probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Log-odds of the labels; the probabilities themselves would all lie in the last bin."""
+    """Log-odds of the labels of test images; as probabilities they would all lie in the last bin."""
     values = {name: _of_labels(log_odds, results) for name, results in experiments.items()}
     numbers = _histograms(axes, values, r"$\log\, p_y / (1 - p_y)$")
     if numbers:
@@ -90,7 +90,7 @@ def probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def group_probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """The same of long tails in panels: of all classes, and of those with many, medium and few training images."""
+    """Log-odds of the labels for long tails: a panel for all classes, and one for each group of classes."""
     panels: dict[str, dict[str, np.ndarray]] = {panel: {} for panel in PANELS}
     for name, results in experiments.items():
         odds, counts = _of_labels(log_odds, results), _tail_of(results)
@@ -126,14 +126,14 @@ def group_probabilities(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def _tail_of(results: Results) -> list[int]:
-    """Training images of each class of an experiment with a long tail; of others none."""
+    """Training images of each class, for an experiment with a long tail; an empty list for others."""
     counts = results.runs[0]["train_counts"]
     alike = all(run["train_counts"] == counts for run in results.runs)
     return counts if alike and is_long_tailed(counts) else []
 
 
 def margins(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Target logit minus the best other."""
+    """Margins of the test images: the label's logit minus the largest other logit."""
     values = {name: _of_labels(margin, results) for name, results in experiments.items()}
     numbers = _histograms(axes, values, r"margin $z_y - \max_{j \neq y} z_j$")
     axes.axvline(0, color="0.6", linewidth=0.8)
@@ -142,7 +142,7 @@ def margins(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def training(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """The same log-odds over the epochs: median, half, and nine tenths of the images."""
+    """Log-odds of the labels of validation images, by epoch: the median, and bands of half and 90 % of the images."""
     numbers: dict[str, Any] = {}
     for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
         history = [entry for entry in results.runs[0]["history"] if "log_odds_quantiles" in entry]
@@ -163,7 +163,7 @@ def training(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Energy scores of the test set and of the others, and which share of these passes with 95 % of the test set."""
+    """Energy scores of the test set and of the others, with the share of the others above 95 % of the test set's."""
     numbers: dict[str, Any] = {}
     for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
         sets: dict[str, list[np.ndarray]] = {}
@@ -193,9 +193,9 @@ def energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def class_energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Mean energies -z of the classes for the images of each class, the lowest first: mean and range over those.
+    """Mean energies -z of all classes for the images of one class, the lowest first: mean and range over that class.
 
-    The numbers have the means of the label's energy and of the lowest other one too.
+    The returned numbers also hold the mean energy of the label and the mean of the lowest other energy.
     """
     numbers: dict[str, Any] = {}
     for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
@@ -223,9 +223,9 @@ def class_energies(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def robustness(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Accuracy by radius, one style per objective: where they differ, the upper one is rounding.
+    """Accuracy by radius, one line style per objective: where two differ, the higher accuracy is due to rounding.
 
-    Of several models it is the mean, over the radii that all of them were attacked with.
+    For several models mean and range are drawn, at the radii that all of them were attacked with.
     """
     numbers: dict[str, Any] = {}
     for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
@@ -253,7 +253,7 @@ def robustness(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def tail(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Accuracy of each class by its training images."""
+    """Test accuracy of each class over its number of training images."""
     numbers: dict[str, Any] = {}
     for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
         counts = np.array(_tail_of(results))
@@ -273,7 +273,7 @@ def tail(axes: Axes, experiments: Experiments) -> dict[str, Any]:
 
 
 def reliability(axes: Axes, experiments: Experiments) -> dict[str, Any]:
-    """Accuracy by confidence, over ten bins of equal width, the larger the more images; empty ones are left out."""
+    """Accuracy over confidence in ten bins of equal width, except empty ones; points of more images are larger."""
     numbers: dict[str, Any] = {}
     for colour, (name, results) in zip(COLOURS, experiments.items(), strict=False):
         evaluations = results.arrays("evaluation")

@@ -36,14 +36,14 @@ def batches_of(
     workers: int = 0,
     share: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Test images in file order, as the classifier takes them, and their labels.
+    """Batches of test images in file order, as the classifier takes them, and their labels.
 
     Args:
-        classifier: whose size and channels they get.
-        images: the set.
-        batch_size: of a batch.
-        transform: of the images. Default: what the classifier's preprocessing says.
-        workers: processes that read images.
+        classifier: the images get its size and channels.
+        images: the test set.
+        batch_size: images of a batch.
+        transform: brings the images to one size. Default: as the classifier's preprocessing says.
+        workers: processes that read images. Default: 0, the caller's own.
         share: which of the batches are read. Default: all.
     """
     transform = transform or classifier.preprocessing.transform()
@@ -64,14 +64,14 @@ def predict_logits(
     """Logits of every image, ``(N, C)`` in float32 on the CPU.
 
     Args:
-        classifier: in whatever mode, which it keeps.
-        images: the set.
-        batch_size: of a batch.
-        transform, workers: as :func:`batches_of`.
+        classifier: evaluated in evaluation mode, and afterwards in its former mode.
+        images: the test set.
+        batch_size: images of a batch. Default 512.
+        transform, workers: as for :func:`batches_of`.
         accelerator: the processes, each of which reads and classifies its share. Default: one process.
 
     Raises:
-        CheckpointError: a logit that is not finite.
+        CheckpointError: a logit is not finite.
     """
     device = classifier.mean.device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -90,14 +90,14 @@ def predict_logits(
 
 
 def finite_logits(logits: Tensor, origin: str) -> Tensor:
-    """The logits, where all of them are finite: the class of the others would be the first.
+    """The logits, after a check that all are finite: an image without finite logits would count as the first class.
 
     Args:
         logits: ``(N, C)``.
-        origin: of the images, for messages.
+        origin: where the images are from, for messages.
 
     Raises:
-        CheckpointError: otherwise.
+        CheckpointError: a logit is not finite.
     """
     bad = (~logits.isfinite()).any(1)
     if bad.any():
@@ -110,7 +110,7 @@ def finite_logits(logits: Tensor, origin: str) -> Tensor:
 
 
 def short_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """The metrics told after every epoch: accuracy, loss, margin, and the quantiles of the log-odds of the labels.
+    """The metrics logged after every epoch: accuracy, loss, margin, and the quantiles of the log-odds of the labels.
 
     Args:
         logits: ``(N, C)``.
@@ -127,7 +127,7 @@ def short_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def classification_metrics(logits: Tensor, labels: Tensor, train_counts: list[int] | None = None) -> dict[str, Any]:
-    """Everything that the logits of a test set say.
+    """All metrics that follow from the logits of a test set.
 
     Args:
         logits: ``(N, C)``.
@@ -135,8 +135,9 @@ def classification_metrics(logits: Tensor, labels: Tensor, train_counts: list[in
         train_counts: training images of each class, for the groups of a long tail. Default: no groups.
 
     Returns:
-        :func:`short_metrics`, ``ece`` with 15 bins, ``class_accuracy`` and ``balanced_accuracy``; with ``train_counts``
-        all of :func:`~vision_language.image_classification.long_tail.group_metrics`.
+        Those of :func:`short_metrics`; ``ece`` with 15 bins; ``class_accuracy``, ``balanced_accuracy`` and
+        ``macro_f1``. With ``train_counts`` also the others of
+        :func:`~vision_language.image_classification.long_tail.group_metrics`.
     """
     groups = group_metrics(labels, logits.argmax(1), train_counts or [1] * logits.size(1))
     if not train_counts:

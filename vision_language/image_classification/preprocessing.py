@@ -35,13 +35,13 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "Segformer": {"default_to_square": True, "do_center_crop": False},
     "Siglip": {"do_center_crop": False, "resample": 3},
 }
-"""The image processors of transformers that are computed here, and what they do where a file does not say it.
+"""The image processors of transformers that are computed here, each with its defaults for fields that a file lacks.
 
-What the versions of transformers do not agree on must stand in the file.
+A field whose default differs between versions of transformers has none here: the file must state it.
 """
 
 COMMON = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-"""What all of them do where a file does not say it."""
+"""Defaults of all of them for fields that a file lacks."""
 
 COMPUTED = (*COMMON, *("size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std"))
 
@@ -50,17 +50,17 @@ HARMLESS = (
     *("do_reduce_labels", "reduce_labels", "data_format", "input_data_format", "return_tensors", "device"),
     *("disable_grouping", "pad_size", "_valid_processor_keys", "_valid_kwargs_names"),
 )
-"""Fields that change no pixel, or that are read elsewhere; others may only be off."""
+"""Fields that change no pixel, or that are read elsewhere; any field that is not named here may only be false."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Turns pictures, with pixels in [0, 1], into the input of a network.
+    """What turns images into the input of a network: size, crop, and normalisation of pixels in [0, 1].
 
     Args:
-        mean, std: of each channel.
-        size: height and width.
-        resized: as of :class:`~vision_language.image_classification.transforms.Transform`. Default: 0, no crop.
+        mean, std: mean and standard deviation of each channel.
+        size: height and width of the input.
+        resized: as in :class:`~vision_language.image_classification.transforms.Transform`. Default: 0, no crop.
         resample: Pillow's filter. Default: 2, bilinear.
     """
 
@@ -71,7 +71,7 @@ class Preprocessing:
     resample: int = int(Image.Resampling.BILINEAR)
 
     def transform(self, augment: str = "none") -> Transform:
-        """The transform of training images with ``augment``, and of test images without."""
+        """The transform of images; training images are augmented by ``augment``, test images are not."""
         return Transform(self.size, augment, self.resized, self.resample)
 
     def after(self, augment: str) -> Self:
@@ -79,19 +79,19 @@ class Preprocessing:
         return replace(self, resized=resized_for(augment, self.size))
 
     def of_size(self, size: int) -> Self:
-        """The same with images of another size, and as much less of them where they are cropped."""
+        """The same preprocessing for another size; a crop keeps the same part of an image."""
         old = self.resized
         scaled = [round(side * size / self.size) for side in (old if isinstance(old, tuple) else (old,))]
         return replace(self, size=size, resized=(scaled[0], scaled[1]) if len(scaled) == 2 else scaled[0])
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``preprocessor_config.json``, by which ``AutoImageProcessor`` of Hugging Face does the same."""
+        """Write ``preprocessor_config.json``, with which Hugging Face's ``AutoImageProcessor`` does the same."""
         square = {"height": self.size, "width": self.size}
         resized: Any = {"shortest_edge": self.resized} if self.resized else square
         if isinstance(self.resized, tuple):
             resized = dict(zip(("height", "width"), self.resized, strict=True))
         content = {
-            # ViT's of transformers 4 crops nothing.
+            # In transformers 4 the processor of ViT does not crop.
             "image_processor_type": "CLIPImageProcessor" if self.resized else "ViTImageProcessor",
             "do_convert_rgb": len(self.mean) == 3,
             "do_resize": True,
@@ -109,10 +109,12 @@ class Preprocessing:
 
     @classmethod
     def read(cls, folder: str | Path, config: Any) -> Preprocessing:
-        """The preprocessing of a model's folder; without the file, no normalisation and the size of the configuration.
+        """The preprocessing of a model's folder.
+
+        Without ``preprocessor_config.json`` it does not normalise, and takes the size from the model's configuration.
 
         Raises:
-            CheckpointError: a file that does not fit its model, or asks for what is not done here.
+            CheckpointError: a file that does not fit its model, or asks for something that is not done here.
         """
         path, channels = Path(folder) / PREPROCESSOR, getattr(config, "num_channels", 3)
         if not path.is_file():
@@ -182,7 +184,7 @@ def _resample(path: Path, fields: Mapping[str, Any]) -> int:
 
 
 def _sides(path: Path, name: str, value: Any, square: bool | None) -> tuple[int, ...]:
-    """Height and width, or the shorter side; a number is both or the latter, as ``square`` says."""
+    """Height and width, or the shorter side alone; a plain number means the former where ``square`` is true."""
     given = value if isinstance(value, dict) else {"shortest_edge": value}
     if square and not isinstance(value, dict):
         given = {"height": value, "width": value}
@@ -201,7 +203,7 @@ def _square(path: Path, sides: tuple[int, ...]) -> int:
 
 
 def _sizes(path: Path, kind: str, fields: Mapping[str, Any]) -> tuple[int, int | tuple[int, int]]:
-    """Size and resized of a :class:`Preprocessing`."""
+    """``size`` and ``resized`` of a :class:`Preprocessing`."""
     size = _sides(path, "size", fields["size"], fields.get("default_to_square"))
     share = fields["crop_pct"] if kind in ("ConvNext", "PoolFormer") else 1
     if not (is_finite(share) and 0 < share <= 1):
@@ -226,7 +228,7 @@ def _sizes(path: Path, kind: str, fields: Mapping[str, Any]) -> tuple[int, int |
 
 
 def _convnext(path: Path, size: tuple[int, ...], share: float, crops: bool) -> tuple[int, int]:
-    """Less than 384 is a crop; from there on images are resized whole."""
+    """``size`` and ``resized`` of ConvNeXt: it crops to sizes below 384, and resizes whole images to larger ones."""
     if len(size) > 1 or crops:
         found = "do_center_crop true" if crops else f"size {' x '.join(map(str, size))}"
         raise CheckpointError(f"{path}: ConvNextImageProcessor has a shortest_edge and no other crop, got {found}")

@@ -1,7 +1,7 @@
 """Published recipes by name: options of ``train``, each with its source, and the command that prints them.
 
-The sources are arXiv:2110.06537 and its released code, of which a folder or the table of the authors' slides is named;
-and LDAM-DRW (arXiv:1906.07413) for long-tailed CIFAR.
+The sources are arXiv:2110.06537 with its released code (its folder is named) and the authors' slides, and LDAM-DRW
+(arXiv:1906.07413) for long-tailed CIFAR.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROGRAM = "python -m vision_language.image_classification"
 
 
 class Recipe(NamedTuple):
-    """Options of ``train`` by name, and in ``missing`` what was published beside them and is no option here."""
+    """Options of ``train`` by name; ``missing`` tells what was published too, but is no option here."""
 
     summary: str
     settings: SourcedValues
@@ -60,7 +60,7 @@ IMAGENET_EFFICIENTNET = by(f"{OURS}, in place of rmsproptf", optimizer="sgd", mo
     f"{IMAGENET_CODE}-efficientnetb0",
     **{"network": "efficientnet-b0", "image_size": 224, "augment": "resized-crop", "lr": 0.048, "weight_decay": 1e-5},
     **{"batch_size": 768, "epochs": 450, "mixed_precision": "fp16", "label_smoothing": 0.1},
-    # .97 every 2.4 epochs
+    # times 0.97 every 2.4 epochs
     **{"lr_schedule": "steps", "lr_steps": tuple(-(-12 * k // 5) + 1 for k in range(1, 188)), "lr_factor": 0.97},
 )
 NOT_RMSPROP = (
@@ -179,7 +179,7 @@ RECIPES: dict[str, Recipe] = {
         for name, (summary, row) in CIFAR_TAIL_ROWS.items()
     },
 }
-"""By name. A recipe says nothing of the data, nor of the split that picks the epoch."""
+"""Recipes by name. A recipe names neither the data nor the split that picks the epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)

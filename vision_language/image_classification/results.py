@@ -1,4 +1,4 @@
-"""The figures that the commands left in the folders of experiments, for the pictures."""
+"""The results that the commands wrote into the folders of experiments, read for the pictures."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from vision_language.image_classification.attacks import ATTACKS
 __all__ = ["COLOURS", "Experiments", "Results"]
 
 COLOURS = PALETTE
-"""Of experiments, in their order."""
+"""Colours of the experiments, in their order."""
 
 
 RESULTS = ("evaluation", "ood", *(f"attack_{name}" for name in ATTACKS))
-"""Of the commands, by their files."""
+"""Names of the files in which the commands keep their results."""
 
 MAY_DIFFER = ("device", "eval_batch_size", "batch_size", "epsilons", "objectives", "scores", "others")
-"""Options of results of one picture, which tells radii and objectives apart; other images are compared by content.
+"""Options in which the results of one picture may differ.
 
-Results of earlier versions call the batch size by its old name.
+A picture tells radii and objectives apart, and the images of ``others`` are compared by content. ``batch_size`` is the
+name of ``eval_batch_size`` in results of earlier versions.
 """
 
 
 class Results:
-    """The results that the commands left in the folder of an experiment.
+    """The results that the commands wrote into the folder of an experiment.
 
     Args:
-        folder: of ``train``, with results of ``evaluate``, ``ood`` and ``attack`` below it.
+        folder: folder that ``train`` wrote, with results of ``evaluate``, ``ood`` and ``attack`` below it.
 
     Raises:
-        OptionError: no finished run, or results of one command that were not made alike, or two of one model.
-        DataError: arrays whose results are gone.
+        OptionError: no finished run, two results of one command with different options, or two for the same model.
+        DataError: damaged results, or an ``.npz`` file without its ``.json``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,16 +64,19 @@ class Results:
         return results
 
     def json(self, name: str) -> list[dict[str, Any]]:
-        """The results of one command, of every model."""
+        """The results of one command, for every model."""
         return list(self.results[name].values())
 
     def arrays(self, name: str) -> list[dict[str, np.ndarray]]:
-        """Its arrays."""
+        """The arrays of one command, for every model."""
         return [load_npz(path.with_suffix(".npz")) for path in self.results[name]]
 
 
 def _check_alike(one: Path, first: dict[str, Any], other: Path, second: dict[str, Any]) -> None:
-    """Of two models, and otherwise made alike, as far as their files say it: earlier ones say little."""
+    """Refuse two results for the same model, or that were made in different ways.
+
+    Only what both files state is compared; files of earlier versions state little.
+    """
     made, model = (_made(first), _made(second)), "weights" if "inputs" in first and "inputs" in second else "model"
     shared = [name for name in made[0] if name in made[1] and name not in ("model", "weights")]
     if model == "weights":  # digests say it, wherever the images lie
@@ -88,7 +92,7 @@ def _check_alike(one: Path, first: dict[str, Any], other: Path, second: dict[str
 
 
 def _made(content: dict[str, Any]) -> dict[str, Any]:
-    """How results were made: by their options, on which images, with which weights."""
+    """How results were made: the options, digests of the images, and a digest of the weights."""
     options = {name: value for name, value in content.get("options", {}).items() if name not in MAY_DIFFER}
     inputs = {f"inputs.{name}": value for name, value in content.get("inputs", {}).items()}
     weights = inputs.pop("inputs.model", "")
@@ -96,4 +100,4 @@ def _made(content: dict[str, Any]) -> dict[str, Any]:
 
 
 Experiments = Mapping[str, Results]
-"""By their names."""
+"""The results of experiments, by the experiments' names."""

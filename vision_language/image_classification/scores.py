@@ -1,8 +1,8 @@
 r"""Scores made from the logits of an image: margins, log-odds, energies, calibration.
 
-All in float64 from stored logits. A softmax probability is exactly 1 once a margin passes 17 (float32) or 37 (float64),
-margins that a full logarithmic bonus reaches within a few epochs; everything that ranks images therefore stays in
-differences of logits, which never saturate.
+All are computed in float64 from stored logits. A softmax probability is exactly 1 once a margin passes 17 (float32) or
+37 (float64), and a full logarithmic bonus reaches such margins within a few epochs. Scores that rank images are
+therefore differences of logits, which never saturate.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def ood_scores(logits: Tensor, score: str = "msp", temperature: float = 1.0) -> 
                     the ties of rounded probabilities (Hendrycks & Gimpel, arXiv:1610.02136)
     ``energy``      :math:`T \log \sum_c e^{z_c / T}`, the negative free energy (Liu et al., arXiv:2010.03759)
     ``max-logit``   :math:`\max_c z_c` (Hendrycks et al., arXiv:1911.11132)
-    ``margin``      :math:`z_{(1)} - z_{(2)}`, between the two largest
+    ``margin``      :math:`z_{(1)} - z_{(2)}`, the difference of the two largest logits
     ==============  ============================================================================================
 
     Args:
@@ -122,7 +122,7 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -
     Args:
         logits: ``(N, C)``.
         labels: ``(N)``.
-        bins: how many. Default 15, as Guo et al.; the encouraging loss's released code takes 10.
+        bins: number of bins. Default 15, as Guo et al.; the released code of the encouraging loss takes 10.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")

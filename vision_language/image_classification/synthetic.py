@@ -1,4 +1,4 @@
-"""A made-up set of pictures for a try without data: ten shapes, at places and with noise."""
+"""A made-up set of pictures for a try without data: ten shapes, at random places and with noise."""
 
 from __future__ import annotations
 

@@ -39,9 +39,9 @@ def run(options: Options, out: str | Path, runs: int = 1, device: str = "auto") 
 
     Args:
         options: everything that a run depends on; ``seed`` is the first one.
-        out: gets ``results.json``, and the model of each seed in a folder of its name.
-        runs: how many seeds.
-        device: as ``--device``.
+        out: folder that gets ``results.json``, and a folder for each seed with its model.
+        runs: number of seeds. Default 1.
+        device: as ``--device``. Default ``"auto"``.
 
     Raises:
         InputError: options, data or models that cannot be used.
@@ -78,18 +78,18 @@ def train(
     settings: Settings,
     accelerator: Accelerator | None = None,
 ) -> tuple[ImageClassifier, dict[str, Any]]:
-    """Train, test the last epoch and the one that ``--select-on`` picks, and save the latter.
+    """Train, test the last epoch and the epoch that ``--select-on`` picks, and save the model of the latter.
 
     Args:
         options: everything that the run depends on.
-        splits: of :func:`~vision_language.image_classification.data.read_data`.
-        folder: of checkpoint and model; a training that was killed is resumed, to the bit on a CPU.
-        settings: a checkpoint of others is refused.
-        accelerator: devices and processes.
+        splits: as :func:`~vision_language.image_classification.data.read_data` gives them.
+        folder: gets checkpoint and model; a training that was killed is resumed, to the bit on a CPU.
+        settings: what the checkpoint is stamped with; a checkpoint with other settings is refused.
+        accelerator: devices and processes. Default: one made from ``options``.
 
     Returns:
-        The classifier, and ``test_accuracy`` and the other figures of the selected epoch, ``last_test_accuracy``, and
-        the history.
+        The classifier, and a record: ``test_accuracy`` and the other metrics of the selected epoch,
+        ``last_test_accuracy`` and ``last_test_nll``, and the history.
 
     Raises:
         OptionError: images that the network cannot take; a loss that is not finite.
@@ -146,21 +146,24 @@ def train(
 
 
 def _logits(step: TrainingStep, images: ImageSet) -> Tensor:
-    """Those of the present weights."""
+    """Logits of the images with the present weights."""
     share_buffers(step.classifier, step.accelerator)
     reading: dict[str, Any] = {"workers": step.options.workers, "accelerator": step.accelerator}
     return predict_logits(step.classifier, images, step.options.eval_batch_size, **reading)
 
 
 def _validated(step: TrainingStep, images: ImageSet, epoch: int) -> dict[str, Any]:
-    """The figures after an epoch, counted from 1."""
+    """The validation metrics after an epoch, counted from 1."""
     gold, scores = torch.from_numpy(images.labels), _logits(step, images)
     pull = mean_gradients(gradient_norms(step.objective, scores, gold, epoch, step.classifier.last_linear()))
     return {"epoch": epoch, **short_metrics(scores, gold), **pull}
 
 
 def _tested(step: TrainingStep, images: ImageSet, best: BestWeights) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metrics of the selected epoch, whose weights the classifier has afterwards; and what is recorded of both."""
+    """The metrics of the selected epoch, and the record of the selected and the last epoch.
+
+    The classifier has the weights of the selected epoch afterwards.
+    """
     options = step.options
     tail = options.long_tail or is_long_tailed(step.images.counts)
     gold, counts = torch.from_numpy(images.labels), step.images.counts if tail else None
@@ -175,7 +178,7 @@ def _tested(step: TrainingStep, images: ImageSet, best: BestWeights) -> tuple[di
 
 
 def _accelerator(options: Options, device: str = "auto") -> Accelerator:
-    """Networks from elsewhere may have weights that nothing reads, such as the mask token of a Dinov2."""
+    """The accelerator of a training; a network from elsewhere may have unused weights, such as Dinov2's mask token."""
     elsewhere = bool(options.init) or options.network not in NETWORKS
     return make_accelerator(options.mixed_precision, device, unused_parameters=elsewhere)
 
