@@ -132,7 +132,7 @@ def test_every_recipe_is_on_a_page():
 def test_the_options_of_a_trainer(name):
     module, command = TRAINERS[name]
     sets = option_sets(program_of(f"{module}.__main__").commands[command]).values()
-    defaults = {field.name: shown(field.default) for kind in sets for field in dataclasses.fields(kind)}
+    defaults = {option: shown(value) for kind in sets for option, value in kind.defaults().items()}
     for flag, value in documented_defaults(name).items():
         assert defaults[flag.removeprefix("--").replace("-", "_")] == value, flag
 

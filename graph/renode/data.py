@@ -30,9 +30,9 @@ from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.settings import digest
 from graph.inputs import as_labels, as_tensor, edges_of
 from graph.processed import current
-from graph.renode.npz import read_npz
+from graph.renode.npz import MASKS, read_npz
 
-__all__ = ["DATASETS", "GraphOptions", "check_graph", "graph_digest", "has_root", "load_graph"]
+__all__ = ["DATASETS", "GraphOptions", "check_graph", "graph_digest", "has_root", "is_file", "load_graph"]
 
 # Short names; every other class of torch_geometric.datasets is "Class" or "Class:name", such as "CitationFull:DBLP".
 DATASETS = {
@@ -116,9 +116,14 @@ def load_graph(
     return data
 
 
+def is_file(name: str) -> bool:
+    """Whether :func:`load_graph` takes ``name`` for a file."""
+    return Path(name).suffix in (".pt", ".npz")
+
+
 def has_root(name: str) -> bool:
     """Whether ``root`` matters to :func:`load_graph`: not to a file, nor to a data set that is part of its package."""
-    if Path(name).suffix in (".pt", ".npz"):
+    if is_file(name):
         return False
     class_name = DATASETS.get(name, name).partition(":")[0]
     factory = getattr(torch_geometric.datasets, class_name, None)
@@ -142,7 +147,7 @@ def _read_npz(path: Path, need_features: bool) -> Data:
     # torch_geometric's reader would turn every feature above 0 into 1.
     graph = read_npz(path, need_features=need_features)
     x = graph.x.toarray() if isinstance(graph.x, sparse.csr_array) else graph.x
-    return Data(edge_index=graph.edge_index, x=x, y=graph.y)
+    return Data(edge_index=graph.edge_index, x=x, y=graph.y, **graph.masks)
 
 
 def _load_dataset(name: str, root: Path) -> Data:
@@ -226,7 +231,7 @@ def check_graph(data: Data, name: str = "graph", need_features: bool = True) -> 
     data = copy.copy(data)
     del data.adj_t  # the edges have one form from here on
     data.y, data.edge_index, data.num_nodes = y, edges, len(y)
-    for part in ("train_mask", "val_mask", "test_mask"):
+    for part in MASKS:
         if data.get(part) is not None:
             with contextlib.suppress(DataError):  # refused where the split is asked for
                 data[part] = as_tensor(data[part], part)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fairseq_ext.training.options import option
 from fairseq_ext.training.settings import digest
 from graph.inputs import as_edges, as_labels, edges_of
 from graph.renode.data import GraphOptions
-from graph.renode.npz import read_npz, reading
+from graph.renode.npz import MASKS, read_npz, reading
 from graph.renode.pagerank import binary_adjacency
 
 __all__ = ["LargeGraph", "LargeGraphOptions", "read_large_graph"]
@@ -30,6 +31,7 @@ class LargeGraph:
         edge_index: (2, E) edges; duplicates count once, and neither directions nor self-loops are added.
         x: (n, F) features: an array, a memory map (only the rows in use are read), a tensor or a scipy CSR array.
         y: (n,) classes, an array or a tensor.
+        masks: the graph's own ``train_mask``, ``val_mask`` and ``test_mask``, where it has them.
 
     Raises:
         DataError: where they do not fit one another, a label is negative, or a feature is complex, NaN or infinite.
@@ -38,6 +40,7 @@ class LargeGraph:
     edge_index: Tensor
     x: np.ndarray | sparse.csr_array
     y: np.ndarray
+    masks: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given: dict[str, Any] = {
@@ -85,7 +88,8 @@ class LargeGraph:
         Raises:
             DataError: it has no edges, or weights of edges other than 1.
         """
-        return cls(edges_of(data, "data."), data.x, data.y)
+        masks = {name: data[name] for name in MASKS if data.get(name) is not None}
+        return cls(edges_of(data, "data."), data.x, data.y, masks)
 
 
 def read_large_graph(path: str | Path, features: str | Path | None = None) -> LargeGraph:

@@ -16,7 +16,10 @@ from torch_geometric.utils import remove_self_loops, to_undirected
 
 from fairseq_ext.training.errors import DataError
 
-__all__ = ["NpzGraph", "read_npz", "reading"]
+__all__ = ["MASKS", "NpzGraph", "read_npz", "reading"]
+
+MASKS = ("train_mask", "val_mask", "test_mask")
+"""Names of the masks of a graph's own split."""
 
 _CSR_PARTS = ("data", "indices", "indptr", "shape")
 
@@ -48,18 +51,20 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 class NpzGraph(NamedTuple):
-    """Edges (2, E), features (n, F) where they were asked for, and labels, as a file has them."""
+    """Edges (2, E), features (n, F) where they were asked for, labels, and those of ``MASKS`` that a file has."""
 
     edge_index: Tensor
     x: np.ndarray | sparse.csr_array | None
     y: np.ndarray
+    masks: dict[str, np.ndarray]
 
 
 def read_npz(path: str | Path, features: str | Path | None = None, need_features: bool = True) -> NpzGraph:
     """The content of a file.
 
     Arrays ``adj_data, adj_indices, adj_indptr, adj_shape`` (CSR), ``labels``, and either ``attr_data, ...`` (CSR) or a
-    dense ``attr_matrix``; a dot may stand for the underscore. Like torch_geometric's reader of this layout, edges are
+    dense ``attr_matrix``; a dot may stand for the underscore. ``train_mask``, ``val_mask`` and ``test_mask`` may be
+    there. Like torch_geometric's reader of this layout, edges are
     made undirected, and self-loops and weights are dropped; unlike there, features are not made binary. Nothing is
     ever unpickled.
 
@@ -76,6 +81,7 @@ def read_npz(path: str | Path, features: str | Path | None = None, need_features
     x = None
     with reading(path), np.load(path, allow_pickle=False) as arrays:
         adjacency, y = _csr(arrays, "adj", path), arrays["labels"]
+        masks = {name: arrays[name] for name in MASKS if name in arrays}
         if need_features and features is None:
             x = arrays["attr_matrix"] if "attr_matrix" in arrays else _csr(arrays, "attr", path)
     if need_features and features is not None:
@@ -87,4 +93,4 @@ def read_npz(path: str | Path, features: str | Path | None = None, need_features
         raise DataError(f"{path}: adj_shape {adjacency.shape} for {y.size} labels")
     edges = adjacency.tocoo()
     edge_index, _ = remove_self_loops(torch.from_numpy(np.stack([edges.row, edges.col])).long())
-    return NpzGraph(to_undirected(edge_index, num_nodes=y.size), x, y)
+    return NpzGraph(to_undirected(edge_index, num_nodes=y.size), x, y, masks)

@@ -67,7 +67,7 @@ class LargeOptions(LargeGraphOptions, InductiveSplitOptions, RowOptions, PPRGoOp
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.label_sampling == "tinl":
+        if self.label_sampling == "tinl" and self.split_kind != "public":
             self.refuse_weights_of_classes()
 
 

@@ -32,6 +32,7 @@ def scored_graph(options: ScoreOptions, split_seed: int = 0) -> Data:
     """The graph of the options, with one split's scores."""
     transform = options.make_transform()
     data = options.load(need_features=False)
+    options = options.with_kind(options.dataset, data)
     return scored(data, options.labelled_nodes(data, split_seed), transform)
 
 

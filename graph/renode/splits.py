@@ -13,12 +13,12 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import option
 from graph.inputs import as_labels, as_tensor, node_ids
+from graph.renode.split_kind import KINDS, SplitKind
 
 __all__ = [
     "IMBALANCES",
-    "KINDS",
     "LabelOptions",
     "Split",
     "SplitOptions",
@@ -27,9 +27,9 @@ __all__ = [
     "labelled_nodes",
     "make_split",
     "quotas",
+    "room",
 ]
 
-KINDS = ("compat", "random", "public")
 IMBALANCES = ("none", "step")
 
 
@@ -112,9 +112,13 @@ def make_split(data: Data, kind: str = "compat", seed: int = 0, *, valid_each: i
         raise OptionError(f"--valid-each must be at least 1, got {valid_each}")
     labels = as_labels(data.y, name="data.y")
     y, order = labels.cpu().numpy(), _shuffled(len(labels), seed)
-    train = _drawn(labels, order, imbalance)
-    rest = order if kind == "random" else np.arange(len(y))
-    valid = first_of_each_class(rest[~np.isin(rest, train)], y, [valid_each] * (int(y.max()) + 1), "--valid-each")
+    fits = "--train-each and --valid-each fit if together at most {}"
+    if imbalance.get("imbalance", "none") != "none":
+        fits = "lower --labeling-ratio or --valid-each"
+    fits = fits.format(room(y, 2))
+    train = _drawn(labels, order, imbalance, fits)
+    rest, quota = order if kind == "random" else np.arange(len(y)), [valid_each] * (int(y.max()) + 1)
+    valid = first_of_each_class(rest[~np.isin(rest, train)], y, quota, "--valid-each", fits)
     test = np.setdiff1d(np.flatnonzero(y >= 0), np.concatenate([train, valid]))
     if not len(test):
         raise OptionError(f"--train-each, --valid-each: none of the {len(y)} nodes is left for testing")
@@ -127,7 +131,9 @@ def labelled_nodes(data: Data, kind: str = "compat", seed: int = 0, **imbalance:
     if kind == "public":
         return _public_labelled(data, seed)
     y = as_labels(data.y, name="data.y")
-    return torch.from_numpy(_drawn(y, _shuffled(len(y), seed), imbalance))
+    equal = imbalance.get("imbalance", "none") == "none"
+    fits = f"--train-each fits if at most {room(y.cpu().numpy(), 1)}" if equal else "lower --labeling-ratio"
+    return torch.from_numpy(_drawn(y, _shuffled(len(y), seed), imbalance, fits))
 
 
 def _shuffled(size: int, seed: int) -> np.ndarray:
@@ -137,11 +143,31 @@ def _shuffled(size: int, seed: int) -> np.ndarray:
     return np.array(order)
 
 
-def _drawn(y: Tensor, order: np.ndarray, imbalance: dict[str, Any]) -> np.ndarray:
-    return first_of_each_class(order, y.cpu().numpy(), quotas(y, **imbalance), "--train-each or --labeling-ratio")
+def _drawn(y: Tensor, order: np.ndarray, imbalance: dict[str, Any], fits: str) -> np.ndarray:
+    quota = quotas(y, **imbalance)
+    return first_of_each_class(order, y.cpu().numpy(), quota, "--train-each or --labeling-ratio", fits)
 
 
-def first_of_each_class(nodes: np.ndarray, y: np.ndarray, quota: Sequence[int], option: str) -> np.ndarray:
+def room(y: np.ndarray, parts: int) -> int:
+    """The most nodes per class that a split can take.
+
+    Args:
+        y: (n,) classes; below 0 a node has none.
+        parts: 1, the labelled nodes alone, or 2, which validate, too, and leave a node for testing.
+
+    Raises:
+        DataError: a class has fewer nodes than parts.
+    """
+    sizes = np.bincount(y[y >= 0])
+    most = int(min(sizes.min(), (sizes.sum() - (parts > 1)) // len(sizes)))
+    if most < parts:
+        label = int(sizes.argmin())
+        and_one = " and one for testing" * (parts > 1)
+        raise DataError(f"class {label} has {sizes[label]} of the nodes, a split takes {parts} of each{and_one}")
+    return most
+
+
+def first_of_each_class(nodes: np.ndarray, y: np.ndarray, quota: Sequence[int], option: str, fits: str) -> np.ndarray:
     """The first of ``nodes`` in each class, in the order of ``nodes``.
 
     Args:
@@ -149,6 +175,7 @@ def first_of_each_class(nodes: np.ndarray, y: np.ndarray, quota: Sequence[int], 
         y: (n,) classes; below 0 a node has none.
         quota: how many of each class.
         option: what the message of an error begins with.
+        fits: what it ends with: the values that :func:`room` allows.
 
     Raises:
         OptionError: a class has too few.
@@ -157,7 +184,7 @@ def first_of_each_class(nodes: np.ndarray, y: np.ndarray, quota: Sequence[int], 
     places = [np.flatnonzero(classes == label)[:wanted] for label, wanted in enumerate(quota)]
     for label, (found, wanted) in enumerate(zip(places, quota, strict=True)):
         if len(found) < wanted:
-            raise OptionError(f"{option}: class {label} has only {len(found)} of {wanted} nodes left")
+            raise OptionError(f"{option}: class {label} has only {len(found)} of {wanted} nodes left; {fits}")
     return nodes[np.sort(np.concatenate(places))]
 
 
@@ -218,16 +245,9 @@ def _public_splits(data: Data) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelOptions(OptionSet):
+class LabelOptions(SplitKind):
     """Which of its nodes are labelled."""
 
-    split_kind: str = option(
-        "compat",
-        "how nodes are split; compat: as released, which validates on the lowest ids left of each class; random: "
-        "random validation nodes, too; public: the masks of the data set",
-        KINDS,
-        aliases=("split",),
-    )
     train_each: int = option(20, "labelled nodes a class (released: 20)", least=1, idle={"imbalance": ("step",)})
     imbalance: str = option(
         "none",

@@ -112,6 +112,7 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
     """
     runs, transform = runs or TrainRuns(), options.make_transform()
     data = options.load(normalize_features=options.normalize_features)
+    options = options.with_kind(options.dataset, data)
     classes = int(data.y.max()) + 1
     device = torch_device(runs.device)
     on_device = copy.copy(data).to(device)

@@ -19,13 +19,15 @@ from fairseq_ext.training.files import save_atomically
 from fairseq_ext.training.loop import Training, finite
 from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.runs import Experiment
-from fairseq_ext.training.settings import Settings
+from fairseq_ext.training.settings import Settings, digest
+from graph.inputs import as_tensor
 from graph.metrics import classification_metrics
 from graph.remembered import Remembered
 from graph.renode.inductive_split import InductiveSplit
 from graph.renode.large_graph import LargeGraph
 from graph.renode.losses import Loss
 from graph.renode.metrics import f1, f1_scores
+from graph.renode.npz import MASKS
 from graph.renode.options import LargeOptions, LargeRuns
 from graph.renode.pprgo import Batch, PPRGo, RowBatches, predict_logits
 from graph.renode.recipe import LargeRecipe
@@ -176,8 +178,15 @@ def run(options: LargeOptions, runs: LargeRuns | None = None) -> Experiment:
     runs = runs or LargeRuns()
     accelerator = make_accelerator(device=runs.device)
     graph = options.load_large()
-    splits = [options.make_split(graph.y, seed) for seed in range(runs.splits)]
-    settings = Settings.of(options, inputs={"graph": graph.digest})
+    options = options.with_kind(options.dataset, graph.masks)
+    splits = [options.make_split(graph, seed) for seed in range(runs.splits)]
+    counts = [np.bincount(graph.y[split.train], minlength=graph.num_classes) for split in splits]
+    if all(len(np.unique(count)) == 1 for count in counts):
+        options.refuse_weights_of_classes()
+    inputs = {"graph": graph.digest}
+    if options.split_kind == "public":
+        inputs["masks"] = digest(*(as_tensor(graph.masks[name], name) for name in MASKS))
+    settings = Settings.of(options, inputs=inputs)
 
     @Remembered  # one for all runs of a split
     def batches(split: int) -> tuple[RowBatches, RowBatches | None]:
@@ -188,8 +197,8 @@ def run(options: LargeOptions, runs: LargeRuns | None = None) -> Experiment:
         train, valid = batches(split)
         torch.manual_seed(init)
         model = options.make_model(graph.x.shape[1], graph.num_classes)
-        counts = torch.from_numpy(np.bincount(train.y, minlength=graph.num_classes)).to(accelerator.device)
-        loss, folder = options.make_loss(counts), Path(runs.out, name)
+        loss = options.make_loss(torch.from_numpy(counts[split]).to(accelerator.device))
+        folder = Path(runs.out, name)
         record = fit(
             model, train, loss, valid, options, init, accelerator=accelerator, folder=folder, settings=settings
         )

@@ -79,7 +79,7 @@ def test_score_of_another_split_and_without_features(tmp_path):
     torch.save(graph, tmp_path / "graph.pt")
     drawn = []
     for seed in (0, 1):
-        command = f"score --dataset {tmp_path / 'graph.pt'} --train-each 3 --split-seed {seed}"
+        command = f"score --dataset {tmp_path / 'graph.pt'} --split-kind compat --train-each 3 --split-seed {seed}"
         main([*command.split(), "--out", str(tmp_path / "out")])
         drawn.append(np.load(tmp_path / "out" / "scores.npz")["node"].tolist())
     assert [sorted(nodes) for nodes in drawn] == [sorted(labelled(graph, seed)) for seed in (0, 1)]
@@ -130,7 +130,7 @@ def test_train_prints_what_the_runs_have(tmp_path, monkeypatch, capsys):
 def test_train_survives_a_kill(tmp_path):
     graph = tmp_path / "graph.pt"
     torch.save(KarateClub()[0], graph)
-    few = "--train-each 2 --valid-each 1 --hidden-size 4 --splits 3 --inits 4 --epochs 15"
+    few = "--split-kind compat --train-each 2 --valid-each 1 --hidden-size 4 --splits 3 --inits 4 --epochs 15"
     command = ["train", "--dataset", str(graph), *few.split()]
 
     def runs(out):

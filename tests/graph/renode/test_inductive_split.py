@@ -26,6 +26,6 @@ def test_split_covers_every_node_once(seed, label_sampling):
 def test_the_first_of_each_class_keep_their_order():
     """Nodes without class are passed over."""
     y = np.array([1, 0, -1, 1, 0, 1])
-    assert first_of_each_class(np.array([5, 2, 4, 3, 1, 0]), y, [1, 2], "--each").tolist() == [5, 4, 3]
-    with pytest.raises(OptionError, match=r"^--each: class 0 has only 1 of 2 nodes left$"):
-        first_of_each_class(np.array([5, 2, 4, 3]), y, [2, 1], "--each")
+    assert first_of_each_class(np.array([5, 2, 4, 3, 1, 0]), y, [1, 2], "--each", "").tolist() == [5, 4, 3]
+    with pytest.raises(OptionError, match=r"^--each: class 0 has only 1 of 2 nodes left; at most 1$"):
+        first_of_each_class(np.array([5, 2, 4, 3]), y, [2, 1], "--each", "at most 1")

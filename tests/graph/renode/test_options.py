@@ -104,13 +104,15 @@ TRAIN = GRAPH | LABELS | WEIGHTS | LOSS | {
     "out": Row("--out elsewhere"),
 }  # fmt: skip
 NPZ = "--dataset graph.npz"
+OWN = "--split-kind public --train-each 50"
 LARGE = GRAPH | LOSS | {
     "to-undirected": Row("--to-undirected", idle=(f"{NPZ} --to-undirected",)),
     "features": Row("--features x.npy", NPZ, ("--features x.npy",)),
     "beta": Row("--beta 0.1", "--label-sampling qinl --loss cb-softmax",
         ("--beta 0.1", "--label-sampling qinl --beta 0.1", "--loss cb-softmax --beta 0.1")),
-    "label-sampling": Row("--label-sampling qinl"),
-    "train-each": Row("--train-each 5"),
+    "split-kind": Row(f"{OWN} --epochs 5", idle=("--label-sampling qinl --split-kind random",)),
+    "label-sampling": Row("--label-sampling qinl", idle=(f"{OWN} --label-sampling qinl",)),
+    "train-each": Row("--train-each 5", idle=(f"{OWN} --train-each 6",)),
     "alpha": Row("--alpha 0.4"),
     "eps": Row("--eps 0.1"),
     "topk": Row("--topk 2"),
@@ -144,10 +146,10 @@ COMMANDS = {
     "train-large": LARGE,
 }
 BASE = {
-    "train": "--dataset graph.pt --train-each 4 --valid-each 3 --epochs 6 --splits 1 --inits 1",
-    "score": "--dataset graph.pt --train-each 4",
-    "plot": "--dataset graph.pt --train-each 4",
-    "train-large": "--dataset graph.pt --train-each 6 --epochs 4 --patience 4",
+    "train": "--dataset graph.pt --split-kind compat --train-each 4 --valid-each 3 --epochs 6 --splits 1 --inits 1",
+    "score": "--dataset graph.pt --split-kind compat --train-each 4",
+    "plot": "--dataset graph.pt --split-kind compat --train-each 4",
+    "train-large": "--dataset graph.pt --split-kind compat --train-each 6 --epochs 4 --patience 4",
 }
 CASES = [(command, name) for command, rows in COMMANDS.items() for name in rows]
 
@@ -280,7 +282,8 @@ def test_no_command_of_the_documentation_has_idle_options(command):
 
 
 def test_earlier_names_of_options_are_taken(tmp_path):
-    few = f"train-large --dataset graph.pt --train-each 6 --epochs 2 --patience 2 --out {tmp_path / 'out'}".split()
+    few = "train-large --dataset graph.pt --split-kind compat --train-each 6 --epochs 2 --patience 2".split()
+    few += ["--out", str(tmp_path / "out")]
     earlier = {
         "hidden_size": "hidden",
         "num_layers": "layers",

@@ -235,7 +235,7 @@ def test_figures_are_those_of_their_nodes(tmp_path, monkeypatch):
     rest = np.setdiff1d(np.arange(60), test)
     split, predicted = InductiveSplit(rest[::2], rest[1::2], test), graph.y.copy()
     predicted[test], predicted[split.valid] = [0, 0, 1, 1, 1, 0], 0
-    monkeypatch.setattr("graph.renode.inductive_split.inductive_split", lambda *_: split)
+    monkeypatch.setattr("graph.renode.inductive_split.inductive_split", lambda *_, **__: split)
     monkeypatch.setattr(train_large, "predict_logits", lambda *_, **__: 10 * np.eye(3, dtype=np.float32)[predicted])
     path = write_npz(graph, tmp_path / "graph.npz")
     main(["train-large", "--dataset", str(path), "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "out")])
