@@ -80,6 +80,7 @@ def forest(
     axes.set_ylim(len(effects) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=6)
     if limits:
         axes.set_xlim(*limits)
 
