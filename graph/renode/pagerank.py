@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,7 @@ from fairseq_ext.training.errors import DataError, OptionError, choose
 from graph.inputs import as_edges, as_tensor, node_ids
 from graph.renode.solve import conjugate_gradient, conjugate_gradient_twice, power_iteration, system_matrix
 
-__all__ = ["LEAST_ALPHA", "PageRank", "binary_adjacency", "personalized_pagerank"]
+__all__ = ["LEAST_ALPHA", "PageRank", "binary_adjacency", "personalized_pagerank", "to_the_smallest"]
 
 # Rounding costs a product 1e-16 / alpha of its size, which no residual shows; the float32 of a push has fewer digits.
 LEAST_ALPHA = 1e-6
@@ -214,6 +215,33 @@ def personalized_pagerank(
         torch.Size([1, 3])
     """
     return PageRank(edge_index, num_nodes, alpha, tol, max_iter, method).rows(nodes)
+
+
+def to_the_smallest(
+    pagerank: PageRank,
+    solve: Callable[[bool], Tensor],
+    in_reach: Callable[[Tensor], Tensor],
+    least: float,
+) -> Tensor:
+    """``solve(entrywise)``, entry by entry where conjugate gradient leaves nothing but its error.
+
+    Args:
+        pagerank: What ``solve`` uses.
+        solve: Rows of non-negative values.
+        in_reach: Which of these rows have a value above 0, from the component of each node.
+        least: Where conjugate gradient has three digits: an overlap of classes is solved far beyond the tolerance.
+    """
+    # On directed graphs the sparse solve is the power iteration anyway, and what is in reach shows only there.
+    if pagerank.method != "cg":
+        return solve(True)
+    values = solve(False)
+    largest = values if values.dim() == 1 else values.amax(1)
+    lost = largest <= least
+    if lost.any():
+        lost &= in_reach(pagerank.components().to(values.device))
+    if lost.any():
+        values[lost] = solve(True)[lost]
+    return values
 
 
 def binary_adjacency(edge_index: Tensor, num_nodes: int | None = None) -> sparse.csr_array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch_geometric.utils import coalesce, remove_self_loops, scatter
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.progress import progress
 from graph.inputs import as_edges, as_labels, as_tensor, node_ids
-from graph.renode.pagerank import BLOCK, PageRank
+from graph.renode.pagerank import BLOCK, PageRank, to_the_smallest
 
 __all__ = [
     "SCORES",
@@ -95,7 +94,7 @@ def totoro(
         part = part[nodes]
         return (scatter(labels, part, reduce="min") != scatter(labels, part, reduce="max"))[part]
 
-    return _to_the_smallest(pagerank, solve, in_reach, least=tol)
+    return to_the_smallest(pagerank, solve, in_reach, least=tol)
 
 
 def class_influence(
@@ -120,7 +119,7 @@ def class_influence(
     nodes, labels, size = _labelled(y, train_mask, num_nodes, empty_classes)
     means = _class_means(nodes, labels, size, torch.arange(int(labels.max()) + 1))
     pagerank = PageRank(edge_index, size, **solver)
-    return _to_the_smallest(
+    return to_the_smallest(
         pagerank,
         lambda entrywise: pagerank.matmul(means, True, entrywise),
         lambda part: torch.isin(part, part[nodes]),
@@ -273,33 +272,6 @@ def _class_means(nodes: Tensor, labels: Tensor, num_nodes: int, classes: Tensor)
     among = (labels >= classes[0]) & (labels <= classes[-1])
     means[nodes[among], labels[among] - int(classes[0])] = share[among]
     return means
-
-
-def _to_the_smallest(
-    pagerank: PageRank,
-    solve: Callable[[bool], Tensor],
-    in_reach: Callable[[Tensor], Tensor],
-    least: float,
-) -> Tensor:
-    """``solve(entrywise)``, entry by entry where conjugate gradient leaves nothing but its error.
-
-    Args:
-        pagerank: What ``solve`` uses.
-        solve: Rows of non-negative values.
-        in_reach: Which of these rows have a value above 0, from the component of each node.
-        least: Where conjugate gradient has three digits: an overlap of classes is solved far beyond the tolerance.
-    """
-    # On directed graphs the sparse solve is the power iteration anyway, and what is in reach shows only there.
-    if pagerank.method != "cg":
-        return solve(True)
-    values = solve(False)
-    largest = values if values.dim() == 1 else values.amax(1)
-    lost = largest <= least
-    if lost.any():
-        lost &= in_reach(pagerank.components().to(values.device))
-    if lost.any():
-        values[lost] = solve(True)[lost]
-    return values
 
 
 def _of_other_classes(influence: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
