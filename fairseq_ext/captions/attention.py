@@ -1,4 +1,4 @@
-"""Where a model looked for each word of a caption: what ``fairseq-ext captions generate`` writes."""
+"""Reads where a model looked for each word of a caption, as ``fairseq-ext captions generate`` writes it."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def read_attention(path: str | Path, split: Split, captions: Sequence[str]) -> d
     Args:
         path: JSON lines, ``{"image_id": ..., "tokens": [...], "attention": [...]}``, with one list of
             weights per token, one weight per region.
-        split: of the images.
-        captions: one per image; the tokens must be theirs.
+        split: split of the images.
+        captions: one per image; the tokens must be those of the captions.
 
     Returns:
-        By the place of the image in the split.
+        The attention of each image, by its place in the split.
 
     Raises:
         DataError: another format, other images, another number of regions, or the words of other captions.

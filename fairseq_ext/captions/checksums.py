@@ -1,4 +1,4 @@
-"""Checksums of a prepared folder: are its files still the ones that were written together?"""
+"""Checksums of a prepared folder, which show whether its files are still those that were written together."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ EDGE = 1 << 20
 
 
 def write_checksums(folder: Path) -> None:
-    """Write ``checksums.json``: of all other files of a folder the size and the digests of their ends and of them."""
+    """Write ``checksums.json``: of each other file in a folder its size, and digests of its ends and its content."""
     files = sorted(path for path in folder.iterdir() if path.name != FILE)
     write_json(folder / FILE, {path.name: f"{_of_ends(path)} {file_digest(path)}" for path in files})
 
 
 def check_files(folder: Path, split: str = "") -> None:
-    """Compare files with ``checksums.json``: by size, and by what they begin and end with.
+    """Compare files with ``checksums.json``: by their size, and by their first and last bytes.
 
     Args:
-        folder: of prepared data.
-        split: whose files. Default: those that all splits share.
+        folder: folder of prepared data.
+        split: the split whose files are compared. Default: the files that all splits share.
 
     Raises:
-        DataError: names the first that is missing, damaged, or of another preparation.
+        DataError: names the first file that is missing, damaged, or of another preparation.
     """
     checksums = read_json(folder / FILE)
     if not isinstance(checksums, dict):
@@ -53,10 +53,10 @@ def check_files(folder: Path, split: str = "") -> None:
 def split_checksums(folder: Path) -> dict[str, str]:
     """A checksum of the images and captions of each split, the same whenever and wherever they were prepared.
 
-    Of a folder of an earlier version, whose ``checksums.json`` has the ends of files alone, they are those.
+    A folder of an earlier version, whose ``checksums.json`` has only the digests of the files' ends, gives these.
 
     Args:
-        folder: of prepared data.
+        folder: folder of prepared data.
     """
     files = sorted(read_json(folder / FILE).items())
     return {split: digest([item for item in files if item[0].split(".")[0] == split]) for split in SPLITS}

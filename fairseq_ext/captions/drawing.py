@@ -25,11 +25,11 @@ def find_images(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Path]
     """The picture of each image: the file in ``folder`` or below that is named by its identifier.
 
     Args:
-        folder: of pictures.
-        image_ids: that need one; ``391895`` may lie as ``COCO_val2014_000000391895.jpg``.
+        folder: folder of pictures.
+        image_ids: identifiers of the images; the file of ``391895`` may be ``COCO_val2014_000000391895.jpg``.
 
     Raises:
-        OptionError: no such folder, an image without picture or with several.
+        OptionError: no such folder, or an image with no picture or several.
     """
     if importlib.util.find_spec("PIL") is None:
         raise OptionError("--pictures: needs Pillow: pip install pillow")
@@ -46,13 +46,13 @@ def find_images(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Path]
 
 
 def embedded(path: Path) -> str:
-    """A picture, shrunk, as the address of itself: ``data:image/jpeg;base64,...``.
+    """A picture, shrunk, as an address that holds it: ``data:image/jpeg;base64,...``.
 
     Args:
-        path: of the picture.
+        path: path of the picture.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the picture cannot be read.
     """
     with open_image(path) as picture:
         from PIL import Image
@@ -74,9 +74,9 @@ def draw_image(
     Args:
         size: width and height.
         boxes: ``(R, 4)``, x1, y1, x2, y2.
-        names: of the regions; an empty one is not written.
-        hues: R angles of colour.
-        href: the address of its pixels. Default: the regions alone.
+        names: names of the regions; an empty name is not written.
+        hues: R hues, as angles.
+        href: address of the image. Default: the regions alone.
     """
     width, height = size
     letters = max(width, height) / 28

@@ -1,4 +1,4 @@
-"""Captions of a whole split against what people wrote, with intervals over the images."""
+"""Scores of the captions of a whole split against those that people wrote, with intervals over the images."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Evaluation:
 
     Args:
         captions: one per image.
-        split: with the references.
-        tokenizer: of :data:`TOKENIZERS`; of captions and references.
-        references: other ones of the same images. Default: those of the split.
+        split: the images and their references.
+        tokenizer: one of :data:`TOKENIZERS`, for captions and references.
+        references: other references of the same images. Default: those of the split.
 
     Attributes:
-        hypotheses, references: tokenised.
-        rouge_l, cider_d: ``(N,)``, of each image.
-        key: of images, references and tokeniser; scores of another key are not comparable.
+        hypotheses, references: tokenised captions.
+        rouge_l, cider_d: ``(N,)``, the score of each image.
+        key: digest of images, references and tokeniser; scores with different keys cannot be compared.
 
     Raises:
         DataError: an image without references.
@@ -81,14 +81,14 @@ class Evaluation:
         """The :data:`METRICS` of the set, in natural units.
 
         Args:
-            counts: ``(N,)``, how often each image is in the set. Default: once.
+            counts: ``(N,)``, how often the set has each image. Default: once.
         """
         counts = np.ones(len(self.split), dtype=np.int64) if counts is None else counts
         means = [counts @ values / counts.sum() for values in (self.rouge_l, self.cider_d)]
         return dict(zip(METRICS, map(float, [*bleu_of(counts @ self._bleu), *means]), strict=True))
 
     def samples(self, number: int, seed: int) -> dict[str, np.ndarray]:
-        """The metrics of bootstrap samples of the images; the same images for every model of a seed. Drawn once."""
+        """The metrics of bootstrap samples of the images, drawn once; a seed draws the same images for every model."""
         if (number, seed) not in self._samples:
             rng, size = np.random.default_rng(seed), len(self.split)
             drawn = [self.metrics(rng.multinomial(size, np.full(size, 1 / size))) for _ in range(number)]
@@ -96,24 +96,24 @@ class Evaluation:
         return self._samples[number, seed]
 
     def intervals(self, number: int = 1000, seed: int = 1) -> dict[str, list[float]]:
-        """The 95 % interval of each metric, over the images: that of another training is wider.
+        """The 95 % interval of each metric over the images; over repeated trainings it would be wider.
 
         Args:
-            number: of bootstrap samples.
-            seed: that draws them.
+            number: number of bootstrap samples.
+            seed: seed that draws them.
         """
         return {name: _interval(values) for name, values in self.samples(number, seed).items()}
 
     def differences(self, other: Evaluation, number: int = 1000, seed: int = 1) -> dict[str, dict[str, object]]:
-        """How much higher this scores than another one: a paired bootstrap over the images.
+        """How much higher this scores than another evaluation: a paired bootstrap over the images.
 
         Args:
-            other: of the same split, references and tokeniser.
-            number: of bootstrap samples.
-            seed: that draws them.
+            other: evaluation with the same split, references and tokeniser.
+            number: number of bootstrap samples.
+            seed: seed that draws them.
 
         Returns:
-            Of each metric the ``difference``, its 95 % ``interval``, and the share of samples where this is ``better``.
+            For each metric the ``difference``, its 95 % ``interval``, and the share of samples that are ``better``.
 
         Raises:
             OptionError: another split, references or tokeniser.
@@ -132,7 +132,7 @@ class Evaluation:
         }
 
     def counts(self) -> dict[str, float]:
-        """Counts of images, references per image, distinct and empty captions, words; the share with ``<unk>``."""
+        """Numbers of images, references per image, distinct and empty captions, words; the share with ``<unk>``."""
         size = len(self.split)
         return {
             "images": size,
@@ -144,7 +144,7 @@ class Evaluation:
         }
 
     def without_idf(self) -> bool:
-        """Whether CIDEr-D is 0 for any captions: all words occur in all images, as they do with a single image."""
+        """Whether CIDEr-D is 0 whatever the captions: all words occur in all images, as they do with a single image."""
         return all(count == self.frequencies.images for count in self.frequencies.counts.values())
 
 

@@ -1,7 +1,7 @@
 """Features from pixels: turns a folder of pictures into one npz of grids.
 
-A picture is put on the middle of a grey square, shrunk or enlarged to the size of the network, and its colours are
-normalised as the network had them in training (EfficientNet-Lite0: from -1 to 1).
+A picture is put in the middle of a grey square and shrunk or enlarged to the input size of the network; its colours are
+normalised as in the network's training (EfficientNet-Lite0: from -1 to 1).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _fitted(options: ExtractOptions, pictures: Sequence[Path]) -> set[Path]:
-    """The pictures that the components are of."""
+    """The pictures that the principal components are fitted on."""
     if not options.pca_images:
         return set(pictures)
     records = read_records(Path(options.pca_images), None, False, need_boxes=False, language=None)

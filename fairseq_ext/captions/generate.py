@@ -22,7 +22,7 @@ from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import torch_device
 from fairseq_ext.training.weights import check_finite
 
-if TYPE_CHECKING:  # imports of seconds, which other commands do without
+if TYPE_CHECKING:  # these imports take seconds, which other commands do without
     from fairseq.models import BaseFairseqModel
 
     from fairseq_ext.tasks.captioning import CaptioningTask
@@ -69,7 +69,7 @@ class GenerateOptions(Device):
         """Whether ``data`` is a folder of pictures, and not of prepared data.
 
         Raises:
-            OptionError: no folder, or options that are for the other.
+            OptionError: no folder, or options that are for the other kind of data.
         """
         if not Path(self.data).is_dir():
             raise OptionError(f"DATA: {self.data} is not a folder")
@@ -85,7 +85,7 @@ SEARCH = ("beam", "nbest", "min_len", "max_len_b", "lenpen", "unkpen", "no_repea
 
 
 def captions(options: GenerateOptions) -> Iterator[dict[str, Any]] | str:
-    """The captions of the images in their order, the best first.
+    """The captions of the images, in the images' order; the best caption of an image comes first.
 
     Returns:
         With ``json`` a mapping for each caption, else lines of image and caption.
@@ -126,14 +126,14 @@ Image = dict[str, Tensor]
 
 
 def _prepared(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str], Callable[[int], Image]]:
-    """The identifiers of the images of a split, and what a model reads of one."""
+    """The identifiers of a split's images, and a function that gives what a model reads of an image."""
     task.load_dataset(options.split, task_cfg=task.cfg)
     dataset = task.datasets[options.split]
     return [str(image_id) for image_id in dataset.split.image_ids], dataset.image
 
 
 def _images(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str], Callable[[int], Image]]:
-    """The same of pictures, whose names are their identifiers."""
+    """As :func:`_prepared`, for pictures, whose names are their identifiers."""
     from fairseq_ext.captions.extract import ExtractOptions, extract
     from fairseq_ext.modules.visual import grid_geometry
 
@@ -177,11 +177,11 @@ def load(paths: list[str], data: str) -> tuple[CaptioningTask, list[BaseFairseqM
     """The task of a folder, and the models that are to caption its images.
 
     Args:
-        paths: of checkpoints.
+        paths: paths of the checkpoints.
         data: folder of prepared data; empty for images that do not come from one.
 
     Raises:
-        CheckpointError: a file that is no checkpoint of the task, of other data, or with weights that are not finite.
+        CheckpointError: a file that is no checkpoint of the task, is of other data, or has weights that are not finite.
     """
     from fairseq_ext import register
 
@@ -199,7 +199,7 @@ def load(paths: list[str], data: str) -> tuple[CaptioningTask, list[BaseFairseqM
                 state = checkpoint_utils.load_checkpoint_to_cpu(path, {"data": data} if data else {})
         except InputError:
             raise
-        except Exception as error:  # what fairseq brings up to date may lack anything
+        except Exception as error:  # fairseq updates old checkpoints, which may lack anything
             raise CheckpointError(f"{path}: not a checkpoint of fairseq ({type(error).__name__})") from error
         cfg = state.get("cfg")
         if cfg is None or cfg.task._name != "captioning":

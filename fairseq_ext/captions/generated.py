@@ -26,8 +26,8 @@ def read_generated(path: str | Path, split: Split, certain: bool = True) -> list
             input); with the suffix ``.json`` a COCO results file, ``[{"image_id": ..., "caption": ...}]``; with
             ``.jsonl`` one such mapping per line, as ``fairseq-ext captions generate --json`` writes it. Pieces are
             joined where the data was prepared with SentencePiece.
-        split: that was generated.
-        certain: whether it is; else ``D-`` lines alone are refused where another split has as many images.
+        split: the split that the captions are for.
+        certain: whether that is certain; if not, ``D-`` lines alone are refused if another split has as many images.
 
     Raises:
         DataError: not exactly one caption for each image; captions of another split or of other data; another format.
@@ -110,7 +110,7 @@ def joined(tokens: Sequence[str]) -> str:
     """The text of words, or of pieces.
 
     Args:
-        tokens: of a caption.
+        tokens: tokens of a caption.
     """
     text = " ".join(tokens)
     return text.replace(" ", "").replace(SPACE_OF_PIECES, " ").strip() if SPACE_OF_PIECES in text else text
@@ -120,8 +120,8 @@ def write_results(path: str | Path, split: Split, captions: Sequence[str]) -> No
     """Write a COCO results file; identifiers that are whole numbers become numbers, as COCO's server demands.
 
     Args:
-        path: to write.
-        split: of the captions.
+        path: file to write.
+        split: split of the captions.
         captions: one per image.
     """
     ids = split.image_ids.tolist()

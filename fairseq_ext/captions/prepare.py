@@ -105,7 +105,7 @@ class PrepareOptions(OptionSet):
         return digest(VERSION, settings, files)
 
     def read(self) -> Source:
-        """The source as it is; its splits may be left to draw.
+        """The source as it is; its splits may not be drawn yet.
 
         Raises:
             OptionError: no such source, or options that do not fit its form.
@@ -218,7 +218,7 @@ def _write(
 
 
 def _extractor(source: Source) -> str:
-    """What made the vectors of all files."""
+    """The extractor that made the vectors of all files."""
     first = source.files[0]
     for file in source.files:
         if file.extractor and first.extractor and file.extractor != first.extractor:

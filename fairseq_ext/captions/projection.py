@@ -21,8 +21,8 @@ class Projection:
 
     Attributes:
         mean: ``(D,)``.
-        components: ``(k, D)``, orthonormal, those of most variance first.
-        explained: the share of the variance that they keep.
+        components: ``(k, D)``, orthonormal, by falling variance.
+        explained: the share of the variance that the components keep.
     """
 
     mean: np.ndarray
@@ -31,7 +31,7 @@ class Projection:
 
     @classmethod
     def fit(cls, arrays: Iterable[np.ndarray], size: int) -> Self:
-        """The components of vectors ``(..., D)`` that need not fit into memory together.
+        """The components of vectors ``(..., D)``, which need not fit into memory together.
 
         Raises:
             OptionError: more components than numbers in a vector, or than vectors.
@@ -55,7 +55,7 @@ class Projection:
         """Project vectors ``(..., D)`` to ``(..., k)``.
 
         Raises:
-            DataError: D is another one.
+            DataError: D is another number.
         """
         if array.shape[-1] != len(self.mean):
             raise DataError(f"--pca-file: components of {len(self.mean)} numbers, the network gives {array.shape[-1]}")

@@ -39,17 +39,17 @@ class GeneratedOptions(OptionSet):
         """The captions with their scores.
 
         Raises:
-            DataError: a folder that is not prepared data, or captions of others than its images.
+            DataError: a folder that is not prepared data, or captions of other images.
         """
         split = Split(self.data, self.split or "test", Preparation.load(self.data))
         captions = read_generated(self.generated, split, certain=bool(self.split))
         return Evaluation(captions, split, self.tokenizer)
 
     def output(self, name: str) -> Path:
-        """The file that an option names, whose folder can be written to.
+        """The file that an option names, after a check that its folder can be written to.
 
         Raises:
-            OptionError: it cannot, or the file is one that is read.
+            OptionError: the folder cannot be written to, or the file is one that is read.
         """
         path = Path(getattr(self, name))
         read = [other for other in ("generated", "compare", "attention") if getattr(self, other, "")]

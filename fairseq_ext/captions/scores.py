@@ -36,9 +36,9 @@ def bleu_statistics(hypotheses: Sequence[str], references: References) -> np.nda
         references: N lists of captions.
 
     Returns:
-        ``(N, 10)`` int64: the matches of n = 1 to 4, each n-gram counted as often as in the reference that has it
-        most often; the n-grams of the hypothesis; its length; the length of the closest reference, of two equally
-        close ones the shorter.
+        ``(N, 10)`` int64: the matches of n = 1 to 4, each n-gram counted at most as often as in the reference that has
+        it most often; the n-grams of the hypothesis; its length; the length of the reference that is closest in length,
+        or of the shorter of two equally close ones.
     """
     rows = []
     for hypothesis, others in zip(hypotheses, references, strict=True):
@@ -85,8 +85,8 @@ def bleu(hypotheses: Sequence[str], references: References) -> list[float]:
 def rouge_l(hypotheses: Sequence[str], references: References, beta: float = 1.2) -> np.ndarray:
     """ROUGE-L of each image (Lin, 2004), by the longest common subsequence of the tokens.
 
-    ``(1 + b^2) P R / (R + b^2 P)``; precision P and recall R are each the highest over the references, which need not
-    be the same one: so the COCO evaluation has it.
+    ``(1 + b^2) P R / (R + b^2 P)``. As in the COCO evaluation, precision P and recall R are each the highest over the
+    references, not necessarily of the same one.
 
     Args:
         hypotheses: N captions.
@@ -98,7 +98,7 @@ def rouge_l(hypotheses: Sequence[str], references: References, beta: float = 1.2
     """
     scores = []
     for hypothesis, others in zip(hypotheses, references, strict=True):
-        # An empty caption is one empty token there.
+        # An empty caption is one empty token in the COCO evaluation.
         words, lists = hypothesis.split(" "), [other.split(" ") for other in others]
         common = [_common(words, other) for other in lists]
         precision = max(common) / len(words)
@@ -120,14 +120,14 @@ def _common(first: list[str], second: list[str]) -> int:
 
 
 class DocumentFrequencies:
-    """In how many images of a set an n-gram occurs in any reference.
+    """The number of images in a set that have an n-gram in any of their references.
 
     Args:
         references: N lists of captions.
 
     Attributes:
-        counts: by n-gram, a tuple of tokens.
-        images: N.
+        counts: number of images by n-gram, a tuple of tokens.
+        images: number N of all images.
     """
 
     def __init__(self, references: References) -> None:
@@ -153,16 +153,16 @@ def cider_d(
 ) -> np.ndarray:
     """CIDEr-D of each image (Vedantam et al., CVPR 2015, arXiv 1411.5726): TF-IDF n-grams that the references share.
 
-    For n = 1 to 4 the cosine of the two vectors, where an n-gram of the hypothesis counts at most as often as in the
-    reference, times ``exp(-d^2 / (2 sigma^2))`` with the difference d of their numbers of bigrams; the mean over
-    references and n, times 10. A word that occurs in every image has weight 0, so the score depends on the set: 0 for
-    one image, and figures of other sets, or of another number of references, cannot be compared.
+    For n = 1 to 4 it takes the cosine of the two vectors, where an n-gram of the hypothesis counts at most as often as
+    in the reference, times ``exp(-d^2 / (2 sigma^2))`` with the difference d of their numbers of bigrams; the score is
+    the mean over references and n, times 10. A word that occurs in every image has weight 0, so the score depends on
+    the set: it is 0 for one image, and scores of other sets, or with other numbers of references, cannot be compared.
 
     Args:
         hypotheses: N captions.
         references: N lists of captions.
-        frequencies: of the set that they are a part of. Default: of ``references``.
-        sigma: how much another length costs.
+        frequencies: those of the set that the images are a part of. Default: those of ``references``.
+        sigma: width of the penalty for another length; the smaller, the more it costs.
 
     Returns:
         ``(N,)``; the score of a set is the mean.

@@ -28,12 +28,12 @@ class Source:
     """Images with captions.
 
     Attributes:
-        captions: of each image, by its key.
-        split_of: each image; empty where the splits are drawn.
-        files: the regions of the images, by the same keys.
-        categories: class names, where boxes have classes.
-        image_ids: of the images, where they are not the keys.
-        left_out: how much of what was read cannot be used.
+        captions: captions of each image, by its key.
+        split_of: split of each image; empty if the splits are drawn.
+        files: regions of the images, by the same keys.
+        categories: class names, if boxes have classes.
+        image_ids: identifiers of the images, if they are not the keys.
+        left_out: counts of the input that cannot be used.
     """
 
     captions: Mapping[str, Sequence[str]]
@@ -51,11 +51,11 @@ def region_source(
 
     Args:
         path: the folder or the file.
-        features: files and folders that :func:`~fairseq_ext.regions.feature_files.open_features` reads. Default: what
-            lies beside the file, ``grid_features.npz`` or the vectors of the region format.
-        kind: which of them, where both are there.
+        features: files and folders that :func:`~fairseq_ext.regions.feature_files.open_features` reads. Default: the
+            features beside the file, ``grid_features.npz`` or the vectors of the region format.
+        kind: which of the two is taken, if both are there.
         grid: rows and columns.
-        language: of the captions.
+        language: language of the captions.
 
     Raises:
         DataError: a bad or missing file, or an image that is in two splits.
@@ -110,7 +110,7 @@ def _stored(
 def _with_files(
     records: Mapping[str, Record], split_of: Mapping[str, str], places: Sequence[Path], grid: tuple[int, ...]
 ) -> Source:
-    """Images whose regions are in files that know them by the name of the picture or by its id."""
+    """Images whose regions are in files that name each image by its picture or by its id."""
     sizes: dict[str, tuple[float, float]] = {}
     files = [open_features(place, Images(sizes, grid)) for place in places]
     present = {key for file in files for key in file.keys or ()}
@@ -139,7 +139,7 @@ def published_source(
     """Captions of COCO, Flickr30k or Karpathy, with human boxes or files of features.
 
     Args:
-        paths: captions, which are joined; Karpathy's file has its splits.
+        paths: files of captions, which are put together; Karpathy's file has splits of its own.
         splits: Karpathy's file, for the splits of other captions; images that it does not name are left out.
         features, instances, grid: as in :class:`~fairseq_ext.captions.prepare.PrepareOptions`.
 

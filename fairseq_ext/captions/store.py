@@ -1,4 +1,4 @@
-"""A folder of prepared images and captions: what ``fairseq-ext captions prepare`` writes and the task reads.
+"""A folder of prepared images and captions, which ``fairseq-ext captions prepare`` writes and the task reads.
 
 ::
 
@@ -48,14 +48,14 @@ class Preparation:
         kind: ``regions`` (vectors and boxes), ``grid`` (vectors of equal cells) or ``classes`` (boxes with classes).
         feature_dim: size of a vector; 0 without vectors.
         grid: rows and columns; empty without a grid.
-        num_classes: of boxes; 0 without classes.
-        max_regions: the most that an image has.
+        num_classes: number of classes of boxes; 0 without classes.
+        max_regions: the largest number of regions of an image.
         tokenizer: ``word`` or ``sentencepiece``.
         lowercase: whether captions were lower-cased.
         min_count: rarer words are unknown.
-        language: of the captions, where the source has several.
-        fingerprint: of sources and options.
-        extractor: name and checksum of what made the vectors; empty where their file does not say.
+        language: language of the captions, if the source has several.
+        fingerprint: digest of sources and options.
+        extractor: name and checksum of the network that made the vectors; empty if their file does not say.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class Preparation:
         """Read ``captioning.json``, and check the files that all splits share.
 
         Raises:
-            DataError: one is missing, damaged, or of another preparation; or another version.
+            DataError: a file is missing, damaged, of another preparation or of another version.
         """
         path = Path(folder) / FILE
         if not path.is_file():
@@ -94,11 +94,11 @@ class Preparation:
         return cls(**{**value, "grid": tuple(value["grid"])})
 
     def check_extractor(self, other: str, origin: str, what: str) -> None:
-        """Compare what made vectors with what made those of another place; one that is not recorded fits any.
+        """Compare the extractor of these vectors with that of others; one that is not recorded fits any.
 
         Args:
-            other: its name and checksum.
-            origin, what: introduce this and the other in the message.
+            other: name and checksum of the other extractor.
+            origin, what: words for this and the other extractor in the message.
 
         Raises:
             DataError: they differ.
@@ -124,9 +124,9 @@ class Split:
     """The images of one split.
 
     Args:
-        folder: of prepared data.
+        folder: folder of prepared data.
         name: ``train``, ``valid`` or ``test``.
-        preparation: of the folder.
+        preparation: preparation of the folder.
 
     Attributes:
         image_ids: ``(N,)`` texts.
@@ -161,7 +161,7 @@ class Split:
         return np.load(self._path("features.npy"), mmap_mode="r", allow_pickle=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A map would travel to another process as a copy of the whole file.
+        # A memory-mapped array would be sent to another process as a copy of the whole file.
         return {name: value for name, value in self.__dict__.items() if name != "features"}
 
     def rows(self, image: int) -> slice:

@@ -29,18 +29,18 @@ RULES = [
 def tokenize(caption: str) -> str:
     """The tokens of a caption, joined by single spaces.
 
-    What the COCO evaluation does with Java (Stanford's ``PTBTokenizer -lowerCase``, then its punctuation tokens
-    removed), without Java: equal on 24,769 of 24,774 captions of COCO. ``'s`` and ``n't`` become tokens, and brackets
-    survive as ``-lrb-`` and ``-rrb-``, there too, and so does a model's ``<unk>``. A tokenised caption stays as it is.
+    The COCO evaluation does the same in Java (Stanford's ``PTBTokenizer -lowerCase``, then punctuation tokens are
+    removed); the two agree on 24,769 of 24,774 captions of COCO. As there, ``'s`` and ``n't`` become tokens, and
+    brackets survive as ``-lrb-`` and ``-rrb-``; so does a model's ``<unk>``. A tokenised caption stays as it is.
 
     Args:
-        caption: as a person or a model wrote it.
+        caption: a caption as a person or a model wrote it.
 
     Example:
         >>> tokenize("A man's hand (left) isn't holding 3-4 apples.")
         "a man 's hand -lrb- left -rrb- is n't holding 3-4 apples"
     """
-    # What one pass takes away can lay bare what another rule takes: `end."` is `end.`, then `end`.
+    # After one pass another rule may apply to the rest: `end."` becomes `end.`, then `end`.
     before, text = None, caption
     while text != before:
         before, text = text, _pass(text)

@@ -21,10 +21,10 @@ class Vocabulary:
     """The words or pieces of the training captions, as fairseq's dictionary.
 
     Args:
-        captions: of training; no other may decide what a model can say.
-        min_count: rarer words are unknown; of pieces none are.
+        captions: captions of the training split; no others may decide what a model can say.
+        min_count: rarer words are unknown; pieces never are.
         pieces: size of a SentencePiece model that is learned on the tokenised captions; 0: words.
-        folder: where that is written.
+        folder: folder that the SentencePiece model is written to.
 
     Attributes:
         dictionary: ``fairseq.data.Dictionary``.
@@ -37,7 +37,7 @@ class Vocabulary:
         # An import of seconds, which other commands do without.
         from fairseq.data import Dictionary
 
-        # Kept, as it takes longer than all else.
+        # Kept, as tokenising takes longer than all else.
         self._texts = {caption: tokenize(caption) for caption in progress(captions, "words", unit=" captions")}
         texts = [self._texts[caption] for caption in captions]
         self._into_pieces = _learned(texts, folder, pieces) if pieces else str
@@ -55,7 +55,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Words, without those that stand for no word."""
+        """Number of words or pieces, without special symbols."""
         return len(self.dictionary) - self.dictionary.nspecial
 
     @property

@@ -22,15 +22,15 @@ class SplitWriter:
     """The files of one split, in the form that :mod:`fairseq_ext.captions.store` describes.
 
     Args:
-        folder: that is being prepared.
+        folder: the folder that is being prepared.
         name: ``train``, ``valid`` or ``test``.
-        dtype: of the features, ``float16`` or ``float32``.
-        vocabulary_size: of the dictionary, which decides how wide the token ids are.
+        dtype: dtype of the features, ``float16`` or ``float32``.
+        vocabulary_size: size of the dictionary, which decides how wide the token ids are.
 
     Attributes:
-        feature_dim: size of the vectors; 0 without.
-        rows, captions: written until now.
-        most: regions of an image.
+        feature_dim: size of the vectors; 0 without vectors.
+        rows, captions: numbers of those written so far.
+        most: largest number of regions of an image so far.
     """
 
     def __init__(self, folder: Path, name: str, dtype: str, vocabulary_size: int) -> None:
@@ -56,9 +56,9 @@ class SplitWriter:
         """Write one image.
 
         Args:
-            regions: of the image, with its id as their key.
-            captions: of people, as they wrote them.
-            targets: the token ids of those that a model learns, each with the end of sentence.
+            regions: regions of the image, with its id as their key.
+            captions: captions as people wrote them.
+            targets: token ids of the captions that a model learns, each with the end of sentence.
 
         Raises:
             DataError: numbers beyond the range of ``dtype``.
@@ -86,7 +86,7 @@ class SplitWriter:
         if not self.feature_dim:
             self.feature_dim = features.shape[1]
             self._write_header(0)
-        with np.errstate(over="ignore"):  # said below
+        with np.errstate(over="ignore"):  # refused below
             stored = np.ascontiguousarray(features, dtype=self.dtype)
         if not np.isfinite(stored).all():
             largest = np.abs(features).max()
@@ -102,7 +102,7 @@ class SplitWriter:
         np.lib.format.write_array_header_1_0(self._features, form)
 
     def close(self) -> None:
-        """Write what is known only at the end."""
+        """Write the parts that are known only at the end."""
         self._captions.finalize(str(self._path("captions.idx")))
         self._references.close()
         if self.feature_dim:

@@ -14,8 +14,8 @@ overrides          a mistyped name in ``--model-overrides`` is ignored, and so i
                    checkpoint.
 last batch         up to ``required_batch_size_multiple - 1`` (7) sentences of every validation and test set are
                    dropped without a word, the longest ones; a set of fewer than 8 sentences yields no batch at all.
-resumed batches    a training that is resumed after its first epoch puts other sentences into a batch than one that was
-                   never killed, and ends with other weights.
+resumed batches    a training that is resumed after its first epoch puts other sentences into a batch than a training
+                   that was never killed, and ends with other weights.
 numpy names        ``--num-batch-buckets``, ``--sample-break-mode eos`` and others use names that NumPy 2 removed.
 cached data        training on data of ``--dataset-impl cached`` ends in a ``KeyError``.
 huffman data       data of ``HuffmanMMapIndexedDataset`` use a function that bitarray 3 removed.
@@ -40,8 +40,8 @@ hydra names        ``fairseq-hydra-train`` trains with its defaults where no fil
 whole help         ``--help`` shows no option of the architecture, task and criterion that were chosen, and no default.
 refusals           what fairseq refuses (an option, a file, a folder) ends in a traceback and exit code 1, and the
                    option has to be guessed; ``LOGLEVEL=DEBUG`` shows the traceback beside the line.
-captioned images   a task for text ends in a traceback beside images and captions.
-refusals of all    of several processes one refuses the checkpoint that they resume, and the others end in a traceback.
+captioned images   a task for text ends in a traceback if the data is images and captions.
+refusals of all    one of several processes refuses the checkpoint that they resume, and the others end in a traceback.
 resumed place      with another number of processes a training that is resumed within an epoch sees batches of it again.
 resumed task       a training resumes with another dictionary of the same size, so that its words change; where the
                    file of ``--restore-file`` is not there, it starts from random weights without a word.
@@ -49,10 +49,11 @@ resumed model      a training with other model options resumes the one in its ``
                    model's results as its own.
 resumed patience   a resumed training counts the validations of ``--patience`` from 0 again, and stops later.
 resumed precision  a training with ``--bf16`` or ``--fp16`` resumes from weights that are rounded to half precision, and
-                   ends with others than one that was never killed.
+                   ends with other weights than a training that was never killed.
 resumed average    ``--ema-update-freq`` counts from 0 again in a resumed training; where the checkpoint has no average,
                    ``--store-ema`` ends in a ``KeyError``.
-finished training  the same line again makes one more update after the last, and overwrites the checkpoints.
+finished training  the same command line given again makes one more update after the last, and overwrites the
+                   checkpoints.
 inference dtype    there is no ``--inference-dtype``, with which decoding on a CPU takes less than half the time.
 =================  ===================================================================================================
 """

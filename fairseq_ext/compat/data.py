@@ -1,4 +1,4 @@
-"""Data: every sentence is kept, and every format and option that current NumPy and bitarray broke works again."""
+"""Data: no sentence is dropped, and all formats and options that current NumPy and bitarray broke work again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def keep_last_batch() -> bool:
-    """Give back the indices that fairseq's ``batch_by_size`` cuts off the end; no index makes no batch."""
+    """Put back the indices that fairseq's ``batch_by_size`` cuts off at the end; no indices give no batch."""
     from fairseq.data import data_utils
 
     @wrapping(data_utils, "batch_by_size")
@@ -45,11 +45,12 @@ def keep_last_batch() -> bool:
 
 
 def resume_with_the_same_batches() -> bool:
-    """Make the batches of a resumed training from the seed of epoch 1, as those of one that was never killed.
+    """Make a resumed training's batches from the seed of epoch 1, as in a training that was never killed.
 
-    fairseq draws which sentences share a batch once, from the seed and the epoch that the process began with, and
-    keeps the batches for all epochs. Data that change with the epoch have new ones in each epoch, and keep them.
-    ``--update-ordered-indices-seed`` adds that epoch to the seed once more, which then shuffles the batches, too.
+    fairseq draws once which sentences share a batch, from the seed and the epoch that the process began with, and
+    keeps the batches for all epochs. Data that change with the epoch have new batches in each epoch; this stays so.
+    ``--update-ordered-indices-seed`` adds that epoch to the seed once more, and that seed then shuffles the batches,
+    too.
     """
     from fairseq.tasks import FairseqTask
     from fairseq.trainer import Trainer
@@ -88,7 +89,7 @@ def resume_with_the_same_batches() -> bool:
 
 
 class _NumPy1(types.ModuleType):
-    """NumPy, with the names that version 2 took away and fairseq reads. Nothing outside of fairseq sees it."""
+    """NumPy with the names that version 2 removed and fairseq uses. Nothing outside of fairseq sees it."""
 
     int, float = int, float
     compat = types.SimpleNamespace(long=int)
@@ -110,7 +111,7 @@ def restore_numpy_names() -> bool:
 
 
 def read_cached_data() -> bool:
-    """Let ``--dataset-impl cached`` read from the file what was not read ahead, as the validation's first batch."""
+    """Let ``--dataset-impl cached`` read samples that were not read ahead, such as validation's first batch."""
     from fairseq.data.indexed_dataset import IndexedCachedDataset, IndexedDataset
 
     @wrapping(IndexedCachedDataset, "__getitem__")
@@ -121,7 +122,7 @@ def read_cached_data() -> bool:
 
 
 def read_huffman_data() -> bool:
-    """``bitarray.util.rindex``, which bitarray 3 dropped."""
+    """Put back ``bitarray.util.rindex``, which bitarray 3 dropped."""
     from bitarray import util
 
     if hasattr(util, "rindex"):
@@ -149,7 +150,7 @@ def keep_overwrite_flags() -> bool:
 
 
 def configure_plain_encoders() -> bool:
-    """Give ``--bpe characters`` and ``bytes``, which have no options, the empty configuration that hydra asks for."""
+    """Give ``--bpe characters`` and ``--bpe bytes``, which have no options, the empty configuration hydra asks for."""
     from fairseq.registry import REGISTRIES
     from hydra.core.config_store import ConfigStore
 
@@ -159,7 +160,7 @@ def configure_plain_encoders() -> bool:
 
 
 def restore_mbart_task() -> bool:
-    """``translation_from_pretrained_bart`` reads its options from ``args``, which its parent renamed to ``cfg``."""
+    """Give ``translation_from_pretrained_bart`` its options as ``args``, which its parent class renamed to ``cfg``."""
     from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
     TranslationFromPretrainedBARTTask.args = property(lambda self: self.cfg)

@@ -50,7 +50,7 @@ def show_whole_help() -> bool:
 
 
 def _model_defaults(chosen: argparse.Namespace) -> dict[str, Any]:
-    """What the options of the chosen architecture are if they are left out: its preset's, then its dataclass'."""
+    """The defaults of the chosen architecture's options: those of its preset, then those of its dataclass."""
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
 
     if not hasattr(chosen, "arch"):
@@ -67,8 +67,8 @@ def _show_defaults(parser: argparse.ArgumentParser, model: dict[str, Any]) -> No
     """Ends the help of each option with its default, as the suite's other programs do.
 
     Args:
-        parser: of fairseq, with all options.
-        model: the defaults of the model's, which fairseq's parser leaves out so that a preset can fill them in.
+        parser: fairseq's parser, with all options.
+        model: defaults of the model's options, which fairseq's parser leaves out so that a preset can fill them in.
     """
     for action in parser._actions:
         default = model.get(action.dest) if action.default is argparse.SUPPRESS else action.default

@@ -1,4 +1,4 @@
-"""``--inference-dtype``: an option of fairseq's generation that its programs, its hub and its models heed."""
+"""``--inference-dtype``: an option of fairseq's generation that fairseq's programs, hub and models follow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HELP = (
 def add_inference_dtype() -> bool:
     """Give ``--inference-dtype`` to ``fairseq-generate``, ``-interactive``, ``-eval-lm`` and ``from_pretrained``.
 
-    What else it is given to refuses it: it would do nothing there.
+    All other programs refuse it, as it would do nothing there.
     """
     from fairseq import checkpoint_utils, hub_utils, options
     from fairseq.dataclass.configs import GenerationConfig

@@ -36,7 +36,7 @@ def name_damaged_checkpoints() -> bool:
             return upstream(path, *args, **kwargs)
         except Exception:
             if os.path.isfile(path):
-                load_safely(path)  # its errors say what is wrong; where it can read the file, fairseq's own stands
+                load_safely(path)  # its errors say what is wrong; if it can read the file, fairseq's error stays
             raise
 
     return True
@@ -74,7 +74,7 @@ def name_damaged_data() -> bool:
 
 
 def name_absent_configurations() -> bool:
-    """Refuse a ``--config-name`` without a file: fairseq registers its defaults under whatever name is given."""
+    """Refuse a ``--config-name`` without a file: fairseq would register its defaults under any name."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
@@ -91,7 +91,7 @@ def name_absent_configurations() -> bool:
 
 
 def name_long_sentences() -> bool:
-    """Let the refusal of sentences above the model's positions name the options that go on without them."""
+    """Let the refusal of sentences above the model's positions name the options that leave them out or cut them."""
     from fairseq.tasks import FairseqTask
 
     @wrapping(FairseqTask, "filter_indices_by_size")
@@ -108,7 +108,7 @@ def name_long_sentences() -> bool:
             if len(ignored) > 0:
                 size = np.asarray(dataset.size(ignored[0])).tolist()
                 way = "Leave them out with --skip-invalid-size-inputs-valid-test"
-                if getattr(task_options(self), "truncate_source", None) is False:  # else it has cut what it could
+                if getattr(task_options(self), "truncate_source", None) is False:  # else the source is cut already
                     way += ", or cut the source with --truncate-source"
                 raise DataError(
                     f"{len(ignored)} of {len(indices)} sentences are longer than the model reads ({max_positions}): "
@@ -120,7 +120,7 @@ def name_long_sentences() -> bool:
 
 
 def name_single_models() -> bool:
-    """Let tasks for several pairs of languages refuse a model for one by name, whatever its configuration is."""
+    """Let tasks for several language pairs refuse, by name, a model for one pair, whatever its configuration is."""
     from fairseq.models import ARCH_MODEL_REGISTRY, FairseqMultiModel
     from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
     from fairseq.tasks.semisupervised_translation import SemisupervisedTranslationTask
@@ -142,7 +142,7 @@ def name_single_models() -> bool:
 
 
 def name_captioned_images() -> bool:
-    """Let a task for text name the one that a folder of prepared images and captions is for."""
+    """Let a task for text name the task that a folder of prepared images and captions is for."""
     from fairseq import tasks
 
     @wrapping(tasks, "setup_task")

@@ -15,12 +15,12 @@ OF_TRAINING = re.compile(
 )
 """Model options that change the training, the storage or the speed, but not what given weights compute."""
 
-# Namespaces, of architectures without a dataclass, hold the options of all the program: these are the model's.
+# The namespace of an architecture without a dataclass holds all options of the program: these are the model's.
 _OF_MODEL = re.compile(r"(encoder|decoder|no_scale|no_token|share|layernorm|cross_self|no_cross)_.*|activation_fn")
 
 
 def model_options(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a checkpoint's ``cfg`` or ``args``, ``outer.inner`` within a group."""
+    """The model's options in a checkpoint's ``cfg`` or ``args``, named ``outer.inner`` within a group."""
     config = state.get("cfg") or {}
     model = (config.get("model") if hasattr(config, "get") else None) or state.get("args")
     if isinstance(model, Mapping):
@@ -44,6 +44,6 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def first_difference(options: Mapping[str, Any], others: Mapping[str, Any]) -> str | None:
     """The first option that both have, with different values.
 
-    An option that only one of them has is newer than the other's training, and says nothing about it.
+    An option that only one of them has is newer than the other training, and tells nothing about it.
     """
     return next((name for name in options if name in others and options[name] != others[name]), None)

@@ -13,7 +13,7 @@ __all__ = ["keep_bfloat16_off_tpus"]
 
 
 def keep_bfloat16_off_tpus() -> bool:
-    """Let ``--bf16`` say nothing of the device: fairseq takes it for ``--tpu``, and then looks for ``torch_xla``."""
+    """Let ``--bf16`` not choose the device: fairseq takes it for ``--tpu``, and then looks for ``torch_xla``."""
     from fairseq import options
 
     @wrapping(options, "parse_args_and_arch")

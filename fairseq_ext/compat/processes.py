@@ -1,4 +1,4 @@
-"""Several processes: those that read one data set, each its share, and those that resume one checkpoint."""
+"""Several processes that each read a share of one data set, or that resume one checkpoint together."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ REFUSED = "refused"
 
 
 def read_whole_shares() -> bool:
-    """Let a command that reads a data set with a trained model read its batches, and nothing else.
+    """Let a command that reads a data set with a trained model get the batches of the data set, and no empty ones.
 
     fairseq fills up the shares of processes with empty batches. A training needs them, but ``fairseq-validate`` takes
-    them for samples. A process that gets nothing else reports figures of no sentence.
+    them for samples, and a process that gets only empty batches reports figures that are of no sentence.
     """
     from fairseq import checkpoint_utils
 
@@ -65,7 +65,7 @@ def _reading(task: Any, upstream: Any) -> Any:
 
 @contextlib.contextmanager
 def scores_of_shares(cfg: Any) -> Iterator[None]:
-    """Inside, the score that one of several processes prints says that it is of its share of the sentences."""
+    """A context in which each of several processes says that its score is that of its share of the sentences."""
     from fairseq import scoring
 
     processes, rank = cfg.distributed_training.distributed_world_size, cfg.distributed_training.distributed_rank
@@ -87,9 +87,9 @@ def scores_of_shares(cfg: Any) -> Iterator[None]:
 
 
 def refuse_in_all_processes() -> bool:
-    """Let what the first process refuses of the checkpoint that all resume end the others in the same line.
+    """Let the others end in the same line as the first process, if it refuses the checkpoint that all resume.
 
-    It alone reads the file, and the others wait for what it has read until the connection breaks.
+    Only the first process reads the file; without this the others wait for its content until the connection breaks.
     """
     from fairseq import checkpoint_utils
     from fairseq.distributed import utils
@@ -128,7 +128,8 @@ def refuse_in_all_processes() -> bool:
 def resume_with_other_processes() -> bool:
     """Let a training that is resumed within an epoch go on after the batches that its processes have seen together.
 
-    fairseq keeps how many batches each process has seen: with more or fewer processes another place in the epoch.
+    fairseq keeps how many batches each process has seen; with more or fewer processes this is another place in the
+    epoch.
     """
     from fairseq.data.iterators import EpochBatchIterator
     from fairseq.trainer import Trainer

@@ -50,14 +50,14 @@ OPTIONS = {
 
 
 def refusal(error: BaseException, cfg: Any = None) -> InputError | None:
-    """The line that an error of one of fairseq's commands is worth, or ``None`` for a fault of the program.
+    """The refusal to show in place of an error of one of fairseq's commands; ``None`` for a fault of the program.
 
-    A refusal is a file that cannot be read or written, or what fairseq itself raises with a message, outside of a step:
-    not what Python or PyTorch raises in an expression, and nothing without a message.
+    An error is a refusal if a file cannot be read or written, or if fairseq itself raises it with a message, outside of
+    a step. Errors that Python or PyTorch raises in an expression, and errors without a message, are none.
 
     Args:
-        error: what ended the command.
-        cfg: its configuration, in which the option is looked for.
+        error: the error that ended the command.
+        cfg: configuration of the command, in which the option is looked for.
     """
     if isinstance(error, InputError):
         return error
@@ -90,7 +90,7 @@ def _in_a_step(trace: TracebackType | None) -> bool:
 
 
 def _raised_by_fairseq(trace: TracebackType | None) -> bool:
-    """Whether a ``raise`` or an ``assert`` of fairseq is where the error comes from."""
+    """Whether the error comes from a ``raise`` or an ``assert`` in fairseq."""
     *_, last = _frames(trace)
     code, place = last.tb_frame.f_code, last.tb_lasti
     if not set(HOMES) & set(Path(code.co_filename).parts):
@@ -99,7 +99,7 @@ def _raised_by_fairseq(trace: TracebackType | None) -> bool:
 
 
 def _with_option(message: str, cfg: Any) -> str:
-    """The message with the option that it is about in front, where it names none itself."""
+    """The message with the option that it is about in front, if it names none itself."""
     for start, option in OPTIONS.items():
         if message.startswith(start):
             return f"{option}: {message}"
@@ -121,7 +121,7 @@ def _names_option(message: str) -> bool:
 
 
 def _texts(cfg: Any) -> Iterator[tuple[str, str]]:
-    """The options of a configuration that are texts, so files, folders and splits among them."""
+    """The options of a configuration that are texts; files, folders and splits are among them."""
     items = vars(cfg) if isinstance(cfg, argparse.Namespace) else cfg if hasattr(cfg, "items") else {}
     for name, value in items.items():
         if isinstance(value, str) and len(value) > 1 and name != "_name":
@@ -132,7 +132,7 @@ def _texts(cfg: Any) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _in_one_line(cfg: Any = None) -> Iterator[None]:
-    """Raises the refusal that an error is worth in its place."""
+    """A context that raises a refusal in place of an error, where :func:`refusal` has one."""
     try:
         yield
     except Exception as error:
@@ -149,7 +149,7 @@ def _show(error: BaseException) -> None:
 
 
 def end_commands_in_one_line() -> bool:
-    """Let fairseq's commands end bad input in one line, from their command line to their end."""
+    """Let bad input end fairseq's commands in one line, from reading the command line to the end."""
     from fairseq import options
     from fairseq.dataclass import utils as dataclass_utils
     from fairseq.distributed import utils
@@ -207,7 +207,7 @@ def end_commands_in_one_line() -> bool:
 
 
 def _refuse_argument(message: str) -> NoReturn:
-    """What argparse says, without the hundred lines of usage that fairseq's commands have before it."""
+    """End with the message of argparse, without the hundred lines of usage before it in fairseq's commands."""
     message = message.removeprefix("argument ").replace("invalid <lambda> value", "invalid value")
     choice = re.fullmatch(r"(.*: invalid choice: )'(.*)' \(choose from (.*)\)", message)
     if choice is not None and len(choice[3]) > 300:
@@ -219,7 +219,7 @@ def _refuse_argument(message: str) -> NoReturn:
 
 
 def end_hydra_in_one_line() -> bool:
-    """Let bad input end a hydra job as it ends every other program: hydra keeps any ``Exception`` for a traceback."""
+    """Let bad input end a hydra job as it ends every other program: hydra shows any ``Exception`` as a traceback."""
     from hydra.core import utils
 
     job: Any = utils.JobReturn

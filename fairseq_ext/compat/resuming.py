@@ -1,4 +1,4 @@
-"""Resumed trainings: what fairseq does not compare, rounds, or counts from 0 again."""
+"""Resumed trainings: repairs of state that fairseq does not compare, rounds, or counts from 0 again."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ MASTERS, SCALER = "fp32_params", "loss_scaler"
 
 
 def compare_resumed_tasks() -> bool:
-    """Let a task's ``check_checkpoint`` look at the file that a training resumes, which gives it no saved state.
+    """Let a task's ``check_checkpoint`` look at the file that a training resumes: fairseq gives a task no saved state.
 
-    Refused is also a file to start from that is not there: fairseq starts from random weights then.
+    A file to start from that does not exist is refused, too: fairseq would start from random weights.
     """
     from fairseq.file_io import PathManager
     from fairseq.trainer import Trainer
@@ -63,7 +63,7 @@ def compare_resumed_tasks() -> bool:
 def compare_resumed_models() -> bool:
     """Refuse to resume, in its own folder, a training whose model computed something else.
 
-    Most options of a model leave the shapes of its weights as they are, so that these would load.
+    Most model options do not change the shapes of the weights, so that the weights would load.
     """
     from fairseq.trainer import Trainer
     from omegaconf import OmegaConf
@@ -117,15 +117,15 @@ def each_file_read(look: Callable[[str, dict[str, Any]], None]) -> Iterator[None
 
 
 class _Finished:
-    """In place of the iterator of a training that has come to its end."""
+    """Takes the place of the iterator of a training that has come to its end."""
 
-    next_epoch_idx = math.nan  # which no number of epochs reaches, nor infinity
+    next_epoch_idx = math.nan  # no number of epochs is above it, not even infinity
 
 
 def end_finished_trainings() -> bool:
-    """Train nothing where the checkpoint that is resumed has all its updates, or the last validation of its patience.
+    """Train nothing if the checkpoint that is resumed has all its updates, or the last validation of its patience.
 
-    fairseq looks at both only after an update, and writes its checkpoints anew then.
+    fairseq checks both only after an update, and then writes its checkpoints anew.
     """
     from fairseq import checkpoint_utils
 
@@ -147,7 +147,7 @@ def end_finished_trainings() -> bool:
 
 
 def keep_patience() -> bool:
-    """Keep in a checkpoint what ``--patience`` counts: the best value so far, and the validations since."""
+    """Keep the state of ``--patience`` in a checkpoint: the best value so far, and the validations since."""
     from fairseq.trainer import Trainer
 
     def counter() -> Any:
@@ -182,7 +182,7 @@ def keep_master_weights() -> bool:
     """Keep in a checkpoint the state of ``--fp16`` and ``--bf16``: the weights in single precision, which the model
     holds rounded, and the count of updates until the scale of the loss changes.
 
-    Weights that do not round to those of the model, which was changed since, are left alone.
+    Weights that do not round to those of the model are not used: the model was changed since.
     """
     from fairseq.optim import fp16_optimizer
 
@@ -212,8 +212,8 @@ def keep_master_weights() -> bool:
 
 
 def keep_moving_average() -> bool:
-    """Let a resumed training go on counting ``--ema-update-freq``, and begin the average of ``--store-ema`` where the
-    checkpoint has none: fairseq says that it does, and ends in a ``KeyError``.
+    """Let a resumed training go on counting ``--ema-update-freq``, and begin the average of ``--store-ema`` if the
+    checkpoint has none: fairseq announces to begin it, but ends in a ``KeyError``.
     """
     from fairseq.trainer import Trainer
 
@@ -236,13 +236,13 @@ def keep_moving_average() -> bool:
 
 
 def _masters(optimizer: Any) -> list[Any]:
-    """A tensor for each parameter, or for all of a device."""
+    """The weights in single precision: a tensor for each parameter, or one for all parameters on a device."""
     weights = optimizer.fp32_params
     return list(weights.values() if isinstance(weights, dict) else weights)
 
 
 def _restore_masters(optimizer: Any, saved: list[Any]) -> bool:
-    """Whether the saved weights are those that the model's were rounded from; then they are the optimizer's."""
+    """Give the optimizer the saved weights if they round to the model's weights; returns whether they do."""
     masters = _masters(optimizer)
     if [weight.shape for weight in masters] != [weight.shape for weight in saved]:
         return False

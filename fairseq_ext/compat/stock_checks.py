@@ -1,4 +1,4 @@
-"""Values of its own options that fairseq accepts but later fails on or ignores: refused by name at the start."""
+"""Refuses, by name and at the start, values of fairseq's options that it accepts but later fails on or ignores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEAST = {
 PROBABILITIES = ("model.dropout", "model.attention_dropout", "model.activation_dropout")
 DICTIONARIES = ("common_eval.model_overrides", "checkpoint.optimizer_overrides")
 OBJECTS = ("task.eval_bleu_args", "task.eval_bleu_detok_args")
-# An option of the search and the one without which fairseq does not read it.
+# Options of the search, each with the option without which fairseq does not read it.
 NEEDS = {
     "sampling_topk": "sampling",
     "sampling_topp": "sampling",
@@ -48,8 +48,9 @@ _DECODING = READ_BY[:3]
 _PRECISION = "--inference-dtype bfloat16 decodes in it on a CPU; --fp16 on a GPU, and in fairseq-validate"
 _TRACKING = "it is of trainings; the output has every value"
 _PROCESSES = "give each process --distributed-world-size N --distributed-rank I"
-# Options in the table of a program that reads them nowhere, where a user would expect them to act: by which of the four
-# that load a model, and the way out. What only tunes a training (--optimizer, --patience, ...) is not worth a refusal.
+# Options that a program takes but never reads, although a user would expect them to act: each with the programs, of the
+# four that load a model, which do not read it, and the way out. Options that only tune a training (--optimizer, ...)
+# are not refused.
 UNREAD = {
     "common.memory_efficient_bf16": (READ_BY, _PRECISION),  # which sets --bf16
     "common.bf16": (READ_BY, _PRECISION),
@@ -77,10 +78,10 @@ UNREAD = {
 
 
 def check_stock_values(cfg: Any, command: str) -> None:
-    """Refuse what can be seen from the options of a command alone.
+    """Refuse values that are wrong as can be seen from the options of a command alone.
 
     Args:
-        cfg: its configuration.
+        cfg: configuration of the command.
         command: the module of ``fairseq_cli``.
 
     Raises:
@@ -126,7 +127,7 @@ def check_stock_values(cfg: Any, command: str) -> None:
 
 
 def _check_formats(cfg: Any) -> None:
-    """On a CPU fairseq fails with ``--fp16``, and trains in single precision with ``--amp``."""
+    """Refuse number formats that the CPU lacks: fairseq fails with ``--fp16``, and ignores ``--amp``."""
     on_cpu = _value(cfg, "common.cpu")
     if torch.cuda.is_available() and not on_cpu:
         return
@@ -149,7 +150,7 @@ def _check_captions(cfg: Any) -> None:
 
 
 def _check_shares(cfg: Any, command: str) -> None:
-    """Several processes that read one data set, each its share."""
+    """Refuse options that go wrong where several processes each read a share of one data set."""
     processes = _value(cfg, "distributed_training.distributed_world_size") or 1
     if processes > 1 and command == "generate" and _value(cfg, "common_eval.results_path") is not None:
         raise OptionError(
@@ -173,7 +174,7 @@ def _check_shares(cfg: Any, command: str) -> None:
 
 
 def _check_processes(cfg: Any) -> None:
-    """fairseq counts GPUs: processes that find none, or one each, train alone, all into one folder."""
+    """Refuse processes that fairseq, which counts GPUs, would let train alone: all would write into one folder."""
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes == "1" or _value(cfg, "distributed_training.distributed_init_method") is not None:
         return
@@ -190,7 +191,7 @@ def _check_processes(cfg: Any) -> None:
 
 
 def _check_search(cfg: Any) -> None:
-    """What fairseq's search leaves out in silence."""
+    """Refuse options that fairseq's search silently ignores, and values beyond their limits."""
     from fairseq.dataclass.configs import GenerationConfig
 
     default = GenerationConfig()
@@ -214,7 +215,7 @@ def _check_search(cfg: Any) -> None:
 
 
 def _refuse_idle(cfg: Any, command: str) -> None:
-    """Options that the command takes, and does not read; fairseq's own of a validation in training are only named."""
+    """Refuse options that the command takes but does not read; ``--eval-bleu`` is only warned of."""
     from fairseq.criterions import CRITERION_REGISTRY
     from fairseq.dataclass.configs import FairseqConfig
 
@@ -263,7 +264,7 @@ def _check_texts(cfg: Any) -> None:
 
 
 def _value(cfg: Any, place: str) -> Any:
-    """The value at ``group.name``; ``None`` where the command, or what it has chosen, has no such option."""
+    """The value at ``group.name``; ``None`` if the command, with the parts it has chosen, has no such option."""
     group, name = place.split(".")
     holder = cfg.get(group) if hasattr(cfg, "get") else getattr(cfg, group, None)
     return getattr(holder, name, None) if isinstance(holder, argparse.Namespace) else (holder or {}).get(name)

@@ -15,7 +15,7 @@ def wrapping(owner: Any, name: str) -> Callable[[Callable[..., Any]], Callable[.
 
     Args:
         owner: a module, or a class.
-        name: of a function, a method or a static method.
+        name: name of a function, a method or a static method.
 
     Example:
         >>> @wrapping(checkpoint_utils, "load_checkpoint_to_cpu")

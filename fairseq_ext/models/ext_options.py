@@ -36,7 +36,7 @@ ONE_VIEW = {"cross_view": ("none",)}
 
 @dataclass
 class ExtOptions(FairseqDataclass):
-    """The options that this suite adds to fairseq's Transformer; their defaults change nothing.
+    """What this suite adds to fairseq's Transformer; with every default it adds nothing.
 
     ``idle`` names the settings of other options with which an option does nothing; beside them it is refused.
     """

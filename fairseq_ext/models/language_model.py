@@ -29,7 +29,7 @@ __all__ = ["TransformerLanguageModelExt"]
 
 @register_model("transformer_lm_ext", dataclass=TransformerLanguageModelExtConfig)
 class TransformerLanguageModelExt(AdaptiveSpanModel, ExtModel, TransformerLanguageModel):
-    """Decoder-only Transformer with ``--block``, ``--attention-*``, ``--norm`` and ``--init``, without cross-view.
+    """Decoder-only Transformer with ``--block``, ``--attention-*``, ``--norm`` and ``--init``; it has no views.
 
     With ``--attention-span`` its heads learn how far back they look (:mod:`fairseq_ext.modules.adaptive_span`).
 

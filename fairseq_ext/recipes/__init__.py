@@ -1,4 +1,4 @@
-"""Every published recipe, once: model preset, data, training and evaluation, each value with its source.
+"""Every published recipe, defined once: model preset, data, training and evaluation, each value with its source.
 
 The presets of ``--arch``, the files of ``conf/`` for hydra, and the commands that ``fairseq-ext recipe`` prints and
 ``examples/translation`` runs are all made from the tables here, which load neither fairseq nor torch.
@@ -41,7 +41,7 @@ def find(name: str) -> Recipe:
     """The recipe of this name, of its earlier name, or of ``DATA/METHOD`` such as ``iwslt14_de_en/muse``.
 
     Raises:
-        OptionError: otherwise; the message has the nearest names.
+        OptionError: there is no such recipe; the message has the nearest names.
     """
     names = RECIPES | {recipe.alias: recipe for recipe in RECIPES.values()}
     if (now := EARLIER_NAMES.get(name, name)) in names:

@@ -27,18 +27,18 @@ WORDS = 60
 def adapted(
     recipe: Recipe, gpus: int | None = None, device: str = "cuda", seed: int | None = None, average: int | None = None
 ) -> Recipe:
-    """The recipe with what a user has chosen, as a source of its own.
+    """The recipe with the values that a user has chosen, which have a source of their own.
 
     Args:
-        recipe: whose.
-        gpus: how many train; default: the recipe's, or 1 on a CPU. ``update_freq`` follows, and the size of a batch
-            where that cannot be divided further; where neither can, ``times`` says what an update sees.
+        recipe: the recipe.
+        gpus: number of GPUs that train; default: the recipe's, or 1 on a CPU. ``update_freq`` is adapted, and the size
+            of a batch if that cannot be divided further; if neither can, ``times`` says how much an update sees.
         device: ``"cuda"`` or ``"cpu"``, which trains in single precision.
-        seed: default: the recipe's.
+        seed: seed of the training; default: the recipe's.
         average: how many of the last epoch checkpoints are averaged; default: the recipe's.
 
     Raises:
-        OptionError: names the value that cannot be.
+        OptionError: a value that is not possible; the message names it.
     """
     if gpus is None:
         gpus = 1 if device == "cpu" else recipe.gpus
@@ -69,16 +69,16 @@ def adapted(
 
 
 def _changed(settings: SourcedValues, given: dict[str, Any]) -> SourcedValues:
-    """``settings`` with those of the ``given`` values that are not theirs already."""
+    """``settings`` with those of the ``given`` values that differ from them."""
     same = [option for option in given if option in settings and settings[option].value == given[option]]
     return settings | by(GIVEN, **{option: value for option, value in given.items() if option not in same})
 
 
 def sources(recipe: Recipe, data: str | None = None) -> str:
-    """What the recipe is and where each of its values comes from, as comments of a shell.
+    """What the recipe is and where each of its values comes from, as shell comments.
 
     Args:
-        recipe: whose.
+        recipe: the recipe.
         data: the folder that is prepared; default: the recipe's.
     """
     lines = [
@@ -102,7 +102,7 @@ def sources(recipe: Recipe, data: str | None = None) -> str:
 
 
 def more_tokens(recipe: Recipe) -> str:
-    """What is said of a recipe whose batches cannot be divided."""
+    """The note for a recipe whose batches cannot be divided."""
     return f"an update sees {float(recipe.times):.3g} times the recipe's tokens"
 
 
@@ -115,11 +115,11 @@ def commands(
     """The commands with every value.
 
     Args:
-        recipe: whose, as it is or :func:`adapted`.
-        data: what ``fairseq-train`` reads; default: ``data-bin/DATA``.
-        save_dir: where checkpoints and scores are written; default: ``checkpoints/NAME``, with what is changed of the
-            seed and by ``train_options``, so that no training resumes another.
-        train_options: appended to ``fairseq-train``, where they win.
+        recipe: the recipe, as it is or :func:`adapted`.
+        data: the folder that ``fairseq-train`` reads; default: ``data-bin/DATA``.
+        save_dir: where checkpoints and scores are written; default: ``checkpoints/NAME``, followed by a changed seed
+            and the changes of ``train_options``, so that no training resumes another.
+        train_options: options that are appended to ``fairseq-train`` and win there.
 
     Raises:
         OptionError: one of ``train_options`` that the later commands would not follow.
@@ -137,11 +137,11 @@ def commands(
     if count:
         steps.append([f"fairseq-ext average --inputs {save} --last {count} --output {save}/{checkpoint}"])
     evaluate = {"language_modeling": _evaluate_language_model}.get(training["task"], _generate)
-    if training["task"] == "captioning":  # what fairseq-generate takes for one of translation otherwise
+    if training["task"] == "captioning":  # else fairseq-generate would take it for translation
         evaluation = {"task": training["task"], **evaluation}
     steps.append(evaluate(checkpoint, evaluation, precision, data, save))
     steps.append([recipe.data.score.format(data=data, save=save)])
-    # joined, so that what is pasted ends with the step that fails instead of scoring an older checkpoint
+    # joined by &&, so that a step that fails ends the pasted commands, and no older checkpoint is scored
     return " &&\n".join(" \\\n    ".join(filter(None, step)) for step in steps) + "\n"
 
 
@@ -164,7 +164,7 @@ def _train(recipe: Recipe, training: dict[str, Any], train_options: Sequence[str
     ]
     model = f"--arch {recipe.arch} {_flags(values(recipe.model))}".rstrip()
     first = f"fairseq-train {data} {USER_DIR} --save-dir {save}"
-    if not training.get("cpu"):  # which is all that it sees otherwise
+    if not training.get("cpu"):  # else fairseq would use all GPUs that it sees
         first += f" --distributed-world-size {recipe.gpus}"
     return [first, model, *by_section, shlex.join(train_options)]
 

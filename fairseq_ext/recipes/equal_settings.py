@@ -11,7 +11,7 @@ __all__ = ["EQUAL_SETTINGS"]
 TRAINING = EPOCHS | by(OURS, **INVERSE_SQRT, lr=1e-3, weight_decay=1e-4, max_tokens=4096, update_freq=1)
 EVALUATION = AVERAGED | by(OURS, remove_bpe="sentencepiece")
 MODEL = by(OURS, share_all_embeddings=True, dropout=0.3)
-# The baseline's initial weights, not the authors': the norm alone is what differs.
+# The baseline's initial weights, not the authors', so that only the norm differs.
 NORMS = {method: by(OURS, init="fairseq") for method in ("adanorm", "layernorm-simple")}
 _METHODS = {
     "transformer": ("transformer_ext", "Transformer"),

@@ -1,7 +1,7 @@
 """IWSLT14 German-English, IWSLT15 English-Vietnamese and IWSLT17 French-English.
 
-Where the authors published a value it stands under its source; the others are our choice. Figures of papers that
-nobody here could check are not quoted.
+A value that the authors published stands under its source; the others are our choice. Figures of papers that could not
+be checked are not quoted.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ _DE_EN = [
     Recipe("gca_transformer_iwslt_de_en", "gca", IWSLT_DE_EN, EPOCHS | by(OURS, **_BASELINE), AVERAGED),
 ]
 
-# No command was published for this set: what the paper leaves open is as for De-En.
+# No command was published for this set: values that the paper leaves open are those of De-En.
 _LIKE_DE_EN = {"weight_decay": 1e-4, "clip_norm": 25.0}
 MUSE_EN_VI = (
     EPOCHS
@@ -144,8 +144,8 @@ MUSE_EN_VI_TEST = evaluation(MUSE_JOURNAL_VERSION, average=10, beam=5, lenpen=1.
 # MUSE's settings, so that rows compare
 OTHERS_EN_VI = EPOCHS | by(OURS, **_MUSE_IWSLT, **_LIKE_DE_EN, max_update=10000)
 DROPOUT = by(OURS, dropout=0.3)
-# The script multiplies a constant, a warmup and a decay; the peak of the rate is our choice. Its "alpha" 0.6 and
-# fairseq's "lenpen" 0.6 are not the same formula.
+# The script's rate is the product of a constant, a warmup and a decay; its peak is our choice here. The script's
+# "alpha" of 0.6 and fairseq's "lenpen" of 0.6 belong to different formulas.
 EST_EN_VI = (
     EPOCHS
     | by(T2T_SCRIPT, **INVERSE_SQRT, max_tokens=4096, max_update=35000)

@@ -1,4 +1,4 @@
-"""Model presets, ``--arch NAME``: nothing but defaults of ``transformer_ext`` and its forms for other tasks.
+"""Model presets, ``--arch NAME``: they only set defaults of ``transformer_ext`` and its forms for other tasks.
 
 Sizes follow fairseq's architectures:
 
@@ -52,7 +52,7 @@ BIG = by(
 BIG_EN_FR = BIG | by("fairseq, transformer_vaswani_wmt_en_fr_big", dropout=0.1)
 PRE_NORM = both(normalize_before=True)
 
-# post-norm; the released code has the dropout of the kernels and the initial weights as defaults
+# post-norm; dropout of the kernels and initial weights are defaults of the released code
 _KERNELS, _KM = by(MUSE_CODE, muse_weight_dropout=0.1), by(MUSE_CODE, init="km")
 MUSE = by(MUSE_README, block="muse", muse_kernels="3,15") | _KERNELS | _KM
 MUSE_SIMPLE = by(MUSE_README, block="muse-simple") | _KM
@@ -89,7 +89,7 @@ ENWIK8 = by(
     share_decoder_input_output_embed=True,
     dropout=0.1,
 )
-# The authors' spans of 8192 reach over earlier blocks of 512; here a sample is a text of its own.
+# The authors' spans of 8192 reach back over earlier blocks of 512; here each sample is a text of its own.
 ENWIK8_SPAN = (
     ENWIK8
     | by(SPAN_SCRIPT, decoder_embed_dim=512, decoder_ffn_embed_dim=2048, decoder_attention_heads=8, decoder_layers=12)

@@ -1,4 +1,4 @@
-"""What a recipe is: a model preset, data, training and evaluation."""
+"""The parts of a recipe: a model preset, data, training and evaluation."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class Data:
     """A data set: how its folder is prepared, and how an evaluation is scored.
 
     Args:
-        name: of the folder in ``examples/translation`` or of the corpus.
-        folder: where the recipe's commands look for it.
+        name: name of the folder in ``examples/translation``, or of the corpus.
+        folder: where the recipe's commands look for the data set.
         prepare: the command that makes ``{data}``.
-        score: the command that prints the figure of what the evaluation wrote to ``{save}``; it fails without one.
+        score: the command that prints the score of the output that the evaluation wrote to ``{save}``; it fails if
+            there is no score.
     """
 
     name: str
@@ -42,17 +43,17 @@ class Recipe:
     """How one published or comparable result is made, each value with its source.
 
     Args:
-        name: of the recipe, and of its file in ``conf/``.
+        name: name of the recipe, and of its file in ``conf/``.
         method: short name; ``DATA/METHOD`` is another name of the recipe.
-        data: what it is trained and tested on.
+        data: the data set that the recipe trains and tests on.
         training: options of ``fairseq-train``.
-        evaluation: ``average``, how many last epoch checkpoints are averaged, or else ``checkpoint``, which one is
-            taken; and options of ``fairseq-generate`` or ``fairseq-eval-lm``.
-        arch: the model preset; default: the one of this name.
+        evaluation: ``average``, how many of the last epoch checkpoints are averaged, or else ``checkpoint``, which one
+            is taken; and options of ``fairseq-generate`` or ``fairseq-eval-lm``.
+        arch: the model preset; default: the preset with the recipe's name.
         model: model options in which the recipe departs from its preset.
-        gpus: for how many the ``update_freq`` is.
-        times: how many times the recipe's tokens an update sees; not 1 where ``gpus`` do not divide them.
-        summary: one line; default: the preset's.
+        gpus: the number of GPUs that ``update_freq`` is meant for.
+        times: how many times the recipe's tokens an update sees; not 1 if they cannot be divided among ``gpus``.
+        summary: a line about the recipe; default: the preset's.
     """
 
     name: str
@@ -76,13 +77,13 @@ class Recipe:
         return f"{self.data.name}/{self.method}"
 
     def update_freq(self, gpus: int) -> int:
-        """Batches that each of ``gpus`` gathers, so that an update sees at least as many as the recipe's."""
+        """Batches that each of ``gpus`` gathers, so that an update sees at least as many batches as in the recipe."""
         return -(-self.training["update_freq"].value * self.gpus // gpus)
 
     def per_gpu(self, gpus: int) -> tuple[dict[str, int], Fraction]:
-        """The settings with which an update of ``gpus`` sees the recipe's tokens, and how many times those it sees.
+        """The settings for updates of the recipe's tokens on ``gpus``, and how many times these an update really sees.
 
-        ``update_freq`` is divided first, then the size of a batch: into whole samples, or so that it still holds the
+        ``update_freq`` is divided first, then the size of a batch, if that leaves whole samples, or room for the
         longest sentence.
         """
         training, steps = values(self.training), self.update_freq(gpus)

@@ -1,4 +1,4 @@
-"""The values of fairseq's recipes, each under fairseq's own name, and its groups of options."""
+"""Values that fairseq's recipes share, each under fairseq's own name, and fairseq's groups of options."""
 
 from __future__ import annotations
 

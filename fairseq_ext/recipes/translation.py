@@ -21,7 +21,7 @@ __all__ = [
     "evaluation",
 ]
 
-# Values alone: whoever says by(SOURCE, **...) of them says that the source has each.
+# Values without sources: code that writes by(SOURCE, **...) claims that the source has each of them.
 ADAM = {"optimizer": "adam", "adam_betas": "(0.9, 0.98)"}
 SMOOTHED = {"criterion": "label_smoothed_cross_entropy", "label_smoothing": 0.1}
 INVERSE_SQRT = {**ADAM, **SMOOTHED, "lr_scheduler": "inverse_sqrt", "warmup_updates": 4000}
@@ -42,7 +42,7 @@ _GENERATION = by(OURS, beam=5, lenpen=1.0, batch_size=128, required_batch_size_m
 
 
 def evaluation(source: str, **stated: Any) -> SourcedValues:
-    """Decoding with what ``source`` states, the rest our choice.
+    """Decoding with the values that ``source`` states; the others are our choice.
 
     Every sentence of the test set is decoded, also the last few that fill no batch of 8.
     """

@@ -28,7 +28,7 @@ MUSE_EN_DE = EPOCHS | by(
 )
 _INVERSE_EN_DE = {**INVERSE_SQRT, "lr": 1e-3, "max_tokens": 3584}
 MUSE_SIMPLE_EN_DE = EPOCHS | by(MUSE_README, **_INVERSE_EN_DE, fp16=True, update_freq=40, max_epoch=75)
-# the size of MUSE's updates and their number, so that rows compare
+# MUSE's size and number of updates, so that rows can be compared
 OTHERS_EN_DE = EPOCHS | by(OURS, **_INVERSE_EN_DE, update_freq=32, max_update=30000)
 EN_DE_TEST = evaluation(OURS, beam=4, lenpen=0.6, average=10)
 MUSE_EN_DE_TEST = EN_DE_TEST | by(f"{MUSE_README} (beam 4 and beam 5)", beam=4) | by(MUSE_README, lenpen=0.6)
@@ -74,7 +74,7 @@ _PERIOD = {
     "max_update": 80000,
 }
 MUSE_EN_FR = EPOCHS | by(MUSE_README, **_PERIOD, warmup_init_lr=1e-7, fp16=True)
-# MUSE's settings, so that rows compare
+# MUSE's settings, so that rows can be compared
 OTHERS_EN_FR = EPOCHS | by(OURS, **_PERIOD)
 EN_FR_TEST = evaluation(OURS, lenpen=0.8, checkpoint="checkpoint_last.pt")
 MUSE_EN_FR_TEST = EN_FR_TEST | by(MUSE_README, beam=5, lenpen=0.8)

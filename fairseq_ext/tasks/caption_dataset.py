@@ -20,18 +20,18 @@ __all__ = ["CaptionDataset", "image_batch"]
 
 
 def image_batch(images: Sequence[dict[str, Tensor]], dictionary: Dictionary) -> dict[str, Tensor]:
-    """What an encoder reads of several images.
+    """The encoder's input for several images.
 
-    fairseq reads padding, lengths, batch size and device from ``src_tokens``, whatever the encoder reads. Here they are
-    the class plus the number of special symbols, or ``<unk>`` where regions have vectors.
+    fairseq reads padding, lengths, batch size and device from ``src_tokens``, whatever the encoder reads. Here
+    ``src_tokens`` has the class plus the number of special symbols, or ``<unk>`` if regions have vectors.
 
     Args:
-        images: of each ``geometry`` (R, 7), and ``features`` (R, D), ``labels`` (R,) or both.
-        dictionary: for its special symbols.
+        images: for each image ``geometry`` (R, 7), and ``features`` (R, D), ``labels`` (R,) or both.
+        dictionary: dictionary with the special symbols.
 
     Shape:
         - ``src_tokens`` (B, R), ``src_lengths`` (B,) and ``geometry`` (B, R, 7), with the largest R of the images.
-        - ``features`` (B, R, D), and ``labels`` (B, R) beside these, where the images have them. Padded places are 0.
+        - ``features`` (B, R, D), and ``labels`` (B, R) beside these, if the images have them. Padded places are 0.
     """
     columns = {
         name: [image[name] for image in images] for name in ("geometry", "features", "labels") if name in images[0]
@@ -52,10 +52,10 @@ class CaptionDataset(FairseqDataset):
 
     Args:
         split: prepared images.
-        dictionary: of the captions.
+        dictionary: dictionary of the captions.
         max_target_positions: longer captions are cut to so many tokens, the end of sentence among them.
-        training: a sample for each caption, in an order that is drawn; else one for each image, with its first caption
-            as target, so that the number of a sample is that of its image.
+        training: if true, there is a sample for each caption, in a random order; else one for each image, with its
+            first caption as target, so that a sample has the number of its image.
 
     Attributes:
         num_cut: how many captions are cut.
@@ -65,7 +65,7 @@ class CaptionDataset(FairseqDataset):
         self.split, self.dictionary, self.training = split, dictionary, training
         self.captions = MMapIndexedDataset(str(split.folder / f"{split.name}.captions"))
         self.max_target_positions = max_target_positions
-        # of each sample, the number of its image and of its caption
+        # for each sample, the number of its image and of its caption
         self.images = np.repeat(np.arange(len(split)), np.diff(split.caption_offsets))
         self.lines = np.arange(len(self.captions))
         if not training:
@@ -87,7 +87,7 @@ class CaptionDataset(FairseqDataset):
         return {"id": int(index), "target": tokens, **self.image(int(self.images[index]))}
 
     def image(self, number: int) -> dict[str, Tensor]:
-        """``geometry``, and ``features`` and ``labels`` where there are such, of an image of the split."""
+        """``geometry`` of an image of the split, and its ``features`` and ``labels`` if it has them."""
         rows, split = self.split.rows(number), self.split
         boxes = torch.from_numpy(split.boxes[rows].astype(np.float64))
         # float32 only at the end: a training in half precision would compute with pixels of half precision
@@ -100,7 +100,7 @@ class CaptionDataset(FairseqDataset):
         return image
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch. Without samples it is empty: a process with fewer batches than the others ends on such a one."""
+        """A batch; an empty one for no samples, with which a process ends that has fewer batches than the others."""
         if not samples:
             return {}
 
@@ -123,8 +123,8 @@ class CaptionDataset(FairseqDataset):
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """False in training: batches are drawn for each epoch by its number, so that a training that is resumed has
-        those of one that was never killed. fairseq's other datasets keep those of the first epoch.
+        """False in training: batches are drawn by the number of the epoch, so that a resumed training has the same
+        batches as one that was never killed. fairseq's other datasets keep the batches of the first epoch.
         """
         return not self.training
 
@@ -138,7 +138,7 @@ class CaptionDataset(FairseqDataset):
         return int(self.num_regions[index]), int(self.lengths[index])
 
     def num_tokens(self, index: int) -> int:
-        """What ``--max-tokens`` counts: the longer side."""
+        """The number that ``--max-tokens`` counts: regions or tokens of the caption, whichever are more."""
         return max(self.size(index))
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
@@ -146,7 +146,7 @@ class CaptionDataset(FairseqDataset):
         return np.maximum(self.num_regions[indices], self.lengths[indices])
 
     def ordered_indices(self) -> np.ndarray:
-        """By regions; in training, of equal ones by length, of equal ones in an order that NumPy's seed draws."""
+        """Samples by number of regions; in training then by length, and in an order drawn by NumPy's seed for ties."""
         if not self.training:
             return np.argsort(self.num_regions, kind="stable")
         order = np.random.permutation(len(self))

@@ -63,7 +63,7 @@ def check_options(cfg: Any, preparation: Preparation) -> Any:
     """Refuses options of the task, and those of fairseq beside it.
 
     Returns:
-        How ``--eval-captions`` searches.
+        The options of the search of ``--eval-captions``.
     """
     check_fields(cfg, CaptioningConfig)
     if preparation.max_regions > cfg.max_source_positions:
@@ -111,6 +111,6 @@ def search_config(**given: Any) -> Any:
     """fairseq's options of generation, with the defaults for captions.
 
     Args:
-        **given: those that differ.
+        **given: options that differ from these defaults.
     """
     return OmegaConf.merge(OmegaConf.structured(GenerationConfig), {"beam": BEAM, "max_len_b": MAX_LEN, **given})

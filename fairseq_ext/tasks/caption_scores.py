@@ -47,8 +47,8 @@ class ReferenceScores:
         """The :data:`SUMS` of some images.
 
         Args:
-            images: their numbers in the split.
-            hypotheses: a caption of each.
+            images: numbers of the images in the split.
+            hypotheses: a caption of each image.
         """
         texts = [tokenize(hypothesis) for hypothesis in hypotheses]
         references = [self.references[image] for image in images]

@@ -18,16 +18,16 @@ COMPARED = ("kind", "feature_dim", "grid", "num_classes", "tokenizer", "words", 
 
 
 def compare_states(own: dict[str, Any], trained: dict[str, Any], folder: str, origin: str) -> None:
-    """Whether a trained model reads the images of a folder and writes its words.
+    """Check that a trained model reads the images of a folder and writes its words.
 
     Args:
-        own: of the folder.
-        trained: of the checkpoint.
-        folder, origin: their names, for messages.
+        own: state of the folder.
+        trained: state in the checkpoint.
+        folder, origin: names of the folder and the checkpoint, for messages.
 
     Raises:
-        CheckpointError: it was trained with another task, or on data that differ.
-        DataError: on features of another network.
+        CheckpointError: the model was trained with another task, or on data that differ.
+        DataError: the model was trained on features of another network.
     """
     if "preparation" not in trained:
         raise CheckpointError(f"{origin}: not trained with --task captioning")
@@ -45,14 +45,14 @@ def compare_states(own: dict[str, Any], trained: dict[str, Any], folder: str, or
 def compare_images(
     own: dict[str, Any], trained: dict[str, Any], splits: Sequence[str], folder: str, origin: str
 ) -> None:
-    """Whether a training that resumes has its own images and captions; checkpoints of earlier releases do not say.
+    """Check that a resumed training has its own images and captions; checkpoints of earlier releases do not say.
 
     Args:
         own, trained, folder, origin: as in :func:`compare_states`.
-        splits: to train on and to validate on.
+        splits: the splits to train on and to validate on.
 
     Raises:
-        CheckpointError: another one.
+        CheckpointError: a split has other images or captions.
     """
     images = trained.get("images", {})
     for split in splits:
@@ -64,7 +64,7 @@ def compare_images(
 
 
 def _at_difference(one: list[str], two: list[str]) -> str:
-    """Of a list of words, its size and the first that another list does not have in its place."""
+    """The size of a list of words, and its first word that another list does not have in the same place."""
     pairs = enumerate(zip(one, two, strict=False))
     place = next((place for place, (own, other) in pairs if own != other), min(len(one), len(two)))
     return f"{len(one)}, number {place} {one[place]!r}" if place < len(one) else f"{len(one)}"

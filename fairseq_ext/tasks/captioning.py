@@ -50,15 +50,15 @@ class CaptioningTask(FairseqTask):
     validation and logs ``cider`` (CIDEr-D) and ``bleu4``, times 100, against all references of an image: choose
     checkpoints with ``--best-checkpoint-metric cider --maximize-best-checkpoint-metric``.
 
-    What decides the shape of parameters is read from the folder, as fairseq-generate builds the task from its own
-    command line; checkpoints keep it too, and are refused beside a folder that differs.
+    The folder decides the shapes of parameters, because fairseq-generate builds the task from its own command line;
+    checkpoints keep the same description, and are refused beside a folder that differs.
 
     Args:
         cfg: the options.
-        preparation: of the folder.
-        dictionary: of the captions.
+        preparation: preparation of the folder.
+        dictionary: dictionary of the captions.
         categories: names of the classes of boxes.
-        images: a checksum of each split, where there is a folder.
+        images: a checksum of each split, if there is a folder.
 
     Raises:
         OptionError: options that are refused, or would do nothing.
@@ -85,7 +85,7 @@ class CaptioningTask(FairseqTask):
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        """The options, and of fairseq's generation the defaults for captions."""
+        """Add the options of the task, and give fairseq's options of generation the defaults for captions."""
         super().add_args(parser)
         ours = {"beam": BEAM, "max_len_b": MAX_LEN, "scoring": "captions"}
         if {"path", *ours} <= {action.dest for action in parser._actions}:
@@ -110,7 +110,7 @@ class CaptioningTask(FairseqTask):
 
         Args:
             cfg: the options.
-            state: what :meth:`state_dict` had then.
+            state: the :meth:`state_dict` of the training.
         """
         preparation = Preparation(**{**state["preparation"], "grid": tuple(state["preparation"]["grid"])})
         dictionary = Dictionary()
@@ -120,11 +120,11 @@ class CaptioningTask(FairseqTask):
 
     @property
     def source_dictionary(self) -> None:
-        """None: what is read are images."""
+        """None: the source is images."""
 
     @property
     def target_dictionary(self) -> Dictionary:
-        """Of the captions."""
+        """The dictionary of the captions."""
         return self.dictionary
 
     def max_positions(self) -> tuple[int, int]:
@@ -134,7 +134,7 @@ class CaptioningTask(FairseqTask):
     def load_dataset(
         self, split: str, epoch: int = 1, combine: bool = False, task_cfg: Any = None, **kwargs: Any
     ) -> None:
-        """Load a split; the one to train on caption by caption, others (and all of a trained model) by image."""
+        """Load a split: to train on, caption by caption; other splits, and any for a trained model, image by image."""
         folder = Path(self.cfg.data)
         choose(f"{folder}: split", split, SPLITS)
         training = split == self.cfg.train_subset and task_cfg is None
@@ -150,7 +150,7 @@ class CaptioningTask(FairseqTask):
         """As fairseq's.
 
         Raises:
-            DataError: images to validate or test on that no batch would hold.
+            DataError: images to validate or test on that fit into no batch.
         """
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         if not dataset.training:
@@ -179,7 +179,7 @@ class CaptioningTask(FairseqTask):
         """As fairseq's.
 
         Raises:
-            OptionError: what would do nothing, or not be obeyed.
+            OptionError: an option that would do nothing, or not be followed.
         """
         for name, reason in IDLE_GENERATION.items():
             if getattr(args, name, None):
@@ -201,11 +201,11 @@ class CaptioningTask(FairseqTask):
             )
         try:
             return super().build_generator(models, args, *rest, **kwargs)
-        except (AssertionError, ValueError) as error:  # of options that exclude each other
+        except (AssertionError, ValueError) as error:  # for options that exclude each other
             raise OptionError(" ".join(str(error).split())) from error
 
     def build_bpe(self, args: Any) -> Any:
-        """What joins pieces to words, where the captions are made of pieces.
+        """The object that joins pieces to words, if the captions are made of pieces.
 
         Raises:
             OptionError: another ``--bpe`` is asked for.
@@ -219,7 +219,7 @@ class CaptioningTask(FairseqTask):
         return joined(self.dictionary.string(tokens.int().cpu()).split())
 
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
-        """As fairseq's; with ``--eval-captions`` also the sums that scores are made of."""
+        """As fairseq's; with ``--eval-captions`` it adds the sums that scores are made of."""
         loss, sample_size, log = super().valid_step(sample, model, criterion)
         if self.cfg.eval_captions:
             log.update(self._sums(sample, model))
@@ -251,10 +251,10 @@ class CaptioningTask(FairseqTask):
             metrics.log_derived(name, lambda meters, score=score: round(score({k: meters[k].sum for k in SUMS}), 2))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare the folder with that of a checkpoint.
+        """Compare the folder with the one that a checkpoint was trained on.
 
         Raises:
-            CheckpointError: they differ.
+            CheckpointError: the two differ.
         """
         compare_states(self.state_dict(), state_dict, self.cfg.data, "the checkpoint")
 
@@ -262,8 +262,8 @@ class CaptioningTask(FairseqTask):
         """:meth:`load_state_dict` before a training resumes, when fairseq does not call it.
 
         Args:
-            path: of the checkpoint.
-            resumes: whether the training goes on with its images; else it may have others.
+            path: path of the checkpoint.
+            resumes: whether the training goes on with its own images; else it may have others.
 
         Raises:
             CheckpointError: the folder differs, or has other images to train on or to choose checkpoints by.
@@ -289,7 +289,7 @@ class CaptioningTask(FairseqTask):
 
 
 class Pieces:
-    """Joins SentencePiece's pieces to words, where fairseq would use a ``--bpe`` of its own."""
+    """Joins SentencePiece's pieces to words, in place of a ``--bpe`` of fairseq."""
 
     @staticmethod
     def decode(text: str) -> str:

@@ -23,17 +23,18 @@ WRAPPERS = {"fsdp": "FSDP", "deepspeed": "DeepSpeed", "megatron_lm": "Megatron-L
 def make_accelerator(
     mixed_precision: str = "no", device: str = "auto", *, unused_parameters: bool = False
 ) -> Accelerator:
-    """Devices and processes as ``accelerate launch`` or ``accelerate config`` says; a single device without either.
+    """Devices and processes as ``accelerate launch`` or ``accelerate config`` says; without either, a single device.
 
     Args:
         mixed_precision: as ``--mixed-precision``.
-        device: as ``--device``: ``auto``, or the kind of device; which of several is for ``accelerate`` to say.
-        unused_parameters: whether the loss may not depend on all parameters, as of some models of transformers. Several
-            processes then look for these in each step; they are left as they are, as one process leaves them.
+        device: as ``--device``: ``auto``, or the kind of device; among several of a kind, ``accelerate`` chooses.
+        unused_parameters: whether there may be parameters that the loss does not depend on, as in some models of
+            transformers. Several processes then look for these in each step and leave them unchanged, as one process
+            does.
 
     Raises:
-        OptionError: a number format that the device does not have, or a device that this machine does not have; what
-            the launcher asks for and the training would not do.
+        OptionError: a number format that the device does not have, a device that this machine does not have, or a
+            setting of the launcher that the training would ignore.
     """
     wanted = torch_device(device)
     _check_launcher(mixed_precision)
@@ -51,7 +52,7 @@ def make_accelerator(
 
 
 def _check_launcher(mixed_precision: str) -> None:
-    """Refuse what ``accelerate launch`` takes, from its options or from ``accelerate config``, and we would ignore."""
+    """Refuse settings of ``accelerate launch`` or ``accelerate config`` that a training would ignore."""
 
     def asked(name: str) -> str:
         return os.environ.get(f"ACCELERATE_{name.upper()}", "").lower()
@@ -75,19 +76,19 @@ def _check_launcher(mixed_precision: str) -> None:
 
 
 def adamw(parameters: Iterable[Any], accelerator: Accelerator, **settings: Any) -> torch.optim.AdamW:
-    """Torch's AdamW, fused where the device can.
+    """Torch's AdamW, in its fused form where the device has one.
 
-    That is several times as fast as the default on a CPU, where the step of a small model with a large vocabulary can
-    be half of the time of a small batch.
+    On a CPU the fused form is several times as fast as the default; there the optimiser can take half of the time of a
+    small batch, for a small model with a large vocabulary.
     """
     return torch.optim.AdamW(parameters, fused=accelerator.device.type in ("cpu", "cuda"), **settings)
 
 
 @torch.no_grad()
 def share_buffers(model: torch.nn.Module, accelerator: Any) -> None:
-    """Give every process the buffers of the first, whose model is the one that is kept.
+    """Give every process the buffers of the first process, whose model is the one that is kept.
 
-    In training each process has batch statistics of its own share until the next forward pass.
+    In training each process has the batch statistics of its own share until the next forward pass.
     """
     if accelerator.num_processes > 1:
         for buffer in model.buffers():

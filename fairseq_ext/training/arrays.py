@@ -1,4 +1,4 @@
-"""Arrays in npy and npz files: written whole, and read without running what is in them."""
+"""Arrays in npy and npz files: written whole or not at all, and read without running code in them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_array(path: Path, header_only: bool = False) -> np.ndarray:
 
 
 def load_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Arrays of an npz by name; with ``names`` those of them that it has, and no other is looked at.
+    """Arrays of an npz by name: all, or those among ``names``; no other array is looked at.
 
     Raises:
         DataError: no npz, a damaged one, or an array of objects, whose reader would run code.
@@ -50,7 +50,7 @@ def load_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 
 def array_names(path: Path) -> list[str]:
-    """The names of the arrays in an npz, none of which is read.
+    """The names of the arrays in an npz; no array is read.
 
     Raises:
         DataError: no npz, or a damaged one.
@@ -64,7 +64,7 @@ def write_npz(path: Path, arrays: Mapping[str, Any], compress: bool = False) -> 
 
     Args:
         path: its name is used as it is.
-        arrays: of numbers or texts, by name; ``file`` and ``allow_pickle`` are no names.
+        arrays: arrays of numbers or texts, by name; ``file`` and ``allow_pickle`` cannot be names.
         compress: smaller, and slower to write. Default: False.
 
     Raises:
@@ -75,7 +75,7 @@ def write_npz(path: Path, arrays: Mapping[str, Any], compress: bool = False) -> 
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
-    """The same of an npy of one array."""
+    """Write an npy of one array in the same way as :func:`write_npz`."""
     with replacing(path) as partial, open(partial, "wb") as file:
         np.save(file, array, allow_pickle=False)
 
@@ -84,7 +84,8 @@ def stream_npz(path: Path, name: str) -> tuple[tuple[int, ...], Iterator[np.ndar
     """The shape of an array in an npz, and its entries along the first axis, read into memory one at a time.
 
     Raises:
-        DataError: as :func:`load_npz`; or no such array, or not one of floating-point numbers in C order.
+        DataError: as for :func:`load_npz`; or there is no such array, or it is not one of floating-point numbers in C
+            order.
     """
     rows = _stream(path, name)
     return next(rows), rows

@@ -1,7 +1,7 @@
 """The TensorBoard curves of every training.
 
-Those of a run are in ``OUT/tensorboard/RUN``, so that ``tensorboard --logdir OUT/tensorboard`` shows the runs side by
-side: ``train/NAME`` for the values of its steps, ``valid/METRIC``, and ``test/METRIC`` at the step that validation
+The curves of a run are in ``OUT/tensorboard/RUN``, so that ``tensorboard --logdir OUT/tensorboard`` shows the runs side
+by side: ``train/NAME`` for the values of its steps, ``valid/METRIC``, and ``test/METRIC`` at the step that validation
 picked.
 """
 
@@ -29,7 +29,7 @@ _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 
 @contextlib.contextmanager
 def board_of_run(out: Path, name: str) -> Iterator[None]:
-    """Inside, a training writes to the folder of the run ``name``."""
+    """A context within which a training writes its curves to the folder of the run ``name``."""
     token = _folder.set(out / FOLDER / name)
     try:
         yield
@@ -41,19 +41,20 @@ class Board:
     """The curves of one training, written by the first process.
 
     Args:
-        folder: for ``tensorboard`` where the training is no run of an experiment; None keeps nothing then.
-        step: the last completed step; TensorBoard drops what was written after it before a kill.
+        folder: folder for ``tensorboard`` if the training is no run of an experiment; with None it then keeps no
+            curves.
+        step: the last completed step; TensorBoard drops the values that were written after it before a kill.
     """
 
     def __init__(self, folder: str | Path | None, step: int) -> None:
         own = _folder.get() or (Path(folder) / FOLDER if folder is not None else None)
         self._writer = None
         if own and is_first_process():
-            # The names of files hold seconds, in which a training of a few steps can be killed and resumed.
+            # File names hold only the second, within which a training of a few steps can be killed and resumed.
             self._writer = SummaryWriter(str(own), purge_step=step + 1, filename_suffix=f".{step + 1}")
 
     def write(self, part: str, values: Mapping[str, Any], step: int) -> None:
-        """The numbers among ``values``, as ``PART/NAME``."""
+        """Write the numbers among ``values``, as ``PART/NAME``."""
         if self._writer:
             _write(self._writer, part, values, step)
 
@@ -72,8 +73,8 @@ def log_test(metrics: Mapping[str, Any], step: int) -> None:
     """Write ``test/METRIC`` of the run under way, where there is one.
 
     Args:
-        metrics: whose names may begin with ``test_``.
-        step: whose model was tested.
+        metrics: the metrics; their names may begin with ``test_``.
+        step: the step whose model was tested.
     """
     folder = _folder.get()
     if folder is None or not is_first_process():
@@ -85,7 +86,7 @@ def log_test(metrics: Mapping[str, Any], step: int) -> None:
 
 
 def _write(writer: SummaryWriter, part: str, values: Mapping[str, Any], step: int) -> None:
-    """Every number that is a metric, not where the training stands."""
+    """Write every number that is a metric, and not a count of where the training stands."""
     for name, value in values.items():
         if name != "epoch" and is_number(value):
             writer.add_scalar(f"{part}/{name.removeprefix(f'{part}_')}", value, step)

@@ -28,14 +28,14 @@ class RandomState:
         return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from there; with the generators of the GPUs only where there are as many as then."""
+        """Set the generators to ``state``; those of the GPUs only if there are as many GPUs as when it was saved."""
         torch.set_rng_state(state["cpu"])
         if len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
 
 
 class BestWeights:
-    """The weights of a model at the best step, as a part of a :class:`Checkpoint`; for models that memory holds twice.
+    """The weights of a model at the best step, as a part of a :class:`Checkpoint`; the memory must hold them twice.
 
     Example:
         >>> if training.improved(validate()):
@@ -48,11 +48,11 @@ class BestWeights:
         self._weights: dict[str, Any] = {}
 
     def keep(self) -> None:
-        """Take the model's weights of now."""
+        """Copy the model's present weights."""
         self._weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def restore(self) -> None:
-        """Give the model the weights that were kept, where any were."""
+        """Give the model the weights that were kept, if any were."""
         if self._weights:
             self.model.load_state_dict(self._weights)
 
@@ -71,8 +71,8 @@ class Checkpoint:
 
     Args:
         path: the file.
-        settings: whatever changes the training; best :meth:`Settings.of`, which knows the options' defaults.
-        progress: what the training counts and records; :meth:`restore` brings it up to date in place.
+        settings: whatever changes the training; best made by :meth:`Settings.of`, which knows the options' defaults.
+        progress: counts and records of the training; :meth:`restore` brings them up to date in place.
         **parts: objects with ``state_dict`` and ``load_state_dict``; one that is None is left out.
 
     Example:
@@ -96,12 +96,12 @@ class Checkpoint:
         self._write(self.path)
 
     def prove(self) -> None:
-        """Save once, under another name, and remove that: what cannot be saved must not cost its training first.
+        """Save once, under another name, and remove that file: a checkpoint that cannot be saved is refused at once.
 
-        Other processes look for the file meanwhile, and must not begin to read one that goes away again.
+        Other processes look for the checkpoint meanwhile, and must not begin to read a file that goes away again.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: the file cannot be written.
         """
         proof = self.path.with_name(f"{self.path.name}.tmp")
         self._write(proof)
@@ -112,10 +112,10 @@ class Checkpoint:
         save_atomically({"settings": dict(self.settings), "progress": self.progress, **states}, path)
 
     def restore(self) -> bool:
-        """Resume from the file; False where there is none.
+        """Resume from the file; False if there is none.
 
         Raises:
-            OptionError: ``--out`` holds a training of other settings; the message names them.
+            OptionError: ``--out`` holds a training with other settings; the message names them.
             CheckpointError: a damaged file, or one of another program.
         """
         if not self.path.exists():

@@ -35,21 +35,21 @@ def compare(pair: Pair) -> list[dict[str, Any]]:
 def compare_experiments(
     first: str | Path, second: str | Path, metric: str = "", paired_by: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """The same of the ``results.json`` of two :class:`~fairseq_ext.training.runs.Experiment`.
+    """Compare the ``results.json`` of two :class:`~fairseq_ext.training.runs.Experiment`, run by run.
 
     Args:
-        first, second: their folders.
+        first, second: folders of the experiments.
         metric: only this figure of the runs. Default: every number that all runs have.
-        paired_by: settings that both must share for their runs of one name to be a pair, beside ``inputs``, the
-            digests of what they read.
+        paired_by: settings that both must share for runs of the same name to be a pair, beside ``inputs``, the digests
+            of the data and models that they read.
 
     Returns:
-        ``{"settings": {name: [first, second]}}`` of those that differ; then, of each figure, its ``metric`` and
-        :func:`paired_differences`.
+        ``{"settings": {name: [first, second]}}`` with the settings that differ; then, for each figure, its ``metric``
+        and :func:`paired_differences`.
 
     Raises:
         DataError: a folder without results.
-        OptionError: a figure that a run lacks, other data or splits, or no run of both.
+        OptionError: a figure that a run lacks, different data or splits, or no run that both have.
     """
     (settings, runs), (other_settings, other_runs) = map(_read, (first, second))
     differing = {name: [before, now] for name, before, now in Settings(other_settings).differing(settings)}
@@ -86,9 +86,9 @@ def paired_differences(
     """Second minus first of each run that both have.
 
     Args:
-        first, second: a figure by the name of its run; at least one name in both.
-        lower: whether a lower figure is better, such as of
-            :func:`~fairseq_ext.training.directions.lower_is_better`; None: neither. Default: False.
+        first, second: a figure by the name of its run; at least one name is in both.
+        lower: whether a lower figure is better, as :func:`~fairseq_ext.training.directions.lower_is_better` says; None
+            if neither is. Default: False.
 
     Returns:
         How many ``runs`` both have; the means ``first`` and ``second``; the mean ``difference`` and its population

@@ -10,10 +10,10 @@ HIGHER = ("accuracy", "many", "medium", "few", "head", "middle", "tail", "f1", "
 
 
 def lower_is_better(metric: str) -> bool | None:
-    """Whether less of a metric is better; None where neither is, as of a threshold or a number of epochs.
+    """Whether less of a metric is better; None where neither is, as for a threshold or a number of epochs.
 
     Args:
-        metric: its name in the results, with or without the split before it.
+        metric: name of the metric in the results, with or without the split before it.
     """
     last = metric.rpartition("_")[2]
     return last in LOWER if last in (*LOWER, *HIGHER) else None

@@ -23,7 +23,7 @@ class InputError(SystemExit, ValueError):
 
     @property
     def code(self) -> int:  # type: ignore[override]
-        """2, as argparse has it. Python reads this when it ends a program, and prints nothing beside a number."""
+        """2, as in argparse. Python reads this at the end of a program; as it is a number, Python prints nothing."""
         print(self, file=sys.stderr)
         return 2
 
@@ -58,8 +58,8 @@ def first_few(names: Iterable[str], most: int = 3, between: str = ", ") -> str:
     """The first ``most`` of ``names``, and how many more there are: ``a, b, c and 2 more``, or ``a; b; and 2 more``.
 
     Args:
-        most: so many are named. Default: 3.
-        between: stands between two names. Default: a comma.
+        most: how many are named. Default: 3.
+        between: the text between two names. Default: a comma.
     """
     names = list(names)
     more = f"{between.strip(', ')} and {len(names) - most} more" if len(names) > most else ""
@@ -67,12 +67,12 @@ def first_few(names: Iterable[str], most: int = 3, between: str = ", ") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An error of a library, for a message: the first line of what it says; its kind where it says nothing."""
+    """An error of a library, for a message: the first line of its text, or its kind if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def one_line(error: BaseException) -> str:
-    """The same with its kind before it."""
+    """The text of :func:`first_line` with the kind of the error before it."""
     kind, reason = type(error).__name__, first_line(error)
     return kind if reason == kind else f"{kind}: {reason}"

@@ -22,9 +22,9 @@ def missing_package(error: BaseException, extra: str) -> OptionError | None:
 
 
 def name_missing_packages(extra: str) -> None:
-    """Called by a package before it imports what ``extra`` brings: ``python -m PACKAGE`` then ends in one line, code 2.
+    """Make ``python -m PACKAGE`` end in one line, code 2, where packages of ``extra`` are missing; called before them.
 
-    Whoever imports the package gets the ``ModuleNotFoundError`` itself.
+    An import of the package still raises the ``ModuleNotFoundError`` itself.
     """
     if sys.argv[:1] == ["-m"]:  # what Python has there while it looks for the module to run
         sys.excepthook = functools.partial(_end_in_one_line, extra)

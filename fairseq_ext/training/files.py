@@ -38,9 +38,9 @@ STDIN = "-"
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to, which is renamed to ``path`` at the end; after an error a file there is removed.
+    """A temporary path to write to, which is renamed to ``path`` at the end; after an error its file is removed.
 
-    The block may make a folder there instead, where ``path`` does not exist yet or is an empty folder.
+    The block may make a folder in place of a file if ``path`` does not exist yet or is an empty folder.
     """
     partial = Path(f"{path}.tmp")
     try:
@@ -59,7 +59,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing_to(folder: str | Path, option: str = "--out") -> Iterator[Path]:
-    """The folder that ``option`` names, made where it is absent; what the file system refuses within is one line.
+    """The folder that ``option`` names, made if it is absent; errors of the file system within become one line.
 
     Raises:
         OptionError: names the option and the folder, such as one that is a file.
@@ -70,7 +70,7 @@ def writing_to(folder: str | Path, option: str = "--out") -> Iterator[Path]:
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         yield folder
-    except BrokenPipeError:  # of who reads what is printed
+    except BrokenPipeError:  # the reader of the output left
         raise
     except OSError as error:
         raise OptionError(f"{option}: cannot write to {folder}: {error.strerror}") from error
@@ -80,7 +80,8 @@ def writing_to(folder: str | Path, option: str = "--out") -> Iterator[Path]:
 def staged_folder(out: str | Path, option: str = "--out") -> Iterator[Path]:
     """A temporary folder beside ``out`` that becomes ``out`` in one rename, or disappears if anything fails.
 
-    One that a kill left behind is emptied. Where ``out`` is a symbolic link, the folder that it leads to is made.
+    A temporary folder that a kill left behind is emptied. If ``out`` is a symbolic link, the folder that it leads to is
+    made.
 
     Raises:
         OptionError: ``out`` holds anything, cannot be written or replaced, or another process is about to write it.
@@ -107,7 +108,7 @@ def staged_folder(out: str | Path, option: str = "--out") -> Iterator[Path]:
 
 
 def _check_replaceable(out: Path, stage: Path, option: str) -> None:
-    """Replace ``out``, if it is there, by an empty folder, as by a full one at the end: a mount point refuses."""
+    """Try on an existing ``out`` the rename that comes at the end, with an empty folder: a mount point refuses it."""
     if not os.path.lexists(out):
         return
     trial = stage / "trial"
@@ -120,14 +121,14 @@ def _check_replaceable(out: Path, stage: Path, option: str) -> None:
 
 
 def output_folder(folder: str | Path, option: str = "--out") -> Path:
-    """:func:`writing_to` for a folder that is filled later: it is refused before the work."""
+    """:func:`writing_to` for a folder that is filled later, so that a bad one is refused before the work."""
     with writing_to(folder, option) as made:
         return made
 
 
 @contextlib.contextmanager
 def _unpacked(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
-    """The bytes of a file and its name for messages; what cannot be opened or unpacked is one line.
+    """The bytes of a file and its name for messages; a file that cannot be opened or unpacked is refused in one line.
 
     gzip is recognised by the content as well as by the name, and without seeking, so that a pipe (``<(...)``) works.
     """
@@ -163,8 +164,7 @@ def read_lines(path: str | Path, keep_blank: bool = False) -> Iterator[tuple[str
         keep_blank: also give the lines that hold nothing but space.
 
     Raises:
-        DataError: where the file cannot be read, unpacked or decoded, or holds a line of more than ``MAX_LINE``
-            characters.
+        DataError: the file cannot be read, unpacked or decoded, or has a line of more than ``MAX_LINE`` characters.
     """
     with _unpacked(path) as (file, name):
         number, limit = 0, 4 * MAX_LINE  # a character of UTF-8 has at most 4 bytes
@@ -254,7 +254,7 @@ def load_safely(path: str | Path) -> Any:
         with file, safe_loads_only():
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's message runs over many lines of advice; the one that names the refused object is what the user needs.
+        # torch's message runs over many lines of advice; the user only needs the one that names the refused object.
         refused = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds {refused[1]}, which could run code" if refused else "it is damaged, or no checkpoint"
         raise CheckpointError(f"{path}: refused by torch's safe loader: {reason}") from error
@@ -264,7 +264,7 @@ def load_safely(path: str | Path) -> Any:
 
 @contextlib.contextmanager
 def safe_loads_only() -> Iterator[None]:
-    """Within, ``torch.load`` of a library too refuses what could run code, whatever the library asks for."""
+    """A context within which every ``torch.load`` refuses code in a file, whatever the calling library asks for."""
     names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")  # torch refuses both together
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     os.environ[names[0]] = "1"
@@ -288,5 +288,5 @@ def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:
             torch.save(dict(state), file)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
-    except RuntimeError as error:  # what torch's file writer makes of a full disk
+    except RuntimeError as error:  # torch's file writer raises it for a full disk
         raise CheckpointError(f"cannot write {path}: {str(error).splitlines()[0]}") from error

@@ -18,18 +18,17 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether it is a file of one of the ``ENDINGS``, in capitals or not."""
+    """Whether ``path`` is a file whose name has one of the ``ENDINGS``, in capitals or not."""
     return path.suffix.lower() in ENDINGS and path.is_file()
 
 
 @contextlib.contextmanager
 def open_image(path: str | Path) -> Iterator[Image]:
-    """``PIL.Image.open``; pixels that are asked for inside are read inside.
+    """``PIL.Image.open`` as a context; read the pixels inside it, so that their errors are caught too.
 
     Raises:
-        OptionError: without Pillow.
-        DataError: names the file, where anything but an :class:`~fairseq_ext.training.errors.InputError` is raised
-            inside.
+        OptionError: Pillow is not installed.
+        DataError: names the file; for any error inside but an :class:`~fairseq_ext.training.errors.InputError`.
     """
     try:
         from PIL import Image

@@ -17,16 +17,16 @@ STOPPED = 130
 
 
 def run_command(command: Callable[[], int | None]) -> int:
-    """Run ``command``; a reader that leaves and Ctrl-C end it without a traceback.
+    """Run ``command``; if the reader of its output leaves, or on Ctrl-C, it ends without a traceback.
 
-    They are exceptions on the way, so that temporary files are removed. What it prints is UTF-8, whatever the terminal:
-    a letter that another encoding lacks would end the work.
+    Both are exceptions within the command, so that temporary files are removed. The output is UTF-8, whatever the
+    terminal's encoding: a letter that another encoding lacks would end the work.
 
     Args:
         command: returns the exit code, or None for 0.
 
     Returns:
-        The exit code: also 0 where the reader left, 130 after Ctrl-C.
+        The exit code: 0 also if the reader left, 130 after Ctrl-C.
 
     Example:
         >>> if __name__ == "__main__":

@@ -28,13 +28,13 @@ def parse_json(text: str, origin: str, kind: str, file_names: bool = False) -> A
 
     Args:
         text: the JSON.
-        origin: where it stands, for messages.
-        kind: what it should be, for messages.
-        file_names: whether it may hold file names that are not UTF-8, as :func:`json_text` writes them.
+        origin: where the text stands, for messages.
+        kind: what the text should be, for messages.
+        file_names: whether the text may have file names that are not UTF-8, as :func:`json_text` writes them.
 
     Raises:
-        DataError: it is not JSON, a name stands twice in a mapping, a text holds half of a character (a lone
-            surrogate), which nothing can write, or a whole number is beyond float64, which no array can hold.
+        DataError: the text is not JSON, a name occurs twice in a mapping, a string has half of a character (a lone
+            surrogate), which cannot be written, or a whole number is beyond float64, so that no array can hold it.
     """
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -69,12 +69,12 @@ def json_text(value: Any, origin: str = "", indent: int | None = None) -> str:
     """``value`` as JSON that can be written as UTF-8, the bytes of file names that are not UTF-8 as escapes.
 
     Args:
-        value: mappings, lists, texts and numbers; a figure that is undefined is None, which is ``null``.
-        origin: what the value is of, for the message. Default: nothing.
-        indent: of each level. Default: all in one line.
+        value: mappings, lists, texts and numbers; an undefined figure is None, which is written as ``null``.
+        origin: what the value belongs to, for the message. Default: nothing.
+        indent: spaces of each level. Default: all in one line.
 
     Raises:
-        DataError: names a number that is not finite, for which JSON has no word.
+        DataError: a number that is not finite, which JSON cannot express; the message names it.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
@@ -98,7 +98,7 @@ def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number, which true and false are not."""
+    """Whether a value of JSON is a number; true and false are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

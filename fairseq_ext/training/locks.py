@@ -13,16 +13,16 @@ __all__ = ["locked"]
 
 @contextlib.contextmanager
 def locked(folder: str | Path, wait: bool = True) -> Iterator[None]:
-    """Within, no other process is within for the same folder; a kill ends it, too.
+    """A context that only one process at a time can be in for the same folder; a kill leaves it, too.
 
-    A file system without locks, such as some over a network, goes without.
+    On a file system without locks, such as some over a network, nothing is locked.
 
     Args:
-        folder: one that is there.
-        wait: for a process that is within. Default: True.
+        folder: a folder that exists.
+        wait: whether to wait for another process to leave. Default: True.
 
     Raises:
-        BlockingIOError: another process is within, and ``wait`` is off.
+        BlockingIOError: another process has the lock, and ``wait`` is off.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -3,7 +3,7 @@
 A trainer writes the body of the loop::
 
     training = Training(options.epochs, unit="epoch", select="accuracy", folder=folder, settings=settings, parts=parts)
-    for epoch in training:  # 1, 2, ...; from where a killed training stood
+    for epoch in training:  # 1, 2, ..., or on from where a killed training stood
         training.log(loss=train_epoch())
         if training.validates and training.improved(validate()):
             model.save_pretrained(folder / "model")
@@ -41,10 +41,10 @@ def seed_of(*numbers: int) -> int:
 
 
 def finite(scores: Tensor, advice: str = "lower --lr") -> Tensor:
-    """``scores``, where all are; a loss, which is that before its step, does not tell whether those after it are.
+    """``scores``, if all are finite: the loss before a step does not tell whether the scores after it are.
 
     Raises:
-        OptionError: some are not; ends with ``advice``.
+        OptionError: some scores are not finite; the message ends with ``advice``.
     """
     if not scores.isfinite().all():
         raise OptionError(f"the training has diverged, as the model's scores are not finite; {advice}")
@@ -54,37 +54,37 @@ def finite(scores: Tensor, advice: str = "lower --lr") -> Tensor:
 class Training:
     """An iterable over the steps, or epochs, of one training.
 
-    Nothing is read, written or waited for before the iteration begins. With a ``folder`` it is then resumed from
-    ``checkpoint.pt``, or proves that one can be written; and after each validation, and each ``save_every`` steps, the
-    checkpoint is replaced. The end is that of an uninterrupted training, bit for bit on a CPU, where the body draws its
+    Nothing is read, written or waited for before the iteration begins. With a ``folder`` the training is then resumed
+    from ``checkpoint.pt``, or proves that it can write one; after each validation, and each ``save_every`` steps, the
+    checkpoint is replaced. A resumed training ends as an uninterrupted one, bit for bit on a CPU, if the body draws its
     random numbers from ``seed`` or from a :class:`~fairseq_ext.training.checkpoint.RandomState` among the parts.
 
     Args:
-        total: steps, at most.
-        unit: ``"step"`` or ``"epoch"``: the name of one. Default: ``"step"``.
+        total: number of steps, at most.
+        unit: what a step is called, ``"step"`` or ``"epoch"``. Default: ``"step"``.
         select: the metric of the validation that picks the best step.
         lower_is_better: whether that metric is a loss. Default: False.
-        tie: a loss of the validation that decides between steps of equal ``select``. Default: none, and of these the
-            first is the best.
-        validate_every: steps between validations; the last step is one always. 0: none, and no step is the best.
+        tie: a loss of the validation that decides between steps of equal ``select``. Default: none; the first of them
+            is then the best.
+        validate_every: steps between validations; the last step always has one. 0: no validation, and no best step.
             Default: 1.
-        validate_from: first step that may be one. Default: 1.
-        patience: steps without a better validation that end the training; 0: none do. Default: 0.
-        least: no such end before this step. Default: 0.
-        until: whether the training ends, from its history; asked after each validation. Default: it does not.
-        save_every: steps between checkpoints beside those of validations; 0: none. Default: 0.
-        seed: where given, torch's generators are seeded anew before each step, from it, the step and the process.
-        folder: of ``checkpoint.pt``, and of ``tensorboard`` where it is no run of an experiment; None keeps nothing.
-            Default: None.
-        settings: a checkpoint of others is refused. See :class:`~fairseq_ext.training.settings.Settings`.
-        parts: what a checkpoint holds beside the progress, as :class:`~fairseq_ext.training.checkpoint.Checkpoint`.
+        validate_from: first step that may have a validation. Default: 1.
+        patience: steps without a better validation after which the training ends; 0: it does not. Default: 0.
+        least: the step before which ``patience`` does not end the training. Default: 0.
+        until: tells from the history whether the training ends; asked after each validation. Default: it does not.
+        save_every: steps between checkpoints, beside the ones after validations; 0: none. Default: 0.
+        seed: if given, torch's generators are seeded anew before each step, from the seed, the step and the process.
+        folder: folder of ``checkpoint.pt``, and of ``tensorboard`` if the training is no run of an experiment. None
+            keeps nothing. Default: None.
+        settings: a checkpoint with other settings is refused. See :class:`~fairseq_ext.training.settings.Settings`.
+        parts: parts of a checkpoint beside the progress, see :class:`~fairseq_ext.training.checkpoint.Checkpoint`.
         best: where the body keeps the best model: a training that is resumed must find it there.
         accelerator: devices and processes, of which the first writes. Default: a single process.
-        name: shown beside the progress bar.
+        name: name shown beside the progress bar.
         advice: what to do about a loss that is not finite. Default: ``"lower --lr"``.
 
     Raises:
-        OptionError: while iterating: a checkpoint of other settings; a loss that is not finite.
+        OptionError: while iterating: a checkpoint with other settings, or a loss that is not finite.
         CheckpointError: while iterating: a checkpoint that is damaged or cannot be written.
     """
 
@@ -118,7 +118,7 @@ class Training:
         self.folder, self.best, self.accelerator, self.name, self.advice = folder, best, accelerator, name, advice
         self.main = accelerator is None or accelerator.is_main_process
         self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": None, "best_step": 0, "history": []}
-        self.progress["logged"] = {}  # sums since the last entry of the history, and of how many steps
+        self.progress["logged"] = {}  # sums since the last entry of the history, and their steps
         self.checkpoint = None
         if folder is not None:
             self.checkpoint = Checkpoint(Path(folder) / CHECKPOINT, settings or {}, self.progress, **(parts or {}))
@@ -127,12 +127,12 @@ class Training:
 
     @property
     def step(self) -> int:
-        """The step that is done, or under way: 1, 2, ..."""
+        """The step that was done last, or is under way: 1, 2, ..."""
         return self.progress["step"]
 
     @property
     def best_step(self) -> int:
-        """The best one so far; 0 before a validation."""
+        """The best step so far; 0 before a validation."""
         return self.progress["best_step"]
 
     @property
@@ -181,13 +181,13 @@ class Training:
                 if runs:
                     runs.move(self.step / self.total)
         if self.accelerator:
-            self.accelerator.wait_for_everyone()  # the first process has written what the others read next
+            self.accelerator.wait_for_everyone()  # the others read next what the first process has written
 
     def log(self, **values: Tensor | float) -> None:
-        """Log the values of a step, means over this process's share. The step's timing ends here."""
+        """Log the values of a step, each a mean over this process's share. The step's timing ends here."""
         self._recent.append({name: v.detach() if isinstance(v, Tensor) else v for name, v in values.items()})
         full = self.unit == "epoch" or len(self._recent) == LOG_EVERY or self.step == self.total
-        flushed = full or self._saves  # what is not finite must not be validated or saved
+        flushed = full or self._saves  # a loss that is not finite must not be validated or saved
         if flushed:
             self._wait()
         self.progress["seconds"] += time.perf_counter() - self._start
@@ -195,7 +195,7 @@ class Training:
             self._flush()
 
     def improved(self, metrics: Mapping[str, Any]) -> bool:
-        """Record a validation; whether it is the best so far."""
+        """Record a validation; returns whether it is the best so far."""
         entry = {**self._entry(), **metrics}
         self.progress["history"].append(entry)
         self._board.write("valid", metrics, self.step)
@@ -224,7 +224,7 @@ class Training:
         return next((entry for entry in history if entry[self.unit] == self.progress["best_step"]), {})
 
     def _rank(self, metrics: Mapping[str, Any]) -> tuple[float, float]:
-        """By which a validation is better than another."""
+        """The key by which validations are compared."""
         return self.sign * metrics[self.select], -metrics[self.tie] if self.tie else 0.0
 
     def _end_step(self, bar: tqdm) -> None:
@@ -239,14 +239,14 @@ class Training:
             self.checkpoint.save()
 
     def _wait(self) -> None:
-        """A GPU is behind what it was told to do: the seconds of all steps until now end when it has done it."""
+        """Wait for a GPU, which lags behind the commands it was given, so that its steps are timed in full."""
         devices = {value.device for value in self._recent[-1].values() if isinstance(value, Tensor)}
         for device in devices | ({self.accelerator.device} if self.accelerator else set()):
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
     def _flush(self) -> None:
-        """The means of what was logged since the last call, over all processes, for the next entry."""
+        """Average the values logged since the last call, over all processes, for the next entry."""
         names = list(self._recent[0])
         rows = torch.stack(
             [
@@ -268,7 +268,7 @@ class Training:
         self._recent = []
 
     def _entry(self) -> dict[str, Any]:
-        """This step with the means of what was logged since the last entry."""
+        """This step with the means of the values logged since the last entry."""
         means = {name: total / count for name, (total, count) in self.progress["logged"].items()}
         self.progress["logged"] = {}
         return {self.unit: self.step, **means}

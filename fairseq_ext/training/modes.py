@@ -12,7 +12,7 @@ __all__ = ["evaluating"]
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards, and after an error, each module is in the mode that it was in."""
+    """A context in evaluation mode; afterwards, also after an error, each module is in its former mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -41,17 +41,17 @@ def option(
     """A field of an :class:`OptionSet`, or of any dataclass that :func:`check_fields` checks.
 
     Args:
-        default: without it the option is required.
-        help: what it means, with the paper's value.
-        choices: the only values allowed; a default ``""``, which is none of them, stands among them and is not shown.
+        default: default value; without one the option is required.
+        help: the meaning of the option, with the paper's value.
+        choices: the only values allowed; a default ``""``, if there is one, is allowed too and is not shown.
         least, above, most, below: limits of a number.
-        positional: whether it is given without its name; with a default it may be left out.
-        aliases: its other names: those of a paper's code, and earlier ones.
-        idle: values of other options with which this one does nothing, such as ``{"loss": ("ce", "focal")}``; of
-            several options, all must have such a value.
-        outcome: whether results depend on it. Give False for what changes only the speed, and for the path of a file
+        positional: whether the option is given without its name; with a default it may be left out.
+        aliases: other names of the option: those in a paper's code, and earlier ones.
+        idle: values of other options with which this one does nothing, such as ``{"loss": ("ce", "focal")}``; if
+            several options are named, all must have such a value.
+        outcome: whether results depend on the option. Give False if it changes only the speed, or is the path of a file
             whose content is compared instead: runs are then resumed, and results added to, whatever the value.
-        **metadata: whatever else reads the field's metadata.
+        **metadata: further metadata of the field, for other code that reads it.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
     own = {
@@ -72,15 +72,15 @@ def flag(name: str) -> str:
 
 
 def find_split(place: str | Path, split: str, called: Callable[[str], Iterable[str]]) -> str | None:
-    """What ``place`` has of a split, by whichever of its ``SPLIT_NAMES``; None where there is nothing.
+    """The file, folder or array of a split in ``place``, by whichever of its ``SPLIT_NAMES``; None if there is none.
 
     Args:
         place: a folder or an archive, for messages.
         split: one of ``SPLITS``.
-        called: what there is by one of the names, such as its files in each form.
+        called: gives, for one of the names, all that ``place`` has by this name, such as files in several forms.
 
     Raises:
-        DataError: two files, folders or arrays that could be it.
+        DataError: two files, folders or arrays could be the split.
     """
     found = [candidate for name in SPLIT_NAMES[split] for candidate in called(name)]
     if len(found) > 1:
@@ -112,7 +112,7 @@ def idle_fields(holder: Any, kind: Any) -> dict[str, str]:
     """The options that do nothing beside the values of the others, each with the reason.
 
     Args:
-        holder: has the values as attributes; one that is absent has its default.
+        holder: object with the values as attributes; an absent attribute stands for its default.
         kind: the dataclass whose :func:`option` fields are looked at.
 
     Example:
@@ -135,7 +135,7 @@ def idle_fields(holder: Any, kind: Any) -> dict[str, str]:
 
 
 def _as_given(item: Field[Any], value: Any) -> str:
-    """The words of the command line that give an option this value; empty where leaving it out does."""
+    """The words of the command line that give an option this value; empty if leaving it out does."""
     if value == "" or value == () or (value is False and not item.default):
         return ""
     if isinstance(value, bool):
@@ -151,8 +151,8 @@ def check_fields(holder: Any, kind: Any) -> None:
     """Refuse values outside of the limits of their :func:`option`, and options that would do nothing.
 
     Args:
-        holder: has the values as attributes: an object of the dataclass, or a namespace.
-        kind: the dataclass; fields that are no :func:`option` are passed over.
+        holder: object with the values as attributes: an object of the dataclass, or a namespace.
+        kind: the dataclass; fields that are no :func:`option` are skipped.
 
     Raises:
         OptionError: the first option that is refused.
@@ -202,7 +202,7 @@ class OptionSet:
             reason: why, such as ``"with --loss cross-entropy"``.
 
         Raises:
-            OptionError: the first of them.
+            OptionError: for the first of them.
         """
         items = {item.name: item for item in fields(self)}
         for name in names:
@@ -224,12 +224,12 @@ class OptionSet:
 
     @classmethod
     def aliases(cls) -> dict[str, str]:
-        """Other names of the options, and theirs."""
+        """Other names of the options, each with the option's name."""
         return {alias: item.name for item in fields(cls) for alias in item.metadata["aliases"]}
 
     @classmethod
     def add_to(cls, parser: argparse._ActionsContainer) -> None:
-        """Give ``parser``, or a group of one, a flag for every field, and ``--no-`` forms of those that are on."""
+        """Give ``parser``, or a group of it, a flag for every field, and ``--no-`` forms for fields that are on."""
         types = get_type_hints(cls)
         for item in fields(cls):
             choices = f" ({', '.join(filter(None, item.metadata['choices']))})" if item.metadata["choices"] else ""

@@ -66,7 +66,7 @@ NAMED = 6
 
 
 def categories(count: int) -> list[Any]:
-    """A colour for each of ``count`` classes; those of more than the palette has follow a rainbow."""
+    """A colour for each of ``count`` classes; more classes than the palette has colours get those of a rainbow."""
     if count <= len(PALETTE):
         return list(PALETTE[:count])
     return list(matplotlib.colormaps["gist_ncar"](np.linspace(0.03, 0.93, count)))
@@ -77,15 +77,15 @@ def picture(path: str | Path, size: tuple[float, float], title: str = "") -> Ite
     """A figure in the common style, which is written to ``path`` at the end, unless the block fails or leaves it empty.
 
     Args:
-        path: its suffix tells the format; without one it is PNG.
+        path: the file; its suffix tells the format, without one it is PNG.
         size: inches across and down. No more than 9.5 across can be read at half size.
-        title: what the picture shows, and of which data; a ``$`` is a character.
+        title: what the picture shows, and for which data; a ``$`` is an ordinary character.
 
     Example:
         >>> with picture("losses.png", (6, 4), "Validation loss") as figure:
         ...     _ = figure.subplots().plot([3, 2, 1])
     """
-    # A program that opened the root logger for debugging, as importing fairseq does, asked for no list of all fonts.
+    # A program may open the root logger for debugging, as importing fairseq does; it does not want a list of all fonts.
     logger = logging.getLogger("matplotlib")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.WARNING)
@@ -113,13 +113,13 @@ Run = Sequence[tuple[float, float]]
 
 
 def mean_and_range(axes: Axes, runs: Sequence[Run], label: str = "", **style: Any) -> Line2D:
-    """The mean of runs as a line and, of several, their range as a band.
+    """Draw the mean of runs as a line and, if there are several, their range as a band.
 
     Args:
-        axes: to draw on.
-        runs: points (x, y) of each, at the same places; a shorter run ends the line.
-        label: its name.
-        style: as of ``Axes.plot``.
+        axes: axes to draw on.
+        runs: points (x, y) of each run, all at the same x; the line ends with the shortest run.
+        label: name of the line.
+        style: as for ``Axes.plot``.
     """
     x = [place for place, _ in min(runs, key=len)]
     values = np.array([[value for _, value in points] for points in zip(*runs, strict=False)], dtype=float)
@@ -130,9 +130,9 @@ def mean_and_range(axes: Axes, runs: Sequence[Run], label: str = "", **style: An
 
 
 def name_lines(axes: Axes) -> None:
-    """Names at the right ends of the labelled lines, in their colours; of more than six a legend beside the axes.
+    """Write names at the right ends of the labelled lines, in their colours; for more than six, a legend beside them.
 
-    It is called when the axes have their limits.
+    Call it when the axes have their limits.
     """
     lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     if len(lines) > NAMED:
@@ -171,9 +171,9 @@ def name_lines(axes: Axes) -> None:
 
 
 def legend_outside(axes: Axes, *handles: Any, below: bool = False) -> None:
-    """The legend of what is no line, or of many lines, at the right of the axes or below their label.
+    """Draw a legend at the right of the axes or below their label: for many lines, or for anything but lines.
 
-    ``handles`` are as of ``Axes.legend``.
+    ``handles`` are as for ``Axes.legend``.
     """
     if below:
         under = axes.transAxes + ScaledTranslation(0, -3.6 * LETTERS / 72, axes.figure.dpi_scale_trans)
@@ -183,7 +183,7 @@ def legend_outside(axes: Axes, *handles: Any, below: bool = False) -> None:
 
 
 def second_scale(axes: Axes) -> Axes:
-    """Axes over ``axes`` whose upright scale is at the right."""
+    """New axes over ``axes``, with their vertical scale at the right."""
     twin = axes.twinx()
     twin.grid(visible=False)
     twin.spines.right.set_visible(True)

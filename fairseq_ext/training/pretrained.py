@@ -1,6 +1,6 @@
 """Folders of Hugging Face models: read without a network and without running their code, and written whole.
 
-More than 300 lines, as what is read, refused and written of such a folder is one thing.
+More than 300 lines, as reading, refusing and writing such a folder belong together.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ NOT_OF_THE_MODEL = ("results.json", "diagnostics.json", "*.md", "*.tmp", ".*")
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars, and its table of new and unused weights."""
+    """A context without transformers' progress bars and its table of new and unused weights."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -66,10 +66,10 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading(folder: str | Path, refusal: str = "cannot be loaded") -> Iterator[None]:
-    """transformers' long errors as one line.
+    """A context in which transformers' long errors become one line.
 
     Raises:
-        CheckpointError: for whatever goes wrong inside.
+        CheckpointError: anything goes wrong inside.
     """
     try:
         with quiet():
@@ -136,19 +136,19 @@ def load_model(
     head: Callable[[PreTrainedModel], str] | None = None,
     **options: Any,
 ) -> tuple[Any, frozenset[str]]:
-    """A model whose weights are those of a folder: transformers alone would draw what a folder lacks, and go on.
+    """A model with the weights of a folder; transformers alone would draw missing weights at random, and go on.
 
     Args:
-        from_pretrained: of a class of models.
-        folder: with safetensors.
-        start: the model is yet to be trained. Its output layer and the pooling before it, all else being the encoder,
-            may then be lacking, or those of other classes; they are drawn from torch's generator, and a line says so.
-            Default: a trained model, which lacks nothing.
-        head: gives the name of the output layer of a model that has no encoder as a part of its own.
+        from_pretrained: the method of a class of models.
+        folder: a folder with safetensors.
+        start: whether the model is yet to be trained. Its output layer and the pooling before it (all but the encoder)
+            may then be missing, or be for other classes; they are drawn from torch's generator, and a line says so.
+            Default: a trained model, in which nothing may be missing.
+        head: gives the name of the output layer, for a model that has no encoder as a part of its own.
         **options: further arguments of ``from_pretrained``.
 
     Returns:
-        The model, and the names of its weights that are not the folder's.
+        The model, and the names of the weights that do not come from the folder.
 
     Raises:
         CheckpointError: no safetensors, weights that are missing, of another shape or not finite, or whatever else
@@ -227,14 +227,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def load_tokenizer(
     folder: str | Path, vocab_size: int | None, pad_token_id: int | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, for a model of ``vocab_size`` tokens, where it has a vocabulary.
+    """The tokenizer in a folder, for a model of ``vocab_size`` tokens, if the model has a vocabulary.
 
     Args:
-        pad_token_id: of the model. Where the tokenizer names no padding token, as GPT-2's, it is this one, else the one
-            that ends a text.
+        pad_token_id: padding token of the model. A tokenizer without padding token, such as GPT-2's, gets this one or,
+            without it, the token that ends a text.
 
     Raises:
-        CheckpointError: none in it, or one that does not fit.
+        CheckpointError: the folder has no tokenizer, or one that does not fit.
     """
     with loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
@@ -251,13 +251,13 @@ def load_tokenizer(
 
 
 def cut_layers(config: PreTrainedConfig, layers: int, folder: str | Path) -> None:
-    """Give ``config`` so many layers; its lists with an entry for each layer, or with their numbers, are cut too.
+    """Give ``config`` so many layers; its lists with an entry for each layer, or with layer numbers, are cut too.
 
     Args:
-        folder: of the model, for messages.
+        folder: folder of the model, for messages.
 
     Raises:
-        OptionError: more layers than such lists know, or a model whose layers cannot be cut.
+        OptionError: more layers than these lists have, or a model whose layers cannot be cut.
     """
     text = config.get_text_config()
     whole = getattr(text, "num_hidden_layers", None)

@@ -33,22 +33,22 @@ MARKUP = re.compile(r":\w+:`~?(?P<name>[^`]+)`|``(?P<code>[^`]+)``")
 
 
 class Program:
-    """``python -m NAME COMMAND``, or ``python -m NAME`` of one :meth:`only` command.
+    """``python -m NAME COMMAND``, or ``python -m NAME`` if the program is one :meth:`only` command.
 
     A command's name is that of its function, its help is the function's docstring up to its sections, and each
     parameter is annotated with the :class:`~fairseq_ext.training.options.OptionSet` that it is called with. Every
-    command also takes ``--config FILE`` and ``--quiet``. What it returns is printed: a text as it is, a mapping as
-    JSON, and each row of an iterator as a line of JSON, in which a number that is not finite is refused by name; of
-    several processes the first prints. The place that it has written to, by ``--out`` or another option of the
-    metadata ``written=True``, is named in that text, or else in a last line on stderr.
+    command also takes ``--config FILE`` and ``--quiet``. Its result is printed: a text as it is, a mapping as JSON, and
+    each row of an iterator as a line of JSON, where a number that is not finite is refused by name. With several
+    processes only the first prints. The place that the command has written to, given by ``--out`` or another option
+    with the metadata ``written=True``, is named in the text that it returns, or else in a last line on stderr.
 
-    An option of the metadata ``lost_beside="NAME"`` is one that earlier results did not hold, although they hold
-    ``NAME``: with such a file the command line must give it, since its default may be another value than it had.
+    The metadata ``lost_beside="NAME"`` marks an option that earlier results do not have although they have ``NAME``:
+    with such a file the command line must give the option, since its default may not be the value it had then.
 
     Args:
         name: the module.
-        description: what it is for. Default: the help of its only command.
-        prog: what a user types for it. Default: ``python -m NAME``.
+        description: what the program is for. Default: the help of its only command.
+        prog: what a user types to run it. Default: ``python -m NAME``.
 
     Example:
         >>> program = Program("graph.label_graph", __doc__)
@@ -66,12 +66,12 @@ class Program:
         self.shared: set[Callable[..., Any]] = set()
 
     def command(self, function: Command) -> Command:
-        """Add a command of one process: several of a launcher are refused, which would each do all of its work."""
+        """Add a command of one process: several processes of a launcher, which would each do all work, are refused."""
         self.commands[function.__name__.strip("_").replace("_", "-")] = function
         return function
 
     def shared_command(self, function: Command) -> Command:
-        """Add a command whose work the processes of a launcher share, by an accelerator that it makes."""
+        """Add a command whose work the processes of a launcher share, by the accelerator that the command makes."""
         self.shared.add(function)
         return self.command(function)
 
@@ -108,11 +108,11 @@ class Program:
         """Run one command.
 
         Args:
-            arguments: its words. Default: those of the command line, where a reader that closes the pipe, such as
-                ``head``, and Ctrl-C end the program without a traceback.
+            arguments: words of the command. Default: those of the command line; the program then ends without a
+                traceback on Ctrl-C, or if a reader such as ``head`` closes the pipe.
 
         Raises:
-            InputError: options that are refused; several processes (``WORLD_SIZE``) for a command of one.
+            InputError: options that are refused, or several processes (``WORLD_SIZE``) for a command of one process.
         """
         if arguments is not None:
             self._run(list(arguments))
@@ -184,13 +184,13 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Lost:
-    """Stands for the value of an option that a file of results should hold and does not."""
+    """Stands for the value of an option that a file of results should have but has not."""
 
     default: Any
 
 
 def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[type[OptionSet]]) -> None:
-    """Take the options of a file for the defaults of a command."""
+    """Take the options in a file as the defaults of a command."""
     actions = {action.dest: action for action in parser._actions}
     types = {name: kind for options in kinds for name, kind in get_type_hints(options).items()}
     aliases = {alias: name for options in kinds for alias, name in options.aliases().items()}
@@ -205,7 +205,7 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[
         actions[key].default = _typed(f"--config {config}: {name}", value, types[key])
         actions[key].required = False
         if actions[key].default is True and not isinstance(actions[key], argparse.BooleanOptionalAction):
-            # else the command line could not win
+            # a flag that the file sets needs a --no- form, or the command line could not turn it off
             help = f"not {flag(key)}, which {config} gives".replace("%", "%%")
             parser.add_argument(flag(f"no_{key}"), dest=key, action="store_false", help=help)
     if not results:
@@ -216,10 +216,10 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[
 
 
 class _Loader(yaml.SafeLoader):
-    """Scalars as they are written, for their options to say the type: YAML takes ``1e-3`` for a text, ``no`` for False.
+    """Loads scalars as text, whose type the options know: YAML would take ``1e-3`` for a text and ``no`` for False.
 
     Raises:
-        yaml.YAMLError: a name that stands twice, too.
+        yaml.YAMLError: also for a name that occurs twice.
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -234,9 +234,9 @@ for _kind in ("bool", "int", "float", "timestamp"):
 
 
 def _read(config: str) -> tuple[Mapping[str, Any], bool]:
-    """The options that a file holds, and whether beside the runs of an experiment."""
+    """The options in a file, and whether the file also holds the runs of an experiment."""
     try:
-        if config.endswith(".json"):  # JSON is YAML, but a large one takes minutes to read as such
+        if config.endswith(".json"):  # JSON is YAML too, but reading a large file as YAML takes minutes
             content = read_json(config)
         else:
             content = yaml.load(Path(config).read_text(encoding="utf-8"), _Loader)
@@ -260,7 +260,7 @@ TYPES: dict[Any, Callable[[str], Any]] = {
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """``value`` as an option of type ``kind`` has it."""
+    """``value`` in the type ``kind`` of its option."""
     if type(value) is kind or (kind, type(value)) == (float, int):
         return kind(value)
     if kind in TYPES and isinstance(value, str):

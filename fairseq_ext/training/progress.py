@@ -40,7 +40,7 @@ class Reporting(OptionSet):
 
 @contextlib.contextmanager
 def reporting(quiet: bool) -> Iterator[None]:
-    """Inside, :func:`progress` and :func:`say` show nothing where ``quiet`` is set, here or further out."""
+    """A context in which :func:`progress` and :func:`say` show nothing if ``quiet`` is set, in it or around it."""
     token = _quiet.set(quiet or _quiet.get())
     try:
         yield
@@ -49,7 +49,7 @@ def reporting(quiet: bool) -> Iterator[None]:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that prints, of several."""
+    """Whether this is the one of several processes that prints."""
     from torch import distributed  # an import of seconds, which a command line does without
 
     return not distributed.is_initialized() or distributed.get_rank() == 0
@@ -67,13 +67,13 @@ def refuse_processes(what: str) -> None:
 
 
 def say(message: str) -> None:
-    """A line on stderr for who watches, such as what begins; ``--quiet`` hides it."""
+    """Print a line on stderr for someone who watches, such as what begins; ``--quiet`` hides it."""
     if not _quiet.get():
         _write(f"| {message}")
 
 
 def warn(message: str) -> None:
-    """A line on stderr that ``--quiet`` does not hide."""
+    """Print a line on stderr that ``--quiet`` does not hide."""
     _write(f"warning: {message}")
 
 
@@ -86,7 +86,7 @@ def _write(line: str) -> None:
 def progress(iterable: Iterable[Item] | None = None, desc: str | None = None, **options: Any) -> tqdm[Item]:
     """A tqdm bar of the first process, with the options of tqdm.
 
-    What was there at the start is ``initial``: it counts as done, and not for the speed that the rest is estimated by.
+    ``initial`` is the work that was done before: it counts as done, but not in the speed that the estimate uses.
 
     Example:
         >>> for image in progress(images, "features", unit=" images"): ...
@@ -95,7 +95,7 @@ def progress(iterable: Iterable[Item] | None = None, desc: str | None = None, **
     """
     shown = not _quiet.get() and is_first_process()
     kind = tqdm if sys.stderr.isatty() else _Lines
-    delay = 1.0 if options.get("leave") is False else 0.0  # what does not stay need not flash up
+    delay = 1.0 if options.get("leave") is False else 0.0  # a bar that does not stay need not flash up
     return kind(iterable, desc, **{"disable": not shown, "delay": delay, **options})
 
 
@@ -130,22 +130,22 @@ class _Lines(tqdm):
         print(self, file=self.fp, flush=True)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Nothing that a later one would write over."""
+        """Shows nothing: a later line cannot overwrite it in a log."""
 
     def clear(self, nolock: bool = False) -> None:
-        """Nothing to wipe out."""
+        """Does nothing: a log has nothing to wipe out."""
 
 
 class Parts:
     """The bar over work of several parts, such as the runs of an experiment.
 
-    It moves with the steps within a part, and so moves the bar over the work that it is a part of itself: the rest of
-    15 runs can be estimated in the first one. Finished and resumed work does not count for the speed.
+    The bar moves with the steps within a part, and moves the bar of the work around it in turn: the time left for 15
+    runs can be estimated during the first one. Finished and resumed work does not count for the speed.
 
     Args:
-        total: parts; the bar over a single one is not shown.
-        finished: those that are already. Default: 0.
-        what: the name of one. Default: ``"run"``.
+        total: number of parts; the bar over a single part is not shown.
+        finished: number of parts that are finished already. Default: 0.
+        what: the name of a part. Default: ``"run"``.
 
     Example:
         >>> with Parts(len(runs), len(finished)) as parts:
@@ -159,7 +159,7 @@ class Parts:
             self._outer.resume(finished / total)
         form = "{desc}: {percentage:.0f}%" + ("|{bar}| " if sys.stderr.isatty() else " ") + "[{elapsed}<{remaining}]"
         hidden: dict[str, Any] = {"disable": True} if total < 2 or finished == total else {}
-        # Of the average speed: that of the last minute is the speed of one part.
+        # Estimated by the average speed: the last minute's speed is that of one part only.
         self._bar = progress(total=total, initial=finished, smoothing=0, miniters=0, bar_format=form, **hidden)
 
     def __enter__(self) -> Self:
@@ -179,7 +179,7 @@ class Parts:
             self.move(0.0)
 
     def resume(self, share: float) -> None:
-        """The part under way goes on after this share of it."""
+        """Let the part under way go on after this share of it."""
         if not self._bar.disable:
             self._bar.initial += share
             self._bar.n += share
@@ -194,5 +194,5 @@ class Parts:
 
     @staticmethod
     def around() -> Parts | None:
-        """The innermost ones that this is called within."""
+        """The innermost :class:`Parts` that this is called within; None outside of any."""
         return _whole.get()

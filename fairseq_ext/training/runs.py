@@ -37,7 +37,7 @@ def run_name(**numbers: int) -> str:
 def environment(*packages: str, device: str | torch.device) -> dict[str, str | int]:
     """The environment that figures depend on: hardware, threads, and the versions of ``packages``.
 
-    A GPU is named where it is the ``device`` that computes, with Triton's version and why kernels are not used on it.
+    A GPU is named if it is the ``device`` that computes, with Triton's version and the reason if kernels are not used.
 
     Raises:
         OptionError: the environment variable ``FAIRSEQ_EXT_KERNELS`` is neither 0 nor 1.
@@ -66,7 +66,7 @@ def _card(device: torch.device) -> dict[str, str]:
 
 
 def torch_device(name: str = "auto") -> torch.device:
-    """The device of ``--device``; ``auto`` is the GPU where there is one.
+    """The device of ``--device``; ``auto`` is the GPU if there is one.
 
     Raises:
         OptionError: a name that torch does not know, or a device that this machine does not have.
@@ -87,13 +87,14 @@ class Experiment:
     settings may fill one folder at the same time, each with runs of its own.
 
     Args:
-        folder: holds ``results.json``; made where absent.
-        settings: whatever changes the outcome of a run; best :meth:`Settings.of`, which knows the options' defaults.
+        folder: the folder of ``results.json``; made if it is absent.
+        settings: whatever changes the outcome of a run; best made by :meth:`Settings.of`, which knows the options'
+            defaults.
         packages: distributions whose versions are recorded beside torch's.
-        device: what the runs are trained on.
+        device: the device that the runs are trained on.
 
     Raises:
-        OptionError: ``--out`` where the folder holds runs of other settings, or cannot be written.
+        OptionError: ``--out``: the folder has runs with other settings, or cannot be written.
         DataError: a damaged ``results.json``.
 
     Example:
@@ -151,7 +152,7 @@ class Experiment:
         """Keep a finished run, beside those that other commands have finished in the folder meanwhile.
 
         Raises:
-            OptionError: these are of other settings.
+            OptionError: those have other settings.
         """
         with writing_to(self.file.parent) as folder, locked(folder):
             self.runs |= {**self._stored(), name: {**run, "environment": self.environment}}
@@ -166,17 +167,17 @@ class Experiment:
     ) -> Self:
         """Train every run that is not finished.
 
-        A finished run needs no checkpoint: its own goes, and no other.
+        A finished run needs no checkpoint: its checkpoint is removed, and no other.
 
         Args:
-            runs: by name; called by all processes.
-            accelerator: the processes, of which the first records. It is put back to its first state after each run,
+            runs: functions that train, by the name of the run; called by all processes.
+            accelerator: the processes, of which the first records. It is put back into its first state after each run,
                 so that no run depends on those before. Default: a single process.
-            checkpoints: the folder where a run keeps its own. Default: the folder of its name.
+            checkpoints: the folder where a run keeps its checkpoint. Default: the folder of its name.
 
         Raises:
-            OptionError: ``--out`` holds runs of another kind of name, whose figures would be mixed with these; several
-                processes without an ``accelerator``, which would all train and write the same.
+            OptionError: ``--out`` has runs with another kind of name, whose figures would be mixed with these; or there
+                are several processes without an ``accelerator``, which would all train and write the same.
         """
         if accelerator is None:
             refuse_processes("this training")
@@ -189,7 +190,7 @@ class Experiment:
         if accelerator:
             accelerator.wait_for_everyone()  # all have read which runs are finished
         if main:
-            self._drop_checkpoints(self.runs, checkpoints)  # of a run that was killed in between
+            self._drop_checkpoints(self.runs, checkpoints)  # left by a run that was killed before it removed them
         left = {name: run for name, run in runs.items() if name not in self.runs}
         with Parts(len(runs), len(runs) - len(left)) as parts:
             for name, run in parts.each(left.items()):
@@ -206,7 +207,7 @@ class Experiment:
         for name in names:
             folder = self.file.parent / name
             Path(checkpoints or folder, CHECKPOINT).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # one that holds a model stays
+            with contextlib.suppress(OSError):  # a folder that holds a model stays
                 folder.rmdir()
 
     def summary(self) -> dict[str, dict[str, float]]:
@@ -222,7 +223,7 @@ class Experiment:
         }
 
     def report(self, *names: str) -> str:
-        """Mean and population standard deviation of those of ``names`` that all runs hold, a line each."""
+        """A line for each of ``names`` that all runs have, with its mean and population standard deviation."""
         summary = self.summary()
         lines = [
             f"{name} {summary[name]['mean']:.4g} ± {summary[name]['std']:.2g}" for name in names if name in summary
@@ -232,7 +233,7 @@ class Experiment:
 
 @contextlib.contextmanager
 def _unchanged(accelerator: Any | None) -> Iterator[None]:
-    """Afterwards ``accelerator`` holds no model of the run, and scales losses as before it."""
+    """A context after which ``accelerator`` holds no model of the run, and scales losses as before it."""
     scaler = getattr(accelerator, "scaler", None)
     scale = copy.deepcopy(scaler.state_dict()) if scaler else {}
     try:
@@ -252,5 +253,5 @@ def _kind(name: str) -> str:
 def shared_results(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of the numbers that all runs hold."""
     names = runs[0] if runs else {}
-    # NaN, which earlier versions stored, is no figure as None is none.
+    # NaN, which earlier versions stored, counts as no figure, like None.
     return [name for name in names if all(is_finite(run.get(name)) for run in runs)]

@@ -36,12 +36,12 @@ def file_digest(path: str | Path) -> str:
 
 
 def files_digest(paths: Iterable[str | Path]) -> str:
-    """SHA-256 of the contents of several files, in their order, whatever they are called."""
+    """SHA-256 of the contents of several files, in their order; their names do not matter."""
     return hashlib.sha256(b"".join(bytes.fromhex(file_digest(path)) for path in paths)).hexdigest()
 
 
 def _pieces(part: Any) -> Iterator[Any]:
-    """The bytes of a type and shape, and those of the content."""
+    """The bytes that describe type and shape, then the bytes of the content."""
     if isinstance(part, torch.Tensor) and part.layout != torch.strided:
         entries = part.to_sparse_coo().coalesce()
         yield json.dumps(["sparse", part.shape]).encode()
@@ -60,13 +60,13 @@ def _pieces(part: Any) -> Iterator[Any]:
 
 
 class Settings(dict[str, Any]):
-    """Names and values, as JSON gives them back.
+    """Names and values, in the form in which JSON gives them back.
 
     Args:
         values: whatever changes the outcome.
-        defaults: what a name meant before it was there: results that lack it had its default.
-        aliases: earlier names, and those of now.
-        left_out: names that do not differ, whatever their values.
+        defaults: values of names that older results lack: such results were made with the default.
+        aliases: earlier names, each with its present name.
+        left_out: names that are not compared.
 
     Example:
         >>> settings = Settings.of(options, inputs={"graph": digest(data.x, data.edge_index)})
@@ -93,20 +93,20 @@ class Settings(dict[str, Any]):
     def of(cls, options: OptionSet, *, inputs: Mapping[str, str], leave_out: Collection[str] = (), **more: Any) -> Self:
         """The settings of a trainer.
 
-        Those of its options that change no outcome, by their :func:`~fairseq_ext.training.options.option`, are kept,
-        for a ``--config`` of the results, but not compared.
+        Options that change no outcome, as their :func:`~fairseq_ext.training.options.option` says, are kept, so that
+        the results are a valid ``--config``, but not compared.
 
         Args:
-            options: its options.
-            inputs: the :func:`digest` of all that they name: data, models.
-            leave_out: further ones that are not compared, such as the seed where each run has its own.
+            options: options of the trainer.
+            inputs: the :func:`digest` of everything that the options name: data, models.
+            leave_out: further options that are not compared, such as the seed where each run has its own.
             more: further settings.
         """
         values = options.as_dict() | more | {"inputs": inputs}
         return cls(values, options.defaults(), options.aliases(), {*leave_out, *options.without_outcome()})
 
     def differing(self, before: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-        """Name, value in ``before`` and value here of everything that differs, ``outer.inner`` within a mapping."""
+        """Name, value in ``before`` and value here of each setting that differs; ``outer.inner`` within a mapping."""
         before = {self.aliases.get(name, name): value for name, value in before.items()}
         for name, old, new in _differing({**self.defaults, **before}, {**self.defaults, **self}):
             if name not in self.left_out:

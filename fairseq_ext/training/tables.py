@@ -19,12 +19,12 @@ def read_labelled_lines(
 ) -> Iterator[tuple[str, str, str]]:
     """Label, text and ``FILE:LINE`` of each line, without the header.
 
-    A header is a first line, blank ones aside, of one of ``LABEL_COLUMNS`` and one of ``TEXT_COLUMNS``, in any case of
-    letters.
+    A header is the first line that is not blank, if it has one of ``LABEL_COLUMNS`` and one of ``TEXT_COLUMNS``, in
+    capitals or not.
 
     Args:
-        path: as :func:`~fairseq_ext.training.files.read_lines` takes it.
-        line_form: what a line is, for messages.
+        path: as for :func:`~fairseq_ext.training.files.read_lines`.
+        line_form: the form of a line, for messages.
         keep_blank: also give the lines that hold nothing but space, as an empty label and text.
 
     Raises:

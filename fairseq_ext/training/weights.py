@@ -17,7 +17,7 @@ def check_finite(weights: Mapping[str, Any], origin: str | Path) -> None:
     """Refuse a model, with the statistics of its batch norms, some of whose weights are NaN or infinite.
 
     Args:
-        weights: by name, such as a ``state_dict``; what is no tensor is passed over.
+        weights: weights by name, such as a ``state_dict``; values that are no tensors are skipped.
         origin: the file or folder, for the message.
 
     Raises:
