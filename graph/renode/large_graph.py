@@ -111,7 +111,7 @@ class LargeGraphOptions(GraphOptions):
             self.refuse_idle(f"with --dataset {self.dataset}, but with an .npz file", "features")
 
     def load_large(self) -> LargeGraph:
-        """The graph, by :func:`read_large_graph` from an ``.npz`` file, else by :func:`~graph.renode.data.load_graph`."""
+        """The graph, read by :func:`read_large_graph` if in ``.npz``, else by :func:`~graph.renode.data.load_graph`."""
         if Path(self.dataset).suffix == ".npz":
             return read_large_graph(self.dataset, self.features or None)
         return LargeGraph.from_data(self.load())
