@@ -18,7 +18,7 @@ LABEL_SAMPLINGS = ("tinl", "qinl")
 
 
 class InductiveSplit(NamedTuple):
-    """Sorted ids of the nodes of each part."""
+    """Sorted node ids."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -28,19 +28,19 @@ class InductiveSplit(NamedTuple):
 def inductive_split(y: np.ndarray, train_each: int = 50, label_sampling: str = "tinl", seed: int = 0) -> InductiveSplit:
     """The inductive splits of the released ReNode code, seeds included.
 
-    With ``tinl`` (topology imbalance only), the first ``train_each`` nodes of each class in a random permutation train.
-    Of the rest, 1.5 times as many nodes of each class validate: those with the lowest *ids*. With ``qinl`` (quantity
-    imbalance too), the first ``classes * train_each`` nodes of the permutation train, and the next 1.5 times as many
-    validate. All other nodes are for testing.
+    ``tinl`` (topology imbalance only): walking a random permutation, ``train_each`` nodes of each class train;
+    the 1.5 times as many nodes of each class that come first *by id* among the rest validate. ``qinl`` (quantity
+    imbalance too): the first ``classes * train_each`` nodes of the permutation train, the next 1.5 times as many
+    validate. Everything left is for testing.
 
     Args:
-        y: class of each node, (n,).
-        train_each: training nodes per class. Default 50, as released (its grid: 20, 50, 100).
-        label_sampling: one of ``LABEL_SAMPLINGS``. Default ``"tinl"``.
-        seed: seed of the permutation. Default 0.
+        y: (n,) classes.
+        train_each: 50, which is the released default (its grid: 20, 50, 100).
+        label_sampling: one of ``LABEL_SAMPLINGS``.
+        seed: of the permutation. Default 0.
 
     Raises:
-        OptionError: a class has too few nodes or no training node, or no node is left for testing.
+        OptionError: where a class has too few nodes, or training would see no node of a class.
     """
     choose("--label-sampling", label_sampling, LABEL_SAMPLINGS)
     if train_each < 1:
@@ -78,5 +78,5 @@ class InductiveSplitOptions(OptionSet):
     train_each: int = option(50, "labelled nodes a class (released: 50; its grid: 20, 50, 100)", least=1)
 
     def make_split(self, y: np.ndarray, seed: int = 0) -> InductiveSplit:
-        """The split of these options, by :func:`inductive_split`."""
+        """As :func:`inductive_split`."""
         return inductive_split(y, self.train_each, self.label_sampling, seed)

@@ -1,4 +1,4 @@
-"""Files in PPRGo's ``.npz`` layout, which torch_geometric's ``Amazon`` data sets have too."""
+"""Files in PPRGo's ``.npz`` layout, which is also that of torch_geometric's ``Amazon`` data sets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _csr(arrays: np.lib.npyio.NpzFile, name: str, path: Path) -> sparse.csr_arra
 
 @contextlib.contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """A context that turns errors within it into one line that names ``path``."""
+    """Errors within become one line that names ``path``."""
     try:
         yield
     except OSError as error:
@@ -48,7 +48,7 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 class NpzGraph(NamedTuple):
-    """Edges (2, E), features (n, F) or None, and labels (n,) of a file."""
+    """Edges (2, E), features (n, F) where they were asked for, and labels, as a file has them."""
 
     edge_index: Tensor
     x: np.ndarray | sparse.csr_array | None
@@ -56,21 +56,19 @@ class NpzGraph(NamedTuple):
 
 
 def read_npz(path: str | Path, features: str | Path | None = None, need_features: bool = True) -> NpzGraph:
-    """The graph of a file.
+    """The content of a file.
 
-    The file holds arrays ``adj_data, adj_indices, adj_indptr, adj_shape`` (CSR), ``labels``, and either
-    ``attr_data, ...`` (CSR) or a dense ``attr_matrix``; the names may have a dot in place of the underscore. As by
-    torch_geometric's reader of this layout, edges are made undirected, and self-loops and weights are dropped; unlike
-    there, features are not made binary. Nothing is ever unpickled.
+    Arrays ``adj_data, adj_indices, adj_indptr, adj_shape`` (CSR), ``labels``, and either ``attr_data, ...`` (CSR) or a
+    dense ``attr_matrix``; a dot may stand for the underscore. Like torch_geometric's reader of this layout, edges are
+    made undirected, and self-loops and weights are dropped; unlike there, features are not made binary. Nothing is
+    ever unpickled.
 
     Args:
-        path: the ``.npz`` file.
-        features: an ``.npy`` file with an (n, F) array, read in place of the ``attr`` arrays and memory-mapped.
-            Default: None.
-        need_features: whether features are read. Default True.
+        features: an ``.npy`` file of an (n, F) array instead of the ``attr`` arrays. It is memory-mapped.
+        need_features: False leaves them unread.
 
     Raises:
-        DataError: a file or array is missing or damaged, or the labels do not fit the edges.
+        DataError: where a file or array is missing or damaged, or the labels do not fit the edges.
     """
     path = Path(path)
     if not zipfile.is_zipfile(path):
