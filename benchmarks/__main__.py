@@ -140,14 +140,14 @@ def conditions(device: str | torch.device, *, quick: bool, threads: int = 1) -> 
 
 
 def not_on(module: ModuleType, device: torch.device, quick: bool = False) -> str:
-    """Why the claim of a module makes no sense on a device; a trial on the CPU tries everything."""
+    """Why the claim of a module makes no sense on a device; empty where it does, and for a quick trial on the CPU."""
     if quick and device.type == "cpu":
         return ""
     return module.not_on(device) if hasattr(module, "not_on") else getattr(module, "NOT_ON", {}).get(device.type, "")
 
 
 def _finished(file: Path, header: dict[str, Any]) -> list[Row]:
-    """The rows that ``file`` holds, which are of whole claims."""
+    """The rows of finished claims that ``file`` holds."""
     if not file.exists():
         return []
     content = read_json(file)

@@ -20,7 +20,7 @@ TOKENS, BEAM = 1024, 5
 
 
 def masked_topk_softmax(scores: Tensor) -> Tensor:
-    """The selection as one would first write it."""
+    """The softmax over the top k scores, as one would first write it."""
     threshold = scores.topk(K, dim=-1).values[..., -1:]
     return scores.masked_fill(scores < threshold, float("-inf")).softmax(dim=-1)
 

@@ -3,8 +3,8 @@
 Each part has a time limit, after which its processes end, and a file ``gpu_PART.json`` that is rewritten while the part
 runs: whatever ends it leaves what is known, and says what is missing. A second call does what is missing.
 
-What other code has measured is measured anew. A part says which code counts, so that trainings outlast changes of what
-they do not depend on; its folder has the fingerprint of that code for a name.
+Results of other code are measured anew. Each part names the code that it depends on, so that changes elsewhere leave
+its trainings as they are; its folder is called by the fingerprint of that code.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def measure(options: Options) -> str:
     """
     if not options.dry_run and not torch.cuda.is_available():
         raise OptionError("this machine has no GPU: --dry-run tries everything on the CPU")
-    # Figures of a dry run are none: they stay out of the measured results.
+    # The figures of a dry run are no measurements: they stay out of the measured results.
     usual = Path(options.work, "dry-run") if options.dry_run else os.environ.get("OUT") or DOCS / "results"
     out = output_folder(options.out or usual)
     data = Path(options.data or os.environ.get("FAIRSEQ_EXT_DATA", ROOT.parent / "shared" / "data"))
@@ -84,7 +84,7 @@ def measure(options: Options) -> str:
 
 
 def measured(part: Part, file: Path, deadline: float) -> Content:
-    """What is known of a part in the end; ``file`` holds it at any time."""
+    """Measure a part; returns what is known of it in the end. ``file`` holds what is known so far."""
     code, part = sources(part.code), copy.copy(part)
     part.work = output_folder(part.work / code[:12], "--work")
     keeper = Keeper(part, file, code)
@@ -109,14 +109,14 @@ def measured(part: Part, file: Path, deadline: float) -> Content:
 
 
 def earlier(file: Path, dry_run: bool, code: str) -> Content:
-    """What an earlier call of the same code kept, here or, of a GPU, among the measured results; else nothing."""
+    """What an earlier call of the same code kept: here or, from a GPU, among the measured results; empty if nothing."""
     places = (file, *([] if dry_run else [DOCS / "results" / file.name]))
     contents = [read_json(place) for place in places if place.exists()]
     return next((content for content in contents if content["sources"] == code), {})
 
 
 class Keeper:
-    """Writes what is known of a part, whenever there is more of it."""
+    """Writes what is known of a part, whenever more is known."""
 
     def __init__(self, part: Part, file: Path, code: str) -> None:
         self.part, self.file, self.start = part, file, time.monotonic()
@@ -126,7 +126,10 @@ class Keeper:
         self.shared = {"name": f"gpu_{part.name}", "shell": "make gpu", "environment": environment(device=device)}
 
     def keep(self, end: str = "", output: str = "") -> None:
-        """``end`` says how the part ended, if it did not end well; ``output`` is what it then printed last."""
+        """Write what is known by now.
+
+        ``end`` says how the part ended, if it did not end well; ``output`` is what it then printed last.
+        """
         known = self.shared | self.part.known() | self.sources | ({"end": end} if end else {})
         if end and output:
             known["output"] = output[-OUTPUT:]
@@ -135,7 +138,7 @@ class Keeper:
         self._write(known)
 
     def refuse(self, reason: str, before: Content) -> None:
-        """The part cannot run: ``before`` stays, and why."""
+        """Write why the part cannot run, and what was known ``before``."""
         known = self.shared | self.part.nothing | before | self.sources
         self._write(known | {"missing": [self.part.name], "failed": {self.part.name: reason}, "end": reason})
 
@@ -147,7 +150,7 @@ class Keeper:
 
 
 def run(part: Part, keeper: Keeper, seconds: float) -> None:
-    """The part's command; after ``seconds`` all of its processes end."""
+    """Run the part's command; after ``seconds`` all of its processes are ended."""
     log = part.work / "log.txt"
     deadline = time.monotonic() + seconds
     with log.open("wb") as output:
@@ -172,7 +175,7 @@ def run(part: Part, keeper: Keeper, seconds: float) -> None:
 
 
 def end_all(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and all that it started, unless they chose another session."""
+    """End the process and all processes that it started, except those that chose another session."""
     for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 60.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -181,14 +184,14 @@ def end_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def sources(code: Sequence[str]) -> str:
-    """A fingerprint of Python files and of those in folders."""
+    """A fingerprint of Python files, and of all Python files in folders."""
     places = [ROOT / place for place in code]
     files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
     return digest([[str(file.relative_to(ROOT)), file_digest(file)] for file in files])
 
 
 def report(kind: Any, content: Content) -> str:
-    """A few lines of a part."""
+    """A few lines that sum up a part."""
     state = "failed" if content["failed"] else "incomplete" if content["missing"] else "complete"
     first, *lines = kind.summary(content)
     lines += [f"missing: {', '.join(content['missing'])}"] if content["missing"] else []

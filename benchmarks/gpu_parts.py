@@ -28,16 +28,16 @@ class Part:
     Each has ``name``, ``limit`` in seconds, the ``code`` that its figures depend on (files and folders), ``transient``
     files that another call has left, and
 
-    - ``needs`` and ``extra``: modules that it imports once it runs, with packages that a machine with a GPU may not
-      have, and the extra that brings these; ``nothing`` is what it then knows,
+    - ``needs`` and ``extra``: modules that it imports once it runs, whose packages a machine with a GPU may lack, and
+      the extra that brings these packages; ``nothing``: what is known of the part if they are lacking,
 
     - ``command()``: arguments of Python,
-    - ``known()``: what the folder says by now; ``failed`` lists what is wrong, ``missing`` what is to come,
+    - ``known()``: what the folder tells by now; ``failed`` lists what is wrong, ``missing`` what is still to come,
     - ``resume(content)``: puts what an earlier call knew into the folder.
 
     Args:
         work: the folder.
-        dry_run: tiny sizes on the CPU.
+        dry_run: whether sizes are tiny, on the CPU.
         jobs: processes at a time.
         data: folder of the data sets.
     """
@@ -67,14 +67,14 @@ class Part:
         return [importlib.import_module(name) for name in self.needs]
 
     def resume(self, content: Content) -> None:
-        """Nothing is kept of a part that was stopped, unless it says otherwise."""
+        """Put back what an earlier call knew; nothing, unless a part says otherwise."""
 
 
 ONE_OF_EACH = (
     "test_blocks and float32 and (Norm or topk or loss) or test_graph or test_label_graph or test_iais"
     " or test_images and bf16 or generates and float32 or bf16 and trains or top2-layernorm-none"
 )
-"""GPU tests of every kind, of which a dry run runs these alone."""
+"""A few GPU tests of every kind; a dry run runs only these."""
 
 
 class GpuTests(Part):
@@ -84,7 +84,7 @@ class GpuTests(Part):
     code = (*LIBRARY, "benchmarks", "examples", "tests")
 
     def command(self) -> list[str]:
-        # not all tests: those of other folders need packages that a machine with a GPU may not have
+        # not all tests: those in other folders need packages that a machine with a GPU may lack
         chosen = ["tests/gpu", "tests/kernels", "-n", "8", "--dist", "worksteal"]
         if self.dry_run:
             chosen = ["tests/gpu", "--dry-run", "-k", ONE_OF_EACH]
@@ -111,7 +111,7 @@ class GpuTests(Part):
 
 
 KERNELS = "kernels"
-"""The claim that is left out where no kernel is used."""
+"""Name of the claim that is left out where no kernel is used."""
 
 
 class Ratios(Part):
@@ -133,12 +133,12 @@ class Ratios(Part):
         content = read_json(file) if file.exists() else {"left_out": {}, "failed": {}, "rows": []}
         known = {row["claim"] for row in content["rows"]} | content["left_out"].keys()
         missing = [name for name in self.names if name not in known | content["failed"].keys()]
-        if KERNELS in content["left_out"]:  # on a GPU, whose they are
+        if KERNELS in content["left_out"]:  # the kernels are made for a GPU: there it must not be left out
             missing.append(f"{KERNELS} ({content['left_out'][KERNELS]})")
         return {"part": "benchmarks", "busy": False, **content, "missing": missing}
 
     def _needed(self) -> list[ModuleType]:
-        self._conditions()  # which ask for the versions of packages
+        self._conditions()  # fails if a package is lacking, as it asks for their versions
         return super()._needed()
 
     def _conditions(self) -> dict[str, Any]:

@@ -158,6 +158,6 @@ def scoring(quick: bool) -> Row:
 
 def run(quick: bool) -> list[Row]:
     rows = [*steps(quick), *batched_and_loop(quick)]
-    if not on_gpu():  # what is scored lies there
+    if not on_gpu():  # else the data that is scored would lie on the GPU too
         rows.append(scoring(quick))
     return rows

@@ -40,7 +40,7 @@ def config(quick: bool, **options: Any) -> TransformerExtConfig:
 
 
 def task(quick: bool) -> SimpleNamespace:
-    """What a model needs of a translation task."""
+    """The parts of a translation task that a model needs."""
     words = Dictionary()
     for index in range(QUICK_VOCABULARY if quick else VOCABULARY):
         words.add_symbol(f"w{index}")
@@ -132,7 +132,7 @@ def train_step_row(
 
 
 def prepare_for_generation(model: nn.Module, beam: int, inference_dtype: str | None = None) -> nn.Module:
-    """What ``fairseq-generate`` does to a loaded model; fuses MUSE layers unless the model's options forbid it."""
+    """The model prepared as ``fairseq-generate`` does; fuses MUSE layers unless the model's options forbid it."""
     model.eval()
     generation = SimpleNamespace(beam=beam, inference_dtype=inference_dtype)
     model.prepare_for_inference_(SimpleNamespace(generation=generation))
@@ -140,7 +140,7 @@ def prepare_for_generation(model: nn.Module, beam: int, inference_dtype: str | N
 
 
 def decode(model: nn.Module, quick: bool, sentences: int, beam: int) -> tuple[Function, int]:
-    """Beam search to a fixed length, since random weights would end anywhere; and the tokens it writes."""
+    """Beam search to a fixed length, as random weights would end anywhere; and the number of tokens it writes."""
     length = QUICK_LENGTH if quick else LENGTH
     words = task(quick).target_dictionary
     search = SequenceGenerator([model], words, beam_size=beam, max_len_a=0, max_len_b=length, min_len=length)

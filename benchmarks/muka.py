@@ -21,7 +21,7 @@ BATCH, STEPS, LENGTH, PASSES = 16, 2, 64, 16
 
 
 def classifier(quick: bool, classes: int, layers: int = 3) -> BertForSequenceClassification:
-    """Of the width of MiniLM-L6, with random weights."""
+    """A classifier with the width of MiniLM-L6 and random weights."""
     hidden = 24 if quick else 384
     config = BertConfig(
         vocab_size=200 if quick else 30_522,

@@ -1,6 +1,6 @@
 """A pytest plugin (``-p benchmarks.outcomes --outcomes FILE``): a line of JSON as soon as a test has ended.
 
-A run that is killed has so told what it knew; one that was not ends with its exit status.
+So a killed run has written the outcomes it knew; the file of any other run ends with the exit status.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WHY = 2000  # characters of the end of a traceback
 
 
 def why(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """The traceback of a failure, the reason of a skip; empty of what has passed."""
+    """The traceback of a failure or the reason of a skip; empty for a test that has passed."""
     if report.skipped and isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     return "" if report.passed else report.longreprtext[-WHY:]

@@ -26,9 +26,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 class Row:
     """One comparison. ``ratio`` is ours / reference; ``target`` bounds it, from below where more is better.
 
-    Of times, ``ratio`` is the median over pairs of neighbouring samples, ``low`` and ``high`` are the smallest and the
-    largest pair, and ``ours`` and ``reference`` the medians of the same samples. The quotient of those two lies within
-    ``low`` and ``high``, but need not equal ``ratio``.
+    For times, ``ratio`` is the median ratio over pairs of neighbouring samples, ``low`` and ``high`` are the smallest
+    and the largest of these ratios, and ``ours`` and ``reference`` are medians of the same samples. The quotient of
+    these two medians lies between ``low`` and ``high``, but need not equal ``ratio``.
     """
 
     claim: str
@@ -56,7 +56,7 @@ class Row:
 
 @contextlib.contextmanager
 def inputs_on(device: torch.device) -> Iterator[None]:
-    """Where models and inputs are made inside, and hence what is measured; each module makes its own."""
+    """A context in which models and inputs are made on ``device``, which is hence the measured one."""
     if device.type == "cpu":
         yield
         return
@@ -71,7 +71,10 @@ def inputs_on(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _measuring() -> Iterator[torch.device]:
-    """The device. Inside, no call of torch's is intercepted to choose one, which would cost each some microseconds."""
+    """A context that gives the device, and in which torch's calls are not intercepted to choose one.
+
+    The interception would cost each call some microseconds.
+    """
     device = torch.get_default_device()
     torch.set_default_device(None)
     try:
@@ -107,13 +110,13 @@ def _seconds(function: Function, calls: int, device: torch.device) -> float:
 
 
 def _calls(function: Function, device: torch.device) -> int:
-    """Calls that fill a sample, so that the clock's resolution and its own cost vanish."""
+    """The number of calls in a sample, so many that the clock's resolution and cost do not matter."""
     _seconds(function, 1, device)  # the first call allocates, initialises and compiles kernels
     return max(1, math.ceil(MIN_SAMPLE_SECONDS / _seconds(function, 1, device)))
 
 
 def compare(ours: Function, reference: Function, pairs: int) -> tuple[float, float, list[float]]:
-    """Times A B A B ..., because a machine's speed drifts and the drift must hit both alike.
+    """Time both functions in turns, A B A B ..., so that a drift in the machine's speed affects both alike.
 
     Returns:
         Median seconds per call of ``ours`` and of ``reference``, and ours / reference of every pair.
@@ -165,8 +168,8 @@ def rate_row(
 def peak_bytes(function: Function) -> int:
     """Highest sum of the tensors alive at once during a call, beyond those alive before it.
 
-    Counts every allocation of torch's allocator, inside operators too, so it is exact and repeatable, which the
-    resident size of a process is not. On a GPU each counts as the block that the allocator gave it.
+    Every allocation of torch's allocator counts, inside operators too. So the value is exact and repeatable, unlike the
+    resident size of a process. On a GPU an allocation counts as the whole block that the allocator gave it.
     """
     with _measuring() as device:
         function()

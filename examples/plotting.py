@@ -26,11 +26,11 @@ METHODS = {
     **dict.fromkeys(("encouraging", "class-weighted bonus", "aggressive"), VERMILION),
     **dict.fromkeys(("all combined", "top-k 4, AdaNorm", "DRW + bonus"), SKY),
 }
-"""The colour of a method, by what the names of its arms begin with; the longest fitting beginning counts."""
+"""The colour of each method, by the beginning of its arms' names; the longest beginning that fits counts."""
 
 
 def colour_of(arm: str, default: str = GREY) -> str:
-    """The colour of the method that an arm belongs to; ``default`` of one that is no method, as a baseline.
+    """The colour of the method that an arm belongs to; ``default`` for an arm of no method, such as a baseline.
 
     Example:
         >>> colour_of("GCA, gate") == colour_of("GCA, mean"), colour_of("Transformer") == GREY
@@ -41,7 +41,7 @@ def colour_of(arm: str, default: str = GREY) -> str:
 
 
 class Effect(NamedTuple):
-    """A mean difference with its interval; what has one value has none."""
+    """A mean difference with its interval; a difference of single values has no interval."""
 
     label: str
     mean: float
@@ -52,13 +52,14 @@ class Effect(NamedTuple):
 def forest(
     axes: Axes, effects: Sequence[Effect], colour: str | None = None, limits: tuple[float, float] | None = None
 ) -> None:
-    """Differences with their intervals, a row each from the top, beside the line of no difference.
+    """Draw differences with their intervals, one per row from the top, beside the line of no difference.
 
     Args:
         axes: to draw on.
         effects: the rows. Without an interval a point is hollow.
-        colour: of all rows. Default: that of the method that the row's label names.
-        limits: of the axis. What lies outside is an arrow at the edge with its number. Default: all is inside.
+        colour: colour of all rows. Default: for each row the colour of the method that its label names.
+        limits: limits of the axis. A value outside is drawn as an arrow at the edge with its number. Default: limits
+            that hold all values.
     """
     axes.axvline(0, color=GREY, linewidth=1)
     for row, effect in enumerate(effects):
@@ -135,7 +136,7 @@ def small_multiples(
 def limits_after_first(curves: Mapping[str, Sequence[Run]]) -> tuple[float, float]:
     """Limits of an axis for learning curves from their second points on.
 
-    The first is so far from the others that with it on the axis all curves are one.
+    The first point is so far from the others that, with it on the axis, all curves would look like one.
     """
     values = [value for runs in curves.values() for run in runs for _, value in run[min(1, len(run) - 1) :]]
     margin = 0.08 * (max(values) - min(values)) + 1e-3

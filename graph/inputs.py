@@ -1,6 +1,6 @@
-"""Turns what users have into the tensors that are computed with: arrays, columns, masks of any type, ``adj_t``.
+"""Turns arguments in the forms that users have (arrays, columns, masks of any type, ``adj_t``) into tensors.
 
-Input that can mean only one thing is converted; the rest is refused in one line that names the argument.
+Input that can mean only one thing is converted; all other input is refused in one line that names the argument.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ __all__ = [
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
-    """A tensor of a tensor, an array or a list.
+    """The tensor that holds a tensor's, an array's or a list's values.
 
     Raises:
-        DataError: there is none; ``name`` is the name in the message.
+        DataError: no tensor can be made of ``values``; the message calls them ``name``.
     """
     if isinstance(values, Tensor):
         return values.as_tensor() if isinstance(values, EdgeIndex) else values
     try:
-        with warnings.catch_warnings():  # of an array that is read-only: nothing here writes to its arguments
+        with warnings.catch_warnings():  # torch warns of read-only arrays, but nothing here writes to its arguments
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -51,7 +51,7 @@ def as_edges(edge_index: Any, name: str = "edge_index", num_nodes: int | None = 
     """Edges as int64 of shape (2, E).
 
     Raises:
-        DataError: they are not of that shape, no integers, or not between ``num_nodes`` nodes.
+        DataError: the edges have another shape, are no integers, or name a node beyond ``num_nodes``.
     """
     edges = as_tensor(edge_index, name)
     if edges.numel() == 0 and edges.dim() == 2 and edges.size(0) == 2:
@@ -68,7 +68,8 @@ def edges_of(store: Any, name: str) -> Tensor:
     """The edges of a graph, or of one type of them, from ``edge_index`` or ``adj_t``.
 
     Raises:
-        DataError: it has neither, or weights of edges other than 1; the message puts ``name`` before theirs.
+        DataError: the graph has neither, or weights of edges other than 1; the message puts ``name`` before the
+            attribute.
     """
     if (weight := store.get("edge_weight")) is not None:
         refuse_weights(weight, f"{name}edge_weight")
@@ -86,18 +87,19 @@ def edges_of(store: Any, name: str) -> Tensor:
 
 
 def edges_of_matrix(adj_t: Any) -> tuple[Tensor, Tensor]:
-    """Edges (2, E) and their weights (E,), of a sparse matrix of any layout with ``adj_t[target, source] = weight``."""
+    """Edges (2, E) and their weights (E,) in a sparse matrix of any layout with ``adj_t[target, source] = weight``."""
     if isinstance(adj_t, Tensor) and adj_t.layout == torch.sparse_coo:
-        adj_t = adj_t.coalesce()  # torch_geometric would only declare it so
+        adj_t = adj_t.coalesce()  # torch_geometric would only mark it as coalesced
     edge_index, weight = to_edge_index(adj_t)
     return edge_index.flip(0), weight  # a row holds the sources of its target
 
 
 def edges_and_weights(edge_index: Tensor, weight: Tensor | None, weighted: bool = True) -> tuple[Tensor, Tensor | None]:
-    """Edges and their weights as they are, or those of ``adj_t`` in the place of ``edge_index``.
+    """Edges and their weights as they are; where ``edge_index`` is a matrix ``adj_t``, its edges and weights.
 
     Raises:
-        DataError: weights beside those of ``adj_t``, or others than 1 where nothing reads them (not ``weighted``).
+        DataError: ``weight`` is given beside ``adj_t``; or ``adj_t`` has weights other than 1, and ``weighted`` is
+            False, as nothing reads them.
     """
     if not is_sparse(edge_index):
         return edge_index, weight
@@ -114,7 +116,7 @@ def refuse_weights(weight: Any, name: str) -> None:
     """Refuse weights of edges other than 1, where nothing reads them.
 
     Raises:
-        DataError: the first of them; ``name`` is their name in the message.
+        DataError: a weight is not 1; the message names the first such weight, and calls them ``name``.
     """
     weights = as_tensor(weight, name)
     if not bool((weights == 1).all()):
@@ -126,7 +128,7 @@ def as_labels(y: Any, num_nodes: int | None = None, name: str = "y") -> Tensor:
     """One class number per node, int64 of shape (n,); NaN, which marks a node without label, becomes -1.
 
     Raises:
-        DataError: not one whole number per node.
+        DataError: the labels are not one whole number per node.
     """
     labels = as_tensor(y, name)
     if labels.dim() == 2 and labels.size(1) == 1:
@@ -144,13 +146,13 @@ def as_labels(y: Any, num_nodes: int | None = None, name: str = "y") -> Tensor:
 
 
 def node_ids(nodes: Any, num_nodes: int, name: str, split: int | None = None, *, of: str = "node") -> Tensor:
-    """Ids of nodes, given those or a mask over all nodes; or of graphs, where these are what ``of`` says.
+    """Ids of nodes, from ids or from a mask over all nodes. Messages call the nodes ``of``, such as ``"graph"``.
 
-    A mask is of bools, or of zeros and ones of any type: a list of ids has no id twice, so that zeros and ones for more
-    than two nodes can be nothing else. Of a mask with several columns, ``split`` takes one (:func:`select_split`).
+    A mask holds bools, or zeros and ones of any type: no id is listed twice, so that zeros and ones for more than two
+    nodes can only be a mask. In a mask with several columns, ``split`` chooses one (:func:`select_split`).
 
     Raises:
-        DataError: it is neither, or an id is out of range or listed twice; ``name`` is its name in the message.
+        DataError: ``nodes`` is neither, or an id is out of range or listed twice; the message calls it ``name``.
     """
     nodes = select_split(nodes, num_nodes, name, split)
     if nodes.dim() == 1 and _is_mask(nodes, num_nodes):
@@ -173,11 +175,11 @@ def _is_mask(nodes: Tensor, num_nodes: int) -> bool:
 
 
 def select_split(mask: Any, num_nodes: int, name: str, split: int | None = None) -> Tensor:
-    """The column ``split`` of a mask over all nodes that has one for each split; anything else as it is.
+    """The column ``split`` of a mask over all nodes with a column for each split; anything else is returned as it is.
 
     Raises:
-        DataError: several columns, and none is chosen.
-        OptionError: a split that is not there.
+        DataError: the mask has several columns, and ``split`` chooses none.
+        OptionError: there is no such split.
     """
     mask = as_tensor(mask, name)
     columns = mask.size(1) if mask.dim() == 2 and mask.size(0) == num_nodes else 1
@@ -194,8 +196,8 @@ def as_weights(weight: Any, count: int, name: str = "weight") -> Tensor:
     """Training weights of ``count`` labelled nodes, each above 0.
 
     Raises:
-        DataError: another number of them, or weights that are NaN, infinite, negative, or 0, which is what
-            :class:`~graph.renode.ReNode` gives to a node without label: they were made for another mask.
+        DataError: there are more or fewer weights, or one is NaN, infinite, negative or 0.
+            :class:`~graph.renode.ReNode` gives 0 to nodes without label, so a weight of 0 was made for another mask.
     """
     weights = as_tensor(weight, name)
     if weights.shape == (count, 1):

@@ -1,4 +1,4 @@
-"""How well a classifier does, by scikit-learn."""
+"""Metrics of a classifier, by scikit-learn."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float | 
     the mean over the classes, each against all others.
 
     Args:
-        logits: ``(n, classes)``; the largest decides, the first of equal ones.
-        labels: ``(n)``.
+        logits: ``(n, classes)``; the class with the largest is predicted, the first of several with equal logits.
+        labels: class numbers, ``(n)``.
 
     Returns:
         ``accuracy``, ``balanced_accuracy`` and ``roc_auc``, which is None where ``labels`` lack a class.
@@ -26,12 +26,12 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float | 
     predicted, present = scores.argmax(1).numpy(), np.unique(gold)
     metrics: dict[str, float | None] = {
         "accuracy": float(accuracy_score(gold, predicted)),
-        # balanced_accuracy_score is this, but warns where a predicted class is not there
+        # balanced_accuracy_score gives the same, but warns of a predicted class that is not among the labels
         "balanced_accuracy": float(recall_score(gold, predicted, labels=present, average="macro")),
         "roc_auc": None,
     }
     if len(present) == scores.size(1):
-        # Of two classes the difference of logits: their probabilities may both be 1 where the logits still differ.
+        # For two classes the difference of logits: probabilities may all be 1 where these still differ.
         ranked = scores[:, 1] - scores[:, 0] if scores.size(1) == 2 else scores.softmax(1)
         metrics["roc_auc"] = float(roc_auc_score(gold, ranked.numpy(), multi_class="ovr"))
     return metrics

@@ -1,6 +1,6 @@
 """torch-geometric's processed copies of raw files, made anew where the raw files have changed.
 
-torch-geometric keeps a copy beside the raw files of a data set and never compares it with them again.
+torch-geometric keeps a processed copy beside the raw files of a data set, and never compares the two again.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from fairseq_ext.training.settings import digest
 __all__ = ["current"]
 
 RECORD = "raw.sha256"
-"""Beside a processed copy: what it is a copy of."""
+"""File in the folder of a processed copy, with the digest of the raw files that it was made of."""
 
 Kind = TypeVar("Kind", bound=Dataset)
 
 
 def current(kind: type[Kind], *arguments: Any, **options: Any) -> Kind:
-    """A data set of torch-geometric as its raw files are now.
+    """A data set of torch-geometric, made of its raw files as they are now.
 
-    A copy without record, of torch-geometric alone, is made anew where another can be written.
+    A copy without a record of its raw files, as torch-geometric alone leaves it, is made anew where it can be written.
 
     Args:
         kind: class of the data set.
-        *arguments: of the class.
-        **options: of the class.
+        *arguments: arguments of the class.
+        **options: keyword arguments of the class.
     """
 
     class Current(kind):  # type: ignore[misc, valid-type]
         def _process(self) -> None:
             processed, now = Path(self.processed_dir), raw_digest(Path(self.raw_dir))
             with locked(processed) if _is_stale(processed, now) else contextlib.nullcontext():
-                if _is_stale(processed, now):  # another process may have made it meanwhile
+                if _is_stale(processed, now):  # asked again: another process may have made the copy meanwhile
                     self.force_reload = True
                 super()._process()
                 with contextlib.suppress(OSError):  # a folder that cannot be written
@@ -52,14 +52,14 @@ def current(kind: type[Kind], *arguments: Any, **options: Any) -> Kind:
 
 
 def raw_digest(raw: Path) -> str:
-    """A digest of the names and contents of all files in a folder; empty where there are none."""
+    """A digest of the names and contents of all files in a folder; an empty string where there are none."""
     files = sorted(path for path in raw.rglob("*") if path.is_file())
     parts = (part for path in files for part in (str(path.relative_to(raw)), np.fromfile(path, np.uint8)))
     return digest(*parts) if files else ""
 
 
 def _is_stale(processed: Path, now: str) -> bool:
-    """Whether the copy is of other raw files than those of now, where there are any."""
+    """Whether the copy was made of other raw files than the present ones; False where there are no raw files."""
     record = processed / RECORD
     if record.exists():
         return bool(now) and record.read_text() != now

@@ -1,4 +1,7 @@
-"""Results kept in memory for another call with the same arguments; nothing else in this project keeps any."""
+"""A function's last result, kept in memory for another call with the same arguments.
+
+Nothing else in this project keeps results of calls.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ __all__ = ["Remembered", "is_transformed"]
 def is_transformed(*tensors: Tensor) -> bool:
     """Whether a computation with ``tensors`` is part of forward-mode differentiation or of ``torch.func``'s transforms.
 
-    These ask more of it than derivatives by reverse mode do.
+    Both ask more of a computation than reverse-mode derivatives do.
 
     Args:
-        tensors: what is computed with; forward-mode differentiation is told by them.
+        tensors: the tensors of the computation; in forward-mode differentiation one of them has a tangent.
     """
-    # What torch.autograd.Function asks, too: torch has no public question.
+    # torch.autograd.Function asks this, too: torch has no public function for it.
     if torch._C._are_functorch_transforms_active():
         return True
     return any(map(_has_tangent, tensors))
@@ -30,14 +33,14 @@ def is_transformed(*tensors: Tensor) -> bool:
 class Remembered:
     """A function that keeps its last result, for a next call with equal arguments.
 
-    Tensors are compared by content, type and device, with copies of those of the last call: an argument that was
-    changed in place since, by whatever means, is another argument, as is another state of ``torch.autocast``. A call
-    with a tensor that requires a gradient, has a tangent or is transformed by ``torch.func`` keeps nothing, and copies
-    and pickles start empty. Threads may share one: each gets the result of its own arguments. The result is handed out
-    as it is: do not change it in place.
+    Tensors are compared by content, type and device with copies of the last call's tensors. So an argument that was
+    changed in place, by whatever means, is another argument; the state of ``torch.autocast`` counts as an argument too.
+    A call with a tensor that requires a gradient, has a tangent or is transformed by ``torch.func`` keeps nothing.
+    Copies and pickles of this object start empty. Threads may share one: each gets the result of its own arguments. The
+    kept result itself is returned: do not change it in place.
 
     Args:
-        function: of positional arguments: strided tensors, and values that compare by ``==``.
+        function: takes positional arguments only: strided tensors, and values that compare by ``==``.
 
     Example:
         >>> degrees = Remembered(degree)
@@ -54,14 +57,14 @@ class Remembered:
         if any(map(_belongs_to_its_call, tensors)):
             return self.function(*arguments)
         if torch._C._are_functorch_transforms_active():
-            with temporarily_clear_interpreter_stack():  # which would make all that is computed a part of theirs
+            with temporarily_clear_interpreter_stack():  # else the result would belong to the active transforms
                 return self(*arguments)
         key = [*_autocast(), *arguments]
         last = self._last  # read once: another thread may replace it at any time
         if last is not None and _all_equal(last[0], key):
             return last[1]
-        self._last = last = None  # before the new result is there: two at a time may not fit into memory
-        # What inference mode returns could not be part of a later training.
+        self._last = last = None  # before the new result is made: two at a time may not fit into memory
+        # A result made in inference mode could not be part of a later training.
         with torch.inference_mode(False):
             kept = [part.clone() if isinstance(part, Tensor) else part for part in key]
             result = self.function(*arguments)
@@ -76,7 +79,7 @@ class Remembered:
 
 
 def _belongs_to_its_call(tensor: Tensor) -> bool:
-    """Whether results of ``tensor`` carry more than their content, or its content cannot be compared."""
+    """Whether results made from ``tensor`` hold more than values, or the tensor cannot be compared by content."""
     if tensor.requires_grad or tensor.layout != torch.strided:
         return True
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or _has_tangent(tensor)

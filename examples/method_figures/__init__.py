@@ -14,7 +14,7 @@ FIGURES = (
     *("gca", "muse", "explicit_sparse_transformer", "adanorm", "encouraging_loss"),
     *("renode", "label_graph", "iais", "muka"),
 )
-"""Each is a module with a ``SIZE`` in inches and a function ``draw(figure)``."""
+"""Names of the pictures; each is a module with a ``SIZE`` in inches and a function ``draw(figure)``."""
 
 
 def draw(name: str, folder: str | Path) -> Path:

@@ -38,9 +38,9 @@ def albums() -> tuple[Tensor, Tensor]:
 
 
 def learned_graph(counts: Tensor, gold: Tensor, steps: int = 100) -> Tensor:
-    """G after a short training with soft targets, of scores that know one style's own words each.
+    """G after a short training with soft targets; each style's score depends only on that style's own words.
 
-    So what styles say of each other can only be in G; a network beside it would learn a part of that, too.
+    So relations between styles can only be learned by G; a network before it would learn a part of them, too.
     """
     slope, bias = torch.ones(len(STYLES)).requires_grad_(), torch.full((len(STYLES),), -2.0).requires_grad_()
     graph = LabelGraph(len(STYLES))

@@ -26,7 +26,8 @@ SIZE = (9.5, 4.3)
 
 COLOURS, MARKERS = PALETTE[:4], ("o", "s", "^", "D")
 CENTRES = torch.tensor([[0.0, 2.3], [0.2, -2.2], [-2.3, 0.1], [2.2, -0.1]])
-"""What one teacher knows lies on the border of the other, which is so unsure there: the case that the method is for."""
+"""Centres of the classes. The classes of one teacher lie on the border between those of the other, who is therefore
+unsure there: this is the case that the method is for."""
 EXAMPLES = 50
 SIDE = 80
 PASSES = 64

@@ -16,7 +16,7 @@ SIZE = (9.5, 5.1)
 TOKENS, CHANNELS, HEADS = 24, 64, 4
 KERNELS = (3, 15)
 SPREAD = 3.0
-"""Factor of the input, with which untrained kernels are as peaked as trained ones."""
+"""Factor of the input that makes untrained kernels as peaked as trained ones."""
 
 
 def draw(figure: Figure) -> None:

@@ -23,7 +23,7 @@ from fairseq_ext.training.progress import progress
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-# What the parameters of each notebook become with --quick: enough for every cell to run, too little to learn from.
+# The values of each notebook's parameters with --quick: enough for every cell to run, too little to learn from.
 QUICK: dict[str, dict[str, Any]] = {
     "translation": {"PAIRS": 600, "VOCAB": 300, "UPDATES": 12, "TEST_LINES": 16},
     "topology_imbalance": {"SPLITS": 1, "INITS": 1},
@@ -52,7 +52,7 @@ def execute(path: Path, folder: Path, parameters: Mapping[str, Any] | None = Non
     """The notebook with its outputs, without the progress of trainings and whatever else differs from run to run.
 
     Args:
-        path: of the notebook, which stays as it is.
+        path: path of the notebook, whose file stays as it is.
         folder: the working directory of its cells.
         parameters: other values for some names of the cell tagged ``parameters``.
         timeout: seconds that a cell may take.
@@ -96,7 +96,7 @@ def execute(path: Path, folder: Path, parameters: Mapping[str, Any] | None = Non
 
 
 def problems(notebook: NotebookNode) -> Iterator[str]:
-    """What a reader of the outputs should not see: cells that did not run, errors, noise, places of this machine."""
+    """Things that readers of the outputs should not see: cells that did not run, errors, noise, paths of a machine."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for number, cell in enumerate(code, start=1):
         if cell.execution_count != number:

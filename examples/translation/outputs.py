@@ -1,4 +1,4 @@
-"""Hypotheses beside their references: read, put in order, and where no score is comparable, refused or named."""
+"""Reads hypotheses and references, and puts them in order; refuses or names what makes a score not comparable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fairseq_ext.text import clean
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_lines
 
-# What subwords leave behind where nobody joined them, by the name that --remove-bpe knows. ##AT## splits compounds.
+# The marks of subwords that were not joined, by the names that --remove-bpe takes. ##AT## splits compounds.
 MARKERS = {
     "sentencepiece": re.compile(r"\u2581"),
     "subword_nmt": re.compile(r"@@( |$)"),
@@ -23,7 +23,7 @@ _OTHER_SCRIPT = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30f
 
 
 class Outputs(NamedTuple):
-    """Hypotheses and references, line by line, and what makes their score less than comparable."""
+    """Hypotheses and references, line by line, and warnings of what makes their score less comparable."""
 
     hypotheses: list[str]
     references: list[str]
@@ -133,7 +133,7 @@ def _letters(text: str) -> str:
 
 
 def spacing_warnings(outputs: Outputs, tokenized: bool, target: str | None) -> list[str]:
-    """Where the text does not look like what ``--tokenized`` and ``--target`` say.
+    """Warnings that the text does not look as ``--tokenized`` and ``--target`` say.
 
     Raises:
         DataError: where one side is tokenised and the other is not, or the script needs a tokeniser that is not named.

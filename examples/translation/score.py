@@ -29,7 +29,7 @@ from fairseq_ext.training.progress import warn
 main = Program("examples.translation.score")
 
 _COMPOUND = re.compile(r"(\S)-(\S)")
-# Written without spaces, and without a tokeniser in sacreBLEU: characters are the honest unit.
+# Languages written without spaces and without a tokeniser in sacreBLEU: they are scored by characters.
 _CHARACTERS = ("th", "lo", "km", "my")
 
 
@@ -62,7 +62,7 @@ def split_compounds(line: str) -> str:
     """Splits hyphenated compounds: ``well-known`` becomes ``well ##AT##-##AT## known``.
 
     The En-De papers score like this since Vaswani et al., "Attention Is All You Need" (arXiv 1706.03762): it gives
-    credit to parts of a compound and raises BLEU, so it must be applied to both sides and said with the number.
+    credit to parts of a compound and raises BLEU, so it must be applied to both sides and stated beside the score.
     Overlapping compounds are split as by the customary ``perl -ple 's{(\\S)-(\\S)}{$1 ##AT##-##AT## $2}g'``.
     """
     return _COMPOUND.sub(r"\1 ##AT##-##AT## \2", line)

@@ -1,4 +1,4 @@
-"""What the preparation tools share: fairseq-preprocess, and what a model will not see."""
+"""The parts that the preparation tools share: fairseq-preprocess, and checks for text that a model will not see."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fairseq_ext.training.progress import say, warn
 
 WARN_UNKNOWN, REFUSE_UNKNOWN = 0.01, 0.2
 MAX_TOKENS = 1024
-"""What fairseq's models read by default (``--max-source-positions``), the end of the sentence included."""
+"""Most tokens that fairseq's models read by default (``--max-source-positions``), end of the sentence included."""
 
 
 def binarised_folder(out: str) -> AbstractContextManager[Path]:
@@ -41,7 +41,7 @@ def fairseq_preprocess(arguments: list[str], destination: Path) -> None:
 
 
 def check_unknown(file: Path, dictionary: Path, train: Path, allow: bool) -> float:
-    """The share of symbols in ``file`` that ``dictionary`` (fairseq's ``dict.txt``) does not hold, said on the way.
+    """The share of symbols in ``file`` that ``dictionary`` (fairseq's ``dict.txt``) does not hold; it is also printed.
 
     Args:
         train: the training text of the same side. With one dictionary for both languages, swapped sides have no
@@ -68,7 +68,7 @@ def _symbols(file: Path) -> Iterator[str]:
 
 
 def count_long(file: Path) -> int:
-    """How many lines of ``file`` are longer than fairseq's models read, said where there are any."""
+    """The number of lines of ``file`` that are longer than fairseq's models read; it is printed where not 0."""
     lines = enumerate(read_lines(file, keep_blank=True), 1)
     long = [number for number, (line, _) in lines if len(line.split()) + 1 > MAX_TOKENS]
     if long:

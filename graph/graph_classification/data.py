@@ -22,8 +22,8 @@ from graph.processed import current
 
 __all__ = ["CappedDegree", "dataset_digest", "load_dataset"]
 
-# Some of the classification data sets of https://chrsmrrs.github.io/datasets: a name that differs from one of them, or
-# of those in --root, by a letter or two is taken for a typing error before anything is downloaded.
+# Some of the classification data sets of https://chrsmrrs.github.io/datasets. A name that differs by a letter or two
+# from one of them, or from a data set in --root, is taken for a typing error before anything is downloaded.
 TU_NAMES = (
     *("AIDS", "BZR", "COLLAB", "COX2", "DBLP_v1", "DD", "DHFR", "ENZYMES", "FRANKENSTEIN", "github_stargazers"),
     *("IMDB-BINARY", "IMDB-MULTI", "KKI", "MSRC_9", "MSRC_21", "MUTAG", "Mutagenicity", "NCI1", "NCI109", "OHSU"),
@@ -35,7 +35,7 @@ FILES = (
     *("A", "graph_indicator", "node_labels", "node_attributes", "edge_labels", "edge_attributes"),
     *("graph_labels", "graph_attributes"),
 )
-"""What torch_geometric reads of a data set, as ``NAME_A.txt``."""
+"""Kinds of files that torch_geometric reads of a data set; the file of kind A is ``NAME_A.txt``."""
 NEWLINE = b"\n"
 BLANK = re.compile(rb"(?:\A|\n)[ \t\r]*\n")
 
@@ -53,13 +53,14 @@ class CappedDegree(BaseTransform):
 
 
 def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TUDataset:
-    """The TU data set ``name`` under ``root``, in PyG's layout; downloaded by PyG where absent.
+    """The TU data set ``name`` under ``root``, in PyG's layout; PyG downloads it where it is absent.
 
-    Node labels are the features, with ``use_node_attr`` after the node attributes; a data set with neither gets
-    :class:`CappedDegree` (our choice).
+    The features of a node are its label or, with ``use_node_attr``, its attributes and its label; a data set without
+    features gets :class:`CappedDegree` (our choice).
 
     Raises:
-        OptionError: a name that looks mistyped; the message has the nearest one.
+        OptionError: a name that looks mistyped (the message names the nearest one), or ``use_node_attr`` for a data set
+            without node attributes.
         DataError: files that are absent and cannot be downloaded, cannot be read, or do not fit together.
     """
     root = Path(root)
@@ -102,14 +103,14 @@ def load_dataset(root: str | Path, name: str, use_node_attr: bool = False) -> TU
 
 
 def _check_lines(root: Path, name: str) -> None:
-    """Refuse files that torch_geometric reads less of than they hold, or stumbles over without a word of why.
+    """Refuse files that torch_geometric would read only in part, or fail to read without telling why.
 
     Raises:
-        DataError: the file, and what is wrong with its lines.
+        DataError: names the file, and what is wrong with its lines.
     """
     for path in _files(root, name):
         data, where = path.read_bytes(), f"--dataset {name}: {path}"
-        if not data:  # of which torch_geometric makes data without features or labels
+        if not data:  # torch_geometric would read it as data without features or labels
             raise DataError(f"{where} is empty")
         if data.startswith(codecs.BOM_UTF8):
             raise DataError(f"{where} begins with a byte order mark; save it as UTF-8 without one")
@@ -120,21 +121,21 @@ def _check_lines(root: Path, name: str) -> None:
 
 
 def _files(root: Path, name: str) -> list[Path]:
-    """The files that torch_geometric reads, of those that are there."""
+    """The files that are there and that torch_geometric reads."""
     paths = [root / name / "raw" / f"{name}_{kind}.txt" for kind in FILES]
     return [path for path in paths if path.is_file()]
 
 
 def _damaged_file(root: Path, name: str) -> Path | None:
-    """The first of the files that cannot be read by itself."""
+    """The first file that cannot be read on its own; None where each can."""
     for path in _files(root, name):
         try:
             read_txt_array(str(path), sep=",", dtype=None if path.stem.endswith("_attributes") else torch.long)
-        except Exception:  # whatever the parser makes of it
+        except Exception:  # the parser raises many types
             return path
     return None
 
 
 def dataset_digest(dataset: Dataset) -> str:
-    """SHA-256 of all that a classifier reads of the graphs, in their order."""
+    """SHA-256 of everything in the graphs that a classifier reads, in their order."""
     return digest([digest(graph.x, graph.edge_index, torch.as_tensor(graph.y)) for graph in dataset])

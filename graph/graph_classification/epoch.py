@@ -20,7 +20,7 @@ __all__ = ["evaluate", "train_epoch"]
 def train_epoch(
     model: nn.Module, batches: Iterable[Data], criterion: nn.Module, optimizer: torch.optim.Optimizer
 ) -> float:
-    """One step per batch; the mean loss of the steps."""
+    """Train by one step per batch; returns the mean loss of the steps."""
     model.train()
     device = next(model.parameters()).device
     losses = []

@@ -1,4 +1,4 @@
-"""The training losses, and for how many epochs the bonus was on."""
+"""The training losses, and the number of epochs with the bonus."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["bonus_epochs", "make_loss"]
 def make_loss(options: Options) -> EncouragingLoss:
     """The loss; ``set_epoch`` takes epochs counted from 1.
 
-    Cross-entropy is encouraging loss with a bonus of weight 0, so that two runs of one seed are equal to the bit until
-    the bonus starts.
+    Cross-entropy is the encouraging loss with a bonus of weight 0. Runs of one seed with either loss are therefore
+    equal to the bit until the bonus starts.
     """
     if options.loss == "cross-entropy":
         return EncouragingLoss(log_end=options.log_end, bonus_weight=0.0)

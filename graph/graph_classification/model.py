@@ -23,13 +23,13 @@ class SAGPoolClassifier(nn.Module):
     A GCN layer scores the nodes for the pooling, which keeps the share ``ratio`` of each graph.
 
     Args:
-        in_channels: node features.
-        out_channels: classes.
+        in_channels: number of node features.
+        out_channels: number of classes.
         hidden_channels: width of the GCN layers. Default 128, as published with the encouraging loss.
         num_layers: GCN layers, each with its pooling. Default 3, as published.
         ratio: share of the nodes that each pooling keeps. Default 0.5, as published.
-        dropout: after the first layer of the MLP, which narrows ``2 hidden -> hidden -> hidden / 2 -> classes``.
-            Default 0.5, as published; one place only is our choice.
+        dropout: dropout after the first layer of the MLP, whose widths are ``2 hidden -> hidden -> hidden / 2 ->
+            classes``. Default 0.5, as published; that it is in this place only is our choice.
 
     Shape:
         - x: :math:`(N, in)`, the nodes of all graphs.

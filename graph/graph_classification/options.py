@@ -11,7 +11,7 @@ from fairseq_ext.training.options import OptionSet, option
 __all__ = ["DEFER_START", "LOSSES", "Options"]
 
 LOSSES = ("encouraging", "cross-entropy")
-# The published last epochs, counted from 0, without the bonus; that of other data sets is our choice.
+# The last epoch without the bonus, counted from 0: published for two data sets, our choice for all others.
 DEFER_START = {"PROTEINS": 25, "NCI1": 130}
 DEFER_START_OF_OTHERS = 25
 AS_PUBLISHED = -2
@@ -23,8 +23,8 @@ WITHOUT_BONUS = {"loss": ("cross-entropy",)}
 class Options(OptionSet):
     """What a run depends on beside its split.
 
-    ``defer_start`` counts epochs from 0, as the paper's code does, where results count them from 1: the bonus is on
-    from the epoch ``defer_start + 2`` of the results.
+    ``defer_start`` counts epochs from 0, as the paper's code does, but results count them from 1: in results, the bonus
+    is on from epoch ``defer_start + 2``.
 
     Raises:
         OptionError: a value that is not allowed; the message names the option.
@@ -55,7 +55,7 @@ class Options(OptionSet):
 
     def __post_init__(self) -> None:
         if self.loss == "cross-entropy" and self.defer_start == self._published:
-            # What results name in the place of the default: with --config they may be trained without the bonus.
+            # Results name this value in place of the default: given as --config, they can be trained without the bonus.
             object.__setattr__(self, "defer_start", AS_PUBLISHED)
         super().__post_init__()
         if self.loss != "encouraging":
@@ -68,7 +68,7 @@ class Options(OptionSet):
 
     @property
     def last_epoch_without_bonus(self) -> int:
-        """``defer_start``, or the published one of the data set."""
+        """``defer_start``; where it is -2, the value for the data set."""
         if self.defer_start != AS_PUBLISHED:
             return self.defer_start
         return self._published
@@ -78,6 +78,6 @@ class Options(OptionSet):
         return DEFER_START.get(self.dataset, DEFER_START_OF_OTHERS)
 
     def as_dict(self) -> dict[str, Any]:
-        """Names and values, with the published start of the bonus as the epoch that it is."""
+        """Names and values; in place of a ``defer_start`` of -2 stands the epoch that it means."""
         resolved = {"defer_start": self.last_epoch_without_bonus} if self.loss == "encouraging" else {}
         return super().as_dict() | resolved

@@ -24,7 +24,7 @@ def class_labels(dataset: Dataset) -> Tensor:
     """The class of every graph, int64 of shape (graphs).
 
     Raises:
-        DataError: a graph without ``y``, with several, or with one that is no class number.
+        DataError: a graph has no ``y``, several values, or a value that is no class number.
     """
     classes = [getattr(graph, "y", None) for graph in dataset]
     for number, y in enumerate(classes):
@@ -40,7 +40,7 @@ def classes_of(batch: Data) -> Tensor:
 
 
 def _as_classes(labels: Any, name: str = "labels") -> Tensor:
-    """Class numbers as int64 of shape (n): of tensors, arrays and lists, of a column, and of whole floats."""
+    """Class numbers as int64 of shape (n), from a tensor, array or list, also from a column or from whole floats."""
     classes = as_labels(labels, name=name)
     if (classes < 0).any():
         raise DataError(f"{name}: graph {int((classes < 0).nonzero()[0])} has no class number from 0 on")
@@ -62,10 +62,10 @@ class Split(NamedTuple):
         return digest(self.seed, self.train, self.valid, self.test)
 
     def checked(self, graphs: int) -> Split:
-        """The same with int64 numbers, of masks and arrays too.
+        """The same split with its parts as int64 numbers, whether they were numbers, masks or arrays.
 
         Raises:
-            DataError: a part that is empty, is out of range, or shares graphs with another one.
+            DataError: a part is empty, is out of range, or shares graphs with another part.
         """
         names = ("train", "valid", "test")
         parts = [node_ids(getattr(self, name), graphs, f"split: {name}", of="graph") for name in names]
@@ -79,7 +79,7 @@ class Split(NamedTuple):
 
 
 def random_splits(labels: Tensor, runs: int, repeats: int = 1, seed: int = 0) -> list[Split]:
-    """``repeats x runs`` random splits of 80, 10 and 10 percent, the published protocol."""
+    """``repeats x runs`` random splits into 80, 10 and 10 percent: the published protocol."""
     labels = _as_classes(labels)
     tenth = len(labels) // 10
     if not tenth:
@@ -96,7 +96,7 @@ def random_splits(labels: Tensor, runs: int, repeats: int = 1, seed: int = 0) ->
 
 
 def stratified_folds(labels: Tensor, folds: int, repeats: int = 1, seed: int = 0) -> list[Split]:
-    """``repeats x folds`` cross-validation: each fold is the test set once, with the next one for validation."""
+    """The splits of ``repeats`` cross-validations: each fold is the test set once, and the next fold validates."""
     if folds < 3:
         raise OptionError(f"--folds: {folds}, must be at least 3: one tests, one validates, the others train")
     labels = _as_classes(labels)
@@ -135,7 +135,7 @@ class Protocol(Device):
             self.refuse_idle(f"with --folds {self.folds}", "runs")
 
     def splits(self, labels: Tensor) -> list[Split]:
-        """The split of every run, for graphs of these classes.
+        """The split of every run, given the class of every graph.
 
         Raises:
             OptionError: ``--folds`` that the classes do not allow.

@@ -29,7 +29,7 @@ from graph.graph_classification.splits import Protocol, Split, class_labels
 __all__ = ["PROTOCOL", "run", "spread_of_repeats", "train"]
 
 PROTOCOL = ("folds", "runs", "repeats", "seed")
-"""What the splits depend on."""
+"""Options that the splits depend on."""
 
 
 def train(
@@ -41,26 +41,26 @@ def train(
     graphs: str = "",
     device: str | torch.device = "cpu",
 ) -> tuple[SAGPoolClassifier, dict[str, Any]]:
-    """Train on one split, and test the weights of the first epoch with the best validation accuracy.
+    """Train on one split, and test the weights of the epoch with the best validation accuracy, the first of several.
 
     Args:
         dataset: graphs with features ``x`` and one class ``y`` each, a whole number of any type.
         split: the graphs of each part by number or as a mask, and the seed of the run.
         options: everything else.
-        folder: of ``checkpoint.pt`` and TensorBoard's file. A training that was killed is resumed from there and ends,
-            to the bit on a CPU, where it would have ended without a break. Default: nothing is kept.
-        graphs: the :func:`~graph.graph_classification.data.dataset_digest` of ``dataset``, where it is at hand.
-        device: where to train.
+        folder: gets ``checkpoint.pt`` and TensorBoard's file. A training that was killed is resumed from there, and
+            ends as an uninterrupted one, to the bit on a CPU. Default: nothing is kept.
+        graphs: the :func:`~graph.graph_classification.data.dataset_digest` of ``dataset``. Default: it is computed.
+        device: where to train. Default: the CPU.
 
     Returns:
-        The model of the best epoch, and ``test_accuracy``, ``test_balanced_accuracy`` and ``test_roc_auc`` (of
-        :func:`~graph.metrics.classification_metrics`), ``valid_accuracy``, ``best_epoch`` (counted from 1), ``epochs``
-        and, of these, ``bonus_epochs``; and the ``history`` of all epochs.
+        The model of the best epoch, and a record: ``test_accuracy``, ``test_balanced_accuracy`` and ``test_roc_auc``
+        (see :func:`~graph.metrics.classification_metrics`); ``valid_accuracy``; ``best_epoch``, counted from 1; the
+        number of ``epochs``, and of ``bonus_epochs`` among them; and the ``history`` of all epochs.
 
     Raises:
-        CheckpointError: a checkpoint that is damaged or cannot be written; the latter before the first step.
-        DataError: a graph without one class ``y``, graphs without features, or a split that does not fit them.
-        OptionError: a loss, or logits, that are not finite; a checkpoint of another split, data set or options.
+        CheckpointError: the checkpoint is damaged, or cannot be written; this is found before the first step.
+        DataError: a graph without exactly one class ``y``, graphs without features, or a split that does not fit them.
+        OptionError: loss or logits are not finite, or the checkpoint is of another split, data set or options.
     """
     if not dataset.num_features:
         raise DataError("dataset: the graphs have no features x; CappedDegree gives them some")
@@ -124,10 +124,10 @@ def run(options: Options, protocol: Protocol) -> Experiment:
 def spread_of_repeats(runs: Mapping[str, Mapping[str, Any]]) -> float:
     """Standard deviation of the repeats' mean test accuracies.
 
-    We take the published ``±`` for this; the paper does not say what it is over.
+    We take the published ``±`` to mean this; the paper does not define it.
 
     Args:
-        runs: their results by name, ``repeat0-run3`` or ``repeat0-fold3``.
+        runs: results of the runs by name, such as ``repeat0-run3`` or ``repeat0-fold3``.
     """
     repeats: dict[str, list[float]] = {}
     for name, run in runs.items():

@@ -27,7 +27,12 @@ __all__ = ["Classifier", "ModelFile", "Predictor", "build_network", "tokenized"]
 
 
 def encoder_of(options: Options, fingerprint: str = "") -> Encoder | None:
-    """The encoder that ``options`` name, as it is now or as its fingerprint says; None where they name none."""
+    """The encoder that ``options`` name, or None where they name none.
+
+    Args:
+        options: name the encoder's folder, and how it is used.
+        fingerprint: the fingerprint that the folder must have. Default: the one it has now.
+    """
     if not options.encoder:
         return None
     settings = (options.num_layers, options.encoder_pooling, options.encoder_precision)
@@ -35,7 +40,10 @@ def encoder_of(options: Options, fingerprint: str = "") -> Encoder | None:
 
 
 def tokenized(samples: Sequence[Sample], options: Options, encoder: Encoder | None = None) -> list[list[list[Any]]]:
-    """The words of every review, or piece of one, that has any; or the token ids of an encoder."""
+    """The words of every review, or of every piece of a review; or, with an encoder, the token ids.
+
+    Reviews and pieces without words are left out.
+    """
     tokenize = encoder.tokenize if encoder else tokenizer(options.tokenizer)
     return [
         [
@@ -54,7 +62,11 @@ def build_network(
     """The untrained network of ``options``.
 
     Args:
+        options: of the training.
         num_words: size of the vocabulary; None for a network that reads vectors of ``state_size``.
+        num_labels: number of labels.
+        vectors: initial word vectors. Default: random ones.
+        state_size: size of the vectors of an encoder. Default: 0, no encoder.
     """
     graph = None
     if options.arm != "han":
@@ -70,7 +82,7 @@ def build_network(
         options.word_dropout,
         masked=not options.unmasked_attention,
         vectors=vectors,
-        # Constant also where the vectors come later, from a file: an optimiser is made for what is trained.
+        # Constant even if the vectors come later from a file: the optimiser is made for the weights that are trained.
         freeze_vectors=options.embedding == "word2vec",
         label_graph=graph,
     )
@@ -78,14 +90,14 @@ def build_network(
 
 @dataclass
 class Classifier:
-    """From texts to probabilities of labels.
+    """Turns texts into probabilities of labels.
 
     Args:
-        network: gives logits of word ids, or of an encoder's states.
-        reader: the words of the network, or the encoder before it.
-        labels: the names of its outputs.
-        options: how it was trained, and so how text is cut.
-        threshold: a label is predicted where its probability is greater.
+        network: turns word ids, or an encoder's states, into logits.
+        reader: the vocabulary of the network, or the encoder before it.
+        labels: the names of the network's outputs.
+        options: options of the training, which also say how text is cut.
+        threshold: a label is predicted where its probability is greater than this.
 
     Example:
         >>> classifier = Classifier.load("runs/label_graph/seed1/model.pt")
@@ -107,7 +119,7 @@ class Classifier:
 
     @torch.no_grad()
     def probabilities(self, texts: Tensor | States) -> Tensor:
-        """Probabilities ``(samples, labels)``, on the CPU, of what :meth:`encode` gives."""
+        """Probabilities ``(samples, labels)``, on the CPU, of texts that :meth:`encode` gave."""
         device = self.network.output.weight.device
         batches = torch.arange(len(texts)).split(self.options.batch_size)
         bar = progress(batches, "labels", unit=" batches", leave=False)
@@ -115,7 +127,7 @@ class Classifier:
             return torch.cat([self.network(texts[batch].to(device)).sigmoid().cpu() for batch in bar])
 
     def save(self, path: str | Path) -> None:
-        """Write one file that holds plain data and tensors only; an encoder by its fingerprint."""
+        """Write one file that holds only plain data and tensors; of an encoder it holds the fingerprint."""
         of_reader = (
             {"encoder": [self.reader.fingerprint, self.network.embedding_dim]}
             if isinstance(self.reader, Encoder)
@@ -131,10 +143,10 @@ class Classifier:
 
     @classmethod
     def load(cls, path: str | Path) -> Classifier:
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            CheckpointError: no such file, another one, or one whose weights are not finite.
+            CheckpointError: no such file, a file of another kind, or weights that are not finite.
         """
         content = load_safely(path)
         state = content if isinstance(content, dict) else {}
@@ -173,10 +185,11 @@ class Predictor(ModelFile):
     )
 
     def load(self) -> Classifier:
-        """The model, with this threshold, and its encoder in this folder.
+        """The model, with ``threshold`` and with its encoder in the folder ``encoder`` where these are given.
 
         Raises:
-            OptionError: the encoder is not there, or the model has none. Another one is refused when it is read.
+            OptionError: the encoder's folder is not there, or the model has no encoder. A folder with another encoder
+                is refused when it is read.
         """
         classifier = super().load()
         if isinstance(classifier.reader, Encoder):

@@ -26,9 +26,10 @@ __all__ = ["Corpus", "prepare", "settings_of"]
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is read of every split, its gold labels, the texts that word vectors are trained on, and what is left out.
+    """The texts and gold labels of every split, the sentences that word vectors are trained on, and the coverage.
 
-    ``texts`` are word ids, or an encoder's states; ``reader`` is what gave them.
+    ``texts`` are word ids, or an encoder's states; the ``reader`` made them. ``coverage`` tells how much of a split is
+    read (:func:`~graph.label_graph.coverage.coverage`).
     """
 
     texts: dict[str, Tensor | States]
@@ -44,7 +45,7 @@ class Corpus:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of everything that is trained and scored on."""
+        """SHA-256 of everything that a run is trained and scored on."""
         texts = (text.digest if isinstance(text, States) else text for text in map(self.texts.get, SPLITS))
         parts = (part for pair in zip(texts, map(self.gold.get, SPLITS), strict=True) for part in pair)
         words = self.reader.words if isinstance(self.reader, Vocabulary) else None
@@ -55,13 +56,14 @@ def prepare(options: Options, device: str | torch.device = "cpu", cache: Path | 
     """Read, cut and number the data of ``options``.
 
     Args:
-        device: where an encoder computes.
-        cache: folder of an encoder's states.
+        options: of the training.
+        device: where an encoder computes. Default: the CPU.
+        cache: folder that keeps an encoder's states. Default: None, they are not kept.
 
     Raises:
-        OptionError: no word in the training texts, none that is frequent enough, or an option that has no effect on
+        OptionError: the training texts have no word, or none that is frequent enough; or an option has no effect on
             them.
-        DataError: what :func:`~graph.label_graph.data.read_splits` refuses.
+        DataError: :func:`~graph.label_graph.data.read_splits` refuses the data.
     """
     splits, encoder = read_splits(options.data), encoder_of(options)
     reviews = {split: tokenized(splits[split], options, encoder) for split in SPLITS}

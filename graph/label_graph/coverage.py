@@ -12,7 +12,7 @@ from graph.label_graph.options import Options
 __all__ = ["coverage", "notes"]
 
 MOST = 0.95
-"""The share of the reviews that a value which :func:`notes` proposes would read whole."""
+"""The share of the reviews that are read whole with the ``--max-words`` that :func:`notes` proposes."""
 
 
 def coverage(
@@ -21,15 +21,17 @@ def coverage(
     """How much of a split is read.
 
     Args:
-        samples: as they were read.
-        reviews: their words.
-        labels: those of training.
-        options: how much is read.
+        samples: the samples of the split.
+        reviews: the words of their reviews.
+        labels: the labels of training.
+        options: say how much is read.
 
     Returns:
-        Numbers of ``samples``, of those ``without_labels`` and ``without_words``; the shares ``reviews_read``,
-        ``words_read`` (of these reviews) and ``reviews_cut``; the ``max_words`` that would leave 95 % of them whole;
-        and the ``unknown_labels`` with the number of their samples.
+        - ``samples``, ``without_labels`` and ``without_words``: numbers of samples
+        - ``reviews_read``: the share of the reviews that are read
+        - ``words_read`` and ``reviews_cut``: shares of the words of these reviews, and of these reviews
+        - ``max_words_of_most``: the ``max_words`` that would leave 95 % of these reviews whole
+        - ``unknown_labels``: labels that training does not have, each with its number of samples
     """
     read = [review for sample in reviews for review in sample[: options.max_reviews]]
     lengths = sorted(map(len, read))
@@ -47,7 +49,7 @@ def coverage(
 
 
 def notes(coverage_of: Mapping[str, Mapping[str, Any]], options: Options) -> Iterator[str]:
-    """A line for the cuts of the training texts, and one for everything else that is left out of each split."""
+    """Lines that tell how the training texts are cut, and what is left out of each split."""
     train = coverage_of["train"]
     if train["reviews_read"] < 1:
         yield f"train: --max-reviews {options.max_reviews} reads {train['reviews_read']:.1%} of the reviews"

@@ -35,7 +35,7 @@ class Sample:
 
 
 def _sample(reviews: Iterable[str], labels: Iterable[str], origin: str) -> Sample:
-    # Two ways to write é are one label.
+    # é can be written in two ways, which are one label.
     names = list(dict.fromkeys(unicodedata.normalize("NFC", label.strip()) for label in labels))
     if "" in names:
         raise DataError(f"{origin}: a label is empty")
@@ -64,7 +64,7 @@ def _album(value: Any, origin: str, need_labels: bool) -> Sample:
 
 
 def _literal(line: str, origin: str) -> Any:
-    """A Python literal. ``ast.literal_eval`` runs no code; what it makes of hostile nesting are these errors."""
+    """A Python literal. ``ast.literal_eval`` runs no code, and raises the errors below on hostile nesting."""
     try:
         return ast.literal_eval(line.strip())
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
@@ -72,7 +72,7 @@ def _literal(line: str, origin: str) -> Any:
 
 
 def _holds_albums(path: str | Path) -> bool:
-    """Whether every line is the literal of an album: a text may start as one."""
+    """Whether every line is the literal of an album. All lines are read: a text may begin like an album."""
     try:
         return any([_album(_literal(line, origin), origin, need_labels=False) for line, origin in read_lines(path)])
     except DataError:
@@ -80,16 +80,16 @@ def _holds_albums(path: str | Path) -> bool:
 
 
 def read_file(path: str | Path, need_labels: bool = True) -> list[Sample]:
-    """The samples of one file, its form by its name, ``.gz`` left aside.
+    """The samples of one file; the ending of its name, without ``.gz``, tells its form.
 
-    ``.tsv``: lines of ``labels TAB text``, labels separated by ``|``, or none, after a header where there is one
-    (:func:`~fairseq_ext.training.tables.read_labelled_lines`). ``.json``: one album or a list of them.
-    ``.txt``: a Python literal of one album per line. Without ``need_labels``, every line of a ``.txt`` that does not
-    hold albums alone is a text, blank ones too, as those of the standard input (``"-"``) are.
+    ``.tsv``: lines of ``labels TAB text``, with any number of labels separated by ``|``, and with or without a header
+    (:func:`~fairseq_ext.training.tables.read_labelled_lines`). ``.json``: one album or a list of albums.
+    ``.txt``: on each line the Python literal of one album. If ``need_labels`` is False and a line of the ``.txt`` holds
+    no album, every line is a text, blank lines too. Lines of the standard input (``"-"``) are always texts.
 
     Args:
         path: the file.
-        need_labels: False for what is to be labelled: albums may lack ``tags``.
+        need_labels: False for texts that are to be labelled: albums may then lack ``tags``. Default True.
 
     Raises:
         DataError: names the file and the line.
@@ -116,12 +116,12 @@ def read_file(path: str | Path, need_labels: bool = True) -> list[Sample]:
 def read_splits(folder: str | Path) -> dict[str, list[Sample]]:
     """Training, validation and test samples of a folder in any of its forms.
 
-    A folder with one JSON file per album is split 70/9/21 like the released code, with the same seeds, but over sorted
-    file names: the order of the original was that of the disk.
+    A folder with one JSON file per album is split 70/9/21 with the seeds of the released code. But here the files are
+    sorted by name; the released code takes them in the order of the disk.
 
     Raises:
         OptionError: no such folder.
-        DataError: no such form in the folder, or a split without any label that training has.
+        DataError: the folder has none of the forms, or a split has no label that training has.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -157,7 +157,7 @@ def _split_albums(folder: Path) -> dict[str, list[Sample]]:
 
     files = sorted(path for path in folder.iterdir() if path.name.removesuffix(".gz").endswith(".json"))
     albums = [sample for path in files for sample in read_file(path)]
-    if len(albums) < 5:  # fewer leave a split empty
+    if len(albums) < 5:  # with fewer, a split would be empty
         raise DataError(f"{folder}: {len(albums)} albums; expected {FORMS}, of the last at least 5")
     train, rest = train_test_split(albums, test_size=0.3, random_state=1)
     # The released code calls 70% of the remainder the test set.
@@ -166,7 +166,7 @@ def _split_albums(folder: Path) -> dict[str, list[Sample]]:
 
 
 def label_names(samples: list[Sample]) -> list[str]:
-    """All labels, sorted; the order of the network's outputs."""
+    """All labels, sorted, in the order of the network's outputs."""
     return sorted({label for sample in samples for label in sample.labels})
 
 
@@ -177,7 +177,7 @@ def unknown_labels(samples: Iterable[Sample], labels: Iterable[str]) -> dict[str
 
 
 def label_matrix(samples: list[Sample], labels: list[str]) -> Tensor:
-    """Gold labels as 0 and 1, ``(samples, labels)``; those not among ``labels`` are left out."""
+    """Gold labels as 0 and 1, ``(samples, labels)``; labels that are not among ``labels`` are left out."""
     place = {label: column for column, label in enumerate(labels)}
     matrix = torch.zeros(len(samples), len(labels))
     for row, sample in zip(matrix, samples, strict=True):

@@ -1,4 +1,4 @@
-"""A pre-trained encoder of Hugging Face in the place of word vectors: its states are constants, computed once."""
+"""A pre-trained Hugging Face encoder in the place of word vectors; its states are constants, computed once."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ __all__ = ["DTYPES", "POOLINGS", "Encoder", "States", "fingerprint_of"]
 POOLINGS = ("mean", "none")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CHUNK = 2048
-"""Reviews of a file of the cache, so that a kill costs little."""
+"""Reviews in one file of the cache: few enough that a killed run loses little."""
 BATCH = 32
 
 
 @dataclass(frozen=True)
 class States:
-    """Constant vectors of what is read of some samples.
+    """Constant vectors of the text that is read of some samples.
 
     Args:
-        table: ``(1 + vectors, D)`` in half precision; row 0 is padding, zeros.
-        rows: rows of the table, ``(samples, reviews, vectors of a review)``, 0 where there is none.
-        digest: of the encoder and of all that it read.
+        table: all vectors, ``(1 + vectors, D)`` in half precision; row 0 is zeros, for padding.
+        rows: numbers of rows of the table, ``(samples, reviews, vectors of a review)``, 0 for padding.
+        digest: digest of the encoder and of everything that it read.
 
-    Indexing with numbers of samples gives their vectors, ``(N, reviews, longest review, D)``, in single precision.
+    Indexed by numbers of samples, it gives their vectors, ``(N, reviews, longest review, D)``, in single precision.
     """
 
     table: Tensor
@@ -55,18 +55,19 @@ class States:
 
 @dataclass(frozen=True)
 class Encoder:
-    """The vectors of reviews by a text encoder, of mean 0 and deviation 1. It is loaded when it is first needed.
+    """Turns reviews into vectors of mean 0 and deviation 1 by a text encoder, which is loaded when first needed.
 
     Args:
-        folder: of the model: configuration, safetensors, tokenizer.
-        fingerprint: of the folder, as :func:`fingerprint_of` gives it.
-        num_layers: only the first so many layers; 0 for all.
-        pooling: ``"mean"`` of the states of a review, or ``"none"``: the state of each token.
-        precision: number format of the forward pass.
+        folder: folder of the model, with configuration, safetensors and tokenizer.
+        fingerprint: fingerprint of the folder, as :func:`fingerprint_of` gives it.
+        num_layers: how many of the first layers are used. Default: 0, all.
+        pooling: ``"mean"``, one vector from all states of a review, or ``"none"``, a vector from the state of each
+            token. Default ``"mean"``.
+        precision: number format of the forward pass. Default ``"float32"``.
 
     Raises:
-        OptionError: no such folder, or a model that is no encoder of texts.
-        CheckpointError: no model in the folder, or not the one of the fingerprint.
+        OptionError: no such folder, or the model is no encoder of texts.
+        CheckpointError: no model in the folder, or a model with another fingerprint.
     """
 
     folder: str
@@ -105,17 +106,17 @@ class Encoder:
 
     @property
     def hidden_size(self) -> int:
-        """D, the numbers of a state."""
+        """The length of a state, D."""
         return int(self._model.config.get_text_config().hidden_size)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, without those that begin and end it."""
-        # verbose: a text that is longer than the model reads is cut later.
+        """Token ids of a text, without the special tokens before and after it."""
+        # verbose=False: no warning of a text that is too long for the model, which is cut later.
         return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     @functools.cached_property
     def _ends(self) -> tuple[list[int], list[int]]:
-        """The token ids before and after those of a text."""
+        """The ids of the special tokens before a text, and of those after it."""
         bare, whole = self.tokenize("a"), self._tokenizer("a")["input_ids"]
         start = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
         return whole[:start], whole[start + len(bare) :]
@@ -128,14 +129,14 @@ class Encoder:
         device: str | torch.device = "cpu",
         cache: Path | None = None,
     ) -> States:
-        """States of the first reviews of each sample, and of the first tokens of each review.
+        """The states of the first reviews of each sample, of which the first tokens are read.
 
         Args:
-            reviews: token ids of :meth:`tokenize`, of the reviews of every sample.
-            max_reviews: of a sample.
-            max_words: tokens of a review.
-            device: where to compute.
-            cache: folder of states that were computed before; those of other encoders and texts may share it.
+            reviews: token ids of each review of every sample, as :meth:`tokenize` gives them.
+            max_reviews: most reviews of a sample.
+            max_words: most tokens of a review.
+            device: where to compute. Default: the CPU.
+            cache: folder that keeps states; several encoders and texts may share it. Default: None, nothing is kept.
         """
         self._check_length(max_words)
         first, last = self._ends
@@ -168,7 +169,7 @@ class Encoder:
             raise OptionError(f"--max-words: {self.folder} reads at most {longest} tokens of a text, got {max_words}")
 
     def _stored(self, reviews: list[list[int]], device: str | torch.device, cache: Path | None) -> Tensor:
-        """The vectors of ``reviews``, in their order, ``(vectors, D)``; from the cache where they are there."""
+        """The vectors of ``reviews``, in their order, ``(vectors, D)``; read from the cache where it has them."""
         if cache is None:
             return self._computed(reviews, device)
         from safetensors.torch import load_file, save_file
@@ -197,7 +198,7 @@ class Encoder:
             for review, of_review, mask in zip(batch, hidden, padded["attention_mask"].bool(), strict=True):
                 vectors = of_review[mask]
                 vectors = vectors.mean(0, keepdim=True) if self.pooling == "mean" else vectors
-                # The size of states differs tenfold between encoders and layers; attention starts from tanh.
+                # The size of states differs tenfold between encoders and layers; attention begins with a tanh.
                 states[review] = F.layer_norm(vectors, vectors.shape[-1:]).half().cpu()
         return torch.cat([states[review] for review in range(len(reviews))])
 
@@ -217,7 +218,7 @@ def fingerprint_of(folder: str) -> str:
 
 
 def _pretrained() -> Any:
-    """What reads folders of Hugging Face: an import of seconds, and of packages that the extra ``vl`` brings."""
+    """The module that reads Hugging Face's folders; its import takes seconds, and packages of the extra ``vl``."""
     try:
         from fairseq_ext.training import pretrained
     except ModuleNotFoundError as error:

@@ -22,7 +22,7 @@ ADVICE = "lower --lr or --ratio2, or leave out --no-soft-target-clip"
 def train_epoch(
     classifier: Classifier, optimizer: torch.optim.Optimizer, texts: Tensor | States, gold: Tensor
 ) -> float:
-    """One pass in random order; the mean loss."""
+    """Train for one pass over the samples in random order; returns the mean loss."""
     network, options = classifier.network.train(), classifier.options
     device = network.output.weight.device
     graph = network.label_graph.weight if network.label_graph else torch.eye(gold.size(1), device=device)
@@ -48,7 +48,7 @@ def train_epoch(
 
 
 def validate(classifier: Classifier, texts: Tensor | States, gold: Tensor, tune: bool = False) -> dict[str, float]:
-    """Metrics at the classifier's threshold; with ``tune`` this is first set to the best for these samples.
+    """Metrics at the classifier's threshold; with ``tune`` the threshold is first set to the best for these samples.
 
     Raises:
         OptionError: probabilities that are not finite.

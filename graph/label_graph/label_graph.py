@@ -1,6 +1,6 @@
 r"""Label graph and soft training: one learned matrix mixes the label scores and softens the targets.
 
-    e' = e G,  ŷ = sigmoid(e')                                  the label graph, G of size m x m, from the identity
+    e' = e G,  ŷ = sigmoid(e')                                  the label graph; G is m x m, at first the identity
     s = y G,   y' = softmax(s / τ), or s without a temperature  soft targets from the same graph
     J = H(ŷ, y) + ratio1 H(ŷ, y') - ratio2 ||G - I||²           soft training
 
@@ -41,11 +41,11 @@ class LabelGraph(nn.Module):
     .. math::
         e'_j = \sum_i e_i G_{ij}
 
-    :math:`G_{ij}` is what label i says about label j. At the start G is the identity, so the layer changes nothing.
-    G is not constrained: neither symmetric nor normalised.
+    :math:`G_{ij}` is the weight with which label i adds to label j. At the start G is the identity, so the layer
+    changes nothing. G is not constrained: it need be neither symmetric nor normalised.
 
     Args:
-        num_labels: m.
+        num_labels: number of labels, m.
         position: ``"scores"`` mixes the raw scores, :math:`\hat y = \sigma(e G)`. ``"probabilities"`` mixes after the
             sigmoid, :math:`\hat y = \sigma(e) G`, clamped to [1e-7, 1 - 1e-7]; a clamped label has no gradient. The
             released options know both; the default is our choice.
@@ -95,10 +95,10 @@ def soft_targets(
     Args:
         target: gold labels in {0, 1}, ``(N, m)``, of any type, an array too.
         graph: G, ``(m, m)``.
-        temperature: τ. A softmax over the labels sums to 1, whatever the number of gold labels. Default 0, as the
-            released code: no softmax.
-        stop_gradient: G learns from the predictions alone, not by moving its own targets. Default on, as the released
-            code.
+        temperature: τ. A softmax over the labels sums to 1, whatever the number of gold labels. Default 0, no softmax,
+            as in the released code.
+        stop_gradient: whether G learns from the predictions only, and not by changing its own targets. Default True, as
+            in the released code.
         clip: keep :math:`y G` inside [0, 1]. Without it the targets may leave the range, and the loss of such a label
             is not bounded below. Our choice; off, as no released option does so.
 
@@ -134,7 +134,7 @@ def _binary_losses(logits: Tensor, loss: str, log_end: float) -> tuple[Tensor, T
 
 
 class LossTerms(NamedTuple):
-    """Scalars: ``hard`` is H(ŷ, y), ``soft`` is H(ŷ, y'), ``distance`` is the squared Frobenius norm of G - I."""
+    """Three scalars: ``hard``, H(ŷ, y); ``soft``, H(ŷ, y'); ``distance``, the squared Frobenius norm of G - I."""
 
     hard: Tensor
     soft: Tensor
@@ -186,21 +186,22 @@ def label_graph_loss(
         H(\hat y, t) = -\sum_j t_j \log \hat y_j + (1 - t_j) \log (1 - \hat y_j)
 
     H is summed over the labels (our choice: a mean only rescales it) and averaged over the batch. Both terms take the
-    scores after the graph, :math:`e'`. Whether the paper softens those or the scores :math:`e` before it is open: this
-    is our choice.
+    scores after the graph, :math:`e'`. The paper leaves open whether soft training takes these or the scores :math:`e`
+    before the graph: this is our choice.
 
     Args:
-        logits: what :class:`LabelGraph` returns, ``(N, m)``.
+        logits: logits that :class:`LabelGraph` returns, ``(N, m)``.
         target: gold labels in {0, 1}, ``(N, m)``, of any type, an array too.
         graph: G, ``(m, m)``.
-        ratio1: :math:`\rho_1`. Default 1, as the released code; 0 is the label graph without soft training.
-        ratio2: :math:`\rho_2`. The sign is the released one: it rewards distance from the identity, and nothing bounds
-            that reward, so keep it tiny. Default 0, as the released code.
+        ratio1: :math:`\rho_1`. Default 1, as in the released code; 0 is the label graph without soft training.
+        ratio2: :math:`\rho_2`. The minus sign is the released one: it rewards distance from the identity, and nothing
+            bounds that reward, so keep it tiny. Default 0, as in the released code.
         temperature, stop_gradient, soft_target_clip: as in :func:`soft_targets`.
         loss: the binary loss in H. ``"bce"`` is our reading of the paper. ``"encouraging"`` (arXiv:2110.06537) takes
-            each label as two classes with logits (0, z); ``"halted-focal"`` is from the same paper. Both weigh the loss
-            of a gold label by t and that of another by 1 - t, which for soft targets is our choice.
-        log_end: where the logarithm of the encouraging loss ends.
+            each label as two classes with logits (0, z); ``"halted-focal"`` is from the same paper. For a target t both
+            are t times the loss of a gold label plus 1 - t times the loss of another label; for soft targets this is
+            our choice. Default ``"bce"``.
+        log_end: probability at which the logarithm of the encouraging loss ends. Default 0.75.
 
     Example:
         >>> graph = LabelGraph(22)

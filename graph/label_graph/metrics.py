@@ -15,7 +15,7 @@ METRICS = ("one_error", "hamming_loss", "macro_f1", "micro_f1")
 
 
 def _checked(scores: ArrayLike, gold: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    # Double precision, so that a threshold between two neighbouring single-precision scores is none of them.
+    # Double precision, so that a threshold between two neighbouring single-precision scores equals neither.
     scores, gold = (
         values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=np.float64)
         for values in (scores, gold)
@@ -32,15 +32,15 @@ def _checked(scores: ArrayLike, gold: ArrayLike) -> tuple[np.ndarray, np.ndarray
 def multilabel_metrics(scores: ArrayLike, gold: ArrayLike, threshold: float = 0.2) -> dict[str, float]:
     """One-error, Hamming loss, macro-F1 and micro-F1, all as fractions.
 
-    One-error is the share of samples whose best label is not gold (the first wins a tie), so that a sample without gold
-    labels always counts; Hamming loss the share of wrong decisions. A label without gold or predicted samples has an F1
-    of 0, and counts in the macro average.
+    One-error is the share of samples whose label with the highest score (the first of several) is not gold; a sample
+    without gold labels therefore always counts. Hamming loss is the share of wrong decisions. A label without gold and
+    predicted samples has an F1 of 0, and counts in the macro average.
 
     Args:
         scores: ``(samples, labels)``; arrays, lists or tensors.
         gold: 0 or 1, of the same shape.
-        threshold: a label is predicted where its score is greater. Default 0.2, as the paper's code. A sample may get
-            no label.
+        threshold: a label is predicted where its score is greater; a sample may get no label. Default 0.2, as in the
+            paper's code.
     """
     from sklearn.metrics import hamming_loss
 
@@ -56,7 +56,7 @@ def multilabel_metrics(scores: ArrayLike, gold: ArrayLike, threshold: float = 0.
 
 
 def f1_by_label(scores: ArrayLike, gold: ArrayLike, threshold: float = 0.2) -> list[float]:
-    """F1 of every label, whose mean is the macro-F1; arguments as those of :func:`multilabel_metrics`."""
+    """F1 of every label; their mean is the macro-F1. The arguments are those of :func:`multilabel_metrics`."""
     scores, gold = _checked(scores, gold)
     return _f1(gold, scores > threshold, None).tolist()
 
@@ -64,20 +64,20 @@ def f1_by_label(scores: ArrayLike, gold: ArrayLike, threshold: float = 0.2) -> l
 def _f1(gold: np.ndarray, predicted: np.ndarray, average: str | None) -> Any:
     from sklearn.metrics import f1_score
 
-    # Of a single column scikit-learn would count its absence as a second class.
+    # With a single column, scikit-learn would count the absence of the label as a second class.
     labels = [1] if gold.shape[1] == 1 else None
     return f1_score(gold, predicted, labels=labels, average=average, zero_division=0)
 
 
 def tune_threshold(scores: ArrayLike, gold: ArrayLike) -> float:
-    """The threshold with the best micro-F1, exactly: every place between two different scores is tried.
+    """The threshold with the best micro-F1, found exactly: every place between two different scores is tried.
 
     Args:
-        scores: (samples, labels) probabilities, or whatever ranks the labels.
-        gold: (samples, labels), 0 or 1.
+        scores: probabilities, or other scores that rank the labels, ``(samples, labels)``.
+        gold: 0 or 1, ``(samples, labels)``.
 
     Raises:
-        ValueError: shapes that differ, or scores that are no numbers.
+        ValueError: shapes that differ, scores that are no numbers, or ``gold`` with other values.
     """
     scores, gold = _checked(scores, gold)
     order = np.argsort(-scores, axis=None, kind="stable")

@@ -20,7 +20,7 @@ NO_CELL = "none"
 
 
 class AttentionPooling(nn.Module):
-    r"""Weighted mean of projected states, the weights by similarity to a learned context vector.
+    r"""Weighted mean of projected states; the weights come from their similarity to a learned context vector.
 
     .. math::
         q_t = \tanh(W h_t + b), \qquad a = \mathrm{softmax}_t(u \cdot q_t), \qquad s = \sum_t a_t q_t
@@ -33,7 +33,7 @@ class AttentionPooling(nn.Module):
 
     Shape:
         states ``(N, T, in_features)``, key_padding_mask ``(N, T)``, True where a position is padding. Returns
-        ``(N, out_features)`` and the weights ``(N, T)``. A row of padding alone gives zeros.
+        ``(N, out_features)`` and the weights ``(N, T)``. A row that is all padding gives zeros.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -53,17 +53,17 @@ class AttentionPooling(nn.Module):
         if key_padding_mask is None:
             weights = scores.softmax(-1)
         else:
-            # The least number instead of -inf: a row of padding alone must not become nan.
+            # The least number instead of -inf: a row that is all padding must not become nan.
             scores = scores.masked_fill(key_padding_mask, torch.finfo(scores.dtype).min)
             weights = scores.softmax(-1).masked_fill(key_padding_mask, 0.0)
         return (weights[:, None] @ projected).squeeze(1), weights
 
 
 class _Level(nn.Module):
-    """A recurrent network in both directions (or none) over rows of at least one element, attention pooling, dropout.
+    """A recurrent network in both directions (or none), attention pooling and dropout, over rows that are not empty.
 
-    The right-to-left network reads each row mirrored within its length. That gives what packed sequences give, in a
-    third to a half of their time on a CPU.
+    The right-to-left network reads each row mirrored within its length. The result is that of packed sequences, in a
+    third to a half of the time on a CPU.
     """
 
     def __init__(self, in_features: int, hidden_size: int, out_features: int, cell: str, dropout: float, masked: bool):
@@ -78,7 +78,7 @@ class _Level(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         rows, positions, _ = x.shape
-        if rows == 0:  # no batch for a recurrent network
+        if rows == 0:  # recurrent networks refuse an empty batch
             return x.new_zeros(0, self.pooling.projection.out_features), x.new_zeros(0, positions)
         if self.masked:
             x = x[:, : int(lengths.max())]
@@ -101,34 +101,37 @@ class _Level(nn.Module):
 class HierarchicalAttentionNetwork(nn.Module):
     """Label logits of samples that are sets of short texts; the base network of arXiv:1808.07604.
 
-    Words of a review pass a bidirectional recurrent network and attention pooling; the reviews of a sample pass a
-    second pair of them; a linear layer scores the labels. With a label graph, it has the last word.
+    The words of a review pass a bidirectional recurrent network and attention pooling; the reviews of a sample pass a
+    second recurrent network and pooling; a linear layer scores the labels. A label graph, if there is one, then mixes
+    the scores.
 
     Args:
-        num_words: size of the vocabulary, including id 0, which is padding. None: it reads vectors in the place of ids.
-        num_labels: m.
-        embedding_dim: size of word vectors. Default 100, as the paper's.
-        hidden_size: units of each direction. Default 128, as the released code.
-        attention_size: size of the vectors of reviews and samples. Default 100, as the released code.
-        cell: ``"lstm"`` or ``"gru"``. The default is our choice; the released code imports both. ``"none"``: attention
-            alone, for vectors that know their neighbours.
-        dropout: on the vectors of reviews and samples. Default 0, as the released code.
-        word_dropout: share of the words whose vectors are zero in a training step, the others growing by 1 / (1 -
-            share). Default 0, as the released code.
-        masked: padding gets no attention. Off is the behaviour of the code that the released one builds on, whose
-            softmax runs over all positions, so that a result depends on how far a sample is padded.
+        num_words: size of the vocabulary, including id 0, which is padding. None: the network reads vectors in the
+            place of ids.
+        num_labels: number of labels, m.
+        embedding_dim: size of word vectors. Default 100, as in the paper.
+        hidden_size: units of each direction. Default 128, as in the released code.
+        attention_size: size of the vectors of reviews and samples. Default 100, as in the released code.
+        cell: ``"lstm"`` or ``"gru"``, or ``"none"`` for attention without a recurrent network, over vectors that
+            already depend on their neighbours. Default ``"lstm"``, our choice; the released code imports both cells.
+        dropout: dropout on the vectors of reviews and samples. Default 0, as in the released code.
+        word_dropout: share of the words whose vectors are zero in a training step; the others are divided by
+            1 - share. Default 0, as in the released code.
+        masked: whether padding gets no attention. Default True. With False the softmax runs over all positions, as in
+            the code that the released one builds on, and a result depends on how far a sample is padded.
         vectors: initial word vectors ``(num_words, embedding_dim)``. Default: random ones.
-        freeze_vectors: whether word vectors are constants. Default: those that are given, as in the released code.
-        label_graph: a :class:`~graph.label_graph.LabelGraph` over the scores, or none.
+        freeze_vectors: whether word vectors are constants. Default: given vectors are, random ones are not, as in the
+            released code.
+        label_graph: a :class:`~graph.label_graph.LabelGraph` over the scores. Default: None.
 
     Shape:
         ids ``(N, R, T)``: R reviews of T word ids, integers of any type, padded with 0 on the right. Reviews without
-        words are skipped wherever they stand; a sample without reviews has the vector zero. Without a vocabulary,
-        vectors ``(N, R, T, embedding_dim)`` in their place, padded with zeros. Returns logits ``(N, m)``, and with
+        words are skipped wherever they stand; the vector of a sample without reviews is zero. Without a vocabulary, the
+        input is vectors ``(N, R, T, embedding_dim)``, padded with zeros. Returns logits ``(N, m)``, and with
         ``need_weights=True`` also the attention of words ``(N, R, T)`` and of reviews ``(N, R)``.
 
     Raises:
-        ValueError: an argument, or ids, that do not fit; the message names them.
+        ValueError: an argument or ids do not fit; the message names them.
 
     Example:
         >>> model = HierarchicalAttentionNetwork(1000, 22, label_graph=LabelGraph(22))
@@ -178,7 +181,7 @@ class HierarchicalAttentionNetwork(nn.Module):
         lengths = is_word.sum(-1)
         present = lengths > 0
         sample, _ = present.nonzero(as_tuple=True)
-        # The j-th review with words of a sample moves to place j, so that the second level sees no gaps.
+        # The j-th review of a sample that has words moves to place j, so that the second level sees no gaps.
         place = (present.cumsum(1) - 1).clamp(min=0)
 
         words = ids[present] if self.embedding is None else self.embedding(ids[present].int())
@@ -199,7 +202,7 @@ class HierarchicalAttentionNetwork(nn.Module):
         return logits, of_words, of_reviews.gather(1, place).masked_fill(~present, 0.0)
 
     def _present(self, ids: Tensor) -> Tensor:
-        """Where there are words, ``(N, R, T)``."""
+        """Where the input has words and not padding, bool, ``(N, R, T)``."""
         if self.embedding is None:
             if ids.dim() != 4 or not ids.is_floating_point():
                 raise ValueError(
@@ -209,6 +212,6 @@ class HierarchicalAttentionNetwork(nn.Module):
         if ids.dim() != 3 or ids.is_floating_point():
             raise ValueError(f"ids must be integers (samples, reviews, words), got {ids.dtype} {tuple(ids.shape)}")
         words = self.embedding.num_embeddings
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < words:  # on a GPU it would end the process
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < words:  # such ids end the process on a GPU
             raise ValueError(f"ids must be in [0, {words}), got {int(ids.min())} to {int(ids.max())}")
         return ids != PADDING

@@ -24,10 +24,14 @@ NO_ENCODER = {"encoder": ("",)}
 
 
 def fixed_threshold(text: str, also: str = "") -> float:
-    """The number of a ``--threshold``; ``also`` says what else would be allowed.
+    """The number that a ``--threshold`` holds.
+
+    Args:
+        text: the option's value.
+        also: what the message names as allowed beside a number.
 
     Raises:
-        OptionError: it is none, or not in [0, 1).
+        OptionError: ``text`` is no number, or not in [0, 1).
     """
     with contextlib.suppress(ValueError):
         if 0 <= float(text) < 1:

@@ -18,15 +18,16 @@ from graph.label_graph.classifier import ModelFile
 __all__ = ["draw_label_graph", "format_pairs", "plot", "strongest_pairs"]
 
 ANNOTATED = 12
-"""Up to so many labels every cell shows its number."""
+"""Up to this number of labels every cell shows its number."""
 LARGEST = 24.0
-"""Inches of a side at most; the names of more labels are smaller."""
+"""Most inches of a side; if more labels come on it, their names become smaller."""
 
 
 def strongest_pairs(graph: Tensor, labels: Sequence[str], count: int = 20) -> list[dict[str, Any]]:
-    """The label pairs with the largest mean weight of both directions, by absolute value.
+    """The ``count`` label pairs whose mean weight over both directions is largest in absolute value.
 
-    ``forward`` is the weight with which the score of the first label adds to the second, ``backward`` the reverse.
+    ``forward`` is the weight with which the score of the first label adds to the second, ``backward`` the weight with
+    which the second adds to the first.
     """
     weights = graph.detach().cpu().double()
     first, second = np.triu_indices(len(labels), 1)
@@ -43,7 +44,7 @@ def strongest_pairs(graph: Tensor, labels: Sequence[str], count: int = 20) -> li
 
 
 def format_pairs(pairs: Sequence[dict[str, Any]]) -> str:
-    """One line per pair."""
+    """Label pairs as text, a line per pair."""
     return "\n".join(
         f"{pair['weight']:+.3f}  {' - '.join(pair['labels'])}  ({pair['forward']:+.3f} / {pair['backward']:+.3f})"
         for pair in pairs
@@ -51,7 +52,7 @@ def format_pairs(pairs: Sequence[dict[str, Any]]) -> str:
 
 
 def draw_label_graph(graph: Tensor, labels: Sequence[str], path: str | Path) -> None:
-    """Heat map of G with label names. The diagonal, which starts at 1, is left out of the colour scale."""
+    """Draw a heat map of G with label names. The diagonal, which starts at 1, is left out of the colour scale."""
     from fairseq_ext.training.plotting import LETTERS, picture
 
     weights = graph.detach().cpu().double().numpy()

@@ -35,7 +35,7 @@ LABELS_OF_AN_ALBUM = {2: 0.83, 3: 0.13, 4: 0.03, 5: 0.01}  # 2 to 5, 2.2 on aver
 
 
 def _styles(first: str, rng: random.Random) -> list[str]:
-    """A first style, then related ones by their counts."""
+    """The styles of an album: ``first``, then related ones, drawn in proportion to their counts."""
     chosen = [first]
     (size,) = rng.choices(list(LABELS_OF_AN_ALBUM), list(LABELS_OF_AN_ALBUM.values()))
     while len(chosen) < size:
@@ -48,7 +48,7 @@ def _styles(first: str, rng: random.Random) -> list[str]:
 
 
 def _review(styles: Sequence[str], rng: random.Random, length: int, own: float) -> str:
-    """Words of one style of the album among words that say nothing; both with a Zipf-like fall."""
+    """A review: words of one style of the album among words without meaning, both with Zipf-like frequencies."""
     style = rng.choice(styles).replace("&", "") if styles else None
     words = []
     for _ in range(length):
@@ -64,16 +64,16 @@ def make_albums(
 
     Args:
         count: number of albums.
-        seed: same seed, same albums.
-        hidden: styles whose own words no review uses: only the other styles of an album betray them.
-        reviews: reviews of an album (the music data has 40).
-        words: words of a review (12.4 on average in the music data).
-        own: share of words that come from a style.
+        seed: the same seed gives the same albums. Default 0.
+        hidden: styles whose own words no review uses: only the other styles of an album point to them.
+        reviews: reviews of an album (40 in the music data). Default 10.
+        words: words of a review (12.4 on average in the music data). Default 12.
+        own: share of words that come from a style. Default 0.6.
     """
     for style in hidden:
         choose("--hidden-styles", style, STYLE_COUNTS)
     rng = random.Random(seed)
-    # Each style comes first once, so that a small training set knows them all; then by count.
+    # Each style comes first in one album, so that a small training set has all; further first styles are drawn.
     firsts = [*STYLE_COUNTS, *rng.choices(list(STYLE_COUNTS), list(STYLE_COUNTS.values()), k=count)][:count]
     albums = []
     for number, first in enumerate(firsts):
@@ -100,7 +100,7 @@ class Albums(OptionSet):
 def synthesize(options: Albums) -> str:
     """Write made-up albums with the style counts of the music data.
 
-    70, 9 and 21% of :func:`make_albums`, as ``rmsc.data.{train,valid,test}.json``.
+    70, 9 and 21% of the albums of :func:`make_albums` become ``rmsc.data.{train,valid,test}.json``.
     """
     hidden = [style for style in options.hidden_styles.split(",") if style]
     albums = make_albums(options.albums, options.seed, hidden, options.reviews, options.words, options.own)

@@ -1,4 +1,4 @@
-"""Text to word ids: pieces of a text, words of a piece, vocabulary, word vectors."""
+"""From text to word ids: the pieces of a text, the words of a piece, the vocabulary, and word vectors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOKENIZERS = ("words", "jieba")
 
 # The end of a sentence needs no space after it in Chinese, and does in languages with spaces ("3.5", "U.S.A.").
 _SENTENCE_END = r"(?<=[。！？…])|(?<=[.!?])\s+"
-_JOINERS = "\u200c\u200d"  # within words of Persian, and of Indian languages
+_JOINERS = "\u200c\u200d"  # invisible characters within words of Persian and of Indian languages
 _CLAUSE_END = _SENTENCE_END + r"|(?<=[，；：])|(?<=[,;:])\s+"
 
 
@@ -40,16 +40,17 @@ def split_text(text: str, pieces: str = "whole") -> list[str]:
 
 @functools.cache
 def _word() -> re.Pattern[str]:
-    """A run of letters and digits, with the marks on them: ``re`` counts the vowels of Hindi for none of either."""
+    """A run of letters and digits with the marks on them: for ``re`` alone, Hindi's vowel signs are neither."""
     marks = (mark for mark in map(chr, range(0x300, 0x20000)) if unicodedata.category(mark) in ("Mn", "Mc"))
     letters = rf"\w+(?:[{''.join(marks)}{_JOINERS}]+\w*)*"
     return re.compile(rf"{letters}(?:['’]{letters})*")
 
 
 def tokenizer(name: str) -> Callable[[str], list[str]]:
-    """``"words"``: runs of letters, digits and their marks in lower case, for languages with spaces.
+    """The function that cuts a text into words.
 
-    ``"jieba"``: Chinese words.
+    ``"words"`` gives runs of letters, digits and their marks in lower case, for languages with spaces; ``"jieba"``
+    gives Chinese words.
 
     Raises:
         OptionError: jieba is not installed.
@@ -67,14 +68,14 @@ def tokenizer(name: str) -> Callable[[str], list[str]]:
 
 
 def _normal(text: str) -> str:
-    """Lower case, and one way to write an accented letter."""
-    # The lower case of the Turkish İ has a dot beside that of the i.
+    """The text in lower case, with only one way to write an accented letter."""
+    # Python's lower case of the Turkish İ has a second dot, beside the one of the i.
     return unicodedata.normalize("NFC", text.lower()).replace("i\u0307", "i")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words and their ids: 0 is padding, 1 any unknown word, the rest by descending frequency."""
+    """Words and their ids: 0 is padding, 1 is any unknown word, and words follow by descending frequency."""
 
     words: tuple[str, ...]
 
@@ -91,9 +92,9 @@ class Vocabulary:
         return len(self.words) + SPECIAL
 
     def encode(self, reviews: Sequence[Sequence[Sequence[str]]], max_reviews: int, max_words: int) -> Tensor:
-        """Word ids ``(samples, max_reviews, max_words)``, int32: the first reviews, the first words of each.
+        """Word ids ``(samples, max_reviews, max_words)``, int32, of the first reviews and of the first words of each.
 
-        Ids take 4 bytes per word where a dense array of 100-dimensional vectors takes 800.
+        An id takes 4 bytes per word, a dense 100-dimensional vector would take 800.
         """
         ids = np.full((len(reviews), max_reviews, max_words), PADDING, dtype=np.int32)
         ids_of = self._ids  # type: ignore[attr-defined]
@@ -105,9 +106,9 @@ class Vocabulary:
 
 
 def train_vectors(sentences: Sequence[Sequence[str]], vocabulary: Vocabulary, dim: int = 100, seed: int = 1) -> Tensor:
-    """Word2Vec of gensim with its defaults (CBOW, window 5, five epochs), ``(len(vocabulary), dim)``.
+    """Word vectors by gensim's Word2Vec with its defaults (CBOW, window 5, five epochs), ``(len(vocabulary), dim)``.
 
-    Padding and unknown are zero. One worker, so that a seed gives the same vectors again.
+    The vectors of padding and unknown words are zero. One worker trains, so that a seed always gives the same vectors.
     """
     from gensim.models import Word2Vec
 

@@ -1,4 +1,4 @@
-"""Training: several seeds, the best epoch by validation, resumed bit for bit after a kill."""
+"""Training with several seeds: validation picks the best epoch, and a killed training is resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ def train(
 ) -> dict[str, Any]:
     """Train with one seed; ``folder`` gets ``model.pt`` (of the best epoch) and ``checkpoint.pt`` (of the last).
 
-    A training that was killed is resumed from its ``checkpoint.pt``, and the end is that of an uninterrupted run, bit
-    for bit on a CPU.
+    A training that was killed is resumed from its ``checkpoint.pt``, and ends as an uninterrupted one, bit for bit on a
+    CPU.
 
     Returns:
-        Test metrics at the best epoch, that epoch, its validation metric, the threshold and where it comes from.
+        Test metrics at the best epoch, that epoch, its validation metric, the threshold and where it comes from, the
+        coverage of the data, and the history.
 
     Raises:
         OptionError: the checkpoint in ``folder`` was trained with other options or data.
-        CheckpointError: a damaged checkpoint, or none of this training.
+        CheckpointError: the checkpoint is damaged, or is not of such a training.
         InputError: loss or probabilities are not finite.
     """
     folder = output_folder(folder)

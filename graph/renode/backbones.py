@@ -42,9 +42,9 @@ class Cheb(BasicGNN):
 
 
 class GAT(BasicGNN):
-    """Graph attention with 4 heads, the last layer with 1, and no dropout on attention, as released.
+    """Graph attention with 4 heads, 1 in the last layer, and no dropout on attention, as released.
 
-    torch_geometric's model of this name gives the last layer as many heads as the others, and drops attention.
+    torch_geometric's model of this name has as many heads in the last layer as in the others, and dropout on attention.
     """
 
     supports_edge_weight, supports_edge_attr = False, False
@@ -59,18 +59,18 @@ class GAT(BasicGNN):
 
 
 class SGC(nn.Module):
-    r"""A linear map of the features propagated ``num_layers`` times; equal features are propagated once.
+    r"""A linear map of features that were propagated ``num_layers`` times; equal input is propagated only once.
 
     .. math::
         Z = \hat A^K X W + b,\qquad \hat A = D^{-1/2}(A + I)\,D^{-1/2}
 
     Felix Wu, Tianyi Zhang, Amauri Holanda de Souza Jr., Christopher Fifty, Tao Yu, Kilian Q. Weinberger, "Simplifying
-    Graph Convolutional Networks", arXiv:1902.07153. ``SGConv(cached=True)`` would keep those of its first graph.
+    Graph Convolutional Networks", arXiv:1902.07153. ``SGConv(cached=True)`` would keep the features of its first graph.
 
     Args:
-        in_channels: features of a node.
-        out_channels: classes.
-        num_layers: :math:`K`.
+        in_channels: number of features of a node.
+        out_channels: number of classes.
+        num_layers: number of propagations, :math:`K`.
 
     Shape:
         - x: (n, in_channels).
@@ -99,19 +99,19 @@ class PPNP(nn.Module):
     Johannes Klicpera, Aleksandar Bojchevski, Stephan Günnemann, "Predict then Propagate: Graph Neural Networks meet
     Personalized PageRank", arXiv:1810.05997.
 
-    As released, the matrix is that of the Totoro scores, :class:`~graph.renode.PageRank`: a node reads the targets of
-    its edges, where the other backbones read the sources; a self-loop of the graph counts beside the one that is added,
-    and duplicate edges count once.
+    As released, the matrix is the one of the Totoro scores, :class:`~graph.renode.PageRank`: a node reads the targets
+    of its edges, while in the other backbones it reads the sources; a self-loop of the graph counts in addition to the
+    one that is added, and duplicate edges count once.
 
     Args:
-        in_channels: features of a node.
+        in_channels: number of features of a node.
         hidden_channels: width of the perceptron.
         num_layers: matrices in the perceptron.
-        out_channels: classes.
-        dropout: in the perceptron.
-        alpha: restart probability (default 0.15, as in ReNode's released code).
-        matrix: computes the dense matrix; models of one graph may share one. Default: computed once a graph.
-        topk: what is below the ``topk``-th largest entry of its row of the matrix is 0; ties stay, and nothing is
+        out_channels: number of classes.
+        dropout: dropout in the perceptron. Default 0.5.
+        alpha: restart probability. Default 0.15, as in ReNode's released code.
+        matrix: computes the dense matrix; models of one graph may share it. Default: computed once per graph.
+        topk: entries of the matrix below the ``topk``-th largest of their row are set to 0; ties stay, and nothing is
             normalised again. Default: 0, which keeps all, as released.
 
     Shape:
@@ -156,8 +156,8 @@ class APPNP(PPNP):
     .. math::
         Z^{(0)} = H,\qquad Z^{(k+1)} = (1-\alpha)\hat A Z^{(k)} + \alpha H
 
-    On an undirected graph without self-loops and duplicate edges :class:`PPNP` is the limit. Elsewhere it is not: the
-    edges here are those of torch_geometric's layer, from source to target, with one self-loop per node.
+    On an undirected graph without self-loops and duplicate edges, :class:`PPNP` is the limit for many hops. On other
+    graphs it is not: edges are read as in torch_geometric's layer, from source to target, with one self-loop per node.
     """
 
     def __init__(

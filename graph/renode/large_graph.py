@@ -34,7 +34,7 @@ class LargeGraph:
         masks: the graph's own ``train_mask``, ``val_mask`` and ``test_mask``, where it has them.
 
     Raises:
-        DataError: where they do not fit one another, a label is negative, or a feature is complex, NaN or infinite.
+        DataError: they do not fit each other, a label is negative, or a feature is complex, NaN or infinite.
     """
 
     edge_index: Tensor
@@ -49,7 +49,7 @@ class LargeGraph:
             "y": as_labels(self.y, name="labels").numpy(),
         }
         for name, value in given.items():
-            object.__setattr__(self, name, value)  # frozen, but for other forms of the same
+            object.__setattr__(self, name, value)  # the class is frozen; the value is the same in another form
         if self.x.ndim != 2 or self.x.shape[0] != len(self.y):
             raise DataError(f"features: got shape {self.x.shape} for {len(self.y)} labels")
         if np.iscomplexobj(self.x) or not (np.issubdtype(self.x.dtype, np.number) or self.x.dtype == np.bool_):
@@ -67,10 +67,10 @@ class LargeGraph:
 
     @property
     def adjacency(self) -> sparse.csr_array:
-        """(n, n) float32 ones, made anew from the edges each time.
+        """The adjacency matrix of float32 ones, (n, n), made anew from the edges each time.
 
         Raises:
-            DataError: where an edge names a node that does not exist.
+            DataError: an edge names a node that does not exist.
         """
         return binary_adjacency(self.edge_index, len(self.y)).astype(np.float32)
 
@@ -83,7 +83,7 @@ class LargeGraph:
 
     @classmethod
     def from_data(cls, data: Data) -> LargeGraph:
-        """The same graph as torch_geometric holds it.
+        """The graph that a ``Data`` of torch_geometric holds.
 
         Raises:
             DataError: it has no edges, or weights of edges other than 1.
@@ -93,10 +93,10 @@ class LargeGraph:
 
 
 def read_large_graph(path: str | Path, features: str | Path | None = None) -> LargeGraph:
-    """A graph from a file, or two: see :func:`~graph.renode.npz.read_npz`.
+    """A graph from one file, or from two if features lie apart: see :func:`~graph.renode.npz.read_npz`.
 
     Raises:
-        DataError: where a file or array is missing, or they do not fit one another.
+        DataError: a file or array is missing, or they do not fit each other.
     """
     content = read_npz(path, features)
     with reading(path if features is None else features):
@@ -115,7 +115,7 @@ class LargeGraphOptions(GraphOptions):
             self.refuse_idle(f"with --dataset {self.dataset}, but with an .npz file", "features")
 
     def load_large(self) -> LargeGraph:
-        """The graph: an ``.npz`` by :func:`read_large_graph`, all else by :func:`~graph.renode.data.load_graph`."""
+        """The graph, read by :func:`read_large_graph` if in ``.npz``, else by :func:`~graph.renode.data.load_graph`."""
         if Path(self.dataset).suffix == ".npz":
             return read_large_graph(self.dataset, self.features or None)
         return LargeGraph.from_data(self.load())

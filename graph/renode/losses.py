@@ -25,7 +25,7 @@ from graph.inputs import as_labels, as_tensor
 __all__ = ["LOSSES", "Loss", "LossOptions", "make_loss"]
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Of logits, classes and weights: the mean of weight times loss."""
+"""A function of logits, classes and weights that gives the mean of weight times loss."""
 
 LOSSES = ("ce", "re-weight", "focal", "cb-softmax", "logit-adjusted", "encouraging")
 
@@ -52,24 +52,24 @@ class LossOptions(OptionSet):
     )
 
     def make_loss(self, class_counts: Any) -> Loss:
-        """The loss, as :func:`make_loss`."""
+        """The loss of these options, by :func:`make_loss`."""
         return make_loss(self.loss, class_counts, gamma=self.gamma, beta=self.beta, log_end=self.log_end)
 
     def refuse_weights_of_classes(self) -> None:
-        """Refuse the options that weigh classes by their labelled nodes, where all classes have as many."""
+        """Refuse the options that weight classes by their labelled nodes, where all classes have equally many."""
         self.refuse_idle("with as many labelled nodes of each class", "beta")
 
 
 def make_loss(name: str, class_counts: Any, *, gamma: float = 2.0, beta: float = 0.9999, log_end: float = 0.75) -> Loss:
-    """A loss ``(logits, target, sample_weight) -> mean of w l``.
+    """A function of logits, classes and weights that gives the mean of the nodes' losses, each times its weight.
 
     Args:
         name: one of ``LOSSES``.
-        class_counts: labelled nodes of each class (a tensor, an array or a list), for ``re-weight``, ``focal``,
-            ``cb-softmax`` and ``logit-adjusted``.
-        gamma: of ``focal``.
-        beta: of ``cb-softmax``.
-        log_end: of ``encouraging``.
+        class_counts: number of labelled nodes of each class (a tensor, an array or a list), for ``re-weight``,
+            ``focal``, ``cb-softmax`` and ``logit-adjusted``.
+        gamma: focusing exponent of ``focal``. Default 2.
+        beta: beta of ``cb-softmax``. Default 0.9999.
+        log_end: end of the logarithm of ``encouraging``. Default 0.75.
 
     Raises:
         OptionError: an unknown loss, or an option out of its range.
@@ -96,7 +96,7 @@ def make_loss(name: str, class_counts: Any, *, gamma: float = 2.0, beta: float =
         "encouraging": plain(encouraging_loss, log_end=log_end),
     }
     loss = losses[choose("--loss", name, LOSSES)]
-    try:  # a wrong option is an error here, not at the first step
+    try:  # so that a wrong option is an error here, and not only at the first step
         device = class_counts.device
         loss(torch.zeros(1, len(class_counts), device=device), torch.zeros(1, dtype=torch.long, device=device), None)
     except ValueError as error:

@@ -9,7 +9,7 @@ __all__ = ["f1", "f1_scores"]
 
 
 def f1(truth: ArrayLike, predicted: ArrayLike, average: str = "weighted") -> float:
-    """F1 as the mean over the classes, weighted by their sizes or (``macro``) not."""
+    """F1 as a mean over the classes, weighted by their sizes (``weighted``) or not (``macro``)."""
     return float(f1_score(truth, predicted, average=average, zero_division=0))
 
 

@@ -44,24 +44,26 @@ def build_model(
 ) -> nn.Module:
     """A backbone; call it with ``(x, edge_index)``, or with ``adj_t``, the transposed sparse matrix, as ``edge_index``.
 
-    All but ``gat`` and the dotted names keep what they derive from a graph for the next call with an equal one.
+    All but ``gat`` and the dotted names remember what they computed from a graph, for a next call with an equal graph.
 
     Args:
         name: one of ``MODELS``, or the dotted name of a class of ``torch_geometric.nn.models``.
 
             - ``gcn`` (arXiv:1609.02907), ``sage`` (arXiv:1706.02216; mean), ``cheb`` (arXiv:1606.09375; K = 2), and
-              ``gat`` (arXiv:1710.10903; 4 heads, the last layer 1): convolutions with ReLU and dropout between them;
-              none on the input, on attention, or on the logits.
+              ``gat`` (arXiv:1710.10903; 4 heads, 1 in the last layer): convolutions with ReLU and dropout between
+              them; there is no dropout on the input, on attention, or on the logits.
             - ``sgc`` (arXiv:1902.07153): a linear map of the features propagated ``num_layers`` times.
-            - ``appnp``, ``ppnp`` (arXiv:1810.05997): a perceptron of ``num_layers`` and ``hops`` steps of PageRank, or
-              exact PageRank through a dense matrix: the limit, where the graph is undirected and has no self-loops.
-        in_channels, out_channels: features and classes.
-        hidden_channels: 32, as released.
-        num_layers: 2, as released.
-        dropout: 0.5, as released; on hidden activations only.
-        alpha: restart probability of ``appnp`` and ``ppnp``: 0.15, as released for ``ppnp``.
-        hops: 10, as the paper of ``appnp``.
-        matrix: of ``ppnp``: see :class:`~graph.renode.ppnp.ExactPageRank`. Default: each model has its own.
+            - ``appnp``, ``ppnp`` (arXiv:1810.05997): a perceptron of ``num_layers``, then ``hops`` steps of PageRank
+              (``appnp``) or exact PageRank through a dense matrix (``ppnp``). On an undirected graph without
+              self-loops, the latter is the limit of the former.
+        in_channels, out_channels: numbers of features and classes.
+        hidden_channels: width of hidden layers. Default 32, as released.
+        num_layers: number of layers. Default 2, as released.
+        dropout: dropout on hidden activations only. Default 0.5, as released.
+        alpha: restart probability of ``appnp`` and ``ppnp``. Default 0.15, as released for ``ppnp``.
+        hops: steps of ``appnp``. Default 10, as in its paper.
+        matrix: computes the matrix of ``ppnp``, see :class:`~graph.renode.ppnp.ExactPageRank`. Default: each model
+            computes its own.
         topk: entries of a row that ``ppnp`` keeps, see :class:`~graph.renode.backbones.PPNP`. Default: 0, all, as
             released.
 
@@ -96,7 +98,7 @@ def options_of(name: str, num_layers: int = 2) -> set[str]:
     used = OPTIONS & set(inspect.signature(factory).parameters)
     if num_layers > 1 or not issubclass(factory, (BasicGNN, PPNP)):
         return used
-    # The only layer has no hidden activations; torch_geometric's GAT drops attention, too.
+    # A single layer has no hidden activations; torch_geometric's GAT also applies dropout to attention.
     attention = factory is torch_geometric.nn.models.GAT
     return used - ({"hidden_channels"} if attention else {"hidden_channels", "dropout"})
 
@@ -104,13 +106,13 @@ def options_of(name: str, num_layers: int = 2) -> set[str]:
 def _factory(name: str) -> type[nn.Module]:
     if not name.startswith(PACKAGE):
         return MODELS[choose("--backbone", name, MODELS)]
-    # A table look-up, never an import: only what torch_geometric.nn.models exports can be named.
+    # A name is looked up in a table and never imported: only classes that torch_geometric.nn.models exports are found.
     bare = choose(f"--backbone {name}", name.removeprefix(PACKAGE), torch_geometric.nn.models.classes)
     return getattr(torch_geometric.nn.models, bare)
 
 
 def _checked(name: str, factory: type[nn.Module], options: dict[str, Any]) -> nn.Module:
-    """A model of torch_geometric, where it takes what a backbone is given and makes logits."""
+    """A model of torch_geometric; refused unless it takes the arguments of a backbone and gives logits."""
     try:
         model = factory(**options)
         call = inspect.signature(model.forward)

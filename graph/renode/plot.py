@@ -1,4 +1,4 @@
-"""Pictures of topology imbalance: who is contested, what that does to the weights, and where it happens."""
+"""Pictures of topology imbalance: which nodes are contested, how this changes their weights, and where they lie."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from graph.renode.totoro import neighbor_conflict
 __all__ = ["draw", "plot_classes", "plot_layout", "plot_neighbors", "plot_weights"]
 
 LEGEND_CLASSES = 12
-# How many of the most contested nodes the layout shows and numbers, whatever else has room.
+# How many of the most contested nodes the layout always shows and numbers.
 CONTESTED = 10
 
 
@@ -38,7 +38,7 @@ def class_colors(data: Data) -> np.ndarray:
 
 
 def class_legend(data: Data, labels: np.ndarray, axes: Axes) -> None:
-    """The legend of the colours beside the axes: of ``labels`` or, where there are many, a bar of all classes."""
+    """Draw the legend of the colours beside the axes: the ``labels`` or, where these are many, a bar of all classes."""
     colors, shown = class_colors(data), np.unique(labels)
     if len(shown) <= LEGEND_CLASSES:
         handles = [axes.scatter([], [], s=30, color=colors[label]) for label in shown]
@@ -53,7 +53,7 @@ def class_legend(data: Data, labels: np.ndarray, axes: Axes) -> None:
 
 
 def plot_classes(data: Data, axes: Axes) -> None:
-    """Totoro scores of the labelled nodes of each class, as points over a box."""
+    """Draw the Totoro scores of the labelled nodes of each class, as points over a box."""
     table, colors = score_table(data), class_colors(data)
     labels = np.unique(table["label"])
     groups = [table["totoro"][table["label"] == label] for label in labels]
@@ -67,7 +67,7 @@ def plot_classes(data: Data, axes: Axes) -> None:
 
 
 def plot_weights(data: Data, axes: Axes) -> None:
-    """The weight of each labelled node over the rank of its score, and the scores themselves."""
+    """Draw the weight of each labelled node, and its score, over the rank of the score."""
     table = score_table(data)
     order = table["rank"].argsort()
     weights, scores = PALETTE[:2]
@@ -83,7 +83,7 @@ def plot_weights(data: Data, axes: Axes) -> None:
 
 
 def plot_neighbors(data: Data, axes: Axes) -> None:
-    """Totoro over the share of neighbours with another label, for the labelled nodes that have neighbours."""
+    """Draw the Totoro score over the share of neighbours with another label, for labelled nodes with neighbours."""
     table, colors = score_table(data), class_colors(data)
     share = neighbor_conflict(data.edge_index, data.y).numpy()[table["node"]]
     beside_others = ~np.isnan(share)
@@ -99,9 +99,10 @@ def plot_neighbors(data: Data, axes: Axes) -> None:
 
 
 def plot_layout(data: Data, axes: Axes, max_nodes: int = 400) -> None:
-    """The graph in two dimensions, its labelled nodes sized by their weights, the most contested ones numbered.
+    """Draw the graph in two dimensions: labelled nodes are sized by their weights, the most contested are numbered.
 
-    Of a graph with more than ``max_nodes`` nodes it shows those and as many as fit of what is around them.
+    If the graph has more than ``max_nodes`` nodes, only so many are drawn: the most contested ones, and the nodes that
+    are nearest to them.
     """
     contested = score_table(data)["node"][score_table(data)["rank"].argsort()[::-1]][: min(CONTESTED, max_nodes)]
     nodes = torch.arange(len(data.y)) if len(data.y) <= max_nodes else region(data, contested.tolist(), max_nodes)
@@ -128,7 +129,7 @@ def plot_layout(data: Data, axes: Axes, max_nodes: int = 400) -> None:
 
 
 def region(data: Data, seeds: Sequence[int], max_nodes: int) -> torch.Tensor:
-    """Ids of at most ``max_nodes`` nodes: ``seeds``, and in turns the next nearest one to each of them."""
+    """Ids of at most ``max_nodes`` nodes: the ``seeds``, then for each seed in turn the nearest node not yet chosen."""
     neighbors: dict[int, list[int]] = {}
     for source, target in to_undirected(data.edge_index, num_nodes=len(data.y)).T.tolist():
         neighbors.setdefault(source, []).append(target)
@@ -155,7 +156,7 @@ FIGURES: dict[str, Callable[..., None]] = {
 
 
 def draw(options: ScoreOptions, files: PlotFiles) -> list[Path]:
-    """The paths of all pictures of one split."""
+    """Draw all pictures of one split; returns their paths."""
     folder, data = output_folder(files.out), scored_graph(options, files.split_seed)
     paths = []
     title = Path(options.dataset).stem

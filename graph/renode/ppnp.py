@@ -1,4 +1,4 @@
-"""The propagation of PPNP: a product with the whole matrix of PageRank, which APPNP approximates in steps.
+"""The propagation of PPNP: a product with the whole PageRank matrix. APPNP approximates it in steps.
 
 Klicpera et al., "Predict then Propagate: Graph Neural Networks meet Personalized PageRank", ICLR 2019.
 """
@@ -17,7 +17,7 @@ from graph.renode.pagerank import PageRank
 
 __all__ = ["ExactPageRank", "dense_pagerank"]
 
-# A dense matrix of 0.9 GB, and twice that while it is computed.
+# The dense matrix then has 0.9 GB, and takes twice that while it is computed.
 PPNP_NODES = 15_000
 
 
@@ -25,8 +25,8 @@ def dense_pagerank(edge_index: Tensor, num_nodes: int, alpha: float, topk: int =
     """The matrix of :class:`graph.renode.PageRank`, (n, n) float32.
 
     Args:
-        edge_index, num_nodes, alpha: as there.
-        topk: what is below the ``topk``-th largest entry of its row is 0; ties (in float32, as released) stay, and
+        edge_index, num_nodes, alpha: as in :class:`graph.renode.PageRank`.
+        topk: entries below the ``topk``-th largest of their row are set to 0; ties (in float32, as released) stay, and
             nothing is normalised again. Default: 0, which keeps all.
 
     Raises:
@@ -44,9 +44,9 @@ class ExactPageRank(nn.Module):
     """The propagation of PPNP: a product with a dense matrix of PageRank.
 
     Args:
-        alpha, topk: of :func:`dense_pagerank`.
-        matrix: computes the matrix of edges, nodes, alpha and, where there is one, topk. Default:
-            :func:`dense_pagerank`, remembered; models of one graph may share one.
+        alpha, topk: as in :func:`dense_pagerank`. Default 0.15, and 0.
+        matrix: computes the matrix from edges, number of nodes, alpha and, where it is not 0, topk; models of one graph
+            may share one. Default: :func:`dense_pagerank`, whose last result is remembered.
     """
 
     def __init__(self, alpha: float = 0.15, matrix: Callable[..., Tensor] | None = None, topk: int = 0) -> None:
@@ -56,7 +56,7 @@ class ExactPageRank(nn.Module):
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         edges, _ = edges_and_weights(edge_index, None, weighted=False)
         with torch.autocast(x.device.type, enabled=False):  # the matrix is the same with and without
-            cut = (self.topk,) if self.topk else ()  # which a matrix of one's own need not know
+            cut = (self.topk,) if self.topk else ()  # a user's own `matrix` need not take topk
             matrix = self.matrix(edges, len(x), self.alpha, *cut).to(x)
         return matrix @ x
 

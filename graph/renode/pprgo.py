@@ -2,10 +2,10 @@
 
     H = MLP(X)            z_v = Σ_j π_vj H_j
 
-π_v is a sparse row of personalised PageRank, which push computes without looking at the rest of the graph, so a step of
-training costs what its rows hold, whatever the size of the graph. Aleksandar Bojchevski, Johannes Klicpera, Bryan
-Perozzi, Amol Kapoor, Martin Blais, Benedek Rózemberczki, Michal Lukasik, Stephan Günnemann: "Scaling Graph Neural
-Networks with Approximate PageRank", KDD 2020, arXiv 2007.01570.
+π_v is a sparse row of personalised PageRank. Pushing computes it without looking at the rest of the graph, so the cost
+of a training step depends on the size of its rows, not on the size of the graph. Aleksandar Bojchevski, Johannes
+Klicpera, Bryan Perozzi, Amol Kapoor, Martin Blais, Benedek Rózemberczki, Michal Lukasik, Stephan Günnemann: "Scaling
+Graph Neural Networks with Approximate PageRank", KDD 2020, arXiv 2007.01570.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ __all__ = ["Batch", "PPRGo", "PPRGoOptions", "RowBatches", "predict", "predict_l
 
 
 class PPRGo(nn.Module):
-    """The multi-layer perceptron without biases and the sparse mixture on top of it.
+    """A multi-layer perceptron without biases, and the sparse mixture of its outputs.
 
     Args:
-        in_channels: features of a node.
-        hidden_channels: width (default 32, as released).
-        out_channels: classes.
-        num_layers: matrices in the perceptron (default 2, as released).
-        dropout: on the input and on each hidden activation (default 0.1, as released). On sparse input it drops
+        in_channels: number of features of a node.
+        out_channels: number of classes.
+        hidden_channels: width of hidden layers. Default 32, as released.
+        num_layers: matrices in the perceptron. Default 2, as released.
+        dropout: dropout on the input and on each hidden activation. Default 0.1, as released. On sparse input it drops
             stored values, which is the same.
 
-    Every matrix starts uniform within 1/sqrt(fan-in). That is torch's law for linear layers, and the released one too
-    (it keeps the first matrix transposed and initialises it by its other side).
+    Every matrix is initialised uniformly within ±1/sqrt(fan-in), as torch's linear layers and as in the released code
+    (which stores the first matrix transposed, and initialises it by its other side).
 
     Shape:
         - x: (m, in_channels), strided or sparse CSR.
@@ -93,7 +93,7 @@ class PPRGo(nn.Module):
 def to_torch(matrix: np.ndarray | sparse.csr_array, device: torch.device | str = "cpu") -> Tensor:
     """A float32 tensor, sparse CSR where the matrix is sparse."""
     if isinstance(matrix, np.ndarray):
-        # A copy: a slice of features on disk could not be written to, and torch knows no such tensors.
+        # A copy: an array of features on disk is read-only, and torch has no read-only tensors.
         return torch.from_numpy(np.array(matrix, np.float32, order="C")).to(device)
     indptr, indices = torch.from_numpy(matrix.indptr), torch.from_numpy(matrix.indices)
     values = torch.from_numpy(matrix.data.astype(np.float32))
@@ -105,7 +105,7 @@ def to_torch(matrix: np.ndarray | sparse.csr_array, device: torch.device | str =
 class Batch(NamedTuple):
     """Some labelled nodes with everything that their loss needs.
 
-    ``x`` holds each neighbour once, however many of the rows share it, and the columns of ``ppr`` follow ``x``.
+    ``x`` holds the features of each neighbour once, however many rows share it; its rows are the columns of ``ppr``.
     """
 
     x: Tensor
@@ -119,16 +119,16 @@ class RowBatches:
     """Mini-batches of personalised-PageRank rows.
 
     Args:
-        ppr: (L, n) CSR matrix, a row for each node.
-        x: (n, F) features: array, memory map or CSR matrix. Only the neighbours' rows are ever read.
-        y: (L,) classes of the rows' nodes.
-        weight: (L,) weights of their losses, each above 0; ones where left out.
-        batch_size: rows per step, over all processes. Default 4200, as released: all labelled nodes in one.
-        rank, world: this process takes the rows ``rank, rank + world, ...`` of each batch.
-        device: of the tensors in a batch.
+        ppr: (L, n) CSR matrix with a row for each labelled node.
+        x: (n, F) features: an array, a memory map or a CSR matrix. Only the rows of neighbours are ever read.
+        y: (L,) classes of the labelled nodes.
+        weight: (L,) weights of their losses, each above 0. Default: ones.
+        batch_size: rows per step, over all processes. Default 4200, as released: all labelled nodes in one batch.
+        rank, world: this process takes the rows ``rank, rank + world, ...`` of each batch. Default: all rows.
+        device: device of the tensors in a batch. Default: the CPU.
 
     Raises:
-        DataError: ``y`` or ``weight`` of another length, or a weight that is 0: that of a node without label.
+        DataError: ``y`` or ``weight`` has another length, or a weight is 0, as it is for a node without label.
     """
 
     def __init__(
@@ -150,11 +150,11 @@ class RowBatches:
         self._place = np.empty(ppr.shape[1], np.int64)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The rows in their own order."""
+        """Batches of the rows in their own order."""
         return self.epoch(np.arange(len(self.y)))
 
     def epoch(self, order: np.ndarray) -> Iterator[Batch]:
-        """The rows in the given order."""
+        """Batches of the rows in the given order."""
         for start in range(0, len(order), self.batch_size):
             yield self.batch(order[start : start + self.batch_size])
 
@@ -162,7 +162,7 @@ class RowBatches:
         """This process's share of the given rows."""
         own = rows[self.rank :: self.world]
         ppr = self.ppr[own]
-        # Marking beats sorting: np.unique over all neighbours costs more than the step of training that it serves.
+        # Marking beats sorting: np.unique over all neighbours would cost more than the training step itself.
         present = np.zeros(ppr.shape[1], bool)
         present[ppr.indices] = True
         neighbours = np.flatnonzero(present)
@@ -195,15 +195,18 @@ def predict_logits(
         Z ← (1 - α) S Z + α H        from Z = H = MLP(X)
 
     Args:
-        adjacency: (n, n) CSR of ones.
-        alpha: teleport probability, that of the rows (default 0.15, as released).
-        steps: 2, as released.
-        normalization: S is D^-½ A D^-½ ("sym"), D^-1 A ("row") or A D^-1 ("col"). A node without neighbours keeps the
-            α H of the formula, whose largest entry is that of H.
-        chunk: nodes per pass through the perceptron.
+        model: the trained perceptron.
+        x: (n, F) features.
+        adjacency: (n, n) CSR matrix of ones.
+        alpha: restart probability, the one that the rows were made with. Default 0.15, as released.
+        steps: steps of the iteration. Default 2, as released.
+        normalization: S is D^-½ A D^-½ ("sym"), D^-1 A ("row") or A D^-1 ("col"). The logits of a node without
+            neighbours are α H, whose largest entry is at the same class as that of H. Default ``"sym"``.
+        chunk: nodes per pass through the perceptron. Default 8192.
+        device: where the perceptron computes. Default: the CPU.
 
     Returns:
-        (n, C) float32.
+        Logits, (n, C) float32.
     """
     choose("normalization", normalization, NORMALIZATIONS)
     share = NORMALIZATIONS[normalization]
@@ -219,7 +222,7 @@ def predict_logits(
 
 
 def predict(model: PPRGo, x: np.ndarray | sparse.csr_array, adjacency: sparse.csr_array, **options: Any) -> np.ndarray:
-    """The class of every node, (n,) int64: the largest of :func:`predict_logits`, whose arguments it takes."""
+    """The class of every node, (n,) int64, by its largest logit; the arguments are those of :func:`predict_logits`."""
     return predict_logits(model, x, adjacency, **options).argmax(1)
 
 

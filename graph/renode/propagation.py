@@ -1,10 +1,10 @@
 """Layers of torch_geometric for a graph that stays the same from step to step: propagation as one sparse product.
 
-Each is its parent, with the same parameters and results, but for its ``propagate``: the sparse matrix of a graph is
-made anew only for another graph, and input without gradient is propagated only once. In full-batch training the raw
-features are the same at every step, and for most graphs they are the widest thing that is ever propagated. What is kept
-is compared by content (:class:`~graph.remembered.Remembered`): unlike with ``cached=True``, layers stay functions
-of their arguments. Explainers, hooks and ``torch.func`` find the messages of the parent.
+Each layer has the parameters and the results of its parent, but a ``propagate`` of its own: the sparse matrix of a
+graph is made anew only for another graph, and input without gradient is propagated only once. In full-batch training
+the raw features are the same at every step, and for most graphs they are the widest thing that is ever propagated. Kept
+inputs are compared by content (:class:`~graph.remembered.Remembered`), so that layers stay functions of their
+arguments, unlike with ``cached=True``. Explainers, hooks and ``torch.func`` find the messages of the parent.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Weighting = Callable[[Tensor, Tensor | None, int, torch.dtype], tuple[Tensor, Te
 def edge_weights(
     edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The edges with their weights, ones where there are none: a sum over neighbours."""
+    """The edges with their weights, or with ones where there are no weights: a sum over neighbours."""
     ones = torch.ones(edge_index.size(1), dtype=dtype, device=edge_index.device)
     return edge_index, ones if weight is None else weight
 
@@ -58,10 +58,11 @@ def gcn_weights(edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype
 
 
 class Propagation:
-    """``A x`` for the sparse matrix A of a graph, ``A[target, source] = weight``.
+    """The product ``A x`` with the sparse matrix A of a graph, ``A[target, source] = weight``.
 
     Args:
-        weighting: the edges and weights of A, given ``edge_index``, weights or None, the number of nodes and a type.
+        weighting: gives the edges and weights of A from ``edge_index``, weights (or None), the number of nodes, and a
+            type.
 
     Shape:
         - x: (n, features). Half precision is summed in float32, under ``torch.autocast`` as well.
@@ -70,7 +71,7 @@ class Propagation:
         - output: (n, features), of the type of x.
 
     Raises:
-        DataError: edges that are not between the nodes of x.
+        DataError: an edge joins nodes that x does not have.
     """
 
     def __init__(self, weighting: Weighting) -> None:
@@ -97,7 +98,7 @@ def _product(
     weighting: Weighting, edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype: torch.dtype
 ) -> Remembered:
     """The product with the matrix of one graph, which remembers its last result."""
-    # Those of another graph would make the product read beyond the end of x.
+    # With the edges of another graph, the product would read beyond the end of x.
     edge_index = as_edges(edge_index, num_nodes=num_nodes)
     (source, target), value = _weighted(weighting, edge_index, weight, num_nodes, dtype)
     with warnings.catch_warnings():
@@ -111,7 +112,7 @@ def _product(
 
 
 class _FixedProduct(torch.autograd.Function):
-    """``A x`` with a constant sparse A whose transpose is at hand: autograd's own product transposes A every time."""
+    """``A x`` for a constant sparse A whose transpose is given: autograd's own product transposes A every time."""
 
     @staticmethod
     def forward(ctx, matrix, transpose, x):
@@ -120,7 +121,7 @@ class _FixedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        with torch.autocast(grad.device.type, enabled=False):  # autocast's types are not those of sparse matrices
+        with torch.autocast(grad.device.type, enabled=False):  # sparse products do not take autocast's types
             return None, None, ctx.transpose @ grad
 
 
@@ -128,14 +129,15 @@ STEPS = ("propagate", "message", "aggregate", "message_and_aggregate")
 
 
 class _FixedLayer(MessagePassing):
-    """What makes a layer of torch_geometric propagate by one sparse product, where nobody sees the difference.
+    """A mixin by which a layer of torch_geometric propagates by one sparse product, where nobody sees the difference.
 
-    Messages between single nodes are made as its parent makes them where an explainer masks them, a hook is registered,
-    the weights need a gradient, ``x`` is of several graphs or of the two sides of a bipartite one, and within
+    The layer makes messages between single nodes, as its parent does, where an explainer masks them, a hook is
+    registered, the weights need a gradient, ``x`` holds several graphs or the two sides of a bipartite one, and within
     forward-mode differentiation and ``torch.func``'s transforms.
 
-    A subclass sets ``propagation``; ``weight_name`` is what its parent's messages call their weight, None where they
-    have none. Instead of ``edge_index`` it takes ``adj_t``, a sparse matrix with ``adj_t[target, source] = weight``.
+    A subclass sets ``propagation``, and ``weight_name``, the name of the weight in its parent's messages, or None where
+    these have no weight. In place of ``edge_index`` a layer also takes ``adj_t``, a sparse matrix with
+    ``adj_t[target, source] = weight``.
     """
 
     propagation: Propagation
@@ -163,7 +165,7 @@ class _FixedLayer(MessagePassing):
             num_nodes, dtype = nodes.size(-2), _at_least_single(nodes.dtype)
             edge_index, weight = _weighted(self.propagation.weighting, edge_index, weight, num_nodes, dtype)
             inputs[self.weight_name] = weight.to(nodes.dtype)
-        # Not the parent's, which is what torch_geometric has compiled for it: that knows no explainers.
+        # Not the parent's `propagate`: torch_geometric has compiled it, and the compiled one knows no explainers.
         return MessagePassing.propagate(self, edge_index, size, **inputs)
 
 
@@ -174,7 +176,7 @@ def _is_several(x: Tensor | tuple[Tensor, Tensor | None]) -> bool:
 
 
 def _is_differentiated(x: Tensor, weight: Tensor | None) -> bool:
-    """Whether this is more than the derivatives to ``x`` that autograd's reverse mode needs."""
+    """Whether more is asked than derivatives in ``x`` by autograd's reverse mode."""
     given = (x,) if weight is None else (x, weight)
     return (weight is not None and weight.requires_grad) or is_transformed(*given)
 
@@ -209,7 +211,7 @@ class FixedChebConv(_FixedLayer, ChebConv):
     def forward(
         self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None, *others: Any, **options: Any
     ) -> Tensor:
-        edge_index, edge_weight = edges_and_weights(edge_index, edge_weight)  # its parent takes no matrix
+        edge_index, edge_weight = edges_and_weights(edge_index, edge_weight)  # the parent takes no matrix
         return super().forward(x, edge_index, edge_weight, *others, **options)
 
 
@@ -222,9 +224,9 @@ class FixedAPPNP(_FixedLayer, APPNP):
 
 
 class FixedPowers(FixedAPPNP):
-    r""":math:`\hat A^K x`. The whole of it is remembered, where each layer remembers its last step.
+    r""":math:`\hat A^K x`. The whole result is remembered, and not only the last step as in the other layers.
 
-    Without restart, PageRank's steps are powers of the normalised adjacency matrix.
+    Without restart, K steps of PageRank are the K-th power of the normalised adjacency matrix.
     """
 
     def __init__(self, K: int) -> None:

@@ -14,7 +14,7 @@ from graph.renode.pagerank import binary_adjacency, check_alpha
 
 __all__ = ["NORMALIZATIONS", "push_pagerank"]
 
-# Powers of the ratio of two degrees by which an entry is scaled.
+# An entry is scaled by the ratio of two degrees to this power.
 NORMALIZATIONS = {"row": 0.0, "sym": 0.5, "col": 1.0}
 
 
@@ -29,14 +29,15 @@ def push_pagerank(
 ) -> sparse.csr_array:
     r"""Approximate rows of personalised PageRank, each at a cost of :math:`O(1 / (\alpha\,\epsilon))` on any graph.
 
-    All mass starts as residual of the row's node. While a node :math:`u` has a residual
-    :math:`r_u \ge \alpha\,\epsilon\,d_u`, it adds :math:`r_u` to its estimate and hands
-    :math:`(1-\alpha)\,r_u / d_u` to each of its :math:`d_u` neighbours; the last to cross the threshold goes first. On
-    an undirected graph, estimates approach from below, to within :math:`\epsilon\,d`, the rows of
-    :math:`\alpha\,(I - (1-\alpha) D^{-1} A)^{-1}`. Unlike in :class:`~graph.renode.PageRank` no self-loop is added.
+    At first all mass is the residual of the row's node. While a node :math:`u` has a residual
+    :math:`r_u \ge \alpha\,\epsilon\,d_u`, it adds :math:`r_u` to its estimate and passes
+    :math:`(1-\alpha)\,r_u / d_u` to the residual of each of its :math:`d_u` neighbours; of several such nodes, the one
+    that crossed the threshold last goes first. On an undirected graph, the estimates approach the rows of
+    :math:`\alpha\,(I - (1-\alpha) D^{-1} A)^{-1}` from below, to within :math:`\epsilon\,d`. Unlike in
+    :class:`~graph.renode.PageRank` no self-loop is added.
 
-    The local algorithm is of Andersen, Chung and Lang, `Local Graph Partitioning using PageRank Vectors` (FOCS 2006);
-    its use for GNNs of Bojchevski et al., `Scaling Graph Neural Networks with Approximate PageRank` (KDD 2020,
+    The local algorithm is by Andersen, Chung and Lang, `Local Graph Partitioning using PageRank Vectors` (FOCS 2006);
+    Bojchevski et al. use it for GNNs, `Scaling Graph Neural Networks with Approximate PageRank` (KDD 2020,
     arXiv:2007.01570).
 
     Args:
@@ -45,8 +46,8 @@ def push_pagerank(
         nodes: Ids of the nodes whose rows are wanted, or a mask over all nodes.
         alpha: Restart probability, in [1e-6, 1). Default: 0.15 (the released ReNode code: the same).
         eps: Threshold of the residual, in (0, 1). Default: 1e-4 (the released ReNode code: the same).
-        topk: Keep the ``topk`` largest estimates of a row, of equal ones those first reached; 0 keeps all. Default: 0
-            (the released ReNode code: the same).
+        topk: How many estimates of a row are kept, the largest; among equal ones, those of the nodes reached first. 0
+            keeps all. Default: 0 (the released ReNode code: the same).
         normalization: What to do with the estimate :math:`p_j` of node :math:`j` in the row of :math:`s`: ``"row"``
             keeps it, ``"sym"`` gives :math:`p_j\sqrt{d_s / d_j}`, ``"col"`` gives :math:`p_j\,d_s / d_j`; a degree of 0
             counts as 1. Default: ``"sym"`` (the released ReNode code: the same).
@@ -73,7 +74,7 @@ def push_pagerank(
     estimate, residual = np.zeros((2, size), np.float32)
     stack, touched = np.empty((2, size), np.int64)
     scratch = estimate, residual, np.zeros(size, np.bool_), stack, touched
-    # float32 options too, as in the released code: one push more or less changes an estimate by up to its threshold.
+    # The options are float32 too, as in the released code: one push more or less moves an estimate by the threshold.
     options = np.float32(alpha), np.float32(eps)
     columns, values = [], []
     for source in progress(sources, "rows of PageRank", unit=" rows", leave=False):
@@ -84,7 +85,7 @@ def push_pagerank(
         kept.sort()
         columns.append(kept)
         values.append(estimate[kept])
-        # Only what this row touched is cleared: its cost must not depend on the size of the graph.
+        # Only the entries that this row touched are cleared: its cost must not depend on the size of the graph.
         estimate[reached] = residual[reached] = 0
 
     lengths = [len(row) for row in columns]

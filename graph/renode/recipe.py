@@ -1,4 +1,4 @@
-"""How to train: step sizes, and when a training ends; every default is that of the released code, or says so."""
+"""How to train: step sizes, and when a training ends. Defaults are those of the released code, or say otherwise."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Recipe(OptionSet):
         return max(lr_decay**late, min(min_lr / self.lr, 1.0)) if late > 0 else 1.0
 
     def _rates(self, **changed: Any) -> list[float]:
-        """The factors of the epochs that show any difference first, or most, with some options changed."""
+        """The factors in the few epochs that tell any two schedules apart, with some options changed."""
         decay = {name: getattr(self, name) for name in ("lr_decay", "lr_decay_epoch", "min_lr")} | changed
         telling = (self.lr_decay_epoch, self.defaults()["lr_decay_epoch"], self.epochs - 1)
         return [self._factor(steps, **decay) for steps in telling if steps < self.epochs]

@@ -35,16 +35,18 @@ def labelled_weights(
     """ReNode weights of labelled nodes.
 
     Args:
-        nodes: (L,) their ids, in the order of ``rows``, or a mask over all nodes.
-        rows: (L, n) their pushed rows, which only ``score="push-softmax"`` looks at.
+        graph: holds the nodes.
+        nodes: (L,) ids of the labelled nodes, in the order of ``rows``, or a mask over all nodes.
+        rows: (L, n) pushed rows of these nodes, which only ``score="push-softmax"`` reads.
         alpha: restart probability. Default 0.15, as released.
-        w_min, w_max: 0.75 and 1.25, the released defaults for large graphs. Equal bounds weigh all nodes alike.
+        w_min, w_max: least and largest weight. Default 0.75 and 1.25, as released for large graphs. If both are equal,
+            all nodes have the same weight.
         ties: how equal scores rank; default ``"index"``, as released. See :func:`~graph.renode.renode_weights`.
-        score: ``"exact"``, the default and our choice: :func:`~graph.renode.totoro`, by sparse solves; or
-            ``"push-softmax"``: :func:`~graph.renode.totoro_from_rows`, as released.
+        score: ``"exact"``, the default and our choice, is :func:`~graph.renode.totoro`, by sparse solves;
+            ``"push-softmax"`` is :func:`~graph.renode.totoro_from_rows`, as released.
 
     Returns:
-        (L,) float32.
+        Weights, (L,) float32.
     """
     choose("--totoro", score, SCORES)
     labels = torch.from_numpy(graph.y)
@@ -85,13 +87,14 @@ class RowOptions(OptionSet):
     def make_batches(
         self, graph: LargeGraph, nodes: np.ndarray, accelerator: Accelerator, *, weighted: bool = False
     ) -> RowBatches:
-        """The PageRank rows of ``nodes``.
+        """Batches of the PageRank rows of ``nodes``.
 
         Args:
             graph: holds the nodes.
-            nodes: their ids.
+            nodes: ids of the nodes.
             accelerator: each process gets its share of a batch.
-            weighted: give the rows ReNode's weights, unless ``--renode off``: for nodes to train on. Default off.
+            weighted: whether the rows get ReNode's weights (not with ``--renode off``), for nodes to train on. Default
+                False.
         """
         rows = push_pagerank(
             graph.edge_index,

@@ -22,14 +22,14 @@ __all__ = ["score_table", "scored", "scored_graph", "write_scores"]
 
 
 def scored(data: Data, nodes: Tensor, transform: ReNode) -> Data:
-    """A shallow copy of ``data`` with ``nodes`` labelled, and what ``transform`` writes."""
+    """A shallow copy of ``data`` with ``nodes`` labelled, and with the scores and weights that ``transform`` writes."""
     data = copy.copy(data)
     data.train_mask = index_to_mask(nodes, len(data.y))
     return transform(data)
 
 
 def scored_graph(options: ScoreOptions, split_seed: int = 0) -> Data:
-    """The graph of the options, with one split's scores."""
+    """The graph that ``options`` name, with scores and weights of one split's labelled nodes."""
     transform = options.make_transform()
     data = options.load(need_features=False)
     options = options.with_kind(options.dataset, data)
@@ -53,7 +53,7 @@ def score_table(data: Data) -> dict[str, np.ndarray]:
 
 
 def write_scores(data: Data, folder: str | Path) -> dict[str, Any]:
-    """``scores.tsv``, ``scores.npz`` and a summary in ``scores.json``, which is returned."""
+    """Write ``scores.tsv``, ``scores.npz`` and a summary, ``scores.json``; returns the summary."""
     table = score_table(data)
     summary = {
         "nodes": data.num_nodes,

@@ -47,8 +47,10 @@ def fit(
 
     Args:
         model: called with ``(data.x, data.edge_index)``.
+        data: the whole graph, with features and classes.
+        split: the nodes of each part.
         loss: called with the logits and labels of the labelled nodes, and with ``weight``.
-        weight: of each node of ``split.train``, in its order; None weights all alike.
+        weight: weight of each node of ``split.train``, in the same order. Default: None, all weigh the same.
         recipe: how to train. Default: as released.
 
     Returns:
@@ -56,7 +58,7 @@ def fit(
 
     Raises:
         OptionError: the model does not give a row of logits for each node, or loss or logits are not finite.
-        DataError: a weight that is 0: that of a node which was not labelled when the weights were made.
+        DataError: a weight is 0: its node was not labelled when the weights were made.
     """
     recipe = recipe or Recipe()
     y = as_labels(data.y, name="data.y").to(data.x.device)
@@ -69,7 +71,7 @@ def fit(
         recipe.epochs,
         unit="epoch",
         select="f1",
-        # As released, a training ends where it is past both.
+        # As released, a training ends once it has passed both limits.
         patience=recipe.patience + 1,
         least=recipe.least_epochs + 1,
         advice=advice,
@@ -104,11 +106,11 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
     """Train on every split with every initialisation that the folder of ``runs`` does not hold yet.
 
     Returns:
-        For each run F1 and :func:`~graph.metrics.classification_metrics` of the test nodes, with ReNode the Totoro of
-        its split, and what :func:`fit` returns.
+        For each run F1 and :func:`~graph.metrics.classification_metrics` of the test nodes, the figures that
+        :func:`fit` returns and, with ReNode, the Totoro score of the split.
 
     Raises:
-        InputError: options or data that cannot be used, before anything is written.
+        InputError: options or data cannot be used; this is found before anything is written.
     """
     runs, transform = runs or TrainRuns(), options.make_transform()
     data = options.load(normalize_features=options.normalize_features)
@@ -142,7 +144,7 @@ def run(options: TrainOptions, runs: TrainRuns | None = None) -> Experiment:
         log_test(metrics, record["best_epoch"])
         return {**metrics, **conflict, **record}
 
-    # Made to refuse wrong options before anything is written.
+    # Model and loss are made once here, so that wrong options are refused before anything is written.
     options.make_model(data.num_features, classes, options.alpha)
     options.make_loss(counts[0])
     settings = Settings.of(options, inputs={"graph": graph_digest(data)})

@@ -33,13 +33,13 @@ class ReNode(BaseTransform):
     Both attributes cover all nodes and are 0 for unlabelled ones: ``data.totoro.sum()`` is the score of the data set,
     :func:`renode_loss` the weighted training loss.
 
-    The graph is read from ``data.edge_index``, or ``data.adj_t`` where that took its place, as it is: duplicates count
-    once, weights other than 1 are refused, self-loops may be there or not, and a graph with an edge without its reverse
-    is a directed one (apply :class:`~torch_geometric.transforms.ToUndirected` before, where that is not meant).
+    The graph is read as it is, from ``data.edge_index`` or from a ``data.adj_t`` in its place: duplicate edges count
+    once, weights other than 1 are refused, self-loops are allowed, and a graph in which an edge has no reverse is
+    directed (apply :class:`~torch_geometric.transforms.ToUndirected` before, if that is not meant).
 
-    The weights belong to the ``data.train_mask`` of the moment: apply the transform after the one that makes the split,
-    and before a loader that samples neighbours (:class:`~torch_geometric.loader.NeighborLoader`), of whose batches it
-    would see a part of the graph.
+    The weights belong to the present ``data.train_mask``: apply the transform after the one that makes the split, and
+    before a loader that samples neighbours (:class:`~torch_geometric.loader.NeighborLoader`), as its batches hold only
+    a part of the graph.
 
     Args:
         w_min: Weight of the labelled node with the most conflict, above 0, which marks nodes without label. Default:
@@ -49,7 +49,8 @@ class ReNode(BaseTransform):
         ties: ``"index"`` or ``"average"``: ranks of nodes of equal score. Default: ``"index"`` (as the released code).
         tol: Relative residual at which the solver stops. Default: 1e-12.
         max_iter: Steps after which the solver gives up. Default: 1000.
-        empty_classes: ``"error"`` or ``"skip"``: classes of ``data.y`` without labelled nodes. Default: ``"error"``.
+        empty_classes: What to do with classes of ``data.y`` without labelled nodes: ``"error"`` (the default) or
+            ``"skip"``.
         split: The column of a ``data.train_mask`` that holds several splits, one per column. Default: None, which
             refuses such a mask.
         node_type: The nodes of a :class:`~torch_geometric.data.HeteroData` that are labelled; the others are left out.
@@ -123,7 +124,7 @@ class ReNode(BaseTransform):
         return data
 
     def _stores(self, data: Data | HeteroData) -> tuple[Any, Any, str]:
-        """Where the nodes and the edges lie, and what messages put before the name of a part."""
+        """The parts of ``data`` that hold the nodes and the edges, and the prefix of their names in messages."""
         if isinstance(data, Data):
             if self.node_type is not None:
                 raise OptionError(
@@ -175,13 +176,14 @@ class WeightOptions(OptionSet):
 def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
     r"""The mean of the labelled nodes' losses, each times its weight: :math:`\frac1L \sum_v w_v \ell_v`.
 
-    Of a batch that was sampled around seed nodes, as :class:`~torch_geometric.loader.NeighborLoader` does, the labelled
-    seeds count, which are among its first ``batch_size`` nodes: a labelled neighbour has its turn as a seed.
+    In a batch that was sampled around seed nodes, as by :class:`~torch_geometric.loader.NeighborLoader`, only labelled
+    seeds count, which are among the first ``batch_size`` nodes: a labelled neighbour is a seed of another batch.
 
     Args:
-        loss: Loss of each node of ``data``, or of each seed; those of nodes without label are not looked at.
-        data: What :class:`ReNode` wrote to, or a batch of it with its ``train_mask`` and ``renode_weight``; of a
-            :class:`~torch_geometric.data.HeteroData` the nodes of one type, as ``data["paper"]``.
+        loss: Loss of each node of ``data``, or of each seed; losses of nodes without label are not read.
+        data: The graph that :class:`ReNode` was applied to, or a batch of it with its ``train_mask`` and
+            ``renode_weight``; for a :class:`~torch_geometric.data.HeteroData` the nodes of one type, as
+            ``data["paper"]``.
         split: As in :class:`ReNode`.
 
     Shape:
@@ -189,7 +191,7 @@ def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
         - output: scalar
 
     Raises:
-        DataError: there are no weights, or they are those of another mask; or a loss of another length.
+        DataError: there are no weights, they were made for another mask, or the loss has another length.
     """
     if data.get("renode_weight") is None:
         raise DataError("data.renode_weight: the graph has none; apply ReNode first")
@@ -218,7 +220,7 @@ def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
 
 
 def _seeds(nodes: Any, size: int) -> int:
-    """How many of the first nodes a loss is for: all, but in a batch that was sampled around some."""
+    """How many of the first nodes have a loss: the seeds in a sampled batch, else all nodes."""
     if "n_id" not in nodes:
         return size
     if nodes.get("batch_size") is None:
@@ -229,5 +231,5 @@ def _seeds(nodes: Any, size: int) -> int:
 def _labelled(nodes: Any, size: int, name: str, split: int | None) -> Tensor:
     if nodes.get("train_mask") is None:
         raise DataError(f"{name}train_mask: the graph has none")
-    # Sorted: nodes of equal score rank by their ids, in whatever order these are listed.
+    # Sorted, so that nodes of equal score rank by their ids, whatever the order in which these are listed.
     return node_ids(nodes.train_mask, size, f"{name}train_mask", split).sort().values
