@@ -178,6 +178,9 @@ def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
     Of a batch that was sampled around seed nodes, as :class:`~torch_geometric.loader.NeighborLoader` does, the labelled
     seeds count, which are among its first ``batch_size`` nodes: a labelled neighbour has its turn as a seed.
 
+    :math:`L` is counted in ``data``: of a part of a graph (``data.subgraph``, ``RandomNodeLoader``) the loss is the
+    mean of its own labelled nodes. That of the graph is the sum over parts, each times its share of the labelled nodes.
+
     Args:
         loss: Loss of each node of ``data``, or of each seed; those of nodes without label are not looked at.
         data: What :class:`ReNode` wrote to, or a batch of it with its ``train_mask`` and ``renode_weight``; of a
