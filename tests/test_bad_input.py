@@ -104,6 +104,8 @@ MISTAKES = {
     "generate data --results-path file/x": "--results-path file/x: Not a directory",
     "generate data --bpe sentencepiece": "--sentencepiece-model: ",
     "interactive data --batch-size 4": "--batch-size cannot be larger than --buffer-size",
+    "interactive data --constraints --print-alignment": "--constraints: not with --print-alignment",
+    "interactive data --constraints --replace-unk": "--constraints: not with --replace-unk",
     "interactive data --input absent.txt": "--input absent.txt: No such file",
     "eval_lm data": "data data: data/dict.txt: No such file",
     "validate data --valid-subset vallid": "--valid-subset vallid: Dataset not found",

@@ -104,6 +104,8 @@ OFF_SWITCH = "FAIRSEQ_EXT_NO_COMPAT"
 
 BROKEN = {
     "--replace-unk in fairseq-interactive": "it keeps no source text; use fairseq-generate with --dataset-impl raw",
+    "--sacrebleu in fairseq-score": "it loads no plugin; use the command sacrebleu REFERENCES -i TRANSLATIONS",
+    "score() of a translation's from_pretrained": "it has no targets; use fairseq-generate --score-reference",
     "--print-alignment soft in fairseq-interactive": "use fairseq-generate",
     "--dataset-impl huffman in fairseq-preprocess": "write the data with HuffmanMMapIndexedDatasetBuilder",
     "--task translation_from_pretrained_xlm": "its dictionary cannot be loaded",

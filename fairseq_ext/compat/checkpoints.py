@@ -100,9 +100,11 @@ def heed_overrides() -> bool:
     from fairseq.models import ARCH_MODEL_REGISTRY
     from omegaconf import DictConfig, OmegaConf, open_dict
 
-    def names(node: Any) -> set[str]:
-        inner = node if isinstance(node, dict) else vars(node) if isinstance(node, argparse.Namespace) else {}
-        return set(inner).union(*map(names, inner.values()))
+    def names(node: Any, of_namespaces: bool = True) -> set[str]:
+        inner = node if isinstance(node, dict) else {}
+        if of_namespaces and isinstance(node, argparse.Namespace):
+            inner = vars(node)
+        return set(inner).union(*(names(value, of_namespaces) for value in inner.values()))
 
     @wrapping(checkpoint_utils, "overwrite_args_by_name")
     def overwrite_args_by_name(upstream: Any, cfg: DictConfig, overrides: dict[str, Any]) -> None:
@@ -113,9 +115,12 @@ def heed_overrides() -> bool:
             with open_dict(model):
                 for name in (overrides.keys() & fields.keys()) - model.keys():
                     model[name] = None
-        idle = sorted(overrides.keys() - names(OmegaConf.to_container(cfg)))
-        if idle:
-            logger.warning("--model-overrides: this checkpoint has no option %s, nothing is changed", ", ".join(idle))
+        known = names(OmegaConf.to_container(cfg)) | {"generation_args"}  # which from_pretrained itself reads
         upstream(cfg, overrides)
+        # Where bpe or tokenizer was chosen just now, its options are there. A namespace takes any name.
+        known |= names(OmegaConf.to_container(cfg), of_namespaces=False)
+        if idle := sorted(overrides.keys() - known):
+            message = "this checkpoint has no option %s (--model-overrides, or from_pretrained): nothing is changed"
+            logger.warning(message, ", ".join(idle))
 
     return True

@@ -117,6 +117,10 @@ def check_stock_values(cfg: Any, command: str) -> None:
         raise OptionError(f"--min-len must be at most --max-len-b {most}, got {least}")
     if command == "generate" and _value(cfg, "generation.constraints"):
         raise OptionError("--constraints: fairseq-generate reads none; fairseq-interactive reads them with a sentence")
+    for name in ("print_alignment", "replace_unk"):
+        # Constrained search gives fewer hypotheses than --beam, and the alignment is of --beam of them.
+        if _value(cfg, "generation.constraints") and _value(cfg, f"generation.{name}") is not None:
+            raise OptionError(f"--constraints: not with {_flag(f'.{name}')}, whose alignment fairseq has not for it")
     if not trains:
         _refuse_idle(cfg, command)
     window, tokens = _value(cfg, "eval_lm.context_window"), _value(cfg, "task.tokens_per_sample")

@@ -89,7 +89,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise OptionError(f"{folder} is not a folder; a model is a folder with config.json, weights and a tokenizer")
+        raise OptionError(
+            f"{folder} is not a folder; a model is a folder with config.json, weights and, of text, a tokenizer"
+        )
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json in it, so it is no model")
     try:

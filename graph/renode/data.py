@@ -7,6 +7,7 @@ import copy
 import difflib
 import importlib
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import AttrType, GlobalStorage
 from torch_geometric.utils import index_to_mask
 
-from fairseq_ext.training.errors import DataError, OptionError, choose, one_line
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError, choose, one_line
 from fairseq_ext.training.files import load_safely, safe_loads_only
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.settings import digest
@@ -131,8 +132,16 @@ def has_root(name: str) -> bool:
 
 
 def _read_pt(path: Path) -> Data:
-    with _graph_types():
-        content = load_safely(path)
+    try:
+        with _graph_types():
+            content = load_safely(path)
+    except CheckpointError as error:
+        if not (kind := re.search(r"it holds (torch_geometric\.\S+),", str(error))):
+            raise
+        raise DataError(
+            f"{path}: holds more than one Data (it holds {kind[1]}): save one Data, or its dict, such as "
+            "torch.save(data.to_dict(), FILE); of a HeteroData, hetero.to_homogeneous().to_dict()"
+        ) from error
     # Made anew from its parts: what a file says of the inner state of a Data may be of another version, or made up.
     try:
         parts = content.to_dict() if isinstance(content, Data) else content

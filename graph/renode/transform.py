@@ -179,6 +179,9 @@ def renode_loss(loss: Tensor, data: Any, split: int | None = None) -> Tensor:
     In a batch that was sampled around seed nodes, as by :class:`~torch_geometric.loader.NeighborLoader`, only labelled
     seeds count, which are among the first ``batch_size`` nodes: a labelled neighbour is a seed of another batch.
 
+    :math:`L` is counted in ``data``: of a part of a graph (``data.subgraph``, ``RandomNodeLoader``) the loss is the
+    mean of its own labelled nodes. That of the graph is the sum over parts, each times its share of the labelled nodes.
+
     Args:
         loss: Loss of each node of ``data``, or of each seed; losses of nodes without label are not read.
         data: The graph that :class:`ReNode` was applied to, or a batch of it with its ``train_mask`` and

@@ -15,6 +15,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.registry import REGISTRIES
 from omegaconf import OmegaConf
 
 from fairseq_ext.compat import checkpoints
@@ -87,6 +88,23 @@ def test_hostile_pickle_is_refused(function, tmp_path):
     ):
         checkpoint_utils.load_checkpoint_to_cpu(str(path))
     assert not target.exists()
+
+
+CHOICES = [(kind, name) for kind in ("bpe", "tokenizer") for name in sorted(REGISTRIES[kind]["dataclass_registry"])]
+
+
+@pytest.mark.parametrize(("kind", "name"), CHOICES)
+@pytest.mark.parametrize("model", [dict, argparse.Namespace])
+def test_options_of_a_chosen_encoder_are_no_idle_overrides(model, kind, name, caplog):
+    """As ``from_pretrained(..., bpe="sentencepiece", sentencepiece_model=...)`` gives them."""
+    fields = REGISTRIES[kind]["dataclass_registry"][name].__dataclass_fields__.keys() - {"_name"}
+    cfg = OmegaConf.create({"model": model(dropout=0.1), kind: None}, flags={"allow_objects": True})
+    given = dict.fromkeys(fields, "1") | {kind: name, "generation_args": {}}
+    checkpoint_utils.overwrite_args_by_name(cfg, given)
+    assert cfg[kind]._name == name and "no option" not in caplog.text
+    cfg[kind] = None
+    checkpoint_utils.overwrite_args_by_name(cfg, given | {"mistyped": 1})
+    assert "this checkpoint has no option mistyped (" in caplog.text
 
 
 def test_copy_replaces(tmp_path):

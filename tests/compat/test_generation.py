@@ -117,6 +117,8 @@ def test_what_the_doctor_calls_broken_is(project):
         "fairseq_cli.preprocess", "--dataset-impl", "huffman", "-s", "de", "-t", "en", "--destdir", "x"
     )
     assert outcome.code == 1 and "Huffman" in outcome.last_line
+    outcome = project.run("fairseq_cli.score", "--sys", "test.en", "--ref", "test.en", "--sacrebleu")
+    assert outcome.code == 1 and "TypeError" in outcome.last_line
 
 
 def test_processes_share_a_set(project):

@@ -84,6 +84,10 @@ def test_from_pretrained(tmp_path: Path) -> None:
     data = str(path.parent / "data")
     hub = TransformerExtModel.from_pretrained(str(path.parent), path.name, data, encoder_layers_to_keep="0,2")
     assert torch.equal(logits(hub.models[0]), without_layers(model, encoder={1}))
+    with pytest.raises(
+        TypeError, match="prev_output_tokens"
+    ):  # as the doctor says; the day this fails, its line can go
+        hub.score(["x"])
 
 
 def test_overrides_of_an_older_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,7 +100,7 @@ def test_overrides_of_an_older_checkpoint(tmp_path: Path, caplog: pytest.LogCapt
     assert "no option" not in caplog.text
     pruned = load(path, encoder_layers_to_keep="0,2", encoder_layer_to_keep="0")
     assert torch.equal(logits(pruned), without_layers(model, encoder={1}))
-    assert "--model-overrides: this checkpoint has no option encoder_layer_to_keep," in caplog.text
+    assert "this checkpoint has no option encoder_layer_to_keep (--model-overrides, or from_pretrained)" in caplog.text
 
 
 @pytest.mark.parametrize("keep", ["0,2", "1"])

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from torch_geometric import EdgeIndex
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.io import read_npz
 from torch_geometric.utils import coalesce
 
@@ -479,6 +479,8 @@ def test_hostile_and_damaged_files(tmp_path, capsys):
     (tmp_path / "text.npz").write_text("no zip")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({1: torch.ones(2)}, tmp_path / "keys.pt")
+    for name, several in {"hetero.pt": HeteroData(paper={"x": torch.ones(2, 1)}), "batch.pt": Batch()}.items():
+        torch.save(several, tmp_path / name)
     for name, message in [
         ("hostile.pt", "could run code"),
         ("pickle.pt", "refused|no checkpoint"),
@@ -486,6 +488,8 @@ def test_hostile_and_damaged_files(tmp_path, capsys):
         ("text.npz", "not an .npz file"),
         ("list.pt", "holds a list, not a torch_geometric Data"),
         ("keys.pt", "holds a dict, not a torch_geometric Data"),
+        ("hetero.pt", "holds more than one Data .*: save one Data, or its dict, such as torch.save"),
+        ("batch.pt", "holds more than one Data .*: save one Data, or its dict, such as torch.save"),
         ("absent.pt", "No such file"),
         ("absent.npz", "no such file"),
     ]:

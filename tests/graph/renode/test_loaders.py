@@ -102,6 +102,18 @@ def test_other_batches_count_all_their_labelled_nodes():
     )
 
 
+def test_the_loss_of_a_graph_from_its_parts():
+    """As the docstring says: each part's loss times its share of the labelled nodes."""
+    data, losses = ReNode()(small_graph()), torch.rand(7)
+    nodes = torch.arange(7)
+    parts = [part for part in (nodes[:2], nodes[2:]) if data.train_mask[part].any()]
+    total = sum(
+        renode_loss(losses[part], data.subgraph(part)) * data.train_mask[part].sum() / data.train_mask.sum()
+        for part in parts
+    )
+    torch.testing.assert_close(total, renode_loss(losses, data))
+
+
 def test_what_a_sampled_batch_would_get_wrong_is_refused():
     (batch,) = loader_of(ReNode()(small_graph()), batch_size=4)
     with pytest.raises(DataError, match="sampled part of a graph"):

@@ -416,7 +416,10 @@ def test_an_augmented_image_depends_on_seed_epoch_and_number_alone(pictures):
         ({"image_size": 8}, "--image-size: the network cannot take images of 1 x 8 x 8"),
         ({"network": "resnet"}, "--network: 'resnet' is not one of .*; did you mean 'resnet"),
         ({"network": "timm:resnet18"}, "--network timm:resnet18: timm cannot be imported here"),
-        ({"init": "absent"}, "absent is not a folder"),
+        (
+            {"init": "absent"},
+            "absent is not a folder; a model is a folder with config.json, weights and, of text, a token",
+        ),
         ({"lr": 1e30}, "is nan; lower --lr 1e"),
         (
             {"long_tail": "step", "imbalance_factor": 1e4},
