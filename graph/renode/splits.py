@@ -14,7 +14,8 @@ from torch_geometric.data import Data
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.options import option
-from graph.inputs import as_labels, as_tensor, node_ids
+from graph.inputs import as_labels
+from graph.renode.public_split import public_labelled, public_split, public_splits
 from graph.renode.split_kind import KINDS, SplitKind
 
 __all__ = [
@@ -107,7 +108,7 @@ def make_split(data: Data, kind: str = "compat", seed: int = 0, *, valid_each: i
     """
     choose("--split-kind", kind, KINDS)
     if kind == "public":
-        return _public_split(data, seed)
+        return Split(*public_split(data, seed))
     if valid_each < 1:
         raise OptionError(f"--valid-each must be at least 1, got {valid_each}")
     labels = as_labels(data.y, name="data.y")
@@ -129,7 +130,7 @@ def labelled_nodes(data: Data, kind: str = "compat", seed: int = 0, **imbalance:
     """Ids of the labelled nodes of :func:`make_split`, which need no others: of a public split only ``train_mask``."""
     choose("--split-kind", kind, KINDS)
     if kind == "public":
-        return _public_labelled(data, seed)
+        return public_labelled(data, seed)
     y = as_labels(data.y, name="data.y")
     equal = imbalance.get("imbalance", "none") == "none"
     fits = f"--train-each fits if at most {room(y.cpu().numpy(), 1)}" if equal else "lower --labeling-ratio"
@@ -188,41 +189,6 @@ def first_of_each_class(nodes: np.ndarray, y: np.ndarray, quota: Sequence[int], 
     return nodes[np.sort(np.concatenate(places))]
 
 
-def _public_nodes(data: Data, name: str, seed: int) -> Tensor:
-    mask = data.get(name)
-    if mask is None:
-        raise DataError(f"--split-kind public: the graph has no {name}")
-    count = _public_splits(data)
-    if not 0 <= seed < count:
-        raise OptionError(f"--split-kind public: split {seed} is not there, the graph has {count}, counted from 0")
-    mask, name, y = as_tensor(mask, name), f"--split-kind public: {name}", as_labels(data.y, name="data.y")
-    # A mask of one column goes with each column of the others.
-    nodes = node_ids(mask, len(y), name, seed if mask.dim() == 2 and mask.size(1) > 1 else None)
-    if not len(nodes):
-        raise DataError(f"{name} must mark some of the {len(y)} nodes")
-    if (y[nodes] < 0).any():
-        raise DataError(f"{name} marks node {int(nodes[y[nodes] < 0][0])}, which has no label")
-    return nodes
-
-
-def _public_labelled(data: Data, seed: int) -> Tensor:
-    train, y = _public_nodes(data, "train_mask", seed), as_labels(data.y, name="data.y")
-    absent = torch.bincount(y[train], minlength=int(y.max()) + 1) == 0
-    if absent.any():
-        raise DataError(f"--split-kind public: class {int(absent.nonzero()[0])} has no labelled node")
-    return train
-
-
-def _public_split(data: Data, seed: int) -> Split:
-    train = _public_labelled(data, seed)
-    valid, test = (_public_nodes(data, name, seed) for name in ("val_mask", "test_mask"))
-    parts = {"train_mask": train, "val_mask": valid, "test_mask": test}
-    for name, other in (("train_mask", "test_mask"), ("val_mask", "test_mask"), ("train_mask", "val_mask")):
-        if both := len(set(parts[name].tolist()) & set(parts[other].tolist())):
-            raise DataError(f"--split-kind public: {both} nodes are in {name} and in {other}")
-    return Split(train, valid, test)
-
-
 def count_splits(data: Data, kind: str, wanted: int = 0) -> int:
     """How many splits to train on: ``wanted``, or 5 where it is 0, but no more than there are public ones.
 
@@ -231,17 +197,10 @@ def count_splits(data: Data, kind: str, wanted: int = 0) -> int:
     """
     if kind != "public":
         return wanted or 5
-    count = _public_splits(data)
+    count = public_splits(data)
     if wanted > count:
         raise OptionError(f"--splits {wanted}: the graph has {count} public split{'s' * (count > 1)}")
     return wanted or min(5, count)
-
-
-def _public_splits(data: Data) -> int:
-    if data.get("train_mask") is None:
-        raise DataError("--split-kind public: the graph has no train_mask")
-    mask = as_tensor(data.train_mask, "train_mask")
-    return mask.size(1) if mask.dim() == 2 and len(mask) == len(data.y) else 1
 
 
 @dataclass(frozen=True, kw_only=True)
