@@ -101,7 +101,7 @@ class PageRank:
         """
         input = self._checked(input)
         if entrywise and (input < 0).any():
-            raise DataError("input: a value is negative, and entrywise sums have no sign")
+            raise DataError(f"input must be at least 0 with entrywise, got {float(input.min())}")
         method = "power" if entrywise else self.method
         solve = conjugate_gradient if method == "cg" else partial(power_iteration, entrywise=entrywise)
         system = self.transposed if transpose else self.system
