@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
@@ -41,13 +41,18 @@ def help_texts(source: str) -> Iterator[tuple[int, str]]:
         yield from ((value.lineno, text_of(value)) for value in found if text_of(value))
 
 
-def test_a_help_text_names_its_thing():
-    paths = [path for top in TOPS for path in sorted(ROOT.glob(f"{top}/**/*.py"))]
-    texts = {
+def texts_by_place(tops: Iterable[str], texts_of: Callable[[str], Iterable[tuple[int, str]]]) -> dict[str, str]:
+    """What ``texts_of`` finds in all files of packages, by file and line."""
+    return {
         f"{path.relative_to(ROOT)}:{line}": text
-        for path in paths
-        for line, text in help_texts(path.read_text(encoding="utf-8"))
+        for top in tops
+        for path in sorted(ROOT.glob(f"{top}/**/*.py"))
+        for line, text in texts_of(path.read_text(encoding="utf-8"))
     }
+
+
+def test_a_help_text_names_its_thing():
+    texts = texts_by_place(TOPS, help_texts)
     assert len(texts) > 400
     assert not {place: text for place, text in texts.items() if UNNAMED.match(text)}
 

@@ -7,8 +7,7 @@ import re
 
 import pytest
 
-from tests.helpers import ROOT
-from tests.test_help_texts import text_of
+from tests.test_help_texts import text_of, texts_by_place
 
 TOPS = ("fairseq_ext", "graph", "vision_language")
 OTHER_FORMS = re.compile(r"\bwanted\b|is negative|is not (between|at least|at most)|director(y|ies)\b")
@@ -26,12 +25,7 @@ def refusals(source: str) -> list[tuple[int, str]]:
 
 
 def test_a_refusal_says_what_must_be_and_what_was_found():
-    paths = [path for top in TOPS for path in sorted(ROOT.glob(f"{top}/**/*.py"))]
-    texts = {
-        f"{path.relative_to(ROOT)}:{line}": text
-        for path in paths
-        for line, text in refusals(path.read_text(encoding="utf-8"))
-    }
+    texts = texts_by_place(TOPS, refusals)
     assert len(texts) > 400
     assert not {place: text for place, text in texts.items() if OTHER_FORMS.search(text)}
 
