@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_ext.training.directions import lower_is_better
+from fairseq_ext.training import directions
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet, option
@@ -64,7 +64,7 @@ def compare_experiments(
     rows: list[dict[str, Any]] = [{"settings": differing}]
     for name in [metric] if metric else metrics:
         one, other = ({run: figures[name] for run, figures in each.items()} for each in (runs, other_runs))
-        rows.append({"metric": name, **paired_differences(one, other, lower_is_better(name))})
+        rows.append({"metric": name, **paired_differences(one, other, directions.lower_is_better(name))})
     return rows
 
 
@@ -81,14 +81,14 @@ def _read(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]
 
 
 def paired_differences(
-    first: Mapping[str, float], second: Mapping[str, float], lower: bool | None = False
+    first: Mapping[str, float], second: Mapping[str, float], lower_is_better: bool | None = False
 ) -> dict[str, float]:
     """Second minus first of each run that both have.
 
     Args:
         first, second: a figure by the name of its run; at least one name is in both.
-        lower: whether a lower figure is better, as :func:`~fairseq_ext.training.directions.lower_is_better` says; None
-            if neither is. Default: False.
+        lower_is_better: of the figure, as :func:`~fairseq_ext.training.directions.lower_is_better` says; None if
+            neither is better. Default: False.
 
     Returns:
         How many ``runs`` both have; the means ``first`` and ``second``; the mean ``difference`` and its population
@@ -97,8 +97,8 @@ def paired_differences(
     """
     shared = [name for name in first if name in second]
     differences = [second[name] - first[name] for name in shared]
-    above, below = ("higher", "lower") if lower is None else ("better", "worse")
-    if lower:
+    above, below = ("higher", "lower") if lower_is_better is None else ("better", "worse")
+    if lower_is_better:
         above, below = below, above
     counts = {
         above: sum(difference > 0 for difference in differences),
@@ -111,5 +111,5 @@ def paired_differences(
         "second": statistics.fmean(second[name] for name in shared),
         "difference": statistics.fmean(differences),
         "std": statistics.pstdev(differences),
-        **(dict(reversed(counts.items())) if lower else counts),
+        **(dict(reversed(counts.items())) if lower_is_better else counts),
     }
