@@ -1,4 +1,4 @@
-"""The pictures of results: a colour for each method, and the forms that compare methods with a baseline.
+"""The figures of results: a colour for each method, and the forms that compare methods with a baseline.
 
 A method has the same colour everywhere, and what it is compared with is grey. A point without spread is hollow.
 """

@@ -24,9 +24,9 @@ READ = {
     "translate models BAD.txt --out new.txt": "an empty text has an empty translation",
     "translate models text.txt --checkpoints ../BAD.pt --out new.txt": "",
     "captions extract BAD new.npz": "",
-    "captions extract pictures new.npz --network BAD": "",
-    "captions extract pictures new.npz --pca 2 --pca-images BAD.jsonl": "",
-    "captions extract pictures new.npz --pca-file BAD.npz": "",
+    "captions extract images new.npz --network BAD": "",
+    "captions extract images new.npz --pca 2 --pca-images BAD.jsonl": "",
+    "captions extract images new.npz --pca-file BAD.npz": "",
     "captions prepare BAD new": "",
     "captions prepare BAD.jsonl new": "",
     "captions prepare BAD.json new --instances BAD.json": "",
@@ -45,7 +45,7 @@ READ = {
     "captions page BAD --generated generated.txt --out new.html": "",
     "captions page data --generated BAD.txt --out new.html": "",
     "captions page data --generated generated.txt --attention BAD.jsonl --out new.html": "",
-    "captions page data --generated generated.txt --pictures BAD --out new.html": "",
+    "captions page data --generated generated.txt --images BAD --out new.html": "",
     **{f"captions {name} --config BAD.yaml": "" for name in captions.commands},
     **{f"captions {name} --config BAD.json": "" for name in captions.commands},
 }
@@ -55,7 +55,7 @@ WRITTEN = (
     "average --inputs good.pt --output BAD.pt",
     "translate models text.txt --out BAD.txt",
     "captions synthesize --images 30 --out BAD.scenes",
-    "captions extract pictures BAD.npz",
+    "captions extract images BAD.npz",
     "captions prepare source BAD",
     "captions score data --generated generated.txt --out BAD.json",
     "captions score data --generated generated.txt --results BAD.json",
@@ -69,10 +69,10 @@ def folder(tmp_path_factory) -> Path:
     """What is good of a command, and what is bad."""
     folder = tmp_path_factory.mktemp("files")
     torch.save({"model": {"weight": torch.ones(2)}, "cfg": None, "args": None}, folder / "good.pt")
-    for name in ("models", "pictures"):
+    for name in ("models", "images"):
         (folder / name).mkdir()
     shutil.copy(folder / "good.pt", folder / "models")
-    (folder / "pictures" / "11.png").write_bytes(b"no picture")
+    (folder / "images" / "11.png").write_bytes(b"no image")
     write_captioned(folder / "source", "regions")
     write_split(folder / "data")
     write_generated(folder / "generated.txt", [captions[0] for captions in REFERENCES.values()])

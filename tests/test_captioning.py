@@ -255,7 +255,7 @@ def test_two_processes_score_all_images(trained, folder, fairseq, tmp_path, caps
             "source",
             [],
             DataError,
-            "source: pictures give a grid .* the model reads regions",
+            "source: images give a grid .* the model reads regions",
         ),
         (
             *("trained/checkpoint_best.pt", "data", ["--max-len-b", "64"], OptionError),
@@ -268,7 +268,7 @@ def test_bad_input_to_generate(trained, folder, model, data, words, error, messa
         main(["generate", str(folder / model), str(folder / data), *words])
 
 
-def test_pictures_are_captioned_without_the_training_data(fairseq, tmp_path, monkeypatch, capsys):
+def test_images_are_captioned_without_the_training_data(fairseq, tmp_path, monkeypatch, capsys):
     """Their vectors come from the extractor; that which the model reads of a grid is in the checkpoint."""
     source = write_captioned(tmp_path / "source", "grid")
     with np.load(source / "grid_features.npz") as arrays:
@@ -278,7 +278,7 @@ def test_pictures_are_captioned_without_the_training_data(fairseq, tmp_path, mon
     words += "--optimizer adam --batch-size 8 --cpu --num-workers 0 --max-update 1 --disable-validation".split()
     fairseq.must("fairseq_cli.train", tmp_path / "data", *words)
     (tmp_path / "data").rename(tmp_path / "elsewhere")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     asked = []
 
     def extract(options):
@@ -291,15 +291,15 @@ def test_pictures_are_captioned_without_the_training_data(fairseq, tmp_path, mon
     monkeypatch.setattr("fairseq_ext.captions.extract.extract", extract)
     model = tmp_path / "save" / "checkpoint_last.pt"
     capsys.readouterr()
-    rows = images_and_captions(model, tmp_path / "pictures", "--size", "64", capsys=capsys)
+    rows = images_and_captions(model, tmp_path / "images", "--size", "64", capsys=capsys)
     assert rows == images_and_captions(model, tmp_path / "elsewhere", capsys=capsys)
-    assert (asked[0].pictures, asked[0].size) == (str(tmp_path / "pictures"), 64)
+    assert (asked[0].images, asked[0].size) == (str(tmp_path / "images"), 64)
     with pytest.raises(DataError, match=r"reads features of network 1, but --network, .* give those of copy 2"):
-        images_and_captions(model, tmp_path / "pictures", capsys=capsys)
+        images_and_captions(model, tmp_path / "images", capsys=capsys)
     with pytest.raises(
         DataError, match=r"--network, --size and --pca-file give \(2, 3, 5\) .*, the model reads \(2, 3, 6\)"
     ):
-        images_and_captions(model, tmp_path / "pictures", capsys=capsys)
+        images_and_captions(model, tmp_path / "images", capsys=capsys)
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_compilers_and_fonts(monkeypatch, tmp_path):
     check = machine.compilers()
     assert check.value == {"C": str(tmp_path / "mycc"), "C++": None} and "apt install g++" in check.text
     monkeypatch.setattr(machine, "without_font", lambda characters: {"中", "한"})
-    assert "Japanese; pictures show boxes for Chinese, Korean" in machine.fonts().text
+    assert "Japanese; figures show boxes for Chinese, Korean" in machine.fonts().text
 
 
 def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):

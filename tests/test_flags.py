@@ -254,7 +254,7 @@ def write_texts_and_encoder(folder):
     write_encoder(folder / "encoder")
 
 
-def write_pictures(folder):
+def write_images(folder):
     synthesize(SyntheticOptions(out=str(folder), images=50))
 
 
@@ -286,7 +286,7 @@ TRAININGS = {
         "",
     ),
     ("vision_language.image_classification", "train"): (
-        write_pictures,
+        write_images,
         "--data {data} --epochs 2 --lr 1e-9 --batch-size 40",
         "",
     ),

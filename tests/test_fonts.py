@@ -43,7 +43,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def drawn(texts, path):
-    """A picture of texts; matplotlib must warn of no glyph."""
+    """A figure of texts; matplotlib must warn of no glyph."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = pyplot.figure(figsize=(2, 1))

@@ -1,4 +1,4 @@
-"""The page of each method: its parts, its picture, and that options, recipes and citations are those of the code."""
+"""The page of each method: its parts, its figure, and that options, recipes and citations are those of the code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TRAINERS = {
     "muka": ("vision_language.muka", "amalgamate"),
 }
 LARGEST = 100 * 1024
-"""Bytes of a picture."""
+"""Bytes of a figure."""
 
 
 def part(page: str, heading: str) -> str:
@@ -182,7 +182,7 @@ def test_the_citation_is_that_of_the_suite(name):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_picture_is_what_its_code_draws(name, tmp_path):
+def test_a_figure_is_what_its_code_draws(name, tmp_path):
     from PIL import Image
 
     drawn, committed = draw(name, tmp_path), FOLDER / f"{name}.png"
@@ -194,7 +194,7 @@ def test_a_picture_is_what_its_code_draws(name, tmp_path):
     assert fresh[0, 0].tolist() == [255, 255, 255], "the ground is white"
 
 
-def test_an_unknown_picture_is_named(capsys):
+def test_an_unknown_figure_is_named(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["totoro"])
     assert stop.value.code == 2

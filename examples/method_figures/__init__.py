@@ -1,4 +1,4 @@
-"""One picture per method, drawn by the method's own code, for the pages in ``docs/methods``."""
+"""One figure per method, drawn by the method's own code, for the pages in ``docs/methods``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from fairseq_ext.training.files import output_folder
-from fairseq_ext.training.plotting import picture
+from fairseq_ext.training.plotting import saved_figure
 
 __all__ = ["FIGURES", "draw"]
 
@@ -14,13 +14,13 @@ FIGURES = (
     *("gca", "muse", "explicit_sparse_transformer", "adanorm", "encouraging_loss"),
     *("renode", "label_graph", "iais", "muka"),
 )
-"""Names of the pictures; each is a module with a ``SIZE`` in inches and a function ``draw(figure)``."""
+"""Names of the figures; each is a module with a ``SIZE`` in inches and a function ``draw(figure)``."""
 
 
 def draw(name: str, folder: str | Path) -> Path:
     """Draw one of :data:`FIGURES` into ``folder/NAME.png``; the same on every call."""
     path = output_folder(folder, "--out") / f"{name}.png"
     module = importlib.import_module(f"examples.method_figures.{name}")
-    with picture(path, module.SIZE) as figure:
+    with saved_figure(path, module.SIZE) as figure:
         module.draw(figure)
     return path

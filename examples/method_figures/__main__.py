@@ -1,4 +1,4 @@
-"""``python -m examples.method_figures [NAME ...]``: draw the pictures of ``docs/methods``."""
+"""``python -m examples.method_figures [NAME ...]``: draw the figures of ``docs/methods``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ main = Program("examples.method_figures")
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OptionSet):
-    """Which pictures.
+    """Which figures.
 
     Raises:
-        OptionError: a picture that there is not.
+        OptionError: a figure that there is not.
     """
 
     names: tuple[str, ...] = option((), f"figures to draw: {', '.join(FIGURES)} (default: all)", positional=True)
-    out: str = option("", "folder of the pictures (default: docs/methods)")
+    out: str = option("", "folder of the figures (default: docs/methods)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -80,7 +80,7 @@ def run(options: Options, settings: Settings) -> None:
     line = new_line(settings.source)
     print(f"Your own text:\n  echo {shlex.quote(line)} | fairseq-ext translate {out / 'combined'}")
     print(f"  -> {pipeline.translate('combined', line)}\n")
-    print(f"picture {out / 'quickstart.png'}, results {out / 'results.json'}")
+    print(f"figure {out / 'quickstart.png'}, results {out / 'results.json'}")
     print(f"{time.perf_counter() - start:.0f} s in all")
 
 

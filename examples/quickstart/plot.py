@@ -1,4 +1,4 @@
-"""The picture: the loss curve, and one head of cross-attention with all keys and with the selected ones."""
+"""The figure: the loss curve, and one head of cross-attention with all keys and with the selected ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 import fairseq_ext
 from examples.plotting import colour_of
 from examples.quickstart.pipeline import Pipeline, log_records
-from fairseq_ext.training.plotting import LETTERS, name_lines, picture
+from fairseq_ext.training.plotting import LETTERS, name_lines, saved_figure
 
 _LABELS = {"combined": "all combined", "plain": "plain Transformer"}
 
@@ -57,13 +57,13 @@ def choose_sentence(pipeline: Pipeline, shortest: int = 16, longest: int = 22) -
 
 
 def plot(pipeline: Pipeline, systems: list[str], path: Path) -> None:
-    """Write the picture of the finished run to `path`."""
+    """Write the figure of the finished run to `path`."""
     index = choose_sentence(pipeline)
     dense, target, source = cross_attention(pipeline, index, topk=0)
     selected, _, _ = cross_attention(pipeline, index, topk=None)
     most = int((selected > 0).sum(dim=-1).max())
     title = "Quickstart: negative log-likelihood (left), and one head of cross-attention (right)"
-    with picture(path, (14, 5.4), title) as figure:
+    with saved_figure(path, (14, 5.4), title) as figure:
         left, middle, right = figure.subplots(1, 3, width_ratios=(0.9, 1, 1))
         for system in systems:
             log, label = pipeline.out / system / "fairseq-train.log", _LABELS[system]

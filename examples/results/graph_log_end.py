@@ -14,7 +14,7 @@ from examples.results.paired import Paired, better_equal_worse, p_value
 from examples.results.report import asked, commands, copied, distinct, environments, unique
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json
-from fairseq_ext.training.plotting import GREY, picture
+from fairseq_ext.training.plotting import GREY, saved_figure
 from fairseq_ext.training.runs import run_name
 from graph.graph_classification.__main__ import main as train
 
@@ -138,9 +138,11 @@ def _published(dataset: str, arm: str) -> float:
     return PUBLISHED[dataset][arm] - PUBLISHED[dataset]["cross-entropy"]
 
 
-def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
+def draw(contents: list[dict[str, Any]], folder: Path) -> None:
     """The gain over cross-entropy by log_end, a panel for each data set."""
-    with picture(folder / "graph_log_end.png", (8.5, 3.6), "Encouraging loss on graphs: gain by log_end") as figure:
+    with saved_figure(
+        folder / "graph_log_end.png", (8.5, 3.6), "Encouraging loss on graphs: gain by log_end"
+    ) as figure:
         panels = figure.subplots(1, len(contents), sharey=True, squeeze=False)[0]
         for axes, content in zip(panels, contents, strict=True):
             values, colour = [float(arm) for arm in arms(content)], colour_of("encouraging")

@@ -153,7 +153,7 @@ def heading(content: dict[str, Any]) -> str:
     return f"IAIS: retrieval on {content['dataset']}"
 
 
-def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
+def draw(contents: list[dict[str, Any]], folder: Path) -> None:
     """Recall by ISD, of each data set that was validated often enough."""
     for content in filter(trained, contents):
         draw_relation(content, folder / f"{content['name']}.png")

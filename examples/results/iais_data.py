@@ -24,7 +24,7 @@ __all__ = ["DATASETS", "Dataset", "class_names", "pooled_vectors", "region_folde
 
 GRID = 7
 STAMPS = "captioning/tuxpaint_stamps"
-PIXELS = """Regions are the 7 x 7 cells of EfficientNet-Lite0's last map, 128 principal components each, of pictures of
+PIXELS = """Regions are the 7 x 7 cells of EfficientNet-Lite0's last map, 128 principal components each, of images of
 single things on white ground, with one caption each in {language}. The 100 test captions are 84 different ones, which
 bounds the recall of all rows."""
 

@@ -14,7 +14,7 @@ from scipy import stats
 
 from examples.plotting import colour_of
 from examples.results.paired import LEVEL, Paired
-from fairseq_ext.training.plotting import picture
+from fairseq_ext.training.plotting import saved_figure
 
 __all__ = ["draw_relation", "over_runs", "over_training", "reading", "sum_of_recalls", "trained"]
 
@@ -97,7 +97,7 @@ def draw_relation(content: Mapping[str, Any], file: Path) -> None:
     """
     rows = trained(content)
     title = f"IAIS on {content['dataset']}: recall by distance of the relations (ISD)"
-    with picture(file, (9.5, 3.6), title) as figure:
+    with saved_figure(file, (9.5, 3.6), title) as figure:
         *panels, last = figure.subplots(1, len(rows) + 1)
         for axes, row, marker in zip(panels, rows, "os^", strict=False):
             style = {"color": colour_of(row["system"]), "marker": marker}

@@ -18,7 +18,7 @@ from examples.translation.staging import fairseq_preprocess
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, read_lines, replacing, write_json
 from fairseq_ext.training.options import SPLITS
-from fairseq_ext.training.plotting import picture
+from fairseq_ext.training.plotting import saved_figure
 from fairseq_ext.training.runs import environment
 from fairseq_ext.training.settings import digest, file_digest
 
@@ -254,12 +254,12 @@ def _table(content: dict[str, Any]) -> str:
     )
 
 
-def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
+def draw(contents: list[dict[str, Any]], folder: Path) -> None:
     """Validation bits over the updates, a panel for each system."""
     for content in contents:
         curves = {name: [row["curve"] for row in rows] for name, rows in by_system(content).items()}
         title = f"Brown corpus: validation bits per word, beside the {BASELINE} model (grey)"
-        with picture(folder / f"{content['name']}.png", (9, 2.6), title) as figure:
+        with saved_figure(folder / f"{content['name']}.png", (9, 2.6), title) as figure:
             small_multiples(figure, curves, BASELINE, columns=3, limits=limits_after_first(curves))
             figure.supxlabel("updates")
             figure.supylabel("bits")

@@ -67,9 +67,9 @@ logit-adjusted are ce.
 | backbone | loss | split | weighted F1, off | on | difference | p | better | macro F1, off | on | difference | Totoro |
 |---|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
-{picture}"""
+{figure}"""
 
-PICTURE = """
+FIGURE = """
 ![Differences in weighted F1](results/{name}.png)
 """
 
@@ -77,7 +77,7 @@ RELATION_HEADING = "ReNode: gain and Totoro of the split"
 
 RELATION = """## {heading}
 
-Our question: does ReNode gain more in splits of more conflict? A point of the picture is a split: its Totoro, and the
+Our question: does ReNode gain more in splits of more conflict? A point of the figure is a split: its Totoro, and the
 gain in weighted F1 as the mean over losses, initial weights and the backbones of the released code. r: rank correlation
 within the kinds of splits, p by {permutations:,} permutations within them; *all splits*: Spearman's correlation over
 all of them, which takes any other difference between the kinds for one of Totoro.
@@ -247,11 +247,11 @@ def _table(content: dict[str, Any]) -> str:
         command=content["command"],
         reading=_reading(rows),
         rows="\n".join(lines),
-        picture=PICTURE.format(name=content["name"]) if len(rows) > 1 else "",
+        figure=FIGURE.format(name=content["name"]) if len(rows) > 1 else "",
     )
 
 
-def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
+def draw(contents: list[dict[str, Any]], folder: Path) -> None:
     """Differences of each data set, and gains by Totoro."""
     for content in contents:
         if len(content["rows"]) > 1:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from examples.plotting import Effect, forest
 from examples.results.paired import Paired
-from fairseq_ext.training.plotting import PALETTE, picture
+from fairseq_ext.training.plotting import PALETTE, saved_figure
 
 __all__ = [
     "BACKBONES",
@@ -88,7 +88,7 @@ def draw_gains(content: dict[str, Any], file: Path) -> None:
     arms = list(dict.fromkeys((row["model"], row["loss"]) for row in content["rows"]))
     kinds = [kind for kind in KINDS if any(row["split"] == kind for row in content["rows"])]
     cells = {(row["model"], row["loss"], row["split"]): row for row in content["rows"]}
-    with picture(
+    with saved_figure(
         file, (9, 1.4 + 0.24 * len(arms)), f"ReNode on {title(content)}: weighted F1 (x 100), on minus off"
     ) as figure:
         panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
@@ -163,7 +163,7 @@ def draw_relation(contents: Sequence[dict[str, Any]], file: Path) -> None:
     """The gain of each split over its Totoro, a panel for each data set and recipe."""
     columns = min(3, len(contents))
     lines = -(-len(contents) // columns)
-    with picture(file, (9, 0.9 + 2.7 * lines), "Does ReNode gain more where Totoro says more conflict?") as figure:
+    with saved_figure(file, (9, 0.9 + 2.7 * lines), "Does ReNode gain more where Totoro says more conflict?") as figure:
         grid = figure.subplots(lines, columns, squeeze=False).ravel()
         for axes, content in zip(grid, contents, strict=False):
             own = relation(content["rows"])

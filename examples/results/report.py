@@ -59,7 +59,7 @@ def part(name: str) -> ModuleType:
       that each is measured on
     - ``SELECTS``: the option that chooses those names; every other option changes what a file holds
     - ``measure(options)``: yields the contents
-    - ``section(contents)``: their text; and, where there are some, ``pictures(contents, folder)``
+    - ``section(contents)``: their text; and, where there are some, ``draw(contents, folder)``
 
     What its method claims, :mod:`examples.results.claims` derives from the contents.
     """
@@ -218,14 +218,14 @@ def write_report(docs: Path = DOCS) -> None:
     by_part = measured(docs)
     text = report_text(by_part)
     for name, own in by_part.items():
-        if hasattr(part(name), "pictures"):
+        if hasattr(part(name), "draw"):
             with _naming(own):
-                part(name).pictures(own, docs / "results")
+                part(name).draw(own, docs / "results")
     (docs / "RESULTS.md").write_text(text, encoding="utf-8")
 
 
 def check_report(docs: Path = DOCS) -> None:
-    """Whether ``RESULTS.md`` is what the measurements give, to the letter; pictures are not compared.
+    """Whether ``RESULTS.md`` is what the measurements give, to the letter; figures are not compared.
 
     Raises:
         SystemExit: it differs, with the first lines that do; exit code 1.

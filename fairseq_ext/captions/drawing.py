@@ -1,4 +1,4 @@
-"""An image as SVG: its picture, and the regions that a model saw."""
+"""An image as SVG: its pixels, and the regions that a model saw."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ from fairseq_ext.training.images import is_image_file, open_image
 __all__ = ["draw_image", "embedded", "find_images"]
 
 LONGEST = 480
-"""Of an embedded picture, in pixels."""
+"""Of an embedded file, in pixels."""
 
 
 def find_images(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Path]:
-    """The picture of each image: the file in ``folder`` or below that is named by its identifier.
+    """The file of each image: the one in ``folder`` or below that is named by its identifier.
 
     Args:
-        folder: folder of pictures.
+        folder: folder of images.
         image_ids: identifiers of the images; the file of ``391895`` may be ``COCO_val2014_000000391895.jpg``.
 
     Raises:
-        OptionError: no such folder, or an image with no picture or several.
+        OptionError: no such folder, or an image with no file or several.
     """
     if importlib.util.find_spec("PIL") is None:
-        raise OptionError("--pictures: needs Pillow: pip install pillow")
-    pictures: dict[str, list[Path]] = {image_id: [] for image_id in image_ids}
+        raise OptionError("--images: needs Pillow: pip install pillow")
+    of_image: dict[str, list[Path]] = {image_id: [] for image_id in image_ids}
     for path in sorted(Path(folder).rglob("*")):
         if is_image_file(path):
-            for key in {path.stem, image_key(path.name)} & pictures.keys():
-                pictures[key].append(path)
-    for image_id, paths in pictures.items():
+            for key in {path.stem, image_key(path.name)} & of_image.keys():
+                of_image[key].append(path)
+    for image_id, paths in of_image.items():
         if len(paths) != 1:
             files = " and ".join(map(str, paths[:2])) or f"none in {folder}"
-            raise OptionError(f"--pictures: expected one picture of image {image_id}, found {files}")
-    return {image_id: paths[0] for image_id, paths in pictures.items()}
+            raise OptionError(f"--images: expected one file of image {image_id}, found {files}")
+    return {image_id: paths[0] for image_id, paths in of_image.items()}
 
 
 def embedded(path: Path) -> str:
-    """A picture, shrunk, as an address that holds it: ``data:image/jpeg;base64,...``.
+    """An image, shrunk, as an address that holds it: ``data:image/jpeg;base64,...``.
 
     Args:
-        path: path of the picture.
+        path: path of the image.
 
     Raises:
-        DataError: the picture cannot be read.
+        DataError: the image cannot be read.
     """
-    with open_image(path) as picture:
+    with open_image(path) as image:
         from PIL import Image
 
-        shrunk = picture.convert("RGBA")
+        shrunk = image.convert("RGBA")
         shrunk.thumbnail((LONGEST, LONGEST))
         opaque = Image.new("RGBA", shrunk.size, "white")
         opaque.alpha_composite(shrunk)

@@ -1,6 +1,6 @@
-"""Features from pixels: turns a folder of pictures into one npz of grids.
+"""Features from pixels: turns a folder of images into one npz of grids.
 
-A picture is put in the middle of a grey square and shrunk or enlarged to the input size of the network; its colours are
+An image is put in the middle of a grey square and shrunk or enlarged to the input size of the network; its colours are
 normalised as in the network's training (EfficientNet-Lite0: from -1 to 1).
 """
 
@@ -36,21 +36,21 @@ GREY = (128, 128, 128)
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions(Device):
-    """Pictures, and the network that sees them."""
+    """Images, and the network that sees them."""
 
-    pictures: str = option(help="folder of pictures, also in its subfolders", positional=True)
+    images: str = option(help="folder of images, also in its subfolders", positional=True)
     out: str = option(help="npz file to write", positional=True)
     network: str = option(
-        LITE0, f"network that sees the pictures: {LITE0}, or a folder of a vision model of transformers"
+        LITE0, f"network that sees the images: {LITE0}, or a folder of a vision model of transformers"
     )
     size: int = option(224, "side of the square that the network sees, in pixels", least=32)
-    batch_size: int = option(32, "pictures at a time", least=1)
+    batch_size: int = option(32, "images at a time", least=1)
     pca: int = option(
         0,
         "keep this many principal components of the vectors, and write them to a file beside OUT; 0: keep the vectors",
         least=0,
     )
-    pca_images: str = option("", "train.jsonl whose pictures the components are computed of (default: all pictures)")
+    pca_images: str = option("", "train.jsonl whose images the components are computed of (default: all images)")
     pca_file: str = option("", "file with the components of an earlier extraction, in place of new ones")
 
     def __post_init__(self) -> None:
@@ -64,33 +64,33 @@ class ExtractOptions(Device):
 
 
 def extract(options: ExtractOptions) -> str:
-    """Features from pixels, for a folder of pictures with captions and nothing else.
+    """Features from pixels, for a folder of images with captions and nothing else.
 
     What a killed run has extracted is in OUT.parts and is not extracted again.
 
     Returns:
-        A line of what was written: ``features`` ``(N, rows, columns, D)`` of float16, the pictures' ``names`` and
+        A line of what was written: ``features`` ``(N, rows, columns, D)`` of float16, the images' ``names`` and
         ``sizes``, ``padded`` and ``extractor``: the name of the network, and a checksum of what decides the features of
-        a picture.
+        an image.
 
     Raises:
-        OptionError: no picture, or ``OUT.parts`` of other pictures or options.
-        DataError: a file that is no picture, or two of one name.
+        OptionError: no image, or ``OUT.parts`` of other images or options.
+        DataError: a file that is no image, or two of one name.
     """
     out = Path(options.out)
-    pictures = _image_files(Path(options.pictures))
-    fitted = _fitted(options, pictures)
+    images = _image_files(Path(options.images))
+    fitted = _fitted(options, images)
     projection = Projection.load(Path(options.pca_file)) if options.pca_file else None
     if out.is_dir():
         raise OptionError(f"OUT: {out} is a folder, must be a file")
     with writing_to(out.parent, "OUT"):
         parts = Path(f"{out}.parts")
-        files = _extract(options, pictures, parts)
+        files = _extract(options, images, parts)
         if options.pca:
-            features = zip(pictures, _features(files), strict=True)
-            projection = Projection.fit((array for picture, array in features if picture in fitted), options.pca)
+            features = zip(images, _features(files), strict=True)
+            projection = Projection.fit((array for image, array in features if image in fitted), options.pca)
             projection.save(out.with_suffix(".pca.npz"))
-        shape = _write(out, files, pictures, projection, _extractor(options, projection))
+        shape = _write(out, files, images, projection, _extractor(options, projection))
         shutil.rmtree(parts)
     kept = f", {projection.explained:.0%} of the variance" if projection else ""
     return f"{out}: features {' x '.join(map(str, shape))}{kept}"
@@ -104,54 +104,54 @@ def _extractor(options: ExtractOptions, projection: Projection | None = None) ->
 
 def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise OptionError(f"PICTURES: {folder} is not a folder")
-    pictures: dict[str, Path] = {}
+        raise OptionError(f"IMAGES: {folder} is not a folder")
+    images: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if is_image_file(path):
-            other = pictures.setdefault(image_key(path.name), path)
+            other = images.setdefault(image_key(path.name), path)
             if other != path:
                 raise DataError(f"{path} and {other} have the same name")
-    if not pictures:
-        raise OptionError(f"PICTURES: none in {folder} ({', '.join(ENDINGS)})")
-    return list(pictures.values())
+    if not images:
+        raise OptionError(f"IMAGES: none in {folder} ({', '.join(ENDINGS)})")
+    return list(images.values())
 
 
-def _fitted(options: ExtractOptions, pictures: Sequence[Path]) -> set[Path]:
-    """The pictures that the principal components are fitted on."""
+def _fitted(options: ExtractOptions, images: Sequence[Path]) -> set[Path]:
+    """The images that the principal components are fitted on."""
     if not options.pca_images:
-        return set(pictures)
+        return set(images)
     records = read_records(Path(options.pca_images), None, False, need_boxes=False, language=None)
     names = {image_key(record.file or record.image_id) for record in records}
-    fitted = {path for path in pictures if image_key(path.name) in names}
+    fitted = {path for path in images if image_key(path.name) in names}
     if not fitted:
-        raise DataError(f"--pca-images {options.pca_images}: names none of the pictures, such as {pictures[0].name}")
+        raise DataError(f"--pca-images {options.pca_images}: names none of the images, such as {images[0].name}")
     return fitted
 
 
-def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) -> list[Path]:
-    """Features and sizes of the pictures, one npz per batch."""
-    names = [[path.name, path.stat().st_size] for path in pictures]
+def _extract(options: ExtractOptions, images: Sequence[Path], folder: Path) -> list[Path]:
+    """Features and sizes of the images, one npz per batch."""
+    names = [[path.name, path.stat().st_size] for path in images]
     settings = {"of": digest(names, _extractor(options), options.batch_size)}
     record = folder / "settings.json"
     if record.is_file() and read_json(record) != settings:
         raise OptionError(
-            f"OUT: {folder} was extracted from other pictures or with other options; remove it or name another file"
+            f"OUT: {folder} was extracted from other images or with other options; remove it or name another file"
         )
-    starts = range(0, len(pictures), options.batch_size)
+    starts = range(0, len(images), options.batch_size)
     files = [folder / f"{start:09}.npz" for start in starts]
     if all(file.is_file() for file in files):
         return files
     device = torch_device(options.device)
     network = load_network(options.network, device)
-    with progress(total=len(pictures), desc="features", unit=" pictures") as bar:
+    with progress(total=len(images), desc="features", unit=" images") as bar:
         for start, file in zip(starts, files, strict=True):
-            batch = pictures[start : start + options.batch_size]
+            batch = images[start : start + options.batch_size]
             if not file.is_file():
                 squares, sizes = zip(*(_square(path, options.size) for path in batch), strict=True)
                 features = network(torch.from_numpy(np.stack(squares)).to(device)).to("cpu", torch.float16).numpy()
                 if not np.isfinite(features).all():
                     raise DataError(
-                        f"one of the {len(batch)} pictures from {batch[0]} on has features beyond the range of float16"
+                        f"one of the {len(batch)} images from {batch[0]} on has features beyond the range of float16"
                     )
                 folder.mkdir(exist_ok=True)
                 write_json(record, settings)
@@ -161,15 +161,15 @@ def _extract(options: ExtractOptions, pictures: Sequence[Path], folder: Path) ->
 
 
 def _square(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """A picture as bytes ``(size, size, 3)``, and its width and height."""
+    """An image as bytes ``(size, size, 3)``, and its width and height."""
     with open_image(path) as file:
         from PIL import Image, ImageOps
 
-        picture = ImageOps.exif_transpose(file).convert("RGBA")
-    padded = ImageOps.pad(picture, (size, size), Image.Resampling.BICUBIC, color=(*GREY, 255))
+        image = ImageOps.exif_transpose(file).convert("RGBA")
+    padded = ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=(*GREY, 255))
     square = Image.new("RGBA", (size, size), (*GREY, 255))
     square.alpha_composite(padded)
-    return np.asarray(square.convert("RGB")), picture.size
+    return np.asarray(square.convert("RGB")), image.size
 
 
 def _features(files: Sequence[Path]) -> Iterator[np.ndarray]:
@@ -178,20 +178,20 @@ def _features(files: Sequence[Path]) -> Iterator[np.ndarray]:
 
 
 def _write(
-    out: Path, files: Sequence[Path], pictures: Sequence[Path], projection: Projection | None, extractor: str
+    out: Path, files: Sequence[Path], images: Sequence[Path], projection: Projection | None, extractor: str
 ) -> tuple[int, ...]:
-    """Write the npz, a picture at a time, and return the shape of its features."""
+    """Write the npz, an image at a time, and return the shape of its features."""
     first = next(_features(files))
     size = len(projection.components) if projection else first.shape[-1]
-    shape = (len(pictures), *first.shape[:-1], size)
+    shape = (len(images), *first.shape[:-1], size)
     form = {"descr": "<f2", "fortran_order": False, "shape": shape}
     with replacing(out) as partial, zipfile.ZipFile(partial, "w") as archive:
         with archive.open("features.npy", "w", force_zip64=True) as stream:
             np.lib.format.write_array_header_1_0(stream, form)
-            for array in progress(_features(files), "writing", total=len(pictures), unit=" pictures"):
+            for array in progress(_features(files), "writing", total=len(images), unit=" images"):
                 stream.write((projection(array) if projection else array).astype("<f2").tobytes())
         others = {
-            "names": np.array([path.name for path in pictures]),
+            "names": np.array([path.name for path in images]),
             "sizes": np.concatenate([load_npz(file, "sizes")["sizes"] for file in files]),
             "padded": np.array(True),
             "extractor": np.array(extractor),

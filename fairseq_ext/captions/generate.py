@@ -35,16 +35,16 @@ class GenerateOptions(Device):
     """The trained model, the images, and how a caption is searched for."""
 
     model: str = option(help="checkpoint file; several, joined by a colon, are an ensemble", positional=True)
-    data: str = option(help="folder of prepared data, or of pictures", positional=True)
+    data: str = option(help="folder of prepared data, or of images", positional=True)
     split: str = option("test", "split of prepared data", SPLITS)
     network: str = option(
-        LITE0, "network for a folder of pictures, the one `captions extract` used for the training data"
+        LITE0, "network for a folder of images, the one `captions extract` used for the training data"
     )
     size: int = option(
-        224, "image size for a folder of pictures, the one `captions extract` used for the training data", least=32
+        224, "image size for a folder of images, the one `captions extract` used for the training data", least=32
     )
     pca_file: str = option(
-        "", "components for a folder of pictures, as `captions extract --pca` wrote them for the training data"
+        "", "components for a folder of images, as `captions extract --pca` wrote them for the training data"
     )
     beam: int = option(3, "size of the beam", least=1)
     nbest: int = option(1, "captions of an image, at most as many as the beam has", least=1)
@@ -66,7 +66,7 @@ class GenerateOptions(Device):
             raise OptionError(f"--min-len {self.min_len}: more than --max-len-b {self.max_len_b}")
 
     def are_images(self) -> bool:
-        """Whether ``data`` is a folder of pictures, and not of prepared data.
+        """Whether ``data`` is a folder of images, and not of prepared data.
 
         Raises:
             OptionError: no folder, or options that are for the other kind of data.
@@ -77,7 +77,7 @@ class GenerateOptions(Device):
         if prepared:
             self.refuse_idle("with prepared data", "network", "size", "pca_file")
         else:
-            self.refuse_idle(f"with pictures, and {self.data} has no captioning.json", "split")
+            self.refuse_idle(f"with images, and {self.data} has no captioning.json", "split")
         return not prepared
 
 
@@ -99,8 +99,8 @@ def captions(options: GenerateOptions) -> Iterator[dict[str, Any]] | str:
 
 
 def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
-    device, pictures = torch_device(options.device), options.are_images()
-    task, models = load(options.model.split(os.pathsep), "" if pictures else options.data)
+    device, images = torch_device(options.device), options.are_images()
+    task, models = load(options.model.split(os.pathsep), "" if images else options.data)
     from fairseq import utils
 
     from fairseq_ext.tasks.caption_dataset import image_batch
@@ -109,7 +109,7 @@ def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
     for model in models:
         model.to(device)
     generator = task.build_generator(models, search_config(**{name: getattr(options, name) for name in SEARCH}))
-    ids, image = (_images if pictures else _prepared)(options, task)
+    ids, image = (_images if images else _prepared)(options, task)
     with progress(total=len(ids), desc="captions", unit=" images", leave=False) as bar:
         for start in range(0, len(ids), options.batch_size):
             chosen = range(start, min(start + options.batch_size, len(ids)))
@@ -133,17 +133,17 @@ def _prepared(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str]
 
 
 def _images(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str], Callable[[int], Image]]:
-    """As :func:`_prepared`, for pictures, whose names are their identifiers."""
+    """As :func:`_prepared`, for images, whose names are their identifiers."""
     from fairseq_ext.captions.extract import ExtractOptions, extract
     from fairseq_ext.modules.visual import grid_geometry
 
     data = task.preparation
     if data.kind != "grid":
-        raise DataError(f"{options.data}: pictures give a grid of vectors, the model reads {data.kind}")
+        raise DataError(f"{options.data}: images give a grid of vectors, the model reads {data.kind}")
     given = {name: getattr(options, name) for name in ("network", "size", "pca_file", "batch_size", "device")}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "features.npz")
-        extract(ExtractOptions(pictures=options.data, out=str(out), **given))
+        extract(ExtractOptions(images=options.data, out=str(out), **given))
         arrays = load_npz(out, "features", "names", "extractor")
     features = arrays["features"]
     wanted = (*data.grid, data.feature_dim)

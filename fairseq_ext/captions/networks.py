@@ -1,4 +1,4 @@
-"""Networks whose last feature map is a grid of vectors, one for each part of a picture."""
+"""Networks whose last feature map is a grid of vectors, one for each part of an image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Network:
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Features of pictures ``(B, S, S, 3)`` of bytes."""
+        """Features of images ``(B, S, S, 3)`` of bytes."""
         colours = pixels.float() / 255
         normal = (colours - colours.new_tensor(self.mean)) / colours.new_tensor(self.std)
         return self.features(normal.permute(0, 3, 1, 2))
@@ -105,7 +105,7 @@ def _transformers(folder: Path, device: torch.device) -> Network:
             raise CheckpointError(f"{folder}: {reason}") from error
         if last.dim() == 4:
             return last.permute(0, 2, 3, 1)
-        side = math.isqrt(last.size(1))  # the first tokens stand for the whole picture
+        side = math.isqrt(last.size(1))  # the first tokens stand for the whole image
         return last[:, -(side**2) :].unflatten(1, (side, side))
 
     return Network(features, tuple(settings["image_mean"]), tuple(settings["image_std"]))

@@ -37,8 +37,8 @@ class PageOptions(GeneratedOptions):
     """What is shown of them."""
 
     out: str = option("page.html", "file to write, complete in itself")
-    pictures: str = option(
-        "", "folder of the pictures; a file is named by the identifier of its image (default: the regions alone)"
+    images: str = option(
+        "", "folder of the images; a file is named by the identifier of its image (default: the regions alone)"
     )
     attention: str = option("", "what `captions generate --json` printed (default: --generated where that is .jsonl)")
     order: str = option("worst", "images to show: those of the lowest or highest CIDEr-D, or any", (*ORDERS,))
@@ -46,10 +46,10 @@ class PageOptions(GeneratedOptions):
 
 
 def write_page(options: PageOptions) -> Path:
-    """Write one HTML file, with the pictures in it.
+    """Write one HTML file, with the images in it.
 
     Raises:
-        DataError: captions, pictures or attention that are not of these images.
+        DataError: captions, images or attention that are not of these images.
         OptionError: a file that cannot be written.
     """
     path = options.output("out")
@@ -61,10 +61,10 @@ def write_page(options: PageOptions) -> Path:
     if source and (missing := [place for place in chosen if place not in attention]):
         raise DataError(f"{source}: nothing of image {split.image_ids[missing[0]]}")
     ids = [str(split.image_ids[place]) for place in chosen]
-    pictures = find_images(options.pictures, ids) if options.pictures else {}
+    images = find_images(options.images, ids) if options.images else {}
     names = _class_names(evaluation)
     articles = [
-        _article(evaluation, place, rank, names, pictures.get(image_id), attention.get(place))
+        _article(evaluation, place, rank, names, images.get(image_id), attention.get(place))
         for rank, (place, image_id) in enumerate(zip(chosen, ids, strict=True))
     ]
     template = importlib.resources.files("fairseq_ext.captions").joinpath("page.html").read_text(encoding="utf-8")
@@ -109,7 +109,7 @@ def _article(
     place: int,
     rank: int,
     classes: Sequence[str],
-    picture: Path | None,
+    image: Path | None,
     attention: Attention | None,
 ) -> str:
     split = evaluation.split
@@ -124,7 +124,7 @@ def _article(
         names = ["" if grid else str(number + 1) for number in numbers]
         hues = [number * GOLDEN_ANGLE % 360 for number in numbers]
     width, height = split.sizes[place].tolist()
-    drawing = draw_image((width, height), boxes, names, hues, embedded(picture) if picture else "")
+    drawing = draw_image((width, height), boxes, names, hues, embedded(image) if image else "")
     score = 100 * float(evaluation.cider_d[place])
     references = "".join(f"<li>{escape(reference)}</li>" for reference in split.references[place])
     return (

@@ -110,7 +110,7 @@ def _stored(
 def _with_files(
     records: Mapping[str, Record], split_of: Mapping[str, str], places: Sequence[Path], grid: tuple[int, ...]
 ) -> Source:
-    """Images whose regions are in files that name each image by its picture or by its id."""
+    """Images whose regions are in files that name each image by its file or by its id."""
     sizes: dict[str, tuple[float, float]] = {}
     files = [open_features(place, Images(sizes, grid)) for place in places]
     present = {key for file in files for key in file.keys or ()}
@@ -122,7 +122,7 @@ def _with_files(
     for image_id, record in records.items():
         key = keys[image_id]
         if key in ids:
-            raise DataError(f"{record.origin}: its picture {key} is also that of {records[ids[key]].origin}")
+            raise DataError(f"{record.origin}: its file {key} is also that of {records[ids[key]].origin}")
         captions[key], ids[key] = record.captions, image_id
         if (record.width, record.height) != (1, 1):
             sizes[key] = (record.width, record.height)

@@ -113,7 +113,7 @@ def fonts() -> Check:
     drawn = {script: character not in missing for script, character in SCRIPTS.items()}
     boxes = [script for script, there in drawn.items() if not there]
     have = ", ".join(script for script, there in drawn.items() if there) or "Latin only"
-    note = f"; pictures show boxes for {', '.join(boxes)}: install fonts such as Noto" if boxes else ""
+    note = f"; figures show boxes for {', '.join(boxes)}: install fonts such as Noto" if boxes else ""
     return Check(drawn, have + note)
 
 

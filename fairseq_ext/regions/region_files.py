@@ -50,7 +50,7 @@ class Record:
     """(V,) float64."""
     captions: tuple[str, ...]
     file: str
-    """Of the picture, as ``image`` or ``file`` has it; else empty."""
+    """Of the image, as ``image`` or ``file`` has it; else empty."""
     origin: str
     """File and line, for messages."""
 

@@ -1,4 +1,4 @@
-"""Picture files: recognised by their names, and refused by name where they cannot be read."""
+"""Image files: recognised by their names, and refused by name where they cannot be read."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def open_image(path: str | Path) -> Iterator[Image]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise OptionError(f"{path}: pictures need Pillow: pip install pillow") from error
+        raise OptionError(f"{path}: images need Pillow: pip install pillow") from error
     try:
-        with Image.open(path) as picture:
-            yield picture
+        with Image.open(path) as image:
+            yield image
     except InputError:
         raise
     except Exception as error:  # damaged files make Pillow raise many types
-        raise DataError(f"{path}: cannot be read as a picture: {first_line(error)}") from error
+        raise DataError(f"{path}: cannot be read as an image: {first_line(error)}") from error

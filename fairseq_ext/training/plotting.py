@@ -1,6 +1,6 @@
-"""The style of all pictures, and the few forms that they are made of.
+"""The style of all figures, and the few forms that they are made of.
 
-A picture has a white ground, letters that can be read at half its size, and colours that the colour-blind can tell
+A figure has a white ground, letters that can be read at half its size, and colours that the colour-blind can tell
 apart; baselines are grey. Means are lines, their spread a band. Up to six lines carry their names at their
 ends.
 """
@@ -35,7 +35,7 @@ __all__ = [
     "legend_outside",
     "mean_and_range",
     "name_lines",
-    "picture",
+    "saved_figure",
     "second_scale",
 ]
 
@@ -73,16 +73,16 @@ def categories(count: int) -> list[Any]:
 
 
 @contextmanager
-def picture(path: str | Path, size: tuple[float, float], title: str = "") -> Iterator[Figure]:
+def saved_figure(path: str | Path, size: tuple[float, float], title: str = "") -> Iterator[Figure]:
     """A figure in the common style, which is written to ``path`` at the end, unless the block fails or leaves it empty.
 
     Args:
         path: the file; its suffix tells the format, without one it is PNG.
         size: inches across and down. No more than 9.5 across can be read at half size.
-        title: what the picture shows, and for which data; a ``$`` is an ordinary character.
+        title: what the figure shows, and for which data; a ``$`` is an ordinary character.
 
     Example:
-        >>> with picture("losses.png", (6, 4), "Validation loss") as figure:
+        >>> with saved_figure("losses.png", (6, 4), "Validation loss") as figure:
         ...     _ = figure.subplots().plot([3, 2, 1])
     """
     # A program may open the root logger for debugging, as importing fairseq does; it does not want a list of all fonts.

@@ -53,7 +53,7 @@ def format_pairs(pairs: Sequence[dict[str, Any]]) -> str:
 
 def draw_label_graph(graph: Tensor, labels: Sequence[str], path: str | Path) -> None:
     """Draw a heat map of G with label names. The diagonal, which starts at 1, is left out of the colour scale."""
-    from fairseq_ext.training.plotting import LETTERS, picture
+    from fairseq_ext.training.plotting import LETTERS, saved_figure
 
     weights = graph.detach().cpu().double().numpy()
     size = len(labels)
@@ -61,7 +61,7 @@ def draw_label_graph(graph: Tensor, labels: Sequence[str], path: str | Path) -> 
     limit = max(float(np.abs(off_diagonal).max()) if size > 1 else 0.0, 1e-3)
     side = min(max(4.5, 0.32 * size + 2.5), LARGEST)
     letters = min(LETTERS, 72 * 0.9 * (side - 2.5) / size)
-    with picture(path, (side + 0.8, side), "Learned label graph") as figure:
+    with saved_figure(path, (side + 0.8, side), "Learned label graph") as figure:
         axes = figure.subplots()
         axes.set_facecolor("0.88")  # shows through the diagonal
         axes.grid(visible=False)

@@ -32,7 +32,7 @@ def score(options: ScoreOptions, files: ScoreFiles) -> dict[str, Any]:
 
 @main.command
 def plot(options: ScoreOptions, files: PlotFiles) -> str:
-    """Pictures of the scores and weights."""
+    """Figures of the scores and weights."""
     return "\n".join(map(str, draw(options, files)))
 
 

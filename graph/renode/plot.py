@@ -1,4 +1,4 @@
-"""Pictures of topology imbalance: which nodes are contested, how this changes their weights, and where they lie."""
+"""Figures of topology imbalance: which nodes are contested, how this changes their weights, and where they lie."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch_geometric.utils import subgraph, to_undirected
 
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import output_folder, writing_to
-from fairseq_ext.training.plotting import PALETTE, categories, legend_outside, picture, second_scale
+from fairseq_ext.training.plotting import PALETTE, categories, legend_outside, saved_figure, second_scale
 from graph.renode.options import PlotFiles, ScoreOptions
 from graph.renode.score import score_table, scored_graph
 from graph.renode.totoro import neighbor_conflict
@@ -156,13 +156,13 @@ FIGURES: dict[str, Callable[..., None]] = {
 
 
 def draw(options: ScoreOptions, files: PlotFiles) -> list[Path]:
-    """Draw all pictures of one split; returns their paths."""
+    """Draw all figures of one split; returns their paths."""
     folder, data = output_folder(files.out), scored_graph(options, files.split_seed)
     paths = []
     title = Path(options.dataset).stem
     for name, function in FIGURES.items():
         paths.append(folder / name)
         size = (8.5, 7) if function is plot_layout else (7, 4.5)
-        with writing_to(folder), picture(paths[-1], size, f"{title}, split seed {files.split_seed}") as figure:
+        with writing_to(folder), saved_figure(paths[-1], size, f"{title}, split seed {files.split_seed}") as figure:
             function(data, figure.subplots(), *([files.layout_nodes] if function is plot_layout else []))
     return paths

@@ -1,4 +1,4 @@
-"""Tiny made-up pictures with captions, of each kind that is prepared: things, and captions that name them."""
+"""Tiny made-up images with captions, of each kind that is prepared: things, and captions that name them."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def write_captioned(folder: Path, kind: str, images: int = 12, seed: int = 0) ->
     return folder
 
 
-def prepared(folder: Path, kind: str, pictures: int = 0, **options) -> Path:
-    """A prepared folder of :func:`write_captioned` with seed ``pictures``; ``options`` of :class:`PrepareOptions`."""
-    source = write_captioned(folder / "source", kind, seed=pictures)
+def prepared(folder: Path, kind: str, images: int = 0, **options) -> Path:
+    """A prepared folder of :func:`write_captioned` with seed ``images``; ``options`` of :class:`PrepareOptions`."""
+    source = write_captioned(folder / "source", kind, seed=images)
     grid = {"grid": (ROWS, COLUMNS)} if kind == "grid" else {}
     prepare(PrepareOptions(**{"source": (str(source),), "data": str(folder / "data"), "min_count": 1} | grid | options))
     return folder / "data"

@@ -1,4 +1,4 @@
-"""Features of pictures: what is computed again, what is not, and what is refused."""
+"""Features of images: what is computed again, what is not, and what is refused."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ COLOURS = {"red.png": (255, 0, 0), "green.jpg": (0, 255, 0), "blue.png": (0, 0, 
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     for number, (name, colour) in enumerate(COLOURS.items()):
         Image.new("RGB", (40 + 20 * number, 50), colour).save(folder / ("more" if number else ".") / name)
@@ -46,25 +46,25 @@ def network(tmp_path):
 
 
 def options(folder, model, **more) -> ExtractOptions:
-    given = {"pictures": str(folder), "out": str(folder.parent / "out.npz"), "network": str(model), "size": 32}
+    given = {"images": str(folder), "out": str(folder.parent / "out.npz"), "network": str(model), "size": 32}
     return ExtractOptions(**given | {"batch_size": 3, "device": "cpu"} | more)
 
 
-def test_features_of_pictures(pictures, network):
-    assert extract(options(pictures, network)).endswith("out.npz: features 4 x 4 x 4 x 6")
-    with np.load(pictures.parent / "out.npz") as archive:
+def test_features_of_images(images, network):
+    assert extract(options(images, network)).endswith("out.npz: features 4 x 4 x 4 x 6")
+    with np.load(images.parent / "out.npz") as archive:
         features, names, sizes = archive["features"], archive["names"], archive["sizes"]
     assert features.dtype == np.float16 and sorted(names) == sorted(COLOURS)
     assert {name: size for name, size in zip(names, sizes.tolist(), strict=True)}["red.png"] == [40, 50]
-    assert not (pictures.parent / "out.npz.parts").exists()
+    assert not (images.parent / "out.npz.parts").exists()
 
 
-def test_features_say_which_network_made_them(pictures, network):
+def test_features_say_which_network_made_them(images, network):
     """By its weights, whatever the folder is called."""
 
     def extractor(model, **more):
-        extract(options(pictures, model, **more))
-        return open_features(pictures.parent / "out.npz").extractor
+        extract(options(images, model, **more))
+        return open_features(images.parent / "out.npz").extractor
 
     first = extractor(network)
     copied = shutil.copytree(network, network.with_name("copy"))
@@ -75,27 +75,27 @@ def test_features_say_which_network_made_them(pictures, network):
     save_file(weights, copied / "model.safetensors", {"format": "pt"})
     others = [extractor(copied), extractor(network, size=64), extractor(network, pca=2)]
     assert len({other.split()[1] for other in others} | {checksum}) == 4
-    assert extractor(network, pca_file=str(pictures.parent / "out.pca.npz")).split()[1] == others[2].split()[1]
+    assert extractor(network, pca_file=str(images.parent / "out.pca.npz")).split()[1] == others[2].split()[1]
     files = [FeatureSet(other, (), lambda wanted: iter(()), other) for other in (first, first, others[0], "")]
     assert made_by(Source({}, {}, files[:2])) == first and made_by(Source({}, {}, files[2:])) == ""
     with pytest.raises(DataError, match=r"features of different networks: those of copy .*, those of resnet"):
         made_by(Source({}, {}, files))
 
 
-def test_a_picture_is_put_on_a_grey_square(pictures):
-    square, size = extraction._square(pictures / "red.png", 50)
+def test_an_image_is_put_on_a_grey_square(images):
+    square, size = extraction._square(images / "red.png", 50)
     assert size == (40, 50) and square.shape == (50, 50, 3)
     assert (square[:, 5:45] == [255, 0, 0]).all() and (square[:, [*range(5), *range(45, 50)]] == 128).all()
     clear = Image.new("RGBA", (20, 40), (255, 0, 0, 0))
     clear.putpixel((19, 39), (0, 255, 0, 255))
     exif = Image.Exif()
     exif[0x0112] = 6  # taken with the camera on its side
-    clear.save(pictures / "clear.png", exif=exif)
-    square, size = extraction._square(pictures / "clear.png", 40)
+    clear.save(images / "clear.png", exif=exif)
+    square, size = extraction._square(images / "clear.png", 40)
     assert size == (40, 20) and square[29, 0].tolist() == [0, 255, 0] and (square[:25] == 128).all()
 
 
-def test_a_killed_extraction_is_resumed(pictures, network, monkeypatch):
+def test_a_killed_extraction_is_resumed(images, network, monkeypatch):
     square, seen = extraction._square, []
 
     def killed(path, size):
@@ -106,64 +106,62 @@ def test_a_killed_extraction_is_resumed(pictures, network, monkeypatch):
 
     monkeypatch.setattr(extraction, "_square", killed)
     with pytest.raises(KeyboardInterrupt):
-        extract(options(pictures, network))
-    assert not (pictures.parent / "out.npz").exists()
-    with pytest.raises(OptionError, match=r"out.npz.parts was extracted from other pictures or with other options"):
-        extract(options(pictures, network, size=64))
-    extract(options(pictures, network))
+        extract(options(images, network))
+    assert not (images.parent / "out.npz").exists()
+    with pytest.raises(OptionError, match=r"out.npz.parts was extracted from other images or with other options"):
+        extract(options(images, network, size=64))
+    extract(options(images, network))
     assert seen[4:] == seen[3:4], "the first batch was there"
-    resumed = (pictures.parent / "out.npz").read_bytes()
+    resumed = (images.parent / "out.npz").read_bytes()
     seen[:] = [""] * 9
-    extract(options(pictures, network))
+    extract(options(images, network))
     assert len(seen) == 9 + 4
-    with np.load(pictures.parent / "out.npz") as archive:
-        assert np.isfinite(archive["features"]).all() and len(resumed) == (pictures.parent / "out.npz").stat().st_size
+    with np.load(images.parent / "out.npz") as archive:
+        assert np.isfinite(archive["features"]).all() and len(resumed) == (images.parent / "out.npz").stat().st_size
 
 
-def test_components_are_of_the_pictures_that_are_named_and_can_be_used_again(pictures, network):
-    lines = pictures.parent / "train.jsonl"
+def test_components_are_of_the_images_that_are_named_and_can_be_used_again(images, network):
+    lines = images.parent / "train.jsonl"
     lines.write_text('{"image": "more/green.jpg", "captions": {"en": "a", "de": "b"}}\n{"image_id": "red"}\n')
-    extract(options(pictures, network))
-    with np.load(pictures.parent / "out.npz") as archive:
+    extract(options(images, network))
+    with np.load(images.parent / "out.npz") as archive:
         whole = dict(zip(archive["names"].tolist(), archive["features"].astype(np.float64), strict=True))
-    report = extract(options(pictures, network, pca=2, pca_images=str(lines)))
+    report = extract(options(images, network, pca=2, pca_images=str(lines)))
     fitted = np.concatenate([whole[name].reshape(-1, 6) for name in ("green.jpg", "red.png")])
     _, values, vectors = np.linalg.svd(fitted - fitted.mean(0), full_matrices=False)
     assert report.endswith(f", {(values[:2] ** 2).sum() / (values**2).sum():.0%} of the variance")
-    components = Projection.load(pictures.parent / "out.pca.npz")
+    components = Projection.load(images.parent / "out.pca.npz")
     assert abs(components.components @ vectors[:2].T).round(3).tolist() == np.eye(2).tolist()
-    with np.load(pictures.parent / "out.npz") as archive:
+    with np.load(images.parent / "out.npz") as archive:
         blue = archive["features"][archive["names"].tolist().index("blue.png")]
     assert blue == pytest.approx(components(whole["blue.png"]), abs=2e-2)
-    extract(
-        options(pictures, network, out=str(pictures.parent / "b.npz"), pca_file=str(pictures.parent / "out.pca.npz"))
-    )
-    with np.load(pictures.parent / "b.npz") as archive:
+    extract(options(images, network, out=str(images.parent / "b.npz"), pca_file=str(images.parent / "out.pca.npz")))
+    with np.load(images.parent / "b.npz") as archive:
         assert (archive["features"][archive["names"].tolist().index("blue.png")] == blue).all()
 
 
-def test_the_tokens_of_a_vision_transformer_are_a_grid(pictures, tmp_path):
+def test_the_tokens_of_a_vision_transformer_are_a_grid(images, tmp_path):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(tmp_path / "vit")
-    assert extract(options(pictures, tmp_path / "vit")).endswith("features 4 x 4 x 4 x 8")
+    assert extract(options(images, tmp_path / "vit")).endswith("features 4 x 4 x 4 x 8")
     with pytest.raises(CheckpointError, match="vit: gives no features of"):
-        extract(options(pictures, tmp_path / "vit", size=64, out=str(tmp_path / "other.npz")))
+        extract(options(images, tmp_path / "vit", size=64, out=str(tmp_path / "other.npz")))
 
 
-def broken(pictures):
-    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+def broken(images):
+    (images / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
 
 
-def twice(pictures):
-    Image.new("RGB", (9, 9)).save(pictures / "green.png")
+def twice(images):
+    Image.new("RGB", (9, 9)).save(images / "green.png")
 
 
 @pytest.mark.parametrize(
     ("change", "more", "error", "message"),
     [
-        (broken, {}, DataError, "broken.jpg: cannot be read as a picture"),
+        (broken, {}, DataError, "broken.jpg: cannot be read as an image"),
         (twice, {}, DataError, r"green\.(jpg|png) and .*green\.(jpg|png) have the same name"),
-        (None, {"pictures": "nowhere"}, OptionError, "PICTURES: nowhere is not a folder"),
+        (None, {"images": "nowhere"}, OptionError, "IMAGES: nowhere is not a folder"),
         (None, {"network": "nowhere"}, OptionError, "--network: 'nowhere' is neither efficientnet-lite0 nor a folder"),
         (None, {"pca": 7}, OptionError, "--pca 7: at most 6"),
         (None, {"pca": 2, "pca_file": "x"}, OptionError, "--pca 2: has no effect with --pca-file x"),
@@ -171,35 +169,35 @@ def twice(pictures):
         (None, {"out": "x.npy"}, OptionError, "OUT must end in .npz, got x.npy"),
     ],
 )
-def test_refused(pictures, network, change, more, error, message):
+def test_refused(images, network, change, more, error, message):
     if change:
-        change(pictures)
+        change(images)
     with pytest.raises(error, match=message) as refusal:
-        extract(options(pictures, network, **more))
+        extract(options(images, network, **more))
     assert "\n" not in str(refusal.value)
-    assert not list(pictures.parent.glob("*.npz"))
+    assert not list(images.parent.glob("*.npz"))
 
 
-def test_features_beyond_the_numbers_of_the_file_are_refused(pictures, network, monkeypatch):
+def test_features_beyond_the_numbers_of_the_file_are_refused(images, network, monkeypatch):
     monkeypatch.setattr(extraction, "load_network", lambda *_: lambda batch: torch.full((len(batch), 6, 2, 2), 1e9))
-    message = r"one of the \d pictures from .*blue.png on has features beyond the range of float16$"
+    message = r"one of the \d images from .*blue.png on has features beyond the range of float16$"
     with pytest.raises(DataError, match=message):
-        extract(options(pictures, network))
+        extract(options(images, network))
 
 
-def test_other_models_and_empty_folders_are_refused(pictures, tmp_path):
+def test_other_models_and_empty_folders_are_refused(images, tmp_path):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     BertModel(BertConfig(**sizes, vocab_size=9)).save_pretrained(tmp_path / "bert")
     with pytest.raises(CheckpointError, match="bert: gives no features of"):
-        extract(options(pictures, tmp_path / "bert"))
+        extract(options(images, tmp_path / "bert"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"empty: no config.json in it"):
-        extract(options(pictures, tmp_path / "empty", out=str(tmp_path / "other.npz")))
-    with pytest.raises(OptionError, match="PICTURES: none in"):
+        extract(options(images, tmp_path / "empty", out=str(tmp_path / "other.npz")))
+    with pytest.raises(OptionError, match="IMAGES: none in"):
         extract(options(tmp_path / "empty", LITE0))
 
 
-def test_pictures_with_captions_are_enough(tmp_path):
+def test_images_with_captions_are_enough(tmp_path):
     source = require_data("captioning/tuxpaint_stamps")
     pytest.importorskip("efficientnet_lite_pytorch")
     (tmp_path / "images").mkdir()
@@ -208,13 +206,13 @@ def test_pictures_with_captions_are_enough(tmp_path):
         (tmp_path / f"{split}.jsonl").write_text(line)
         image = json.loads(line)["image"]
         (tmp_path / image).write_bytes((source / image).read_bytes())
-    extract(ExtractOptions(pictures=str(tmp_path / "images"), out=str(tmp_path / "grid_features.npz"), pca=8))
+    extract(ExtractOptions(images=str(tmp_path / "images"), out=str(tmp_path / "grid_features.npz"), pca=8))
     prepare(PrepareOptions(source=(str(tmp_path),), data=str(tmp_path / "data"), language="de", min_count=1))
     preparation = Preparation.load(tmp_path / "data")
     assert (preparation.kind, preparation.grid, preparation.feature_dim) == ("grid", (7, 7), 8)
     split = Split(tmp_path / "data", "test", preparation)
     assert np.isfinite(split.features[:]).all() and split.features[:].std() > 0.1
-    # Cells are of the square around the picture.
+    # Cells are of the square around the image.
     width, height = split.sizes[0]
     left, top, right, bottom = split.boxes[0, 0], split.boxes[0, 1], split.boxes[-1, 2], split.boxes[-1, 3]
     assert right - left == bottom - top == max(width, height) and left + right == pytest.approx(width)

@@ -1,4 +1,4 @@
-"""``fairseq-ext captions page``: one HTML file with pictures, captions, and where the model looked."""
+"""``fairseq-ext captions page``: one HTML file with images, captions, and where the model looked."""
 
 from __future__ import annotations
 
@@ -130,41 +130,41 @@ def test_attention_of_other_captions_is_refused(data, generated, tmp_path, chang
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     for name in ("11.png", "COCO_val2014_000000000022.jpg", "more/33.PNG", "44.jpg"):
         Image.new("RGB", (1200, 800), "red").save(folder / name)
     return folder
 
 
-def test_pictures_are_embedded_small(data, generated, pictures, tmp_path):
-    images = paged(data, generated, pictures=str(pictures)).of("image")
+def test_images_are_embedded_small(data, generated, images, tmp_path):
+    images = paged(data, generated, images=str(images)).of("image")
     assert len(images) == 4 and {image["width"] for image in images} == {"120"}, "drawn in the units of the boxes"
     kind, _, code = images[0]["href"].partition(",")
     assert kind == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(code))).size == (480, 320)
     transparent = tmp_path / "transparent.png"
     Image.new("RGBA", (120, 80), (0, 0, 0, 0)).save(transparent)
-    picture = Image.open(io.BytesIO(base64.b64decode(embedded(transparent).partition(",")[2])))
-    assert min(picture.getpixel((9, 9))) > 250, "what is transparent"
+    image = Image.open(io.BytesIO(base64.b64decode(embedded(transparent).partition(",")[2])))
+    assert min(image.getpixel((9, 9))) > 250, "what is transparent"
 
 
 @pytest.mark.parametrize("change", ["missing", "twice", "damaged", "no folder"])
-def test_a_picture_that_is_not_there_is_refused(data, generated, pictures, change):
-    message = "--pictures: expected one picture of image 44, found"
+def test_an_image_that_is_not_there_is_refused(data, generated, images, change):
+    message = "--images: expected one file of image 44, found"
     if change == "missing":
-        (pictures / "44.jpg").unlink()
-        message += f" none in {pictures}"
+        (images / "44.jpg").unlink()
+        message += f" none in {images}"
     elif change == "twice":
-        (pictures / "more" / "44.png").write_bytes(b"")
+        (images / "more" / "44.png").write_bytes(b"")
     elif change == "damaged":
-        (pictures / "44.jpg").write_bytes(b"version https://git-lfs")
-        message = "44.jpg: cannot be read as a picture"
+        (images / "44.jpg").write_bytes(b"version https://git-lfs")
+        message = "44.jpg: cannot be read as an image"
     else:
-        pictures, message = pictures / "none", "found none in"
+        images, message = images / "none", "found none in"
     with pytest.raises(InputError, match=message):
-        paged(data, generated, pictures=str(pictures))
+        paged(data, generated, images=str(images))
 
 
 def test_a_file_that_is_read_is_never_written(data, generated, tmp_path):

@@ -123,7 +123,7 @@ GRIDS = {
     "lfs npz": (content("grid_features.npz", LFS), "grid_features.npz: .*Git LFS"),
     "objects": (archive(features=lambda a: a.astype(object)), "grid_features.npz: not an npz of number arrays"),
     "grid nan": (archive(features=spoiled(np.nan)), "features of image 1 are not all finite"),
-    "picture gone": (
+    "image gone": (
         archive(features=lambda a: a[1:], names=lambda a: a[1:]),
         "1 captions without image: 1; --skip-missing",
     ),
@@ -132,7 +132,7 @@ GRIDS = {
     "names": (archive(names=lambda a: a[1:]), "grid_features.npz: features .* and 19 names"),
     "double name": (archive(names=lambda a: np.where(a == "1.jpg", "2.jpg", a)), "must have a name for each image"),
     "sizes": (archive(sizes=np.ones((3, 2))), "sizes .3, 2. of 20 images"),
-    "one picture": (first(image="2.jpg"), "train.jsonl:2: its picture 2 is also that of .*train.jsonl:1"),
+    "one file": (first(image="2.jpg"), "train.jsonl:2: its file 2 is also that of .*train.jsonl:1"),
 }
 OPTIONS = {
     "no language": ("classes", {"language": "en"}, "captions in no named language|of no named language"),

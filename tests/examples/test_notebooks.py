@@ -43,10 +43,10 @@ def test_it_runs(name, tmp_path):
     notebook = execute(HERE / f"{name}.ipynb", tmp_path, {**QUICK[name], **graph}, timeout=300)
     assert "assert" in notebook.cells[-1].source and notebook.cells[-1].execution_count
     assert list(problems(notebook)) == []
-    pictures = [
+    figures = [
         output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
     ]
-    assert len(pictures) >= 2
+    assert len(figures) >= 2
     assert (HERE / f"{name}.ipynb").read_bytes() == before
 
 

@@ -1,4 +1,4 @@
-"""The pictures of results: the colour of each method, intervals, small multiples."""
+"""The figures of results: the colour of each method, intervals, small multiples."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def write(folder, rows):
 
 
 def linked(text):
-    """The pictures that a report names."""
+    """The figures that a report names."""
     return set(re.findall(r"!\[[^]]+\]\(results/([^)]+)\)", text))
 
 
@@ -126,7 +126,7 @@ def absolute_paths(content):
     return [content] if isinstance(content, str) and re.match(r"/\w", content) else []
 
 
-def test_stored_pictures_are_those_of_the_report():
+def test_stored_figures_are_those_of_the_report():
     files = {file.name: file.stat().st_size for file in (report.DOCS / "results").glob("*.png")}
     assert set(files) == linked((report.DOCS / "RESULTS.md").read_text())
     assert all(10_000 < size < 150_000 for size in files.values()), files
@@ -325,7 +325,7 @@ def test_iais_shows_how_isd_and_recall_go_together(tmp_path, validations, drawn)
     rows = [{"system": iais.VECTORS, "runs": {"": {"ir_r1": 0.1}}}, {"system": "+ IAIS, singular", "runs": {"a": run}}]
     content = {"name": "n", "dataset": "tuxpaint_stamps_en", "images": 1, "captions": 1, "settings": "", "command": "c"}
     content |= {"environment": ENVIRONMENT, "rows": rows}
-    iais.pictures([content], tmp_path)
+    iais.draw([content], tmp_path)
     assert (tmp_path / "n.png").is_file() == drawn
     text = iais.section([content])
     assert ("mean of the seeds: + IAIS, singular, +1.00" in text) == ("(results/n.png)" in text) == drawn

@@ -160,14 +160,14 @@ def test_what_is_complete_is_told_after_every_training(programs, tmp_path):
     assert "The chosen epoch" not in text
     rows["dense"]["seed2"]["counts"] |= {"images": 40, "distinct": 3}
     assert "fewer than 10 % of the images differently: dense, seed2." in captioning.section([last])
-    captioning.pictures([last], tmp_path)
+    captioning.draw([last], tmp_path)
     assert (tmp_path / "captioning_coco_val2017_regions.png").stat().st_size > 5_000
 
 
 def test_stamps_start_from_their_pixels(programs, tmp_path):
-    pictures = tmp_path / "captioning" / "tuxpaint_stamps" / "images"
-    pictures.mkdir(parents=True)
-    (pictures / "1.jpg").write_bytes(b"1")
+    images = tmp_path / "captioning" / "tuxpaint_stamps" / "images"
+    images.mkdir(parents=True)
+    (images / "1.jpg").write_bytes(b"1")
 
     def commands(language):
         before = len(programs)
@@ -176,13 +176,13 @@ def test_stamps_start_from_their_pixels(programs, tmp_path):
 
     extract, prepare = commands("en")
     given = dict(pairwise(extract))
-    assert extract[1:3] == ["extract", str(pictures)] and given["--pca"] == "128"
-    assert given["--pca-images"] == str(pictures.parent / "train.jsonl.gz")
+    assert extract[1:3] == ["extract", str(images)] and given["--pca"] == "128"
+    assert given["--pca-images"] == str(images.parent / "train.jsonl.gz")
     assert {"--language": "en", "--features": extract[3], "--min-count": "1"}.items() <= dict(pairwise(prepare)).items()
     (prepare,) = commands("de")
     assert {"--language": "de", "--features": extract[3]}.items() <= dict(pairwise(prepare)).items()
-    (pictures / "1.jpg").write_bytes(b"11")
-    assert len(commands("de")) == 2, "other pictures"
+    (images / "1.jpg").write_bytes(b"11")
+    assert len(commands("de")) == 2, "other images"
 
 
 def test_without_the_data_it_is_named(programs, tmp_path):

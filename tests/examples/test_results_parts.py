@@ -160,7 +160,7 @@ def test_words_are_counted_with_the_ends_of_lines(brown):
     assert (data_bin / "text" / "valid").read_text() == "the cat sat\nthe mat\n"
 
 
-def test_language_models_have_a_table_a_picture_and_a_verdict(programs, monkeypatch, tmp_path):
+def test_language_models_have_a_table_a_figure_and_a_verdict(programs, monkeypatch, tmp_path):
     data_bin = tmp_path / "data-bin"
     data_bin.mkdir()
     write_json(data_bin / "prepare.json", {"train": 1000, "valid": 50, "test": WORDS, "vocabulary": 9, "unknown": 0.07})

@@ -188,7 +188,7 @@ def test_iais_rows(monkeypatch, tmp_path, labels):
 
 @pytest.fixture
 def stamps(tmp_path):
-    """Grids whose vectors tell what a picture shows: 4 things, one of them in each picture, named in two languages."""
+    """Grids whose vectors tell what an image shows: 4 things, one of them in each image, named in two languages."""
     things = [
         ("a red cat", "eine Katze"),
         ("the moon", "der Mond"),
@@ -409,7 +409,7 @@ def test_graph_log_end_rows(monkeypatch, tmp_path):
     assert "| NCI1 | 1 | 49.00 | +2.33 [-31.49, +36.15] | 0.795 | 1 / 1 / 1 | -0.15 |" in text
     (claim,) = claims_of("graph_log_end", [content])
     assert claim.published == 0.66 and claim.paired.mean == pytest.approx(43 / 3)
-    graph_log_end.pictures([content], tmp_path)
+    graph_log_end.draw([content], tmp_path)
     assert (tmp_path / "graph_log_end.png").stat().st_size > 1000
 
 

@@ -436,7 +436,7 @@ def test_each_data_set_has_a_table_and_a_verdict(tmp_path):
     assert "| +1.20 [+0.95, +1.45] | 51.40 ± 0.16 |" in translation.section([fewer]), "p is of all seeds"
     assert "## LibreOffice help, English to German, size cpu" in text and "## Multi30k German to English" in text
     assert linked(text) == {f"{name}_cpu{end}.png" for name in experiments.DATA for end in ("", "_curves", "_lengths")}
-    assert all((folder / picture).exists() for picture in linked(text))
+    assert all((folder / figure).exists() for figure in linked(text))
     muse = claims_of("translation", [content(name) for name in experiments.DATA])
     assert [claim.here for claim in muse] == ["Multi30k, 6,000 updates", "LibreOffice help, 6,000 updates"]
     assert [claim.paired.pairs for claim in muse] == [3, 3]
@@ -451,6 +451,6 @@ def test_each_data_set_has_a_table_and_a_verdict(tmp_path):
         ((3, 2), "mean and 95 % interval, 3 seeds (1: 2)"),
     ],
 )
-def test_a_picture_says_of_how_many_seeds_its_rows_are(rows, said):
+def test_a_figure_says_of_how_many_seeds_its_rows_are(rows, said):
     by_system = {str(number): [{"seed": seed} for seed in range(count)] for number, count in enumerate(rows)}
     assert figures._seeds(by_system) == said

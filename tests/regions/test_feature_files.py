@@ -87,7 +87,7 @@ def test_an_archive_is_not_read_as_a_whole(tmp_path):
         open_features(path)
 
 
-def test_cells_of_a_padded_picture_reach_out_of_it(tmp_path):
+def test_cells_of_a_padded_image_reach_out_of_it(tmp_path):
     arrays = {"features": np.zeros((1, 2, 2, 5)), "names": ["a.jpg"], "sizes": [[40, 20]], "padded": True}
     np.savez(tmp_path / "a.npz", **arrays)
     (regions,) = open_features(tmp_path / "a.npz").read()

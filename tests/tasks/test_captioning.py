@@ -336,7 +336,7 @@ HARM = {
 
 @pytest.mark.parametrize("harm", HARM)
 def test_every_file_is_what_was_prepared_or_is_named(regions, tmp_path, capfd, harm):
-    other = prepared(tmp_path / "other", "regions", pictures=1)
+    other = prepared(tmp_path / "other", "regions", images=1)
     for file in sorted(regions.iterdir()):
         split = file.name.split(".")[0]
         if harm == "of another split" and split != "valid":

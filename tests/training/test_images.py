@@ -1,4 +1,4 @@
-"""Picture files are the same to all that read them, and one that cannot be read is one line."""
+"""Image files are the same to all that read them, and one that cannot be read is one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vision_language.image_classification.image_files import read_unlabelled
 def test_all_readers_know_every_ending(tmp_path, ending):
     path = tmp_path / f"31{ending}"
     Image.new("L", (4, 4)).save(path)
-    (tmp_path / "31.txt").write_text("no picture")
+    (tmp_path / "31.txt").write_text("no image")
     (tmp_path / "folder.png").mkdir()
     assert is_image_file(path) and image_key(path.name) == "31"
     assert _image_files(tmp_path) == [path] and find_images(tmp_path, ["31"]) == {"31": path}
@@ -40,24 +40,24 @@ READERS = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("damage", ["text", "cut"])
-def test_what_is_no_picture_is_named_in_one_line(tmp_path, reader, damage):
+def test_what_is_no_image_is_named_in_one_line(tmp_path, reader, damage):
     path = tmp_path / "a.png"
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(b"text\n" if damage == "text" else path.read_bytes()[:700])
     if (reader, damage) == ("images, header", "cut"):
         return
-    with pytest.raises(DataError, match=r"a\.png: cannot be read as a picture: \S") as refusal:
+    with pytest.raises(DataError, match=r"a\.png: cannot be read as an image: \S") as refusal:
         READERS[reader](tmp_path if reader.startswith("images") else path)
     assert "\n" not in str(refusal.value)
 
 
-def test_without_pillow_a_picture_asks_for_it(monkeypatch):
+def test_without_pillow_an_image_asks_for_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(OptionError, match=r"^a\.png: pictures need Pillow: pip install pillow$"), open_image("a.png"):
+    with pytest.raises(OptionError, match=r"^a\.png: images need Pillow: pip install pillow$"), open_image("a.png"):
         pass
 
 
-def test_no_other_file_lists_endings_or_opens_pictures():
+def test_no_other_file_lists_endings_or_opens_images():
     """But for the plots, which open what they have drawn."""
     listing, opening = set(), set()
     for path in SOURCES:

@@ -1,4 +1,4 @@
-"""The style of pictures: colours for everybody, names beside lines, and whole files."""
+"""The style of figures: colours for everybody, names beside lines, and whole files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from fairseq_ext.training import plotting
-from fairseq_ext.training.plotting import PALETTE, categories, mean_and_range, name_lines, picture
+from fairseq_ext.training.plotting import PALETTE, categories, mean_and_range, name_lines, saved_figure
 from tests.helpers import ROOT
 
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009:
@@ -109,10 +109,10 @@ def test_a_mean_and_its_range():
     assert len(axes.collections) == 1, "one run has no range"
 
 
-def test_a_picture_looks_the_same_whatever_the_users_style(tmp_path, caplog):
+def test_a_figure_looks_the_same_whatever_the_users_style(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     with matplotlib.rc_context({"figure.facecolor": "black", "savefig.transparent": True, "savefig.dpi": 20}):
-        with picture(tmp_path / "a.png", (3, 2), "costs $1 or $2") as figure:
+        with saved_figure(tmp_path / "a.png", (3, 2), "costs $1 or $2") as figure:
             figure.subplots().plot([1, 2], color="#0072B2")
         assert matplotlib.rcParams["savefig.dpi"] == 20, "the user's settings are as before"
     image = imread(tmp_path / "a.png")
@@ -121,14 +121,14 @@ def test_a_picture_looks_the_same_whatever_the_users_style(tmp_path, caplog):
     assert not [record for record in caplog.records if record.name.startswith("matplotlib")]
 
 
-def test_a_picture_is_whole_or_not_there(tmp_path):
-    with pytest.raises(ZeroDivisionError), picture(tmp_path / "a.png", (3, 2)) as figure:
+def test_a_figure_is_whole_or_not_there(tmp_path):
+    with pytest.raises(ZeroDivisionError), saved_figure(tmp_path / "a.png", (3, 2)) as figure:
         figure.subplots().plot([1 / 0])
     assert not list(tmp_path.iterdir())
-    with picture(tmp_path / "a.png", (3, 2)):
+    with saved_figure(tmp_path / "a.png", (3, 2)):
         pass
     assert not list(tmp_path.iterdir()), "nothing was drawn"
-    with picture(tmp_path / "a.svg", (3, 2)) as figure:
+    with saved_figure(tmp_path / "a.svg", (3, 2)) as figure:
         figure.subplots()
     assert (tmp_path / "a.svg").read_text().startswith("<?xml") and len(list(tmp_path.iterdir())) == 1
 

@@ -48,7 +48,7 @@ def _empty(folder: Path) -> Path:
     return path
 
 
-def pictures(folder: Path, name: str, number: int) -> None:
+def image_files(folder: Path, name: str, number: int) -> None:
     for row in range(number):
         place = folder / name / "ab"[row % 2]
         place.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ FORMS = {
     "label_graph": (lines, lambda folder: len(read_reviews(folder)["valid"]) // 2),
     "images npz": (arrays, images),
     "images of one npz": (one_archive, images),
-    "pictures": (pictures, images),
+    "images": (image_files, images),
     "iais": (region_lines, lambda folder: len(read_regions(folder)["valid"].images)),
     "captions": (region_lines, lambda folder: list(region_source(folder).split_of.values()).count("valid")),
 }

@@ -75,7 +75,7 @@ main.command(compare)
 
 @main.command
 def plot(options: PlotOptions) -> str:
-    """Pictures: words by regions, self-attention beside its mirror, recall and ISD over the training."""
+    """Figures: words by regions, self-attention beside its mirror, recall and ISD over the training."""
     return "\n".join(map(str, draw_pair(options)))
 
 

@@ -162,7 +162,7 @@ def _last_self_attention(model: nn.Module) -> nn.Module:
 
 
 def _beside(model: nn.Module, attention: str) -> Iterator[tuple[str, nn.Module]]:
-    """Models, and lists of layers with attention, that do not hold ``attention``, such as a tower for pictures."""
+    """Models, and lists of layers with attention, that do not hold ``attention``, such as a tower for images."""
     stack = NUMBER.split(attention)[0]
     for path, module in model.named_modules():
         if not path or f"{attention}.".startswith(f"{path}.") or path.startswith(f"{stack}."):

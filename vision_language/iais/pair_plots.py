@@ -1,4 +1,4 @@
-"""The pictures of one caption and its image: their maps before and after training, and the curves of the training."""
+"""The figures of one caption and its image: their maps before and after training, and the curves of the training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PlotOptions(ModelOptions):
     query: str = option("", "text of the pair (default: the image's first caption)")
     before: str = option("", "folder of the model to compare with (default: initial, beside the folder of the model)")
     mirror: str = option("singular", "how the mirror is made", MIRRORS)
-    out: str = option("", "folder of the pictures (default: the one above the model's)")
+    out: str = option("", "folder of the figures (default: the one above the model's)")
 
 
 def draw_pair(options: PlotOptions) -> list[Path]:

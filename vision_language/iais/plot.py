@@ -1,4 +1,4 @@
-"""Pictures of relation alignment: which word meets which region, maps that should agree, and ISD with its controls."""
+"""Figures of relation alignment: which word meets which region, maps that should agree, and ISD with its controls."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torch import Tensor
 
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json
-from fairseq_ext.training.plotting import GREY, LETTERS, PALETTE, picture, second_scale
+from fairseq_ext.training.plotting import GREY, LETTERS, PALETTE, saved_figure, second_scale
 
 __all__ = ["distinct_names", "draw_alignment", "draw_history", "draw_self_attention", "read_history"]
 
 CROWDED = 12
 """With more columns than this, cells show no numbers, and boxes show a number in place of a name."""
 WIDEST = 9.0
-"""Most inches of a map's side, at 130 pixels each, so that a hundred regions make no picture of gigabytes."""
+"""Most inches of a map's side, at 130 pixels each, so that a hundred regions make no figure of gigabytes."""
 LONGEST = 16
 """Most letters of a label."""
 CONTROLS = ("isd_mismatched", "map_entropy")
@@ -137,7 +137,7 @@ def draw_alignment(
         words: the n_L word pieces.
         region_names: names of the n_V regions; equal names are numbered.
         lv: attention from words to regions, ``(n_L, n_V)``.
-        path: the picture; its suffix tells the format.
+        path: the figure; its suffix tells the format.
         size: width and height of the image in pixels. Default: None, no boxes are drawn.
         boxes: x1, y1, x2, y2 of each region in pixels, ``(n_V, 4)``. Default: None, no boxes are drawn.
         title: text above both, such as the caption. Default: none.
@@ -146,7 +146,7 @@ def draw_alignment(
     high = _inches(len(words), 0.3, 4.5)
     wide = _inches(len(names), 0.25 if len(names) > CROWDED else 0.5, 5)
     beside = float(np.clip(0.85 * high * size[0] / size[1], 4, WIDEST)) if size and boxes is not None else 0.0
-    with picture(path, (wide + beside, high), title) as figure:
+    with saved_figure(path, (wide + beside, high), title) as figure:
         if size is None or boxes is None:
             left = figure.subplots()
         else:
@@ -175,7 +175,7 @@ def draw_self_attention(
             :func:`~vision_language.iais.alignment.mirrored_maps`, ``(n, n)`` each.
         after: the same pair of maps by another model.
         names: the n words, or the n regions with names that :func:`distinct_names` made different.
-        path: the picture; its suffix tells the format.
+        path: the figure; its suffix tells the format.
         labels: names of the two models. Default: before and after training.
         title: text above all, such as the caption. Default: none.
 
@@ -184,7 +184,7 @@ def draw_self_attention(
     would get if all got the same, or at the smallest value where that is larger.
     """
     side = _inches(len(names), 0.34, 3.6)
-    with picture(path, (2 * side + 1, 2 * side), title) as figure:
+    with saved_figure(path, (2 * side + 1, 2 * side), title) as figure:
         grid = figure.subplots(2, 2)
         every = np.concatenate([_array(values).ravel() for values in (*before, *after)])
         least = 0.01 / len(names)
@@ -236,11 +236,11 @@ def draw_history(history: Sequence[Mapping[str, Any]], path: str | Path) -> None
     Args:
         history: a record for each validation, with ``step``, ``isd`` and ``rsum``, and with ``isd_mismatched`` and
             ``map_entropy`` where they were measured.
-        path: the picture; its suffix tells the format.
+        path: the figure; its suffix tells the format.
     """
     step, isd, recall = (_column(history, key) for key in ("step", "isd", "rsum"))
     label = "sum of recalls"
-    with picture(path, (11.5, 4.4), "IAIS: recall and the distance of relations over the training") as figure:
+    with saved_figure(path, (11.5, 4.4), "IAIS: recall and the distance of relations over the training") as figure:
         left, middle, right = figure.subplots(1, 3)
         left.plot(step, recall, "o-", color=PALETTE[0])
         left.set(xlabel="optimiser step", ylabel=label, title="Recall over training")

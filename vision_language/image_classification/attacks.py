@@ -127,7 +127,7 @@ class Attack:
             images: ``(N, channels, height, width)``.
             labels: ``(N)``.
             epsilon: radius of the ball in pixels: 8/255, 0.3, ..., at most 1; for ``pgd-l2`` the Euclidean radius,
-                which may be of any finite size (a ball that holds all pictures limits nothing).
+                which may be of any finite size (a ball that holds all images limits nothing).
             numbers: numbers of the images in their data set. Default: 0, 1, ...
             epoch: epoch of a training, counted from 1. Default: 0, no training.
 

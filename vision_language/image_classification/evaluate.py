@@ -93,7 +93,7 @@ class EvaluationOptions(Device):
 class OodOptions(EvaluationOptions):
     """The other images."""
 
-    others: tuple[str, ...] = option(help="folders of images of other kinds: in any form of --data, or of pictures")
+    others: tuple[str, ...] = option(help="folders of images of other kinds: in any form of --data, or of images")
     scores: tuple[str, ...] = option(tuple(OOD_SCORES), f"scores that images are ranked by: {', '.join(OOD_SCORES)}")
     temperature: float = option(1.0, "softmax temperature of --scores msp and energy", above=0)
     invert: bool = option(False, "turn the other images round: they are dark on bright")

@@ -1,4 +1,4 @@
-"""Images with labels as users have them: idx files, CIFAR batches, ``.npz``, folders of pictures. Nothing is fetched.
+"""Images with labels as users have them: idx files, CIFAR batches, ``.npz``, folders of images. Nothing is fetched.
 
 ===============  =====================================================================================================
 idx              ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-...``, also ``.gz``, in the folder or
@@ -6,7 +6,7 @@ idx              ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10
 CIFAR batches    ``data_batch_1`` ... ``test_batch``, or ``train`` and ``test``: pickles, which may hold arrays only
 ``.npz``         ``SPLIT.npz`` with arrays ``x`` (uint8, ``(N, H, W)`` or ``(N, H, W, 3)``) and ``y``; or one file with
                  ``x_SPLIT`` and ``y_SPLIT``
-pictures         ``SPLIT/CLASS/**/*.png`` (ImageFolder), or another of the endings of
+images         ``SPLIT/CLASS/**/*.png`` (ImageFolder), or another of the endings of
                  :mod:`fairseq_ext.training.images`; grey of 16 bits is reduced to 8. Classes are sorted by name, or by
                  number where all names are numbers
 ===============  =====================================================================================================
@@ -50,16 +50,16 @@ def read_split(folder: str | Path, split: str) -> ImageSet | None:
         if present:
             return _checked(present[split]()) if split in present else None
     raise OptionError(
-        f"--data: {folder} holds no idx files, CIFAR batches, {{train,valid,test}}.npz, or pictures in "
+        f"--data: {folder} holds no idx files, CIFAR batches, {{train,valid,test}}.npz, or images in "
         "{train,valid,test}/CLASS/"
     )
 
 
 def read_unlabelled(path: str | Path, split: str = "test") -> ImageSet:
-    """Images whose classes do not matter: a data folder's split, or all pictures below a folder.
+    """Images whose classes do not matter: a data folder's split, or all images below a folder.
 
     Raises:
-        OptionError: no picture there, or no such split.
+        OptionError: no image there, or no such split.
         DataError: as :func:`read_split`.
     """
     path = Path(path)
@@ -130,14 +130,14 @@ def _image_folders(folder: Path) -> Splits:
 def _from_folders(place: Path, classes: tuple[str, ...]) -> ImageSet:
     files = [(file, label) for label, name in enumerate(classes) for file in _images_below(place / name)]
     if not files:
-        raise DataError(f"{place}: no picture in its folders ({', '.join(ENDINGS)})")
+        raise DataError(f"{place}: no image in its folders ({', '.join(ENDINGS)})")
     paths = [file for file, _ in files]
     labels = np.array([label for _, label in files], dtype=np.int64)
     return ImageSet(ImageFiles(paths, _all_grey(paths)), labels, classes, str(place))
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """The pictures in a folder and below it; a warning tells of other files, unless they are hidden."""
+    """The images in a folder and below it; a warning tells of other files, unless they are hidden."""
     files = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
     images = list(filter(is_image_file, files))
     if others := len(files) - len(images):
@@ -147,7 +147,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _all_grey(paths: Sequence[Path]) -> bool:
-    """Whether no picture has colours, according to the files' headers."""
+    """Whether no image has colours, according to the files' headers."""
     for path in paths:
         with open_image(path) as image:
             if image.mode not in ("1", "L", "LA") and not image.mode.startswith("I;16"):

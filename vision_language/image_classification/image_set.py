@@ -21,7 +21,7 @@ HEAD = 2**16
 
 
 class ImageFiles(Sequence[np.ndarray]):
-    """Picture files as arrays ``(H, W)`` or ``(H, W, 3)``, upright by their EXIF data, decoded when they are needed.
+    """Image files as arrays ``(H, W)`` or ``(H, W, 3)``, upright by their EXIF data, decoded when they are needed.
 
     Args:
         paths: paths of the files.
@@ -51,7 +51,7 @@ class ImageFiles(Sequence[np.ndarray]):
 
 
 def _of_bytes(image: Image.Image, path: Path) -> Image.Image:
-    """A picture of 8 bits; Pillow alone would turn all values above 255 of a 16-bit grey picture into white."""
+    """An image of 8 bits; Pillow alone would turn all values above 255 of a 16-bit grey image into white."""
     if image.mode in ("I", "F"):
         scale = f"numbers without a scale (mode {image.mode} of Pillow), not of 8 or 16 bits"
         raise DataError(f"{path}: its pixels are {scale}")

@@ -1,4 +1,4 @@
-"""Pictures of the loss: its curve, its gradients for well classified images, and a sweep of LE.
+"""Figures of the loss: its curve, its gradients for well classified images, and a sweep of LE.
 
 LE is the probability at which the logarithm of the bonus turns linear, ``log_end``.
 """

@@ -26,7 +26,7 @@ class DataOptions(OptionSet):
     """The images."""
 
     data: str = option(
-        help="folder of idx files, CIFAR batches, .npz files or SPLIT/CLASS/ pictures; or one .npz file", outcome=False
+        help="folder of idx files, CIFAR batches, .npz files or SPLIT/CLASS/ images; or one .npz file", outcome=False
     )
     long_tail: str = option("", "cut a long tail from the training images (default: no)", ("", *KINDS))
     imbalance_factor: float = option(

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import write_json, writing_to
 from fairseq_ext.training.options import OptionSet, option
-from fairseq_ext.training.plotting import picture
+from fairseq_ext.training.plotting import saved_figure
 from vision_language.image_classification.loss_plots import (
     gradient_training,
     gradients,
@@ -43,11 +43,11 @@ class PlotOptions(OptionSet):
     experiments: tuple[str, ...] = option(
         help="folders that train wrote; what evaluate, ood and attack wrote below them is drawn too", positional=True
     )
-    out: str = option("runs/images_pictures", "folder of the pictures, and of their numbers as JSON")
+    out: str = option("runs/images_figures", "folder of the figures, and of their numbers as JSON")
 
 
 def plot(options: PlotOptions) -> str:
-    """Draw every picture that the folders have the results for.
+    """Draw every figure that the folders have the results for.
 
     Raises:
         OptionError: more experiments than colours, two of one name, or one without results.
@@ -62,7 +62,7 @@ def plot(options: PlotOptions) -> str:
     drawn = []
     with writing_to(options.out) as out:
         for name, draw in FIGURES.items():
-            with picture(out / f"{name}.png", (8.5, 4.4)) as figure:
+            with saved_figure(out / f"{name}.png", (8.5, 4.4)) as figure:
                 numbers = draw(figure.subplots(), experiments)
                 if not numbers:
                     figure.clear()
@@ -80,4 +80,4 @@ FIGURES: dict[str, Callable[[Axes, Experiments], dict[str, Any]]] = {
         *(losses, loss_gradients, gradients, gradient_training, sweep),
     )
 }
-"""The functions that draw the pictures, by the names of the pictures' files."""
+"""The functions that draw the figures, by the names of the figures' files."""

@@ -1,4 +1,4 @@
-"""The results that the commands wrote into the folders of experiments, read for the pictures."""
+"""The results that the commands wrote into the folders of experiments, read for the figures."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ RESULTS = ("evaluation", "ood", *(f"attack_{name}" for name in ATTACKS))
 """Names of the files in which the commands keep their results."""
 
 MAY_DIFFER = ("device", "eval_batch_size", "batch_size", "epsilons", "objectives", "scores", "others")
-"""Options in which the results of one picture may differ.
+"""Options in which the results of one figure may differ.
 
-A picture tells radii and objectives apart, and the images of ``others`` are compared by content. ``batch_size`` is the
+A figure tells radii and objectives apart, and the images of ``others`` are compared by content. ``batch_size`` is the
 name of ``eval_batch_size`` in results of earlier versions.
 """
 

@@ -1,4 +1,4 @@
-"""A made-up set of pictures for a try without data: ten shapes, at random places and with noise."""
+"""A made-up set of images for a try without data: ten shapes, at random places and with noise."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SHAPES = ("disc", "ring", "square", "frame", "triangle", "cross", "plus", "bar",
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticOptions(OptionSet):
-    """The made-up pictures."""
+    """The made-up images."""
 
     out: str = option("runs/images_data", "folder to write")
-    images: int = option(2000, "pictures of training and test set together, a fifth of them in the latter", least=50)
+    images: int = option(2000, "images of training and test set together, a fifth of them in the latter", least=50)
     noise: float = option(0.25, "standard deviation of the noise, pixels in [0, 1]", least=0)
     unknown: bool = option(False, "draw letters in the place of the shapes: the other set of an OOD test")
     seed: int = option(0, "seed of all that is drawn", least=0)
@@ -41,7 +41,7 @@ def synthesize(options: SyntheticOptions) -> str:
     with writing_to(options.out) as out:
         for split, part in (("train", slice(held_out, None)), ("test", slice(held_out))):
             write_npz(out / f"{split}.npz", {"x": pixels[part], "y": labels[part]}, compress=True)
-    return f"{options.images - held_out} and {held_out} pictures of {len(SHAPES)} classes: {options.out}"
+    return f"{options.images - held_out} and {held_out} images of {len(SHAPES)} classes: {options.out}"
 
 
 def _image(label: int, options: SyntheticOptions, generator: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pictures of the teachers' scores: do they choose the right teacher, and tell when it is right?"""
+"""Figures of the teachers' scores: do they choose the right teacher, and tell when it is right?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fairseq_ext.training.plotting import PALETTE, legend_outside, picture
+from fairseq_ext.training.plotting import PALETTE, legend_outside, saved_figure
 from vision_language.calibration import reliability
 from vision_language.muka.diagnostics import selected_right, specialty
 from vision_language.muka.targets import LabelUnion
@@ -121,7 +121,7 @@ def draw_scores(
     path: str | Path,
     names: Sequence[str] | None = None,
 ) -> None:
-    """One picture: :func:`plot_selection`; :func:`plot_confidence` and :func:`plot_reliability` of each teacher.
+    """One figure: :func:`plot_selection`; :func:`plot_confidence` and :func:`plot_reliability` of each teacher.
 
     A row for each teacher; beside them the selection, by its margin and by the score of the teacher that is selected.
 
@@ -131,13 +131,13 @@ def draw_scores(
             :func:`~vision_language.muka.diagnostics.teachers_right`.
         labels: gold classes as numbers of the union, ``(B)``.
         union: the classes of the teachers.
-        path: of the picture; its ending gives the format.
+        path: of the figure; its ending gives the format.
         names: of the teachers. Default: their numbers.
     """
     path, teachers = Path(path), scores.size(-1)
     inside = specialty(labels, union)
     names = names or [f"teacher {teacher}" for teacher in range(teachers)]
-    with picture(path, (10.8, 3.8 * teachers), "Scores of the teachers") as figure:
+    with saved_figure(path, (10.8, 3.8 * teachers), "Scores of the teachers") as figure:
         grid = figure.subplots(teachers, 3)
         plot_selection(scores, labels, union, grid[0, 0])
         best, chosen = scores.max(-1, keepdim=True)

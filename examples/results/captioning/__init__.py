@@ -9,13 +9,13 @@ from typing import Any
 
 from examples.results.captioning.baselines import BASELINES, human
 from examples.results.captioning.experiments import ARMS, EXPERIMENTS, prepared, train_and_score
-from examples.results.captioning.table import pictures, section
+from examples.results.captioning.table import draw, section
 from examples.results.planned import seed_by_seed
 from examples.results.report import unique
 from fairseq_ext.captions.evaluation import Evaluation
 from fairseq_ext.captions.store import Preparation, Split
 
-__all__ = ["SELECTS", "add_arguments", "measure", "pictures", "reads", "section"]
+__all__ = ["SELECTS", "add_arguments", "draw", "measure", "reads", "section"]
 
 SELECTS = "datasets"
 

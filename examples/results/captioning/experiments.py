@@ -33,7 +33,7 @@ ARMS: dict[str, list[str]] = {
 class Experiment(NamedTuple):
     """A data set and the settings of all its rows.
 
-    Words less frequent than ``min_count`` are unknown; ``pictures`` is the folder of the pictures that the vectors of
+    Words less frequent than ``min_count`` are unknown; ``images`` is the folder of the images that the vectors of
     ``components`` principal components each are extracted from, where the source has none.
     """
 
@@ -46,7 +46,7 @@ class Experiment(NamedTuple):
     arms: tuple[str, ...] = tuple(ARMS)
     language: str = ""
     model: tuple[str, ...] = ()
-    pictures: str = ""
+    images: str = ""
     components: int = 128
 
 
@@ -59,7 +59,7 @@ STAMPS = Experiment(
     min_count=1,
     arms=("dense", "top-k 8"),
     model=("--visual-position", "learned"),
-    pictures="images",
+    images="images",
 )
 EXPERIMENTS = {
     "coco_val2017_regions": Experiment(
@@ -81,20 +81,20 @@ def prepared(name: str, data: Path, out: Path) -> Path:
     output_folder(folder.parent)
     language = ["--language", experiment.language] if experiment.language else []
     log = folder.parent / f"{name}.log"
-    features = ["--features", str(_extracted(experiment, source, folder.parent, log))] if experiment.pictures else []
+    features = ["--features", str(_extracted(experiment, source, folder.parent, log))] if experiment.images else []
     options = [str(source), str(folder), "--min-count", str(experiment.min_count), *language, *features]
     fairseq_programs.run(["fairseq_ext.captions", "prepare", *options], log)
     return folder
 
 
 def _extracted(experiment: Experiment, source: Path, out: Path, log: Path) -> Path:
-    """The grids of the pictures, extracted once; the components are those of the training pictures."""
-    pictures = sorted((source / experiment.pictures).iterdir())
-    key = digest([[path.name, path.stat().st_size] for path in pictures], experiment.components)
+    """The grids of the images, extracted once; the components are those of the training images."""
+    images = sorted((source / experiment.images).iterdir())
+    key = digest([[path.name, path.stat().st_size] for path in images], experiment.components)
     grids = out / f"{source.name}-{key[:8]}.npz"
     if not grids.is_file():
         components = ["--pca", str(experiment.components), "--pca-images", str(source / "train.jsonl.gz")]
-        words = ["extract", str(source / experiment.pictures), str(grids), *components]
+        words = ["extract", str(source / experiment.images), str(grids), *components]
         fairseq_programs.run(["fairseq_ext.captions", *words], log)
     return grids
 

@@ -9,9 +9,9 @@ from examples.plotting import limits_after_first, small_multiples
 from examples.results.paired import Paired
 from examples.results.planned import not_measured
 from examples.results.report import commands, environments, mean_spread, of_seeds
-from fairseq_ext.training.plotting import picture
+from fairseq_ext.training.plotting import saved_figure
 
-__all__ = ["heading", "pictures", "same_for_all", "section"]
+__all__ = ["draw", "heading", "same_for_all", "section"]
 
 SHOWN = {"bleu1": "BLEU-1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
 DENSE = "dense"
@@ -19,8 +19,8 @@ SAME = 0.1
 """Share of distinct captions below which they hardly depend on the image."""
 CURVES = {"cider": "CIDEr-D", "nll_loss": "bits a token"}
 STAMPS = (
-    "Pictures to grids of 7 x 7 vectors by `fairseq-ext captions extract` (EfficientNet-Lite0; the first 128 principal "
-    "components of the training pictures); {} captions, one a picture."
+    "Images to grids of 7 x 7 vectors by `fairseq-ext captions extract` (EfficientNet-Lite0; the first 128 principal "
+    "components of the training images); {} captions, one an image."
 )
 INPUTS = {
     "coco_val2017_regions": "Images are boxes drawn by people, with their class and without pixels.",
@@ -85,13 +85,13 @@ def _table(content: dict[str, Any]) -> str:
     )
 
 
-def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
+def draw(contents: list[dict[str, Any]], folder: Path) -> None:
     """CIDEr-D and loss on valid over each training, a panel for each arm."""
     for content in contents:
         trained = {row["system"]: row["runs"] for row in content["rows"]}
         trained = {name: runs for name, runs in trained.items() if all("curves" in run for run in runs.values())}
         title = f"{content['dataset']}, valid: each arm beside {DENSE} (grey), {of_seeds(trained)}"
-        with picture(folder / f"{content['name']}.png", (9, 5.6), title) as figure:
+        with saved_figure(folder / f"{content['name']}.png", (9, 5.6), title) as figure:
             for part, (metric, label) in zip(figure.subfigures(2, 1), CURVES.items(), strict=True):
                 curves = {name: [run["curves"][metric] for run in runs.values()] for name, runs in trained.items()}
                 panels = small_multiples(part, curves, DENSE, limits=limits_after_first(curves), marker=".")

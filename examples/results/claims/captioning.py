@@ -17,7 +17,7 @@ ARMS = ("top-k 4", "top-k 8")
 WITHOUT_PIXELS = Limit(
     "data", "boxes with a class and no pixels, at most 4 in half of the images: a detector's features"
 )
-STAMPS = Limit("data", "one caption a picture, and a few hundred pictures: a set such as COCO")
+STAMPS = Limit("data", "one caption an image, and a few hundred images: a set such as COCO")
 
 
 def claims(contents: list[dict[str, Any]]) -> list[Claim]:

@@ -17,7 +17,7 @@ __all__ = ["claims"]
 
 PIXELS = Limit("data", "boxes without pixels, related by their classes alone: a detector's features, as of Flickr30k")
 GRIDS = Limit(
-    "data", "cells of a grid over pictures of one thing, whose captions name few relations: scenes, as of Flickr30k"
+    "data", "cells of a grid over images of one thing, whose captions name few relations: scenes, as of Flickr30k"
 )
 ANCHORS = Limit("data", "ISD by anchors, our proxy: phrases annotated with their boxes, as of Flickr30k Entities")
 

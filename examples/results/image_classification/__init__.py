@@ -16,7 +16,7 @@ from fairseq_ext.training.flags import Runs
 from vision_language.image_classification.options import NetworkOptions, Options
 from vision_language.image_classification.train import run
 
-__all__ = ["SELECTS", "add_arguments", "figures_of", "measure", "pictures", "reads", "section"]
+__all__ = ["SELECTS", "add_arguments", "draw", "figures_of", "measure", "reads", "section"]
 
 TABLES = {**attacks.TABLES, **tails.TABLES}
 
@@ -121,8 +121,8 @@ def _refuse_other_settings(content: dict[str, Any]) -> None:
         agree(f"{file}: {row['system']}", row.get("settings", {}), experiment.rows.get(row["system"], {}))
 
 
-def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
+def draw(contents: list[dict[str, Any]], folder: Path) -> None:
     """Accuracies under attack, and from head to tail."""
     by_name = {content["experiment"]: content for content in contents}
     for tables in (attacks, tails):
-        tables.pictures(by_name, folder)
+        tables.draw(by_name, folder)

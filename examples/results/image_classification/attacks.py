@@ -1,4 +1,4 @@
-"""MNIST under attack and against images of another kind: tables and picture."""
+"""MNIST under attack and against images of another kind: tables and figure."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from examples.results.image_classification.figures import (
 )
 from examples.results.paired import Paired
 from examples.results.report import of_seeds
-from fairseq_ext.training.plotting import mean_and_range, name_lines, picture
+from fairseq_ext.training.plotting import mean_and_range, name_lines, saved_figure
 from vision_language.image_classification.evaluate import RADII
 
-__all__ = ["TABLES", "pictures"]
+__all__ = ["TABLES", "draw"]
 
 BONUS = "encouraging"
 OBJECTIVES = ("cross-entropy", "log-odds")
@@ -208,7 +208,7 @@ TABLES = {"attacks": _attacks, "adversarial_training": _attacks, "others": _othe
 """The text of each experiment."""
 
 
-def pictures(contents: dict[str, Content], folder: Path) -> None:
+def draw(contents: dict[str, Content], folder: Path) -> None:
     """The attacked accuracies, one panel for each thing that an attack may raise."""
     if "attacks" in contents:
         _draw(contents["attacks"], folder / "images_attacks.png")
@@ -216,7 +216,7 @@ def pictures(contents: dict[str, Content], folder: Path) -> None:
 
 def _draw(content: Content, file: Path) -> None:
     title = f"MNIST under attack: mean and range over {of_seeds(runs_of(content))}"
-    with picture(file, (9, 3.6), title) as figure:
+    with saved_figure(file, (9, 3.6), title) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, objective in zip(panels, OBJECTIVES, strict=True):
             for name, runs in runs_of(content).items():

@@ -1,4 +1,4 @@
-"""Long tails, and MNIST with a smaller network: tables and picture."""
+"""Long tails, and MNIST with a smaller network: tables and figure."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from examples.results.image_classification.figures import (
 )
 from examples.results.planned import not_measured
 from examples.results.report import environments
-from fairseq_ext.training.plotting import picture
+from fairseq_ext.training.plotting import saved_figure
 
-__all__ = ["TABLES", "pictures"]
+__all__ = ["TABLES", "draw"]
 
 HEADINGS = {
     "clean": "MNIST, smaller stand-in for the L-Softmax network",
@@ -152,7 +152,7 @@ TABLES = {"clean": _clean, "l_softmax": _l_softmax, **dict.fromkeys(TAIL_TEXTS, 
 """The text of each experiment."""
 
 
-def pictures(contents: dict[str, Content], folder: Path) -> None:
+def draw(contents: dict[str, Content], folder: Path) -> None:
     """Accuracy from head to tail, a panel for each set."""
     if tails := [contents[name] for name in TAIL_TEXTS if name in contents]:
         _draw(tails, folder / "images_tails.png")
@@ -163,7 +163,7 @@ SHOWN = (BASELINE, "encouraging, LE 0.5", "encouraging, LE 1", "class-weighted b
 
 def _draw(contents: list[Content], file: Path) -> None:
     title = f"Test accuracy from the head to the tail: mean and range over the seeds, beside {BASELINE} (grey)"
-    with picture(file, (9.5, 0.6 + 2.6 * len(contents)), title) as figure:
+    with saved_figure(file, (9.5, 0.6 + 2.6 * len(contents)), title) as figure:
         parts = figure.subfigures(len(contents), 1, squeeze=False)[:, 0]
         for part, content in zip(parts, contents, strict=True):
             part.suptitle(TAIL_TEXTS[content["experiment"]]["title"], x=0.01, ha="left", fontsize=12)

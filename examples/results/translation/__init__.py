@@ -25,9 +25,9 @@ from examples.results.translation.experiments import (
     tune,
 )
 from examples.results.translation.outputs import published, sampled, sentence_statistics
-from examples.results.translation.table import pictures, section
+from examples.results.translation.table import draw, section
 
-__all__ = ["SELECTS", "add_arguments", "measure", "pictures", "reads", "section"]
+__all__ = ["SELECTS", "add_arguments", "draw", "measure", "reads", "section"]
 
 SELECTS = "size"
 

@@ -1,4 +1,4 @@
-"""Pictures of translation: differences to the Transformer, and learning curves beside its own."""
+"""Figures of translation: differences to the Transformer, and learning curves beside its own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from examples.plotting import Effect, forest, limits_after_first, small_multiple
 from examples.results.paired import Paired, differences
 from examples.results.report import of_seeds
 from examples.results.translation.experiments import BASELINE
-from fairseq_ext.training.plotting import picture
+from fairseq_ext.training.plotting import saved_figure
 
-__all__ = ["best_bits", "draw", "gains", "links"]
+__all__ = ["best_bits", "draw_table", "gains", "links"]
 
 Rows = dict[str, list[dict[str, Any]]]
 """The rows of each system."""
@@ -41,14 +41,14 @@ def drawable(by_system: Rows) -> dict[str, tuple[str, Callable[[Rows, str, Path]
     return drawings
 
 
-def draw(by_system: Rows, name: str, data: str, folder: Path) -> None:
+def draw_table(by_system: Rows, name: str, data: str, folder: Path) -> None:
     """Draws ``folder/NAME.png`` and others of rows on the data set called ``data``."""
     for ending, (_, drawing) in drawable(by_system).items():
         drawing(by_system, data, folder / f"{name}{ending}.png")
 
 
 def links(by_system: Rows, name: str) -> str:
-    """The pictures in the report."""
+    """The figures in the report."""
     return "\n\n".join(f"![{title}](results/{name}{ending}.png)" for ending, (title, _) in drawable(by_system).items())
 
 
@@ -64,7 +64,7 @@ def draw_differences(by_system: Rows, data: str, file: Path) -> None:
         "bits per token on valid (left is better)": best_bits,
     }
     size = (9, 1.3 + 0.26 * len(by_system))
-    with picture(file, size, f"{data}, minus the {BASELINE}: {_seeds(by_system)}") as figure:
+    with saved_figure(file, size, f"{data}, minus the {BASELINE}: {_seeds(by_system)}") as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (title, metric) in zip(panels, metrics.items(), strict=True):
             effects = [Effect(name, *paired[:3]) for name, paired in gains(by_system, metric).items()]
@@ -78,7 +78,7 @@ def draw_curves(by_system: Rows, data: str, file: Path) -> None:
     curves = {name: [row["curve"] for row in rows] for name, rows in by_system.items()}
     rows = -(-max(len(curves) - 1, 1) // 3)
     title = f"{data}: validation bits per token, beside the {BASELINE} (grey)"
-    with picture(file, (9, 1.1 + 1.5 * rows), title) as figure:
+    with saved_figure(file, (9, 1.1 + 1.5 * rows), title) as figure:
         panels = small_multiples(figure, curves, BASELINE, columns=3, limits=limits_after_first(curves))
         bits = gains(by_system, best_bits)
         for name, axes in panels.items():
@@ -100,7 +100,9 @@ def draw_lengths(by_system: Rows, data: str, file: Path) -> None:
     groups = next(iter(by_system.values()))[0]["bleu_by_length"]
     rows = -(-max(len(curves) - 1, 1) // 3)
     counts = ", ".join(str(count) for _, count, _ in groups)
-    with picture(file, (9, 1.2 + 1.5 * rows), f"{data}: BLEU by source length, beside the {BASELINE} (grey)") as figure:
+    with saved_figure(
+        file, (9, 1.2 + 1.5 * rows), f"{data}: BLEU by source length, beside the {BASELINE} (grey)"
+    ) as figure:
         small_multiples(figure, curves, BASELINE, columns=3, marker="o")
         figure.supxlabel(f"words of the source sentence, groups of {counts} sentences")
         figure.supylabel("BLEU")

@@ -18,9 +18,9 @@ from examples.results.translation.experiments import (
     settings_of,
     warmup,
 )
-from examples.results.translation.figures import BASELINE, best_bits, draw, gains, links
+from examples.results.translation.figures import BASELINE, best_bits, draw_table, gains, links
 
-__all__ = ["dataset", "heading", "pictures", "section"]
+__all__ = ["dataset", "draw", "heading", "section"]
 
 TEXT = """## {heading}
 
@@ -39,7 +39,7 @@ sacreBLEU signature: `{signature}`, {scored}. {notes}
 
 Options of the rows: {options}.
 
-{pictures}
+{figures}
 """
 
 UNTUNED = """Learning rate
@@ -71,10 +71,10 @@ def section(contents: list[dict[str, Any]]) -> str:
     return "\n".join(map(_table, contents))
 
 
-def pictures(contents: list[dict[str, Any]], folder: Path) -> None:
+def draw(contents: list[dict[str, Any]], folder: Path) -> None:
     """Differences to the Transformer, learning curves and BLEU by length of each table."""
     for content in contents:
-        draw(by_system(content), content["name"], dataset(content).title, folder)
+        draw_table(by_system(content), content["name"], dataset(content).title, folder)
 
 
 def by_system(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -105,7 +105,7 @@ def _table(content: dict[str, Any]) -> str:
         scored=f"{common(rows, 'sentences'):,} sentences",
         notes=" ".join(_notes(content)),
         options=_options(systems),
-        pictures=links(systems, content["name"]),
+        figures=links(systems, content["name"]),
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line from end to end: results, resume after a kill, prediction, pictures, one line for bad input."""
+"""The command line from end to end: results, resume after a kill, prediction, figures, one line for bad input."""
 
 from __future__ import annotations
 
@@ -310,7 +310,7 @@ def test_strongest_pairs():
 @pytest.mark.parametrize(
     "labels", [["摇滚", "流行"], ["$a", "b$\\frac$"], ["only"], [f"label {n}" for n in range(300)]]
 )
-def test_every_name_of_a_label_is_drawn_and_no_picture_is_huge(tmp_path, capsys, labels):
+def test_every_name_of_a_label_is_drawn_and_no_figure_is_huge(tmp_path, capsys, labels):
     draw_label_graph(torch.eye(len(labels)), labels, tmp_path / "graph.png")
     width, height = struct.unpack(">II", (tmp_path / "graph.png").read_bytes()[16:24])
     assert 500 < height < width < 4000
@@ -320,7 +320,7 @@ def test_every_name_of_a_label_is_drawn_and_no_picture_is_huge(tmp_path, capsys,
         assert not lines
 
 
-def test_no_graph_no_picture(data, tmp_path):
+def test_no_graph_no_figure(data, tmp_path):
     main(["train", "--data", str(data), "--out", str(tmp_path), *SMALL, "--arm", "han", "--epochs", "1"])
     with pytest.raises(OptionError, match=r"--model .* has no label graph"):
         main(["plot", "--model", str(tmp_path / "seed1" / "model.pt")])

@@ -156,15 +156,15 @@ def test_plot(tmp_path):
     main(["plot", "--dataset", "KarateClub", "--split-kind", "public", "--out", str(tmp_path)])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FIGURES)
     for name in FIGURES:
-        picture = imread(tmp_path / name)[..., :3]
-        assert picture.shape[1] > 800 and 0.002 < (picture < 0.9).any(-1).mean() < 0.6
+        figure = imread(tmp_path / name)[..., :3]
+        assert figure.shape[1] > 800 and 0.002 < (figure < 0.9).any(-1).mean() < 0.6
 
 
 def test_plot_of_a_part(tmp_path, cora_root):
     main(["plot", "--root", cora_root, "--layout-nodes", "60", "--out", str(tmp_path)])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FIGURES)
-    picture = imread(tmp_path / "layout.png")[..., :3]
-    assert 0.002 < (picture < 0.9).any(-1).mean() < 0.6
+    figure = imread(tmp_path / "layout.png")[..., :3]
+    assert 0.002 < (figure < 0.9).any(-1).mean() < 0.6
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def _outcome(command: str, given: str, out, patch) -> object:
 
     train_fit = train.fit
     patch.setattr(train, "fit", fit)
-    if "--layout-nodes" not in given:  # the layout takes long, and all pictures are of the same scores
+    if "--layout-nodes" not in given:  # the layout takes long, and all figures are of the same scores
         patch.setattr(plot, "FIGURES", {"rank_to_weight.png": plot.plot_weights})
     try:
         main([command, *BASE[command].split(), "--out", str(out), *given.split()])

@@ -1,4 +1,4 @@
-"""What the pictures show: the most contested nodes, a legend, and nodes without label."""
+"""What the figures show: the most contested nodes, a legend, and nodes without label."""
 
 from __future__ import annotations
 

@@ -203,13 +203,13 @@ def events(monkeypatch):
     spied(train, "make_accelerator", lambda *args: ("device", args))
     spied(command_line, "torch_device", lambda name: ("device", name))
     spied(pair_plots, "torch_device", lambda name: ("device", name))
-    monkeypatch.setattr(plot, "picture", sketch)
+    monkeypatch.setattr(plot, "saved_figure", sketch)
     return seen
 
 
 @contextlib.contextmanager
 def sketch(path, size, title=""):
-    """What a picture shows, in place of a picture, which takes seconds."""
+    """What a figure shows, in place of a figure, which takes seconds."""
     figure = Figure(figsize=size)
     yield figure
     content = [title]

@@ -118,8 +118,8 @@ def test_models_of_two_streams_are_refused_by_name(name):
 
 def test_a_tower_of_plain_modules_is_refused():
     """As those of models that are not of transformers."""
-    model = nn.ModuleDict({"text": made("BertModel"), "picture": nn.ModuleList([nn.MultiheadAttention(16, 2)])})
-    with pytest.raises(ValueError, match=r"ModuleDict has picture \(ModuleList\) beside text.encoder.layer.1"):
+    model = nn.ModuleDict({"text": made("BertModel"), "image": nn.ModuleList([nn.MultiheadAttention(16, 2)])})
+    with pytest.raises(ValueError, match=r"ModuleDict has image \(ModuleList\) beside text.encoder.layer.1"):
         IAISHook(model)
 
 

@@ -1,4 +1,4 @@
-"""Pictures: what stands in them, and that they are whole files."""
+"""Figures: what stands in them, and that they are whole files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fairseq_ext.training.plotting import picture
+from fairseq_ext.training.plotting import saved_figure
 from vision_language.iais import plot
 from vision_language.iais.plot import draw_alignment, draw_history, draw_self_attention
 
@@ -24,11 +24,11 @@ def figures(monkeypatch):
 
     @contextmanager
     def kept(*arguments):
-        with picture(*arguments) as figure:
+        with saved_figure(*arguments) as figure:
             yield figure
         saved.append(figure)
 
-    monkeypatch.setattr(plot, "picture", kept)
+    monkeypatch.setattr(plot, "saved_figure", kept)
     return saved
 
 
@@ -96,7 +96,7 @@ def test_map_and_mirror_have_one_colour_scale(figures, tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 56, 100])
-def test_pictures_are_of_bounded_size(monkeypatch, figures, tmp_path, count):
+def test_figures_are_of_bounded_size(monkeypatch, figures, tmp_path, count):
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Image.new("RGB", (1, 1)).save(path, "png"))
     names, words = [f"{k} a thing of a very long name" for k in range(count)], ["word"] * min(count, 60)
     draw_self_attention((maps(count, count),) * 2, (maps(count, count),) * 2, names, tmp_path / "maps.png")
@@ -137,5 +137,5 @@ def test_a_history_without_controls_is_drawn(figures, tmp_path):
 
 def test_an_error_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="nonsense"):
-        draw_alignment(["a"], ["dog"], maps(1, 1), tmp_path / "picture.nonsense")
+        draw_alignment(["a"], ["dog"], maps(1, 1), tmp_path / "figure.nonsense")
     assert not list(tmp_path.iterdir())

@@ -8,16 +8,16 @@ from vision_language.image_classification.synthetic import SyntheticOptions, syn
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """A small made-up set."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     synthesize(SyntheticOptions(out=str(folder), images=100, noise=0.05))
     return folder
 
 
 @pytest.fixture(scope="session")
 def others(tmp_path_factory):
-    """Pictures of no class of it."""
+    """Images of no class of it."""
     folder = tmp_path_factory.mktemp("others")
     synthesize(SyntheticOptions(out=str(folder), images=50, unknown=True))
     return folder
@@ -25,7 +25,7 @@ def others(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory):
-    """Coloured pictures of two classes, 16x16."""
+    """Coloured images of two classes, 16x16."""
     folder, generator = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
     for split, count in (("train", 24), ("test", 8)):
         labels = np.arange(count) % 2

@@ -21,18 +21,18 @@ EVALUATE = "--model MODEL --data DATA --device cpu"
 
 
 @pytest.fixture(scope="module")
-def model(pictures, tmp_path_factory):
+def model(images, tmp_path_factory):
     """A trained experiment."""
     folder = tmp_path_factory.mktemp("trained") / "el"
-    main([*TRAIN.replace("DATA", str(pictures)).replace("OUT", str(folder)).split(), *"--log-end 1 --epochs 3".split()])
+    main([*TRAIN.replace("DATA", str(images)).replace("OUT", str(folder)).split(), *"--log-end 1 --epochs 3".split()])
     return folder
 
 
 @pytest.fixture
-def command(model, pictures, others, colours, tmp_path, monkeypatch, capsys):
+def command(model, images, others, colours, tmp_path, monkeypatch, capsys):
     """Runs a command in an empty folder, and gives what it prints and writes."""
     monkeypatch.chdir(tmp_path)
-    places = {"DATA": pictures, "MODEL": model / "seed1", "TRAINED": model, "OTHERS": others, "COLOURS": colours}
+    places = {"DATA": images, "MODEL": model / "seed1", "TRAINED": model, "OTHERS": others, "COLOURS": colours}
 
     def run(words: str) -> str:
         names = [str(places.get(word, word)) for word in words.split()]
@@ -76,7 +76,7 @@ def test_attacks_lower_the_accuracy_and_both_objectives_are_told(command, model)
     assert {"zero_gradient", "probability_is_one"} <= result.keys()
 
 
-def test_pictures_are_drawn_of_what_is_there(command, model, tmp_path):
+def test_images_are_drawn_of_what_is_there(command, model, tmp_path):
     (tmp_path / "el").mkdir()
     (tmp_path / "el" / "results.json").write_text((model / "results.json").read_text())
     drawn = command("plot el --out few")
@@ -253,9 +253,9 @@ def test_equal_experiments_are_equal_pairs(command):
     assert all((row["runs"], row["difference"], row["equal"]) == (1, 0, 1) for row in rows)
 
 
-def test_a_killed_command_is_resumed(pictures, tmp_path):
+def test_a_killed_command_is_resumed(images, tmp_path):
     start = [sys.executable, "-m", "vision_language.image_classification"]
-    words = TRAIN.replace("DATA", str(pictures)).replace("--epochs 1", "--epochs 4")
+    words = TRAIN.replace("DATA", str(images)).replace("--epochs 1", "--epochs 4")
     environment = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}}
     process = subprocess.Popen([*start, *words.split()], **environment, stderr=subprocess.DEVNULL)
     checkpoint, deadline = tmp_path / "OUT" / "seed1" / "checkpoint.pt", time.monotonic() + 300

@@ -32,7 +32,7 @@ def untrained(classes, **preprocessing) -> ImageClassifier:
 
 
 @torch.no_grad()
-def test_logits_that_are_not_finite_are_refused(pictures, others, tmp_path, monkeypatch):
+def test_logits_that_are_not_finite_are_refused(images, others, tmp_path, monkeypatch):
     """Their class would be the first: the accuracy of a damaged model would be that of a guess."""
     classifier = untrained("abcdefghij")
     images = ImageSet(np.zeros((3, 28, 28), np.uint8), np.zeros(3, np.int64), tuple("abcdefghij"), "here.npz")
@@ -40,7 +40,7 @@ def test_logits_that_are_not_finite_are_refused(pictures, others, tmp_path, monk
     with pytest.raises(InputError, match=r"here.npz: .* logits of 3 of 3 images, such as number 1, are not finite"):
         predict_logits(classifier, images)
     monkeypatch.setattr("vision_language.image_classification.evaluate.load", lambda folder: classifier.eval())
-    place = {"model": "x", "data": str(pictures), "device": "cpu"}
+    place = {"model": "x", "data": str(images), "device": "cpu"}
     for command, options in (
         (evaluate, EvaluationOptions(**place)),
         (ood, OodOptions(**place, others=(str(others),))),
@@ -86,21 +86,21 @@ def test_other_classes_are_refused(own, model, message):
         images.named_as(model, "it")
 
 
-def test_two_folders_of_ten_classes_are_the_same_as_arrays(pictures, tmp_path, monkeypatch):
+def test_two_folders_of_ten_classes_are_the_same_as_arrays(images, tmp_path, monkeypatch):
     """The figures of folders 3 and 7 are those of the same images as arrays."""
-    with np.load(pictures / "test.npz") as test:
+    with np.load(images / "test.npz") as test:
         kept = np.isin(test["y"], (3, 7))
         x, y = test["x"][kept], test["y"][kept]
     np.savez(tmp_path / "arrays.npz", x_test=x, y_test=y)
     for number, (image, label) in enumerate(zip(x, y, strict=True)):
-        place = tmp_path / "pictures" / "test" / str(label)
+        place = tmp_path / "images" / "test" / str(label)
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place / f"{number}.png")
     classifier = untrained("0123456789")
     monkeypatch.setattr("vision_language.image_classification.evaluate.load", lambda folder: classifier.eval())
     figures = [
         evaluate(EvaluationOptions(model="x", data=str(tmp_path / name), device="cpu"))
-        for name in ("arrays.npz", "pictures")
+        for name in ("arrays.npz", "images")
     ]
     for name in ("images", "accuracy", "class_accuracy"):
         assert figures[0][name] == figures[1][name]
@@ -108,13 +108,13 @@ def test_two_folders_of_ten_classes_are_the_same_as_arrays(pictures, tmp_path, m
 
 
 @pytest.mark.parametrize("counts", [None, [900, 30, 30, 30, 30, 30, 30, 5, 5, 5]])
-def test_a_model_keeps_how_many_images_its_classes_had(pictures, tmp_path, counts):
+def test_a_model_keeps_how_many_images_its_classes_had(images, tmp_path, counts):
     """Folders of earlier versions lack it, and are evaluated without groups."""
     classifier = untrained("0123456789")
     if counts:
         classifier.model.config.train_counts = counts
     classifier.save(tmp_path)
-    told = evaluate(EvaluationOptions(model=str(tmp_path), data=str(pictures), device="cpu"))
+    told = evaluate(EvaluationOptions(model=str(tmp_path), data=str(images), device="cpu"))
     parts = [*GROUPS, *THIRDS, "train_weighted_accuracy"]
     assert [name for name in parts if name in told] == (parts if counts else [])
     if counts:
@@ -131,9 +131,9 @@ def test_images_of_other_classes_are_refused(tmp_path, counts):
         load(tmp_path)
 
 
-def test_the_results_of_other_images_keep_what_they_are_called(pictures, others, tmp_path, monkeypatch):
+def test_the_results_of_other_images_keep_what_they_are_called(images, others, tmp_path, monkeypatch):
     """A folder whose name is that of something else in the results would take its place."""
-    place = {"model": "x", "data": str(pictures), "device": "cpu"}
+    place = {"model": "x", "data": str(images), "device": "cpu"}
     classifier = untrained("0123456789")
     monkeypatch.setattr("vision_language.image_classification.evaluate.load", lambda folder: classifier.eval())
     ood(OodOptions(**place, others=(str(others),), scores=("energy",), out=str(tmp_path)))
@@ -144,11 +144,11 @@ def test_the_results_of_other_images_keep_what_they_are_called(pictures, others,
             OodOptions(**place, others=(f"a/{name}",))
 
 
-def test_files_say_how_they_were_made(pictures, others, tmp_path, monkeypatch):
+def test_files_say_how_they_were_made(images, others, tmp_path, monkeypatch):
     """By every option that is not where something lies, and by what lay there."""
     classifier = untrained("0123456789")
     monkeypatch.setattr("vision_language.image_classification.evaluate.load", lambda folder: classifier.eval())
-    place = {"model": "x", "data": str(pictures), "device": "cpu", "limit": 8, "out": str(tmp_path)}
+    place = {"model": "x", "data": str(images), "device": "cpu", "limit": 8, "out": str(tmp_path)}
     commands = {
         "evaluation": (evaluate, EvaluationOptions(**place)),
         "ood": (ood, OodOptions(**place, others=(str(others),))),
@@ -169,14 +169,14 @@ def test_files_say_how_they_were_made(pictures, others, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("limit", [0, 7])
-def test_the_limit_is_that_of_all_sets(pictures, others, tmp_path, monkeypatch, limit):
+def test_the_limit_is_that_of_all_sets(images, others, tmp_path, monkeypatch, limit):
     """So that a copy of the model's own images is known as one."""
     classifier = untrained("0123456789")
     monkeypatch.setattr("vision_language.image_classification.evaluate.load", lambda folder: classifier.eval())
-    place = {"model": "x", "data": str(pictures), "device": "cpu", "limit": limit, "scores": ("energy",)}
+    place = {"model": "x", "data": str(images), "device": "cpu", "limit": limit, "scores": ("energy",)}
     copy = tmp_path / "copy"
     copy.mkdir()
-    (copy / "test.npz").write_bytes((pictures / "test.npz").read_bytes())
+    (copy / "test.npz").write_bytes((images / "test.npz").read_bytes())
     with pytest.raises(InputError, match=r"^--others: .*copy holds the images of --data$"):
         ood(OodOptions(**place, others=(str(copy),)))
     with np.load(others / "test.npz") as arrays:

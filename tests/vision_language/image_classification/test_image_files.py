@@ -53,7 +53,7 @@ def write_cifar(folder):
     return folder
 
 
-def write_pictures(folder, mode: str = "L"):
+def write_images(folder, mode: str = "L"):
     for split in ("train", "test"):
         for name, count in (("cat", 2), ("dog", 3)):
             (folder / split / name).mkdir(parents=True)
@@ -116,8 +116,8 @@ def test_a_batch_that_is_missing_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_folders_of_pictures(tmp_path, mode):
-    images = read_split(write_pictures(tmp_path, mode), "train")
+def test_folders_of_images(tmp_path, mode):
+    images = read_split(write_images(tmp_path, mode), "train")
     assert images.classes == ("cat", "dog") and images.labels.tolist() == [0, 0, 1, 1, 1]
     assert images.images[4].shape == ((4, 6) if mode == "L" else (4, 6, 3))
     part = images.subset([3, 0])
@@ -125,8 +125,8 @@ def test_folders_of_pictures(tmp_path, mode):
     assert np.array_equal(part.images[0], images.images[3])
 
 
-def test_pictures_below_a_class_are_of_it_and_other_files_are_named(tmp_path, capsys):
-    write_pictures(tmp_path)
+def test_images_below_a_class_are_of_it_and_other_files_are_named(tmp_path, capsys):
+    write_images(tmp_path)
     below = tmp_path / "train" / "cat" / "session"
     below.mkdir()
     Image.new("L", (6, 4), 7).save(below / "9.JPEG")
@@ -137,7 +137,7 @@ def test_pictures_below_a_class_are_of_it_and_other_files_are_named(tmp_path, ca
     assert "train/cat: 2 of 5 files are left, such as gone.png: none of .png, " in capsys.readouterr().err
 
 
-def test_pictures_are_upright(tmp_path):
+def test_images_are_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (6, 4)).save(tmp_path / "photo.jpg", exif=exif)
@@ -146,7 +146,7 @@ def test_pictures_are_upright(tmp_path):
 
 @pytest.mark.parametrize("grey", [True, False])
 def test_grey_of_16_bits_keeps_its_shades(tmp_path, grey):
-    """In either order of bytes; a picture of 8 bits with the same shades is the same."""
+    """In either order of bytes; an image of 8 bits with the same shades is the same."""
     pixels = np.linspace(0, 65535, 16).reshape(4, 4)
     Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "png.png")
     Image.frombytes("I;16B", (4, 4), pixels.astype(">u2").tobytes()).save(tmp_path / "big.tif")
@@ -157,7 +157,7 @@ def test_grey_of_16_bits_keeps_its_shades(tmp_path, grey):
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
-def test_pictures_of_numbers_without_a_scale_are_refused(tmp_path, kind, mode):
+def test_images_of_numbers_without_a_scale_are_refused(tmp_path, kind, mode):
     place = tmp_path / "test" / "cat"
     place.mkdir(parents=True)
     Image.fromarray(np.full((4, 4), 300, kind)).save(place / "1.tif")
@@ -173,7 +173,7 @@ def test_folders_whose_names_are_numbers_are_sorted_by_number(tmp_path):
     assert images.classes == tuple(map(str, range(12))) and images.images[10].max() == 10
 
 
-def test_pictures_of_any_kind_below_a_folder(tmp_path):
+def test_images_of_any_kind_below_a_folder(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     Image.new("L", (3, 3), 7).save(tmp_path / "a" / "b" / "x.PNG")
     images = read_unlabelled(tmp_path)
@@ -190,14 +190,14 @@ def test_the_digest_tells_pixels_labels_and_files(tmp_path):
     others = [
         read_split(write_npz(tmp_path / "2", x=changed, y=LABELS), "train"),
         read_split(write_npz(tmp_path / "3", x=PIXELS, y=np.roll(LABELS, 1)), "train"),
-        read_split(write_pictures(tmp_path / "4"), "train"),
+        read_split(write_images(tmp_path / "4"), "train"),
     ]
     assert len({first.digest(), *(images.digest() for images in others)}) == 4
     again = read_split(write_npz(tmp_path / "5"), "train")
     assert first.digest() == again.digest()
-    pictures = others[-1].digest()
+    images = others[-1].digest()
     Image.new("L", (6, 4), 99).save(tmp_path / "4" / "train" / "cat" / "0.png")
-    assert read_split(tmp_path / "4", "train").digest() != pictures
+    assert read_split(tmp_path / "4", "train").digest() != images
 
 
 DAMAGES = {
@@ -215,21 +215,21 @@ FORMS = {
     "npz": (write_npz, "train.npz"),
     "cifar": (write_cifar, "data_batch_1"),
     "cifar names": (write_cifar, "batches.meta"),
-    "picture": (write_pictures, "train/dog/2.png"),
+    "image": (write_images, "train/dog/2.png"),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_refused_by_name(tmp_path, form, damage):
-    if (form, damage) == ("picture", "tail"):
+    if (form, damage) == ("image", "tail"):
         pytest.skip("a PNG without its last bytes has all of its pixels")
     write, name = FORMS[form]
     path = write(tmp_path) / name
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     with pytest.raises(InputError) as refusal:
         images = read_split(tmp_path, "train")
-        for index in range(len(images)):  # pictures are read when they are asked for
+        for index in range(len(images)):  # images are read when they are asked for
             images.images.__getitem__(index)
     assert path.name.partition(".")[0] in str(refusal.value) and "\n" not in str(refusal.value)
 

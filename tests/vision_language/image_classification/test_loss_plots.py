@@ -1,4 +1,4 @@
-"""The gradients that a loss leaves, and the numbers of its pictures."""
+"""The gradients that a loss leaves, and the numbers of its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of experiments: the numbers that are returned are those of the images, and what is drawn is them."""
+"""The figures of experiments: the numbers that are returned are those of the images, and what is drawn is them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_energies_tell_how_many_others_pass_with_95_percent(axes):
 
 
 def test_log_odds_of_a_tail_stand_in_panels_by_training_images(axes):
-    """Over the bins of all; an experiment without a tail has none, and the colours are those of other pictures."""
+    """Over the bins of all; an experiment without a tail has none, and the colours are those of other figures."""
     few, many = ({"logits": np.eye(3)[[0, 1, 2, 2]] * size, "labels": [0, 1, 2, 2]} for size in (3.0, 5.0))
     tailed = [of_arrays(arrays) for arrays in (few, many)]
     for each in tailed:

@@ -118,11 +118,9 @@ def test_hugging_face_does_what_is_written(tmp_path, preprocessing, channels):
 def same_as_hugging_face(folder, preprocessing):
     channels = len(preprocessing.mean)
     noise = np.random.default_rng(0).integers(0, 256, (9, 14, 3)[: 2 + (channels == 3)], dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((58, 37), Image.Resampling.BICUBIC)
-    expected = AutoImageProcessor.from_pretrained(folder, backend="pil")(picture, return_tensors="np")["pixel_values"][
-        0
-    ]
-    pixels = preprocessing.transform().test(np.asarray(picture)).reshape(*expected.shape[1:], channels) / 255
+    image = Image.fromarray(noise).resize((58, 37), Image.Resampling.BICUBIC)
+    expected = AutoImageProcessor.from_pretrained(folder, backend="pil")(image, return_tensors="np")["pixel_values"][0]
+    pixels = preprocessing.transform().test(np.asarray(image)).reshape(*expected.shape[1:], channels) / 255
     found = (pixels - preprocessing.mean) / preprocessing.std
     assert np.allclose(found.transpose(2, 0, 1), expected, rtol=1e-5, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Which results below an experiment are one picture: those of several models that were made alike."""
+"""Which results below an experiment are one figure: those of several models that were made alike."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FIRST = {**PLACE, **MADE, "inputs": {"model": "1", "data": "d"}}
         (FIRST, changed({**FIRST, **NEW}, device="cuda", batch_size=7, epsilons=[0.1])),
     ],
 )
-def test_several_models_are_one_picture(tmp_path, first, second):
+def test_several_models_are_one_figure(tmp_path, first, second):
     results = Results(folder_of(tmp_path, first, second))
     assert len(results.json("attack_pgd")) == len(results.arrays("attack_pgd")) == 2
 

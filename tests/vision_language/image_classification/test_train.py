@@ -59,8 +59,8 @@ class Killed(BaseException):
     pass
 
 
-def test_a_training_that_was_killed_ends_as_if_it_had_not_been(pictures, tmp_path, monkeypatch):
-    options = options_of(pictures, augment="pad-crop")
+def test_a_training_that_was_killed_ends_as_if_it_had_not_been(images, tmp_path, monkeypatch):
+    options = options_of(images, augment="pad-crop")
     run(options, tmp_path / "straight")
 
     def save(checkpoint, real=Checkpoint.save):
@@ -76,14 +76,14 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(pictures, tmp_pat
     assert not (tmp_path / "killed" / "seed1" / "checkpoint.pt").exists()
 
 
-def test_a_seed_gives_the_same_run_alone_and_beside_others(pictures, tmp_path):
-    run(options_of(pictures, epochs=1), tmp_path / "both", runs=2)
-    run(options_of(pictures, epochs=1, seed=2), tmp_path / "second")
+def test_a_seed_gives_the_same_run_alone_and_beside_others(images, tmp_path):
+    run(options_of(images, epochs=1), tmp_path / "both", runs=2)
+    run(options_of(images, epochs=1, seed=2), tmp_path / "second")
     assert same(outcome(tmp_path / "both", 2), outcome(tmp_path / "second", 2))
     assert not same(outcome(tmp_path / "both", 1), outcome(tmp_path / "both", 2))
 
 
-def test_initial_weights_and_order_are_those_of_the_seed(pictures, tmp_path, monkeypatch):
+def test_initial_weights_and_order_are_those_of_the_seed(images, tmp_path, monkeypatch):
     begun = []
 
     def classifier(*_):
@@ -91,7 +91,7 @@ def test_initial_weights_and_order_are_those_of_the_seed(pictures, tmp_path, mon
         raise Killed
 
     monkeypatch.setattr(training, "_classifier", classifier)
-    chosen = [options_of(pictures, seed=seed) for seed in (1, 2, 1)]
+    chosen = [options_of(images, seed=seed) for seed in (1, 2, 1)]
     for options in chosen:
         with pytest.raises(Killed):
             run(options, tmp_path / f"{len(begun)}")
@@ -101,8 +101,8 @@ def test_initial_weights_and_order_are_those_of_the_seed(pictures, tmp_path, mon
     assert orders[0] == orders[2] != orders[1]
 
 
-def test_a_finished_run_is_kept_and_other_settings_are_refused(pictures, tmp_path, monkeypatch):
-    options = options_of(pictures, epochs=1)
+def test_a_finished_run_is_kept_and_other_settings_are_refused(images, tmp_path, monkeypatch):
+    options = options_of(images, epochs=1)
     run(options, tmp_path)
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
     run(options, tmp_path)
@@ -110,38 +110,38 @@ def test_a_finished_run_is_kept_and_other_settings_are_refused(pictures, tmp_pat
         run(replace(options, log_end=0.5), tmp_path)
 
 
-def test_runs_of_two_losses_are_pairs_until_the_bonus_starts(pictures, tmp_path):
-    run(options_of(pictures, loss="cross-entropy", log_end=0.75), tmp_path / "ce")
-    run(options_of(pictures, bonus_from=2), tmp_path / "el")
+def test_runs_of_two_losses_are_pairs_until_the_bonus_starts(images, tmp_path):
+    run(options_of(images, loss="cross-entropy", log_end=0.75), tmp_path / "ce")
+    run(options_of(images, bonus_from=2), tmp_path / "el")
     plain, bonus = (record_of(tmp_path / name)["history"] for name in ("ce", "el"))
     assert plain[0] == bonus[0] and bonus[1]["train_loss"] < plain[1]["train_loss"]
 
 
-def test_a_bonus_grows_over_all_epochs(pictures, tmp_path):
-    run(options_of(pictures, schedule="linear"), tmp_path / "growing")
-    run(options_of(pictures, epochs=1, bonus_weight=0.5), tmp_path / "half")
+def test_a_bonus_grows_over_all_epochs(images, tmp_path):
+    run(options_of(images, schedule="linear"), tmp_path / "growing")
+    run(options_of(images, epochs=1, bonus_weight=0.5), tmp_path / "half")
     assert record_of(tmp_path / "growing")["history"][0] == record_of(tmp_path / "half")["history"][0]
 
 
 @pytest.mark.parametrize("select_on", ["valid", "test", "last"])
-def test_the_selected_epoch_is_saved(pictures, tmp_path, monkeypatch, select_on):
+def test_the_selected_epoch_is_saved(images, tmp_path, monkeypatch, select_on):
     accuracies = iter([0.9, 0.1])
     real = training.short_metrics
     monkeypatch.setattr(training, "short_metrics", lambda *args: real(*args) | {"accuracy": next(accuracies)})
-    run(options_of(pictures, select_on=select_on), tmp_path)
+    run(options_of(images, select_on=select_on), tmp_path)
     record, classifier = record_of(tmp_path), load(tmp_path / "seed1")
-    test = read_data(options_of(pictures))["test"]
+    test = read_data(options_of(images))["test"]
     predicted = predict_logits(classifier, test).argmax(1).numpy()
     assert (predicted == test.labels).mean() == pytest.approx(record["test_accuracy"])
     assert record["best_step"] == record["steps_per_epoch"] and record["selected_on"] == select_on
     assert (record["test_nll"] != record["last_test_nll"]) == (select_on != "last")
 
 
-def test_without_held_out_images_the_test_set_is_read_at_the_end_only(pictures, tmp_path, monkeypatch):
+def test_without_held_out_images_the_test_set_is_read_at_the_end_only(images, tmp_path, monkeypatch):
     read = []
     real = training.predict_logits
     monkeypatch.setattr(training, "predict_logits", lambda *a, **k: read.append(1) or real(*a, **k))
-    options = options_of(pictures, valid_fraction=0.0, select_on="last")
+    options = options_of(images, valid_fraction=0.0, select_on="last")
 
     def save(checkpoint, real=Checkpoint.save):
         real(checkpoint)
@@ -157,9 +157,9 @@ def test_without_held_out_images_the_test_set_is_read_at_the_end_only(pictures, 
     assert record["train_images"] == 80 and record["test_accuracy"] == record["last_test_accuracy"]
 
 
-def test_each_process_reads_its_share_of_the_images(pictures, tmp_path, monkeypatch):
-    run(options_of(pictures, epochs=1), tmp_path)
-    classifier, test = load(tmp_path / "seed1"), read_data(options_of(pictures))["test"]
+def test_each_process_reads_its_share_of_the_images(images, tmp_path, monkeypatch):
+    run(options_of(images, epochs=1), tmp_path)
+    classifier, test = load(tmp_path / "seed1"), read_data(options_of(images))["test"]
     whole = predict_logits(classifier, test, batch_size=3)
     read, rows = [], []
     real = Batches.__getitem__
@@ -174,8 +174,8 @@ def test_each_process_reads_its_share_of_the_images(pictures, tmp_path, monkeypa
     torch.testing.assert_close(logits, whole)
 
 
-def test_what_is_saved_is_a_model_of_hugging_face(pictures, tmp_path):
-    run(options_of(pictures, epochs=1), tmp_path)
+def test_what_is_saved_is_a_model_of_hugging_face(images, tmp_path):
+    run(options_of(images, epochs=1), tmp_path)
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "seed1").eval()
     classifier = load(tmp_path / "seed1")
     pixels = torch.rand(2, 1, 28, 28)
@@ -186,10 +186,10 @@ def test_what_is_saved_is_a_model_of_hugging_face(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_network_trains_and_is_loaded(colours, pictures, tmp_path, network):
+def test_every_network_trains_and_is_loaded(colours, images, tmp_path, network):
     grey = network in ("three-convolutions", "large-margin-cnn")
     shape = {"large-margin-cnn": {"width": 4}, "efficientnet-b0": {"image_size": 32}}.get(network, {})
-    data = pictures if grey else colours
+    data = images if grey else colours
     options = options_of(data, network=network, epochs=1, batch_size=12, valid_fraction=0.2, **shape)
     run(options, tmp_path)
     classifier = load(tmp_path / "seed1")
@@ -198,15 +198,15 @@ def test_every_network_trains_and_is_loaded(colours, pictures, tmp_path, network
     assert accuracy == pytest.approx(record_of(tmp_path)["test_accuracy"])
 
 
-def test_a_margin_and_cosines_are_loaded_too(pictures, tmp_path):
+def test_a_margin_and_cosines_are_loaded_too(images, tmp_path):
     shape = {"network": "large-margin-cnn", "width": 4, "epochs": 1}
-    run(options_of(pictures, margin=2, **shape), tmp_path / "margin")
+    run(options_of(images, margin=2, **shape), tmp_path / "margin")
     assert load(tmp_path / "margin" / "seed1").last_linear().margin == 2
     steps = load_file(tmp_path / "margin" / "seed1" / "model.safetensors")["network.classifier.steps"]
     assert steps == record_of(tmp_path / "margin")["steps"]
-    run(options_of(pictures, cosine_scale=7.0, epochs=1), tmp_path / "cosine")
+    run(options_of(images, cosine_scale=7.0, epochs=1), tmp_path / "cosine")
     assert load(tmp_path / "cosine" / "seed1").last_linear().scale == 7
-    run(options_of(pictures, cosine_scale=7.0, **shape), tmp_path / "both")
+    run(options_of(images, cosine_scale=7.0, **shape), tmp_path / "both")
     assert load(tmp_path / "both" / "seed1").last_linear().scale == 7
 
 
@@ -230,10 +230,10 @@ def test_a_hugging_face_classifier_learns_other_classes(vit, colours, tmp_path):
     assert (before[name] - other[name]).abs().max() > 0.02
 
 
-def test_a_second_stage_learns_the_last_layer_on_even_classes(pictures, tmp_path):
+def test_a_second_stage_learns_the_last_layer_on_even_classes(images, tmp_path):
     tail = {"long_tail": "exponential", "imbalance_factor": 4.0}
-    run(options_of(pictures, epochs=1, **tail), tmp_path / "first")
-    second = options_of(pictures, epochs=1, init=str(tmp_path / "first" / "seed1"), freeze=True, **tail)
+    run(options_of(images, epochs=1, **tail), tmp_path / "first")
+    second = options_of(images, epochs=1, init=str(tmp_path / "first" / "seed1"), freeze=True, **tail)
     run(second, tmp_path / "second")
     before, after = (load_file(tmp_path / name / "seed1" / "model.safetensors") for name in ("first", "second"))
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
@@ -246,8 +246,8 @@ def test_a_second_stage_learns_the_last_layer_on_even_classes(pictures, tmp_path
     assert drawn.max() - drawn.min() <= 1
 
 
-def test_a_tail_is_cut_from_the_training_images_alone(pictures, tmp_path):
-    options = options_of(pictures, long_tail="step", imbalance_factor=3.0, epochs=1, valid_fraction=0.2)
+def test_a_tail_is_cut_from_the_training_images_alone(images, tmp_path):
+    options = options_of(images, long_tail="step", imbalance_factor=3.0, epochs=1, valid_fraction=0.2)
     splits = read_data(options)
     counts = [a + b for a, b in zip(splits["train"].counts, splits["valid"].counts, strict=True)]
     assert len(set(counts[:5])) == len(set(counts[5:])) == 1 and counts[0] // 3 == counts[9]
@@ -257,15 +257,15 @@ def test_a_tail_is_cut_from_the_training_images_alone(pictures, tmp_path):
     assert record["train_counts"] == splits["train"].counts and record["test_many"] is None
     assert len(record["test_class_accuracy"]) == 10
     assert load(tmp_path / "seed1").train_counts == record["train_counts"]
-    told = evaluate(EvaluationOptions(model=str(tmp_path / "seed1"), data=str(pictures), device="cpu"))
+    told = evaluate(EvaluationOptions(model=str(tmp_path / "seed1"), data=str(images), device="cpu"))
     for name in (*GROUPS, *THIRDS):
         assert told[name] == (None if record[f"test_{name}"] is None else pytest.approx(record[f"test_{name}"]))
 
 
-def test_what_a_tail_keeps_is_drawn_by_its_own_seed(pictures):
+def test_what_a_tail_keeps_is_drawn_by_its_own_seed(images):
     tail = {"long_tail": "step", "imbalance_factor": 3.0, "valid_fraction": 0.0, "select_on": "last"}
     kept = [
-        read_data(options_of(pictures, subset_seed=subset_seed, seed=seed, **tail))["train"].digest()
+        read_data(options_of(images, subset_seed=subset_seed, seed=seed, **tail))["train"].digest()
         for subset_seed, seed in ((0, 1), (0, 2), (1, 1))
     ]
     assert kept[0] == kept[1] != kept[2]
@@ -279,8 +279,8 @@ def test_pixels_are_normalised_by_all_images_or_by_an_even_share_of_many(images,
     assert mean == pytest.approx([pixels[read].mean() / 255]) and std == pytest.approx([pixels[read].std() / 255])
 
 
-def test_training_on_attacked_images(pictures, tmp_path):
-    plain = options_of(pictures, epochs=1)
+def test_training_on_attacked_images(images, tmp_path):
+    plain = options_of(images, epochs=1)
     run(plain, tmp_path / "plain")
     run(replace(plain, attack="fgsm", epsilon=0.1), tmp_path / "fgsm")
     losses = [record_of(tmp_path / name)["history"][0]["train_loss"] for name in ("plain", "fgsm")]
@@ -303,7 +303,7 @@ def test_a_batch_too_small_for_the_processes_is_refused(images, size):
         training_step._batches(np.arange(images), size, 2)
 
 
-def test_a_random_start_is_drawn_for_each_image_and_epoch(pictures, tmp_path, monkeypatch):
+def test_a_random_start_is_drawn_for_each_image_and_epoch(images, tmp_path, monkeypatch):
     """Whatever its batch: those of an epoch differ from image to image, and those of an image from epoch to epoch."""
     starts, orders, augmented = [], [], []
     real, order = Attack._start, training_step._order
@@ -320,7 +320,7 @@ def test_a_random_start_is_drawn_for_each_image_and_epoch(pictures, tmp_path, mo
     monkeypatch.setattr(Attack, "_start", start)
     monkeypatch.setattr(training_step, "_order", lambda *args: orders.append(order(*args)) or orders[-1])
     monkeypatch.setattr(training_step, "Batches", batches)
-    run(options_of(pictures, attack="pgd", attack_steps=1, seed=3), tmp_path)
+    run(options_of(images, attack="pgd", attack_steps=1, seed=3), tmp_path)
     assert augmented == [None, (3, 0), (3, 1)], "as it is tried before the first step, and of each epoch"
     assert [number for number, _, _ in starts] == np.concatenate(orders).tolist()
     assert {epoch for _, epoch, _ in starts} == {1, 2} and len({noise for _, _, noise in starts}) == len(starts)
@@ -357,12 +357,12 @@ def of_two_processes(data, colours, dinov2) -> dict[str, Options]:
     }
 
 
-def test_two_processes(pictures, colours, tmp_path):
+def test_two_processes(images, colours, tmp_path):
     """Figures are those of the model that is saved; weights of classes mean what they mean with one process."""
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
     Dinov2ForImageClassification(Dinov2Config(**shape)).save_pretrained(tmp_path / "dinov2")
-    debug_launcher(train_thrice, (pictures, colours, tmp_path), num_processes=2)
-    options = of_two_processes(pictures, colours, tmp_path / "dinov2")
+    debug_launcher(train_thrice, (images, colours, tmp_path), num_processes=2)
+    options = of_two_processes(images, colours, tmp_path / "dinov2")
     splits = read_data(options["norm"])
     assert len(splits["train"]) % 17 == 2
     saved = predict_logits(load(tmp_path / "norm" / "seed1"), splits["test"])
@@ -393,13 +393,13 @@ def test_step_sizes_by_epoch():
     assert lr_factor(released, 200) == 0
 
 
-def test_the_step_size_that_is_logged_is_that_of_the_step(pictures, tmp_path):
-    run(options_of(pictures, lr=0.01, lr_schedule="steps", lr_steps=(2,)), tmp_path)
+def test_the_step_size_that_is_logged_is_that_of_the_step(images, tmp_path):
+    run(options_of(images, lr=0.01, lr_schedule="steps", lr_steps=(2,)), tmp_path)
     assert [entry["lr"] for entry in record_of(tmp_path)["history"]] == pytest.approx([0.01, 0.001])
 
 
-def test_an_augmented_image_depends_on_seed_epoch_and_number_alone(pictures):
-    images, transform = read_data(options_of(pictures))["train"], Transform(28, "pad-crop")
+def test_an_augmented_image_depends_on_seed_epoch_and_number_alone(images):
+    images, transform = read_data(options_of(images))["train"], Transform(28, "pad-crop")
 
     def pixels(numbers, *augmented):
         return Batches(images, transform, [np.array(numbers)], augmented)[0][0]
@@ -428,26 +428,26 @@ def test_an_augmented_image_depends_on_seed_epoch_and_number_alone(pictures):
         ({"long_tail": "step", "largest_class": 99}, "--largest-class 99: the smallest class has"),
     ],
 )
-def test_refused_trainings(pictures, tmp_path, changes, message):
+def test_refused_trainings(images, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        run(options_of(pictures, **changes), tmp_path)
+        run(options_of(images, **changes), tmp_path)
     assert not (tmp_path / "results.json").exists()
 
 
-def test_a_hold_out_beside_validation_images_is_refused(pictures, tmp_path):
+def test_a_hold_out_beside_validation_images_is_refused(images, tmp_path):
     for split in ("train", "test"):
-        (tmp_path / f"{split}.npz").write_bytes((pictures / f"{split}.npz").read_bytes())
-    (tmp_path / "valid.npz").write_bytes((pictures / "test.npz").read_bytes())
+        (tmp_path / f"{split}.npz").write_bytes((images / f"{split}.npz").read_bytes())
+    (tmp_path / "valid.npz").write_bytes((images / "test.npz").read_bytes())
     for changes, option in (({"valid_fraction": 0.2}, "--valid-fraction 0.2"), ({"subset_seed": 1}, "--subset-seed 1")):
         with pytest.raises(InputError, match=f"{option}: has no effect with --data"):
             read_data(options_of(tmp_path, **changes))
     assert len(read_data(options_of(tmp_path))["valid"]) == 20
 
 
-def test_other_classes_are_refused(pictures, colours, tmp_path):
+def test_other_classes_are_refused(images, colours, tmp_path):
     run(options_of(colours, network="resnet32", epochs=1, valid_fraction=0.2), tmp_path / "two")
     with pytest.raises(InputError, match=r"--init: .* has 2 classes, not those of --data"):
-        run(options_of(pictures, init=str(tmp_path / "two" / "seed1")), tmp_path / "ten")
+        run(options_of(images, init=str(tmp_path / "two" / "seed1")), tmp_path / "ten")
 
 
 def test_one_class_and_an_empty_class_are_refused(tmp_path):

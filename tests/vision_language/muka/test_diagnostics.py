@@ -1,4 +1,4 @@
-"""Diagnostics against hand counts and scikit-learn, and a picture that is written whole."""
+"""Diagnostics against hand counts and scikit-learn, and a figure that is written whole."""
 
 from __future__ import annotations
 
@@ -212,15 +212,15 @@ def test_teachers_are_shown_on_the_same_axes(tmp_path, monkeypatch, factor):
 
 
 @pytest.mark.parametrize(("teachers", "overlap"), [(2, True), (4, False)])
-def test_picture(tmp_path, teachers, overlap):
+def test_figure(tmp_path, teachers, overlap):
     scores, labels, union, logits = example(teachers, overlap=overlap)
     draw_scores(scores, teachers_right(logits, labels, union), labels, union, tmp_path / "scores.png")
     assert [file.name for file in tmp_path.iterdir()] == ["scores.png"]
-    picture = imread(tmp_path / "scores.png")
-    assert min(picture.shape[:2]) > 400 and picture[..., :3].std() > 0.05
+    figure = imread(tmp_path / "scores.png")
+    assert min(figure.shape[:2]) > 400 and figure[..., :3].std() > 0.05
 
 
-def test_picture_of_one_example_and_of_scores_below_0(tmp_path):
+def test_figure_of_one_example_and_of_scores_below_0(tmp_path):
     union = LabelUnion.disjoint([2, 2])
     scores, right, labels = torch.tensor([[-0.3, -0.1]]), torch.tensor([[False, True]]), torch.tensor([3])
     draw_scores(scores, right, labels, union, tmp_path / "scores.pdf", ["first", "second"])
