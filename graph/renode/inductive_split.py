@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch_geometric.data import Data
 
-from fairseq_ext.training.errors import OptionError, choose
+from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.options import option
 from graph.inputs import as_labels
 from graph.renode.large_graph import LargeGraph
@@ -49,11 +49,14 @@ def inductive_split(
 
     Raises:
         OptionError: where a class has too few nodes, or training would see no node of a class.
+        DataError: a node without a class.
     """
     choose("--label-sampling", label_sampling, LABEL_SAMPLINGS)
     if train_each < 1:
         raise OptionError(f"--train-each must be at least 1, got {train_each}")
     y = as_labels(y).numpy()
+    if (y < 0).any():
+        raise DataError("y: every node needs a class, and classes are numbered from 0")
     classes, valid_each = int(y.max()) + 1, int(1.5 * train_each)
     order = np.random.RandomState(seed).permutation(len(y))
     if label_sampling == "qinl":
@@ -61,7 +64,11 @@ def inductive_split(
         train, valid, test = np.split(order, borders)
         absent = np.setdiff1d(np.arange(classes), y[train])
         if len(absent):
-            raise OptionError(f"--train-each {train_each} leaves class {absent[0]} without training nodes")
+            _, first = np.unique(y[order], return_index=True)
+            hint = (
+                f"; with this seed every class is drawn from {first.max() // classes + 1} on" if absent[0] in y else ""
+            )
+            raise OptionError(f"--train-each {train_each} leaves class {absent[0]} without training nodes{hint}")
     else:
         most = room(y, 2)
         fits = f"--train-each fits if at most {max(each for each in range(most) if each + int(1.5 * each) <= most)}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.errors import DataError, OptionError
 from graph.renode.inductive_split import inductive_split
 from graph.renode.splits import first_of_each_class
 
@@ -29,3 +31,20 @@ def test_the_first_of_each_class_keep_their_order():
     assert first_of_each_class(np.array([5, 2, 4, 3, 1, 0]), y, [1, 2], "--each", "").tolist() == [5, 4, 3]
     with pytest.raises(OptionError, match=r"^--each: class 0 has only 1 of 2 nodes left; at most 1$"):
         first_of_each_class(np.array([5, 2, 4, 3]), y, [2, 1], "--each", "at most 1")
+
+
+def test_a_class_that_is_not_drawn_is_refused():
+    """What is named as enough is so, and no less is."""
+    y = np.array([0] * 90 + [1] * 9 + [2])
+    with pytest.raises(OptionError, match=r"^--train-each 4 leaves class 2 without training nodes; ") as refusal:
+        inductive_split(y, 4, "qinl")
+    enough = int(re.search(r"drawn from (\d+) on$", str(refusal.value))[1])
+    assert 2 in y[inductive_split(y, enough, "qinl").train]
+    with pytest.raises(OptionError, match="class 2"):
+        inductive_split(y, enough - 1, "qinl")
+
+
+@pytest.mark.parametrize("label_sampling", ["tinl", "qinl"])
+def test_a_node_without_class_is_refused(label_sampling):
+    with pytest.raises(DataError, match=r"^y: every node needs a class"):
+        inductive_split(np.array([0, 1, -1] * 9), 1, label_sampling)
