@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["CUT", "END", "FLAT", "MOST", "Curve", "Limit", "cut_short", "last_epoch", "perplexities", "unfinished"]
+__all__ = [
+    "CUT",
+    "END",
+    "FLAT",
+    "MOST",
+    "SLOW",
+    "Curve",
+    "Limit",
+    "cut_short",
+    "last_epoch",
+    "perplexities",
+    "slowed",
+    "unfinished",
+]
 
 FLAT = 0.01
 """Share by which a validation metric may still improve at the end of a training that has converged."""
@@ -15,7 +28,9 @@ END = 0.8
 MOST = 0.5
 """Share of the trainings of an arm of which more must not be unfinished."""
 CUT = 0.1
-"""Share of the trainings that the last epoch may end without a word."""
+"""Share of the trainings that the last epoch, or a low learning rate, may end without a word."""
+SLOW = 0.5
+"""Share of the full learning rate: what still learned below it may have been ended by the rate."""
 
 Curve = Sequence[tuple[float, float]]
 
@@ -84,6 +99,33 @@ def cut_short(arms: Mapping[str, Sequence[dict[str, Any]]], allowed: int) -> lis
     let_pass = "" if decisive else f", of which up to {100 * MOST:g} % are let pass"
     what = f"epoch {allowed:,}, the last allowed, ends trainings ({sides}{let_pass}){_risen(those)}"
     return [Limit("budget", f"{what}: allow more", decisive)]
+
+
+def slowed(arms: Mapping[str, Sequence[dict[str, Any]]], rate: Callable[[int], float]) -> list[Limit]:
+    """Where the best epoch of trainings came after the learning rate had fallen; decisive, if of most of an arm.
+
+    Patience ends such a training as any other, but the rate may be what kept it from getting better. Trainings without
+    a curve are passed over: :func:`cut_short` names them.
+
+    Args:
+        arms: the baseline's trainings, and those with the method.
+        rate: of an epoch, as a share of the full one.
+    """
+    best = {name: [epoch for run in runs if (epoch := _best_epoch(run))] for name, runs in arms.items()}
+    late = {name: [epoch for epoch in epochs if rate(epoch) < SLOW] for name, epochs in best.items()}
+    decisive = any(len(epochs) > MOST * len(best[name]) for name, epochs in late.items())
+    if not decisive and sum(map(len, late.values())) <= CUT * sum(map(len, best.values())):
+        return []
+    sides = ", ".join(f"{len(epochs)} of {len(best[name])} {name}" for name, epochs in late.items())
+    what = f"the best epoch came after the learning rate had fallen by half ({sides})"
+    return [Limit("recipe", f"{what}: a constant rate", decisive)]
+
+
+def _best_epoch(run: Mapping[str, Any]) -> int | None:
+    """The epoch with the best validation, of older files the first point of the curve that is as good as its end."""
+    if "best_epoch" in run:
+        return int(run["best_epoch"])
+    return next((int(epoch) for epoch, best in run.get("curve", ()) if best == run["curve"][-1][1]), None)
 
 
 def _risen(runs: Sequence[dict[str, Any]]) -> str:

@@ -73,7 +73,13 @@ def restore(rows: Iterable[dict[str, Any]], out: Path) -> int:
     return len(absent)
 
 
-def not_measured(content: Mapping[str, Any]) -> str:
-    """The sentence below a table that names its missing rows, of many the first; empty where it is complete."""
-    missing = content.get("missing", [])
+def not_measured(content: Mapping[str, Any], planned: Iterable[str] = ()) -> str:
+    """The sentence below a table that names its missing rows, of many the first; empty where it is complete.
+
+    Args:
+        content: of the table.
+        planned: systems that its command measures now, which may be more than it did.
+    """
+    there = {row["system"] for row in content["rows"]} if planned else set()
+    missing = [*content.get("missing", []), *(name for name in planned if name not in there)]
     return f"Not measured yet: {first_few(missing, NAMED, '; ')}." if missing else ""

@@ -42,7 +42,7 @@ IMBALANCES: dict[str, dict[str, Any]] = {
     "step 10": {"imbalance": "step", "imbalance_ratio": 10.0},
 }
 GRID = {"Cora": BACKBONES, "CiteSeer": ("gcn", "gat"), "Photo": ("gcn", "sage"), "Computers": ("gcn", "sage")}
-MORE = {"released": (), "converged": ("appnp",)}
+MORE = {"released": (), "constant": ("appnp",)}
 """Backbones beside those of the released table."""
 # 58 classes, the smallest of 15 nodes: a small quota, and random validation nodes.
 DEBIAN: dict[str, Any] = {"split_kind": "random", "train_each": 5, "valid_each": 5}
@@ -240,7 +240,7 @@ def _table(content: dict[str, Any]) -> str:
         protocol = "5 labelled and 5 validation nodes of each of 58 classes, drawn at random"
     return TEXT.format(
         heading=heading(content),
-        recipe=described(content["recipe"]),
+        recipe=described(content),
         runs=len(rows[0]["off"]),
         protocol=protocol,
         environment=environments(content),

@@ -79,7 +79,7 @@ def title(content: dict[str, Any]) -> str:
     """Its data set; and its recipe, of data sets that have two."""
     dataset = content["rows"][0]["dataset"]
     if content["recipe"] != "released":
-        return f"{dataset}, trained to convergence"
+        return f"{dataset}, {content['recipe']} rate"
     return f"{dataset}, as released" if dataset in TWO_RECIPES else dataset
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from examples.results.learned import cut_short, last_epoch, perplexities, unfinished
+from examples.results.learned import cut_short, last_epoch, perplexities, slowed, unfinished
 
 FLAT = [(80, 2.0), (100, 2.0)]
 FALLING = [(80, 2.0), (100, 1.9)]
@@ -82,3 +82,24 @@ def test_what_is_said_of_those_that_were_cut():
         "rises by 0.0 %: allow more"
     )
     assert last_epoch(flat[0]) == 99 and last_epoch({"epochs": 7, "curve": [[9, 0.5]]}) == 7 and last_epoch({}) is None
+
+
+def best(*epochs: int) -> list[dict[str, Any]]:
+    return [{"best_epoch": epoch} for epoch in epochs]
+
+
+@pytest.mark.parametrize(
+    ("off", "on", "decisive"),
+    [
+        (best(*[20] * 9, 21), best(*[20] * 10), None),  # half the rate itself, and a few below it
+        (best(*[5] * 5, *[50] * 5), best(5), False),  # half
+        (best(*[5] * 4, *[50] * 5), best(*[5] * 90), True),  # most of an arm
+        (best(5), [{"curve": [[10, 0.4], [30, 0.5], [60, 0.5]]}], True),  # the first that is as good as the end
+        ([{}], [{"curve": []}], None),  # not known
+    ],
+)
+def test_trainings_that_learned_at_a_low_rate(off, on, decisive):
+    limits = slowed({"off": off, "on": on}, lambda epoch: 10 / epoch)
+    assert [limit.decisive for limit in limits] == ([] if decisive is None else [decisive])
+    if decisive:
+        assert "had fallen by half (" in limits[0].text

@@ -225,11 +225,11 @@ def test_renode_pairs_runs_by_name():
     rows = [{**cell, "off": runs(0.5, 0.7, 0.5, 0.7), "on": runs(0.54, 0.7, 0.54, 0.7)}]
     shared = {"environment": ENVIRONMENT, "command": "renode", "rows": rows}
     choices = [{"options": typed, "valid_f1": f1} for typed, f1 in (("", [0.5, 0.7]), ("--lr 0.1", [0.8, 0.6]))]
-    converged = {**shared, "recipe": "converged", "choices": choices}
-    text = renode.section([{**shared, "recipe": "released"}, converged])
+    constant = {**shared, "recipe": "constant", "choices": choices}
+    text = renode.section([{**shared, "recipe": "released"}, constant])
     assert "`--lr-decay 1 --epochs 300 --patience 100 --normalize-features --lr 0.1`" in text
     headings = [line for line in text.splitlines() if line.startswith("## ")]
-    assert [heading.rpartition(", ")[2] for heading in headings[::2]] == ["trained to convergence", "Cora"]
+    assert [heading.rpartition(", ")[2] for heading in headings[::2]] == ["constant rate", "Cora"]
     # 20 epochs at the full rate, then a geometric series down to the least one
     assert headings[1].startswith("## ReNode: why") and "as far as 40 at the full rate" in text
     assert "| none | 60.0 ± 10.0 |" in text and "| `--lr 0.1` | **70.0 ± 10.0** |" in text
@@ -454,3 +454,4 @@ def test_of_many_missing_rows_the_first_are_named():
     cells = [f"a, seed {number}" for number in range(1, 15)]
     assert not_measured({"missing": cells[:12]}).endswith("a, seed 11; a, seed 12.")
     assert not_measured({"missing": cells}).endswith("a, seed 12; and 2 more.") and not_measured({"missing": []}) == ""
+    assert not_measured({"rows": [{"system": "a"}]}, ("a", "b")) == "Not measured yet: b.", "which came later"

@@ -314,9 +314,9 @@ def test_renode_rows(monkeypatch, tmp_path):
             assert list(row[side]) == ["split0-init0", "split1-init0"]
             assert row[side]["split1-init0"]["weighted_f1"] == number
     assert not content["choices"]
-    ce = {"recipe": "converged", "losses": ["ce"], "models": ["gcn", "appnp"]}
+    ce = {"recipe": "constant", "losses": ["ce"], "models": ["gcn", "appnp"]}
     (content,) = renode.measure(argparse.Namespace(**{**vars(options), **ce}))
-    assert content["name"] == "renode_Cora_converged" and len(content["choices"]) == len(renode_recipes.CHOICES)
+    assert content["name"] == "renode_Cora_constant" and len(content["choices"]) == len(renode_recipes.CHOICES)
     assert [row["model"] for row in content["rows"]] == ["gcn"] * 3 + ["appnp"] * 3
     numbers = [int(choice["valid_f1"][0]) for choice in content["choices"]]
     assert numbers == [*range(numbers[0], len(trainer.calls) + 1)], "the last ones"

@@ -187,7 +187,7 @@ def test_a_row_of_other_settings_is_refused_by_name(name: str, key: str, value: 
     ("name", "key"),
     [
         *(("multi30k_cpu", "width"), ("cross_view_ablation", "tokens"), ("images_mnist_r100", "epochs")),
-        *(("images_cifar10_r10", "largest_class"), ("images_clean", "lr_steps"), ("renode_Photo_converged", "lr")),
+        *(("images_cifar10_r10", "largest_class"), ("images_clean", "lr_steps"), ("renode_Photo_constant", "lr")),
     ],
 )
 def test_a_table_of_other_settings_is_refused(name: str, key: str) -> None:

@@ -424,6 +424,24 @@ def content(dataset: str, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def test_a_single_fusion_says_how_it_was_chosen():
+    """By the table of the same data that has more of them; and rows that the command measures now are named."""
+    shared = {"updates": 6000, "bleu_by_length": []}
+    fusions = [
+        {**scored(f"GCA, {name}", 1, bleu, bits), **shared}
+        for name, bleu, bits in (("mean", 30.0, 2.8), ("gate", 31.0, 2.9))
+    ]
+    small = content("multi30k", size="small", name="multi30k_small", rows=fusions, bootstrap={})
+    for row, choice in zip(fusions, ("it is a choice on validation", "it is no choice on validation"), strict=True):
+        one = content("multi30k", rows=[row], command="translation --systems GCA", bootstrap={})
+        text = " ".join(translation.section([one, small]).split())
+        assert f"the table has only {row['system']}: in the table of size small, GCA, mean has the best" in text
+        assert f"GCA, gate the most BLEU on test, so that {choice}." in text
+        assert text.count("Of GCA's fusions") == 1, "the other has several"
+        assert "Not measured yet: Transformer; Transformer, km;" in text and text.count("Not measured yet") == 1
+    assert "fusions" not in translation.section([one])
+
+
 def test_each_data_set_has_a_table_and_a_verdict(tmp_path):
     folder = tmp_path / "results"
     folder.mkdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean, median, pstdev
 from typing import Any
 
-from examples.results.learned import Limit, cut_short
+from examples.results.learned import Limit, cut_short, slowed
 from examples.results.paired import Paired
 from examples.results.renode import RELATION_HEADING, heading, related
 from examples.results.renode_gains import (
@@ -33,19 +33,24 @@ STEADY = 5.0
 
 def claims(contents: list[dict[str, Any]]) -> list[Claim]:
     """One a data set, by one recipe, and kind of split; and one of all data sets in which the baseline has learned."""
-    late = superseded(contents)
+    late = {content["rows"][0]["dataset"]: content for content in superseded(contents)}
+    kinds = [(content, kind) for content in contents for kind in KINDS if _of_kind(content, kind)]
     gains = [
-        _gain(content, rows, kind)
-        for content in contents
-        if content not in late
-        for kind in KINDS
-        if (rows := [row for row in different(content["rows"]) if row["split"].startswith(kind)])
+        claim._replace(here=claim.here + _as_released(late.get(content["rows"][0]["dataset"]), kind))
+        for content, kind in kinds
+        if content not in late.values()
+        for claim in [_gain(content, kind)]
     ]
     return [*gains, *([_more_with_totoro(those)] if (those := related(contents)) else [])]
 
 
-def _gain(content: dict[str, Any], every: list[dict[str, Any]], kind: str) -> Claim:
+def _of_kind(content: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [row for row in different(content["rows"]) if row["split"].startswith(kind)]
+
+
+def _gain(content: dict[str, Any], kind: str) -> Claim:
     """The pairs are the splits: of each the mean over initial weights, losses, backbones and ratios of a kind."""
+    every = _of_kind(content, kind)
     rows = of_the_paper(every)
     gains = [gain for row in rows for gain in pairs(row, METRIC)[2]]
     return Claim(
@@ -59,6 +64,15 @@ def _gain(content: dict[str, Any], every: list[dict[str, Any]], kind: str) -> Cl
         better=(sum(gain > 0 for gain in gains), len(gains)),
         limits=(*_limits(content), *_cut(content, rows)),
     )
+
+
+def _as_released(content: dict[str, Any] | None, kind: str) -> str:
+    """What the released recipe gives where another takes its place, in words."""
+    if content is None or not _of_kind(content, kind):
+        return ""
+    claim = _gain(content, kind)
+    assert claim.paired
+    return f" (as released: {claim.paired.text(2)}, *{claim.verdict}*)"
 
 
 def _over_splits(rows: list[dict[str, Any]]) -> Paired:
@@ -78,9 +92,10 @@ def _with_ours(every: list[dict[str, Any]]) -> str:
 
 
 def _cut(content: dict[str, Any], rows: list[dict[str, Any]]) -> list[Limit]:
-    """Of trainings that should end by themselves, how many the last epoch ended."""
+    """Of trainings that should end by themselves, how many the last epoch ended, or the falling learning rate."""
     sides = {side: [run for row in rows for run in row[side].values()] for side in ("off", "on")}
-    return cut_short(sides, recipe_of(content["recipe"]).epochs)
+    recipe = recipe_of(content["recipe"])
+    return [*cut_short(sides, recipe.epochs), *slowed(sides, lambda epoch: recipe.lr_factor(epoch - 1))]
 
 
 def _more_with_totoro(contents: list[dict[str, Any]]) -> Claim:

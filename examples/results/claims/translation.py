@@ -66,8 +66,9 @@ def _claim(paper: Paper, content: dict[str, Any]) -> Claim:
     rows = _rows(content, paper.systems)
     plain = {row["seed"]: row for row in _rows(content, (BASELINE,))}
     bleu, plain_bleu = ({row["seed"]: row["sacrebleu"] for row in of} for of in (rows, plain.values()))
-    chosen = f", {rows[0]['system']} (best on valid)" if len(paper.systems) > 1 else ""
     tested = {row["system"] for row in content["rows"]}
+    among = " (best on valid)" if len(tested & {*paper.systems}) > 1 else ""
+    chosen = f", {rows[0]['system']}{among}" if len(paper.systems) > 1 else ""
     weights = Limit(
         "method", "other initial weights than the Transformer's, `--init km`, which it has not been tested with"
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from examples.results.image_classification import attacks, tails
 from examples.results.image_classification.experiments import EXPERIMENTS, USUAL, Experiment, Places, sources
+from examples.results.planned import not_measured
 from examples.results.report import agree, asked, commands, distinct, environments, slug, unique
 from fairseq_ext.training.files import output_folder
 from fairseq_ext.training.flags import Runs
@@ -102,10 +103,16 @@ def section(contents: list[dict[str, Any]]) -> str:
         _refuse_other_settings(content)
     by_name = {content["experiment"]: content for content in contents}
     head = HEAD.format(environments=distinct(contents, environments, "; "), commands=commands(contents))
-    tables = [table(by_name[name]) for name, table in TABLES.items() if name in by_name]
+    tables = [table(by_name[name]) + _missing(by_name[name]) for name, table in TABLES.items() if name in by_name]
     if tails.TAIL_TEXTS.keys() & by_name.keys():
         tables.append("![Accuracy from head to tail](results/images_tails.png)\n")
     return "\n".join([head, *tables])
+
+
+def _missing(content: dict[str, Any]) -> str:
+    """The rows that the experiment has and the table has not."""
+    sentence = not_measured(content, EXPERIMENTS[content["experiment"]].rows)
+    return f"\n{sentence}\n" if sentence else ""
 
 
 RENAMED = {"select": "select_on"}

@@ -20,7 +20,6 @@ from examples.results.image_classification.figures import (
     runs_of,
     seconds,
 )
-from examples.results.planned import not_measured
 from examples.results.report import environments
 from fairseq_ext.training.plotting import saved_figure
 
@@ -35,7 +34,7 @@ L_SOFTMAX = """### {heading}
 
 The paper's recipe in full: 64 channels, 60,000 images, 100 epochs of batches of 256, SGD 0.1 with momentum 0.9, x 0.1
 from epoch 51 and 65, smoothing 0.1, LE 1. *published*: of the best epoch on the test set, over five runs.
-{environment}. {seconds}{missing}
+{environment}. {seconds}
 
 | loss | accuracy | difference | negative log-likelihood | mean margin | calibration error | *published* |
 |---|---|---|---|---|---|---|
@@ -142,7 +141,6 @@ def _l_softmax(content: Content) -> str:
         heading=HEADINGS["l_softmax"],
         environment=environments(content),
         seconds=seconds(content),
-        missing=f" {not_measured(content)}".rstrip(),
         rows="\n".join(f"{line} {PUBLISHED[name]} |" for line, name in lines),
         reading=reading(content),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ TUNED = """Learning rate and
 dropout of each row, in brackets, are those with the best validation of {grid}, with one seed."""
 FAR = """The budget is far from
 convergence, so the table says how fast a method learns, not how good it can get."""
-PILOT = "GCA's fusion is the one with the best\nvalidation likelihood in the table of size small."
+FUSIONS = """Of GCA's fusions the table has only
+{here}: in the table of size {size}, {likely} has the best validation likelihood and {bleu} the most BLEU on test, so
+that {choice}."""
 ONE_SEED = "One seed: the table cannot tell a difference between methods from one between seeds."
 BOOTSTRAP = """*p* is that of a
 paired bootstrap over the test sentences, each drawn with its translations by all seeds; the interval is over seeds."""
@@ -68,7 +71,7 @@ def heading(content: dict[str, Any]) -> str:
 
 def section(contents: list[dict[str, Any]]) -> str:
     """A table for each data set and size."""
-    return "\n".join(map(_table, contents))
+    return "\n".join(_table(content, contents) for content in contents)
 
 
 def draw(contents: list[dict[str, Any]], folder: Path) -> None:
@@ -83,8 +86,8 @@ def by_system(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {name: own for name, own in rows.items() if own}
 
 
-def _table(content: dict[str, Any]) -> str:
-    """The table of one data set and size."""
+def _table(content: dict[str, Any], contents: list[dict[str, Any]]) -> str:
+    """The table of one data set and size, beside the other ones."""
     rows, systems, size = content["rows"], by_system(content), SIZES[content["size"]]
     _refuse_other_settings(content)
     updates = common(rows, "updates")
@@ -103,7 +106,7 @@ def _table(content: dict[str, Any]) -> str:
         rows="\n".join(lines),
         signature=common(rows, "signature"),
         scored=f"{common(rows, 'sentences'):,} sentences",
-        notes=" ".join(_notes(content)),
+        notes=" ".join([*_notes(content), *_fusions(content, contents)]),
         options=_options(systems),
         figures=links(systems, content["name"]),
     )
@@ -181,8 +184,20 @@ def _notes(content: dict[str, Any]) -> list[str]:
     notes += [BOOTSTRAP] if _tests(content, by_system(content)) else []
     kept, runs = sum("translations" in row for row in content["rows"]), len(content["rows"])
     notes += [TRANSLATIONS.format(kept=kept, runs=runs, name=content["name"])] if kept else []
-    notes += [sentence] if (sentence := not_measured(content)) else []
+    chosen = "missing" in content or "--systems" in content.get("command", "--systems")
+    notes += [sentence] if (sentence := not_measured(content, () if chosen else SYSTEMS)) else []
     notes += [sentence] if (sentence := _curves_without(by_system(content))) else []
-    notes += [FAR] if content["size"] == "small" else []
-    chosen = content["size"] == "cpu" and any(row["system"].startswith("GCA") for row in content["rows"])
-    return notes + ([PILOT] if chosen else [])
+    return notes + ([FAR] if content["size"] == "small" else [])
+
+
+def _fusions(content: dict[str, Any], contents: list[dict[str, Any]]) -> list[str]:
+    """Which of GCA's fusions the table has, and how it was chosen, where a table of the same data has more of them."""
+    here, *more = [name for name in by_system(content) if name.startswith("GCA")] or [""]
+    for other in contents if here and not more else ():
+        fusions = {name: rows for name, rows in by_system(other).items() if name.startswith("GCA")}
+        if dataset(other) is dataset(content) and len(fusions) > 1:
+            likely = min(fusions, key=lambda name: statistics.fmean(map(best_bits, fusions[name])))
+            bleu = max(fusions, key=lambda name: statistics.fmean(row["sacrebleu"] for row in fusions[name]))
+            choice = "it is a choice on validation" if here == likely else "it is no choice on validation"
+            return [FUSIONS.format(here=here, size=other["size"], likely=likely, bleu=bleu, choice=choice)]
+    return []
