@@ -191,7 +191,7 @@ class ImageClassifier(nn.Module):
 
     @property
     def train_counts(self) -> list[int] | None:
-        """Number of training images of each class; None where the folder lacks it, as those of earlier versions do."""
+        """Number of training images of each class; None where the folder lacks it, as those of other programs do."""
         return getattr(self.model.config, "train_counts", None)
 
     @property
