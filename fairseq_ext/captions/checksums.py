@@ -46,14 +46,12 @@ def check_files(folder: Path, split: str = "") -> None:
             ends = _of_ends(path)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}; prepare the data again") from error
-        if not str(expected).startswith(ends):
+        if str(expected).rpartition(" ")[0] != ends:
             raise DataError(f"{path}: damaged, or of another preparation than {FILE}; prepare the data again")
 
 
 def split_checksums(folder: Path) -> dict[str, str]:
     """A checksum of the images and captions of each split, the same whenever and wherever they were prepared.
-
-    A folder of an earlier version, whose ``checksums.json`` has only the digests of the files' ends, gives these.
 
     Args:
         folder: folder of prepared data.

@@ -85,7 +85,6 @@ class Preparation:
         version = value.get("version") if isinstance(value, dict) else None
         if version != VERSION:
             raise DataError(f"{path}: version {version!r}, this release reads {VERSION}: prepare the data again")
-        value = {"extractor": "", **value}  # folders of earlier releases have none
         names = {item.name for item in fields(cls)}
         if names != value.keys():
             raise DataError(f"{path}: {', '.join(sorted(names ^ value.keys()))} missing or not known")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fairseq_ext.captions.store import Preparation
-from fairseq_ext.training.errors import CheckpointError
+from fairseq_ext.training.errors import CheckpointError, first_few
 
 __all__ = ["compare_images", "compare_states"]
 
@@ -29,9 +29,9 @@ def compare_states(own: dict[str, Any], trained: dict[str, Any], folder: str, or
         CheckpointError: the model was trained with another task, or on data that differ.
         DataError: the model was trained on features of another network.
     """
-    if "preparation" not in trained:
-        raise CheckpointError(f"{origin}: not trained with --task captioning")
-    ours, theirs = ({**state["preparation"], **state} for state in (own, trained))
+    ours, theirs = ({**state.get("preparation", {}), **state} for state in (own, trained))
+    if lacking := sorted(ours.keys() - theirs.keys()):
+        raise CheckpointError(f"{origin}: not trained with --task captioning: it lacks {first_few(lacking)}")
     for name in COMPARED:
         one, other = ours[name], theirs[name]
         if one != other:
@@ -39,24 +39,23 @@ def compare_states(own: dict[str, Any], trained: dict[str, Any], folder: str, or
                 one, other = _at_difference(one, other), _at_difference(other, one)
             raise CheckpointError(f"{folder}: {name} {one}, but {origin} was trained on {other}")
     preparation = Preparation(**own["preparation"])
-    preparation.check_extractor(theirs.get("extractor", ""), f"{folder}:", f"{origin} was trained on those of")
+    preparation.check_extractor(theirs["extractor"], f"{folder}:", f"{origin} was trained on those of")
 
 
 def compare_images(
     own: dict[str, Any], trained: dict[str, Any], splits: Sequence[str], folder: str, origin: str
 ) -> None:
-    """Check that a resumed training has its own images and captions; checkpoints of earlier releases do not say.
+    """Check that a resumed training has its own images and captions.
 
     Args:
-        own, trained, folder, origin: as in :func:`compare_states`.
+        own, trained, folder, origin: as in :func:`compare_states`, which comes first.
         splits: the splits to train on and to validate on.
 
     Raises:
         CheckpointError: a split has other images or captions.
     """
-    images = trained.get("images", {})
     for split in splits:
-        if split in images and images[split] != own["images"].get(split):
+        if trained["images"].get(split) != own["images"].get(split):
             raise CheckpointError(
                 f"{folder}: not the images and captions of {split} that {origin} was trained with; --reset-dataloader "
                 "starts on others from its weights"

@@ -76,7 +76,7 @@ def _read(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: no results.json of a training ({type(error).__name__})") from error
     if "inputs" not in settings:
-        raise DataError(f"{folder}: results of an earlier version, which do not say what was read: no pairs")
+        raise DataError(f"{folder}: its settings do not say what was read (inputs): no pairs")
     return settings, runs
 
 

@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -41,9 +41,6 @@ class Program:
     each row of an iterator as a line of JSON, where a number that is not finite is refused by name. With several
     processes only the first prints. The place that the command has written to, given by ``--out`` or another option
     with the metadata ``written=True``, is named in the text that it returns, or else in a last line on stderr.
-
-    The metadata ``lost_beside="NAME"`` marks an option that earlier results do not have although they have ``NAME``:
-    with such a file the command line must give the option, since its default may not be the value it had then.
 
     Args:
         name: the module.
@@ -125,12 +122,6 @@ class Program:
         config = early.parse_known_args(arguments)[0].config
         name = "" if "" in self.commands or not arguments else arguments[0]
         parsed = self.parser(config, name).parse_args(arguments)
-        for lost, value in vars(parsed).items():
-            if isinstance(value, _Lost):
-                raise OptionError(
-                    f"--config {config}: does not say what {flag(lost)} was, as results of earlier versions: "
-                    f"give it, {flag(lost)} {value.default or repr('')} where it was the default"
-                )
         if parsed.function not in self.shared:
             refuse_processes(f"{self.prog} {name}".rstrip())
         sets = {name: kind.of(parsed) for name, kind in _option_sets(parsed.function).items()}
@@ -182,21 +173,13 @@ def _plain(text: str) -> str:
     return MARKUP.sub(lambda marked: marked["code"] or marked["name"].rpartition(".")[2], text)
 
 
-@dataclass(frozen=True)
-class _Lost:
-    """Stands for the value of an option that a file of results should have but has not."""
-
-    default: Any
-
-
 def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[type[OptionSet]]) -> None:
     """Take the options in a file as the defaults of a command."""
     actions = {action.dest: action for action in parser._actions}
     types = {name: kind for options in kinds for name, kind in get_type_hints(options).items()}
     aliases = {alias: name for options in kinds for alias, name in options.aliases().items()}
     given: dict[str, str] = {}
-    content, results = _read(config)
-    for name, value in content.items():
+    for name, value in _read(config).items():
         key = name.replace("-", "_")
         key = choose(f"--config {config}", aliases.get(key, key), types)
         if key in given:
@@ -208,11 +191,6 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str, kinds: Sequence[
             # a flag that the file sets needs a --no- form, or the command line could not turn it off
             help = f"not {flag(key)}, which {config} gives".replace("%", "%%")
             parser.add_argument(flag(f"no_{key}"), dest=key, action="store_false", help=help)
-    if not results:
-        return
-    for item in (item for options in kinds for item in fields(options)):
-        if item.name not in given and item.metadata.get("lost_beside") in given:
-            actions[item.name].default = _Lost(item.default)
 
 
 class _Loader(yaml.SafeLoader):
@@ -233,8 +211,8 @@ for _kind in ("bool", "int", "float", "timestamp"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_scalar)
 
 
-def _read(config: str) -> tuple[Mapping[str, Any], bool]:
-    """The options in a file, and whether the file also holds the runs of an experiment."""
+def _read(config: str) -> Mapping[str, Any]:
+    """The options in a file."""
     try:
         if config.endswith(".json"):  # JSON is YAML too, but reading a large file as YAML takes minutes
             content = read_json(config)
@@ -243,12 +221,11 @@ def _read(config: str) -> tuple[Mapping[str, Any], bool]:
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"--config {config}: {reason}") from error
-    results = isinstance(content, dict) and isinstance(content.get("runs"), dict)
     if isinstance(content, dict) and isinstance(content.get("settings"), dict):  # results.json
         content = {name: value for name, value in content["settings"].items() if name != "inputs"}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise DataError(f"--config {config}: must hold names of options and their values")
-    return content, results
+    return content
 
 
 TYPES: dict[Any, Callable[[str], Any]] = {

@@ -19,7 +19,7 @@ import torch
 from fairseq_ext import kernels
 from fairseq_ext.training.board import board_of_run
 from fairseq_ext.training.checkpoint import CHECKPOINT
-from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.errors import DataError, OptionError, first_few
 from fairseq_ext.training.files import output_folder, read_json, write_json, writing_to
 from fairseq_ext.training.json_values import is_finite
 from fairseq_ext.training.locks import locked
@@ -126,9 +126,7 @@ class Experiment:
         content = self._read()
         if content["runs"]:
             self._refuse_other(content["settings"])
-        # files once had one environment for all runs
-        shared = {"environment": content["environment"]} if "environment" in content else {}
-        return {name: shared | run for name, run in content["runs"].items()}
+        return dict(content["runs"])
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -139,6 +137,8 @@ class Experiment:
             isinstance(content.get(part), dict) for part in ("settings", "runs")
         ):
             raise DataError(f"{self.file}: not the results of an experiment; delete it to start anew")
+        if other := sorted(content.keys() - {"settings", "runs", "summary"}):  # the next run would drop it
+            raise DataError(f"{self.file}: holds {first_few(other)} beside settings, runs and summary")
         return content
 
     def _refuse_other(self, settings: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ class Options(OptionSet):
     """
 
     dataset: str = option(help="name of a TU data set: PROTEINS, NCI1, MUTAG, ...")
-    root: str = option("data/TUDataset", "folder of data sets", outcome=False, lost_beside="dataset")
+    root: str = option("data/TUDataset", "folder of data sets", outcome=False)
     use_node_attr: bool = option(False, "take node attributes as features beside the node labels")
 
     loss: str = option("encouraging", "training loss", LOSSES)

@@ -64,10 +64,7 @@ class Options(OptionSet):
     transductive: bool = option(False, "learn vocabulary and vectors from the texts of all splits, as the paper's code")
 
     encoder: str = option(
-        "",
-        "folder of a Hugging Face encoder whose states are read in the place of word vectors",
-        outcome=False,
-        lost_beside="encoder_pooling",
+        "", "folder of a Hugging Face encoder whose states are read in the place of word vectors", outcome=False
     )
     num_layers: int = option(0, "layers of the encoder that are used, the first; 0: all", least=0, idle=NO_ENCODER)
     encoder_pooling: str = option(

@@ -267,7 +267,7 @@ class GraphOptions(OptionSet):
         f"data set: {', '.join(DATASETS)}; a Class or Class:name of torch_geometric.datasets; an .npz file in the "
         "layout of Amazon's; or a .pt file with a Data",
     )
-    root: str = option("data", "folder of the data sets, each in ROOT/NAME", outcome=False, lost_beside="dataset")
+    root: str = option("data", "folder of the data sets, each in ROOT/NAME", outcome=False)
     to_undirected: bool = option(False, "add the reverse of every edge (default: edges as they are; always in an .npz)")
 
     def __post_init__(self) -> None:

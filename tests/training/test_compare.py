@@ -80,7 +80,7 @@ def test_what_is_no_experiment_is_named(tmp_path):
     with pytest.raises(DataError, match=r"b/results.json"):
         compare_experiments(first, str(tmp_path / "b"))
     contents = {"no results.json of a training": ({"runs": {}}, [], {"settings": {}, "runs": {"seed1": 1}})}
-    contents["results of an earlier version, which do not say what was read"] = ({"settings": {}, "runs": {}},)
+    contents["its settings do not say what was read"] = ({"settings": {}, "runs": {}},)
     for message, values in contents.items():
         for content in values:
             write_json(tmp_path / "b" / "results.json", content)

@@ -118,38 +118,6 @@ def test_results_can_be_fed_back(tmp_path, lr, name):
     assert called("train-all", "--config", str(tmp_path / name))[0] == options
 
 
-@dataclass(frozen=True, kw_only=True)
-class Placed(OptionSet):
-    """Where it lies."""
-
-    name: str = option("a", "of the data")
-    root: str = option("", "folder", lost_beside="name")
-
-
-def test_results_without_an_option_that_they_once_left_out_need_it_again(tmp_path):
-    """Its default may be another data set, or no encoder at all."""
-    trainer, calls, file = Program("some.trainer", ""), [], str(tmp_path / "r.json")
-
-    @trainer.command
-    def train(options: Placed) -> None:
-        calls.append(options)
-
-    def write(settings):
-        (tmp_path / "r.json").write_text(json.dumps({"settings": settings, "runs": {}}))
-
-    write({"name": "b"})
-    with pytest.raises(OptionError, match=r"^--config .*r\.json: does not say what --root was.*--root '' where it"):
-        trainer(["train", "--config", file])
-    trainer(["train", "--config", file, "--root", "c"])
-    trainer(["train", "--config", file, "--root", ""])
-    for settings in ({"name": "b", "root": "c"}, {}):  # of now, and of before both
-        write(settings)
-        trainer(["train", "--config", file])
-    (tmp_path / "r.json").write_text('{"name": "b"}')  # a file that a user has written
-    trainer(["train", "--config", file])
-    assert [(call.name, call.root) for call in calls] == [("b", "c"), ("b", ""), ("b", "c"), ("a", ""), ("b", "")]
-
-
 def test_a_damaged_results_file_is_named(tmp_path):
     (tmp_path / "results.json").write_text('{"settings": {')
     with pytest.raises(DataError, match=r"results\.json: not a JSON file"):

@@ -53,12 +53,12 @@ def test_every_run_keeps_the_environment_that_it_ran_in(tmp_path, monkeypatch):
     assert runs["0"]["environment"] == environment() and runs["1"]["environment"] == {"processor": "another"}
 
 
-def test_runs_of_a_file_with_one_environment_have_that(tmp_path):
-    then = {"processor": "older"}
-    write_json(tmp_path / "results.json", {"settings": {}, "environment": then, "runs": {"0": {"accuracy": 0.5}}})
-    Experiment(tmp_path, {}).add("1", {"accuracy": 1.0})
-    runs = read_json(tmp_path / "results.json")["runs"]
-    assert runs["0"]["environment"] == then and runs["1"]["environment"] == environment()
+def test_a_part_that_the_next_run_would_drop_is_refused(tmp_path):
+    content = {"settings": {}, "environment": {"processor": "older"}, "runs": {"0": {"accuracy": 0.5}}}
+    write_json(tmp_path / "results.json", content)
+    with pytest.raises(DataError, match=r"results\.json: holds environment beside settings, runs and summary$"):
+        Experiment(tmp_path, {})
+    assert read_json(tmp_path / "results.json") == content
 
 
 def test_the_environment_has_what_figures_depend_on():

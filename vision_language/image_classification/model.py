@@ -20,8 +20,7 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 from fairseq_ext.training.errors import CheckpointError, OptionError, choose
 from fairseq_ext.training.pretrained import LOCAL, load_model, loading, read_config, save_folder
 from vision_language.image_classification.classifiers import CosineLinear, LargeMarginLinear
-from vision_language.image_classification.efficientnet import EfficientNet
-from vision_language.image_classification.networks import CifarResNet, LargeMarginCNN, ThreeConvolutions
+from vision_language.image_classification.networks import CifarResNet, EfficientNet, LargeMarginCNN, ThreeConvolutions
 from vision_language.image_classification.options import NETWORKS, NetworkOptions
 from vision_language.image_classification.preprocessing import Preprocessing
 
@@ -192,7 +191,7 @@ class ImageClassifier(nn.Module):
 
     @property
     def train_counts(self) -> list[int] | None:
-        """Number of training images of each class; None where the folder lacks it, as those of earlier versions do."""
+        """Number of training images of each class; None where the folder lacks it, as those of other programs do."""
         return getattr(self.model.config, "train_counts", None)
 
     @property

@@ -5,13 +5,16 @@ All take ``(N, channels, height, width)`` and give logits; the last layer of eac
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import EfficientNetConfig, EfficientNetModel
 
 from vision_language.image_classification.classifiers import LargeMarginLinear
 
-__all__ = ["CifarResNet", "LargeMarginCNN", "ThreeConvolutions"]
+__all__ = ["CifarResNet", "EfficientNet", "LargeMarginCNN", "ThreeConvolutions"]
 
 
 class ThreeConvolutions(nn.Sequential):
@@ -114,3 +117,58 @@ class CifarResNet(nn.Module):
         """Logits."""
         x = self.blocks(F.relu(self.bn(self.conv(images))))
         return self.classifier(torch.mean(x, (2, 3)))
+
+
+class _StochasticDepth(nn.Module):
+    """Whole examples skip the block in training, each with probability ``p``."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        keep = 1 - self.p
+        return x / keep * torch.empty(len(x), 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep)
+
+
+class EfficientNet(nn.Module):
+    r"""EfficientNet-B0: 4,020,358 parameters for three channels and ten classes.
+
+    Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", arXiv:1905.11946, as the
+    recipe of the encouraging loss (arXiv:2110.06537) trains it.
+
+    The layers are those of transformers, whose model is for loading weights, not for learning them: its moving averages
+    are those of the last batch, all its weights, also the scales of batch norms, start near 0, and it drops elements,
+    more of them in later blocks. Here batch norms have torch's averages and first weights, convolutions are drawn from
+    Kaiming's normal distribution by fan-out and the classifier from the uniform one on :math:`\pm 1 / \sqrt{classes}`,
+    biases are 0, and in training a fifth of the examples skip a residual block, the same share in every block.
+
+    Args:
+        channels: channels of an image.
+        classes: number of classes.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        shape: Any = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280}
+        config = EfficientNetConfig(num_channels=channels, batch_norm_eps=1e-5, batch_norm_momentum=0.1, **shape)
+        self.features = EfficientNetModel(config)
+        for block in self.features.encoder.blocks:
+            block.projection.dropout = _StochasticDepth(0.2)
+        self.dropout = nn.Dropout(0.2)
+        self.classifier = nn.Linear(config.hidden_dim, classes)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.uniform_(self.classifier.weight, -(classes**-0.5), classes**-0.5)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return self.classifier(self.dropout(self.features(images).pooler_output))

@@ -24,11 +24,10 @@ COLOURS = PALETTE
 RESULTS = ("evaluation", "ood", *(f"attack_{name}" for name in ATTACKS))
 """Names of the files in which the commands keep their results."""
 
-MAY_DIFFER = ("device", "eval_batch_size", "batch_size", "epsilons", "objectives", "scores", "others")
+MAY_DIFFER = ("device", "eval_batch_size", "epsilons", "objectives", "scores", "others")
 """Options in which the results of one figure may differ.
 
-A figure tells radii and objectives apart, and the images of ``others`` are compared by content. ``batch_size`` is the
-name of ``eval_batch_size`` in results of earlier versions.
+A figure tells radii and objectives apart, and the images of ``others`` are compared by content.
 """
 
 
@@ -57,8 +56,8 @@ class Results:
             if not path.with_suffix(".json").exists():
                 raise DataError(f"{path}: {name}.json is not beside it")
         results = {path: read_json(path) for path in sorted(self.folder.glob(f"**/{name}.json"))}
-        if damaged := [path for path, content in results.items() if not isinstance(content, dict)]:
-            raise DataError(f"{damaged[0]}: not the results of a command")
+        if damaged := [path for path, content in results.items() if not _is_complete(content)]:
+            raise DataError(f"{damaged[0]}: not the results of a command, which hold its options and inputs")
         for (one, first), (other, second) in combinations(results.items(), 2):
             _check_alike(one, first, other, second)
         return results
@@ -72,31 +71,30 @@ class Results:
         return [load_npz(path.with_suffix(".npz")) for path in self.results[name]]
 
 
-def _check_alike(one: Path, first: dict[str, Any], other: Path, second: dict[str, Any]) -> None:
-    """Refuse two results for the same model, or that were made in different ways.
+def _is_complete(content: Any) -> bool:
+    """Whether results say how they were made, and of which weights."""
+    parts = [content.get(part) for part in ("options", "inputs")] if isinstance(content, dict) else []
+    return bool(parts) and all(isinstance(part, dict) for part in parts) and "model" in content["inputs"]
 
-    Only what both files state is compared; files of earlier versions state little.
-    """
-    made, model = (_made(first), _made(second)), "weights" if "inputs" in first and "inputs" in second else "model"
-    shared = [name for name in made[0] if name in made[1] and name not in ("model", "weights")]
-    if model == "weights":  # digests say it, wherever the images lie
-        shared.remove("data")
-    for name in shared:
+
+def _check_alike(one: Path, first: dict[str, Any], other: Path, second: dict[str, Any]) -> None:
+    """Refuse two results for the same weights, or that were made in different ways."""
+    made = _made(first), _made(second)
+    for name in (name for name in made[0] if name in made[1]):  # ``others`` may be in one alone
         if made[0][name] != made[1][name]:
             values = f"{made[0][name]} and {made[1][name]}"
             raise OptionError(
                 f"plot: {one} and {other} differ in {name}, {values}: keep those of one below an experiment"
             )
-    if made[0][model] == made[1][model]:
+    if first["inputs"]["model"] == second["inputs"]["model"]:
         raise OptionError(f"plot: {one} and {other} are both of {first.get('model')}: keep one of them")
 
 
 def _made(content: dict[str, Any]) -> dict[str, Any]:
-    """How results were made: the options, digests of the images, and a digest of the weights."""
-    options = {name: value for name, value in content.get("options", {}).items() if name not in MAY_DIFFER}
-    inputs = {f"inputs.{name}": value for name, value in content.get("inputs", {}).items()}
-    weights = inputs.pop("inputs.model", "")
-    return {name: content.get(name) for name in ("model", "data", "images")} | options | inputs | {"weights": weights}
+    """How results were made: the options, the number of images, and digests that say which, wherever they lie."""
+    options = {name: value for name, value in content["options"].items() if name not in MAY_DIFFER}
+    inputs = {f"inputs.{name}": value for name, value in content["inputs"].items() if name != "model"}
+    return {"images": content.get("images"), **options, **inputs}
 
 
 Experiments = Mapping[str, Results]

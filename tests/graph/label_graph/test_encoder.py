@@ -131,18 +131,11 @@ def trained(folder, tmp_path_factory):
     return root
 
 
-def test_the_results_of_an_encoder_give_its_options_back(trained, tmp_path):
-    """Also those of earlier versions, which did not name the encoder, do not become a model of words."""
+def test_the_results_of_an_encoder_give_its_options_back(trained):
     results = trained / "out" / "results.json"
     before = results.read_bytes()
     main(["train", "--config", str(results), "--out", str(trained / "out"), "--device", "cpu"])
     assert results.read_bytes() == before
-    content = json.loads(before)
-    assert content["settings"].pop("encoder") == str(trained / "encoder")
-    (tmp_path / "old.json").write_text(json.dumps(content))
-    with pytest.raises(OptionError, match=r"^--config .*old\.json: does not say what --encoder was"):
-        main(["train", "--config", str(tmp_path / "old.json"), "--out", str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_on_an_encoder_labels_texts_and_repeats_its_metrics(trained, tmp_path, capsys):

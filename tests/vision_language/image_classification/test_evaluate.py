@@ -109,7 +109,7 @@ def test_two_folders_of_ten_classes_are_the_same_as_arrays(images, tmp_path, mon
 
 @pytest.mark.parametrize("counts", [None, [900, 30, 30, 30, 30, 30, 30, 5, 5, 5]])
 def test_a_model_keeps_how_many_images_its_classes_had(images, tmp_path, counts):
-    """Folders of earlier versions lack it, and are evaluated without groups."""
+    """Folders of other programs lack it, and are evaluated without groups."""
     classifier = untrained("0123456789")
     if counts:
         classifier.model.config.train_counts = counts

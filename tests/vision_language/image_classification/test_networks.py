@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vision_language.image_classification.classifiers import CosineLinear, LargeMarginLinear, cosine_of_multiple
-from vision_language.image_classification.efficientnet import EfficientNet
-from vision_language.image_classification.networks import CifarResNet, LargeMarginCNN, ThreeConvolutions
+from vision_language.image_classification.model import ImageNetwork, ImageNetworkConfig
+from vision_language.image_classification.networks import CifarResNet, EfficientNet, LargeMarginCNN, ThreeConvolutions
 
 
 def parameters(module: nn.Module) -> int:
@@ -33,33 +33,33 @@ def test_networks_have_the_published_size(network, shape, count):
     assert module.eval()(torch.rand(2, *shape)).shape == (2, 10)
 
 
-def test_efficientnet_is_the_one_of_transformers():
-    from transformers import EfficientNetConfig, EfficientNetForImageClassification
-
+def test_efficientnet_starts_from_its_own_distribution_with_its_own_averages():
+    """That of transformers draws all weights, also the scales of batch norms, from one of standard deviation 0.02."""
     torch.manual_seed(0)
-    ours = EfficientNet(3, 5).eval()
-    settings = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280, "image_size": 64}
-    theirs = EfficientNetForImageClassification(
-        EfficientNetConfig(num_labels=5, batch_norm_eps=1e-5, **settings)
-    ).eval()
-    weights = list(ours.state_dict().values())
-    for value in weights:  # statistics other than 0 and 1
-        if value.is_floating_point() and value.dim() == 1:
-            value.uniform_(0.5, 1.5)
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), weights, strict=True)))
-    images = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(images), theirs(pixel_values=images).logits, rtol=1e-4, atol=1e-4)
+    network = ImageNetwork(ImageNetworkConfig("efficientnet-b0", num_channels=3, num_labels=4)).network
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {(norm.momentum, norm.eps) for norm in norms} == {(0.1, 1e-5)}
+    for norm in norms:
+        assert (norm.weight == 1).all() and not norm.bias.any()
+        assert not norm.running_mean.any() and (norm.running_var == 1).all()
+    for convolution in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
+        fan_out = convolution.weight[:, 0].numel()
+        if convolution.weight.numel() > 1000:
+            assert convolution.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1)
+        assert convolution.bias is None or not convolution.bias.any()
+    (layer,) = (module for module in network.modules() if isinstance(module, nn.Linear))
+    assert 0.49 < layer.weight.abs().max() <= 0.5 and not layer.bias.any()
 
 
 def test_dropped_examples_pass_a_residual_block_unchanged():
     torch.manual_seed(0)
-    network = EfficientNet(3, 2, drop_connect=0.5)
-    block = next(layer for layer in network.features if getattr(layer, "residual", False))
-    x = torch.rand(64, block.layers[0][0].in_channels, 4, 4)
-    same = (block.train()(x) == x).flatten(1).all(1)
-    assert 16 <= int(same.sum()) <= 48
-    assert not (block.eval()(x) == x).flatten(1).all(1).any()
+    network = EfficientNet(3, 2)
+    blocks = [block for block in network.features.encoder.blocks if block.projection.apply_dropout]
+    assert [block.projection.dropout.p for block in blocks] == [0.2] * 9
+    x = torch.rand(256, blocks[0].projection.project_bn.num_features, 2, 2)
+    same = (blocks[0].train()(x) == x).flatten(1).all(1)
+    assert same.double().mean().item() == pytest.approx(0.2, abs=0.08)
+    assert not (blocks[0].eval()(x) == x).flatten(1).all(1).any()
 
 
 def test_a_shortcut_takes_every_second_pixel_and_adds_channels_of_zeros():

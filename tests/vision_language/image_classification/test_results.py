@@ -13,7 +13,6 @@ from vision_language.image_classification.results import MAY_DIFFER, Results
 
 PLACE = {"model": "m/seed1", "data": "shapes", "images": 20}
 MADE = {"options": {"split": "test", "crop": "", "limit": 0, "attack_steps": 40}}
-OLD = {"model": "m/seed2"}
 NEW = {**MADE, "inputs": {"model": "2", "data": "d"}, "model": "m/seed2"}
 
 
@@ -39,9 +38,8 @@ FIRST = {**PLACE, **MADE, "inputs": {"model": "1", "data": "d"}}
     [
         (FIRST, {**FIRST, **NEW}),
         (FIRST, {**FIRST, **NEW, "data": "moved/shapes"}),
-        (FIRST, {**PLACE, **OLD}),
-        (PLACE, {**PLACE, **OLD}),
-        (FIRST, changed({**FIRST, **NEW}, device="cuda", batch_size=7, epsilons=[0.1])),
+        (FIRST, {**FIRST, **NEW, "inputs": {**NEW["inputs"], "omniglot": "o"}}),
+        (FIRST, changed({**FIRST, **NEW}, device="cuda", eval_batch_size=7, epsilons=[0.1])),
     ],
 )
 def test_several_models_are_one_figure(tmp_path, first, second):
@@ -55,12 +53,9 @@ def test_several_models_are_one_figure(tmp_path, first, second):
         (FIRST, changed({**FIRST, **NEW}, split="train"), "differ in split, test and train"),
         (FIRST, changed({**FIRST, **NEW}, attack_steps=1), "differ in attack_steps, 40 and 1"),
         (FIRST, {**FIRST, **NEW, "inputs": {"model": "2", "data": "e"}}, "differ in inputs.data, d and e"),
-        (PLACE, {**PLACE, **OLD, "images": 10}, "differ in images, 20 and 10"),
-        (PLACE, {**PLACE, **OLD, "data": "digits"}, "differ in data, shapes and digits"),
-        (FIRST, {**PLACE, **OLD, "data": "digits"}, "differ in data, shapes and digits"),
+        (FIRST, {**FIRST, **NEW, "images": 10}, "differ in images, 20 and 10"),
         (FIRST, FIRST, "are both of m/seed1: keep one"),
         (FIRST, {**FIRST, "model": "moved/m/seed1"}, "are both of m/seed1: keep one"),
-        (FIRST, PLACE, "are both of m/seed1: keep one"),
     ],
 )
 def test_other_results_are_refused(tmp_path, first, second, message):
@@ -68,6 +63,14 @@ def test_other_results_are_refused(tmp_path, first, second, message):
         Results(folder_of(tmp_path, first, second))
     files = [tmp_path / number / "attack_pgd.json" for number in "01"]
     assert str(refusal.value).startswith(f"plot: {files[0]} and {files[1]} {message}")
+
+
+@pytest.mark.parametrize(
+    "content", [PLACE, {**PLACE, **MADE}, {**FIRST, "options": []}, {**FIRST, "inputs": {"data": "d"}}, [], None]
+)
+def test_results_that_do_not_say_how_they_were_made_are_refused(tmp_path, content):
+    with pytest.raises(InputError, match=r"1/attack_pgd\.json: not the results of a command"):
+        Results(folder_of(tmp_path, FIRST, content))
 
 
 def test_arrays_without_their_results_are_refused(tmp_path):
