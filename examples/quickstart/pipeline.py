@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import io
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import fairseq_ext
 from examples.quickstart.corpus import build_corpus
+from examples.results.fairseq_log import log_records, parameters
 from fairseq_ext.text import PREPARATION, SUBWORD_FILES
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import read_json, write_json
@@ -158,18 +158,18 @@ class Pipeline:
 
                 def show(line: str) -> None:
                     for record in log_records([line]):
-                        if record["kind"] == "train_inner":
+                        if "num_updates" in record:
                             update = int(record["num_updates"])
                             if not bits:  # of a training that is resumed, where it began
                                 bar.initial = bar.n = update - report
                             bits["train bits"] = record["nll_loss"]
                             bar.set_postfix(bits, refresh=False)
                             bar.update(update - bar.n)
-                        elif record["kind"] == "valid":
+                        elif "valid_nll_loss" in record:
                             bits["valid bits"] = record["valid_nll_loss"]
 
                 self._fairseq("train", arguments, folder, show)
-            return {"parameters": _parameters(folder / "fairseq-train.log"), "command": ["fairseq-train", *arguments]}
+            return {"parameters": parameters(folder / "fairseq-train.log"), "command": ["fairseq-train", *arguments]}
 
         depends = {**self._settings_of(self.data_dir), "updates": s.updates, "arguments": arguments}
         return self._step(f"train {system}", folder, depends, run, resumable=True)
@@ -309,26 +309,10 @@ class Pipeline:
             raise PipelineError(f"fairseq-{tool}: exit code {process.returncode}: {last} (all of it: {log})")
 
 
-def log_records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The JSON records of a `--log-format json` log, each with its `kind`: train_inner, train or valid."""
-    for line in lines:
-        head, brace, body = line.partition("{")
-        kind = head.split("|")[-2].strip() if head.count("|") >= 2 else ""
-        if brace and kind in ("train_inner", "train", "valid"):
-            yield {"kind": kind, **json.loads(brace + body)}
-
-
 def _device() -> list[str]:
     import torch
 
     return [] if torch.cuda.is_available() else ["--cpu"]
-
-
-def _parameters(log: Path) -> int:
-    for line in log.read_text(encoding="utf-8").splitlines():
-        if "num. shared model params: " in line:
-            return int(line.split("num. shared model params: ")[1].split()[0].replace(",", ""))
-    raise PipelineError(f"fairseq-train: no parameter count in {log}")
 
 
 def _samples(sources: list[str], count: int = 5) -> list[int]:

@@ -13,8 +13,7 @@ import sacrebleu
 
 from examples.quickstart.__main__ import main
 from examples.quickstart.corpus import build_corpus
-from examples.quickstart.pipeline import log_records
-from examples.quickstart.plot import curve
+from examples.results.fairseq_log import curve, validation_curve
 from fairseq_ext.text import clean
 from fairseq_ext.training.errors import OptionError
 
@@ -103,14 +102,6 @@ def test_foreign_folder_is_left_alone(tmp_path):
     assert kept.read_text() == "mine"
 
 
-def test_curve_of_a_resumed_run_counts_the_later_record(tmp_path):
-    log = tmp_path / "train.log"
-    line = '2026-01-01 00:00:00 | INFO | train_inner | {{"nll_loss": "{}", "num_updates": "{}"}}\n'
-    log.write_text(line.format(9, 10) + "noise | {\n" + line.format(5, 20) + line.format(8, 10))
-    assert len([*log_records(log.read_text().splitlines())]) == 3
-    assert curve(log, "train_inner", "nll_loss", "num_updates") == ([10, 20], [8.0, 5.0])
-
-
 def test_whole_pipeline_and_second_run(tmp_path, capsys):
     options = ["--out", str(tmp_path / "out"), "--pairs", "100", "--vocab", "150", "--updates", "3"]
     command = [sys.executable, "-m", "examples.quickstart", *options]
@@ -130,8 +121,8 @@ def test_whole_pipeline_and_second_run(tmp_path, capsys):
         hypotheses[references.index(sample["reference"])] for sample in row["samples"]
     ]
     log = out / "combined" / "fairseq-train.log"
-    assert curve(log, "train_inner", "nll_loss", "num_updates")[0] == [1, 2, 3]
-    assert curve(log, "valid", "valid_nll_loss", "valid_num_updates")[0][-1] == 3
+    assert [update for update, _ in curve(log, "nll_loss", "num_updates")] == [1, 2, 3]
+    assert validation_curve(log)[-1][0] == 3
     checkpoint = out / "combined" / "checkpoint_best.pt"
     written = checkpoint.stat().st_mtime_ns
 
