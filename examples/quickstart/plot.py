@@ -12,6 +12,7 @@ import fairseq_ext
 from examples.plotting import colour_of
 from examples.quickstart.pipeline import Pipeline
 from examples.results.fairseq_log import curve, validation_curve
+from fairseq_ext.text import Preparation
 from fairseq_ext.training.plotting import LETTERS, name_lines, saved_figure
 
 _LABELS = {"combined": "all combined", "plain": "plain Transformer"}
@@ -44,8 +45,9 @@ def cross_attention(pipeline: Pipeline, index: int, topk: int | None) -> tuple[T
 
 def choose_sentence(pipeline: Pipeline, shortest: int = 16, longest: int = 22) -> int:
     """The first test sentence with enough source pieces for a selection to show and few enough to be legible."""
-    path = pipeline.corpus_dir / f"test.spm.{pipeline.settings.source}"
-    lengths = [len(line.split()) + 1 for line in path.read_text(encoding="utf-8").splitlines()]
+    encode = Preparation.of(pipeline.data_dir).encoder()
+    text = (pipeline.corpus_dir / f"test.{pipeline.settings.source}").read_text(encoding="utf-8")
+    lengths = [len(encode(line).split()) + 1 for line in text.splitlines()]
     return min(range(len(lengths)), key=lambda i: (max(shortest - lengths[i], lengths[i] - longest, 0), i))
 
 
