@@ -3,8 +3,9 @@
     fairseq-eval-lm DATA --path MODEL ... > eval.log 2>&1
     python -m examples.language_modeling.bpc eval.log --data DATA
 
-fairseq-eval-lm prints the mean loss of a *symbol* in base 2. Bits per character is that loss times symbols per
-character; the two counts come from the preparation, and the evaluation must have covered every symbol.
+fairseq-eval-lm prints the mean loss of a *symbol* in base 2. Multiplied by the number of symbols and divided by that of
+characters, it is bits per character. Both numbers come from the preparation and count the whole text, so an evaluation
+that left out symbols is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ main = Program("examples.language_modeling.bpc")
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OptionSet):
-    """Which log, and of what."""
+    """The log, and the data that were evaluated."""
 
     log: str = option(help="file with what fairseq-eval-lm printed (stdout and stderr)", positional=True)
     data: str = option(help="folder that examples.language_modeling.prepare wrote")
@@ -34,7 +35,7 @@ def bits_per_character(log: str, tokens: int, characters: int) -> float:
     """``loss_base_2 * tokens / characters``.
 
     Raises:
-        ValueError: the log holds no result, or not one over all ``tokens`` symbols.
+        ValueError: the log holds no result, or one of another number of symbols than ``tokens``.
     """
     loss = re.findall(r"Loss \(base 2\): ([\d.]+), Perplexity", log)
     evaluated = re.findall(r"Evaluated ([\d,]+) tokens", log)
@@ -51,7 +52,8 @@ def show(options: Options) -> str:
     """Bits per character from a log of fairseq-eval-lm.
 
     Raises:
-        DataError: a log without result, or one over other symbols than the folder's.
+        DataError: a log without a result, or one of another number of symbols than the split has; a folder that
+            :mod:`examples.language_modeling.prepare` did not write.
     """
     prepared = Path(options.data) / "prepare.json"
     try:

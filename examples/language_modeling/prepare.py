@@ -3,11 +3,10 @@
     python -m examples.language_modeling.prepare --input enwik8 --split 90000000 5000000 5000000 --out data-bin/enwik8
 
 With ``--symbols bytes`` (the default) every byte is one symbol, written as its decimal value, and a line feed is
-fairseq's end of sentence, so that a corpus of N bytes gives N predictions and the loss in base 2 is bits per character
-as enwik8 is reported. With ``--symbols sentencepiece`` the symbols are subwords learned on the training part; each line
-is cleaned before (control characters dropped, whitespace made single spaces, letters in NFC), so that the characters
-that count are those that are predicted.
-The parts are consecutive: training text first, then valid, then test.
+fairseq's end of sentence. A corpus of N bytes then gives N predictions, and the loss in base 2 is bits per character,
+as it is reported for enwik8. With ``--symbols sentencepiece`` the symbols are subwords, learned on the training part.
+Each line is cleaned first (control characters dropped, whitespace made single spaces, letters in NFC), so that only
+characters that are predicted are counted. The parts follow each other in the file: train, then valid, then test.
 """
 
 from __future__ import annotations
@@ -36,16 +35,14 @@ class Options(OptionSet):
         OptionError: a value that is not allowed, or one that would do nothing.
     """
 
-    input: str = option(help="file of text, any; .gz and .zip are unpacked")
+    input: str = option(help="any file of text; .gz and .zip are unpacked")
     out: str = option(help="folder to make; must not hold anything")
     split: tuple[int, ...] = option(
         (), "bytes of train, valid and test (enwik8: 90000000 5000000 5000000; default: 90, 5, 5 %)"
     )
     symbols: str = option("bytes", "symbols that are predicted", ("bytes", "sentencepiece"))
     vocab_size: int = option(8000, "size of the sentencepiece model", least=1, idle={"symbols": ("bytes",)})
-    allow_unknown: bool = option(
-        False, "go on where 20 % of a text or more is unknown, which no byte is", idle={"symbols": ("bytes",)}
-    )
+    allow_unknown: bool = option(False, "go on where 20 % of a text or more is unknown", idle={"symbols": ("bytes",)})
     workers: int = option(1, "processes of fairseq-preprocess", least=1)
 
     def __post_init__(self) -> None:
@@ -55,7 +52,15 @@ class Options(OptionSet):
 
 
 def cut(data: bytes, sizes: Sequence[int], at_lines: bool) -> list[bytes]:
-    """Three consecutive parts of ``sizes`` bytes, of none 90/5/5 %; ``at_lines`` moves each cut to a line end."""
+    """Three consecutive parts of ``data``.
+
+    Args:
+        sizes: their bytes; where it is empty, 90, 5 and 5 % of all.
+        at_lines: move each cut to the next end of a line.
+
+    Raises:
+        OptionError: sizes that ``data`` does not have, or a part that is left empty.
+    """
     if not sizes:
         small = len(data) // 20
         sizes = [len(data) - 2 * small, small, small]
@@ -90,10 +95,13 @@ def byte_symbols(parts: list[bytes], stage: Path) -> list[str]:
 
 
 def cleaned(parts: list[bytes], file: str) -> list[bytes]:
-    """The parts with each line as :func:`clean` leaves it: subwords stand for no other space than a single one.
+    """The parts with each line cleaned: subwords cannot give back other spaces than single ones.
+
+    Args:
+        parts: of ``file``, whose name is for messages.
 
     Raises:
-        DataError: ``file``, of which these are the parts, is not UTF-8.
+        DataError: text that is not UTF-8.
     """
     number, result = 0, []
     for split, part in zip(SPLITS, parts, strict=True):
@@ -130,7 +138,7 @@ def prepare(options: Options) -> None:
 
     Raises:
         DataError: a file that is damaged or empty, or not UTF-8 where subwords are learned.
-        OptionError: sizes that the file does not have, or subwords that cannot be learned.
+        OptionError: parts that are larger than the file, or subwords that cannot be learned.
     """
     data = read_bytes(options.input)
     if not data:

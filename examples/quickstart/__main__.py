@@ -13,6 +13,7 @@ from typing import Any
 
 from examples.quickstart.corpus import new_line, parse_locale
 from examples.quickstart.pipeline import Pipeline, Settings
+from examples.translation.score import sacrebleu_metric
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import write_json, writing_to
 from fairseq_ext.training.locks import locked
@@ -51,19 +52,20 @@ def run(options: Options, settings: Settings) -> None:
     """Make a small corpus, train a model with every method combined, translate, score and plot.
 
     Raises:
-        OptionError: a language that is no CLDR locale, or a folder that holds anything else or is in use.
+        OptionError: a language that is no CLDR locale, or whose score needs a tokeniser that is not installed; a folder
+            that holds anything else or is in use.
     """
     start = time.perf_counter()
     sys.stdout.reconfigure(line_buffering=True)
     for name in ("source", "target"):
         parse_locale(getattr(settings, name), f"--{name}")
+    sacrebleu_metric(settings.target)
     systems = ["combined", "plain"] if options.baseline else ["combined"]
     out = Path(options.out)
     try:
         with exclusive_folder(out):
             pipeline = Pipeline(out, settings)
             pipeline.prepare()
-            pipeline.binarize()
             for system in systems:
                 pipeline.train(system)
                 pipeline.evaluate(system)

@@ -17,6 +17,7 @@ from pathlib import Path
 from babel import Locale, UnknownLocaleError, dates, lists, numbers, units
 from babel.localedata import locale_identifiers
 
+from fairseq_ext.text import clean
 from fairseq_ext.training.errors import OptionError
 
 Fact = Callable[[Locale], str]
@@ -233,7 +234,7 @@ def _render(fact: Fact, locale: Locale) -> str:
     except (KeyError, AttributeError):
         return ""
     # CLDR writes no-break and narrow spaces and invisible direction marks; a plain text corpus has spaces only.
-    return " ".join(text.translate(_BIDI_MARKS).split())
+    return clean(text.translate(_BIDI_MARKS))
 
 
 def build_corpus(source: str = "en", target: str = "de", pairs: int = 20_000, seed: int = 1) -> Corpus:

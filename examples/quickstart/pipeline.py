@@ -1,17 +1,15 @@
-"""The steps from text to BLEU. Each runs the command that a user would type, once: a finished step is skipped."""
+"""The steps from text to BLEU. Each runs the commands that a user would type; a finished step is not run again."""
 
 from __future__ import annotations
 
 import ctypes
-import io
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +17,11 @@ from typing import Any
 
 import fairseq_ext
 from examples.quickstart.corpus import build_corpus
-from fairseq_ext.text import PREPARATION, SUBWORD_FILES
-from fairseq_ext.training.errors import OptionError
+from examples.results.fairseq_log import log_records, parameters
+from examples.translation.prepare import Options as PrepareOptions
+from examples.translation.prepare import prepare
+from examples.translation.score import sacrebleu_score
+from fairseq_ext.text import PREPARATION
 from fairseq_ext.training.files import read_json, write_json
 from fairseq_ext.training.options import SPLITS, OptionSet, option
 from fairseq_ext.training.progress import progress, say
@@ -45,8 +46,8 @@ OPTIMISATION = (
     "--lr-scheduler inverse_sqrt --warmup-updates 150 --max-tokens 2048"
 ).split()
 BEAM, LENPEN = 5, 1.0
-# sacreBLEU's default tokeniser splits at spaces; these languages are written without them.
-_BLEU_TOKENIZERS = {"zh": "zh", "yue": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char"}
+# A language without spaces has one word a line, and a small corpus characters that train lacks: neither is a mistake.
+PREPARED: dict[str, Any] = {"joined_dictionary": True, "max_ratio": 1000.0, "allow_unknown": True}
 
 
 class PipelineError(SystemExit):
@@ -55,12 +56,12 @@ class PipelineError(SystemExit):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(OptionSet):
-    """The corpus and the training. Every field that a step depends on decides whether that step has to run again."""
+    """The corpus and the training. A step runs again when a setting that it depends on has changed."""
 
     source: str = option("en", "source language, a CLDR locale such as en or pt_BR")
     target: str = option("de", "target language, a CLDR locale")
     pairs: int = option(20_000, "sentence pairs, valid and test included")
-    vocab: int = option(2000, "SentencePiece pieces, both languages together", least=1)
+    vocab_size: int = option(2000, "size of the sentencepiece model, of both languages", least=1, aliases=("vocab",))
     updates: int = option(700, "training updates", least=1)
     seed: int = option(1, "seed of the corpus and of the training", least=0)
 
@@ -68,9 +69,9 @@ class Settings(OptionSet):
 class Pipeline:
     """Runs the steps inside one output folder.
 
-    A step owns a sub-folder. Its settings are written there first (`settings.json`) and its outcome last (`done.json`).
-    The same settings with an outcome: skipped. The same settings without: killed half-way, so it is cleared and run
-    again, except training, which fairseq resumes from its last checkpoint. Other settings: cleared and run again.
+    Each step has a sub-folder, where it first writes its settings (`settings.json`) and last its outcome (`done.json`).
+    With the same settings a finished step is skipped, and fairseq resumes a training that was killed from its last
+    checkpoint. Any other step starts over in an empty folder.
     """
 
     def __init__(self, out: Path, settings: Settings) -> None:
@@ -80,64 +81,24 @@ class Pipeline:
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> dict[str, Any]:
-        """Corpus, SentencePiece model, SentencePiece-encoded text: all in `corpus/`."""
+        """The corpus, in `corpus/`; in `data-bin/` what `examples.translation.prepare` makes of it."""
         s = self.settings
-        depends = {key: getattr(s, key) for key in ("source", "target", "pairs", "vocab", "seed")}
-        return self._step("corpus", self.corpus_dir, {**depends, "babel": version("babel")}, self._prepare)
+        if not (self.data_dir / PREPARATION).is_file():
+            (self.corpus_dir / "done.json").unlink(missing_ok=True)
+        depends = {key: getattr(s, key) for key in ("source", "target", "pairs", "vocab_size", "seed")}
+        depends |= {"babel": version("babel"), "preparation": PREPARED}
+        return self._step("corpus", self.corpus_dir, depends, self._prepare)
 
     def _prepare(self) -> dict[str, Any]:
-        import sentencepiece as spm
-
         s = self.settings
         corpus = build_corpus(s.source, s.target, s.pairs, s.seed)
         corpus.write(self.corpus_dir, s.source, s.target)
-        model = io.BytesIO()
-        try:
-            spm.SentencePieceTrainer.train(
-                sentence_iterator=iter([text for pair in corpus.train for text in pair]),
-                model_writer=model,
-                vocab_size=s.vocab,
-                character_coverage=1.0,
-                # Digits one by one, so that any number can be copied; identity, or m² would be rewritten as m2.
-                split_digits=True,
-                normalization_rule_name="identity",
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].split("] ")[-1]
-            raise OptionError(f"--vocab: {s.vocab} pieces do not fit {s.pairs} pairs of text: {reason}") from None
-        (self.corpus_dir / "spm.model").write_bytes(model.getvalue())
-        processor = spm.SentencePieceProcessor(model_proto=model.getvalue())
-        # fairseq adds its own <s> <pad> </s> <unk>; the other pieces keep SentencePiece's order.
-        pieces = [processor.id_to_piece(i) for i in range(len(processor)) if not processor.is_unknown(i)]
-        pieces = [piece for piece in pieces if piece not in ("<s>", "</s>")]
-        (self.corpus_dir / "dict.txt").write_text("".join(f"{p} 1\n" for p in pieces), encoding="utf-8")
-        tokens = 0
-        for split in SPLITS:
-            for language in (s.source, s.target):
-                lines = (self.corpus_dir / f"{split}.{language}").read_text(encoding="utf-8").splitlines()
-                encoded = processor.encode(lines, out_type=str)
-                tokens += sum(map(len, encoded)) if split == "train" else 0
-                text = "".join(" ".join(line) + "\n" for line in encoded)
-                (self.corpus_dir / f"{split}.spm.{language}").write_text(text, encoding="utf-8")
-        return {**{split: len(getattr(corpus, split)) for split in SPLITS}, "train_tokens": tokens}
-
-    def binarize(self) -> dict[str, Any]:
-        """`fairseq-preprocess` with one dictionary for both sides, and how the text was cleaned and split."""
-        s = self.settings
-        prefixes = [arg for split in SPLITS for arg in (f"--{split}pref", str(self.corpus_dir / f"{split}.spm"))]
-        arguments = ["--source-lang", s.source, "--target-lang", s.target, "--destdir", str(self.data_dir)]
-        arguments += ["--srcdict", str(self.corpus_dir / "dict.txt"), "--joined-dictionary", *prefixes]
-        text = {"source": s.source, "target": s.target, "bpe": "sentencepiece", "unicode": "NFC", "lowercase": False}
-
-        def run() -> dict[str, Any]:
-            self._fairseq("preprocess", arguments, self.data_dir)
-            # What `fairseq-ext translate` puts new text through, beside the dictionaries.
-            shutil.copyfile(self.corpus_dir / "spm.model", self.data_dir / SUBWORD_FILES["sentencepiece"])
-            write_json(self.data_dir / PREPARATION, {"settings": text})
-            return {}
-
-        return self._step("preprocess", self.data_dir, {**self._settings_of(self.corpus_dir), "text": text}, run)
+        shutil.rmtree(self.data_dir, ignore_errors=True)
+        prefixes = {split: str(self.corpus_dir / split) for split in SPLITS}
+        languages = {"source": s.source, "target": s.target}
+        out = str(self.data_dir)
+        prepare(PrepareOptions(**prefixes, **languages, out=out, vocab_size=s.vocab_size, **PREPARED))
+        return {split: len(getattr(corpus, split)) for split in SPLITS}
 
     def train(self, system: str) -> dict[str, Any]:
         """`fairseq-train`: a fixed number of updates, the best checkpoint chosen by validation likelihood."""
@@ -158,20 +119,20 @@ class Pipeline:
 
                 def show(line: str) -> None:
                     for record in log_records([line]):
-                        if record["kind"] == "train_inner":
+                        if "num_updates" in record:
                             update = int(record["num_updates"])
                             if not bits:  # of a training that is resumed, where it began
                                 bar.initial = bar.n = update - report
                             bits["train bits"] = record["nll_loss"]
                             bar.set_postfix(bits, refresh=False)
                             bar.update(update - bar.n)
-                        elif record["kind"] == "valid":
+                        elif "valid_nll_loss" in record:
                             bits["valid bits"] = record["valid_nll_loss"]
 
                 self._fairseq("train", arguments, folder, show)
-            return {"parameters": _parameters(folder / "fairseq-train.log"), "command": ["fairseq-train", *arguments]}
+            return {"parameters": parameters(folder / "fairseq-train.log"), "command": ["fairseq-train", *arguments]}
 
-        depends = {**self._settings_of(self.data_dir), "updates": s.updates, "arguments": arguments}
+        depends = {**self._settings_of(self.corpus_dir), "updates": s.updates, "arguments": arguments}
         return self._step(f"train {system}", folder, depends, run, resumable=True)
 
     def evaluate(self, system: str) -> dict[str, Any]:
@@ -183,8 +144,6 @@ class Pipeline:
         arguments += ["--remove-bpe", "sentencepiece", "--max-tokens", "8000", "--no-progress-bar"]
 
         def run() -> dict[str, Any]:
-            import sacrebleu
-
             hypotheses: dict[int, str] = {}
             total = read_json(self.corpus_dir / "done.json")["test"]
             with progress(total=total, desc=f"translate {system}", unit=" lines") as bar:
@@ -206,12 +165,11 @@ class Pipeline:
                 )
             ordered = [hypotheses[i] for i in range(len(references))]
             (folder / f"hypotheses.{s.target}").write_text("".join(f"{h}\n" for h in ordered), encoding="utf-8")
-            metric = sacrebleu.BLEU(tokenize=_BLEU_TOKENIZERS.get(s.target.split("_")[0], "13a"))
-            bleu = metric.corpus_score(ordered, [references]).score
+            bleu, signature = sacrebleu_score(ordered, references, s.target)
             chosen = _samples(sources)
             return {
-                "bleu": round(bleu, 2),
-                "signature": str(metric.get_signature()),
+                "bleu": round(bleu.score, 2),
+                "signature": signature,
                 "exact_match_percent": round(100 * sum(map(str.__eq__, ordered, references)) / len(ordered), 1),
                 "sentences": len(ordered),
                 "samples": [
@@ -223,7 +181,7 @@ class Pipeline:
         return self._step(f"translate {system}", folder, self._settings_of(self.out / system), run)
 
     def translate(self, system: str, line: str) -> str:
-        """One line of new text, as `fairseq-ext translate` does it."""
+        """Translate one line of new text as `fairseq-ext translate` does."""
         translator = fairseq_ext.Translator.from_pretrained(self.out / system)
         return translator.translate([line], beam=BEAM, lenpen=LENPEN)[0]
 
@@ -278,7 +236,7 @@ class Pipeline:
 
     @staticmethod
     def _settings_of(folder: Path) -> dict[str, Any]:
-        """The settings of the step before and when it ended: a step that ran again makes the later ones run again."""
+        """The settings of an earlier step and when it ended: when it has run again, the later ones run again too."""
         return {**read_json(folder / "settings.json"), "after": (folder / "done.json").stat().st_mtime_ns}
 
     @staticmethod
@@ -309,30 +267,14 @@ class Pipeline:
             raise PipelineError(f"fairseq-{tool}: exit code {process.returncode}: {last} (all of it: {log})")
 
 
-def log_records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The JSON records of a `--log-format json` log, each with its `kind`: train_inner, train or valid."""
-    for line in lines:
-        head, brace, body = line.partition("{")
-        kind = head.split("|")[-2].strip() if head.count("|") >= 2 else ""
-        if brace and kind in ("train_inner", "train", "valid"):
-            yield {"kind": kind, **json.loads(brace + body)}
-
-
 def _device() -> list[str]:
     import torch
 
     return [] if torch.cuda.is_available() else ["--cpu"]
 
 
-def _parameters(log: Path) -> int:
-    for line in log.read_text(encoding="utf-8").splitlines():
-        if "num. shared model params: " in line:
-            return int(line.split("num. shared model params: ")[1].split()[0].replace(",", ""))
-    raise PipelineError(f"fairseq-train: no parameter count in {log}")
-
-
 def _samples(sources: list[str], count: int = 5) -> list[int]:
-    """Indices of test sentences of growing length, from short to long: the same ones for every system."""
+    """Indices of `count` test sentences from short to long, the same for every system."""
     by_length = sorted(range(len(sources)), key=lambda i: (len(sources[i]), i))
     return [by_length[(2 * j + 1) * len(by_length) // (2 * count)] for j in range(count)]
 

@@ -10,18 +10,12 @@ from torch import Tensor
 
 import fairseq_ext
 from examples.plotting import colour_of
-from examples.quickstart.pipeline import Pipeline, log_records
+from examples.quickstart.pipeline import Pipeline
+from examples.results.fairseq_log import curve, validation_curve
+from fairseq_ext.text import Preparation
 from fairseq_ext.training.plotting import LETTERS, name_lines, saved_figure
 
 _LABELS = {"combined": "all combined", "plain": "plain Transformer"}
-
-
-def curve(log: Path, kind: str, loss: str, step: str) -> tuple[list[int], list[float]]:
-    """Updates and losses of one kind of record. A resumed run logs some updates twice: the later record counts."""
-    with log.open(encoding="utf-8") as lines:
-        points = {int(r[step]): float(r[loss]) for r in log_records(lines) if r["kind"] == kind}
-    updates = sorted(points)
-    return updates, [points[update] for update in updates]
 
 
 @torch.no_grad()
@@ -51,8 +45,9 @@ def cross_attention(pipeline: Pipeline, index: int, topk: int | None) -> tuple[T
 
 def choose_sentence(pipeline: Pipeline, shortest: int = 16, longest: int = 22) -> int:
     """The first test sentence with enough source pieces for a selection to show and few enough to be legible."""
-    path = pipeline.corpus_dir / f"test.spm.{pipeline.settings.source}"
-    lengths = [len(line.split()) + 1 for line in path.read_text(encoding="utf-8").splitlines()]
+    encode = Preparation.of(pipeline.data_dir).encoder()
+    text = (pipeline.corpus_dir / f"test.{pipeline.settings.source}").read_text(encoding="utf-8")
+    lengths = [len(encode(line).split()) + 1 for line in text.splitlines()]
     return min(range(len(lengths)), key=lambda i: (max(shortest - lengths[i], lengths[i] - longest, 0), i))
 
 
@@ -68,8 +63,8 @@ def plot(pipeline: Pipeline, systems: list[str], path: Path) -> None:
         for system in systems:
             log, label = pipeline.out / system / "fairseq-train.log", _LABELS[system]
             style: dict[str, Any] = {"color": colour_of(label)}
-            left.plot(*curve(log, "train_inner", "nll_loss", "num_updates"), linestyle=":", **style)
-            left.plot(*curve(log, "valid", "valid_nll_loss", "valid_num_updates"), marker="o", label=label, **style)
+            left.plot(*zip(*curve(log, "nll_loss", "num_updates"), strict=True), linestyle=":", **style)
+            left.plot(*zip(*validation_curve(log), strict=True), marker="o", label=label, **style)
         left.set(title="validation (dots) and training (dotted)", xlabel="update", ylabel="bits per token")
         left.set_ylim(bottom=0)
 

@@ -29,8 +29,8 @@ from fairseq_ext.training.progress import warn
 main = Program("examples.translation.score")
 
 _COMPOUND = re.compile(r"(\S)-(\S)")
-# Languages written without spaces and without a tokeniser in sacreBLEU: they are scored by characters.
-_CHARACTERS = ("th", "lo", "km", "my")
+# Languages written without spaces for which sacreBLEU names no tokeniser: all but Cantonese are scored by characters.
+_TOKENIZERS = {"yue": "zh", "th": "char", "lo": "char", "km": "char", "my": "char"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +76,27 @@ def tokenized_bleu(hypotheses: list[str], references: list[str], compounds: bool
     return metric.corpus_score(list(hypotheses), [list(references)])
 
 
-def sacrebleu_score(hypotheses: list[str], references: list[str], target: str | None = None) -> tuple[BLEUScore, str]:
-    """sacreBLEU with its default settings (its tokeniser for ``target`` if it has one), and the signature.
+def sacrebleu_metric(target: str | None = None) -> BLEU:
+    """sacreBLEU with its default settings, and its tokeniser for ``target`` if it has one.
 
     Raises:
         OptionError: where the tokeniser of ``target`` is not installed.
     """
     target = (target or "").replace("-", "_").split("_")[0]
     try:
-        metric = BLEU(tokenize="char") if target in _CHARACTERS else BLEU(trg_lang=target)
+        return BLEU(tokenize=_TOKENIZERS.get(target), trg_lang=target)
     except RuntimeError as error:
         extra = {"ja": "japanese", "ko": "korean"}[target]
         raise OptionError(f"--target {target} needs a tokeniser: pip install 'fairseq-ext[{extra}]'") from error
+
+
+def sacrebleu_score(hypotheses: list[str], references: list[str], target: str | None = None) -> tuple[BLEUScore, str]:
+    """The score of :func:`sacrebleu_metric` and its signature.
+
+    Raises:
+        OptionError: where the tokeniser of ``target`` is not installed.
+    """
+    metric = sacrebleu_metric(target)
     score = metric.corpus_score(hypotheses, [references])
     return score, str(metric.get_signature())
 

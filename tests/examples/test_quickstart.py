@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import sacrebleu
 
+from examples.quickstart import pipeline
 from examples.quickstart.__main__ import main
 from examples.quickstart.corpus import build_corpus
-from examples.quickstart.pipeline import log_records
-from examples.quickstart.plot import curve
-from fairseq_ext.text import clean
+from examples.quickstart.pipeline import Pipeline, Settings
+from examples.results.fairseq_log import curve, validation_curve
+from fairseq_ext.text import PREPARATION, clean
 from fairseq_ext.training.errors import OptionError
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +74,8 @@ def test_written_files_are_parallel(tmp_path):
         (["--target", "en"], ["--target", "'en'", "source"]),
         (["--pairs", "7"], ["--pairs", "7", "allowed"]),
         (["--updates", "0"], ["--updates", "0", "at least 1"]),
-        (["--pairs", "200", "--vocab", "30000"], ["--vocab", "30000", "200 pairs"]),
+        (["--pairs", "200", "--vocab", "30000"], ["--vocab-size 30000", "at most "]),
+        (["--pairs", "200", "--vocab-size", "9"], ["--vocab-size 9", "characters"]),
     ],
 )
 def test_bad_options_end_in_one_line(arguments, parts, tmp_path):
@@ -80,7 +84,7 @@ def test_bad_options_end_in_one_line(arguments, parts, tmp_path):
     error = str(refusal.value)
     assert "\n" not in error
     assert all(part in error for part in parts), error
-    assert not list((tmp_path / "out").rglob("done.json"))
+    assert not list((tmp_path / "out").rglob("done.json")) and not (tmp_path / "out" / "data-bin").exists()
 
 
 def test_too_few_distinct_pairs():
@@ -103,12 +107,39 @@ def test_foreign_folder_is_left_alone(tmp_path):
     assert kept.read_text() == "mine"
 
 
-def test_curve_of_a_resumed_run_counts_the_later_record(tmp_path):
-    log = tmp_path / "train.log"
-    line = '2026-01-01 00:00:00 | INFO | train_inner | {{"nll_loss": "{}", "num_updates": "{}"}}\n'
-    log.write_text(line.format(9, 10) + "noise | {\n" + line.format(5, 20) + line.format(8, 10))
-    assert len([*log_records(log.read_text().splitlines())]) == 3
-    assert curve(log, "train_inner", "nll_loss", "num_updates") == ([10, 20], [8.0, 5.0])
+@pytest.mark.parametrize(("target", "package"), [("ja", "MeCab"), ("ko", "mecab_ko")])
+def test_a_language_that_cannot_be_scored_is_refused_before_the_work(target, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # as if not installed
+    with pytest.raises(OptionError, match=f"--target {target} needs a tokeniser: pip install"):
+        main(["--out", str(tmp_path / "out"), "--target", target])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_corpus_is_prepared_anew_for_other_settings_and_where_its_data_are_gone(tmp_path, monkeypatch):
+    prepared = []
+
+    def prepare(options):
+        assert not Path(options.out).exists()
+        Path(options.out).mkdir()
+        (Path(options.out) / PREPARATION).write_text("{}")
+        prepared.append(options)
+
+    monkeypatch.setattr(pipeline, "prepare", prepare)
+    runs = Pipeline(tmp_path, Settings(pairs=100))
+    for _ in range(2):
+        assert runs.prepare()["test"] == 10
+    assert len(prepared) == 1
+    shutil.rmtree(runs.data_dir)
+    runs.prepare()
+    assert len(prepared) == 2
+    earlier = {"source": "en", "target": "de", "pairs": 100, "vocab": 2000, "seed": 1, "babel": version("babel")}
+    (runs.corpus_dir / "settings.json").write_text(json.dumps(earlier))  # by a quickstart with pieces of its own
+    runs.prepare()
+    monkeypatch.setitem(pipeline.PREPARED, "max_ratio", 9.0)
+    runs.prepare()
+    Pipeline(tmp_path, Settings(pairs=100, vocab_size=50)).prepare()
+    assert [options.vocab_size for options in prepared] == [2000, 2000, 2000, 2000, 50]
+    assert [options.max_ratio for options in prepared] == [1000, 1000, 1000, 9, 9]
 
 
 def test_whole_pipeline_and_second_run(tmp_path, capsys):
@@ -130,8 +161,8 @@ def test_whole_pipeline_and_second_run(tmp_path, capsys):
         hypotheses[references.index(sample["reference"])] for sample in row["samples"]
     ]
     log = out / "combined" / "fairseq-train.log"
-    assert curve(log, "train_inner", "nll_loss", "num_updates")[0] == [1, 2, 3]
-    assert curve(log, "valid", "valid_nll_loss", "valid_num_updates")[0][-1] == 3
+    assert [update for update, _ in curve(log, "nll_loss", "num_updates")] == [1, 2, 3]
+    assert validation_curve(log)[-1][0] == 3
     checkpoint = out / "combined" / "checkpoint_best.pt"
     written = checkpoint.stat().st_mtime_ns
 
@@ -142,6 +173,6 @@ def test_whole_pipeline_and_second_run(tmp_path, capsys):
     (out / "combined" / "test" / "done.json").unlink()  # as if killed while translating
     main(options)
     second = capsys.readouterr().err
-    assert second.count("already done") == 3
+    assert second.count("already done") == 2
     assert checkpoint.stat().st_mtime_ns == written
     assert json.loads((out / "results.json").read_text(encoding="utf-8"))["systems"]["combined"]["bleu"] == row["bleu"]

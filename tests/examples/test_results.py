@@ -170,8 +170,19 @@ def test_the_curve_comes_from_the_log(tmp_path):
         '2026 | INFO | valid | {"epoch": 2, "valid_nll_loss": "4.5", "valid_num_updates": "200"}',
     ]
     resumed = lines[-1].replace("4.5", "4.25")
-    (tmp_path / "train.log").write_text("\n".join([*lines, resumed]))
-    assert fairseq_log.validation_curve(tmp_path / "train.log") == [(100, 5.5), (200, 4.25)]
+    for cut in (0, len("2026 | INFO | valid | ")):  # also a log of bare JSON
+        (tmp_path / "train.log").write_text("\n".join(line[cut:] for line in [*lines, resumed]))
+        assert fairseq_log.validation_curve(tmp_path / "train.log") == [(100, 5.5), (200, 4.25)]
+
+
+def test_the_records_of_a_log_survive_lines_that_a_kill_cut_off(tmp_path):
+    log = tmp_path / "train.log"
+    record = '2026 | INFO | train_inner | {"epoch": 1, "nll_loss": "%s", "num_updates": "%d"}\n'
+    cut = '2026 | INFO | valid | {"epoch"'
+    log.write_text(record % (9, 10) + "noise | {\n" + record % (5, 20) + f"{cut}\n{cut}" + record % (8, 10) + cut)
+    assert [entry["nll_loss"] for entry in fairseq_log.log_records(log.open())] == ["9", "5", "8"]
+    assert fairseq_log.curve(log, "nll_loss", "num_updates") == [(10, 8.0), (20, 5.0)]
+    assert fairseq_log.validation_curve(log) == []
 
 
 def test_a_resumed_training_keeps_its_validations(monkeypatch, tmp_path):

@@ -259,7 +259,7 @@ def test_references_of_another_set_are_noticed(bench):
 
 @pytest.mark.parametrize(
     ("text", "target", "tokenizer"),
-    [("今天天气很好", "zh", "zh"), ("อากาศดี", "th", "char"), ("今天天气", "zh_CN", "zh")],
+    [("今天天气很好", "zh", "zh"), ("อากาศดี", "th", "char"), ("今天天气", "zh_CN", "zh"), ("今天天气", "yue", "zh")],
 )
 def test_a_language_without_spaces_gets_its_tokeniser(bench, text, target, tokenizer):
     assert "--target" in bench.refuses(f"{text}\n", references=[f"{text}。"])
