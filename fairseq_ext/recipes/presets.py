@@ -31,7 +31,7 @@ from fairseq_ext.recipes.sources import (
     T2T_SCRIPT,
 )
 
-__all__ = ["EARLIER_NAMES", "PRESETS", "Preset"]
+__all__ = ["PRESETS", "Preset"]
 
 
 class Preset(NamedTuple):
@@ -247,6 +247,3 @@ PRESETS: dict[str, Preset] = {
         model="captioning_transformer_ext",
     ),
 }
-
-EARLIER_NAMES = {"explicit_sparse_captioning_coco": "explicit_sparse_transformer_coco"}
-"""What presets and recipes were called before: checkpoints and commands that have these names go on working."""
