@@ -14,9 +14,9 @@ from fairseq_ext.recipes.iwslt import IWSLT_RECIPES
 from fairseq_ext.recipes.language_modeling import LANGUAGE_MODELING
 from fairseq_ext.recipes.presets import PRESETS, Preset
 from fairseq_ext.recipes.recipe import Data, Recipe, values
-from fairseq_ext.recipes.settings import OURS, Setting, SourcedValues
 from fairseq_ext.recipes.wmt import WMT_RECIPES
 from fairseq_ext.training.errors import OptionError
+from fairseq_ext.training.sources import OURS, Setting, SourcedValues
 
 __all__ = [
     "OURS",

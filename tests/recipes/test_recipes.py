@@ -31,7 +31,7 @@ from fairseq_ext.recipes.__main__ import CONF, main
 from fairseq_ext.recipes.commands import GIVEN, adapted, commands, sources
 from fairseq_ext.recipes.equal_settings import EQUAL_SETTINGS
 from fairseq_ext.recipes.hydra import LISTS, RATE
-from fairseq_ext.recipes.settings import SECTIONS
+from fairseq_ext.recipes.sections import SECTIONS
 from fairseq_ext.training.errors import OptionError
 from tests.helpers import ROOT, pasted
 
