@@ -100,8 +100,9 @@ def measure(options: Options) -> None:
     def keep() -> None:
         noted = {"device": header.get("gpu", "CPU")}
         content = {"environment": header, "left_out": left_out, "failed": failed}
+        kept = [{"claim": row.claim} | asdict(row) | {"met": row.met} | noted for row in rows]
         if options.json:
-            write_json(options.json, content | {"rows": [asdict(row) | {"met": row.met} | noted for row in rows]})
+            write_json(options.json, content | {"rows": kept})
 
     finished = {row.claim for row in rows}
     chosen = list(dict.fromkeys(options.names or NAMES))
@@ -120,7 +121,8 @@ def measure(options: Options) -> None:
         try:
             with inputs_on(device):
                 for row in module.run(options.quick):
-                    measured.append(replace(row, target=None) if options.quick else row)  # targets are for real sizes
+                    target = None if options.quick else row.target  # targets are for real sizes
+                    measured.append(replace(row, claim=name, target=target))
                     print(format_row(measured[-1]), flush=True)
         except Exception:  # the other claims are measured all the same
             traceback.print_exc()

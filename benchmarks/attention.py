@@ -42,7 +42,7 @@ def _softmax_rows(keys: int, quick: bool) -> list[Row]:
         target = 0.5 if name == "sparsemax" and keys >= 128 else None
         case = f"topk_softmax / {name}, forward + backward, {tuple(scores.shape)}"
         pairs = 1 if quick else 9
-        rows.append(time_row("attention", case, ours, forward_backward(function, scores), pairs=pairs, target=target))
+        rows.append(time_row(case, ours, forward_backward(function, scores), pairs=pairs, target=target))
     return rows
 
 
@@ -51,7 +51,6 @@ def _beam_rows(sentences: int, keys: int, quick: bool) -> list[Row]:
     scores = torch.randn(sentences * BEAM * HEADS, 1, keys)
     return [
         time_row(
-            "attention",
             f"topk_softmax / {name}, decoding, {tuple(scores.shape)}",
             partial(topk_softmax, scores, K),
             partial(function, scores),
@@ -64,7 +63,6 @@ def _beam_rows(sentences: int, keys: int, quick: bool) -> list[Row]:
 def _attention_row(keys: int, quick: bool) -> Row:
     states = torch.randn(3, max(1, TOKENS // keys), HEADS, keys, HEAD_DIM)
     return time_row(
-        "attention",
         f"topk_attention / F.scaled_dot_product_attention, forward + backward, {tuple(states[0].shape)}",
         forward_backward(partial(topk_attention, k=K), *states),
         forward_backward(F.scaled_dot_product_attention, *states),
@@ -82,5 +80,5 @@ def run(quick: bool) -> list[Row]:
         for keys in (32,) if quick else (32, 128):
             rows += _beam_rows(sentences, keys, quick)
     models = build(quick, attention_topk=K), build(quick)
-    rows.append(train_step_row("attention", f"--attention-topk {K} / off", *models, quick, target=1.15))
+    rows.append(train_step_row(f"--attention-topk {K} / off", *models, quick, target=1.15))
     return rows

@@ -8,4 +8,4 @@ from benchmarks.timing import Row
 
 def run(quick: bool) -> list[Row]:
     models = build(quick, cross_view="gca", cross_view_fusion="mean"), build(quick)
-    return [train_step_row("cross_view", "--cross-view gca, mean / none", *models, quick, target=1.25)]
+    return [train_step_row("--cross-view gca, mean / none", *models, quick, target=1.25)]

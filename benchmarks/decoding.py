@@ -86,7 +86,6 @@ def run(quick: bool) -> list[Row]:
             for other, reference in others.items():
                 rows.append(
                     rate_row(
-                        "decoding",
                         f"decoding, {name} / {other}, beam {BEAM}, batch {sentences}",
                         ours,
                         reference,

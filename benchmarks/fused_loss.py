@@ -57,10 +57,10 @@ def run(quick: bool) -> list[Row]:
             f"fused_linear_encouraging_loss{name} / F.linear, F.cross_entropy(label_smoothing={SMOOTHING}), "
             f"forward + backward, {(tokens, width)} x {(width, classes)}"
         )
-        rows.append(time_row("fused_loss", case, ours, reference, pairs=pairs, target=1.0))
-        rows.append(memory_row("fused_loss", case, ours, reference, target=0.15))
+        rows.append(time_row(case, ours, reference, pairs=pairs, target=1.0))
+        rows.append(memory_row(case, ours, reference, target=0.15))
     case = "train step, criterion with / without --fused-output-loss"
     steps = train_step(quick, True), train_step(quick, False)
-    rows.append(time_row("fused_loss", case, *steps, pairs=pairs, target=1.0))
-    rows.append(memory_row("fused_loss", case, *steps))
+    rows.append(time_row(case, *steps, pairs=pairs, target=1.0))
+    rows.append(memory_row(case, *steps))
     return rows

@@ -78,7 +78,6 @@ def steps(quick: bool) -> list[Row]:
     shapes, (layers, width, _) = (((1, 4),), QUICK_SIZE) if quick else (((1, 32), (4, 8)), SIZE)
     return [
         time_row(
-            "iais",
             f"train step, {layers} layers, width {width}, {anchors} x {rows} rows, {kind} alignment / none",
             train_step(quick, kind, anchors, rows),
             train_step(quick, "none", anchors, rows),
@@ -116,7 +115,7 @@ def batched_and_loop(quick: bool) -> list[Row]:
         functions = [forward_backward(way, *inputs) for way in ways]
         case = f"{kind}, loss alone, {BATCH} pairs, forward + backward, one batch / a loop over pairs"
         repeats = 1 if quick else 5
-        rows.append(rate_row("iais", case, *functions, items=BATCH, unit="pairs/s", pairs=repeats, target=5))
+        rows.append(rate_row(case, *functions, items=BATCH, unit="pairs/s", pairs=repeats, target=5))
     return rows
 
 
@@ -153,7 +152,7 @@ def scoring(quick: bool) -> Row:
 
     torch.testing.assert_close(matrix().flatten(), pair_by_pair(), rtol=1e-3, atol=1e-4)
     case = f"score_matrix of {len(data)} captions, {len(data.images)} images / model(**batch) in chunks of 400"
-    return rate_row("iais", case, matrix, pair_by_pair, items=len(everything), unit="pairs/s", pairs=1 if quick else 3)
+    return rate_row(case, matrix, pair_by_pair, items=len(everything), unit="pairs/s", pairs=1 if quick else 3)
 
 
 def run(quick: bool) -> list[Row]:

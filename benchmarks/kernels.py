@@ -42,18 +42,16 @@ def attention_rows(quick: bool) -> list[Row]:
         case = f"forward + backward, k = {K}, {tuple(states[0].shape)}, bfloat16"
         plain = torch_path(ours, *states)
         target = 0.2 if length <= 512 else None
-        rows.append(
-            time_row("kernels", f"topk_attention / torch path, {case}", kernel, plain, pairs=pairs, target=target)
-        )
-        rows.append(memory_row("kernels", f"topk_attention / torch path, {case}", kernel, plain))
+        rows.append(time_row(f"topk_attention / torch path, {case}", kernel, plain, pairs=pairs, target=target))
+        rows.append(memory_row(f"topk_attention / torch path, {case}", kernel, plain))
         flash, name = forward_backward(dense, *states), "topk_attention / F.scaled_dot_product_attention"
-        rows.append(time_row("kernels", f"{name}, {case}", kernel, flash, pairs=pairs, target=2))
+        rows.append(time_row(f"{name}, {case}", kernel, flash, pairs=pairs, target=2))
     length = 32 if quick else 16_384  # where a matrix of all scores would take 512 MiB per head in bfloat16
     states = torch.randn(3, 1, HEADS, length, HEAD_DIM, dtype=DTYPE).unbind()
     case = f"{name}, forward + backward, k = {K}, {tuple(states[0].shape)}, bfloat16"
     calls = forward_backward(ours, *states), forward_backward(dense, *states)
-    rows.append(time_row("kernels", case, *calls, pairs=1 if quick else 3))
-    rows.append(memory_row("kernels", case, *calls, target=2))
+    rows.append(time_row(case, *calls, pairs=1 if quick else 3))
+    rows.append(memory_row(case, *calls, target=2))
     return rows
 
 
@@ -68,7 +66,7 @@ def norm_rows(quick: bool) -> list[Row]:
             for norm in (AdaNorm(width), LayerNormSimple(width)):
                 name, kernel = type(norm).__name__, forward_backward(norm, states)
                 plain = torch_path(norm, states)
-                row = partial(time_row, "kernels", pairs=pairs)
+                row = partial(time_row, pairs=pairs)
                 rows.append(row(f"{name} / F.layer_norm, {case}", kernel, layer_norm, target=1.1))
                 rows.append(row(f"{name} / torch path, {case}", kernel, plain))
     return rows
@@ -84,8 +82,8 @@ def convolution_rows(quick: bool) -> list[Row]:
         convolve = partial(dynamic_convolution, first=1 - size)
         kernel, plain = forward_backward(convolve, states, weights), torch_path(convolve, states, weights)
         case = f"dynamic convolution / torch path, kernel {size}, forward + backward, {tuple(states.shape)}, bfloat16"
-        rows.append(time_row("kernels", case, kernel, plain, pairs=pairs, target=1 / 3))
-        rows.append(memory_row("kernels", case, kernel, plain))
+        rows.append(time_row(case, kernel, plain, pairs=pairs, target=1 / 3))
+        rows.append(memory_row(case, kernel, plain))
     return rows
 
 

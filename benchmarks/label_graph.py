@@ -50,7 +50,6 @@ def run(quick: bool) -> list[Row]:
     size = "2 samples of 4" if quick else f"{SAMPLES} samples of {REVIEWS}"
     return [
         time_row(
-            "label_graph",
             f"train step, {name}, {size} reviews",
             train_step(quick, graph, ratio1),
             train_step(quick, None, 0.0),

@@ -40,6 +40,6 @@ def run(quick: bool) -> list[Row]:
         for name, function, bound in references:
             case = f"encouraging_loss / {name}, forward + backward, {tuple(logits.shape)}"
             reference = forward_backward(function, logits)
-            rows.append(time_row("loss", case, ours, reference, pairs=1 if quick else 7, target=bound))
-            rows.append(memory_row("loss", case, ours, reference, target=bound))
+            rows.append(time_row(case, ours, reference, pairs=1 if quick else 7, target=bound))
+            rows.append(memory_row(case, ours, reference, target=bound))
     return rows

@@ -121,14 +121,12 @@ def train_step(model: nn.Module, quick: bool) -> Function:
     return step
 
 
-def train_step_row(
-    claim: str, case: str, ours: nn.Module, reference: nn.Module, quick: bool, target: float | None = None
-) -> Row:
+def train_step_row(case: str, ours: nn.Module, reference: nn.Module, quick: bool, target: float | None = None) -> Row:
     """Training steps of two models; the case tells their parameters."""
     dtype = " in bfloat16" if on_gpu() else ""
     case = f"train step{dtype}, {case}, {parameters(ours) / 1e6:.1f}M / {parameters(reference) / 1e6:.1f}M parameters"
     steps = train_step(ours, quick), train_step(reference, quick)
-    return time_row(claim, case, *steps, pairs=1 if quick else 5, target=target)
+    return time_row(case, *steps, pairs=1 if quick else 5, target=target)
 
 
 def prepare_for_generation(model: nn.Module, beam: int, inference_dtype: str | None = None) -> nn.Module:

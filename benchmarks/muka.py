@@ -95,7 +95,6 @@ def training_rows(quick: bool) -> list[Row]:
     case = f"{len(labels)} texts of up to {batch['input_ids'].size(1)} tokens, {depth} layers"
     return [
         time_row(
-            "muka",
             f"epoch of {name} / fine-tuning with labels, {case}",
             epoch(objective, batch, signals),
             plain,
@@ -120,7 +119,6 @@ def scoring_rows(quick: bool) -> list[Row]:
 
         rows.append(
             rate_row(
-                "muka",
                 f"{PASSES} dropout passes as one batch / one after another, {size} texts",
                 together,
                 one_by_one,

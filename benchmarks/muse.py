@@ -26,9 +26,7 @@ def _decoding_rows(name: str, options: dict[str, Any], quick: bool) -> list[Row]
             reference, _ = decode(other, quick, sentences, BEAM)
             case = f"decoding, {case}, beam {BEAM}, batch {sentences}"
             pairs = 1 if quick else 9 if sentences == 1 else 3
-            rows.append(
-                rate_row("muse", case, ours, reference, items=tokens, unit="tokens/s", pairs=pairs, target=target)
-            )
+            rows.append(rate_row(case, ours, reference, items=tokens, unit="tokens/s", pairs=pairs, target=target))
     return rows
 
 
@@ -40,6 +38,6 @@ def run(quick: bool) -> list[Row]:
     rows = []
     for name, options in sizes.items():
         case = f"{name} (d={options.get('encoder_embed_dim', 'same')}) / Transformer"
-        rows.append(train_step_row("muse", case, build(quick, **options), build(quick), quick))
+        rows.append(train_step_row(case, build(quick, **options), build(quick), quick))
         rows += _decoding_rows(name, options, quick)
     return rows

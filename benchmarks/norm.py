@@ -24,9 +24,9 @@ def run(quick: bool) -> list[Row]:
         case = f"{type(norm).__name__} / F.layer_norm, forward + backward, {tuple(states.shape)}"
         ours = forward_backward(norm, states)
         reference = forward_backward(_layer_norm, states, torch.ones(states.size(1)), torch.zeros(states.size(1)))
-        rows.append(time_row("norm", case, ours, reference, pairs=1 if quick else 15, target=1.3))
-        rows.append(memory_row("norm", case, ours, reference))
+        rows.append(time_row(case, ours, reference, pairs=1 if quick else 15, target=1.3))
+        rows.append(memory_row(case, ours, reference))
     for norm_name in ("adanorm", "layernorm-simple"):
         models = build(quick, norm=norm_name), build(quick)
-        rows.append(train_step_row("norm", f"--norm {norm_name} / layernorm", *models, quick))
+        rows.append(train_step_row(f"--norm {norm_name} / layernorm", *models, quick))
     return rows

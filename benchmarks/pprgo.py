@@ -71,6 +71,6 @@ def run(quick: bool) -> list[Row]:
         ours, reference = epoch(model, shared(model, batches)), epoch(model, pairwise(model, batches))
         distinct = len(np.unique(ppr.indices))
         case = f"shared / pairwise, {labelled} rows, {ppr.nnz:,} neighbours, {distinct:,} distinct, {features} features"
-        results.append(time_row("pprgo", f"epoch, {case}", ours, reference, pairs=1 if quick else 3))
-        results.append(memory_row("pprgo", f"epoch beyond the gathered features, {case}", ours, reference))
+        results.append(time_row(f"epoch, {case}", ours, reference, pairs=1 if quick else 3))
+        results.append(memory_row(f"epoch beyond the gathered features, {case}", ours, reference))
     return results

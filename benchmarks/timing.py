@@ -31,7 +31,6 @@ class Row:
     these two medians lies between ``low`` and ``high``, but need not equal ``ratio``.
     """
 
-    claim: str
     case: str
     ours: float
     reference: float
@@ -41,6 +40,8 @@ class Row:
     low: float | None = None
     high: float | None = None
     pairs: int = 1
+    claim: str = ""
+    """Name of the file that measures it; :mod:`benchmarks.__main__` fills it in."""
 
     @property
     def more_is_better(self) -> bool:
@@ -128,15 +129,12 @@ def compare(ours: Function, reference: Function, pairs: int) -> tuple[float, flo
     return a, b, [a / b for a, b in samples]
 
 
-def _paired_row(
-    claim: str, case: str, ours: float, reference: float, unit: str, ratios: list[float], target: float | None
-) -> Row:
+def _paired_row(case: str, ours: float, reference: float, unit: str, ratios: list[float], target: float | None) -> Row:
     middle = statistics.median(ratios)
-    return Row(claim, case, ours, reference, unit, middle, target, min(ratios), max(ratios), len(ratios))
+    return Row(case, ours, reference, unit, middle, target, min(ratios), max(ratios), len(ratios))
 
 
 def time_row(
-    claim: str,
     case: str,
     ours: Function,
     reference: Function,
@@ -146,11 +144,10 @@ def time_row(
 ) -> Row:
     """A row of milliseconds per call; less is better."""
     a, b, ratios = compare(ours, reference, pairs)
-    return _paired_row(claim, case, 1e3 * a, 1e3 * b, "ms", ratios, target)
+    return _paired_row(case, 1e3 * a, 1e3 * b, "ms", ratios, target)
 
 
 def rate_row(
-    claim: str,
     case: str,
     ours: Function,
     reference: Function,
@@ -162,7 +159,7 @@ def rate_row(
 ) -> Row:
     """A row of ``items`` per second; more is better."""
     a, b, ratios = compare(ours, reference, pairs)
-    return _paired_row(claim, case, items / a, items / b, unit, [1 / ratio for ratio in ratios], target)
+    return _paired_row(case, items / a, items / b, unit, [1 / ratio for ratio in ratios], target)
 
 
 def peak_bytes(function: Function) -> int:
@@ -198,10 +195,10 @@ def _cpu_peak_bytes(function: Function) -> int:
     return peak
 
 
-def memory_row(claim: str, case: str, ours: Function, reference: Function, *, target: float | None = None) -> Row:
+def memory_row(case: str, ours: Function, reference: Function, *, target: float | None = None) -> Row:
     """A row of peak MiB per call; less is better."""
     a, b = peak_bytes(ours), peak_bytes(reference)
-    return Row(claim, case, a / 2**20, b / 2**20, "MiB", a / b, target)
+    return Row(case, a / 2**20, b / 2**20, "MiB", a / b, target)
 
 
 def forward_backward(function: Callable[..., Tensor], *inputs: Tensor) -> Function:

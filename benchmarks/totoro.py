@@ -70,10 +70,10 @@ def against_dense(name: str, nodes: int, edges: int, classes: int, quick: bool) 
         torch.testing.assert_close(ours().float(), reference(), rtol=1e-3, atol=1e-6)
         case = f"totoro / dense inverse {way}, {name}'s size: {nodes} nodes, {edges} edges, {classes} classes"
         pairs = 1 if quick else 3
-        rows.append(rate_row("totoro", case, ours, reference, items=1, unit="graphs/s", pairs=pairs, target=speed))
+        rows.append(rate_row(case, ours, reference, items=1, unit="graphs/s", pairs=pairs, target=speed))
         # The sum of two peaks that need not coincide: it can only overstate.
         a, b = (peak_bytes(function) + numpy_peak_bytes(function) for function in (ours, reference))
-        rows.append(Row("totoro", case, a / 2**20, b / 2**20, "MiB", a / b, memory))
+        rows.append(Row(case, a / 2**20, b / 2**20, "MiB", a / b, memory))
     return rows
 
 
@@ -98,9 +98,7 @@ def growth(sizes: tuple[int, ...]) -> list[Row]:
         seconds, _ = in_fresh_process(nodes)
         case = f"totoro, {nodes:,} nodes, {EDGES_A_NODE * nodes:,} edges"
         if before is not None:
-            rows.append(
-                Row("totoro", f"{case}, {CLASSES} classes / a tenth of it", seconds, before, "s", seconds / before)
-            )
+            rows.append(Row(f"{case}, {CLASSES} classes / a tenth of it", seconds, before, "s", seconds / before))
         before = seconds
 
     of_two, mebibytes = in_fresh_process(nodes, threads=THREADS)
@@ -113,8 +111,7 @@ def growth(sizes: tuple[int, ...]) -> list[Row]:
         (f"100 classes, whole process / {MAX_MIB_OF_100_CLASSES} MiB", with_100, MAX_MIB_OF_100_CLASSES, "MiB", 1),
     )
     return rows + [
-        Row("totoro", f"{case}, {name}", ours, bound, unit, ours / bound, target)
-        for name, ours, bound, unit, target in bounds
+        Row(f"{case}, {name}", ours, bound, unit, ours / bound, target) for name, ours, bound, unit, target in bounds
     ]
 
 
@@ -122,7 +119,7 @@ def many_classes(nodes: int, quick: bool) -> Row:
     graphs = [random_graph(nodes, EDGES_A_NODE * nodes, classes) for classes in (100, CLASSES)]
     hundred, ten = (partial(totoro, *graph, alpha=ALPHA) for graph in graphs)
     case = f"totoro, {nodes:,} nodes, 100 classes / {CLASSES} classes"
-    return time_row("totoro", case, hundred, ten, pairs=1 if quick else 3, target=100 / CLASSES)
+    return time_row(case, hundred, ten, pairs=1 if quick else 3, target=100 / CLASSES)
 
 
 def push_against_exact(nodes: int, quick: bool) -> Row:
@@ -133,7 +130,7 @@ def push_against_exact(nodes: int, quick: bool) -> Row:
     a, b, _ = compare(ours, reference, pairs=1)
     case = f"push_pagerank(eps=1e-4), {len(pushed)} rows / personalized_pagerank, {len(exact)} rows, {nodes:,} nodes"
     rates = len(pushed) / a, len(exact) / b
-    return Row("totoro", case, *rates, "rows/s", rates[0] / rates[1])
+    return Row(case, *rates, "rows/s", rates[0] / rates[1])
 
 
 def run(quick: bool) -> list[Row]:

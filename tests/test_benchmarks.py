@@ -16,6 +16,7 @@ from benchmarks.models import build, equal_size_options, parameters
 from benchmarks.timing import Row, memory_row, peak_bytes, rate_row, time_row
 from fairseq_ext import kernels
 from fairseq_ext.losses import encouraging_loss
+from tests.helpers import ROOT
 
 
 def test_quick_run_prints_every_ratio_and_writes_json(tmp_path, capsys):
@@ -24,6 +25,8 @@ def test_quick_run_prints_every_ratio_and_writes_json(tmp_path, capsys):
     content = json.loads(file.read_text())
     rows = content["rows"]
     assert list(dict.fromkeys(row["claim"] for row in rows)) == ["loss", "norm", "cross_view"]
+    stored = json.loads((ROOT / "docs/results/benchmarks_norm.json").read_text())["rows"]
+    assert {(*row,) for row in rows} == {(*row,) for row in stored}
     assert all(math.isfinite(row["ratio"]) and min(row["ratio"], row["ours"], row["reference"]) > 0 for row in rows)
     assert len({(row["case"], row["unit"]) for row in rows}) == len(rows)
     assert content["environment"]["torch"] == torch.__version__
@@ -101,7 +104,7 @@ def test_a_chosen_card_is_the_one_that_is_timed(monkeypatch):
     for name in ("synchronize", "reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda: cards.append(current[0]) or 1)
     with timing.inputs_on(torch.device("cuda", 3)):
-        time_row("c", "x", lambda: None, lambda: None, pairs=1)
+        time_row("x", lambda: None, lambda: None, pairs=1)
         peak_bytes(lambda: None)
     assert set(cards) == {3} and len(cards) > 8 and current == [0]
 
@@ -112,7 +115,7 @@ def test_inputs_are_made_on_the_device_and_measured_without_choosing_one():
     with timing.inputs_on(torch.device("meta")):
         x = torch.ones(3)
         assert x.device.type == "meta"
-        timing.time_row("c", "x", lambda: devices.append(torch.ones(3).device.type), lambda: x + x, pairs=1)
+        timing.time_row("x", lambda: devices.append(torch.ones(3).device.type), lambda: x + x, pairs=1)
         assert torch.ones(3).device.type == "meta"
     assert set(devices) == {"cpu"} and torch.get_default_device().type == "cpu"
 
@@ -145,9 +148,9 @@ def test_ratio_is_ours_over_reference_in_every_unit():
         return lambda: torch.ones(size).cumsum(0)
 
     heavy, light = work(400_000), work(4_000)
-    assert time_row("c", "x", heavy, light, pairs=3).ratio > 4
-    assert rate_row("c", "x", heavy, light, items=10, unit="tokens/s", pairs=3).ratio < 0.25
-    assert memory_row("c", "x", heavy, light).ratio == pytest.approx(100, rel=0.02)
+    assert time_row("x", heavy, light, pairs=3).ratio > 4
+    assert rate_row("x", heavy, light, items=10, unit="tokens/s", pairs=3).ratio < 0.25
+    assert memory_row("x", heavy, light).ratio == pytest.approx(100, rel=0.02)
 
 
 def test_ratio_spread_and_medians_are_of_the_same_pairs(monkeypatch):
@@ -155,18 +158,18 @@ def test_ratio_spread_and_medians_are_of_the_same_pairs(monkeypatch):
     samples = iter([1.0, 0.9, 2.0, 1.9, 3.0, 3.3])
     monkeypatch.setattr(timing, "_calls", lambda *_: 1)
     monkeypatch.setattr(timing, "_seconds", lambda *_: next(samples))
-    row = time_row("c", "x", print, print, pairs=3)
+    row = time_row("x", print, print, pairs=3)
     assert (row.ours, row.reference, row.pairs) == (2000.0, 1900.0, 3)
     assert (row.ratio, row.low, row.high) == pytest.approx((2 / 1.9, 3 / 3.3, 1 / 0.9))
     samples = iter([1.0, 0.9, 2.0, 1.9, 3.0, 3.3])
-    rate = rate_row("c", "x", print, print, items=4, unit="tokens/s", pairs=3)
+    rate = rate_row("x", print, print, items=4, unit="tokens/s", pairs=3)
     assert (rate.ours, rate.reference) == pytest.approx((2.0, 4 / 1.9))
     assert (rate.ratio, rate.low, rate.high) == pytest.approx((0.95, 0.9, 1.1))
     assert "[0.90, 1.10]" in format_row(rate) and "[" not in format_row(time_row_of_one())
 
 
 def time_row_of_one() -> Row:
-    return Row("c", "x", 1.0, 1.0, "ms", 1.0, low=1.0, high=1.0)
+    return Row("x", 1.0, 1.0, "ms", 1.0, low=1.0, high=1.0)
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=1, max_size=9))
@@ -175,7 +178,7 @@ def test_the_quotient_of_the_medians_lies_within_the_pairs(samples):
         times = iter(value for pair in samples for value in pair)
         patch.setattr(timing, "_calls", lambda *_: 1)
         patch.setattr(timing, "_seconds", lambda *_: next(times))
-        row = time_row("c", "x", print, print, pairs=len(samples))
+        row = time_row("x", print, print, pairs=len(samples))
     assert row.low <= row.ratio <= row.high
     # of an even number of pairs the medians are means of two samples
     if len(samples) % 2:
@@ -193,9 +196,9 @@ def test_peak_bytes_counts_what_is_alive_at_once():
 
 
 def test_target_bounds_times_from_above_and_rates_from_below():
-    assert Row("c", "x", 1.0, 1.0, "ms", 1.2, 1.1).met is False
-    assert Row("c", "x", 1.0, 1.0, "tokens/s", 1.2, 1.1).met is True
-    assert Row("c", "x", 1.0, 1.0, "ms", 1.2).met is None
+    assert Row("x", 1.0, 1.0, "ms", 1.2, 1.1).met is False
+    assert Row("x", 1.0, 1.0, "tokens/s", 1.2, 1.1).met is True
+    assert Row("x", 1.0, 1.0, "ms", 1.2).met is None
 
 
 def test_plain_formula_is_the_same_loss():

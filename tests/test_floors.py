@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import json
 import re
@@ -124,7 +125,8 @@ def fits(path: str, floor: str) -> bool:
     return path == floor or path.startswith(f"{floor}/")
 
 
-def imported(path) -> set[str]:
+@functools.cache
+def imported(path) -> frozenset[str]:
     """The absolute names of everything that a file imports, at any depth of its code."""
     package = path.relative_to(ROOT).parent.parts
     names: set[str] = set()
@@ -135,7 +137,7 @@ def imported(path) -> set[str]:
             base = list(package[: len(package) - node.level + 1]) if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             names.update(f"{module}.{alias.name}" for alias in node.names)
-    return names
+    return frozenset(names)
 
 
 def starts_with(name: str, *packages: str) -> bool:
@@ -247,6 +249,35 @@ def test_a_file_that_others_import_says_what_is_public():
     hidden = {name for name, (module, own) in of_files.items() if module in public and own not in public[module]}
     folders = {name: of_files[name][0].rpartition(".")[0].replace(".", "/") for name in hidden}
     assert {name for name in hidden if names[name] - {folders[name]}} == set()
+
+
+def passed_on(paths) -> list[str]:
+    """Names that one of the files takes from another, which itself imports them; a folder's ``__init__`` may do so."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+    borrowed = {
+        module: {
+            alias.asname or alias.name
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        for module, path in files.items()
+    }
+    return sorted(
+        f"{user}: {name}"
+        for user, path in files.items()
+        for name in imported(path)
+        if name.rpartition(".")[2] in borrowed.get(name.rpartition(".")[0], ())
+    )
+
+
+def test_a_name_is_imported_from_where_it_is_made(tmp_path, monkeypatch):
+    paths = [*SOURCES, *(path for top in ("examples", "benchmarks") for path in ROOT.glob(f"{top}/**/*.py"))]
+    assert passed_on(paths) == []
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    for name, text in {"a": "X = 1", "b": "from a import X, X as Z\nY = X", "c": "from b import X, Y"}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    assert passed_on(tmp_path.glob("*.py")) == ["c: b.X"]
 
 
 def import_cycle(paths) -> list[str]:

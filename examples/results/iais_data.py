@@ -12,9 +12,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import RidgeCV
 
 from fairseq_ext.regions.boxes import grid_cells
-from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json_lines, replacing
+from fairseq_ext.training.options import SPLITS
 from fairseq_ext.training.settings import digest, file_digest
 from vision_language.iais.data import RegionData
 from vision_language.iais.evaluate import recall_at_k

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from examples.results.muka import ENSEMBLE
 from examples.results.muka_teachers import OF_TEACHERS, SETTINGS, TITLES, add_teachers, pretrained, sources, taught
 from examples.results.paired import Paired
 from examples.results.report import environments, mean_spread, of_seeds
@@ -16,7 +17,6 @@ from vision_language.muka.evaluate import evaluate_classifiers
 from vision_language.muka.merge import merged_classifier
 from vision_language.muka.models import load_classifiers, save_classifier
 
-ENSEMBLE = "ensemble of the teachers"
 SCALES = {"average": None, "task arithmetic, λ = 0.4": 0.4, "task arithmetic, λ = 1": 1.0}
 """Each rule, and its factor of the sum of the task vectors; none: the average."""
 ALIKE = [name for name, setting in SETTINGS.items() if len({*setting.layers}) < 2]

@@ -6,9 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import DataError
 from fairseq_ext.training.files import read_json, write_json
+from fairseq_ext.training.options import SPLITS
 from fairseq_ext.training.settings import digest, file_digest
 
 __all__ = ["FILE", "check_files", "split_checksums", "write_checksums"]

@@ -16,10 +16,10 @@ from fairseq_ext.captions.vocabulary import Vocabulary
 from fairseq_ext.captions.writer import SplitWriter
 from fairseq_ext.regions.boxes import Regions
 from fairseq_ext.regions.feature_files import boxes_folder
-from fairseq_ext.regions.splits import SPLITS, drawn
+from fairseq_ext.regions.splits import drawn
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, staged_folder, write_json
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.settings import digest
 

@@ -10,10 +10,9 @@ from fairseq_ext.captions.evaluation import METRICS, TOKENIZERS, Evaluation
 from fairseq_ext.captions.generated import read_generated, write_results
 from fairseq_ext.captions.java import SCORERS
 from fairseq_ext.captions.store import Preparation, Split
-from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import output_folder, read_json, write_json, writing_to
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option
 
 __all__ = ["GeneratedOptions", "ScoreOptions", "score"]
 

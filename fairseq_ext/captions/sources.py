@@ -13,10 +13,10 @@ from fairseq_ext.regions.feature_files import FeatureSet, Images, open_features
 from fairseq_ext.regions.json_files import read_instances, read_karpathy, read_sizes
 from fairseq_ext.regions.names import few, image_key
 from fairseq_ext.regions.region_files import FeatureFiles, Record, category_names, read_records, split_file
-from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.arrays import read_array
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, read_json_lines
+from fairseq_ext.training.options import SPLITS
 
 __all__ = ["Source", "published_source", "region_source"]
 

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 
 from fairseq_ext.captions.checksums import check_files
-from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.arrays import load_npz
 from fairseq_ext.training.errors import DataError, choose
 from fairseq_ext.training.files import read_json, read_json_lines, write_json
+from fairseq_ext.training.options import SPLITS
 
 __all__ = ["KINDS", "Preparation", "Split", "split_sizes"]
 

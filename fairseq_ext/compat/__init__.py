@@ -32,6 +32,7 @@ long sentences     sentences above the model's positions end ``fairseq-generate`
 whole shares       the empty batches that fill up the share of a process end ``fairseq-validate`` in a ``KeyError``;
                    with nothing to read ``fairseq-eval-lm`` prints a perplexity of 1 and ``fairseq-generate`` ends in a
                    traceback; one of several processes prints the score of its share as that of the whole set.
+absent models      a checkpoint whose architecture is not loaded ends in ``KeyError: '_name'``.
 single models      ``--task multilingual_translation`` with an architecture that has a dataclass ends in an error of
                    omegaconf.
 bfloat16           ``--bf16`` and ``--memory-efficient-bf16`` on a command line are taken for ``--tpu``.
@@ -80,6 +81,7 @@ from fairseq_ext.compat.help import show_whole_help
 from fairseq_ext.compat.inference import add_inference_dtype
 from fairseq_ext.compat.messages import (
     name_absent_configurations,
+    name_absent_models,
     name_captioned_images,
     name_damaged_checkpoints,
     name_damaged_data,
@@ -158,6 +160,7 @@ _REPAIRS: dict[str, Callable[[], bool]] = {
     "damaged data": name_damaged_data,
     "long sentences": name_long_sentences,
     "whole shares": read_whole_shares,
+    "absent models": name_absent_models,
     "single models": name_single_models,
     "bfloat16": keep_bfloat16_off_tpus,
     "hydra refusals": end_hydra_in_one_line,

@@ -13,11 +13,12 @@ import numpy as np
 
 from fairseq_ext.compat.generation import task_options
 from fairseq_ext.compat.wrapping import wrapping
-from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from fairseq_ext.training.files import load_safely
 
 __all__ = [
     "name_absent_configurations",
+    "name_absent_models",
     "name_captioned_images",
     "name_damaged_checkpoints",
     "name_damaged_data",
@@ -87,6 +88,23 @@ def name_absent_configurations() -> bool:
         near = difflib.get_close_matches(name, map(str, files), n=1, cutoff=0.3)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise OptionError(f"--config-name: there is no {name}.yaml in {', '.join(map(str, folders))}{hint}")
+    return True
+
+
+def name_absent_models() -> bool:
+    """Refuse a model whose architecture is not loaded, by the name that its configuration has."""
+    from fairseq import models
+
+    @wrapping(models, "build_model")
+    def build_model(upstream: Any, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+        if name and name not in models.ARCH_MODEL_REGISTRY and name not in models.MODEL_DATACLASS_REGISTRY:
+            raise CheckpointError(
+                f"the model is of --arch {name}, which is not loaded: no checkpoint can be read without its "
+                "architecture; --user-dir loads the folder that has it"
+            )
+        return upstream(cfg, *args, **kwargs)
+
     return True
 
 

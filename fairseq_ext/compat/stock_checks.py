@@ -97,7 +97,6 @@ def check_stock_values(cfg: Any, command: str) -> None:
     if trains:
         _check_formats(cfg)
         _check_processes(cfg)
-        _check_captions(cfg)
     else:
         _check_shares(cfg, command)
     for place, least in LEAST.items():
@@ -142,15 +141,6 @@ def _check_formats(cfg: Any) -> None:
             raise OptionError(
                 f"--{name}: trains on a GPU, and {without}; without one train --memory-efficient-fp16 and --bf16"
             )
-
-
-def _check_captions(cfg: Any) -> None:
-    trained, validated = _value(cfg, "dataset.train_subset"), str(_value(cfg, "dataset.valid_subset")).split(",")
-    if _value(cfg, "task.eval_captions") and trained in validated:
-        raise OptionError(
-            f"--valid-subset {trained}: --eval-captions captions none of the images that are trained on, whose scores "
-            "would be 0; leave that set out, or --eval-captions"
-        )
 
 
 def _check_shares(cfg: Any, command: str) -> None:

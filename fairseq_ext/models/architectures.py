@@ -14,7 +14,7 @@ import fairseq_ext.models.captioning
 import fairseq_ext.models.language_model
 import fairseq_ext.models.transformer  # noqa: F401  (a preset needs its model registered)
 from fairseq_ext.models.ext_options import ExtOptions
-from fairseq_ext.recipes import EARLIER_NAMES, PRESETS, Preset, values
+from fairseq_ext.recipes import PRESETS, Preset, values
 from fairseq_ext.training.options import idle_fields
 
 
@@ -39,6 +39,5 @@ def _architecture(name: str, preset: Preset) -> Callable[[Any], None]:
     return fill_in
 
 
-_earlier = {old: PRESETS[new]._replace(summary=f"Earlier name of {new}.") for old, new in EARLIER_NAMES.items()}
-for _name, _preset in (PRESETS | _earlier).items():
+for _name, _preset in PRESETS.items():
     register_model_architecture(_preset.model, _name)(_architecture(_name, _preset))

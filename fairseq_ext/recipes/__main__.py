@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fairseq_ext.recipes import EARLIER_NAMES, RECIPES
+from fairseq_ext.recipes import RECIPES
 from fairseq_ext.recipes.hydra import to_yaml
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def main(folder: Path = CONF) -> None:
-    """Write every file, also under the recipe's earlier name, and remove those of recipes that are gone."""
-    recipes = RECIPES | {earlier: RECIPES[name] for earlier, name in EARLIER_NAMES.items()}
+    """Write every file, and remove those of recipes that are gone."""
     for path in folder.glob("*.yaml"):
-        if path.stem not in recipes:
+        if path.stem not in RECIPES:
             path.unlink()
-    for name, recipe in recipes.items():
+    for name, recipe in RECIPES.items():
         (folder / f"{name}.yaml").write_text(to_yaml(recipe), encoding="utf-8")
 
 

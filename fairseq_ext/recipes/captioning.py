@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fairseq_ext.recipes.recipe import Data, Recipe
-from fairseq_ext.recipes.settings import OURS, by
 from fairseq_ext.recipes.translation import ADAM, SMOOTHED
+from fairseq_ext.training.sources import OURS, by
 
 __all__ = ["CAPTIONING"]
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from fairseq_ext.recipes.presets import PRESETS
 from fairseq_ext.recipes.recipe import Recipe, values
-from fairseq_ext.recipes.settings import SECTIONS, SourcedValues, by
+from fairseq_ext.recipes.sections import SECTIONS
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import flag
+from fairseq_ext.training.sources import SourcedValues, by
 
 __all__ = ["adapted", "commands", "more_tokens", "sources"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fairseq_ext.recipes.recipe import Recipe
-from fairseq_ext.recipes.settings import OURS, by
 from fairseq_ext.recipes.translation import AVERAGED, ENCOURAGING, EPOCHS, INVERSE_SQRT, data_set
+from fairseq_ext.training.sources import OURS, by
 
 __all__ = ["EQUAL_SETTINGS"]
 

@@ -8,7 +8,8 @@ import yaml
 
 from fairseq_ext.recipes.presets import PRESETS
 from fairseq_ext.recipes.recipe import Recipe
-from fairseq_ext.recipes.settings import SECTIONS, SourcedValues
+from fairseq_ext.recipes.sections import SECTIONS
+from fairseq_ext.training.sources import SourcedValues
 
 __all__ = ["to_yaml"]
 

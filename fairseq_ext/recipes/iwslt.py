@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fairseq_ext.recipes.presets import both
 from fairseq_ext.recipes.recipe import Recipe
-from fairseq_ext.recipes.settings import OURS, SourcedValues, both, by
 from fairseq_ext.recipes.sources import (
     ADANORM_SCRIPT,
     ENCOURAGING_DE_EN_SCRIPT,
@@ -30,6 +30,7 @@ from fairseq_ext.recipes.translation import (
     data_set,
     evaluation,
 )
+from fairseq_ext.training.sources import OURS, SourcedValues, by
 
 __all__ = ["IWSLT_RECIPES"]
 

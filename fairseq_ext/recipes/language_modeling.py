@@ -6,8 +6,8 @@ The papers trained other models on enwik8, with a memory of earlier blocks: do n
 from __future__ import annotations
 
 from fairseq_ext.recipes.recipe import Data, Recipe
-from fairseq_ext.recipes.settings import OURS, by
 from fairseq_ext.recipes.sources import BAEVSKI, SPAN_SCRIPT
+from fairseq_ext.training.sources import OURS, by
 
 __all__ = ["LANGUAGE_MODELING"]
 

@@ -14,9 +14,8 @@ wmt_en_fr_big       1024   4096   16     6 + 6    transformer_vaswani_wmt_en_fr_
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from fairseq_ext.recipes.settings import OURS, SourcedValues, both, by
 from fairseq_ext.recipes.sources import (
     ADANORM_CODE,
     ADANORM_PAPER,
@@ -30,8 +29,9 @@ from fairseq_ext.recipes.sources import (
     SPAN_SCRIPT,
     T2T_SCRIPT,
 )
+from fairseq_ext.training.sources import OURS, SourcedValues, by
 
-__all__ = ["EARLIER_NAMES", "PRESETS", "Preset"]
+__all__ = ["PRESETS", "Preset", "both"]
 
 
 class Preset(NamedTuple):
@@ -40,6 +40,11 @@ class Preset(NamedTuple):
     summary: str
     settings: SourcedValues
     model: str = "transformer_ext"
+
+
+def both(**values: Any) -> dict[str, Any]:
+    """The same ``values`` for the encoder and the decoder."""
+    return {f"{side}_{option}": value for side in ("encoder", "decoder") for option, value in values.items()}
 
 
 IWSLT = by("fairseq, transformer_iwslt_de_en", **both(embed_dim=512, ffn_embed_dim=1024, attention_heads=4, layers=6))
@@ -247,6 +252,3 @@ PRESETS: dict[str, Preset] = {
         model="captioning_transformer_ext",
     ),
 }
-
-EARLIER_NAMES = {"explicit_sparse_captioning_coco": "explicit_sparse_transformer_coco"}
-"""What presets and recipes were called before: checkpoints and commands that have these names go on working."""

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from fairseq_ext.recipes.presets import PRESETS
-from fairseq_ext.recipes.settings import SourcedValues
+from fairseq_ext.training.sources import SourcedValues
 
 __all__ = ["Data", "Recipe", "values"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fairseq_ext.recipes.recipe import Data
-from fairseq_ext.recipes.settings import OURS, SourcedValues, by
 from fairseq_ext.recipes.sources import ENCOURAGING_SCRIPTS
+from fairseq_ext.training.sources import OURS, SourcedValues, by
 
 __all__ = [
     "ADAM",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fairseq_ext.recipes.recipe import Recipe
-from fairseq_ext.recipes.settings import OURS, SourcedValues, by
 from fairseq_ext.recipes.sources import MUSE_README
 from fairseq_ext.recipes.translation import COSINE, ENCOURAGING, EPOCHS, INVERSE_SQRT, data_set, evaluation
+from fairseq_ext.training.sources import OURS, SourcedValues, by
 
 __all__ = ["WMT_RECIPES"]
 

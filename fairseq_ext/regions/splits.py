@@ -6,9 +6,8 @@ import random
 from collections.abc import Sequence
 
 from fairseq_ext.training.errors import OptionError
-from fairseq_ext.training.options import SPLITS
 
-__all__ = ["SPLITS", "drawn"]
+__all__ = ["drawn"]
 
 
 def drawn(keys: Sequence[str], valid: int, test: int, seed: int) -> dict[str, str]:

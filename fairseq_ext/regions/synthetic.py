@@ -8,10 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import replacing, writing_to
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option
 
 __all__ = ["THINGS", "SceneOptions", "synthesize"]
 

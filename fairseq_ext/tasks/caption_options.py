@@ -80,7 +80,10 @@ def check_options(cfg: Any, preparation: Preparation) -> Any:
     if cfg.post_process and preparation.tokenizer == "word":
         raise OptionError(f"--post-process {cfg.post_process}: the captions are of words, there are no pieces to join")
     if cfg.eval_captions and cfg.train_subset in cfg.valid_subset.split(","):
-        raise OptionError(f"--eval-captions: --valid-subset {cfg.valid_subset} has what is trained on")
+        raise OptionError(
+            f"--valid-subset {cfg.valid_subset}: --eval-captions captions none of the images that are trained on "
+            f"({cfg.train_subset}), whose scores would be 0; leave that set out, or --eval-captions"
+        )
     if cfg.best_checkpoint_metric in SCORES:
         metric = f"--best-checkpoint-metric {cfg.best_checkpoint_metric}"
         if not cfg.eval_captions:

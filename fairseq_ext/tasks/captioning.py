@@ -17,7 +17,6 @@ from fairseq_ext.captions.checksums import split_checksums
 from fairseq_ext.captions.generated import joined
 from fairseq_ext.captions.store import Preparation, Split
 from fairseq_ext.regions.region_files import category_names
-from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.tasks.caption_dataset import CaptionDataset
 from fairseq_ext.tasks.caption_options import BEAM, MAX_LEN, CaptioningConfig, check_options
 from fairseq_ext.tasks.caption_scorer import HOW_TO_SCORE
@@ -25,7 +24,7 @@ from fairseq_ext.tasks.caption_scores import SCORES, SUMS, ReferenceScores
 from fairseq_ext.tasks.caption_state import compare_images, compare_states
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import load_safely
-from fairseq_ext.training.options import flag
+from fairseq_ext.training.options import SPLITS, flag
 
 __all__ = ["CaptioningTask", "Pieces"]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, write_json, writing_to
+from fairseq_ext.training.locks import locked
 from fairseq_ext.training.settings import Settings
 
 __all__ = ["Output", "PartialFile", "check_place", "opened"]
@@ -109,14 +109,14 @@ def opened(out: str, settings: Mapping[str, Any], resume: bool) -> Iterator[Outp
         yield Output()
         return
     path = Path(out)
-    with writing_to(path.parent):
+    with writing_to(path.parent), ExitStack() as held:
         partial = _beside(path, "partial")
         partial.touch()
+        try:
+            held.enter_context(locked(partial, wait=False))
+        except BlockingIOError:
+            raise OptionError(f"--out: another process is writing {path}") from None
         with partial.open("r+b") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OptionError(f"--out: another process is writing {path}") from None
             output = PartialFile(path, handle, Settings(settings), resume)
             try:
                 yield output

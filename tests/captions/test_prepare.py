@@ -17,8 +17,8 @@ from fairseq_ext.captions.sources import region_source
 from fairseq_ext.captions.store import KINDS, Preparation, Split
 from fairseq_ext.captions.vocabulary import Vocabulary
 from fairseq_ext.captions.writer import SplitWriter
-from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.errors import InputError
+from fairseq_ext.training.options import SPLITS
 from tests.captions.images import COLUMNS, ROWS, SIZE, THINGS, prepared, write_captioned
 from tests.helpers import require_data
 from tests.regions.files import (

@@ -12,7 +12,7 @@ import typing
 import numpy as np
 import pytest
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, models
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.registry import REGISTRIES
@@ -105,6 +105,13 @@ def test_options_of_a_chosen_encoder_are_no_idle_overrides(model, kind, name, ca
     cfg[kind] = None
     checkpoint_utils.overwrite_args_by_name(cfg, given | {"mistyped": 1})
     assert "this checkpoint has no option mistyped (" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [OmegaConf.create, lambda values: argparse.Namespace(**values)])
+@pytest.mark.parametrize("option", ["_name", "arch"])
+def test_a_model_whose_architecture_is_not_loaded_is_refused_by_its_name(kind, option):
+    with pytest.raises(CheckpointError, match=r"^the model is of --arch gone, which is not loaded: .*--user-dir"):
+        models.build_model(kind({option: "gone", "dropout": 0.1}), task=None)
 
 
 def test_copy_replaces(tmp_path):

@@ -165,16 +165,6 @@ def test_a_number_format_of_gpus_is_refused_on_a_cpu(monkeypatch, gpu, cpu):
             check_stock_values(cfg, "train")
 
 
-def test_images_that_are_trained_on_are_not_captioned():
-    cfg = config("dataset", {"batch_size": 4, "train_subset": "train", "valid_subset": "valid,train"})
-    check_stock_values(cfg, "train")
-    cfg.task.eval_captions = True
-    with pytest.raises(OptionError, match=r"^--valid-subset train: --eval-captions captions none of the images"):
-        check_stock_values(cfg, "train")
-    cfg.dataset.valid_subset = "valid"
-    check_stock_values(cfg, "train")
-
-
 def test_processes_that_share_a_set_do_not_pass_for_one(caplog, monkeypatch):
     cfg = config("distributed_training.distributed_world_size", 2)
     check_stock_values(cfg, "generate")

@@ -18,8 +18,9 @@ NAMES = [
     *("safe checkpoints", "whole checkpoints", "overrides", "last batch", "resumed batches", "numpy names"),
     *("cached data", "huffman data", "dictionary flags", "plain encoders", "mbart task", "diverse beams"),
     *("replace unk", "short sentences", "damaged files", "damaged data", "long sentences", "whole shares"),
-    *("single models", "bfloat16", "hydra refusals", "hydra names", "whole help", "refusals", "captioned images"),
+    *("absent models", "single models", "bfloat16", "hydra refusals", "hydra names", "whole help", "refusals"),
     *(
+        "captioned images",
         "refusals of all",
         "resumed place",
         "resumed task",

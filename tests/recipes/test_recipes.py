@@ -14,7 +14,7 @@ from fairseq import options
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults, hydra_init
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf, omegaconf_no_object_check
-from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
+from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.optim import build_optimizer
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
@@ -26,12 +26,12 @@ import fairseq_ext
 from examples.language_modeling import bpc
 from examples.translation import score
 from fairseq_ext.captions.__main__ import main as captions_main
-from fairseq_ext.recipes import EARLIER_NAMES, PRESETS, RECIPES, Recipe, find, values
+from fairseq_ext.recipes import PRESETS, RECIPES, Recipe, find, values
 from fairseq_ext.recipes.__main__ import CONF, main
 from fairseq_ext.recipes.commands import GIVEN, adapted, commands, sources
 from fairseq_ext.recipes.equal_settings import EQUAL_SETTINGS
 from fairseq_ext.recipes.hydra import LISTS, RATE
-from fairseq_ext.recipes.settings import SECTIONS
+from fairseq_ext.recipes.sections import SECTIONS
 from fairseq_ext.training.errors import OptionError
 from tests.helpers import ROOT, pasted
 
@@ -104,19 +104,6 @@ def test_equal_settings_are_equal(recipe: Recipe) -> None:
     assert training.items() <= values(baseline.training).items()
     assert (model["dropout"], model["share_all_embeddings"]) == (0.3, True)
     assert model.get("init", "fairseq") == ("km" if recipe.method.startswith("muse") else "fairseq")
-
-
-@pytest.mark.parametrize(("earlier", "name"), EARLIER_NAMES.items())
-def test_an_earlier_name_is_the_recipe_of_now(earlier: str, name: str) -> None:
-    assert find(earlier) is RECIPES[name] and earlier not in RECIPES
-    task = RECIPES[name].training["task"].value
-
-    def parsed(arch: str) -> dict[str, Any]:
-        return vars(options.parse_args_and_arch(options.get_training_parser(task), ["data", "--arch", arch]))
-
-    old, new = parsed(earlier), parsed(name)
-    assert (old.pop("arch"), new.pop("arch")) == (earlier, name) and old == new
-    assert ARCH_MODEL_REGISTRY[earlier] is ARCH_MODEL_REGISTRY[name]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +271,7 @@ def test_the_files_of_hydra_are_those_that_the_table_makes(tmp_path: Path) -> No
     (tmp_path / "of_a_recipe_that_is_gone.yaml").touch()
     main(tmp_path)
     written, stored = ({file.name: file.read_text() for file in folder.iterdir()} for folder in (tmp_path, CONF))
-    assert written.keys() == stored.keys() == {f"{name}.yaml" for name in (*RECIPES, *EARLIER_NAMES)}
+    assert written.keys() == stored.keys() == {f"{name}.yaml" for name in RECIPES}
     drift = [name for name in written if written[name] != stored[name]]
     assert not drift, "run `make recipes`"
 

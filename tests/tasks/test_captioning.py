@@ -237,7 +237,7 @@ REFUSED = [
     ({"post_process": "sentencepiece"}, "--post-process sentencepiece: the captions are of words"),
     (scored(max_valid_steps=1), "--eval-captions: scores are of all images, --max-valid-steps 1 of some"),
     (scored(disable_validation=True), "--eval-captions: has no effect with --disable-validation"),
-    (scored(valid_subset="valid,train"), "--eval-captions: --valid-subset valid,train has what is trained on"),
+    (scored(valid_subset="valid,train"), "--valid-subset valid,train: .*trained on .train.*; leave that set out"),
     ({"best_checkpoint_metric": "cider"}, "--best-checkpoint-metric cider: needs --eval-captions"),
     (scored(best_checkpoint_metric="bleu4"), "--best-checkpoint-metric bleu4: needs --maximize-best-checkpoint-metric"),
     (searched("[3]"), '--eval-captions-args .*: must be a mapping like {"beam": 3}'),

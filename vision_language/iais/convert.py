@@ -15,11 +15,11 @@ from fairseq_ext.regions.caption_files import read_captions
 from fairseq_ext.regions.feature_files import Images, open_features
 from fairseq_ext.regions.json_files import read_instances, read_karpathy, read_sizes
 from fairseq_ext.regions.region_files import split_name
-from fairseq_ext.regions.splits import SPLITS, drawn
+from fairseq_ext.regions.splits import drawn
 from fairseq_ext.training.arrays import write_npy
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import replacing, writing_to
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option
 from fairseq_ext.training.progress import progress
 
 __all__ = ["ConvertOptions", "convert"]

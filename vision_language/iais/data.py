@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fairseq_ext.modules.visual import box_geometry
 from fairseq_ext.regions.region_files import FeatureFiles, category_names, read_records, split_file
-from fairseq_ext.regions.splits import SPLITS
 from fairseq_ext.training.arrays import read_array
 from fairseq_ext.training.errors import DataError, OptionError
+from fairseq_ext.training.options import SPLITS
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.settings import digest
 

@@ -14,9 +14,9 @@ from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase, PreTra
 
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from fairseq_ext.training.flags import Device
-from fairseq_ext.training.options import option
+from fairseq_ext.training.options import SPLITS, option
 from fairseq_ext.training.pretrained import load_tokenizer, read_weights
-from vision_language.iais.data import SPLITS, Collator, RegionData, read_regions, read_splits
+from vision_language.iais.data import Collator, RegionData, read_regions, read_splits
 from vision_language.iais.model import RegionRetriever, RegionRetrieverConfig
 from vision_language.iais.options import SCRATCH, Options
 

@@ -10,6 +10,7 @@ from examples.results.paired import p_value
 from examples.results.planned import not_measured
 from examples.results.report import agree, commands, common, environments, mean_spread, of_seeds
 from examples.results.translation.experiments import (
+    BASELINE,
     DATA,
     GRID,
     LEARNING_RATE,
@@ -19,7 +20,7 @@ from examples.results.translation.experiments import (
     settings_of,
     warmup,
 )
-from examples.results.translation.figures import BASELINE, best_bits, draw_table, gains, links
+from examples.results.translation.figures import best_bits, draw_table, gains, links
 
 __all__ = ["dataset", "draw", "heading", "section"]
 

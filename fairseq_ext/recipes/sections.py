@@ -1,18 +1,8 @@
-"""Values that fairseq's recipes share, each under fairseq's own name, and fairseq's groups of options."""
+"""fairseq's groups of options, in the order in which recipes are written."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from fairseq_ext.training.sources import OURS, Setting, SourcedValues, by
-
-__all__ = ["OURS", "SECTIONS", "Setting", "SourcedValues", "both", "by"]
-
-
-def both(**values: Any) -> dict[str, Any]:
-    """The same ``values`` for the encoder and the decoder."""
-    return {f"{side}_{option}": value for side in ("encoder", "decoder") for option, value in values.items()}
-
+__all__ = ["SECTIONS"]
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "common": ("seed", "cpu", "fp16", "log_format", "log_interval"),
@@ -30,4 +20,4 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *("best_checkpoint_metric", "maximize_best_checkpoint_metric"),
     ),
 }
-"""fairseq's groups of options, in the order in which recipes are written, with those options that recipes set."""
+"""Each group with those of its options that recipes set."""
