@@ -86,7 +86,6 @@ MAY_IMPORT = {
         "graph.remembered",
         "torch_geometric",
         "scipy",
-        "sklearn",
         "numba",
         "networkx",
         "accelerate",
