@@ -87,7 +87,6 @@ MAY_IMPORT = {
         "graph.remembered",
         "torch_geometric",
         "scipy",
-        "sklearn",
         "numba",
         "networkx",
         "accelerate",

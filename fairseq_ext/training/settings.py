@@ -15,6 +15,9 @@ from fairseq_ext.training.options import OptionSet
 
 __all__ = ["Settings", "digest", "file_digest", "files_digest"]
 
+# Values that are copied at a time.
+BLOCK = 1 << 20
+
 
 def digest(*parts: Any) -> str:
     """SHA-256 of tensors, arrays and JSON values: of their contents, types, shapes and order.
@@ -54,7 +57,10 @@ def _pieces(part: Any) -> Iterator[Any]:
         except TypeError:  # a type that NumPy lacks, such as bfloat16
             array, kind = torch.as_tensor(part).reshape(-1).view(torch.uint8).numpy(), str(part.dtype)
         yield json.dumps([kind, part.shape]).encode()
-        yield np.ascontiguousarray(array).data
+        # Only blocks are copied: a memory map in Fortran's order may not fit into the memory as a whole.
+        blocks = [array] if array.flags.c_contiguous else np.array_split(array, array.size // BLOCK + 1)
+        for block in blocks:
+            yield np.ascontiguousarray(block).data
     else:
         yield json.dumps(part, sort_keys=True).encode()
 

@@ -13,23 +13,35 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 from fairseq_ext.training.errors import OptionError
 from graph.renode.pagerank import check_alpha
 from graph.renode.ppnp import ExactPageRank
-from graph.renode.propagation import FixedAPPNP, FixedChebConv, FixedGCNConv, FixedPowers, FixedSAGEConv
+from graph.renode.propagation import (
+    FixedAPPNP,
+    FixedChebConv,
+    FixedGCNConv,
+    FixedPowers,
+    FixedSAGEConv,
+    Propagation,
+)
 
 __all__ = ["APPNP", "GAT", "GCN", "PPNP", "SGC", "Cheb", "GraphSAGE"]
+
+
+def _shared(layers: nn.ModuleList) -> Propagation | None:
+    """The propagation of the layers before, if any: all layers of a model propagate over one graph."""
+    return layers[0].propagation if len(layers) else None  # type: ignore[return-value]
 
 
 class GCN(torch_geometric.nn.models.GCN):
     """``GCN`` for a graph that stays the same."""
 
     def init_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> MessagePassing:
-        return FixedGCNConv(in_channels, out_channels)
+        return FixedGCNConv(in_channels, out_channels, _shared(self.convs))
 
 
 class GraphSAGE(torch_geometric.nn.models.GraphSAGE):
     """``GraphSAGE``, with the mean, for a graph that stays the same."""
 
     def init_conv(self, in_channels: Any, out_channels: int, **kwargs: Any) -> MessagePassing:
-        return FixedSAGEConv(in_channels, out_channels)
+        return FixedSAGEConv(in_channels, out_channels, _shared(self.convs))
 
 
 class Cheb(BasicGNN):
@@ -38,7 +50,7 @@ class Cheb(BasicGNN):
     supports_edge_weight, supports_edge_attr = True, False
 
     def init_conv(self, in_channels: Any, out_channels: int, **kwargs: Any) -> MessagePassing:
-        return FixedChebConv(in_channels, out_channels, K=2)
+        return FixedChebConv(in_channels, out_channels, 2, _shared(self.convs))
 
 
 class GAT(BasicGNN):

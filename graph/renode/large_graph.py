@@ -22,6 +22,9 @@ from graph.renode.pagerank import binary_adjacency
 
 __all__ = ["LargeGraph", "LargeGraphOptions", "read_large_graph"]
 
+# Values that are checked at a time.
+BLOCK = 1 << 20
+
 
 @dataclass(frozen=True)
 class LargeGraph:
@@ -29,7 +32,8 @@ class LargeGraph:
 
     Args:
         edge_index: (2, E) edges; duplicates count once, and neither directions nor self-loops are added.
-        x: (n, F) features: an array, a memory map (only the rows in use are read), a tensor or a scipy CSR array.
+        x: (n, F) features: an array, a memory map, a tensor or a scipy CSR array. A memory map is read as a whole here,
+            which looks for NaN, and by ``digest``, but never held as a whole; else only the rows in use are read.
         y: (n,) classes, an array or a tensor.
         masks: the graph's own ``train_mask``, ``val_mask`` and ``test_mask``, where it has them.
 
@@ -56,9 +60,7 @@ class LargeGraph:
             raise DataError(f"features: real numbers are needed, got {self.x.dtype}")
         if not len(self.y) or self.y.min() < 0:
             raise DataError("labels: every node needs a class, and classes are numbered from 0")
-        values = self.x.data if sparse.issparse(self.x) else self.x
-        # Blocks, so that a memory map is never held as a whole.
-        if not all(np.isfinite(values[start : start + 65536]).all() for start in range(0, len(values), 65536)):
+        if not _all_finite(self.x.data if sparse.issparse(self.x) else self.x):
             raise DataError("features: NaN or infinite values")
 
     @property
@@ -90,6 +92,12 @@ class LargeGraph:
         """
         masks = {name: data[name] for name in MASKS if data.get(name) is not None}
         return cls(edges_of(data, "data."), data.x, data.y, masks)
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite, found out a block of rows at a time, whatever the shape."""
+    rows = max(1, BLOCK * len(values) // max(1, values.size))
+    return all(np.isfinite(values[start : start + rows]).all() for start in range(0, len(values), rows))
 
 
 def read_large_graph(path: str | Path, features: str | Path | None = None) -> LargeGraph:

@@ -162,10 +162,7 @@ class RowBatches:
         """This process's share of the given rows."""
         own = rows[self.rank :: self.world]
         ppr = self.ppr[own]
-        # Marking beats sorting: np.unique over all neighbours would cost more than the training step itself.
-        present = np.zeros(ppr.shape[1], bool)
-        present[ppr.indices] = True
-        neighbours = np.flatnonzero(present)
+        neighbours = _distinct(ppr.indices, ppr.shape[1])
         self._place[neighbours] = np.arange(len(neighbours))
         shape = (len(own), len(neighbours))
         local = sparse.csr_array((ppr.data, self._place[ppr.indices].astype(np.int32), ppr.indptr), shape=shape)
@@ -176,6 +173,16 @@ class RowBatches:
             torch.from_numpy(self.weight[own]).to(self.device),
             len(rows),
         )
+
+
+def _distinct(ids: np.ndarray, size: int) -> np.ndarray:
+    """The sorted distinct ``ids``, at a cost that depends on how many they are, not on ``size``, which is above each."""
+    if size > 16 * len(ids):
+        return np.unique(ids)
+    # Marking beats sorting here: np.unique would cost more than the training step itself.
+    present = np.zeros(size, bool)
+    present[ids] = True
+    return np.flatnonzero(present)
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
 """Layers of torch_geometric for a graph that stays the same from step to step: propagation as one sparse product.
 
 Each layer has the parameters and the results of its parent, but a ``propagate`` of its own: the sparse matrix of a
-graph is made anew only for another graph, and input without gradient is propagated only once. In full-batch training
-the raw features are the same at every step, and for most graphs they are the widest thing that is ever propagated. Kept
-inputs are compared by content (:class:`~graph.remembered.Remembered`), so that layers stay functions of their
-arguments, unlike with ``cached=True``. Explainers, hooks and ``torch.func`` find the messages of the parent.
+graph is made anew only for another graph, the layers of a model share one, and a first layer that propagates the raw
+features does so only once. In full-batch training these are the same at every step, and for most graphs they are the
+widest thing that is ever propagated. Kept inputs are compared by content (:class:`~graph.remembered.Remembered`), so
+that layers stay functions of their arguments, unlike with ``cached=True``. Explainers, hooks and ``torch.func`` find
+the messages of the parent.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def gcn_weights(edge_index: Tensor, weight: Tensor | None, num_nodes: int, dtype
 class Propagation:
     """The product ``A x`` with the sparse matrix A of a graph, ``A[target, source] = weight``.
 
+    The matrix of the last graph is kept: give one object to all layers that propagate over the same graph.
+
     Args:
         weighting: gives the edges and weights of A from ``edge_index``, weights (or None), the number of nodes, and a
             type.
@@ -68,6 +71,7 @@ class Propagation:
         - x: (n, features). Half precision is summed in float32, under ``torch.autocast`` as well.
         - edge_index: (2, edges).
         - weight: (edges,), without gradient: A is constant. Default: ones.
+        - remember: whether x and the result are kept for a next call with an equal x. Default: False.
         - output: (n, features), of the type of x.
 
     Raises:
@@ -78,10 +82,11 @@ class Propagation:
         self.weighting = weighting
         self.product = Remembered(functools.partial(_product, weighting))
 
-    def __call__(self, x: Tensor, edge_index: Tensor, weight: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, edge_index: Tensor, weight: Tensor | None = None, remember: bool = False) -> Tensor:
         exact = _at_least_single(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            return self.product(edge_index, weight, len(x), exact)(x.to(exact)).to(x.dtype)
+            product = self.product(edge_index, weight, len(x), exact)
+            return (product if remember else product.function)(x.to(exact)).to(x.dtype)
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:
@@ -105,10 +110,19 @@ def _product(
         # torch warns that sparse CSR is in beta, and that it leaves the indices unchecked.
         warnings.filterwarnings("ignore", "Sparse")
         matrices = [
-            to_torch_csr_tensor(torch.stack(pair), value, size=(num_nodes, num_nodes))
+            _narrow(to_torch_csr_tensor(torch.stack(pair), value, size=(num_nodes, num_nodes)))
             for pair in ((target, source), (source, target))
         ]
     return Remembered(functools.partial(_FixedProduct.apply, *matrices))
+
+
+def _narrow(matrix: Tensor) -> Tensor:
+    """The same sparse CSR matrix with indices of 32 bits, where they fit."""
+    if max(len(matrix), matrix.values().numel()) > torch.iinfo(torch.int32).max:
+        return matrix
+    indices = matrix.crow_indices().int(), matrix.col_indices().int()
+    # The values themselves are a view, which would keep the wide matrix.
+    return torch.sparse_csr_tensor(*indices, matrix.values().clone(), matrix.shape, check_invariants=False)
 
 
 class _FixedProduct(torch.autograd.Function):
@@ -135,13 +149,15 @@ class _FixedLayer(MessagePassing):
     registered, the weights need a gradient, ``x`` holds several graphs or the two sides of a bipartite one, and within
     forward-mode differentiation and ``torch.func``'s transforms.
 
-    A subclass sets ``propagation``, and ``weight_name``, the name of the weight in its parent's messages, or None where
-    these have no weight. In place of ``edge_index`` a layer also takes ``adj_t``, a sparse matrix with
-    ``adj_t[target, source] = weight``.
+    A subclass sets ``propagation``, which a later layer takes over from the first one of its model, and ``weight_name``,
+    the name of the weight in its parent's messages, or None where these have no weight. One that propagates its very
+    input sets ``remembers`` where that may be the features, and not hidden activations, which never come again. In
+    place of ``edge_index`` a layer also takes ``adj_t``, a sparse matrix with ``adj_t[target, source] = weight``.
     """
 
     propagation: Propagation
     weight_name: str | None = "edge_weight"
+    remembers = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -159,7 +175,7 @@ class _FixedLayer(MessagePassing):
         edge_index, weight = edges_and_weights(edge_index, weight, self.weight_name is not None)
         nodes = x if isinstance(x, Tensor) else x[0]
         if not (self.is_observed or _is_several(x) or _is_differentiated(nodes, weight)):
-            return self.propagation(nodes, edge_index, weight)
+            return self.propagation(nodes, edge_index, weight, self.remembers)
         inputs = {"x": x}
         if self.weight_name:
             num_nodes, dtype = nodes.size(-2), _at_least_single(nodes.dtype)
@@ -184,9 +200,9 @@ def _is_differentiated(x: Tensor, weight: Tensor | None) -> bool:
 class FixedGCNConv(_FixedLayer, GCNConv):
     """``GCNConv``."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, propagation: Propagation | None = None) -> None:
         super().__init__(in_channels, out_channels, normalize=False)
-        self.propagation = Propagation(gcn_weights)
+        self.propagation = propagation or Propagation(gcn_weights)
 
 
 class FixedSAGEConv(_FixedLayer, SAGEConv):
@@ -194,9 +210,10 @@ class FixedSAGEConv(_FixedLayer, SAGEConv):
 
     weight_name = None
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, propagation: Propagation | None = None) -> None:
         super().__init__(in_channels, out_channels)
-        self.propagation = Propagation(mean_weights)
+        self.propagation = propagation or Propagation(mean_weights)
+        self.remembers = propagation is None
 
 
 class FixedChebConv(_FixedLayer, ChebConv):
@@ -204,9 +221,10 @@ class FixedChebConv(_FixedLayer, ChebConv):
 
     weight_name = "norm"
 
-    def __init__(self, in_channels: int, out_channels: int, K: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, K: int, propagation: Propagation | None = None) -> None:
         super().__init__(in_channels, out_channels, K)
-        self.propagation = Propagation(edge_weights)
+        self.propagation = propagation or Propagation(edge_weights)
+        self.remembers = propagation is None
 
     def forward(
         self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None, *others: Any, **options: Any
@@ -224,7 +242,7 @@ class FixedAPPNP(_FixedLayer, APPNP):
 
 
 class FixedPowers(FixedAPPNP):
-    r""":math:`\hat A^K x`. The whole result is remembered, and not only the last step as in the other layers.
+    r""":math:`\hat A^K x`. The whole result is remembered, and none of the steps.
 
     Without restart, K steps of PageRank are the K-th power of the normalised adjacency matrix.
     """

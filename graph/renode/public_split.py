@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
+from torch_geometric.utils import index_to_mask
 
 from fairseq_ext.training.errors import DataError, OptionError
 from graph.inputs import as_labels, as_tensor, node_ids
@@ -64,7 +65,8 @@ def public_split(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     train = public_labelled(data, seed)
     valid, test = (_marked(data, name, seed) for name in ("val_mask", "test_mask"))
     parts = {"train_mask": train, "val_mask": valid, "test_mask": test}
+    masks = {name: index_to_mask(nodes.cpu(), len(data.y)) for name, nodes in parts.items()}
     for name, other in (("train_mask", "test_mask"), ("val_mask", "test_mask"), ("train_mask", "val_mask")):
-        if both := len(set(parts[name].tolist()) & set(parts[other].tolist())):
+        if both := int((masks[name] & masks[other]).sum()):
             raise DataError(f"--split-kind public: {both} nodes are in {name} and in {other}")
     return train, valid, test

@@ -174,19 +174,22 @@ def first_of_each_class(nodes: np.ndarray, y: np.ndarray, quota: Sequence[int], 
     Args:
         nodes: node ids.
         y: (n,) classes; below 0 a node has none.
-        quota: how many of each class.
+        quota: how many of each class of ``y``.
         option: what the message of an error begins with.
         fits: what it ends with: the values that :func:`room` allows.
 
     Raises:
         OptionError: a class has too few.
     """
-    classes = y[nodes]
-    places = [np.flatnonzero(classes == label)[:wanted] for label, wanted in enumerate(quota)]
-    for label, (found, wanted) in enumerate(zip(places, quota, strict=True)):
-        if len(found) < wanted:
-            raise OptionError(f"{option}: class {label} has only {len(found)} of {wanted} nodes left; {fits}")
-    return nodes[np.sort(np.concatenate(places))]
+    nodes = nodes[y[nodes] >= 0]
+    found, wanted = np.bincount(y[nodes], minlength=len(quota)), np.array(quota)
+    if (lacking := found < wanted).any():
+        label = int(lacking.argmax())
+        raise OptionError(f"{option}: class {label} has only {found[label]} of {wanted[label]} nodes left; {fits}")
+    # One stable sort for all classes; in a class, places stay in the order of ``nodes`` and are counted from 0.
+    places = np.argsort(y[nodes], kind="stable")
+    rank = np.arange(len(nodes)) - np.repeat(np.cumsum(found) - found, found)
+    return nodes[np.sort(places[rank < np.repeat(wanted, found)])]
 
 
 def count_splits(data: Data, kind: str, wanted: int = 0) -> int:

@@ -29,6 +29,8 @@ __all__ = [
 
 SCORES = ("exact", "push-softmax")
 TIES = ("index", "average")
+# Entries of a dense block of (rows, classes): 8 MB.
+OVERLAPS = 1 << 20
 
 
 def totoro(
@@ -134,7 +136,7 @@ def totoro_from_rows(rows: sparse.sparray, y: Tensor, softmax: bool = True) -> T
     released code for large graphs first takes a softmax over the stored entries of each row. On an undirected graph
     they lie in :math:`[0, 1]`, and it makes them nearly equal: the score then measures how far supports overlap rather
     than how much mass they share. On a directed graph an entry far above 1 takes all. The rows stay sparse, where the
-    released code makes them dense.
+    released code makes them dense, and memory grows with their entries, not with the number of classes.
 
     Args:
         rows: Rows of the labelled nodes. Stored zeros count as absent.
@@ -152,17 +154,25 @@ def totoro_from_rows(rows: sparse.sparray, y: Tensor, softmax: bool = True) -> T
     y = as_labels(y)
     if rows.shape[0] != len(y):
         raise DataError(f"y: got {len(y)} labels for {rows.shape[0]} rows")
-    nodes, labels, _ = _labelled(y, torch.arange(len(y)), len(y), "skip")
+    _, labels, _ = _labelled(y, torch.arange(len(y)), len(y), "skip")
     rows = sparse.csr_array(rows, dtype=np.float64, copy=True)
     rows.eliminate_zeros()
     if softmax:
         stored = np.diff(rows.indptr)
         rows.data = np.exp(rows.data - np.repeat(rows.max(axis=1).toarray(), stored))
         rows.data /= np.repeat(rows.sum(axis=1), stored)
+    labels = labels.cpu()
     classes = torch.arange(int(labels.max()) + 1)
-    means = sparse.csr_array(_class_means(nodes, labels, len(y), classes).cpu().numpy())
-    influence = means.T @ rows
-    return _of_other_classes(torch.from_numpy((rows @ influence.T).toarray()), labels.cpu(), classes)
+    means = (_shares(labels).numpy(), labels.numpy(), np.arange(len(labels) + 1))
+    influence = (sparse.csr_array(means, shape=(len(labels), len(classes))).T @ rows).T.tocsr()
+    scores = torch.zeros(len(labels), dtype=torch.float64)
+    # The rows and classes of all would make a dense matrix.
+    step = max(1, OVERLAPS // len(classes))
+    for start in range(0, len(labels), step):
+        block = slice(start, start + step)
+        overlap = torch.from_numpy((rows[block] @ influence).toarray())
+        scores[block] = _of_other_classes(overlap, labels[block], classes)
+    return scores
 
 
 def dataset_totoro(totoro: Tensor) -> float:
@@ -267,11 +277,15 @@ def _class_means(nodes: Tensor, labels: Tensor, num_nodes: int, classes: Tensor)
     Shape:
         - output: (n, len(classes)); a class without labelled nodes has zeros
     """
-    share = 1 / labels.bincount()[labels].double()
     means = torch.zeros(num_nodes, len(classes), dtype=torch.float64, device=labels.device)
     among = (labels >= classes[0]) & (labels <= classes[-1])
-    means[nodes[among], labels[among] - int(classes[0])] = share[among]
+    means[nodes[among], labels[among] - int(classes[0])] = _shares(labels)[among]
     return means
+
+
+def _shares(labels: Tensor) -> Tensor:
+    """What each labelled node adds to the mean over those of its class."""
+    return 1 / labels.bincount()[labels].double()
 
 
 def _of_other_classes(influence: Tensor, labels: Tensor, classes: Tensor) -> Tensor:

@@ -148,6 +148,8 @@ def test_digests_differ_where_anything_does():
     digests = [digest(*part) for part in parts]
     assert len(set(digests)) == len(parts)
     assert digest(ones) == digest(ones.clone().numpy()) == digest(torch.ones(3, 2).T)
+    values = np.arange(1500 * 1500.0).reshape(1500, 1500)
+    assert digest(values) == digest(np.asfortranarray(values)) != digest(np.asfortranarray(values.T))
     twice = torch.sparse_coo_tensor([[1, 0, 1], [0, 2, 0]], [0.5, 1.0, 0.5], (2, 3))
     once = torch.tensor([[0.0, 0, 1], [1, 0, 0]])
     assert digest(twice) == digest(once.to_sparse()) == digest(once.to_sparse_csr()) != digest(once)

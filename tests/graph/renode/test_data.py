@@ -20,6 +20,7 @@ from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.io import read_npz
 from torch_geometric.utils import coalesce
 
+from benchmarks.totoro import numpy_peak_bytes
 from fairseq_ext.training.errors import CheckpointError, DataError, OptionError
 from graph.processed import raw_digest
 from graph.renode import ReNode
@@ -146,6 +147,12 @@ def test_public_splits():
 def test_split_refusals(kind, options, message):
     with pytest.raises((OptionError, DataError), match=message):
         make_split(toy(), kind, **options)
+
+
+def test_public_splits_make_no_objects_of_nodes():
+    place = torch.arange(100_000) % 3
+    data = Data(y=torch.arange(100_000) // 3 % 2, train_mask=place == 0, val_mask=place == 1, test_mask=place == 2)
+    assert numpy_peak_bytes(lambda: make_split(data, "public", 0)) < 500_000, "a Python int for each node"
 
 
 def test_public_split_refusals():

@@ -25,6 +25,20 @@ def test_split_covers_every_node_once(seed, label_sampling):
         assert (np.bincount(y[split.train]) == 12).all() and (np.bincount(y[split.valid]) == 18).all()
 
 
+@given(st.data())
+def test_the_first_of_each_class_are_those_of_a_search_for_each(data):
+    classes = data.draw(st.integers(1, 4))
+    y = np.array(data.draw(st.lists(st.integers(-1, classes - 1), min_size=1, max_size=30)))
+    order = np.array(data.draw(st.permutations(range(len(y)))))
+    quota = [data.draw(st.integers(0, int((y == label).sum()))) for label in range(classes)]
+    expected = [
+        node
+        for place, node in enumerate(order)
+        if 0 <= y[node] and (y[order[:place]] == y[node]).sum() < quota[y[node]]
+    ]
+    assert first_of_each_class(order, y, quota, "--each", "").tolist() == expected
+
+
 def test_the_first_of_each_class_keep_their_order():
     """Nodes without class are passed over."""
     y = np.array([1, 0, -1, 1, 0, 1])

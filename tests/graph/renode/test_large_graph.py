@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from benchmarks.totoro import numpy_peak_bytes
 from fairseq_ext.training.errors import DataError
 from graph.renode.large_graph import LargeGraph, read_large_graph
 from tests.graph.renode.large_graphs import a_graph, batches_of, write_npz
@@ -40,6 +41,22 @@ def test_features_stay_on_disk(tmp_path):
     nodes = np.arange(30)
     (batch,), (expected,) = batches_of(content, nodes), batches_of(graph, nodes)
     assert torch.equal(batch.x, expected.x.to_dense())
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_features_are_looked_through_without_a_copy(order, tmp_path):
+    """Also wide ones of few nodes, of which a block of rows would be the whole."""
+    for shape in ((500_000, 8), (8, 500_000)):
+        x, y = np.zeros(shape, np.float32, order), np.arange(shape[0]) % 2
+        x[-1, -1] = np.nan
+        np.save(tmp_path / "x.npy", x)
+        features = np.load(tmp_path / "x.npy", mmap_mode="r+")
+        with pytest.raises(DataError, match="NaN"):
+            LargeGraph(torch.zeros(2, 0, dtype=torch.long), features, y)
+        features[-1, -1] = 0
+        graph = LargeGraph(torch.zeros(2, 0, dtype=torch.long), features, y)
+        assert numpy_peak_bytes(graph.__post_init__) < features.size / 2, "a byte a value, or more"
+        assert numpy_peak_bytes(lambda graph=graph: graph.digest) < 0.75 * features.nbytes
 
 
 def test_a_digest_is_of_edges_features_and_classes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import re
@@ -107,6 +108,37 @@ def test_constant_features_are_propagated_once():
     first = conv.propagate(edge_index, x=(x, x))
     assert conv.propagate(edge_index.clone(), x=(x.clone(), x)) is first
     assert not torch.equal(conv.propagate(edge_index, x=(x + 1, x)), first)
+
+
+def live_storages():
+    """The shapes of all tensors there are, and of their storages, also those of sparse matrices, the bytes."""
+    gc.collect()
+    shapes, storages = [], {}
+    for item in gc.get_objects():
+        if issubclass(type(item), torch.Tensor):
+            csr = item.layout == torch.sparse_csr
+            for part in (item.crow_indices(), item.col_indices(), item.values()) if csr else (item,):
+                shapes.append(tuple(part.shape))
+                storages[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+    return shapes, sum(storages.values())
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "gat"])
+def test_a_model_holds_its_graph_once_and_no_hidden_activations(name):
+    x, edges, sizes = torch.randn(67, 6), torch.randperm(67 * 67)[:2000], []
+    edge_index = torch.stack([edges // 67, edges % 67])
+    for layers in (1, 8):
+        model = build_model(name, 6, 3, HIDDEN, layers, hops=layers)
+        _, before = live_storages()
+        model.train()(x, edge_index).sum().backward()
+        model.zero_grad()
+        with torch.no_grad():
+            for _ in range(2):
+                model.eval()(x, edge_index)
+        shapes, after = live_storages()
+        assert not {(67, HIDDEN), (67, 3)} & set(shapes)
+        sizes.append(after - before)
+    assert 0 < sizes[0] == sizes[1] < (56 if name == "sgc" else 40) * 2000, "bytes an edge; its ids have 16"
 
 
 @pytest.mark.parametrize("name", ["gcn", "sage"])

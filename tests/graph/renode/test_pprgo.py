@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
+from benchmarks.totoro import numpy_peak_bytes
 from fairseq_ext.training.errors import DataError
 from graph.renode.large_graph import LargeGraph
 from graph.renode.pprgo import PPRGo, RowBatches, predict, to_torch
@@ -99,6 +100,17 @@ def test_only_neighbours_are_read():
     x[absent] = math.nan
     for batch in RowBatches(rows, x, graph.y[nodes], batch_size=6):
         assert batch.x.isfinite().all()
+
+
+def test_a_batch_costs_the_same_in_a_larger_graph():
+    """And gives the same, whichever way its neighbours are found."""
+    nodes, rows = 4_000_000, sparse.csr_array(np.eye(3, 5, 1, dtype=np.float32))
+    rows.resize(3, nodes)
+    batches = RowBatches(rows, np.broadcast_to(np.float32(1), (nodes, 2)), np.zeros(3, np.int64))
+    assert numpy_peak_bytes(lambda: list(batches)) < 100_000, "an array over all nodes"
+    (large,), rows = batches, rows[:, :5]
+    (small,) = RowBatches(rows, np.ones((5, 2), np.float32), np.zeros(3, np.int64))
+    assert torch.equal(large.ppr.to_dense(), small.ppr.to_dense()) and torch.equal(large.x, small.x)
 
 
 def test_dropout_treats_sparse_and_dense_input_alike():

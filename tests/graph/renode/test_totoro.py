@@ -1,3 +1,4 @@
+import sys
 from functools import partial
 
 import numpy as np
@@ -266,6 +267,18 @@ class TestFromRows:
         pagerank[nodes] = dense
         torch.testing.assert_close(scores, dense_totoro(pagerank, y, nodes))
         assert np.array_equal(rows.data, before.data)  # the rows are the caller's
+
+    def test_memory_does_not_grow_with_the_classes(self):
+        """A matrix of rows and classes would have 72 MB."""
+        score = partial(totoro_from_rows, sparse.eye_array(3000, format="csr"), torch.arange(3000))
+        assert peak_bytes(score) + numpy_peak_bytes(score) < 40e6
+
+    def test_blocks_of_rows_change_nothing(self, monkeypatch):
+        rows, y = sparse.random_array((50, 20), density=0.3, format="csr", rng=0), torch.arange(50) % 7
+        whole = totoro_from_rows(rows, y)
+        for entries in (1, 7 * 8, 7 * 49):
+            monkeypatch.setattr(sys.modules[totoro_from_rows.__module__], "OVERLAPS", entries)
+            assert torch.equal(totoro_from_rows(rows, y), whole)
 
     def test_stored_zeros_are_absent(self):
         dense = np.array([[0.5, 0.2, 0], [0, 0.3, 0.4]], np.float32)
