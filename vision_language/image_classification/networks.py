@@ -155,6 +155,7 @@ class EfficientNet(nn.Module):
         shape: Any = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280}
         config = EfficientNetConfig(num_channels=channels, batch_norm_eps=1e-5, batch_norm_momentum=0.1, **shape)
         self.features = EfficientNetModel(config)
+        block: Any
         for block in self.features.encoder.blocks:
             block.projection.dropout = _StochasticDepth(0.2)
         self.dropout = nn.Dropout(0.2)
