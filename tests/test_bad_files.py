@@ -45,7 +45,7 @@ READ = {
     "captions page BAD --generated generated.txt --out new.html": "",
     "captions page data --generated BAD.txt --out new.html": "",
     "captions page data --generated generated.txt --attention BAD.jsonl --out new.html": "",
-    "captions page data --generated generated.txt --images BAD --out new.html": "",
+    "captions page data --generated generated.txt --image-folder BAD --out new.html": "",
     **{f"captions {name} --config BAD.yaml": "" for name in captions.commands},
     **{f"captions {name} --config BAD.json": "" for name in captions.commands},
 }

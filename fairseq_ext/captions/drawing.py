@@ -32,7 +32,7 @@ def find_images(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Path]
         OptionError: no such folder, or an image with no file or several.
     """
     if importlib.util.find_spec("PIL") is None:
-        raise OptionError("--images: needs Pillow: pip install pillow")
+        raise OptionError("--image-folder: needs Pillow: pip install pillow")
     of_image: dict[str, list[Path]] = {image_id: [] for image_id in image_ids}
     for path in sorted(Path(folder).rglob("*")):
         if is_image_file(path):
@@ -41,7 +41,7 @@ def find_images(folder: str | Path, image_ids: Sequence[str]) -> dict[str, Path]
     for image_id, paths in of_image.items():
         if len(paths) != 1:
             files = " and ".join(map(str, paths[:2])) or f"none in {folder}"
-            raise OptionError(f"--images: expected one file of image {image_id}, found {files}")
+            raise OptionError(f"--image-folder: expected one file of image {image_id}, found {files}")
     return {image_id: paths[0] for image_id, paths in of_image.items()}
 
 

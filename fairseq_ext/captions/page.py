@@ -37,7 +37,7 @@ class PageOptions(GeneratedOptions):
     """What is shown of them."""
 
     out: str = option("page.html", "file to write, complete in itself")
-    images: str = option(
+    image_folder: str = option(
         "", "folder of the images; a file is named by the identifier of its image (default: the regions alone)"
     )
     attention: str = option("", "what `captions generate --json` printed (default: --generated where that is .jsonl)")
@@ -61,7 +61,7 @@ def write_page(options: PageOptions) -> Path:
     if source and (missing := [place for place in chosen if place not in attention]):
         raise DataError(f"{source}: nothing of image {split.image_ids[missing[0]]}")
     ids = [str(split.image_ids[place]) for place in chosen]
-    images = find_images(options.images, ids) if options.images else {}
+    images = find_images(options.image_folder, ids) if options.image_folder else {}
     names = _class_names(evaluation)
     articles = [
         _article(evaluation, place, rank, names, images.get(image_id), attention.get(place))

@@ -139,7 +139,7 @@ def images(tmp_path):
 
 
 def test_images_are_embedded_small(data, generated, images, tmp_path):
-    images = paged(data, generated, images=str(images)).of("image")
+    images = paged(data, generated, image_folder=str(images)).of("image")
     assert len(images) == 4 and {image["width"] for image in images} == {"120"}, "drawn in the units of the boxes"
     kind, _, code = images[0]["href"].partition(",")
     assert kind == "data:image/jpeg;base64"
@@ -152,7 +152,7 @@ def test_images_are_embedded_small(data, generated, images, tmp_path):
 
 @pytest.mark.parametrize("change", ["missing", "twice", "damaged", "no folder"])
 def test_an_image_that_is_not_there_is_refused(data, generated, images, change):
-    message = "--images: expected one file of image 44, found"
+    message = "--image-folder: expected one file of image 44, found"
     if change == "missing":
         (images / "44.jpg").unlink()
         message += f" none in {images}"
@@ -164,7 +164,7 @@ def test_an_image_that_is_not_there_is_refused(data, generated, images, change):
     else:
         images, message = images / "none", "found none in"
     with pytest.raises(InputError, match=message):
-        paged(data, generated, images=str(images))
+        paged(data, generated, image_folder=str(images))
 
 
 def test_a_file_that_is_read_is_never_written(data, generated, tmp_path):
