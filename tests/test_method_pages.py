@@ -84,6 +84,12 @@ def test_the_parts_of_a_page(name):
     assert (FOLDER / "index.md").read_text(encoding="utf-8").count(f"]({name}.md)") == 1
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_says_by_hand_whether_a_target_is_met(name):
+    """The table of speed and memory does, from the pairs; it follows a new measurement, which prose does not."""
+    assert not re.findall(r"\b(?:targets?|met|meets?|miss(?:es|ed)?)\b", part(PAGES[name], "Measured"))
+
+
 @pytest.mark.parametrize("name", RECIPES_OF)
 def test_the_recipes_of_a_page_are_those_of_the_table(name):
     page = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
