@@ -85,10 +85,11 @@ def training_rows(quick: bool) -> list[Row]:
     width, depth = sizes[0], teachers[0].config.num_hidden_layers
     targets = [amalgamation_targets(logits, scores), margin_weights(scores)]
     plain = epoch(Objective(student(), F.cross_entropy), batch, [labels])
+    stored = "on stored outputs of the teachers"  # which cost passes of their own, once, and MUKA's scores K of dropout
     cases = (
-        ("MUKA, soft with margin", Objective(student(), muka), targets, 1.05),
-        ("vanilla KD", Objective(student(), vkd), logits, 1.05),
-        ("UHC", Objective(student(), uhc), logits, 1.05),
+        (f"MUKA, soft with margin, {stored}", Objective(student(), muka), targets, 1.05),
+        (f"vanilla KD, {stored}", Objective(student(), vkd), logits, 1.05),
+        (f"UHC, {stored}", Objective(student(), uhc), logits, 1.05),
         ("DFA", FeatureObjective(student(), vkd, teachers, LayerwiseAmalgamation(width, sizes, depth)), logits, None),
         ("CFL", FeatureObjective(student(), vkd, teachers, CommonFeatureLearning(width, sizes)), logits, None),
     )

@@ -16,6 +16,7 @@ from mkdocs.exceptions import PluginError
 from examples.method_figures import FIGURES, draw
 from examples.method_figures.__main__ import main
 from fairseq_ext.recipes import RECIPES
+from fairseq_ext.training.files import read_json
 from tests.helpers import ROOT
 from tests.test_flags import option_sets, program_of
 from tests.test_site import hook
@@ -82,6 +83,21 @@ def test_the_parts_of_a_page(name):
     assert "```python" in part(page, "Use") and "```bash" in part(page, "Use")
     assert "](../RESULTS.md#verdicts)" in part(page, "Measured")
     assert (FOLDER / "index.md").read_text(encoding="utf-8").count(f"]({name}.md)") == 1
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_says_by_hand_whether_a_target_is_met(name):
+    """The table of speed and memory does, from the pairs; it follows a new measurement, which prose does not."""
+    assert not re.findall(r"\b(?:targets?|met|meets?|miss(?:es|ed)?)\b", part(PAGES[name], "Measured"))
+
+
+def test_what_the_scores_of_muka_cost_is_what_was_measured():
+    rows = {row["case"]: row for row in read_json(ROOT / "docs" / "results" / "benchmarks_muka.json")["rows"]}
+    (epoch,) = (row for case, row in rows.items() if case.startswith("epoch of MUKA, soft with margin, on stored"))
+    together = rows["16 dropout passes as one batch / one after another, 16 texts"]
+    epochs = 2 * 32 / (epoch["reference"] / 1000) / max(together["ours"], together["reference"])
+    said = " ".join(part(PAGES["muka"], "Measured").split())
+    assert f"about {epochs:.0f} epochs of fine-tuning with 16 passes (the default), and about {epochs / 2:.0f}" in said
 
 
 @pytest.mark.parametrize("name", RECIPES_OF)

@@ -51,7 +51,8 @@ def draw(figure: Figure) -> None:
     whole.axvline(middle, color=VERMILION, linewidth=1.5)
     look = {"xycoords": "axes fraction", "ha": "center", "va": "center", "color": VERMILION}
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
-    for x, y, block in ((0.33, 0.67, "LL"), (0.83, 0.67, "LV"), (0.33, 0.17, "VL"), (0.83, 0.17, "VV")):
+    corners = ((0.33, 0.67, "LL"), (0.83, 0.67, "LV"), (0.33, 0.17, "VL"), (0.83, 0.06, "VV"))  # beside the dark cells
+    for x, y, block in corners:
         whole.annotate(f"$S_{{{block}}}$", (x, y), bbox=box, **look)
     image = _map(own, blocks.ll[0], WORDS, "$S_{LL}$, words")
     _map(singular, mirrored_maps(blocks, "singular", "renorm")[0][0], WORDS, "singular $P_{LL}$")

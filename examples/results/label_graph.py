@@ -14,6 +14,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
+from examples.results.encoder import PRETRAINED
 from examples.results.planned import not_measured
 from examples.results.report import asked, environments, mean_spread, of_seeds, unique
 from fairseq_ext.training.errors import DataError, OptionError
@@ -77,7 +78,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 TEXT = """## {heading}
 
 Test set, mean ± spread over {runs}; one-error and Hamming loss: less is better.
-{settings}. {environment}.
+{settings}.{pretrained} {environment}.
 
     python -m examples.results {command}
 
@@ -89,7 +90,8 @@ Test set, mean ± spread over {runs}; one-error and Hamming loss: less is better
 ABLATION_TEXT = """## {heading}
 
 Validation set, without the label graph, mean ± spread over {runs}, at the best epoch; one change at a time from
-the attention network, whose settings are those of its table, and then another reader. {summary} {environment}.
+the attention network, whose settings are those of its table, and then another reader.
+{summary}{pretrained} {environment}.
 
     python -m examples.results {command}
 
@@ -224,12 +226,18 @@ def _table_text(content: dict[str, Any]) -> str:
         heading=heading(content),
         runs=of_seeds({row["system"]: row["runs"] for row in rows}),
         settings=content["settings"],
+        pretrained=_pretrained(rows, "system"),
         environment=environments(content),
         command=content["command"],
         metrics=" | ".join(METRICS.values()),
         rows="\n".join(f"| {row['system']} | {_cells(row)} |" for row in rows),
         missing=f"\n{sentence}\n" if (sentence := not_measured(content)) else "",
     )
+
+
+def _pretrained(rows: list[dict[str, Any]], name: str) -> str:
+    """A sentence where a row reads the encoder's states."""
+    return f" {PRETRAINED}" if any("MiniLM" in row[name] for row in rows) else ""
 
 
 def _summary(content: dict[str, Any]) -> str:
@@ -262,6 +270,7 @@ def _ablation_text(content: dict[str, Any]) -> str:
         heading=heading(content),
         runs=of_seeds({row["change"]: row["runs"] for row in content["rows"]}),
         summary=_summary(content),
+        pretrained=_pretrained(content["rows"], "change"),
         environment=environments(content),
         command=content["command"],
         svm=SVM,

@@ -258,7 +258,7 @@ def draw(contents: list[dict[str, Any]], folder: Path) -> None:
     """Validation bits over the updates, a panel for each system."""
     for content in contents:
         curves = {name: [row["curve"] for row in rows] for name, rows in by_system(content).items()}
-        title = f"Brown corpus: validation bits per word, beside the {BASELINE} model (grey)"
+        title = f"Brown corpus: validation bits per word, mean and range over the seeds, beside {BASELINE} (grey)"
         with saved_figure(folder / f"{content['name']}.png", (9, 2.6), title) as figure:
             small_multiples(figure, curves, BASELINE, columns=3, limits=limits_after_first(curves))
             figure.supxlabel("updates")

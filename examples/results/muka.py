@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from examples.results.encoder import PRETRAINED
 from examples.results.muka_teachers import (
     OF_TEACHERS,
     SETTINGS,
@@ -53,7 +54,8 @@ start from MiniLM ({layers}); students see the training texts without labels; {b
 step size {lr:g}, {max_length} tokens, K = {passes} dropout passes, number format {mixed_precision}; the checkpoint is
 that of the smallest loss against the teachers, without labels. The row `supervised` alone has no teachers and learns
 from the labels: its targets, and the validation loss that picks its checkpoint. All other settings are our choice and
-the same for every row. MUKI is MUKA with weights by the margin of the scores. {environment}.
+the same for every row. MUKI is MUKA with weights by the margin of the scores.
+{pretrained} {environment}.
 
     python -m examples.results {command}
 
@@ -194,6 +196,7 @@ def _table(content: dict[str, Any]) -> str:
     return TEXT.format(
         **{**settings, "layers": layers, "seeds": of_seeds({name: row["runs"] for name, row in rows.items()})},
         heading=heading(content),
+        pretrained=PRETRAINED,
         budget=BUDGET.format(**settings) if most else f"epochs {settings['epochs']}",
         environment=environments(content),
         command=content["command"],

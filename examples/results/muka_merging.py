@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from examples.results.encoder import PRETRAINED
 from examples.results.muka import ENSEMBLE
 from examples.results.muka_teachers import OF_TEACHERS, SETTINGS, TITLES, add_teachers, pretrained, sources, taught
 from examples.results.paired import Paired
@@ -28,7 +29,8 @@ Teachers as in the tables of MUKA ({num_layers} layers of MiniLM, epochs {epochs
 ([arXiv:2212.04089](https://arxiv.org/abs/2212.04089)), their output layers side by side: no text is read and nothing is
 trained. Test accuracy (%), mean ± spread over {seeds}; in brackets the difference to the ensemble, paired by
 seed. The factors λ were set beforehand (our choice); of two teachers the average is λ = 0.5, and λ = 1 is the sum.
-Teachers of unequal depth have no weights to average: their setting has no row. {environment}.
+Teachers of unequal depth have no weights to average: their setting has no row.
+{pretrained} {environment}.
 
     python -m examples.results {command}
 
@@ -89,6 +91,7 @@ def _table(content: dict[str, Any]) -> str:
     systems = list(content["rows"][0]["runs"])
     return TEXT.format(
         **{**content["settings"], "seeds": _seeds(content["rows"])},
+        pretrained=PRETRAINED,
         environment=environments(content),
         command=content["command"],
         systems=" | ".join(systems),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import pytest
 from matplotlib.figure import Figure
 
 from examples.plotting import METHODS, Effect, colour_of, forest, limits_after_first, small_multiples
-from examples.results import captioning
+from examples.results import captioning, language_model
+from examples.results.captioning import table
 from examples.results.captioning.table import DENSE
-from examples.results.image_classification import tails
+from examples.results.image_classification import attacks, tails
 from examples.results.translation import experiments
 from fairseq_ext.training.plotting import GREY, PALETTE
 
@@ -61,3 +65,10 @@ def test_limits_leave_out_the_first_points():
     """But not the only one of a run."""
     runs = {"MUSE": [[(0, 90.0), (1, 3.0), (2, 1.0)], [(0, 80.0), (1, 2.0)]], "AdaNorm": [[(0, 4.0)]]}
     assert limits_after_first(runs) == pytest.approx((1 - 0.241, 4 + 0.241))
+
+
+@pytest.mark.parametrize("module", [attacks, language_model, table, tails], ids=lambda module: module.__name__)
+def test_a_title_says_what_the_band_is(module):
+    """Elsewhere ± is the standard deviation."""
+    titles = re.findall(r"title = (.*)", inspect.getsource(module))
+    assert titles and all("mean and range over" in title for title in titles)

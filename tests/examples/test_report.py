@@ -9,6 +9,7 @@ import pytest
 from examples.results import __main__ as command
 from examples.results import report
 from examples.results.claims import PARTS, claims_of
+from examples.results.encoder import PRETRAINED
 from examples.results.verdicts import anchor
 from fairseq_ext.training.files import read_json, write_json
 
@@ -105,3 +106,12 @@ def test_links_lead_to_tables(text):
     assert any(others.values()) and not {(page, to) for page, own in others.items() for to in own if to not in anchors}
     slugify = pytest.importorskip("markdown.extensions.toc").slugify
     assert [slugify(heading, "-") for heading in headings] == anchors
+
+
+def test_every_table_with_the_encoder_says_what_it_has_read():
+    """Texts of a test set may be among them."""
+    _, *sections = re.split(r"^## ", (report.DOCS / "RESULTS.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    tables = {
+        text.partition("\n")[0]: text for text in sections if "MiniLM" in text and not text.startswith("Verdicts")
+    }
+    assert len(tables) > 6 and not [name for name, text in tables.items() if PRETRAINED not in text]

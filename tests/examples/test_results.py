@@ -389,7 +389,7 @@ def test_benchmarks_say_which_targets_are_missed():
     text = benchmarks.section([norm, loss])
     assert "loss: P, 1 thread(s); python 3, torch 2. norm: P" in text and text.count("other programs") == 1
     assert text.count("python -m examples.results benchmarks") == 1
-    assert "1 of 2 targets are met" in text and "Missed in `norm`" in text and "`loss`" not in text
+    assert "1 of 2 targets are met" in text and "Missed: x / y (`norm`, CPU): 2.00.\n" in text and "(`loss`" not in text
     assert "| 2.00 | not kept | 2.000 | 1.000 | ms | CPU | x / y | 1.1: **missed** |" in text and "†" not in text
 
 
@@ -415,7 +415,9 @@ def test_a_target_among_the_pairs_is_not_decided(low, high, met, outcome, line):
     row |= {"met": met, "low": low, "high": high, "pairs": 3}
     text = benchmarks.section([{"environment": ENVIRONMENT, "command": "b", "busy": False, "rows": [row]}])
     assert f"| x | 1: {outcome} |" in text and f"{line} targets are met" in text
-    assert ("Missed in" in text) == ("missed" in outcome) and ("1 are not decided" in text) == ("not" in outcome)
+    assert ("Missed: x (`norm`, CPU): 1.00 [1.01, 1.20].\n" in text) == ("missed" in outcome) and (
+        "1 are not decided" in text
+    ) == ("not" in outcome)
 
 
 def test_a_row_without_pairs_says_why():

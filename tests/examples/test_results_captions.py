@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from examples.results import captioning, fairseq_programs
-from examples.results.captioning import experiments
+from examples.results.captioning import experiments, table
 from examples.results.captioning.baselines import consensus, human, most_frequent, nearest
 from examples.results.captioning.experiments import ARMS, EXPERIMENTS, train_and_score, training
 from fairseq_ext.captions.store import Preparation, Split
@@ -189,3 +189,17 @@ def test_without_the_data_it_is_named(programs, tmp_path):
     with pytest.raises(DataError, match="tuxpaint_stamps is not a folder"):
         measured(tmp_path, datasets=["tuxpaint_stamps_de"])
     assert programs == []
+
+
+def test_a_lead_on_valid_stands_beside_the_figure():
+    """It is no result: the images chose the epoch."""
+    rows = [
+        {
+            "system": name,
+            "runs": {f"seed{n}": {"curves": {"cider": [[1, 10 + n], [2, best], [3, 5]]}} for n in range(2)},
+        }
+        for name, best in (("dense", 80.0), ("top-k 4", 81.5))
+    ]
+    said = table._valid({"rows": [{"system": "nearest", "runs": {"": {}}}, *rows]})
+    assert "minus dense: top-k 4 +1.5 [+1.5, +1.5]. Each" in said
+    assert table._valid in table.READING and not table._valid({"rows": rows[1:]})

@@ -223,7 +223,7 @@ def test_a_gain_by_one_objective_is_said_not_to_be_the_models(written, tmp_path)
         "raises the cross-entropy, as published, and +2.5" in text and ": 88 % of that gain is not the model's." in text
     )
     assert "| encouraging | 50.00 ± 0.00 | 1.000 ± 0.000 | 2.0 ± 0.0 | 95.00 ± 0.00 | 1.00 ± 0.00 |" in text
-    assert "2 seeds, 2 s a training." in text and "results/images_attacks.png" in text
+    assert "2 seeds, 2 s a training (median)." in text and "results/images_attacks.png" in text
     assert (tmp_path / "results" / "images_attacks.png").stat().st_size > 10_000
 
 

@@ -390,6 +390,14 @@ def test_muka_is_judged_where_a_student_learns_from_its_teachers():
             row["runs"] = dict.fromkeys(row["runs"], 0.7)
     said = [limit.text for limit in claims_of("muka", [better])[0].limits if limit.cause == "method"]
     assert said == ["on stackoverflow20_4 UHC has 70.0, it 52.7"], "the best of them"
+    beaten = claims_of("muka", [better])[0]
+    assert beaten.paired and beaten.paired.mean == pytest.approx(100 * (0.53 + 0.52 + 0.53) / 3 - 70)
+    assert beaten.verdict is Verdict.NOT_REPRODUCED and beaten.here == "stackoverflow20_4 (over UHC)"
+    assert any("which is against the method" in limit.text for limit in beaten.limits)
+    settings = [
+        content | {"setting": name} for content, name in ((muka(), "google_snippets"), (better, "ag_news_7600"))
+    ]
+    assert claims_of("muka", settings)[0].here == "google_snippets (over vanilla KD), ag_news_7600 (over UHC)"
     assert "MUKA, soft on stackoverflow20_4: seed2 ends at 40.0, the median at 52.0" in first.limits[0].text
     converged = muka()
     converged["settings"] = {"epochs": 1, "until_converged": 8}
@@ -442,7 +450,9 @@ def test_robustness_by_rounding_is_a_claim_of_its_own():
     content = images("attacks", cross_entropy=attacked(0.99, 0.3, 0.3), encouraging=attacked(0.99, 0.5, 0.3))
     first, artefact = claims_of("image_classification", [content])
     assert first.verdict is Verdict.REPRODUCED and artefact.verdict is Verdict.SPREAD
-    assert any("100 % of the gain as published is rounding" in limit.text for limit in artefact.limits)
+    assert any(
+        "100 % of the gain above, which was measured here, is rounding" in limit.text for limit in artefact.limits
+    )
     assert any("100 % of it is an artefact of the attack" in limit.text for limit in first.limits)
     assert "the mean of FGSM and PGD" in first.says
     trained = claims_of("image_classification", [content | {"experiment": "adversarial_training"}])
@@ -581,6 +591,9 @@ def test_language_models_are_judged_when_their_perplexity_is_flat():
             row["curve"] = [[80, 7.0], [100, 6.98]]
     assert causes("language_model", method) == [set(), {"budget"}], "the arm with the method has to be flat as well"
     assert [claim.margin for claim in claims] == [0.01, 0.01]
+    assert ["adaptive span" in claim.says for claim in claims] == [True, False]
+    asked = [any("adaptive span with them and without" in limit.text for limit in claim.limits) for claim in claims]
+    assert asked == [True, False], "what is published is another pair than what is trained here"
 
 
 def speeds(low: float, high: float, pairs: int = 9, busy: bool = False) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.plotting import limits_after_first, small_multiples
-from examples.results.paired import Paired
+from examples.results.paired import Paired, differences
 from examples.results.planned import not_measured
 from examples.results.report import commands, environments, mean_spread, of_seeds
 from fairseq_ext.training.plotting import saved_figure
@@ -90,7 +90,7 @@ def draw(contents: list[dict[str, Any]], folder: Path) -> None:
     for content in contents:
         trained = {row["system"]: row["runs"] for row in content["rows"]}
         trained = {name: runs for name, runs in trained.items() if all("curves" in run for run in runs.values())}
-        title = f"{content['dataset']}, valid: each arm beside {DENSE} (grey), {of_seeds(trained)}"
+        title = f"{content['dataset']}, valid: each arm beside {DENSE} (grey), mean and range over {of_seeds(trained)}"
         with saved_figure(folder / f"{content['name']}.png", (9, 5.6), title) as figure:
             for part, (metric, label) in zip(figure.subfigures(2, 1), CURVES.items(), strict=True):
                 curves = {name: [run["curves"][metric] for run in runs.values()] for name, runs in trained.items()}
@@ -169,5 +169,24 @@ def _same(content: dict[str, Any]) -> str:
     )
 
 
-READING = (_people, _baselines, _same, _seeds, not_measured)
+def _valid(content: dict[str, Any]) -> str:
+    """What the figure shows at the chosen epochs, which were chosen by it."""
+    rows = {row["system"]: row["runs"] for row in content["rows"] if "" not in row["runs"]}
+    best = {
+        system: {seed: max(value for _, value in run["curves"]["cider"]) for seed, run in runs.items()}
+        for system, runs in rows.items()
+        if all("curves" in run for run in runs.values())
+    }
+    dense = best.pop(DENSE, {})
+    gains = {system: differences(own, dense) for system, own in best.items()}
+    parts = [f"{system} {Paired.of(own).text(1)}" for system, own in gains.items() if own]
+    if not parts:
+        return ""
+    return (
+        f"On valid, CIDEr-D of the epoch that it chooses, minus {DENSE}: {'; '.join(parts)}. Each is the best "
+        "of its training by the images that chose it; the table has those of test."
+    )
+
+
+READING = (_people, _baselines, _same, _valid, _seeds, not_measured)
 """The sentences below a table."""

@@ -29,7 +29,7 @@ SPEEDS = (
     Speed(
         *("MUSE-simple", "+31 % tokens a second, fused, at batch 1 (later version)"),
         *("decoding, MUSE-simple fused / Transformer, beam 5, batch 1", 31.0, False),
-        Limit("data", "a processor, which is kept busy by the matrix products: a GPU, on which calls cost more"),
+        Limit("data", "a CPU: a GPU, as in the paper"),
     ),
     Speed(
         *("Explicit Sparse Transformer", "inference twice as fast as sparsemax's (abstract)"),

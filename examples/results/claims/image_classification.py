@@ -156,7 +156,7 @@ def _by_both_attacks(
     )  # fmt: skip
     lost = _lost(first.paired, second.paired)
     artefact = f"{lost:.0f} % of it is an artefact of the attack, as the row below shows: attack through the log-odds"
-    rounding = f"{lost:.0f} % of the gain as published is rounding of p in float32, not the model's"
+    rounding = f"{lost:.0f} % of the gain above, which was measured here, is rounding of p in float32, not the model's"
     return [
         first._replace(limits=(*floors, *([Limit("method", artefact)] if lost else []))),
         second._replace(limits=(*floors, *([Limit("method", rounding)] if lost else []))),

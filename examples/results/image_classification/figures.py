@@ -37,9 +37,9 @@ def runs_of(content: Content) -> dict[str, Runs]:
 
 
 def seconds(content: Content) -> str:
-    """How long a training took."""
+    """How long a training took: the median of all."""
     each = [run["steps"] * run["seconds_per_step"] for row in content["rows"] for run in row["runs"].values()]
-    return f"{of_seeds(runs_of(content))}, {statistics.median(each):.0f} s a training."
+    return f"{of_seeds(runs_of(content))}, {statistics.median(each):.0f} s a training (median)."
 
 
 def cell(runs: Runs, figure: Figure, digits: int = 1, scale: float = 100) -> str:
