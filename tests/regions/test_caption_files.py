@@ -105,7 +105,7 @@ class TestCaptionFiles:
             ("a.json", "[]", "a.json: no list 'annotations'"),
             ("a.json", '{"annotations": [{"image_id": 1}]}', "a.json: annotation 0: no 'caption'"),
             ("a.token", "1.jpg#0\tA dog\n1.jpg A cat\n", "a.token:2: a line is IMAGE.jpg#NUMBER TAB caption"),
-            ("a.csv", "image,caption\n1.jpg,A dog\n", "a.csv:1: neither IMAGE.jpg#0 TAB caption nor a csv header"),
+            ("a.csv", "photo,caption\n1.jpg,A dog\n", "a.csv:1: neither IMAGE.jpg#0 TAB caption nor a csv header"),
             ("a.csv", "image|caption\n1.jpg\n", "a.csv:2: 1 columns, the header has 2"),
             ("a.csv", "", "a.csv: neither"),
         ],
