@@ -60,7 +60,7 @@ class LargeGraph:
             raise DataError(f"features: real numbers are needed, got {self.x.dtype}")
         if not len(self.y) or self.y.min() < 0:
             raise DataError("labels: every node needs a class, and classes are numbered from 0")
-        if not _all_finite(self.x.data if sparse.issparse(self.x) else self.x):
+        if not _all_finite(np.asarray(self.x.data if sparse.issparse(self.x) else self.x)):
             raise DataError("features: NaN or infinite values")
 
     @property

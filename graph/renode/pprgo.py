@@ -176,7 +176,7 @@ class RowBatches:
 
 
 def _distinct(ids: np.ndarray, size: int) -> np.ndarray:
-    """The sorted distinct ``ids``, all below ``size``, at a cost that depends on how many they are, not on ``size``."""
+    """The sorted distinct ``ids``, each below ``size``, at a cost that depends on how many they are and not on it."""
     if size > 16 * len(ids):
         return np.unique(ids)
     # Marking beats sorting here: np.unique would cost more than the training step itself.

@@ -149,7 +149,7 @@ class _FixedLayer(MessagePassing):
     registered, the weights need a gradient, ``x`` holds several graphs or the two sides of a bipartite one, and within
     forward-mode differentiation and ``torch.func``'s transforms.
 
-    A subclass sets ``propagation``, which a later layer takes over from the first one of its model, and ``weight_name``,
+    A subclass sets ``propagation``, which later layers of a model take over from its first one, and ``weight_name``,
     the name of the weight in its parent's messages, or None where these have no weight. One that propagates its very
     input sets ``remembers`` where that may be the features, and not hidden activations, which never come again. In
     place of ``edge_index`` a layer also takes ``adj_t``, a sparse matrix with ``adj_t[target, source] = weight``.
