@@ -5,19 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
 from fairseq_ext.training.options import OptionSet
 
-__all__ = ["Settings", "digest", "file_digest", "files_digest"]
+__all__ = ["Blocks", "Settings", "digest", "file_digest", "files_digest"]
+
+BLOCK = 4096
+"""Entries of a list whose JSON text is in the memory at once."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """An array too large for the memory, for :func:`digest`: its digest is that of the array.
+
+    Args:
+        dtype: type of the array, which the blocks are converted to.
+        shape: shape of the array.
+        blocks: its rows in order, any number of them in an array.
+    """
+
+    dtype: DTypeLike
+    shape: tuple[int, ...]
+    blocks: Iterable[np.ndarray]
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of tensors, arrays and JSON values: of their contents, types, shapes and order.
+    """SHA-256 of tensors, arrays, :class:`Blocks` and JSON values: of their contents, types, shapes and order.
 
     Sparse tensors are equal where their coalesced entries are, in any layout.
     """
@@ -55,6 +75,16 @@ def _pieces(part: Any) -> Iterator[Any]:
             array, kind = torch.as_tensor(part).reshape(-1).view(torch.uint8).numpy(), str(part.dtype)
         yield json.dumps([kind, part.shape]).encode()
         yield np.ascontiguousarray(array).data
+    elif isinstance(part, Blocks):
+        yield json.dumps([np.dtype(part.dtype).str, part.shape]).encode()
+        for block in part.blocks:
+            yield np.ascontiguousarray(block, part.dtype).data
+    elif isinstance(part, (list, tuple)):
+        yield b"["
+        for start in range(0, len(part), BLOCK):
+            text = json.dumps(part[start : start + BLOCK], sort_keys=True)[1:-1]
+            yield f"{', ' if start else ''}{text}".encode()
+        yield b"]"
     else:
         yield json.dumps(part, sort_keys=True).encode()
 
