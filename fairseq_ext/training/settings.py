@@ -5,22 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
 from fairseq_ext.training.options import OptionSet
 
-__all__ = ["Settings", "digest", "file_digest", "files_digest"]
+__all__ = ["Blocks", "Settings", "digest", "file_digest", "files_digest"]
 
-# Values that are copied at a time.
-BLOCK = 1 << 20
+ENTRIES = 4096
+"""Entries of a list whose JSON text is in the memory at once."""
+VALUES = 1 << 20
+"""Values of an array that are copied at a time."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """An array too large for the memory, for :func:`digest`: its digest is that of the array.
+
+    Args:
+        dtype: type of the array, which the blocks are converted to.
+        shape: shape of the array.
+        blocks: its rows in order, any number of them in an array.
+    """
+
+    dtype: DTypeLike
+    shape: tuple[int, ...]
+    blocks: Iterable[np.ndarray]
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of tensors, arrays and JSON values: of their contents, types, shapes and order.
+    """SHA-256 of tensors, arrays, :class:`Blocks` and JSON values: of their contents, types, shapes and order.
 
     Sparse tensors are equal where their coalesced entries are, in any layout.
     """
@@ -58,9 +77,19 @@ def _pieces(part: Any) -> Iterator[Any]:
             array, kind = torch.as_tensor(part).reshape(-1).view(torch.uint8).numpy(), str(part.dtype)
         yield json.dumps([kind, part.shape]).encode()
         # Only blocks are copied: a memory map in Fortran's order may not fit into the memory as a whole.
-        blocks = [array] if array.flags.c_contiguous else np.array_split(array, array.size // BLOCK + 1)
+        blocks = [array] if array.flags.c_contiguous else np.array_split(array, array.size // VALUES + 1)
         for block in blocks:
             yield np.ascontiguousarray(block).data
+    elif isinstance(part, Blocks):
+        yield json.dumps([np.dtype(part.dtype).str, part.shape]).encode()
+        for block in part.blocks:
+            yield np.ascontiguousarray(block, part.dtype).data
+    elif isinstance(part, (list, tuple)):
+        yield b"["
+        for start in range(0, len(part), ENTRIES):
+            text = json.dumps(part[start : start + ENTRIES], sort_keys=True)[1:-1]
+            yield f"{', ' if start else ''}{text}".encode()
+        yield b"]"
     else:
         yield json.dumps(part, sort_keys=True).encode()
 

@@ -21,7 +21,7 @@ from graph.label_graph.encoder import Encoder, States, fingerprint_of
 from graph.label_graph.label_graph import LabelGraph
 from graph.label_graph.model import HierarchicalAttentionNetwork
 from graph.label_graph.options import Options, fixed_threshold
-from graph.label_graph.text import Vocabulary, split_text, tokenizer
+from graph.label_graph.text import Vocabulary, WordIds, split_text, tokenizer
 
 __all__ = ["Classifier", "ModelFile", "Predictor", "build_network", "tokenized"]
 
@@ -42,12 +42,13 @@ def encoder_of(options: Options, fingerprint: str = "") -> Encoder | None:
 def tokenized(samples: Sequence[Sample], options: Options, encoder: Encoder | None = None) -> list[list[list[Any]]]:
     """The words of every review, or of every piece of a review; or, with an encoder, the token ids.
 
-    Reviews and pieces without words are left out.
+    Reviews and pieces without words are left out. Equal words are one object.
     """
+    known: dict[Any, Any] = {}
     tokenize = encoder.tokenize if encoder else tokenizer(options.tokenizer)
     return [
         [
-            words
+            [known.setdefault(word, word) for word in words]
             for review in sample.reviews
             for piece in split_text(review, options.pieces)
             if (words := tokenize(piece))
@@ -111,14 +112,14 @@ class Classifier:
     options: Options
     threshold: float
 
-    def encode(self, samples: Sequence[Sample]) -> Tensor | States:
-        """Word ids ``(samples, max_reviews, max_words)``, or the encoder's states."""
+    def encode(self, samples: Sequence[Sample]) -> WordIds | States:
+        """Word ids, or the encoder's states."""
         encoder = self.reader if isinstance(self.reader, Encoder) else None
         reviews = tokenized(samples, self.options, encoder)
         return self.reader.encode(reviews, self.options.max_reviews, self.options.max_words)
 
     @torch.no_grad()
-    def probabilities(self, texts: Tensor | States) -> Tensor:
+    def probabilities(self, texts: WordIds | States) -> Tensor:
         """Probabilities ``(samples, labels)``, on the CPU, of texts that :meth:`encode` gave."""
         device = self.network.output.weight.device
         batches = torch.arange(len(texts)).split(self.options.batch_size)

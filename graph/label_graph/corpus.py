@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.options import SPLITS
-from fairseq_ext.training.settings import Settings, digest
+from fairseq_ext.training.settings import Blocks, Settings, digest
 from graph.label_graph.classifier import encoder_of, tokenized
 from graph.label_graph.coverage import coverage
 from graph.label_graph.data import label_matrix, label_names, read_splits
 from graph.label_graph.encoder import Encoder, States
 from graph.label_graph.options import Options
-from graph.label_graph.text import Vocabulary
+from graph.label_graph.text import BLOCK, Sentences, Vocabulary, WordIds
 
 __all__ = ["Corpus", "prepare", "settings_of"]
 
@@ -28,28 +28,22 @@ __all__ = ["Corpus", "prepare", "settings_of"]
 class Corpus:
     """The texts and gold labels of every split, the sentences that word vectors are trained on, and the coverage.
 
-    ``texts`` are word ids, or an encoder's states; the ``reader`` made them. ``coverage`` tells how much of a split is
-    read (:func:`~graph.label_graph.coverage.coverage`).
+    ``texts`` are word ids, or an encoder's states; the ``reader`` made them. ``sentences`` are kept where word vectors
+    are trained. ``coverage`` tells how much of a split is read (:func:`~graph.label_graph.coverage.coverage`), and
+    ``digest`` is the SHA-256 of everything that a run is trained and scored on.
     """
 
-    texts: dict[str, Tensor | States]
+    texts: dict[str, WordIds | States]
     gold: dict[str, Tensor]
     labels: list[str]
     reader: Vocabulary | Encoder
-    sentences: list[list[str]]
+    sentences: Sentences | None
     coverage: dict[str, dict[str, Any]]
+    digest: str
 
-    def split(self, name: str) -> tuple[Tensor | States, Tensor]:
+    def split(self, name: str) -> tuple[WordIds | States, Tensor]:
         """Texts and gold labels of one split."""
         return self.texts[name], self.gold[name]
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """SHA-256 of everything that a run is trained and scored on."""
-        texts = (text.digest if isinstance(text, States) else text for text in map(self.texts.get, SPLITS))
-        parts = (part for pair in zip(texts, map(self.gold.get, SPLITS), strict=True) for part in pair)
-        words = self.reader.words if isinstance(self.reader, Vocabulary) else None
-        return digest(words, self.labels, self.sentences, *parts)
 
 
 def prepare(options: Options, device: str | torch.device = "cpu", cache: Path | None = None) -> Corpus:
@@ -77,12 +71,13 @@ def prepare(options: Options, device: str | torch.device = "cpu", cache: Path | 
         finder = "--encoder: its tokenizer" if encoder else f"--tokenizer {options.tokenizer}"
         raise OptionError(f"{finder} finds no word in {options.data}")
     sizes = options.max_reviews, options.max_words
-    texts: dict[str, Tensor | States]
+    texts: dict[str, WordIds | States]
+    reader: Vocabulary | Encoder
     if encoder:
-        sentences = []
+        reader, sentences = encoder, []
         texts = {split: encoder.encode(reviews[split], *sizes, device, cache) for split in SPLITS}
     else:
-        vocabulary = Vocabulary.build(sentences, options.min_count)
+        reader = vocabulary = Vocabulary.build(sentences, options.min_count)
         if not vocabulary.words:
             most = max(Counter(word for sentence in sentences for word in sentence).values())
             raise OptionError(
@@ -91,14 +86,27 @@ def prepare(options: Options, device: str | torch.device = "cpu", cache: Path | 
             )
         texts = {split: vocabulary.encode(reviews[split], *sizes) for split in SPLITS}
     labels = label_names(splits["train"])
+    gold = {split: label_matrix(splits[split], labels) for split in SPLITS}
+    words = reader.words if isinstance(reader, Vocabulary) else None
+    contents = (part for split in SPLITS for part in (_content(texts[split]), _as_floats(gold[split])))
     return Corpus(
         texts,
-        {split: label_matrix(splits[split], labels) for split in SPLITS},
+        gold,
         labels,
-        encoder or vocabulary,
-        sentences,
+        reader,
+        Sentences(sentences, reader) if isinstance(reader, Vocabulary) and options.embedding != "learned" else None,
         {split: coverage(splits[split], reviews[split], labels, options) for split in SPLITS},
+        digest(words, labels, sentences, *contents),
     )
+
+
+def _content(texts: WordIds | States) -> Blocks | str:
+    return texts.digest if isinstance(texts, States) else texts.blocks()
+
+
+def _as_floats(gold: Tensor) -> Blocks:
+    """Gold labels in the form whose digest is stored with results."""
+    return Blocks(np.float32, tuple(gold.shape), (rows.numpy() for rows in gold.split(BLOCK)))
 
 
 def settings_of(options: Options, corpus: Corpus) -> Settings:

@@ -7,9 +7,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -177,9 +179,10 @@ def unknown_labels(samples: Iterable[Sample], labels: Iterable[str]) -> dict[str
 
 
 def label_matrix(samples: list[Sample], labels: list[str]) -> Tensor:
-    """Gold labels as 0 and 1, ``(samples, labels)``; labels that are not among ``labels`` are left out."""
+    """Where a label is gold, bool, ``(samples, labels)``; labels that are not among ``labels`` are left out."""
     place = {label: column for column, label in enumerate(labels)}
-    matrix = torch.zeros(len(samples), len(labels))
-    for row, sample in zip(matrix, samples, strict=True):
-        row[[place[label] for label in sample.labels if label in place]] = 1.0
-    return matrix
+    columns = [[place[label] for label in sample.labels if label in place] for sample in samples]
+    rows = np.repeat(np.arange(len(samples)), [len(of_sample) for of_sample in columns])
+    matrix = np.zeros((len(samples), len(labels)), dtype=bool)
+    matrix[rows, np.fromiter(chain.from_iterable(columns), dtype=np.int64)] = True
+    return torch.from_numpy(matrix)

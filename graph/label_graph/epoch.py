@@ -12,6 +12,7 @@ from graph.label_graph.classifier import Classifier
 from graph.label_graph.encoder import States
 from graph.label_graph.label_graph import label_graph_loss
 from graph.label_graph.metrics import f1_by_label, multilabel_metrics, tune_threshold
+from graph.label_graph.text import WordIds
 
 __all__ = ["ADVICE", "score", "train_epoch", "validate"]
 
@@ -20,7 +21,7 @@ ADVICE = "lower --lr or --ratio2, or leave out --no-soft-target-clip"
 
 
 def train_epoch(
-    classifier: Classifier, optimizer: torch.optim.Optimizer, texts: Tensor | States, gold: Tensor
+    classifier: Classifier, optimizer: torch.optim.Optimizer, texts: WordIds | States, gold: Tensor
 ) -> float:
     """Train for one pass over the samples in random order; returns the mean loss."""
     network, options = classifier.network.train(), classifier.options
@@ -47,7 +48,7 @@ def train_epoch(
     return float(total) / len(texts)
 
 
-def validate(classifier: Classifier, texts: Tensor | States, gold: Tensor, tune: bool = False) -> dict[str, float]:
+def validate(classifier: Classifier, texts: WordIds | States, gold: Tensor, tune: bool = False) -> dict[str, float]:
     """Metrics at the classifier's threshold; with ``tune`` the threshold is first set to the best for these samples.
 
     Raises:
@@ -59,7 +60,7 @@ def validate(classifier: Classifier, texts: Tensor | States, gold: Tensor, tune:
     return multilabel_metrics(probabilities, gold, classifier.threshold)
 
 
-def score(classifier: Classifier, texts: Tensor | States, gold: Tensor) -> dict[str, Any]:
+def score(classifier: Classifier, texts: WordIds | States, gold: Tensor) -> dict[str, Any]:
     """Metrics at the classifier's threshold, and ``f1_by_label``.
 
     Raises:

@@ -51,7 +51,7 @@ def train(
         network = build_network(options, None, len(corpus.labels), state_size=reader.hidden_size)
     else:
         vectors = None
-        if options.embedding != "learned" and not (folder / CHECKPOINT).exists():
+        if corpus.sentences is not None and not (folder / CHECKPOINT).exists():
             vectors = train_vectors(corpus.sentences, reader, options.embedding_dim, seed=seed)
         network = build_network(options, len(reader), len(corpus.labels), vectors)
     network = network.to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from fairseq_ext.training import settings
 from fairseq_ext.training.checkpoint import Checkpoint
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import read_json
 from fairseq_ext.training.options import OptionSet, option
 from fairseq_ext.training.pretrained import fingerprint
 from fairseq_ext.training.runs import Experiment
-from fairseq_ext.training.settings import Settings, digest, file_digest, files_digest
+from fairseq_ext.training.settings import Blocks, Settings, digest, file_digest, files_digest
 from graph.graph_classification import options as graph_classification
 from graph.label_graph import options as label_graph
 from graph.renode import options as renode
@@ -159,6 +161,17 @@ def test_digests_differ_where_anything_does():
 def test_digests_of_stored_results_stay_what_they_are():
     tensors = [torch.arange(6, dtype=dtype).view(2, 3) for dtype in (torch.int64, torch.float32, torch.float16)]
     assert digest(*tensors, torch.tensor([True, False]), np.arange(3), [1, "a"], {"b": None})[:16] == "d52182c11ecf95d0"
+
+
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_digests_do_not_depend_on_blocks(monkeypatch, block):
+    lists = [[], (), [[]], ["\u00e9", None], [{"b": 1, "a": [2, 3]}, [1, [2]], (3,), 4.5, True], ("a", "b", "c", "d")]
+    texts = [json.dumps(values, sort_keys=True).encode() for values in lists]
+    monkeypatch.setattr(settings, "BLOCK", block)
+    assert [digest(values) for values in lists] == [hashlib.sha256(text + b"\0").hexdigest() for text in texts]
+    array = np.arange(12).reshape(6, 2)
+    rows = (array[start : start + block] for start in range(0, 6, block))
+    assert digest(Blocks("float32", (6, 2), rows)) == digest(array.astype(np.float32)) != digest(array)
 
 
 @dataclass(frozen=True, kw_only=True)

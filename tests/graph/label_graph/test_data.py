@@ -9,14 +9,17 @@ import sys
 import pytest
 import torch
 from gensim.models import Word2Vec
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
 from fairseq_ext.training.errors import DataError, InputError, OptionError
 from fairseq_ext.training.files import MAX_LINE
+from fairseq_ext.training.settings import digest
 from graph.label_graph.classifier import tokenized
 from graph.label_graph.data import Sample, label_matrix, label_names, read_file, read_splits, unknown_labels
 from graph.label_graph.options import Options
-from graph.label_graph.text import Vocabulary, split_text, tokenizer, train_vectors
+from graph.label_graph.text import Sentences, Vocabulary, split_text, tokenizer, train_vectors
 from tests.helpers import damaged_texts, require_data
 
 ALBUM = {
@@ -218,6 +221,8 @@ def test_labels():
     assert label_names(samples) == ["a", "b", "c"]
     assert label_matrix(samples, ["a", "b", "c"]).tolist() == [[1, 1, 0], [0, 0, 1]]
     assert label_matrix(samples, ["b"]).tolist() == [[1], [0]]
+    assert label_matrix([*samples, Sample(("r",), (), "3")], ["c"]).tolist() == [[0], [1], [0]]
+    assert label_matrix(samples, ["b"]).dtype == torch.bool
     assert unknown_labels([*samples, samples[1]], ["b"]) == {"c": 2, "a": 1}
 
 
@@ -258,8 +263,36 @@ def test_pieces():
 def test_ids():
     vocabulary = Vocabulary.build([["b", "a", "b"], ["c", "a", "b"]], min_count=2)
     assert vocabulary.words == ("b", "a") and len(vocabulary) == 4
-    ids = vocabulary.encode([[["a", "zzz", "b"], ["b"], ["a"]], []], max_reviews=2, max_words=2)
+    texts = vocabulary.encode([[["a", "zzz", "b"], ["b"], ["a"]], []], max_reviews=2, max_words=2)
+    ids = texts[torch.tensor([0, 1])]
     assert ids.dtype == torch.int32 and ids.tolist() == [[[3, 1], [2, 0]], [[0, 0], [0, 0]]]
+
+
+@given(st.lists(st.lists(st.text("abcd", min_size=1, max_size=7), max_size=5), max_size=6), st.data())
+def test_ids_are_padded_to_the_limits_however_they_are_kept(samples, data):
+    vocabulary = Vocabulary(("a", "b", "c"))
+    texts = vocabulary.encode(samples, max_reviews=3, max_words=4)
+    padded = torch.zeros(len(samples), 3, 4, dtype=torch.int32)
+    for row, sample in zip(padded, samples, strict=True):
+        for line, review in zip(row, sample, strict=False):
+            line[: len(review)] = torch.tensor([" dabc".index(word) for word in review[:4]])
+    assert len(texts) == len(samples)
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, len(samples) - 1))) if samples else [], dtype=torch.long)
+    assert torch.equal(texts[rows], padded[rows]) and texts[rows].dtype == torch.int32
+    assert digest(texts.blocks()) == digest(padded)
+
+
+def test_padding_is_not_kept():
+    reviews = [[["a"] * 3]] * 999 + [[["a"] * 20] * 40]
+    texts = Vocabulary(("a",)).encode(reviews, max_reviews=40, max_words=20)
+    kept = sum(value.untyped_storage().nbytes() for value in vars(texts).values() if isinstance(value, torch.Tensor))
+    assert kept < 2 * 4 * sum(len(review) for sample in reviews for review in sample) + 24 * len(reviews)
+
+
+def test_equal_words_of_texts_are_one_object():
+    samples = [Sample(("soup of the day",), (), "1"), Sample(("Soup",), (), "2")]
+    (((soup, *_),), ((again,),)) = tokenized(samples, Options(data=""))
+    assert soup is again
 
 
 def test_reviews_without_words_leave_room_for_others():
@@ -269,8 +302,10 @@ def test_reviews_without_words_leave_room_for_others():
 
 
 def test_vectors():
-    sentences = [["red", "apple"], ["green", "apple"], ["rare"]] * 3
+    sentences = [["red", "apple"], ["green", "apple"], ["rare"], []] * 3
     vocabulary = Vocabulary.build(sentences[:2], min_count=1)
+    known = Sentences(sentences, vocabulary)
+    assert [*known] == [*known] == [["red", "apple"], ["green", "apple"], [], []] * 3 and len(known) == 12
     vectors = train_vectors(sentences, vocabulary, dim=8, seed=3)
     assert vectors.shape == (5, 8) and (vectors[:2] == 0).all() and (vectors[2:] != 0).all()
     assert torch.equal(vectors, train_vectors(sentences, vocabulary, dim=8, seed=3))

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import f1_score, hamming_loss
 from torch import Tensor
 
-from graph.label_graph import multilabel_metrics, tune_threshold
+from graph.label_graph import metrics, multilabel_metrics, tune_threshold
 from graph.label_graph.metrics import METRICS, f1_by_label
 from tests.helpers import golden_names, load_golden
 
@@ -61,6 +65,60 @@ def test_threshold_between_neighbouring_floats(steps):
     low, high = np.float32(1) + np.array([steps - 1, steps], dtype=np.float32) * np.finfo(np.float32).eps
     scores, gold = np.array([[high, low]]), np.array([[1, 0]])
     assert multilabel_metrics(scores, gold, tune_threshold(scores, gold))["micro_f1"] == 1
+
+
+SCORES = [*np.linspace(-1, 1, 9), *np.nextafter(np.float32(0.2), np.float32([0, 1])), -0.0, 3e38, np.inf, -np.inf]
+
+
+@given(st.data(), st.sampled_from([np.float32, np.float64]), st.floats(0, 1))
+def test_counts_give_what_scikit_learn_gives(data, dtype, threshold):
+    shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=6))
+    scores = data.draw(hnp.arrays(dtype, shape, elements=st.sampled_from(np.array(SCORES, dtype).tolist())))
+    gold = data.draw(hnp.arrays(bool, shape))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "ENTRIES", 4)
+        found, of_labels = multilabel_metrics(scores, gold, threshold), f1_by_label(scores, gold, threshold)
+    predicted = scores.astype(np.float64) > threshold
+    labels = [1] if gold.shape[1] == 1 else None
+    f1 = {
+        average: f1_score(gold, predicted, labels=labels, average=average, zero_division=0)
+        for average in ("macro", "micro", None)
+    }
+    assert found == {
+        "one_error": 1 - gold[np.arange(len(gold)), scores.argmax(1)].mean(),
+        "hamming_loss": hamming_loss(gold, predicted),
+        "macro_f1": f1["macro"],
+        "micro_f1": f1["micro"],
+    }
+    assert of_labels == f1[None].tolist()
+
+
+@given(st.data(), st.sampled_from([np.float32, np.float64]))
+def test_the_tuned_threshold_is_that_of_a_full_ranking(data, dtype):
+    shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=6))
+    scores = data.draw(hnp.arrays(dtype, shape, elements=st.sampled_from(np.array(SCORES[:-2], dtype).tolist())))
+    gold = data.draw(hnp.arrays(bool, shape))
+    order = np.argsort(-scores, axis=None, kind="stable")
+    ranked, hits = scores.ravel()[order].astype(np.float64), gold.ravel()[order].cumsum()
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
+    below = np.append(ranked[1:], ranked[-1] - 1.0)
+    f1[ranked == below] = -1.0
+    cut = f1.argmax()
+    assert tune_threshold(scores, gold) == (ranked[cut] + below[cut]) / 2
+
+
+@pytest.mark.parametrize(("function", "most"), [(multilabel_metrics, 0.5), (f1_by_label, 0.5), (tune_threshold, 5)])
+def test_few_bytes_for_every_sample_and_label(monkeypatch, function, most):
+    monkeypatch.setattr(metrics, "ENTRIES", 4000)
+    scores = torch.rand(1000, 500, generator=torch.Generator().manual_seed(1))
+    gold = scores > 0.99
+    tracemalloc.start()
+    try:
+        function(scores, gold)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / scores.numel() < most
 
 
 def test_shapes_must_agree():

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fairseq_ext.training import settings
 from fairseq_ext.training.errors import CheckpointError
 from fairseq_ext.training.files import load_safely
 from fairseq_ext.training.flags import Runs
-from graph.label_graph import LabelGraph, label_graph_loss
+from graph.label_graph import LabelGraph, label_graph_loss, text
 from graph.label_graph import train as training
 from graph.label_graph.classifier import Classifier
 from graph.label_graph.corpus import prepare
@@ -123,7 +124,7 @@ def test_a_training_is_that_of_a_plain_loop(data, tmp_path, arm):
             if arm == "soft":
                 loss = label_graph_loss(logits, gold, graph.weight, temperature=2.0, soft_target_clip=True)
             else:
-                loss = F.binary_cross_entropy_with_logits(logits, gold, reduction="none").sum(1).mean()
+                loss = F.binary_cross_entropy_with_logits(logits, gold.float(), reduction="none").sum(1).mean()
             network.zero_grad()
             loss.backward()
             optimizer.step()
@@ -157,7 +158,7 @@ def test_every_epoch_reads_all_samples_in_another_order(data, tmp_path, monkeypa
 
     monkeypatch.setattr(training, "train_epoch", epoch)
     training.train(options, corpus, 1, tmp_path)
-    everything = sorted(corpus.texts["train"].tolist())
+    everything = sorted(corpus.texts["train"][torch.arange(50)].tolist())
     assert [sorted(order) for order in orders] == [everything, everything, everything, []]
     assert orders[0] != orders[1] != orders[2]
 
@@ -169,7 +170,9 @@ def test_word_vectors_are_constants_or_trained(data, tmp_path, embedding):
     for seed in (1, 2):
         training.train(options, corpus, seed, tmp_path / str(seed))
         vectors[seed] = load_safely(tmp_path / str(seed) / "checkpoint.pt")["network"]["embedding.weight"]
-    pretrained = {seed: train_vectors(corpus.sentences, corpus.reader, 6, seed=seed) for seed in (1, 2)}
+    assert (corpus.sentences is None) == (embedding == "learned")
+    sentences = corpus.sentences or prepare(options_of(data, embedding="word2vec")).sentences
+    pretrained = {seed: train_vectors(sentences, corpus.reader, 6, seed=seed) for seed in (1, 2)}
     assert not torch.equal(pretrained[1], pretrained[2])
     for seed in (1, 2):
         moved = (vectors[seed] - pretrained[seed]).abs()[2:].max()
@@ -186,7 +189,7 @@ def test_the_threshold_is_tuned_on_validation_alone(data, tmp_path):
     options = options_of(data, threshold="tuned")
     corpus = prepare(options)
     first = training.train(options, corpus, 1, tmp_path / "a")
-    corpus.gold["test"] = 1 - corpus.gold["test"]
+    corpus.gold["test"] = ~corpus.gold["test"]
     second = training.train(options, corpus, 1, tmp_path / "b")
     assert first["threshold"] == second["threshold"] and first["micro_f1"] != second["micro_f1"]
 
@@ -194,7 +197,7 @@ def test_the_threshold_is_tuned_on_validation_alone(data, tmp_path):
 def test_ids_and_labels_are_those_of_the_training_texts(data):
     corpus = prepare(options_of(data))
     assert corpus.labels == sorted(WORDS)
-    assert corpus.gold["train"].shape == (50, 4) and corpus.texts["train"].max() == len(corpus.reader) - 1
+    assert corpus.gold["train"].shape == (50, 4) and corpus.texts["train"].words.max() == len(corpus.reader) - 1
 
 
 def test_a_lost_model_is_missed_before_more_is_trained(data, tmp_path, monkeypatch):
@@ -216,6 +219,31 @@ def test_a_lost_model_is_missed_before_more_is_trained(data, tmp_path, monkeypat
     assert len(epochs) == 2
     (tmp_path / "checkpoint.pt").unlink()
     assert training.train(options, corpus, 1, tmp_path)["best_epoch"]
+
+
+STORED = {
+    "a3f04370064cfad1": {"embedding": "learned"},
+    "a7aa55a8698921941": {"embedding": "word2vec", "pieces": "sentences", "max_words": 3, "max_reviews": 2},
+    "6ba3d8294f3b71b2": {"embedding": "word2vec", "min_count": 2, "transductive": True},
+    "bc8d6067af541e5e": {"embedding": "learned", "unmasked_attention": True, "max_reviews": 3},
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_digests_of_stored_results_stay_what_they_are(tmp_path, monkeypatch, stored):
+    monkeypatch.setattr(settings, "BLOCK", 2)
+    monkeypatch.setattr(text, "BLOCK", 2)
+    train = "a|b\tRed soup. Cold red soup here\nb\t!!!\n\tcaf\u00e9 soup\n"
+    splits = {"train": train, "valid": "a\tsoup red wine\n", "test": "b|c\tred. wine. soup\n"}
+    for split, lines in splits.items():
+        (tmp_path / f"{split}.tsv").write_text(lines, encoding="utf-8")
+    options = Options(data=str(tmp_path), **STORED[stored])
+    assert prepare(options).digest.startswith(stored)
+    for split, relabelled in (("train", ("\tcaf", "a\tcaf")), ("valid", ("a\t", "b\t")), ("test", ("b|c", "a|c"))):
+        for change in (("red", "wine"), relabelled):
+            (tmp_path / f"{split}.tsv").write_text(splits[split].replace(*change), encoding="utf-8")
+            assert not prepare(options).digest.startswith(stored)
+        (tmp_path / f"{split}.tsv").write_text(splits[split], encoding="utf-8")
 
 
 def test_words_come_from_the_reviews_that_are_read(tmp_path):
