@@ -22,7 +22,7 @@ from examples.quickstart.corpus import build_corpus
 from fairseq_ext.text import PREPARATION, SUBWORD_FILES
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import read_json, write_json
-from fairseq_ext.training.options import SPLITS, OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option, seed_option
 from fairseq_ext.training.progress import progress, say
 
 USER_DIR = str(Path(fairseq_ext.__file__).parent)
@@ -62,7 +62,7 @@ class Settings(OptionSet):
     pairs: int = option(20_000, "sentence pairs, valid and test included")
     vocab: int = option(2000, "SentencePiece pieces, both languages together", least=1)
     updates: int = option(700, "training updates", least=1)
-    seed: int = option(1, "seed of the corpus and of the training", least=0)
+    seed: int = seed_option(1, "seed of the corpus and of the training")
 
 
 class Pipeline:
