@@ -18,7 +18,7 @@ import pytest
 from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.errors import InputError
 from fairseq_ext.training.files import read_json
-from fairseq_ext.training.options import OptionSet
+from fairseq_ext.training.options import MOST_SEED, OptionSet
 from fairseq_ext.training.program import Program
 from fairseq_ext.training.progress import say
 from tests.graph.graph_classification.conftest import write_tu
@@ -328,6 +328,30 @@ def test_the_results_of_a_training_are_a_file_of_its_options(module, command, tm
     main([command, *words.format(data=data).split(), "--out", str(tmp_path / "quiet"), "--device", "cpu", "--quiet"])
     out, err = capsys.readouterr()
     assert str(tmp_path / "quiet" / "results.json") in out and not err
+
+
+def test_every_seed_is_one_that_all_generators_take():
+    seeds = [(place, item) for place, item, _ in all_fields([*MODULES, *SCRIPTS]) if "seed" in item.name]
+    assert len(seeds) > 10
+    wrong = [f"{place} --{item.name}" for place, item in seeds if item.metadata["most"] != MOST_SEED]
+    assert not wrong and all(item.metadata["least"] == 0 for _, item in seeds)
+
+
+@pytest.mark.parametrize(("module", "command"), [key for key in TRAININGS if key[0] != "graph.renode"])
+def test_a_seed_that_the_last_run_cannot_have_is_refused_first(module, command, tmp_path, monkeypatch):
+    """Before data are read, and anything is written; ``graph.renode`` counts its seeds from 0."""
+    monkeypatch.chdir(tmp_path)
+    program = program_of(f"{module}.__main__")
+    sets = option_sets(program.commands[command]).values()
+    names = {item.name for kind in sets for item in dataclasses.fields(kind)}
+    words = [command, *TRAININGS[module, command][1].format(data="absent").split(), "--out", "out", "--device", "cpu"]
+    with pytest.raises(InputError, match=r"^--seed must be at least 0 and at most 4294967295, got 4294967296$"):
+        program([*words, "--seed", str(MOST_SEED + 1)])
+    if "runs" in names:
+        words += [] if "--folds" in words else ["--runs", "3"]
+        with pytest.raises(InputError, match=r"^--seed must be at most 4294967293 for 3 runs, got 4294967294$"):
+            program([*words, "--seed", str(MOST_SEED - 1)])
+    assert not list(tmp_path.iterdir())
 
 
 def unchecked(kind: type[OptionSet], arguments: argparse.Namespace) -> OptionSet:

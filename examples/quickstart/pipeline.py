@@ -23,7 +23,7 @@ from examples.translation.prepare import prepare
 from examples.translation.score import sacrebleu_score
 from fairseq_ext.text import PREPARATION
 from fairseq_ext.training.files import read_json, write_json
-from fairseq_ext.training.options import SPLITS, OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option, seed_option
 from fairseq_ext.training.progress import progress, say
 
 USER_DIR = str(Path(fairseq_ext.__file__).parent)
@@ -63,7 +63,7 @@ class Settings(OptionSet):
     pairs: int = option(20_000, "sentence pairs, valid and test included")
     vocab_size: int = option(2000, "size of the sentencepiece model, of both languages", least=1, aliases=("vocab",))
     updates: int = option(700, "training updates", least=1)
-    seed: int = option(1, "seed of the corpus and of the training", least=0)
+    seed: int = seed_option(1, "seed of the corpus and of the training")
 
 
 class Pipeline:

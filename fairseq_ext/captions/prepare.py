@@ -19,7 +19,7 @@ from fairseq_ext.regions.feature_files import boxes_folder
 from fairseq_ext.regions.splits import drawn
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import read_json, staged_folder, write_json
-from fairseq_ext.training.options import SPLITS, OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option, seed_option
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.settings import digest
 
@@ -67,7 +67,7 @@ class PrepareOptions(OptionSet):
     skip_missing: bool = option(False, "leave out images without captions and captions without image, and count them")
     valid: int = option(500, "validation images, drawn where the source has no splits", least=1)
     test: int = option(500, "test images, drawn where the source has no splits", least=1)
-    seed: int = option(0, "seed of the draw of validation and test images", least=0)
+    seed: int = seed_option(0, "seed of the draw of validation and test images")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from fairseq_ext.captions.java import SCORERS
 from fairseq_ext.captions.store import Preparation, Split
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import output_folder, read_json, write_json, writing_to
-from fairseq_ext.training.options import SPLITS, OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option, seed_option
 
 __all__ = ["GeneratedOptions", "ScoreOptions", "score"]
 
@@ -32,7 +32,7 @@ class GeneratedOptions(OptionSet):
         "tokenizer of captions and references: as Java's, without Java; or Java's own, of pycocoevalcap",
         (*TOKENIZERS,),
     )
-    seed: int = option(1, "seed of what is drawn", least=0)
+    seed: int = seed_option(1, "seed of what is drawn")
 
     def evaluate(self) -> Evaluation:
         """The captions with their scores.

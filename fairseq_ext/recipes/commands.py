@@ -14,7 +14,7 @@ from fairseq_ext.recipes.presets import PRESETS
 from fairseq_ext.recipes.recipe import Recipe, values
 from fairseq_ext.recipes.sections import SECTIONS
 from fairseq_ext.training.errors import OptionError
-from fairseq_ext.training.options import flag
+from fairseq_ext.training.options import MOST_SEED, flag
 from fairseq_ext.training.sources import SourcedValues, by
 
 __all__ = ["adapted", "commands", "more_tokens", "sources"]
@@ -49,6 +49,8 @@ def adapted(
     training: dict[str, Any] = dict(sizes)
     evaluation = {}
     if seed is not None:
+        if not 0 <= seed <= MOST_SEED:
+            raise OptionError(f"--seed {seed}: from 0 to {MOST_SEED}")
         training["seed"] = seed
     if device == "cpu":
         training |= {"cpu": True, "fp16": False}

@@ -10,7 +10,7 @@ import numpy as np
 
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.files import replacing, writing_to
-from fairseq_ext.training.options import SPLITS, OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option, seed_option
 
 __all__ = ["THINGS", "SceneOptions", "synthesize"]
 
@@ -29,7 +29,7 @@ class SceneOptions(OptionSet):
     out: str = option("runs/scenes", "folder to write")
     images: int = option(1000, "images of all splits together", least=30)
     captions_per_image: int = option(3, "captions of an image", least=1)
-    seed: int = option(0, "seed of all that is drawn", least=0)
+    seed: int = seed_option(0, "seed of all that is drawn")
 
 
 def synthesize(options: SceneOptions) -> str:

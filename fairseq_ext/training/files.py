@@ -229,13 +229,18 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[Any, str]]:
         yield parse_json(line, origin, "value"), origin
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, levels: int = 0) -> None:
     """Write JSON so that a kill leaves the old file or the new one.
+
+    Args:
+        path: the file.
+        value: mappings, lists, texts and numbers.
+        levels: how many levels of mappings are laid out, which writes large values far faster. Default: 0, all levels.
 
     Raises:
         DataError: a number that is not finite; the old file stays.
     """
-    text = json_text(value, str(path), indent=2)
+    text = json_text(value, str(path), indent=None if levels else 2, levels=levels)
     with replacing(path) as partial:
         partial.write_text(f"{text}\n", encoding="utf-8")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import OptionSet, check_seeds, option, seed_option
 from fairseq_ext.training.runs import run_name
 
 __all__ = ["PRECISIONS", "Device", "Precision", "Runs"]
@@ -31,8 +31,12 @@ class Runs(Device):
     """Runs of an experiment; finished ones are not run again."""
 
     out: str = option("runs/experiment", "folder of results and models")
-    seed: int = option(1, "first seed; the others count on", least=0)
+    seed: int = seed_option(1, "first seed; the others count on")
     runs: int = option(1, "number of seeds", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seeds(self.seed, self.runs)
 
     @property
     def seeds(self) -> dict[str, int]:

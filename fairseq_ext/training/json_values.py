@@ -65,19 +65,21 @@ def parse_json(text: str, origin: str, kind: str, file_names: bool = False) -> A
     return value
 
 
-def json_text(value: Any, origin: str = "", indent: int | None = None) -> str:
+def json_text(value: Any, origin: str = "", indent: int | None = None, levels: int = 0) -> str:
     """``value`` as JSON that can be written as UTF-8, the bytes of file names that are not UTF-8 as escapes.
 
     Args:
         value: mappings, lists, texts and numbers; an undefined figure is None, which is written as ``null``.
         origin: what the value belongs to, for the message. Default: nothing.
         indent: spaces of each level. Default: all in one line.
+        levels: in place of ``indent``, how many levels of mappings have each entry on a line of its own; what is below
+            is in that line. Default: 0.
 
     Raises:
         DataError: a number that is not finite, which JSON cannot express; the message names it.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+        text = _in_lines(value, levels, indent)
     except ValueError:
         for name, number in _not_finite(value):
             raise DataError(
@@ -86,6 +88,18 @@ def json_text(value: Any, origin: str = "", indent: int | None = None) -> str:
             ) from None
         raise
     return SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
+def _in_lines(value: Any, levels: int, indent: int | None = None, margin: str = "") -> str:
+    """JSON of which the outer ``levels`` are laid out; json lays all out or nothing, and all without its C encoder."""
+    if not levels or not isinstance(value, dict) or not value:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    inner = f"{margin}  "
+    entries = (
+        f"{inner}{json.dumps(key, ensure_ascii=False)}: {_in_lines(item, levels - 1, margin=inner)}"
+        for key, item in value.items()
+    )
+    return "{\n" + ",\n".join(entries) + f"\n{margin}}}"
 
 
 def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:

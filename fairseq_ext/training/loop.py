@@ -33,6 +33,11 @@ from fairseq_ext.training.progress import Parts, progress
 __all__ = ["Training", "finite", "seed_of"]
 
 LOG_EVERY = 20
+REPEATED, REPEATED_SECONDS = 0.01, 5.0
+"""What a killed training may have to repeat: this part of its steps, if they have not taken longer than these seconds.
+
+A checkpoint holds the whole history: with one for each of many short steps, saving would take longer than training.
+"""
 
 
 def seed_of(*numbers: int) -> int:
@@ -56,8 +61,10 @@ class Training:
 
     Nothing is read, written or waited for before the iteration begins. With a ``folder`` the training is then resumed
     from ``checkpoint.pt``, or proves that it can write one; after each validation, and each ``save_every`` steps, the
-    checkpoint is replaced. A resumed training ends as an uninterrupted one, bit for bit on a CPU, if the body draws its
-    random numbers from ``seed`` or from a :class:`~fairseq_ext.training.checkpoint.RandomState` among the parts.
+    checkpoint is replaced, unless the last one is less than 1 % of the steps and 5 seconds old. It always is after the
+    last step, and after a better validation with ``best``. A resumed training ends as an uninterrupted one, bit for bit
+    on a CPU, if the body draws its random numbers from ``seed`` or from a
+    :class:`~fairseq_ext.training.checkpoint.RandomState` among the parts.
 
     Args:
         total: number of steps, at most.
@@ -124,6 +131,8 @@ class Training:
             self.checkpoint = Checkpoint(Path(folder) / CHECKPOINT, settings or {}, self.progress, **(parts or {}))
         self._recent: list[dict[str, Any]] = []
         self._shown: dict[str, float] = {}
+        self._best_entry: dict[str, Any] = {}
+        """The validation at the best step; empty before there is one."""
 
     @property
     def step(self) -> int:
@@ -157,7 +166,9 @@ class Training:
 
     def __iter__(self) -> Iterator[int]:
         if self.checkpoint and self.checkpoint.restore():
-            if self.progress["best_step"] and self.best and not self.best.exists():
+            history, best_step = self.progress["history"], self.progress["best_step"]
+            self._best_entry = next((entry for entry in history if entry[self.unit] == best_step), {})
+            if best_step and self.best and not self.best.exists():
                 raise CheckpointError(f"{self.best}: the best model is not there; delete {self.checkpoint.path} too")
         elif self.checkpoint and self.main:
             output_folder(self.checkpoint.path.parent)
@@ -167,6 +178,7 @@ class Training:
         runs = Parts.around()
         if runs:
             runs.resume(self.step / self.total)
+        self._saved_step, self._saved_at = self.step, time.monotonic()
         bar = progress(total=self.total, initial=self.step, unit=self.unit, desc=self.name, leave=None)
         self._board = Board(self.folder, self.step)
         with bar, contextlib.closing(self._board):
@@ -202,14 +214,15 @@ class Training:
         value = self.sign * metrics[self.select]
         if not math.isfinite(value):
             raise OptionError(f"{self.unit} {self.step}: the validation's {self.select} is {value}; {self.advice}")
-        better = self.progress["best"] is None or self._rank(metrics) > self._rank(self._best_entry())
+        better = self.progress["best"] is None or self._rank(metrics) > self._rank(self._best_entry)
         if better:
+            self._best_entry = entry
             self.progress |= {"best": value, "best_step": self.step}
         return better
 
     def record(self) -> dict[str, Any]:
         """The record of the training: its best step with the validation there, steps, seconds and history."""
-        progress, best = self.progress, self._best_entry()
+        progress, best = self.progress, self._best_entry
         at_best = {f"valid_{self.select}": best[self.select], f"best_{self.unit}": best[self.unit]} if best else {}
         return {
             **at_best,
@@ -217,11 +230,6 @@ class Training:
             f"seconds_per_{self.unit}": progress["seconds"] / max(progress["step"], 1),
             "history": progress["history"],
         }
-
-    def _best_entry(self) -> dict[str, Any]:
-        """The validation at the best step; empty before there is one."""
-        history = self.progress["history"]
-        return next((entry for entry in history if entry[self.unit] == self.progress["best_step"]), {})
 
     def _rank(self, metrics: Mapping[str, Any]) -> tuple[float, float]:
         """The key by which validations are compared."""
@@ -234,9 +242,20 @@ class Training:
             self._shown[f"best {self.select}"] = self.sign * self.progress["best"]
         bar.set_postfix({name: f"{value:.4g}" for name, value in self._shown.items()}, refresh=False)
         bar.update()
-        if self._saves and self.checkpoint and self.main:
+        if self._saves and self.checkpoint and self.main and self._save_pays():
             self._board.flush()
             self.checkpoint.save()
+            self._saved_step, self._saved_at = self.step, time.monotonic()
+
+    def _save_pays(self) -> bool:
+        """Whether the last checkpoint is too old; the body's best model on disk is never newer than the checkpoint."""
+        return (
+            self.step - self._saved_step >= REPEATED * self.step
+            or time.monotonic() - self._saved_at >= REPEATED_SECONDS
+            or (self.best is not None and self.step == self.best_step)
+            or self.step == self.total
+            or self._ends_early
+        )
 
     def _wait(self) -> None:
         """Wait for a GPU, which lags behind the commands it was given, so that its steps are timed in full."""

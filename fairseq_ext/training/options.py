@@ -13,7 +13,13 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from fairseq_ext.training.errors import DataError, OptionError, choose
 
-__all__ = ["SPLITS", "SPLIT_NAMES", "OptionSet", "check_fields", "find_split", "flag", "idle_fields", "option"]
+__all__ = [
+    "MOST_SEED", "SPLITS", "SPLIT_NAMES", "OptionSet", "check_fields", "check_seeds", "find_split", "flag",
+    "idle_fields", "option", "seed_option",
+]  # fmt: skip
+
+MOST_SEED = 2**32 - 1
+"""Largest seed that all generators take: NumPy's ``RandomState``, which gensim and fairseq use, takes no larger one."""
 
 SPLITS = ("train", "valid", "test")
 """Of a data set; what ``--split`` names."""
@@ -64,6 +70,31 @@ def option(
         "outcome": outcome,
     }
     return field(default=default, metadata=own | metadata)
+
+
+def seed_option(default: int, help: str, **more: Any) -> Any:
+    """An :func:`option` that is a seed, from 0 to ``MOST_SEED``.
+
+    Args:
+        default: default value.
+        help: the meaning of the option.
+        **more: further arguments of :func:`option`.
+    """
+    return option(default, help, least=0, most=MOST_SEED, **more)
+
+
+def check_seeds(first: int, runs: int) -> None:
+    """Refuse runs of which the last has no seed.
+
+    Args:
+        first: ``--seed``; the others count on.
+        runs: number of runs.
+
+    Raises:
+        OptionError: a seed would be greater than ``MOST_SEED``.
+    """
+    if first + runs - 1 > MOST_SEED:
+        raise OptionError(f"--seed must be at most {MOST_SEED - runs + 1} for {runs} runs, got {first}")
 
 
 def flag(name: str) -> str:

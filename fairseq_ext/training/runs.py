@@ -82,9 +82,9 @@ def torch_device(name: str = "auto") -> torch.device:
 class Experiment:
     """Finished runs of equal settings, each under a name of its own.
 
-    Every :meth:`add` rewrites ``results.json`` atomically: the settings, each run with the :func:`environment` that it
-    ran in and, over all runs, mean and population standard deviation of every number. Several commands of equal
-    settings may fill one folder at the same time, each with runs of its own.
+    Every :meth:`add` rewrites ``results.json`` atomically: the settings, each run on one line with the
+    :func:`environment` that it ran in and, over all runs, mean and population standard deviation of every number.
+    Several commands of equal settings may fill one folder at the same time, each with runs of its own.
 
     Args:
         folder: the folder of ``results.json``; made if it is absent.
@@ -157,7 +157,7 @@ class Experiment:
         with writing_to(self.file.parent) as folder, locked(folder):
             self.runs |= {**self._stored(), name: {**run, "environment": self.environment}}
             content = {"settings": self.settings, "runs": self.runs, "summary": self.summary()}
-            write_json(self.file, content)
+            write_json(self.file, content, levels=2)
 
     def complete(
         self,

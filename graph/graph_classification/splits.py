@@ -12,7 +12,7 @@ from torch_geometric.data import Data, Dataset
 
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.flags import Device
-from fairseq_ext.training.options import option
+from fairseq_ext.training.options import check_seeds, option, seed_option
 from fairseq_ext.training.runs import run_name
 from fairseq_ext.training.settings import digest
 from graph.inputs import as_labels, node_ids
@@ -127,12 +127,13 @@ class Protocol(Device):
         0, "folds of a stratified cross-validation, in place of random splits; 0: random splits", least=0
     )
     repeats: int = option(1, "repetitions of all runs or folds (paper's code: 5)", least=1)
-    seed: int = option(0, "seed of the first run; the others count on", least=0)
+    seed: int = seed_option(0, "seed of the first run; the others count on")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.folds:
             self.refuse_idle(f"with --folds {self.folds}", "runs")
+        check_seeds(self.seed, self.repeats * (self.folds or self.runs))
 
     def splits(self, labels: Tensor) -> list[Split]:
         """The split of every run, given the class of every graph.

@@ -9,7 +9,7 @@ from typing import Any
 
 from fairseq_ext.training.errors import choose
 from fairseq_ext.training.files import write_json, writing_to
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import OptionSet, option, seed_option
 
 __all__ = ["HIDDEN", "RELATIONS", "STYLE_COUNTS", "Albums", "make_albums", "synthesize"]
 
@@ -94,7 +94,7 @@ class Albums(OptionSet):
     words: int = option(12, "words of a review (music data: 12.4 on average)", least=1)
     own: float = option(0.6, "share of the words that come from a style", least=0, most=1)
     hidden_styles: str = option(",".join(HIDDEN), "styles that no review tells")
-    seed: int = option(0, "seed of all that is drawn", least=0)
+    seed: int = seed_option(0, "seed of all that is drawn")
 
 
 def synthesize(options: Albums) -> str:

@@ -9,7 +9,7 @@ import itertools
 from dataclasses import dataclass
 
 from fairseq_ext.training.flags import Device
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import OptionSet, option, seed_option
 from fairseq_ext.training.runs import run_name
 from graph.renode.data import GraphOptions
 from graph.renode.inductive_split import InductiveSplitOptions
@@ -106,7 +106,7 @@ class ScoreFiles(OptionSet):
     """What is written."""
 
     out: str = option("runs/renode", "folder of the files")
-    split_seed: int = option(0, "seed of the split", least=0)
+    split_seed: int = seed_option(0, "seed of the split")
 
 
 @dataclass(frozen=True, kw_only=True)

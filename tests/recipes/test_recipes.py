@@ -253,6 +253,8 @@ def test_what_a_user_gives_wins() -> None:
         ("multi30k/gca", {"gpus": 0}, "--gpus 0"),
         ("multi30k/gca", {"gpus": 2, "device": "cpu"}, "--gpus 2"),
         ("multi30k/gca", {"average": 0}, "--average 0"),
+        ("multi30k/gca", {"seed": -1}, "--seed -1: from 0 to 4294967295"),
+        ("multi30k/gca", {"seed": 2**32}, "--seed 4294967296: from 0 to 4294967295"),
         ("multi30k/gca", {"train_options": ["--seed", "1", "--save-dir", "x"]}, "--train-options --save-dir"),
         ("multi30k/gca", {"train_options": ["--save-dir=x"]}, "--train-options --save-dir"),
         ("multi30k/gca", {"train_options": ["--cpu"]}, "--train-options --cpu"),

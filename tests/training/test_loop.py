@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fairseq_ext.training.checkpoint import RandomState
+from fairseq_ext.training import loop
+from fairseq_ext.training.checkpoint import Checkpoint, RandomState
 from fairseq_ext.training.errors import CheckpointError, OptionError
 from fairseq_ext.training.loop import Training, finite, seed_of
 
@@ -242,6 +243,66 @@ def test_a_killed_training_ends_where_a_straight_one_ends(tmp_path, kill_at, see
 def test_a_finished_training_is_not_trained_again(tmp_path):
     weights, record = learn(tmp_path)
     again, resumed = learn(tmp_path)
+    assert torch.equal(weights, again) and resumed == record
+
+
+@pytest.fixture
+def saves(monkeypatch):
+    """The step of every checkpoint that is saved."""
+    steps, save = [], Checkpoint.save
+
+    def noted(self):
+        steps.append(self.progress["step"])
+        save(self)
+
+    monkeypatch.setattr(Checkpoint, "save", noted)
+    return steps
+
+
+def test_saving_many_short_steps_takes_a_time_that_grows_as_theirs(tmp_path, saves, monkeypatch):
+    """Each checkpoint holds the history so far: what all of them hold must not grow as the square of the steps."""
+    monkeypatch.setattr(loop, "REPEATED", 0.1)
+    monkeypatch.setattr(Checkpoint, "_write", lambda self, path: path.touch())
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    held = []
+    for steps in (100, 200):
+        saves.clear()
+        run(Training(steps, select="score", folder=tmp_path / str(steps)), range(steps))
+        assert saves[:10] == list(range(1, 11)) and saves[-1] == steps
+        assert all(after - step <= 0.1 * after + 1 for step, after in itertools.pairwise(saves))
+        held.append(sum(saves))
+    assert held[1] < 2.5 * held[0]  # of squares 4
+
+
+def test_steps_that_take_long_are_all_saved(tmp_path, saves, monkeypatch):
+    monkeypatch.setattr(loop, "REPEATED", 1.0)
+    monkeypatch.setattr(Checkpoint, "_write", lambda self, path: path.touch())
+    seconds = itertools.count(0, 5)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(seconds)))
+    run(Training(30, select="score", folder=tmp_path), range(30))
+    assert saves == list(range(1, 31))
+
+
+def test_a_best_model_on_disk_and_an_end_are_saved_at_once(tmp_path, saves, monkeypatch):
+    monkeypatch.setattr(loop, "REPEATED", 0.1)
+    monkeypatch.setattr(Checkpoint, "_write", lambda self, path: path.touch())
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    run(Training(100, select="score", folder=tmp_path / "a", best=tmp_path), [0] * 51 + [1] + [0] * 48)
+    assert 52 in saves and not {51, 53, 99} & set(saves) and saves[-1] == 100
+    saves.clear()
+    run(Training(100, select="score", folder=tmp_path / "b", patience=51), [0] * 100)
+    assert saves[-2] < 51 and saves[-1] == 52
+
+
+def test_a_training_that_was_killed_between_checkpoints_ends_where_a_straight_one_ends(tmp_path, saves, monkeypatch):
+    monkeypatch.setattr(loop, "REPEATED", 0.5)
+    monkeypatch.setattr(loop, "REPEATED_SECONDS", math.inf)
+    weights, record = learn(tmp_path / "straight")
+    saves.clear()
+    with pytest.raises(Killed):
+        learn(tmp_path / "killed", 11)
+    assert saves == [3, 6]
+    again, resumed = learn(tmp_path / "killed")
     assert torch.equal(weights, again) and resumed == record
 
 

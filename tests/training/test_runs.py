@@ -45,6 +45,23 @@ def test_results_hold_settings_environment_runs_and_summary(tmp_path):
     assert results["summary"] == experiment.summary()
 
 
+def test_every_run_is_on_a_line_of_its_own(tmp_path):
+    """As only json's encoder in Python lays out values: many long histories took seconds for each run."""
+    experiment = Experiment(tmp_path, SETTINGS)
+    for seed in range(3):
+        history = [{"epoch": epoch, "loss": 0.1 / epoch, "more": [None, {"a": "\u6c11"}]} for epoch in range(1, 5)]
+        experiment.add(f"seed{seed}", {"accuracy": seed / 3, "history": history})
+    text = (tmp_path / "results.json").read_text(encoding="utf-8")
+    kept = {"settings": experiment.settings, "runs": experiment.runs, "summary": experiment.summary()}
+    assert json.loads(text) == read_json(tmp_path / "results.json") == kept
+    (tmp_path / "old.json").write_text(json.dumps(kept, indent=2))  # as earlier versions wrote it
+    assert read_json(tmp_path / "old.json") == kept
+    lines = [line for line in text.splitlines() if '"history"' in line]
+    assert [json.loads(f"{{{line.strip().rstrip(',')}}}") for line in lines] == [
+        {name: run} for name, run in experiment.runs.items()
+    ]
+
+
 def test_every_run_keeps_the_environment_that_it_ran_in(tmp_path, monkeypatch):
     Experiment(tmp_path, {}).add("0", {"accuracy": 0.5})
     monkeypatch.setattr("fairseq_ext.training.runs.environment", lambda *packages, device: {"processor": "another"})

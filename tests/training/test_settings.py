@@ -167,7 +167,7 @@ def test_digests_of_stored_results_stay_what_they_are():
 def test_digests_do_not_depend_on_blocks(monkeypatch, block):
     lists = [[], (), [[]], ["\u00e9", None], [{"b": 1, "a": [2, 3]}, [1, [2]], (3,), 4.5, True], ("a", "b", "c", "d")]
     texts = [json.dumps(values, sort_keys=True).encode() for values in lists]
-    monkeypatch.setattr(settings, "BLOCK", block)
+    monkeypatch.setattr(settings, "ENTRIES", block)
     assert [digest(values) for values in lists] == [hashlib.sha256(text + b"\0").hexdigest() for text in texts]
     array = np.arange(12).reshape(6, 2)
     rows = (array[start : start + block] for start in range(0, 6, block))

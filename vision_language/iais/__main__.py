@@ -10,7 +10,7 @@ from fairseq_ext.training.accelerator import make_accelerator
 from fairseq_ext.training.compare import compare
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.flags import Runs
-from fairseq_ext.training.options import option
+from fairseq_ext.training.options import option, seed_option
 from fairseq_ext.training.program import Program
 from fairseq_ext.training.runs import torch_device
 from vision_language.iais import convert as conversion
@@ -30,7 +30,7 @@ class RetrievalRuns(Runs):
     """Runs of the experiment; finished ones are not run again."""
 
     out: str = option("runs/iais", "folder of results and models")
-    seed: int = option(1, "first seed; the others count on (paper's code: 42)", least=0)
+    seed: int = seed_option(1, "first seed; the others count on (paper's code: 42)")
 
 
 @dataclass(frozen=True, kw_only=True)

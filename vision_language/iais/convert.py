@@ -19,7 +19,7 @@ from fairseq_ext.regions.splits import drawn
 from fairseq_ext.training.arrays import write_npy
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import replacing, writing_to
-from fairseq_ext.training.options import SPLITS, OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option, seed_option
 from fairseq_ext.training.progress import progress
 
 __all__ = ["ConvertOptions", "convert"]
@@ -46,7 +46,7 @@ class ConvertOptions(OptionSet):
     split_file: str = option("", "splits: Karpathy's dataset_flickr30k.json or dataset_coco.json")
     valid: int = option(500, "validation images, drawn where no --split-file", least=1)
     test: int = option(500, "test images, drawn where no --split-file", least=1)
-    seed: int = option(0, "seed of the draw of validation and test images", least=0)
+    seed: int = seed_option(0, "seed of the draw of validation and test images")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,7 @@ from fairseq_ext.training.arrays import write_npz
 from fairseq_ext.training.errors import DataError, OptionError, choose
 from fairseq_ext.training.files import write_json, writing_to
 from fairseq_ext.training.flags import Device
-from fairseq_ext.training.options import SPLITS, option
+from fairseq_ext.training.options import SPLITS, option, seed_option
 from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import environment, torch_device
 from fairseq_ext.training.settings import digest
@@ -136,7 +136,7 @@ class AttackOptions(EvaluationOptions):
     random_start: bool = option(
         True, "begin --attack pgd at a random point of the ball", idle={"attack": ("fgsm", "pgd-l2")}
     )
-    seed: int = option(0, "seed of the random start", least=0, idle={"attack": ("fgsm", "pgd-l2")})
+    seed: int = seed_option(0, "seed of the random start", idle={"attack": ("fgsm", "pgd-l2")})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from fairseq_ext.losses.bonus_schedule import SCHEDULES
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.flags import Precision
-from fairseq_ext.training.options import OptionSet, flag, option
+from fairseq_ext.training.options import OptionSet, flag, option, seed_option
 from vision_language.image_classification.long_tail import KINDS
 from vision_language.image_classification.transforms import AUGMENTATIONS
 
@@ -41,7 +41,7 @@ class DataOptions(OptionSet):
     valid_fraction: float = option(
         0.1, "share of each class held out where there are no validation images; 0: none", least=0, most=0.9
     )
-    subset_seed: int = option(0, "seed of the tail and the hold-out, whatever the seed of a run", least=0)
+    subset_seed: int = seed_option(0, "seed of the tail and the hold-out, whatever the seed of a run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ class Options(DataOptions, NetworkOptions, LossOptions, Precision):
     attack_step_size: float = option(
         0.1, "step size of --attack pgd and pgd-l2 (released: 0.1 of pgd, 0.2 of pgd-l2)", above=0, idle=WITHOUT_STEPS
     )
-    seed: int = option(1, "seed of weights, order and dropout", least=0)
+    seed: int = seed_option(1, "seed of weights, order and dropout")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from fairseq_ext.training.arrays import write_npz
 from fairseq_ext.training.files import writing_to
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import OptionSet, option, seed_option
 
 __all__ = ["SHAPES", "SyntheticOptions", "synthesize"]
 
@@ -25,7 +25,7 @@ class SyntheticOptions(OptionSet):
     images: int = option(2000, "images of training and test set together, a fifth of them in the latter", least=50)
     noise: float = option(0.25, "standard deviation of the noise, pixels in [0, 1]", least=0)
     unknown: bool = option(False, "draw letters in the place of the shapes: the other set of an OOD test")
-    seed: int = option(0, "seed of all that is drawn", least=0)
+    seed: int = seed_option(0, "seed of all that is drawn")
 
 
 def synthesize(options: SyntheticOptions) -> str:

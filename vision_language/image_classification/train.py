@@ -16,6 +16,7 @@ from fairseq_ext.training.board import log_test
 from fairseq_ext.training.checkpoint import BestWeights
 from fairseq_ext.training.errors import OptionError
 from fairseq_ext.training.loop import Training, seed_of
+from fairseq_ext.training.options import check_seeds
 from fairseq_ext.training.pretrained import fingerprint
 from fairseq_ext.training.runs import Experiment, run_name
 from fairseq_ext.training.settings import Settings
@@ -46,6 +47,7 @@ def run(options: Options, out: str | Path, runs: int = 1, device: str = "auto") 
     Raises:
         InputError: options, data or models that cannot be used.
     """
+    check_seeds(options.seed, runs)
     accelerator = _accelerator(options, device)
     splits = read_data(options)
     if options.select_on == "valid" and "valid" not in splits:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fairseq_ext.training.errors import OptionError
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import OptionSet, option, seed_option
 from vision_language.muka.uncertainty import OF_SEVERAL_PASSES, SCORES
 from vision_language.options import ComputeOptions
 
@@ -72,7 +72,7 @@ class TrainingOptions(ComputeOptions):
         above=0,
         most=0.9,
     )
-    seed: int = option(1, "seed of the new layers, the order, dropout and the hold-out (released: 1)", least=0)
+    seed: int = seed_option(1, "seed of the new layers, the order, dropout and the hold-out (released: 1)")
 
     def steps(self, texts: int) -> tuple[int, int, int]:
         """The steps of an epoch over so many texts, of all epochs, and of the warm-up."""
@@ -202,7 +202,7 @@ class DiagnosisOptions(ScoreOptions):
     supervised: str = option(
         "", "folder of a classifier trained on all classes, for the distance of the targets from it"
     )
-    seed: int = option(1, "seed of the dropout", least=0, idle={"no_mc": (True,)})
+    seed: int = seed_option(1, "seed of the dropout", idle={"no_mc": (True,)})
 
     def __post_init__(self) -> None:
         super().__post_init__()

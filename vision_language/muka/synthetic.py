@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from fairseq_ext.training.files import replacing, writing_to
-from fairseq_ext.training.options import SPLITS, OptionSet, option
+from fairseq_ext.training.options import SPLITS, OptionSet, option, seed_option
 
 __all__ = ["WORDS", "synthesize"]
 
@@ -24,7 +24,7 @@ class SyntheticTexts(OptionSet):
 
     out: str = option("runs/muka/texts", "folder to write")
     texts: int = option(1000, "texts of all splits together", least=40)
-    seed: int = option(0, "seed of all that is drawn", least=0)
+    seed: int = seed_option(0, "seed of all that is drawn")
 
 
 def synthesize(options: SyntheticTexts) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from fairseq_ext.text import clean
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import count_lines, read_lines, staged_folder
-from fairseq_ext.training.options import OptionSet, option
+from fairseq_ext.training.options import OptionSet, option, seed_option
 from fairseq_ext.training.program import Program
 from fairseq_ext.training.progress import progress, say
 
@@ -38,7 +38,7 @@ class Options(OptionSet):
     target: str = option(help="target language, for the file names")
     columns: tuple[int, ...] = option((1, 2), "columns of source and target, from 1")
     held_out: int = option(3000, "pairs in valid, and in test", least=1)
-    seed: int = option(1, "seed of the draw", least=0)
+    seed: int = seed_option(1, "seed of the draw")
     out: str = option(help="folder to make")
 
     def __post_init__(self) -> None:
