@@ -35,10 +35,10 @@ def untrained(classes, **preprocessing) -> ImageClassifier:
 def test_logits_that_are_not_finite_are_refused(images, others, tmp_path, monkeypatch):
     """Their class would be the first: the accuracy of a damaged model would be that of a guess."""
     classifier = untrained("abcdefghij")
-    images = ImageSet(np.zeros((3, 28, 28), np.uint8), np.zeros(3, np.int64), tuple("abcdefghij"), "here.npz")
+    black = ImageSet(np.zeros((3, 28, 28), np.uint8), np.zeros(3, np.int64), tuple("abcdefghij"), "here.npz")
     classifier.last_linear().bias[2] = torch.inf
     with pytest.raises(InputError, match=r"here.npz: .* logits of 3 of 3 images, such as number 1, are not finite"):
-        predict_logits(classifier, images)
+        predict_logits(classifier, black)
     monkeypatch.setattr("vision_language.image_classification.evaluate.load", lambda folder: classifier.eval())
     place = {"model": "x", "data": str(images), "device": "cpu"}
     for command, options in (
