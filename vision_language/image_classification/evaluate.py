@@ -191,7 +191,6 @@ def ood(options: OodOptions) -> dict[str, Any]:
 def attack(options: AttackOptions) -> dict[str, Any]:
     """Accuracy under attack and mean size of the perturbations, by radius, on each objective."""
     classifier, images = options.load()
-    device = classifier.mean.device
     attacks = {objective: options.make(objective) for objective in options.objectives}
     radii = {f"{epsilon:g}": epsilon for epsilon in options.epsilons}
     # Numbers of right answers and sums of distances.
@@ -200,7 +199,7 @@ def attack(options: AttackOptions) -> dict[str, Any]:
     with progress(total=len(told) * len(images), desc=options.attack, unit=" images") as bar:
         # A set need not fit into the memory, so a batch meets all attacks before the next one is read.
         for pixels, labels in batches_of(classifier, images, options.eval_batch_size):
-            pixels, labels = pixels.to(device), labels.to(device)
+            labels = labels.to(pixels.device)
             hidden.append(vanishing_gradients(classifier, pixels, labels) | {"n": len(labels)})
             numbers = range(first, first + len(labels))
             for (objective, radius), (correct, distance) in told.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from vision_language.image_classification import evaluate as evaluation
 from vision_language.image_classification.attacks import Attack
-from vision_language.image_classification.data import Batches
 from vision_language.image_classification.evaluate import AttackOptions, EvaluationOptions, OodOptions, attack, ood
 from vision_language.image_classification.image_set import ImageFiles, ImageSet
 from vision_language.image_classification.preprocessing import Preprocessing
@@ -163,15 +163,15 @@ def test_an_attack_reads_a_set_once_and_holds_one_batch(loaded, monkeypatch):
     """A set of files need not fit into the memory."""
     images, made, most = counted(6, "own"), [], []
     loaded(steep()[0], images)
-    read = Batches.__getitem__
+    read = evaluation.batches_of
 
-    def watched(view: Batches, index: int) -> tuple[Tensor, Tensor]:
-        pixels, labels = read(view, index)
-        made.append(weakref.ref(pixels))
-        most.append(sum(each() is not None for each in made))
-        return pixels, labels
+    def watched(*asked: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for pixels, labels in read(*asked):
+            made.append(weakref.ref(pixels))
+            most.append(sum(each() is not None for each in made))
+            yield pixels, labels
 
-    monkeypatch.setattr(Batches, "__getitem__", watched)
+    monkeypatch.setattr(evaluation, "batches_of", watched)
     attack(AttackOptions(**PLACE, eval_batch_size=1, epsilons=(0.0, 0.1, 0.2)))
     assert all(images.images.reads[number] == 1 for number in range(1, 6)) and images.images.digests == 1
     assert len(made) == 6 and max(most) <= 2
