@@ -94,7 +94,7 @@ class Tokens:
         padding = "longest" if pad_to is None else "max_length"
         self._pad = DataCollatorWithPadding(tokenizer, padding, max_length=pad_to, return_tensors="pt")
         self._names = names
-        self._table = _Table.of(texts, tokenizer, max_length, [each._table for each in known])
+        self._table: _Table = _Table.of(texts, tokenizer, max_length, [each._table for each in known])
         self.lengths = np.diff(self._table.offsets)
 
     def __len__(self) -> int:
