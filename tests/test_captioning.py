@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from fairseq_ext.captions.__main__ import main
-from fairseq_ext.captions.generate import load
+from fairseq_ext.captions.generate import GenerateOptions, captions, load
+from fairseq_ext.captions.networks import LITE0
 from fairseq_ext.captions.store import Preparation, Split
 from fairseq_ext.captions.tokenizer import tokenize
 from fairseq_ext.cli import main as fairseq_ext_command
@@ -279,26 +280,42 @@ def test_images_are_captioned_without_the_training_data(fairseq, tmp_path, monke
     fairseq.must("fairseq_cli.train", tmp_path / "data", *words)
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     (tmp_path / "images").mkdir()
+    with np.load(source / "grid_features.npz") as arrays:
+        grids = {
+            name: array.reshape(ROWS, COLUMNS, SIZE)
+            for name, array in zip(arrays["names"].tolist(), arrays["features"], strict=True)
+        }
+    for name in list(grids)[-4:]:
+        (tmp_path / "images" / name).touch()
     asked = []
 
-    def extract(options):
-        asked.append(options)
-        with np.load(source / "grid_features.npz") as arrays:
-            features = arrays["features"][-4:].reshape(4, ROWS, COLUMNS, -1)
-            names, extractor = arrays["names"][-4:], f"copy {max(1, len(asked))}"
-            np.savez(options.out, features=features[..., : SIZE - len(asked) // 3], names=names, extractor=extractor)
+    class Extractor:
+        name, dim = "copy 1", SIZE
 
-    monkeypatch.setattr("fairseq_ext.captions.extract.extract", extract)
+        def __init__(self, *made) -> None:
+            self.made = made
+
+        def __call__(self, files):
+            asked.append((*self.made, [file.name for file in files]))
+            return np.stack([grids[file.name][..., : self.dim] for file in files]), None
+
+    monkeypatch.setattr("fairseq_ext.captions.extract.Extractor", Extractor)
     model = tmp_path / "save" / "checkpoint_last.pt"
     capsys.readouterr()
     rows = images_and_captions(model, tmp_path / "images", "--size", "64", capsys=capsys)
     assert rows == images_and_captions(model, tmp_path / "elsewhere", capsys=capsys)
-    assert (asked[0].images, asked[0].size) == (str(tmp_path / "images"), 64)
-    with pytest.raises(DataError, match=r"reads features of network 1, but --network, .* give those of copy 2"):
-        images_and_captions(model, tmp_path / "images", capsys=capsys)
+    assert asked == [(LITE0, 64, torch.device("cpu"), None, list(grids)[-4:])]
+    place = {"model": str(model), "data": str(tmp_path / "images"), "device": "cpu"}
+    lines = captions(GenerateOptions(**place, batch_size=1))
+    for number, row in enumerate(rows, 1):
+        assert next(lines) == "\t".join(row) and len(asked) == 1 + number
+    Extractor.dim -= 1
     with pytest.raises(
         DataError, match=r"--network, --size and --pca-file give \(2, 3, 5\) .*, the model reads \(2, 3, 6\)"
     ):
+        images_and_captions(model, tmp_path / "images", capsys=capsys)
+    Extractor.name = "copy 2"
+    with pytest.raises(DataError, match=r"reads features of network 1, but --network, .* give those of copy 2"):
         images_and_captions(model, tmp_path / "images", capsys=capsys)
 
 

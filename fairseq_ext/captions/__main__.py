@@ -20,7 +20,7 @@ for command in (synthesize, extract, prepare):
 
 
 @main.command
-def generate(options: generation.GenerateOptions) -> Iterator[dict[str, Any]] | str:
+def generate(options: generation.GenerateOptions) -> Iterator[dict[str, Any]] | Iterator[str]:
     """The captions that a model, or several together, write of images; with --json also where it looked."""
     return generation.captions(options)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fairseq_ext.captions.networks import LITE0, load_network, network_files
+from fairseq_ext.captions.networks import LITE0, Network, load_network, network_files
 from fairseq_ext.captions.projection import Projection
 from fairseq_ext.regions.names import image_key
 from fairseq_ext.regions.region_files import read_records
@@ -29,7 +30,7 @@ from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import torch_device
 from fairseq_ext.training.settings import digest, files_digest
 
-__all__ = ["ExtractOptions", "extract"]
+__all__ = ["ExtractOptions", "Extractor", "extract", "image_files", "projected"]
 
 GREY = (128, 128, 128)
 
@@ -78,33 +79,86 @@ def extract(options: ExtractOptions) -> str:
         DataError: a file that is no image, or two of one name.
     """
     out = Path(options.out)
-    images = _image_files(Path(options.images))
+    images = image_files(Path(options.images))
+    extractor = Extractor(options.network, options.size, torch_device(options.device))
     fitted = _fitted(options, images)
     projection = Projection.load(Path(options.pca_file)) if options.pca_file else None
     if out.is_dir():
         raise OptionError(f"OUT: {out} is a folder, must be a file")
     with writing_to(out.parent, "OUT"):
         parts = Path(f"{out}.parts")
-        files = _extract(options, images, parts)
+        files = _extract(extractor, images, parts, options.batch_size)
         if options.pca:
             features = zip(images, _features(files), strict=True)
             projection = Projection.fit((array for image, array in features if image in fitted), options.pca)
             projection.save(out.with_suffix(".pca.npz"))
-        shape = _write(out, files, images, projection, _extractor(options, projection))
+        shape = _write(out, files, images, projection, replace(extractor, projection=projection).name)
         shutil.rmtree(parts)
     kept = f", {projection.explained:.0%} of the variance" if projection else ""
     return f"{out}: features {' x '.join(map(str, shape))}{kept}"
 
 
-def _extractor(options: ExtractOptions, projection: Projection | None = None) -> str:
-    network = files_digest(network_files(options.network))
-    components = [projection.mean, projection.components] if projection else []
-    return f"{Path(options.network).name} {digest(network, options.size, *components)[:12]}"
+@dataclass(frozen=True)
+class Extractor:
+    """Features of images, a batch at a time.
+
+    Args:
+        network: :data:`~fairseq_ext.captions.networks.LITE0`, or a folder of a vision model of transformers.
+        size: side of the square that the network sees, in pixels.
+        device: where the network is.
+        projection: components that :attr:`name` covers; a call does not project. Default: None.
+    """
+
+    network: str
+    size: int
+    device: torch.device
+    projection: Projection | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the network, and a checksum of what decides the features of an image."""
+        components = [self.projection.mean, self.projection.components] if self.projection else []
+        checksum = digest(files_digest(network_files(self.network)), self.size, *components)
+        return f"{Path(self.network).name} {checksum[:12]}"
+
+    @cached_property
+    def _loaded(self) -> Network:
+        return load_network(self.network, self.device)
+
+    def __call__(self, images: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+        """The network's features ``(B, rows, columns, D)`` of float16, and the images' widths and heights ``(B, 2)``.
+
+        Raises:
+            DataError: a file that is no image, or a feature that float16 does not hold.
+        """
+        squares, sizes = zip(*(_square(path, self.size) for path in images), strict=True)
+        pixels = torch.from_numpy(np.stack(squares)).to(self.device)
+        features = self._loaded(pixels).to("cpu", torch.float16).numpy()
+        if not np.isfinite(features).all():
+            raise DataError(
+                f"one of the {len(images)} images from {images[0]} on has features beyond the range of float16"
+            )
+        return features, np.array(sizes)
 
 
-def _image_files(folder: Path) -> list[Path]:
+def projected(features: np.ndarray, projection: Projection | None) -> np.ndarray:
+    """The features of an image as ``features`` of OUT has them: projected where there are components, in float16."""
+    return (projection(features) if projection else features).astype("<f2")
+
+
+def image_files(folder: Path, option: str = "IMAGES") -> list[Path]:
+    """The images in a folder and below it, in the order of their paths.
+
+    Args:
+        folder: the folder.
+        option: the option that named it, for messages. Default: ``IMAGES``.
+
+    Raises:
+        OptionError: no folder, or no image in it.
+        DataError: two images of one name.
+    """
     if not folder.is_dir():
-        raise OptionError(f"IMAGES: {folder} is not a folder")
+        raise OptionError(f"{option}: {folder} is not a folder")
     images: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if is_image_file(path):
@@ -112,7 +166,7 @@ def _image_files(folder: Path) -> list[Path]:
             if other != path:
                 raise DataError(f"{path} and {other} have the same name")
     if not images:
-        raise OptionError(f"IMAGES: none in {folder} ({', '.join(ENDINGS)})")
+        raise OptionError(f"{option}: no image in {folder} ({', '.join(ENDINGS)})")
     return list(images.values())
 
 
@@ -128,34 +182,27 @@ def _fitted(options: ExtractOptions, images: Sequence[Path]) -> set[Path]:
     return fitted
 
 
-def _extract(options: ExtractOptions, images: Sequence[Path], folder: Path) -> list[Path]:
+def _extract(extractor: Extractor, images: Sequence[Path], folder: Path, batch_size: int) -> list[Path]:
     """Features and sizes of the images, one npz per batch."""
     names = [[path.name, path.stat().st_size] for path in images]
-    settings = {"of": digest(names, _extractor(options), options.batch_size)}
+    settings = {"of": digest(names, extractor.name, batch_size)}
     record = folder / "settings.json"
     if record.is_file() and read_json(record) != settings:
         raise OptionError(
             f"OUT: {folder} was extracted from other images or with other options; remove it or name another file"
         )
-    starts = range(0, len(images), options.batch_size)
+    starts = range(0, len(images), batch_size)
     files = [folder / f"{start:09}.npz" for start in starts]
     if all(file.is_file() for file in files):
         return files
-    device = torch_device(options.device)
-    network = load_network(options.network, device)
     with progress(total=len(images), desc="features", unit=" images") as bar:
         for start, file in zip(starts, files, strict=True):
-            batch = images[start : start + options.batch_size]
+            batch = images[start : start + batch_size]
             if not file.is_file():
-                squares, sizes = zip(*(_square(path, options.size) for path in batch), strict=True)
-                features = network(torch.from_numpy(np.stack(squares)).to(device)).to("cpu", torch.float16).numpy()
-                if not np.isfinite(features).all():
-                    raise DataError(
-                        f"one of the {len(batch)} images from {batch[0]} on has features beyond the range of float16"
-                    )
+                features, sizes = extractor(batch)
                 folder.mkdir(exist_ok=True)
                 write_json(record, settings)
-                write_npz(file, {"features": features, "sizes": np.array(sizes)})
+                write_npz(file, {"features": features, "sizes": sizes})
             bar.update(len(batch))
     return files
 
@@ -189,7 +236,7 @@ def _write(
         with archive.open("features.npy", "w", force_zip64=True) as stream:
             np.lib.format.write_array_header_1_0(stream, form)
             for array in progress(_features(files), "writing", total=len(images), unit=" images"):
-                stream.write((projection(array) if projection else array).astype("<f2").tobytes())
+                stream.write(projected(array, projection).tobytes())
         others = {
             "names": np.array([path.name for path in images]),
             "sizes": np.concatenate([load_npz(file, "sizes")["sizes"] for file in files]),

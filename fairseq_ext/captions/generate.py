@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fairseq_ext.captions.networks import LITE0
-from fairseq_ext.training.arrays import load_npz
 from fairseq_ext.training.errors import CheckpointError, DataError, InputError, OptionError
 from fairseq_ext.training.files import safe_loads_only
 from fairseq_ext.training.flags import Device
@@ -84,18 +82,20 @@ class GenerateOptions(Device):
 SEARCH = ("beam", "nbest", "min_len", "max_len_b", "lenpen", "unkpen", "no_repeat_ngram_size")
 
 
-def captions(options: GenerateOptions) -> Iterator[dict[str, Any]] | str:
+def captions(options: GenerateOptions) -> Iterator[dict[str, Any]] | Iterator[str]:
     """The captions of the images, in the images' order; the best caption of an image comes first.
 
+    Images are read batch by batch, and the captions of a batch come before the next one is read.
+
     Returns:
-        With ``json`` a mapping for each caption, else lines of image and caption.
+        With ``json`` a mapping for each caption, else a line of image and caption.
 
     Raises:
         CheckpointError: no checkpoint of ``--task captioning``, or one that does not fit the data.
         DataError: a damaged split.
     """
     rows = _rows(options)
-    return rows if options.json else "\n".join(f"{row['image_id']}\t{row['caption']}" for row in rows)
+    return rows if options.json else (f"{row['image_id']}\t{row['caption']}" for row in rows)
 
 
 def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
@@ -109,11 +109,11 @@ def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
     for model in models:
         model.to(device)
     generator = task.build_generator(models, search_config(**{name: getattr(options, name) for name in SEARCH}))
-    ids, image = (_images if images else _prepared)(options, task)
+    ids, read = (_images if images else _prepared)(options, task)
     with progress(total=len(ids), desc="captions", unit=" images", leave=False) as bar:
         for start in range(0, len(ids), options.batch_size):
             chosen = range(start, min(start + options.batch_size, len(ids)))
-            batch = image_batch([image(number) for number in chosen], task.target_dictionary)
+            batch = image_batch(read(chosen), task.target_dictionary)
             sample = utils.apply_to_sample(lambda tensor: tensor.to(device), {"net_input": batch})
             best = task.inference_step(generator, models, sample)
             for number, hypotheses, regions in zip(chosen, best, batch["src_lengths"].tolist(), strict=True):
@@ -122,44 +122,41 @@ def _rows(options: GenerateOptions) -> Iterator[dict[str, Any]]:
             bar.update(len(chosen))
 
 
-Image = dict[str, Tensor]
+Reader = Callable[[range], list[dict[str, Tensor]]]
+"""What a model reads of the images of some numbers."""
 
 
-def _prepared(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str], Callable[[int], Image]]:
-    """The identifiers of a split's images, and a function that gives what a model reads of an image."""
+def _prepared(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str], Reader]:
+    """The identifiers of a split's images, and what reads them."""
     task.load_dataset(options.split, task_cfg=task.cfg)
     dataset = task.datasets[options.split]
-    return [str(image_id) for image_id in dataset.split.image_ids], dataset.image
+    return [str(image_id) for image_id in dataset.split.image_ids], lambda chosen: [dataset.image(i) for i in chosen]
 
 
-def _images(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str], Callable[[int], Image]]:
+def _images(options: GenerateOptions, task: CaptioningTask) -> tuple[list[str], Reader]:
     """As :func:`_prepared`, for images, whose names are their identifiers."""
-    from fairseq_ext.captions.extract import ExtractOptions, extract
+    from fairseq_ext.captions.extract import Extractor, image_files, projected
+    from fairseq_ext.captions.projection import Projection
     from fairseq_ext.modules.visual import grid_geometry
 
     data = task.preparation
     if data.kind != "grid":
         raise DataError(f"{options.data}: images give a grid of vectors, the model reads {data.kind}")
-    given = {name: getattr(options, name) for name in ("network", "size", "pca_file", "batch_size", "device")}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "features.npz")
-        extract(ExtractOptions(images=options.data, out=str(out), **given))
-        arrays = load_npz(out, "features", "names", "extractor")
-    features = arrays["features"]
-    wanted = (*data.grid, data.feature_dim)
-    if wanted != features.shape[1:]:
-        shape = (
-            f"{options.data}: --network, --size and --pca-file give {features.shape[1:]} of rows, columns and numbers"
-        )
-        raise DataError(f"{shape}, the model reads {wanted}")
+    files = image_files(Path(options.data), "DATA")
+    projection = Projection.load(Path(options.pca_file)) if options.pca_file else None
+    extractor = Extractor(options.network, options.size, torch_device(options.device), projection)
     of = "--network, --size and --pca-file give those of"
-    data.check_extractor(str(arrays.get("extractor", "")), f"{options.model}: reads", of)
-    geometry = grid_geometry(*data.grid).float()
+    data.check_extractor(extractor.name, f"{options.model}: reads", of)
+    wanted, geometry = (*data.grid, data.feature_dim), grid_geometry(*data.grid).float()
 
-    def image(number: int) -> Image:
-        return {"geometry": geometry, "features": torch.from_numpy(features[number]).flatten(0, 1).float()}
+    def read(chosen: range) -> list[dict[str, Tensor]]:
+        grids = [projected(grid, projection) for grid in extractor(files[chosen.start : chosen.stop])[0]]
+        if wanted != (shape := grids[0].shape):
+            given = f"{options.data}: --network, --size and --pca-file give {shape} of rows, columns and numbers"
+            raise DataError(f"{given}, the model reads {wanted}")
+        return [{"geometry": geometry, "features": torch.from_numpy(grid).flatten(0, 1).float()} for grid in grids]
 
-    return [Path(name).stem for name in arrays["names"].tolist()], image
+    return [path.stem for path in files], read
 
 
 def _row(task: CaptioningTask, hypothesis: dict[str, Any], regions: int) -> dict[str, Any]:

@@ -38,9 +38,10 @@ class Program:
     A command's name is that of its function, its help is the function's docstring up to its sections, and each
     parameter is annotated with the :class:`~fairseq_ext.training.options.OptionSet` that it is called with. Every
     command also takes ``--config FILE`` and ``--quiet``. Its result is printed: a text as it is, a mapping as JSON, and
-    each row of an iterator as a line of JSON, where a number that is not finite is refused by name. With several
-    processes only the first prints. The place that the command has written to, given by ``--out`` or another option
-    with the metadata ``written=True``, is named in the text that it returns, or else in a last line on stderr.
+    each row of an iterator as soon as it is there: a text as it is, else a line of JSON, where a number that is not
+    finite is refused by name. With several processes only the first prints. The place that the command has written to,
+    given by ``--out`` or another option with the metadata ``written=True``, is named in the text that it returns, or
+    else in a last line on stderr.
 
     Args:
         name: the module.
@@ -147,7 +148,7 @@ def _show(result: str | Mapping[str, Any] | Iterator[Any] | None) -> None:
         _print(json_text(result, indent=2))
     elif result is not None:
         for row in result:  # in every process: making a row may need all of them
-            _print(json_text(row))
+            _print(row if isinstance(row, str) else json_text(row))
 
 
 def _print(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, ViTCo
 
 from fairseq_ext.captions import extract as extraction
 from fairseq_ext.captions.extract import ExtractOptions, extract
+from fairseq_ext.captions.generate import GenerateOptions, _images
 from fairseq_ext.captions.networks import LITE0
 from fairseq_ext.captions.prepare import PrepareOptions, prepare
 from fairseq_ext.captions.prepare import _extractor as made_by
@@ -193,8 +195,24 @@ def test_other_models_and_empty_folders_are_refused(images, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"empty: no config.json in it"):
         extract(options(images, tmp_path / "empty", out=str(tmp_path / "other.npz")))
-    with pytest.raises(OptionError, match="IMAGES: none in"):
+    with pytest.raises(OptionError, match="IMAGES: no image in"):
         extract(options(tmp_path / "empty", LITE0))
+
+
+@pytest.mark.parametrize("pca", [0, 2])
+def test_a_model_that_captions_images_reads_the_vectors_of_the_file(images, network, pca):
+    extract(options(images, network, pca=pca))
+    with np.load(images.parent / "out.npz") as archive:
+        features, names = torch.from_numpy(archive["features"]).float(), archive["names"]
+        extractor = str(archive["extractor"])
+    read_by = Preparation(kind="grid", feature_dim=pca or 6, grid=(4, 4), max_regions=16, extractor=extractor)
+    components = {"pca_file": str(images.parent / "out.pca.npz")} if pca else {}
+    place = {"model": "m", "data": str(images), "network": str(network), "size": 32, "device": "cpu"}
+    asked = GenerateOptions(**place, batch_size=3, **components)
+    ids, read = _images(asked, SimpleNamespace(preparation=read_by))
+    assert ids == [name.rpartition(".")[0] for name in names]
+    rows = [row["features"] for row in [*read(range(3)), *read(range(3, 4))]]
+    assert torch.equal(torch.stack(rows), features.flatten(1, 2))
 
 
 def test_images_with_captions_are_enough(tmp_path):

@@ -132,3 +132,11 @@ def test_images(mixed_precision: str, tmp_path: Path, device: Device) -> None:
     train("vision_language.image_classification", words, out, device)
     options = AttackOptions(model=str(out / "seed1"), data=data, attack="pgd", attack_steps=2, device=device.name)
     assert attack(options)["robust_accuracy"].keys() == {f"{epsilon:g}" for epsilon in options.epsilons}
+
+
+def test_pixels_are_those_of_the_cpu(device: Device) -> None:
+    """All 256, to the bit."""
+    from vision_language.image_classification.data import pixels_on
+
+    images = torch.arange(256).to(torch.uint8)
+    assert torch.equal(pixels_on(torch.device(device.name), images).cpu(), images.float() / 255)

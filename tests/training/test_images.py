@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fairseq_ext.captions.drawing import embedded, find_images
-from fairseq_ext.captions.extract import _image_files, _square
+from fairseq_ext.captions.extract import _square, image_files
 from fairseq_ext.regions.names import image_key
 from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.images import ENDINGS, is_image_file, open_image
@@ -26,7 +26,7 @@ def test_all_readers_know_every_ending(tmp_path, ending):
     (tmp_path / "31.txt").write_text("no image")
     (tmp_path / "folder.png").mkdir()
     assert is_image_file(path) and image_key(path.name) == "31"
-    assert _image_files(tmp_path) == [path] and find_images(tmp_path, ["31"]) == {"31": path}
+    assert image_files(tmp_path) == [path] and find_images(tmp_path, ["31"]) == {"31": path}
     assert read_unlabelled(tmp_path).images.paths == [path]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -102,17 +104,34 @@ class RegionData(torch.utils.data.Dataset):
         """Items for the collator of pairs ``(caption number, image number)``, matched or not."""
         return [(self.captions[text], self.images[image]) for text, image in indices]
 
-    def digest(self) -> str:
+    def digest(self, accelerator: Accelerator | None = None) -> str:
         """SHA-256 of everything in the split that a model sees; reads every feature.
 
+        Args:
+            accelerator: the processes, each of which reads a share of the images. Default: one process.
+
         Raises:
-            DataError: a feature is not a finite number.
+            DataError: a feature is not a finite number, or a file is damaged; in all processes.
         """
-        parts = [digest(self.labels, self.feature_size)]
-        for image in progress(self.images, "features", unit=" images", leave=False):
-            contents = (image.geometry, image.labels, image.features() if self.feature_size else None)
-            parts.append(digest(str(image.image_id), image.captions, *contents))
-        return digest(*parts)
+        rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+        own: list[str] | DataError
+        try:
+            share = progress(self.images[rank::world], "features", unit=" images", leave=False)
+            own = [self._digest_of(image) for image in share]
+        except DataError as error:
+            if world == 1:
+                raise
+            own = error  # no process waits for one that has ended
+        parts = [""] * len(self.images)
+        for number, part in enumerate(gather_object([own]) if world > 1 else [own]):
+            if isinstance(part, DataError):
+                raise part
+            parts[number::world] = part
+        return digest(digest(self.labels, self.feature_size), *parts)
+
+    def _digest_of(self, image: Image) -> str:
+        contents = (image.geometry, image.labels, image.features() if self.feature_size else None)
+        return digest(str(image.image_id), image.captions, *contents)
 
     def check_model(self, config: Any) -> None:
         """Refuse a model, given its ``config``, that was made for other regions.

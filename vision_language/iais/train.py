@@ -33,12 +33,18 @@ def read_data(options: Options) -> dict[str, RegionData]:
     return read_splits(options.data, max_regions=options.max_regions)
 
 
-def settings_of(options: Options, data: Mapping[str, RegionData], processes: int = 1) -> Settings:
+def settings_of(options: Options, data: Mapping[str, RegionData], accelerator: Accelerator | None = None) -> Settings:
     """The options, and digests of the data and models that they name, so that runs on different data are never mixed.
 
     With ``--iais-scale sum`` they hold the number of processes too, as the loss sums over each process's share.
+
+    Args:
+        options: everything that a run depends on beside its seed.
+        data: the three splits, whose features are all read, each by one of the processes.
+        accelerator: the processes. Default: one.
     """
-    inputs = {split: part.digest() for split, part in data.items()}
+    processes = accelerator.num_processes if accelerator else 1
+    inputs = {split: part.digest(accelerator) for split, part in data.items()}
     if options.encoder != SCRATCH and Path(options.encoder).is_dir():
         inputs["encoder"] = fingerprint(options.encoder)
     if Path(options.uniter).is_file():
@@ -95,7 +101,7 @@ def train(
         save_every=options.save_every,
         seed=seed,
         folder=folder,
-        settings=settings or settings_of(options, data, accelerator.num_processes),
+        settings=settings or settings_of(options, data, accelerator),
         parts={"model": model, "optimizer": step.optimizer, "scaler": accelerator.scaler},
         best=folder / "model",
         accelerator=accelerator,
@@ -129,7 +135,7 @@ def run(options: Options, runs: Runs, accelerator: Accelerator | None = None) ->
         )
     data = read_data(options)
     make_sampler(options, data["train"], runs.seed)  # bad options must not leave a results.json
-    settings = settings_of(options, data, accelerator.num_processes)
+    settings = settings_of(options, data, accelerator)
     experiment = Experiment(runs.out, settings, ("transformers", "accelerate"), device=accelerator.device)
     return experiment.complete(
         {

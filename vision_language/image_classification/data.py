@@ -18,7 +18,7 @@ from vision_language.image_classification.long_tail import long_tail_counts, lon
 from vision_language.image_classification.options import DataOptions
 from vision_language.image_classification.transforms import Transform
 
-__all__ = ["Batches", "in_channels", "mean_and_std", "read_data"]
+__all__ = ["Batches", "in_channels", "mean_and_std", "pixels_on", "read_data"]
 
 
 def read_data(options: DataOptions) -> dict[str, ImageSet]:
@@ -104,7 +104,7 @@ def mean_and_std(images: ImageSet) -> tuple[list[float], list[float]]:
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Batches of pixels in [0, 1], ``(N, channels, size, size)``, and labels, made from lists of image numbers.
+    """Batches of bytes ``(N, channels, size, size)``, for :func:`pixels_on`, and labels, from lists of image numbers.
 
     Args:
         images: the images that the numbers stand for.
@@ -129,10 +129,19 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         numbers = self.batches[index]
         pixels = np.stack([self._image(int(number)) for number in numbers])
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
-        return torch.from_numpy(pixels.copy()).float() / 255, torch.from_numpy(self.images.labels[numbers])
+        return torch.from_numpy(pixels.copy()), torch.from_numpy(self.images.labels[numbers])
 
     def _image(self, number: int) -> np.ndarray:
         image = self.images.images[number]
         if self.augmented is None:
             return self.transform.test(image)
         return self.transform.train(image, np.random.default_rng([*self.augmented, number]))
+
+
+def pixels_on(device: torch.device, images: Tensor) -> Tensor:
+    """Images of bytes as pixels in [0, 1] on a device, in float32.
+
+    Workers, and the way to the device, carry bytes: a quarter of the pixels.
+    """
+    # CUDA multiplies by the reciprocal of a Python number, which rounds otherwise than the CPU's division.
+    return images.to(device).float() / torch.tensor(255.0, device=device)

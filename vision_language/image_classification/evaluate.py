@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fairseq_ext.training.arrays import write_npz
-from fairseq_ext.training.errors import DataError, OptionError, choose
+from fairseq_ext.training.errors import OptionError, choose
 from fairseq_ext.training.files import write_json, writing_to
 from fairseq_ext.training.flags import Device
 from fairseq_ext.training.options import SPLITS, option, seed_option
@@ -22,7 +21,6 @@ from fairseq_ext.training.progress import progress
 from fairseq_ext.training.runs import environment, torch_device
 from fairseq_ext.training.settings import digest
 from vision_language.image_classification.attacks import ATTACKS, OBJECTIVES, Attack, vanishing_gradients
-from vision_language.image_classification.data import in_channels
 from vision_language.image_classification.detection import detection_metrics
 from vision_language.image_classification.image_files import read_split, read_unlabelled
 from vision_language.image_classification.image_set import ImageSet
@@ -175,13 +173,13 @@ def ood(options: OodOptions) -> dict[str, Any]:
     arrays, result, inputs = {"test": inside.numpy()}, {}, _inputs(classifier, images)
     for other in options.others:
         name, unknown = Path(other).name, options.first(read_unlabelled(other, options.split))
-        if unknown.pixel_digest() == images.pixel_digest():
+        if unknown.pixel_digest == images.pixel_digest:
             raise OptionError(f"--others: {other} holds the images of --data")
-        inputs[name] = unknown.pixel_digest()
-        fitted = _fitted(unknown, classifier, options.invert)
-        size = Transform(classifier.preprocessing.size)
-        outside = predict_logits(classifier, fitted, options.eval_batch_size, transform=size)
-        result[name] = {"images": len(fitted), "size": list(unknown.images[0].shape[:2]), "mean": _mean(fitted)}
+        inputs[name] = unknown.pixel_digest
+        transform = _OtherTransform(**vars(classifier.preprocessing.transform()), invert=options.invert)
+        outside = predict_logits(classifier, unknown, options.eval_batch_size, transform=transform)
+        mean, size = float(np.mean(transform.means)), list(unknown.images[0].shape[:2])
+        result[name] = {"images": len(unknown), "size": size, "mean": mean}
         arrays[name] = outside.numpy()
         for score in options.scores:
             temperature = options.temperature if score in ("msp", "energy") else 1.0
@@ -193,63 +191,64 @@ def ood(options: OodOptions) -> dict[str, Any]:
 def attack(options: AttackOptions) -> dict[str, Any]:
     """Accuracy under attack and mean size of the perturbations, by radius, on each objective."""
     classifier, images = options.load()
-    batches = list(batches_of(classifier, images, options.eval_batch_size))
-    device = classifier.mean.device
-    hidden = _mean_of(vanishing_gradients(classifier, x.to(device), y.to(device)) | {"n": len(y)} for x, y in batches)
+    attacks = {objective: options.make(objective) for objective in options.objectives}
+    radii = {f"{epsilon:g}": epsilon for epsilon in options.epsilons}
+    # Numbers of right answers and sums of distances.
+    told = {(objective, radius): (0, 0.0) for objective in attacks for radius in radii}
+    hidden, first = [], 0
+    with progress(total=len(told) * len(images), desc=options.attack, unit=" images") as bar:
+        # A set need not fit into the memory, so a batch meets all attacks before the next one is read.
+        for pixels, labels in batches_of(classifier, images, options.eval_batch_size):
+            labels = labels.to(pixels.device)
+            hidden.append(vanishing_gradients(classifier, pixels, labels) | {"n": len(labels)})
+            numbers = range(first, first + len(labels))
+            for (objective, radius), (correct, distance) in told.items():
+                new = _attacked(classifier, attacks[objective], pixels, labels, radii[radius], numbers)
+                told[objective, radius] = correct + new[0], distance + new[1]
+                bar.update(len(labels))
+            first += len(labels)
+    accuracy, perturbation = (
+        {o: {radius: told[o, radius][part] / first for radius in radii} for o in attacks} for part in (0, 1)
+    )
     result: dict[str, Any] = {
         "images": len(images),
         "attack": options.attack,
-        **hidden,
-        "accuracy": {},
-        "perturbation": {},
+        **_mean_of(hidden),
+        "accuracy": accuracy,
+        "perturbation": perturbation,
     }
-    total = len(options.objectives) * len(options.epsilons) * len(images)
-    with progress(total=total, desc=options.attack, unit=" images") as bar:
-        for objective in options.objectives:
-            made = options.make(objective)
-            told = {f"{epsilon:g}": _attacked(classifier, made, batches, epsilon, bar) for epsilon in options.epsilons}
-            result["accuracy"][objective] = {epsilon: accuracy for epsilon, (accuracy, _) in told.items()}
-            result["perturbation"][objective] = {epsilon: size for epsilon, (_, size) in told.items()}
-    rows = list(result["accuracy"].values())
-    result["robust_accuracy"] = {epsilon: min(row[epsilon] for row in rows) for epsilon in rows[0]}
+    result["robust_accuracy"] = {radius: min(row[radius] for row in accuracy.values()) for radius in radii}
     return _kept(options, f"attack_{options.attack}", result, _inputs(classifier, images))
 
 
 def _attacked(
-    classifier: ImageClassifier, made: Attack, batches: list[tuple[Tensor, Tensor]], epsilon: float, bar: tqdm
-) -> tuple[float, float]:
-    """Accuracy on attacked images, and their mean distance from the originals."""
-    correct, first, distance = 0, 0, 0.0
-    for pixels, labels in batches:
-        pixels, labels = pixels.to(classifier.mean.device), labels.to(classifier.mean.device)
-        attacked = made(classifier, pixels, labels, epsilon, range(first, first + len(labels)))
-        distance += float(made.distance(pixels, attacked).double().sum())
-        with torch.no_grad():
-            correct += int((finite_logits(classifier(attacked), "under attack").argmax(1) == labels).sum())
-        first += len(labels)
-        bar.update(len(labels))
-    return correct / first, distance / first
+    classifier: ImageClassifier, made: Attack, pixels: Tensor, labels: Tensor, epsilon: float, numbers: Sequence[int]
+) -> tuple[int, float]:
+    """How many attacked images of a batch are still told right, and the sum of their distances from the originals."""
+    attacked = made(classifier, pixels, labels, epsilon, numbers)
+    with torch.no_grad():
+        correct = finite_logits(classifier(attacked), "under attack").argmax(1) == labels
+    return int(correct.sum()), float(made.distance(pixels, attacked).double().sum())
 
 
-def _mean_of(rows: Iterator[dict[str, float]]) -> dict[str, float]:
+def _mean_of(batches: Sequence[dict[str, float]]) -> dict[str, float]:
     """The means over all images, from the means over batches of ``n`` images each."""
-    batches = list(rows)
     total = sum(batch["n"] for batch in batches)
     return {name: sum(b[name] * b["n"] for b in batches) / total for name in batches[0] if name != "n"}
 
 
-def _fitted(images: ImageSet, classifier: ImageClassifier, invert: bool) -> ImageSet:
-    """Other images as a classifier takes them: with its size, crop and channels, inverted if ``invert``."""
-    transform, images = classifier.preprocessing.transform(), in_channels(images, classifier.channels)
-    rows = [transform.test(images.images[index]) for index in range(len(images))]
-    if not rows:
-        raise DataError(f"{images.origin}: there is no image in it")
-    pixels = np.stack(rows)
-    return ImageSet(255 - pixels if invert else pixels, images.labels, images.classes, images.origin)
+@dataclass(frozen=True)
+class _OtherTransform(Transform):
+    """The classifier's transform of other images, inverted if ``invert``; keeps their means, to read none twice."""
 
+    invert: bool = False
+    means: list[float] = field(default_factory=list)
 
-def _mean(images: ImageSet) -> float:
-    return float(np.mean([image.mean() / 255 for image in images.images]))
+    def test(self, image: np.ndarray) -> np.ndarray:
+        image = super().test(image)
+        image = 255 - image if self.invert else image
+        self.means.append(float(image.mean() / 255))
+        return image
 
 
 def _inputs(classifier: ImageClassifier, images: ImageSet) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,10 +97,11 @@ class ImageSet:
 
     def digest(self) -> str:
         """A digest of everything that a training sees."""
-        return digest(self.pixel_digest(), self.labels, list(self.classes))
+        return digest(self.pixel_digest, self.labels, list(self.classes))
 
+    @cached_property
     def pixel_digest(self) -> str:
-        """A digest of the images alone."""
+        """A digest of the images alone, computed once."""
         return self.images.digest() if isinstance(self.images, ImageFiles) else digest(self.images)
 
     def named_as(self, classes: Sequence[str], owner: str) -> Self:

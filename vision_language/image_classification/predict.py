@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from fairseq_ext.training.errors import CheckpointError
 from fairseq_ext.training.modes import evaluating
 from fairseq_ext.training.progress import progress
-from vision_language.image_classification.data import Batches, in_channels
+from vision_language.image_classification.data import Batches, in_channels, pixels_on
 from vision_language.image_classification.image_set import ImageSet
 from vision_language.image_classification.long_tail import group_metrics
 from vision_language.image_classification.model import ImageClassifier
@@ -36,7 +36,7 @@ def batches_of(
     workers: int = 0,
     share: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of test images in file order, as the classifier takes them, and their labels.
+    """Batches of test images in file order, as the classifier takes them and on its device, and their labels.
 
     Args:
         classifier: the images get its size and channels.
@@ -49,7 +49,8 @@ def batches_of(
     transform = transform or classifier.preprocessing.transform()
     numbers = [np.arange(i, min(i + batch_size, len(images))) for i in range(0, len(images), batch_size)]
     view = Batches(in_channels(images, classifier.channels), transform, numbers[share])
-    yield from DataLoader(view, batch_size=None, num_workers=workers)
+    for pixels, labels in DataLoader(view, batch_size=None, num_workers=workers):
+        yield pixels_on(classifier.mean.device, pixels), labels
 
 
 def predict_logits(
@@ -73,7 +74,6 @@ def predict_logits(
     Raises:
         CheckpointError: a logit is not finite.
     """
-    device = classifier.mean.device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     rows: list[tuple[int, Tensor]] = []
     batches = batches_of(
@@ -82,7 +82,7 @@ def predict_logits(
     bar = progress(total=len(images), desc="logits", unit=" images", leave=False)
     with evaluating(classifier), torch.no_grad(), bar:
         for number, (pixels, _) in enumerate(batches):
-            rows.append((number * world + rank, classifier(pixels.to(device)).float().cpu()))
+            rows.append((number * world + rank, classifier(pixels).float().cpu()))
             bar.update(world * len(pixels))
     if world > 1:
         rows = gather_object(rows)

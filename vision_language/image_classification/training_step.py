@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from fairseq_ext.training.errors import OptionError, first_line
 from fairseq_ext.training.modes import evaluating
 from vision_language.image_classification.attacks import Attack
-from vision_language.image_classification.data import Batches
+from vision_language.image_classification.data import Batches, pixels_on
 from vision_language.image_classification.image_set import ImageSet
 from vision_language.image_classification.model import ImageClassifier
 from vision_language.image_classification.objective import Objective
@@ -71,7 +71,7 @@ class TrainingStep:
     def _loss(self, batch: np.ndarray, pixels: Tensor, labels: Tensor, epoch: int) -> Tensor:
         """This process's share of the mean loss of ``batch``, the numbers of the images of all processes together."""
         device, world = self.accelerator.device, self.accelerator.num_processes
-        pixels, labels = pixels.to(device), labels.to(device)
+        labels = labels.to(device)
         if self.attack:
             own = batch[self.accelerator.process_index :: world]
             pixels = self.attack(self.classifier, pixels, labels, self.options.epsilon, own, epoch)
@@ -90,7 +90,7 @@ class TrainingStep:
         pixels = self.batches.first_and_last()
         try:
             with evaluating(self.classifier), torch.no_grad():
-                logits = self.classifier(pixels.to(self.accelerator.device))
+                logits = self.classifier(pixels)
         except (RuntimeError, ValueError) as error:
             size = " x ".join(map(str, pixels.shape[1:]))
             reason = f"the network cannot take images of {size}: {first_line(error)}"
@@ -109,7 +109,7 @@ class TrainingBatches:
         images: training images.
         transform: what each image goes through.
         options: options of the training.
-        accelerator: the processes that share a batch.
+        accelerator: the processes that share a batch, and the device that gets the pixels.
 
     Raises:
         OptionError: several processes, and a batch has fewer than two images for each.
@@ -118,6 +118,7 @@ class TrainingBatches:
     def __init__(self, images: ImageSet, transform: Transform, options: Options, accelerator: Accelerator) -> None:
         self.images, self.transform, self.options = images, transform, options
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.device = accelerator.device
         self.per_epoch = len(_batches(np.arange(len(images)), options.batch_size, self.world))
         self._left: Iterator[Any] | None = None
 
@@ -133,12 +134,12 @@ class TrainingBatches:
             view = Batches(self.images, self.transform, shares, augmented=(self.options.seed, epoch))
             self._left = zip(rest, DataLoader(view, batch_size=None, num_workers=self.options.workers), strict=True)
         batch, (pixels, labels) = next(self._left)
-        return batch, pixels, labels
+        return batch, pixels_on(self.device, pixels), labels
 
     def first_and_last(self) -> Tensor:
         """The pixels of two images, without augmentation."""
         pixels, _ = Batches(self.images, self.transform, [np.array([0, len(self.images) - 1])])[0]
-        return pixels
+        return pixels_on(self.device, pixels)
 
 
 def lr_factor(options: Options, epoch: int) -> float:

@@ -79,7 +79,7 @@ class TeacherCache:
 
     A file's key covers weights and configuration as they are in memory, the token ids of the texts, batches, number
     format, kind of device and, for scores, passes, dropout and seed. Scores of every kind are kept, so that another
-    ``--score`` computes nothing.
+    ``--score`` computes nothing. Texts are tokenized once for all teachers of one tokenizer and both kinds of outputs.
 
     Args:
         folder: of the ``.npz`` files; runs with the same teachers may share it.
@@ -92,6 +92,16 @@ class TeacherCache:
         self.accelerator = accelerator
         self.max_length = max_length
         self.batch_size = batch_size
+        self._texts: Sequence[str] = ()
+        self._known: list[Tokens] = []
+
+    def _tokens(self, teacher: Classifier, texts: Sequence[str]) -> Tokens:
+        """The teacher's tokens of ``texts``; of the texts that were asked for last they are kept."""
+        if texts is not self._texts:
+            self._texts, self._known = texts, []
+        tokens = teacher.tokens(texts, self.max_length, self._known)
+        self._known.append(tokens)
+        return tokens
 
     def _cached(
         self,
@@ -101,7 +111,7 @@ class TeacherCache:
         compute: Callable[[Tokens], dict[str, Tensor]],
         **depends_on: Any,
     ) -> dict[str, Tensor]:
-        tokens = teacher.tokens(texts.texts, self.max_length)
+        tokens = self._tokens(teacher, texts.texts)
         depends_on |= {
             "model": model_digest(teacher.model),
             "tokens": tokens.digest(),

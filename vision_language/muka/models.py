@@ -69,13 +69,19 @@ class Classifier:
         """The numbers of a hidden state; 0 where the configuration does not say."""
         return int(getattr(self.model.config.get_text_config(), "hidden_size", 0))
 
-    def tokens(self, texts: Sequence[str], max_length: int = 0) -> Tokens:
+    def tokens(self, texts: Sequence[str], max_length: int = 0, known: Sequence[Tokens] = ()) -> Tokens:
         """The tokens that the model reads of ``texts``, of :meth:`length` tokens each at most.
 
         A model without an attention mask, such as FNet, reads the padding too; its texts all get the same length.
+
+        Args:
+            texts: n of them.
+            max_length: most tokens of a text. Default: 0, which is 128 or what the model can.
+            known: tokens of the same texts for other models, which serve where the tokenizers are equal. Default: none.
         """
         names, length = accepted(self.model), self.length(max_length)
-        return Tokens(texts, self.tokenizer, length, names, pad_to=None if "attention_mask" in names else length)
+        pad_to = None if "attention_mask" in names else length
+        return Tokens(texts, self.tokenizer, length, names, pad_to, known)
 
 
 def accepted(model: PreTrainedModel) -> frozenset[str]:

@@ -231,7 +231,7 @@ STORED = {
 
 @pytest.mark.parametrize("stored", STORED)
 def test_digests_of_stored_results_stay_what_they_are(tmp_path, monkeypatch, stored):
-    monkeypatch.setattr(settings, "BLOCK", 2)
+    monkeypatch.setattr(settings, "ENTRIES", 2)
     monkeypatch.setattr(text, "BLOCK", 2)
     train = "a|b\tRed soup. Cold red soup here\nb\t!!!\n\tcaf\u00e9 soup\n"
     splits = {"train": train, "valid": "a\tsoup red wine\n", "test": "b|c\tred. wine. soup\n"}

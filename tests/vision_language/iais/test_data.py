@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from fairseq_ext.training.errors import DataError, OptionError
 from fairseq_ext.training.files import MAX_LINE
 from tests.helpers import golden_names, load_golden, require_data
 from tests.vision_language.iais.regions import THINGS, WORDS, tiny_model, tiny_tokenizer, write_regions
-from vision_language.iais.data import Collator, read_regions, read_splits
+from vision_language.iais.data import Collator, Image, read_regions, read_splits
 from vision_language.iais.negatives import PairBatches
 
 IMAGE = {
@@ -285,7 +286,49 @@ class TestFeatures:
             read_regions(path).digest()
 
 
+def of_processes(data, monkeypatch, count, damaged=-1):
+    """Digest, or error, and the images that were read, in each of several processes; one finds a damaged file."""
+    reads, shares = [], []
+    read = Image.features
+
+    def features(image):
+        reads[-1].append(image.image_id)
+        if damaged == len(reads) - 1:
+            raise DataError(f"features/{image.image_id}.npy: damaged")
+        return read(image)
+
+    monkeypatch.setattr(Image, "features", features)
+    processes = [SimpleNamespace(process_index=rank, num_processes=count) for rank in range(count)]
+    for found in (lambda own: shares.append(pickle.loads(pickle.dumps(own[0]))) or [[]] * count, lambda own: shares):
+        monkeypatch.setattr("vision_language.iais.data.gather_object", found)
+        told, reads[:] = [], []
+        for process in processes:
+            reads.append([])
+            try:
+                told.append(data.digest(process))
+            except (DataError, ValueError) as error:
+                told.append(str(error))
+    return told, reads
+
+
 class TestDigest:
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    def test_processes_share_the_reading(self, tmp_path, monkeypatch, count):
+        images = [unlabelled(image_id=number) for number in range(5)]
+        path = write(tmp_path / "a.jsonl", *images, categories=None)
+        features = _folder(tmp_path / "features")
+        for number in range(5):
+            np.save(features / f"{number}.npy", np.full((2, 3), number, dtype=np.float32))
+        data = read_regions(path)
+        told, reads = of_processes(data, monkeypatch, count)
+        assert sorted(number for own in reads for number in own) == [*range(5)] and max(map(len, reads)) == -(
+            -5 // count
+        )
+        monkeypatch.undo()
+        assert told == [data.digest()] * count
+        told, reads = of_processes(data, monkeypatch, count, damaged=count - 1)
+        assert told == [f"features/{count - 1}.npy: damaged"] * count, "else the others would wait"
+
     @pytest.mark.parametrize(
         "change",
         [

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +16,7 @@ from torch import Tensor, nn
 from vision_language.image_classification import evaluate as evaluation
 from vision_language.image_classification.attacks import Attack
 from vision_language.image_classification.evaluate import AttackOptions, EvaluationOptions, OodOptions, attack, ood
-from vision_language.image_classification.image_set import ImageSet
+from vision_language.image_classification.image_set import ImageFiles, ImageSet
 from vision_language.image_classification.preprocessing import Preprocessing
 
 PLACE: dict[str, Any] = {"model": "x", "data": "y", "device": "cpu"}
@@ -129,6 +133,60 @@ def test_other_images_are_cropped_once_as_those_of_the_test(loaded, monkeypatch,
             np.testing.assert_allclose(arrays[name], expected, rtol=1e-4, atol=1e-5)
     assert told["images"] == 5 and told["size"] == [9, 9]
     assert told["mean"] == pytest.approx(pixels.mean()) and 0.3 < told["mean"] < 0.7
+
+
+class Counted(ImageFiles):
+    """Made-up files; counts how often each is decoded, how many decoded images live, and the digests."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__([Path(str(number)) for number in range(count)], grey=True)
+        self.reads, self.digests, self.most = Counter[int](), 0, 0
+        self.decoded: list[weakref.ref] = []
+
+    def __getitem__(self, index: Any) -> Any:
+        image = np.full((2, 2), 20 * index, np.uint8)
+        self.reads[index] += 1
+        self.decoded.append(weakref.ref(image))
+        self.most = max(self.most, sum(each() is not None for each in self.decoded))
+        return image
+
+    def digest(self) -> str:
+        self.digests += 1
+        return str(len(self))
+
+
+def counted(count: int, name: str) -> ImageSet:
+    return ImageSet(Counted(count), np.zeros(count, np.int64), ("0", "1"), name)
+
+
+def test_an_attack_reads_a_set_once_and_holds_one_batch(loaded, monkeypatch):
+    """A set of files need not fit into the memory."""
+    images, made, most = counted(6, "own"), [], []
+    loaded(steep()[0], images)
+    read = evaluation.batches_of
+
+    def watched(*asked: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for pixels, labels in read(*asked):
+            made.append(weakref.ref(pixels))
+            most.append(sum(each() is not None for each in made))
+            yield pixels, labels
+
+    monkeypatch.setattr(evaluation, "batches_of", watched)
+    attack(AttackOptions(**PLACE, eval_batch_size=1, epsilons=(0.0, 0.1, 0.2)))
+    assert all(images.images.reads[number] == 1 for number in range(1, 6)) and images.images.digests == 1
+    assert len(made) == 6 and max(most) <= 2
+
+
+def test_other_images_are_read_once_and_batch_by_batch(loaded, monkeypatch):
+    own, sets = counted(6, "own"), {name: counted(7 + len(name), name) for name in ("a", "bb")}
+    loaded(steep()[0], own)
+    monkeypatch.setattr(evaluation, "read_unlabelled", lambda folder, split: sets[folder])
+    told = ood(OodOptions(**PLACE, others=("a", "bb"), eval_batch_size=2))
+    for images in (own, *sets.values()):
+        files = images.images
+        assert all(files.reads[number] == 1 for number in range(1, len(files)))
+        assert files.digests == 1 and files.most <= 3
+    assert told["a"]["mean"] == pytest.approx(70 / 255)
 
 
 @pytest.mark.parametrize(("temperature", "auroc"), [(1.0, 0.0), (0.1, 1.0)])

@@ -25,7 +25,7 @@ from fairseq_ext.training.errors import InputError
 from vision_language.image_classification import predict, training_step
 from vision_language.image_classification import train as training
 from vision_language.image_classification.attacks import Attack
-from vision_language.image_classification.data import Batches, mean_and_std, read_data
+from vision_language.image_classification.data import Batches, mean_and_std, pixels_on, read_data
 from vision_language.image_classification.evaluate import EvaluationOptions, evaluate
 from vision_language.image_classification.image_set import ImageSet
 from vision_language.image_classification.long_tail import GROUPS, THIRDS
@@ -407,6 +407,14 @@ def test_an_augmented_image_depends_on_seed_epoch_and_number_alone(images):
     assert torch.equal(pixels([3, 5], 1, 0)[1], pixels([5], 1, 0)[0])
     assert len({pixels([5], 1, epoch).numpy().tobytes() for epoch in range(4)}) > 1
     assert len({pixels([5], seed, 0).numpy().tobytes() for seed in range(4)}) > 1
+
+
+def test_workers_carry_bytes(images):
+    """In float32 a batch would be four times as large; the numbers are those of a division of float32."""
+    view = Batches(read_data(options_of(images))["train"], Transform(28), [np.arange(3)])
+    assert view[0][0].dtype == torch.uint8
+    every = torch.arange(256).to(torch.uint8)
+    assert torch.equal(pixels_on(torch.device("cpu"), every), every.float() / 255)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,25 @@ def test_teachers_of_one_name_do_not_share_a_file(teacher, texts, accelerator, t
         assert sizes == [3, 2] and len(computed) == 2
 
 
+def test_texts_are_tokenized_once_for_all_teachers_of_a_tokenizer(teacher, texts, accelerator, tmp_path, monkeypatch):
+    """Wherever their folders are; a teacher with another tokenizer reads its own tokens."""
+    more = {"same": (["a", "b"], ()), "other": (["c", "d"], ("zig", "zag"))}
+    written = [write_classifier(tmp_path / name, labels, extra=extra) for name, (labels, extra) in more.items()]
+    teachers = [teacher, *map(load_classifier, written)]
+    alone = [store(tmp_path / str(t), accelerator).logits(one, texts, "x") for t, one in enumerate(teachers)]
+    kind, seen = type(teacher.tokenizer), []
+    tokenize = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda own, batch, **k: (seen.extend(batch), tokenize(own, batch, **k))[1])
+    for _ in ("computed", "on disk"):
+        del seen[:]
+        made = store(tmp_path, accelerator)
+        assert all(map(torch.equal, made.all_logits(teachers, texts, "x"), alone))
+        made.all_scores(teachers, texts, "x", passes=2)
+        assert seen == [*texts.texts] * 2
+        few = texts[range(4)]
+        assert len(made.logits(teacher, few, "few")) == 4 and seen == [*texts.texts] * 2 + [*few.texts]
+
+
 CHANGES = {
     "weights": lambda c: c["teacher"].model.classifier.weight.data.add_(1),
     "dropout": lambda c: c["teacher"].model.config.update({"attention_probs_dropout_prob": 0.3}),

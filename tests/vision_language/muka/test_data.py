@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import sys
+import tracemalloc
 import types
 from typing import ClassVar
 
@@ -12,6 +14,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import DataCollatorWithPadding
 
 from fairseq_ext.training.errors import DataError, InputError, OptionError
 from fairseq_ext.training.files import MAX_LINE
@@ -283,6 +287,43 @@ def test_a_batch_is_padded_to_its_longest(tokens):
     assert batch["attention_mask"].sum(1).tolist() == tokens.lengths[rows].tolist()
     assert tokens.lengths.max() == 12  # and longer ones are cut
     assert (batch["input_ids"][batch["attention_mask"] == 0] == 0).all()
+
+
+def of_two_types():
+    """A tokenizer whose token types are 1, but for those of [CLS] and [SEP]."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+    form = processors.TemplateProcessing(single="[CLS]:0 $A:1 [SEP]:0", special_tokens=special)
+    tokenizer.backend_tokenizer.post_processor = form
+    return tokenizer
+
+
+@pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), of_two_types()])
+def test_batches_and_digest_are_those_of_lists_of_tokens(tokenizer):
+    """Files of teachers' outputs are found by this digest."""
+    texts = ["goal rain", "a zebra", "", *["song " * 3] * 1000, "the old race of the very new team"]
+    tokens, encoded = Tokens(texts, tokenizer, 8), tokenizer(texts, truncation=True, max_length=8)
+    rows = [0, 1, 2, 1002, 1003]
+    expected = tokenizer([texts[row] for row in rows], truncation=True, max_length=8, padding=True, return_tensors="pt")
+    batch = tokens.batch(rows)
+    assert batch.keys() == expected.keys() and all(torch.equal(batch[name], expected[name]) for name in batch)
+    sha = hashlib.sha256(repr((DataCollatorWithPadding(tokenizer, "longest", return_tensors="pt"), None)).encode())
+    for row in range(len(texts)):
+        for name, values in encoded.items():
+            sha.update(f"{name} {len(values[row])} ".encode() + np.array(values[row], dtype=np.int32).tobytes())
+    assert tokens.digest() == sha.hexdigest()
+
+
+def test_tokens_take_the_memory_of_their_numbers():
+    texts = [" ".join(["song"] * (2 + number % 20)) for number in range(2000)]
+    tokenizer = of_two_types()
+    tokenizer.backend_tokenizer.post_processor = tiny_tokenizer().backend_tokenizer.post_processor  # all types are 0
+    tracemalloc.start()
+    tokens = Tokens(texts, tokenizer, 32)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 4 * tokens.lengths.sum() + 16 * len(texts) + 20_000
 
 
 def test_each_tokenizer_gives_its_own_ids():
