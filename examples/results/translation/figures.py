@@ -77,13 +77,13 @@ def draw_curves(by_system: Rows, data: str, file: Path) -> None:
     """Validation bits over the updates, a panel for each system."""
     curves = {name: [row["curve"] for row in rows] for name, rows in by_system.items()}
     rows = -(-max(len(curves) - 1, 1) // 3)
-    title = f"{data}: validation bits per token, beside the {BASELINE} (grey)"
+    title = f"{data}: bits on valid, mean and range (grey: {BASELINE})"
     with saved_figure(file, (9, 1.1 + 1.5 * rows), title) as figure:
         panels = small_multiples(figure, curves, BASELINE, columns=3, limits=limits_after_first(curves))
         bits = gains(by_system, best_bits)
         for name, axes in panels.items():
             if gain := bits.get(name):
-                axes.annotate(f"{gain.mean:+.3f}", (0.97, 0.9), xycoords="axes fraction", ha="right", va="top")
+                axes.annotate(f"best: {gain.mean:+.3f}", (0.97, 0.9), xycoords="axes fraction", ha="right", va="top")
         figure.supxlabel("updates")
         figure.supylabel("bits per token")
 
