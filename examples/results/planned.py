@@ -78,8 +78,8 @@ def not_measured(content: Mapping[str, Any], planned: Iterable[str] = ()) -> str
 
     Args:
         content: of the table.
-        planned: systems that its command measures now, which may be more than it did.
+        planned: systems that its command measures now, where the table does not say itself what is missing.
     """
-    there = {row["system"] for row in content["rows"]} if planned else set()
-    missing = [*content.get("missing", []), *(name for name in planned if name not in there)]
+    there = {row["system"] for row in content.get("rows", ())}
+    missing = content.get("missing", [name for name in planned if name not in there])
     return f"Not measured yet: {first_few(missing, NAMED, '; ')}." if missing else ""

@@ -39,7 +39,7 @@ GREY = (128, 128, 128)
 class ExtractOptions(Device):
     """Images, and the network that sees them."""
 
-    images: str = option(help="folder of images, also in its subfolders", positional=True)
+    image_folder: str = option(help="folder of images, also in its subfolders", positional=True)
     out: str = option(help="npz file to write", positional=True)
     network: str = option(
         LITE0, f"network that sees the images: {LITE0}, or a folder of a vision model of transformers"
@@ -79,7 +79,7 @@ def extract(options: ExtractOptions) -> str:
         DataError: a file that is no image, or two of one name.
     """
     out = Path(options.out)
-    images = image_files(Path(options.images))
+    images = image_files(Path(options.image_folder))
     extractor = Extractor(options.network, options.size, torch_device(options.device))
     fitted = _fitted(options, images)
     projection = Projection.load(Path(options.pca_file)) if options.pca_file else None
@@ -146,12 +146,12 @@ def projected(features: np.ndarray, projection: Projection | None) -> np.ndarray
     return (projection(features) if projection else features).astype("<f2")
 
 
-def image_files(folder: Path, option: str = "IMAGES") -> list[Path]:
+def image_files(folder: Path, option: str = "IMAGE_FOLDER") -> list[Path]:
     """The images in a folder and below it, in the order of their paths.
 
     Args:
         folder: the folder.
-        option: the option that named it, for messages. Default: ``IMAGES``.
+        option: the option that named it, for messages. Default: ``IMAGE_FOLDER``.
 
     Raises:
         OptionError: no folder, or no image in it.

@@ -57,6 +57,8 @@ def load(
         try:
             task = task or tasks.setup_task(state["cfg"].task, from_checkpoint=True)
             (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], task=task, state=state)
+        except CheckpointError as error:  # whoever builds a model may not know its file
+            raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from None
         except InputError:
             raise
         except Exception as error:

@@ -48,7 +48,7 @@ def network(tmp_path):
 
 
 def options(folder, model, **more) -> ExtractOptions:
-    given = {"images": str(folder), "out": str(folder.parent / "out.npz"), "network": str(model), "size": 32}
+    given = {"image_folder": str(folder), "out": str(folder.parent / "out.npz"), "network": str(model), "size": 32}
     return ExtractOptions(**given | {"batch_size": 3, "device": "cpu"} | more)
 
 
@@ -163,7 +163,7 @@ def twice(images):
     [
         (broken, {}, DataError, "broken.jpg: cannot be read as an image"),
         (twice, {}, DataError, r"green\.(jpg|png) and .*green\.(jpg|png) have the same name"),
-        (None, {"images": "nowhere"}, OptionError, "IMAGES: nowhere is not a folder"),
+        (None, {"image_folder": "nowhere"}, OptionError, "IMAGE_FOLDER: nowhere is not a folder"),
         (None, {"network": "nowhere"}, OptionError, "--network: 'nowhere' is neither efficientnet-lite0 nor a folder"),
         (None, {"pca": 7}, OptionError, "--pca 7: at most 6"),
         (None, {"pca": 2, "pca_file": "x"}, OptionError, "--pca 2: has no effect with --pca-file x"),
@@ -195,7 +195,7 @@ def test_other_models_and_empty_folders_are_refused(images, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"empty: no config.json in it"):
         extract(options(images, tmp_path / "empty", out=str(tmp_path / "other.npz")))
-    with pytest.raises(OptionError, match="IMAGES: no image in"):
+    with pytest.raises(OptionError, match="IMAGE_FOLDER: no image in"):
         extract(options(tmp_path / "empty", LITE0))
 
 
@@ -224,7 +224,7 @@ def test_images_with_captions_are_enough(tmp_path):
         (tmp_path / f"{split}.jsonl").write_text(line)
         image = json.loads(line)["image"]
         (tmp_path / image).write_bytes((source / image).read_bytes())
-    extract(ExtractOptions(images=str(tmp_path / "images"), out=str(tmp_path / "grid_features.npz"), pca=8))
+    extract(ExtractOptions(image_folder=str(tmp_path / "images"), out=str(tmp_path / "grid_features.npz"), pca=8))
     prepare(PrepareOptions(source=(str(tmp_path),), data=str(tmp_path / "data"), language="de", min_count=1))
     preparation = Preparation.load(tmp_path / "data")
     assert (preparation.kind, preparation.grid, preparation.feature_dim) == ("grid", (7, 7), 8)

@@ -294,7 +294,7 @@ DAMAGES = {
     "a model alone": (saved({"model": {}}), CHECKPOINT, NO_CHECKPOINT),
     "weights that are none": (changed(model={"a": 1}), CHECKPOINT, NO_CHECKPOINT),
     "a language model": (changed(task___name="language_modeling"), CHECKPOINT, "--task language_modeling"),
-    "unknown architecture": (changed(model___name="nothing"), CHECKPOINT, "cannot be built"),
+    "unknown architecture": (changed(model___name="nothing"), CHECKPOINT, "--arch nothing, which is not loaded"),
     "weights that are not finite": (not_finite, CHECKPOINT, "its weights are not finite in encoder."),
     "no weights": (changed(model={}), CHECKPOINT, "cannot be built"),
     "bad option": (changed(model__norm="nonorm"), "--norm", "nonorm"),

@@ -185,7 +185,7 @@ def _notes(content: dict[str, Any]) -> list[str]:
     notes += [BOOTSTRAP] if _tests(content, by_system(content)) else []
     kept, runs = sum("translations" in row for row in content["rows"]), len(content["rows"])
     notes += [TRANSLATIONS.format(kept=kept, runs=runs, name=content["name"])] if kept else []
-    chosen = "missing" in content or "--systems" in content.get("command", "--systems")
+    chosen = "--systems" in content.get("command", "--systems")
     notes += [sentence] if (sentence := not_measured(content, () if chosen else SYSTEMS)) else []
     notes += [sentence] if (sentence := _curves_without(by_system(content))) else []
     return notes + ([FAR] if content["size"] == "small" else [])

@@ -480,7 +480,7 @@ def test_other_splits_need_another_folder(rings, tmp_path, monkeypatch, change, 
 
 
 def test_a_negative_seed_is_refused():
-    with pytest.raises(OptionError, match="--seed must be at least 0, got -1"):
+    with pytest.raises(OptionError, match="--seed must be at least 0 and at most 4294967295, got -1"):
         main(["train", "--dataset", "MUTAG", "--seed", "-1"])
 
 

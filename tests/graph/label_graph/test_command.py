@@ -467,7 +467,7 @@ def test_a_truncated_model_is_named(trained, tmp_path):
         ("plot --pairs 0", "--pairs must be at least 1, got 0"),
         ("synthesize --reviews 0", "--reviews must be at least 1, got 0"),
         ("synthesize --out FILE", "--out: cannot write to"),
-        ("train --data DATA --seed -1", "--seed must be at least 0, got -1"),
+        ("train --data DATA --seed -1", "--seed must be at least 0 and at most 4294967295, got -1"),
     ],
 )
 def test_small_numbers_and_files_for_folders(data, tmp_path, command, message):

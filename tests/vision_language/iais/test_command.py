@@ -129,7 +129,7 @@ def test_synthesize(tmp_path, capsys):
         main(["synthesize", "--out", str(tmp_path), "--images", "3"])
     with pytest.raises(InputError, match="--captions-per-image must be at least 1, got 0"):
         main(["synthesize", "--out", str(tmp_path), "--captions-per-image", "0"])
-    with pytest.raises(InputError, match="--seed must be at least 0, got -1"):
+    with pytest.raises(InputError, match="--seed must be at least 0 and at most 4294967295, got -1"):
         SceneOptions(seed=-1)
 
 
@@ -190,9 +190,9 @@ def test_paths_that_are_files_and_counts_below_zero(trained, data, tmp_path):
     refusal = f"{results}: not the results of a training"
     for content, arguments, message in (
         ("", ["synthesize", "--out", file], f"--out: cannot write to {file}: "),
-        ("", ["synthesize", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        ("", ["synthesize", "--seed", "-1"], "--seed must be at least 0 and at most 4294967295, got -1"),
         ("", ["train", *places, *SMALL, "--out", str(tmp_path)], f"--out: cannot write to {seed}: "),
-        ("", ["train", *places, *SMALL, "--seed", "-1"], "--seed must be at least 0, got -1"),
+        ("", ["train", *places, *SMALL, "--seed", "-1"], "--seed must be at least 0 and at most 4294967295, got -1"),
         ("", ["evaluate", "--model", str(model), *places, "--limit", "-3"], "--limit must be at least 0, got -3"),
         ("[]", plot, refusal),
         ('{"runs": {"seed1": {"history": []}}}', plot, refusal),
