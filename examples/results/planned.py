@@ -80,6 +80,7 @@ def not_measured(content: Mapping[str, Any], planned: Iterable[str] = ()) -> str
         content: of the table.
         planned: systems that its command measures now, where the table does not say itself what is missing.
     """
-    there = {row["system"] for row in content.get("rows", ())}
-    missing = content.get("missing", [name for name in planned if name not in there])
+    missing = content.get("missing")
+    if missing is None:
+        missing = [name for name in planned if name not in {row["system"] for row in content["rows"]}]
     return f"Not measured yet: {first_few(missing, NAMED, '; ')}." if missing else ""
