@@ -34,12 +34,12 @@ STEADY = 5.0
 def claims(contents: list[dict[str, Any]]) -> list[Claim]:
     """One a data set, by one recipe, and kind of split; and one of all data sets in which the baseline has learned."""
     late = {content["rows"][0]["dataset"]: content for content in superseded(contents)}
-    kinds = [(content, kind) for content in contents for kind in KINDS if _of_kind(content, kind)]
     gains = [
-        claim._replace(here=claim.here + _as_released(late.get(content["rows"][0]["dataset"]), kind))
-        for content, kind in kinds
+        _gain(content, kind, late.get(content["rows"][0]["dataset"]))
+        for content in contents
         if content not in late.values()
-        for claim in [_gain(content, kind)]
+        for kind in KINDS
+        if _of_kind(content, kind)
     ]
     return [*gains, *([_more_with_totoro(those)] if (those := related(contents)) else [])]
 
@@ -48,15 +48,19 @@ def _of_kind(content: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     return [row for row in different(content["rows"]) if row["split"].startswith(kind)]
 
 
-def _gain(content: dict[str, Any], kind: str) -> Claim:
-    """The pairs are the splits: of each the mean over initial weights, losses, backbones and ratios of a kind."""
+def _gain(content: dict[str, Any], kind: str, released: dict[str, Any] | None = None) -> Claim:
+    """The pairs are the splits: of each the mean over initial weights, losses, backbones and ratios of a kind.
+
+    What ``content`` takes the place of is ``released``, whose result is told beside its own.
+    """
     every = _of_kind(content, kind)
     rows = of_the_paper(every)
     gains = [gain for row in rows for gain in pairs(row, METRIC)[2]]
     return Claim(
         "ReNode",
         "raises F1 (abstract)",
-        f"{title(content)}, {kind}{f', {len(rows)} rows' if len(rows) > 1 else ''}{_with_ours(every)}",
+        f"{title(content)}, {kind}{f', {len(rows)} rows' if len(rows) > 1 else ''}{_with_ours(every)}"
+        + _as_released(released, kind),
         heading(content),
         _over_splits(rows),
         "points",

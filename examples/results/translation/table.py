@@ -193,12 +193,17 @@ def _notes(content: dict[str, Any]) -> list[str]:
 
 def _fusions(content: dict[str, Any], contents: list[dict[str, Any]]) -> list[str]:
     """Which of GCA's fusions the table has, and how it was chosen, where a table of the same data has more of them."""
-    here, *more = [name for name in by_system(content) if name.startswith("GCA")] or [""]
-    for other in contents if here and not more else ():
-        fusions = {name: rows for name, rows in by_system(other).items() if name.startswith("GCA")}
-        if dataset(other) is dataset(content) and len(fusions) > 1:
+    own = _of_gca(content)
+    for other in contents:
+        fusions = _of_gca(other)
+        if len(own) == 1 < len(fusions) and dataset(other) is dataset(content):
+            (here,) = own
             likely = min(fusions, key=lambda name: statistics.fmean(map(best_bits, fusions[name])))
             bleu = max(fusions, key=lambda name: statistics.fmean(row["sacrebleu"] for row in fusions[name]))
             choice = "it is a choice on validation" if here == likely else "it is no choice on validation"
             return [FUSIONS.format(here=here, size=other["size"], likely=likely, bleu=bleu, choice=choice)]
     return []
+
+
+def _of_gca(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    return {name: rows for name, rows in by_system(content).items() if name.startswith("GCA")}
