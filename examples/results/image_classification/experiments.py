@@ -69,7 +69,7 @@ LONG_ROWS = {
     name: {key: LONG_DEFERRED if value == DEFERRED else value for key, value in TAIL_ROWS[name].items()}
     for name in (
         *("cross-entropy", "DRW", "encouraging, LE 0.5", "encouraging, LE 1", HALF_RATE_BASELINE, HALF_RATE),
-        *("aggressive", "DRW + bonus"),
+        *("aggressive", "DRW + bonus", "focal", "halted focal"),
     )
 }
 TAIL: dict[str, Any] = {**LAST, "long_tail": "exponential", "epochs": 10}
