@@ -166,7 +166,7 @@ def test_the_l_softmax_network_and_the_adversarial_training(trained, tmp_path):
     for name, loss in losses.items():
         assert by_name[f"l_softmax/{name}"] == recipe | loss
         assert by_name[f"clean/{name}"] == recipe | smaller | {"lr_steps": (3, 4)} | loss
-    attacked = {**LAST, "normalize": False, "shuffle": False, "attack": "fgsm", "epochs": 2}
+    attacked = {**LAST, "normalize": False, "shuffle": False, "attack": "fgsm"}
     assert by_name["adversarial/encouraging"] == attacked | EL
 
 

@@ -181,7 +181,7 @@ EXPERIMENTS = {
     "mnist_r10": Experiment("mnist_r10", Places.mnist, {**DIGITS, "imbalance_factor": 10.0}, FEWER_ROWS),
     "cifar10_r10": Experiment("cifar10_r10", Places.cifar10, {**PHOTOGRAPHS, "imbalance_factor": 10.0}, FEWER_ROWS),
     "adversarial_training": Experiment(
-        "adversarial", Places.mnist, {**PUBLISHED, "epochs": 2, "attack": "fgsm", "epsilon": 0.3}, BOTH, under_attack
+        "adversarial", Places.mnist, {**PUBLISHED, "attack": "fgsm", "epsilon": 0.3}, BOTH, under_attack
     ),
     "l_softmax": Experiment("l_softmax", Places.mnist, L_SOFTMAX, SMOOTHED),
     "trial": Experiment("trial", Places.mnist, {**L_SOFTMAX, "width": 2, "epochs": 3, "lr_steps": (2, 3)}, BOTH),
