@@ -366,7 +366,7 @@ TRANSFORMS = [
     T.ToSparseTensor(layout=torch.sparse_coo),
     T.ToSparseTensor(layout=torch.sparse_csr),
     T.ToUndirected(),
-    T.TwoHop(),
+    T.Compose([T.ToUndirected(), T.TwoHop()]),  # it multiplies sparse matrices, and crashes where an edge stands twice
     T.VirtualNode(),
     T.Compose([T.ToUndirected(), ReNode()]),
 ]
