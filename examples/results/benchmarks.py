@@ -18,7 +18,7 @@ TEXT = """## Speed and memory
 
 Ratio: ours / reference. Less is better for ms and MiB, more for the units per second. Of times the ratio is the median
 over neighbouring pairs of alternating samples, in brackets the smallest and the largest pair; the two times are medians
-over the same samples. *once*: a single measurement, as of memory, which repeats.{not_kept}{unknown}
+over the same samples. *once*: a single measurement, as of memory, which repeats.
 [benchmarks/](../benchmarks/README.md) says how each row is measured.
 {environments}
 
@@ -31,11 +31,6 @@ over the same samples. *once*: a single measurement, as of memory, which repeats
 {rows}
 """
 
-BEFORE = "not kept"
-NOT_KEPT = f" *{BEFORE}*: measured before pairs were."
-UNKNOWN = """ Without brackets, {count} are marked †:
-there the quotient of the medians lies on the other side of 1 than the ratio, and the row does not tell which side is
-faster."""
 OPEN = ", {count} are not decided, as their pairs lie on both sides"
 
 
@@ -79,17 +74,14 @@ def section(contents: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         target = "" if row["target"] is None else f"{row['target']:g}: {_outcome(row)}"
-        ratio = f"{row['ratio']:.2f}{' †' if _open(row) else ''} | {_pairs(row) or _without_pairs(row)}"
-        figures = f"{row['ours']:.3f} | {row['reference']:.3f} | {row['unit']} | {_device(row)}"
+        ratio = f"{row['ratio']:.2f} | {_pairs(row) or 'once'}"
+        figures = f"{row['ours']:.3f} | {row['reference']:.3f} | {row['unit']} | {row['device']}"
         lines.append(f"| {ratio} | {figures} | {row['case']} | {target} |")
-    undecided = sum(map(_open, rows))
-    on_gpu = {row["claim"] for row in rows if _device(row) != CPU}
+    on_gpu = {row["claim"] for row in rows if row["device"] != CPU}
     unmeasured = ", ".join(name for name in NAMES if name not in on_gpu)
     return TEXT.format(
         environments=" ".join(f"{', '.join(claims)}: {text}" for text, claims in environments.items()),
         commands=commands(contents),
-        unknown=UNKNOWN.format(count=undecided) if undecided else "",
-        not_kept=NOT_KEPT if any(_without_pairs(row) == BEFORE for row in rows) else "",
         met=outcomes.count(MET),
         open=OPEN.format(count=outcomes.count(UNDECIDED)) if UNDECIDED in outcomes else "",
         targets=len(targets),
@@ -99,23 +91,13 @@ def section(contents: list[dict[str, Any]]) -> str:
     )
 
 
-def _device(row: dict[str, Any]) -> str:
-    """The name of the card, or the CPU, which older rows do not name."""
-    return row.get("device", CPU)
-
-
 def _place(row: dict[str, Any]) -> tuple[int, bool]:
-    return NAMES.index(row["claim"]), _device(row) != CPU
+    return NAMES.index(row["claim"]), row["device"] != CPU
 
 
 def _pairs(row: dict[str, Any]) -> str:
-    """The spread of the paired ratios, where it was kept."""
-    return f"[{row['low']:.2f}, {row['high']:.2f}]" if row.get("pairs", 1) > 1 else ""
-
-
-def _without_pairs(row: dict[str, Any]) -> str:
-    """Why a row has no spread: memory has none, and rows of earlier versions do not keep that of times."""
-    return BEFORE if "pairs" not in row and row["unit"] != "MiB" else "once"
+    """The spread of the paired ratios; a single measurement has none."""
+    return f"[{row['low']:.2f}, {row['high']:.2f}]" if row["pairs"] > 1 else ""
 
 
 MET, MISSED, UNDECIDED = "met", "**missed**", "not decided"
@@ -130,9 +112,4 @@ def _outcome(row: dict[str, Any]) -> str:
 
 def _miss(row: dict[str, Any]) -> str:
     """The row of a target that is missed, with what was measured; why it is so, no ratio says."""
-    return f"{row['case']} (`{row['claim']}`, {_device(row)}): {row['ratio']:.2f} {_pairs(row)}".rstrip()
-
-
-def _open(row: dict[str, Any]) -> bool:
-    """Whether ratio and medians name different sides as the faster one, and no pairs are there to explain it."""
-    return not _pairs(row) and (row["ratio"] - 1) * (row["ours"] / row["reference"] - 1) < 0
+    return f"{row['case']} (`{row['claim']}`, {row['device']}): {row['ratio']:.2f} {_pairs(row)}".rstrip()

@@ -381,8 +381,11 @@ def test_muka_until_converged_says_which_students_have():
     assert "| ensemble of the teachers | 60.00 ± 10.00 |  |  |  |" in text
 
 
+ONCE = {"pairs": 1, "low": None, "high": None, "device": "CPU"}
+
+
 def test_benchmarks_say_which_targets_are_missed():
-    row = {"claim": "norm", "case": "x / y", "ours": 2.0, "reference": 1.0, "unit": "ms", "ratio": 2.0}
+    row = {"claim": "norm", "case": "x / y", "ours": 2.0, "reference": 1.0, "unit": "ms", "ratio": 2.0, **ONCE}
     shared = {"environment": {**ENVIRONMENT, "quick": False}, "command": "benchmarks"}
     norm = {**shared, "claim": "norm", "busy": True, "rows": [{**row, "target": 1.1, "met": False}]}
     loss = {**shared, "claim": "loss", "busy": False, "rows": [{**row, "claim": "loss", "target": 3.0, "met": True}]}
@@ -390,17 +393,7 @@ def test_benchmarks_say_which_targets_are_missed():
     assert "loss: P, 1 thread(s); python 3, torch 2. norm: P" in text and text.count("other programs") == 1
     assert text.count("python -m examples.results benchmarks") == 1
     assert "1 of 2 targets are met" in text and "Missed: x / y (`norm`, CPU): 2.00.\n" in text and "(`loss`" not in text
-    assert "| 2.00 | not kept | 2.000 | 1.000 | ms | CPU | x / y | 1.1: **missed** |" in text and "†" not in text
-
-
-def test_benchmarks_say_where_ratio_and_medians_disagree():
-    row = {"claim": "norm", "case": "x / y", "ours": 0.9, "reference": 1.0, "unit": "ms", "ratio": 1.02}
-    row |= {"target": None, "met": None}
-    kept = {**row, "low": 0.85, "high": 1.1, "pairs": 3}
-    shared = {"environment": ENVIRONMENT, "command": "benchmarks", "claim": "norm", "busy": False}
-    text = benchmarks.section([{**shared, "rows": [row, kept]}])
-    assert "| 1.02 † | not kept | 0.900 | 1.000 | ms |" in text and "Without brackets, 1 are marked †" in text
-    assert "| 1.02 | [0.85, 1.10] | 0.900 | 1.000 | ms |" in text
+    assert "| 2.00 | once | 2.000 | 1.000 | ms | CPU | x / y | 1.1: **missed** |" in text
 
 
 @pytest.mark.parametrize(
@@ -412,7 +405,7 @@ def test_benchmarks_say_where_ratio_and_medians_disagree():
 )
 def test_a_target_among_the_pairs_is_not_decided(low, high, met, outcome, line):
     row = {"claim": "norm", "case": "x", "ours": 1.0, "reference": 1.0, "unit": "ms", "ratio": 1.0, "target": 1.0}
-    row |= {"met": met, "low": low, "high": high, "pairs": 3}
+    row |= {"met": met, "low": low, "high": high, "pairs": 3, "device": "CPU"}
     text = benchmarks.section([{"environment": ENVIRONMENT, "command": "b", "busy": False, "rows": [row]}])
     assert f"| x | 1: {outcome} |" in text and f"{line} targets are met" in text
     assert ("Missed: x (`norm`, CPU): 1.00 [1.01, 1.20].\n" in text) == ("missed" in outcome) and (
@@ -420,20 +413,11 @@ def test_a_target_among_the_pairs_is_not_decided(low, high, met, outcome, line):
     ) == ("not" in outcome)
 
 
-def test_a_row_without_pairs_says_why():
-    """Memory and single measurements never had some; of earlier versions nobody knows."""
-    row = {"claim": "norm", "case": "x", "ours": 1.0, "reference": 1.0, "unit": "ms", "ratio": 1.0, "target": None}
-    once, memory = {**row, "low": None, "high": None, "pairs": 1}, {**row, "unit": "MiB"}
-    shared = {"environment": ENVIRONMENT, "command": "b", "busy": False}
-    text = benchmarks.section([{**shared, "rows": [row, once, memory]}])
-    assert re.findall(r"^\| 1.00 \| (.*?) \|", text, re.MULTILINE) == ["not kept", "once", "once"]
-    assert "before pairs were" in text and "before" not in benchmarks.section([{**shared, "rows": [once]}])
-
-
 def test_rows_of_a_gpu_stand_below_those_of_the_cpu():
     row = {"claim": "norm", "case": "x", "unit": "ms", "ratio": 1.0, "ours": 1.0, "reference": 1.0, "target": None}
+    row |= ONCE
     cpu = {"environment": ENVIRONMENT, "command": "benchmarks", "claim": "norm", "busy": False, "rows": [row]}
-    loss = {**cpu, "claim": "loss", "rows": [{**row, "claim": "loss", "device": "CPU"}]}
+    loss = {**cpu, "claim": "loss", "rows": [{**row, "claim": "loss"}]}
     assert "Not measured on a GPU: kernels, attention," in benchmarks.section([cpu, loss])
     gpu = {"environment": {**ENVIRONMENT, "gpu": "Card 9"}, "shell": "make gpu", "busy": False}
     gpu["rows"] = [{**row, "device": "Card 9"}, {**row, "claim": "kernels", "device": "Card 9"}]
