@@ -165,6 +165,8 @@ def test_translation_is_judged_when_it_has_converged():
     assert causes("translation", translation(1.9, gains)) == [{"budget"}]
     (judged,) = claims_of("translation", [translation(2.0, gains, 900), translation(2.0, (0, 1), 8000, "converged")])
     assert judged.verdict is Verdict.NOT_TESTABLE and "8,000 updates" in judged.here, "the longest, not the best"
+    (judged,) = claims_of("translation", [translation(2.0, gains, 900), translation(2.0, (0,), 8000, "converged")])
+    assert judged.verdict is Verdict.REPRODUCED and "900 updates" in judged.here, "one seed is no test"
 
 
 def test_the_fusion_is_chosen_by_validation():
