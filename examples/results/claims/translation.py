@@ -41,23 +41,20 @@ ONE_DOMAIN = Limit("data", "23,463 pairs of one domain: a larger set, as IWSLT a
 
 
 def claims(contents: list[dict[str, Any]]) -> list[Claim]:
-    """One a method and data set: of the longest training that has it, and where there are several, the tuned one.
-
-    Longer ones with a single seed come last, as they have no spread.
-    """
-    by_length = sorted(contents, key=_tokens, reverse=True)
+    """One a method and data set, of the table that says most about it."""
     chosen = []
     for paper in PAPERS:
         for text in DATA.values():
-            own = [one for one in by_length if dataset(one) is text and _rows(one, paper.systems)]
-            own.sort(key=lambda content: len(_rows(content, paper.systems)) == 1)
-            chosen += [_claim(paper, content) for content in own[:1]]
+            own = [content for content in contents if dataset(content) is text and _rows(content, paper.systems)]
+            if own:
+                chosen.append(_claim(paper, max(own, key=lambda content: _weight(content, paper.systems))))
     return chosen
 
 
-def _tokens(content: dict[str, Any]) -> tuple[int, bool]:
+def _weight(content: dict[str, Any], systems: tuple[str, ...]) -> tuple[bool, int, bool]:
+    """Seeds that have a spread count before a longer training, and that before a tuned one."""
     updates = max(row["updates"] for row in content["rows"])
-    return updates * SIZES[content["size"]].tokens, content.get("tuned", False)
+    return len(_rows(content, systems)) > 1, updates * SIZES[content["size"]].tokens, content.get("tuned", False)
 
 
 def _rows(content: dict[str, Any], systems: tuple[str, ...]) -> list[dict[str, Any]]:
