@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import gc
 import os
+import types
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 
+import accelerate.utils.memory
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -21,6 +23,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 torch.set_num_threads(1)
 os.fsync = lambda descriptor: None  # a disk takes its time, and no test is about power failures
+# After each training accelerate collects garbage, which walks all that was imported: a tenth of a trainer's tests.
+accelerate.utils.memory.gc = types.SimpleNamespace(collect=int)
 settings.register_profile(
     "suite", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )

@@ -328,16 +328,22 @@ def test_lines_are_numbered_and_stripped_of_what_is_not_text(tmp_path):
 
 
 @pytest.mark.parametrize("data", [GOOD, gzip.compress(GOOD, mtime=0), b""])
-def test_the_standard_input_and_a_pipe_are_read_as_files(data, tmp_path):
-    script = (
-        "import json, sys; from fairseq_ext.training import files; print(json.dumps([*files.read_lines(sys.argv[1])]))"
-    )
-    for path, name in (("-", "stdin"), ("/dev/stdin", "/dev/stdin")):
-        run = subprocess.run(
-            [sys.executable, "-c", script, path], input=data, capture_output=True, cwd=ROOT, check=True
-        )
-        lines = json.loads(run.stdout)
-        assert [place for _, place in lines] == ([f"{name}:1", f"{name}:4", f"{name}:5"] if data else [])
+def test_the_standard_input_and_a_pipe_are_read_as_files(data, monkeypatch):
+    kept = os.dup(0)
+    try:
+        for path, name in (("-", "stdin"), ("/dev/stdin", "/dev/stdin")):
+            pipe, writer = os.pipe()
+            os.write(writer, data)
+            os.close(writer)
+            os.dup2(pipe, 0)
+            os.close(pipe)
+            with open(0, encoding="ascii", closefd=False) as stdin:
+                monkeypatch.setattr(sys, "stdin", stdin)
+                lines = list(read_lines(path))
+            assert [place for _, place in lines] == ([f"{name}:1", f"{name}:4", f"{name}:5"] if data else [])
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
 
 
 @pytest.mark.parametrize("kind", damaged_texts(GOOD))
