@@ -12,7 +12,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Generator, Iterator
 
-import accelerate.utils.memory
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -22,10 +21,12 @@ from tests.fairseq_commands import FairseqServer
 if not torch.cuda.is_available():
     # Before anything imports Triton, which decorates functions of its own then: kernels are interpreted in these tests.
     os.environ["TRITON_INTERPRET"] = "1"
+    # After each training accelerate collects garbage, which walks all that was imported: a tenth of a trainer's tests.
+    import accelerate.utils.memory  # here, as a machine with a GPU may lack it
+
+    accelerate.utils.memory.gc = types.SimpleNamespace(collect=int)
 torch.set_num_threads(1)
 os.fsync = lambda descriptor: None  # a disk takes its time, and no test is about power failures
-# After each training accelerate collects garbage, which walks all that was imported: a tenth of a trainer's tests.
-accelerate.utils.memory.gc = types.SimpleNamespace(collect=int)
 settings.register_profile(
     "suite", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
