@@ -42,9 +42,10 @@ limits.
 
 **Which rows.** Of ReNode, the backbones of the released code, in the verdicts as in the relation to Totoro: APPNP is
 ours, and the row says what it would change; and the recipe with a constant learning rate, where it was measured: the
-row says what the released one gives. Of images, the longest training that has both arms. Of an artefact of
-float32, the published procedure is the test of the claim and the corrected one a question of ours. Of speed the
-interval is that from the smallest to the largest pair of alternating samples, which is wider than one of 95 %.
+row says what the released one gives. Of translation and images, the longest training that has both arms with more than
+one seed. Of an artefact of float32, the published procedure is the test of the claim and the corrected one a question
+of ours. Of speed the interval is that from the smallest to the largest pair of alternating samples, which is wider than
+one of 95 %.
 
 **The limits** say why there is no better answer: *method*, it does not help here, or not by what is said, or less than
 is said; *budget*, too few pairs or too short a training; *recipe*, the networks have not learned what they should,

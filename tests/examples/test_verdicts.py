@@ -177,9 +177,29 @@ def test_the_fusion_is_chosen_by_validation():
         content["rows"] += [{**row, "seed": seed} for seed in range(3)]
     gca = next(claim for claim in claims_of("translation", [content]) if claim.method == "GCA")
     assert "GCA, mean (best on valid)" in gca.here and gca.paired and gca.paired.mean == -1
+    single = {**content["rows"][-1], "system": "GCA, concat", "seed": 0, "curve": [[500, 1.0], [1000, 1.0]]}
+    with_single = {**content, "rows": [*content["rows"], single]}
+    gca = next(claim for claim in claims_of("translation", [with_single]) if claim.method == "GCA")
+    assert "GCA, mean" in gca.here, "one seed is no choice"
     content["rows"] = [row for row in content["rows"] if row["system"] != "GCA, mean"]
     gca = next(claim for claim in claims_of("translation", [content]) if claim.method == "GCA")
     assert gca.here.endswith("GCA, gate"), "nothing was chosen"
+
+
+def test_other_initial_weights_are_told_from_the_method():
+    """With a Transformer of the same weights in the table, a question of ours says what is left without them."""
+
+    def rows(system: str, bleu: float) -> list[dict[str, Any]]:
+        row = {"system": system, "updates": 1000, "curve": [[500, 2.0], [1000, 2.0]]}
+        return [{**row, "seed": seed, "sacrebleu": bleu + seed / 10} for seed in range(3)]
+
+    content = {"size": "small", "name": "n", "rows": rows("Transformer", 30.0) + rows("MUSE", 31.0)}
+    (muse,) = claims_of("translation", [content])
+    assert muse.limits[0].text.endswith("`--init km`: a Transformer with them, not measured yet")
+    content["rows"] += rows("Transformer, km", 30.75)
+    muse, same = claims_of("translation", [content])
+    assert (muse.paired.mean, muse.ours, same.paired.mean, same.ours) == (1.0, False, 0.25, True)
+    assert "row below" in muse.limits[0].text and not any("--init" in limit.text for limit in same.limits)
 
 
 def renode(dataset: str, level: float, apart: float = 0.0, gains: Iterable[float] = (0.01, 0.011, 0.012)) -> dict:
@@ -521,6 +541,9 @@ def test_the_longest_training_of_a_tail_counts_and_a_short_one_is_no_test():
     assert [(claim.says[:4], claim.here.count("four times")) for claim in judged] == [
         *(("LE 1", 0), ("LE 1", 0), ("aggr", 1)),
     ]
+    single = tail("mnist_r100_long", {name: rows[name][:1] for name in ("cross-entropy", "aggressive")})
+    judged = claims_of("image_classification", [short, single])
+    assert ("aggr", 0) in {(claim.says[:4], claim.here.count("four times")) for claim in judged}, "one seed is no test"
 
 
 def test_half_the_rate_is_compared_with_half_the_rate():

@@ -50,11 +50,14 @@ TRAINED_ON_ATTACKS = {BASELINE: 89.30, BONUS: 95.33}
 
 
 def claims(contents: list[dict[str, Any]]) -> list[Claim]:
-    """Those of every experiment that is measured; a pair of rows counts in the longest training that has both."""
+    """Those of every experiment that is measured; a pair of rows counts in the longest training that has both, with
+    seeds that have a spread."""
     by_name = {content["experiment"]: content for content in contents}
     for longer, shorter in LONGER.items():
         if longer in by_name and shorter in by_name:
-            taken = [pair[:2] for pair in TAIL_CLAIMS if {*pair[:2]} <= runs_of(by_name[longer]).keys()]
+            runs = runs_of(by_name[longer])
+            seeds = {pair[:2]: runs.get(pair[0], {}).keys() & runs.get(pair[1], {}).keys() for pair in TAIL_CLAIMS}
+            taken = [pair for pair, shared in seeds.items() if len(shared) > 1]
             by_name[shorter] = {**by_name[shorter], "taken": taken}
     return [claim for name, of in CLAIMS.items() if name in by_name for claim in of(by_name[name])]
 
