@@ -21,6 +21,9 @@ __all__ = [
 MOST_SEED = 2**32 - 1
 """Largest seed that all generators take: NumPy's ``RandomState``, which gensim and fairseq use, takes no larger one."""
 
+MOST = {float: 1e30, int: 2**63 - 1}
+"""Largest size of a number: of one that is not whole, what float32 still multiplies; of a whole one, torch's."""
+
 SPLITS = ("train", "valid", "test")
 """Of a data set; what ``--split`` names."""
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "val", "dev", "validation"), "test": ("test",)}
@@ -123,12 +126,17 @@ def _check_value(item: Field[Any], value: Any) -> None:
     name, metadata = flag(item.name), item.metadata
     if metadata["choices"]:
         choose(name, value, metadata["choices"])
-    if isinstance(value, float) and not math.isfinite(value):
-        raise OptionError(f"{name} must be finite, got {value}")
+    numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if type(number) in MOST]
+    for number in numbers:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise OptionError(f"{name} must be finite, got {number}")
     limits = {key: metadata[key] for key in LIMITS if metadata[key] is not None}
     if not all(KEEPS[key](value, limit) for key, limit in limits.items()):
         allowed = " and ".join(f"{LIMITS[key]} {limit}" for key, limit in limits.items())
         raise OptionError(f"{name} must be {allowed}, got {value}")
+    for number in numbers:
+        if abs(number) > MOST[type(number)]:
+            raise OptionError(f"{name} must be at most {MOST[type(number)]} in size, got {number}")
 
 
 def _refuse_idle(item: Field[Any], value: Any, reason: str) -> None:

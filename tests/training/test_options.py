@@ -68,6 +68,8 @@ def test_help_tells_default_and_choices(capsys):
         (["--lr-decay", "0"], "--lr-decay must be greater than 0 and at most 1, got 0.0"),
         (["--lr-decay", "1.5"], "--lr-decay must be greater than 0 and at most 1, got 1.5"),
         (["--lr-decay", "inf"], "--lr-decay must be finite, got inf"),
+        (["--steps", str(2**63)], f"--steps must be at most {2**63 - 1} in size, got {2**63}"),
+        (["--steps", "1" + 400 * "0"], f"--steps must be at most {2**63 - 1} in size, got 1000"),
         (["--kind", "sof"], "did you mean 'soft'"),
         (["--attack", "strong"], "--attack: 'strong' is not one of weak"),
     ],
@@ -79,6 +81,30 @@ def test_limits_hold_on_the_command_line_and_in_programs(arguments, message):
     value = type(getattr(parse(), name))(arguments[1])
     with pytest.raises(OptionError, match=message):
         Options(data="d", **{name: value})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers(OptionSet):
+    seed: int = option(0, "seed", least=0, most=9)
+    lr: float = option(0.1, "step size", above=0)
+    shifts: tuple[float, ...] = option((), "in pixels")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"lr": 3e38}, "--lr must be at most 1e+30 in size, got 3e+38"),
+        ({"shifts": (0.5, -1e31)}, "--shifts must be at most 1e+30 in size, got -1e+31"),
+        ({"shifts": (0.5, float("nan"))}, "--shifts must be finite, got nan"),
+        ({"seed": 2**64}, f"--seed must be at least 0 and at most 9, got {2**64}"),
+    ],
+)
+def test_numbers_that_no_tensor_can_hold_are_refused(chosen, message):
+    """Else a step of float32 overflows in the middle of a training; an option's own limits are told first."""
+    assert Numbers(lr=1e30, shifts=(-1e30,))
+    with pytest.raises(OptionError) as error:
+        Numbers(**chosen)
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(

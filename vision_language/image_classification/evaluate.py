@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,8 +141,8 @@ class AttackOptions(EvaluationOptions):
         objectives = tuple(choose("--objectives", objective, OBJECTIVES) for objective in dict.fromkeys(named))
         epsilons = self.epsilons or PUBLISHED_RADII[self.attack]
         euclidean = self.attack == "pgd-l2"
-        if bad := [each for each in epsilons if not 0 <= each <= (sys.float_info.max if euclidean else 1)]:
-            allowed = "at least 0 and finite" if euclidean else "in [0, 1], in pixels from 0 to 1"
+        if bad := [each for each in epsilons if each < 0 or (each > 1 and not euclidean)]:
+            allowed = "at least 0" if euclidean else "in [0, 1], in pixels from 0 to 1"
             raise OptionError(f"--epsilons must be {allowed}, got {bad[0]:g}")
         for name, values in (("objectives", objectives), ("epsilons", epsilons)):
             object.__setattr__(self, name, values)  # the class is frozen
