@@ -99,7 +99,7 @@ def draw_lengths(by_system: Rows, data: str, file: Path) -> None:
     }
     groups = next(iter(by_system.values()))[0]["bleu_by_length"]
     rows = -(-max(len(curves) - 1, 1) // 3)
-    counts = ", ".join(str(count) for _, count, _ in groups)
+    counts = ", ".join(dict.fromkeys(str(count) for _, count, _ in groups))  # once where all are equally large
     with saved_figure(
         file, (9, 1.2 + 1.5 * rows), f"{data}: BLEU by source length, beside the {BASELINE} (grey)"
     ) as figure:
