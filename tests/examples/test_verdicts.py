@@ -181,6 +181,9 @@ def test_the_fusion_is_chosen_by_validation():
     with_single = {**content, "rows": [*content["rows"], single]}
     gca = next(claim for claim in claims_of("translation", [with_single]) if claim.method == "GCA")
     assert "GCA, mean" in gca.here, "one seed is no choice"
+    with_single["rows"] = [row for row in with_single["rows"] if row["system"] != "GCA, gate"]
+    gca = next(claim for claim in claims_of("translation", [with_single]) if claim.method == "GCA")
+    assert gca.here.endswith("GCA, mean"), "one seed is none to choose from, though its validation is better"
     content["rows"] = [row for row in content["rows"] if row["system"] != "GCA, mean"]
     gca = next(claim for claim in claims_of("translation", [content]) if claim.method == "GCA")
     assert gca.here.endswith("GCA, gate"), "nothing was chosen"

@@ -55,18 +55,22 @@ def claims(contents: list[dict[str, Any]]) -> list[Claim]:
     by_name = {content["experiment"]: content for content in contents}
     for longer, shorter in LONGER.items():
         if longer in by_name and shorter in by_name:
-            runs = runs_of(by_name[longer])
-            seeds = {pair[:2]: runs.get(pair[0], {}).keys() & runs.get(pair[1], {}).keys() for pair in TAIL_CLAIMS}
-            taken = [pair for pair, shared in seeds.items() if len(shared) > 1]
+            gains = {pair[:2]: _gains(by_name[longer], *pair[:2], key("test_accuracy")) for pair in TAIL_CLAIMS}
+            taken = [pair for pair, each in gains.items() if len(each) > 1]
             by_name[shorter] = {**by_name[shorter], "taken": taken}
     return [claim for name, of in CLAIMS.items() if name in by_name for claim in of(by_name[name])]
 
 
 def _claim(content: Content, own: str, other: str, figure: Figure, **about: Any) -> Claim:
     """The pairs are the seeds."""
-    runs = runs_of(content)
-    gains = differences(runs.get(own, {}), runs.get(other, {}), figure)
+    gains = _gains(content, own, other, figure)
     return Claim.of_runs(**{"method": METHOD, "unit": "points", **about}, gains=gains)
+
+
+def _gains(content: Content, own: str, other: str, figure: Figure) -> list[float]:
+    """Of every seed that both rows have."""
+    runs = runs_of(content)
+    return differences(runs.get(own, {}), runs.get(other, {}), figure)
 
 
 def _floor(content: Content, figure: Figure, floor: float, what: str) -> list[Limit]:

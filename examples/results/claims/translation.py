@@ -61,10 +61,14 @@ def _weight(content: dict[str, Any], systems: tuple[str, ...]) -> tuple[bool, in
 
 
 def _rows(content: dict[str, Any], systems: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Those of the system with the best validation likelihood, among those with the most seeds."""
+    """Those of the candidate with the best validation likelihood."""
+    return min(_candidates(content, systems), key=lambda own: statistics.fmean(map(best_bits, own)), default=[])
+
+
+def _candidates(content: dict[str, Any], systems: tuple[str, ...]) -> list[list[dict[str, Any]]]:
+    """The rows of each system that is measured, of those with the most seeds."""
     every = [[row for row in content["rows"] if row["system"] == system] for system in systems]
-    rows = [own for own in every if own and len(own) == max(map(len, every))]
-    return min(rows, key=lambda own: statistics.fmean(map(best_bits, own)), default=[])
+    return [own for own in every if own and len(own) == max(map(len, every))]
 
 
 def _with_km(rows: list[dict[str, Any]]) -> bool:
@@ -76,10 +80,10 @@ def _claim(paper: Paper, content: dict[str, Any], baseline: str = BASELINE) -> C
     rows = _rows(content, paper.systems)
     plain = {row["seed"]: row for row in _rows(content, (baseline,))}
     bleu, plain_bleu = ({row["seed"]: row["sacrebleu"] for row in of} for of in (rows, plain.values()))
-    tested = {row["system"] for row in content["rows"]}
-    among = " (best on valid)" if len(tested & {*paper.systems}) > 1 else ""
+    among = " (best on valid)" if len(_candidates(content, paper.systems)) > 1 else ""
     chosen = f", {rows[0]['system']}{among}" if len(paper.systems) > 1 else ""
-    same = "the row below has a Transformer with them" if KM in tested else "a Transformer with them, not measured yet"
+    measured = bool(_rows(content, (KM,)))
+    same = "the row below has a Transformer with them" if measured else "a Transformer with them, not measured yet"
     weights = Limit("method", f"other initial weights than the Transformer's, `--init km`: {same}")
     return Claim.of_runs(
         paper.method,
